@@ -1,0 +1,5 @@
+"""`python -m plurum` is `plurum`."""
+
+from plurum.cli.main import run
+
+run()

@@ -1,0 +1,57 @@
+"""The root of the command line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from plurum import __version__
+from plurum.errors import PlurumError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="plurum",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Out of many image classifiers, one calibrated answer, and how far to trust it.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"plurum {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version_wanted: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which and exit.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, to standard error.")] = False,
+) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def run() -> None:
+    """Run the command line; what Plurum raises on purpose becomes one line on standard error and its exit code."""
+    try:
+        app()
+    except PlurumError as error:
+        sys.stderr.write(f"plurum: {' '.join(str(error).split())}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("plurum: interrupted\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, say) has seen enough; keep the interpreter from complaining at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

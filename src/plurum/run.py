@@ -1,0 +1,194 @@
+"""The folder that training fills and everything after it reads.
+
+RUN/run.json                        what was asked for: data, settings, seed (marks the folder as ours)
+RUN/data/pixels.npy                 uint8 [images, height, width, 3], every image as members see it
+RUN/data/items.csv                  index,source,label,patient,split: one row per image, in the same order
+RUN/data/contract.json              classes, image spec and fingerprint
+RUN/members/NAME/                   checkpoint.safetensors, member.json, history.csv
+RUN/ensemble.json                   how the members vote (written by fit)
+RUN/report/                         for people
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from plurum.errors import ContractError, OutputError
+from plurum.spec import Contract, Ensemble, ImageSpec, Member, Sha256, Text, read_ensemble, read_member
+
+__all__ = ["DataContract", "Run", "Split", "Table"]
+
+Split = Literal["train", "validation", "test"]
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class DataContract(Contract):
+    """What lies in `RUN/data`.
+
+    Attributes:
+        source: As it was named to `plurum train`.
+        fingerprint: SHA-256 over pixels and labels.
+        classes: Names, in the order of the labels.
+        image: How the pixels were made.
+    """
+
+    version: Literal[1] = 1
+    source: Text
+    fingerprint: Sha256
+    classes: Annotated[tuple[Text, ...], Field(min_length=2)]
+    image: ImageSpec
+
+
+@dataclass(frozen=True)
+class Table:
+    """One row per image, in the order of `pixels.npy`.
+
+    Attributes:
+        sources: Where each came from: a file, or a name such as `digits/17`.
+        labels: `[images]`, int64, indices into the classes.
+        patients: One per image; empty strings where none is known.
+        splits: `train`, `validation` or `test`, one per image.
+    """
+
+    sources: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    patients: tuple[str, ...]
+    splits: tuple[Split, ...]
+
+    def rows(self, split: Split) -> npt.NDArray[np.int64]:
+        """Return the indices of a split's images, ascending, int64."""
+        return np.flatnonzero(np.asarray(self.splits) == split)
+
+
+class Run:
+    """A run's folder, by its path."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def settings_file(self) -> Path:
+        """Marks a folder as a run."""
+        return self.path / "run.json"
+
+    @property
+    def data_folder(self) -> Path:
+        """Pixels, items and their contract."""
+        return self.path / "data"
+
+    @property
+    def ensemble_file(self) -> Path:
+        """How the members vote."""
+        return self.path / "ensemble.json"
+
+    @property
+    def report_folder(self) -> Path:
+        """For people."""
+        return self.path / "report"
+
+    def member_folder(self, name: str) -> Path:
+        """Where the member `name` lies."""
+        return self.path / "members" / name
+
+    def checkpoint(self, member: Member) -> Path:
+        """The file with a member's weights."""
+        return self.member_folder(member.name) / member.checkpoint
+
+    def claim(self) -> None:
+        """Make sure that the folder is free or a run already.
+
+        Raises:
+            OutputError: it is a file, or holds something else.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file; name a new folder, or one that holds a run")
+        if self.path.is_dir() and not self.settings_file.is_file() and any(self.path.iterdir()):
+            raise OutputError(f"{self.path} holds something else than a run; name a new or an empty folder")
+
+    def members(self) -> tuple[Member, ...]:
+        """Return the finished members, by name.
+
+        Raises:
+            ContractError: the folder is no run, has no finished member, or one with a broken `member.json`.
+        """
+        if not self.settings_file.is_file():
+            raise ContractError(
+                f"{self.path} is no run: it has no run.json; make one with: plurum train DATA --out RUN"
+            )
+        files = sorted((self.path / "members").glob("*/member.json"))
+        if not files:
+            raise ContractError(
+                f"{self.path} has no finished member; finish it with: plurum train DATA --out {self.path}"
+            )
+        return tuple(read_member(file) for file in files)
+
+    def ensemble(self) -> Ensemble:
+        """Return the fitted ensemble.
+
+        Raises:
+            ContractError: there is none yet, or it is broken.
+        """
+        if not self.ensemble_file.is_file():
+            raise ContractError(f"{self.path} has no ensemble.json; write it with: plurum fit {self.path}")
+        return read_ensemble(self.ensemble_file)
+
+    def data(self) -> DataContract:
+        """Return what lies in the data folder.
+
+        Raises:
+            ContractError: nothing, or something broken.
+        """
+        path = self.data_folder / "contract.json"
+        try:
+            return DataContract.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise ContractError(f"{path} can't be read: {error.strerror}") from error
+        except ValidationError as error:
+            raise ContractError(f"{path} is no data contract of version 1: {error.errors()[0]['msg']}") from error
+
+    def table(self) -> Table:
+        """Return labels, patients and splits of all images.
+
+        Raises:
+            ContractError: the table is missing or names a class or a split that there isn't.
+        """
+        classes = {name: index for index, name in enumerate(self.data().classes)}
+        path = self.data_folder / "items.csv"
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            return Table(
+                sources=tuple(row["source"] for row in rows),
+                labels=np.array([classes[row["label"]] for row in rows], dtype=np.int64),
+                patients=tuple(row["patient"] for row in rows),
+                splits=tuple(_split(row["split"]) for row in rows),
+            )
+        except (OSError, KeyError, ValueError) as error:
+            raise ContractError(f"{path} can't be read: {error!r}") from error
+
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """Return all pixels, `[images, height, width, 3]`, mapped from the file and not to be written to.
+
+        Raises:
+            ContractError: the file is missing or broken.
+        """
+        path = self.data_folder / "pixels.npy"
+        try:
+            pixels: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ContractError(f"{path} can't be read: {error}") from error
+        return pixels
+
+
+def _split(text: str) -> Split:
+    for split in _SPLITS:
+        if text == split:
+            return split
+    raise ValueError(f"no split called {text!r}")

@@ -1,0 +1,288 @@
+"""The contract: what the members expect and answer, and how they vote.
+
+`member.json` lies beside a member's weights, `ensemble.json` at the top of a run and of a model repository.
+Export, server, client and benchmarks read them; nobody repeats a constant.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from plurum.errors import ContractError
+from plurum.files import write_text
+from plurum.voting import VotingRule, rule_from_contract
+
+__all__ = [
+    "IMAGE",
+    "INPUT_PIXELS",
+    "LOGITS",
+    "OUTPUTS",
+    "RESERVED_NAMES",
+    "Conformal",
+    "Ensemble",
+    "FittedOn",
+    "ImageSpec",
+    "Member",
+    "Review",
+    "Scores",
+    "Voting",
+    "read_ensemble",
+    "read_member",
+    "write_contract",
+]
+
+# Tensor names on the wire.
+IMAGE = "IMAGE"
+INPUT_PIXELS = "PIXELS"
+LOGITS = "LOGITS"
+# Name → (Triton data type, dims with C classes and M members), as every served model answers them.
+OUTPUTS: dict[str, tuple[str, tuple[str | int, ...]]] = {
+    "PROBABILITIES": ("TYPE_FP32", ("C",)),
+    "LABEL": ("TYPE_STRING", (1,)),
+    "ENTROPY": ("TYPE_FP32", (1,)),
+    "DISAGREEMENT": ("TYPE_FP32", (1,)),
+    "STD": ("TYPE_FP32", ("C",)),
+    "MEMBER_PROBABILITIES": ("TYPE_FP32", ("M", "C")),
+    "PREDICTION_SET": ("TYPE_BOOL", ("C",)),
+    "REVIEW": ("TYPE_BOOL", (1,)),
+}
+# Model names in a repository that no member may take.
+RESERVED_NAMES = frozenset({"ensemble", "ensemble_pixels", "ensemble_fused", "preprocess", "voter"})
+
+# A name becomes a folder, a Triton model and a metric label.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Contract(BaseModel):
+    """Frozen; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageSpec(Contract):
+    """How an image becomes a member's input; `plurum.images` carries it out.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        colour: `grey` reduces to luminance first; the three channels are then equal.
+        resize: `stretch` ignores the aspect ratio, `crop` cuts the centre to it first.
+        mean: Per channel, on a scale of 0 to 1; subtracted inside the graph.
+        std: Per channel, on the same scale; divided by inside the graph.
+    """
+
+    height: Annotated[int, Field(ge=8, le=4096)]
+    width: Annotated[int, Field(ge=8, le=4096)]
+    colour: Literal["rgb", "grey"] = "rgb"
+    resize: Literal["stretch", "crop"] = "stretch"
+    mean: tuple[Share, Share, Share]
+    std: tuple[
+        Annotated[float, Field(gt=0, le=1)],
+        Annotated[float, Field(gt=0, le=1)],
+        Annotated[float, Field(gt=0, le=1)],
+    ]
+
+
+class Scores(Contract):
+    """How well answers fitted labels.
+
+    Attributes:
+        images: How many were asked.
+        accuracy: 0 to 1.
+        nll: Mean negative log-likelihood of the true class, nats.
+    """
+
+    images: Annotated[int, Field(ge=1)]
+    accuracy: Share
+    nll: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Member(Contract):
+    """One trained classifier, as `member.json` states it.
+
+    Attributes:
+        version: Of this format.
+        name: Of the folder, the Triton model and the metric label.
+        arch: What `timm.create_model` takes.
+        checkpoint: File with the weights (safetensors), relative to `member.json`.
+        sha256: Of that file.
+        classes: Names, in the order of the outputs.
+        image: What it was trained on.
+        parameters: How many weights it has.
+        seed: What its training drew from.
+        precision: Arithmetic of its training.
+        epochs: How many it saw.
+        best_epoch: The one whose weights were kept, from 1.
+        validation: Its scores on the run's validation images.
+    """
+
+    version: Literal[1] = 1
+    name: Name
+    arch: Text
+    checkpoint: Text = "checkpoint.safetensors"
+    sha256: Sha256
+    classes: tuple[Text, ...]
+    image: ImageSpec
+    parameters: Annotated[int, Field(ge=1)]
+    seed: int
+    precision: Literal["fp32", "bf16", "fp16"]
+    epochs: Annotated[int, Field(ge=1)]
+    best_epoch: Annotated[int, Field(ge=1)]
+    validation: Scores
+
+
+class Voting(Contract):
+    """How members' answers become one.
+
+    Attributes:
+        mode: Soft votes average probabilities, hard votes count winners.
+        weights: One per member, in their order; together 1.
+        temperature: Applied to the soft vote after averaging.
+        tie_rule: What decides a hard vote's tie, in words; there is one rule.
+    """
+
+    mode: Literal["soft", "hard"] = "soft"
+    weights: tuple[Share, ...]
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    tie_rule: Literal["higher soft vote, then lower class index"] = "higher soft vote, then lower class index"
+
+    @model_validator(mode="after")
+    def _weights_sum_to_one(self) -> Voting:
+        if not math.isclose(sum(self.weights), 1.0, abs_tol=1e-6):
+            raise ValueError(f"weights add up to {sum(self.weights)}, not to 1")
+        return self
+
+
+class Conformal(Contract):
+    """Class-conditional conformal prediction sets.
+
+    Attributes:
+        alpha: The stated share of true classes that a set may miss, per class.
+        quantiles: One per class: the largest `1 - probability` that stays in the set.
+    """
+
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    quantiles: tuple[Share, ...]
+
+
+class Review(Contract):
+    """When an answer goes to a person.
+
+    Attributes:
+        threshold: Winners less probable than this go.
+        risk: The share of wrong answers among those that don't, as wished for when the threshold was chosen.
+    """
+
+    threshold: Share = 0.0
+    risk: Share | None = None
+
+
+class FittedOn(Contract):
+    """What the numbers of an ensemble rest on.
+
+    Attributes:
+        data: As it was named to `plurum train`.
+        fingerprint: SHA-256 over pixels and labels.
+        images: Counts by split.
+    """
+
+    data: Text
+    fingerprint: Sha256
+    images: dict[Literal["train", "validation", "test"], int]
+
+
+class Ensemble(Contract):
+    """Members, how they vote and what that was fitted on, as `ensemble.json` states it.
+
+    Attributes:
+        version: Of this format.
+        name: In metrics and reports.
+        classes: Names, in the order of the outputs.
+        image: What all members expect.
+        members: In the order of `voting.weights` and of `MEMBER_PROBABILITIES`; `checkpoint` is relative to the
+            member's own folder, `members/NAME`.
+        voting: How they vote.
+        conformal: Prediction sets, or None for the winner alone.
+        review: When a person should look.
+        data: What all this was fitted on.
+        scores: By split: the ensemble's own.
+    """
+
+    version: Literal[1] = 1
+    name: Name
+    classes: Annotated[tuple[Text, ...], Field(min_length=2)]
+    image: ImageSpec
+    members: Annotated[tuple[Member, ...], Field(min_length=1)]
+    voting: Voting
+    conformal: Conformal | None = None
+    review: Review = Review()
+    data: FittedOn
+    scores: dict[Literal["validation", "test"], Scores]
+
+    @property
+    def rule(self) -> VotingRule:
+        """The numbers that `plurum.voting.decide` takes."""
+        return rule_from_contract(self.model_dump())
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Ensemble:
+        names = [member.name for member in self.members]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two members share a name: {', '.join(names)}")
+        if reserved := RESERVED_NAMES.intersection(names):
+            raise ValueError(f"a member is called {min(reserved)!r}, which a model repository keeps for itself")
+        for member in self.members:
+            if member.classes != self.classes or member.image != self.image:
+                raise ValueError(f"member {member.name!r} has other classes or another image spec than the ensemble")
+        if len(self.voting.weights) != len(self.members):
+            raise ValueError(f"{len(self.voting.weights)} weights for {len(self.members)} members")
+        if self.conformal is not None and len(self.conformal.quantiles) != len(self.classes):
+            raise ValueError(f"{len(self.conformal.quantiles)} quantiles for {len(self.classes)} classes")
+        return self
+
+
+_C = TypeVar("_C", bound=Contract)
+
+
+def read_ensemble(path: Path) -> Ensemble:
+    """Return the ensemble that the file `path` states.
+
+    Raises:
+        ContractError: missing, not JSON, or not of this format.
+    """
+    return _read(path, Ensemble)
+
+
+def read_member(path: Path) -> Member:
+    """Return the member that the file `path` states.
+
+    Raises:
+        ContractError: missing, not JSON, or not of this format.
+    """
+    return _read(path, Member)
+
+
+def write_contract(path: Path, contract: Contract) -> None:
+    """Write `contract` to `path` as indented JSON, whole or not at all."""
+    write_text(path, contract.model_dump_json(indent=2) + "\n")
+
+
+def _read(path: Path, kind: type[_C]) -> _C:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ContractError(f"{path} can't be read: {error.strerror}") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {re.sub('^Value error, ', '', fault['msg'])}"
+            for fault in error.errors(include_url=False)
+        )
+        raise ContractError(f"{path} is no {kind.__name__.lower()} contract of version 1: {faults}") from error
