@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from plurum import __version__
+from plurum.cli.export import export
 from plurum.errors import PlurumError
 
 __all__ = ["app", "run"]
@@ -39,6 +40,9 @@ def _root(
 ) -> None:
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+app.command()(export)
 
 
 def run() -> None:
