@@ -112,16 +112,24 @@ class Run:
         if self.path.is_dir() and not self.settings_file.is_file() and any(self.path.iterdir()):
             raise OutputError(f"{self.path} holds something else than a run; name a new or an empty folder")
 
+    def check(self) -> None:
+        """Make sure that the folder is a run.
+
+        Raises:
+            ContractError: it is none.
+        """
+        if not self.settings_file.is_file():
+            raise ContractError(
+                f"{self.path} is no run: it has no run.json; make one with: plurum train DATA --out {self.path}"
+            )
+
     def members(self) -> tuple[Member, ...]:
         """Return the finished members, by name.
 
         Raises:
             ContractError: the folder is no run, has no finished member, or one with a broken `member.json`.
         """
-        if not self.settings_file.is_file():
-            raise ContractError(
-                f"{self.path} is no run: it has no run.json; make one with: plurum train DATA --out RUN"
-            )
+        self.check()
         files = sorted((self.path / "members").glob("*/member.json"))
         if not files:
             raise ContractError(
@@ -133,8 +141,9 @@ class Run:
         """Return the fitted ensemble.
 
         Raises:
-            ContractError: there is none yet, or it is broken.
+            ContractError: the folder is no run, or not fitted yet, or its ensemble.json is broken.
         """
+        self.check()
         if not self.ensemble_file.is_file():
             raise ContractError(f"{self.path} has no ensemble.json; write it with: plurum fit {self.path}")
         return read_ensemble(self.ensemble_file)
