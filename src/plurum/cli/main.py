@@ -11,6 +11,7 @@ import typer
 
 from plurum import __version__
 from plurum.cli.export import export
+from plurum.cli.serve import serve
 from plurum.errors import PlurumError
 
 __all__ = ["app", "run"]
@@ -43,6 +44,7 @@ def _root(
 
 
 app.command()(export)
+app.command()(serve)
 
 
 def run() -> None:

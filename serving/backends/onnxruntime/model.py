@@ -1,0 +1,178 @@
+"""ONNX Runtime as a Python-based Triton backend: answers for `backend: "onnxruntime"` where Triton has no C++ one.
+
+A drop-in: the same `config.pbtxt` works with Triton's own backend. It reads `default_model_filename` (or
+`model.onnx`) in the version's folder and these parameters of the C++ backend: `intra_op_thread_count`,
+`inter_op_thread_count` and `execution_mode` (0 sequential, 1 parallel); 0 threads let ONNX Runtime choose.
+
+All requests that Triton hands over at once become one run of the session, grouped by shape. Runs inside Triton's
+stub process, where there is no Plurum: NumPy and ONNX Runtime only.
+
+Legend: arrays are `[batch, ...]` where the model has a maximum batch size, else of the model's own shape.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+Arrays = list[npt.NDArray[Any]]
+
+_TRITON_TYPES = {
+    "tensor(bool)": "TYPE_BOOL",
+    "tensor(uint8)": "TYPE_UINT8",
+    "tensor(uint16)": "TYPE_UINT16",
+    "tensor(uint32)": "TYPE_UINT32",
+    "tensor(uint64)": "TYPE_UINT64",
+    "tensor(int8)": "TYPE_INT8",
+    "tensor(int16)": "TYPE_INT16",
+    "tensor(int32)": "TYPE_INT32",
+    "tensor(int64)": "TYPE_INT64",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(float)": "TYPE_FP32",
+    "tensor(double)": "TYPE_FP64",
+}
+# What Triton's C++ backend takes where the graph has a free first dimension and the config says nothing.
+_DEFAULT_MAX_BATCH_SIZE = 4
+
+
+class TritonPythonModel:
+    """One instance of one model: one session."""
+
+    @staticmethod
+    def auto_complete_config(config: Any) -> Any:
+        """Fill in inputs, outputs and the maximum batch size from the graph where the config leaves them out."""
+        stated = config.as_dict()
+        if stated["input"] and stated["output"]:
+            return config
+        # Triton gives no version here; all versions of a model share one config.
+        session = _session(_model_file(Path(pb_utils.get_model_dir()), stated), stated)
+        tensors = [*session.get_inputs(), *session.get_outputs()]
+        free = all(tensor.shape and not isinstance(tensor.shape[0], int) for tensor in tensors)
+        if free and stated["max_batch_size"] == 0:
+            config.set_max_batch_size(_DEFAULT_MAX_BATCH_SIZE)
+            config.set_dynamic_batching()
+        batched = free or stated["max_batch_size"] > 0
+        if not stated["input"]:
+            for tensor in session.get_inputs():
+                config.add_input(_config_entry(tensor, batched))
+        if not stated["output"]:
+            for tensor in session.get_outputs():
+                config.add_output(_config_entry(tensor, batched))
+        return config
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the graph.
+
+        Raises:
+            TritonModelException: the file is missing or no graph, or the config names tensors that it has not.
+        """
+        config = json.loads(args["model_config"])
+        version = Path(args["model_repository"]) / args["model_version"]
+        self._session = _session(_model_file(version, config), config)
+        self._inputs = [entry["name"] for entry in config["input"]]
+        self._outputs = [entry["name"] for entry in config["output"]]
+        _check_names("input", self._inputs, [tensor.name for tensor in self._session.get_inputs()])
+        _check_names("output", self._outputs, [tensor.name for tensor in self._session.get_outputs()])
+        self._batched = config["max_batch_size"] > 0
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer every request; one that fails does not take its neighbours with it."""
+        inputs = [
+            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs]
+            for request in requests
+        ]
+        responses: list[Any] = [None] * len(requests)
+        for group in self._groups(inputs):
+            try:
+                outputs = self._run_together([inputs[index] for index in group])
+            except Exception as error:
+                outputs = [error] if len(group) == 1 else [self._run_alone(inputs[index]) for index in group]
+            for index, answer in zip(group, outputs, strict=True):
+                responses[index] = self._response(answer)
+        return responses
+
+    def finalize(self) -> None:
+        """Let go of the session."""
+        del self._session
+
+    def _groups(self, inputs: list[Arrays]) -> list[list[int]]:
+        """Return the indices of requests that fit into one run, in order of arrival."""
+        if not self._batched:
+            return [[index] for index in range(len(inputs))]
+        groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        for index, arrays in enumerate(inputs):
+            groups.setdefault(tuple(array.shape[1:] for array in arrays), []).append(index)
+        return list(groups.values())
+
+    def _run_together(self, inputs: list[Arrays]) -> list[Arrays | Exception]:
+        if len(inputs) == 1:
+            return [self._run(inputs[0])]
+        outputs = self._run([np.concatenate(arrays) for arrays in zip(*inputs, strict=True)])
+        # Views: each is copied once, into the response's shared memory.
+        bounds = np.cumsum([arrays[0].shape[0] for arrays in inputs])[:-1]
+        return [list(parts) for parts in zip(*(np.split(output, bounds) for output in outputs), strict=True)]
+
+    def _run_alone(self, arrays: Arrays) -> Arrays | Exception:
+        try:
+            return self._run(arrays)
+        except Exception as error:
+            return error
+
+    def _run(self, arrays: Arrays) -> Arrays:
+        outputs: Arrays = self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True)))
+        return outputs
+
+    def _response(self, answer: Arrays | Exception) -> Any:
+        if isinstance(answer, Exception):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"ONNX Runtime: {answer}"))
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, array) for name, array in zip(self._outputs, answer, strict=True)]
+        )
+
+
+def _session(file: Path, config: dict[str, Any]) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = _number(config, "intra_op_thread_count")
+    options.inter_op_num_threads = _number(config, "inter_op_thread_count")
+    if _number(config, "execution_mode") == 1:
+        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    # Threads that wait by spinning take the cores from the other models of the ensemble.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # Warnings about graphs are for who exports them.
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise pb_utils.TritonModelException(f"ONNX Runtime can't load {file.name}: {error}") from error
+
+
+def _model_file(version: Path, config: dict[str, Any]) -> Path:
+    return version / (config.get("default_model_filename") or "model.onnx")
+
+
+def _number(config: dict[str, Any], name: str) -> int:
+    text = config.get("parameters", {}).get(name, {}).get("string_value", "0")
+    if not text.isdigit():
+        raise pb_utils.TritonModelException(f"parameter {name!r} is {text!r}, not a number")
+    return int(text)
+
+
+def _check_names(kind: str, stated: list[str], present: list[str]) -> None:
+    if set(stated) - set(present) or (kind == "input" and set(present) - set(stated)):
+        raise pb_utils.TritonModelException(
+            f"config.pbtxt names the {kind}s {', '.join(stated)}; the graph has {', '.join(present)}"
+        )
+
+
+def _config_entry(tensor: Any, batched: bool) -> dict[str, Any]:
+    if tensor.type not in _TRITON_TYPES:
+        raise pb_utils.TritonModelException(f"{tensor.name!r} is a {tensor.type}, which this backend does not serve")
+    dims = [size if isinstance(size, int) else -1 for size in tensor.shape]
+    return {"name": tensor.name, "data_type": _TRITON_TYPES[tensor.type], "dims": dims[1:] if batched else dims}

@@ -1,0 +1,48 @@
+"""Triton's log: forwarded line by line, and searched for why a server failed."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+__all__ = ["TritonLog"]
+
+_log = logging.getLogger(__name__)
+
+# E0102 03:04:05.678901 23 model_lifecycle.cc:654] "failed to load 'x' version 1: Internal: …"
+_ERROR = re.compile(r'^E\d{4} [^\]]*\] "?(?P<text>.*)')
+_FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)", re.DOTALL)
+_LONGEST = 400
+
+
+class TritonLog:
+    """The file that Triton's output goes to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read = 0
+
+    def forward(self) -> None:
+        """Pass what has been added since the last call to `logging`, at level DEBUG."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            added = file.read()
+        # A line that is still being written waits for its end.
+        whole = added[: added.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            _log.debug("%s", line)
+
+    def reason(self) -> str:
+        """Return the first model's failure, else the first error, else the last line, shortened."""
+        text = self.path.read_text(errors="replace") if self.path.is_file() else ""
+        errors = [match["text"] for match in map(_ERROR.match, text.splitlines()) if match]
+        failures = [match for match in map(_FAILED.search, errors) if match]
+        if failures:
+            reason = f"model {failures[0]['model']!r} can't be loaded: {failures[0]['reason']}"
+        else:
+            reason = next(iter(errors or text.splitlines()[-1:]), "its log is empty")
+        return reason.strip().removesuffix('"')[:_LONGEST]

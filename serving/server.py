@@ -1,0 +1,230 @@
+"""One Triton server: started, asked a question, watched, and ended with nothing left of it."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from plurum.errors import ServerError, needs_extra
+from plurum.serving.cores import usable_cores
+from plurum.serving.installation import Triton, find_triton, lay_out
+from plurum.serving.leftovers import end_processes, sweep_shared_memory
+from plurum.serving.log import TritonLog
+from plurum.serving.settings import Ports, ServerSettings, claimed_ports, server_arguments
+from plurum.spec import Ensemble, read_ensemble
+
+__all__ = ["Server", "Urls"]
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 0.05
+# On top of Triton's own time-out for requests in flight: to unload the models.
+_UNLOAD_S = 5.0
+# Has the kernel end Triton when its parent is killed, then becomes Triton. A program of its own rather than code
+# between fork and exec, which is not safe where there are threads.
+_LAUNCHER = """\
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@dataclass(frozen=True)
+class Urls:
+    """Where a server answers.
+
+    Attributes:
+        http: With scheme.
+        grpc: HOST:PORT.
+        metrics: With scheme and path.
+    """
+
+    http: str
+    grpc: str
+    metrics: str
+
+
+class Server:
+    """A Triton server of a model repository, to be used in a `with` block: inside it, questions are answered.
+
+    The thread that starts a server must outlive it: when that thread ends, the kernel ends Triton.
+
+    Attributes:
+        name: Begins the names of the server's shared memory, and tells its processes from others'.
+        log: Triton's; its file is removed at the end unless the server failed.
+    """
+
+    def __init__(self, repository: Path, settings: ServerSettings | None = None) -> None:
+        self.name = f"plurum_{secrets.token_hex(6)}_"
+        self.log = TritonLog(Path(tempfile.gettempdir()) / f"{self.name}triton.log")
+        self._repository = repository
+        self._settings = settings or ServerSettings()
+        self._ports: Ports | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+        self._models: list[str] = []
+        self._ensemble: Ensemble | None = None
+        self._failed = False
+
+    def __enter__(self) -> Server:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def urls(self) -> Urls:
+        """Where the server answers.
+
+        Raises:
+            ServerError: it was not started.
+        """
+        if self._ports is None:
+            raise ServerError("the server was not started")
+        host, ports = self._settings.host, self._ports
+        return Urls(
+            http=f"http://{host}:{ports.http}",
+            grpc=f"{host}:{ports.grpc}",
+            metrics=f"http://{host}:{ports.metrics}/metrics",
+        )
+
+    def start(self) -> None:
+        """Check what can be checked, then start Triton; it is not ready when this returns.
+
+        Raises:
+            ContractError: the repository's `ensemble.json` is broken.
+            MissingExtraError: the extra `serving` is not installed.
+            RepositoryError: there is no repository, or a config in it can't be read.
+            ServerError: there is no Triton, it can't run here, or a port is taken.
+        """
+        try:
+            self._launch()
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait_ready(self) -> None:
+        """Wait until the ensemble has answered a question or, in a repository without one, until Triton is ready.
+
+        Raises:
+            ServerError: the server ended, answered with an error, or took longer than its time-out.
+        """
+        deadline = time.monotonic() + self._settings.start_timeout_s
+        while not self._is_ready():
+            self.check()
+            if time.monotonic() > deadline:
+                raise self._failure(f"was not ready after {self._settings.start_timeout_s:g} s")
+            time.sleep(_POLL_S)
+        if self._ensemble is None:
+            return
+        from tritonclient.utils import InferenceServerException
+
+        from plurum.serving.probe import ask
+
+        try:
+            ask(self.urls.grpc, self._ensemble, self._models, timeout_s=max(1.0, deadline - time.monotonic()))
+        except InferenceServerException as error:
+            raise self._failure(f"did not answer a first question ({error.message()})") from error
+
+    def check(self) -> None:
+        """Forward what Triton has logged, and make sure that it still runs.
+
+        Raises:
+            ServerError: it has ended by itself, or was not started.
+        """
+        self.log.forward()
+        if self._process is None:
+            raise ServerError("the server was not started")
+        code = self._process.poll()
+        if code is not None:
+            raise self._failure(f"ended by itself with exit code {code}")
+
+    def stop(self) -> None:
+        """End the server: requests in flight are answered, then every process and file of it goes."""
+        process, self._process = self._process, None
+        try:
+            if process is not None and process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(self._settings.exit_timeout_s + _UNLOAD_S)
+        except subprocess.TimeoutExpired:
+            _log.warning("Triton took more than %g s to end and is killed", self._settings.exit_timeout_s + _UNLOAD_S)
+        finally:
+            end_processes(self.name)
+            if process is not None:
+                process.wait()
+            sweep_shared_memory(self.name)
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+            self.log.forward()
+            if not self._failed:
+                self.log.path.unlink(missing_ok=True)
+
+    def _launch(self) -> None:
+        with needs_extra("serving"):
+            from plurum.serving.staging import are_complete, model_folders, stage
+        self._models = [folder.name for folder in model_folders(self._repository)]
+        contract = self._repository / "ensemble.json"
+        self._ensemble = read_ensemble(contract) if contract.is_file() else None
+        triton = find_triton()
+        self._ports = claimed_ports(self._settings)
+        self._folder = Path(tempfile.mkdtemp(prefix=self.name))
+        models, empty = self._folder / "models", self._folder / "empty"
+        configs = stage(self._repository, models, usable_cores(), cpu_only=not _uses_gpu(triton))
+        layout = lay_out(triton, self._folder)
+        arguments = [*server_arguments(self._settings, self._ports, str(models), self.name), *layout.arguments]
+        if are_complete(configs):
+            arguments.append("--disable-auto-complete-config")
+        # Python models take the working directory for a place to import from.
+        empty.mkdir()
+        _log.debug("starting %s in %s", triton.binary, self._folder)
+        with self.log.path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), str(triton.binary), *arguments],
+                cwd=empty,
+                env=layout.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C at a terminal is for us; we pass it on in our own time.
+                start_new_session=True,
+            )
+
+    def _is_ready(self) -> bool:
+        host, _, port = self.urls.http.removeprefix("http://").rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=1)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _failure(self, what: str) -> ServerError:
+        self._failed = True
+        return ServerError(f"Triton {what}: {self.log.reason()}; its whole log is in {self.log.path}")
+
+
+def _uses_gpu(triton: Triton) -> bool:
+    """Whether Triton places models on GPUs: the one from the wheel can't."""
+    return triton.wheel is None and any(Path("/dev").glob("nvidia[0-9]*"))

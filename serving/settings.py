@@ -1,0 +1,124 @@
+"""What a server may be asked for, and what that means on Triton's command line."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from plurum.errors import ServerError, SettingsError
+
+__all__ = ["Ports", "ServerSettings", "claimed_ports", "server_arguments"]
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+# What a client that only asks questions never needs; several holes of this version of Triton lie behind them.
+_MANAGEMENT = ("shared-memory", "model-repository", "trace", "logging")
+
+
+class ServerSettings(BaseModel):
+    """Options of `plurum serve`.
+
+    Attributes:
+        host: Address to listen on.
+        http_port: 0 takes a free one, likewise below.
+        grpc_port: Likewise.
+        metrics_port: Likewise.
+        open_management: Leave loading, unloading, shared memory, tracing and log settings open to every client.
+        start_timeout_s: How long the server may take until it answers, seconds.
+        exit_timeout_s: How long requests in flight are waited for at the end, whole seconds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    http_port: Port = 8000
+    grpc_port: Port = 8001
+    metrics_port: Port = 8002
+    open_management: bool = False
+    start_timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    exit_timeout_s: Annotated[int, Field(ge=1)] = 5
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports that a server listens on."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+def claimed_ports(settings: ServerSettings) -> Ports:
+    """Return the ports that `settings` mean, with free ones in place of zeros.
+
+    Raises:
+        ServerError: a port is taken, or can't be listened on.
+        SettingsError: two of them are the same.
+    """
+    wanted = {"http": settings.http_port, "grpc": settings.grpc_port, "metrics": settings.metrics_port}
+    stated = [port for port in wanted.values() if port]
+    if len(set(stated)) < len(stated):
+        raise SettingsError(f"HTTP, gRPC and metrics need a port each, got {', '.join(map(str, stated))}")
+    held: dict[str, socket.socket] = {}
+    try:
+        # Stated ones first, and all held at once, so that none of the free ones is taken twice.
+        for name in sorted(wanted, key=lambda name: wanted[name] == 0):
+            held[name] = _listener(settings.host, wanted[name], f"--{name}-port")
+        return Ports(**{name: one.getsockname()[1] for name, one in held.items()})
+    finally:
+        for one in held.values():
+            one.close()
+
+
+def server_arguments(settings: ServerSettings, ports: Ports, repository: str, name: str) -> list[str]:
+    """Return Triton's command line without the binary.
+
+    Args:
+        settings: As asked for.
+        ports: None of them 0.
+        repository: The folder with the models.
+        name: Begins the names of this server's shared memory, and tells its processes from others'.
+    """
+    arguments = [
+        f"--model-repository={repository}",
+        "--model-control-mode=none",
+        "--exit-on-error=true",
+        f"--exit-timeout-secs={settings.exit_timeout_s}",
+        f"--backend-config=python,shm-region-prefix-name={name}",
+        # Triton's own addresses are 0.0.0.0.
+        f"--http-address={settings.host}",
+        f"--grpc-address={settings.host}",
+        f"--metrics-address={settings.host}",
+        f"--http-port={ports.http}",
+        f"--grpc-port={ports.grpc}",
+        f"--metrics-port={ports.metrics}",
+        "--metrics-config=summary_latencies=true",
+        "--metrics-config=summary_quantiles=0.5:0.05,0.95:0.01,0.99:0.001",
+    ]
+    if not settings.open_management:
+        # Nobody learns the key: what it locks stays shut until the server is started otherwise.
+        lock = f"{','.join(_MANAGEMENT)}:admin-key={secrets.token_hex(16)}"
+        arguments += [f"--http-restricted-api={lock}", f"--grpc-restricted-protocol={lock}"]
+    return arguments
+
+
+def _listener(host: str, port: int, option: str) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        one = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ServerError(f"{host} is no address to listen on: {error.strerror or error}; change --host") from error
+    try:
+        # As servers do: connections of an earlier one that are still closing don't count.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(address)
+        one.listen()
+    except OSError as error:
+        one.close()
+        raise ServerError(
+            f"port {port} on {host} can't be listened on: {error.strerror}; end what uses it or change {option}"
+        ) from error
+    return one

@@ -1,0 +1,107 @@
+"""The view of a repository that Triton is given: the same models by links, the configs filled in for this machine.
+
+What a `config.pbtxt` states wins. What it leaves open (how many instances, how many threads) is filled in from the
+cores there are. Nothing is ever written into the repository itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from plurum.errors import RepositoryError
+
+__all__ = ["are_complete", "fill_in", "model_folders", "read_config", "stage"]
+
+_CONFIG = "config.pbtxt"
+# More instances than this repeat a model's weights in memory for little; cores beyond go to threads.
+_MAX_INSTANCES = 4
+_THREADS = "intra_op_thread_count"
+
+
+def model_folders(repository: Path) -> list[Path]:
+    """Return the folders of `repository` that are models, by name.
+
+    Raises:
+        RepositoryError: it is no folder, or one without a model.
+    """
+    if not repository.is_dir():
+        what = "a file" if repository.exists() else "not there"
+        raise RepositoryError(f"{repository} is {what}; a model repository is a folder: plurum export RUN writes one")
+    # Hidden folders are being written, or are kept aside.
+    folders = sorted(
+        path for path in repository.iterdir() if (path / _CONFIG).is_file() and not path.name.startswith(".")
+    )
+    if not folders:
+        raise RepositoryError(
+            f"{repository} is no model repository: no folder in it has a {_CONFIG}; plurum export RUN writes one"
+        )
+    return folders
+
+
+def read_config(model: Path) -> Any:
+    """Return the ModelConfig of the folder `model`.
+
+    Raises:
+        RepositoryError: it can't be read.
+    """
+    path = model / _CONFIG
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        raise RepositoryError(f"{path} is no model configuration: {error}") from error
+
+
+def are_complete(configs: list[Any]) -> bool:
+    """Whether no config needs Triton to ask a model about its inputs and outputs, which takes a second start."""
+    return all(config.input and config.output for config in configs)
+
+
+def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool) -> list[Any]:
+    """Fill the new `folder` with a view of `repository` and return its configs.
+
+    Args:
+        repository: With models.
+        folder: Does not exist yet.
+        cores: For every model at once: one answer of an ensemble asks all of them.
+        cpu_only: Whether members compute on the CPU. Otherwise Triton places them on its GPUs by itself.
+
+    Raises:
+        RepositoryError: it is no repository, or a config in it can't be read.
+    """
+    models = model_folders(repository)
+    folder.mkdir()
+    for other in repository.iterdir():
+        if other.is_file():
+            (folder / other.name).symlink_to(other.resolve())
+    configs = []
+    for model in models:
+        config = read_config(model)
+        fill_in(config, model.name, cores, cpu_only=cpu_only)
+        staged = folder / model.name
+        staged.mkdir()
+        for part in model.iterdir():
+            if part.name != _CONFIG:
+                (staged / part.name).symlink_to(part.resolve())
+        (staged / _CONFIG).write_text(text_format.MessageToString(config), encoding="utf-8")
+        configs.append(config)
+    return configs
+
+
+def fill_in(config: Any, name: str, cores: int, *, cpu_only: bool) -> None:
+    """Complete `config` of the model `name` in place: instances, and the threads of each."""
+    instances = sum(group.count or 1 for group in config.instance_group)
+    if config.backend == "onnxruntime" and cpu_only:
+        stated = config.parameters[_THREADS].string_value if _THREADS in config.parameters else ""
+        threads = int(stated) if stated.isdigit() and stated != "0" else 0
+        if not instances:
+            instances = max(1, min(cores, _MAX_INSTANCES) // (threads or 1))
+            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
+        if not stated:
+            config.parameters[_THREADS].string_value = str(max(1, cores // instances))
+    elif name == "preprocess" and not instances:
+        # Decoding keeps a core busy and remembers nothing. The voter stays single: it counts what it answers.
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=min(cores, _MAX_INSTANCES))

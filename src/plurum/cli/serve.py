@@ -1,0 +1,101 @@
+"""`plurum serve`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from plurum.errors import ServerError
+
+if TYPE_CHECKING:
+    from plurum.serving import Server, Urls
+
+__all__ = ["serve"]
+
+_CHECK_S = 0.2
+
+
+def serve(
+    repository: Annotated[
+        Path, typer.Argument(help="A model repository, as `plurum export` writes it.", metavar="REPO")
+    ],
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8002,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    open_management: Annotated[
+        bool, typer.Option("--open-management", help="Let every client load models, map shared memory and trace.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Say where it answers as one line of JSON.")] = False,
+) -> None:
+    """Serve a model repository on Triton until Ctrl-C.
+
+    Takes tritonserver from PATH, else the one that the package nvidia-pytriton brings. Says where it answers once it
+    has answered a real question. Ctrl-C or SIGTERM lets requests in flight finish and leaves nothing behind.
+
+    [bold]Examples[/bold]
+
+      plurum serve runs/digits/model_repository
+
+      plurum serve REPO --http-port 0 --grpc-port 0 --metrics-port 0 --json
+    """
+    from plurum.serving import Server, ServerSettings
+
+    settings = ServerSettings(
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        open_management=open_management,
+    )
+    with _interruptible(), Server(repository, settings) as server:
+        _announce(server.urls, as_json=as_json)
+        _watch(server)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the block; later ones don't interrupt what it then tidies up."""
+
+    def interrupt(*_: object) -> NoReturn:
+        for number in former:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _announce(urls: Urls, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(asdict(urls)))
+    else:
+        typer.echo(f"HTTP     {urls.http}\ngRPC     {urls.grpc}\nmetrics  {urls.metrics}")
+        typer.echo(f"ask it:  plurum predict IMAGE --url {urls.grpc}\nend it:  Ctrl-C")
+    # Who started us may read this through a pipe, and waits for it.
+    sys.stdout.flush()
+
+
+def _watch(server: Server) -> None:
+    try:
+        while True:
+            server.check()
+            time.sleep(_CHECK_S)
+    except ServerError as error:
+        # Not the user's fault any more: another exit code than for what can be mended before the start.
+        typer.echo(f"plurum: {error}", err=True)
+        raise typer.Exit(1) from error
