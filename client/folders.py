@@ -1,0 +1,50 @@
+"""Which files a person means who names files and folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from plurum.errors import DataError
+
+__all__ = ["IMAGE_SUFFIXES", "image_files"]
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
+
+
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the files among `paths` and the images below its folders, each once, folders in sorted order.
+
+    Below a folder an image is what has one of `IMAGE_SUFFIXES`, in either case, and no dot in front, as some systems
+    leave beside their images. A file that is named is taken as it is.
+
+    Raises:
+        DataError: a path that isn't there, or a folder that has no image or can't be read.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            below = list(_below(path))
+            if not below:
+                raise DataError(f"{path} holds no image; one ends in {', '.join(IMAGE_SUFFIXES)}")
+            found.update(dict.fromkeys(below))
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise DataError(f"{path} is neither a file nor a folder; name images, or folders that hold some")
+    return list(found)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder, onerror=_refuse):
+        # In place: os.walk goes where this list says, in its order.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                yield Path(place, name)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename} can't be read: {error.strerror}") from error

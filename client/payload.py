@@ -1,0 +1,155 @@
+"""From images to request tensors. Pure functions; gRPC and HTTP share them.
+
+An encoded image goes to the model `ensemble` as it is, a uint8 array of exactly the served size to
+`ensemble_pixels`. Everything else that has pixels is written as a PNG, which loses nothing, and goes to `ensemble`,
+so that the server alone decides how images are brought to size.
+
+Legend: `[batch, 1]` tensors hold bytes objects, `[batch, height, width, 3]` ones are uint8, 0 to 255, RGB.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from plurum.client.predictions import Failure
+from plurum.errors import ImageError
+from plurum.spec import IMAGE, INPUT_PIXELS
+
+__all__ = ["ENSEMBLE", "ENSEMBLE_PIXELS", "AnyImage", "Item", "batches", "item_from_image", "tensor_from_items"]
+
+ENSEMBLE = "ensemble"
+ENSEMBLE_PIXELS = "ensemble_pixels"
+# A request of more than this waits longer for its bytes than it saves by being one.
+MAX_BATCH_BYTES = 32 << 20
+
+AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
+
+# PNG holds these as they are; of the others these are brought to the next that it does.
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+_NEAREST_PNG_MODE = {"CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "RGBX": "RGB"} | {
+    "PA": "RGBA",
+    "RGBa": "RGBA",
+    "La": "LA",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image, ready to be asked about.
+
+    Attributes:
+        index: Its place among all that were asked about, from 0.
+        name: Its path, or `image 3` for one that has none.
+        payload: Encoded bytes for `ensemble`, or pixels `[height, width, 3]` for `ensemble_pixels`.
+    """
+
+    index: int
+    name: str
+    payload: bytes | npt.NDArray[np.uint8]
+
+    @property
+    def model(self) -> str:
+        """The one to ask."""
+        return ENSEMBLE if isinstance(self.payload, bytes) else ENSEMBLE_PIXELS
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on the wire."""
+        return len(self.payload) if isinstance(self.payload, bytes) else self.payload.nbytes
+
+
+def item_from_image(index: int, image: AnyImage, served_shape: tuple[int, int, int] | None) -> Item:
+    """Return `image` ready for the wire.
+
+    Args:
+        index: Its place, from 0.
+        image: A path, encoded bytes, a Pillow image, or uint8 pixels `[height, width, 3]` or `[height, width]`.
+        served_shape: `(height, width, 3)` of `ensemble_pixels`, or None where it isn't served.
+
+    Raises:
+        ImageError: the file can't be read, or the pixels are of a kind whose range isn't known.
+    """
+    if isinstance(image, str | Path):
+        return Item(index, name_of(index, image), _bytes_from_file(Path(image)))
+    name = name_of(index, image)
+    if isinstance(image, bytes):
+        return Item(index, name, image)
+    if isinstance(image, Image.Image):
+        return Item(index, name, _png_from_image(image))
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"a {type(image).__name__} is no image: a path, bytes, a Pillow image or an array is needed")
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        shape = ", ".join(map(str, image.shape))
+        raise ImageError(f"an array of {image.dtype} [{shape}]: uint8 [height, width, 3] or [height, width] is needed")
+    if image.shape == served_shape:
+        return Item(index, name, np.ascontiguousarray(image))
+    if 0 in image.shape:
+        raise ImageError("an array without pixels")
+    return Item(index, name, _png_from_image(Image.fromarray(image)))
+
+
+def name_of(index: int, image: object) -> str:
+    """Return what to call the image at place `index` (from 0) in messages."""
+    return str(image) if isinstance(image, str | Path) else f"image {index}"
+
+
+def batches(entries: Iterable[Item | Failure], size: int) -> Iterator[list[Item | Failure]]:
+    """Group neighbours that go to the same model: at most `size` of them and, beyond the first, 32 MiB.
+
+    What failed before it was asked about keeps its place among its neighbours.
+    """
+    batch: list[Item | Failure] = []
+    batch_bytes, model = 0, ""
+    for entry in entries:
+        entry_bytes, wanted = (entry.size_bytes, entry.model) if isinstance(entry, Item) else (0, model)
+        full = len(batch) >= size or batch_bytes + entry_bytes > MAX_BATCH_BYTES
+        if batch and (full or (model and wanted != model)):
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(entry)
+        batch_bytes += entry_bytes
+        model = wanted
+    if batch:
+        yield batch
+
+
+def tensor_from_items(items: list[Item]) -> tuple[str, str, npt.NDArray[Any]]:
+    """Return the model to ask, the name of its input and the tensor: `[batch, 1]` or `[batch, height, width, 3]`."""
+    if items[0].model == ENSEMBLE:
+        encoded = np.empty((len(items), 1), dtype=np.object_)
+        encoded[:, 0] = [item.payload for item in items]
+        return ENSEMBLE, IMAGE, encoded
+    return ENSEMBLE_PIXELS, INPUT_PIXELS, np.stack([item.payload for item in items])
+
+
+def _bytes_from_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"can't be read: {error.strerror}") from error
+
+
+def _png_from_image(image: Image.Image) -> bytes:
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):
+            upright = Image.fromarray(np.asarray(upright).astype(np.uint16))
+        elif upright.mode in _NEAREST_PNG_MODE:
+            upright = upright.convert(_NEAREST_PNG_MODE[upright.mode])
+        elif upright.mode not in _PNG_MODES:
+            raise ImageError(f"a Pillow image of mode {image.mode!r}: 8- or 16-bit grey, palette or colour is needed")
+        file = io.BytesIO()
+        # The least effort: it is made to cross a wire once, not to be kept.
+        upright.save(file, "PNG", compress_level=1)
+    # Pillow decodes late: a broken file that was opened elsewhere shows here.
+    except (OSError, SyntaxError, ValueError, TypeError) as error:
+        raise ImageError(f"a Pillow image that can't be encoded: {error}") from error
+    return file.getvalue()

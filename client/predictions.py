@@ -1,0 +1,127 @@
+"""What the server answers, typed. Pure functions; gRPC and HTTP share them.
+
+Legend: `classes` and `members` stand for their numbers, C and M; a batch dimension stands in front of every tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.errors import ServerError
+from plurum.spec import OUTPUTS
+
+__all__ = ["Answer", "Failure", "Prediction", "Served", "predictions_from_tensors"]
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server says of its ensemble.
+
+    Attributes:
+        classes: Names, in the order of the outputs; "0", "1", … where the server keeps its config to itself.
+        members: Likewise.
+        max_batch_size: Most images in one request.
+        pixels_shape: `(height, width, 3)` that `ensemble_pixels` takes; None where it isn't served.
+    """
+
+    classes: tuple[str, ...]
+    members: tuple[str, ...]
+    max_batch_size: int
+    pixels_shape: tuple[int, int, int] | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The ensemble's answer to one image.
+
+    Attributes:
+        label: The winning class.
+        confidence: Its probability, 0 to 1.
+        probabilities: By class; together 1.
+        entropy: Predictive entropy in nats, 0 to log(classes).
+        disagreement: Mutual information between answer and member in nats, 0 when all members say the same.
+        std: By class: standard deviation over members, 0 to 0.5.
+        member_probabilities: By member, then by class.
+        prediction_set: The classes that can't be ruled out at the fitted risk; never empty.
+        review: True when a person should look.
+    """
+
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+    entropy: float
+    disagreement: float
+    std: dict[str, float]
+    member_probabilities: dict[str, dict[str, float]]
+    prediction_set: tuple[str, ...]
+    review: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as what JSON can hold."""
+        return asdict(self) | {"prediction_set": list(self.prediction_set)}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image without an answer; the others' answers are not touched by it.
+
+    Attributes:
+        index: Its place among all that were asked about, from 0.
+        name: Its path, or `image 3` for one that has none.
+        reason: In one line, the server's words or those of the file system.
+    """
+
+    index: int
+    name: str
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the reason as `error`."""
+        return {"error": self.reason}
+
+
+Answer = Prediction | Failure
+
+
+def predictions_from_tensors(tensors: Mapping[str, npt.NDArray[Any]], served: Served, batch: int) -> list[Prediction]:
+    """Return one prediction per image of a batch from the output tensors by name.
+
+    Raises:
+        ServerError: an output is missing or has another shape than the contract says.
+    """
+    sizes = {"C": len(served.classes), "M": len(served.members)}
+    for name, (_, dims) in OUTPUTS.items():
+        expected = (batch, *(sizes[dim] if isinstance(dim, str) else dim for dim in dims))
+        if name not in tensors or tensors[name].shape != expected:
+            got = f"of shape {list(tensors[name].shape)}" if name in tensors else "missing"
+            raise ServerError(f"the server's output {name} is {got}, {list(expected)} was expected; is it Plurum's?")
+    return [_prediction({name: tensors[name][row] for name in OUTPUTS}, served) for row in range(batch)]
+
+
+def _prediction(row: dict[str, npt.NDArray[Any]], served: Served) -> Prediction:
+    members = row["MEMBER_PROBABILITIES"]
+    return Prediction(
+        label=row["LABEL"][0].decode("utf-8"),
+        # The winner of a hard vote's tie is as probable as those it ties with.
+        confidence=float(np.max(row["PROBABILITIES"])),
+        probabilities=_by_class(row["PROBABILITIES"], served),
+        entropy=float(row["ENTROPY"][0]),
+        disagreement=float(row["DISAGREEMENT"][0]),
+        std=_by_class(row["STD"], served),
+        member_probabilities={
+            name: _by_class(values, served) for name, values in zip(served.members, members, strict=True)
+        },
+        prediction_set=tuple(
+            name for name, inside in zip(served.classes, row["PREDICTION_SET"], strict=True) if inside
+        ),
+        review=bool(row["REVIEW"][0]),
+    )
+
+
+def _by_class(values: npt.NDArray[Any], served: Served) -> dict[str, float]:
+    return dict(zip(served.classes, values.tolist(), strict=True))
