@@ -35,6 +35,8 @@ class DataContract(Contract):
     Attributes:
         source: As it was named to `plurum train`.
         fingerprint: SHA-256 over pixels and labels.
+        source_fingerprint: SHA-256 by which `plurum train` knows that the source is unchanged, without decoding it;
+            None where another program filled the folder.
         classes: Names, in the order of the labels.
         image: How the pixels were made.
     """
@@ -42,6 +44,7 @@ class DataContract(Contract):
     version: Literal[1] = 1
     source: Text
     fingerprint: Sha256
+    source_fingerprint: Sha256 | None = None
     classes: Annotated[tuple[Text, ...], Field(min_length=2)]
     image: ImageSpec
 
@@ -130,7 +133,8 @@ class Run:
             ContractError: the folder is no run, has no finished member, or one with a broken `member.json`.
         """
         self.check()
-        files = sorted((self.path / "members").glob("*/member.json"))
+        # Hidden folders are members that are being written, or were when the power went.
+        files = sorted((self.path / "members").glob("[!.]*/member.json"))
         if not files:
             raise ContractError(
                 f"{self.path} has no finished member; finish it with: plurum train DATA --out {self.path}"
