@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +18,22 @@ from sklearn.datasets import load_digits
 from plurum.export import ExportSettings, repository_from_run
 from plurum.files import sha256_of
 from plurum.images import pixels_from_image
+from plurum.models import normalised
 from plurum.run import DataContract, Run
+from plurum.serving import Server, ServerSettings
 from plurum.spec import Conformal, Ensemble, FittedOn, ImageSpec, Member, Review, Scores, Voting, write_contract
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.35, 0.35, 0.35))
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ARCHS = ("resnet10t", "regnetx_002")
+_IMAGES = 400
 _SCORES = Scores(images=40, accuracy=0.1, nll=2.3)
 
 
 def _member(run: Run, arch: str, seed: int) -> Member:
     torch.manual_seed(seed)
     model = timm.create_model(arch, num_classes=len(CLASSES))
-    # Untrained heads say the same to everything; louder ones have opinions that a wrong export would change.
-    head = model.get_classifier()
-    assert isinstance(head, torch.nn.Linear)
-    torch.nn.init.normal_(head.weight, std=2.0)
+    _learn_a_little(model, run)
     folder = run.member_folder(arch)
     folder.mkdir(parents=True)
     save_file(model.state_dict(), folder / "checkpoint.safetensors")
@@ -53,19 +54,33 @@ def _member(run: Run, arch: str, seed: int) -> Member:
     return member
 
 
+def _learn_a_little(model: torch.nn.Module, run: Run) -> None:
+    """Enough to have opinions that differ from image to image and from member to member, and no more."""
+    table, pixels = run.table(), torch.from_numpy(np.array(run.pixels()))
+    rows = torch.from_numpy(table.rows("train"))
+    labels = torch.from_numpy(table.labels)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(8):
+        for batch in rows[torch.randperm(len(rows))].split(64):
+            loss = torch.nn.functional.cross_entropy(model(normalised(pixels[batch], IMAGE)), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
 def _data(run: Run) -> str:
     from PIL import Image
 
     digits = load_digits()
-    images = (digits.images[:80] * 255 / 16).astype(np.uint8)
+    images = (digits.images[:_IMAGES] * 255 / 16).astype(np.uint8)
     pixels = np.stack([pixels_from_image(Image.fromarray(image), height=32, width=32) for image in images])
     run.data_folder.mkdir(parents=True)
     np.save(run.data_folder / "pixels.npy", pixels)
     with (run.data_folder / "items.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "source", "label", "patient", "split"])
-        for index, label in enumerate(digits.target[:80]):
-            split = "validation" if index < 40 else "test"
+        for index, label in enumerate(digits.target[:_IMAGES]):
+            split = "validation" if index < 40 else "test" if index < 80 else "train"
             writer.writerow([index, f"digits/{index}", CLASSES[label], "", split])
     fingerprint = hashlib.sha256(pixels.tobytes()).hexdigest()
     contract = DataContract(source="digits", fingerprint=fingerprint, classes=CLASSES, image=IMAGE)
@@ -84,10 +99,10 @@ def build_run(folder: Path) -> Run:
         classes=CLASSES,
         image=IMAGE,
         members=members,
-        voting=Voting(weights=(0.7, 0.3), temperature=1.5),
-        conformal=Conformal(alpha=0.1, quantiles=(0.9,) * 5 + (0.6,) * 5),
+        voting=Voting(weights=(0.7, 0.3), temperature=1.2),
+        conformal=Conformal(alpha=0.1, quantiles=(0.8,) * 5 + (0.6,) * 5),
         review=Review(threshold=0.5, risk=0.01),
-        data=FittedOn(data="digits", fingerprint=fingerprint, images={"validation": 40, "test": 40}),
+        data=FittedOn(data="digits", fingerprint=fingerprint, images={"train": 320, "validation": 40, "test": 40}),
         scores={"validation": _SCORES},
     )
     write_contract(run.ensemble_file, ensemble)
@@ -112,3 +127,10 @@ def repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "model_repository"
     repository_from_run(run, out, ExportSettings(max_batch_size=8))
     return out
+
+
+@pytest.fixture(scope="session")
+def served(repository: Path) -> Iterator[Server]:
+    """A running server of that repository, for all tests to ask."""
+    with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
+        yield server
