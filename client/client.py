@@ -189,7 +189,7 @@ class EnsembleClient:
         except (PlurumError, RefusedError):
             others = "what it keeps to itself"
         raise ServerError(
-            f"the server at {place} has no model {ENSEMBLE!r} that is ready, but {others}; "
+            f"the server at {place} has no model {ENSEMBLE!r}, but {others}; "
             "serve an exported ensemble with: plurum serve REPO"
         ) from error
 

@@ -58,7 +58,7 @@ class Transport(Protocol):
         """Return a model's configuration, as `config.pbtxt` has it in JSON."""
 
     def models(self) -> list[str]:
-        """Return the names of the models that are ready, sorted."""
+        """Return the names of the models that are loaded, sorted; the index of the repository is often kept shut."""
 
     def infer(self, model: str, name: str, tensor: npt.NDArray[Any]) -> Tensors:
         """Return all outputs by name for one input."""
@@ -129,7 +129,7 @@ class GrpcTransport:
 
     def models(self) -> list[str]:
         """See `Transport`."""
-        return _ready(self._ask("get_model_repository_index", **self._question).get("models", []))
+        return _names(self._ask("get_inference_statistics", **self._question).get("model_stats", []))
 
     def infer(self, model: str, name: str, tensor: npt.NDArray[Any]) -> Tensors:
         """See `Transport`."""
@@ -190,7 +190,7 @@ class HttpTransport:
 
     def models(self) -> list[str]:
         """See `Transport`."""
-        return _ready(self._question("POST", "/v2/repository/index"))
+        return _names(self._question("GET", "/v2/models/stats")["model_stats"])
 
     def infer(self, model: str, name: str, tensor: npt.NDArray[Any]) -> Tensors:
         """See `Transport`."""
@@ -224,8 +224,10 @@ class HttpTransport:
             answer, length = response.read(), response.getheader("Inference-Header-Content-Length")
         except TimeoutError as error:
             raise _late(self, timeout_s) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise _away(self, getattr(error, "strerror", None) or repr(error)) from error
+        except OSError as error:
+            raise _away(self, error.strerror or repr(error)) from error
+        except http.client.HTTPException as error:
+            raise _away(self, "what answers there does not speak HTTP") from error
         finally:
             connection.close()
         if response.status != http.client.OK:
@@ -234,9 +236,8 @@ class HttpTransport:
         return answer, None if length is None else int(length)
 
 
-def _ready(index: list[dict[str, str]]) -> list[str]:
-    # A model that failed to load is in the index too, with another state and a reason.
-    return sorted({model["name"] for model in index if model.get("state", "READY") == "READY"})
+def _names(statistics: list[dict[str, Any]]) -> list[str]:
+    return sorted({model["name"] for model in statistics})
 
 
 def _error_text(answer: bytes) -> str:

@@ -48,6 +48,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         with hidden.open("rb") as file:
             os.fsync(file.fileno())
         hidden.replace(path)
+    except BrokenPipeError:
+        # Not of this file: whoever reads what the block prints has gone.
+        raise
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror or error}") from error
     finally:

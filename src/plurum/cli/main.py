@@ -11,6 +11,7 @@ import typer
 
 from plurum import __version__
 from plurum.cli.export import export
+from plurum.cli.predict import predict
 from plurum.cli.serve import serve
 from plurum.errors import PlurumError
 
@@ -44,6 +45,7 @@ def _root(
 
 
 app.command()(export)
+app.command()(predict)
 app.command()(serve)
 
 

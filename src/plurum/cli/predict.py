@@ -36,9 +36,12 @@ def predict(
     Answers go to standard output, in the order of the images; all else goes to standard error. Exit code 0: every
     image has an answer; 1: some have none, each named; 2: nothing could be asked.
 
-    Examples:
+    [bold]Examples[/bold]
+
       plurum predict scan.png
+
       plurum predict scans/ --csv answers.csv
+
       plurum predict scans/ --json --url 127.0.0.1:9001 | jq -r 'select(.review) | .path'
     """
     from plurum.client import EnsembleClient, Failure, csv_report, image_files, json_line, table_from_answers
@@ -72,8 +75,8 @@ def _answers(client: EnsembleClient, files: list[Path], batch_size: int) -> Iter
     from plurum.client import Failure
 
     console = Console(stderr=True)
-    # Rich would send what goes to standard output to standard error, too.
-    with Progress(console=console, transient=True, redirect_stdout=False) as progress:
+    # Left to itself Rich would send what goes to standard output to standard error, too.
+    with Progress(console=console, transient=True, redirect_stdout=False, disable=not console.is_terminal) as progress:
         answers = client.stream(files, batch_size=batch_size)
         for path, answer in progress.track(zip(files, answers, strict=True), len(files), description="Asking"):
             if isinstance(answer, Failure):
