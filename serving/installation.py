@@ -80,10 +80,11 @@ def lay_out(triton: Triton, folder: Path) -> Layout:
     if triton.wheel is None:
         return Layout((), dict(os.environ))
     _check_numpy()
-    stub = triton.wheel / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / _STUB
+    stub = triton.wheel / "python_backend_stubs" / sysconfig.get_python_version() / _STUB
     if not stub.is_file():
-        known = ", ".join(sorted(path.parent.name for path in stub.parent.parent.glob(f"*/{_STUB}")))
-        raise ServerError(f"nvidia-pytriton serves Python {known}; this is {sys.version.split()[0]}")
+        versions = [path.parent.name for path in stub.parent.parent.glob(f"*/{_STUB}")]
+        known = ", ".join(sorted(versions, key=lambda version: int(version.partition(".")[2])))
+        raise ServerError(f"nvidia-pytriton serves Python {known}; this is {sysconfig.get_python_version()}")
     backends, libraries = folder / "backends", folder / "lib"
     _write_backends(triton.wheel, stub, backends)
     _link_libpython(libraries)
@@ -147,7 +148,7 @@ def _check_stub(stub: Path, environment: dict[str, str]) -> None:
     if outcome.returncode != 127:
         return
     reason = (outcome.stderr.strip().splitlines() or ["no reason given"])[-1].rpartition(": error while ")[2]
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    version = sysconfig.get_python_version()
     raise ServerError(
         f"Triton's Python backend can't start with this Python ({sys.executable}): {reason}; install its shared "
         f"library (Debian, Ubuntu: apt-get install libpython{version}) or use a Python that has one (uv, conda)"

@@ -13,6 +13,10 @@ _log = logging.getLogger(__name__)
 # E0102 03:04:05.678901 23 model_lifecycle.cc:654] "failed to load 'x' version 1: Internal: …"
 _ERROR = re.compile(r'^E\d{4} [^\]]*\] "?(?P<text>.*)')
 _FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)", re.DOTALL)
+# A stack trace, its line ends written as two characters; the log keeps it.
+_TRACE = re.compile(r"\\n\\n?At:.*", re.DOTALL)
+# An error at every start without a GPU.
+_HARMLESS = ("CudaDriverHelper has not been initialized",)
 _LONGEST = 400
 
 
@@ -40,9 +44,10 @@ class TritonLog:
         """Return the first model's failure, else the first error, else the last line, shortened."""
         text = self.path.read_text(errors="replace") if self.path.is_file() else ""
         errors = [match["text"] for match in map(_ERROR.match, text.splitlines()) if match]
+        errors = [error for error in errors if not error.startswith(_HARMLESS)]
         failures = [match for match in map(_FAILED.search, errors) if match]
         if failures:
             reason = f"model {failures[0]['model']!r} can't be loaded: {failures[0]['reason']}"
         else:
             reason = next(iter(errors or text.splitlines()[-1:]), "its log is empty")
-        return reason.strip().removesuffix('"')[:_LONGEST]
+        return _TRACE.sub("", reason).strip().removesuffix('"')[:_LONGEST]

@@ -76,6 +76,7 @@ class Server:
         self._folder: Path | None = None
         self._models: list[str] = []
         self._ensemble: Ensemble | None = None
+        self._ready = False
         self._failed = False
 
     def __enter__(self) -> Server:
@@ -135,16 +136,9 @@ class Server:
             if time.monotonic() > deadline:
                 raise self._failure(f"was not ready after {self._settings.start_timeout_s:g} s")
             time.sleep(_POLL_S)
-        if self._ensemble is None:
-            return
-        from tritonclient.utils import InferenceServerException
-
-        from plurum.serving.probe import ask
-
-        try:
-            ask(self.urls.grpc, self._ensemble, self._models, timeout_s=max(1.0, deadline - time.monotonic()))
-        except InferenceServerException as error:
-            raise self._failure(f"did not answer a first question ({error.message()})") from error
+        if self._ensemble is not None:
+            self._ask(self._ensemble, max(1.0, deadline - time.monotonic()))
+        self._ready = True
 
     def check(self) -> None:
         """Forward what Triton has logged, and make sure that it still runs.
@@ -157,7 +151,7 @@ class Server:
             raise ServerError("the server was not started")
         code = self._process.poll()
         if code is not None:
-            raise self._failure(f"ended by itself with exit code {code}")
+            raise self._failure(f"{'ended by itself' if self._ready else 'did not start'} (exit code {code})")
 
     def stop(self) -> None:
         """End the server: requests in flight are answered, then every process and file of it goes."""
@@ -209,6 +203,16 @@ class Server:
                 start_new_session=True,
             )
 
+    def _ask(self, ensemble: Ensemble, timeout_s: float) -> None:
+        from tritonclient.utils import InferenceServerException
+
+        from plurum.serving.probe import ask
+
+        try:
+            ask(self.urls.grpc, ensemble, self._models, timeout_s)
+        except InferenceServerException as error:
+            raise self._failure(f"did not answer a first question ({error.message()})") from error
+
     def _is_ready(self) -> bool:
         host, _, port = self.urls.http.removeprefix("http://").rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=1)
@@ -222,7 +226,11 @@ class Server:
 
     def _failure(self, what: str) -> ServerError:
         self._failed = True
-        return ServerError(f"Triton {what}: {self.log.reason()}; its whole log is in {self.log.path}")
+        reason = self.log.reason()
+        if self._folder is not None:
+            # The view is gone by the time this is read.
+            reason = reason.replace(str(self._folder / "models"), str(self._repository))
+        return ServerError(f"Triton {what}: {reason}; its whole log is in {self.log.path}")
 
 
 def _uses_gpu(triton: Triton) -> bool:

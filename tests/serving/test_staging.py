@@ -1,0 +1,107 @@
+"""What Triton is given of a repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from plurum.errors import RepositoryError
+from plurum.serving.staging import are_complete, model_folders, read_config, stage
+
+
+def write_model(repository: Path, name: str, config: str) -> Path:
+    version = repository / name / "1"
+    version.mkdir(parents=True)
+    (version / "model.onnx").write_bytes(b"graph")
+    (repository / name / "config.pbtxt").write_text(config)
+    return version
+
+
+def filled(tmp_path: Path, config: str, cores: int, *, name: str = "member", cpu_only: bool = True) -> tuple[int, str]:
+    """Return how many instances and threads a staged model has, 0 and '' where Triton is left to decide."""
+    write_model(tmp_path / "repository", name, config)
+    (config_of,) = stage(tmp_path / "repository", tmp_path / "staged", cores, cpu_only=cpu_only)
+    written: Any = text_format.Parse(
+        (tmp_path / "staged" / name / "config.pbtxt").read_text(), model_config_pb2.ModelConfig()
+    )
+    assert written == config_of
+    key = "intra_op_thread_count"
+    return sum(group.count for group in written.instance_group), (
+        written.parameters[key].string_value if key in written.parameters else ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("cores", "expected"), [(1, (1, "1")), (2, (2, "1")), (4, (4, "1")), (8, (4, "2")), (30, (4, "7"))]
+)
+def test_members_share_the_cores(tmp_path: Path, cores: int, expected: tuple[int, str]) -> None:
+    assert filled(tmp_path, 'backend: "onnxruntime"', cores) == expected
+
+
+def test_stated_instances_win(tmp_path: Path) -> None:
+    config = 'backend: "onnxruntime" instance_group { count: 1 } instance_group { count: 1 kind: KIND_CPU }'
+    assert filled(tmp_path, config, 8) == (2, "4")
+
+
+def test_stated_threads_win(tmp_path: Path) -> None:
+    config = 'backend: "onnxruntime" parameters { key: "intra_op_thread_count" value { string_value: "3" } }'
+    assert filled(tmp_path, config, 4) == (1, "3")
+
+
+def test_on_a_gpu_triton_places_members(tmp_path: Path) -> None:
+    assert filled(tmp_path, 'backend: "onnxruntime"', 8, cpu_only=False) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "instances"),
+    [
+        ("preprocess", 'backend: "python"', 3),
+        ("preprocess", 'backend: "python" instance_group { count: 1 }', 1),
+        ("voter", 'backend: "python"', 0),
+        ("ensemble", 'platform: "ensemble"', 0),
+    ],
+)
+def test_other_models(tmp_path: Path, name: str, config: str, instances: int) -> None:
+    assert filled(tmp_path, config, 3, name=name) == (instances, "")
+
+
+def test_the_view_is_links_and_the_repository_stays(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    version = write_model(repository, "member", 'backend: "onnxruntime"')
+    (repository / "ensemble.json").write_text("{}")
+    (repository / "report").mkdir()
+    (repository / ".new" / "1").mkdir(parents=True)
+    (repository / ".new" / "config.pbtxt").write_text("half-writ")
+    stage(repository, tmp_path / "staged", 2, cpu_only=True)
+    assert {path.name for path in (tmp_path / "staged").iterdir()} == {"member", "ensemble.json"}
+    assert (tmp_path / "staged" / "member" / "1").readlink() == version
+    assert (repository / "member" / "config.pbtxt").read_text() == 'backend: "onnxruntime"'
+
+
+def test_where_there_is_no_repository(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"absent is not there; a model repository is a folder"):
+        model_folders(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(RepositoryError, match=r"file is a file; a model repository is a folder"):
+        model_folders(tmp_path / "file")
+    (tmp_path / "something").mkdir()
+    with pytest.raises(RepositoryError, match=r"no folder in it has a config\.pbtxt; plurum export RUN"):
+        model_folders(tmp_path)
+
+
+def test_a_config_that_is_none(tmp_path: Path) -> None:
+    write_model(tmp_path, "member", "max_batch_sice: 3")
+    with pytest.raises(RepositoryError, match=r"member/config\.pbtxt is no model configuration: .*max_batch_sice"):
+        read_config(tmp_path / "member")
+
+
+def test_complete_configs(tmp_path: Path) -> None:
+    whole = 'input { name: "A" } output { name: "B" }'
+    write_model(tmp_path, "whole", whole)
+    write_model(tmp_path, "half", 'input { name: "A" }')
+    assert are_complete([read_config(tmp_path / "whole")])
+    assert not are_complete([read_config(tmp_path / name) for name in ("whole", "half")])
