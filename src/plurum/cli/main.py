@@ -11,8 +11,10 @@ import typer
 
 from plurum import __version__
 from plurum.cli.export import export
+from plurum.cli.fit import fit
 from plurum.cli.predict import predict
 from plurum.cli.serve import serve
+from plurum.cli.train import train
 from plurum.errors import PlurumError
 
 __all__ = ["app", "run"]
@@ -45,8 +47,10 @@ def _root(
 
 
 app.command()(export)
+app.command()(fit)
 app.command()(predict)
 app.command()(serve)
+app.command()(train)
 
 
 def run() -> None:

@@ -1,0 +1,23 @@
+"""Images → members: data sets, splits by patient, trainer and checkpoints; and members → an ensemble that is fitted.
+
+The trainer itself, which imports PyTorch, is `plurum.training.trainer`.
+"""
+
+from plurum.training.data import LabelledImages
+from plurum.training.fit import FitReport, fit_report, fit_run
+from plurum.training.members import Training, train_run
+from plurum.training.settings import FitSettings, TrainSettings, settings_from
+from plurum.training.sources import load_data
+
+__all__ = [
+    "FitReport",
+    "FitSettings",
+    "LabelledImages",
+    "TrainSettings",
+    "Training",
+    "fit_report",
+    "fit_run",
+    "load_data",
+    "settings_from",
+    "train_run",
+]

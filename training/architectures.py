@@ -1,0 +1,102 @@
+"""timm's architectures: their names, and models made by them."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from plurum.errors import SettingsError, needs_extra
+from plurum.spec import ImageSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["check_architectures", "check_input", "member_names", "model_from_arch"]
+
+
+def check_architectures(archs: Sequence[str]) -> None:
+    """Make sure that timm knows all of `archs`.
+
+    Raises:
+        SettingsError: it doesn't know one; names like it are told.
+        MissingExtraError: timm is not installed.
+    """
+    with needs_extra("training"):
+        import timm
+    for arch in archs:
+        base, _, tag = arch.partition(".")
+        if not timm.is_model(base):
+            raise SettingsError(f"timm has no architecture {arch!r}{_like(base)}")
+        if tag and arch not in timm.list_pretrained(f"{base}.*"):
+            tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
+            raise SettingsError(f"timm has no weights {arch!r} for the architecture {base}; those it has: {tags}")
+
+
+def member_names(archs: Sequence[str]) -> tuple[str, ...]:
+    """Return a name for each member: its architecture, with -2, -3, … where one comes again."""
+    seen: Counter[str] = Counter()
+    names = []
+    for arch in archs:
+        seen[arch] += 1
+        names.append(arch if seen[arch] == 1 else f"{arch}-{seen[arch]}")
+    return tuple(names)
+
+
+def model_from_arch(arch: str, classes: int, seed: int, *, pretrained: bool = False) -> nn.Module:
+    """Return a new model, float32 on the CPU, whose random weights depend on `seed` alone.
+
+    Raises:
+        SettingsError: timm's pretrained weights are asked for and can't be had.
+    """
+    import timm
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model: nn.Module = timm.create_model(arch, num_classes=classes, pretrained=pretrained)
+        except (OSError, RuntimeError, ValueError) as error:
+            if not pretrained:
+                raise
+            raise SettingsError(
+                f"timm's weights for {arch!r} can't be had ({str(error).splitlines()[0]}); they are downloaded "
+                f"once, from the Hugging Face Hub: try again with a network, or train without --pretrained"
+            ) from error
+    return model
+
+
+def check_input(model: nn.Module, arch: str, classes: int, image: ImageSpec) -> None:
+    """Make sure that `model` takes images of this size and answers one logit per class.
+
+    Raises:
+        SettingsError: it doesn't; many transformers take one size alone.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            logits = model.eval()(torch.zeros(2, 3, image.height, image.width))
+    except Exception as error:  # timm's models refuse with whatever their layers raise
+        made_for = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))[-1]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingsError(
+            f"{arch} can't take images of {image.width} x {image.height} pixels ({reason}); it was made for "
+            f"{made_for} x {made_for}: try --image-size {made_for}, or another --arch"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        raise SettingsError(f"{arch} does not answer one logit per class; name another --arch")
+
+
+def _like(base: str) -> str:
+    """Return what to try instead of `base`, as the end of a sentence."""
+    import timm
+
+    if base in timm.list_modules():
+        names = timm.list_models(module=base)[:5]
+        return f", which is a family of them; it has {', '.join(names)}, …" if names else ""
+    near = difflib.get_close_matches(base.lower(), [*timm.list_models(), *timm.list_modules()], n=5)
+    if near:
+        return f"; did you mean {', '.join(near)}?"
+    return "; timm.list_models() names them all, for example resnet18, efficientnet_b0, densenet121"

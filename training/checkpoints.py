@@ -1,0 +1,57 @@
+"""Members on disk: weights, contract and history, whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+from plurum.errors import needs_extra
+from plurum.files import sha256_of, whole_folder
+from plurum.run import DataContract, Run
+from plurum.spec import Member, write_contract
+from plurum.training.trainer import Epoch, Trained
+
+__all__ = ["write_member"]
+
+
+def write_member(run: Run, contract: DataContract, name: str, arch: str, trained: Trained) -> Member:
+    """Write the member's folder in one step and return its contract.
+
+    Args:
+        run: Where it goes.
+        contract: What it was trained on.
+        name: Of the member and of its folder.
+        arch: What `timm.create_model` takes.
+        trained: What came out of its training.
+
+    Raises:
+        OutputError: the folder can't be written.
+    """
+    with needs_extra("training"):
+        from safetensors.torch import save_file
+    with whole_folder(run.member_folder(name)) as folder:
+        save_file(trained.weights, folder / "checkpoint.safetensors")
+        _write_history(folder / "history.csv", trained.history)
+        member = Member(
+            name=name,
+            arch=arch,
+            sha256=sha256_of(folder / "checkpoint.safetensors"),
+            classes=contract.classes,
+            image=contract.image,
+            parameters=trained.parameters,
+            seed=trained.seed,
+            precision=trained.precision,
+            epochs=len(trained.history),
+            best_epoch=trained.best.epoch,
+            validation=trained.validation,
+        )
+        write_contract(folder / "member.json", member)
+    return member
+
+
+def _write_history(path: Path, history: tuple[Epoch, ...]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(field.name for field in dataclasses.fields(Epoch))
+        writer.writerows(dataclasses.astuple(epoch) for epoch in history)

@@ -1,0 +1,92 @@
+"""Dividing images into training, validation and test: by class, and never through a patient."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.errors import DataError
+from plurum.run import Split
+
+__all__ = ["SHARES", "check_splits", "stratified_splits"]
+
+# Of the images of each class.
+SHARES: dict[Split, float] = {"train": 0.64, "validation": 0.16, "test": 0.2}
+
+
+def stratified_splits(
+    labels: npt.NDArray[np.int64], patients: Sequence[str], classes: Sequence[str], seed: int
+) -> tuple[Split, ...]:
+    """Return the split of each image, such that every class is in every split, in `SHARES` as nearly as possible.
+
+    All images of a patient go the same way, whatever their classes; an image without a patient (an empty string)
+    goes alone. Groups are shuffled, then placed from the largest to the smallest, each where most is missing.
+
+    Args:
+        labels: `[images]`, indices into `classes`.
+        patients: One per image.
+        classes: Their names, for messages.
+        seed: What the shuffling draws from.
+
+    Raises:
+        DataError: a class has too few images or patients to be in every split.
+    """
+    groups: dict[str | int, list[int]] = defaultdict(list)
+    for row, patient in enumerate(patients):
+        groups[patient or row].append(row)
+    # A patient with several classes counts for the one that most of the images show.
+    strata: dict[int, list[list[int]]] = defaultdict(list)
+    for rows in groups.values():
+        strata[Counter(labels[rows].tolist()).most_common(1)[0][0]].append(rows)
+    splits: list[Split] = ["train"] * len(labels)
+    rng = np.random.default_rng(seed)
+    for _, stratum in sorted(strata.items()):
+        order = rng.permutation(len(stratum))
+        for rows, split in _placed(sorted((stratum[i] for i in order), key=len, reverse=True)):
+            for row in rows:
+                splits[row] = split
+    check_splits(labels, patients, splits, classes)
+    return tuple(splits)
+
+
+def check_splits(
+    labels: npt.NDArray[np.int64], patients: Sequence[str], splits: Sequence[Split], classes: Sequence[str]
+) -> None:
+    """Make sure that every class is in every split.
+
+    Raises:
+        DataError: one is not; it is named with its count.
+    """
+    where = np.asarray(splits)
+    for index, name in enumerate(classes):
+        rows = np.flatnonzero(labels == index)
+        missing = [split for split in SHARES if not (where[rows] == split).any()]
+        if missing:
+            known = {patients[row] for row in rows} - {""}
+            of = f" of {_counted(len(known), 'patient')}" if known else ""
+            raise DataError(
+                f"class {name!r} has {_counted(len(rows), 'image')}{of}, and none for {' and '.join(missing)}: at "
+                f"least 3 {'patients' if known else 'images'} are needed, one for each of {', '.join(SHARES)}"
+            )
+
+
+def _placed(groups: list[list[int]]) -> list[tuple[list[int], Split]]:
+    """Return where each group of one class goes; no split stays empty where there are three groups."""
+    total = sum(map(len, groups))
+    missing = {split: share * total for split, share in SHARES.items()}
+    empty = list(SHARES)
+    placed: list[tuple[list[int], Split]] = []
+    for left, rows in zip(range(len(groups), 0, -1), groups, strict=True):
+        split = max(empty if left <= len(empty) else SHARES, key=missing.__getitem__)
+        missing[split] -= len(rows)
+        if split in empty:
+            empty.remove(split)
+        placed.append((rows, split))
+    return placed
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
