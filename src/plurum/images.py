@@ -8,14 +8,18 @@ Legend: `[height, width, 3]` arrays are uint8, 0 to 255, RGB.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import io
+import logging
 import struct
 import warnings
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 
 __all__ = ["FORMATS", "MAX_PIXELS", "MIN_SIDE", "UnreadableImageError", "open_image", "pixels_from_image"]
 
@@ -39,7 +43,6 @@ _EIGHT_BIT_MODES = (
     "LAB",
     "HSV",
     "RGBX",
-    "La",
     "RGBa",
 )
 
@@ -57,6 +60,7 @@ def open_image(data: bytes) -> Image.Image:
         UnreadableImageError: not such an image, truncated, smaller than `MIN_SIDE` on a side or larger than
             `MAX_PIXELS` in all.
     """
+    _silence_decoders()
     try:
         with warnings.catch_warnings():
             # Pillow warns of sizes we refuse below, and of odd metadata that does not touch the pixels.
@@ -124,10 +128,23 @@ def pixels_from_image(
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
         # Unreadable metadata says nothing about the orientation; the pixels are whole.
         return image
+
+
+@functools.cache
+def _silence_decoders() -> None:
+    """Keep the TIFF decoders from writing to standard error; what matters of that reaches us as exceptions."""
+    logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
+    # libtiff does so behind Python's back. A Pillow that was not linked as the wheels are keeps its noise.
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(_imaging.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

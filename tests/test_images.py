@@ -1,0 +1,430 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from plurum.images import MIN_SIDE, UnreadableImageError, open_image, pixels_from_image
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def seen(data: bytes, side: int = 16, **options: Any) -> Pixels:
+    return pixels_from_image(open_image(data), height=side, width=side, **options)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, depth: int, colour: int, body: bytes, *extra: bytes) -> bytes:
+    """A PNG by hand: Pillow neither writes 16-bit colour nor headers that lie."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
+
+
+def tiff(width: int, height: int, bits: tuple[int, ...], body: bytes) -> bytes:
+    """A little-endian, uncompressed TIFF of one strip, RGB or grey by the number of `bits`."""
+    entries = 8
+    extra = 8 + 2 + entries * 12 + 4
+    bits_value = extra if len(bits) > 2 else bits[0]
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, len(bits), bits_value),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2 if len(bits) == 3 else 1),
+        (273, 4, 1, extra + 6),
+        (277, 3, 1, len(bits)),
+        (279, 4, 1, len(body)),
+    ]
+    directory = struct.pack("<H", entries) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + b"\0" * 4
+    return b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<3H", *(bits * 3)[:3]) + body
+
+
+def gradient(height: int = 16, width: int = 16) -> Pixels:
+    """No two rows, columns or channels are alike, so that no turn of it looks like another."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    pixels: Pixels = np.stack([rows * 8 + 20, columns * 8 + 60, (rows + columns) * 4 + 100], axis=-1).astype(np.uint8)
+    return pixels
+
+
+# By EXIF number: what a camera did to the upright pixels before it stored them.
+STORED: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a.transpose(1, 0, 2)[::-1],
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    upright = gradient(24, 16)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    data = encoded(Image.fromarray(np.ascontiguousarray(STORED[orientation](upright))), kind, exif=exif, **options)
+    pixels = pixels_from_image(open_image(data), height=24, width=16)
+    np.testing.assert_allclose(pixels.astype(int), upright.astype(int), atol=4 if kind == "JPEG" else 0)
+
+
+def test_broken_exif_leaves_the_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "a maker's name that does not fit in four bytes"
+    good = encoded(Image.fromarray(gradient()), "PNG", exif=exif)
+    start = good.index(b"eXIf")
+    length = struct.unpack(">I", good[start - 4 : start])[0]
+    cut = good[: start - 4] + chunk(b"eXIf", good[start + 4 : start + 4 + 12]) + good[start + 8 + length :]
+    np.testing.assert_array_equal(seen(cut), gradient())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_transparent_pixels_are_laid_over_white(kind: str) -> None:
+    colour = np.full((16, 16, 4), (200, 100, 0, 0), dtype=np.uint8)
+    colour[8:, :, 3] = 255
+    colour[:, 0, 3] = 128
+    pixels = seen(encoded(Image.fromarray(colour), kind))
+    assert (pixels[:8, 1:] == 255).all()
+    assert (pixels[8:, 1:] == (200, 100, 0)).all()
+    np.testing.assert_allclose(pixels[0, 0], (227, 177, 127), atol=1)
+
+
+def test_transparent_grey_is_laid_over_white() -> None:
+    grey = np.zeros((16, 16, 2), dtype=np.uint8)
+    grey[8:] = (60, 255)
+    pixels = seen(encoded(Image.fromarray(grey, "LA")))
+    assert (pixels[:8] == 255).all()
+    assert (pixels[8:] == 60).all()
+
+
+def test_transparent_palette_colours_are_laid_over_white() -> None:
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30, 40, 50, 60])
+    image.paste(2, (0, 8, 16, 16))
+    pixels = seen(encoded(image, transparency=1))
+    assert (pixels[:8] == 255).all()
+    assert (pixels[8:] == (40, 50, 60)).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_high_byte(kind: str) -> None:
+    values = (np.arange(256, dtype=np.uint16).reshape(16, 16) << 8) + 0x7F
+    pixels = seen(encoded(Image.fromarray(values), kind))
+    assert (pixels == np.arange(256, dtype=np.uint8).reshape(16, 16, 1)).all()
+
+
+def test_16_bit_colour_png_keeps_its_high_bytes() -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in ((gradient().astype(np.uint16) << 8) + 0x7F).astype(">u2"))
+    np.testing.assert_array_equal(seen(png(16, 16, 16, 2, rows)), gradient())
+
+
+def test_16_bit_colour_tiff_keeps_its_high_bytes() -> None:
+    body = ((gradient().astype("<u2") << 8) + 0x7F).tobytes()
+    np.testing.assert_array_equal(seen(tiff(16, 16, (16, 16, 16), body)), gradient())
+
+
+def test_one_bit_is_black_and_white() -> None:
+    half = np.zeros((16, 16), dtype=np.uint8)
+    half[:, 8:] = 255
+    for kind in ("PNG", "TIFF"):
+        pixels = seen(encoded(Image.fromarray(half).convert("1"), kind))
+        assert (pixels == half[..., None]).all()
+
+
+def test_palette_becomes_its_colours() -> None:
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    assert (seen(encoded(image)) == (10, 20, 30)).all()
+
+
+def test_cmyk_jpeg_becomes_rgb() -> None:
+    ink = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    np.testing.assert_allclose(seen(encoded(ink, "JPEG", quality=100)), np.full((16, 16, 3), (255, 0, 0)), atol=3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "PA", "1", "CMYK", "YCbCr", "HSV", "RGBX", "I;16"])
+def test_every_mode_that_is_taken_can_be_reduced(mode: str) -> None:
+    for colour in ("rgb", "grey"):
+        pixels = pixels_from_image(Image.new(mode, (20, 20)), height=9, width=8, colour=colour)
+        assert pixels.shape == (9, 8, 3)
+        assert pixels.dtype == np.uint8
+
+
+@pytest.mark.parametrize("values", [np.ones((16, 16), np.float32), np.ones((16, 16), np.int32)])
+def test_pixels_without_a_known_range_are_refused(values: Any) -> None:
+    with pytest.raises(UnreadableImageError, match=r"mode '(F|I)'"):
+        seen(encoded(Image.fromarray(values), "TIFF"))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (MIN_SIDE - 1, 100), (100, MIN_SIDE - 1)])
+def test_too_small_is_refused(width: int, height: int) -> None:
+    with pytest.raises(UnreadableImageError, match=f"image of {width} x {height} pixels is too small"):
+        open_image(encoded(Image.new("RGB", (width, height))))
+
+
+def test_smallest_is_taken() -> None:
+    assert open_image(encoded(Image.new("RGB", (MIN_SIDE, MIN_SIDE)))).size == (MIN_SIDE, MIN_SIDE)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        # Its data is cut short: decoding it would find that, and say so instead.
+        png(20_000, 20_000, 8, 2, b"\0" * 20_000),
+        png(2**31 - 1, 2**31 - 1, 8, 2, b""),
+        tiff(20_000, 20_000, (8,), b"\0" * 20_000),
+    ],
+    ids=["png", "largest png", "tiff"],
+)
+def test_too_large_is_refused_before_it_is_decoded(data: bytes) -> None:
+    with pytest.raises(UnreadableImageError):
+        open_image(data)
+    tracemalloc.start()
+    begin = time.perf_counter()
+    with pytest.raises(UnreadableImageError, match="too large"):
+        open_image(data)
+    taken_s = time.perf_counter() - begin
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken_s < 0.1
+    assert peak_bytes < 10_000_000
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_truncated_is_refused(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    options = {"compression": "tiff_lzw"} if kind == "TIFF" else {}
+    whole = encoded(Image.fromarray(noise), kind, **options)
+    assert open_image(whole).size == (64, 64)
+    with pytest.raises(UnreadableImageError):
+        open_image(whole[: len(whole) // 2])
+
+
+def test_broken_checksum_is_refused() -> None:
+    data = bytearray(encoded(Image.fromarray(gradient())))
+    data[data.index(b"IDAT") + 20] ^= 0xFF
+    with pytest.raises(UnreadableImageError, match="corrupt or truncated"):
+        open_image(bytes(data))
+
+
+@pytest.mark.parametrize("data", [b"", b"a", b"patient,label\n1,CE\n", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"II*\0"])
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(UnreadableImageError):
+        open_image(data)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM", "WEBP", "JPEG2000"])
+def test_other_formats_are_refused(kind: str) -> None:
+    with pytest.raises(UnreadableImageError, match="no JPEG, PNG or TIFF image"):
+        open_image(encoded(Image.fromarray(gradient()), kind))
+
+
+def test_compressed_text_does_not_fill_memory() -> None:
+    notes = PngInfo()
+    notes.add_text("note", "x", zip=True)
+    small = encoded(Image.fromarray(gradient()), pnginfo=notes)
+    bomb = chunk(b"zTXt", b"note\0\0" + zlib.compress(b"\0" * 300_000_000))
+    start = small.index(b"zTXt") - 4
+    data = small[:start] + bomb + small[start:]
+    tracemalloc.start()
+    with contextlib.suppress(UnreadableImageError):
+        seen(data)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(data) < 1_000_000
+    assert peak_bytes < 100_000_000
+
+
+def test_first_frame_is_taken() -> None:
+    first, second = Image.fromarray(gradient()), Image.new("RGB", (16, 16), "red")
+    np.testing.assert_array_equal(seen(encoded(first, "TIFF", save_all=True, append_images=[second])), gradient())
+
+
+def test_stretch_takes_the_whole_and_crop_its_centre() -> None:
+    wide = np.repeat(np.arange(0, 240, 5, dtype=np.uint8)[None, :, None], 16, axis=0).repeat(3, axis=2)
+    data = encoded(Image.fromarray(wide))
+    np.testing.assert_array_equal(seen(data, resize="crop"), wide[:, 16:32])
+    stretched = seen(data, resize="stretch")
+    assert stretched[0, 0, 0] < 10
+    assert stretched[0, -1, 0] > 225
+
+
+def test_crop_cuts_the_centre_of_a_tall_image_too() -> None:
+    tall = gradient(28, 16)
+    np.testing.assert_array_equal(seen(encoded(Image.fromarray(tall)), resize="crop"), tall[6:22])
+
+
+def test_reduction_is_antialiased() -> None:
+    """Every second column white: sampling without antialiasing would give black or white, not grey."""
+    stripes = np.zeros((64, 64), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    pixels = seen(encoded(Image.fromarray(stripes)), side=16)
+    assert pixels.min() > 100
+    assert pixels.max() < 156
+
+
+def test_grey_is_luminance_in_three_equal_channels() -> None:
+    red = Image.new("RGB", (16, 16), (255, 0, 0))
+    assert (seen(encoded(red), colour="grey") == 76).all()
+    assert (seen(encoded(red), colour="rgb") == (255, 0, 0)).all()
+    grey = Image.fromarray(gradient()[..., 0])
+    np.testing.assert_array_equal(seen(encoded(grey)), gradient()[..., :1].repeat(3, axis=-1))
+
+
+def test_height_comes_before_width() -> None:
+    assert pixels_from_image(Image.new("RGB", (30, 20)), height=8, width=12).shape == (8, 12, 3)
+
+
+def corpus() -> list[bytes]:
+    image = Image.fromarray(gradient())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "maker"
+    notes = PngInfo()
+    notes.add_text("note", "text" * 20, zip=True)
+    grey_16 = Image.fromarray(gradient()[..., 0].astype(np.uint16) * 257)
+    return [
+        encoded(image, "JPEG", exif=exif),
+        encoded(image, "JPEG", progressive=True),
+        encoded(image.convert("CMYK"), "JPEG"),
+        encoded(image, exif=exif, pnginfo=notes, icc_profile=b"profile" * 9, dpi=(72, 72)),
+        encoded(image.convert("P"), transparency=3),
+        encoded(image.convert("LA")),
+        encoded(grey_16),
+        encoded(image, "TIFF", exif=exif),
+        encoded(image, "TIFF", compression="tiff_lzw"),
+        encoded(image, "TIFF", compression="jpeg"),
+        encoded(image.convert("1"), "TIFF", compression="group4"),
+        encoded(image.convert("RGBA"), "TIFF", compression="tiff_adobe_deflate"),
+        encoded(image.convert("P"), "TIFF", compression="packbits"),
+        encoded(image.convert("LAB"), "TIFF"),
+        encoded(grey_16, "TIFF"),
+    ]
+
+
+CORPUS = corpus()
+EDITS = st.lists(
+    st.tuples(
+        st.integers(0, 4000),
+        st.integers(0, 12),
+        st.sampled_from([b"", b"\0", b"\xff", b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff"]) | st.binary(max_size=8),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def mutated(data: bytes, edits: list[tuple[int, int, bytes]], keep: float) -> bytes:
+    for place, removed, added in edits:
+        at = place % len(data)
+        data = (data[:at] + added + data[at + removed :]) or b"\0"
+    return data[: max(1, round(len(data) * keep))]
+
+
+@settings(deadline=None, max_examples=500)
+@given(
+    seed=st.sampled_from(CORPUS),
+    edits=EDITS,
+    keep=st.just(1.0) | st.floats(0, 1),
+    resize=st.sampled_from(("stretch", "crop")),
+)
+def test_broken_bytes_raise_nothing_else(
+    seed: bytes, edits: list[tuple[int, int, bytes]], keep: float, resize: Literal["stretch", "crop"]
+) -> None:
+    """Warnings are errors here, so that none leaks either."""
+    data = mutated(seed, edits, keep)
+    if too_many_pixels_for_a_test(data):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            pixels = seen(data, side=8, resize=resize)
+        except UnreadableImageError:
+            return
+    assert pixels.shape == (8, 8, 3)
+
+
+def too_many_pixels_for_a_test(data: bytes) -> bool:
+    """Tell what is legal but takes seconds to decode: a header that was edited to say 7,000 × 8,000."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            width, height = Image.open(io.BytesIO(data)).size
+    except Exception:
+        return False
+    return 1_000_000 < width * height <= 64_000_000
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_raise_nothing_else(data: bytes) -> None:
+    for magic in (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"):
+        with pytest.raises(UnreadableImageError):
+            open_image(magic + data)
+
+
+def test_broken_tiffs_write_nothing_to_standard_error(tmp_path: Path) -> None:
+    """The decoders' own complaints bypass Python, so only another process's standard error shows them."""
+    broken: list[bytes] = []
+    for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "group4"):
+        image = Image.fromarray(gradient()).convert("1" if compression == "group4" else "RGB")
+        data = encoded(image, "TIFF", compression=compression)
+        broken += [data[:at] + b"\xff\xff" + data[at + 2 :] for at in range(8, len(data) - 2, 3)]
+    (tmp_path / "broken").write_bytes(b"".join(struct.pack("<I", len(data)) + data for data in broken))
+    script = """
+import struct, sys
+from plurum.images import UnreadableImageError, open_image
+refused = 0
+with open(sys.argv[1], "rb") as file:
+    while head := file.read(4):
+        try:
+            open_image(file.read(struct.unpack("<I", head)[0]))
+        except UnreadableImageError:
+            refused += 1
+print(refused)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "broken")], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 50
+    assert done.stderr == ""
+
+
+def test_nothing_is_logged_of_a_broken_image(caplog: pytest.LogCaptureFixture) -> None:
+    data = tiff(16, 16, (8,), b"\0" * 256)
+    many_samples = data.replace(struct.pack("<HHII", 277, 3, 1, 1), struct.pack("<HHII", 277, 3, 1, 500))
+    assert many_samples != data
+    with caplog.at_level(logging.WARNING), pytest.raises(UnreadableImageError):
+        open_image(many_samples)
+    assert caplog.text == ""
