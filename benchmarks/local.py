@@ -1,0 +1,47 @@
+"""The members called in this process, with nothing around them: what a served answer is compared with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from plurum.spec import INPUT_PIXELS, LOGITS
+
+__all__ = ["LocalMembers"]
+
+
+class LocalMembers:
+    """One session per member, each with `threads` threads and ONNX Runtime's other settings as they come."""
+
+    def __init__(self, graphs: Sequence[Path], threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._sessions: list[Any] = [
+            ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"]) for graph in graphs
+        ]
+
+    def answer(self, pixels: npt.NDArray[np.uint8]) -> None:
+        """Run every member, one after the other, on uint8 `[batch, height, width, 3]`."""
+        for session in self._sessions:
+            session.run([LOGITS], {INPUT_PIXELS: pixels})
+
+    def loop(self, pixels: npt.NDArray[np.uint8], seconds: float) -> float:
+        """Return images per second of a plain loop over at least `seconds`, after one uncounted answer."""
+        self.answer(pixels)
+        images, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds:
+            self.answer(pixels)
+            images += len(pixels)
+        return images / elapsed
+
+    def loops(self, count: int, pixels: npt.NDArray[np.uint8], seconds: float) -> float:
+        """Return images per second of `count` such loops at once, in threads that share the sessions."""
+        with ThreadPoolExecutor(count) as pool:
+            return sum(pool.map(lambda _: self.loop(pixels, seconds), range(count)))
