@@ -23,7 +23,16 @@ from plurum.client.predictions import Failure
 from plurum.errors import ImageError
 from plurum.spec import IMAGE, INPUT_PIXELS
 
-__all__ = ["ENSEMBLE", "ENSEMBLE_PIXELS", "AnyImage", "Item", "batches", "item_from_image", "tensor_from_items"]
+__all__ = [
+    "ENSEMBLE",
+    "ENSEMBLE_PIXELS",
+    "AnyImage",
+    "Item",
+    "batches",
+    "item_from_image",
+    "name_of",
+    "tensor_from_items",
+]
 
 ENSEMBLE = "ensemble"
 ENSEMBLE_PIXELS = "ensemble_pixels"

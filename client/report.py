@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from plurum.client.predictions import Answer, Failure
-from plurum.errors import OutputError
 from plurum.files import whole_file
 
 __all__ = ["CsvReport", "csv_report", "json_line", "table_from_answers"]
@@ -61,8 +60,6 @@ def csv_report(path: Path, classes: Iterable[str]) -> Iterator[CsvReport]:
     Raises:
         OutputError: `path` can't be written.
     """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file")
     with whole_file(path) as hidden:
         report = CsvReport(hidden, classes)
         try:

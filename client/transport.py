@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from plurum.errors import ServerError, SettingsError, needs_extra
 
-__all__ = ["DEFAULT_PORTS", "RefusedError", "Transport", "WireProtocol", "transport_from_url"]
+__all__ = [
+    "DEFAULT_PORTS",
+    "GrpcTransport",
+    "HttpTransport",
+    "RefusedError",
+    "Transport",
+    "WireProtocol",
+    "transport_from_url",
+]
 
 WireProtocol = Literal["grpc", "http"]
 DEFAULT_PORTS: dict[WireProtocol, int] = {"grpc": 8001, "http": 8000}

@@ -26,7 +26,7 @@ from plurum.models import model_from_checkpoint
 from plurum.run import Run
 from plurum.spec import Ensemble, write_contract
 
-__all__ = ["repository_from_onnx", "repository_from_run"]
+__all__ = ["claim", "repository_from_onnx", "repository_from_run"]
 
 # Which files of ours each Python model finds beside it.
 _PREPROCESS = (("model_repository", "preprocess", "model.py"), ("images.py",))

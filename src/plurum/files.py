@@ -33,8 +33,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give a path to write to; it becomes `path` when the block ends well and is removed when it doesn't.
 
     Raises:
-        OutputError: the folder can't be made or written to, or the disk is full.
+        OutputError: the folder can't be made or written to, `path` is a folder, or the disk is full.
     """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

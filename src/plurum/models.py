@@ -26,15 +26,16 @@ def model_from_checkpoint(member: Member, checkpoint: Path) -> nn.Module:
     """
     with needs_extra("training"):
         import timm
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
     if not checkpoint.is_file():
         raise ContractError(f"{checkpoint} is missing; train the member {member.name!r} again")
     if sha256_of(checkpoint) != member.sha256:
         raise ContractError(f"{checkpoint} is not the file that member.json names: its SHA-256 is another")
-    model: nn.Module = timm.create_model(member.arch, num_classes=len(member.classes))
     try:
+        model: nn.Module = timm.create_model(member.arch, num_classes=len(member.classes))
         model.load_state_dict(load_file(checkpoint))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise ContractError(f"{checkpoint} does not fit the architecture {member.arch!r}: {reason}") from error
     return model.eval()

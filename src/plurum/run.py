@@ -14,14 +14,14 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from plurum.errors import ContractError, OutputError
-from plurum.spec import Contract, Ensemble, ImageSpec, Member, Sha256, Text, read_ensemble, read_member
+from plurum.spec import Classes, Contract, Ensemble, ImageSpec, Member, Sha256, Text, read_ensemble, read_member
 
 __all__ = ["DataContract", "Run", "Split", "Table"]
 
@@ -45,7 +45,7 @@ class DataContract(Contract):
     source: Text
     fingerprint: Sha256
     source_fingerprint: Sha256 | None = None
-    classes: Annotated[tuple[Text, ...], Field(min_length=2)]
+    classes: Classes
     image: ImageSpec
 
 
@@ -183,7 +183,7 @@ class Run:
                 patients=tuple(row["patient"] for row in rows),
                 splits=tuple(_split(row["split"]) for row in rows),
             )
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, csv.Error) as error:
             raise ContractError(f"{path} can't be read: {error!r}") from error
 
     def pixels(self) -> npt.NDArray[np.uint8]:
@@ -194,7 +194,7 @@ class Run:
         """
         path = self.data_folder / "pixels.npy"
         try:
-            pixels: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+            pixels: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:
             raise ContractError(f"{path} can't be read: {error}") from error
         return pixels

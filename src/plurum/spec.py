@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from plurum.errors import ContractError
 from plurum.files import write_text
@@ -24,6 +24,7 @@ __all__ = [
     "OUTPUTS",
     "RESERVED_NAMES",
     "Conformal",
+    "Contract",
     "Ensemble",
     "FittedOn",
     "ImageSpec",
@@ -59,6 +60,15 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"a class is named twice: {', '.join(names)}")
+    return names
+
+
+Classes = Annotated[tuple[Text, ...], Field(min_length=2), AfterValidator(_distinct)]
 
 
 class Contract(BaseModel):
@@ -129,7 +139,7 @@ class Member(Contract):
     arch: Text
     checkpoint: Text = "checkpoint.safetensors"
     sha256: Sha256
-    classes: tuple[Text, ...]
+    classes: Classes
     image: ImageSpec
     parameters: Annotated[int, Field(ge=1)]
     seed: int
@@ -218,7 +228,7 @@ class Ensemble(Contract):
 
     version: Literal[1] = 1
     name: Name
-    classes: Annotated[tuple[Text, ...], Field(min_length=2)]
+    classes: Classes
     image: ImageSpec
     members: Annotated[tuple[Member, ...], Field(min_length=1)]
     voting: Voting

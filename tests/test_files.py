@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from plurum.errors import OutputError
+from plurum.files import sha256_of, whole_file, whole_folder, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 9000
+    (tmp_path / "large").write_bytes(data)
+    assert sha256_of(tmp_path / "large") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_appears_when_the_block_ends_well(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    with whole_file(path) as hidden:
+        hidden.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["file.txt"]
+
+
+def test_the_old_file_stays_until_then(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with whole_file(path) as hidden:
+        hidden.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, BrokenPipeError])
+def test_the_old_file_stays_when_the_block_raises(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with whole_file(path) as hidden:
+            hidden.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_a_full_disk_leaves_the_last_good_file(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: the kernel refuses the write in the same way."""
+    path = tmp_path / "file.txt"
+    path.write_text("the last good one")
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from plurum.errors import OutputError
+from plurum.files import write_text
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_text(Path(sys.argv[1]), "x" * 100_000)
+except OutputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path} can't be written: File too large\n"
+    assert path.read_text() == "the last good one"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_a_place_that_can_not_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"below can't be written: (Not a directory|File exists)"):
+        write_text(tmp_path / "file" / "below", "text")
+    with (
+        pytest.raises(OutputError, match=r"below can't be written: (Not a directory|File exists)"),
+        whole_folder(tmp_path / "file" / "below"),
+    ):
+        pass
+
+
+def test_a_folder_is_no_place_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder; name a file"):
+        write_text(tmp_path, "text")
+    assert names(tmp_path) == []
+
+
+def test_others_may_read_what_was_written(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        write_text(tmp_path / "file", "text")
+        with whole_folder(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
+
+
+def test_a_folder_appears_when_the_block_ends_well(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "folder"
+    with whole_folder(path) as hidden:
+        (hidden / "one").write_text("1")
+        assert not path.exists()
+    assert names(path) == ["one"]
+    assert names(path.parent) == ["folder"]
+
+
+def test_a_new_folder_takes_the_old_ones_place(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text("")
+    with whole_folder(path) as hidden:
+        (hidden / "new").write_text("")
+        assert names(path) == ["old"]
+    assert names(path) == ["new"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_the_old_folder_stays_when_the_block_raises(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text("")
+
+    def fill_half() -> None:
+        with whole_folder(path) as hidden:
+            (hidden / "new").write_text("")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fill_half()
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_no_reader_ever_finds_neither_folder(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with whole_folder(path) as hidden:
+        (hidden / "here").write_text("")
+    missed: list[int] = []
+    looks: list[None] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            looks.append(None)
+            if not path.is_dir():
+                missed.append(len(looks))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        for _ in range(200):
+            with whole_folder(path) as hidden:
+                (hidden / "here").write_text("")
+    finally:
+        done.set()
+        reader.join()
+    assert len(looks) > 200
+    assert missed == []

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from plurum.errors import ContractError
+from plurum.files import sha256_of
+from plurum.models import model_from_checkpoint, normalised
+from plurum.spec import ImageSpec, Member, Scores
+
+IMAGE = ImageSpec(height=32, width=32, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    torch.manual_seed(0)
+    return timm.create_model("resnet10t", num_classes=2)
+
+
+@pytest.fixture
+def checkpoint(trained: Any, tmp_path: Path) -> Path:
+    save_file(trained.state_dict(), tmp_path / "checkpoint.safetensors")
+    return tmp_path / "checkpoint.safetensors"
+
+
+def member(checkpoint: Path, arch: str = "resnet10t", classes: tuple[str, ...] = ("CE", "LAA")) -> Member:
+    return Member(
+        name="one",
+        arch=arch,
+        sha256=sha256_of(checkpoint),
+        classes=classes,
+        image=IMAGE,
+        parameters=1,
+        seed=0,
+        precision="fp32",
+        epochs=1,
+        best_epoch=1,
+        validation=Scores(images=1, accuracy=1, nll=0),
+    )
+
+
+def test_a_model_comes_back_with_its_weights_and_in_evaluation_mode(trained: Any, checkpoint: Path) -> None:
+    model = model_from_checkpoint(member(checkpoint), checkpoint)
+    pixels = torch.rand(2, 3, 32, 32)
+    assert not model.training
+    with torch.inference_mode():
+        torch.testing.assert_close(model(pixels), trained.eval()(pixels))
+
+
+def test_a_missing_checkpoint_is_named(checkpoint: Path) -> None:
+    contract = member(checkpoint)
+    checkpoint.unlink()
+    with pytest.raises(ContractError, match=r"checkpoint\.safetensors is missing; train the member 'one' again"):
+        model_from_checkpoint(contract, checkpoint)
+
+
+def test_another_file_than_the_contract_names_is_refused(checkpoint: Path) -> None:
+    contract = member(checkpoint)
+    with checkpoint.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    with pytest.raises(ContractError, match="its SHA-256 is another"):
+        model_from_checkpoint(contract, checkpoint)
+
+
+@pytest.mark.parametrize("arch", ["regnetx_002", "no_such_arch"])
+def test_another_architecture_is_refused_in_one_line(checkpoint: Path, arch: str) -> None:
+    with pytest.raises(ContractError, match=f"does not fit the architecture '{arch}'") as caught:
+        model_from_checkpoint(member(checkpoint, arch), checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_number_of_classes_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ContractError, match="does not fit the architecture"):
+        model_from_checkpoint(member(checkpoint, classes=("CE", "LAA", "other")), checkpoint)
+
+
+def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"\x80\x04no weights")
+    with pytest.raises(ContractError, match="does not fit the architecture"):
+        model_from_checkpoint(member(path), path)
+
+
+def test_normalisation_is_that_of_the_contract() -> None:
+    pixels = np.zeros((1, 32, 32, 3), dtype=np.uint8)
+    pixels[0, 3, 5] = (255, 51, 102)
+    answer = normalised(torch.from_numpy(pixels), IMAGE)
+    assert answer.shape == (1, 3, 32, 32)
+    assert answer.dtype == torch.float32
+    torch.testing.assert_close(answer[0, :, 3, 5], torch.tensor([1.0, -0.2, 0.4]))
+    torch.testing.assert_close(answer[0, :, 0, 0], torch.tensor([-1.0, -1.0, 0.0]))

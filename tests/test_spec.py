@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from plurum.errors import ContractError
+from plurum.spec import (
+    OUTPUTS,
+    RESERVED_NAMES,
+    Ensemble,
+    Member,
+    read_ensemble,
+    read_member,
+    write_contract,
+)
+from plurum.voting import Verdict, VotingRule
+
+IMAGE = {"height": 32, "width": 24, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
+SCORES = {"images": 40, "accuracy": 0.9, "nll": 0.3}
+SHA = "0123456789abcdef" * 4
+
+
+def member(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "arch": "resnet10t",
+        "sha256": SHA,
+        "classes": ["CE", "LAA"],
+        "image": dict(IMAGE),
+        "parameters": 1000,
+        "seed": 7,
+        "precision": "bf16",
+        "epochs": 3,
+        "best_epoch": 2,
+        "validation": SCORES,
+    }
+
+
+def ensemble() -> dict[str, Any]:
+    return {
+        "name": "clots",
+        "classes": ["CE", "LAA"],
+        "image": dict(IMAGE),
+        "members": [member("one"), member("two")],
+        "voting": {"mode": "hard", "weights": [0.25, 0.75], "temperature": 1.5},
+        "conformal": {"alpha": 0.1, "quantiles": [0.3, 0.4]},
+        "review": {"threshold": 0.8, "risk": 0.02},
+        "data": {"data": "clots.npz", "fingerprint": SHA, "images": {"train": 80, "validation": 40}},
+        "scores": {"validation": SCORES},
+    }
+
+
+def written(folder: Path, content: object) -> Path:
+    path = folder / "contract.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_an_ensemble_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    whole = Ensemble.model_validate(ensemble())
+    write_contract(tmp_path / "new" / "ensemble.json", whole)
+    assert read_ensemble(tmp_path / "new" / "ensemble.json") == whole
+    assert json.loads((tmp_path / "new" / "ensemble.json").read_text())["members"][1]["image"]["width"] == 24
+
+
+def test_a_member_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    whole = Member.model_validate(member("one"))
+    write_contract(tmp_path / "member.json", whole)
+    assert read_member(tmp_path / "member.json") == whole
+
+
+def test_the_rule_is_what_the_contract_states() -> None:
+    assert Ensemble.model_validate(ensemble()).rule == VotingRule(
+        weights=(0.25, 0.75), mode="hard", temperature=1.5, quantiles=(0.3, 0.4), review_threshold=0.8
+    )
+
+
+def test_without_conformal_the_rule_has_no_quantiles() -> None:
+    assert Ensemble.model_validate(ensemble() | {"conformal": None}).rule.quantiles is None
+
+
+def test_contracts_are_frozen() -> None:
+    whole = Ensemble.model_validate(ensemble())
+    with pytest.raises(ValidationError, match="frozen"):
+        whole.name = "other"  # type: ignore[misc]
+
+
+def edit(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    """Return what sets one value, deep inside, by a path such as `members.0.name`."""
+
+    def change(content: dict[str, Any]) -> None:
+        *way, last = path.split(".")
+        place: Any = content
+        for step in way:
+            place = place[int(step)] if isinstance(place, list) else place[step]
+        place[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("colour", "red", "colour: Extra inputs are not permitted"),
+        ("image.depth", 3, "image.depth: Extra inputs"),
+        ("members.1.colour", "red", "members.1.colour: Extra inputs"),
+        ("version", 2, "version: Input should be 1"),
+        ("name", "../up", "name: String should match pattern"),
+        ("name", ".hidden", "name: String should match"),
+        ("voting.weights", [0.5, 0.4], "weights add up to 0.9, not to 1"),
+        ("voting.weights", [1.5, -0.5], "voting.weights.0: Input should be less than or equal to 1"),
+        ("voting.weights", [0.5, 0.25, 0.25], "3 weights for 2 members"),
+        ("voting.temperature", 0, "voting.temperature: Input should be greater than 0"),
+        ("voting.mode", "median", "voting.mode: Input should be 'soft' or 'hard'"),
+        ("conformal.quantiles", [0.5], "1 quantiles for 2 classes"),
+        ("conformal.alpha", 1, "conformal.alpha: Input should be less than 1"),
+        ("review.threshold", 1.5, "review.threshold: Input should be less than or equal to 1"),
+        ("members", [], "members: Tuple should have at least 1 item"),
+        ("members.1.name", "one", "two members share a name: one, one"),
+        ("members.0.sha256", "short", "members.0.sha256: String should match"),
+        ("members.0.classes", ["LAA", "CE"], "member 'one' has other classes"),
+        ("members.0.image", IMAGE | {"height": 33}, "member 'one' has other classes or another image spec"),
+        ("classes", ["CE"], "classes: Tuple should have at least 2 items"),
+        ("classes", ["CE", "CE"], "classes: a class is named twice: CE, CE"),
+        ("image.height", 4, "image.height: Input should be greater than or equal to 8"),
+        ("image.std", (0.2, 0.2, 0), "image.std.2: Input should be greater than 0"),
+        ("image.colour", "bgr", "image.colour: Input should be 'rgb' or 'grey'"),
+        ("scores.holdout", SCORES, "scores.holdout"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line_that_names_it(
+    tmp_path: Path, path: str, value: object, message: str
+) -> None:
+    content = ensemble()
+    edit(path, value)(content)
+    with pytest.raises(ContractError) as caught:
+        read_ensemble(written(tmp_path, content))
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path / 'contract.json'} is no ensemble contract of version 1: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED_NAMES))
+def test_a_member_can_not_take_a_name_of_the_repository(tmp_path: Path, name: str) -> None:
+    content = ensemble()
+    edit("members.0.name", name)(content)
+    with pytest.raises(ContractError, match=f"a member is called '{name}', which a model repository keeps"):
+        read_ensemble(written(tmp_path, content))
+
+
+@pytest.mark.parametrize("key", ["name", "classes", "image", "members", "voting", "data", "scores"])
+def test_what_is_missing_is_named(tmp_path: Path, key: str) -> None:
+    content = ensemble()
+    del content[key]
+    with pytest.raises(ContractError, match=f"{key}: Field required"):
+        read_ensemble(written(tmp_path, content))
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    content = ensemble() | {"colour": "red", "version": 9}
+    with pytest.raises(ContractError, match=r"version: .*; colour: "):
+        read_ensemble(written(tmp_path, content))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "\0", "NaN"])
+def test_what_is_no_contract_at_all_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ContractError, match="the whole: "):
+        read_ensemble(written(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"nowhere\.json can't be read: No such file or directory"):
+        read_member(tmp_path / "nowhere.json")
+
+
+def test_a_member_is_no_ensemble(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="no ensemble contract"):
+        read_ensemble(written(tmp_path, member("one")))
+
+
+def test_every_part_of_a_verdict_is_an_output() -> None:
+    assert {name.lower() for name in OUTPUTS} == set(Verdict.__dataclass_fields__)
