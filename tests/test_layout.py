@@ -57,7 +57,10 @@ def room(dotted: str) -> str:
 
 def listed(file: Path) -> list[str] | None:
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+        if ast.unparse(target) == "__all__":
             return [str(name) for name in ast.literal_eval(node.value)]
     return None
 

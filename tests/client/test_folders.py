@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from plurum.client import image_files
+from plurum.errors import DataError
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_folders_are_walked_in_sorted_order(tmp_path: Path) -> None:
+    touch(tmp_path, "b/2.png", "b/10.png", "a.JPG", "c.tiff", "b/a/x.jpeg", "d.TIF", "notes.txt", "a.gif", "png")
+    found = [path.relative_to(tmp_path).as_posix() for path in image_files([tmp_path])]
+    assert found == ["a.JPG", "c.tiff", "d.TIF", "b/10.png", "b/2.png", "b/a/x.jpeg"]
+
+
+def test_what_is_hidden_is_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "._scan.png", ".thumbnails/scan.png", "scan.png")
+    assert image_files([tmp_path]) == [tmp_path / "scan.png"]
+
+
+def test_a_file_that_is_named_is_taken_as_it_is(tmp_path: Path) -> None:
+    touch(tmp_path, "scan", ".scan.png")
+    assert image_files([tmp_path / "scan", tmp_path / ".scan.png"]) == [tmp_path / "scan", tmp_path / ".scan.png"]
+
+
+def test_files_keep_the_order_they_are_named_in_and_come_once(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    assert image_files([tmp_path / "b.png", tmp_path, tmp_path / "b.png"]) == [tmp_path / "b.png", tmp_path / "a.png"]
+
+
+def test_a_loop_of_links_ends(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert image_files([tmp_path]) == [tmp_path / "a.png"]
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere is neither a file nor a folder"):
+        image_files([tmp_path / "nowhere"])
+
+
+def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "full/a.png", "empty/notes.txt")
+    with pytest.raises(DataError, match=r"empty holds no image; one ends in \.jpeg, \.jpg, \.png, \.tif, \.tiff"):
+        image_files([tmp_path / "full", tmp_path / "empty"])

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys, time
+begin = time.process_time()
+from plurum.client import EnsembleClient
+taken_s = time.process_time() - begin
+heavy = {"torch", "timm", "tritonclient", "grpc", "gevent", "pandas"} & set(sys.modules)
+print(taken_s, *sorted(heavy))
+"""
+
+WITHOUT = """
+import sys
+sys.modules["tritonclient"] = None
+from plurum.client import EnsembleClient
+from plurum.errors import MissingExtraError
+for protocol in ("grpc", "http"):
+    try:
+        EnsembleClient(protocol=protocol)
+    except MissingExtraError as error:
+        print(error)
+"""
+
+
+def output(script: str) -> str:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_client_is_imported_fast_and_brings_nothing_heavy() -> None:
+    # Of the processor's time, and the best of three: others compute on this machine, too.
+    answers = [output(SCRIPT).split() for _ in range(3)]
+    assert all(heavy == [] for _, *heavy in answers)
+    assert min(float(taken_s) for taken_s, *_ in answers) < 0.5
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_connected_it_brings_no_torch_either(protocol: str) -> None:
+    script = f"""
+import sys
+from plurum.client import EnsembleClient
+EnsembleClient(protocol={protocol!r}).close()
+print(*sorted({{"torch", "timm", "tritonclient"}} & set(sys.modules)))
+"""
+    assert output(script).split() == ["tritonclient"]
+
+
+def test_without_tritonclient_it_says_what_brings_it() -> None:
+    lines = output(WITHOUT).splitlines()
+    assert len(lines) == 2
+    assert all("'tritonclient" in line and "pip install 'plurum[client]'" in line for line in lines)
