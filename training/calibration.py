@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from plurum.errors import needs_extra
 from plurum.training.scoring import losses_of
 from plurum.voting import soft_vote, temper
 
@@ -92,7 +93,8 @@ def fitted_temperature(probabilities: Floats, labels: Ints) -> float:
 
     1 where no answer is wrong: nothing then tells how sure is too sure, and any sharpening would look better.
     """
-    from scipy.optimize import minimize_scalar
+    with needs_extra("training"):
+        from scipy.optimize import minimize_scalar
 
     if (probabilities.argmax(axis=-1) == labels).all():
         return 1.0

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from plurum.errors import ContractError, needs_extra
-from plurum.models import model_from_checkpoint
-from plurum.run import DataContract, Run, Table
+from plurum.run import Run
 from plurum.spec import Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_contract
+from plurum.training.answers import member_answers
 from plurum.training.calibration import (
     conformal_quantiles,
     fitted_temperature,
@@ -23,10 +22,9 @@ from plurum.training.calibration import (
     improvement_interval,
     review_threshold,
 )
-from plurum.training.progress import shown
-from plurum.training.scoring import logits_of, scores_of
+from plurum.training.scoring import scores_of
 from plurum.training.settings import FitSettings
-from plurum.voting import Verdict, VotingRule, decide, soft_vote, softmax, temper
+from plurum.voting import Verdict, VotingRule, decide, soft_vote, temper
 
 __all__ = ["FitReport", "fit_report", "fit_run"]
 
@@ -82,9 +80,8 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     """
     run = Run(path)
     members = run.members()
-    contract, table = run.data(), run.table()
-    _check_members(members, contract)
-    answers = _answers(run, members, table)
+    table = run.table()
+    answers = member_answers(run, members, _JUDGED)
     labels = {split: table.labels[table.rows(split)] for split in _JUDGED}
     groups = groups_of([table.patients[row] for row in table.rows("validation")])
     tried = fitted_weights(answers["validation"], labels["validation"])
@@ -113,28 +110,6 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
         best_alone=best_alone,
         beats_best=(-ensemble.scores["test"].accuracy, ensemble.scores["test"].nll) < rank[best_alone],
     )
-
-
-def _check_members(members: tuple[Member, ...], contract: DataContract) -> None:
-    for member in members:
-        if member.classes != contract.classes or member.image != contract.image:
-            raise ContractError(f"member {member.name!r} has other classes or another image spec than the run's data")
-
-
-def _answers(run: Run, members: tuple[Member, ...], table: Table) -> dict[Judged, Floats]:
-    """Return the members' probabilities, `[images, members, classes]`, by split."""
-    with needs_extra("training", "scipy.optimize"):
-        import torch
-    pixels = run.pixels()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    answers: dict[Judged, list[Floats]] = {split: [] for split in _JUDGED}
-    with shown("asking members", len(members)) as progress:
-        for member in members:
-            model = model_from_checkpoint(member, run.checkpoint(member)).to(device)
-            for split in _JUDGED:
-                answers[split].append(softmax(logits_of(model, pixels, table.rows(split), member.image)))
-            progress(1, "")
-    return {split: np.stack(parts, axis=1) for split, parts in answers.items()}
 
 
 def _fitted_rule(

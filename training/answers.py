@@ -1,0 +1,53 @@
+"""What a run's members answer to its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.errors import ContractError, DataError, needs_extra
+from plurum.models import model_from_checkpoint
+from plurum.run import Run, Split
+from plurum.spec import Member
+from plurum.training.progress import shown
+from plurum.training.scoring import logits_of
+from plurum.voting import softmax
+
+__all__ = ["member_answers"]
+
+
+def member_answers(
+    run: Run, members: tuple[Member, ...], splits: Iterable[Split]
+) -> dict[Split, npt.NDArray[np.float64]]:
+    """Return the members' probabilities, `[images, members, classes]`, by split; computed on the GPU if there is one.
+
+    Raises:
+        ContractError: a member is broken, has other classes or another image spec than the run's data, or answers
+            with numbers that are none.
+        DataError: a split has no image.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    with needs_extra("training"):
+        import torch
+    contract, table, pixels = run.data(), run.table(), run.pixels()
+    for member in members:
+        if member.classes != contract.classes or member.image != contract.image:
+            raise ContractError(f"member {member.name!r} has other classes or another image spec than the run's data")
+    wanted = tuple(splits)
+    for split in wanted:
+        if not len(table.rows(split)):
+            raise DataError(f"{run.path} has no {split} images; train on data that has some")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    answers: dict[Split, list[npt.NDArray[np.float64]]] = {split: [] for split in wanted}
+    with shown("asking members", len(members)) as progress:
+        for member in members:
+            model = model_from_checkpoint(member, run.checkpoint(member)).to(device)
+            for split, parts in answers.items():
+                probabilities = softmax(logits_of(model, pixels, table.rows(split), member.image))
+                if not np.isfinite(probabilities).all():
+                    raise ContractError(f"member {member.name!r} answers NaN to {split} images; train it again")
+                parts.append(probabilities)
+            progress(1, "")
+    return {split: np.stack(parts, axis=1) for split, parts in answers.items()}

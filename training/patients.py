@@ -1,0 +1,87 @@
+"""From the answers to a patient's images to one answer for the patient. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["RULES", "PatientRule", "Patients", "patients_of"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+PatientRule = Literal["mean", "max", "majority"]
+RULES: tuple[PatientRule, ...] = ("mean", "max", "majority")
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Whose images they are; images without a patient are left out, and so are patients whose images' labels differ.
+
+    Attributes:
+        names: `[patients]`, sorted.
+        rows: `[images of theirs]`, indices into all images.
+        owner: `[images of theirs]`, indices into `names`.
+        labels: `[patients]`, the true classes.
+        torn: Those left out because their images have different labels.
+    """
+
+    names: tuple[str, ...]
+    rows: Ints
+    owner: Ints
+    labels: Ints
+    torn: tuple[str, ...]
+
+    def probabilities(self, images: Floats, winners: Ints, rule: PatientRule) -> Floats:
+        """Return one row per patient, `[patients, classes]`, each summing to 1.
+
+        `mean` averages the probabilities of a patient's images; `max` takes each class's highest, over their sum;
+        `majority` is the share of images that a class wins, and equal shares go to the class with the higher mean.
+
+        Args:
+            images: Probabilities `[images, classes]` of all images.
+            winners: `[images]`, their answers.
+            rule: How they become one.
+        """
+        theirs = images[self.rows]
+        if rule == "max":
+            highest = np.zeros((len(self.names), images.shape[1]))
+            np.maximum.at(highest, self.owner, theirs)
+            return np.asarray(highest / highest.sum(axis=1, keepdims=True))
+        mean = self._mean(theirs)
+        if rule == "mean":
+            return mean
+        votes = self._mean(np.eye(images.shape[1])[winners[self.rows]])
+        # Too little to count for anything but between equals: shares differ by 1 / images at least.
+        return (votes + 1e-9 * mean) / (1 + 1e-9)
+
+    def _mean(self, theirs: Floats) -> Floats:
+        sums = np.zeros((len(self.names), theirs.shape[1]))
+        np.add.at(sums, self.owner, theirs)
+        return sums / np.bincount(self.owner, minlength=len(self.names))[:, None]
+
+
+def patients_of(patients: Sequence[str], labels: Ints) -> Patients | None:
+    """Return whose the images are, with one patient's name per image (empty where none is known); None without any."""
+    known = np.array([bool(name) for name in patients], dtype=np.bool_)
+    names, owner = np.unique(np.asarray(patients, dtype=np.str_)[known], return_inverse=True)
+    if not len(names):
+        return None
+    rows = np.flatnonzero(known)
+    lowest = np.full(len(names), np.iinfo(np.int64).max)
+    highest = np.full(len(names), -1)
+    np.minimum.at(lowest, owner, labels[rows])
+    np.maximum.at(highest, owner, labels[rows])
+    whole = lowest == highest
+    kept = whole[owner]
+    return Patients(
+        names=tuple(names[whole].tolist()),
+        rows=rows[kept],
+        owner=(np.cumsum(whole) - 1)[owner[kept]],
+        labels=lowest[whole],
+        torn=tuple(names[~whole].tolist()),
+    )
