@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +139,43 @@ def served(repository: Path) -> Iterator[Server]:
     """A running server of that repository, for all tests to ask."""
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         yield server
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One run of `plurum demo` in an empty folder.
+
+    Attributes:
+        folder: Its working directory.
+        output: What it printed.
+        took_s: How long it took, seconds.
+    """
+
+    folder: Path
+    output: str
+    took_s: float
+
+    def again(self) -> Demo:
+        """Do it a second time in the same folder."""
+        return run_demo(self.folder)
+
+
+def run_demo(folder: Path) -> Demo:
+    """Run the demo in `folder`, as a user does."""
+    start = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-m", "plurum", "demo"],
+        cwd=folder,
+        env=os.environ | {"COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return Demo(folder, ended.stdout, time.monotonic() - start)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The main job, done once for all tests."""
+    return run_demo(tmp_path_factory.mktemp("demo"))

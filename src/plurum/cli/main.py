@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from plurum import __version__
+from plurum.cli.demo import demo
 from plurum.cli.export import export
 from plurum.cli.fit import fit
 from plurum.cli.predict import predict
@@ -46,6 +47,7 @@ def _root(
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
+app.command()(demo)
 app.command()(export)
 app.command()(fit)
 app.command()(predict)

@@ -1,0 +1,237 @@
+"""The main job on real images: train, fit, export, serve, ask over gRPC and HTTP, measure.
+
+RUN/                    as `plurum.run` draws it
+RUN/held_out/CLASS/     the test images as PNG, which the server is asked about
+RUN/model_repository/   what is served
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from plurum.client import EnsembleClient, Prediction
+from plurum.errors import ParityError
+from plurum.export import ExportSettings, repository_from_run
+from plurum.files import whole_folder
+from plurum.models import model_from_checkpoint, normalised
+from plurum.run import Run
+from plurum.serving import Server, ServerSettings
+from plurum.serving.metrics import metrics_at
+from plurum.spec import Ensemble, read_ensemble
+from plurum.training import FitSettings, LabelledImages, TrainSettings, fit_run, load_data, train_run
+from plurum.voting import Verdict, decide, softmax
+
+__all__ = [
+    "Comparison",
+    "HeldOut",
+    "compared",
+    "export_if_changed",
+    "grown",
+    "main_job",
+    "pytorch_verdict",
+    "write_held_out",
+]
+
+DATA = "digits"
+SETTINGS = TrainSettings(archs=("resnet10t", "regnetx_002", "mobilenetv3_small_100"), epochs=10)
+TOLERANCE = 1e-3
+"""Largest difference of a probability between a served answer and PyTorch's own."""
+WATCHED = (
+    "plurum_predictions_total",
+    "plurum_reviews_total",
+    "plurum_confidence_count",
+    "nv_inference_request_success",
+)
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The run's test images, what they are, and what PyTorch says of them.
+
+    Attributes:
+        paths: Of the image files.
+        labels: `[images]`, int64, the truth.
+        verdict: PyTorch's own members and the same vote.
+        classes: Names, in the order of the labels.
+    """
+
+    paths: list[Path]
+    labels: npt.NDArray[np.int64]
+    verdict: Verdict
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Served answers beside PyTorch's own for the same images.
+
+    Attributes:
+        accuracy: Of the served labels, 0 to 1.
+        max_difference: Largest difference of any probability, 0 to 1.
+    """
+
+    accuracy: float
+    max_difference: float
+
+
+def main_job(out: Path, *, fresh: bool = False) -> None:
+    """Do all of it, and say on standard output what came of it.
+
+    Raises:
+        OutputError: `out` holds something else than a run.
+        ParityError: a graph or the server answers otherwise than PyTorch.
+        ServerError: the server does not start.
+    """
+    start = time.monotonic()
+    say, run, repository = Console(), Run(out), out / "model_repository"
+    say.rule("1. train three classifiers on scikit-learn's digits")
+    train_run(DATA, SETTINGS, out, fresh=fresh)
+    say.rule("2. fit them into one calibrated ensemble")
+    ensemble = fit_run(out, FitSettings())
+    _say_scores(say, ensemble)
+    say.rule("3. export to ONNX and assemble the model repository")
+    if export_if_changed(run, repository):
+        say.print(f"exported to {repository}, every graph as PyTorch on real images (parity.json)")
+    else:
+        say.print(f"{repository} is of exactly these members already")
+    held_out = _held_out(run, ensemble)
+    say.rule("4. serve on Triton, ask over gRPC and HTTP, measure")
+    with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
+        before = metrics_at(server.urls.metrics)
+        _say_answers(say, held_out, _asked(server.urls.grpc, "grpc", held_out.paths), "gRPC")
+        _say_answers(say, held_out, _asked(server.urls.http, "http", held_out.paths), "HTTP")
+        say.print(f"lines of {server.urls.metrics} that grew:", soft_wrap=True)
+        for sample, old, new in grown(before, metrics_at(server.urls.metrics), *WATCHED):
+            say.print(f"  {sample} {old:g} -> {new:g}", highlight=False, soft_wrap=True, markup=False)
+    _say_places(say, run, repository, time.monotonic() - start)
+
+
+def export_if_changed(run: Run, repository: Path) -> bool:
+    """Export the run unless the repository is of exactly these members and this vote; return whether it exported.
+
+    The contract names the SHA-256 of every checkpoint, so an equal contract means equal members.
+    """
+    if (repository / "parity.json").is_file() and read_ensemble(repository / "ensemble.json") == run.ensemble():
+        return False
+    with Console(stderr=True).status("exporting") as status:
+        repository_from_run(run, repository, ExportSettings(), status.update)
+    return True
+
+
+def write_held_out(run: Run, images: LabelledImages) -> list[Path]:
+    """Write the run's test images as files, `RUN/held_out/CLASS/INDEX.png`, and return them in the run's order."""
+    table, classes, folder = run.table(), run.data().classes, run.path / "held_out"
+    rows = table.rows("test")
+    names = [Path(classes[table.labels[row]], f"{row:05d}.png") for row in rows]
+    if not folder.is_dir():
+        with whole_folder(folder) as hidden:
+            for row, name in zip(rows, names, strict=True):
+                (hidden / name).parent.mkdir(exist_ok=True)
+                (hidden / name).write_bytes(images.encoded(int(row)))
+    return [folder / name for name in names]
+
+
+def pytorch_verdict(run: Run, ensemble: Ensemble) -> Verdict:
+    """Return what PyTorch itself and the same vote say about the run's test images."""
+    pixels = torch.from_numpy(np.array(run.pixels()[run.table().rows("test")]))
+    logits = []
+    for member in ensemble.members:
+        model = model_from_checkpoint(member, run.checkpoint(member))
+        with torch.inference_mode():
+            logits.append(torch.cat([model(normalised(batch, member.image)) for batch in pixels.split(64)]).numpy())
+    return decide(softmax(np.stack(logits, axis=1)), ensemble.rule)
+
+
+def compared(answers: list[Prediction], held_out: HeldOut) -> Comparison:
+    """Compare served answers with PyTorch's verdict on the same images.
+
+    Raises:
+        ParityError: another label, or a probability that differs by more than `TOLERANCE`.
+    """
+    served = np.array([[answer.probabilities[name] for name in held_out.classes] for answer in answers])
+    difference = float(np.abs(served - held_out.verdict.probabilities).max())
+    given = np.array([held_out.classes.index(answer.label) for answer in answers])
+    flips = int(np.count_nonzero(given != held_out.verdict.label))
+    if flips or not difference <= TOLERANCE:
+        raise ParityError(
+            f"the server answers otherwise than PyTorch: {flips} other labels of {len(answers)}, probabilities differ "
+            f"by up to {difference:.2g}, at most {TOLERANCE:g} is allowed"
+        )
+    return Comparison(float(np.mean(given == held_out.labels)), difference)
+
+
+def grown(before: dict[str, float], after: dict[str, float], *names: str) -> list[tuple[str, float, float]]:
+    """Return (sample, before, after) of the samples of `names` that grew."""
+    return [
+        (sample, before.get(sample, 0.0), value)
+        for sample, value in after.items()
+        if sample.split("{")[0] in names and value > before.get(sample, 0.0)
+    ]
+
+
+def _held_out(run: Run, ensemble: Ensemble) -> HeldOut:
+    table = run.table()
+    paths = write_held_out(run, load_data(DATA, SETTINGS.seed))
+    return HeldOut(paths, table.labels[table.rows("test")], pytorch_verdict(run, ensemble), ensemble.classes)
+
+
+def _asked(url: str, protocol: Literal["grpc", "http"], paths: list[Path]) -> list[Prediction]:
+    with EnsembleClient(url, protocol=protocol) as client:
+        return client.predict(paths)
+
+
+def _say_scores(say: Console, ensemble: Ensemble) -> None:
+    table = Table("", "validation accuracy", "NLL", "weight")
+    for member, weight in zip(ensemble.members, ensemble.voting.weights, strict=True):
+        scores = member.validation
+        table.add_row(member.name, f"{scores.accuracy:.4f}", f"{scores.nll:.4f}", f"{weight:.3f}")
+    scores = ensemble.scores["validation"]
+    table.add_row("the ensemble", f"{scores.accuracy:.4f}", f"{scores.nll:.4f}", "", style="bold")
+    say.print(table)
+
+
+def _say_answers(say: Console, held_out: HeldOut, answers: list[Prediction], protocol: str) -> None:
+    comparison = compared(answers, held_out)
+    table = Table("held-out image", "served", "PyTorch", "entropy", "disagreement", "review")
+    # The least certain: they are what one wants to see.
+    for index in np.argsort([answer.confidence for answer in answers])[:_SHOWN]:
+        answer, path, winner = answers[index], held_out.paths[index], held_out.verdict.label[index]
+        table.add_row(
+            f"{path.parent.name}/{path.name}",
+            f"{answer.label} {answer.confidence:.5f}",
+            f"{held_out.classes[winner]} {held_out.verdict.probabilities[index, winner]:.5f}",
+            f"{answer.entropy:.3f}",
+            f"{answer.disagreement:.3f}",
+            "a person" if answer.review else "",
+        )
+    say.print(f"the {_SHOWN} least certain answers over {protocol}, beside PyTorch's own:")
+    say.print(table)
+    say.print(
+        f"over {protocol}: {len(answers)} held-out images, accuracy of the served answers "
+        f"{comparison.accuracy:.4f}; labels equal PyTorch's, probabilities within {comparison.max_difference:.1e}; "
+        f"{sum(answer.review for answer in answers)} sent to a person",
+        soft_wrap=True,
+    )
+
+
+def _say_places(say: Console, run: Run, repository: Path, took_s: float) -> None:
+    say.rule(f"done in {took_s:.0f} s")
+    for what, place in (
+        ("members", run.path / "members"),
+        ("how they vote", run.ensemble_file),
+        ("held-out images", run.path / "held_out"),
+        ("model repository", repository),
+    ):
+        say.print(f"{what + ':':18}{place}", soft_wrap=True, highlight=False)
+    say.print(f"serve it: plurum serve {repository}", soft_wrap=True, highlight=False)
+    say.print(f"ask it:   plurum predict {run.path / 'held_out'}", soft_wrap=True, highlight=False)

@@ -1,0 +1,105 @@
+"""What a wheel holds, and what a bare installation can do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--quiet"]
+    subprocess.run([*pip, "--wheel-dir", str(out), str(ROOT)], check=True)
+    (path,) = out.glob("plurum-*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` folder of an environment with `pip install plurum` and no extra."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    venv.create(folder, with_pip=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*pip, str(wheel)], check=True)
+    return folder / "bin"
+
+
+def test_nothing_but_plurum_lands_in_site_packages(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"plurum"}
+
+
+def test_the_wheel_holds_every_room_with_its_files(wheel: Path) -> None:
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("plurum/")}
+    rooms = ("training", "export", "serving", "client", "benchmarks", "model_repository")
+    tracked = {
+        f"plurum/{path.relative_to(ROOT)}" for room in rooms for path in (ROOT / room).rglob("*.py") if path.is_file()
+    }
+    assert tracked
+    assert tracked <= packed
+    for needed in ("voter/model.py", "voter/metrics.py", "preprocess/model.py"):
+        assert f"plurum/model_repository/{needed}" in packed
+    assert "plurum/serving/backends/onnxruntime/model.py" in packed
+
+
+def test_help_answers_within_a_second(bare: Path) -> None:
+    subprocess.run([bare / "plurum", "--help"], check=True, capture_output=True)  # compiles the bytecode
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        help_ = subprocess.run([bare / "plurum", "--help"], check=True, capture_output=True, text=True)
+        times.append(time.perf_counter() - start)
+    for command in ("train", "fit", "export", "serve", "predict", "demo"):
+        assert command in help_.stdout
+    assert min(times) < 1.0
+
+
+def test_the_client_imports_bare_and_names_its_extra(bare: Path) -> None:
+    code = """
+import sys
+from plurum.client import EnsembleClient
+from plurum.errors import MissingExtraError
+assert not {"torch", "timm", "onnx", "tritonclient"} & set(sys.modules), "heavy imports"
+try:
+    EnsembleClient()
+except MissingExtraError as error:
+    print(error)
+"""
+    answer = subprocess.run([bare / "python", "-c", code], check=True, capture_output=True, text=True)
+    assert "pip install 'plurum[client]'" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["train", "digits", "--arch", "resnet18", "--out", "run"], "training"),
+        (["export", "run"], "export"),
+        (["serve", "repository"], "serving"),
+        (["predict", "image.png"], "client"),
+    ],
+)
+def test_a_missing_extra_is_one_line_with_the_command_that_brings_it(
+    bare: Path, tmp_path: Path, command: list[str], extra: str
+) -> None:
+    (tmp_path / "repository" / "model").mkdir(parents=True)
+    (tmp_path / "repository" / "model" / "config.pbtxt").touch()
+    (tmp_path / "image.png").touch()
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    ended = subprocess.run(
+        [bare / "plurum", *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 2
+    assert f"pip install 'plurum[{extra}]'" in ended.stderr
+    assert ended.stderr.strip().count("\n") == 0
+    assert not (tmp_path / "run").exists()
