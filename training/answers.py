@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,12 @@ from plurum.voting import softmax
 
 __all__ = ["member_answers"]
 
+_S = TypeVar("_S", bound=Split)
+
 
 def member_answers(
-    run: Run, members: tuple[Member, ...], splits: Iterable[Split]
-) -> dict[Split, npt.NDArray[np.float64]]:
+    run: Run, members: tuple[Member, ...], splits: Iterable[_S]
+) -> dict[_S, npt.NDArray[np.float64]]:
     """Return the members' probabilities, `[images, members, classes]`, by split; computed on the GPU if there is one.
 
     Raises:
@@ -40,7 +43,7 @@ def member_answers(
         if not len(table.rows(split)):
             raise DataError(f"{run.path} has no {split} images; train on data that has some")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    answers: dict[Split, list[npt.NDArray[np.float64]]] = {split: [] for split in wanted}
+    answers: dict[_S, list[npt.NDArray[np.float64]]] = {split: [] for split in wanted}
     with shown("asking members", len(members)) as progress:
         for member in members:
             model = model_from_checkpoint(member, run.checkpoint(member)).to(device)

@@ -82,7 +82,7 @@ class Answers:
     @property
     def wrong(self) -> npt.NDArray[np.bool_]:
         """Which answers are, `[images]`."""
-        return self.winners != self.labels
+        return np.asarray(self.winners != self.labels)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Scorer:
 
 def confidence_bins(confidence: Floats) -> Ints:
     """Return the bin of each confidence, 0 to `BINS - 1`: bin i holds those above i / BINS, up to (i + 1) / BINS."""
-    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    return np.asarray(np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1))
 
 
 def _image_sums(answers: Answers) -> Floats:
