@@ -88,6 +88,5 @@ def _answers(client: EnsembleClient, files: list[Path], batch_size: int) -> Iter
 def _show(table: Table) -> None:
     from rich.console import Console
 
-    console = Console()
     # A pipe has no width: there a row is a line, however long.
-    console.print(table, soft_wrap=True, width=None if console.is_terminal else 10_000)
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table, soft_wrap=True)

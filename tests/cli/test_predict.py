@@ -1,0 +1,148 @@
+"""`plurum predict`, as a process of its own, and a real server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plurum.serving import Server
+
+
+def predict(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "plurum", "predict", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "60"} | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty images, two of them deeper down, and something else that lies about."""
+    folder = tmp_path_factory.mktemp("scans") / "of a patient whose long name no terminal of sixty columns can show"
+    (folder / "later").mkdir(parents=True)
+    names = [f"{index:02}.png" for index in range(18)] + ["later/1.tif", "later/2.JPG"]
+    for name, pixels in zip(names, np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8), strict=True):
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def broken(scans: Path, tmp_path: Path) -> Path:
+    """Two good images and a bad one between them."""
+    (tmp_path / "mixed").mkdir()
+    for name, source in (("a.png", "00.png"), ("c.png", "01.png")):
+        (tmp_path / "mixed" / name).write_bytes((scans / source).read_bytes())
+    (tmp_path / "mixed" / "b.png").write_text("no image")
+    return tmp_path / "mixed"
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_folder_becomes_a_table(served: Server, scans: Path, protocol: str) -> None:
+    done = predict(scans, "--url", getattr(served.urls, protocol))
+    assert done.returncode == 0
+    head, *rows = done.stdout.splitlines()
+    assert head.split() == ["path", "label", "confidence", "entropy", "disagreement", "review"]
+    assert len(rows) == 20
+    # Piped, a row is one line, however long the path.
+    assert rows[0].startswith(f"{scans / '00.png'} ")
+    assert rows[-1].startswith(f"{scans / 'later' / '2.JPG'} ")
+    reviewed = sum(row.rstrip().endswith("review") for row in rows)
+    assert done.stderr == f"20 answered, {reviewed} to review, 0 failed\n"
+
+
+@pytest.mark.triton
+def test_http_without_a_scheme(served: Server, scans: Path) -> None:
+    done = predict(scans / "00.png", "--http", "--url", served.urls.http.removeprefix("http://"))
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+
+
+@pytest.mark.triton
+def test_json_lines_and_csv_say_the_same(served: Server, scans: Path, tmp_path: Path) -> None:
+    done = predict(scans, "--url", served.urls.grpc, "--json", "--csv", tmp_path / "out.csv")
+    assert done.returncode == 0
+    objects = [json.loads(line) for line in done.stdout.splitlines()]
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [item["path"] for item in objects] == [row["path"] for row in rows]
+    assert len(objects) == 20
+    for item, row in zip(objects, rows, strict=True):
+        assert (row["label"], row["review"]) == (item["label"], str(item["review"]).lower())
+        assert float(row["confidence"]) == pytest.approx(item["confidence"], abs=1e-6)
+        assert float(row[f"p_{item['label']}"]) == pytest.approx(item["confidence"], abs=1e-6)
+        assert row["prediction_set"].split("|") == item["prediction_set"]
+        assert row["error"] == ""
+
+
+@pytest.mark.triton
+def test_a_bad_image_is_named_and_the_others_are_answered(served: Server, broken: Path, tmp_path: Path) -> None:
+    done = predict(broken, "--url", served.urls.grpc, "--json", "--csv", tmp_path / "out.csv")
+    assert done.returncode == 1
+    first, second, third = [json.loads(line) for line in done.stdout.splitlines()]
+    assert first["label"]
+    assert third["label"]
+    assert second.keys() == {"path", "error"}
+    line, summary = done.stderr.splitlines()
+    assert line == f"{broken / 'b.png'}: {second['error']}"
+    assert "no JPEG, PNG or TIFF image" in line
+    assert summary.startswith("2 answered, ")
+    assert summary.endswith(", 1 failed")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert [row["error"] for row in csv.DictReader(file)] == ["", second["error"], ""]
+
+
+@pytest.mark.triton
+def test_a_csv_that_can_not_be_written_is_said_before_anything_is_asked(served: Server, scans: Path) -> None:
+    done = predict(scans, "--url", served.urls.grpc, "--json", "--csv", scans)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"plurum: {scans} is a folder; name a file\n"
+
+
+def test_a_server_that_is_away_leaves_nothing_behind(scans: Path, tmp_path: Path) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{one.getsockname()[1]}"
+    for options in ((), ("--http",)):
+        done = predict(scans, "--url", address, "--csv", tmp_path / "out.csv", *options)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert len(done.stderr.splitlines()) == 1
+        assert f"server answers at {address}" in done.stderr
+        assert "start one with: plurum serve REPO" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("nowhere", "is neither a file nor a folder"), ("empty", "holds no image")],
+)
+def test_what_can_not_be_asked_about_is_one_line(tmp_path: Path, what: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    done = predict(tmp_path / what)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert f"{tmp_path / what} {message}" in done.stderr
+
+
+def test_a_url_that_leads_nowhere_is_one_line(scans: Path) -> None:
+    done = predict(scans, "--url", "ftp://127.0.0.1")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "'ftp://127.0.0.1' can't be asked" in done.stderr
+
+
+def test_help_shows_examples() -> None:
+    done = predict("--help", COLUMNS="120")
+    assert done.returncode == 0
+    assert "plurum predict scans/ --csv answers.csv" in done.stdout

@@ -1,0 +1,268 @@
+"""The client and a real server."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from plurum.client import EnsembleClient, Failure, Prediction, Served
+from plurum.errors import ImageError, ServerError, SettingsError
+from plurum.run import Run
+from plurum.serving import Server, ServerSettings
+
+pytestmark = pytest.mark.triton
+
+FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
+
+
+@pytest.fixture(params=["grpc", "http"])
+def url(request: pytest.FixtureRequest, served: Server) -> str:
+    return str(getattr(served.urls, request.param))
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[EnsembleClient]:
+    with EnsembleClient(url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def pixels(run: Run) -> npt.NDArray[np.uint8]:
+    return np.array(run.pixels()[:40])
+
+
+def png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def same(one: Any, other: Any) -> bool:
+    """Batches of other sizes take other paths through the arithmetic: alike to 1e-5, not to the bit."""
+    assert isinstance(one, Prediction)
+    assert isinstance(other, Prediction)
+    return one.label == other.label and list(one.probabilities.values()) == pytest.approx(
+        list(other.probabilities.values()), abs=1e-5
+    )
+
+
+def test_the_server_says_what_it_serves(client: EnsembleClient, run: Run) -> None:
+    ensemble = run.ensemble()
+    names = tuple(member.name for member in ensemble.members)
+    assert client.served == Served(ensemble.classes, names, 8, (ensemble.image.height, ensemble.image.width, 3))
+
+
+def test_a_prediction_has_a_number_for_every_name(
+    client: EnsembleClient, run: Run, pixels: npt.NDArray[np.uint8]
+) -> None:
+    ensemble = run.ensemble()
+    for prediction in client.predict(pixels[:8]):
+        assert tuple(prediction.probabilities) == ensemble.classes
+        assert sum(prediction.probabilities.values()) == pytest.approx(1)
+        assert prediction.confidence == prediction.probabilities[prediction.label]
+        assert prediction.label in prediction.prediction_set
+        assert tuple(prediction.std) == ensemble.classes
+        assert tuple(prediction.member_probabilities) == tuple(member.name for member in ensemble.members)
+        # By the rule that the members' votes went through: weights 0.7 and 0.3, before the temperature.
+        first, second = prediction.member_probabilities.values()
+        mean = {name: 0.7 * first[name] + 0.3 * second[name] for name in ensemble.classes}
+        assert max(mean, key=mean.__getitem__) == prediction.label
+        assert prediction.review == (prediction.confidence < 0.5 or len(prediction.prediction_set) > 1)
+
+
+def test_every_form_of_an_image_gets_the_same_answer(
+    client: EnsembleClient, pixels: npt.NDArray[np.uint8], tmp_path: Path
+) -> None:
+    """The three channels are alike, so that a grey array is the same image, too."""
+    image = pixels[3]
+    (tmp_path / "scan.png").write_bytes(png(image))
+    forms = [
+        image,
+        image[..., 0],
+        png(image),
+        Image.fromarray(image),
+        Image.fromarray(image[..., 0]),
+        tmp_path / "scan.png",
+        str(tmp_path / "scan.png"),
+    ]
+    first, *others = client.predict(forms)
+    assert all(same(first, other) for other in others)
+    assert not same(first, client.predict([pixels[5]])[0])
+
+
+def test_an_image_of_another_size_is_brought_to_it_by_the_server(
+    client: EnsembleClient, pixels: npt.NDArray[np.uint8]
+) -> None:
+    larger = pixels[3].repeat(3, axis=0).repeat(2, axis=1)
+    (from_array,), (from_bytes,) = client.predict([larger]), client.predict([png(larger)])
+    assert same(from_array, from_bytes)
+
+
+@pytest.mark.parametrize(("batch_size", "concurrency"), [(1, 1), (3, 2), (8, 4), (1000, 16)])
+def test_answers_come_in_order(url: str, pixels: npt.NDArray[np.uint8], batch_size: int, concurrency: int) -> None:
+    with EnsembleClient(url) as client:
+        alone = [client.predict([image])[0] for image in pixels[:12]]
+    mixed = [image if index % 3 else png(image) for index, image in enumerate(pixels[:12])]
+    with EnsembleClient(url, concurrency=concurrency) as client:
+        together = client.predict(itertools.chain(mixed, mixed, mixed), batch_size=batch_size)
+    assert len({prediction.label for prediction in alone}) > 2
+    assert len(together) == 36
+    assert all(same(one, other) for one, other in zip(alone * 3, together, strict=True))
+
+
+def test_a_bad_image_spoils_no_other(client: EnsembleClient, pixels: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+    good = png(pixels[0])
+    images = [
+        good,
+        b"no image",
+        good,
+        pixels[0],
+        np.zeros((4, 4, 3), np.uint8),
+        tmp_path / "nowhere.png",
+        good[: len(good) // 2],
+        pixels[0].astype(np.float32),
+        good,
+    ]
+    answers = list(client.stream(images))
+    (expected,) = client.predict([good])
+    failures = {answer.index: answer for answer in answers if isinstance(answer, Failure)}
+    assert sorted(failures) == [1, 4, 5, 6, 7]
+    assert all(same(answers[index], expected) for index in (0, 2, 3, 8))
+    assert "no JPEG, PNG or TIFF" in failures[1].reason
+    assert "4 x 4 pixels is too small" in failures[4].reason
+    assert failures[5].name == str(tmp_path / "nowhere.png")
+    assert failures[5].reason == "can't be read: No such file or directory"
+    assert "corrupt or truncated" in failures[6].reason
+    assert "float32 [32, 32, 3]" in failures[7].reason
+    assert all("\n" not in failure.reason for failure in failures.values())
+
+
+def test_predict_names_the_first_image_without_an_answer(
+    client: EnsembleClient, pixels: npt.NDArray[np.uint8], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.png").write_text("no image")
+    with pytest.raises(ImageError, match=r"notes\.png: .*no JPEG, PNG or TIFF image.* \(and 1 more\)"):
+        client.predict([pixels[0], tmp_path / "notes.png", b""])
+    with pytest.raises(ImageError, match=r"^image 1: .*no JPEG"):
+        client.predict([pixels[0], b""])
+    assert client.predict([pixels[0]])
+
+
+def test_nothing_asked_nothing_answered(client: EnsembleClient) -> None:
+    assert client.predict([]) == []
+
+
+def test_a_batch_of_none_is_refused(client: EnsembleClient) -> None:
+    with pytest.raises(SettingsError, match="a batch of 0 images"):
+        client.predict([b""], batch_size=0)
+
+
+def test_an_endless_stream_is_read_a_few_requests_ahead(client: EnsembleClient, pixels: npt.NDArray[np.uint8]) -> None:
+    taken = itertools.count()
+
+    def endless() -> Iterator[npt.NDArray[np.uint8]]:
+        while True:
+            yield pixels[next(taken) % len(pixels)]
+
+    stream = client.stream(endless(), batch_size=2)
+    answers = list(itertools.islice(stream, 21))
+    stream.close()  # type: ignore[attr-defined]
+    assert len(answers) == 21
+    # Four requests of two under way, one more that waits, and the one image that showed that a batch was full.
+    assert next(taken) <= 21 + 2 * 5 + 2
+    assert same(client.predict([pixels[0]])[0], answers[0])
+
+
+def test_threads_can_share_a_client(client: EnsembleClient, pixels: npt.NDArray[np.uint8]) -> None:
+    expected = client.predict(pixels[:8])
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda index: client.predict([pixels[index % 8]] * 3), range(24)))
+    for index, triple in enumerate(answers):
+        assert len(triple) == 3
+        assert all(same(answer, expected[index % 8]) for answer in triple)
+
+
+def test_a_server_without_an_ensemble_says_what_it_has(repository: Path, tmp_path: Path) -> None:
+    shutil.copytree(repository / "preprocess", tmp_path / "other" / "preprocess")
+    with Server(tmp_path / "other", FREE) as server:
+        for url in (server.urls.grpc, server.urls.http):
+            with (
+                EnsembleClient(url) as client,
+                pytest.raises(ServerError, match=r"has no model 'ensemble', but preprocess; .* plurum serve REPO"),
+            ):
+                client.predict([b""])
+
+
+def test_a_server_that_goes_away_is_an_error_and_not_a_failure(repository: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    with Server(repository, FREE) as server:
+        clients = [EnsembleClient(url) for url in (server.urls.grpc, server.urls.http)]
+        for client in clients:
+            assert client.predict([pixels[0]])
+    for client in clients:
+        with client, pytest.raises(ServerError, match="server answers at"):
+            client.predict([pixels[0]])
+
+
+@pytest.fixture
+def gateway(served: Server) -> Iterator[str]:
+    """What stands before a server that others reach: lets requests through, but keeps models' configs to itself."""
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.endswith("/config"):
+                self.send_error(403)
+                return
+            self.forward(None)
+
+        def do_POST(self) -> None:
+            self.forward(self.rfile.read(int(self.headers["Content-Length"])))
+
+        def forward(self, body: bytes | None) -> None:
+            name = "Inference-Header-Content-Length"
+            headers = {name: self.headers[name]} if self.headers[name] else {}
+            request = urllib.request.Request(served.urls.http + self.path, body, headers)
+            with urllib.request.urlopen(request) as answer:
+                content = answer.read()
+                self.send_response(answer.status)
+                if answer.headers[name]:
+                    self.send_header(name, answer.headers[name])
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_where_configs_are_kept_shut_classes_have_numbers_for_names(
+    gateway: str, served: Server, pixels: npt.NDArray[np.uint8]
+) -> None:
+    with EnsembleClient(gateway) as client, EnsembleClient(served.urls.http) as open_client:
+        (numbered,), (named,) = client.predict([pixels[0]]), open_client.predict([pixels[0]])
+        assert client.served.max_batch_size == 1
+    assert tuple(numbered.probabilities) == tuple(map(str, range(10)))
+    assert tuple(numbered.member_probabilities) == ("0", "1")
+    assert list(numbered.probabilities.values()) == pytest.approx(list(named.probabilities.values()), abs=1e-6)
+    assert numbered.label == named.label
+    assert numbered.confidence == pytest.approx(named.confidence, abs=1e-6)
