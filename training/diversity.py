@@ -46,7 +46,8 @@ class Diversity(BaseModel):
         disagreement: Mean over pairs.
         q: Mean over the pairs that have one; None where none has.
         correlation: Likewise.
-        oracle_accuracy: Share of images that at least one member gets right: what a perfect vote could reach.
+        oracle_accuracy: Share of images that at least one member gets right: what always trusting the right one would
+            reach.
         all_wrong: Share of images that every member gets wrong; together with the former 1.
     """
 

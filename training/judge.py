@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from plurum.run import Split
 from plurum.spec import Ensemble
 from plurum.training.bootstrap import Bootstrap, percentile_interval
 from plurum.training.calibration import fitted_temperature, groups_of
@@ -95,7 +94,7 @@ class JudgeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    split: Split = "test"
+    split: Literal["validation", "test"] = "test"
     draws: Annotated[int, Field(ge=100, le=100_000)] = 1000
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 

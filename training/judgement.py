@@ -211,15 +211,3 @@ class Judgement(Value):
     def ensemble(self) -> Judged:
         """The first of those judged."""
         return self.judged[0]
-
-    @property
-    def beats_best(self) -> dict[str, bool]:
-        """By metric: whether the ensemble is better than the best single beyond chance (the interval excludes 0)."""
-        from plurum.training.scores import METRICS
-
-        beaten = {}
-        for name, metric in METRICS.items():
-            figure = self.differences[name]
-            end = figure.low if metric.better == "higher" else figure.high
-            beaten[name] = end is not None and (end > 0 if metric.better == "higher" else end < 0)
-        return beaten

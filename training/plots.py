@@ -142,8 +142,7 @@ def _roc(judgement: Judgement) -> Figure:
         if curve := judgement.curves[name].roc:
             axes.plot(curve.x, curve.y, color=colour, linewidth=1.6, label=_labelled(judgement, name, "roc_auc"))
     _tidied(axes, "false-positive rate (1 - specificity)", "true-positive rate (sensitivity)")
-    axes.set_aspect("equal")
-    _legend_beside(axes, "class: area (worst first)")
+    _legend_beside(figure, axes, "class: area (worst first)")
     return figure
 
 
@@ -156,8 +155,7 @@ def _precision_recall(judgement: Judgement) -> Figure:
             axes.step(curve.x, curve.y, where="pre", color=colour, linewidth=1.6, label=label)
     _tidied(axes, "recall (sensitivity)", "precision")
     axes.set_ylim(-0.02, 1.02)
-    axes.set_aspect("equal")
-    _legend_beside(axes, "class: average precision\n(worst first)")
+    _legend_beside(figure, axes, "class: average precision\n(worst first)")
     return figure
 
 
@@ -220,11 +218,15 @@ def _risk_coverage(judgement: Judgement) -> Figure:
         axes.axhline(review.wished_risk, color=_RED, linewidth=1, linestyle=":", label="risk wished for")
     _tidied(axes, "coverage (share of images answered, surest first)", "risk (share of wrong answers)")
     axes.set_xlim(0, 1.02)
-    axes.set_ylim(bottom=0)
+    # Among the very few surest a single mistake is a great risk, and says little.
+    settled = [
+        y for curve in judgement.risk_coverage.values() for x, y in zip(curve.x, curve.y, strict=True) if x > 0.05
+    ]
+    axes.set_ylim(0, 1.1 * max(*settled, review.wished_risk or 0.0, 0.01))
     handles, labels = axes.get_legend_handles_labels()
     drawn = len(judgement.judged)
     handles[:drawn], labels[:drawn] = handles[:drawn][::-1], labels[:drawn][::-1]
-    axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
     return figure
 
 
@@ -300,9 +302,10 @@ def _labelled(judgement: Judgement, name: str, metric: str) -> str:
     return f"{_short(name)}: {value:.4f}"
 
 
-def _legend_beside(axes: Axes, title: str) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, title=title, alignment="left")
+def _legend_beside(figure: Figure, axes: Axes, title: str) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right center", frameon=False, title=title, alignment="left")
 
 
 def _short(name: str) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from plurum import __version__
 from plurum.cli.demo import demo
+from plurum.cli.evaluate import evaluate
 from plurum.cli.export import export
 from plurum.cli.fit import fit
 from plurum.cli.predict import predict
@@ -48,6 +49,7 @@ def _root(
 
 
 app.command()(demo)
+app.command()(evaluate)
 app.command()(export)
 app.command()(fit)
 app.command()(predict)

@@ -1,0 +1,221 @@
+"""`plurum evaluate`: how good an ensemble is, and how sure one can be of that."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from plurum.client import EnsembleClient, Prediction
+    from plurum.run import Run
+    from plurum.spec import Ensemble
+    from plurum.training.judge import JudgeSettings
+    from plurum.training.judgement import Judgement
+    from plurum.voting import Verdict
+
+__all__ = ["evaluate"]
+
+_COLUMNS = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "nll", "ece", "aurc")
+
+
+def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
+    run: Annotated[Path, typer.Argument(help="A run that `plurum fit` has fitted.", metavar="RUN")],
+    split: Annotated[str, typer.Option(help="test or validation: which of the run's images.")] = "test",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report.", show_default="RUN/report, or RUN/report/served with --url"),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Of the bootstrap, by patient, that intervals come from.")] = 1000,
+    seed: Annotated[int, typer.Option(help="What they are drawn from.")] = 0,
+    url: Annotated[
+        str | None, typer.Option(help="Ask the server at HOST:PORT instead of PyTorch, and judge what it answers.")
+    ] = None,
+    http: Annotated[bool, typer.Option("--http", help="Ask it over HTTP instead of gRPC.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON instead of tables.")] = False,
+) -> None:
+    """Judge an ensemble, its members and the best of them on images that none has learnt from.
+
+    Writes metrics.csv, metrics.json, pictures and one self-contained report.html.
+
+    [bold]Examples[/bold]
+
+      plurum evaluate runs/digits
+
+      plurum evaluate runs/digits --url 127.0.0.1:8001
+
+      plurum evaluate runs/digits --split validation --out reports/validation --json
+    """
+    from plurum.errors import SettingsError
+    from plurum.training import settings_from
+    from plurum.training.evaluation import judge_run
+    from plurum.training.judge import JudgeSettings
+    from plurum.training.report import check_folder, write_report
+
+    settings = settings_from(JudgeSettings, split=split, draws=draws, seed=seed)
+    if http and url is None:
+        raise SettingsError("--http says how to ask a server; say which with --url HOST:PORT")
+    folder = out or (run / "report" / "served" if url else run / "report")
+    check_folder(folder)
+    judgement = _judge_served(run, settings, url, http=http) if url else judge_run(run, settings)
+    page = write_report(judgement, folder)
+    if as_json:
+        sys.stdout.write(judgement.model_dump_json() + "\n")
+    else:
+        _print(judgement, page)
+
+
+def _judge_served(path: Path, settings: JudgeSettings, url: str, *, http: bool) -> Judgement:
+    from plurum.client import EnsembleClient
+    from plurum.run import Run
+    from plurum.training.evaluation import judge_verdicts, splits_to_ask
+    from plurum.training.judge import Subject
+
+    run = Run(path)
+    ensemble = run.ensemble()
+    with EnsembleClient(url, "http" if http else None) as client:
+        _check_served(client, ensemble, url)
+        members = client.served.members
+        verdicts = {split: _asked(client, run, split, ensemble.classes) for split in splits_to_ask(settings)}
+    expected = tuple(member.name for member in ensemble.members)
+    note = (
+        f"The server's members are {', '.join(members)}; the run's are {', '.join(expected)}, and what was wished for "
+        f"(coverage, risk, threshold) is the run's."
+    )
+    notes = () if members == expected else (note,)
+    return judge_verdicts(run, Subject(ensemble, f"the server at {url}", members, notes), verdicts, settings)
+
+
+def _check_served(client: EnsembleClient, ensemble: Ensemble, url: str) -> None:
+    from plurum.errors import ContractError
+
+    served, image = client.served, ensemble.image
+    # A server that keeps its config to itself calls classes by their numbers.
+    if served.classes not in {ensemble.classes, tuple(map(str, range(len(ensemble.classes))))}:
+        raise ContractError(
+            f"the server at {url} tells {', '.join(served.classes)} apart, the run {', '.join(ensemble.classes)}; "
+            f"serve what was exported from this run"
+        )
+    if served.pixels_shape and served.pixels_shape[:2] != (image.height, image.width):
+        height, width, _ = served.pixels_shape
+        raise ContractError(
+            f"the server at {url} takes {height} × {width} pixels, the run's images have {image.height} × "
+            f"{image.width}; serve what was exported from this run"
+        )
+
+
+def _asked(client: EnsembleClient, run: Run, split: str, classes: tuple[str, ...]) -> Verdict:
+    """Return what the server answers to the run's images of a split."""
+    from plurum.client import Failure
+    from plurum.errors import ServerError
+    from plurum.training.progress import shown
+
+    pixels, rows = run.pixels(), run.table().rows(split)  # type: ignore[arg-type]
+    predictions: list[Prediction] = []
+    with shown(f"asking about {split} images", len(rows)) as progress:
+        for answer in client.stream(pixels[row] for row in rows):
+            if isinstance(answer, Failure):
+                raise ServerError(f"the server has no answer to {split} image {answer.index}: {answer.reason}")
+            predictions.append(answer)
+            progress(1, "")
+    return _verdict(predictions, client.served.classes, classes)
+
+
+def _verdict(predictions: list[Prediction], served: tuple[str, ...], classes: tuple[str, ...]) -> Verdict:
+    """Return predictions as arrays; labels have their real names, classes those that the server gives them."""
+    import numpy as np
+
+    from plurum.errors import ContractError
+    from plurum.voting import Verdict
+
+    unknown = {prediction.label for prediction in predictions} - set(classes)
+    if unknown:
+        raise ContractError(f"the server answers {min(unknown)!r}, which is no class of the run")
+    return Verdict(
+        probabilities=np.array([list(prediction.probabilities.values()) for prediction in predictions]),
+        label=np.array([classes.index(prediction.label) for prediction in predictions], dtype=np.int64),
+        entropy=np.array([prediction.entropy for prediction in predictions]),
+        disagreement=np.array([prediction.disagreement for prediction in predictions]),
+        std=np.array([list(prediction.std.values()) for prediction in predictions]),
+        member_probabilities=np.array(
+            [[list(member.values()) for member in p.member_probabilities.values()] for p in predictions]
+        ),
+        prediction_set=np.array([[name in p.prediction_set for name in served] for p in predictions]),
+        review=np.array([prediction.review for prediction in predictions]),
+    )
+
+
+def _print(judgement: Judgement, page: Path) -> None:
+    from rich.console import Console
+
+    from plurum.training.wording import percent_text, verdict_lines
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(_comparison(judgement))
+    console.print(_members(judgement))
+    review, sets = judgement.review, judgement.sets
+    lines = [
+        *verdict_lines(judgement),
+        (
+            f"Prediction sets hold the true class of {percent_text(sets.coverage)} of the images, and "
+            f"{sets.mean_size:.2f} classes on average."
+        ),
+        (
+            f"{percent_text(review.share)} of the answers go to a person; of the others, "
+            f"{percent_text(review.accuracy_kept)} are right."
+        ),
+    ]
+    if level := judgement.patient_level:
+        mean = level.by_rule["ensemble"]["mean"].accuracy
+        lines.append(f"Of {level.patients:,} patients, {percent_text(mean)} are answered rightly, by mean probability.")
+    if diversity := judgement.diversity:
+        lines.append(
+            f"Two members differ on {diversity.disagreement:.1%} of the images, on average; at least one is right on "
+            f"{diversity.oracle_accuracy:.1%}."
+        )
+    for line in (*lines, *judgement.notes, f"report: {page}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _comparison(judgement: Judgement) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    from plurum.training.scores import METRICS
+    from plurum.training.wording import beyond_chance, difference_text, figure_text
+
+    table = Table("metric", box=box.SIMPLE)
+    for column in ("ensemble", f"best single: {judgement.best_single}", "difference"):
+        table.add_column(column, justify="right")
+    ensemble, best = judgement.judged[:2]
+    styles = {"better": "green", "worse": "red", "": ""}
+    for name, metric in METRICS.items():
+        difference = judgement.differences[name]
+        table.add_row(
+            f"{metric.title} {'↑' if metric.better == 'higher' else '↓'}",
+            figure_text(ensemble.metrics[name]),
+            figure_text(best.metrics[name]),
+            difference_text(difference),
+            style=styles[beyond_chance(difference, metric.better)],
+        )
+    return table
+
+
+def _members(judgement: Judgement) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    from plurum.training.scores import METRICS
+    from plurum.training.wording import number_text
+
+    table = Table("member", box=box.SIMPLE)
+    for name in _COLUMNS:
+        table.add_column(METRICS[name].title, justify="right")
+    for judged in judgement.judged:
+        if judged.kind == "member":
+            table.add_row(judged.name, *(number_text(judged.metrics[name].value) for name in _COLUMNS))
+    return table

@@ -1,0 +1,145 @@
+"""The report's page: one file with everything in it, for a screen, dark or light, and for paper."""
+
+__all__ = ["PAGE"]
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{{ j.name }}: judged on {{ j.split }} images</title>
+<style>
+:root { --text: #1f2933; --faint: #5b6770; --line: #d9dee3; --back: #fff; --soft: #f4f6f8; --mark: #0067a5;
+  --good: #0b6b3a; --bad: #a3261b; --note: #fff6df; }
+@media (prefers-color-scheme: dark) { :root { --text: #e4e8ec; --faint: #a3adb6; --line: #3a434c; --back: #14181c;
+  --soft: #1e242a; --mark: #6fb7e9; --good: #6fd39b; --bad: #ff9a8d; --note: #3a3218; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; background: var(--back); color: var(--text);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { margin: 0 0 .25rem; font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere; }
+h2 { margin: 2.5rem 0 .5rem; font-size: 1.2rem; }
+p { margin: .5rem 0; max-width: 46rem; }
+.faint, figcaption, caption { color: var(--faint); font-size: .9rem; }
+.verdict { font-size: 1.1rem; border-left: 4px solid var(--mark); padding-left: .9rem; margin: 1.25rem 0; }
+.notes { background: var(--note); border-radius: .5rem; padding: .6rem .9rem .6rem 2rem; margin: 1rem 0; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: .75rem 0; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .25rem; }
+th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { font-weight: 600; font-size: .9rem; vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child { text-align: left; }
+td small { color: var(--faint); font-size: .8rem; }
+td { vertical-align: top; }
+.better { color: var(--good); font-weight: 600; } .worse { color: var(--bad); font-weight: 600; }
+figure { margin: 1rem 0; }
+figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
+  border-radius: .5rem; padding: .5rem; }
+figcaption { margin-top: .35rem; max-width: 46rem; }
+.pair { display: flex; flex-wrap: wrap; gap: 0 1.25rem; } .pair figure { flex: 1 1 24rem; }
+dt { font-weight: 600; margin-top: .5rem; } dd { margin: 0; max-width: 46rem; }
+@media print { body { max-width: none; padding: 0; font-size: 11pt; } h2, figure, table { break-inside: avoid; } }
+</style>
+</head>
+<body>
+{% macro picture(name, alt, text) %}{% if name in pictures %}
+<figure><img alt="{{ alt }}" src="data:image/png;base64,{{ pictures[name] }}"><figcaption>{{ text }}</figcaption>
+</figure>{% endif %}{% endmacro %}
+{% macro cell(figure) %}<td>{{ figure.value|number if figure else "–" }}
+{%- if figure and figure.low is not none %}<br><small>{{ "%.3f–%.3f"|format(figure.low, figure.high) }}</small>
+{%- endif %}</td>{% endmacro %}
+<h1>{{ j.name }}: judged on {{ j.split }} images</h1>
+<p class="faint">{{ "{:,}".format(j.images) }} images
+{%- if j.patients %} of {{ "{:,}".format(j.patients) }} patients{% endif %}, {{ j.classes|length }} classes, answered by
+{{ j.answered_by }}. In brackets: 95% intervals from {{ "{:,}".format(j.draws) }} bootstrap draws of
+{{ j.drawn }} (seed {{ j.seed }}).</p>
+<div class="verdict">{% for line in verdict %}<p>{{ line }}</p>{% endfor %}</div>
+{% if j.notes %}<ul class="notes">{% for note in j.notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
+
+<h2>The ensemble beside its best member</h2>
+<div class="wide"><table>
+<tr><th>metric</th><th>ensemble</th><th>best single ({{ j.best_single }})</th><th>difference</th></tr>
+{% for key, metric in metrics.items() %}{% set difference = j.differences[key] %}
+<tr><td>{{ metric.title }} <small>{{ "↑" if metric.better == "higher" else "↓" }}</small></td>
+<td>{{ j.judged[0].metrics[key]|figure }}</td><td>{{ j.judged[1].metrics[key]|figure }}</td>
+<td class="{{ difference|beyond_chance(metric.better) }}">{{ difference|difference }}</td></tr>
+{% endfor %}</table></div>
+<p class="faint">↑ higher is better, ↓ lower is better; a difference is coloured where its interval excludes 0. The best
+single is the member with the lowest NLL on the images that the vote was fitted on, with a temperature of its own
+({{ "%.3f"|format(j.best_single_temperature) }}) fitted there too.</p>
+{{ picture("comparison", "Values and intervals of all", "Every member as it is, the best with its own temperature, and "
+  ~ "the vote of all. Lines are 95% intervals.") }}
+
+<h2>Members</h2>
+<div class="wide"><table>
+<tr><th>member</th>{% for key in shown %}<th>{{ metrics[key].title }}</th>{% endfor %}</tr>
+{% for judged in j.judged if judged.kind == "member" %}
+<tr><td>{{ judged.name }}</td>{% for key in shown %}{{ cell(judged.metrics[key]) }}{% endfor %}</tr>
+{% endfor %}</table></div>
+
+<h2>Class by class</h2>
+<div class="wide"><table>
+<tr><th>class</th><th>images</th>{% for key in per_class %}<th>{{ metrics[key].title }}</th>{% endfor %}</tr>
+{% for name in j.classes %}<tr><td>{{ name }}</td><td>{{ j.class_counts[loop.index0] }}</td>
+{%- for key in per_class %}{{ cell(j.judged[0].per_class[name][key]) }}{% endfor %}</tr>
+{% endfor %}</table></div>
+{{ picture("confusion", "Confusion matrix", "How many images of each class (row) got which answer (column).") }}
+<div class="pair">
+{{ picture("roc", "ROC curves", "Each class against all others: what is found, over what is found wrongly.") }}
+{{ picture("precision_recall", "Precision–recall curves",
+  "Each class against all others: how many of the finds are right, over what is found.") }}
+</div>
+
+<h2>How far to trust the probabilities</h2>
+{{ picture("reliability", "Reliability diagram", "Of answers of like confidence, the share that is right; on the "
+  ~ "dotted line, answers are as sure as they are right. ECE is the mean gap, weighted by the answers below.") }}
+
+<h2>What goes to a person</h2>
+<p>{{ j.review.share|percent }} of the answers go to a person: those less sure than
+{{ "%.4f"|format(j.review.threshold) }}, and those with more than one class in their prediction set. Of the answers that
+don't go, {{ j.review.accuracy_kept|percent }} are right; of those that do, {{ j.review.accuracy_sent|percent }}.</p>
+{{ picture("risk_coverage", "Risk–coverage curves", "When only the surest answers are given (left), fewer should be "
+  ~ "wrong. AURC is the mean height of a line.") }}
+
+<h2>Prediction sets</h2>
+<p>The true class is in the set of {{ j.sets.coverage|percent }} of the images
+{%- if j.sets.wished is not none %}; at least {{ "%.1f"|format(j.sets.wished * 100) }}% were wished for, in each class
+{%- endif %}. A set holds {{ "%.2f"|format(j.sets.mean_size) }} classes on average.</p>
+<div class="wide"><table>
+<tr><th>class</th><th>images</th><th>coverage</th><th>mean set size</th></tr>
+{% for name, sets in j.sets.by_class.items() %}<tr><td>{{ name }}</td><td>{{ sets.images }}</td>
+<td>{{ sets.coverage|figure }}</td>
+<td>{{ "–" if sets.mean_size is none else "%.2f"|format(sets.mean_size) }}</td></tr>
+{% endfor %}</table></div>
+{{ picture("prediction_sets", "Coverage by class, and sizes of sets", "Coverage with 95% intervals, and how many sets "
+  ~ "hold how many classes.") }}
+{% if j.diversity %}
+<h2>How differently members err</h2>
+<p>Two members give different answers to {{ "%.1f"|format(j.diversity.disagreement * 100) }}% of the images, on
+average. At least one member is right on {{ "%.1f"|format(j.diversity.oracle_accuracy * 100) }}% of them: as many as
+always trusting the right one would give.
+</p>
+<div class="wide"><table>
+<tr><th>members</th><th>disagreement</th><th>Q statistic</th><th>correlation of errors</th></tr>
+{% for pair in j.diversity.pairs %}<tr><td>{{ pair.first }}, {{ pair.second }}</td>
+<td>{{ "%.4f"|format(pair.disagreement) }}</td><td>{{ pair.q|number }}</td><td>{{ pair.correlation|number }}</td></tr>
+{% endfor %}</table></div>
+{{ picture("diversity", "Disagreement and Q between members",
+  "Q is 0 for members that err independently, 1 for those that err on the same images.") }}
+{% endif %}{% if j.patient_level %}
+<h2>Patient by patient</h2>
+<p>{{ "{:,}".format(j.patient_level.patients) }} patients, each answered by all their images
+({{ "{:,}".format(j.patient_level.images) }}): by the mean of the probabilities, by each class's highest, or by the
+class that most images get.</p>
+<div class="wide"><table>
+<tr><th rowspan="2">who</th>{% for rule in rules %}<th colspan="2">{{ rule }}</th>{% endfor %}</tr>
+<tr>{% for rule in rules %}<th>accuracy</th><th>NLL (nats)</th>{% endfor %}</tr>
+{% for name, by_rule in j.patient_level.by_rule.items() %}<tr><td>{{ name }}</td>
+{%- for rule in rules %}{{ cell(by_rule[rule].accuracy) }}{{ cell(by_rule[rule].nll) }}{% endfor %}
+</tr>{% endfor %}</table></div>
+{% endif %}
+<h2>What the numbers mean</h2>
+<dl>{% for word, meaning in meanings.items() %}<dt>{{ word }}</dt><dd>{{ meaning }}</dd>{% endfor %}</dl>
+</body>
+</html>
+"""

@@ -1,0 +1,77 @@
+"""A judgement in words and in figures with their intervals, the same on the page and in the terminal."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from plurum.training.judgement import Figure, Judgement
+from plurum.training.scores import METRICS
+
+__all__ = ["beyond_chance", "difference_text", "figure_text", "number_text", "percent_text", "verdict_lines"]
+
+_NONE = "–"
+
+
+def verdict_lines(judgement: Judgement) -> list[str]:
+    """Return what matters most, a sentence each: how good the ensemble is, and whether the vote was worth it."""
+    metrics, best = judgement.ensemble.metrics, f"its best single member, {judgement.best_single}"
+    first = (
+        f"Of {judgement.images:,} {judgement.split} images, the ensemble answers {percent_text(metrics['accuracy'])} "
+        f"rightly, with an NLL of {figure_text(metrics['nll'])} nats."
+    )
+    if judgement.diversity is None:
+        return [first, "It has a single member, so that there is no vote to be judged."]
+    said, changes = {}, {}
+    for name in ("accuracy", "nll"):
+        difference = judgement.differences[name]
+        said[name] = beyond_chance(difference, METRICS[name].better) or "neither better nor worse beyond chance"
+        changes[name] = difference_text(difference)
+    if said["accuracy"] == said["nll"]:
+        second = (
+            f"It is {said['accuracy']} than {best}, in accuracy, {changes['accuracy']}, and in NLL, {changes['nll']}."
+        )
+    else:
+        second = (
+            f"Beside {best}, it is {said['accuracy']} in accuracy, {changes['accuracy']}, and {said['nll']} in NLL, "
+            f"{changes['nll']}."
+        )
+    return [first, second]
+
+
+def beyond_chance(difference: Figure, better: Literal["higher", "lower"]) -> Literal["better", "worse", ""]:
+    """Return what a difference says where its interval excludes 0, and nothing where it doesn't."""
+    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
+        return ""
+    return "better" if (difference.low > 0) == (better == "higher") else "worse"
+
+
+def figure_text(figure: Figure | None) -> str:
+    """Return a figure and its interval, to four decimals; a dash for one that does not exist."""
+    if figure is None or figure.value is None:
+        return _NONE
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.4f}"
+    return f"{figure.value:.4f} ({figure.low:.4f}–{figure.high:.4f})"
+
+
+def percent_text(figure: Figure) -> str:
+    """Return a share and its interval as percentages; `none` for one that does not exist."""
+    if figure.value is None:
+        return "none"
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.1%}"
+    return f"{figure.value:.1%} ({figure.low:.1%}–{figure.high:.1%})"
+
+
+def difference_text(figure: Figure) -> str:
+    """Return a difference and its interval, with their signs."""
+    if figure.value is None or figure.low is None or figure.high is None:
+        return _NONE
+    # Adding 0 turns -0.0 into 0.0.
+    value, low, high = (round(number, 4) + 0.0 for number in (figure.value, figure.low, figure.high))
+    return f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def number_text(value: float | None) -> str:
+    """Return a number to four decimals; a dash for one that does not exist."""
+    return _NONE if value is None else f"{value:.4f}"
