@@ -17,7 +17,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from plurum.errors import ServerError
+from plurum.errors import ServerError, needs_extra
 
 __all__ = ["Layout", "Triton", "find_triton", "lay_out"]
 
@@ -75,11 +75,13 @@ def lay_out(triton: Triton, folder: Path) -> Layout:
     """Return what to start `triton` with, after writing to the empty `folder` what it needs.
 
     Raises:
+        MissingExtraError: ONNX Runtime is not installed.
         ServerError: this Python can't run Triton's Python backend.
     """
     if triton.wheel is None:
         return Layout((), dict(os.environ))
-    _check_numpy()
+    with needs_extra("serving", "onnxruntime"):
+        _check_numpy()
     stub = triton.wheel / "python_backend_stubs" / sysconfig.get_python_version() / _STUB
     if not stub.is_file():
         versions = [path.parent.name for path in stub.parent.parent.glob(f"*/{_STUB}")]

@@ -15,13 +15,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from plurum.errors import ServerError, needs_extra
 from plurum.serving.cores import usable_cores
+from plurum.serving.drain import drain
 from plurum.serving.installation import Triton, find_triton, lay_out
 from plurum.serving.leftovers import end_processes, sweep_shared_memory
 from plurum.serving.log import TritonLog
-from plurum.serving.settings import Ports, ServerSettings, claimed_ports, server_arguments
+from plurum.serving.settings import Ports, ServerSettings, claimed_ports, faces_a_network, server_arguments
 from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["Server", "Urls"]
@@ -69,12 +71,13 @@ class Server:
     def __init__(self, repository: Path, settings: ServerSettings | None = None) -> None:
         self.name = f"plurum_{secrets.token_hex(6)}_"
         self.log = TritonLog(Path(tempfile.gettempdir()) / f"{self.name}triton.log")
+        self._key = secrets.token_hex(16)
         self._repository = repository
         self._settings = settings or ServerSettings()
         self._ports: Ports | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
-        self._models: list[str] = []
+        self._configs: list[Any] = []
         self._ensemble: Ensemble | None = None
         self._ready = False
         self._failed = False
@@ -158,6 +161,8 @@ class Server:
         process, self._process = self._process, None
         try:
             if process is not None and process.poll() is None:
+                if self._ready:
+                    self._drain()
                 process.send_signal(signal.SIGTERM)
                 process.wait(self._settings.exit_timeout_s + _UNLOAD_S)
         except subprocess.TimeoutExpired:
@@ -174,28 +179,16 @@ class Server:
                 self.log.path.unlink(missing_ok=True)
 
     def _launch(self) -> None:
-        with needs_extra("serving"):
-            from plurum.serving.staging import are_complete, model_folders, stage
-        self._models = [folder.name for folder in model_folders(self._repository)]
-        contract = self._repository / "ensemble.json"
-        self._ensemble = read_ensemble(contract) if contract.is_file() else None
-        triton = find_triton()
-        self._ports = claimed_ports(self._settings)
-        self._folder = Path(tempfile.mkdtemp(prefix=self.name))
-        models, empty = self._folder / "models", self._folder / "empty"
-        configs = stage(self._repository, models, usable_cores(), cpu_only=not _uses_gpu(triton))
-        layout = lay_out(triton, self._folder)
-        arguments = [*server_arguments(self._settings, self._ports, str(models), self.name), *layout.arguments]
-        if are_complete(configs):
-            arguments.append("--disable-auto-complete-config")
+        command, environment, folder = self._prepare()
         # Python models take the working directory for a place to import from.
+        empty = folder / "empty"
         empty.mkdir()
-        _log.debug("starting %s in %s", triton.binary, self._folder)
+        _log.debug("starting %s in %s", command[0], folder)
         with self.log.path.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), str(triton.binary), *arguments],
+                [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), *command],
                 cwd=empty,
-                env=layout.environment,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -203,13 +196,41 @@ class Server:
                 start_new_session=True,
             )
 
+    def _prepare(self) -> tuple[list[str], dict[str, str], Path]:
+        """Check everything, and return Triton's command line, its environment and the folder laid out for it."""
+        with needs_extra("serving"):
+            from plurum.serving.staging import are_complete, model_folders, stage
+        model_folders(self._repository)
+        contract = self._repository / "ensemble.json"
+        self._ensemble = read_ensemble(contract) if contract.is_file() else None
+        triton = find_triton()
+        self._ports = claimed_ports(self._settings)
+        if triton.wheel is not None and faces_a_network(self._settings):
+            _log.warning(
+                "a single HTTP request can end this version of Triton: on %s put a gateway before it, "
+                "or serve from NVIDIA's container",
+                self._settings.host,
+            )
+        self._folder = Path(tempfile.mkdtemp(prefix=self.name))
+        models = self._folder / "models"
+        self._configs = stage(self._repository, models, usable_cores(), cpu_only=not _uses_gpu(triton))
+        layout = lay_out(triton, self._folder)
+        arguments = server_arguments(self._settings, self._ports, str(models), self.name, self._key)
+        if are_complete(self._configs):
+            arguments.append("--disable-auto-complete-config")
+        return [str(triton.binary), *arguments, *layout.arguments], layout.environment, self._folder
+
+    def _drain(self) -> None:
+        chains = [config.name for config in self._configs if config.ensemble_scheduling.step]
+        drain(self.urls.grpc, self._key, chains, self._settings.exit_timeout_s)
+
     def _ask(self, ensemble: Ensemble, timeout_s: float) -> None:
         from tritonclient.utils import InferenceServerException
 
         from plurum.serving.probe import ask
 
         try:
-            ask(self.urls.grpc, ensemble, self._models, timeout_s)
+            ask(self.urls.grpc, ensemble, [config.name for config in self._configs], timeout_s)
         except InferenceServerException as error:
             raise self._failure(f"did not answer a first question ({error.message()})") from error
 

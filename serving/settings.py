@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import ipaddress
 import socket
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plurum.errors import ServerError, SettingsError
 
-__all__ = ["Ports", "ServerSettings", "claimed_ports", "server_arguments"]
+__all__ = ["Ports", "ServerSettings", "claimed_ports", "faces_a_network", "server_arguments"]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 # What a client that only asks questions never needs; several holes of this version of Triton lie behind them.
@@ -22,11 +22,12 @@ class ServerSettings(BaseModel):
     """Options of `plurum serve`.
 
     Attributes:
-        host: Address to listen on.
+        host: Address to listen on, IPv4 or a name.
         http_port: 0 takes a free one, likewise below.
         grpc_port: Likewise.
         metrics_port: Likewise.
-        open_management: Leave loading, unloading, shared memory, tracing and log settings open to every client.
+        open_management: Leave loading, unloading, shared memory, tracing and log settings open to every client;
+            whoever can load a model can run code.
         start_timeout_s: How long the server may take until it answers, seconds.
         exit_timeout_s: How long requests in flight are waited for at the end, whole seconds.
     """
@@ -73,7 +74,12 @@ def claimed_ports(settings: ServerSettings) -> Ports:
             one.close()
 
 
-def server_arguments(settings: ServerSettings, ports: Ports, repository: str, name: str) -> list[str]:
+def faces_a_network(settings: ServerSettings) -> bool:
+    """Whether others than this machine can reach the server; its ports have been claimed before."""
+    return not ipaddress.ip_address(socket.gethostbyname(settings.host)).is_loopback
+
+
+def server_arguments(settings: ServerSettings, ports: Ports, repository: str, name: str, key: str) -> list[str]:
     """Return Triton's command line without the binary.
 
     Args:
@@ -81,10 +87,13 @@ def server_arguments(settings: ServerSettings, ports: Ports, repository: str, na
         ports: None of them 0.
         repository: The folder with the models.
         name: Begins the names of this server's shared memory, and tells its processes from others'.
+        key: Opens what is shut to others.
     """
     arguments = [
         f"--model-repository={repository}",
-        "--model-control-mode=none",
+        # All are loaded at the start; ensembles are unloaded before the end.
+        "--model-control-mode=explicit",
+        "--load-model=*",
         "--exit-on-error=true",
         f"--exit-timeout-secs={settings.exit_timeout_s}",
         f"--backend-config=python,shm-region-prefix-name={name}",
@@ -99,18 +108,17 @@ def server_arguments(settings: ServerSettings, ports: Ports, repository: str, na
         "--metrics-config=summary_quantiles=0.5:0.05,0.95:0.01,0.99:0.001",
     ]
     if not settings.open_management:
-        # Nobody learns the key: what it locks stays shut until the server is started otherwise.
-        lock = f"{','.join(_MANAGEMENT)}:admin-key={secrets.token_hex(16)}"
+        lock = f"{','.join(_MANAGEMENT)}:admin-key={key}"
         arguments += [f"--http-restricted-api={lock}", f"--grpc-restricted-protocol={lock}"]
     return arguments
 
 
 def _listener(host: str, port: int, option: str) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        one = socket.socket(family, kind, protocol)
+        address = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
     except OSError as error:
-        raise ServerError(f"{host} is no address to listen on: {error.strerror or error}; change --host") from error
+        raise ServerError(f"{host!r} is no IPv4 address or name: {error.strerror}; change --host") from error
+    one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         # As servers do: connections of an earlier one that are still closing don't count.
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

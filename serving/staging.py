@@ -2,6 +2,11 @@
 
 What a `config.pbtxt` states wins. What it leaves open (how many instances, how many threads) is filled in from the
 cores there are. Nothing is ever written into the repository itself.
+
+Every member gets as many one-thread instances as there are cores, although an ensemble's members then compete for
+them: for resnet18, efficientnet_b0 and densenet121 on two cores that answered 18.6 images a second, against 15.3
+with one instance of two threads each, 14.5 with one of one thread, and 13.6 with Triton's rate limiter handing out
+the cores. More threads an instance answer a single client sooner; who wants that states it in the config.
 """
 
 from __future__ import annotations
@@ -61,7 +66,7 @@ def are_complete(configs: list[Any]) -> bool:
 
 
 def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool) -> list[Any]:
-    """Fill the new `folder` with a view of `repository` and return its configs.
+    """Fill the new `folder` with a view of `repository` and return its configs, each with its model's name.
 
     Args:
         repository: With models.
@@ -80,7 +85,8 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool) -> list
     configs = []
     for model in models:
         config = read_config(model)
-        fill_in(config, model.name, cores, cpu_only=cpu_only)
+        config.name = config.name or model.name
+        fill_in(config, cores, cpu_only=cpu_only)
         staged = folder / model.name
         staged.mkdir()
         for part in model.iterdir():
@@ -91,8 +97,8 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool) -> list
     return configs
 
 
-def fill_in(config: Any, name: str, cores: int, *, cpu_only: bool) -> None:
-    """Complete `config` of the model `name` in place: instances, and the threads of each."""
+def fill_in(config: Any, cores: int, *, cpu_only: bool) -> None:
+    """Complete `config` in place: instances, and the threads of each."""
     instances = sum(group.count or 1 for group in config.instance_group)
     if config.backend == "onnxruntime" and cpu_only:
         stated = config.parameters[_THREADS].string_value if _THREADS in config.parameters else ""
@@ -102,6 +108,6 @@ def fill_in(config: Any, name: str, cores: int, *, cpu_only: bool) -> None:
             config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
         if not stated:
             config.parameters[_THREADS].string_value = str(max(1, cores // instances))
-    elif name == "preprocess" and not instances:
+    elif config.name == "preprocess" and not instances:
         # Decoding keeps a core busy and remembers nothing. The voter stays single: it counts what it answers.
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=min(cores, _MAX_INSTANCES))

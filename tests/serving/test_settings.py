@@ -9,7 +9,7 @@ import pytest
 
 from plurum.errors import ServerError, SettingsError
 from plurum.serving import ServerSettings
-from plurum.serving.settings import Ports, claimed_ports, server_arguments
+from plurum.serving.settings import Ports, claimed_ports, faces_a_network, server_arguments
 
 FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
 
@@ -33,20 +33,28 @@ def test_the_same_port_twice() -> None:
         claimed_ports(ServerSettings(http_port=9000, grpc_port=9000, metrics_port=0))
 
 
-@pytest.mark.parametrize("host", ["203.0.113.7", "no such host"])
+@pytest.mark.parametrize("host", ["203.0.113.7", "no such host", "::1"])
 def test_a_host_that_is_not_ours(host: str) -> None:
     with pytest.raises(ServerError, match=re.escape(host)):
         claimed_ports(FREE.model_copy(update={"host": host}))
 
 
-def test_management_is_shut_by_a_key_of_this_start() -> None:
-    locks = [
+@pytest.mark.parametrize(
+    ("host", "outside"),
+    [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True), ("203.0.113.7", True)],  # noqa: S104
+)
+def test_what_others_can_reach(host: str, outside: bool) -> None:
+    assert faces_a_network(ServerSettings(host=host)) is outside
+
+
+def test_management_is_shut_unless_asked_for() -> None:
+    shut = server_arguments(FREE, Ports(1, 2, 3), "models", "name", "key")
+    locks = [argument.partition("=") for argument in shut if "restricted" in argument]
+    assert [option for option, _, _ in locks] == ["--http-restricted-api", "--grpc-restricted-protocol"]
+    assert {lock for _, _, lock in locks} == {"shared-memory,model-repository,trace,logging:admin-key=key"}
+    opened = FREE.model_copy(update={"open_management": True})
+    assert not [
         argument
-        for _ in range(2)
-        for argument in server_arguments(FREE, Ports(1, 2, 3), "models", "name")
+        for argument in server_arguments(opened, Ports(1, 2, 3), "models", "name", "key")
         if "restricted" in argument
     ]
-    assert len(locks) == 4
-    assert len({lock.partition("admin-key=")[2] for lock in locks}) == 2
-    opened = server_arguments(FREE.model_copy(update={"open_management": True}), Ports(1, 2, 3), "models", "name")
-    assert not [argument for argument in opened if "restricted" in argument]
