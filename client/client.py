@@ -95,7 +95,10 @@ class EnsembleClient:
         except RefusedError:
             # A server that faces others may keep its configs to itself; names are all that is lost.
             config = {}
-        classes, members = _names(config, shapes)
+        try:
+            classes, members = _names(config, shapes)
+        except (KeyError, ValueError) as error:
+            raise ServerError(f"the model {ENSEMBLE!r} at {self._transport.address} is none of Plurum's") from error
         return Served(classes, members, int(config.get("max_batch_size", 1)), self._pixels_shape())
 
     def predict(self, images: Iterable[AnyImage], *, batch_size: int = 8) -> list[Prediction]:

@@ -88,6 +88,26 @@ def test_json_lines_and_csv_say_the_same(served: Server, scans: Path, tmp_path: 
 
 
 @pytest.mark.triton
+def test_with_a_progress_bar_on_a_terminal_answers_still_go_to_standard_output(served: Server, scans: Path) -> None:
+    screen, terminal = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "plurum", "predict", str(scans), "--url", served.urls.grpc, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            check=True,
+            env=os.environ | {"TERM": "xterm"},
+        )
+        shown = os.read(screen, 1 << 20).decode()
+    finally:
+        os.close(screen)
+        os.close(terminal)
+    assert [json.loads(line)["path"] for line in done.stdout.splitlines()][-1] == str(scans / "later" / "2.JPG")
+    assert "Asking" in shown
+    assert "20 answered" in shown
+
+
+@pytest.mark.triton
 def test_a_bad_image_is_named_and_the_others_are_answered(served: Server, broken: Path, tmp_path: Path) -> None:
     done = predict(broken, "--url", served.urls.grpc, "--json", "--csv", tmp_path / "out.csv")
     assert done.returncode == 1

@@ -155,6 +155,8 @@ def test_what_speaks_no_http_is_said_so() -> None:
         (200, b"<html>Welcome</html>", "is no Triton: it sends no JSON"),
         (200, b'{"hello": 1}', "is no Triton"),
         (200, b"[]", "is no Triton"),
+        (200, b'{"outputs": []}', "model 'ensemble' at .* is none of Plurum's"),
+        (200, b'{"outputs": [{"name": "MEMBER_PROBABILITIES"}]}', "is none of Plurum's"),
         (404, b"<html>Nothing here</html>", "has no model 'ensemble'"),
         (500, b"", "does not describe 'ensemble': an error without a word"),
     ],
