@@ -57,6 +57,10 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gather = helper.make_node("Gather", ["table", "X"], ["Y"])
     write_graph(repository, "lookup", gather, batched, stated + MEET, table=TABLE)
     write_graph(repository, "unstated", gather, batched, "", table=TABLE)
+    # Adds up along the batch: shows what was run together.
+    running = helper.make_node("CumSum", ["X", "axis"], ["Y"])
+    sums = {"X": (TensorProto.FLOAT, ["batch", "n"]), "Y": (TensorProto.FLOAT, ["batch", "n"])}
+    write_graph(repository, "running", running, sums, stated.replace("INT64", "FP32") + MEET, axis=np.array(0))
     square: dict[str, tuple[int, list[Any]]] = {
         "X": (TensorProto.FLOAT, [2, 2]),
         "Y": (TensorProto.FLOAT, [2, 2]),
@@ -83,7 +87,9 @@ def tensor(values: npt.NDArray[Any]) -> Any:
     return made
 
 
-def ask_together(client: InferenceServerClient, *questions: list[list[int]]) -> list[Any]:
+def ask_together(
+    client: InferenceServerClient, *questions: list[list[int]], model: str = "lookup", dtype: Any = np.int64
+) -> list[Any]:
     """Send all at once; return answers, or errors, in the order of the questions."""
     arrived: queue.Queue[tuple[int, Any]] = queue.Queue()
 
@@ -91,7 +97,7 @@ def ask_together(client: InferenceServerClient, *questions: list[list[int]]) -> 
         return lambda result, error: arrived.put((index, error or result.as_numpy("Y")))
 
     for index, question in enumerate(questions):
-        client.async_infer("lookup", [tensor(np.array(question, np.int64))], answered(index))
+        client.async_infer(model, [tensor(np.array(question, dtype))], answered(index))
     answers = dict(arrived.get(timeout=20) for _ in questions)
     return [answers[index] for index in range(len(questions))]
 
@@ -113,6 +119,15 @@ def test_requests_meet_in_one_run(client: InferenceServerClient) -> None:
     assert one.tolist() == [[10]]
     assert two.tolist() == [[20], [30]]
     assert three.tolist() == [[40]]
+
+
+def test_one_run_is_one_run_of_the_session(client: InferenceServerClient) -> None:
+    questions = [[[1]], [[20]], [[300], [4000]]]
+    answers = ask_together(client, *questions, model="running", dtype=np.float32)
+    sums = sorted(answer.ravel().tolist() for answer in answers)
+    # In whatever order they arrived, the last has added up all.
+    assert max(map(max, sums)) == 4321
+    assert len({value for values in sums for value in values}) == 4
 
 
 def test_one_that_fails_leaves_its_neighbours_alone(client: InferenceServerClient) -> None:
