@@ -21,9 +21,7 @@ __all__ = ["member_answers"]
 _S = TypeVar("_S", bound=Split)
 
 
-def member_answers(
-    run: Run, members: tuple[Member, ...], splits: Iterable[_S]
-) -> dict[_S, npt.NDArray[np.float64]]:
+def member_answers(run: Run, members: tuple[Member, ...], splits: Iterable[_S]) -> dict[_S, npt.NDArray[np.float64]]:
     """Return the members' probabilities, `[images, members, classes]`, by split; computed on the GPU if there is one.
 
     Raises:

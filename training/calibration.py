@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import needs_extra
+from plurum.training.bootstrap import Bootstrap, mean_interval
 from plurum.training.scoring import losses_of
 from plurum.voting import soft_vote, temper
 
@@ -78,14 +79,7 @@ def improvement_interval(
     """
     equal = np.full(len(weights), 1 / len(weights))
     saved = losses_of(soft_vote(members, equal), labels) - losses_of(soft_vote(members, weights), labels)
-    sums, counts = np.bincount(groups, weights=saved), np.bincount(groups)
-    rng = np.random.default_rng(seed)
-    means = np.empty(draws)
-    for draw in range(draws):
-        drawn = rng.integers(0, len(counts), len(counts))
-        means[draw] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    return mean_interval(saved, Bootstrap(groups, draws, seed))
 
 
 def fitted_temperature(probabilities: Floats, labels: Ints) -> float:

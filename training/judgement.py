@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 
-class Value(BaseModel):
+class _Value(BaseModel):
     """Frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Figure(Value):
+class Figure(_Value):
     """A figure and how far it could be off.
 
     Attributes:
@@ -47,7 +47,7 @@ class Figure(Value):
     high: float | None
 
 
-class Judged(Value):
+class Judged(_Value):
     """One of those judged.
 
     Attributes:
@@ -64,7 +64,7 @@ class Judged(Value):
     per_class: dict[str, dict[str, Figure]]
 
 
-class ClassSets(Value):
+class ClassSets(_Value):
     """The prediction sets of one class's images.
 
     Attributes:
@@ -78,7 +78,7 @@ class ClassSets(Value):
     mean_size: float | None
 
 
-class PredictionSets(Value):
+class PredictionSets(_Value):
     """Conformal prediction sets.
 
     Attributes:
@@ -96,7 +96,7 @@ class PredictionSets(Value):
     by_class: dict[str, ClassSets]
 
 
-class Reviewed(Value):
+class Reviewed(_Value):
     """Answers that go to a person, and those that don't.
 
     Attributes:
@@ -114,7 +114,7 @@ class Reviewed(Value):
     accuracy_sent: Figure
 
 
-class PatientScores(Value):
+class PatientScores(_Value):
     """One answer per patient.
 
     Attributes:
@@ -126,7 +126,7 @@ class PatientScores(Value):
     nll: Figure | None
 
 
-class PatientLevel(Value):
+class PatientLevel(_Value):
     """Patients, each answered by all their images.
 
     Attributes:
@@ -140,7 +140,7 @@ class PatientLevel(Value):
     by_rule: dict[str, dict[PatientRule, PatientScores]]
 
 
-class ClassCurves(Value):
+class ClassCurves(_Value):
     """The ensemble's curves for one class against all others.
 
     Attributes:
@@ -152,7 +152,7 @@ class ClassCurves(Value):
     precision_recall: Curve | None
 
 
-class Judgement(Value):
+class Judgement(_Value):
     """An ensemble's answers to the images of one split, judged.
 
     Attributes:
