@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ TABLE = np.arange(10, dtype=np.float32) * 10
 
 
 def write_graph(
-    repository: Path, name: str, node: Any, shapes: dict[str, tuple[int, list[Any]]], config: str, **constants: Any
+    repository: Path, name: str, node: Any, shapes: Mapping[str, tuple[int, list[Any]]], config: str, **constants: Any
 ) -> None:
     """Write a model of one node; `shapes` are its input's and its output's, in this order."""
     tensors = [helper.make_tensor_value_info(tensor, *shape) for tensor, shape in shapes.items()]
@@ -44,7 +44,7 @@ def write_graph(
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("graphs")
-    batched: dict[str, tuple[int, list[Any]]] = {
+    batched = {
         "X": (TensorProto.INT64, ["batch", "n"]),
         "Y": (TensorProto.FLOAT, ["batch", "n"]),
     }
@@ -61,7 +61,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     running = helper.make_node("CumSum", ["X", "axis"], ["Y"])
     sums = {"X": (TensorProto.FLOAT, ["batch", "n"]), "Y": (TensorProto.FLOAT, ["batch", "n"])}
     write_graph(repository, "running", running, sums, stated.replace("INT64", "FP32") + MEET, axis=np.array(0))
-    square: dict[str, tuple[int, list[Any]]] = {
+    square = {
         "X": (TensorProto.FLOAT, [2, 2]),
         "Y": (TensorProto.FLOAT, [2, 2]),
     }
