@@ -10,13 +10,14 @@ import numpy as np
 
 from plurum.errors import ContractError, DataError
 from plurum.run import Run
+from plurum.spec import Ensemble
 from plurum.training.answers import member_answers
 from plurum.training.judge import Asked, JudgeSettings, Subject, judge
 from plurum.training.judgement import Judgement
 from plurum.training.progress import shown
 from plurum.voting import Verdict, decide
 
-__all__ = ["JudgedSplit", "judge_run", "judge_verdicts", "splits_to_ask"]
+__all__ = ["JudgedSplit", "judge_run", "judge_verdicts", "splits_to_ask", "subject_from_ensemble"]
 
 JudgedSplit = Literal["validation", "test"]
 
@@ -38,8 +39,23 @@ def judge_run(path: Path, settings: JudgeSettings) -> Judgement:
     ensemble = run.ensemble()
     answers = member_answers(run, ensemble.members, splits_to_ask(settings))
     verdicts = {split: decide(probabilities, ensemble.rule) for split, probabilities in answers.items()}
-    subject = Subject(ensemble, "PyTorch", tuple(member.name for member in ensemble.members))
+    subject = subject_from_ensemble(ensemble, "PyTorch", tuple(member.name for member in ensemble.members))
     return judge_verdicts(run, subject, verdicts, settings)
+
+
+def subject_from_ensemble(
+    ensemble: Ensemble, answered_by: str, members: tuple[str, ...], notes: tuple[str, ...] = ()
+) -> Subject:
+    """Return who is to be judged, by the ensemble's contract; a server may have other `members` than that."""
+    return Subject(
+        name=ensemble.name,
+        classes=ensemble.classes,
+        members=members,
+        answered_by=answered_by,
+        alpha=None if ensemble.conformal is None else ensemble.conformal.alpha,
+        review=ensemble.review,
+        notes=notes,
+    )
 
 
 def judge_verdicts(
@@ -57,7 +73,7 @@ def judge_verdicts(
         ContractError: the ensemble was fitted on other data than the run holds.
         DataError: a split has no image.
     """
-    if subject.ensemble.data.fingerprint != run.data().fingerprint:
+    if run.ensemble().data.fingerprint != run.data().fingerprint:
         raise ContractError(f"{run.ensemble_file} was fitted on other images than {run.data_folder} holds; fit again")
     table = run.table()
     asked = {}

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from plurum.spec import Ensemble
+from plurum.spec import Review
 from plurum.training.bootstrap import Bootstrap, percentile_interval
 from plurum.training.calibration import fitted_temperature, groups_of
 from plurum.training.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
@@ -43,18 +43,24 @@ _FEW = 30
 
 @dataclass(frozen=True)
 class Subject:
-    """Who is judged.
+    """Who is judged, and what was wished of it.
 
     Attributes:
-        ensemble: Its contract.
-        answered_by: `PyTorch`, or a server's address.
-        members: Names, in the order of the verdicts; a server may have others than the contract.
+        name: The ensemble's.
+        classes: Names, in the order of the probabilities.
+        members: Names, in the order of the verdicts.
+        answered_by: `PyTorch`, or which server.
+        alpha: Share of true classes that prediction sets may miss; None where sets hold the winner alone.
+        review: When an answer goes to a person.
         notes: What to mind about these answers, a line each.
     """
 
-    ensemble: Ensemble
-    answered_by: str
+    name: str
+    classes: tuple[str, ...]
     members: tuple[str, ...]
+    answered_by: str
+    alpha: float | None
+    review: Review
     notes: tuple[str, ...] = ()
 
 
@@ -115,7 +121,7 @@ def judge(
         settings: How.
         progress: Is told of each of the `members + 2` that is done, and its name.
     """
-    ensemble, labels = subject.ensemble, asked.labels
+    labels, classes = asked.labels, subject.classes
     groups = groups_of(asked.patients)
     bootstrap = Bootstrap(groups, settings.draws, settings.seed)
     best, temperature = _best_single(fitted_on)
@@ -127,29 +133,29 @@ def judge(
         progress(1, name)
     patients = patients_of(asked.patients, labels)
     return Judgement(
-        name=ensemble.name,
+        name=subject.name,
         answered_by=subject.answered_by,
         split=settings.split,
         images=len(labels),
         patients=len(set(asked.patients) - {""}),
-        classes=ensemble.classes,
-        class_counts=tuple(np.bincount(labels, minlength=len(ensemble.classes)).tolist()),
+        classes=classes,
+        class_counts=tuple(np.bincount(labels, minlength=len(classes)).tolist()),
         draws=settings.draws,
         drawn="patients" if patients else "images",
         seed=settings.seed,
         best_single=subject.members[best],
         best_single_temperature=temperature,
-        judged=tuple(_judged(name, result, ensemble.classes) for name, result in results.items()),
+        judged=tuple(_judged(name, result, classes) for name, result in results.items()),
         differences=_differences(results["ensemble"], results["best single"]),
         confusion=_confusion(asked),
-        curves=_curves(asked.answers, ensemble.classes),
+        curves=_curves(asked.answers, classes),
         reliability=reliability_bins(asked.answers),
         risk_coverage={name: risk_coverage_curve(answers) for name, answers in candidates.items()},
-        sets=_sets(asked, ensemble, bootstrap),
-        review=_reviewed(asked, ensemble, bootstrap),
+        sets=_sets(asked, subject, bootstrap),
+        review=_reviewed(asked, subject, bootstrap),
         diversity=diversity_of(asked.verdict.member_probabilities.argmax(axis=-1), labels, subject.members),
         patient_level=_patient_level(patients, candidates, settings) if patients and patients.names else None,
-        notes=(*subject.notes, *_notes(asked, ensemble.classes, settings, results["ensemble"][1], patients)),
+        notes=(*subject.notes, *_notes(asked, classes, settings, results["ensemble"][1], patients)),
     )
 
 
@@ -235,14 +241,14 @@ def _shares(of: Sequence[Bools], among: Sequence[Bools], bootstrap: Bootstrap) -
     return [_figure(value, draws) for value, draws in zip(plain, drawn, strict=True)]
 
 
-def _sets(asked: Asked, ensemble: Ensemble, bootstrap: Bootstrap) -> PredictionSets:
+def _sets(asked: Asked, subject: Subject, bootstrap: Bootstrap) -> PredictionSets:
     inside, labels = asked.verdict.prediction_set, asked.labels
     covered = np.take_along_axis(inside, labels[:, None], axis=-1)[:, 0]
     sizes = inside.sum(axis=1)
-    of_class = [labels == index for index in range(len(ensemble.classes))]
+    of_class = [labels == index for index in range(len(subject.classes))]
     overall, *by_class = _shares([covered] * (len(of_class) + 1), [np.ones_like(covered), *of_class], bootstrap)
     return PredictionSets(
-        wished=None if ensemble.conformal is None else 1 - ensemble.conformal.alpha,
+        wished=None if subject.alpha is None else 1 - subject.alpha,
         coverage=overall,
         mean_size=float(sizes.mean()),
         sizes=tuple(np.bincount(sizes, minlength=len(of_class) + 1)[1:].tolist()),
@@ -252,17 +258,17 @@ def _sets(asked: Asked, ensemble: Ensemble, bootstrap: Bootstrap) -> PredictionS
                 coverage=coverage,
                 mean_size=float(sizes[rows].mean()) if rows.any() else None,
             )
-            for name, rows, coverage in zip(ensemble.classes, of_class, by_class, strict=True)
+            for name, rows, coverage in zip(subject.classes, of_class, by_class, strict=True)
         },
     )
 
 
-def _reviewed(asked: Asked, ensemble: Ensemble, bootstrap: Bootstrap) -> Reviewed:
+def _reviewed(asked: Asked, subject: Subject, bootstrap: Bootstrap) -> Reviewed:
     sent, right = asked.verdict.review, ~asked.answers.wrong
     share, kept, others = _shares([sent, right, right], [np.ones_like(sent), ~sent, sent], bootstrap)
     return Reviewed(
-        threshold=ensemble.review.threshold,
-        wished_risk=ensemble.review.risk,
+        threshold=subject.review.threshold,
+        wished_risk=subject.review.risk,
         share=share,
         accuracy_kept=kept,
         accuracy_sent=others,

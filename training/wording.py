@@ -24,16 +24,17 @@ def verdict_lines(judgement: Judgement) -> list[str]:
     said, changes = {}, {}
     for name in ("accuracy", "nll"):
         difference = judgement.differences[name]
-        said[name] = beyond_chance(difference, METRICS[name].better) or "neither better nor worse beyond chance"
+        said[name] = beyond_chance(difference, METRICS[name].better) or "neither better nor worse"
         changes[name] = difference_text(difference)
     if said["accuracy"] == said["nll"]:
         second = (
-            f"It is {said['accuracy']} than {best}, in accuracy, {changes['accuracy']}, and in NLL, {changes['nll']}."
+            f"Beyond chance, it is {said['accuracy']} than {best}, in accuracy, {changes['accuracy']}, and in NLL, "
+            f"{changes['nll']}."
         )
     else:
         second = (
-            f"Beside {best}, it is {said['accuracy']} in accuracy, {changes['accuracy']}, and {said['nll']} in NLL, "
-            f"{changes['nll']}."
+            f"Beyond chance, beside {best}, it is {said['accuracy']} in accuracy, {changes['accuracy']}, and "
+            f"{said['nll']} in NLL, {changes['nll']}."
         )
     return [first, second]
 

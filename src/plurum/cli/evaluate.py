@@ -72,8 +72,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
 def _judge_served(path: Path, settings: JudgeSettings, url: str, *, http: bool) -> Judgement:
     from plurum.client import EnsembleClient
     from plurum.run import Run
-    from plurum.training.evaluation import judge_verdicts, splits_to_ask
-    from plurum.training.judge import Subject
+    from plurum.training.evaluation import judge_verdicts, splits_to_ask, subject_from_ensemble
 
     run = Run(path)
     ensemble = run.ensemble()
@@ -87,7 +86,8 @@ def _judge_served(path: Path, settings: JudgeSettings, url: str, *, http: bool) 
         f"(coverage, risk, threshold) is the run's."
     )
     notes = () if members == expected else (note,)
-    return judge_verdicts(run, Subject(ensemble, f"the server at {url}", members, notes), verdicts, settings)
+    subject = subject_from_ensemble(ensemble, f"the server at {url}", members, notes)
+    return judge_verdicts(run, subject, verdicts, settings)
 
 
 def _check_served(client: EnsembleClient, ensemble: Ensemble, url: str) -> None:
