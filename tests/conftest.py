@@ -65,12 +65,16 @@ def _learn_a_little(model: torch.nn.Module, run: Run) -> None:
     rows = torch.from_numpy(table.rows("train"))
     labels = torch.from_numpy(table.labels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    # Steps this small gain nothing from more threads, and where others compute too their waiting costs much.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for _ in range(8):
         for batch in rows[torch.randperm(len(rows))].split(64):
             loss = torch.nn.functional.cross_entropy(model(normalised(pixels[batch], IMAGE)), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    torch.set_num_threads(threads)
 
 
 def _data(run: Run) -> str:

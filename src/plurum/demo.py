@@ -42,7 +42,11 @@ __all__ = [
 ]
 
 DATA = "digits"
-SETTINGS = TrainSettings(archs=("resnet10t", "regnetx_002", "mobilenetv3_small_100"), epochs=10)
+# Images of 32 x 32 gain nothing from bf16, and where other programs share the cores its kernels, which wait for each
+# other by spinning, take fifteen times as long.
+SETTINGS = TrainSettings(
+    archs=("resnet10t", "dla46_c", "ese_vovnet19b_slim_dw"), epochs=8, learning_rate=3e-3, precision="fp32"
+)
 TOLERANCE = 1e-3
 """Largest difference of a probability between a served answer and PyTorch's own."""
 WATCHED = (
@@ -51,6 +55,8 @@ WATCHED = (
     "plurum_confidence_count",
     "nv_inference_request_success",
 )
+# Stricter than the default, so that digits, which are easy, leave something for a person to look at.
+RISK = 0.002
 _SHOWN = 8
 
 
@@ -97,7 +103,7 @@ def main_job(out: Path, *, fresh: bool = False) -> None:
     say.rule("1. train three classifiers on scikit-learn's digits")
     train_run(DATA, SETTINGS, out, fresh=fresh)
     say.rule("2. fit them into one calibrated ensemble")
-    ensemble = fit_run(out, FitSettings())
+    ensemble = fit_run(out, FitSettings(risk=RISK))
     _say_scores(say, ensemble)
     say.rule("3. export to ONNX and assemble the model repository")
     if export_if_changed(run, repository):
