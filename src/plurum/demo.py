@@ -114,8 +114,10 @@ def main_job(out: Path, *, fresh: bool = False) -> None:
     say.rule("4. serve on Triton, ask over gRPC and HTTP, measure")
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         before = metrics_at(server.urls.metrics)
-        _say_answers(say, held_out, _asked(server.urls.grpc, "grpc", held_out.paths), "gRPC")
-        _say_answers(say, held_out, _asked(server.urls.http, "http", held_out.paths), "HTTP")
+        answers = _asked(server.urls.grpc, "grpc", held_out.paths)
+        _say_least_certain(say, held_out, answers)
+        _say_comparison(say, held_out, answers, "gRPC")
+        _say_comparison(say, held_out, _asked(server.urls.http, "http", held_out.paths), "HTTP")
         say.print(f"lines of {server.urls.metrics} that grew:", soft_wrap=True)
         for sample, old, new in grown(before, metrics_at(server.urls.metrics), *WATCHED):
             say.print(f"  {sample} {old:g} -> {new:g}", highlight=False, soft_wrap=True, markup=False)
@@ -206,10 +208,8 @@ def _say_scores(say: Console, ensemble: Ensemble) -> None:
     say.print(table)
 
 
-def _say_answers(say: Console, held_out: HeldOut, answers: list[Prediction], protocol: str) -> None:
-    comparison = compared(answers, held_out)
+def _say_least_certain(say: Console, held_out: HeldOut, answers: list[Prediction]) -> None:
     table = Table("held-out image", "served", "PyTorch", "entropy", "disagreement", "review")
-    # The least certain: they are what one wants to see.
     for index in np.argsort([answer.confidence for answer in answers])[:_SHOWN]:
         answer, path, winner = answers[index], held_out.paths[index], held_out.verdict.label[index]
         table.add_row(
@@ -220,8 +220,12 @@ def _say_answers(say: Console, held_out: HeldOut, answers: list[Prediction], pro
             f"{answer.disagreement:.3f}",
             "a person" if answer.review else "",
         )
-    say.print(f"the {_SHOWN} least certain answers over {protocol}, beside PyTorch's own:")
+    say.print(f"the {_SHOWN} least certain answers beside PyTorch's own:")
     say.print(table)
+
+
+def _say_comparison(say: Console, held_out: HeldOut, answers: list[Prediction], protocol: str) -> None:
+    comparison = compared(answers, held_out)
     say.print(
         f"over {protocol}: {len(answers)} held-out images, accuracy of the served answers "
         f"{comparison.accuracy:.4f}; labels equal PyTorch's, probabilities within {comparison.max_difference:.1e}; "
