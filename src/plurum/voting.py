@@ -167,7 +167,7 @@ def decide(members: Floats, rule: VotingRule) -> Verdict:
 
     A hard vote's tie goes to the tied class with the higher soft vote; a tie left after that, and one of soft
     votes, to the class with the lower index. An answer goes to review when its winner's probability is below the
-    rule's threshold or when more than one class is in its prediction set.
+    rule's threshold, when more than one class is in its prediction set, or when a member answers NaN.
     """
     mean = soft_vote(members, rule.weights)
     if rule.mode == "hard":
@@ -193,6 +193,6 @@ def decide(members: Floats, rule: VotingRule) -> Verdict:
         std=spread(members, rule.weights),
         member_probabilities=members,
         prediction_set=inside,
-        # Not `confidence <`: NaN is never sure of itself.
-        review=~(confidence >= rule.review_threshold) | (inside.sum(axis=-1) > 1),
+        # Not `confidence <`: NaN is never sure of itself. A hard vote would count a member's NaN as a winner.
+        review=~(confidence >= rule.review_threshold) | (inside.sum(axis=-1) > 1) | np.isnan(members).any(axis=(1, 2)),
     )
