@@ -31,6 +31,7 @@ Ints = npt.NDArray[np.int64]
 
 _MAX_ROUNDS = 10_000
 _TEMPERATURES = (0.1, 10.0)
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 def groups_of(patients: Sequence[str]) -> Ints:
@@ -44,12 +45,16 @@ def fitted_weights(members: Floats, labels: Ints) -> Floats:
 
     By expectation-maximisation for mixture weights (Dempster, Laird & Rubin 1977, 4.3): the NLL is convex in the
     weights, so that what it comes to is the optimum. It starts from equal weights, so that it keeps them where
-    others are no better.
+    others are no better, and where equal ones answer all images right: only members' sureness could then tell them
+    apart, which the temperature is there to mend.
     """
+    equal = np.full(members.shape[1], 1 / members.shape[1])
+    if (soft_vote(members, equal).argmax(axis=-1) == labels).all():
+        return equal
     true = members[np.arange(len(labels)), :, labels]
     # A member that gives all its true classes no chance at all must not make 0 / 0.
-    true = np.maximum(true, np.finfo(np.float64).tiny)
-    weights = np.full(members.shape[1], 1 / members.shape[1])
+    true = np.maximum(true, _TINY)
+    weights = equal
     for _ in range(_MAX_ROUNDS):
         shares = true * weights
         updated = (shares / shares.sum(axis=1, keepdims=True)).mean(axis=0)
@@ -65,9 +70,10 @@ def improvement_interval(
 ) -> tuple[float, float]:
     """Return the 95 % interval of the NLL that `weights` save against equal ones, in nats per image.
 
-    A paired bootstrap over groups: both votes are scored on the same drawn patients (Efron & Tibshirani 1993, 16).
-    The weights were fitted on the images they are judged by, which favours them; that their whole interval must be
-    above 0 to be taken outweighs it.
+    Each vote is scored at its own temperature, as it would be served: else the weights of the surest member win,
+    since an average is less sure than its parts. A paired bootstrap over groups: both are scored on the same drawn
+    patients (Efron & Tibshirani 1993, 16). The weights were fitted on the images they are judged by, which favours
+    them; that their whole interval must be above 0 to be taken outweighs it.
 
     Args:
         members: `[images, members, classes]`.
@@ -77,15 +83,20 @@ def improvement_interval(
         draws: How many samples.
         seed: What they are drawn from.
     """
-    equal = np.full(len(weights), 1 / len(weights))
-    saved = losses_of(soft_vote(members, equal), labels) - losses_of(soft_vote(members, weights), labels)
+    saved = _served_losses(members, labels, np.full(len(weights), 1 / len(weights)))
+    saved -= _served_losses(members, labels, weights)
     return mean_interval(saved, Bootstrap(groups, draws, seed))
+
+
+def _served_losses(members: Floats, labels: Ints, weights: Floats) -> Floats:
+    vote = soft_vote(members, weights)
+    return losses_of(temper(vote, fitted_temperature(vote, labels)), labels)
 
 
 def fitted_temperature(probabilities: Floats, labels: Ints) -> float:
     """Return the temperature, 0.1 to 10, at which `probabilities` have the lowest NLL (Guo et al., arXiv 1706.04599).
 
-    1 where no answer is wrong: nothing then tells how sure is too sure, and any sharpening would look better.
+    1 where no answer is wrong: nothing then tells how sure is too sure, and the lowest NLL would be that of certainty.
     """
     with needs_extra("training"):
         from scipy.optimize import minimize_scalar

@@ -15,6 +15,7 @@ from plurum.errors import OutputError, SettingsError, needs_extra
 from plurum.run import DataContract, Run
 from plurum.spec import Member, read_member, write_contract
 from plurum.training.architectures import check_architectures, check_input, member_names, model_from_arch
+from plurum.training.precision import precision_for, training_device
 from plurum.training.progress import shown
 from plurum.training.settings import Begun, TrainSettings
 from plurum.training.sources import load_data
@@ -69,6 +70,7 @@ def train_run(source: str, settings: TrainSettings, out: Path, *, fresh: bool = 
     run = Run(out)
     run.claim()
     check_architectures(settings.archs)
+    precision_for(settings.precision, training_device())
     _check_begun(run, settings, fresh=fresh)
     data = load_data(source, settings.seed)
     names = member_names(settings.archs)

@@ -10,9 +10,16 @@ from plurum.errors import SettingsError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Precision", "autocast", "precision_for"]
+__all__ = ["Precision", "autocast", "precision_for", "training_device"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def training_device() -> torch.device:
+    """Return where members are trained: the current CUDA device, or the CPU where there is none."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def precision_for(wanted: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:

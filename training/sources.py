@@ -73,8 +73,8 @@ def _digits(seed: int) -> LabelledImages:
 
 def _npz(path: Path) -> LabelledImages:
     try:
-        # Labels alone say what is wrong sooner, but a file with either missing is of no use.
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy leaves a file open that it opened itself and can't read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = {key: archive[key] for part in _NPZ_SPLITS for key in (f"{part}_images", f"{part}_labels")}
     except KeyError as error:
         raise DataError(

@@ -18,7 +18,7 @@ from torch.nn import functional
 from plurum.errors import SettingsError
 from plurum.models import normalised
 from plurum.spec import ImageSpec, Scores
-from plurum.training.precision import Precision, autocast, precision_for
+from plurum.training.precision import Precision, autocast, precision_for, training_device
 from plurum.training.scoring import logits_of, scores_of
 from plurum.training.settings import TrainSettings
 from plurum.voting import softmax
@@ -115,7 +115,7 @@ class Trainer:
     def __init__(self, settings: TrainSettings, image: ImageSpec) -> None:
         self.settings = settings
         self.image = image
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = training_device()
         self.precision = precision_for(settings.precision, self.device)
 
     def steps(self, examples: Examples) -> int:
