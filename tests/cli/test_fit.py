@@ -1,0 +1,94 @@
+"""`plurum fit`: the table, the JSON, and wrong use as one line and exit code 2."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from plurum.cli.main import run as command_line
+from plurum.run import Run
+from plurum.spec import read_ensemble
+from plurum.training import FitReport
+
+
+@pytest.fixture
+def copy(run: Run, tmp_path: Path) -> Run:
+    """A fitted run of this test's own."""
+    shutil.copytree(run.path, tmp_path / "copy")
+    return Run(tmp_path / "copy")
+
+
+def plurum(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the command line in this process and return its exit code."""
+    monkeypatch.setattr("sys.argv", ["plurum", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        command_line()
+    return caught.value.code if isinstance(caught.value.code, int) else 0
+
+
+def test_it_prints_members_ensemble_and_what_was_fitted(
+    copy: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = copy.ensemble_file.read_bytes()
+    assert plurum(monkeypatch, "fit", copy.path) == 0
+    printed = capsys.readouterr().out
+    ensemble = copy.ensemble()
+    assert copy.ensemble_file.read_bytes() != before
+    for member, weight in zip(ensemble.members, ensemble.voting.weights, strict=True):
+        assert any(member.name in line and f"{weight:.3f}" in line for line in printed.splitlines())
+    scores = ensemble.scores["test"]
+    assert any(
+        line.split()[0] == "ensemble" and f"{scores.accuracy:.4f}" in line and f"{scores.nll:.4f}" in line
+        for line in printed.splitlines()
+        if line.split()
+    )
+    assert f"temperature after averaging: {ensemble.voting.temperature:.3f}" in printed
+    assert f"review: below a confidence of {ensemble.review.threshold:.4f}" in printed
+    assert f"next: plurum export {copy.path}" in printed
+
+
+def test_json_is_the_whole_report(
+    copy: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plurum(monkeypatch, "fit", copy.path, "--mode", "hard", "--alpha", 0.3, "--risk", 0.2, "--json") == 0
+    report = FitReport.model_validate_json(capsys.readouterr().out)
+    ensemble = read_ensemble(copy.ensemble_file)
+    assert report.ensemble == ensemble
+    assert ensemble.voting.mode == "hard"
+    assert ensemble.conformal is not None
+    assert (ensemble.conformal.alpha, ensemble.review.risk) == (0.3, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--mode", "loud"), "--mode is 'loud': "),
+        (("--alpha", 0), "--alpha is 0.0: "),
+        (("--alpha", 1), "--alpha is 1.0: "),
+        (("--risk", 2), "--risk is 2.0: "),
+        (("--risk", "nan"), "--risk is nan: "),
+    ],
+)
+def test_options_that_can_not_be_used_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[object, ...],
+    line: str,
+) -> None:
+    assert plurum(monkeypatch, "fit", tmp_path, *options) == 2
+    printed = capsys.readouterr().err
+    assert line in printed
+    assert printed.count("\n") == 1
+
+
+def test_what_is_no_run_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plurum(monkeypatch, "fit", tmp_path) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"plurum: {tmp_path} is no run: it has no run.json; make one with: plurum train ")
+    assert printed.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,72 @@
+"""Small real data, and a run trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from plurum.run import Run
+from plurum.training import TrainSettings, train_run
+
+ARCHS = ("test_byobnet", "test_resnet")
+SETTINGS = TrainSettings(archs=ARCHS, epochs=4, batch_size=16, learning_rate=5e-3, precision="fp32")
+# Images of the digits 0 to 3.
+COUNTS = {"train": 160, "val": 80, "test": 80}
+
+
+def digit_arrays() -> dict[str, npt.NDArray[np.uint8]]:
+    """The arrays of a MedMNIST archive of some of scikit-learn's digits."""
+    digits = load_digits(n_class=4)
+    images, labels = np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.uint8)
+    arrays, start = {}, 0
+    for part, count in COUNTS.items():
+        arrays[f"{part}_images"] = images[start : start + count]
+        arrays[f"{part}_labels"] = labels[start : start + count, None]
+        start += count
+    return arrays
+
+
+def write_image(path: Path, seed: int, size: tuple[int, int] = (12, 10)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def write_classes(folder: Path, counts: dict[str, int], extension: str = "png") -> Path:
+    """Write `CLASS/NUMBER.png` images of noise."""
+    for label, (name, count) in enumerate(counts.items()):
+        for number in range(count):
+            write_image(folder / name / f"{number}.{extension}", 1000 * label + number)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Steps this small gain nothing from more threads, and where others compute too their waiting costs much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MedMNIST archive, for all tests to read."""
+    path = tmp_path_factory.mktemp("archive") / "digitmnist.npz"
+    np.savez(path, **digit_arrays())
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of two members on it, for all tests to read and none to write to."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    train_run(str(archive), SETTINGS, out)
+    return Run(out)

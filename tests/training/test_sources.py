@@ -1,0 +1,195 @@
+"""Data of every kind, and every wrong one refused with its reason."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from plurum.errors import DataError
+from plurum.training import load_data
+from tests.training.conftest import COUNTS, digit_arrays, write_classes, write_image
+
+
+def test_digits_are_scikit_learns() -> None:
+    data = load_data("digits")
+    assert len(data) == 1797
+    assert data.classes[:3] == ("zero", "one", "two")
+    assert data.side == 8
+    assert data.table.sources[17] == "digits/17"
+    assert {split: len(data.table.rows(split)) for split in ("train", "validation", "test")} == {
+        "train": 1150,
+        "validation": 287,
+        "test": 360,
+    }
+
+
+def test_an_archive_keeps_its_own_splits(archive: Path) -> None:
+    data = load_data(str(archive))
+    arrays = digit_arrays()
+    assert data.classes == ("0", "1", "2", "3")
+    assert data.table.rows("validation").tolist() == list(range(160, 240))
+    assert data.table.labels.tolist() == [
+        int(arrays[f"{part}_labels"][i, 0]) for part in COUNTS for i in range(COUNTS[part])
+    ]
+    assert data.table.sources[165] == f"{archive}/val/5"
+
+
+def test_an_archive_of_colour_images_is_read(tmp_path: Path) -> None:
+    arrays = digit_arrays()
+    for part in COUNTS:
+        arrays[f"{part}_images"] = np.stack([arrays[f"{part}_images"]] * 3, axis=-1)
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert len(load_data(str(tmp_path / "a.npz"))) == 320
+
+
+Change = dict[str, npt.NDArray[Any] | None]
+PIXELS = digit_arrays()["val_images"]
+LABELS = digit_arrays()["val_labels"]
+NO_THREE = LABELS.copy()
+NO_THREE[NO_THREE == 3] = 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"val_labels": None}, r"has no array 'val_labels'"),
+        ({"val_images": PIXELS.astype(np.float32)}, r"val_images has the type float32; uint8 is needed"),
+        ({"val_images": np.full(PIXELS.shape, np.nan)}, r"val_images has the type float64"),
+        ({"val_images": PIXELS.astype(np.int64)}, r"val_images has the type int64"),
+        ({"val_images": PIXELS[:, :, :, None]}, r"val_images has the shape \[80, 8, 8, 1\]"),
+        ({"val_images": np.zeros((80, 8, 8, 8, 3), np.uint8)}, r"has the shape \[80, 8, 8, 8, 3\]"),
+        ({"val_images": PIXELS[:0], "val_labels": LABELS[:0]}, r"val_images is empty"),
+        ({"val_images": PIXELS[:70]}, r"70 val_images and 80 val_labels"),
+        ({"val_images": np.zeros((80, 9, 8), np.uint8)}, r"different shapes: \[160, 8, 8\], \[80, 9, 8\]"),
+        ({"val_labels": LABELS.astype(np.float64)}, r"val_labels has the type float64; integers are needed"),
+        ({"val_labels": np.repeat(LABELS, 14, axis=1)}, r"val_labels has 14 labels per image"),
+        ({"val_labels": LABELS[:, :, None]}, r"val_labels has the shape \[80, 1, 1\]"),
+        ({"val_labels": LABELS + np.uint8(1)}, r"has the label 4; the labels of its training images go from 0 to 3"),
+        ({"val_labels": LABELS.astype(np.int64) - 1}, r"has the label -1"),
+        ({"val_labels": NO_THREE}, r"class '3' has \d+ images, and none for validation"),
+        (
+            {f"{part}_labels": np.zeros((count, 1), np.uint8) for part, count in COUNTS.items()},
+            r"has one class, '0'; at least 2",
+        ),
+        ({"val_images": np.array([{}] * 80, dtype=object)}, r"is no NumPy archive of plain arrays"),
+    ],
+)
+def test_a_wrong_archive_is_refused(tmp_path: Path, change: Change, message: str) -> None:
+    arrays = {name: array for name, array in {**digit_arrays(), **change}.items() if array is not None}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        load_data(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 truncated"])
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is no NumPy archive"):
+        load_data(str(path))
+
+
+def test_a_truncated_archive_and_a_lone_array_are_refused(archive: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(archive.read_bytes()[:-400])
+    with pytest.raises(DataError, match="is no NumPy archive"):
+        load_data(str(path))
+    with path.open("wb") as file:
+        np.save(file, PIXELS)
+    with pytest.raises(DataError, match="is no NumPy archive"):
+        load_data(str(path))
+
+
+def test_a_folder_per_class_is_read_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_classes(tmp_path, {"LAA": 5, "CE": 4})
+    write_image(tmp_path / "CE" / "Z.JPEG", 7)
+    write_image(tmp_path / "CE" / "Z.tif", 7)
+    (tmp_path / "CE" / "notes.txt").write_text("no image")
+    (tmp_path / "CE" / ".hidden.png").write_text("no image")
+    (tmp_path / "CE" / ".thumbnails").mkdir()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "README").write_text("no image")
+    with caplog.at_level(logging.WARNING):
+        data = load_data(str(tmp_path))
+    assert "5 hidden or other files ignored" in caplog.text
+    assert data.classes == ("CE", "LAA")
+    assert [Path(source).relative_to(tmp_path).as_posix() for source in data.table.sources] == [
+        *(f"CE/{name}" for name in ("0.png", "1.png", "2.png", "3.png", "Z.JPEG", "Z.tif")),
+        *(f"LAA/{number}.png" for number in range(5)),
+    ]
+    assert data.table.labels.tolist() == [0] * 6 + [1] * 5
+    assert set(data.table.patients) == {""}
+    assert data.encoded(0) == (tmp_path / "CE" / "0.png").read_bytes()
+
+
+def test_the_folder_below_the_class_is_the_patient_and_is_never_divided(tmp_path: Path) -> None:
+    for label, name in enumerate(("CE", "LAA")):
+        for patient in range(4):
+            for number in range(1 + 3 * patient):
+                write_image(tmp_path / name / f"p{label}{patient}" / "slide" / f"{number}.png", number)
+    # Somebody with an image in both classes is one patient.
+    write_image(tmp_path / "LAA" / "p03" / "0.png", 1)
+    table = load_data(str(tmp_path)).table
+    assert table.patients[0] == "p00"
+    assert len(set(table.patients)) == 8
+    assert len(set(zip(table.patients, table.splits, strict=True))) == 8
+
+
+def test_a_class_with_one_image_is_refused(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"CE": 5, "LAA": 1})
+    with pytest.raises(DataError, match="class 'LAA' has 1 image, and none for validation and test"):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({}, "has no folder in it; a folder per class is needed"),
+        ({"CE": 5}, "has one class, 'CE'; at least 2 are needed"),
+        ({"CE": 5, "LAA": 0}, "class 'LAA' has no image"),
+    ],
+)
+def test_a_folder_without_classes_or_images_is_refused(tmp_path: Path, counts: dict[str, int], message: str) -> None:
+    write_classes(tmp_path, counts)
+    for name in counts:
+        (tmp_path / name).mkdir(exist_ok=True)
+    with pytest.raises(DataError, match=message):
+        load_data(str(tmp_path))
+
+
+def test_unprintable_names_are_refused(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"CE": 5, "LAA": 5})
+    (tmp_path / "CE" / "0.png").rename(tmp_path / "CE" / "a\nb.png")
+    with pytest.raises(DataError, match=r"'a\\nb.png' has a name with unprintable characters"):
+        load_data(str(tmp_path))
+    (tmp_path / "CE" / "a\nb.png").unlink()
+    (tmp_path / "CE").rename(tmp_path / "C\nE")
+    with pytest.raises(DataError, match=r"a class called 'C\\nE'"):
+        load_data(str(tmp_path))
+
+
+def test_what_is_not_there_or_no_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no .*nothing: name a folder"):
+        load_data(str(tmp_path / "nothing"))
+    (tmp_path / "table.csv").write_text("a,b")
+    with pytest.raises(DataError, match=r"table\.csv is no image data"):
+        load_data(str(tmp_path / "table.csv"))
+
+
+def test_the_fingerprint_follows_the_content(archive: Path, tmp_path: Path) -> None:
+    assert load_data(str(archive)).fingerprint == load_data(str(archive)).fingerprint
+    arrays = digit_arrays()
+    arrays["test_images"] = arrays["test_images"].copy()
+    arrays["test_images"][3, 4, 5] ^= 1
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert load_data(str(archive)).fingerprint != load_data(str(tmp_path / "a.npz")).fingerprint
+    folder = write_classes(tmp_path / "classes", {"CE": 4, "LAA": 4})
+    before = load_data(str(folder)).fingerprint
+    assert load_data(str(folder)).fingerprint == before
+    write_image(folder / "CE" / "0.png", 99, (20, 20))
+    assert load_data(str(folder)).fingerprint != before
