@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 import os
 import subprocess
 import sys
@@ -119,9 +120,9 @@ def build_run(folder: Path) -> Run:
 
 
 @pytest.fixture
-def fresh_run(tmp_path: Path) -> Run:
+def fresh_run(run: Run, tmp_path: Path) -> Run:
     """A run of this test's own, to break."""
-    return build_run(tmp_path / "run")
+    return Run(shutil.copytree(run.path, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

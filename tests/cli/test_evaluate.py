@@ -1,0 +1,161 @@
+"""`plurum evaluate`, as a process of its own, by PyTorch's answers and by a real server's."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plurum.run import Run
+from plurum.serving import Server
+from plurum.spec import read_ensemble
+from plurum.training.judgement import Figure, Judgement
+
+
+def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "plurum", "evaluate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "60"},
+    )
+
+
+def refused(*arguments: object) -> str:
+    """Evaluate in vain, and return the one line that says why."""
+    done = evaluate(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("plurum: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def by_torch(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Judgement:
+    done = evaluate(run.path, "--json", "--draws", 100, "--out", tmp_path_factory.mktemp("torch"))
+    assert (done.returncode, done.stderr) == (0, "")
+    return Judgement.model_validate_json(done.stdout)
+
+
+def test_a_run_is_judged_into_its_own_report(fresh_run: Run) -> None:
+    done = evaluate(fresh_run.path, "--draws", 100)
+    assert (done.returncode, done.stderr) == (0, "")
+    saved = Judgement.model_validate_json((fresh_run.report_folder / "metrics.json").read_bytes())
+    assert (saved.split, saved.images, saved.draws, saved.drawn) == ("test", 40, 100, "images")
+    assert f"report: {fresh_run.report_folder / 'report.html'}" in done.stdout
+    assert f"{saved.ensemble.metrics['brier'].value:.4f} (" in done.stdout
+    assert "resnet10t" in done.stdout
+    assert "regnetx_002" in done.stdout
+
+
+def test_it_computes_what_the_contract_says(by_torch: Judgement, run: Run) -> None:
+    from plurum.models import model_from_checkpoint
+    from plurum.training.scoring import logits_of
+    from plurum.voting import decide, softmax
+
+    ensemble, table = run.ensemble(), run.table()
+    rows = table.rows("test")
+    models = [model_from_checkpoint(member, run.checkpoint(member)) for member in ensemble.members]
+    answers = [softmax(logits_of(model, run.pixels(), rows, ensemble.image)) for model in models]
+    verdict = decide(np.stack(answers, axis=1), ensemble.rule)
+    assert by_torch.ensemble.metrics["accuracy"].value == pytest.approx((verdict.label == table.labels[rows]).mean())
+    assert by_torch.review.share.value == pytest.approx(verdict.review.mean())
+    assert by_torch.sets.mean_size == pytest.approx(verdict.prediction_set.sum(axis=1).mean())
+    assert by_torch.review.threshold == 0.5
+    assert by_torch.sets.wished == pytest.approx(0.9)
+
+
+def test_validation_images_are_said_to_flatter(run: Run, tmp_path: Path) -> None:
+    done = evaluate(run.path, "--split", "validation", "--draws", 100, "--out", tmp_path / "report", "--seed", 7)
+    assert done.returncode == 0
+    assert "its figures flatter it" in done.stdout
+    saved = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
+    assert (saved["split"], saved["seed"]) == ("validation", 7)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_servers_answers_are_judged_as_pytorchs_are(
+    served: Server, run: Run, by_torch: Judgement, protocol: str, tmp_path: Path
+) -> None:
+    address = getattr(served.urls, protocol).removeprefix("http://").removeprefix("grpc://")
+    options = ["--http"] if protocol == "http" else []
+    done = evaluate(run.path, "--url", address, *options, "--json", "--draws", 100, "--out", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = Judgement.model_validate_json(done.stdout)
+    assert found.answered_by == f"the server at {address}"
+    assert found.notes == by_torch.notes
+    for one, other in zip(found.judged, by_torch.judged, strict=True):
+        assert one.name == other.name
+        for metric, figure in one.metrics.items():
+            assert_alike(figure, other.metrics[metric])
+    assert found.confusion == by_torch.confusion
+    assert found.sets.sizes == by_torch.sets.sizes
+    assert_alike(found.review.share, by_torch.review.share)
+    assert found.best_single == by_torch.best_single
+    assert (tmp_path / "report.html").is_file()
+
+
+def assert_alike(one: Figure, other: Figure) -> None:
+    """The server computes in float32, in another order."""
+    assert np.array([one.value, one.low, one.high], float) == pytest.approx(
+        np.array([other.value, other.low, other.high], float), abs=2e-3, nan_ok=True
+    )
+
+
+@pytest.mark.triton
+def test_a_server_of_other_classes_or_sizes_is_refused(served: Server, fresh_run: Run, tmp_path: Path) -> None:
+    address = served.urls.grpc.removeprefix("grpc://")
+    text = fresh_run.ensemble_file.read_text(encoding="utf-8")
+    fresh_run.ensemble_file.write_text(text.replace('"zero"', '"null"'), encoding="utf-8")
+    line = refused(fresh_run.path, "--url", address, "--out", tmp_path / "out")
+    assert "zero, one, two" in line
+    assert "null, one, two" in line
+    fresh_run.ensemble_file.write_text(text.replace('"height": 32', '"height": 64'), encoding="utf-8")
+    line = refused(fresh_run.path, "--url", address, "--out", tmp_path / "out")
+    assert "takes 32 × 32 pixels, the run's images have 64 × 32" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_is_away_is_one_line(run: Run, tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+        line = refused(run.path, "--url", f"127.0.0.1:{port}", "--out", tmp_path / "out")
+    assert f"127.0.0.1:{port}" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_is_one_line_and_leaves_nothing(fresh_run: Run, tmp_path: Path) -> None:
+    assert "is no run" in refused(tmp_path / "nowhere")
+    assert "--split is 'train'" in refused(fresh_run.path, "--split", "train")
+    assert "--draws is 5" in refused(fresh_run.path, "--draws", 5)
+    assert "say which with --url" in refused(fresh_run.path, "--http")
+    (tmp_path / "file").write_text("mine")
+    assert "is a file; name a folder" in refused(fresh_run.path, "--out", tmp_path / "file")
+    checkpoint = fresh_run.checkpoint(read_ensemble(fresh_run.ensemble_file).members[1])
+    checkpoint.write_bytes(b"broken")
+    assert "its SHA-256 is another" in refused(fresh_run.path)
+    fresh_run.ensemble_file.unlink()
+    assert "has no ensemble.json; write it with: plurum fit" in refused(fresh_run.path)
+    assert not fresh_run.report_folder.exists()
+
+
+def test_a_fit_on_other_images_is_refused(fresh_run: Run) -> None:
+    text = fresh_run.ensemble_file.read_text(encoding="utf-8")
+    fingerprint = fresh_run.ensemble().data.fingerprint
+    fresh_run.ensemble_file.write_text(text.replace(fingerprint, "0" * 64), encoding="utf-8")
+    assert "was fitted on other images" in refused(fresh_run.path)
+
+
+def test_a_run_without_images_of_a_split_is_refused(fresh_run: Run) -> None:
+    items = fresh_run.data_folder / "items.csv"
+    items.write_text(items.read_text(encoding="utf-8").replace(",test", ",train"), encoding="utf-8")
+    assert "has no test images" in refused(fresh_run.path)
