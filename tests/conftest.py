@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import shutil
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -154,11 +155,13 @@ class Demo:
         folder: Its working directory.
         output: What it printed.
         took_s: How long it took, seconds.
+        cpu_s: How long processors were busy with it, seconds.
     """
 
     folder: Path
     output: str
     took_s: float
+    cpu_s: float
 
     def again(self) -> Demo:
         """Do it a second time in the same folder."""
@@ -167,7 +170,7 @@ class Demo:
 
 def run_demo(folder: Path) -> Demo:
     """Run the demo in `folder`, as a user does."""
-    start = time.monotonic()
+    start, used = time.monotonic(), _children_s()
     ended = subprocess.run(
         [sys.executable, "-m", "plurum", "demo"],
         cwd=folder,
@@ -177,7 +180,12 @@ def run_demo(folder: Path) -> Demo:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    return Demo(folder, ended.stdout, time.monotonic() - start)
+    return Demo(folder, ended.stdout, time.monotonic() - start, _children_s() - used)
+
+
+def _children_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,8 @@ def test_it_says_what_it_found(demo: Demo) -> None:
     assert min(float(accuracy) for _, accuracy in served) >= 0.97
     assert all(float(difference) <= 1e-3 for difference in re.findall(r"probabilities within (\S+);", demo.output))
     assert re.search(r'plurum_predictions_total\{class="\w+",ensemble="\S+"\} 0 -> [1-9]', demo.output)
-    assert demo.took_s < 240
+    # Four minutes of two cores; by the clock it would measure what else the machine does.
+    assert demo.cpu_s < 480
 
 
 def test_it_leaves_its_files_where_it_says_and_nothing_else(demo: Demo) -> None:
