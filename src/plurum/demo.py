@@ -42,8 +42,7 @@ __all__ = [
 ]
 
 DATA = "digits"
-# Images of 32 x 32 gain nothing from bf16, and where other programs share the cores its kernels, which wait for each
-# other by spinning, take fifteen times as long.
+# Images of 32 x 32 gain nothing from bf16.
 SETTINGS = TrainSettings(
     archs=("resnet10t", "dla46_c", "ese_vovnet19b_slim_dw"), epochs=8, learning_rate=3e-3, precision="fp32"
 )
