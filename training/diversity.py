@@ -62,7 +62,7 @@ class Diversity(BaseModel):
 
 
 def q_statistic(first: Bools, second: Bools) -> float | None:
-    """Return Yule's Q of two members' being right `[images]` (Kuncheva & Whitaker 2003, eq. 5); None for 0 / 0."""
+    """Return Yule's Q of two members' being right `[images]` (Kuncheva & Whitaker 2003); None for 0 / 0."""
     both, neither = int((first & second).sum()), int((~first & ~second).sum())
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
     same, different = both * neither, only_first * only_second
@@ -70,7 +70,7 @@ def q_statistic(first: Bools, second: Bools) -> float | None:
 
 
 def error_correlation(first: Bools, second: Bools) -> float | None:
-    """Return the correlation of two members' being right, or wrong, `[images]` (Kuncheva & Whitaker 2003, eq. 6)."""
+    """Return the correlation of two members' being right, or wrong, `[images]` (Kuncheva & Whitaker 2003)."""
     if first.all() or second.all() or not first.any() or not second.any():
         return None
     return float(np.corrcoef(first, second)[0, 1])

@@ -185,7 +185,8 @@ def _reliability(judgement: Judgement) -> Figure:
     _tidied(axes, "", "accuracy")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
-    axes.legend(loc="upper left", frameon=False, title=f"ECE {ece:.4f}", alignment="left")
+    title = "ECE does not exist" if ece is None else f"ECE {ece:.4f}"
+    figure.legend(loc="outside upper left", frameon=False, title=title, alignment="left", ncols=3)
     below.bar(
         [(found.low + found.high) / 2 for found in judgement.reliability],
         [found.images for found in judgement.reliability],

@@ -225,9 +225,10 @@ def _areas(total: Floats, hits: Floats) -> tuple[Floats, Floats]:
 def _risk_areas(total: Floats, wrong: Floats) -> tuple[Floats, Floats]:
     """Return AURC and AUGRC, each `[draws]`, lower is better.
 
-    AURC is the mean, over answering the 1, 2, … all surest images, of the share of wrong answers among them (Geifman &
-    El-Yaniv, arXiv 1805.08206); AUGRC that of wrong answers among all images (Traub et al., arXiv 2407.01032), as an
-    integral. Equally sure answers count as if in random order: between two distinct confidences, errors come evenly.
+    AURC is the mean, over answering the 1, 2, … all surest images, of the share of wrong answers among them (Geifman,
+    Uziel & El-Yaniv, arXiv 1805.08206); AUGRC that of wrong answers among all images (Traub et al., arXiv 2407.01032),
+    as an integral. Equally sure answers count as if in random order: between two distinct confidences, errors come
+    evenly.
     """
     images = total[-1]
     added, errors = np.diff(total, axis=0), np.diff(wrong, axis=0)

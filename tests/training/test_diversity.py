@@ -19,7 +19,7 @@ def pair(both: int, first: int, second: int, neither: int) -> tuple[npt.NDArray[
 def test_q_and_correlation_by_hand() -> None:
     right = pair(both=5, first=2, second=1, neither=2)
     assert q_statistic(*right) == pytest.approx((5 * 2 - 2 * 1) / (5 * 2 + 2 * 1))
-    # Kuncheva & Whitaker (2003), eq. 6.
+    # Kuncheva & Whitaker (2003).
     expected = (5 * 2 - 2 * 1) / np.sqrt((5 + 2) * (1 + 2) * (5 + 1) * (2 + 2))
     assert error_correlation(*right) == pytest.approx(expected)
 

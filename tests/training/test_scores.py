@@ -147,7 +147,7 @@ def test_equally_sure_answers_count_as_in_random_order() -> None:
 
 @pytest.mark.parametrize("decimals", [1, 2, 6])
 def test_augrc_is_its_closed_form(decimals: int) -> None:
-    """Traub et al. (arXiv 2407.01032), eq. 5: from the AUROC of confidence as a finder of errors, and accuracy."""
+    """Traub et al. (arXiv 2407.01032): from the AUROC of confidence as a finder of errors, and accuracy."""
     answers = simulated(400, 3, decimals=decimals)
     accuracy = value(answers, "accuracy")
     area = metrics.roc_auc_score(~answers.wrong, answers.confidence)
