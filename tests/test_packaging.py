@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,9 +19,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
+    # From a copy: setuptools leaves a build folder behind, and packs what an earlier one has left.
+    out, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source") / "plurum"
+    others = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=others)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--quiet"]
-    subprocess.run([*pip, "--wheel-dir", str(out), str(ROOT)], check=True)
+    subprocess.run([*pip, "--wheel-dir", str(out), str(source)], check=True)
     (path,) = out.glob("plurum-*.whl")
     return path
 

@@ -43,6 +43,13 @@ def test_the_commands_are_those_that_are_run_here() -> None:
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
 
+def test_links_inside_the_repository_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text())]
+    assert len(links) > 1
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Path:
     """A working directory with a person's own images: PNG per class, and a MedMNIST-format file."""
