@@ -174,13 +174,12 @@ def test_a_member_without_weight_has_no_say() -> None:
 
 
 def test_the_soft_vote_is_tempered_after_averaging() -> None:
-    verdict = verdict_of(THREE, 1 / 3, 1 / 3, 1 / 3, temperature=0.5)
-    mean = np.array([0.5, 0.5])
-    np.testing.assert_allclose(verdict.probabilities, [mean**2 / (mean**2).sum()])
+    verdict = verdict_of(THREE, 0.5, 0.25, 0.25, temperature=0.5)
+    np.testing.assert_allclose(verdict.probabilities, [np.array([0.575**2, 0.425**2]) / (0.575**2 + 0.425**2)])
     np.testing.assert_allclose(temper(np.array([0.8, 0.2]), 0.5), [16 / 17, 1 / 17])
     np.testing.assert_allclose(temper(np.array([1.0, 0.0]), 3.0), [1, 0], atol=1e-12)
     # The disagreement is the members' own, whatever the temperature.
-    assert verdict.disagreement == verdict_of(THREE, 1 / 3, 1 / 3, 1 / 3).disagreement
+    assert verdict.disagreement == verdict_of(THREE, 0.5, 0.25, 0.25).disagreement
 
 
 def test_a_hard_vote_counts_weighted_winners() -> None:
@@ -202,10 +201,11 @@ def test_a_hard_tie_goes_to_the_higher_soft_vote_then_to_the_lower_index() -> No
     # The class with the highest soft vote of all wins no tie that it is not in.
     outside = np.array([[[0.51, 0.0, 0.49], [0.0, 0.51, 0.49]]])
     assert verdict_of(outside, 0.5, 0.5, mode="hard").label.tolist() == [0]
-    # Ten weights of 0.1 do not add up to 1 in floating point; half against half is a tie all the same.
-    ten = np.array([[[0.6, 0.4]] * 7 + [[0.3, 0.7]] * 3])
-    weights = (0.1,) * 3 + (0.05,) * 4 + (0.5 / 3,) * 3
-    assert verdict_of(ten, *weights, mode="hard").label.tolist() == [1]
+    # 0.1 + 0.2 is more than 0.3 in floating point, and a tie all the same.
+    by_rounding = np.full((1, 5, 4), 0.1)
+    for member, (winner, probability) in enumerate(((0, 0.3), (0, 0.3), (1, 0.9), (2, 0.3), (3, 0.3))):
+        by_rounding[0, member, winner] = probability
+    assert verdict_of(by_rounding, 0.1, 0.2, 0.3, 0.2, 0.2, mode="hard").label.tolist() == [1]
 
 
 def test_soft_ties_go_to_the_lower_index() -> None:

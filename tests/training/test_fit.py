@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from plurum.errors import ContractError
+from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint
 from plurum.run import Run
 from plurum.spec import read_ensemble
@@ -114,16 +117,26 @@ def test_a_useless_member_loses_its_weight_and_an_equal_one_does_not(run: Run) -
     assert same.ensemble.voting.weights == (0.5, 0.5)
     assert not same.beats_best
 
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(folder / "checkpoint.safetensors")
-    for name in ("head.fc.weight", "head.fc.bias"):
-        weights[name] = weights[name].roll(1, dims=0).contiguous()
-    save_file(weights, folder / "checkpoint.safetensors")
-    from plurum.files import sha256_of
 
-    contract |= {"name": other.name, "sha256": sha256_of(folder / "checkpoint.safetensors")}
-    (folder / "member.json").write_text(json.dumps(contract))
+    def become(head_bias: torch.Tensor, head_weight: torch.Tensor) -> None:
+        path = folder / "checkpoint.safetensors"
+        save_file({**weights, "head.fc.bias": head_bias, "head.fc.weight": head_weight}, path)
+        changed = {**contract, "name": other.name, "sha256": sha256_of(path)}
+        (folder / "member.json").write_text(json.dumps(changed))
+
+    # Not every change is as good as none: what is asked is that one which is leaves the weights equal.
+    for seed in range(10):
+        noise = torch.randn(weights["head.fc.weight"].shape, generator=torch.Generator().manual_seed(seed))
+        become(weights["head.fc.bias"], weights["head.fc.weight"] + 0.02 * noise)
+        alike = fit_report(run.path, FitSettings())
+        if alike.nll_saved[0] < 0 < alike.nll_saved[1]:
+            break
+    assert alike.nll_saved[0] < 0 < alike.nll_saved[1]
+    assert alike.weights_tried != (0.5, 0.5)
+    assert alike.ensemble.voting.weights == (0.5, 0.5)
+
+    become(weights["head.fc.bias"].roll(1, 0), weights["head.fc.weight"].roll(1, 0))
     report = fit_report(run.path, FitSettings())
     assert report.nll_saved[0] > 0
     assert report.ensemble.voting.weights[0] > 0.9

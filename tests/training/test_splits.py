@@ -49,6 +49,16 @@ def test_no_patient_is_divided_and_no_split_is_without_a_class(patients: list[tu
     }
 
 
+def test_shares_are_of_images_however_many_a_patient_has() -> None:
+    sizes = np.random.default_rng(0).integers(1, 30, 60)
+    names = [f"patient {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    labels = np.repeat(np.arange(60) % 2, sizes)
+    splits = np.array(stratified_splits(labels, names, CLASSES, seed=0))
+    for index in (0, 1):
+        for split, share in SHARES.items():
+            assert (splits[labels == index] == split).mean() == pytest.approx(share, abs=0.03)
+
+
 def test_a_patient_with_two_classes_goes_one_way() -> None:
     labels = np.array([0, 1] * 10)
     names = [f"patient {row // 2}" for row in range(20)]

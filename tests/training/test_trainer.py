@@ -38,6 +38,41 @@ def same(one: Trained, other: Trained) -> bool:
     return all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
 
 
+class Wandering(nn.Module):
+    """Learns with dropout, and answers nonsense with certainty after some steps."""
+
+    steps: torch.Tensor
+
+    def __init__(self, good_for: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 4))
+        self.good_for = good_for
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.steps += self.training
+        logits: torch.Tensor = self.layers(inputs)
+        return logits if self.steps <= self.good_for else -100 * logits
+
+
+def test_an_earlier_epoch_is_kept_when_it_was_the_best(examples: Examples, trained: Run) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 4, "warmup_share": 0.0})
+    result = Trainer(settings, trained.data().image).fit(Wandering(good_for=20), examples, 0)
+    assert result.best is result.history[1]
+    # Ten steps an epoch: the weights are those of that moment, not of the end.
+    assert result.weights["steps"] == 20
+
+
+def test_dropout_is_drawn_from_the_seed_too(examples: Examples, trained: Run) -> None:
+    results = []
+    for before in (1, 2):
+        model = Wandering(good_for=1000)
+        model.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()})
+        torch.manual_seed(before)
+        results.append(Trainer(SETTINGS, trained.data().image).fit(model, examples, 0))
+    assert same(*results)
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_others(examples: Examples, trained: Run) -> None:
     torch.manual_seed(11)
     expected_next = torch.rand(3)
