@@ -302,8 +302,8 @@ def _notes(
     missing = [name for index, name in enumerate(classes) if not (asked.labels == index).any()]
     if missing:
         notes.append(
-            f"No {settings.split} image is of class {', '.join(missing)}: it has no figures of its own, and means over "
-            f"classes are over the others."
+            f"No {settings.split} image is of class {' or '.join(missing)}: there are no figures for that, and means "
+            f"over classes are over the others."
         )
     # Those that are missing altogether are missing from every draw.
     empty = np.isnan(drawn.per_class["recall"]).sum(axis=0) > len(missing)
@@ -315,7 +315,8 @@ def _notes(
     number = int(groups_of(asked.patients).max()) + 1
     if number < _FEW:
         what = "patients" if patients else "images"
-        notes.append(f"Only {number} {what}: intervals from so few are rough, and rather too narrow.")
+        few = what if number > 1 else what.removesuffix("s")
+        notes.append(f"Only {number} {few}: intervals from so few are rough, and rather too narrow.")
     if patients and patients.torn:
         notes.append(
             f"Left out of the patient level, as their images have different labels: {', '.join(patients.torn[:5])}"

@@ -29,7 +29,7 @@ def test_precision_over_recall_by_hand() -> None:
     curve = precision_recall_curve(np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False]))
     assert curve is not None
     points = list(zip(curve.x, curve.y, strict=True))
-    assert points[0] == (0, 1)
+    assert (curve.x[0], curve.y[0]) == (0, 1)
     assert (0.5, 1.0) in points
     assert (1.0, round(2 / 3, 5)) in points
 
