@@ -75,5 +75,6 @@ def check_parity(name: str, parity: Parity) -> None:
         raise ParityError(
             f"the ONNX graph of {name} answers otherwise than PyTorch: probabilities differ by up to "
             f"{parity.max_difference:.2g} on {parity.images} validation images ({parity.flips} other labels), "
-            f"at most {parity.tolerance:.2g} is allowed; nothing was written"
+            f"at most {parity.tolerance:.2g} is allowed; nothing was written. Train a member that has "
+            f"hardly learnt for longer, or allow more with --tolerance"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ COMMANDS = [
 # `make test` runs this very test; `make demo` is an installation and then `plurum demo`, which test_demo.py runs.
 MAKE = ["make demo", "make test"]
 NEEDS_A_GPU = [command for command in COMMANDS if command.startswith("docker run --gpus")]
+BENCHMARK = "python -m plurum.benchmarks.throughput"
 PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
@@ -36,7 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
 
 def test_the_commands_are_those_that_are_run_here() -> None:
     of_plurum = [command for command in COMMANDS if command.startswith("plurum ")]
-    assert sorted(COMMANDS) == sorted(MAKE + NEEDS_A_GPU + of_plurum)
+    assert sorted(COMMANDS) == sorted([*MAKE, *NEEDS_A_GPU, *of_plurum, BENCHMARK])
     text_before = README.split(NEEDS_A_GPU[0])[0].rsplit("\n\n", 2)[-2]
     assert "needs a GPU" in text_before
     for target in ("demo", "test", "lint"):
@@ -129,3 +131,11 @@ def test_the_python_example_runs(folder: Path) -> None:
             [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=True
         )
     assert said.stdout.strip()
+
+
+def test_the_benchmark_runs(folder: Path) -> None:
+    """With one small member for a moment: the figures in the README took minutes."""
+    small = ["--arch", "resnet10t", "--size", "32", "--rounds", "1", "--seconds", "0.2"]
+    words = [sys.executable, *BENCHMARK.split()[1:], *small]
+    ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout)["ratio"] > 0
