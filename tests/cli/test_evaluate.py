@@ -68,7 +68,7 @@ def test_it_computes_what_the_contract_says(by_torch: Judgement, run: Run) -> No
     assert by_torch.ensemble.metrics["accuracy"].value == pytest.approx((verdict.label == table.labels[rows]).mean())
     assert by_torch.review.share.value == pytest.approx(verdict.review.mean())
     assert by_torch.sets.mean_size == pytest.approx(verdict.prediction_set.sum(axis=1).mean())
-    assert by_torch.review.threshold == 0.5
+    assert by_torch.review.threshold == ensemble.review.threshold
     assert by_torch.sets.wished == pytest.approx(0.9)
 
 

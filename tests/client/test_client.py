@@ -81,7 +81,9 @@ def test_a_prediction_has_a_number_for_every_name(
         first, second = prediction.member_probabilities.values()
         mean = {name: 0.7 * first[name] + 0.3 * second[name] for name in ensemble.classes}
         assert max(mean, key=mean.__getitem__) == prediction.label
-        assert prediction.review == (prediction.confidence < 0.5 or len(prediction.prediction_set) > 1)
+        assert prediction.review == (
+            prediction.confidence < ensemble.review.threshold or len(prediction.prediction_set) > 1
+        )
 
 
 def test_every_form_of_an_image_gets_the_same_answer(
