@@ -31,7 +31,14 @@ _DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "
 _NPZ_SPLITS: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
 
 
-def load_data(source: str, seed: int = 0) -> LabelledImages:
+def load_data(
+    source: str,
+    seed: int = 0,
+    *,
+    tile_size: int | None = None,  # noqa: ARG001 - not in effect yet
+    max_tiles: int = 16,  # noqa: ARG001 - not in effect yet
+    skip_unreadable: bool = False,  # noqa: ARG001 - not in effect yet
+) -> LabelledImages:
     """Return the labelled images that `source` names; nothing is decoded yet.
 
     - `digits`: scikit-learn's 1,797 handwritten digits, 8 × 8 pixels.
@@ -43,6 +50,9 @@ def load_data(source: str, seed: int = 0) -> LabelledImages:
     Args:
         source: One of these.
         seed: What the splits are drawn from, where the source has none.
+        tile_size: Side of the tiles that a larger image is cut into, in pixels of the file; None leaves images whole.
+        max_tiles: Of one image: those with the most tissue.
+        skip_unreadable: Leave out images that can't be read instead of refusing them.
 
     Raises:
         DataError: nothing is there, or nothing that can be learnt from.
