@@ -25,6 +25,9 @@ SCORES = {"images": 40, "accuracy": 0.9, "nll": 0.3}
 SHA = "0123456789abcdef" * 4
 
 
+STACKED = {"mode": "stack", "weights": [0.5, 0.5], "coefficients": [[0.1] * 4] * 2, "intercepts": [0.5, -0.5]}
+
+
 def member(name: str) -> dict[str, Any]:
     return {
         "name": name,
@@ -80,6 +83,16 @@ def test_the_rule_is_what_the_contract_states() -> None:
     )
 
 
+def test_a_stacked_rule_comes_back_with_its_coefficients(tmp_path: Path) -> None:
+    voting = STACKED | {"prior_ratio": [1.5, 0.5]}
+    whole = Ensemble.model_validate(ensemble() | {"voting": voting, "patient_rule": "mean"})
+    write_contract(tmp_path / "ensemble.json", whole)
+    read = read_ensemble(tmp_path / "ensemble.json")
+    assert read == whole
+    assert read.rule.coefficients == ((0.1,) * 4,) * 2
+    assert (read.rule.intercepts, read.rule.prior_ratio) == ((0.5, -0.5), (1.5, 0.5))
+
+
 def test_without_conformal_the_rule_has_no_quantiles() -> None:
     assert Ensemble.model_validate(ensemble() | {"conformal": None}).rule.quantiles is None
 
@@ -116,7 +129,16 @@ def edit(path: str, value: object) -> Callable[[dict[str, Any]], None]:
         ("voting.weights", [1.5, -0.5], "voting.weights.0: Input should be less than or equal to 1"),
         ("voting.weights", [0.5, 0.25, 0.25], "3 weights for 2 members"),
         ("voting.temperature", 0, "voting.temperature: Input should be greater than 0"),
-        ("voting.mode", "median", "voting.mode: Input should be 'soft' or 'hard'"),
+        ("voting.mode", "median", "voting.mode: Input should be 'soft', 'hard' or 'stack'"),
+        ("voting.mode", "stack", "a stacked vote needs coefficients and intercepts"),
+        ("voting.intercepts", [0.1, 0.2], "coefficients and intercepts are of stacked votes, this is a hard one"),
+        ("voting.prior_ratio", [1, 2], "prior_ratio corrects probabilities, and a hard vote's shares are none"),
+        ("voting", {"weights": [0.5, 0.5], "prior_ratio": [1, 0]}, "voting.prior_ratio.1: Input should be greater"),
+        ("voting", {"weights": [0.5, 0.5], "prior_ratio": [1]}, "1 prior ratio for 2 classes"),
+        ("voting", STACKED | {"coefficients": [[0.1] * 4]}, "1 coefficients for 2 classes"),
+        ("voting", STACKED | {"coefficients": [[0.1] * 2] * 2}, "2 coefficients in a row for 4 probabilities"),
+        ("voting", STACKED | {"intercepts": [0.1] * 3}, "3 intercepts for 2 classes"),
+        ("patient_rule", "median", "patient_rule: Input should be 'mean', 'max' or 'majority'"),
         ("conformal.quantiles", [0.5], "1 quantiles for 2 classes"),
         ("conformal.alpha", 1, "conformal.alpha: Input should be less than 1"),
         ("review.threshold", 1.5, "review.threshold: Input should be less than or equal to 1"),

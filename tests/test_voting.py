@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from sklearn.linear_model import LogisticRegression
 
 from plurum.voting import (
     Verdict,
@@ -24,7 +26,9 @@ from plurum.voting import (
     soft_vote,
     softmax,
     spread,
+    stacked_vote,
     temper,
+    with_prior,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -38,9 +42,14 @@ def votes(draw: st.DrawFn) -> tuple[Floats, VotingRule]:
     elements = st.floats(-30, 30) | st.floats(-LIMIT, LIMIT) | st.sampled_from([0.0, 1.0, math.inf, -math.inf])
     members = softmax(draw(arrays.arrays(np.float64, shape, elements=elements)))
     parts = np.array(draw(st.lists(st.integers(0, 9), min_size=shape[1], max_size=shape[1]).filter(any)))
+    mode: Literal["soft", "hard", "stack"] = draw(st.sampled_from(["soft", "hard", "stack"]))
+    drawn = np.random.default_rng(draw(st.integers(0, 9))).normal(size=(shape[2], shape[1] * shape[2] + 1))
     rule = VotingRule(
         weights=tuple((parts / parts.sum()).tolist()),
-        mode=draw(st.sampled_from(["soft", "hard"])),
+        mode=mode,
+        coefficients=tuple(map(tuple, drawn[:, 1:].tolist())) if mode == "stack" else None,
+        intercepts=tuple(drawn[:, 0].tolist()) if mode == "stack" else None,
+        prior_ratio=draw(st.none() | st.tuples(*[st.floats(0.01, 100)] * shape[2])) if mode != "hard" else None,
         temperature=draw(st.floats(0.05, 20)),
         quantiles=draw(st.none() | st.tuples(*[st.floats(0, 1)] * shape[2])),
         review_threshold=draw(st.floats(0, 1)),
@@ -84,6 +93,10 @@ def test_the_order_of_members_does_not_matter(drawn: tuple[Floats, VotingRule], 
     order = list(range(members.shape[1]))
     random.shuffle(order)  # type: ignore[attr-defined]
     shuffled = dataclasses.replace(rule, weights=tuple(rule.weights[i] for i in order))
+    if rule.coefficients is not None:
+        blocks = np.array(rule.coefficients).reshape(members.shape[2], *members.shape[1:])[:, order]
+        of_shuffled = tuple(map(tuple, blocks.reshape(members.shape[2], -1).tolist()))
+        shuffled = dataclasses.replace(shuffled, coefficients=of_shuffled)
     one, other = decide(members, rule), decide(members[:, order], shuffled)
     for name in ("probabilities", "entropy", "disagreement", "std"):
         # Differences of nearly equal squares and entropies keep half of the digits.
@@ -212,6 +225,51 @@ def test_soft_ties_go_to_the_lower_index() -> None:
     assert verdict_of([[[0.2, 0.4, 0.4]]], 1.0).label.tolist() == [1]
 
 
+def test_a_stacked_vote_is_a_logistic_regression_on_log_probabilities() -> None:
+    """The coefficients of a weighted geometric mean, by hand, and any others, by scikit-learn."""
+    members = softmax(np.random.default_rng(0).normal(size=(60, 2, 3)))
+    geometric = np.concatenate([0.75 * np.eye(3), 0.25 * np.eye(3)], axis=1)
+    pooled = members[:, 0] ** 0.75 * members[:, 1] ** 0.25
+    expected = pooled / pooled.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(stacked_vote(members, geometric, np.zeros(3)), expected)
+    features, labels = np.log(members).reshape(60, 6), np.arange(60) % 3
+    model = LogisticRegression(max_iter=1000).fit(features, labels)
+    stacked = stacked_vote(members, model.coef_, model.intercept_)
+    np.testing.assert_allclose(stacked, model.predict_proba(features))
+    rule = VotingRule(
+        weights=(0.5, 0.5),
+        mode="stack",
+        temperature=2.0,
+        coefficients=tuple(map(tuple, model.coef_.tolist())),
+        intercepts=tuple(model.intercept_.tolist()),
+    )
+    verdict = decide(members, rule)
+    np.testing.assert_allclose(verdict.probabilities, temper(stacked, 2.0))
+    np.testing.assert_array_equal(verdict.label, stacked.argmax(axis=1))
+    # What tells how far members are apart is the members' own.
+    np.testing.assert_allclose(verdict.std, spread(members, (0.5, 0.5)))
+    np.testing.assert_allclose(verdict.disagreement, mutual_information(members, (0.5, 0.5)))
+
+
+def test_a_stacked_vote_sees_no_less_than_a_millionth() -> None:
+    members = np.array([[[1.0, 0.0]], [[1.0 - 1e-6, 1e-6]]])
+    one, other = stacked_vote(members, [[0.1, 0.0], [0.0, 0.1]], (0.0, 0.0))
+    assert one == pytest.approx(other)
+    assert one[1] == pytest.approx(1 / (1 + 1e-6**-0.1))
+
+
+def test_a_prior_is_corrected_by_bayes_rule_after_tempering() -> None:
+    np.testing.assert_allclose(with_prior(np.array([[0.8, 0.2]]), (0.5, 2.0)), [[0.5, 0.5]])
+    members = np.array([[[0.8, 0.2]], [[0.99, 0.01]]])
+    verdict = verdict_of(members, 1.0, temperature=0.5, prior_ratio=(0.5, 20.0), quantiles=(0.6, 0.5))
+    tempered = temper(members[:, 0], 0.5)
+    expected = tempered * (0.5, 20.0) / (tempered @ (0.5, 20.0))[:, None]
+    np.testing.assert_allclose(verdict.probabilities, expected)
+    assert verdict.label.tolist() == [1, 0]
+    np.testing.assert_array_equal(verdict.prediction_set, prediction_sets(expected, (0.6, 0.5)))
+    assert verdict_of(members, 1.0, prior_ratio=(3.0, 3.0)).probabilities == pytest.approx(members[:, 0])
+
+
 def test_sets_hold_the_classes_within_their_quantiles_and_the_winner() -> None:
     probabilities = np.array([[0.7, 0.2, 0.1], [0.4, 0.55, 0.05]])
     inside = prediction_sets(probabilities, (0.35, 0.7, 0.92))
@@ -228,13 +286,15 @@ def test_review_asks_for_confidence_and_for_one_class() -> None:
     assert verdict_of(members, 1.0, quantiles=(0.5, 0.7)).review.tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize("mode", ["soft", "hard", "stack"])
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_a_member_that_answers_nan_sends_its_image_alone_to_review(mode: str, threshold: float) -> None:
+    stacked = {"coefficients": ((1.0, 0.0, 1.0, 0.0), (0.0, 1.0, 0.0, 1.0)), "intercepts": (0.0, 0.0)}
     members = softmax(np.array([[[math.nan, 1.0], [9.0, 1.0]], [[9.0, 1.0], [9.0, 1.0]]]))
     assert np.isnan(members[0, 0]).all()
     assert np.isfinite(members[1]).all()
-    verdict = verdict_of(members, 0.5, 0.5, mode=mode, review_threshold=threshold)
+    of_mode = stacked if mode == "stack" else {}
+    verdict = verdict_of(members, 0.5, 0.5, mode=mode, review_threshold=threshold, **of_mode)
     assert verdict.review.tolist() == [True, False]
 
 
@@ -246,3 +306,13 @@ def test_a_rule_is_read_from_the_contract() -> None:
     }
     assert rule_from_contract(contract) == VotingRule((0.3, 0.7), "hard", 2.0, (0.4, 0.6), 0.8)
     assert rule_from_contract({**contract, "conformal": None}).quantiles is None
+    voting = {
+        "mode": "stack",
+        "weights": [1.0],
+        "temperature": 1.0,
+        "coefficients": [[1.0, 0.0], [0.0, 1.0]],
+        "intercepts": [0.1, -0.1],
+        "prior_ratio": [2.0, 0.5],
+    }
+    rule = rule_from_contract({**contract, "voting": voting})
+    assert (rule.coefficients, rule.intercepts, rule.prior_ratio) == (((1.0, 0.0), (0.0, 1.0)), (0.1, -0.1), (2.0, 0.5))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from plurum.spec import Review
+from plurum.spec import PatientRule, Review
 from plurum.training.bootstrap import Bootstrap, percentile_interval
 from plurum.training.calibration import fitted_temperature, groups_of
 from plurum.training.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
@@ -26,7 +26,7 @@ from plurum.training.judgement import (
     PredictionSets,
     Reviewed,
 )
-from plurum.training.patients import RULES, PatientRule, Patients, patients_of
+from plurum.training.patients import RULES, Patients, patients_of
 from plurum.training.scores import Answers, Scored, Scorer
 from plurum.training.scoring import losses_of
 from plurum.voting import Verdict, temper

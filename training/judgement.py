@@ -10,9 +10,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from plurum.run import Split
+from plurum.spec import PatientRule
 from plurum.training.curves import Bin, Curve
 from plurum.training.diversity import Diversity
-from plurum.training.patients import PatientRule
 
 __all__ = [
     "ClassCurves",

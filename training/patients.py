@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RULES", "PatientRule", "Patients", "patients_of"]
+from plurum.spec import PatientRule
+
+__all__ = ["RULES", "Patients", "patients_of"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-PatientRule = Literal["mean", "max", "majority"]
 RULES: tuple[PatientRule, ...] = ("mean", "max", "majority")
 
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from plurum.errors import ContractError
 from plurum.files import write_text
@@ -29,6 +29,7 @@ __all__ = [
     "FittedOn",
     "ImageSpec",
     "Member",
+    "PatientRule",
     "Review",
     "Scores",
     "Voting",
@@ -58,8 +59,13 @@ RESERVED_NAMES = frozenset({"ensemble", "ensemble_pixels", "ensemble_fused", "pr
 # A name becomes a folder, a Triton model and a metric label.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]
+
+
+# How the answers to a patient's images become one; `plurum.training.patients` carries it out.
+PatientRule = Literal["mean", "max", "majority"]
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -153,21 +159,35 @@ class Voting(Contract):
     """How members' answers become one.
 
     Attributes:
-        mode: Soft votes average probabilities, hard votes count winners.
-        weights: One per member, in their order; together 1.
-        temperature: Applied to the soft vote after averaging.
+        mode: Soft votes average probabilities, hard votes count winners, stacked ones ask a logistic regression.
+        weights: One per member, in their order; together 1. Equal where the vote is stacked.
+        temperature: Applied after averaging or stacking.
         tie_rule: What decides a hard vote's tie, in words; there is one rule.
+        coefficients: Of stacking, `[classes][members * classes]`, on log-probabilities, the first member's first.
+        intercepts: Of stacking, one per class.
+        prior_ratio: One per class: its share among the images to be served over that among those the vote was fitted
+            on; applied to the tempered vote. None where both are alike.
     """
 
-    mode: Literal["soft", "hard"] = "soft"
+    mode: Literal["soft", "hard", "stack"] = "soft"
     weights: tuple[Share, ...]
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    temperature: Positive = 1.0
     tie_rule: Literal["higher soft vote, then lower class index"] = "higher soft vote, then lower class index"
+    coefficients: tuple[tuple[FiniteFloat, ...], ...] | None = None
+    intercepts: tuple[FiniteFloat, ...] | None = None
+    prior_ratio: tuple[Positive, ...] | None = None
 
     @model_validator(mode="after")
-    def _weights_sum_to_one(self) -> Voting:
+    def _parts_agree(self) -> Voting:
         if not math.isclose(sum(self.weights), 1.0, abs_tol=1e-6):
             raise ValueError(f"weights add up to {sum(self.weights)}, not to 1")
+        stacked = self.coefficients is not None, self.intercepts is not None
+        if self.mode == "stack" and not all(stacked):
+            raise ValueError("a stacked vote needs coefficients and intercepts")
+        if self.mode != "stack" and any(stacked):
+            raise ValueError(f"coefficients and intercepts are of stacked votes, this is a {self.mode} one")
+        if self.mode == "hard" and self.prior_ratio is not None:
+            raise ValueError("prior_ratio corrects probabilities, and a hard vote's shares are none")
         return self
 
 
@@ -222,6 +242,8 @@ class Ensemble(Contract):
         voting: How they vote.
         conformal: Prediction sets, or None for the winner alone.
         review: When a person should look.
+        patient_rule: How the answers to a patient's images become one, for those who know whose images they are: a
+            server answers images. None where the fit knew no patient.
         data: What all this was fitted on.
         scores: By split: the ensemble's own.
     """
@@ -234,6 +256,7 @@ class Ensemble(Contract):
     voting: Voting
     conformal: Conformal | None = None
     review: Review = Review()
+    patient_rule: PatientRule | None = None
     data: FittedOn
     scores: dict[Literal["validation", "test"], Scores]
 
@@ -254,9 +277,21 @@ class Ensemble(Contract):
                 raise ValueError(f"member {member.name!r} has other classes or another image spec than the ensemble")
         if len(self.voting.weights) != len(self.members):
             raise ValueError(f"{len(self.voting.weights)} weights for {len(self.members)} members")
+        self._check_shapes()
         if self.conformal is not None and len(self.conformal.quantiles) != len(self.classes):
             raise ValueError(f"{len(self.conformal.quantiles)} quantiles for {len(self.classes)} classes")
         return self
+
+    def _check_shapes(self) -> None:
+        """Make sure that what the vote holds per class and member is of this ensemble's."""
+        classes, columns = len(self.classes), len(self.members) * len(self.classes)
+        for row in self.voting.coefficients or ():
+            if len(row) != columns:
+                raise ValueError(f"{len(row)} coefficients in a row for {columns} probabilities of all members")
+        for name in ("coefficients", "intercepts", "prior_ratio"):
+            values = getattr(self.voting, name)
+            if values is not None and len(values) != classes:
+                raise ValueError(f"{len(values)} {name.replace('_', ' ')} for {classes} classes")
 
 
 _C = TypeVar("_C", bound=Contract)

@@ -28,7 +28,9 @@ __all__ = [
     "soft_vote",
     "softmax",
     "spread",
+    "stacked_vote",
     "temper",
+    "with_prior",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -37,6 +39,8 @@ Bools = npt.NDArray[np.bool_]
 # The smallest positive normal float64: log of it is finite, and adding it to a probability changes nothing.
 _TINY = float(np.finfo(np.float64).tiny)
 _LOGIT_LIMIT = 1e30
+# What stacking sees of a smaller probability: how far below it lies says more about float32 than about the image.
+_STACKED_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -44,19 +48,26 @@ class VotingRule:
     """All the numbers that turn member probabilities into a verdict.
 
     Attributes:
-        weights: One per member, each ≥ 0, together 1.
-        mode: `soft` averages probabilities, `hard` counts votes.
-        temperature: Applied to the soft vote after averaging (Rahaman & Thiery, arXiv 2007.08792); > 0.
+        weights: One per member, each ≥ 0, together 1; where the vote is stacked, of disagreement and spread alone.
+        mode: `soft` averages probabilities, `hard` counts votes, `stack` asks a logistic regression.
+        temperature: Applied after averaging (Rahaman & Thiery, arXiv 2007.08792) or stacking; > 0, 1 for hard votes.
         quantiles: One per class: the largest `1 - probability` at which the class stays in the prediction set.
             None keeps the winner alone.
         review_threshold: A verdict whose winner has a smaller probability goes to a person; 0 to 1.
+        coefficients: Of stacking, `[classes][members * classes]`, the first member's classes first; else None.
+        intercepts: Of stacking, one per class; else None.
+        prior_ratio: One per class, > 0: its share among the images to be served over that among those the vote was
+            fitted on. None where both are alike. Hard votes have none.
     """
 
     weights: tuple[float, ...]
-    mode: Literal["soft", "hard"] = "soft"
+    mode: Literal["soft", "hard", "stack"] = "soft"
     temperature: float = 1.0
     quantiles: tuple[float, ...] | None = None
     review_threshold: float = 0.0
+    coefficients: tuple[tuple[float, ...], ...] | None = None
+    intercepts: tuple[float, ...] | None = None
+    prior_ratio: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,13 +97,18 @@ class Verdict:
 
 def rule_from_contract(contract: Mapping[str, Any]) -> VotingRule:
     """Return the rule that a parsed `ensemble.json` states."""
-    conformal = contract["conformal"]
+    voting, conformal = contract["voting"], contract["conformal"]
+    # Contracts from before these existed have none.
+    coefficients, intercepts, ratio = (voting.get(key) for key in ("coefficients", "intercepts", "prior_ratio"))
     return VotingRule(
-        weights=tuple(contract["voting"]["weights"]),
-        mode=contract["voting"]["mode"],
-        temperature=contract["voting"]["temperature"],
+        weights=tuple(voting["weights"]),
+        mode=voting["mode"],
+        temperature=voting["temperature"],
         quantiles=None if conformal is None else tuple(conformal["quantiles"]),
         review_threshold=contract["review"]["threshold"],
+        coefficients=None if coefficients is None else tuple(map(tuple, coefficients)),
+        intercepts=None if intercepts is None else tuple(intercepts),
+        prior_ratio=None if ratio is None else tuple(ratio),
     )
 
 
@@ -121,11 +137,36 @@ def hard_vote(members: Floats, weights: npt.ArrayLike) -> Floats:
     return soft_vote(votes, weights)
 
 
+def stacked_vote(members: Floats, coefficients: npt.ArrayLike, intercepts: npt.ArrayLike) -> Floats:
+    """Return what a multinomial logistic regression makes of the members' log-probabilities, `[batch, classes]`.
+
+    Stacked generalisation (Wolpert 1992; Ting & Witten 1999). Probabilities below 1e-6 count as 1e-6.
+
+    Args:
+        members: `[batch, members, classes]`.
+        coefficients: `[classes, members * classes]`, the first member's classes first.
+        intercepts: `[classes]`.
+    """
+    features = np.log(np.maximum(members, _STACKED_FLOOR)).reshape(len(members), -1)
+    return softmax(features @ np.asarray(coefficients, dtype=np.float64).T + np.asarray(intercepts, dtype=np.float64))
+
+
 def temper(probabilities: Floats, temperature: float) -> Floats:
     """Return `probabilities ** (1 / temperature)`, normalised over the last axis: softer above 1, sharper below."""
     if temperature == 1.0:
         return probabilities
     return softmax(np.log(np.maximum(probabilities, _TINY)) / temperature)
+
+
+def with_prior(probabilities: Floats, ratio: npt.ArrayLike | None) -> Floats:
+    """Return `probabilities` `[batch, classes]` as they are where classes are `ratio` times as frequent.
+
+    Bayes' rule for classes that look as before and come in other shares (Saerens, Latinne & Decaestecker 2002, 2.2).
+    """
+    if ratio is None:
+        return probabilities
+    weighed = probabilities * np.asarray(ratio, dtype=np.float64)
+    return np.asarray(weighed / weighed.sum(axis=-1, keepdims=True))
 
 
 def entropy(probabilities: Floats) -> Floats:
@@ -165,8 +206,9 @@ def prediction_sets(probabilities: Floats, quantiles: npt.ArrayLike) -> Bools:
 def decide(members: Floats, rule: VotingRule) -> Verdict:
     """Return the verdict on member probabilities `[batch, members, classes]`.
 
-    A hard vote's tie goes to the tied class with the higher soft vote; a tie left after that, and one of soft
-    votes, to the class with the lower index. An answer goes to review when its winner's probability is below the
+    A soft or stacked vote is tempered first, then corrected for the classes' shares; sets and review are by what comes
+    of that. A hard vote's tie goes to the tied class with the higher soft vote; a tie left after that, and one of the
+    others, to the class with the lower index. An answer goes to review when its winner's probability is below the
     rule's threshold, when more than one class is in its prediction set, or when a member answers NaN.
     """
     mean = soft_vote(members, rule.weights)
@@ -176,7 +218,8 @@ def decide(members: Floats, rule: VotingRule) -> Verdict:
         tied = probabilities >= probabilities.max(axis=-1, keepdims=True) - 1e-9
         label = np.where(tied, mean, -1.0).argmax(axis=-1)
     else:
-        probabilities = temper(mean, rule.temperature)
+        vote = mean if rule.mode == "soft" else stacked_vote(members, rule.coefficients or (), rule.intercepts or ())
+        probabilities = with_prior(temper(vote, rule.temperature), rule.prior_ratio)
         label = probabilities.argmax(axis=-1)
     winner = label[:, None]
     if rule.quantiles is None:
