@@ -1,17 +1,22 @@
-"""Members → ONNX → a model repository that Triton serves, each graph checked against the model it came from."""
+"""Members → ONNX → a model repository that Triton serves, every artefact checked against the model it came from."""
 
 from plurum.export.graphs import PixelModel, onnx_from_model
-from plurum.export.parity import Parity, check_parity, parity_of
-from plurum.export.repository import repository_from_onnx, repository_from_run
-from plurum.export.settings import ExportSettings
+from plurum.export.parity import Parity, check_parity, member_parity, vote_parity
+from plurum.export.quantisation import int8_from_onnx
+from plurum.export.repository import Exported, repository_from_onnx, repository_from_run
+from plurum.export.settings import Budget, ExportSettings
 
 __all__ = [
+    "Budget",
     "ExportSettings",
+    "Exported",
     "Parity",
     "PixelModel",
     "check_parity",
+    "int8_from_onnx",
+    "member_parity",
     "onnx_from_model",
-    "parity_of",
     "repository_from_onnx",
     "repository_from_run",
+    "vote_parity",
 ]

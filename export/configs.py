@@ -12,9 +12,26 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from plurum.export.runtimes import Backend
 from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, OUTPUTS, Ensemble, Member
 
-__all__ = ["ensemble_config", "member_config", "preprocess_config", "text_of", "voter_config"]
+__all__ = [
+    "FUSED",
+    "LABELS",
+    "ensemble_config",
+    "fused_config",
+    "fused_ensemble_config",
+    "labels_config",
+    "member_config",
+    "preprocess_config",
+    "text_of",
+    "voter_config",
+]
+
+# The steps of `ensemble_fused`.
+FUSED, LABELS = "fused", "labels"
+# What the labels step looks at besides the winner.
+_COUNTED = ("PROBABILITIES", "DISAGREEMENT", "MEMBER_PROBABILITIES", "REVIEW")
 
 
 def text_of(config: Any) -> str:
@@ -22,9 +39,9 @@ def text_of(config: Any) -> str:
     return str(text_format.MessageToString(config))
 
 
-def member_config(member: Member, max_batch_size: int) -> Any:
-    """Return the config of one member's ONNX graph: PIXELS → LOGITS."""
-    config = _config(member.name, max_batch_size, backend="onnxruntime", default_model_filename="model.onnx")
+def member_config(member: Member, max_batch_size: int, backend: Backend = "onnxruntime") -> Any:
+    """Return the config of one member's graph, PIXELS → LOGITS; OpenVINO computes it in BF16."""
+    config = _graph_config(member.name, max_batch_size, backend)
     config.input.append(_pixels(pb.ModelInput, member))
     config.output.append(_tensor(pb.ModelOutput, LOGITS, "TYPE_FP32", (len(member.classes),)))
     return config
@@ -68,9 +85,59 @@ def ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encod
     return config
 
 
+def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> Any:
+    """Return the config of the graph of members and vote: PIXELS → the answers, the winner by its index.
+
+    One instance with all cores: who asks it wants one answer soon. Many at a time are the chain's business.
+    """
+    config = _graph_config(FUSED, max_batch_size, backend)
+    if backend != "tensorrt":
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+    config.input.append(_pixels(pb.ModelInput, ensemble))
+    config.output.extend(one for one in _answers(ensemble) if one.name != "LABEL")
+    config.output.append(_tensor(pb.ModelOutput, "INDEX", "TYPE_INT32", (1,)))
+    return config
+
+
+def labels_config(ensemble: Ensemble, max_batch_size: int) -> Any:
+    """Return the config of the Python model that names the winner: INDEX and what is counted → LABEL."""
+    config = _config(LABELS, max_batch_size, backend="python")
+    config.input.append(_tensor(pb.ModelInput, "INDEX", "TYPE_INT32", (1,)))
+    answers = {one.name: one for one in _answers(ensemble)}
+    for name in _COUNTED:
+        config.input.append(pb.ModelInput(name=name, data_type=answers[name].data_type, dims=answers[name].dims))
+    config.output.append(answers["LABEL"])
+    return config
+
+
+def fused_ensemble_config(ensemble: Ensemble, max_batch_size: int) -> Any:
+    """Return the config that chains the fused graph and its labels: PIXELS → the answers."""
+    config = _config("ensemble_fused", max_batch_size, platform="ensemble")
+    config.parameters["contract"].string_value = ensemble.model_dump_json()
+    config.input.append(_pixels(pb.ModelInput, ensemble))
+    config.output.extend(_answers(ensemble))
+    outputs = {name: name for name in ("INDEX", *OUTPUTS) if name != "LABEL"}
+    steps = config.ensemble_scheduling.step
+    steps.append(_step(FUSED, {INPUT_PIXELS: INPUT_PIXELS}, outputs))
+    steps.append(_step(LABELS, {name: name for name in ("INDEX", *_COUNTED)}, {"LABEL": "LABEL"}))
+    return config
+
+
+def _graph_config(name: str, max_batch_size: int, backend: Backend) -> Any:
+    if backend == "tensorrt":
+        config = _config(name, max_batch_size, platform="tensorrt_plan", default_model_filename="model.plan")
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU)
+        config.optimization.cuda.graphs = True
+        return config
+    config = _config(name, max_batch_size, backend=backend, default_model_filename="model.onnx")
+    if backend == "openvino":
+        config.parameters["HINT_BF16"].string_value = "YES"
+    return config
+
+
 def _config(name: str, max_batch_size: int, **fields: str) -> Any:
     config = pb.ModelConfig(name=name, max_batch_size=max_batch_size, **fields)
-    if "backend" in fields:
+    if fields.get("platform") != "ensemble":
         # No delay: while an instance is busy the next batch gathers by itself, and an idle one need not wait.
         config.dynamic_batching.SetInParent()
     return config

@@ -19,7 +19,7 @@ from plurum.export.settings import OPSET
 from plurum.models import normalised
 from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec
 
-__all__ = ["PixelModel", "onnx_from_model"]
+__all__ = ["PixelModel", "onnx_from_model", "onnx_from_module"]
 
 
 class PixelModel(nn.Module):
@@ -44,19 +44,37 @@ def onnx_from_model(model: PixelModel, path: Path) -> None:
     """
     # A batch of 2: with 1 the exporter would take the batch for a constant.
     sample = torch.zeros(2, model.image.height, model.image.width, 3, dtype=torch.uint8)
+    onnx_from_module(model, sample, path, (INPUT_PIXELS,), (LOGITS,))
+
+
+def onnx_from_module(
+    module: nn.Module, sample: Tensor, path: Path, inputs: tuple[str], outputs: tuple[str, ...]
+) -> None:
+    """Write a module of one input to `path` as one ONNX file whose first dimensions are free, and check it.
+
+    Args:
+        module: To export.
+        sample: Its input, of a batch of 2 or more.
+        path: Where the graph goes.
+        inputs: Name of the input.
+        outputs: Names of the outputs.
+
+    Raises:
+        onnx.checker.ValidationError: the exporter made a graph that is no valid ONNX.
+    """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         # The exporter's own deprecations; what counts is checked below and in parity.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            model.eval(),
+            module.eval(),
             (sample,),
             path,
-            input_names=[INPUT_PIXELS],
-            output_names=[LOGITS],
+            input_names=list(inputs),
+            output_names=list(outputs),
             opset_version=OPSET,
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
             dynamo=True,
             external_data=False,
             verbose=False,

@@ -1,76 +1,119 @@
 """From members to a model repository that Triton serves.
 
 REPO/ensemble.json                      the contract (marks the folder as ours)
-REPO/parity.json                        how each graph compared with PyTorch
+REPO/parity.json                        how each artefact, and the vote, compared with PyTorch
+REPO/export.json                        what each artefact is and was made of
 REPO/{ensemble,ensemble_pixels}         chains
 REPO/{preprocess,voter}/1               Python models, each with what it needs beside it
 REPO/MEMBER/1/model.onnx
+REPO/{ensemble_fused,fused,labels}      with --fused: one graph of members and vote, and its labels
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from plurum.errors import OutputError
-from plurum.export.configs import ensemble_config, member_config, preprocess_config, text_of, voter_config
-from plurum.export.graphs import PixelModel, onnx_from_model
-from plurum.export.parity import Parity, check_parity, parity_of
-from plurum.export.settings import ExportSettings
-from plurum.files import whole_folder
+import numpy as np
+
+from plurum.errors import ContractError, OutputError
+from plurum.export.configs import (
+    FUSED,
+    LABELS,
+    ensemble_config,
+    fused_config,
+    fused_ensemble_config,
+    labels_config,
+    member_config,
+    preprocess_config,
+    text_of,
+    voter_config,
+)
+from plurum.export.fused import fused_from_onnx, verdict_from_fused
+from plurum.export.graphs import PixelModel
+from plurum.export.manifest import Published, is_current, read_manifest, write_manifest
+from plurum.export.parity import Parity, check_parity, verdict_of, vote_parity
+from plurum.export.runtimes import Artefact, Backend
+from plurum.export.selection import Choice, Sample, choose
+from plurum.export.settings import ExportSettings, Precision
+from plurum.files import sha256_of, whole_folder
 from plurum.models import model_from_checkpoint
-from plurum.run import Run
+from plurum.run import Run, Split
 from plurum.spec import Ensemble, write_contract
 
-__all__ = ["claim", "repository_from_onnx", "repository_from_run"]
+__all__ = ["Exported", "claim", "repository_from_onnx", "repository_from_run"]
 
 # Which files of ours each Python model finds beside it.
 _PREPROCESS = (("model_repository", "preprocess", "model.py"), ("images.py",))
 _VOTER = (("model_repository", "voter", "model.py"), ("model_repository", "voter", "metrics.py"), ("voting.py",))
+_LABELS = (("model_repository", "labels", "model.py"), ("model_repository", "voter", "metrics.py"))
+# From the finest to the coarsest; the vote is held to the budget of the coarsest among its members.
+_COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of an export.
+
+    Attributes:
+        unchanged: Whether the repository was already made of exactly this, so that nothing was done.
+        parities: Of every artefact and of the vote.
+        artefacts: What was published.
+    """
+
+    unchanged: bool
+    parities: tuple[Parity, ...]
+    artefacts: tuple[Published, ...]
 
 
 def repository_from_run(
     run: Run, out: Path, settings: ExportSettings, progress: Callable[[str], None] = lambda _: None
-) -> dict[str, Parity]:
+) -> Exported:
     """Export every member of a fitted run, check it, and put the repository at `out`, whole or not at all.
 
     Args:
         run: With `ensemble.json`, checkpoints and data.
         out: A new or empty folder, or a repository of ours, which stays until the new one takes its place.
-        settings: Batch size and tolerance.
+        settings: Target, precision, batch size and budgets.
         progress: Told what is being done, a line each.
-
-    Returns:
-        How each member's graph compared with PyTorch.
 
     Raises:
         ContractError: the run is not fitted, or something in it is broken.
+        MissingExtraError: the precision asked for needs a package that is not installed.
         OutputError: `out` holds something else or can't be written to.
-        ParityError: a graph answers otherwise than its original; `out` stays as it was.
+        ParityError: an artefact or the vote answers otherwise than PyTorch; `out` stays as it was.
     """
     ensemble = run.ensemble()
     claim(out)
-    table = run.table()
-    pixels = run.pixels()[table.rows("validation")[: settings.parity_images]]
-    parities: dict[str, Parity] = {}
-    with whole_folder(out) as hidden:
+    if settings.fused and (taken := {FUSED, LABELS}.intersection(member.name for member in ensemble.members)):
+        raise ContractError(f"a member is called {min(taken)!r}, which ensemble_fused needs for itself; rename it")
+    if is_current(out, ensemble, settings):
+        return _exported_before(out)
+    sample = _sample(run, settings)
+    with whole_folder(out) as hidden, tempfile.TemporaryDirectory() as folder:
+        choices = []
         for member in ensemble.members:
-            progress(f"{member.name}: to ONNX")
             model = PixelModel(model_from_checkpoint(member, run.checkpoint(member)), member.image)
-            graph = hidden / member.name / "1" / "model.onnx"
-            graph.parent.mkdir(parents=True)
-            onnx_from_model(model, graph)
-            progress(f"{member.name}: compared with PyTorch on {len(pixels)} validation images")
-            parities[member.name] = parity_of(model, graph, pixels, settings.tolerance)
-            check_parity(member.name, parities[member.name])
-        _assemble(ensemble, hidden, settings.max_batch_size)
-        report = {name: parity.model_dump() for name, parity in parities.items()}
+            choices.append(choose(member.name, model, sample, settings, Path(folder), progress))
+        choices, vote = _voted(ensemble, choices, sample, settings)
+        published = tuple(_publish(choice, hidden) for choice in choices)
+        artefacts = {choice.member: choice.candidate.artefact for choice in choices}
+        _assemble(ensemble, hidden, settings.max_batch_size, artefacts)
+        parities = (*(choice.candidate.parity for choice in choices), vote)
+        if settings.fused:
+            progress("ensemble_fused: members and vote in one graph")
+            fused, parity = _fuse(ensemble, choices, sample, settings, hidden)
+            published, parities = (*published, fused), (*parities, parity)
+        report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return parities
+        write_manifest(hidden, ensemble, settings, published)
+    return Exported(unchanged=False, parities=parities, artefacts=published)
 
 
 def repository_from_onnx(ensemble: Ensemble, graphs: Mapping[str, Path], out: Path, max_batch_size: int = 16) -> None:
@@ -90,7 +133,7 @@ def repository_from_onnx(ensemble: Ensemble, graphs: Mapping[str, Path], out: Pa
         for member in ensemble.members:
             (hidden / member.name / "1").mkdir(parents=True)
             shutil.copyfile(graphs[member.name], hidden / member.name / "1" / "model.onnx")
-        _assemble(ensemble, hidden, max_batch_size)
+        _assemble(ensemble, hidden, max_batch_size, {})
 
 
 def claim(out: Path) -> None:
@@ -105,22 +148,133 @@ def claim(out: Path) -> None:
         raise OutputError(f"{out} holds something else than a model repository; name a new or an empty folder")
 
 
-def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int) -> None:
-    """Add everything but the graphs."""
+def _exported_before(out: Path) -> Exported:
+    report = json.loads((out / "parity.json").read_text(encoding="utf-8"))
+    parities = tuple(Parity.model_validate(parity) for parity in report["artefacts"])
+    return Exported(unchanged=True, parities=parities, artefacts=read_manifest(out).artefacts)
+
+
+def _sample(run: Run, settings: ExportSettings) -> Sample:
+    """Return the images to check on, and others to calibrate on, each a share of its split that is the same always.
+
+    Raises:
+        ContractError: the run has no validation or no training image.
+    """
+    table, pixels = run.table(), run.pixels()
+    parts = {}
+    wanted: tuple[tuple[Split, int], ...] = (
+        ("validation", settings.parity_images),
+        ("train", settings.calibration_images),
+    )
+    for split, most in wanted:
+        rows = table.rows(split)
+        if not len(rows):
+            raise ContractError(f"{run.path} has no {split} images, which an export needs; train on data that has some")
+        # Evenly spread, as neighbours may be of one class or patient.
+        parts[split] = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64))]
+    held_out = parts["validation"]
+    return Sample(pixels[held_out], table.labels[held_out], pixels[parts["train"]])
+
+
+def _voted(
+    ensemble: Ensemble, choices: list[Choice], sample: Sample, settings: ExportSettings
+) -> tuple[list[Choice], Parity]:
+    """Return the choices with which the vote passes, and how it does.
+
+    Where precisions are chosen here, the member that differs most goes back to FP32 until the vote passes.
+
+    Raises:
+        ParityError: it doesn't.
+    """
+    original = verdict_of([choice.original for choice in choices], ensemble.rule)
+    while True:
+        precision = max((choice.taken for choice in choices), key=_COARSENESS.index)
+        exported = verdict_of([choice.candidate.probabilities for choice in choices], ensemble.rule)
+        parity = vote_parity("vote", precision, original, exported, sample.labels, settings.budget(precision))
+        if parity.passed or settings.precision != "auto" or precision == "fp32":
+            check_parity(parity)
+            return choices, parity
+        worst = max(
+            (choice for choice in choices if choice.taken != "fp32"),
+            key=lambda choice: choice.candidate.parity.mean_difference,
+        )
+        reason = f"{worst.taken} passed alone, but with it the vote does not: {'; '.join(parity.faults)}"
+        choices = [one.back_to_fp32(reason) if one is worst else one for one in choices]
+
+
+def _publish(choice: Choice, repository: Path) -> Published:
+    artefact = choice.candidate.artefact
+    path = repository / choice.member / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    shutil.copyfile(artefact.path, path)
+    published = _published(repository, choice.member, artefact.precision, artefact.backend, choice.reason)
+    times = {precision: one.latency_ms for precision, one in choice.candidates.items() if one.latency_ms is not None}
+    return published.model_copy(update={"latency_ms": {one: round(time, 3) for one, time in times.items()}})
+
+
+def _published(repository: Path, model: str, precision: Precision, backend: Backend, reason: str) -> Published:
+    path = repository / model / "1" / "model.onnx"
+    return Published(
+        model=model,
+        file=str(path.relative_to(repository)),
+        sha256=sha256_of(path),
+        size_bytes=path.stat().st_size,
+        precision=precision,
+        backend=backend,
+        reason=reason,
+        latency_ms={},
+    )
+
+
+def _fuse(
+    ensemble: Ensemble, choices: list[Choice], sample: Sample, settings: ExportSettings, repository: Path
+) -> tuple[Published, Parity]:
+    """Add `ensemble_fused` to the repository.
+
+    Raises:
+        ParityError: it answers otherwise than PyTorch.
+    """
+    backend: Backend = "tensorrt" if settings.target == "gpu" else "onnxruntime"
+    # OpenVINO rounds to BF16 as it compiles; in ONNX Runtime such a member is its FP32 graph.
+    inside: list[Precision] = ["fp32" if choice.taken == "bf16" else choice.taken for choice in choices]
+    precision = max(inside, key=_COARSENESS.index)
+    version = _write_config(repository, fused_config(ensemble, settings.max_batch_size, backend))
+    path = version / "model.onnx"
+    graphs = [choice.candidate.artefact.path for choice in choices]
+    fused_from_onnx(graphs, ensemble.rule, len(ensemble.classes), path)
+    original = verdict_of([choice.original for choice in choices], ensemble.rule)
+    exported = verdict_from_fused(path, sample.pixels)
+    budget = settings.budget(precision)
+    parity = vote_parity("ensemble_fused", precision, original, exported, sample.labels, budget)
+    check_parity(parity)
+    labels = _write_config(repository, labels_config(ensemble, settings.max_batch_size))
+    _add_python(labels, ensemble, _LABELS)
+    _write_config(repository, fused_ensemble_config(ensemble, settings.max_batch_size))
+    reason = f"of {', '.join(f'{choice.member} in {one}' for choice, one in zip(choices, inside, strict=True))}"
+    return _published(repository, FUSED, precision, backend, reason), parity
+
+
+def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int, artefacts: Mapping[str, Artefact]) -> None:
+    """Add everything but the graphs; a member without an artefact is served by ONNX Runtime."""
     for member in ensemble.members:
-        _write_config(folder, member_config(member, max_batch_size))
+        artefact = artefacts.get(member.name)
+        _write_config(folder, member_config(member, max_batch_size, artefact.backend if artefact else "onnxruntime"))
     for config, sources in (
         (preprocess_config(ensemble, max_batch_size), _PREPROCESS),
         (voter_config(ensemble, max_batch_size), _VOTER),
     ):
-        version = _write_config(folder, config)
-        write_contract(version / "ensemble.json", ensemble)
-        for source in sources:
-            with as_file(files("plurum").joinpath(*source)) as path:
-                shutil.copyfile(path, version / source[-1])
+        _add_python(_write_config(folder, config), ensemble, sources)
     for name, encoded in (("ensemble", True), ("ensemble_pixels", False)):
         _write_config(folder, ensemble_config(name, ensemble, max_batch_size, encoded=encoded))
     write_contract(folder / "ensemble.json", ensemble)
+
+
+def _add_python(version: Path, ensemble: Ensemble, sources: tuple[tuple[str, ...], ...]) -> None:
+    """Give a Python model its code and the contract."""
+    write_contract(version / "ensemble.json", ensemble)
+    for source in sources:
+        with as_file(files("plurum").joinpath(*source)) as path:
+            shutil.copyfile(path, version / source[-1])
 
 
 def _write_config(folder: Path, config: Any) -> Path:

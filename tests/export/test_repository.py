@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from tritonclient.grpc import model_config_pb2
 
 from plurum.cli.main import run as command_line
 from plurum.errors import ContractError, OutputError, ParityError
-from plurum.export import ExportSettings, repository_from_onnx, repository_from_run
+from plurum.export import ExportSettings, repository_from_onnx, repository_from_run, selection
 from plurum.export import graphs as graphs_module
-from plurum.export import repository as repository_module
+from plurum.export.manifest import is_current
 from plurum.run import Run
 from plurum.spec import read_ensemble
 
@@ -90,8 +91,39 @@ def test_graph_takes_any_batch_of_pixels(repository: Path) -> None:
 
 def test_parity_is_measured_on_real_validation_images(repository: Path) -> None:
     report = json.loads((repository / "parity.json").read_text())
-    assert {name: parity["images"] for name, parity in report.items()} == {"resnet10t": 40, "regnetx_002": 40}
-    assert all(0 < parity["max_difference"] <= 1e-4 for parity in report.values())
+    assert report["split"] == "validation"
+    parities = {parity["subject"]: parity for parity in report["artefacts"]}
+    assert {name: parity["images"] for name, parity in parities.items()} == {
+        "resnet10t": 40,
+        "regnetx_002": 40,
+        "vote": 40,
+    }
+    assert all(0 < parity["max_difference"] <= 1e-4 for parity in parities.values())
+    assert parities["vote"]["review_flips"] == 0
+
+
+def test_a_second_export_of_the_same_has_nothing_to_do(run: Run, repository: Path) -> None:
+    graph = repository / "resnet10t" / "1" / "model.onnx"
+    made = graph.stat().st_mtime_ns
+    exported = repository_from_run(run, repository, ExportSettings(max_batch_size=8))
+    assert exported.unchanged
+    assert graph.stat().st_mtime_ns == made
+    assert [parity.subject for parity in exported.parities] == ["resnet10t", "regnetx_002", "vote"]
+
+
+def test_what_makes_a_repository_another(run: Run, repository: Path, tmp_path: Path) -> None:
+    ensemble, settings = run.ensemble(), ExportSettings(max_batch_size=8)
+    assert is_current(repository, ensemble, settings)
+    assert not is_current(repository, ensemble, ExportSettings(max_batch_size=9))
+    calmer = ensemble.voting.model_copy(update={"temperature": 1.3})
+    assert not is_current(repository, ensemble.model_copy(update={"voting": calmer}), settings)
+    changed = shutil.copytree(repository, tmp_path / "changed")
+    graph = changed / "resnet10t" / "1" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"!")
+    assert not is_current(changed, ensemble, settings)
+    graph.unlink()
+    assert not is_current(changed, ensemble, settings)
+    assert not is_current(tmp_path / "nowhere", ensemble, settings)
 
 
 def test_wrong_normalisation_is_refused_and_the_old_repository_stays(
@@ -107,8 +139,8 @@ def test_wrong_normalisation_is_refused_and_the_old_repository_stays(
         shifted = model.image.model_copy(update={"mean": (0.5, 0.5, 0.5)})
         right(graphs_module.PixelModel(model.model, shifted), path)
 
-    monkeypatch.setattr(repository_module, "onnx_from_model", wrong)
-    with pytest.raises(ParityError, match=r"resnet10t answers otherwise than PyTorch.*nothing was written"):
+    monkeypatch.setattr(selection, "onnx_from_model", wrong)
+    with pytest.raises(ParityError, match=r"resnet10t answers otherwise than PyTorch.*up to.*nothing was written"):
         repository_from_run(fresh_run, out, ExportSettings())
     assert kept.read_text() == "the old one"
     assert [path.name for path in fresh_run.path.glob(".model_repository*")] == []

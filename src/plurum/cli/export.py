@@ -5,55 +5,100 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from plurum.export import Exported
 
 __all__ = ["export"]
 
 
-def export(
+def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     run: Annotated[Path, typer.Argument(help="A run that `plurum train` and `plurum fit` have filled.", metavar="RUN")],
     out: Annotated[
         Path | None, typer.Option(help="Where the model repository goes [dim]\\[RUN/model_repository][/dim].")
     ] = None,
-    max_batch_size: Annotated[int, typer.Option(min=1, max=1024, help="Largest batch the server takes.")] = 16,
+    target: Annotated[str, typer.Option(help="cpu or gpu: what will serve.")] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16 or int8 for a CPU, fp32 or fp16 for a GPU; auto chooses by member.")
+    ] = "fp32",
+    fused: Annotated[bool, typer.Option("--fused", help="Add ensemble_fused: members and vote in one graph.")] = False,
+    max_batch_size: Annotated[int, typer.Option(help="Largest batch the server takes, 1 to 1024.")] = 16,
     tolerance: Annotated[
-        float, typer.Option(help="Largest difference of a probability between PyTorch and ONNX.")
+        float, typer.Option(help="Largest difference of a probability between PyTorch and an FP32 graph, 0 to 1.")
     ] = 1e-4,
-    as_json: Annotated[bool, typer.Option("--json", help="Print how each graph compared as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print how each artefact compared as JSON.")] = False,
 ) -> None:
-    """Export the members to ONNX, check each against PyTorch, and assemble a Triton model repository.
+    """Export the members, check each and their vote against PyTorch, and assemble a Triton model repository.
 
-    Nothing is written when a graph answers otherwise than its original on the run's validation images.
+    Nothing is written when an artefact, or the vote, answers otherwise on the run's validation images.
 
     [bold]Examples[/bold]
 
       plurum export runs/digits
 
+      plurum export runs/digits --precision auto --fused
+
       plurum export runs/digits --out /srv/models --max-batch-size 32
     """
-    from plurum.errors import SettingsError, needs_extra
+    from plurum.errors import needs_extra
     from plurum.run import Run
 
     with needs_extra("export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "tritonclient.grpc"):
         from plurum.export import ExportSettings, repository_from_run
-    if not 0 < tolerance < 1:
-        raise SettingsError(f"--tolerance is {tolerance}; it is a difference of probabilities, between 0 and 1")
     from rich.console import Console
 
-    console = Console(stderr=True)
-    settings = ExportSettings(max_batch_size=max_batch_size, tolerance=tolerance)
+    from plurum.training import settings_from
+
+    settings = settings_from(
+        ExportSettings,
+        target=target,
+        precision=precision,
+        fused=fused,
+        max_batch_size=max_batch_size,
+        tolerance=tolerance,
+    )
     place = out or run / "model_repository"
-    with console.status("exporting") as status:
-        parities = repository_from_run(Run(run), place, settings, status.update)
+    with Console(stderr=True).status("exporting") as status:
+        exported = repository_from_run(Run(run), place, settings, status.update)
     if as_json:
-        report = {name: parity.model_dump() for name, parity in parities.items()}
-        sys.stdout.write(json.dumps({"repository": str(place), "members": report}) + "\n")
-        return
-    for name, parity in parities.items():
-        sys.stdout.write(
-            f"{name}: as PyTorch on {parity.images} validation images "
-            f"(largest difference of a probability {parity.max_difference:.1e}, {parity.flips} other labels)\n"
-        )
+        parities = [parity.model_dump() for parity in exported.parities]
+        published = [artefact.model_dump() for artefact in exported.artefacts]
+        report = {"repository": str(place), "unchanged": exported.unchanged, "parity": parities, "artefacts": published}
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        _print(exported, place)
+
+
+def _print(exported: Exported, place: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    images = exported.parities[0].images
+    table = Table(title=f"beside PyTorch, on {images} validation images")
+    for column in (
+        "",
+        "precision",
+        "other labels",
+        "largest difference",
+        "mean",
+        "Δaccuracy",
+        "ΔNLL",
+        "ΔECE",
+        "reviews",
+    ):
+        table.add_column(column, justify="right" if column else "left")
+    for one in exported.parities:
+        changes = (f"{change:+.4f}" for change in (one.accuracy_change, one.nll_change, one.ece_change))
+        reviews = "" if one.review_flips is None else str(one.review_flips)
+        distances = (f"{one.max_difference:.1e}", f"{one.mean_difference:.1e}")
+        table.add_row(one.subject, one.precision, str(one.flips), *distances, *changes, reviews)
+    console.print(table)
+    for artefact in exported.artefacts:
+        console.print(f"{artefact.model}: {artefact.precision}, {artefact.reason}", soft_wrap=True, highlight=False)
+    if exported.unchanged:
+        sys.stdout.write(f"nothing to do: {place} is of exactly this run and these settings already\n")
     sys.stdout.write(f"model repository: {place}\nserve it with: plurum serve {place}\n")

@@ -1,0 +1,121 @@
+"""What a repository was made of, beside it: REPO/export.json.
+
+By it a second export knows that there is nothing to do, and `plurum doctor` that nothing was changed since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from plurum import __version__
+from plurum.errors import RepositoryError
+from plurum.export.runtimes import Backend
+from plurum.export.settings import ExportSettings, Precision, Target
+from plurum.files import sha256_of
+from plurum.spec import Contract, Ensemble, Sha256, write_contract
+
+__all__ = ["MANIFEST", "Manifest", "Published", "inputs_of", "is_current", "read_manifest", "write_manifest"]
+
+MANIFEST = "export.json"
+# What has a say in what a graph is made like.
+_TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nvidia-modelopt")
+
+
+class Published(Contract):
+    """One file that a server loads.
+
+    Attributes:
+        model: Its Triton model.
+        file: Relative to the repository.
+        sha256: Of the file.
+        size_bytes: Of the file.
+        precision: What most of it computes in.
+        backend: What serves it.
+        reason: Why this precision, in words.
+        latency_ms: By precision, one image on one thread of the machine that exported; empty where not measured.
+    """
+
+    model: str
+    file: str
+    sha256: Sha256
+    size_bytes: int
+    precision: Precision
+    backend: Backend
+    reason: str
+    latency_ms: dict[Precision, float]
+
+
+class Manifest(Contract):
+    """What was exported, from what, by what.
+
+    Attributes:
+        inputs: SHA-256 over the contract, the settings and the versions: equal inputs make equal repositories.
+        target: What will serve.
+        versions: Of the packages that made it.
+        artefacts: Every graph.
+    """
+
+    version: int = 1
+    inputs: Sha256
+    target: Target
+    versions: dict[str, str]
+    artefacts: tuple[Published, ...]
+
+
+def inputs_of(ensemble: Ensemble, settings: ExportSettings) -> str:
+    """Return the SHA-256 over all that an export depends on; the contract names every checkpoint's own."""
+    parts = [ensemble.model_dump_json(), settings.model_dump_json(), *sorted(map(str, _versions().items()))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the packages that make graphs, those that are installed."""
+    found = {"plurum": __version__}
+    for name in _TOOLS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_manifest(repository: Path) -> Manifest:
+    """Return the manifest of `repository`.
+
+    Raises:
+        RepositoryError: it has none, or a broken one.
+    """
+    path = repository / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise RepositoryError(f"{path} can't be read: {error.strerror}; export the run again") from error
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]["msg"]
+        raise RepositoryError(f"{path} is no export manifest of version 1: {fault}; export the run again") from error
+
+
+def write_manifest(
+    repository: Path, ensemble: Ensemble, settings: ExportSettings, artefacts: tuple[Published, ...]
+) -> None:
+    """Write the manifest into `repository`."""
+    manifest = Manifest(
+        inputs=inputs_of(ensemble, settings), target=settings.target, versions=_versions(), artefacts=artefacts
+    )
+    write_contract(repository / MANIFEST, manifest)
+
+
+def is_current(repository: Path, ensemble: Ensemble, settings: ExportSettings) -> bool:
+    """Whether `repository` was made of exactly this, and its graphs are as they were made."""
+    try:
+        manifest = read_manifest(repository)
+    except RepositoryError:
+        return False
+    return manifest.inputs == inputs_of(ensemble, settings) and all(
+        (repository / one.file).is_file() and sha256_of(repository / one.file) == one.sha256
+        for one in manifest.artefacts
+    )

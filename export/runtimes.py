@@ -1,0 +1,110 @@
+"""Artefacts on this machine: what a graph answers, and how fast.
+
+PIXELS  uint8 [images, height, width, 3]  →  LOGITS  float32 [images, classes]
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+
+from plurum.errors import needs_extra
+from plurum.export.graphs import PixelModel
+from plurum.export.settings import Precision
+from plurum.spec import INPUT_PIXELS, LOGITS
+
+__all__ = ["Artefact", "Backend", "latency_ms", "logits_from_artefact", "logits_from_model", "onnx_session"]
+
+Pixels = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
+Backend = Literal["onnxruntime", "openvino", "tensorrt"]
+
+_BATCH = 16
+_WARM_UP, _TIMED = 3, 15
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One member in one precision, ready to be served.
+
+    Attributes:
+        member: Its name.
+        precision: What it computes in.
+        backend: What serves it.
+        path: The ONNX file.
+    """
+
+    member: str
+    precision: Precision
+    backend: Backend
+    path: Path
+
+
+def onnx_session(path: Path, threads: int = 0) -> Any:
+    """Return an ONNX Runtime session on the CPU; 0 threads let it choose."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Warnings about graphs are judged by parity and by `plurum doctor`.
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def logits_from_model(model: PixelModel, pixels: Pixels) -> Logits:
+    """Return what PyTorch answers, the reference."""
+
+    def answer(batch: Pixels) -> Logits:
+        with torch.inference_mode():
+            return np.asarray(model(torch.from_numpy(batch)).numpy())
+
+    return _in_batches(answer, pixels)
+
+
+def logits_from_artefact(artefact: Artefact, pixels: Pixels) -> Logits:
+    """Return what the artefact answers here; one for TensorRT is run by ONNX Runtime, which computes FP16 wider.
+
+    Raises:
+        MissingExtraError: OpenVINO is needed and not installed.
+    """
+    return _in_batches(_runner(artefact, threads=0), pixels)
+
+
+def latency_ms(artefact: Artefact, pixels: Pixels) -> float:
+    """Return the median time of one image on one thread, as `plurum serve` runs members, in milliseconds."""
+    run, image = _runner(artefact, threads=1), np.ascontiguousarray(pixels[:1])
+    times = []
+    for _ in range(_WARM_UP + _TIMED):
+        start = time.perf_counter()
+        run(image)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[_WARM_UP:]) * 1000
+
+
+def _runner(artefact: Artefact, threads: int) -> Callable[[Pixels], Logits]:
+    if artefact.backend == "openvino":
+        return _openvino_runner(artefact.path, threads)
+    session = onnx_session(artefact.path, threads)
+    return lambda batch: np.asarray(session.run([LOGITS], {INPUT_PIXELS: batch})[0])
+
+
+def _openvino_runner(path: Path, threads: int) -> Callable[[Pixels], Logits]:
+    with needs_extra("openvino"):
+        import openvino
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    compiled = openvino.Core().compile_model(path, "CPU", options)
+    return lambda batch: np.asarray(compiled({INPUT_PIXELS: batch})[LOGITS])
+
+
+def _in_batches(answer: Callable[[Pixels], Logits], pixels: Pixels) -> Logits:
+    # Copies: a run's pixels are mapped from a file that must not be written to, which PyTorch warns of.
+    return np.concatenate([answer(np.array(pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)])

@@ -1,0 +1,177 @@
+"""Which precision each member is served in: as asked for, or the fastest that answers as PyTorch does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.errors import MissingExtraError, ParityError, needs_extra
+from plurum.export.graphs import PixelModel, onnx_from_model
+from plurum.export.parity import Parity, check_parity, member_parity
+from plurum.export.quantisation import int8_from_onnx
+from plurum.export.runtimes import Artefact, Backend, latency_ms, logits_from_artefact, logits_from_model
+from plurum.export.settings import PRECISIONS, ExportSettings, Precision
+from plurum.voting import softmax
+
+__all__ = ["Candidate", "Choice", "Sample", "choose"]
+
+# A precision that is faster by less than this is not worth what it changes.
+_WORTH = 1.1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The run's images that an export works with.
+
+    Attributes:
+        pixels: uint8 `[images, height, width, 3]`: held out, what artefacts are checked on.
+        labels: `[images]`, int64: their true classes.
+        calibration: uint8 `[images, height, width, 3]`: of the training split.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    calibration: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An artefact, and how it fared.
+
+    Attributes:
+        artefact: The graph.
+        parity: With PyTorch.
+        probabilities: What it answers to the sample, `[images, classes]`.
+        latency_ms: One image on one thread; None where that was not measured.
+    """
+
+    artefact: Artefact
+    parity: Parity
+    probabilities: npt.NDArray[np.float64]
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A member's candidates and the one that is taken.
+
+    Attributes:
+        member: Its name.
+        original: What PyTorch answers to the sample, `[images, classes]`.
+        candidates: By precision; those that were made.
+        taken: Which of them.
+        reason: Why, in words.
+    """
+
+    member: str
+    original: npt.NDArray[np.float64]
+    candidates: dict[Precision, Candidate] = field(default_factory=dict)
+    taken: Precision = "fp32"
+    reason: str = "as asked for"
+
+    @property
+    def candidate(self) -> Candidate:
+        """The one that is taken."""
+        return self.candidates[self.taken]
+
+    def back_to_fp32(self, reason: str) -> Choice:
+        """Return the choice of the reference instead."""
+        return replace(self, taken="fp32", reason=reason)
+
+
+def choose(
+    name: str,
+    model: PixelModel,
+    sample: Sample,
+    settings: ExportSettings,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> Choice:
+    """Make the member's artefacts in `folder`, compare each with PyTorch, and take one.
+
+    Raises:
+        MissingExtraError: the precision asked for needs a package that is not installed.
+        ParityError: no artefact that may be published came out.
+    """
+    source = folder / f"{name}.fp32.onnx"
+    progress(f"{name}: to ONNX")
+    onnx_from_model(model, source)
+    choice = Choice(name, softmax(logits_from_model(model, sample.pixels)))
+    if settings.precision != "auto":
+        candidate = _candidate(choice, settings.precision, source, sample, settings, progress)
+        check_parity(candidate.parity)
+        return replace(choice, candidates={settings.precision: candidate}, taken=settings.precision)
+    notes: list[str] = []
+    for precision in PRECISIONS[settings.target]:
+        try:
+            candidate = _candidate(choice, precision, source, sample, settings, progress)
+        except MissingExtraError as error:
+            notes.append(f"{precision} was not tried: {error}")
+            continue
+        except ParityError as error:
+            notes.append(f"{precision} was refused: {error}")
+            continue
+        if precision == "fp32":
+            check_parity(candidate.parity)
+        choice.candidates[precision] = candidate
+    return _fastest(choice, notes) if settings.target == "cpu" else _finest_half(choice, notes)
+
+
+def _candidate(
+    choice: Choice,
+    precision: Precision,
+    source: Path,
+    sample: Sample,
+    settings: ExportSettings,
+    progress: Callable[[str], None],
+) -> Candidate:
+    name = choice.member
+    progress(f"{name}: {precision}")
+    artefact = _artefact(name, precision, source, sample, settings)
+    progress(f"{name}: {precision} compared with PyTorch on {len(sample.pixels)} validation images")
+    probabilities = softmax(logits_from_artefact(artefact, sample.pixels))
+    budget = settings.budget(precision)
+    parity = member_parity(name, precision, choice.original, probabilities, sample.labels, budget)
+    measured = settings.precision == "auto" and settings.target == "cpu"
+    return Candidate(artefact, parity, probabilities, latency_ms(artefact, sample.pixels) if measured else None)
+
+
+def _artefact(name: str, precision: Precision, source: Path, sample: Sample, settings: ExportSettings) -> Artefact:
+    backend: Backend = "tensorrt" if settings.target == "gpu" else "onnxruntime"
+    path = source.with_name(f"{name}.{precision}.onnx")
+    if precision == "int8":
+        int8_from_onnx(source, sample.calibration, path)
+    elif precision == "bf16":
+        with needs_extra("openvino", "openvino"):
+            # OpenVINO rounds to BF16 as it compiles; the graph is the FP32 one.
+            return Artefact(name, precision, "openvino", source)
+    return Artefact(name, precision, backend, path)
+
+
+def _fastest(choice: Choice, notes: list[str]) -> Choice:
+    """Take what takes the least time among what may be published; FP32 unless another is clearly faster."""
+    times = {precision: one.latency_ms or 0.0 for precision, one in choice.candidates.items()}
+    passed = [precision for precision, one in choice.candidates.items() if one.parity.passed]
+    best = min(passed, key=times.__getitem__)
+    if times["fp32"] < _WORTH * times[best]:
+        best = "fp32"
+    told = ", ".join(f"{precision} {time:.1f} ms" for precision, time in times.items())
+    failed = [
+        f"{precision} would break its budget: {'; '.join(one.parity.faults)}"
+        for precision, one in choice.candidates.items()
+        if not one.parity.passed
+    ]
+    return replace(choice, taken=best, reason="; ".join([f"the fastest that passes ({told})", *failed, *notes]))
+
+
+def _finest_half(choice: Choice, notes: list[str]) -> Choice:
+    """Take FP16 where it may be published: there is no GPU needed, and none asked, to know that it is faster."""
+    half = choice.candidates.get("fp16")
+    if half is not None and half.parity.passed:
+        return replace(choice, taken="fp16", reason="FP16 passes; its speed is not measured here")
+    faults = [] if half is None else [f"fp16 would break its budget: {'; '.join(half.parity.faults)}"]
+    return replace(choice, taken="fp32", reason="; ".join([*faults, *notes]))

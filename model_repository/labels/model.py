@@ -1,0 +1,67 @@
+"""Triton's labels model: gives the fused graph's answers their class names, and counts them.
+
+Export copies it with `metrics.py` and `ensemble.json` into `labels/1`; it needs NumPy, not Plurum. A graph can't answer
+with strings on a GPU, and can't count.
+
+    INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES, REVIEW     as the fused graph answers them
+    LABEL  BYTES [batch, 1]                                              the winning class
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+if TYPE_CHECKING:
+    from plurum.model_repository.voter.metrics import Metrics
+    from plurum.voting import Verdict
+else:
+    from metrics import Metrics
+
+# `plurum serve` asks under this request id whether the ensemble answers; that is no prediction for anyone.
+PROBE_ID = "plurum-probe"
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What metrics look at of a verdict, shapes as there."""
+
+    probabilities: Any
+    label: Any
+    disagreement: Any
+    review: Any
+
+
+class TritonPythonModel:
+    """The only instance, as it counts what it answers."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the names from the contract beside this file."""
+        here = Path(args["model_repository"], args["model_version"])
+        contract = json.loads((here / "ensemble.json").read_text(encoding="utf-8"))
+        self.members = [member["name"] for member in contract["members"]]
+        self.classes = np.array([name.encode() for name in contract["classes"]], dtype=np.object_)
+        self.metrics = Metrics(contract["name"], contract["classes"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer every request on its own."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        names = ("INDEX", "PROBABILITIES", "DISAGREEMENT", "MEMBER_PROBABILITIES", "REVIEW")
+        index, probabilities, disagreement, members, review = (
+            pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names
+        )
+        silent = [name for name, rest in zip(self.members, np.isnan(members).any(axis=(0, 2)), strict=True) if rest]
+        if silent:
+            fault = pb_utils.TritonError(f"no vote: NaN from {', '.join(silent)}", pb_utils.TritonError.INTERNAL)
+            return pb_utils.InferenceResponse(output_tensors=[], error=fault)
+        verdict = _Counted(probabilities, index[:, 0], disagreement[:, 0], review[:, 0])
+        counted = np.full(len(index), request.request_id() != PROBE_ID)
+        self.metrics.observe(cast("Verdict", verdict), counted)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("LABEL", self.classes[index[:, 0]][:, None])])

@@ -1,0 +1,150 @@
+"""Members and vote in one graph answer as the chain does, in arithmetic and when served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from plurum.errors import ContractError
+from plurum.export import ExportSettings, repository_from_run
+from plurum.export.fused import FUSED_OUTPUTS, VoteModel, fused_from_onnx, verdict_from_fused
+from plurum.run import Run
+from plurum.serving import Server, ServerSettings
+from plurum.serving.metrics import metrics_at
+from plurum.spec import OUTPUTS, write_contract
+from plurum.voting import VotingRule, decide, softmax
+
+WEIGHTS = (0.5, 0.3, 0.2)
+RULES = {
+    "soft": VotingRule(WEIGHTS, temperature=1.7, quantiles=(0.7, 0.5, 0.9, 0.6), review_threshold=0.6),
+    "soft, no sets": VotingRule(WEIGHTS, review_threshold=0.5),
+    "hard": VotingRule(WEIGHTS, mode="hard", quantiles=(1 - 0.3, 0.5, 0.4, 1 - 0.2), review_threshold=0.5 + 0.2),
+    "hard, with ties": VotingRule((0.25, 0.25, 0.5), mode="hard"),
+    "stack": VotingRule(
+        (1 / 3,) * 3,
+        mode="stack",
+        temperature=0.8,
+        coefficients=tuple(tuple(np.random.default_rng(row).normal(size=12)) for row in range(4)),
+        intercepts=(2.0, 9.0, 0.0, 0.3),
+    ),
+    "prior": VotingRule(WEIGHTS, temperature=1.3, quantiles=(0.7,) * 4, prior_ratio=(0.2, 3.0, 1.0, 0.5)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_the_vote_is_the_voters(rule: VotingRule) -> None:
+    logits = np.random.default_rng(0).normal(scale=2.5, size=(300, 3, 4)).astype(np.float32)
+    expected = decide(softmax(logits), rule)
+    outputs = dict(zip(FUSED_OUTPUTS, VoteModel(rule)(torch.from_numpy(logits)), strict=True))
+    arrays = {name: tensor.numpy() for name, tensor in outputs.items()}
+    for name, values in (
+        ("PROBABILITIES", expected.probabilities),
+        ("ENTROPY", expected.entropy[:, None]),
+        ("DISAGREEMENT", expected.disagreement[:, None]),
+        ("STD", expected.std),
+        ("MEMBER_PROBABILITIES", expected.member_probabilities),
+    ):
+        np.testing.assert_allclose(arrays[name], values, atol=1e-5)
+    np.testing.assert_array_equal(arrays["INDEX"][:, 0], expected.label)
+    np.testing.assert_array_equal(arrays["PREDICTION_SET"], expected.prediction_set)
+    np.testing.assert_array_equal(arrays["REVIEW"][:, 0], expected.review)
+    assert len(set(expected.label)) == 4
+
+
+def test_a_members_nan_reaches_the_answer() -> None:
+    logits = torch.zeros(2, 3, 4)
+    logits[1, 2, 0] = torch.nan
+    outputs = dict(zip(FUSED_OUTPUTS, VoteModel(RULES["soft"])(logits), strict=True))
+    assert outputs["MEMBER_PROBABILITIES"].isnan().any(dim=2).tolist() == [[False] * 3, [False, False, True]]
+    assert bool(outputs["REVIEW"][1])
+
+
+@pytest.fixture(scope="module")
+def fused_repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fused") / "model_repository"
+    exported = repository_from_run(run, out, ExportSettings(max_batch_size=8, fused=True))
+    assert [parity.subject for parity in exported.parities][-1] == "ensemble_fused"
+    assert exported.parities[-1].max_difference <= 1e-4
+    return out
+
+
+def test_every_member_is_in_the_graph(run: Run, fused_repository: Path) -> None:
+    graph = fused_repository / "fused" / "1" / "model.onnx"
+    members = [fused_repository / member.name / "1" / "model.onnx" for member in run.ensemble().members]
+    assert graph.stat().st_size >= sum(path.stat().st_size for path in members) * 0.99
+    nodes = onnx.load(graph).graph.node
+    assert all(node.op_type == "Cast" for node in nodes if "PIXELS" in node.input)
+
+
+def test_the_order_of_the_members_counts(run: Run, fused_repository: Path, tmp_path: Path) -> None:
+    ensemble, pixels = run.ensemble(), run.pixels()[40:56]
+    graphs = [fused_repository / member.name / "1" / "model.onnx" for member in ensemble.members]
+    fused_from_onnx(graphs[::-1], ensemble.rule, len(ensemble.classes), tmp_path / "swapped.onnx")
+    right = verdict_from_fused(fused_repository / "fused" / "1" / "model.onnx", pixels)
+    wrong = verdict_from_fused(tmp_path / "swapped.onnx", pixels)
+    assert np.abs(right.probabilities - wrong.probabilities).max() > 1e-2
+
+
+def test_a_member_of_the_same_name_is_refused(fresh_run: Run) -> None:
+    ensemble = fresh_run.ensemble()
+    renamed = ensemble.members[0].model_copy(update={"name": "labels"})
+    members = (renamed, *ensemble.members[1:])
+    write_contract(fresh_run.ensemble_file, ensemble.model_copy(update={"members": members}))
+    with pytest.raises(ContractError, match="a member is called 'labels', which ensemble_fused needs"):
+        repository_from_run(fresh_run, fresh_run.path / "out", ExportSettings(fused=True))
+
+
+@pytest.fixture(scope="module")
+def fused_server(fused_repository: Path) -> Iterator[Server]:
+    with Server(fused_repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
+        yield server
+
+
+def ask(server: Server, model: str, pixels: object, request_id: str = "") -> tritonclient.grpc.InferResult:
+    values = np.ascontiguousarray(pixels)
+    tensor = tritonclient.grpc.InferInput("PIXELS", list(values.shape), "UINT8")
+    tensor.set_data_from_numpy(values)
+    with tritonclient.grpc.InferenceServerClient(server.urls.grpc) as client:
+        return client.infer(model, [tensor], request_id=request_id)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("batch", [1, 8])
+def test_served_answers_equal_the_chains(fused_server: Server, run: Run, batch: int) -> None:
+    pixels = run.pixels()[40 : 40 + batch]
+    chain, fused = (ask(fused_server, model, pixels) for model in ("ensemble_pixels", "ensemble_fused"))
+    for name in OUTPUTS:
+        expected, received = chain.as_numpy(name), fused.as_numpy(name)
+        assert received.dtype == expected.dtype
+        assert received.shape == expected.shape
+        if expected.dtype == np.float32:
+            np.testing.assert_allclose(received, expected, atol=1e-4)
+        else:
+            np.testing.assert_array_equal(received, expected)
+
+
+@pytest.mark.triton
+def test_both_ways_are_counted_together(fused_server: Server, run: Run) -> None:
+    def counted() -> float:
+        samples = metrics_at(fused_server.urls.metrics)
+        return sum(value for sample, value in samples.items() if sample.startswith("plurum_predictions_total{"))
+
+    before = counted()
+    pixels = run.pixels()[40:43]
+    ask(fused_server, "ensemble_fused", pixels)
+    ask(fused_server, "ensemble_pixels", pixels)
+    ask(fused_server, "ensemble_fused", pixels, request_id="plurum-probe")
+    assert counted() - before == 6
+
+
+@pytest.mark.triton
+def test_too_large_a_batch_is_refused(fused_server: Server) -> None:
+    with pytest.raises(InferenceServerException, match="batch"):
+        ask(fused_server, "ensemble_fused", np.zeros((9, 32, 32, 3), np.uint8))
