@@ -24,7 +24,8 @@ __all__ = ["are_complete", "fill_in", "model_folders", "read_config", "stage"]
 _CONFIG = "config.pbtxt"
 # More instances than this repeat a model's weights in memory for little; cores beyond go to threads.
 _MAX_INSTANCES = 4
-_THREADS = "intra_op_thread_count"
+# What a backend calls the threads of an instance.
+_THREADS = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}
 
 
 def model_folders(repository: Path) -> list[Path]:
@@ -100,14 +101,16 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool) -> list
 def fill_in(config: Any, cores: int, *, cpu_only: bool) -> None:
     """Complete `config` in place: instances, and the threads of each."""
     instances = sum(group.count or 1 for group in config.instance_group)
-    if config.backend == "onnxruntime" and cpu_only:
-        stated = config.parameters[_THREADS].string_value if _THREADS in config.parameters else ""
+    # OpenVINO computes on the CPU wherever it is.
+    if config.backend == "openvino" or (config.backend == "onnxruntime" and cpu_only):
+        name = _THREADS[config.backend]
+        stated = config.parameters[name].string_value if name in config.parameters else ""
         threads = int(stated) if stated.isdigit() and stated != "0" else 0
         if not instances:
             instances = max(1, min(cores, _MAX_INSTANCES) // (threads or 1))
             config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
         if not stated:
-            config.parameters[_THREADS].string_value = str(max(1, cores // instances))
+            config.parameters[name].string_value = str(max(1, cores // instances))
     elif config.name == "preprocess" and not instances:
         # Decoding keeps a core busy and remembers nothing. The voter stays single: it counts what it answers.
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=min(cores, _MAX_INSTANCES))

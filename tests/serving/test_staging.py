@@ -42,6 +42,13 @@ def test_members_share_the_cores(tmp_path: Path, cores: int, expected: tuple[int
     assert filled(tmp_path, 'backend: "onnxruntime"', cores) == expected
 
 
+def test_openvino_shares_them_too(tmp_path: Path) -> None:
+    write_model(tmp_path / "repository", "member", 'backend: "openvino"')
+    (config,) = stage(tmp_path / "repository", tmp_path / "staged", 8, cpu_only=False)
+    assert sum(group.count for group in config.instance_group) == 4
+    assert config.parameters["INFERENCE_NUM_THREADS"].string_value == "2"
+
+
 def test_stated_instances_win(tmp_path: Path) -> None:
     config = 'backend: "onnxruntime" instance_group { count: 1 } instance_group { count: 1 kind: KIND_CPU }'
     assert filled(tmp_path, config, 8) == (2, "4")

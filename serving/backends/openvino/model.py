@@ -1,0 +1,138 @@
+"""OpenVINO as a Python-based Triton backend: answers for `backend: "openvino"` where Triton has no C++ one.
+
+A drop-in: the same `config.pbtxt` works with Triton's own backend. It reads `default_model_filename` (or `model.xml`,
+then `model.onnx`) in the version's folder and these parameters of the C++ backend: `INFERENCE_NUM_THREADS` and
+`HINT_BF16` (`YES` computes in BF16 where the processor can; otherwise in FP32). Like the C++ one it does not complete
+configs: inputs and outputs must be stated.
+
+All requests that Triton hands over at once become one inference, grouped by shape. Runs inside Triton's stub process,
+where there is no Plurum: NumPy and OpenVINO only.
+
+Legend: arrays are `[batch, ...]` where the model has a maximum batch size, else of the model's own shape.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+
+Arrays = list[npt.NDArray[Any]]
+
+
+class TritonPythonModel:
+    """One instance of one model: one compiled model with one stream."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Compile the graph.
+
+        Raises:
+            TritonModelException: OpenVINO is not installed, the file is missing or no graph, or the config names
+                tensors that it has not.
+        """
+        config = json.loads(args["model_config"])
+        version = Path(args["model_repository"]) / args["model_version"]
+        self._model = _compiled(_model_file(version, config), config)
+        self._inputs = [entry["name"] for entry in config["input"]]
+        self._outputs = [entry["name"] for entry in config["output"]]
+        _check_names("input", self._inputs, [name for port in self._model.inputs for name in port.names])
+        _check_names("output", self._outputs, [name for port in self._model.outputs for name in port.names])
+        self._batched = config["max_batch_size"] > 0
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer every request; one that fails does not take its neighbours with it."""
+        inputs = [
+            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs]
+            for request in requests
+        ]
+        responses: list[Any] = [None] * len(requests)
+        for group in self._groups(inputs):
+            try:
+                outputs: list[Arrays | Exception] = list(self._run_together([inputs[index] for index in group]))
+            except Exception as error:
+                outputs = [error] if len(group) == 1 else [self._run_alone(inputs[index]) for index in group]
+            for index, answer in zip(group, outputs, strict=True):
+                responses[index] = self._response(answer)
+        return responses
+
+    def finalize(self) -> None:
+        """Let go of the model."""
+        del self._model
+
+    def _groups(self, inputs: list[Arrays]) -> list[list[int]]:
+        """Return the indices of requests that fit into one inference, in order of arrival."""
+        if not self._batched:
+            return [[index] for index in range(len(inputs))]
+        groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        for index, arrays in enumerate(inputs):
+            groups.setdefault(tuple(array.shape[1:] for array in arrays), []).append(index)
+        return list(groups.values())
+
+    def _run_together(self, inputs: list[Arrays]) -> list[Arrays]:
+        if len(inputs) == 1:
+            return [self._run(inputs[0])]
+        outputs = self._run([np.concatenate(arrays) for arrays in zip(*inputs, strict=True)])
+        bounds = np.cumsum([arrays[0].shape[0] for arrays in inputs])[:-1]
+        return [list(parts) for parts in zip(*(np.split(output, bounds) for output in outputs), strict=True)]
+
+    def _run_alone(self, arrays: Arrays) -> Arrays | Exception:
+        try:
+            return self._run(arrays)
+        except Exception as error:
+            return error
+
+    def _run(self, arrays: Arrays) -> Arrays:
+        answers = self._model(dict(zip(self._inputs, arrays, strict=True)))
+        return [answers[name] for name in self._outputs]
+
+    def _response(self, answer: Arrays | Exception) -> Any:
+        if isinstance(answer, Exception):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"OpenVINO: {answer}"))
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, array) for name, array in zip(self._outputs, answer, strict=True)]
+        )
+
+
+def _compiled(file: Path, config: dict[str, Any]) -> Any:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise pb_utils.TritonModelException(
+            f"{config['name']} is served by OpenVINO, which is not installed; run: pip install 'plurum[openvino]'"
+        ) from error
+    options: dict[str, Any] = {
+        # One stream: instances are Triton's, and each gets its share of the cores.
+        "NUM_STREAMS": "1",
+        "INFERENCE_PRECISION_HINT": "bf16" if _parameter(config, "HINT_BF16").upper() == "YES" else "f32",
+    }
+    if threads := _parameter(config, "INFERENCE_NUM_THREADS"):
+        if not threads.isdigit():
+            raise pb_utils.TritonModelException(f"parameter 'INFERENCE_NUM_THREADS' is {threads!r}, not a number")
+        options["INFERENCE_NUM_THREADS"] = threads
+    # Two instances that are pinned to the same core would halve each other.
+    options["ENABLE_CPU_PINNING"] = False
+    try:
+        return openvino.Core().compile_model(str(file), "CPU", options)
+    except Exception as error:
+        raise pb_utils.TritonModelException(f"OpenVINO can't load {file.name}: {error}") from error
+
+
+def _model_file(version: Path, config: dict[str, Any]) -> Path:
+    if named := config.get("default_model_filename"):
+        return version / str(named)
+    return next((version / name for name in ("model.xml", "model.onnx") if (version / name).is_file()), version)
+
+
+def _parameter(config: dict[str, Any], name: str) -> str:
+    return str(config.get("parameters", {}).get(name, {}).get("string_value", ""))
+
+
+def _check_names(kind: str, stated: list[str], present: list[str]) -> None:
+    if set(stated) - set(present) or (kind == "input" and set(present) - set(stated)):
+        raise pb_utils.TritonModelException(
+            f"config.pbtxt names the {kind}s {', '.join(stated)}; the graph has {', '.join(present)}"
+        )

@@ -1,0 +1,122 @@
+"""Our backend for `backend: "openvino"`, inside a real server, on graphs small enough to foresee."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tritonclient.grpc import InferenceServerClient, InferInput
+from tritonclient.utils import InferenceServerException
+
+from plurum.errors import ServerError
+from plurum.serving import Server, ServerSettings
+
+pytestmark = pytest.mark.triton
+
+CONFIG = """
+backend: "openvino"
+max_batch_size: 8
+default_model_filename: "model.onnx"
+input { name: "X" data_type: TYPE_FP32 dims: [-1] }
+output { name: "Y" data_type: TYPE_FP32 dims: [1] }
+dynamic_batching { preferred_batch_size: 4 max_queue_delay_microseconds: 2000000 }
+instance_group { count: 1 kind: KIND_CPU }
+"""
+BF16 = 'parameters { key: "HINT_BF16" value { string_value: "YES" } }'
+# 1 + 2⁻⁹ needs ten bits, which BF16 has not.
+WEIGHT = np.float32(1 + 2**-9)
+
+
+def write_model(repository: Path, name: str, config: str) -> None:
+    """Y = the sum of X, each times WEIGHT; a MatMul, which is what BF16 is for."""
+    shapes: list[str | int | None] = ["batch", 64]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["X", "weights"], ["Y"])],
+        name,
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, shapes)],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["batch", 1])],
+        [numpy_helper.from_array(np.full((64, 1), WEIGHT, np.float32), "weights")],
+    )
+    (repository / name / "1").mkdir(parents=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, repository / name / "1" / "model.onnx")
+    (repository / name / "config.pbtxt").write_text(config)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    repository = tmp_path_factory.mktemp("openvino")
+    write_model(repository, "exact", CONFIG)
+    write_model(repository, "rounded", CONFIG + BF16)
+    with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
+        yield server
+
+
+def tensor(rows: list[float], size: int = 64) -> Any:
+    values = np.repeat(np.array(rows, np.float32)[:, None], size, axis=1)
+    made = InferInput("X", list(values.shape), "FP32")
+    made.set_data_from_numpy(values)
+    return made
+
+
+def ask(server: Server, model: str, *questions: Any) -> list[Any]:
+    """Send all at once; return answers, or errors, in the order of the questions."""
+    arrived: queue.Queue[tuple[int, Any]] = queue.Queue()
+    with InferenceServerClient(server.urls.grpc) as client:
+        for index, question in enumerate(questions):
+
+            def answered(result: Any, error: Any, index: int = index) -> None:
+                arrived.put((index, error or result.as_numpy("Y")))
+
+            client.async_infer(model, [question], answered)
+        answers = dict(arrived.get(timeout=20) for _ in questions)
+    return [answers[index] for index in range(len(questions))]
+
+
+def test_fp32_unless_the_config_hints_at_bf16(server: Server) -> None:
+    (exact,) = ask(server, "exact", tensor([1, 2, 3, 4]))
+    (rounded,) = ask(server, "rounded", tensor([1, 2, 3, 4]))
+    expected = np.array([[1], [2], [3], [4]]) * 64 * WEIGHT
+    np.testing.assert_allclose(exact, expected, rtol=1e-6)
+    np.testing.assert_allclose(rounded, expected, rtol=2**-7)
+    if "avx512_bf16" in Path("/proc/cpuinfo").read_text():
+        assert np.abs(rounded / expected - 1).max() > 2**-10
+
+
+def test_requests_meet_and_part_again(server: Server) -> None:
+    one, two, three = ask(server, "exact", tensor([1]), tensor([2, 3]), tensor([4]))
+    for answer, rows in ((one, [1]), (two, [2, 3]), (three, [4])):
+        np.testing.assert_allclose(answer[:, 0], np.array(rows) * 64 * WEIGHT, rtol=1e-6)
+
+
+def test_one_that_fails_leaves_its_neighbours_alone(server: Server) -> None:
+    one, bad, three = ask(server, "exact", tensor([1]), tensor([1, 1], size=63), tensor([3]))
+    assert isinstance(bad, InferenceServerException)
+    assert "OpenVINO" in bad.message()
+    np.testing.assert_allclose([one[0, 0], three[0, 0]], np.array([1, 3]) * 64 * WEIGHT, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (CONFIG.replace('"Y"', '"Z"'), r"config\.pbtxt names the outputs Z; the graph has Y"),
+        (CONFIG.replace("model.onnx", "absent.onnx"), r"OpenVINO can't load absent\.onnx"),
+        (
+            CONFIG + 'parameters { key: "INFERENCE_NUM_THREADS" value { string_value: "two" } }',
+            "parameter 'INFERENCE_NUM_THREADS' is 'two', not a number",
+        ),
+    ],
+    ids=["output", "file", "threads"],
+)
+def test_what_can_not_be_served_says_why(tmp_path: Path, config: str, reason: str) -> None:
+    write_model(tmp_path, "model", config)
+    server = Server(tmp_path, ServerSettings(http_port=0, grpc_port=0, metrics_port=0))
+    with pytest.raises(ServerError, match=reason), server:
+        pass
+    server.log.path.unlink()
