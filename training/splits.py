@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +11,22 @@ import numpy.typing as npt
 from plurum.errors import DataError
 from plurum.run import Split
 
-__all__ = ["SHARES", "check_splits", "stratified_splits"]
+__all__ = ["SHARES", "check_patients", "check_splits", "stratified_splits", "with_validation"]
 
 # Of the images of each class.
 SHARES: dict[Split, float] = {"train": 0.64, "validation": 0.16, "test": 0.2}
+# Where a source says what its test images are: as large a part of the others as above.
+_WITHOUT_TEST: dict[Split, float] = {"train": 0.8, "validation": 0.2}
 
 
 def stratified_splits(
-    labels: npt.NDArray[np.int64], patients: Sequence[str], classes: Sequence[str], seed: int
+    labels: npt.NDArray[np.int64],
+    patients: Sequence[str],
+    classes: Sequence[str],
+    seed: int,
+    shares: Mapping[Split, float] = SHARES,
 ) -> tuple[Split, ...]:
-    """Return the split of each image, such that every class is in every split, in `SHARES` as nearly as possible.
+    """Return the split of each image, such that every class is in every split, in `shares` as nearly as possible.
 
     All images of a patient go the same way, whatever their classes; an image without a patient (an empty string)
     goes alone. Groups are shuffled, then placed from the largest to the smallest, each where most is missing.
@@ -30,6 +36,7 @@ def stratified_splits(
         patients: One per image.
         classes: Their names, for messages.
         seed: What the shuffling draws from.
+        shares: Of the images of each class, adding up to 1.
 
     Raises:
         DataError: a class has too few images or patients to be in every split.
@@ -45,42 +52,88 @@ def stratified_splits(
     rng = np.random.default_rng(seed)
     for _, stratum in sorted(strata.items()):
         order = rng.permutation(len(stratum))
-        for rows, split in _placed(sorted((stratum[i] for i in order), key=len, reverse=True)):
+        for rows, split in _placed(sorted((stratum[i] for i in order), key=len, reverse=True), shares):
             for row in rows:
                 splits[row] = split
-    check_splits(labels, patients, splits, classes)
+    check_splits(labels, patients, splits, classes, shares)
     return tuple(splits)
 
 
+def with_validation(
+    labels: npt.NDArray[np.int64],
+    patients: Sequence[str],
+    splits: Sequence[Split],
+    classes: Sequence[str],
+    seed: int,
+) -> tuple[Split, ...]:
+    """Return `splits`, which say train or test, with a fifth of each class's training images for validation.
+
+    Raises:
+        DataError: a class has too few images or patients to be in every split.
+    """
+    result = list(splits)
+    rows = np.flatnonzero(np.asarray(splits) == "train")
+    drawn = stratified_splits(labels[rows], [patients[row] for row in rows], classes, seed, _WITHOUT_TEST)
+    for row, split in zip(rows, drawn, strict=True):
+        result[row] = split
+    check_splits(labels, patients, result, classes)
+    return tuple(result)
+
+
+def check_patients(patients: Sequence[str], splits: Sequence[Split]) -> None:
+    """Make sure that no patient is in two splits.
+
+    Raises:
+        DataError: some are; the first is named, the others counted.
+    """
+    where: dict[str, dict[Split, None]] = defaultdict(dict)
+    for patient, split in zip(patients, splits, strict=True):
+        if patient:
+            where[patient][split] = None
+    divided = {patient: list(found) for patient, found in where.items() if len(found) > 1}
+    if divided:
+        first, found = next(iter(divided.items()))
+        more = f", and {_counted(len(divided) - 1, 'patient')} more" if len(divided) > 1 else ""
+        raise DataError(
+            f"patient {first!r} is in {' and '.join(found)}{more}: what a model learnt of a patient would be "
+            f"counted as skill; give all images of a patient the same split"
+        )
+
+
 def check_splits(
-    labels: npt.NDArray[np.int64], patients: Sequence[str], splits: Sequence[Split], classes: Sequence[str]
+    labels: npt.NDArray[np.int64],
+    patients: Sequence[str],
+    splits: Sequence[Split],
+    classes: Sequence[str],
+    wanted: Iterable[Split] = tuple(SHARES),
 ) -> None:
-    """Make sure that every class is in every split.
+    """Make sure that every class is in every split that is `wanted`.
 
     Raises:
         DataError: one is not; it is named with its count.
     """
-    where = np.asarray(splits)
+    where, wanted = np.asarray(splits), tuple(wanted)
     for index, name in enumerate(classes):
         rows = np.flatnonzero(labels == index)
-        missing = [split for split in SHARES if not (where[rows] == split).any()]
+        missing = [split for split in wanted if not (where[rows] == split).any()]
         if missing:
             known = {patients[row] for row in rows} - {""}
             of = f" of {_counted(len(known), 'patient')}" if known else ""
             raise DataError(
-                f"class {name!r} has {_counted(len(rows), 'image')}{of}, and none for {' and '.join(missing)}: at "
-                f"least 3 {'patients' if known else 'images'} are needed, one for each of {', '.join(SHARES)}"
+                f"class {name!r} has {_counted(len(rows), 'image')}{of}, and none for {' and '.join(missing)}: "
+                f"at least {len(wanted)} {'patients' if known else 'images'} are needed, one for "
+                f"each of {', '.join(wanted)}"
             )
 
 
-def _placed(groups: list[list[int]]) -> list[tuple[list[int], Split]]:
+def _placed(groups: list[list[int]], shares: Mapping[Split, float]) -> list[tuple[list[int], Split]]:
     """Return where each group of one class goes; no split stays empty where there are three groups."""
     total = sum(map(len, groups))
-    missing = {split: share * total for split, share in SHARES.items()}
-    empty = list(SHARES)
+    missing = {split: share * total for split, share in shares.items()}
+    empty = list(shares)
     placed: list[tuple[list[int], Split]] = []
     for left, rows in zip(range(len(groups), 0, -1), groups, strict=True):
-        split = max(empty if left <= len(empty) else SHARES, key=missing.__getitem__)
+        split = max(empty if left <= len(empty) else shares, key=missing.__getitem__)
         missing[split] -= len(rows)
         if split in empty:
             empty.remove(split)

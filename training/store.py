@@ -15,6 +15,7 @@ from plurum.files import whole_folder
 from plurum.run import DataContract, Run
 from plurum.spec import ImageSpec, write_contract
 from plurum.training.data import LabelledImages
+from plurum.training.data_report import data_report, report_warnings, usable_rows
 from plurum.training.settings import TrainSettings
 
 __all__ = ["image_spec", "store_data"]
@@ -32,6 +33,8 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataC
 
     Mean and std are measured on the training images' pixels, or ImageNet's where members start from timm's weights.
 
+    Images that can't be read are left out if `data` says so; `report.json` names them, and what else is to be known.
+
     Raises:
         DataError: some images can't be read.
         OutputError: the folder holds other data, or can't be written.
@@ -39,22 +42,17 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataC
     image = image_spec(data, settings)
     if (run.data_folder / "contract.json").is_file():
         found = run.data()
-        if found.source_fingerprint != data.fingerprint or run.table().splits != data.table.splits:
+        if found.source_fingerprint != data.fingerprint or not _are_of(run, data):
             raise OutputError(
                 f"{data.name} is not what {run.path} was begun with: its files, sizes or times changed; name another "
                 f"--out, or start over with --fresh"
             )
         return found
     with whole_folder(run.data_folder) as folder:
-        shape = (len(data), image.height, image.width, 3)
-        mapped = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-            folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape
-        )
-        pixels = data.pixels(image, out=mapped)
+        pixels, data = _store_pixels(folder, data, image)
         if not settings.pretrained:
             mean, std = _moments(pixels, data.table.rows("train"))
             image = image.model_copy(update={"mean": mean, "std": std})
-        mapped.flush()
         _write_items(folder / "items.csv", data)
         contract = DataContract(
             source=data.name,
@@ -66,6 +64,37 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataC
         write_contract(folder / "contract.json", contract)
     _LOG.info("%s: %d images of %d x %d stored", data.name, len(data), image.width, image.height)
     return contract
+
+
+def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple[npt.NDArray[np.uint8], LabelledImages]:
+    """Write `pixels.npy` and `report.json`, and return the pixels and the images that could be read."""
+    pixels = _mapped(folder / "pixels.npy", len(data), image)
+    decoded = data.decoded(image, pixels)
+    rows = usable_rows(data, decoded)
+    report = data_report(data, decoded)
+    (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    for line in report_warnings(report):
+        _LOG.warning("%s: %s", data.name, line)
+    if len(rows) < len(data):
+        everything, pixels = pixels, _mapped(folder / "usable.npy", len(rows), image)
+        for start in range(0, len(rows), _BLOCK):
+            pixels[start : start + _BLOCK] = everything[rows[start : start + _BLOCK]]
+        (folder / "usable.npy").replace(folder / "pixels.npy")
+        data = data.taken(rows)
+    pixels.flush()
+    return pixels, data
+
+
+def _mapped(path: Path, images: int, image: ImageSpec) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
+    shape = (images, image.height, image.width, 3)
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _are_of(run: Run, data: LabelledImages) -> bool:
+    """Whether the run's images are all `data`'s, in the same splits; those that can't be read are not among them."""
+    splits = dict(zip(data.table.sources, data.table.splits, strict=True))
+    stored = run.table()
+    return all(splits.get(source) == split for source, split in zip(stored.sources, stored.splits, strict=True))
 
 
 def image_spec(data: LabelledImages, settings: TrainSettings) -> ImageSpec:

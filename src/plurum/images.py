@@ -21,7 +21,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
 
-__all__ = ["FORMATS", "MAX_PIXELS", "MIN_SIDE", "UnreadableImageError", "open_image", "pixels_from_image"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "TooLargeImageError",
+    "UnreadableImageError",
+    "eight_bit",
+    "open_image",
+    "pixels_from_image",
+    "sized",
+    "too_large",
+]
 
 FORMATS = ("JPEG", "PNG", "TIFF")
 # 64 megapixels decode to 192 MB: above that, an image is a slide and is read by tiles, or it is a bomb.
@@ -51,14 +62,18 @@ class UnreadableImageError(ValueError):
     """The bytes are no image, or one that is truncated, too large, too small or of a kind we don't take."""
 
 
+class TooLargeImageError(UnreadableImageError):
+    """More pixels than are decoded at once; such an image is read by tiles."""
+
+
 def open_image(data: bytes) -> Image.Image:
     """Return the decoded first frame of a JPEG, PNG or TIFF.
 
     The size is read from the header and refused before anything is decoded.
 
     Raises:
-        UnreadableImageError: not such an image, truncated, smaller than `MIN_SIDE` on a side or larger than
-            `MAX_PIXELS` in all.
+        TooLargeImageError: more than `MAX_PIXELS` in all.
+        UnreadableImageError: not such an image, truncated, or smaller than `MIN_SIDE` on a side.
     """
     _silence_decoders()
     try:
@@ -68,9 +83,7 @@ def open_image(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise UnreadableImageError(
-                    f"image of {width} x {height} pixels is too large: at most {MAX_PIXELS:,} pixels are decoded"
-                )
+                raise TooLargeImageError(too_large(width, height))
             if min(width, height) < MIN_SIDE:
                 raise UnreadableImageError(
                     f"image of {width} x {height} pixels is too small: at least {MIN_SIDE} x {MIN_SIDE} are needed"
@@ -79,7 +92,7 @@ def open_image(data: bytes) -> Image.Image:
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise UnreadableImageError(f"image is too large: at most {MAX_PIXELS:,} pixels are decoded") from error
+        raise TooLargeImageError(f"image is too large: at most {MAX_PIXELS:,} pixels are decoded") from error
     except UnidentifiedImageError as error:
         raise UnreadableImageError(
             f"{len(data)} bytes that are no JPEG, PNG or TIFF image (they begin with {data[:8]!r})"
@@ -99,6 +112,11 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
+def too_large(width: int, height: int) -> str:
+    """Return what is said of an image of so many pixels, if they are more than `MAX_PIXELS`."""
+    return f"image of {width} x {height} pixels is too large: at most {MAX_PIXELS:,} pixels are decoded"
+
+
 def pixels_from_image(
     image: Image.Image,
     *,
@@ -116,14 +134,34 @@ def pixels_from_image(
     Raises:
         UnreadableImageError: pixels that are neither 8- nor 16-bit (32-bit and floating point have no known range).
     """
-    eight_bit = _eight_bit(_upright(image))
-    grey_or_rgb = eight_bit.convert("L") if colour == "grey" else eight_bit
+    return sized(eight_bit(image), height=height, width=width, colour=colour, resize=resize)
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Return `image` at its own size, upright, 8-bit, opaque: of mode L where it has one channel, else RGB.
+
+    Raises:
+        UnreadableImageError: as for `pixels_from_image`.
+    """
+    return _eight_bit(_upright(image))
+
+
+def sized(
+    image: Image.Image,
+    *,
+    height: int,
+    width: int,
+    colour: Literal["rgb", "grey"] = "rgb",
+    resize: Literal["stretch", "crop"] = "stretch",
+) -> npt.NDArray[np.uint8]:
+    """Return the `[height, width, 3]` pixels of what `eight_bit` returned."""
+    grey_or_rgb = image.convert("L") if colour == "grey" else image
     size = (width, height)
     if resize == "crop":
-        sized = ImageOps.fit(grey_or_rgb, size, Image.Resampling.BILINEAR)
+        result = ImageOps.fit(grey_or_rgb, size, Image.Resampling.BILINEAR)
     else:
-        sized = grey_or_rgb.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(sized.convert("RGB"))
+        result = grey_or_rgb.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(result.convert("RGB"))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -4,6 +4,7 @@ RUN/run.json                        what was asked for: data, settings, seed (ma
 RUN/data/pixels.npy                 uint8 [images, height, width, 3], every image as members see it
 RUN/data/items.csv                  index,source,label,patient,split: one row per image, in the same order
 RUN/data/contract.json              classes, image spec and fingerprint
+RUN/data/report.json                what was found out about the images: counts, sizes, duplicates, leaks
 RUN/members/NAME/                   checkpoint.safetensors, member.json, history.csv
 RUN/ensemble.json                   how the members vote (written by fit)
 RUN/report/                         for people
@@ -68,6 +69,15 @@ class Table:
     def rows(self, split: Split) -> npt.NDArray[np.int64]:
         """Return the indices of a split's images, ascending, int64."""
         return np.flatnonzero(np.asarray(self.splits) == split)
+
+    def taken(self, rows: npt.NDArray[np.int64]) -> Table:
+        """Return the rows of these indices, in their order."""
+        return Table(
+            sources=tuple(self.sources[row] for row in rows),
+            labels=self.labels[rows],
+            patients=tuple(self.patients[row] for row in rows),
+            splits=tuple(self.splits[row] for row in rows),
+        )
 
 
 class Run:

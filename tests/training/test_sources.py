@@ -176,9 +176,9 @@ def test_unprintable_names_are_refused(tmp_path: Path) -> None:
 def test_what_is_not_there_or_no_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no .*nothing: name a folder"):
         load_data(str(tmp_path / "nothing"))
-    (tmp_path / "table.csv").write_text("a,b")
-    with pytest.raises(DataError, match=r"table\.csv is no image data"):
-        load_data(str(tmp_path / "table.csv"))
+    (tmp_path / "table.txt").write_text("a,b")
+    with pytest.raises(DataError, match=r"table\.txt is no image data"):
+        load_data(str(tmp_path / "table.txt"))
 
 
 def test_the_fingerprint_follows_the_content(archive: Path, tmp_path: Path) -> None:

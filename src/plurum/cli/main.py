@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from plurum import __version__
+from plurum.cli.data import data
 from plurum.cli.demo import demo
 from plurum.cli.evaluate import evaluate
 from plurum.cli.export import export
@@ -48,6 +49,7 @@ def _root(
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
+app.command()(data)
 app.command()(demo)
 app.command()(evaluate)
 app.command()(export)

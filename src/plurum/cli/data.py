@@ -1,0 +1,97 @@
+"""`plurum data`: what is to be known of images before anything is learnt from them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from plurum.training.data_report import Count, DataReport
+
+__all__ = ["data"]
+
+
+def data(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder with a folder per class or with MNIST's files, a .csv that lists images, a MedMNIST .npz "
+            "file, or the word [bold]digits[/bold] for scikit-learn's.",
+            metavar="DATA",
+        ),
+    ],
+    tile_size: Annotated[
+        int | None, typer.Option(help="Cut larger images into tiles of this side, in pixels of the file.")
+    ] = None,
+    max_tiles: Annotated[int, typer.Option(help="Tiles of one image: those with the most tissue.")] = 16,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out images that can't be read.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="What splits are drawn from.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the counts as a PNG.", metavar="FILE")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+) -> None:
+    """Read all images as `plurum train` would, and say what is in them and what is wrong with them.
+
+    Nothing is trained, and nothing written but --plot.
+
+    [bold]Examples[/bold]
+
+      plurum data digits
+
+      plurum data train.csv --tile-size 512 --json
+    """
+    from plurum.training import load_data
+    from plurum.training.data_plot import plot_from_data_report
+    from plurum.training.data_report import data_report, usable_rows
+
+    images = load_data(source, seed, tile_size=tile_size, max_tiles=max_tiles, skip_unreadable=skip_unreadable)
+    decoded = images.decoded()
+    report = data_report(images, decoded)
+    if as_json:
+        sys.stdout.write(report.model_dump_json() + "\n")
+    else:
+        _print(report)
+    if plot:
+        from plurum.files import whole_file
+
+        with whole_file(plot) as hidden:
+            hidden.write_bytes(plot_from_data_report(report))
+    # The report is said before it: it names all that can't be read.
+    usable_rows(images, decoded)
+
+
+def _print(report: DataReport) -> None:
+    from rich.console import Console
+
+    from plurum.training.data_report import report_lines
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(_table(report))
+    for line in report_lines(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(report: DataReport) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("class", box=box.SIMPLE)
+    for split in report.splits:
+        table.add_column(split, justify="right")
+    for name, counts in report.counts.items():
+        table.add_row(escape(name), *map(_cell, counts.values()))
+    table.add_section()
+    table.add_row("all", *map(_cell, report.splits.values()))
+    return table
+
+
+def _cell(count: Count) -> str:
+    """Return the images, and behind them the patients where they are known."""
+    return f"{count.images:,} ({count.patients:,})" if count.patients else f"{count.images:,}"
