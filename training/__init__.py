@@ -5,7 +5,8 @@ The trainer itself, which imports PyTorch, is `plurum.training.trainer`.
 
 from plurum.training.data import LabelledImages
 from plurum.training.evaluation import judge_run
-from plurum.training.fit import FitReport, fit_report, fit_run
+from plurum.training.findings import FitReport, write_fit
+from plurum.training.fit import fit_report, fit_run
 from plurum.training.judge import JudgeSettings
 from plurum.training.judgement import Judgement
 from plurum.training.members import Training, train_run
@@ -27,5 +28,6 @@ __all__ = [
     "load_data",
     "settings_from",
     "train_run",
+    "write_fit",
     "write_report",
 ]

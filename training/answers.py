@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,9 +15,10 @@ from plurum.run import Run, Split
 from plurum.spec import Member
 from plurum.training.progress import shown
 from plurum.training.scoring import logits_of
+from plurum.training.unlabelled import pixels_of
 from plurum.voting import softmax
 
-__all__ = ["member_answers"]
+__all__ = ["file_answers", "member_answers"]
 
 _S = TypeVar("_S", bound=Split)
 
@@ -52,3 +54,28 @@ def member_answers(run: Run, members: tuple[Member, ...], splits: Iterable[_S]) 
                 parts.append(probabilities)
             progress(1, "")
     return {split: np.stack(parts, axis=1) for split, parts in answers.items()}
+
+
+def file_answers(run: Run, members: Sequence[Member], files: Sequence[Path]) -> npt.NDArray[np.float64]:
+    """Return the members' probabilities `[files, members, classes]` for images that are not the run's.
+
+    Raises:
+        ContractError: a member is broken, or answers with numbers that are none.
+        DataError: a file can't be read.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    with needs_extra("training"):
+        import torch
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = [model_from_checkpoint(member, run.checkpoint(member)).to(device) for member in members]
+    image = run.data().image
+    parts = []
+    with shown("asking members", len(files)) as progress:
+        for pixels in pixels_of(files, image):
+            rows = np.arange(len(pixels))
+            parts.append(softmax(np.stack([logits_of(model, pixels, rows, image) for model in models], axis=1)))
+            progress(len(pixels), "")
+    answers = np.concatenate(parts)
+    if not np.isfinite(answers).all():
+        raise ContractError("a member answers NaN to unlabelled images; train it again")
+    return answers

@@ -66,7 +66,17 @@ def percentile_interval(values: Floats, level: float = LEVEL) -> tuple[float, fl
     return float(low), float(high)
 
 
-def mean_interval(values: Floats, bootstrap: Bootstrap) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of `values` `[images]`, one per image of the bootstrap's groups."""
-    means = [values @ counts / counts.sum(axis=0, dtype=np.float64) for counts in bootstrap.blocks()]
-    return percentile_interval(np.concatenate(means))
+def mean_interval(
+    values: Floats, bootstrap: Bootstrap, *, level: float = LEVEL, weights: Floats | None = None
+) -> tuple[float, float]:
+    """Return the interval of the mean of `values` `[images]`, one per image of the bootstrap's groups.
+
+    Args:
+        values: To be averaged.
+        bootstrap: Which draws.
+        level: The share of draws that the interval holds.
+        weights: `[images]`, as how many images each counts; None for one each.
+    """
+    weights = np.ones(len(values)) if weights is None else weights
+    means = [(weights * values) @ counts / (weights @ counts) for counts in bootstrap.blocks()]
+    return percentile_interval(np.concatenate(means), level)

@@ -94,16 +94,22 @@ def reliability_bins(answers: Answers) -> tuple[Bin, ...]:
     return tuple(bins)
 
 
-def risk_coverage_curve(answers: Answers) -> Curve:
+def risk_coverage_curve(answers: Answers, weights: Floats | None = None) -> Curve:
     """Return the share of images answered, surest first → the share of wrong answers among those answered.
 
     One point per distinct confidence, from the surest on.
+
+    Args:
+        answers: To the images.
+        weights: `[images]`, as how many images each counts; None for one each.
     """
+    weights = np.ones(len(answers.labels)) if weights is None else weights
     confidence = answers.confidence
     order = np.argsort(-confidence, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(confidence[order])), len(order) - 1)
-    wrong = np.cumsum(answers.wrong[order])[ends]
-    return _thinned((ends + 1) / len(order), wrong / (ends + 1))
+    answered = np.cumsum(weights[order])[ends]
+    wrong = np.cumsum((weights * answers.wrong)[order])[ends]
+    return _thinned(answered / answered[-1], wrong / answered)
 
 
 def _thinned(x: Floats, y: Floats) -> Curve:

@@ -2,63 +2,68 @@
 
 from __future__ import annotations
 
-import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from plurum.run import Run
 from plurum.spec import Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_contract
-from plurum.training.answers import member_answers
-from plurum.training.calibration import (
-    conformal_quantiles,
-    fitted_temperature,
-    fitted_weights,
-    groups_of,
-    improvement_interval,
-    review_threshold,
-)
-from plurum.training.scoring import scores_of
+from plurum.training.answers import file_answers, member_answers
+from plurum.training.bootstrap import Bootstrap, mean_interval
+from plurum.training.calibration import groups_of
+from plurum.training.curves import risk_coverage_curve
+from plurum.training.findings import FitReport, MemberFit
+from plurum.training.judge import best_single, patient_level_of
+from plurum.training.judgement import Figure
+from plurum.training.patients import patients_of
+from plurum.training.priors import estimated_shares, prior_ratio, shares_of, stated_shares
+from plurum.training.scores import Answers
+from plurum.training.scoring import losses_of, scores_of
 from plurum.training.settings import FitSettings
-from plurum.voting import Verdict, VotingRule, decide, soft_vote, temper
+from plurum.training.unlabelled import image_files
+from plurum.training.votes import FittedVote, Known, fitted_vote, with_meaning
+from plurum.voting import Verdict, VotingRule, temper, with_prior
 
-__all__ = ["FitReport", "fit_report", "fit_run"]
+__all__ = ["fit_report", "fit_run"]
 
-_LOG = logging.getLogger(__name__)
-
-Judged = Literal["validation", "test"]
-_JUDGED: tuple[Judged, ...] = ("validation", "test")
+Fitted = Literal["validation", "test"]
+_SPLITS: tuple[Fitted, ...] = ("validation", "test")
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
-class FitReport(BaseModel):
-    """What a fit found out.
+@dataclass(frozen=True)
+class _Answered:
+    """The images of one split, and what was answered.
 
     Attributes:
-        ensemble: As it was written.
-        members: Each member's scores, by name and split.
-        weights_tried: What the members' weights would be if fitted; those taken are in the ensemble.
-        nll_saved: 95 % interval of the validation NLL that these save against equal weights, nats.
-        reviewed: By split: the share of answers that go to a person.
-        covered: By split: the share of true classes that are in their prediction sets.
-        best_alone: The member that answers test images best.
-        beats_best: Whether the ensemble answers them better still.
+        members: `[images, members, classes]`, of all members.
+        verdict: Of the vote.
+        labels: `[images]`.
+        patients: One per image.
+        weights: `[images]`, as how many images each counts; None for one each.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    members: Floats
+    verdict: Verdict
+    labels: Ints
+    patients: tuple[str, ...]
+    weights: Floats | None
 
-    ensemble: Ensemble
-    members: dict[str, dict[Judged, Scores]]
-    weights_tried: tuple[float, ...]
-    nll_saved: tuple[float, float]
-    reviewed: dict[Judged, float]
-    covered: dict[Judged, float]
-    best_alone: str
-    beats_best: bool
+    @property
+    def answers(self) -> Answers:
+        return Answers(self.verdict.probabilities, self.verdict.label, self.labels)
+
+    @property
+    def scores(self) -> Scores:
+        return scores_of(self.verdict.probabilities, self.labels, self.verdict.label, self.weights)
+
+    def share(self, of: npt.NDArray[np.bool_]) -> float:
+        return float(np.average(of, weights=self.weights))
 
 
 def fit_run(run: Path, settings: FitSettings | None = None) -> Ensemble:
@@ -69,71 +74,70 @@ def fit_run(run: Path, settings: FitSettings | None = None) -> Ensemble:
 def fit_report(path: Path, settings: FitSettings) -> FitReport:
     """Fit how the members of the run `path` vote, write its `ensemble.json` and say what was found out.
 
-    All is fitted on validation images; test images are only scored. In this order: weights (equal ones unless others
-    are better beyond chance, and always for hard votes), temperature of the soft vote, prediction sets, review
-    threshold.
+    All is fitted on validation images; test images are only scored. In this order: who is in the vote; its weights
+    (equal ones unless others are better beyond chance, and always for hard votes) or its stacking; its temperature;
+    the correction for the classes' shares where one is wished for; prediction sets; review threshold.
 
     Raises:
         ContractError: the folder is no run, has no finished member, or a broken one.
+        DataError: too few images to stack on, or unlabelled ones that can't be read.
+        SettingsError: a prior for other classes than the run's.
         OutputError: `ensemble.json` can't be written.
-        MissingExtraError: PyTorch, timm, safetensors or SciPy is not installed.
+        MissingExtraError: PyTorch, timm, safetensors, scikit-learn or SciPy is not installed.
     """
     run = Run(path)
-    members = run.members()
+    members, classes = run.members(), run.data().classes
+    _check_prior(settings, classes)
+    members_answer = member_answers(run, members, _SPLITS)
     table = run.table()
-    answers = member_answers(run, members, _JUDGED)
-    labels = {split: table.labels[table.rows(split)] for split in _JUDGED}
-    groups = groups_of([table.patients[row] for row in table.rows("validation")])
-    tried = fitted_weights(answers["validation"], labels["validation"])
-    saved = improvement_interval(
-        answers["validation"], labels["validation"], groups, tried, draws=settings.draws, seed=settings.seed
-    )
-    equal = np.full(len(members), 1 / len(members))
-    weights = tried if settings.mode == "soft" and saved[0] > 0 else equal
-    rule = _fitted_rule(answers["validation"], labels["validation"], groups, weights, settings)
-    verdicts = {split: decide(answers[split], rule) for split in _JUDGED}
-    ensemble = _ensemble(run, members, rule, settings, verdicts, labels)
-    alone = {
-        member.name: {split: scores_of(answers[split][:, index], labels[split]) for split in _JUDGED}
-        for index, member in enumerate(members)
+    labels = {split: table.labels[table.rows(split)] for split in _SPLITS}
+    patients = {split: tuple(table.patients[row] for row in table.rows(split)) for split in _SPLITS}
+    known = Known(members_answer["validation"], labels["validation"], groups_of(patients["validation"]), classes)
+    vote = fitted_vote(known, settings)
+    shares = _shares(run, members, vote, known, settings)
+    ratio = None if shares is None else prior_ratio(shares, shares_of(known.labels, len(classes)), classes)
+    vote = with_meaning(vote, known, settings, ratio)
+    answered = {
+        split: _Answered(
+            members_answer[split],
+            vote.fitted_verdict(known.answers) if split == "validation" else vote.verdict(members_answer[split]),
+            labels[split],
+            patients[split],
+            None if ratio is None else np.asarray(ratio)[labels[split]],
+        )
+        for split in _SPLITS
     }
+    ensemble = _ensemble(run, tuple(members[index] for index in vote.kept), vote.rule, settings, answered)
+    report = _report(ensemble, members, vote, settings, answered)
     write_contract(run.ensemble_file, ensemble)
-    rank = {member.name: _rank(answers, labels, index) for index, member in enumerate(members)}
-    best_alone = min(rank, key=rank.__getitem__)
-    return FitReport(
-        ensemble=ensemble,
-        members=alone,
-        weights_tried=tuple(tried.tolist()),
-        nll_saved=saved,
-        reviewed={split: float(verdict.review.mean()) for split, verdict in verdicts.items()},
-        covered={split: _covered(verdicts[split], labels[split]) for split in _JUDGED},
-        best_alone=best_alone,
-        beats_best=(-ensemble.scores["test"].accuracy, ensemble.scores["test"].nll) < rank[best_alone],
+    return (
+        report
+        if shares is None
+        else report.model_copy(update={"prior": dict(zip(classes, shares.tolist(), strict=True))})
     )
 
 
-def _fitted_rule(
-    answers: Floats,
-    labels: npt.NDArray[np.int64],
-    groups: npt.NDArray[np.int64],
-    weights: Floats,
-    settings: FitSettings,
-) -> VotingRule:
-    soft = settings.mode == "soft"
-    rule = VotingRule(
-        weights=tuple(weights.tolist()),
-        mode=settings.mode,
-        temperature=fitted_temperature(soft_vote(answers, weights), labels) if soft else 1.0,
-    )
-    verdict = decide(answers, rule)
-    confidence = np.take_along_axis(verdict.probabilities, verdict.label[:, None], axis=-1)[:, 0]
-    return VotingRule(
-        weights=rule.weights,
-        mode=rule.mode,
-        temperature=rule.temperature,
-        quantiles=conformal_quantiles(verdict.probabilities, labels, groups, settings.alpha),
-        review_threshold=review_threshold(confidence, verdict.label != labels, settings.risk),
-    )
+def _check_prior(settings: FitSettings, classes: tuple[str, ...]) -> None:
+    """Refuse what can be refused before members are asked."""
+    if settings.prior is not None:
+        stated_shares(settings.prior, classes)
+    if settings.prior_from is not None:
+        image_files(Path(settings.prior_from))
+
+
+def _shares(
+    run: Run, members: tuple[Member, ...], vote: FittedVote, known: Known, settings: FitSettings
+) -> Floats | None:
+    """Return the classes' shares among the images to be served, stated or estimated; None where nothing is said."""
+    if settings.prior is not None:
+        return stated_shares(settings.prior, known.classes)
+    if settings.prior_from is None:
+        return None
+    fitted = shares_of(known.labels, len(known.classes))
+    # A class without a validation image is refused before thousands of others are asked about.
+    prior_ratio(fitted, fitted, known.classes)
+    answers = file_answers(run, members, image_files(Path(settings.prior_from)))
+    return estimated_shares(vote.verdict(answers).probabilities, fitted)
 
 
 def _ensemble(
@@ -141,8 +145,7 @@ def _ensemble(
     members: tuple[Member, ...],
     rule: VotingRule,
     settings: FitSettings,
-    verdicts: dict[Judged, Verdict],
-    labels: dict[Judged, npt.NDArray[np.int64]],
+    answered: dict[Fitted, _Answered],
 ) -> Ensemble:
     contract, table = run.data(), run.table()
     return Ensemble(
@@ -150,9 +153,17 @@ def _ensemble(
         classes=contract.classes,
         image=contract.image,
         members=members,
-        voting=Voting(mode=rule.mode, weights=rule.weights, temperature=rule.temperature),
+        voting=Voting(
+            mode=rule.mode,
+            weights=rule.weights,
+            temperature=rule.temperature,
+            coefficients=rule.coefficients,
+            intercepts=rule.intercepts,
+            prior_ratio=rule.prior_ratio,
+        ),
         conformal=Conformal(alpha=settings.alpha, quantiles=rule.quantiles or ()),
         review=Review(threshold=rule.review_threshold, risk=settings.risk),
+        patient_rule=settings.patient_rule if any(table.patients) else None,
         data=FittedOn(
             data=contract.source,
             fingerprint=contract.fingerprint,
@@ -162,22 +173,65 @@ def _ensemble(
                 "test": len(table.rows("test")),
             },
         ),
-        scores={
-            split: scores_of(verdict.probabilities, labels[split], verdict.label) for split, verdict in verdicts.items()
-        },
+        scores={split: part.scores for split, part in answered.items()},
     )
 
 
-def _rank(
-    answers: dict[Judged, Floats], labels: dict[Judged, npt.NDArray[np.int64]], index: int
-) -> tuple[float, float]:
-    """Return what a member is compared by, the lowest first: accuracy on test images, and where that is equal, NLL.
+def _report(
+    ensemble: Ensemble,
+    members: tuple[Member, ...],
+    vote: FittedVote,
+    settings: FitSettings,
+    answered: dict[Fitted, _Answered],
+) -> FitReport:
+    validation, test = answered["validation"], answered["test"]
+    weights = dict(zip(vote.kept.tolist(), vote.rule.weights, strict=True))
+    best, temperature = best_single(validation.members, validation.labels)
+    alone = with_prior(temper(test.members[:, best], temperature), vote.rule.prior_ratio)
+    best_answers = Answers(alone, alone.argmax(axis=-1), test.labels)
+    candidates = {"ensemble": test.answers, "best single": best_answers}
+    return FitReport(
+        ensemble=ensemble,
+        members={
+            member.name: MemberFit(
+                weight=weights.get(index, 0.0),
+                contribution=vote.selection.contributions[index],
+                scores={
+                    split: scores_of(part.members[:, index], part.labels, weights=part.weights)
+                    for split, part in answered.items()
+                },
+            )
+            for index, member in enumerate(members)
+        },
+        select=settings.select,
+        weights_tried=None
+        if vote.weights_tried is None
+        else {members[index].name: weight for index, weight in vote.weights_tried.items()},
+        nll_saved=vote.nll_saved,
+        reviewed={split: part.share(part.verdict.review) for split, part in answered.items()},
+        covered={split: part.share(_covered(part)) for split, part in answered.items()},
+        risk_coverage=risk_coverage_curve(validation.answers, validation.weights),
+        best_single=members[best].name,
+        differences=_differences(test, best_answers, settings),
+        patient_level=patient_level_of(
+            patients_of(test.patients, test.labels), candidates, settings.draws, settings.seed
+        ),
+        prior=None,
+    )
 
-    With a temperature of its own, as the ensemble has one: else a member would lose by that alone.
-    """
-    temperature = fitted_temperature(answers["validation"][:, index], labels["validation"])
-    scores = scores_of(temper(answers["test"][:, index], temperature), labels["test"])
-    return -scores.accuracy, scores.nll
+
+def _differences(test: _Answered, best: Answers, settings: FitSettings) -> dict[str, Figure]:
+    """Return by how much the ensemble differs from its best member on the same drawn test patients."""
+    bootstrap = Bootstrap(groups_of(test.patients), settings.draws, settings.seed)
+
+    def figure(values: Floats) -> Figure:
+        low, high = mean_interval(values, bootstrap, weights=test.weights)
+        return Figure(value=float(np.average(values, weights=test.weights)), low=low, high=high)
+
+    return {
+        "accuracy": figure(best.wrong.astype(np.float64) - test.answers.wrong),
+        "nll": figure(losses_of(test.verdict.probabilities, test.labels) - losses_of(best.probabilities, test.labels)),
+    }
 
 
 def _name(path: Path) -> str:
@@ -186,5 +240,6 @@ def _name(path: Path) -> str:
     return name or "ensemble"
 
 
-def _covered(verdict: Verdict, labels: npt.NDArray[np.int64]) -> float:
-    return float(np.take_along_axis(verdict.prediction_set, labels[:, None], axis=-1).mean())
+def _covered(part: _Answered) -> npt.NDArray[np.bool_]:
+    """Return whether each image's true class is in its prediction set, `[images]`."""
+    return np.take_along_axis(part.verdict.prediction_set, part.labels[:, None], axis=-1)[:, 0]

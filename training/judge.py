@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plurum.spec import PatientRule, Review
 from plurum.training.bootstrap import Bootstrap, percentile_interval
-from plurum.training.calibration import fitted_temperature, groups_of
+from plurum.training.calibration import fitted_temperature, groups_of, tempered_losses
 from plurum.training.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
 from plurum.training.diversity import diversity_of
 from plurum.training.judgement import (
@@ -31,7 +31,7 @@ from plurum.training.scores import Answers, Scored, Scorer
 from plurum.training.scoring import losses_of
 from plurum.voting import Verdict, temper
 
-__all__ = ["Asked", "JudgeSettings", "Subject", "judge"]
+__all__ = ["Asked", "JudgeSettings", "Subject", "best_single", "judge", "patient_level_of"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -124,7 +124,7 @@ def judge(
     labels, classes = asked.labels, subject.classes
     groups = groups_of(asked.patients)
     bootstrap = Bootstrap(groups, settings.draws, settings.seed)
-    best, temperature = _best_single(fitted_on)
+    best, temperature = best_single(fitted_on.verdict.member_probabilities, fitted_on.labels)
     candidates = {"ensemble": asked.answers, "best single": asked.alone(best, temperature)}
     candidates |= {name: asked.alone(index) for index, name in enumerate(subject.members)}
     results: dict[str, tuple[Scored, Scored]] = {}
@@ -154,24 +154,23 @@ def judge(
         sets=_sets(asked, subject, bootstrap),
         review=_reviewed(asked, subject, bootstrap),
         diversity=diversity_of(asked.verdict.member_probabilities.argmax(axis=-1), labels, subject.members),
-        patient_level=_patient_level(patients, candidates, settings) if patients and patients.names else None,
+        patient_level=patient_level_of(patients, candidates, settings.draws, settings.seed),
         notes=(*subject.notes, *_notes(asked, classes, settings, results["ensemble"][1], patients)),
     )
 
 
-def _best_single(fitted_on: Asked) -> tuple[int, float]:
+def best_single(members: Floats, labels: Ints) -> tuple[int, float]:
     """Return the member with the lowest NLL, each with the temperature that suits it best, and that temperature.
 
     The vote has a temperature; a member without one would look worse than it is.
+
+    Args:
+        members: `[images, members, classes]`, answers to the validation images.
+        labels: `[images]`.
     """
-    members = fitted_on.verdict.member_probabilities
-    temperatures = [fitted_temperature(members[:, index], fitted_on.labels) for index in range(members.shape[1])]
-    losses = [
-        losses_of(temper(members[:, index], temperature), fitted_on.labels).mean()
-        for index, temperature in enumerate(temperatures)
-    ]
+    losses = [tempered_losses(members[:, index], labels).mean() for index in range(members.shape[1])]
     best = int(np.argmin(losses))
-    return best, temperatures[best]
+    return best, fitted_temperature(members[:, best], labels)
 
 
 def _scored(scorer: Scorer, bootstrap: Bootstrap) -> tuple[Scored, Scored]:
@@ -275,8 +274,20 @@ def _reviewed(asked: Asked, subject: Subject, bootstrap: Bootstrap) -> Reviewed:
     )
 
 
-def _patient_level(patients: Patients, candidates: dict[str, Answers], settings: JudgeSettings) -> PatientLevel:
-    bootstrap = Bootstrap(np.arange(len(patients.labels)), settings.draws, settings.seed)
+def patient_level_of(
+    patients: Patients | None, candidates: dict[str, Answers], draws: int, seed: int
+) -> PatientLevel | None:
+    """Return how well patients are answered by all their images, or None where no patient is known.
+
+    Args:
+        patients: Whose images they are.
+        candidates: Answers to all images, by the name of who is judged.
+        draws: Of the bootstrap over patients.
+        seed: What they are drawn from.
+    """
+    if patients is None or not patients.names:
+        return None
+    bootstrap = Bootstrap(np.arange(len(patients.labels)), draws, seed)
     by_rule = {
         name: {rule: _patient_scores(patients, answers, rule, bootstrap) for rule in RULES}
         for name, answers in candidates.items()

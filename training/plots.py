@@ -1,4 +1,4 @@
-"""Pictures of a judgement, as PNG; the only module that knows matplotlib.
+"""Pictures of a judgement and of a fit, as PNG; the only module that knows matplotlib.
 
 Figures are made as objects, without pyplot: nothing global is touched, and no display is needed.
 """
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plots_from_judgement"]
+    from plurum.training.findings import FitReport
+
+__all__ = ["plots_from_fit", "plots_from_judgement"]
 
 _DPI = 110
 _BLUE, _ORANGE, _GREY, _RED = "#0067a5", "#d55e00", "#8a8f98", "#b3261e"
@@ -61,6 +63,17 @@ def plots_from_judgement(judgement: Judgement) -> dict[str, bytes]:
     if judgement.diversity:
         figures["diversity"] = _diversity(judgement)
     return {name: _png(figure) for name, figure in figures.items()}
+
+
+def plots_from_fit(report: FitReport) -> dict[str, bytes]:
+    """Return the pictures of a fit by name, each a PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    with needs_extra("training"):
+        import matplotlib.figure  # noqa: F401
+    return {"fit_members": _png(_members(report)), "fit_review": _png(_fitted_review(report))}
 
 
 def _png(figure: Figure) -> bytes:
@@ -312,3 +325,46 @@ def _legend_beside(figure: Figure, axes: Axes, title: str) -> None:
 def _short(name: str) -> str:
     """Return a name that leaves room for the plot, and in which matplotlib finds no formula."""
     return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
+
+
+def _members(report: FitReport) -> Figure:
+    """Each member's weight, and what the vote would lose without it."""
+    rows = list(report.members.items())
+    figure = _figure(9.5, 1.6 + 0.34 * len(rows))
+    weights, losses = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
+    for y, (_, member) in enumerate(rows):
+        colour = _BLUE if member.weight else _RED
+        weights.barh(y, member.weight, color=_BLUE, height=0.6)
+        if not member.weight:
+            weights.text(0.01, y, "left out", color=_RED, va="center")
+        added = member.contribution
+        if added is not None and added.value is not None and added.low is not None and added.high is not None:
+            losses.plot([added.low, added.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
+            losses.plot(added.value, y, "o", color=colour, markersize=6)
+    losses.axvline(0, color=_GREY, linewidth=1)
+    _tidied(weights, "weight in the vote", "")
+    _tidied(losses, "validation NLL more without it (nats)\nright of 0: the vote is better with it", "")
+    losses.tick_params(axis="y", length=0)
+    weights.set_xlim(left=0)
+    weights.set_yticks(range(len(rows)), [_short(name) for name, _ in rows])
+    weights.set_ylim(len(rows) - 0.5, -0.5)
+    return figure
+
+
+def _fitted_review(report: FitReport) -> Figure:
+    """Validation images by confidence: how many are answered, how many of those wrongly, and where review begins."""
+    figure = _figure(7.4, 4.4)
+    axes = figure.subplots()
+    curve, review = report.risk_coverage, report.ensemble.review
+    axes.plot(curve.x, curve.y, color=_BLUE, linewidth=2, label="validation images")
+    if review.risk is not None:
+        axes.axhline(review.risk, color=_RED, linewidth=1, linestyle=":", label=f"risk wished for: {review.risk:.2%}")
+        within = [x for x, y in zip(curve.x, curve.y, strict=True) if y <= review.risk]
+        if within:
+            label = f"answered without a person:\nconfidence of {review.threshold:.4f} or more"
+            axes.axvspan(0, max(within), color=_BLUE, alpha=0.1, linewidth=0, label=label)
+    _tidied(axes, "coverage (share of images answered, surest first)", "risk (share of wrong answers)")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.1 * max(*curve.y, review.risk or 0.0, 0.01))
+    axes.legend(loc="upper left", frameon=False)
+    return figure

@@ -65,6 +65,7 @@ def scores_of(
     probabilities: npt.NDArray[np.float64],
     labels: npt.NDArray[np.int64],
     answers: npt.NDArray[np.int64] | None = None,
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> Scores:
     """Return the scores of probabilities `[images, classes]` against `labels` `[images]`.
 
@@ -72,11 +73,12 @@ def scores_of(
         probabilities: Rows sum to 1.
         labels: True classes.
         answers: Winning classes, where ties are decided otherwise than by the lower index.
+        weights: `[images]`, as how many images each counts; None for one each.
     """
     if answers is None:
         answers = probabilities.argmax(axis=-1)
     return Scores(
         images=len(labels),
-        accuracy=float((answers == labels).mean()),
-        nll=float(losses_of(probabilities, labels).mean()),
+        accuracy=float(np.average(answers == labels, weights=weights)),
+        nll=float(np.average(losses_of(probabilities, labels), weights=weights)),
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from plurum.errors import SettingsError
-from plurum.spec import Contract, Text
+from plurum.spec import Contract, PatientRule, Text
 
 __all__ = ["Begun", "FitSettings", "TrainSettings", "settings_from"]
 
@@ -60,20 +61,44 @@ class FitSettings(BaseModel):
     """Options of `plurum fit`.
 
     Attributes:
-        mode: Soft votes average probabilities, hard votes count winners.
+        mode: Soft votes average probabilities, hard votes count winners, `stack` fits a logistic regression to what
+            the members answer.
+        select: Which members vote: `backward` leaves out those without which the vote is better beyond chance,
+            `greedy` takes who helps most, again and again, `all` takes all.
+        l2: Strength of the penalty on stacking's coefficients, scikit-learn's 1 / C.
         alpha: The share of true classes that a prediction set may miss, per class.
         risk: The share of wrong answers wished for among those that no person looks at.
-        draws: Of the bootstrap that compares fitted weights with equal ones.
-        seed: What those are drawn from.
+        prior: The share of each class among the images to be served, by name, where it is not as in the data.
+        prior_from: Unlabelled images to estimate it from: a folder, or a CSV with a column `path`.
+        patient_rule: How the answers to a patient's images become one, where patients are known.
+        draws: Of the bootstraps that compare votes.
+        seed: What those, and stacking's folds, are drawn from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Literal["soft", "hard"] = "soft"
+    mode: Literal["soft", "hard", "stack"] = "soft"
+    select: Literal["backward", "greedy", "all"] = "backward"
+    l2: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
     risk: Annotated[float, Field(ge=0, le=1)] = 0.01
-    draws: Annotated[int, Field(ge=100, le=1_000_000)] = 1000
+    prior: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = None
+    prior_from: Text | None = None
+    patient_rule: PatientRule = "mean"
+    draws: Annotated[int, Field(ge=100, le=100_000)] = 1000
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> FitSettings:
+        if self.select == "greedy" and self.mode != "soft":
+            raise ValueError(f"--select greedy gives weights to a soft vote, and --mode {self.mode} has none")
+        if self.prior is not None and self.prior_from is not None:
+            raise ValueError("--prior states what --prior-from estimates; name one of them")
+        if self.mode == "hard" and (self.prior or self.prior_from):
+            raise ValueError("--prior corrects probabilities, and the shares of --mode hard are none")
+        if self.prior is not None and not math.isclose(sum(self.prior.values()), 1.0, abs_tol=1e-6):
+            raise ValueError(f"--prior adds up to {sum(self.prior.values()):g}, not to 1")
+        return self
 
 
 class Begun(Contract):
@@ -99,8 +124,10 @@ def settings_from(kind: type[_S], **values: Any) -> _S:
     try:
         return kind(**values)
     except ValidationError as error:
-        faults = (
-            f"--{'-'.join(str(fault['loc'][0]).split('_'))} is {fault['input']!r}: {fault['msg']}"
-            for fault in error.errors(include_url=False)
-        )
-        raise SettingsError("; ".join(faults)) from error
+        raise SettingsError("; ".join(_fault(**fault) for fault in error.errors(include_url=False))) from error
+
+
+def _fault(loc: tuple[int | str, ...], msg: str, input: object, **_: object) -> str:  # noqa: A002 - pydantic's name
+    if not loc:
+        return msg.removeprefix("Value error, ")
+    return f"--{str(loc[0]).replace('_', '-')} is {input!r}: {msg}"

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from plurum.training.judgement import Figure, Judgement
 from plurum.training.scores import METRICS
 
-__all__ = ["beyond_chance", "difference_text", "figure_text", "number_text", "percent_text", "verdict_lines"]
+__all__ = [
+    "beyond_chance",
+    "comparison_line",
+    "difference_text",
+    "figure_text",
+    "number_text",
+    "percent_text",
+    "verdict_lines",
+]
 
 _NONE = "–"
 
@@ -21,29 +30,35 @@ def verdict_lines(judgement: Judgement) -> list[str]:
     )
     if judgement.diversity is None:
         return [first, "It has a single member, so that there is no vote to be judged."]
+    return [first, comparison_line(judgement.differences, best)]
+
+
+def comparison_line(differences: Mapping[str, Figure], best: str) -> str:
+    """Return a sentence on how the ensemble differs from `best` in accuracy and NLL, and whether beyond chance."""
     said, changes = {}, {}
     for name in ("accuracy", "nll"):
-        difference = judgement.differences[name]
+        difference = differences[name]
         said[name] = beyond_chance(difference, METRICS[name].better) or "neither better nor worse"
         changes[name] = difference_text(difference)
     if said["accuracy"] == said["nll"]:
-        second = (
+        return (
             f"Beyond chance, it is {said['accuracy']} than {best}, in accuracy, {changes['accuracy']}, and in NLL, "
             f"{changes['nll']}."
         )
-    else:
-        second = (
-            f"Beyond chance, beside {best}, it is {said['accuracy']} in accuracy, {changes['accuracy']}, and "
-            f"{said['nll']} in NLL, {changes['nll']}."
-        )
-    return [first, second]
+    return (
+        f"Beyond chance, beside {best}, it is {said['accuracy']} in accuracy, {changes['accuracy']}, and "
+        f"{said['nll']} in NLL, {changes['nll']}."
+    )
 
 
 def beyond_chance(difference: Figure, better: Literal["higher", "lower"]) -> Literal["better", "worse", ""]:
-    """Return what a difference says where its interval excludes 0, and nothing where it doesn't."""
-    if difference.low is None or difference.high is None or difference.low <= 0 <= difference.high:
+    """Return what a difference says where its interval excludes 0, to four decimals, and nothing where it doesn't."""
+    if difference.low is None or difference.high is None:
         return ""
-    return "better" if (difference.low > 0) == (better == "higher") else "worse"
+    low, high = round(difference.low, 4), round(difference.high, 4)
+    if low <= 0 <= high:
+        return ""
+    return "better" if (low > 0) == (better == "higher") else "worse"
 
 
 def figure_text(figure: Figure | None) -> str:

@@ -29,6 +29,7 @@ __all__ = [
     "softmax",
     "spread",
     "stacked_vote",
+    "stacking_features",
     "temper",
     "with_prior",
 ]
@@ -137,18 +138,26 @@ def hard_vote(members: Floats, weights: npt.ArrayLike) -> Floats:
     return soft_vote(votes, weights)
 
 
+def stacking_features(members: Floats) -> Floats:
+    """Return what stacking sees of `[batch, members, classes]`: log-probabilities `[batch, members * classes]`.
+
+    Probabilities below 1e-6 count as 1e-6.
+    """
+    return np.log(np.maximum(members, _STACKED_FLOOR)).reshape(len(members), -1)
+
+
 def stacked_vote(members: Floats, coefficients: npt.ArrayLike, intercepts: npt.ArrayLike) -> Floats:
     """Return what a multinomial logistic regression makes of the members' log-probabilities, `[batch, classes]`.
 
-    Stacked generalisation (Wolpert 1992; Ting & Witten 1999). Probabilities below 1e-6 count as 1e-6.
+    Stacked generalisation (Wolpert 1992; Ting & Witten 1999).
 
     Args:
         members: `[batch, members, classes]`.
         coefficients: `[classes, members * classes]`, the first member's classes first.
         intercepts: `[classes]`.
     """
-    features = np.log(np.maximum(members, _STACKED_FLOOR)).reshape(len(members), -1)
-    return softmax(features @ np.asarray(coefficients, dtype=np.float64).T + np.asarray(intercepts, dtype=np.float64))
+    logits = stacking_features(members) @ np.asarray(coefficients, dtype=np.float64).T
+    return softmax(logits + np.asarray(intercepts, dtype=np.float64))
 
 
 def temper(probabilities: Floats, temperature: float) -> Floats:

@@ -17,40 +17,109 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 
-def fit(
+def fit(  # noqa: PLR0913, PLR0917 - one parameter per option
     run: Annotated[Path, typer.Argument(help="A run that `plurum train` has filled.", metavar="RUN")],
-    mode: Annotated[str, typer.Option(help="soft averages probabilities, hard counts winners.")] = "soft",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="soft averages probabilities, hard counts winners, stack fits a logistic regression to them."
+        ),
+    ] = "soft",
+    select: Annotated[
+        str,
+        typer.Option(
+            help="backward leaves out members that spoil the vote, greedy takes the most helpful again and again, all "
+            "takes all."
+        ),
+    ] = "backward",
+    l2: Annotated[float, typer.Option(help="Penalty on the coefficients of --mode stack.")] = 1.0,
     alpha: Annotated[float, typer.Option(help="Share of true classes that a prediction set may miss.")] = 0.1,
     risk: Annotated[float, typer.Option(help="Share of wrong answers among those that no person looks at.")] = 0.01,
+    prior: Annotated[
+        list[str] | None,
+        typer.Option(help="A class's share where the ensemble will serve; once per class.", metavar="CLASS=SHARE"),
+    ] = None,
+    prior_from: Annotated[
+        Path | None,
+        typer.Option(help="Estimate those shares from unlabelled images: a folder, or a .csv with a column path."),
+    ] = None,
+    patient_rule: Annotated[
+        str, typer.Option(help="mean, max or majority: how the answers to a patient's images become one.")
+    ] = "mean",
+    draws: Annotated[int, typer.Option(help="Of the bootstraps, by patient, that votes are compared by.")] = 1000,
+    seed: Annotated[int, typer.Option(help="What those, and the folds of --mode stack, are drawn from.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print all that was found out as JSON.")] = False,
 ) -> None:
     """Fit how the members vote, on the run's validation images, and write RUN/ensemble.json.
 
-    Members keep equal weights unless others are better beyond chance.
+    A member without which the vote is better beyond chance is left out. The others keep equal weights unless others
+    are better beyond chance. What was found out goes to RUN/report/fit.json, with two pictures.
 
     [bold]Examples[/bold]
 
       plurum fit runs/digits
 
       plurum fit runs/tiles --alpha 0.05 --risk 0.005
-    """
-    from plurum.training import FitSettings, fit_report, settings_from
 
-    report = fit_report(run, settings_from(FitSettings, mode=mode, alpha=alpha, risk=risk))
+      plurum fit runs/tiles --select greedy
+
+      plurum fit runs/tiles --mode stack
+
+      plurum fit runs/tiles --prior CE=0.7 --prior LAA=0.3
+
+      plurum fit runs/tiles --prior-from ward/2026
+    """
+    from plurum.training import FitSettings, fit_report, settings_from, write_fit
+    from plurum.training.report import check_folder
+
+    settings = settings_from(
+        FitSettings,
+        mode=mode,
+        select=select,
+        l2=l2,
+        alpha=alpha,
+        risk=risk,
+        prior=_shares(prior),
+        prior_from=None if prior_from is None else str(prior_from),
+        patient_rule=patient_rule,
+        draws=draws,
+        seed=seed,
+    )
+    check_folder(run / "report")
+    report = fit_report(run, settings)
+    write_fit(report, run / "report")
     if as_json:
         sys.stdout.write(report.model_dump_json() + "\n")
     else:
         _print(report, run)
 
 
+def _shares(stated: list[str] | None) -> dict[str, float] | None:
+    """Return what `CLASS=SHARE` options state, by class."""
+    from plurum.errors import SettingsError
+
+    shares: dict[str, float] = {}
+    for text in stated or ():
+        # A class may have = in its name, a share has none.
+        name, _, share = text.rpartition("=")
+        if not name or name in shares:
+            raise SettingsError(f"--prior is {text!r}: CLASS=SHARE is needed, once per class, as in --prior CE=0.7")
+        try:
+            shares[name] = float(share)
+        except ValueError as error:
+            raise SettingsError(f"--prior is {text!r}: {share!r} is no number; CE=0.7 would be one") from error
+    return shares or None
+
+
 def _print(report: FitReport, run: Path) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(_table(report))
     for line in _lines(report):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(escape(line), highlight=False, soft_wrap=True)
+    console.print(f"pictures: {escape(str(run / 'report'))}/fit_*.png", highlight=False, soft_wrap=True)
     console.print(f"next: plurum export {escape(str(run))}", highlight=False, soft_wrap=True)
 
 
@@ -58,15 +127,18 @@ def _table(report: FitReport) -> Table:
     from rich import box
     from rich.table import Table
 
+    from plurum.training.wording import difference_text
+
     table = Table("member", box=box.SIMPLE)
-    for column in ("weight", "validation accuracy", "NLL", "test accuracy", "NLL"):
+    for column in ("weight", "NLL without it", "validation accuracy", "NLL", "test accuracy", "NLL"):
         table.add_column(column, justify="right")
-    ensemble = report.ensemble
-    for member, weight in zip(ensemble.members, ensemble.voting.weights, strict=True):
-        scores = report.members[member.name]
-        table.add_row(member.name, f"{weight:.3f}", *_cells(scores["validation"]), *_cells(scores["test"]))
+    for name, member in report.members.items():
+        weight = f"{member.weight:.3f}" if member.weight else "left out"
+        without = "" if member.contribution is None else difference_text(member.contribution)
+        table.add_row(name, weight, without, *_cells(member.scores["validation"]), *_cells(member.scores["test"]))
     table.add_section()
-    table.add_row("ensemble", "", *_cells(ensemble.scores["validation"]), *_cells(ensemble.scores["test"]))
+    scores = report.ensemble.scores
+    table.add_row("ensemble", "", "", *_cells(scores["validation"]), *_cells(scores["test"]))
     return table
 
 
@@ -77,18 +149,13 @@ def _cells(scores: Scores) -> tuple[str, str]:
 def _lines(report: FitReport) -> list[str]:
     """Return what the table does not say."""
     ensemble = report.ensemble
-    tried = ", ".join(f"{weight:.3f}" for weight in report.weights_tried)
-    low, high = report.nll_saved
-    if ensemble.voting.mode == "hard":
-        weights = "weights: equal, as for every hard vote"
-    else:
-        taken = "taken" if low > 0 else "not beyond chance, so the weights stay equal"
-        weights = f"weights: {tried} would save {low:.4f} to {high:.4f} nats of NLL: {taken}"
     alpha = ensemble.conformal.alpha if ensemble.conformal else 1.0
-    reviewed, covered = report.reviewed, report.covered
-    lines = [
-        weights,
-        f"temperature after averaging: {ensemble.voting.temperature:.3f}",
+    reviewed, covered, stacked = report.reviewed, report.covered, ensemble.voting.mode == "stack"
+    return [
+        *_left_out(report),
+        _weights(report),
+        f"temperature after {'stacking' if stacked else 'averaging'}: {ensemble.voting.temperature:.3f}",
+        *_prior(report),
         (
             f"prediction sets: {covered['test']:.1%} of test images have their true class in them "
             f"(wished for: {1 - alpha:.1%})"
@@ -97,7 +164,76 @@ def _lines(report: FitReport) -> list[str]:
             f"review: below a confidence of {ensemble.review.threshold:.4f}, or with more than one class in the set: "
             f"{reviewed['validation']:.1%} of validation answers, {reviewed['test']:.1%} of test answers"
         ),
+        *_patients(report),
+        _beside_best(report),
     ]
-    if not report.beats_best:
-        lines.append(f"on test images the ensemble does not beat its best member, {report.best_alone}")
+
+
+def _left_out(report: FitReport) -> list[str]:
+    from plurum.training.wording import difference_text
+
+    lines = []
+    for name in report.left_out:
+        tried, figure = report.weights_tried, report.members[name].contribution
+        if report.select == "greedy":
+            lines.append(f"left out: {name}, which greedy selection never takes")
+        elif tried is not None and name in tried:
+            lines.append(f"left out: {name}, which has no say by the fitted weights; --select all would keep it")
+        elif figure is not None:
+            lines.append(
+                f"left out: {name}, without which the vote's NLL is {difference_text(figure)}, lower beyond chance; "
+                f"--select all would keep it"
+            )
     return lines
+
+
+def _weights(report: FitReport) -> str:
+    low, high = report.nll_saved
+    interval = f"{low:+.4f} to {high:+.4f} nats of NLL"
+    if report.weights_tried is None:
+        return f"stacking saves {interval} against equal weights, on images that no fold has seen"
+    if report.ensemble.voting.mode == "hard":
+        return "weights: equal, as for every hard vote"
+    if len(report.weights_tried) == 1:
+        return "weights: a single member votes"
+    tried = ", ".join(f"{weight:.3f}" for weight in report.weights_tried.values())
+    if report.select == "greedy":
+        return f"weights: {tried}, by greedy selection, save {interval} against equal ones of the same members"
+    taken = "taken" if low > 0 else "not beyond chance, so the weights stay equal"
+    return f"weights: {tried} would save {interval}: {taken}"
+
+
+def _prior(report: FitReport) -> list[str]:
+    ratio = report.ensemble.voting.prior_ratio
+    if report.prior is None or ratio is None:
+        return []
+    shares = zip(report.prior.items(), ratio, strict=True)
+    said = ", ".join(f"{name} {share:.3f} (here {share / times:.3f})" for (name, share), times in shares)
+    return [f"prior: corrected for classes that come as {said}; in all scores, images count accordingly"]
+
+
+def _patients(report: FitReport) -> list[str]:
+    from plurum.training.wording import percent_text
+
+    level, rule = report.patient_level, report.ensemble.patient_rule
+    if level is None or rule is None:
+        return []
+    right = {name: scores.accuracy for name, scores in level.by_rule["ensemble"].items()}
+    others = ", ".join(f"{name}: {percent_text(figure)}" for name, figure in right.items() if name != rule)
+    return [f"patients, by {rule}: {percent_text(right[rule])} of {level.patients} test patients right ({others})"]
+
+
+def _beside_best(report: FitReport) -> str:
+    from plurum.training.wording import comparison_line
+
+    if len(report.members) == 1:
+        return "the run has a single member, so that there is no vote to be judged"
+    if [member.name for member in report.ensemble.members] == [report.best_single]:
+        return f"{report.best_single} answers alone: with the others, the vote is no better than their best member"
+    said = {
+        "better": "the ensemble beats its best member",
+        "no different": "the ensemble is no different from its best member beyond chance",
+        "mixed": "the ensemble is in part better, in part worse than its best member",
+        "worse": "the ensemble is worse than its best member",
+    }[report.outcome]
+    return f"on test images {said}: {comparison_line(report.differences, report.best_single)}"

@@ -1,0 +1,78 @@
+"""Images without labels: where they are, and their pixels."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.errors import DataError
+from plurum.images import UnreadableImageError, open_image, pixels_from_image
+from plurum.spec import ImageSpec
+
+__all__ = ["image_files", "pixels_of"]
+
+_SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
+
+
+def image_files(source: Path) -> tuple[Path, ...]:
+    """Return the images below the folder `source`, or those that the column `path` of the CSV `source` names.
+
+    Paths in a CSV are relative to it. Hidden files are none.
+
+    Raises:
+        DataError: there are none, one isn't there, or `source` is neither.
+    """
+    if source.is_dir():
+        found = (file for file in sorted(source.rglob("*")) if file.suffix.lower() in _SUFFIXES and file.is_file())
+        files = tuple(
+            file for file in found if not any(part.startswith(".") for part in file.relative_to(source).parts)
+        )
+    elif source.suffix.lower() == ".csv" and source.is_file():
+        files = _named(source)
+    else:
+        raise DataError(f"{source} is neither a folder of images nor a .csv with a column path")
+    if not files:
+        raise DataError(f"{source} holds no image; one ends in {', '.join(_SUFFIXES)}")
+    return files
+
+
+def pixels_of(files: Sequence[Path], image: ImageSpec, batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the images' pixels in batches, uint8 `[batch, height, width, 3]`, as members see them.
+
+    Raises:
+        DataError: one can't be read.
+    """
+    for start in range(0, len(files), batch_size):
+        yield np.stack([_pixels(file, image) for file in files[start : start + batch_size]])
+
+
+def _named(path: Path) -> tuple[Path, ...]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path} can't be read: {error}") from error
+    if rows and "path" not in rows[0]:
+        raise DataError(f"{path} has no column path, but {', '.join(map(str, rows[0]))}")
+    files = tuple(path.parent / (row["path"] or "") for row in rows)
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(f"{path} names images that aren't there: {missing[0]}{more}")
+    return files
+
+
+def _pixels(file: Path, image: ImageSpec) -> npt.NDArray[np.uint8]:
+    try:
+        opened = open_image(file.read_bytes())
+        return pixels_from_image(
+            opened, height=image.height, width=image.width, colour=image.colour, resize=image.resize
+        )
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror}") from error
+    except UnreadableImageError as error:
+        raise DataError(f"{file} can't be read: {error}") from error
