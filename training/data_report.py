@@ -159,8 +159,8 @@ def usable_rows(data: LabelledImages, decoded: Sequence[Decoded]) -> npt.NDArray
         try:
             check_splits(kept.labels, kept.patients, kept.splits, data.classes)
         except DataError as error:
-            left_out = len(data) - len(rows)
-            raise DataError(f"without the {left_out:,} images that can't be read, {error}") from error
+            left_out = _counted(len(data) - len(rows), "image")
+            raise DataError(f"without {left_out} that can't be read, {error}") from error
     return rows
 
 
@@ -199,15 +199,19 @@ def report_warnings(report: DataReport) -> list[str]:
     """Return what is wrong with the data, one line each; none where nothing is."""
     lines = []
     if groups := report.across_splits:
-        lines.append(f"{_images(len(groups))} in more than one split, which flatters every score: {_named(groups)}")
+        lines.append(
+            f"{_counted(len(groups), 'image')} in more than one split, which flatters every score: {_named(groups)}"
+        )
     if report.divided_patients:
         named = [f"{name} ({', '.join(found)})" for name, found in report.divided_patients.items()]
-        lines.append(f"{len(named):,} patients in more than one split, which flatters every score: {_first(named)}")
+        lines.append(
+            f"{_counted(len(named), 'patient')} in more than one split, which flatters every score: {_first(named)}"
+        )
     if groups := report.other_label:
-        lines.append(f"{_images(len(groups))} with more than one label: {_named(groups, label=True)}")
+        lines.append(f"{_counted(len(groups), 'image')} with more than one label: {_named(groups, label=True)}")
     if report.unreadable:
         named = [f"{one.source} ({one.reason})" for one in report.unreadable]
-        lines.append(f"{_images(len(named))} that can't be read: {_first(named)}")
+        lines.append(f"{_counted(len(named), 'image')} that can't be read: {_first(named)}")
     return lines
 
 
@@ -257,8 +261,8 @@ def _range_text(found: Range) -> str:
     return f"{found.lowest:,} to {found.highest:,} (median {found.median:,g})"
 
 
-def _images(number: int) -> str:
-    return f"{number:,} image{'' if number == 1 else 's'}"
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _named(groups: Sequence[Sequence[Item]], *, label: bool = False) -> str:
