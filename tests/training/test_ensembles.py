@@ -1,0 +1,148 @@
+"""Ensembles called from Python answer as what they are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from plurum.errors import ContractError, DataError, SettingsError
+from plurum.models import model_from_checkpoint, normalised
+from plurum.run import Run
+from plurum.spec import ImageSpec
+from plurum.training import ensemble_from_checkpoints, ensemble_from_models, ensemble_from_run
+from plurum.voting import decide, softmax
+
+IMAGE = ImageSpec(height=8, width=8, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+
+
+class Constant(nn.Module):
+    """Answers the same logits to every image."""
+
+    def __init__(self, *logits: float) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(pixels), -1)
+
+
+def some_pixels(run: Run) -> npt.NDArray[np.uint8]:
+    return np.array(run.pixels()[:5])
+
+
+def test_a_runs_ensemble_answers_as_its_contract_says(run: Run) -> None:
+    ensemble, pixels = run.ensemble(), some_pixels(run)
+    whole = ensemble_from_run(run.path)
+    with torch.inference_mode():
+        batch = normalised(torch.from_numpy(pixels), ensemble.image)
+        logits = [model_from_checkpoint(one, run.checkpoint(one))(batch).numpy() for one in ensemble.members]
+    expected = decide(softmax(np.stack(logits, axis=1)), ensemble.rule)
+    verdict = whole.predict_with_uncertainty(pixels)
+    np.testing.assert_allclose(verdict.probabilities, expected.probabilities, atol=1e-5)
+    np.testing.assert_array_equal(verdict.prediction_set, expected.prediction_set)
+    np.testing.assert_array_equal(verdict.review, expected.review)
+    answers = whole(torch.from_numpy(pixels))
+    assert answers.dtype == torch.float32
+    np.testing.assert_allclose(answers, verdict.probabilities, atol=1e-6)
+    assert whole.classes == ensemble.classes
+
+
+def test_checkpoints_vote_with_the_weights_they_are_given(run: Run, tmp_path: Path) -> None:
+    """Folders, safetensors and both kinds of .pt are the same member."""
+    one, other = run.ensemble().members
+    folder, file = run.member_folder(one.name), run.checkpoint(other)
+    torch.save(load_file(file), tmp_path / "plain.pt")
+    wrapped = {f"module.{name}": value for name, value in load_file(file).items()}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "trained.pth")
+    pixels, weights = some_pixels(run), (0.4, 0.6)
+    alone = [ensemble_from_checkpoints([run.member_folder(member.name)])(pixels).numpy() for member in (one, other)]
+    for source in (run.member_folder(other.name), file, tmp_path / "plain.pt", str(tmp_path / "trained.pth")):
+        vote = ensemble_from_checkpoints(
+            [folder, source], arch=other.arch, classes=one.classes, image=one.image, weights=weights
+        )
+        np.testing.assert_allclose(vote(pixels), 0.4 * alone[0] + 0.6 * alone[1], atol=1e-5)
+
+
+def test_models_of_ones_own_vote_softly_or_by_count() -> None:
+    models = [Constant(0.0, 2.0), Constant(0.0, 2.0), Constant(9.0, 0.0)]
+    pixels = np.zeros((2, 8, 8, 3), np.uint8)
+    soft = ensemble_from_models(models, classes=("CE", "LAA"), image=IMAGE)
+    hard = ensemble_from_models(models, classes=("CE", "LAA"), image=IMAGE, voting="hard", weights=[0.2, 0.4, 0.4])
+    sure = 1 / (1 + np.exp(-2))
+    assert soft(pixels)[0].tolist() == pytest.approx(
+        [(2 * (1 - sure) + 1 / (1 + np.exp(-9))) / 3, 1 - (2 * (1 - sure) + 1 / (1 + np.exp(-9))) / 3]
+    )
+    assert hard(pixels)[0].tolist() == pytest.approx([0.4, 0.6])
+    verdict = hard.predict_with_uncertainty(torch.zeros((2, 8, 8, 3), dtype=torch.uint8))
+    assert verdict.label.tolist() == [1, 1]
+    assert (verdict.disagreement > 0.1).all()
+    assert len(list(soft.parameters())) == 3
+    assert soft.to("cpu") is soft
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": [0.5, 0.5, 0.0]}, "3 weights for 2 models; one for each"),
+        ({"weights": [0.5, 0.4]}, r"weights are \[0.5, 0.4\]: each must be 0 or more, and together they must be 1"),
+        ({"weights": [1.5, -0.5]}, "each must be 0 or more"),
+        ({"voting": "stack"}, "voting is 'stack': soft or hard is needed"),
+        ({"classes": ("CE", "CE")}, "two distinct classes are needed"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"classes": ("CE", "LAA"), "image": IMAGE} | changes
+    with pytest.raises(SettingsError, match=message):
+        ensemble_from_models([Constant(0.0, 1.0), Constant(1.0, 0.0)], **arguments)
+
+
+def test_pixels_and_models_of_another_shape_are_refused() -> None:
+    ensemble = ensemble_from_models([Constant(0.0, 1.0, 2.0)], classes=("CE", "LAA"), image=IMAGE)
+    with pytest.raises(
+        ContractError, match=r"model 0 answers \[1, 3\]; \[1, 2\] is needed, as the classes are CE, LAA"
+    ):
+        ensemble(np.zeros((1, 8, 8, 3), np.uint8))
+    for wrong in (np.zeros((1, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((1, 3, 8, 8), np.uint8)):
+        with pytest.raises(DataError, match=r"uint8 \[batch, 8, 8, 3\] is needed"):
+            ensemble(wrong)
+
+
+def test_checkpoints_that_are_none_are_refused(run: Run, tmp_path: Path) -> None:
+    one, other = run.ensemble().members
+    known: dict[str, Any] = {"classes": one.classes, "image": one.image}
+    with pytest.raises(SettingsError, match="which does not say what it is of: state arch, classes, image"):
+        ensemble_from_checkpoints([run.checkpoint(one)])
+    with pytest.raises(SettingsError, match="arch is 'resnet0': Unknown model"):
+        ensemble_from_checkpoints([run.checkpoint(one)], arch="resnet0", **known)
+    with pytest.raises(ContractError, match=f"does not fit the architecture '{other.arch}'"):
+        ensemble_from_checkpoints([run.checkpoint(one)], arch=other.arch, **known)
+    with pytest.raises(ContractError, match="another image spec than"):
+        ensemble_from_checkpoints(
+            [run.member_folder(one.name), run.checkpoint(one)],
+            arch=one.arch,
+            classes=one.classes,
+            image=one.image.model_copy(update={"colour": "grey"}),
+        )
+    torch.save(Constant(1.0), tmp_path / "whole.pt")
+    (tmp_path / "text.pt").write_text("no weights")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name, message in {
+        "whole.pt": "is no file of weights alone",
+        "text.pt": "is no file of weights alone",
+        "list.pt": r"holds no state dict; save model\.state_dict",
+        "none.pt": "is missing",
+    }.items():
+        with pytest.raises(ContractError, match=message) as caught:
+            ensemble_from_checkpoints([tmp_path / name], arch=one.arch, **known)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(SettingsError, match="1 arch for 2 checkpoints"):
+        ensemble_from_checkpoints([run.checkpoint(one)] * 2, arch=[one.arch], **known)
+    with pytest.raises(SettingsError, match="no checkpoint"):
+        ensemble_from_checkpoints([])
