@@ -1,0 +1,128 @@
+"""`plurum data`: what it says, what it warns of, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plurum.cli.main import run
+from plurum.training.data_report import DataReport
+from tests.training.conftest import digit_arrays, write_classes, write_image
+
+LEAK = "1 image in more than one split, which flatters every score"
+
+
+@dataclass
+class CommandLine:
+    """The command line, run in this process."""
+
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
+
+    def ended(self, *words: object) -> tuple[int, str, str]:
+        """Return the exit code, what is on standard output, and what is on standard error."""
+        self.monkeypatch.setattr("sys.argv", ["plurum", "data", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            run()
+        code = caught.value.code if isinstance(caught.value.code, int) else 0
+        return code, *self.capsys.readouterr()
+
+    def said(self, *words: object) -> str:
+        """Return what is on standard output if all went well."""
+        code, out, err = self.ended(*words)
+        assert (code, err) == (0, "")
+        return out
+
+    def refused(self, *words: object) -> str:
+        """Return the one line with which data are refused."""
+        code, _, err = self.ended(*words)
+        assert code == 2
+        assert err.count("\n") == 1
+        return err
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """`plurum data`."""
+    return CommandLine(monkeypatch, capsys)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """12 images of two classes with their splits; the file of the first training image lies under test too."""
+    rows = []
+    for number in range(12):
+        write_image(tmp_path / f"{number}.png", number)
+        split = ("train", "validation", "test")[number // 2 % 3]
+        rows.append(f"{number}.png,{'CE' if number % 2 else 'LAA'},p{number},{split}")
+    with Image.open(tmp_path / "0.png") as image:
+        image.save(tmp_path / "4.png", compress_level=0)
+    path = tmp_path / "images.csv"
+    path.write_text("\n".join(["path,label,patient,split", *rows]) + "\n")
+    return path
+
+
+def test_a_table_and_a_few_lines_are_said(manifest: Path, data: CommandLine) -> None:
+    lines = data.said(manifest).splitlines()
+    assert [line.split() for line in lines if line.split()[:1] in (["CE"], ["LAA"], ["all"])] == [
+        ["CE", "2", "(2)", "2", "(2)", "2", "(2)"],
+        ["LAA", "2", "(2)", "2", "(2)", "2", "(2)"],
+        ["all", "4", "(4)", "4", "(4)", "4", "(4)"],
+    ]
+    assert "12 images of 2 classes: train 4, validation 4, test 4" in lines
+    assert lines[-1] == f"{LEAK}: {manifest.parent}/0.png (train) = {manifest.parent}/4.png (test)"
+
+
+def test_json_is_the_report(manifest: Path, data: CommandLine) -> None:
+    report = DataReport.model_validate_json(data.said(manifest, "--json"))
+    assert report.counts["CE"]["train"].patients == 2
+    assert [item.split for item in report.across_splits[0]] == ["train", "test"]
+
+
+def test_a_patient_in_two_splits_is_refused_and_named(manifest: Path, data: CommandLine) -> None:
+    manifest.write_text(manifest.read_text().replace("p11,", "p1,"))
+    assert "patient 'p1' is in train and test" in data.refused(manifest)
+
+
+def test_unreadable_images_are_refused_after_the_report_or_left_out(tmp_path: Path, data: CommandLine) -> None:
+    write_classes(tmp_path, {"CE": 5, "LAA": 5})
+    (tmp_path / "CE" / "2.png").write_bytes(b"no image")
+    code, out, err = data.ended(tmp_path, "--json")
+    assert code == 2
+    assert err.startswith("plurum: 1 of 10 images can't be read; ")
+    assert json.loads(out)["unreadable"][0]["source"] == f"{tmp_path}/CE/2.png"
+    assert f"1 image that can't be read: {tmp_path}/CE/2.png" in data.said(tmp_path, "--skip-unreadable")
+
+
+def test_tiles_are_counted(tmp_path: Path, data: CommandLine) -> None:
+    for number in range(6):
+        write_image(tmp_path / "AB"[number % 2] / f"{number}.png", number, (40, 20))
+    assert "12 images of 2 classes" in data.said(tmp_path, "--tile-size", "20")
+    assert "6 images of 2 classes" in data.said(tmp_path, "--tile-size", "20", "--max-tiles", "1")
+    assert "width 20, height 20 pixels" in data.said(tmp_path, "--tile-size", "20")
+
+
+def test_the_seed_draws_the_splits_and_the_plot_is_written(tmp_path: Path, data: CommandLine) -> None:
+    write_classes(tmp_path / "data", {"CE": 5, "LAA": 5})
+    # The same image twice: whether that is a leak depends on where the two go.
+    with Image.open(tmp_path / "data" / "CE" / "0.png") as image:
+        image.save(tmp_path / "data" / "CE" / "9.png")
+    words = [data.said(tmp_path / "data", "--json", "--seed", seed) for seed in (0, 0, 1, 2, 3)]
+    assert words[0] == words[1]
+    assert len(set(words)) > 1
+    data.said(tmp_path / "data", "--plot", tmp_path / "new" / "plot.png")
+    with Image.open(tmp_path / "new" / "plot.png") as picture:
+        assert picture.format == "PNG"
+    assert "is a folder; name a file" in data.refused(tmp_path / "data", "--plot", tmp_path)
+
+
+def test_what_is_no_data_is_refused(tmp_path: Path, data: CommandLine) -> None:
+    assert "there is no " in data.refused(tmp_path / "nothing")
+    arrays = digit_arrays()
+    np.savez(tmp_path / "a.npz", **{name: array[:0] for name, array in arrays.items()})
+    assert "train_images is empty" in data.refused(tmp_path / "a.npz")
