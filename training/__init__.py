@@ -14,7 +14,7 @@ from plurum.training.findings import FitReport, write_fit
 from plurum.training.fit import fit_report, fit_run
 from plurum.training.judge import JudgeSettings
 from plurum.training.judgement import Judgement
-from plurum.training.members import Training, train_run
+from plurum.training.members import Training, TrainOptions, train_run
 from plurum.training.report import write_report
 from plurum.training.settings import FitSettings, TrainSettings, settings_from
 from plurum.training.sources import load_data
@@ -34,6 +34,7 @@ __all__ = [
     "JudgeSettings",
     "Judgement",
     "LabelledImages",
+    "TrainOptions",
     "TrainSettings",
     "Training",
     "ensemble_from_checkpoints",

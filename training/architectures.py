@@ -35,7 +35,7 @@ def check_architectures(archs: Sequence[str]) -> None:
 
 
 def member_names(archs: Sequence[str]) -> tuple[str, ...]:
-    """Return a name for each member: its architecture, with -2, -3, … where one comes again."""
+    """Return a name for each training: its architecture, with -2, -3, … where one comes again."""
     seen: Counter[str] = Counter()
     names = []
     for arch in archs:

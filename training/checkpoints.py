@@ -10,12 +10,14 @@ from plurum.errors import needs_extra
 from plurum.files import sha256_of, whole_folder
 from plurum.run import DataContract, Run
 from plurum.spec import Member, write_contract
-from plurum.training.trainer import Epoch, Trained
+from plurum.training.trainer import Epoch, Snapshot, Trained
 
 __all__ = ["write_member"]
 
 
-def write_member(run: Run, contract: DataContract, name: str, arch: str, trained: Trained) -> Member:
+def write_member(
+    run: Run, contract: DataContract, name: str, arch: str, trained: Trained, snapshot: Snapshot
+) -> Member:
     """Write the member's folder in one step and return its contract.
 
     Args:
@@ -24,6 +26,7 @@ def write_member(run: Run, contract: DataContract, name: str, arch: str, trained
         name: Of the member and of its folder.
         arch: What `timm.create_model` takes.
         trained: What came out of its training.
+        snapshot: The one of its snapshots that this member is.
 
     Raises:
         OutputError: the folder can't be written.
@@ -31,7 +34,7 @@ def write_member(run: Run, contract: DataContract, name: str, arch: str, trained
     with needs_extra("training"):
         from safetensors.torch import save_file
     with whole_folder(run.member_folder(name)) as folder:
-        save_file(trained.weights, folder / "checkpoint.safetensors")
+        save_file(snapshot.weights, folder / "checkpoint.safetensors")
         _write_history(folder / "history.csv", trained.history)
         member = Member(
             name=name,
@@ -43,8 +46,8 @@ def write_member(run: Run, contract: DataContract, name: str, arch: str, trained
             seed=trained.seed,
             precision=trained.precision,
             epochs=len(trained.history),
-            best_epoch=trained.best.epoch,
-            validation=trained.validation,
+            best_epoch=snapshot.epoch.epoch,
+            validation=snapshot.validation,
         )
         write_contract(folder / "member.json", member)
     return member

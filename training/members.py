@@ -5,25 +5,48 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plurum.errors import OutputError, SettingsError, needs_extra
-from plurum.run import DataContract, Run
+from plurum.run import Run
 from plurum.spec import Member, read_member, write_contract
 from plurum.training.architectures import check_architectures, check_input, member_names, model_from_arch
+from plurum.training.jobs import Job, run_side_by_side
 from plurum.training.precision import precision_for, training_device
 from plurum.training.progress import shown
 from plurum.training.settings import Begun, TrainSettings
 from plurum.training.sources import load_data
 from plurum.training.store import image_spec, store_data
 
-__all__ = ["Training", "train_run"]
+if TYPE_CHECKING:
+    from plurum.training.distributed import World
+
+__all__ = ["TrainOptions", "Training", "train_run"]
 
 _LOG = logging.getLogger(__name__)
+
+
+class TrainOptions(BaseModel):
+    """How a training is done; nothing here changes what comes out of it.
+
+    Attributes:
+        fresh: Remove what an earlier training and fit left in the run.
+        jobs: How many members are trained at a time, each in a process of its own.
+        tensorboard: Write what TensorBoard shows, to `RUN/tensorboard`.
+        save_every_s: Seconds between two savings of an unfinished member: that much work is lost at most.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fresh: bool = False
+    jobs: Annotated[int, Field(ge=1, le=64)] = 1
+    tensorboard: bool = False
+    save_every_s: Annotated[float, Field(ge=0)] = 30.0
 
 
 @dataclass(frozen=True)
@@ -33,78 +56,171 @@ class Training:
     Attributes:
         members: In the order of the settings' architectures.
         reused: Names of those that were finished before.
+        is_first: Whether this process speaks; under `torchrun` one does.
     """
 
     members: tuple[Member, ...]
     reused: tuple[str, ...]
+    is_first: bool = True
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A member to be."""
+    """A training to be.
+
+    Attributes:
+        name: Of its member; with snapshots, what their names begin with.
+        arch: What `timm.create_model` takes.
+        seed: What it draws from.
+        members: The names of what comes out of it.
+    """
 
     name: str
     arch: str
     seed: int
+    members: tuple[str, ...]
 
 
-def train_run(source: str, settings: TrainSettings, out: Path, *, fresh: bool = False) -> Training:
+def train_run(source: str, settings: TrainSettings, out: Path, options: TrainOptions | None = None) -> Training:
     """Train what `settings` ask for on the images that `source` names, and fill the run `out` with it.
 
-    A run that was begun with the same settings goes on at its first unfinished member; architectures may be added
-    behind those it was begun with. All that can be refused is refused before anything is written, and where data
-    turn out to be unreadable, nothing is left behind.
+    A run that was begun with the same settings goes on where it ended, in the middle of a member too; trainings may
+    be added behind those it was begun with. All that can be refused is refused before anything is written, and where
+    data turn out to be unreadable, nothing is left behind. Under `torchrun` all processes train each member together.
 
     Args:
         source: As `load_data` takes it.
         settings: For all members.
         out: The run's folder, new, empty, or a run already.
-        fresh: Remove what an earlier training and fit left in it.
+        options: How the work is done.
 
     Raises:
         DataError: the images can't be learnt from.
         SettingsError: an architecture, a size or a precision that can't be had.
-        OutputError: `out` holds something else, or a run that was begun otherwise.
+        OutputError: `out` holds something else, or a run that was begun otherwise, or the disk is full.
         MissingExtraError: PyTorch, timm, safetensors or scikit-learn is not installed.
     """
+    with needs_extra("training"):
+        from plurum.training.distributed import joined
+    options = options or TrainOptions()
     run = Run(out)
+    wanted = _wanted(settings)
+    with joined() as world:
+        if world.size > 1 and options.jobs > 1:
+            raise SettingsError(f"--jobs is {options.jobs} under torchrun, which divides each member; name one of them")
+        missing: list[_Wanted] = []
+        if world.is_first:
+            missing = _prepared(source, settings, run, wanted, fresh=options.fresh)
+        missing = world.told(missing)
+        if options.jobs > 1 and len(missing) > 1:
+            _train_side_by_side(run, missing, settings, options)
+        else:
+            for member in missing:
+                _train(run, member, settings, options, world)
+    names = [name for training in wanted for name in training.members]
+    reused = tuple(name for training in wanted if training not in missing for name in training.members)
+    members = tuple(read_member(run.member_folder(name) / "member.json") for name in names)
+    return Training(members, reused, world.is_first)
+
+
+def _wanted(settings: TrainSettings) -> list[_Wanted]:
+    archs = settings.trained_archs
+    wanted = []
+    for number, (name, arch) in enumerate(zip(member_names(archs), archs, strict=True)):
+        members = tuple(f"{name}-snapshot-{cycle}" for cycle in range(1, settings.snapshots + 1))
+        wanted.append(_Wanted(name, arch, settings.seed + number, members if settings.snapshots > 1 else (name,)))
+    return wanted
+
+
+def _prepared(source: str, settings: TrainSettings, run: Run, wanted: list[_Wanted], *, fresh: bool) -> list[_Wanted]:
+    """Check all that can be checked, store the data, and return what is not trained yet."""
     run.claim()
     check_architectures(settings.archs)
     precision_for(settings.precision, training_device())
     _check_begun(run, settings, fresh=fresh)
-    data = load_data(source, settings.seed)
-    names = member_names(settings.archs)
-    wanted = [
-        _Wanted(name, arch, settings.seed + i) for i, (name, arch) in enumerate(zip(names, settings.archs, strict=True))
-    ]
-    missing = [member for member in wanted if fresh or not (run.member_folder(member.name) / "member.json").is_file()]
-    for member in missing:
-        model = model_from_arch(member.arch, len(data.classes), member.seed, pretrained=settings.pretrained)
-        check_input(model, member.arch, len(data.classes), image_spec(data, settings))
+    data = load_data(
+        source,
+        settings.seed,
+        tile_size=settings.tile_size,
+        max_tiles=settings.max_tiles,
+        skip_unreadable=settings.skip_unreadable,
+    )
+    missing = [training for training in wanted if fresh or not _is_finished(run, training)]
+    for training in missing:
+        model = model_from_arch(training.arch, len(data.classes), training.seed, pretrained=settings.pretrained)
+        check_input(model, training.arch, len(data.classes), image_spec(data, settings))
     with _begun(run, Begun(data=source, settings=settings)):
         if fresh:
             _clear(run)
-        contract = store_data(run, data, settings)
-    for member in missing:
-        _train_member(run, contract, member, settings)
-    reused = tuple(member.name for member in wanted if member not in missing)
-    return Training(tuple(read_member(run.member_folder(name) / "member.json") for name in names), reused)
+        store_data(run, data, settings)
+    return missing
 
 
-def _train_member(run: Run, contract: DataContract, wanted: _Wanted, settings: TrainSettings) -> None:
-    with needs_extra("training"):
-        from plurum.training.checkpoints import write_member
-        from plurum.training.trainer import Examples, Trainer
-    trainer = Trainer(settings, contract.image)
-    examples = Examples.of(run)
-    model = model_from_arch(wanted.arch, len(contract.classes), wanted.seed, pretrained=settings.pretrained)
-    _LOG.info("%s: %d epochs in %s on %s", wanted.name, settings.epochs, trainer.precision, trainer.device)
-    with shown(f"{wanted.name} ({trainer.precision})", trainer.steps(examples)) as progress:
+def _is_finished(run: Run, training: _Wanted) -> bool:
+    return all((run.member_folder(name) / "member.json").is_file() for name in training.members)
+
+
+def _train_side_by_side(run: Run, missing: list[_Wanted], settings: TrainSettings, options: TrainOptions) -> None:
+    from plurum.training.examples import Examples
+    from plurum.training.trainer import Trainer
+
+    jobs = [Job(training.name, _train_in_slot, (run.path, training, settings, options)) for training in missing]
+    steps = len(missing) * Trainer(settings).steps(Examples.of(run))
+    with shown(f"{len(missing)} members, {options.jobs} at a time", steps) as progress:
+        run_side_by_side(jobs, options.jobs, progress)
+
+
+def _train_in_slot(
+    slot: int,
+    path: Path,
+    training: _Wanted,
+    settings: TrainSettings,
+    options: TrainOptions,
+    progress: Callable[[int, str], None],
+) -> None:
+    """Train on a share of this machine: the slot's CUDA device, or as many cores as come to one slot."""
+    import torch
+
+    from plurum.training.distributed import ALONE
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(slot % torch.cuda.device_count())
+    torch.set_num_threads(max(1, torch.get_num_threads() // options.jobs))
+    _train(Run(path), training, settings, options, ALONE, progress)
+
+
+def _train(
+    run: Run,
+    training: _Wanted,
+    settings: TrainSettings,
+    options: TrainOptions,
+    world: World,
+    progress: Callable[[int, str], None] | None = None,
+) -> None:
+    """Train what is wanted, or go on with it, and write its members."""
+    from plurum.training.checkpoints import write_member
+    from plurum.training.examples import Examples
+    from plurum.training.state import StateFile
+    from plurum.training.trainer import Trainer
+
+    contract, examples, trainer = run.data(), Examples.of(run), Trainer(settings, world)
+    model = model_from_arch(training.arch, len(contract.classes), training.seed, pretrained=settings.pretrained)
+    precision = trainer.precision(contract.image)
+    _LOG.info("%s: %d epochs in %s on %s", training.name, settings.epochs, precision, trainer.device)
+    state = StateFile(run.path / "unfinished" / f"{training.name}.pt", options.save_every_s)
+    events = run.path / "tensorboard" / training.name if options.tensorboard and world.is_first else None
+    with contextlib.ExitStack() as stack:
+        if progress is None and world.is_first:
+            progress = stack.enter_context(shown(f"{training.name} ({precision})", trainer.steps(examples)))
         try:
-            trained = trainer.fit(model, examples, wanted.seed, progress)
+            trained = trainer.fit(model, examples, training.seed, state=state, events=events, progress=progress)
         except SettingsError as error:
-            raise SettingsError(f"{wanted.name}: {error}") from error
-    write_member(run, contract, wanted.name, wanted.arch, trained)
+            raise SettingsError(f"{training.name}: {error}") from error
+    if world.is_first:
+        for name, snapshot in zip(training.members, trained.snapshots, strict=True):
+            write_member(run, contract, name, training.arch, trained, snapshot)
+        state.remove()
+    world.wait()
 
 
 def _check_begun(run: Run, settings: TrainSettings, *, fresh: bool) -> None:
@@ -120,8 +236,9 @@ def _check_begun(run: Run, settings: TrainSettings, *, fresh: bool) -> None:
     if fresh:
         return
     then, now = before.model_dump(), settings.model_dump()
-    if settings.archs[: len(before.archs)] == before.archs:
-        del then["archs"], now["archs"]
+    if settings.trained_archs[: len(before.trained_archs)] == before.trained_archs:
+        for key in ("archs", "seeds"):
+            del then[key], now[key]
     differences = [f"--{key.replace('_', '-')} {then[key]} and not {now[key]}" for key in then if then[key] != now[key]]
     if differences:
         raise OutputError(
@@ -151,5 +268,6 @@ def _begun(run: Run, begun: Begun) -> Iterator[None]:
 def _clear(run: Run) -> None:
     """Remove what training and fit wrote; a model repository stays, as it may be being served."""
     run.ensemble_file.unlink(missing_ok=True)
-    for folder in (run.report_folder, run.path / "members", run.data_folder):
+    ours = ("members", "unfinished", "tensorboard")
+    for folder in (run.report_folder, run.data_folder, *(run.path / name for name in ours)):
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Literal
 
 from plurum.errors import SettingsError
+from plurum.spec import ImageSpec
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["Precision", "autocast", "precision_for", "training_device"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+_BF16_PIXELS = 64 * 64
 
 
 def training_device() -> torch.device:
@@ -22,11 +25,14 @@ def training_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def precision_for(wanted: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
+def precision_for(
+    wanted: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device, image: ImageSpec | None = None
+) -> Precision:
     """Return the arithmetic to train in on `device`.
 
     `auto` follows what the device has: fp16 on CUDA, bf16 on CPUs that compute in it (AVX-512 BF16 or AMX), else
-    fp32. bf16 halves the memory traffic of large layers; small depthwise ones can be slower in it.
+    fp32. bf16 halves the memory traffic of large layers; on small images, `benchmarks/precision.py` shows, a CPU
+    gains nothing by it.
 
     Raises:
         SettingsError: fp16 is asked for on something else than CUDA.
@@ -39,7 +45,8 @@ def precision_for(wanted: Literal["auto", "fp32", "bf16", "fp16"], device: torch
         return wanted
     if device.type == "cuda":
         return "fp16"
-    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+    is_small = image is not None and image.height * image.width < _BF16_PIXELS
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() and not is_small else "fp32"
 
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -7,60 +7,35 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn import functional
 
 from plurum.errors import SettingsError
-from plurum.models import normalised
 from plurum.spec import ImageSpec, Scores
-from plurum.training.precision import Precision, autocast, precision_for, training_device
+from plurum.training.distributed import ALONE, World
+from plurum.training.events import Events
+from plurum.training.examples import Batches, Examples
+from plurum.training.learner import Learner, copied
+from plurum.training.precision import Precision, precision_for, training_device
+from plurum.training.schedule import cycle_ends
 from plurum.training.scoring import logits_of, scores_of
 from plurum.training.settings import TrainSettings
+from plurum.training.state import StateFile
 from plurum.voting import softmax
 
-if TYPE_CHECKING:
-    from plurum.run import Run
-
-__all__ = ["Epoch", "Examples", "Trained", "Trainer", "augmented", "learning_rate_at"]
+__all__ = ["Epoch", "Snapshot", "Trained", "Trainer"]
 
 _LOG = logging.getLogger(__name__)
 
-# Gradients are cut to this norm: early steps at a full learning rate throw some architectures off otherwise.
-_MAX_NORM = 1.0
 # Steps of fewer pixels are over before a second thread has paid for itself; and threads wait for each other by
 # spinning, so that where other programs share the cores such steps take ten times as long with two as with one.
 _PIXELS_PER_THREAD = 50_000
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What a model learns from and is judged by.
-
-    Attributes:
-        pixels: `[images, height, width, 3]`, uint8; may be mapped from a file.
-        labels: `[images]`, int64.
-        train: Indices of the images to learn from.
-        validation: Indices of the images that choose the best epoch.
-        classes: How many there are.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64]
-    train: npt.NDArray[np.int64]
-    validation: npt.NDArray[np.int64]
-    classes: int
-
-    @classmethod
-    def of(cls, run: Run) -> Examples:
-        """Return what lies in the run's data folder."""
-        table = run.table()
-        return cls(run.pixels(), table.labels, table.rows("train"), table.rows("validation"), len(run.data().classes))
 
 
 @dataclass(frozen=True)
@@ -73,6 +48,7 @@ class Epoch:
         validation_accuracy: 0 to 1.
         validation_nll: Nats.
         learning_rate: At the epoch's last step.
+        gradient_norm: Mean over the epoch's steps, before it is cut.
         images_per_s: Trained on, validation not counted.
         seconds: Of the whole epoch.
     """
@@ -82,8 +58,24 @@ class Epoch:
     validation_accuracy: float
     validation_nll: float
     learning_rate: float
+    gradient_norm: float
     images_per_s: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The best epoch of one cycle; a training without snapshots is one cycle.
+
+    Attributes:
+        weights: The model's state then, or its average's, on the CPU, contiguous.
+        epoch: The one with the lowest validation NLL; the first of equals.
+        validation: Its scores.
+    """
+
+    weights: dict[str, torch.Tensor]
+    epoch: Epoch
+    validation: Scores
 
 
 @dataclass(frozen=True)
@@ -91,99 +83,219 @@ class Trained:
     """What came out of a training.
 
     Attributes:
-        weights: The state of the best epoch, on the CPU, contiguous.
-        best: The epoch with the lowest validation NLL; the first of equals.
-        validation: Its scores.
+        snapshots: One per cycle.
         history: All epochs.
         parameters: How many weights the model has.
         seed: What the training drew from.
         precision: What it computed in.
     """
 
-    weights: dict[str, torch.Tensor]
-    best: Epoch
-    validation: Scores
+    snapshots: tuple[Snapshot, ...]
     history: tuple[Epoch, ...]
     parameters: int
     seed: int
     precision: Precision
 
+    @property
+    def best(self) -> Snapshot:
+        """The snapshot with the lowest validation NLL."""
+        return min(self.snapshots, key=lambda snapshot: snapshot.validation.nll)
+
+
+@dataclass
+class _Progress:
+    """How far a training is; what a saved state holds beside the learner's.
+
+    Attributes:
+        history: Epochs that are done.
+        snapshots: Cycles that are done.
+        best: Of the present cycle.
+        losses: Of each step of the present epoch.
+        norms: Likewise.
+        learning_s: What those steps took.
+    """
+
+    history: list[Epoch] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    best: Snapshot | None = None
+    losses: list[torch.Tensor] = field(default_factory=list)
+    norms: list[torch.Tensor] = field(default_factory=list)
+    learning_s: float = 0.0
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "history": [asdict(epoch) for epoch in self.history],
+            "snapshots": [_plain(snapshot) for snapshot in self.snapshots],
+            "best": None if self.best is None else _plain(self.best),
+            "losses": _floats(self.losses),
+            "norms": _floats(self.norms),
+            "learning_s": self.learning_s,
+        }
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> _Progress:
+        return cls(
+            history=[Epoch(**epoch) for epoch in state["history"]],
+            snapshots=[_snapshot(**snapshot) for snapshot in state["snapshots"]],
+            best=None if state["best"] is None else _snapshot(**state["best"]),
+            losses=[torch.tensor(loss) for loss in state["losses"]],
+            norms=[torch.tensor(norm) for norm in state["norms"]],
+            learning_s=state["learning_s"],
+        )
+
 
 class Trainer:
     """Trains models by the same settings, on a CUDA device if there is one.
 
-    AdamW with a linear warm-up and a cosine after it; small shifts, and mirroring if asked for; channels last;
-    mixed precision as `precision_for` says.
+        trained = Trainer(TrainSettings(archs=("resnet18",), epochs=10)).fit(model, Examples.of(run))
+
+    AdamW with a linear warm-up and a cosine after it, channels last, and all that `TrainSettings` names.
     """
 
-    def __init__(self, settings: TrainSettings, image: ImageSpec) -> None:
+    def __init__(self, settings: TrainSettings, world: World = ALONE) -> None:
+        """Take what all trainings share.
+
+        Args:
+            settings: For all of them; `archs` and `seeds` are for others to mind.
+            world: The processes that train together.
+
+        Raises:
+            SettingsError: a precision that this device has not.
+        """
         self.settings = settings
-        self.image = image
+        self.world = world
         self.device = training_device()
-        self.precision = precision_for(settings.precision, self.device)
+        precision_for(settings.precision, self.device)
+
+    def precision(self, image: ImageSpec) -> Precision:
+        """Return what trainings on such images compute in."""
+        return precision_for(self.settings.precision, self.device, image)
 
     def steps(self, examples: Examples) -> int:
-        """Return how many batches `fit` will learn from, over all epochs."""
-        return self.settings.epochs * len(_batches(examples.train, self.settings.batch_size))
+        """Return how many steps `fit` will take, over all epochs."""
+        return self.settings.epochs * len(Batches(examples, self.settings, 0, self.world.size))
 
     def fit(
-        self, model: nn.Module, examples: Examples, seed: int, progress: Callable[[int, str], None] | None = None
+        self,
+        model: nn.Module,
+        examples: Examples,
+        seed: int | None = None,
+        *,
+        state: StateFile | None = None,
+        events: Path | None = None,
+        progress: Callable[[int, str], None] | None = None,
     ) -> Trained:
-        """Train `model` in place and return its best epoch.
+        """Train `model` in place and return the best epoch of each cycle.
 
-        The same model, examples, seed and number of threads give the same weights on the same machine. PyTorch's
-        global generators are used, and left as they were.
+        The same model, examples, seed and number of threads give the same weights on the same CPU, however often the
+        training was interrupted and went on from its `state`. PyTorch's global generators are used, and left as they
+        were.
 
         Args:
             model: Takes normalised pixels, answers logits.
             examples: To learn from and to be judged by.
-            seed: What batches, augmentation and dropout are drawn from.
+            seed: What batches, augmentation and dropout are drawn from; the settings' by default.
+            state: Where the training is saved now and then, and goes on from if something lies there.
+            events: The folder of what TensorBoard shows.
             progress: Told of every step: how many more are done, and a note.
 
         Raises:
-            SettingsError: the loss is no longer finite.
+            SettingsError: the loss is no longer finite, or the model can't be compiled.
+            OutputError: the state can't be written, the disk being full, say; the one before is still there.
         """
+        seed = self.settings.seed if seed is None else seed
         devices = [self.device] if self.device.type == "cuda" else []
-        with _threads_for(self.settings.batch_size, self.image), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            learner = _Learner(model, self, self.steps(examples), np.random.default_rng(seed))
-            history: list[Epoch] = []
-            best: tuple[Epoch, Scores, dict[str, torch.Tensor]] | None = None
-            for number in range(1, self.settings.epochs + 1):
-                epoch, scores = self._epoch(learner, examples, number, progress or _nobody)
-                history.append(epoch)
-                _LOG.info("epoch %d: %s", number, _note(epoch))
-                if best is None or scores.nll < best[1].nll:
-                    best = epoch, scores, _copied(learner.model)
-        assert best is not None  # noqa: S101 - there is at least one epoch
+        with _threads_for(self.settings.batch_size, examples.image), torch.random.fork_rng(devices=devices):
+            training = _Training(self, model, examples, seed, state, progress or _nobody)
+            history, snapshots = training.run(events)
         return Trained(
-            weights=best[2],
-            best=best[0],
-            validation=best[1],
-            history=tuple(history),
+            snapshots=snapshots,
+            history=history,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             seed=seed,
-            precision=self.precision,
+            precision=self.precision(examples.image),
         )
 
-    def _epoch(
-        self, learner: _Learner, examples: Examples, number: int, progress: Callable[[int, str], None]
-    ) -> tuple[Epoch, Scores]:
+
+class _Training:
+    """One model's, from its first step or its last saved one to its end."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        model: nn.Module,
+        examples: Examples,
+        seed: int,
+        state: StateFile | None,
+        progress: Callable[[int, str], None],
+    ) -> None:
+        self.settings, self.world, self.examples = trainer.settings, trainer.world, examples
+        precision = trainer.precision(examples.image)
+        self.learner = Learner(model, self.settings, examples, seed, precision, trainer.device, self.world)
+        self.state, self.progress = state, progress
+        self.events: Events | None = None
+        self.done = _Progress()
+        if state is not None and (saved := state.read()):
+            self.learner.restore(saved["learner"])
+            self.done = _Progress.of(saved["progress"])
+            progress(self.learner.taken, "")
+
+    def run(self, events: Path | None) -> tuple[tuple[Epoch, ...], tuple[Snapshot, ...]]:
+        """Do what is left to do, and return all epochs and the best of each cycle."""
+        if events is not None:
+            self.events = Events(events, self.learner.taken - len(self.done.losses))
+        try:
+            self._run()
+        finally:
+            if self.events is not None:
+                self.events.close()
+        return tuple(self.done.history), tuple(self.done.snapshots)
+
+    def _run(self) -> None:
+        ends = cycle_ends(self.settings)
+        while len(self.done.history) < self.settings.epochs and not self._is_stuck():
+            self._learn()
+            self._judge()
+            if len(self.done.history) in ends:
+                self._end_cycle()
+            self._save_if_due()
+        if self.done.best is not None:
+            self._end_cycle()
+
+    def _learn(self) -> None:
+        """Take the steps of the present epoch that are not taken yet."""
+        number, taken = len(self.done.history) + 1, len(self.done.losses)
+        self.learner.model.train()
         began = time.perf_counter()
-        learner.model.train()
-        loss_sum, images = torch.zeros((), device=self.device), 0
-        for rows in _batches(learner.rng.permutation(examples.train), self.settings.batch_size):
-            loss_sum += learner.step(examples.pixels[rows], examples.labels[rows]) * len(rows)
-            images += len(rows)
-            progress(1, "")
+        for index, rows in enumerate(self.learner.batches.epoch(number)):
+            if index < taken:
+                continue
+            if self.events is not None and self.learner.taken == 0:
+                self.events.images(self.learner.inputs(rows[:16]), self.examples.image)
+            loss, norm = self.learner.step(rows)
+            self.done.losses.append(loss)
+            self.done.norms.append(norm)
+            self.progress(1, "")
+            # Several processes have each their own part of an epoch: theirs is saved between epochs alone.
+            if self.world.size == 1 and self.state is not None and self.state.is_due:
+                self.done.learning_s += time.perf_counter() - began
+                self._save()
+                began = time.perf_counter()
         # Reading the sum waits for the device, so that the time is that of the work.
-        loss = float(loss_sum) / images
-        learning_s = time.perf_counter() - began
-        logits = logits_of(learner.model, examples.pixels, examples.validation, self.image)
+        self.done.losses = list(self.world.total(torch.stack(self.done.losses)))
+        float(self.done.losses[-1])
+        self.done.learning_s += time.perf_counter() - began
+
+    def _judge(self) -> None:
+        """Close the epoch: what it was like, and how well validation images are answered now."""
+        began, done, examples = time.perf_counter(), self.done, self.examples
+        number, losses, norms = len(done.history) + 1, _floats(done.losses), _floats(done.norms)
+        logits = self._validation_logits()
+        loss = sum(losses) / len(losses)
         if not (math.isfinite(loss) and np.isfinite(logits).all()):
             raise SettingsError(
                 f"the training diverged in epoch {number}: its loss is {loss}; try a smaller --learning-rate than "
-                f"{self.settings.learning_rate:g}, or --precision fp32 if it is not (it is {self.precision})"
+                f"{self.settings.learning_rate:g}, or --precision fp32 if it is not (it is {self.learner.precision})"
             )
         scores = scores_of(softmax(logits), examples.labels[examples.validation])
         epoch = Epoch(
@@ -191,86 +303,56 @@ class Trainer:
             train_loss=loss,
             validation_accuracy=scores.accuracy,
             validation_nll=scores.nll,
-            learning_rate=learner.rate,
-            images_per_s=images / learning_s,
-            seconds=time.perf_counter() - began,
+            learning_rate=self.learner.rate,
+            gradient_norm=sum(norms) / len(norms),
+            images_per_s=len(examples.train) / done.learning_s,
+            seconds=done.learning_s + time.perf_counter() - began,
         )
-        progress(0, _note(epoch))
-        return epoch, scores
+        if self.events is not None:
+            self.events.epoch(epoch, losses, norms, self.learner.taken)
+        done.history.append(epoch)
+        done.losses, done.norms, done.learning_s = [], [], 0.0
+        if done.best is None or scores.nll < done.best.validation.nll:
+            done.best = Snapshot(copied(self.learner.judged), epoch, scores)
+        _LOG.info("epoch %d: %s", number, _note(epoch))
+        self.progress(0, _note(epoch))
 
+    def _validation_logits(self) -> npt.NDArray[np.float64]:
+        self.world.level(self.learner.model)
+        if self.learner.average is not None:
+            self.world.level(self.learner.average.module)
+        examples = self.examples
+        rows = self.world.share(examples.validation)
+        part = np.empty((0, examples.classes))
+        if len(rows):
+            part = logits_of(self.learner.judged, examples.pixels, rows, examples.image)
+        return self.world.together(part, len(examples.validation))
 
-class _Learner:
-    """A model and what moves it."""
+    def _is_stuck(self) -> bool:
+        """Whether the validation NLL has not become better for too long."""
+        best = self.done.best
+        if best is None or self.settings.patience is None:
+            return False
+        return len(self.done.history) - best.epoch.epoch >= self.settings.patience
 
-    def __init__(self, model: nn.Module, trainer: Trainer, steps: int, rng: np.random.Generator) -> None:
-        self.settings = trainer.settings
-        self.image = trainer.image
-        self.device = trainer.device
-        self.precision: Precision = trainer.precision
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.settings.weight_decay},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ]
-        )
-        # Off, it passes losses and gradients through.
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.rng = rng
-        self.steps = steps
-        self.taken = 0
-        self.rate = 0.0
+    def _end_cycle(self) -> None:
+        assert self.done.best is not None  # noqa: S101 - there is at least one epoch in a cycle
+        self.done.snapshots.append(self.done.best)
+        self.done.best = None
+        self.learner.begin_cycle()
 
-    def step(self, pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Learn from one batch and return its mean loss, a scalar on the device."""
-        self.rate = learning_rate_at(self.taken, self.steps, self.settings)
-        self.taken += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
-        batch = augmented(torch.from_numpy(pixels).to(self.device), self.rng, self.settings)
-        inputs = normalised(batch, self.image).contiguous(memory_format=torch.channels_last)
-        with autocast(self.precision, self.device):
-            logits = self.model(inputs)
-        loss = functional.cross_entropy(
-            logits.float(), torch.from_numpy(labels).to(self.device), label_smoothing=self.settings.label_smoothing
-        )
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), _MAX_NORM)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss.detach()
+    def _save_if_due(self) -> None:
+        if self.state is not None and self.state.is_due:
+            self._save()
 
-
-def learning_rate_at(step: int, steps: int, settings: TrainSettings) -> float:
-    """Return the learning rate of `step`, from 0 to below `steps`: a line up to its full value, then half a cosine."""
-    warmup = round(settings.warmup_share * steps)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    return settings.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
-
-
-def augmented(pixels: torch.Tensor, rng: np.random.Generator, settings: TrainSettings) -> torch.Tensor:
-    """Return `[batch, height, width, 3]` pixels, each image moved and, if asked for, every other one mirrored.
-
-    What a move uncovers is filled with the edge.
-    """
-    count, height, width, _ = pixels.shape
-    down, right = (rng.integers(-reach, reach + 1, count) for reach in _reaches(height, width, settings.shift))
-    rows = np.clip(np.arange(height) + down[:, None], 0, height - 1)
-    columns = np.clip(np.arange(width) + right[:, None], 0, width - 1)
-    if settings.flip:
-        columns = np.where(rng.random((count, 1)) < 0.5, width - 1 - columns, columns)
-    images = torch.arange(count, device=pixels.device)
-    down_to, right_to = (torch.from_numpy(index).to(pixels.device) for index in (rows, columns))
-    return pixels[images[:, None, None], down_to[:, :, None], right_to[:, None, :]]
+    def _save(self) -> None:
+        if self.state is not None and self.world.is_first:
+            self.state.write({"learner": self.learner.state(), "progress": self.done.state()})
 
 
 @contextlib.contextmanager
 def _threads_for(batch_size: int, image: ImageSpec) -> Iterator[None]:
-    """Let PyTorch use as many of its threads inside a block as steps of this size keep busy."""
+    """Let PyTorch use as many of its threads inside a block as passes of this size keep busy."""
     threads = torch.get_num_threads()
     worthwhile = batch_size * image.height * image.width // _PIXELS_PER_THREAD
     torch.set_num_threads(max(1, min(threads, worthwhile)))
@@ -280,19 +362,20 @@ def _threads_for(batch_size: int, image: ImageSpec) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _reaches(height: int, width: int, shift: float) -> tuple[int, int]:
-    return round(shift * height), round(shift * width)
+def _plain(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "weights": snapshot.weights,
+        "epoch": asdict(snapshot.epoch),
+        "validation": snapshot.validation.model_dump(),
+    }
 
 
-def _batches(rows: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    # Batch normalisation has nothing to normalise by in a batch of one; another epoch leaves out another image.
-    return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
+def _snapshot(weights: dict[str, torch.Tensor], epoch: dict[str, Any], validation: dict[str, Any]) -> Snapshot:
+    return Snapshot(weights, Epoch(**epoch), Scores(**validation))
 
 
-def _copied(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the model's state on the CPU; tensors that share memory are parted, as safetensors asks for."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
+def _floats(values: list[torch.Tensor]) -> list[float]:
+    return torch.stack(values).tolist() if values else []
 
 
 def _note(epoch: Epoch) -> str:

@@ -27,7 +27,15 @@ from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.serving.metrics import metrics_at
 from plurum.spec import Ensemble, read_ensemble
-from plurum.training import FitSettings, LabelledImages, TrainSettings, fit_run, load_data, train_run
+from plurum.training import (
+    FitSettings,
+    LabelledImages,
+    TrainOptions,
+    TrainSettings,
+    fit_run,
+    load_data,
+    train_run,
+)
 from plurum.voting import Verdict, decide, softmax
 
 __all__ = [
@@ -100,7 +108,7 @@ def main_job(out: Path, *, fresh: bool = False) -> None:
     start = time.monotonic()
     say, run, repository = Console(), Run(out), out / "model_repository"
     say.rule("1. train three classifiers on scikit-learn's digits")
-    train_run(DATA, SETTINGS, out, fresh=fresh)
+    train_run(DATA, SETTINGS, out, TrainOptions(fresh=fresh))
     say.rule("2. fit them into one calibrated ensemble")
     ensemble = fit_run(out, FitSettings(risk=RISK))
     _say_scores(say, ensemble)

@@ -42,6 +42,7 @@ def test_it_trains_goes_on_and_tells_what_is_next(
     small = ("--epochs", 1, "--image-size", 32)
     assert plurum(monkeypatch, *command, *small) == 0
     printed = capsys.readouterr().out
+    assert "90 images of 3 classes: train 57, validation 15, test 18" in printed
     assert f"next: plurum fit {out}" in printed
     assert "test_byobnet-2" in printed
     assert printed.count("1 of 1") == 2
@@ -95,7 +96,11 @@ def test_options_that_can_not_be_used_are_one_line(
         ({"CE": 4}, False, "has one class, 'CE'"),
         ({"CE": 4, "LAA": 0}, False, "class 'LAA' has no image"),
         ({"CE": 4, "LAA": 1}, False, "class 'LAA' has 1 image, and none for validation and test"),
-        ({"CE": 4, "LAA": 4}, True, "1 of 8 images can't be read; mend or remove them: "),
+        (
+            {"CE": 4, "LAA": 4},
+            True,
+            "1 of 8 images can't be read; mend or remove them, or leave them out with --skip-unreadable: ",
+        ),
     ],
 )
 def test_data_that_can_not_be_learnt_from_are_one_line(

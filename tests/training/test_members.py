@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
+import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -12,12 +15,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from plurum.errors import DataError, OutputError, SettingsError
 from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint
 from plurum.run import Run
-from plurum.training import TrainSettings, train_run
+from plurum.training import TrainOptions, TrainSettings, train_run
 from tests.training.conftest import ARCHS, SETTINGS, write_classes
 
 
@@ -89,7 +94,7 @@ def test_other_settings_are_refused_by_what_differs(
 
 def test_fresh_starts_over_and_leaves_nothing_stale(copy: Run, archive: Path) -> None:
     copy.ensemble_file.write_text("{}")
-    training = train_run(str(archive), changed(archs=("test_byobnet",), epochs=1), copy.path, fresh=True)
+    training = train_run(str(archive), changed(archs=("test_byobnet",), epochs=1), copy.path, TrainOptions(fresh=True))
     assert training.reused == ()
     assert [member.name for member in copy.members()] == ["test_byobnet"]
     assert copy.members()[0].epochs == 1
@@ -99,7 +104,7 @@ def test_fresh_starts_over_and_leaves_nothing_stale(copy: Run, archive: Path) ->
 def test_fresh_keeps_the_old_run_where_the_new_one_is_refused(copy: Run, tmp_path: Path) -> None:
     before = weights_of(copy)
     with pytest.raises(DataError, match="there is no"):
-        train_run(str(tmp_path / "nothing"), changed(epochs=1), copy.path, fresh=True)
+        train_run(str(tmp_path / "nothing"), changed(epochs=1), copy.path, TrainOptions(fresh=True))
     assert weights_of(copy) == before
 
 
@@ -107,11 +112,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, archive: Path) ->
     (tmp_path / "thesis.tex").write_text("precious")
     for fresh in (False, True):
         with pytest.raises(OutputError, match="holds something else than a run"):
-            train_run(str(archive), SETTINGS, tmp_path, fresh=fresh)
+            train_run(str(archive), SETTINGS, tmp_path, TrainOptions(fresh=fresh))
     (tmp_path / "run.json").write_text('{"of": "another program"}')
     (tmp_path / "data").mkdir()
     with pytest.raises(OutputError, match="was not written by plurum train"):
-        train_run(str(archive), SETTINGS, tmp_path, fresh=True)
+        train_run(str(archive), SETTINGS, tmp_path, TrainOptions(fresh=True))
     assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", "run.json", "data"}
 
 
@@ -137,27 +142,143 @@ def test_a_member_that_diverges_is_named(tmp_path: Path, archive: Path) -> None:
     assert not list((tmp_path / "run" / "members").glob("*"))
 
 
+def test_seeds_and_snapshots_become_members(tmp_path: Path, archive: Path) -> None:
+    out = tmp_path / "run"
+    settings = changed(archs=("test_byobnet",), seeds=2, snapshots=2, epochs=2)
+    members = train_run(str(archive), settings, out).members
+    names = ["test_byobnet-snapshot-1", "test_byobnet-snapshot-2"]
+    assert [member.name for member in members] == [*names, *(name.replace("net-", "net-2-") for name in names)]
+    assert [member.seed for member in members] == [0, 0, 1, 1]
+    assert [member.best_epoch for member in members] == [1, 2, 1, 2]
+    assert len({member.sha256 for member in members}) == 4
+    # Other seeds are trained behind those that are there.
+    more = train_run(str(archive), settings.model_copy(update={"seeds": 3}), out)
+    assert len(more.members) == 6
+    assert more.reused == tuple(member.name for member in members)
+    with pytest.raises(OutputError, match="was begun with --snapshots 2 and not 1;"):
+        train_run(str(archive), settings.model_copy(update={"seeds": 3, "snapshots": 1}), out)
+
+
+def test_members_trained_side_by_side_are_the_same(trained: Run, tmp_path: Path, archive: Path) -> None:
+    training = train_run(str(archive), SETTINGS, tmp_path / "run", TrainOptions(jobs=2))
+    assert [member.name for member in training.members] == list(ARCHS)
+    assert weights_of(Run(tmp_path / "run")) == weights_of(trained)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "data", "members"}
+
+
+def test_a_job_that_is_refused_is_one_line_and_ends_the_others(tmp_path: Path, archive: Path) -> None:
+    settings = changed(learning_rate=10, weight_decay=10, warmup_share=0, epochs=40)
+    with pytest.raises(SettingsError, match=r"test_\w+: the training diverged"):
+        train_run(str(archive), settings, tmp_path / "run", TrainOptions(jobs=2))
+    assert multiprocessing.active_children() == []
+
+
+def train_command(archive: Path, out: Path, *options: str) -> list[str]:
+    command = [sys.executable, "-m", "plurum", "train", str(archive), "--out", str(out), "--arch", ARCHS[0]]
+    return [*command, "--batch-size", "16", "--learning-rate", "0.005", "--precision", "fp32", *options]
+
+
+# As many threads as in these tests: sums depend on how they are divided.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def wait_for_the_end_of(group: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"the processes of group {group} are still there")
+
+
 @pytest.mark.slow
-def test_an_interrupted_training_leaves_no_member_and_goes_on(tmp_path: Path, archive: Path) -> None:
-    out, settings = tmp_path / "run", changed(epochs=15)
-    command = [sys.executable, "-m", "plurum", "train", str(archive), "--out", str(out)]
-    for arch in ARCHS:
-        command += ["--arch", arch]
-    command += ["--epochs", "15", "--batch-size", "16", "--learning-rate", "0.005", "--precision", "fp32"]
-    # As many threads as here: sums depend on how they are divided.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_a_training_that_is_killed_at_random_goes_on_as_if_it_had_not_been(tmp_path: Path, archive: Path) -> None:
+    """SIGKILL, five times, at moments spread over reading data, learning, saving and writing the member."""
+    options = ["--epochs", "12", "--ema", "0.9", "--save-every-s", "0", "--mixup", "0.2", "--flip"]
+    whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
+    began = time.monotonic()
+    subprocess.run(train_command(archive, whole.path, *options), env=ENVIRONMENT, check=True, capture_output=True)
+    took_s = time.monotonic() - began
+    draws, kills, states = random.Random(time.time_ns()), 0, []
+    while kills < 5:
+        with subprocess.Popen(
+            train_command(archive, killed.path, *options),
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            try:
+                process.wait(draws.uniform(0.3, 0.9) * took_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+                states.append((killed.path / "unfinished" / f"{ARCHS[0]}.pt").is_file())
+        if process.returncode == 0:
+            shutil.rmtree(killed.path)
+    assert any(states), "no kill met a training that had begun"
+    # What a killed process was writing lies there under a hidden name at most.
+    found = [path for path in killed.path.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    assert all(path.stat().st_size for path in found)
+    subprocess.run(train_command(archive, killed.path, *options), env=ENVIRONMENT, check=True, capture_output=True)
+    assert weights_of(killed) == weights_of(whole)
+    assert killed.members()[0].validation == whole.members()[0].validation
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_member_and_no_process_behind(tmp_path: Path, archive: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--arch", ARCHS[1], "--epochs", "200", "--jobs", "2", "--save-every-s", "0"]
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        train_command(archive, out, *options),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
-        while not (out / "members" / ARCHS[0] / "member.json").is_file() and process.poll() is None:
+        while not all((out / "unfinished" / f"{arch}.pt").is_file() for arch in ARCHS) and process.poll() is None:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        # As a terminal does: to all processes of the group.
+        os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert [path.name for path in (out / "members").iterdir()] == [ARCHS[0]]
-    resumed = train_run(str(archive), settings, out)
-    assert resumed.reused == ARCHS[:1]
-    # As if it had never been interrupted.
-    train_run(str(archive), settings, tmp_path / "whole")
-    assert weights_of(Run(tmp_path / "whole")) == weights_of(Run(out))
+    wait_for_the_end_of(process.pid)
+    assert not (out / "members").exists()
+
+
+@pytest.mark.slow
+def test_jobs_end_when_whoever_started_them_is_killed(tmp_path: Path, archive: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--arch", ARCHS[1], "--epochs", "5000", "--jobs", "2", "--save-every-s", "0"]
+    with subprocess.Popen(
+        train_command(archive, out, *options), env=ENVIRONMENT, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        while not all((out / "unfinished" / f"{arch}.pt").is_file() for arch in ARCHS) and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+    wait_for_the_end_of(process.pid)
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_train_one_member_together(tmp_path: Path, archive: Path) -> None:
+    """Without batch normalisation two processes learn what one does."""
+    options = ["--arch", "test_vit2", "--epochs", "2", "--accumulate", "2", "--balance", "weights", "--shift", "0"]
+    command = train_command(archive, tmp_path / "one", *options, "--image-size", "64")
+    command[command.index("--arch") : command.index("--arch") + 2] = []
+    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
+    together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command[1:]]
+    together[together.index(str(tmp_path / "one"))] = str(tmp_path / "two")
+    done = subprocess.run(together, env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    assert done.stdout.count("next: plurum fit") == 1
+    (one,), (two,) = Run(tmp_path / "one").members(), Run(tmp_path / "two").members()
+    assert two.best_epoch == one.best_epoch
+    assert two.validation.nll == pytest.approx(one.validation.nll, rel=1e-3)
+    weights = [load_file(Run(tmp_path / name).checkpoint(one)) for name in ("one", "two")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-2, atol=1e-3)
+    histories = [(Run(tmp_path / name).member_folder(one.name) / "history.csv").read_text() for name in ("one", "two")]
+    losses = [[float(row["train_loss"]) for row in csv.DictReader(io.StringIO(text))] for text in histories]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
