@@ -181,7 +181,15 @@ def test_every_mode_that_is_taken_can_be_reduced(mode: str) -> None:
         assert pixels.dtype == np.uint8
 
 
-@pytest.mark.parametrize("values", [np.ones((16, 16), np.float32), np.ones((16, 16), np.int32)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.ones((16, 16), np.float32),
+        np.full((16, 16), np.nan, np.float32),
+        np.full((16, 16), np.inf, np.float32),
+        np.ones((16, 16), np.int32),
+    ],
+)
 def test_pixels_without_a_known_range_are_refused(values: Any) -> None:
     with pytest.raises(UnreadableImageError, match=r"mode '(F|I)'"):
         seen(encoded(Image.fromarray(values), "TIFF"))

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plurum.errors import DataError
-from plurum.training.splits import SHARES, check_splits, stratified_splits
+from plurum.run import Split
+from plurum.training.splits import SHARES, check_patients, check_splits, stratified_splits, with_validation
 
 CLASSES = ("CE", "LAA")
 
@@ -88,3 +89,39 @@ def test_given_splits_are_checked_the_same() -> None:
             ["train", "validation", "test", "train", "validation", "train"],
             CLASSES,
         )
+
+
+def test_validation_is_a_fifth_of_train_and_test_stays() -> None:
+    labels = np.tile(np.repeat([0, 1], [400, 50]), 2)
+    given: list[Split] = ["train"] * 450 + ["test"] * 450
+    splits = np.array(with_validation(labels, [""] * 900, given, CLASSES, seed=0))
+    assert (splits[450:] == "test").all()
+    assert [(splits[:400] == "validation").sum(), (splits[400:450] == "validation").sum()] == [80, 10]
+    assert with_validation(labels, [""] * 900, given, CLASSES, seed=1) != tuple(splits)
+
+
+def test_validation_never_divides_a_patient() -> None:
+    labels = np.repeat([0, 1, 0, 1], 30)
+    names = [f"patient {row // 3}" for row in range(120)]
+    given: list[Split] = ["train"] * 60 + ["test"] * 60
+    check_patients(names, with_validation(labels, names, given, CLASSES, seed=0))
+
+
+def test_two_training_patients_of_a_class_are_enough_and_one_is_not() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    given: list[Split] = ["train", "train", "test"] * 2
+    assert sorted(with_validation(labels, ["a", "b", "c", "d", "e", "f"], given, CLASSES, seed=0)) == [
+        *["test"] * 2,
+        *["train"] * 2,
+        *["validation"] * 2,
+    ]
+    with pytest.raises(
+        DataError, match=r"2 images of 1 patient, and none for .*at least 2 patients .* train, validation"
+    ):
+        with_validation(labels, ["a", "a", "c", "d", "e", "f"], given, CLASSES, seed=0)
+
+
+def test_patients_in_two_splits_are_named_and_counted() -> None:
+    check_patients(["", "", "a", "a"], ["train", "test", "test", "test"])
+    with pytest.raises(DataError, match=r"patient 'a' is in test and validation, and 1 patient more: .*same split"):
+        check_patients(["a", "b", "a", "b"], ["test", "train", "validation", "test"])

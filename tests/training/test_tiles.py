@@ -14,14 +14,16 @@ import pytest
 import tifffile
 from PIL import Image
 
-from plurum.errors import ImageError, SettingsError
+from plurum.errors import DataError, ImageError, SettingsError
 from plurum.images import TooLargeImageError, open_image, pixels_from_image
+from plurum.spec import ImageSpec
 from plurum.training import load_data
 from plurum.training import tiles as tiles_module
 from plurum.training.slides import Slide, is_background
 from plurum.training.tiles import Picture, Tiling, pictures_from_file, tile_starts
 
 WHITE = 240
+IMAGE = ImageSpec(height=100, width=100, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def slide_pixels(height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -266,3 +268,34 @@ def test_a_slide_of_108_megapixels_never_lies_in_memory_whole(tmp_path: Path) ->
     assert float(grown_mb) < 40
     # As 24 tiles of 512 pixels cover 12,000, the sixth begins at 2,497, and so on.
     assert boxes == ["(2497, 0) (2997, 0) (2997, 499) (3496, 499)\n"]
+
+
+def test_a_slide_without_tile_size_is_refused_and_the_option_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plurum.images.MAX_PIXELS", 10_000)
+    monkeypatch.setattr(tiles_module, "MAX_PIXELS", 10_000)
+    for number in range(6):
+        path = tmp_path / "AB"[number % 2] / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, slide_pixels(300, 400), tile=(64, 48), photometric="rgb")
+    message = "6 of 6 images can't be read; .*image of 400 x 300 pixels is too large: .* with --tile-size"
+    for small_bytes in (1 << 25, 0):
+        # A large file's header is looked at before the file is read.
+        monkeypatch.setattr(tiles_module, "_SMALL_BYTES", small_bytes)
+        with pytest.raises(DataError, match=message):
+            load_data(str(tmp_path)).pixels(IMAGE)
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_members_see_the_tiles(tmp_path: Path) -> None:
+    pixels = slide_pixels(300, 400)
+    for number in range(6):
+        path = tmp_path / "AB"[number % 2] / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, pixels + np.uint8(number), tile=(64, 48), photometric="rgb", compression="zlib")
+    data = load_data(str(tmp_path), tile_size=100, max_tiles=1)
+    seen = data.pixels(IMAGE)
+    for row, source in enumerate(data.table.sources):
+        number = int(Path(source.split("#")[0]).stem)
+        np.testing.assert_array_equal(seen[row], pixels[100:200, 200:300] + np.uint8(number))
