@@ -93,7 +93,7 @@ def test_given_splits_are_checked_the_same() -> None:
 
 def test_validation_is_a_fifth_of_train_and_test_stays() -> None:
     labels = np.tile(np.repeat([0, 1], [400, 50]), 2)
-    given: list[Split] = ["train"] * 450 + ["test"] * 450
+    given: list[Split] = ["train" if row < 450 else "test" for row in range(900)]
     splits = np.array(with_validation(labels, [""] * 900, given, CLASSES, seed=0))
     assert (splits[450:] == "test").all()
     assert [(splits[:400] == "validation").sum(), (splits[400:450] == "validation").sum()] == [80, 10]
@@ -103,7 +103,7 @@ def test_validation_is_a_fifth_of_train_and_test_stays() -> None:
 def test_validation_never_divides_a_patient() -> None:
     labels = np.repeat([0, 1, 0, 1], 30)
     names = [f"patient {row // 3}" for row in range(120)]
-    given: list[Split] = ["train"] * 60 + ["test"] * 60
+    given: list[Split] = ["train" if row < 60 else "test" for row in range(120)]
     check_patients(names, with_validation(labels, names, given, CLASSES, seed=0))
 
 
