@@ -47,6 +47,14 @@ def subject_from_ensemble(
     ensemble: Ensemble, answered_by: str, members: tuple[str, ...], notes: tuple[str, ...] = ()
 ) -> Subject:
     """Return who is to be judged, by the ensemble's contract; a server may have other `members` than that."""
+    if ensemble.voting.prior_ratio is not None:
+        times = zip(ensemble.classes, ensemble.voting.prior_ratio, strict=True)
+        said = ", ".join(f"{name} {ratio:.2f} times as often" for name, ratio in times)
+        note = (
+            f"The vote is corrected for classes that come in other shares than here ({said}); the figures are of these "
+            f"images as they come, on which it would do better uncorrected."
+        )
+        notes = (*notes, note)
     return Subject(
         name=ensemble.name,
         classes=ensemble.classes,

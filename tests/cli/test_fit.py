@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from plurum.cli.main import run as command_line
 from plurum.run import Run
@@ -49,6 +50,22 @@ def test_it_prints_members_ensemble_and_what_was_fitted(
     assert f"next: plurum export {copy.path}" in printed
 
 
+def test_what_was_found_out_is_left_in_the_report(
+    copy: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = (f"--prior={name}={0.19 if index < 5 else 0.01}" for index, name in enumerate(copy.data().classes))
+    assert plurum(monkeypatch, "fit", copy.path, "--select", "greedy", *shares, "--draws", 100) == 0
+    printed = capsys.readouterr().out
+    report = FitReport.model_validate_json((copy.report_folder / "fit.json").read_text())
+    assert report.ensemble == read_ensemble(copy.ensemble_file)
+    assert report.select == "greedy"
+    assert "prior: corrected for classes that come as zero 0.190 (here " in printed
+    for name in ("fit_members.png", "fit_review.png"):
+        with Image.open(copy.report_folder / name) as picture:
+            assert min(picture.size) > 150
+    assert "on test images the ensemble" in printed or "answers alone" in printed
+
+
 def test_json_is_the_whole_report(
     copy: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +86,17 @@ def test_json_is_the_whole_report(
         (("--alpha", 1), "--alpha is 1.0: "),
         (("--risk", 2), "--risk is 2.0: "),
         (("--risk", "nan"), "--risk is nan: "),
+        (("--select", "some"), "--select is 'some': "),
+        (("--select", "greedy", "--mode", "hard"), "--select greedy gives weights to a soft vote, and --mode hard has"),
+        (("--l2", 0), "--l2 is 0.0: "),
+        (("--patient-rule", "median"), "--patient-rule is 'median': "),
+        (("--prior", "CE"), "--prior is 'CE': CLASS=SHARE is needed, once per class"),
+        (("--prior", "CE=0.5", "--prior", "CE=0.5"), "--prior is 'CE=0.5': CLASS=SHARE is needed, once per class"),
+        (("--prior", "CE=most"), "--prior is 'CE=most': 'most' is no number"),
+        (("--prior", "CE=1.5"), "--prior is 1.5: "),
+        (("--prior", "CE=0.5", "--prior", "LAA=0.4"), "--prior adds up to 0.9, not to 1"),
+        (("--prior", "CE=0.5", "--prior-from", "ward"), "--prior states what --prior-from estimates"),
+        (("--prior-from", "ward", "--mode", "hard"), "--prior corrects probabilities, and the shares of --mode hard"),
     ],
 )
 def test_options_that_can_not_be_used_are_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,17 +11,29 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from plurum.errors import ContractError
+from plurum.errors import ContractError, PlurumError
 from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint
 from plurum.run import Run
 from plurum.spec import read_ensemble
-from plurum.training import FitReport, FitSettings, fit_report, fit_run
+from plurum.training import (
+    FitReport,
+    FitSettings,
+    JudgeSettings,
+    TrainSettings,
+    fit_report,
+    fit_run,
+    judge_run,
+    train_run,
+)
 from plurum.training.calibration import conformal_quantiles, fitted_temperature, review_threshold
 from plurum.training.scoring import logits_of, scores_of
-from plurum.voting import Verdict, decide, soft_vote, softmax
+from plurum.training.stacking import cross_fitted, fitted_stack, out_of_fold
+from plurum.training.weights import greedy_weights
+from plurum.voting import Verdict, decide, soft_vote, softmax, temper
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,6 +65,8 @@ def check_numbers(run: Run, report: FitReport) -> None:
     ensemble = report.ensemble
     for split in ("validation", "test"):
         answers, labels = answers_of(run, split)
+        kept = [index for index, member in enumerate(run.members()) if member in ensemble.members]
+        answers = answers[:, kept]
         verdict = decide(answers, ensemble.rule)
         scores = scores_of(verdict.probabilities, labels, verdict.label)
         assert ensemble.scores[split].accuracy == scores.accuracy
@@ -146,6 +161,157 @@ def test_a_useless_member_is_left_out_and_an_equal_one_is_not(run: Run) -> None:
     kept = fit_report(run.path, FitSettings(select="all"))
     assert kept.nll_saved[0] > 0
     assert kept.ensemble.voting.weights[0] > 0.9
+
+
+@pytest.fixture(scope="module")
+def spoilt(trained: Run, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a third member that was stopped after one epoch at too high a learning rate."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    settings = TrainSettings(archs=("test_efficientnet",), epochs=1, batch_size=16, learning_rate=0.1, precision="fp32")
+    train_run(str(archive), settings, folder / "other")
+    shutil.copytree(trained.path, folder / "run")
+    member = Run(folder / "other").member_folder("test_efficientnet")
+    shutil.copytree(member, folder / "run" / "members" / "test_efficientnet")
+    return Run(folder / "run")
+
+
+def test_a_member_that_spoils_the_vote_is_noticed_and_left_out(spoilt: Run) -> None:
+    """With it, the vote of equals is worse than its best member; the fit says so, and mends it."""
+    path = spoilt.path
+    hard = fit_report(path, FitSettings(select="all", mode="hard"))
+    answers, labels = answers_of(spoilt, "test")
+    best = [member.name for member in spoilt.members()].index(hard.best_single)
+    equal = scores_of(soft_vote(answers, np.full(3, 1 / 3)), labels)
+    assert equal.accuracy < scores_of(answers[:, best], labels).accuracy
+    mended = fit_report(path, FitSettings())
+    assert mended.left_out == ("test_efficientnet",)
+    assert {member.name for member in mended.ensemble.members} == {"test_byobnet", "test_resnet"}
+    spoiling = mended.members["test_efficientnet"]
+    assert spoiling.weight == 0
+    assert spoiling.contribution is not None
+    assert (spoiling.contribution.high or 0) < 0
+    assert mended.outcome != "worse"
+    assert mended.ensemble.scores["test"].accuracy > equal.accuracy
+    check_numbers(spoilt, mended)
+
+
+def test_a_greedy_fit_serves_those_it_takes(spoilt: Run) -> None:
+    report = fit_report(spoilt.path, FitSettings(select="greedy"))
+    answers, labels = answers_of(spoilt, "validation")
+    weights = greedy_weights(answers, labels)
+    names = [member.name for member in spoilt.members()]
+    assert [member.name for member in report.ensemble.members] == [names[i] for i in np.flatnonzero(weights)]
+    assert report.ensemble.voting.weights == pytest.approx(weights[weights > 0])
+    assert "test_efficientnet" in report.left_out
+    check_numbers(spoilt, report)
+
+
+def test_what_is_said_of_the_best_member_is_what_evaluate_says(run: Run) -> None:
+    report = fit_report(run.path, FitSettings(select="all"))
+    judgement = judge_run(run.path, JudgeSettings())
+    assert report.best_single == judgement.best_single
+    for name, figure in report.differences.items():
+        expected = judgement.differences[name]
+        assert (figure.value, figure.low, figure.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_a_stacked_vote_is_judged_on_images_its_regressions_have_not_seen(run: Run) -> None:
+    report = fit_report(run.path, FitSettings(mode="stack", select="all", alpha=0.2, risk=0.02))
+    voting = report.ensemble.voting
+    assert (voting.mode, voting.weights) == ("stack", (0.5, 0.5))
+    answers, labels = answers_of(run, "validation")
+    stack = fitted_stack(answers, labels, 1.0)
+    np.testing.assert_allclose(voting.coefficients or (), stack.coefficients, atol=1e-4)
+    unseen = out_of_fold(answers, cross_fitted(answers, labels, np.arange(80), run.data().classes, l2=1.0, seed=0))
+    assert voting.temperature == pytest.approx(fitted_temperature(unseen, labels))
+    honest = temper(unseen, voting.temperature)
+    assert report.ensemble.scores["validation"].nll == pytest.approx(scores_of(honest, labels).nll)
+    assert report.ensemble.conformal is not None
+    np.testing.assert_allclose(
+        report.ensemble.conformal.quantiles, conformal_quantiles(honest, labels, np.arange(80), 0.2)
+    )
+    threshold = review_threshold(honest.max(axis=1), honest.argmax(axis=1) != labels, 0.02)
+    assert report.ensemble.review.threshold == pytest.approx(threshold)
+    test_answers, test_labels = answers_of(run, "test")
+    verdict = decide(test_answers, report.ensemble.rule)
+    assert report.ensemble.scores["test"].nll == pytest.approx(scores_of(verdict.probabilities, test_labels).nll)
+
+
+def test_a_stated_prior_corrects_the_vote_and_weighs_its_scores(run: Run) -> None:
+    plain = fit_report(run.path, FitSettings())
+    shares = {"0": 0.4, "1": 0.1, "2": 0.1, "3": 0.4}
+    report = fit_report(run.path, FitSettings(prior=shares))
+    voting = report.ensemble.voting
+    answers, labels = answers_of(run, "test")
+    here = np.bincount(answers_of(run, "validation")[1]) / 80
+    np.testing.assert_allclose(voting.prior_ratio or (), np.array([0.4, 0.1, 0.1, 0.4]) / here)
+    assert report.prior == pytest.approx(shares)
+    assert (voting.weights, voting.temperature) == (plain.ensemble.voting.weights, plain.ensemble.voting.temperature)
+    verdict = decide(answers, report.ensemble.rule)
+    weights = (np.array([0.4, 0.1, 0.1, 0.4]) / here)[labels]
+    assert report.ensemble.scores["test"].accuracy == pytest.approx(
+        np.average(verdict.label == labels, weights=weights)
+    )
+    assert report.reviewed["test"] == pytest.approx(np.average(verdict.review, weights=weights))
+    notes = judge_run(run.path, JudgeSettings()).notes
+    assert any("corrected for classes that come in other shares" in note for note in notes)
+
+
+def test_a_prior_is_estimated_from_unlabelled_images(run: Run, tmp_path: Path) -> None:
+    """Training images of two of the four classes, one of them three times as often."""
+    table, pixels = run.table(), run.pixels()
+    ones, threes = np.flatnonzero(table.labels == 1)[:60], np.flatnonzero(table.labels == 3)[:20]
+    with (tmp_path / "ward.csv").open("w") as file:
+        file.write("path\n")
+        for index in (*ones, *threes):
+            Image.fromarray(pixels[index]).save(tmp_path / f"{index}.png")
+            file.write(f"{index}.png\n")
+    by_folder = fit_report(run.path, FitSettings(prior_from=str(tmp_path)))
+    by_table = fit_report(run.path, FitSettings(prior_from=str(tmp_path / "ward.csv")))
+    for report in (by_folder, by_table):
+        assert report.prior is not None
+        np.testing.assert_allclose(list(report.prior.values()), [0, 0.75, 0, 0.25], atol=0.1)
+        assert report.ensemble.voting.prior_ratio is not None
+
+
+def test_patients_are_answered_where_they_are_known(run: Run) -> None:
+    assert fit_report(run.path, FitSettings()).patient_level is None
+    assert run.ensemble().patient_rule is None
+    file = run.data_folder / "items.csv"
+    with file.open() as opened:
+        rows = list(csv.DictReader(opened))
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, rows[0])
+        writer.writeheader()
+        # Two patients of each class in each split.
+        for number, row in enumerate(rows):
+            writer.writerow(row | {"patient": f"{row['split']}-{row['label']}-{number % 2}"})
+    report = fit_report(run.path, FitSettings(patient_rule="majority"))
+    assert report.ensemble.patient_rule == run.ensemble().patient_rule == "majority"
+    level, judged = report.patient_level, judge_run(run.path, JudgeSettings()).patient_level
+    assert level is not None
+    assert judged is not None
+    assert level.patients == 8
+    assert level.by_rule["ensemble"] == judged.by_rule["ensemble"]
+
+
+def test_what_can_not_be_fitted_is_refused_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "names.csv").write_text("file\na.png\n")
+    (tmp_path / "gone.csv").write_text("path\na.png\nb.png\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
+    for settings, message in (
+        (FitSettings(prior={"zero": 0.5, "1": 0.5}), "--prior names zero, which is no class"),
+        (FitSettings(prior_from=str(tmp_path / "nowhere")), "is neither a folder of images nor a .csv"),
+        (FitSettings(prior_from=str(tmp_path / "empty")), "holds no image"),
+        (FitSettings(prior_from=str(tmp_path / "names.csv")), "has no column path, but file"),
+        (FitSettings(prior_from=str(tmp_path / "gone.csv")), r"names images that aren't there: .*a\.png, and 1 more"),
+        (FitSettings(prior_from=str(tmp_path / "broken")), r"a\.png can't be read: 8 bytes that are no JPEG"),
+    ):
+        with pytest.raises(PlurumError, match=message):
+            fit_report(run.path, settings)
+    assert not run.ensemble_file.exists()
 
 
 def test_what_is_no_finished_run_is_refused(run: Run, tmp_path: Path) -> None:
