@@ -83,7 +83,7 @@ class LabelledImages:
         try:
             return self.read(index)
         except OSError as error:
-            raise ImageError(f"{self.table.sources[index]} can't be read: {error.strerror}") from error
+            raise ImageError(f"{self.table.sources[index]} can't be read: {error.strerror or error}") from error
 
     def taken(self, rows: npt.NDArray[np.int64]) -> LabelledImages:
         """Return the images of these indices, under the same fingerprint."""
