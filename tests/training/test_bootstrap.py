@@ -78,3 +78,15 @@ def test_draws_without_a_figure_are_left_out() -> None:
     assert np.isnan(low)
     assert np.isnan(high)
     assert percentile_interval(np.arange(101.0)) == pytest.approx((2.5, 97.5))
+
+
+def test_weights_and_level_are_those_of_the_draws() -> None:
+    """Whole weights are the same as so many copies of an image in its group; a lower level is a narrower interval."""
+    rng = np.random.default_rng(0)
+    values, weights = rng.normal(size=40), rng.integers(1, 4, 40)
+    ours = mean_interval(values, Bootstrap(np.arange(40), 300, 0), weights=weights.astype(np.float64))
+    copies = mean_interval(np.repeat(values, weights), Bootstrap(np.repeat(np.arange(40), weights), 300, 0))
+    assert ours == pytest.approx(copies)
+    narrow = mean_interval(values, Bootstrap(np.arange(40), 300, 0), level=0.5)
+    wide = mean_interval(values, Bootstrap(np.arange(40), 300, 0), level=0.99)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]

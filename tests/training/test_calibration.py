@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy import stats
 
-from plurum.training.calibration import conformal_quantiles, fitted_temperature, groups_of, review_threshold
-from plurum.training.scoring import scores_of
+from plurum.training.calibration import (
+    conformal_quantiles,
+    fitted_temperature,
+    groups_of,
+    review_threshold,
+    tempered_losses,
+)
+from plurum.training.scoring import losses_of, scores_of
 from plurum.voting import prediction_sets, softmax, temper
 
 Floats = npt.NDArray[np.float64]
@@ -81,6 +88,49 @@ def test_sets_cover_new_images_of_each_class(per_patient: int) -> None:
         assert 0.79 < np.mean(shares) < 0.9
     # What is served may only add the winner.
     assert (prediction_sets(probabilities, quantiles).sum(axis=1) >= 1).all()
+
+
+def test_coverage_is_in_its_binomial_band_over_200_draws() -> None:
+    """39 images of a class and alpha 0.2: a new one is covered with a probability of ceil(40 · 0.8) / 40, exactly.
+
+    How often, over 200 fits and a new image each, is then binomial; the coverage of one fit is Beta(32, 8).
+    """
+    rng = np.random.default_rng(0)
+    labels, new = np.repeat([0, 1], 39), np.repeat([0, 1], 500)
+
+    def drawn(truth: Ints) -> Floats:
+        first = 1 / (1 + np.exp(-(rng.normal(size=len(truth)) + 1.0 - 2.0 * truth)))
+        return np.stack([first, 1 - first], axis=1)
+
+    inside = np.array(
+        [
+            (1 - drawn(new) <= np.array(conformal_quantiles(drawn(labels), labels, np.arange(78), 0.2)))[
+                np.arange(1000), new
+            ]
+            for _ in range(200)
+        ]
+    )
+    low, high = stats.binom.interval(0.999, 200, 0.8)
+    for index in (0, 1):
+        of_class = inside[:, new == index]
+        assert low <= of_class[:, 0].sum() <= high
+        assert of_class.mean() == pytest.approx(0.8, abs=3.3 * stats.beta.std(32, 8) / np.sqrt(200))
+
+
+def test_weighed_answers_count_as_many_images() -> None:
+    """Whole weights are the same as so many copies."""
+    rng = np.random.default_rng(0)
+    confidence, wrong, weights = rng.random(60), rng.random(60) < 0.2, rng.integers(1, 5, 60)
+    for risk in (0.0, 0.1, 0.2):
+        copies = review_threshold(np.repeat(confidence, weights), np.repeat(wrong, weights), risk)
+        assert review_threshold(confidence, wrong, risk, weights.astype(np.float64)) == copies
+
+
+def test_votes_are_compared_at_their_best_temperature_even_where_never_wrong() -> None:
+    right = np.tile([[0.6, 0.4], [0.3, 0.7]], (50, 1))
+    labels = np.tile([0, 1], 50)
+    assert fitted_temperature(right, labels) == 1.0
+    np.testing.assert_allclose(tempered_losses(right, labels), losses_of(temper(right, 0.1), labels), rtol=1e-3)
 
 
 def test_review_threshold_of_a_hand_computed_case() -> None:
