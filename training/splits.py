@@ -71,12 +71,13 @@ def with_validation(
     Raises:
         DataError: a class has too few images or patients to be in every split.
     """
+    # Else a class of test images alone would be said to have none.
+    check_splits(labels, patients, splits, classes, ("train", "test"))
     result = list(splits)
     rows = np.flatnonzero(np.asarray(splits) == "train")
     drawn = stratified_splits(labels[rows], [patients[row] for row in rows], classes, seed, _WITHOUT_TEST)
     for row, split in zip(rows, drawn, strict=True):
         result[row] = split
-    check_splits(labels, patients, result, classes)
     return tuple(result)
 
 

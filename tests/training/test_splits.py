@@ -125,3 +125,9 @@ def test_patients_in_two_splits_are_named_and_counted() -> None:
     check_patients(["", "", "a", "a"], ["train", "test", "test", "test"])
     with pytest.raises(DataError, match=r"patient 'a' is in test and validation, and 1 patient more: .*same split"):
         check_patients(["a", "b", "a", "b"], ["test", "train", "validation", "test"])
+
+
+def test_a_class_of_test_images_alone_is_named_with_all_its_images() -> None:
+    given: list[Split] = ["train", "train", "test", "test", "test"]
+    with pytest.raises(DataError, match=r"class 'LAA' has 2 images, and none for train: .* each of train, test"):
+        with_validation(np.array([0, 0, 0, 1, 1]), [""] * 5, given, CLASSES, seed=0)
