@@ -81,7 +81,9 @@ class Picture:
         """Return the file's bytes, or the rectangle as a PNG.
 
         Raises:
-        XX: the file is not there.
+            ImageError: it can't be read.
+            UnreadableImageError: likewise, found while decoding; TooLargeImageError where --tile-size would help.
+            OSError: the file can't be opened.
         """
         if self.fault:
             raise ImageError(self.fault)
