@@ -24,8 +24,8 @@ class MemberFit(BaseModel):
 
     Attributes:
         weight: In the vote; 0 for one that was left out, or has no say.
-        contribution: The validation NLL that the vote would have more without it, nats, when it was last looked at;
-            the interval holds for all members at once. None for a member that is alone.
+        contribution: The validation NLL that the vote would have more without it, nats, when it was last looked at,
+            with a 95 % interval. None for a member that is alone.
         scores: Its own, by split.
     """
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from plurum.training.bootstrap import LEVEL, Bootstrap, mean_interval
+from plurum.training.bootstrap import Bootstrap, mean_interval
 from plurum.training.judgement import Figure
 from plurum.training.weights import equal_weights
 
@@ -41,8 +41,7 @@ class Selection:
 def contributions_of(losses: Losses, weights: Floats, bootstrap: Bootstrap) -> dict[int, Figure]:
     """Return, for each member in the vote, the NLL that the vote would have more without it, in nats per image.
 
-    Leave-one-out, by a paired bootstrap over patients: both votes are scored on the same draws. The intervals hold
-    for all members at once with 95 % (Bonferroni): of many members, one would look harmful by chance otherwise.
+    Leave-one-out, with 95 % intervals by a paired bootstrap over patients: both votes are scored on the same draws.
     Nothing for a member that is alone.
     """
     members = np.flatnonzero(weights)
@@ -54,7 +53,7 @@ def contributions_of(losses: Losses, weights: Floats, bootstrap: Bootstrap) -> d
         rest = weights.copy()
         rest[member] = 0.0
         more = losses(rest / rest.sum()) - whole
-        low, high = mean_interval(more, bootstrap, level=1 - (1 - LEVEL) / len(members))
+        low, high = mean_interval(more, bootstrap)
         found[member] = Figure(value=float(more.mean()), low=low, high=high)
     return found
 
@@ -63,7 +62,8 @@ def backward_selection(losses: Losses, members: int, bootstrap: Bootstrap) -> Se
     """Leave out, one by one, the members without which an equal vote is better beyond chance, the worst first.
 
     Backward elimination: all members are looked at anew after each that leaves, since one can spoil the vote in which
-    another is of use. Whoever merely adds nothing stays: what must be beyond chance is a gain of 0.001 nats.
+    another is of use. Whoever merely adds nothing stays, and so does who costs less than 0.001 nats. Intervals are not
+    widened for being many: of members that neither help nor harm, one in forty leaves by chance, which loses nothing.
 
     Args:
         losses: Of a vote, by its weights.
@@ -77,7 +77,9 @@ def backward_selection(losses: Losses, members: int, bootstrap: Bootstrap) -> Se
         for member, figure in found.items():
             contributions[member] = figure
         harmful = {
-            member: figure.value or 0.0 for member, figure in found.items() if (figure.high or 0.0) < -_NEGLIGIBLE
+            member: figure.value or 0.0
+            for member, figure in found.items()
+            if (figure.high or 0.0) < 0 and (figure.value or 0.0) <= -_NEGLIGIBLE
         }
         if not harmful:
             return Selection(weights, tuple(contributions))

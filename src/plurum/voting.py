@@ -143,7 +143,7 @@ def stacking_features(members: Floats) -> Floats:
 
     Probabilities below 1e-6 count as 1e-6.
     """
-    return np.log(np.maximum(members, _STACKED_FLOOR)).reshape(len(members), -1)
+    return np.asarray(np.log(np.maximum(members, _STACKED_FLOOR)).reshape(len(members), -1))
 
 
 def stacked_vote(members: Floats, coefficients: npt.ArrayLike, intercepts: npt.ArrayLike) -> Floats:

@@ -236,4 +236,5 @@ def _beside_best(report: FitReport) -> str:
         "mixed": "the ensemble is in part better, in part worse than its best member",
         "worse": "the ensemble is worse than its best member",
     }[report.outcome]
-    return f"on test images {said}: {comparison_line(report.differences, report.best_single)}"
+    sentence = comparison_line(report.differences, report.best_single)
+    return f"on test images {said}: {sentence[0].lower()}{sentence[1:].rstrip('.')}"
