@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
 from plurum.spec import read_ensemble
 
@@ -39,6 +43,23 @@ def test_it_leaves_its_files_where_it_says_and_nothing_else(demo: Demo) -> None:
     assert (run / "model_repository" / "ensemble" / "config.pbtxt").is_file()
     assert len(list((run / "held_out").rglob("*.png"))) == read_ensemble(run / "ensemble.json").data.images["test"]
     assert list(run.rglob(".*")) == []
+
+
+def test_its_report_opens(demo: Demo) -> None:
+    """It is one page that loads nothing, with every picture in it, and says what the demo said."""
+    report = demo.folder / "runs" / "demo" / "report" / "report.html"
+    assert str(report.relative_to(demo.folder)) in demo.output.replace("\n", "")
+    page = report.read_text(encoding="utf-8")
+    HTMLParser().feed(page)
+    sources = re.findall(r'<img[^>]+src="([^"]*)"', page)
+    assert len(sources) >= 7
+    for source in sources:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(data))).verify()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    accuracy = read_ensemble(demo.folder / "runs" / "demo" / "ensemble.json").scores["test"].accuracy
+    assert f"{accuracy:.4f}" in page or f"{accuracy:.1%}" in page
 
 
 def files_of(run: Path) -> dict[Path, int]:

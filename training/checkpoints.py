@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-from pathlib import Path
-
 from plurum.errors import needs_extra
 from plurum.files import sha256_of, whole_folder
 from plurum.run import DataContract, Run
 from plurum.spec import Member, write_contract
-from plurum.training.trainer import Epoch, Snapshot, Trained
+from plurum.training.history import write_history
+from plurum.training.trainer import Snapshot, Trained
 
 __all__ = ["write_member"]
 
@@ -35,7 +32,7 @@ def write_member(
         from safetensors.torch import save_file
     with whole_folder(run.member_folder(name)) as folder:
         save_file(snapshot.weights, folder / "checkpoint.safetensors")
-        _write_history(folder / "history.csv", trained.history)
+        write_history(folder / "history.csv", trained.history)
         member = Member(
             name=name,
             arch=arch,
@@ -51,10 +48,3 @@ def write_member(
         )
         write_contract(folder / "member.json", member)
     return member
-
-
-def _write_history(path: Path, history: tuple[Epoch, ...]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(field.name for field in dataclasses.fields(Epoch))
-        writer.writerows(dataclasses.astuple(epoch) for epoch in history)

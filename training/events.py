@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from plurum.errors import needs_extra
 from plurum.spec import ImageSpec
-
-if TYPE_CHECKING:
-    from plurum.training.trainer import Epoch
+from plurum.training.history import Epoch
 
 __all__ = ["Events"]
 

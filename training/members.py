@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plurum.errors import OutputError, SettingsError, needs_extra
+from plurum.files import whole_file
 from plurum.run import Run
 from plurum.spec import Member, read_member, write_contract
 from plurum.training.architectures import check_architectures, check_input, member_names, model_from_arch
+from plurum.training.history import plot_from_histories, read_history
 from plurum.training.jobs import Job, run_side_by_side
 from plurum.training.precision import precision_for, training_device
 from plurum.training.progress import shown
@@ -117,6 +119,8 @@ def train_run(source: str, settings: TrainSettings, out: Path, options: TrainOpt
         else:
             for member in missing:
                 _train(run, member, settings, options, world)
+        if missing and world.is_first:
+            _draw(run, wanted)
     names = [name for training in wanted for name in training.members]
     reused = tuple(name for training in wanted if training not in missing for name in training.members)
     members = tuple(read_member(run.member_folder(name) / "member.json") for name in names)
@@ -221,6 +225,17 @@ def _train(
             write_member(run, contract, name, training.arch, trained, snapshot)
         state.remove()
     world.wait()
+
+
+def _draw(run: Run, wanted: list[_Wanted]) -> None:
+    """Write `report/training.png`: how all trainings of the run went."""
+    histories, kept = {}, {}
+    for training in wanted:
+        histories[training.name] = read_history(run.member_folder(training.members[0]) / "history.csv")
+        members = [read_member(run.member_folder(name) / "member.json") for name in training.members]
+        kept[training.name] = [member.best_epoch for member in members]
+    with whole_file(run.report_folder / "training.png") as hidden:
+        hidden.write_bytes(plot_from_histories(histories, kept))
 
 
 def _check_begun(run: Run, settings: TrainSettings, *, fresh: bool) -> None:

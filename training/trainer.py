@@ -21,6 +21,7 @@ from plurum.spec import ImageSpec, Scores
 from plurum.training.distributed import ALONE, World
 from plurum.training.events import Events
 from plurum.training.examples import Batches, Examples
+from plurum.training.history import Epoch
 from plurum.training.learner import Learner, copied
 from plurum.training.precision import Precision, precision_for, training_device
 from plurum.training.schedule import cycle_ends
@@ -29,38 +30,13 @@ from plurum.training.settings import TrainSettings
 from plurum.training.state import StateFile
 from plurum.voting import softmax
 
-__all__ = ["Epoch", "Snapshot", "Trained", "Trainer"]
+__all__ = ["Snapshot", "Trained", "Trainer", "threads_for"]
 
 _LOG = logging.getLogger(__name__)
 
 # Steps of fewer pixels are over before a second thread has paid for itself; and threads wait for each other by
 # spinning, so that where other programs share the cores such steps take ten times as long with two as with one.
 _PIXELS_PER_THREAD = 50_000
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One row of a member's history.
-
-    Attributes:
-        epoch: From 1.
-        train_loss: Mean cross-entropy over the epoch's augmented batches, nats.
-        validation_accuracy: 0 to 1.
-        validation_nll: Nats.
-        learning_rate: At the epoch's last step.
-        gradient_norm: Mean over the epoch's steps, before it is cut.
-        images_per_s: Trained on, validation not counted.
-        seconds: Of the whole epoch.
-    """
-
-    epoch: int
-    train_loss: float
-    validation_accuracy: float
-    validation_nll: float
-    learning_rate: float
-    gradient_norm: float
-    images_per_s: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -205,7 +181,7 @@ class Trainer:
         """
         seed = self.settings.seed if seed is None else seed
         devices = [self.device] if self.device.type == "cuda" else []
-        with _threads_for(self.settings.batch_size, examples.image), torch.random.fork_rng(devices=devices):
+        with threads_for(self.settings.batch_size, examples.image), torch.random.fork_rng(devices=devices):
             training = _Training(self, model, examples, seed, state, progress or _nobody)
             history, snapshots = training.run(events)
         return Trained(
@@ -351,7 +327,7 @@ class _Training:
 
 
 @contextlib.contextmanager
-def _threads_for(batch_size: int, image: ImageSpec) -> Iterator[None]:
+def threads_for(batch_size: int, image: ImageSpec) -> Iterator[None]:
     """Let PyTorch use as many of its threads inside a block as passes of this size keep busy."""
     threads = torch.get_num_threads()
     worthwhile = batch_size * image.height * image.width // _PIXELS_PER_THREAD

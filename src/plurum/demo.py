@@ -29,12 +29,15 @@ from plurum.serving.metrics import metrics_at
 from plurum.spec import Ensemble, read_ensemble
 from plurum.training import (
     FitSettings,
+    JudgeSettings,
     LabelledImages,
     TrainOptions,
     TrainSettings,
     fit_run,
+    judge_run,
     load_data,
     train_run,
+    write_report,
 )
 from plurum.voting import Verdict, decide, softmax
 
@@ -112,6 +115,7 @@ def main_job(out: Path, *, fresh: bool = False) -> None:
     say.rule("2. fit them into one calibrated ensemble")
     ensemble = fit_run(out, FitSettings(risk=RISK))
     _say_scores(say, ensemble)
+    report = write_report(judge_run(out, JudgeSettings()), run.report_folder)
     say.rule("3. export to ONNX and assemble the model repository")
     if export_if_changed(run, repository):
         say.print(f"exported to {repository}, every graph as PyTorch on real images (parity.json)")
@@ -128,7 +132,7 @@ def main_job(out: Path, *, fresh: bool = False) -> None:
         say.print(f"lines of {server.urls.metrics} that grew:", soft_wrap=True)
         for sample, old, new in grown(before, metrics_at(server.urls.metrics), *WATCHED):
             say.print(f"  {sample} {old:g} -> {new:g}", highlight=False, soft_wrap=True, markup=False)
-    _say_places(say, run, repository, time.monotonic() - start)
+    _say_places(say, run, repository, report, time.monotonic() - start)
 
 
 def export_if_changed(run: Run, repository: Path) -> bool:
@@ -241,11 +245,12 @@ def _say_comparison(say: Console, held_out: HeldOut, answers: list[Prediction], 
     )
 
 
-def _say_places(say: Console, run: Run, repository: Path, took_s: float) -> None:
+def _say_places(say: Console, run: Run, repository: Path, report: Path, took_s: float) -> None:
     say.rule(f"done in {took_s:.0f} s")
     for what, place in (
         ("members", run.path / "members"),
         ("how they vote", run.ensemble_file),
+        ("how good it is", report),
         ("held-out images", run.path / "held_out"),
         ("model repository", repository),
     ):

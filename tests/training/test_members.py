@@ -151,6 +151,7 @@ def test_seeds_and_snapshots_become_members(tmp_path: Path, archive: Path) -> No
     assert [member.seed for member in members] == [0, 0, 1, 1]
     assert [member.best_epoch for member in members] == [1, 2, 1, 2]
     assert len({member.sha256 for member in members}) == 4
+    assert (out / "report" / "training.png").is_file()
     # Other seeds are trained behind those that are there.
     more = train_run(str(archive), settings.model_copy(update={"seeds": 3}), out)
     assert len(more.members) == 6
@@ -163,7 +164,7 @@ def test_members_trained_side_by_side_are_the_same(trained: Run, tmp_path: Path,
     training = train_run(str(archive), SETTINGS, tmp_path / "run", TrainOptions(jobs=2))
     assert [member.name for member in training.members] == list(ARCHS)
     assert weights_of(Run(tmp_path / "run")) == weights_of(trained)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "data", "members"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "data", "members", "report"}
 
 
 def test_a_job_that_is_refused_is_one_line_and_ends_the_others(tmp_path: Path, archive: Path) -> None:
