@@ -232,7 +232,7 @@ def _beside_best(report: FitReport) -> str:
         return f"{report.best_single} answers alone: with the others, the vote is no better than their best member"
     said = {
         "better": "the ensemble beats its best member",
-        "no different": "the ensemble is no different from its best member beyond chance",
+        "no different": "the ensemble is no different from its best member",
         "mixed": "the ensemble is in part better, in part worse than its best member",
         "worse": "the ensemble is worse than its best member",
     }[report.outcome]
