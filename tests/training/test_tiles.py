@@ -299,3 +299,16 @@ def test_members_see_the_tiles(tmp_path: Path) -> None:
     for row, source in enumerate(data.table.sources):
         number = int(Path(source.split("#")[0]).stem)
         np.testing.assert_array_equal(seen[row], pixels[100:200, 200:300] + np.uint8(number))
+
+
+@pytest.mark.parametrize("options", [{"tile": (64, 48)}, {"rowsperstrip": 7}])
+def test_the_coarse_grid_is_every_so_many_pixels_across_tiles_and_strips(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    path = tmp_path / "slide.tif"
+    pixels = np.random.default_rng(2).integers(0, 256, (151, 173), dtype=np.uint8)
+    tifffile.imwrite(path, pixels, photometric="minisblack", **options)
+    with Slide(path) as slide:
+        tissue, cell = slide.tissue(20, 100)
+    assert cell == 5
+    np.testing.assert_array_equal(tissue, ~is_background(pixels[::5, ::5]))
