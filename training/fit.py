@@ -108,13 +108,9 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
         for split in _SPLITS
     }
     ensemble = _ensemble(run, tuple(members[index] for index in vote.kept), vote.rule, settings, answered)
-    report = _report(ensemble, members, vote, settings, answered)
+    report = _report(ensemble, members, vote, settings, answered, shares)
     write_contract(run.ensemble_file, ensemble)
-    return (
-        report
-        if shares is None
-        else report.model_copy(update={"prior": dict(zip(classes, shares.tolist(), strict=True))})
-    )
+    return report
 
 
 def _check_prior(settings: FitSettings, classes: tuple[str, ...]) -> None:
@@ -183,30 +179,19 @@ def _report(
     vote: FittedVote,
     settings: FitSettings,
     answered: dict[Fitted, _Answered],
+    shares: Floats | None,
 ) -> FitReport:
     validation, test = answered["validation"], answered["test"]
-    weights = dict(zip(vote.kept.tolist(), vote.rule.weights, strict=True))
+    tried = vote.weights_tried
     best, temperature = best_single(validation.members, validation.labels)
     alone = with_prior(temper(test.members[:, best], temperature), vote.rule.prior_ratio)
     best_answers = Answers(alone, alone.argmax(axis=-1), test.labels)
     candidates = {"ensemble": test.answers, "best single": best_answers}
     return FitReport(
         ensemble=ensemble,
-        members={
-            member.name: MemberFit(
-                weight=weights.get(index, 0.0),
-                contribution=vote.selection.contributions[index],
-                scores={
-                    split: scores_of(part.members[:, index], part.labels, weights=part.weights)
-                    for split, part in answered.items()
-                },
-            )
-            for index, member in enumerate(members)
-        },
+        members=_member_fits(members, vote, answered),
         select=settings.select,
-        weights_tried=None
-        if vote.weights_tried is None
-        else {members[index].name: weight for index, weight in vote.weights_tried.items()},
+        weights_tried=None if tried is None else {members[index].name: tried[index] for index in tried},
         nll_saved=vote.nll_saved,
         reviewed={split: part.share(part.verdict.review) for split, part in answered.items()},
         covered={split: part.share(_covered(part)) for split, part in answered.items()},
@@ -216,8 +201,25 @@ def _report(
         patient_level=patient_level_of(
             patients_of(test.patients, test.labels), candidates, settings.draws, settings.seed
         ),
-        prior=None,
+        prior=None if shares is None else dict(zip(ensemble.classes, shares.tolist(), strict=True)),
     )
+
+
+def _member_fits(
+    members: tuple[Member, ...], vote: FittedVote, answered: dict[Fitted, _Answered]
+) -> dict[str, MemberFit]:
+    weights = dict(zip(vote.kept.tolist(), vote.rule.weights, strict=True))
+    return {
+        member.name: MemberFit(
+            weight=weights.get(index, 0.0),
+            contribution=vote.selection.contributions[index],
+            scores={
+                split: scores_of(part.members[:, index], part.labels, weights=part.weights)
+                for split, part in answered.items()
+            },
+        )
+        for index, member in enumerate(members)
+    }
 
 
 def _differences(test: _Answered, best: Answers, settings: FitSettings) -> dict[str, Figure]:

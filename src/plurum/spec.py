@@ -245,7 +245,8 @@ class Ensemble(Contract):
         patient_rule: How the answers to a patient's images become one, for those who know whose images they are: a
             server answers images. None where the fit knew no patient.
         data: What all this was fitted on.
-        scores: By split: the ensemble's own.
+        scores: By split: the ensemble's own. A stacked vote's validation images are answered by regressions that have
+            not seen them; with a prior ratio, each image counts as many times as that of its class.
     """
 
     version: Literal[1] = 1
