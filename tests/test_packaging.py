@@ -88,6 +88,7 @@ except MissingExtraError as error:
     ("command", "extra"),
     [
         (["train", "digits", "--arch", "resnet18", "--out", "run"], "training"),
+        (["data", "digits"], "training"),
         (["export", "run"], "export"),
         (["serve", "repository"], "serving"),
         (["predict", "image.png"], "client"),

@@ -85,7 +85,7 @@ class TrainSettings(BaseModel):
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     colour: Literal["rgb", "grey"] = "rgb"
     resize: Literal["stretch", "crop"] = "stretch"
-    tile_size: Annotated[int, Field(ge=32, le=65_536)] | None = None
+    tile_size: Annotated[int, Field(ge=8, le=8_000)] | None = None
     max_tiles: Annotated[int, Field(ge=1, le=100_000)] = 16
     skip_unreadable: bool = False
 

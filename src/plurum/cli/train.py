@@ -28,9 +28,8 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option
     data: Annotated[
         str,
         typer.Argument(
-            help="A folder with a folder per class ([dim]CLASS/image.png[/dim] or [dim]CLASS/PATIENT/image.png[/dim]), "
-            "a CSV of paths and labels, a MedMNIST .npz file, a folder of MNIST's files, or the word "
-            "[bold]digits[/bold] for scikit-learn's.",
+            help="A folder with a folder per class or with MNIST's files, a .csv that lists images, a MedMNIST .npz "
+            "file, or the word [bold]digits[/bold] for scikit-learn's.",
             metavar="DATA",
         ),
     ],
