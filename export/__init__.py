@@ -1,5 +1,8 @@
 """Members → ONNX → a model repository that Triton serves, every artefact checked against the model it came from."""
 
+from plurum.export.engines import build_engines, engine_from_onnx
+from plurum.export.float16 import fp16_from_onnx, overflow_audit
+from plurum.export.fused import fused_from_onnx
 from plurum.export.graphs import PixelModel, onnx_from_model
 from plurum.export.parity import Parity, check_parity, member_parity, vote_parity
 from plurum.export.quantisation import int8_from_onnx
@@ -12,10 +15,15 @@ __all__ = [
     "Exported",
     "Parity",
     "PixelModel",
+    "build_engines",
     "check_parity",
+    "engine_from_onnx",
+    "fp16_from_onnx",
+    "fused_from_onnx",
     "int8_from_onnx",
     "member_parity",
     "onnx_from_model",
+    "overflow_audit",
     "repository_from_onnx",
     "repository_from_run",
     "vote_parity",

@@ -55,6 +55,7 @@ class Manifest(Contract):
     Attributes:
         inputs: SHA-256 over the contract, the settings and the versions: equal inputs make equal repositories.
         target: What will serve.
+        max_batch_size: Largest batch of every model.
         versions: Of the packages that made it.
         artefacts: Every graph.
     """
@@ -62,6 +63,7 @@ class Manifest(Contract):
     version: int = 1
     inputs: Sha256
     target: Target
+    max_batch_size: int
     versions: dict[str, str]
     artefacts: tuple[Published, ...]
 
@@ -104,7 +106,11 @@ def write_manifest(
 ) -> None:
     """Write the manifest into `repository`."""
     manifest = Manifest(
-        inputs=inputs_of(ensemble, settings), target=settings.target, versions=_versions(), artefacts=artefacts
+        inputs=inputs_of(ensemble, settings),
+        target=settings.target,
+        max_batch_size=settings.max_batch_size,
+        versions=_versions(),
+        artefacts=artefacts,
     )
     write_contract(repository / MANIFEST, manifest)
 

@@ -6,7 +6,6 @@ other kind (int8 activations, no quantised bias), so that these graphs are for C
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from plurum.export.float16 import quiet_converters
 from plurum.spec import INPUT_PIXELS
 
 __all__ = ["int8_from_onnx"]
@@ -50,25 +50,21 @@ def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path) -> N
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    logging.getLogger().addFilter(_no_quantiser_chatter)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            prepared = Path(folder) / "prepared.onnx"
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
-            quantize_static(
-                prepared,
-                path,
-                _Reader(pixels),
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=True,
-                calibrate_method=CalibrationMethod.MinMax,
-                op_types_to_quantize=_operators(prepared),
-                extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
-            )
-    finally:
-        logging.getLogger().removeFilter(_no_quantiser_chatter)
+    with tempfile.TemporaryDirectory() as folder, quiet_converters():
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            path,
+            _Reader(pixels),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            calibrate_method=CalibrationMethod.MinMax,
+            op_types_to_quantize=_operators(prepared),
+            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+        )
 
 
 def _operators(path: Path) -> list[str]:
@@ -77,8 +73,3 @@ def _operators(path: Path) -> list[str]:
     # The residual sums of transformers, which layer normalisation tames, have outliers that 8 bits can't hold:
     # a ViT's logits moved by more than their own spread with Add, by a tenth of it without.
     return [*_HEAVY] if "LayerNormalization" in present else [*_HEAVY, *_BETWEEN]
-
-
-def _no_quantiser_chatter(record: logging.LogRecord) -> bool:
-    """Hold back ONNX Runtime's hints on the root logger: preparation is done just above."""
-    return "quantization" not in record.pathname

@@ -47,7 +47,7 @@ from plurum.models import model_from_checkpoint
 from plurum.run import Run, Split
 from plurum.spec import Ensemble, write_contract
 
-__all__ = ["Exported", "claim", "repository_from_onnx", "repository_from_run"]
+__all__ = ["Exported", "claim", "repository_from_onnx", "repository_from_run", "voted_choices"]
 
 # Which files of ours each Python model finds beside it.
 _PREPROCESS = (("model_repository", "preprocess", "model.py"), ("images.py",))
@@ -101,7 +101,7 @@ def repository_from_run(
         for member in ensemble.members:
             model = PixelModel(model_from_checkpoint(member, run.checkpoint(member)), member.image)
             choices.append(choose(member.name, model, sample, settings, Path(folder), progress))
-        choices, vote = _voted(ensemble, choices, sample, settings)
+        choices, vote = voted_choices(ensemble, choices, sample, settings)
         published = tuple(_publish(choice, hidden) for choice in choices)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
         _assemble(ensemble, hidden, settings.max_batch_size, artefacts)
@@ -176,7 +176,7 @@ def _sample(run: Run, settings: ExportSettings) -> Sample:
     return Sample(pixels[held_out], table.labels[held_out], pixels[parts["train"]])
 
 
-def _voted(
+def voted_choices(
     ensemble: Ensemble, choices: list[Choice], sample: Sample, settings: ExportSettings
 ) -> tuple[list[Choice], Parity]:
     """Return the choices with which the vote passes, and how it does.

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import MissingExtraError, ParityError, needs_extra
+from plurum.export.float16 import check_overflow, fp16_from_onnx, overflow_audit
 from plurum.export.graphs import PixelModel, onnx_from_model
 from plurum.export.parity import Parity, check_parity, member_parity
 from plurum.export.quantisation import int8_from_onnx
@@ -17,7 +18,7 @@ from plurum.export.runtimes import Artefact, Backend, latency_ms, logits_from_ar
 from plurum.export.settings import PRECISIONS, ExportSettings, Precision
 from plurum.voting import softmax
 
-__all__ = ["Candidate", "Choice", "Sample", "choose"]
+__all__ = ["Candidate", "Choice", "Sample", "choose", "fastest"]
 
 # A precision that is faster by less than this is not worth what it changes.
 _WORTH = 1.1
@@ -118,7 +119,7 @@ def choose(
         if precision == "fp32":
             check_parity(candidate.parity)
         choice.candidates[precision] = candidate
-    return _fastest(choice, notes) if settings.target == "cpu" else _finest_half(choice, notes)
+    return fastest(choice, notes) if settings.target == "cpu" else _finest_half(choice, notes)
 
 
 def _candidate(
@@ -145,6 +146,9 @@ def _artefact(name: str, precision: Precision, source: Path, sample: Sample, set
     path = source.with_name(f"{name}.{precision}.onnx")
     if precision == "int8":
         int8_from_onnx(source, sample.calibration, path)
+    elif precision == "fp16":
+        fp16_from_onnx(source, sample.calibration, path)
+        check_overflow(name, overflow_audit(source, path, sample.calibration))
     elif precision == "bf16":
         with needs_extra("openvino", "openvino"):
             # OpenVINO rounds to BF16 as it compiles; the graph is the FP32 one.
@@ -152,7 +156,7 @@ def _artefact(name: str, precision: Precision, source: Path, sample: Sample, set
     return Artefact(name, precision, backend, path)
 
 
-def _fastest(choice: Choice, notes: list[str]) -> Choice:
+def fastest(choice: Choice, notes: list[str]) -> Choice:
     """Take what takes the least time among what may be published; FP32 unless another is clearly faster."""
     times = {precision: one.latency_ms or 0.0 for precision, one in choice.candidates.items()}
     passed = [precision for precision, one in choice.candidates.items() if one.parity.passed]

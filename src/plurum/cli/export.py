@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["export"]
 
+# Named by release, as a plan loads with no other TensorRT than the one that built it.
+CONTAINER = "nvcr.io/nvidia/tritonserver:26.07-py3"
+
 
 def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     run: Annotated[Path, typer.Argument(help="A run that `plurum train` and `plurum fit` have filled.", metavar="RUN")],
@@ -29,6 +32,10 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     tolerance: Annotated[
         float, typer.Option(help="Largest difference of a probability between PyTorch and an FP32 graph, 0 to 1.")
     ] = 1e-4,
+    build_engines: Annotated[
+        bool,
+        typer.Option("--build-engines", help="RUN is a repository of --target gpu: build its TensorRT plans here."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print how each artefact compared as JSON.")] = False,
 ) -> None:
     """Export the members, check each and their vote against PyTorch, and assemble a Triton model repository.
@@ -42,6 +49,8 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
       plurum export runs/digits --precision auto --fused
 
       plurum export runs/digits --out /srv/models --max-batch-size 32
+
+      plurum export runs/digits --target gpu --precision fp16 --out gpu && plurum export --build-engines gpu
     """
     from plurum.errors import needs_extra
     from plurum.run import Run
@@ -52,6 +61,9 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
 
     from plurum.training import settings_from
 
+    if build_engines:
+        _build(run, as_json=as_json)
+        return
     settings = settings_from(
         ExportSettings,
         target=target,
@@ -70,6 +82,21 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         sys.stdout.write(json.dumps(report) + "\n")
     else:
         _print(exported, place)
+
+
+def _build(repository: Path, *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from plurum.export import build_engines
+
+    with Console(stderr=True).status("building") as status:
+        plans = build_engines(repository, status.update)
+    if as_json:
+        sys.stdout.write(json.dumps({name: plan.model_dump() for name, plan in plans.items()}) + "\n")
+        return
+    for name, plan in plans.items():
+        sys.stdout.write(f"{name}: TensorRT {plan.tensorrt}, compute capability {plan.compute_capability}\n")
+    sys.stdout.write(f"check it with: plurum doctor {repository}\n")
 
 
 def _print(exported: Exported, place: Path) -> None:
@@ -101,4 +128,13 @@ def _print(exported: Exported, place: Path) -> None:
         console.print(f"{artefact.model}: {artefact.precision}, {artefact.reason}", soft_wrap=True, highlight=False)
     if exported.unchanged:
         sys.stdout.write(f"nothing to do: {place} is of exactly this run and these settings already\n")
-    sys.stdout.write(f"model repository: {place}\nserve it with: plurum serve {place}\n")
+    sys.stdout.write(f"model repository: {place}\n")
+    if any(artefact.backend == "tensorrt" for artefact in exported.artefacts):
+        folder = place.resolve()
+        sys.stdout.write(
+            "its TensorRT plans are built where it is served, on that GPU and inside that container:\n"
+            f"docker run --gpus all --rm -v {folder}:/repository {CONTAINER} "
+            "bash -c \"pip install 'plurum[export]' tensorrt && plurum export --build-engines /repository\"\n"
+        )
+    else:
+        sys.stdout.write(f"serve it with: plurum serve {place}\n")

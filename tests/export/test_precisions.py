@@ -1,0 +1,193 @@
+"""Members in other precisions: chosen, gated, served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from plurum.cli.main import run as command_line
+from plurum.errors import ParityError, SettingsError
+from plurum.export import Budget, ExportSettings, int8_from_onnx, member_parity, repository_from_run, selection
+from plurum.export.repository import voted_choices
+from plurum.export.runtimes import Artefact
+from plurum.export.selection import Candidate, Choice
+from plurum.export.settings import BUDGETS, Precision
+from plurum.run import Run
+from plurum.serving import Server, ServerSettings
+from plurum.training import settings_from
+
+# The shared run's members have hardly learnt: their answers turn at a touch.
+EVEN = np.full((4, 2), 0.5)
+ANY = Budget(max_difference=1, flips=1, accuracy_loss=1, nll_increase=100, ece_increase=1, review_flips=1)
+LOOSE: dict[Precision, Budget] = {**BUDGETS, "int8": ANY, "bf16": ANY, "fp16": ANY}
+
+
+def config_of(repository: Path, model: str) -> Any:
+    text = (repository / model / "config.pbtxt").read_text()
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exported_once(repository: Path) -> Iterator[None]:
+    """Take the members' FP32 graphs from the shared repository: tracing them takes longer than all the rest."""
+
+    def copied(_: object, path: Path) -> None:
+        shutil.copyfile(repository / path.name.removesuffix(".fp32.onnx") / "1" / "model.onnx", path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "onnx_from_model", copied)
+        yield
+
+
+@pytest.fixture(scope="module")
+def mixed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One member in INT8, the other in BF16, as `auto` would choose where they are the fastest."""
+    out = tmp_path_factory.mktemp("mixed") / "model_repository"
+    with pytest.MonkeyPatch.context() as patch:
+        fast = {"resnet10t int8", "regnetx_002 bf16"}
+        patch.setattr(selection, "latency_ms", lambda one, _: 1.0 if f"{one.member} {one.precision}" in fast else 10.0)
+        settings = ExportSettings(max_batch_size=8, precision="auto", fused=True, budgets=LOOSE, calibration_images=16)
+        exported = repository_from_run(run, out, settings)
+    assert {one.model: one.precision for one in exported.artefacts} == {
+        "resnet10t": "int8",
+        "regnetx_002": "bf16",
+        "fused": "int8",
+    }
+    return out
+
+
+def test_auto_says_why(mixed: Path) -> None:
+    manifest = json.loads((mixed / "export.json").read_text())
+    reasons = {one["model"]: one["reason"] for one in manifest["artefacts"]}
+    assert reasons["resnet10t"] == "the fastest that passes (fp32 10.0 ms, bf16 10.0 ms, int8 1.0 ms)"
+    assert reasons["fused"] == "of resnet10t in int8, regnetx_002 in fp32"
+
+
+def test_each_backend_has_its_config(mixed: Path) -> None:
+    assert config_of(mixed, "resnet10t").backend == "onnxruntime"
+    bf16 = config_of(mixed, "regnetx_002")
+    assert (bf16.backend, bf16.parameters["HINT_BF16"].string_value) == ("openvino", "YES")
+
+
+@pytest.mark.triton
+def test_a_mixed_repository_is_served(mixed: Path, run: Run) -> None:
+    pixels = np.ascontiguousarray(run.pixels()[40:48])
+    tensor = tritonclient.grpc.InferInput("PIXELS", list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    with (
+        Server(mixed, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server,
+        tritonclient.grpc.InferenceServerClient(server.urls.grpc) as client,
+    ):
+        chain, fused = (client.infer(model, [tensor]) for model in ("ensemble_pixels", "ensemble_fused"))
+    parity = {one["subject"]: one for one in json.loads((mixed / "parity.json").read_text())["artefacts"]}
+    assert set(parity) == {"resnet10t", "regnetx_002", "vote", "ensemble_fused"}
+    assert parity["resnet10t"]["max_difference"] > 1e-4
+    # They differ by BF16 in one member, whose weight is 0.3.
+    np.testing.assert_allclose(chain.as_numpy("PROBABILITIES"), fused.as_numpy("PROBABILITIES"), atol=0.05)
+    np.testing.assert_allclose(chain.as_numpy("PROBABILITIES").sum(axis=1), 1, atol=1e-5)
+
+
+def candidate(precision: Precision, took_ms: float, *, passes: bool = True) -> Candidate:
+    parity = member_parity("m", precision, EVEN, EVEN, np.zeros(4, np.int64), ANY)
+    faults = () if passes else ("share of other labels 0.5 (at most 0.01)",)
+    artefact = Artefact("m", precision, "onnxruntime", Path("m.onnx"))
+    return Candidate(artefact, parity.model_copy(update={"faults": faults}), EVEN, took_ms)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "taken"),
+    [
+        ([candidate("fp32", 10), candidate("bf16", 5), candidate("int8", 3)], "int8"),
+        ([candidate("fp32", 10), candidate("bf16", 5), candidate("int8", 3, passes=False)], "bf16"),
+        ([candidate("fp32", 10), candidate("bf16", 12), candidate("int8", 9.5)], "fp32"),
+        ([candidate("fp32", 10)], "fp32"),
+    ],
+    ids=["fastest", "gate", "not worth it", "alone"],
+)
+def test_the_fastest_that_passes_is_taken(candidates: list[Candidate], taken: Precision) -> None:
+    choice = Choice("m", EVEN, {one.artefact.precision: one for one in candidates})
+    best = selection.fastest(choice, ["bf16 was not tried: nothing to try it with"])
+    assert best.taken == taken
+    assert "fp32 10.0 ms" in best.reason
+    assert ("int8 would break its budget: share of other labels 0.5" in best.reason) == (taken == "bf16")
+    assert best.reason.endswith("bf16 was not tried: nothing to try it with")
+
+
+def test_a_member_with_which_the_vote_does_not_pass_goes_back(run: Run) -> None:
+    """Each passes alone; the second differs more, and without it the vote is within its budget."""
+    ensemble = run.ensemble()
+    labels = np.zeros(4, np.int64)
+    answers = {"fp32": np.full((4, 10), 0.1)}
+    answers["bf16"], answers["int8"] = answers["fp32"].copy(), answers["fp32"].copy()
+    answers["bf16"][:, :2] += (0.01, -0.01)
+    answers["int8"][:, :2] += (0.04, -0.04)
+    choices = []
+    for name, precision in (("resnet10t", "bf16"), ("regnetx_002", "int8")):
+        made = {}
+        for one in ("fp32", precision):
+            parity = member_parity(name, one, answers["fp32"], answers[one], labels, ANY)  # type: ignore[arg-type]
+            made[one] = Candidate(Artefact(name, one, "onnxruntime", Path()), parity, answers[one])  # type: ignore[arg-type]
+        choices.append(Choice(name, answers["fp32"], made, precision))  # type: ignore[arg-type]
+    strict = ANY.model_copy(update={"max_difference": 0.009})
+    settings = ExportSettings(precision="auto", budgets={**LOOSE, "int8": strict, "bf16": strict})
+    pixels = np.zeros((4, 32, 32, 3), np.uint8)
+    voted, parity = voted_choices(ensemble, choices, selection.Sample(pixels, labels, pixels), settings)
+    assert [choice.taken for choice in voted] == ["bf16", "fp32"]
+    assert voted[1].reason.startswith("int8 passed alone, but with it the vote does not: probabilities differ by up to")
+    assert parity.passed
+    assert parity.precision == "bf16"
+
+
+def test_calibration_on_noise_is_caught(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_noise(source: Path, pixels: Any, path: Path) -> None:
+        int8_from_onnx(source, np.random.default_rng(0).integers(126, 129, pixels.shape, dtype=np.uint8), path)
+
+    monkeypatch.setattr(selection, "int8_from_onnx", on_noise)
+    with pytest.raises(ParityError, match=r"INT8 graph of resnet10t answers otherwise than PyTorch.*nothing was"):
+        repository_from_run(run, tmp_path / "out", ExportSettings(precision="int8", calibration_images=16))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_for_a_gpu_everything_but_the_plans_is_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gpu"
+    settings = ExportSettings(
+        target="gpu", precision="fp16", fused=True, budgets=LOOSE, max_batch_size=8, calibration_images=8
+    )
+    exported = repository_from_run(run, out, settings)
+    assert {one.precision for one in exported.artefacts} == {"fp16"}
+    for model in ("resnet10t", "regnetx_002", "fused"):
+        config = config_of(out, model)
+        assert (config.platform, config.default_model_filename) == ("tensorrt_plan", "model.plan")
+        assert config.optimization.cuda.graphs
+        assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+        assert (out / model / "1" / "model.onnx").is_file()
+        assert not (out / model / "1" / "model.plan").exists()
+    monkeypatch.setattr(sys, "argv", ["plurum", "export", "--build-engines", str(out)])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit) as exit_:
+        command_line()
+    assert exit_.value.code == 2
+    assert "no GPU here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "message"),
+    [("cpu", "fp16", "precision 'fp16' is not for target 'cpu'"), ("gpu", "int8", "takes fp32, fp16 or auto")],
+)
+def test_a_precision_that_the_target_has_not(target: str, precision: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        settings_from(ExportSettings, target=target, precision=precision)
