@@ -332,10 +332,11 @@ def _members(report: FitReport) -> Figure:
     rows = list(report.members.items())
     figure = _figure(9.5, 1.6 + 0.34 * len(rows))
     weights, losses = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
-    for y, (_, member) in enumerate(rows):
-        colour = _BLUE if member.weight else _RED
+    for y, (name, member) in enumerate(rows):
+        left_out = name in report.left_out
+        colour = _RED if left_out else _BLUE
         weights.barh(y, member.weight, color=_BLUE, height=0.6)
-        if not member.weight:
+        if left_out:
             weights.text(0.01, y, "left out", color=_RED, va="center")
         added = member.contribution
         if added is not None and added.value is not None and added.low is not None and added.high is not None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from plurum.cli.main import run as command_line
+from plurum.files import sha256_of
 from plurum.run import Run
 from plurum.training import FitReport, FitSettings, fit_report, write_fit
 from plurum.training.judgement import Figure
@@ -28,6 +31,17 @@ def copy(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
         for number, row in enumerate(rows):
             writer.writerow(row | {"patient": f"{row['split']}-{row['label']}-{number % 2}"})
     return run
+
+
+def ruin(run: Run, name: str) -> None:
+    """Make a member surely wrong: whatever it is sure of, it calls by the next class."""
+    path = run.member_folder(name) / "checkpoint.safetensors"
+    weights = load_file(path)
+    head = {key: 8 * value.roll(1, 0) for key, value in weights.items() if key.startswith("head.fc.")}
+    assert head
+    save_file({**weights, **head}, path)
+    file = run.member_folder(name) / "member.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sha256": sha256_of(path)}))
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +104,18 @@ def test_the_command_takes_a_single_member_too(
     assert "the run has a single member, so that there is no vote to be judged" in printed
     assert "patients, by mean: " in printed
     assert " of 8 test patients right (max: " in printed
+
+
+def test_who_is_kept_without_a_say_is_not_left_out(
+    copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two members of which one gets no weight, `all` keeps both, and the table says 0."""
+    run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
+    ruin(run, "test_byobnet")
+    for options, said in (((), "left out"), (("--select", "all"), "0.000")):
+        monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), *options])
+        with pytest.raises(SystemExit):
+            command_line()
+        row = next(line for line in capsys.readouterr().out.splitlines() if "test_byobnet" in line)
+        assert said in row
+    assert len(run.ensemble().members) == 2

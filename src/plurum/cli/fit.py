@@ -133,7 +133,7 @@ def _table(report: FitReport) -> Table:
     for column in ("weight", "NLL without it", "validation accuracy", "NLL", "test accuracy", "NLL"):
         table.add_column(column, justify="right")
     for name, member in report.members.items():
-        weight = f"{member.weight:.3f}" if member.weight else "left out"
+        weight = "left out" if name in report.left_out else f"{member.weight:.3f}"
         without = "" if member.contribution is None else difference_text(member.contribution)
         table.add_row(name, weight, without, *_cells(member.scores["validation"]), *_cells(member.scores["test"]))
     table.add_section()
@@ -229,7 +229,7 @@ def _beside_best(report: FitReport) -> str:
     if len(report.members) == 1:
         return "the run has a single member, so that there is no vote to be judged"
     if [member.name for member in report.ensemble.members] == [report.best_single]:
-        return f"{report.best_single} answers alone: with the others, the vote is no better than their best member"
+        return f"{report.best_single} answers alone, as no other member makes the vote better"
     said = {
         "better": "the ensemble beats its best member",
         "no different": "the ensemble is no different from its best member",
