@@ -12,6 +12,7 @@ import typer
 from plurum import __version__
 from plurum.cli.data import data
 from plurum.cli.demo import demo
+from plurum.cli.doctor import doctor
 from plurum.cli.evaluate import evaluate
 from plurum.cli.export import export
 from plurum.cli.fit import fit
@@ -51,6 +52,7 @@ def _root(
 
 app.command()(data)
 app.command()(demo)
+app.command()(doctor)
 app.command()(evaluate)
 app.command()(export)
 app.command()(fit)

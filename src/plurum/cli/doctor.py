@@ -1,0 +1,50 @@
+"""`plurum doctor`: is a model repository what it says it is?"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["doctor"]
+
+_SIGNS = {"ok": "ok", "error": "ERROR", "skipped": "skipped"}
+
+
+def doctor(
+    repository: Annotated[Path, typer.Argument(help="A model repository from `plurum export`.", metavar="REPO")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
+) -> None:
+    """Check a model repository without serving it, a line for each check; exit code 1 on any error.
+
+    Graphs load and are what their configs, their manifest and the contract say; every member reaches the vote; FP16
+    and INT8 are what they claim and legal for their target; plans fit this TensorRT and this GPU; nothing lies around.
+
+    [bold]Examples[/bold]
+
+      plurum doctor runs/digits/model_repository
+
+      plurum doctor /srv/models --json
+    """
+    from plurum.errors import needs_extra
+
+    with needs_extra("export", "torch", "onnx", "onnxruntime", "tritonclient.grpc"):
+        from plurum.export.doctor import check_repository
+    from rich.console import Console
+
+    with Console(stderr=True).status("checking") as status:
+        findings = check_repository(repository, status.update)
+    errors = sum(finding.state == "error" for finding in findings)
+    if as_json:
+        report = {"repository": str(repository), "errors": errors, "findings": [one.model_dump() for one in findings]}
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        for finding in findings:
+            detail = f": {finding.detail}" if finding.detail else ""
+            sys.stdout.write(f"{_SIGNS[finding.state]:8}{finding.check:16}{finding.subject}{detail}\n")
+        sys.stdout.write(f"{len(findings)} checks, {errors} errors\n")
+    if errors:
+        raise typer.Exit(1)

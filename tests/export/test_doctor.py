@@ -1,0 +1,269 @@
+"""A ladder of planted faults, each found by the check that is named for it and by no other that matters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from plurum.cli.main import run as command_line
+from plurum.errors import RepositoryError
+from plurum.export import doctor
+from plurum.export.doctor import check_repository
+from plurum.export.engines import RTX_MAGIC, Plan
+from plurum.export.findings import (
+    interface_faults,
+    operator_faults,
+    pixel_faults,
+    precision_faults,
+    quantisation_faults,
+)
+from plurum.export.manifest import Manifest, read_manifest
+from plurum.files import sha256_of
+from plurum.spec import write_contract
+
+MEMBER = "resnet10t"
+
+
+def found(repository: Path) -> dict[tuple[str, str], str]:
+    """Return what is wrong: details by check and subject."""
+    return {(one.check, one.subject): one.detail for one in check_repository(repository) if one.state == "error"}
+
+
+def graph_of(repository: Path) -> Path:
+    return repository / MEMBER / "1" / "model.onnx"
+
+
+def edit_config(repository: Path, model: str, old: str, new: str) -> None:
+    path = repository / model / "config.pbtxt"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def truncate(repository: Path) -> None:
+    path = graph_of(repository)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def edit_a_weight(repository: Path) -> None:
+    model = onnx.load(graph_of(repository))
+    weight = next(one for one in model.graph.initializer if len(one.dims) == 4)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+    onnx.save(model, graph_of(repository))
+
+
+def wire_a_member_twice(repository: Path) -> None:
+    edit_config(repository, "ensemble_pixels", f'value: "{MEMBER}_LOGITS"', 'value: "regnetx_002_LOGITS"')
+
+
+def copy_a_member(repository: Path) -> None:
+    shutil.copyfile(repository / "regnetx_002" / "1" / "model.onnx", graph_of(repository))
+    manifest = read_manifest(repository)
+    entry = next(one for one in manifest.artefacts if one.model == "regnetx_002")
+    others = [one for one in manifest.artefacts if one.model != MEMBER]
+    twin = entry.model_copy(update={"model": MEMBER, "file": f"{MEMBER}/1/model.onnx"})
+    write_contract(repository / "export.json", manifest.model_copy(update={"artefacts": (twin, *others)}))
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
+    "truncated file": (truncate, ("graph", MEMBER), ""),
+    "edited weight": (edit_a_weight, ("hash", MEMBER), "was changed since it was exported"),
+    "missing file": (lambda path: graph_of(path).unlink(), ("hash", MEMBER), "model.onnx is missing"),
+    "wrong dtype": (
+        lambda path: edit_config(path, MEMBER, "TYPE_UINT8", "TYPE_FP32"),
+        ("interface", MEMBER),
+        "input PIXELS is UINT8 in the graph and TYPE_FP32 in config.pbtxt",
+    ),
+    "wrong shape": (
+        lambda path: edit_config(path, MEMBER, "dims: 10", "dims: 9"),
+        ("interface", MEMBER),
+        "output LOGITS is [10] in the graph and [9] in config.pbtxt",
+    ),
+    "wrong name": (
+        lambda path: edit_config(path, MEMBER, '"LOGITS"', '"SCORES"'),
+        ("interface", MEMBER),
+        "config.pbtxt states the output SCORES; the graph has LOGITS",
+    ),
+    "broken config": (lambda path: edit_config(path, MEMBER, "dims", "dimms"), ("config", MEMBER), "dimms"),
+    "member wired twice": (
+        wire_a_member_twice,
+        ("wiring", "ensemble_pixels"),
+        "member resnet10t does not reach the voter",
+    ),
+    "same graph twice": (copy_a_member, ("members", "broken"), "the very same graph"),
+    "step to nowhere": (
+        lambda path: edit_config(path, "ensemble", 'model_name: "voter"', 'model_name: "judge"'),
+        ("wiring", "ensemble"),
+        "a step asks judge, which is not in the repository",
+    ),
+    "another contract": (
+        lambda path: (path / "voter" / "1" / "ensemble.json").write_text("{}"),
+        ("contract", "voter"),
+        "voter/1/ensemble.json is another contract",
+    ),
+    "leftover": (lambda path: (path / "model.bak").touch(), ("leftovers", "broken"), "model.bak is not of this export"),
+    "no manifest": (lambda path: (path / "export.json").unlink(), ("manifest", "broken"), "can't be read"),
+}
+
+
+def test_a_fresh_repository_is_well(repository: Path) -> None:
+    findings = check_repository(repository)
+    assert found(repository) == {}
+    assert {"hash", "graph", "interface", "pixels", "precision", "members", "wiring", "leftovers"} <= {
+        one.check for one in findings if one.state == "ok"
+    }
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_by_its_check(repository: Path, tmp_path: Path, fault: str) -> None:
+    plant, place, detail = FAULTS[fault]
+    broken = shutil.copytree(repository, tmp_path / "broken")
+    plant(broken)
+    errors = found(broken)
+    assert place in errors
+    assert detail in errors[place]
+
+
+def small(operator: str = "Identity", opset: int = 20, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """PIXELS → operator → LOGITS, and one weight of a hundred numbers."""
+    inputs = ["PIXELS"] * (3 if operator == "Attention" else 1)
+    attributes: dict[str, Any] = {"to": TensorProto.FLOAT} if operator == "Cast" else {}
+    weight = helper.make_tensor("weight", kind, [100], np.zeros(100))
+    graph = helper.make_graph(
+        [helper.make_node(operator, inputs, ["LOGITS"], **attributes)],
+        "small",
+        [helper.make_tensor_value_info("PIXELS", TensorProto.UINT8, ["batch", 4])],
+        [helper.make_tensor_value_info("LOGITS", TensorProto.FLOAT, ["batch", 4])],
+        [weight],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def test_an_attention_operator_is_named() -> None:
+    faults = operator_faults(small("Attention", opset=23))
+    assert faults[0].startswith("opset 23;")
+    assert "Attention operator, which TensorRT parses and then fails to build" in faults[1]
+    assert operator_faults(small()) == []
+
+
+def test_bytes_that_are_not_cast_first() -> None:
+    assert pixel_faults(small("Transpose")) == ["PIXELS, which is UINT8, goes into Transpose before it is cast"]
+    assert pixel_faults(small("Cast")) == []
+
+
+def test_a_precision_that_is_only_claimed(repository: Path) -> None:
+    entry = read_manifest(repository).artefacts[0].model_copy(update={"precision": "fp16"})
+    assert precision_faults(small(), entry) == ["0% of the weights are FP16, which the manifest claims"]
+    assert precision_faults(small(kind=TensorProto.FLOAT16), entry) == []
+    assert precision_faults(small(), entry.model_copy(update={"precision": "fp32"})) == []
+
+
+def test_quantisation_for_the_other_target() -> None:
+    model = small("Cast")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(7, np.uint8), "zero"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.1, np.float32), "scale"))
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["LOGITS", "scale", "zero"], ["q"]))
+    assert quantisation_faults(model, "onnxruntime") == []
+    assert quantisation_faults(model, "tensorrt") == [
+        "a zero point other than 0; TensorRT takes symmetric quantisation",
+        "activations quantised to uint8; TensorRT takes int8",
+    ]
+
+
+def test_a_batch_that_is_fixed(repository: Path) -> None:
+    from plurum.serving.staging import read_config
+
+    model = onnx.load(graph_of(repository))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    assert interface_faults(model, read_config(repository / MEMBER)) == [
+        "input PIXELS has no free batch dimension, and config.pbtxt takes batches of 8"
+    ]
+
+
+@pytest.fixture
+def gpu_repository(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose member has a plan that fits."""
+    monkeypatch.setattr(doctor, "gpu_capability", lambda: "8.9")
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "10.13.2")
+    path = shutil.copytree(repository, tmp_path / "gpu")
+    manifest: Manifest = read_manifest(path)
+    artefacts = tuple(
+        one.model_copy(update={"backend": "tensorrt"}) if one.model == MEMBER else one for one in manifest.artefacts
+    )
+    write_contract(path / "export.json", manifest.model_copy(update={"artefacts": artefacts, "target": "gpu"}))
+    plan = graph_of(path).with_name("model.plan")
+    plan.write_bytes(b"a plan")
+    about = Plan(
+        tensorrt="10.13.2",
+        compute_capability="8.9",
+        onnx_sha256=sha256_of(graph_of(path)),
+        plan_sha256=sha256_of(plan),
+        profile=(1, 4, 8),
+    )
+    write_contract(plan.with_name("model.plan.json"), about)
+    return path
+
+
+def test_a_plan_that_fits_is_well(gpu_repository: Path) -> None:
+    findings = {(one.check, one.subject): one for one in check_repository(gpu_repository)}
+    for check in ("build", "plan", "plan's machine"):
+        assert findings[check, MEMBER].state == "ok", findings[check, MEMBER].detail
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "detail"),
+    [
+        ({"tensorrt": "10.9.0"}, "plan's machine", "built by TensorRT 10.9.0, this is 10.13.2: it will not load"),
+        ({"compute_capability": "7.5"}, "plan's machine", "built for compute capability 7.5, this GPU has 8.9"),
+        ({"onnx_sha256": "0" * 64}, "plan", "built from another graph"),
+        ({"plan_sha256": "0" * 64}, "plan", "changed since it was built"),
+        ({"profile": (1, 2, 4)}, "plan", "built for batches up to 4; config.pbtxt takes 8"),
+    ],
+)
+def test_a_plan_that_does_not_fit(
+    gpu_repository: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], check: str, detail: str
+) -> None:
+    monkeypatch.setattr(doctor, "engine_from_onnx", lambda *_: None)
+    path = graph_of(gpu_repository).with_name("model.plan.json")
+    about = Plan.model_validate_json(path.read_bytes())
+    write_contract(path, about.model_copy(update=change))
+    assert detail in found(gpu_repository)[check, MEMBER]
+
+
+def test_an_rtx_engine_in_a_repository(gpu_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "engine_from_onnx", lambda *_: None)
+    graph_of(gpu_repository).with_name("model.plan").write_bytes(RTX_MAGIC + b"...")
+    assert "built by TensorRT-RTX, which Triton does not load" in found(gpu_repository)["plan", MEMBER]
+
+
+def test_what_is_no_repository(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="is no model repository of ours; plurum export RUN writes one"):
+        check_repository(tmp_path)
+
+
+def test_the_command(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["plurum", "doctor", str(repository)])
+    with pytest.raises(SystemExit) as exit_:
+        command_line()
+    assert exit_.value.code == 0
+    assert ", 0 errors" in capsys.readouterr().out
+    broken = shutil.copytree(repository, tmp_path / "broken")
+    (broken / "model.bak").touch()
+    monkeypatch.setattr(sys, "argv", ["plurum", "doctor", str(broken), "--json"])
+    with pytest.raises(SystemExit) as exit_:
+        command_line()
+    assert exit_.value.code == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["errors"] == 1
+    assert [one["check"] for one in report["findings"] if one["state"] == "error"] == ["leftovers"]
