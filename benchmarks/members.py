@@ -19,7 +19,13 @@ _UNSCORED = Scores(images=1, accuracy=0.5, nll=0.6931)
 
 
 def random_repository(
-    work: Path, archs: Sequence[str], size: int, max_batch_size: int, progress: Callable[[str], None]
+    work: Path,
+    archs: Sequence[str],
+    size: int,
+    max_batch_size: int,
+    progress: Callable[[str], None],
+    *,
+    fused: bool = False,
 ) -> Path:
     """Return a model repository of `archs` with random weights under `work`, FP32, exported once.
 
@@ -29,6 +35,7 @@ def random_repository(
         size: Height and width of the images, pixels.
         max_batch_size: Of the repository.
         progress: Told what is being done, a line each.
+        fused: Whether it has `ensemble_fused` too.
     """
     with needs_extra("export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "tritonclient.grpc"):
         from plurum.export import repository_from_onnx
@@ -46,7 +53,7 @@ def random_repository(
         scores={},
     )
     out = work / "model_repository"
-    repository_from_onnx(ensemble, graphs, out, max_batch_size)
+    repository_from_onnx(ensemble, graphs, out, max_batch_size, fused=fused)
     return out
 
 

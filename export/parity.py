@@ -101,7 +101,7 @@ def check_parity(parity: Parity) -> None:
     if parity.faults:
         raise ParityError(
             f"the {parity.precision.upper()} graph of {parity.subject} answers otherwise than PyTorch on "
-            f"{parity.images} validation images: {'; '.join(parity.faults)}; nothing was written. Take a finer "
+            f"{parity.images} images: {'; '.join(parity.faults)}; nothing was written. Take a finer "
             f"--precision, train a member that has hardly learnt for longer, or allow more with --tolerance (FP32) or "
             f"ExportSettings(budgets=…)"
         )

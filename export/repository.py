@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -116,7 +116,9 @@ def repository_from_run(
     return Exported(unchanged=False, parities=parities, artefacts=published)
 
 
-def repository_from_onnx(ensemble: Ensemble, graphs: Mapping[str, Path], out: Path, max_batch_size: int = 16) -> None:
+def repository_from_onnx(
+    ensemble: Ensemble, graphs: Mapping[str, Path], out: Path, max_batch_size: int = 16, *, fused: bool = False
+) -> None:
     """Put a repository of graphs that exist already at `out`, whole or not at all; they are not checked here.
 
     Args:
@@ -124,6 +126,7 @@ def repository_from_onnx(ensemble: Ensemble, graphs: Mapping[str, Path], out: Pa
         graphs: By member name; PIXELS → LOGITS as `plurum.export.graphs` writes them.
         out: A new or empty folder, or a repository of ours.
         max_batch_size: Largest batch.
+        fused: Whether `ensemble_fused` is added.
 
     Raises:
         OutputError: `out` holds something else or can't be written to.
@@ -134,6 +137,9 @@ def repository_from_onnx(ensemble: Ensemble, graphs: Mapping[str, Path], out: Pa
             (hidden / member.name / "1").mkdir(parents=True)
             shutil.copyfile(graphs[member.name], hidden / member.name / "1" / "model.onnx")
         _assemble(ensemble, hidden, max_batch_size, {})
+        if fused:
+            files_of_members = [graphs[member.name] for member in ensemble.members]
+            _write_fused(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
 
 
 def claim(out: Path) -> None:
@@ -238,20 +244,26 @@ def _fuse(
     # OpenVINO rounds to BF16 as it compiles; in ONNX Runtime such a member is its FP32 graph.
     inside: list[Precision] = ["fp32" if choice.taken == "bf16" else choice.taken for choice in choices]
     precision = max(inside, key=_COARSENESS.index)
-    version = _write_config(repository, fused_config(ensemble, settings.max_batch_size, backend))
-    path = version / "model.onnx"
     graphs = [choice.candidate.artefact.path for choice in choices]
-    fused_from_onnx(graphs, ensemble.rule, len(ensemble.classes), path)
+    path = _write_fused(ensemble, graphs, repository, settings.max_batch_size, backend)
     original = verdict_of([choice.original for choice in choices], ensemble.rule)
     exported = verdict_from_fused(path, sample.pixels)
     budget = settings.budget(precision)
     parity = vote_parity("ensemble_fused", precision, original, exported, sample.labels, budget)
     check_parity(parity)
-    labels = _write_config(repository, labels_config(ensemble, settings.max_batch_size))
-    _add_python(labels, ensemble, _LABELS)
-    _write_config(repository, fused_ensemble_config(ensemble, settings.max_batch_size))
     reason = f"of {', '.join(f'{choice.member} in {one}' for choice, one in zip(choices, inside, strict=True))}"
     return _published(repository, FUSED, precision, backend, reason), parity
+
+
+def _write_fused(
+    ensemble: Ensemble, graphs: Sequence[Path], repository: Path, max_batch_size: int, backend: Backend
+) -> Path:
+    """Add the fused graph, its labels and their chain; return the graph's path."""
+    path = _write_config(repository, fused_config(ensemble, max_batch_size, backend)) / "model.onnx"
+    fused_from_onnx(graphs, ensemble.rule, len(ensemble.classes), path)
+    _add_python(_write_config(repository, labels_config(ensemble, max_batch_size)), ensemble, _LABELS)
+    _write_config(repository, fused_ensemble_config(ensemble, max_batch_size))
+    return path
 
 
 def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int, artefacts: Mapping[str, Artefact]) -> None:

@@ -11,15 +11,23 @@ import typer
 
 if TYPE_CHECKING:
     from plurum.export import Exported
+    from plurum.spec import ImageSpec
 
 __all__ = ["export"]
 
 # Named by release, as a plan loads with no other TensorRT than the one that built it.
 CONTAINER = "nvcr.io/nvidia/tritonserver:26.07-py3"
+# Of ImageNet.
+_MEAN, _STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
 
 def export(  # noqa: PLR0913, PLR0917 - one parameter per option
-    run: Annotated[Path, typer.Argument(help="A run that `plurum train` and `plurum fit` have filled.", metavar="RUN")],
+    source: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A run that `plurum fit` has filled, or checkpoints of your own.", metavar="RUN|CHECKPOINT…"
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Where the model repository goes [dim]\\[RUN/model_repository][/dim].")
     ] = None,
@@ -36,6 +44,13 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         bool,
         typer.Option("--build-engines", help="RUN is a repository of --target gpu: build its TensorRT plans here."),
     ] = False,
+    arch: Annotated[
+        list[str] | None, typer.Option(help="Of checkpoints: timm's architecture; one for all or one for each.")
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Of checkpoints: the classes' names, as CE,LAA.")] = None,
+    image_size: Annotated[int, typer.Option(help="Of checkpoints: height and width they take.")] = 224,
+    mean: Annotated[str, typer.Option(help="Of checkpoints: what their images were normalised by.")] = _MEAN,
+    std: Annotated[str, typer.Option(help="Likewise.")] = _STD,
     as_json: Annotated[bool, typer.Option("--json", help="Print how each artefact compared as JSON.")] = False,
 ) -> None:
     """Export the members, check each and their vote against PyTorch, and assemble a Triton model repository.
@@ -50,19 +65,21 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
 
       plurum export runs/digits --out /srv/models --max-batch-size 32
 
+      plurum export mine.safetensors other.pt --arch resnet18 --classes CE,LAA --out repository
+
       plurum export runs/digits --target gpu --precision fp16 --out gpu && plurum export --build-engines gpu
     """
-    from plurum.errors import needs_extra
+    from plurum.errors import SettingsError, needs_extra
     from plurum.run import Run
 
     with needs_extra("export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "tritonclient.grpc"):
-        from plurum.export import ExportSettings, repository_from_run
+        from plurum.export import ExportSettings, repository_from_checkpoints, repository_from_run
     from rich.console import Console
 
     from plurum.training import settings_from
 
     if build_engines:
-        _build(run, as_json=as_json)
+        _build(source[0], as_json=as_json)
         return
     settings = settings_from(
         ExportSettings,
@@ -72,16 +89,47 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         max_batch_size=max_batch_size,
         tolerance=tolerance,
     )
-    place = out or run / "model_repository"
-    with Console(stderr=True).status("exporting") as status:
-        exported = repository_from_run(Run(run), place, settings, status.update)
+    if source[0].is_file() or arch:
+        if out is None or not classes:
+            raise SettingsError("checkpoints need --arch, --classes and --out: what they are, tell apart, and become")
+        place, images = out, "generated images"
+        with Console(stderr=True).status("exporting") as status:
+            names = classes.split(",")
+            spec = _image(image_size, mean, std)
+            exported = repository_from_checkpoints(source, arch or [], names, spec, out, settings, status.update)
+    else:
+        if len(source) > 1:
+            raise SettingsError(f"{len(source)} runs are named, {', '.join(map(str, source))}; export one at a time")
+        place, images = out or source[0] / "model_repository", "validation images"
+        with Console(stderr=True).status("exporting") as status:
+            exported = repository_from_run(Run(source[0]), place, settings, status.update)
     if as_json:
         parities = [parity.model_dump() for parity in exported.parities]
         published = [artefact.model_dump() for artefact in exported.artefacts]
         report = {"repository": str(place), "unchanged": exported.unchanged, "parity": parities, "artefacts": published}
         sys.stdout.write(json.dumps(report) + "\n")
     else:
-        _print(exported, place)
+        _print(exported, place, images)
+
+
+def _image(size: int, mean: str, std: str) -> ImageSpec:
+    from pydantic import ValidationError
+
+    from plurum.errors import SettingsError
+    from plurum.spec import ImageSpec
+
+    values = {}
+    for option, text in (("mean", mean), ("std", std)):
+        try:
+            red, green, blue = (float(part) for part in text.split(","))
+        except ValueError as error:
+            raise SettingsError(f"--{option} is {text!r}; it is three numbers, as {_MEAN}") from error
+        values[option] = (red, green, blue)
+    try:
+        return ImageSpec(height=size, width=size, mean=values["mean"], std=values["std"])
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise SettingsError(f"{fault['loc'][0]} is {fault['input']!r}: {fault['msg']}") from error
 
 
 def _build(repository: Path, *, as_json: bool) -> None:
@@ -99,13 +147,12 @@ def _build(repository: Path, *, as_json: bool) -> None:
     sys.stdout.write(f"check it with: plurum doctor {repository}\n")
 
 
-def _print(exported: Exported, place: Path) -> None:
+def _print(exported: Exported, place: Path, images: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 140)
-    images = exported.parities[0].images
-    table = Table(title=f"beside PyTorch, on {images} validation images")
+    table = Table(title=f"beside PyTorch, on {exported.parities[0].images} {images}")
     for column in (
         "",
         "precision",

@@ -1,0 +1,123 @@
+"""Checkpoints from elsewhere become a repository, or one line that says why not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from plurum.cli.main import run as command_line
+from plurum.errors import ContractError
+from plurum.export.checkpoints import state_from_file
+from plurum.export.doctor import check_repository
+from plurum.spec import read_ensemble
+
+ARCH = "test_resnet"
+SIZE = 64
+
+
+def run_export(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["plurum", "export", *map(str, words)])
+    with pytest.raises(SystemExit) as exit_:
+        command_line()
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+@pytest.fixture(scope="module")
+def models() -> list[torch.nn.Module]:
+    torch.manual_seed(0)
+    return [timm.create_model(ARCH, num_classes=2).eval() for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(models: list[torch.nn.Module], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One as safetensors, the other as a training loop leaves it."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    save_file(models[0].state_dict(), folder / "first.safetensors")
+    wrapped = {f"module.{name}": value for name, value in models[1].state_dict().items()}
+    torch.save({"epoch": 7, "state_dict": wrapped}, folder / "second model.pth")
+    return [folder / "first.safetensors", folder / "second model.pth"]
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[object]:
+    return ["--arch", ARCH, "--classes", "CE,LAA", "--image-size", SIZE, "--out", tmp_path / "out"]
+
+
+def test_they_become_a_repository_that_answers_as_they_do(
+    checkpoints: list[Path],
+    models: list[torch.nn.Module],
+    options: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_export(monkeypatch, *checkpoints, *options) == 0
+    assert "32 generated images" in capsys.readouterr().out
+    ensemble = read_ensemble(tmp_path / "out" / "ensemble.json")
+    assert [member.name for member in ensemble.members] == ["first", "second_model"]
+    assert (ensemble.classes, ensemble.voting.weights) == (("CE", "LAA"), (0.5, 0.5))
+    assert [one for one in check_repository(tmp_path / "out") if one.state == "error"] == []
+    pixels = np.random.default_rng(1).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    normalised = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32).transpose(0, 3, 1, 2))
+    for member, model in zip(ensemble.members, models, strict=True):
+        session = onnxruntime.InferenceSession(tmp_path / "out" / member.name / "1" / "model.onnx")
+        with torch.inference_mode():
+            expected = model(normalised).numpy()
+        np.testing.assert_allclose(session.run(["LOGITS"], {"PIXELS": pixels})[0], expected, atol=1e-4)
+    # The same again is known.
+    assert run_export(monkeypatch, *checkpoints, *options) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--precision", "int8"], "--precision int8 is checked on labelled images"),
+        (["--arch", "vit_nowhere", "--arch", ARCH], "does not fit the architecture 'vit_nowhere'"),
+        (["--arch", ARCH, "--arch", ARCH], "3 --arch for 2 checkpoints"),
+        (["--classes", "CE,LAA,other"], "does not fit the architecture 'test_resnet'"),
+        (["--classes", "CE"], "these checkpoints make no ensemble"),
+        (["--mean", "0.5"], "--mean is '0.5'; it is three numbers"),
+        (["--std", "0,0,0"], "std is"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    checkpoints: list[Path],
+    options: list[Any],
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if words[1] == "vit_nowhere":
+        options = options[2:]
+    assert run_export(monkeypatch, *checkpoints, *options, *words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_of_more_than_tensors_is_not_run(tmp_path: Path) -> None:
+    torch.save({"model": timm.create_model(ARCH)}, tmp_path / "whole.pt")
+    with pytest.raises(ContractError, match="can be read without running code in it"):
+        state_from_file(tmp_path / "whole.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ContractError, match="holds no state dict"):
+        state_from_file(tmp_path / "list.pt")
+    (tmp_path / "text.safetensors").write_text("text")
+    with pytest.raises(ContractError, match="is no checkpoint"):
+        state_from_file(tmp_path / "text.safetensors")
+    with pytest.raises(ContractError, match="is no file"):
+        state_from_file(tmp_path / "absent.pt")
