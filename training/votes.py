@@ -24,6 +24,10 @@ __all__ = ["FittedVote", "Known", "confidence_of", "fitted_vote", "with_meaning"
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+# Limits are some validation image's own figure. They are set this much beyond it, so that it stays within them when
+# another program adds up in another order.
+_ROUNDING = 1e-5
+
 
 @dataclass(frozen=True)
 class Known:
@@ -120,10 +124,12 @@ def with_meaning(
     corrected = replace(vote, rule=replace(vote.rule, prior_ratio=ratio))
     verdict, labels = corrected.fitted_verdict(known.answers), known.labels
     weights = None if ratio is None else np.asarray(ratio)[labels]
+    quantiles = conformal_quantiles(verdict.probabilities, labels, known.groups, settings.alpha)
+    threshold = review_threshold(confidence_of(verdict), verdict.label != labels, settings.risk, weights)
     rule = replace(
         corrected.rule,
-        quantiles=conformal_quantiles(verdict.probabilities, labels, known.groups, settings.alpha),
-        review_threshold=review_threshold(confidence_of(verdict), verdict.label != labels, settings.risk, weights),
+        quantiles=tuple(min(quantile + _ROUNDING, 1.0) for quantile in quantiles),
+        review_threshold=max(threshold - _ROUNDING, 0.0) if threshold < 1 else 1.0,
     )
     return replace(corrected, rule=rule)
 
