@@ -1,0 +1,58 @@
+"""However members came about, they are fitted, judged, exported and served, and served answers are the vote's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plurum.client import EnsembleClient
+from plurum.export import ExportSettings, repository_from_run
+from plurum.run import Run
+from plurum.serving import Server, ServerSettings
+from plurum.training import (
+    FitSettings,
+    JudgeSettings,
+    TrainSettings,
+    ensemble_from_run,
+    fit_run,
+    judge_run,
+    train_run,
+    write_report,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.triton]
+
+WAYS: dict[str, tuple[dict[str, Any], int]] = {
+    "architectures": ({"archs": ("test_byobnet", "test_resnet")}, 2),
+    "seeds": ({"archs": ("test_byobnet",), "seeds": 2}, 2),
+    "snapshots": ({"archs": ("test_resnet",), "snapshots": 3, "ema": 0.9}, 3),
+    "all of them": ({"archs": ("test_byobnet", "test_resnet"), "seeds": 2, "snapshots": 2}, 8),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_members_ends_in_served_answers(way: str, tmp_path: Path) -> None:
+    values, members = WAYS[way]
+    run = Run(tmp_path / "run")
+    settings = TrainSettings(**values, epochs=6, learning_rate=5e-3, precision="fp32")
+    assert len(train_run("digits", settings, run.path).members) == members
+    # All of them: which are worth it is the fit's own tests' subject.
+    ensemble = fit_run(run.path, FitSettings(select="all"))
+    assert len(ensemble.members) == members
+    judgement = judge_run(run.path, JudgeSettings())
+    assert write_report(judgement, run.report_folder).is_file()
+    repository_from_run(run, run.path / "model_repository", ExportSettings())
+    images = np.array(run.pixels()[run.table().rows("test")[:40]])
+    expected = ensemble_from_run(run.path).predict_with_uncertainty(images)
+    with (
+        Server(run.path / "model_repository", ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server,
+        EnsembleClient(server.urls.grpc) as client,
+    ):
+        answers = client.predict(list(images))
+    assert [answer.label for answer in answers] == [ensemble.classes[label] for label in expected.label]
+    served = np.array([list(answer.probabilities.values()) for answer in answers])
+    assert np.abs(served - expected.probabilities).max() < 1e-4
+    assert [answer.disagreement for answer in answers] == pytest.approx(expected.disagreement, abs=1e-4)
