@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "figure_of", "png_from_figure", "tidied"]
+__all__ = ["BLUE", "COLOURS", "GREY", "ORANGE", "RED", "figure_of", "png_from_figure", "shortened", "tidied"]
 
 _DPI = 110
+BLUE, ORANGE, GREY, RED = "#0067a5", "#d55e00", "#8a8f98", "#b3261e"
 # Okabe & Ito's, which most people with other colour vision can tell apart, then more.
 COLOURS = (
     "#0072b2",
@@ -58,3 +59,8 @@ def png_from_figure(figure: Figure) -> bytes:
     # No software version inside.
     figure.savefig(file, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
     return file.getvalue()
+
+
+def shortened(name: str) -> str:
+    """Return a name that leaves room for the plot, and in which matplotlib finds no formula."""
+    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")

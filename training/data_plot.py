@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 
-from plurum.errors import needs_extra
 from plurum.run import Split
+from plurum.training.canvas import COLOURS, figure_of, png_from_figure
 from plurum.training.data_report import DataReport
 
 __all__ = ["plot_from_data_report"]
 
-_DPI = 110
-# Okabe & Ito's, which most people with other colour vision can tell apart.
-_COLOURS: dict[Split, str] = {"train": "#0072b2", "validation": "#e69f00", "test": "#009e73"}
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _ROW, _FRAME = 0.32, 1.3
 
 
@@ -24,12 +20,10 @@ def plot_from_data_report(report: DataReport) -> bytes:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    with needs_extra("training"):
-        from matplotlib.figure import Figure
-    figure = Figure(figsize=(7, _FRAME + _ROW * len(report.classes)), layout="constrained")
+    figure = figure_of(7, _FRAME + _ROW * len(report.classes))
     axes = figure.add_subplot()
     ends = np.zeros(len(report.classes))
-    for split, colour in _COLOURS.items():
+    for split, colour in zip(_SPLITS, COLOURS, strict=False):
         images = np.array([report.counts[name][split].images for name in report.classes])
         axes.barh(report.classes, images, left=ends, color=colour, label=split, height=0.7)
         ends += images
@@ -38,8 +32,5 @@ def plot_from_data_report(report: DataReport) -> bytes:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("images")
     axes.set_ylabel("class")
-    figure.legend(loc="outside upper center", ncols=len(_COLOURS), frameon=False)
-    file = io.BytesIO()
-    # No software version inside: the same report gives the same bytes.
-    figure.savefig(file, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
-    return file.getvalue()
+    figure.legend(loc="outside upper center", ncols=len(_SPLITS), frameon=False)
+    return png_from_figure(figure)

@@ -100,7 +100,7 @@ def write_fit(report: FitReport, folder: Path) -> tuple[Path, ...]:
         OutputError: `folder` is a file or can't be written to.
         MissingExtraError: matplotlib is not installed.
     """
-    from plurum.training.plots import plots_from_fit
+    from plurum.training.fit_plots import plots_from_fit
 
     paths = [folder / "fit.json"]
     write_text(paths[0], report.model_dump_json(indent=1) + "\n")

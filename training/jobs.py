@@ -79,7 +79,7 @@ def _started(job: Job, slot: int) -> tuple[Connection, tuple[int, Job, SpawnProc
     # Spawned: CUDA and OpenMP do not survive a fork.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    level = logging.getLogger().level
+    level = logging.getLogger("plurum").getEffectiveLevel()
     process = context.Process(target=_in_process, args=(job, slot, theirs, level), name=job.name, daemon=True)
     process.start()
     theirs.close()
@@ -89,7 +89,8 @@ def _started(job: Job, slot: int) -> tuple[Connection, tuple[int, Job, SpawnProc
 def _in_process(job: Job, slot: int, connection: Connection, level: int) -> None:
     # Ctrl-C reaches the parent too, which then ends us: two tracebacks would tell nobody more.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("plurum").setLevel(level)
 
     def tell(count: int, note: str) -> None:
         try:

@@ -6,6 +6,8 @@ RUN/data/items.csv                  index,source,label,patient,split: one row pe
 RUN/data/contract.json              classes, image spec and fingerprint
 RUN/data/report.json                what was found out about the images: counts, sizes, duplicates, leaks
 RUN/members/NAME/                   checkpoint.safetensors, member.json, history.csv
+RUN/unfinished/NAME.pt              the state of a training that has not ended yet
+RUN/tensorboard/NAME/               if asked for: what TensorBoard shows
 RUN/ensemble.json                   how the members vote (written by fit)
 RUN/report/                         for people
 """
