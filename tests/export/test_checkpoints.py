@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from plurum.cli.main import run as command_line
 from plurum.errors import ContractError
+from plurum.export import PixelModel, onnx_from_model, selection
 from plurum.export.checkpoints import state_from_file
 from plurum.export.doctor import check_repository
 from plurum.spec import read_ensemble
@@ -77,6 +79,38 @@ def test_they_become_a_repository_that_answers_as_they_do(
     # The same again is known.
     assert run_export(monkeypatch, *checkpoints, *options) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+class Swapped(torch.nn.Module):
+    """A member that takes BGR for RGB."""
+
+    def __init__(self, model: PixelModel) -> None:
+        super().__init__()
+        self.model, self.image = model, model.image
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(pixels.flip(3))
+        return logits
+
+
+def with_half_the_std(model: PixelModel) -> PixelModel:
+    red, green, blue = model.image.std
+    return PixelModel(model.model, model.image.model_copy(update={"std": (red / 2, green / 2, blue / 2)}))
+
+
+@pytest.mark.parametrize("wrong", [Swapped, with_half_the_std], ids=["colours", "std"])
+def test_a_graph_that_sees_other_colours_is_caught(
+    checkpoints: list[Path],
+    options: list[object],
+    wrong: Callable[[PixelModel], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(selection, "onnx_from_model", lambda model, path: onnx_from_model(wrong(model), path))
+    assert run_export(monkeypatch, checkpoints[0], *options) == 1
+    assert "FP32 graph of first answers otherwise than PyTorch on 32 images: probabilities" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

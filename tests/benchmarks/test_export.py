@@ -1,0 +1,64 @@
+"""The benchmarks of what export makes: they run, and say what they ran on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def report_of(module: str, *options: object) -> Any:
+    words = [sys.executable, "-m", f"plurum.benchmarks.{module}", *map(str, options)]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_architectures_build_in_half_the_size(tmp_path: Path) -> None:
+    """Residual, squeeze-and-excite, dense, ConvNeXt and transformer members, and three of them fused."""
+    rows = report_of("engines", "--work", tmp_path)["engines"]
+    assert set(rows) == {
+        "resnet18",
+        "efficientnet_b0",
+        "densenet121",
+        "convnext_atto",
+        "vit_tiny_patch16_224",
+        "fused",
+    }
+    for name, row in rows.items():
+        assert row["engine_fp16"] < 0.75 * row["engine_fp32"], name
+        assert row["onnx_fp16"] < 0.6 * row["onnx_fp32"], name
+        assert row["difference"] < 0.01, name
+        assert row["largest"] < 65504 / 2, name
+    # All three are in it.
+    assert rows["fused"]["onnx_fp16"] > 0.99 * sum(
+        rows[arch]["onnx_fp16"] for arch in ("resnet18", "efficientnet_b0", "densenet121")
+    )
+
+
+@pytest.mark.triton
+def test_the_fused_graph_beside_the_chain(tmp_path: Path) -> None:
+    options = ("--arch", "test_resnet", "--size", 32, "--rounds", 1, "--seconds", 0.2)
+    report = report_of("fused", "--work", tmp_path, *options)
+    chain, fused = (report["latency_ms"][model][0] for model in ("ensemble_pixels", "ensemble_fused"))
+    assert report["ratio"] == pytest.approx(chain / fused, abs=1e-3)
+    assert report["machine"]["cores"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+def test_precisions_beside_fp32(tmp_path: Path) -> None:
+    options = ("--arch", "test_resnet", "--arch", "test_byobnet", "--size", 32, "--epochs", 2, "--rounds", 1)
+    report = report_of("precision", "--work", tmp_path, *options, "--seconds", 0.2)
+    assert report["test_images"] >= 1000
+    rates = report["images_per_s"]
+    assert report["ratio"] == pytest.approx(rates["auto"][0] / rates["fp32"][0], abs=1e-3)
+    assert all(0 <= accuracy <= 1 for accuracy in report["accuracy"].values())
+    assert report["accuracy"]["auto"] >= report["accuracy"]["fp32"] - 0.02
+    assert "ms" in report["artefacts"]["auto"]["test_resnet"]
