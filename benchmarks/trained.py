@@ -31,7 +31,8 @@ def trained_run(work: Path, archs: Sequence[str], size: int, epochs: int) -> Run
     data = work / "digits.npz"
     if not data.is_file():
         _write(data)
-    settings = TrainSettings(archs=tuple(archs), epochs=epochs, image_size=size, learning_rate=2e-3)
+    # Small batches: what is learnt from so few images takes steps, and large images are slow.
+    settings = TrainSettings(archs=tuple(archs), epochs=epochs, image_size=size, batch_size=8)
     train_run(str(data), settings, work / "run")
     fit_run(work / "run", FitSettings())
     return Run(work / "run")
