@@ -121,7 +121,11 @@ def is_current(repository: Path, ensemble: Ensemble, settings: ExportSettings) -
         manifest = read_manifest(repository)
     except RepositoryError:
         return False
-    return manifest.inputs == inputs_of(ensemble, settings) and all(
-        (repository / one.file).is_file() and sha256_of(repository / one.file) == one.sha256
+    if manifest.inputs != inputs_of(ensemble, settings) or not (repository / "parity.json").is_file():
+        return False
+    return all(
+        (repository / one.model / "config.pbtxt").is_file()
+        and (repository / one.file).is_file()
+        and sha256_of(repository / one.file) == one.sha256
         for one in manifest.artefacts
     )

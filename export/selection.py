@@ -119,7 +119,7 @@ def choose(
         if precision == "fp32":
             check_parity(candidate.parity)
         choice.candidates[precision] = candidate
-    return fastest(choice, notes) if settings.target == "cpu" else _finest_half(choice, notes)
+    return fastest(choice, notes) if settings.target == "cpu" else _half_where_it_passes(choice, notes)
 
 
 def _candidate(
@@ -172,8 +172,8 @@ def fastest(choice: Choice, notes: list[str]) -> Choice:
     return replace(choice, taken=best, reason="; ".join([f"the fastest that passes ({told})", *failed, *notes]))
 
 
-def _finest_half(choice: Choice, notes: list[str]) -> Choice:
-    """Take FP16 where it may be published: there is no GPU needed, and none asked, to know that it is faster."""
+def _half_where_it_passes(choice: Choice, notes: list[str]) -> Choice:
+    """Take FP16 where it may be published: it is what GPUs multiply fastest, and there may be none here to ask."""
     half = choice.candidates.get("fp16")
     if half is not None and half.parity.passed:
         return replace(choice, taken="fp16", reason="FP16 passes; its speed is not measured here")

@@ -121,6 +121,13 @@ def test_what_makes_a_repository_another(run: Run, repository: Path, tmp_path: P
     graph = changed / "resnet10t" / "1" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"!")
     assert not is_current(changed, ensemble, settings)
+    shutil.copyfile(repository / "resnet10t" / "1" / "model.onnx", graph)
+    assert is_current(changed, ensemble, settings)
+    for needed in (graph, changed / "parity.json", changed / "regnetx_002" / "config.pbtxt"):
+        kept = needed.read_bytes()
+        needed.unlink()
+        assert not is_current(changed, ensemble, settings)
+        needed.write_bytes(kept)
     graph.unlink()
     assert not is_current(changed, ensemble, settings)
     assert not is_current(tmp_path / "nowhere", ensemble, settings)
