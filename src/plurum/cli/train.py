@@ -116,7 +116,11 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option
     from plurum.training import TrainOptions, TrainSettings, settings_from, train_run
 
     settings = settings_from(TrainSettings, **_of(TrainSettings, given))
-    training = train_run(data, settings, out, settings_from(TrainOptions, **_of(TrainOptions, given)))
+    try:
+        training = train_run(data, settings, out, settings_from(TrainOptions, **_of(TrainOptions, given)))
+    except KeyboardInterrupt:
+        sys.stderr.write("plurum: interrupted; the same command goes on where it was\n")
+        raise typer.Exit(130) from None
     if not training.is_first:
         return
     if as_json:
