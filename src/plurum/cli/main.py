@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from plurum import __version__
+from plurum.cli.compare import compare
 from plurum.cli.data import data
 from plurum.cli.demo import demo
 from plurum.cli.doctor import doctor
@@ -54,6 +55,7 @@ def _root(
         logging.getLogger("plurum").setLevel(logging.DEBUG)
 
 
+app.command()(compare)
 app.command()(data)
 app.command()(demo)
 app.command()(doctor)
