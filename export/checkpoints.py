@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import math
 import pickle
 import re
 import tempfile
@@ -29,7 +28,7 @@ from plurum.export.repository import Exported, repository_from_run
 from plurum.export.settings import ExportSettings
 from plurum.files import sha256_of
 from plurum.run import DataContract, Run
-from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Scores, Voting, write_contract
+from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Voting, write_contract
 
 __all__ = ["repository_from_checkpoints", "state_from_file"]
 
@@ -127,17 +126,7 @@ def _member(run: Run, file: Path, arch: str, classes: tuple[str, ...], image: Im
         classes=classes,
         image=image,
         parameters=max(1, sum(value.numel() for value in state.values())),
-        seed=0,
-        precision="fp32",
-        epochs=1,
-        best_epoch=1,
-        validation=_chance(classes),
     )
-
-
-def _chance(classes: tuple[str, ...]) -> Scores:
-    """Return what guessing would score: nothing is known of a checkpoint from elsewhere."""
-    return Scores(images=1, accuracy=1 / len(classes), nll=math.log(len(classes)))
 
 
 def _write_run(run: Run, members: tuple[Member, ...], classes: tuple[str, ...], image: ImageSpec) -> None:

@@ -25,7 +25,6 @@ import numpy as np
 from plurum.errors import ContractError, OutputError
 from plurum.export.configs import (
     FUSED,
-    LABELS,
     ensemble_config,
     fused_config,
     fused_ensemble_config,
@@ -91,8 +90,6 @@ def repository_from_run(
     """
     ensemble = run.ensemble()
     claim(out)
-    if settings.fused and (taken := {FUSED, LABELS}.intersection(member.name for member in ensemble.members)):
-        raise ContractError(f"a member is called {min(taken)!r}, which ensemble_fused needs for itself; rename it")
     if is_current(out, ensemble, settings):
         return _exported_before(out)
     sample = _sample(run, settings)

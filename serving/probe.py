@@ -31,7 +31,11 @@ def ask(url: str, ensemble: Ensemble, models: list[str], timeout_s: float) -> No
     from tritonclient.grpc import InferenceServerClient
 
     pixels = np.full((1, ensemble.image.height, ensemble.image.width, 3), 128, np.uint8)
-    questions = {"ensemble_pixels": _pixel_input(pixels), "ensemble": _image_input(pixels[0])}
+    questions = {
+        "ensemble": _image_input(pixels[0]),
+        "ensemble_pixels": _pixel_input(pixels),
+        "ensemble_fused": _pixel_input(pixels),
+    }
     with InferenceServerClient(url) as client:
         for model, question in questions.items():
             if model in models:

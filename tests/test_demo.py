@@ -26,6 +26,7 @@ def test_it_says_what_it_found(demo: Demo) -> None:
     ensemble = read_ensemble(demo.folder / "runs" / "demo" / "ensemble.json")
     assert len(ensemble.members) == 3
     for member in ensemble.members:
+        assert member.validation is not None
         assert re.search(rf"{member.name}.*{member.validation.accuracy:.4f}", demo.output)
     assert re.search(rf"the ensemble.*{ensemble.scores['validation'].accuracy:.4f}", demo.output)
     served = re.findall(r"over (gRPC|HTTP): \d+ held-out images, accuracy of the served answers (\d\.\d+)", demo.output)

@@ -233,7 +233,7 @@ def _draw(run: Run, wanted: list[_Wanted]) -> None:
     for training in wanted:
         histories[training.name] = read_history(run.member_folder(training.members[0]) / "history.csv")
         members = [read_member(run.member_folder(name) / "member.json") for name in training.members]
-        kept[training.name] = [member.best_epoch for member in members]
+        kept[training.name] = [member.best_epoch for member in members if member.best_epoch]
     with whole_file(run.report_folder / "training.png") as hidden:
         hidden.write_bytes(plot_from_histories(histories, kept))
 

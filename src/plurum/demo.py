@@ -26,7 +26,7 @@ from plurum.models import model_from_checkpoint, normalised
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.serving.metrics import metrics_at
-from plurum.spec import Ensemble, read_ensemble
+from plurum.spec import Ensemble, Scores
 from plurum.training import (
     FitSettings,
     JudgeSettings,
@@ -45,7 +45,6 @@ __all__ = [
     "Comparison",
     "HeldOut",
     "compared",
-    "export_if_changed",
     "grown",
     "main_job",
     "pytorch_verdict",
@@ -117,10 +116,12 @@ def main_job(out: Path, *, fresh: bool = False) -> None:
     _say_scores(say, ensemble)
     report = write_report(judge_run(out, JudgeSettings()), run.report_folder)
     say.rule("3. export to ONNX and assemble the model repository")
-    if export_if_changed(run, repository):
-        say.print(f"exported to {repository}, every graph as PyTorch on real images (parity.json)")
-    else:
+    with Console(stderr=True).status("exporting") as status:
+        exported = repository_from_run(run, repository, ExportSettings(), status.update)
+    if exported.unchanged:
         say.print(f"{repository} is of exactly these members already")
+    else:
+        say.print(f"exported to {repository}, every graph as PyTorch on real images (parity.json)")
     held_out = _held_out(run, ensemble)
     say.rule("4. serve on Triton, ask over gRPC and HTTP, measure")
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
@@ -133,18 +134,6 @@ def main_job(out: Path, *, fresh: bool = False) -> None:
         for sample, old, new in grown(before, metrics_at(server.urls.metrics), *WATCHED):
             say.print(f"  {sample} {old:g} -> {new:g}", highlight=False, soft_wrap=True, markup=False)
     _say_places(say, run, repository, report, time.monotonic() - start)
-
-
-def export_if_changed(run: Run, repository: Path) -> bool:
-    """Export the run unless the repository is of exactly these members and this vote; return whether it exported.
-
-    The contract names the SHA-256 of every checkpoint, so an equal contract means equal members.
-    """
-    if (repository / "parity.json").is_file() and read_ensemble(repository / "ensemble.json") == run.ensemble():
-        return False
-    with Console(stderr=True).status("exporting") as status:
-        repository_from_run(run, repository, ExportSettings(), status.update)
-    return True
 
 
 def write_held_out(run: Run, images: LabelledImages) -> list[Path]:
@@ -212,11 +201,13 @@ def _asked(url: str, protocol: Literal["grpc", "http"], paths: list[Path]) -> li
 def _say_scores(say: Console, ensemble: Ensemble) -> None:
     table = Table("", "validation accuracy", "NLL", "weight")
     for member, weight in zip(ensemble.members, ensemble.voting.weights, strict=True):
-        scores = member.validation
-        table.add_row(member.name, f"{scores.accuracy:.4f}", f"{scores.nll:.4f}", f"{weight:.3f}")
-    scores = ensemble.scores["validation"]
-    table.add_row("the ensemble", f"{scores.accuracy:.4f}", f"{scores.nll:.4f}", "", style="bold")
+        table.add_row(member.name, *_cells(member.validation), f"{weight:.3f}")
+    table.add_row("the ensemble", *_cells(ensemble.scores["validation"]), "", style="bold")
     say.print(table)
+
+
+def _cells(scores: Scores | None) -> tuple[str, str]:
+    return ("", "") if scores is None else (f"{scores.accuracy:.4f}", f"{scores.nll:.4f}")
 
 
 def _say_least_certain(say: Console, held_out: HeldOut, answers: list[Prediction]) -> None:

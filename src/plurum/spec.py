@@ -54,7 +54,7 @@ OUTPUTS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "REVIEW": ("TYPE_BOOL", (1,)),
 }
 # Model names in a repository that no member may take.
-RESERVED_NAMES = frozenset({"ensemble", "ensemble_pixels", "ensemble_fused", "preprocess", "voter"})
+RESERVED_NAMES = frozenset({"ensemble", "ensemble_pixels", "ensemble_fused", "fused", "labels", "preprocess", "voter"})
 
 # A name becomes a folder, a Triton model and a metric label.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
@@ -124,6 +124,8 @@ class Scores(Contract):
 class Member(Contract):
     """One trained classifier, as `member.json` states it.
 
+    What is known of its training is None where its weights came from elsewhere.
+
     Attributes:
         version: Of this format.
         name: Of the folder, the Triton model and the metric label.
@@ -148,11 +150,11 @@ class Member(Contract):
     classes: Classes
     image: ImageSpec
     parameters: Annotated[int, Field(ge=1)]
-    seed: int
-    precision: Literal["fp32", "bf16", "fp16"]
-    epochs: Annotated[int, Field(ge=1)]
-    best_epoch: Annotated[int, Field(ge=1)]
-    validation: Scores
+    seed: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    best_epoch: Annotated[int, Field(ge=1)] | None = None
+    validation: Scores | None = None
 
 
 class Voting(Contract):

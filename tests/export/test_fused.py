@@ -13,13 +13,12 @@ import torch
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from plurum.errors import ContractError
 from plurum.export import ExportSettings, repository_from_run, selection
 from plurum.export.fused import FUSED_OUTPUTS, VoteModel, fused_from_onnx, verdict_from_fused
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.serving.metrics import metrics_at
-from plurum.spec import OUTPUTS, write_contract
+from plurum.spec import OUTPUTS
 from plurum.voting import VotingRule, decide, softmax
 
 WEIGHTS = (0.5, 0.3, 0.2)
@@ -98,15 +97,6 @@ def test_the_order_of_the_members_counts(run: Run, fused_repository: Path, tmp_p
     right = verdict_from_fused(fused_repository / "fused" / "1" / "model.onnx", pixels)
     wrong = verdict_from_fused(tmp_path / "swapped.onnx", pixels)
     assert np.abs(right.probabilities - wrong.probabilities).max() > 1e-2
-
-
-def test_a_member_of_the_same_name_is_refused(fresh_run: Run) -> None:
-    ensemble = fresh_run.ensemble()
-    renamed = ensemble.members[0].model_copy(update={"name": "labels"})
-    members = (renamed, *ensemble.members[1:])
-    write_contract(fresh_run.ensemble_file, ensemble.model_copy(update={"members": members}))
-    with pytest.raises(ContractError, match="a member is called 'labels', which ensemble_fused needs"):
-        repository_from_run(fresh_run, fresh_run.path / "out", ExportSettings(fused=True))
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_a_members_own_is_read(trained: Run) -> None:
     for member in trained.members():
         history = read_history(trained.member_folder(member.name) / "history.csv")
+        assert member.best_epoch is not None
+        assert member.validation is not None
         assert history[member.best_epoch - 1].validation_nll == member.validation.nll
 
 

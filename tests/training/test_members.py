@@ -56,6 +56,7 @@ def test_a_member_is_complete(trained: Run) -> None:
         assert [int(row["epoch"]) for row in history] == [1, 2, 3, 4]
         best = min(history, key=lambda row: float(row["validation_nll"]))
         assert int(best["epoch"]) == member.best_epoch
+        assert member.validation is not None
         assert float(best["validation_nll"]) == member.validation.nll
         model = model_from_checkpoint(member, trained.checkpoint(member))
         assert sum(parameter.numel() for parameter in model.parameters()) == member.parameters
@@ -276,6 +277,8 @@ def test_processes_of_torchrun_train_one_member_together(tmp_path: Path, archive
     assert done.stdout.count("next: plurum fit") == 1
     (one,), (two,) = Run(tmp_path / "one").members(), Run(tmp_path / "two").members()
     assert two.best_epoch == one.best_epoch
+    assert one.validation is not None
+    assert two.validation is not None
     assert two.validation.nll == pytest.approx(one.validation.nll, rel=1e-3)
     weights = [load_file(Run(tmp_path / name).checkpoint(one)) for name in ("one", "two")]
     for name, tensor in weights[0].items():

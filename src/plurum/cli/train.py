@@ -151,14 +151,14 @@ def _print(training: Training, out: Path) -> None:
     for column in ("member", "arch", "parameters", "precision", "best epoch", "accuracy", "NLL"):
         table.add_column(column, justify="left" if column in {"member", "arch", "precision"} else "right")
     for member in training.members:
+        scores = member.validation
         table.add_row(
             member.name,
             member.arch,
             f"{member.parameters:,}",
             member.precision,
             f"{member.best_epoch} of {member.epochs}",
-            f"{member.validation.accuracy:.4f}",
-            f"{member.validation.nll:.4f}",
+            *(() if scores is None else (f"{scores.accuracy:.4f}", f"{scores.nll:.4f}")),
         )
     console.print(table)
     if training.reused:
