@@ -52,9 +52,10 @@ def test_the_wheel_holds_every_room_with_its_files(wheel: Path) -> None:
     }
     assert tracked
     assert tracked <= packed
-    for needed in ("voter/model.py", "voter/metrics.py", "preprocess/model.py"):
+    for needed in ("voter/model.py", "voter/metrics.py", "preprocess/model.py", "labels/model.py"):
         assert f"plurum/model_repository/{needed}" in packed
-    assert "plurum/serving/backends/onnxruntime/model.py" in packed
+    for backend in ("onnxruntime", "openvino"):
+        assert f"plurum/serving/backends/{backend}/model.py" in packed
 
 
 def test_help_answers_within_a_second(bare: Path) -> None:
@@ -90,6 +91,7 @@ except MissingExtraError as error:
         (["train", "digits", "--arch", "resnet18", "--out", "run"], "training"),
         (["data", "digits"], "training"),
         (["export", "run"], "export"),
+        (["doctor", "repository"], "export"),
         (["serve", "repository"], "serving"),
         (["predict", "image.png"], "client"),
     ],
