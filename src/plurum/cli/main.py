@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from plurum import __version__
+from plurum.cli.bench import bench
 from plurum.cli.compare import compare
 from plurum.cli.data import data
 from plurum.cli.demo import demo
@@ -56,6 +57,7 @@ def _root(
 
 
 app.command()(compare)
+app.command()(bench)
 app.command()(data)
 app.command()(demo)
 app.command()(doctor)
