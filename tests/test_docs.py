@@ -23,7 +23,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 # For a moment, with what is small: the figures on the pages took minutes.
 SMALL = {
     "python -m plurum.benchmarks.training": (
-        "--arch test_byobnet --size 32 --batch-size 8 --rounds 1 --steps 1 --epochs 1"
+        "--arch test_byobnet --size 32 --batch-size 8 --rounds 1 --steps 1 --epochs 1 --accuracy-size 32"
     ),
 }
 # 70,000 images of Debian's package, an hour: some digits in files of the same form stand in for them.
