@@ -2,7 +2,9 @@
 
 All cases get an uncounted warm-up, then turns in an order that changes, so that whatever else the machine does meets
 all of them; figures are medians over turns. Latency is that of one image on one thread, as `plurum serve` runs members;
-throughput that of batches on all cores. Decoding and resizing are not in it.
+throughput that of batches, one at a time on every core. Several threads on one batch would be slower: they wait for
+each other after every layer, much longer still where another program has one of the cores. Decoding and resizing are
+not in it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,12 +54,9 @@ def speeds_of(
     cases: dict[str, Case] = {}
     for one in contenders:
         for runtime in RUNTIMES:
-            alone, all_cores = (
-                _answers(one, folders[one.name], runtime, 1),
-                _answers(one, folders[one.name], runtime, cores),
-            )
-            cases[f"{one.name} {runtime} latency"] = partial(latency_turn, alone, image)
-            cases[f"{one.name} {runtime} throughput"] = partial(throughput_turn, all_cores, pixels)
+            answer = _answer(one, folders[one.name], runtime)
+            cases[f"{one.name} {runtime} latency"] = partial(latency_turn, answer, image)
+            cases[f"{one.name} {runtime} throughput"] = partial(throughput_turn, answer, pixels, cores)
     figures = measure(cases, rounds, seconds, progress)
     return {
         one.name: {
@@ -82,14 +82,22 @@ def latency_turn(answer: Answer, image: Pixels, seconds: float) -> float:
     return 1 / statistics.median(times)
 
 
-def throughput_turn(answer: Answer, pixels: Pixels, seconds: float) -> float:
-    """Return images per second of one batch after the other for at least `seconds`; the first is not counted."""
-    answer(pixels)
-    images, began = 0, time.perf_counter()
-    while not images or time.perf_counter() - began < seconds:
+def throughput_turn(answer: Answer, pixels: Pixels, cores: int, seconds: float) -> float:
+    """Return images per second of so many loops at once, each over one batch for at least `seconds`.
+
+    Each loop's first batch is not counted.
+    """
+
+    def loop(_: int) -> float:
         answer(pixels)
-        images += len(pixels)
-    return images / (time.perf_counter() - began)
+        images, began = 0, time.perf_counter()
+        while not images or time.perf_counter() - began < seconds:
+            answer(pixels)
+            images += len(pixels)
+        return images / (time.perf_counter() - began)
+
+    with ThreadPoolExecutor(cores) as pool:
+        return sum(pool.map(loop, range(cores)))
 
 
 def graph_logits(path: Path, pixels: Pixels, rows: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[np.float64]:
@@ -103,25 +111,26 @@ def graph_logits(path: Path, pixels: Pixels, rows: npt.NDArray[np.int64], batch_
     return np.concatenate(answers, dtype=np.float64)
 
 
-def _answers(contender: Contender, folder: Path, runtime: Runtime, threads: int) -> Answer:
+def _answer(contender: Contender, folder: Path, runtime: Runtime) -> Answer:
+    """Return what answers pixels on the one thread that calls it."""
     if runtime == "pytorch":
-        return _eager(contender, threads)
+        return _eager(contender)
     from plurum.export.runtimes import onnx_session
     from plurum.spec import INPUT_PIXELS, LOGITS
 
-    session: Any = onnx_session(graph_of(folder, runtime), threads)
+    session: Any = onnx_session(graph_of(folder, runtime), threads=1)
     return lambda pixels: session.run([LOGITS], {INPUT_PIXELS: pixels})
 
 
-def _eager(contender: Contender, threads: int) -> Answer:
+def _eager(contender: Contender) -> Answer:
     import torch
 
     model = model_from_contender(contender)
 
     def answer(pixels: Pixels) -> object:
-        # PyTorch has one number of threads for all models; setting the same again costs nothing.
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+        # A setting of the calling thread, of which there is one a core.
+        if torch.get_num_threads() != 1:
+            torch.set_num_threads(1)
         with torch.inference_mode():
             return model(torch.from_numpy(pixels))
 

@@ -23,6 +23,7 @@ from plurum.benchmarks.architecture_votes import metrics_of, subsets_of, votes_o
 from plurum.benchmarks.comparison import RUNTIMES, Compared, Comparison, Runtime, Vote, pareto_front, points_of
 from plurum.benchmarks.contenders import (
     Contender,
+    check_checkpoints,
     contenders_from_checkpoints,
     contenders_from_run,
     model_from_contender,
@@ -102,6 +103,7 @@ def contenders_of(
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; name a folder for the comparison")
+    check_checkpoints(checkpoints)
     if Run(Path(data)).settings_file.is_file():
         if training:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in training)
@@ -303,7 +305,8 @@ def _notes(
             f"{len(votes)} ensembles are looked at and no interval is widened for that: about one in forty that gains "
             f"nothing looks worth its cost by chance."
         )
-    if float(state["load_1min"]) > float(state["cores"]) / 2:
+    # What came before speed was measured keeps up to all cores busy by itself.
+    if float(state["load_1min"]) > float(state["cores"]):
         notes.append(
             f"The machine was busy before speed was measured (load average {state['load_1min']} on {state['cores']} "
             f"cores): compare speeds with each other, and not with those of another run."

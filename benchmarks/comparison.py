@@ -60,7 +60,7 @@ class Speed(_Value):
 
     Attributes:
         latency_ms: Of one image on one thread.
-        images_per_s: In batches, on all cores.
+        images_per_s: In batches, one at a time on every core.
     """
 
     latency_ms: Spread

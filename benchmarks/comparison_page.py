@@ -8,7 +8,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{{ c.compared|length }} architectures compared on {{ c.data }}</title>
+<title>{{ c.compared|length }} architecture{{ "s" if c.compared|length > 1 }} compared on {{ c.data }}</title>
 <style>
 :root { --text: #1f2933; --faint: #5b6770; --line: #d9dee3; --back: #fff; --mark: #0067a5; --good: #0b6b3a;
   --bad: #a3261b; --note: #fff6df; }
@@ -43,7 +43,7 @@ figure img { display: block; max-width: 100%; height: auto; background: #fff; bo
 {% macro cell(figure) %}<td>{{ figure.value|number }}
 {%- if figure.low is not none %}<br><small>{{ "%.3f–%.3f"|format(figure.low, figure.high) }}</small>{% endif %}</td>
 {%- endmacro %}
-<h1>{{ c.compared|length }} architectures compared on {{ c.data }}</h1>
+<h1>{{ c.compared|length }} architecture{{ "s" if c.compared|length > 1 }} compared on {{ c.data }}</h1>
 <p class="faint">{{ "{:,}".format(c.images.train) }} training, {{ "{:,}".format(c.images.validation) }} validation and
 {{ "{:,}".format(c.images.test) }} test images
 {%- if c.patients %} ({{ "{:,}".format(c.patients) }} patients){% endif %} of {{ c.classes }} classes,
@@ -86,8 +86,9 @@ own that answers batches of {{ c.batch_size }}; idle is what it holds before the
 {% for runtime in runtimes %}<td>{{ "%.2f"|format(one.speed[runtime].latency_ms.median) }}</td>{% endfor %}
 {% for runtime in runtimes %}<td>{{ "{:,.0f}".format(one.speed[runtime].images_per_s.median) }}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
-<p class="faint">Latency: one image on one thread. Throughput: batches of {{ c.batch_size }} on {{ c.machine.cores }}
-cores ({{ c.machine.processor }}). Medians of {{ c.turns }} turns, all cases in turn. Decoding is not in it.</p>
+<p class="faint">Latency: one image on one thread. Throughput: batches of {{ c.batch_size }}, one on each of
+{{ c.machine.cores }} cores ({{ c.machine.processor }}). Medians of {{ c.turns }} turns, all cases in turn.
+Decoding is not in it.</p>
 {{ picture("inference_speed", "Latency and throughput by architecture and runtime") }}
 {{ picture("pareto_front", "Accuracy over latency, with the Pareto front") }}
 {% if c.votes %}

@@ -55,13 +55,14 @@ def _accuracy(comparison: Comparison) -> Drawing:
 
 def _metrics(comparison: Comparison) -> Drawing:
     """All metrics of all architectures, one panel each, as they have different ranges."""
-    figure = figure_of(12.5, 1.3 + 0.42 * len(comparison.compared))
+    figure = figure_of(12.5, 1.7 + 0.42 * len(comparison.compared))
     panels = figure.subplots(1, len(SHOWN_METRICS), sharey=True)
     for axes, metric in zip(panels, SHOWN_METRICS, strict=True):
         for y, one in enumerate(comparison.compared):
             _interval(axes, y, one.metrics[metric], _colour(y))
         tidied(axes, METRICS[metric].title, "")
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
+        axes.ticklabel_format(axis="x", useOffset=False)
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.12)
     _rows(panels[0], [_name(one.name) for one in comparison.compared])
@@ -98,7 +99,7 @@ def _speed(comparison: Comparison) -> Drawing:
         latency.plot([], [], "s", markersize=9, color=_RUNTIME_COLOURS[runtime], label=RUNTIMES[runtime])
     tidied(latency, "latency: ms per image, one thread\nshorter is better", "")
     size, cores = comparison.batch_size, comparison.machine["cores"]
-    tidied(throughput, f"throughput: images/s in batches of {size}, {cores} cores\nlonger is better", "")
+    tidied(throughput, f"throughput: images/s, batches of {size}, one on each of {cores} cores\nlonger is better", "")
     for axes in (latency, throughput):
         axes.margins(x=0.14)
         axes.set_xlim(left=0)

@@ -15,7 +15,13 @@ from plurum.spec import ImageSpec, Member, read_member
 if TYPE_CHECKING:
     from plurum.export import PixelModel
 
-__all__ = ["Contender", "contenders_from_checkpoints", "contenders_from_run", "model_from_contender"]
+__all__ = [
+    "Contender",
+    "check_checkpoints",
+    "contenders_from_checkpoints",
+    "contenders_from_run",
+    "model_from_contender",
+]
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,34 @@ def contenders_from_run(
     return tuple(_of_member(member, run.member_folder(member.name), origin) for member in wanted or members)
 
 
+def check_checkpoints(named: Sequence[str]) -> None:
+    """Make sure that checkpoints are there before anything is trained.
+
+    Raises:
+        SettingsError: one is neither a member's folder nor `ARCH=FILE`, or of an architecture that timm has not.
+        ContractError: a file is missing.
+    """
+    from plurum.training.architectures import check_architectures
+
+    for one in named:
+        if Path(one).is_dir():
+            continue
+        arch, equals, path = one.partition("=")
+        if not (arch and equals and path):
+            raise SettingsError(f"--checkpoint is {one!r}: ARCH=FILE or a member's folder is needed")
+        check_architectures([arch])
+        if not Path(path).is_file():
+            raise ContractError(f"--checkpoint {one}: {path} is missing")
+
+
 def contenders_from_checkpoints(run: Run, named: Sequence[str]) -> tuple[Contender, ...]:
     """Return checkpoints as `--checkpoint` names them: a member's folder, or `ARCH=FILE`.
 
     Raises:
-        SettingsError: neither of the two, or an architecture that timm has not.
+        SettingsError: as `check_checkpoints`.
         ContractError: a checkpoint is missing, broken, or of other classes or images than the run's.
     """
+    check_checkpoints(named)
     return tuple(_of_checkpoint(run, one) for one in named)
 
 
@@ -120,11 +147,7 @@ def _of_checkpoint(run: Run, named: str) -> Contender:
                 f"what has learnt the same images"
             )
         return _of_member(member, folder, "checkpoint")
-    arch, equals, path = named.partition("=")
-    if not (arch and equals and path):
-        raise SettingsError(f"--checkpoint is {named!r}: ARCH=FILE or a member's folder is needed")
-    if not Path(path).is_file():
-        raise ContractError(f"--checkpoint {named}: {path} is missing")
+    arch, _, path = named.partition("=")
     return Contender(
         name=Path(path).stem,
         arch=arch,
