@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from plurum.benchmarks.bench_result import BenchResult, Case
@@ -96,11 +97,8 @@ def _together(result: BenchResult, cases: list[Case], field: str) -> list[float]
 
 
 def _ratio(case: str, field: str, first: list[float], second: list[float]) -> Ratio:
-    logs = np.log(first), np.log(second)
-    middle = float(logs[1].mean() - logs[0].mean())
-    interval = stats.ttest_ind(logs[1], logs[0], equal_var=False).confidence_interval(_CONFIDENCE)
-    # Turns that are alike to the last digit have no scatter, and Welch's formula divides by it.
-    low, high = (middle if math.isnan(one) else float(one) for one in (interval.low, interval.high))
+    middle, half = _welch(np.log(first), np.log(second))
+    low, high = middle - half, middle + half
     verdict: Verdict = "no difference beyond noise"
     if low > 0 or high < 0:
         verdict = "better" if (middle > 0) == _FIELDS[field] else "worse"
@@ -115,6 +113,19 @@ def _ratio(case: str, field: str, first: list[float], second: list[float]) -> Ra
         high=math.exp(high),
         verdict=verdict,
     )
+
+
+def _welch(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return the difference of the means and half of its interval (Welch 1947)."""
+    squares = [float(turns.var(ddof=1)) / len(turns) for turns in (first, second)]
+    middle = float(second.mean() - first.mean())
+    # Turns that are alike to the last digit have no scatter.
+    if not sum(squares):
+        return middle, 0.0
+    freedom = sum(squares) ** 2 / sum(
+        square**2 / (len(turns) - 1) for square, turns in zip(squares, (first, second), strict=True)
+    )
+    return middle, float(stats.t.ppf((1 + _CONFIDENCE) / 2, freedom)) * math.sqrt(sum(squares))
 
 
 def _differences(first: BenchResult, second: BenchResult) -> list[str]:

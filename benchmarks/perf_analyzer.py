@@ -88,7 +88,10 @@ class PerfAnalyzer:
             )
             row = _only_row(table)
         if row is None:
-            raise ServerError(f"perf_analyzer measured nothing of {target.model} at {load}: {_reason(said)}")
+            raise ServerError(
+                f"perf_analyzer measured nothing of {target.model} at {load} in windows of {window_ms} ms "
+                f"(a third of --seconds): {_reason(said)}"
+            )
         # Its latencies are in microseconds.
         return {
             field: float(row[column]) * (1e-3 if field.endswith("_ms") else 1.0) for field, column in _COLUMNS.items()
