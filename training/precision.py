@@ -31,8 +31,8 @@ def precision_for(
     """Return the arithmetic to train in on `device`.
 
     `auto` follows what the device has: fp16 on CUDA, bf16 on CPUs that compute in it (AVX-512 BF16 or AMX), else
-    fp32. bf16 halves the memory traffic of large layers; on small images, `benchmarks/precision.py` shows, a CPU
-    gains nothing by it.
+    fp32. bf16 halves the memory traffic of large layers; on small images a CPU gains little by it, as
+    `benchmarks/training.py` measures, and small depthwise layers can lose.
 
     Raises:
         SettingsError: fp16 is asked for on something else than CUDA.
