@@ -20,7 +20,7 @@ demo: $(VENV)/.all
 	$(BIN)/plurum demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(MARKERS)
+	$(BIN)/python -m pytest --durations=15 $(MARKERS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

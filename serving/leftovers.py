@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 __all__ = ["end_processes", "processes_of", "sweep_shared_memory"]
 
+_GONE_S, _POLL_S = 5.0, 0.02
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux keeps it, whoever writes to it)
 
 
@@ -25,10 +27,17 @@ def processes_of(name: str) -> list[int]:
 
 
 def end_processes(name: str) -> None:
-    """Kill what is left of the server `name`: models whose server has died can ignore a request to end."""
-    for process in processes_of(name):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+    """Kill what is left of the server `name`, and wait until it is gone.
+
+    Models whose server has died can ignore a request to end. Killed ones are still there for a moment, the longer the
+    more memory they hold; one that the kernel can't end in time is left to it.
+    """
+    deadline = time.monotonic() + _GONE_S
+    while (left := processes_of(name)) and time.monotonic() < deadline:
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(_POLL_S)
 
 
 def sweep_shared_memory(name: str) -> None:
