@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import pickle
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,24 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from plurum.errors import ContractError, SettingsError
+from plurum.errors import SettingsError
 from plurum.export.repository import Exported, repository_from_run
 from plurum.export.settings import ExportSettings
 from plurum.files import sha256_of
+from plurum.models import state_from_file
 from plurum.run import DataContract, Run
 from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Voting, write_contract
 
-__all__ = ["repository_from_checkpoints", "state_from_file"]
+__all__ = ["repository_from_checkpoints"]
 
 _SOURCE = "nothing: checkpoints from elsewhere"
 _GENERATED = 32
-# Under which of these other programs keep the weights, beside optimisers and counters.
-_NESTED = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 
 
 def repository_from_checkpoints(
@@ -83,32 +79,6 @@ def repository_from_checkpoints(
             fault = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
             raise SettingsError(f"these checkpoints make no ensemble: {fault}") from error
         return repository_from_run(run, out, settings, progress)
-
-
-def state_from_file(path: Path) -> dict[str, Any]:
-    """Return the state dict that a file holds: parameter names and tensors.
-
-    Raises:
-        ContractError: it holds none, or is a pickle of more than tensors, which is not run.
-    """
-    if not path.is_file():
-        raise ContractError(f"{path} is no file; name a checkpoint, or a run's folder")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ContractError(
-            f"{path} is no checkpoint that can be read without running code in it; save a state dict: "
-            f"torch.save(model.state_dict(), ...) or safetensors"
-        ) from error
-    for key in _NESTED:
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
-            held = held[key]
-    if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
-        raise ContractError(f"{path} holds no state dict, which is tensors by their names")
-    # As torch.nn.DataParallel and torch.compile write them.
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in held.items()}
 
 
 def _member(run: Run, file: Path, arch: str, classes: tuple[str, ...], image: ImageSpec) -> Member:

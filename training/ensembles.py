@@ -7,7 +7,6 @@ inside, so that nobody can do it twice or otherwise than the members were traine
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from plurum.errors import ContractError, DataError, SettingsError
-from plurum.models import model_from_checkpoint
+from plurum.models import model_from_checkpoint, state_from_file
 from plurum.run import Run
 from plurum.spec import ImageSpec, read_member
 from plurum.training.scoring import logits_of
@@ -192,31 +189,11 @@ def _loaded(source: Path, arch: str | None, classes: Sequence[str] | None, image
     except RuntimeError as error:
         raise SettingsError(f"arch is {arch!r}: {str(error).splitlines()[0]}") from error
     try:
-        model.load_state_dict(_state(source))
+        model.load_state_dict(state_from_file(source))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ContractError(f"{source} does not fit the architecture {arch!r}: {reason}") from error
     return _Loaded(model.eval(), tuple(classes), image)
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    """Return the weights in a file by their names; `state_dict` and DistributedDataParallel's `module.` are undone."""
-    if not path.is_file():
-        raise ContractError(f"{path} is missing")
-    try:
-        if path.suffix == ".safetensors":
-            held = load_file(path)
-        else:
-            held = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ContractError(
-            f"{path} is no file of weights alone (.safetensors, or .pt with a state dict): "
-            f"{(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error
-    inner = held.get("state_dict", held) if isinstance(held, dict) else None
-    if not isinstance(inner, dict) or not all(isinstance(value, Tensor) for value in inner.values()):
-        raise ContractError(f"{path} holds no state dict; save model.state_dict()")
-    return {str(name).removeprefix("module."): value for name, value in inner.items()}
 
 
 def _weights(models: int, weights: Sequence[float] | None) -> tuple[float, ...]:

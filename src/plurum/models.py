@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from plurum.errors import ContractError, needs_extra
 from plurum.files import sha256_of
@@ -12,7 +14,10 @@ from plurum.spec import ImageSpec, Member
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["model_from_checkpoint", "normalised"]
+__all__ = ["model_from_checkpoint", "normalised", "state_from_file"]
+
+# Under which of these other programs keep the weights, beside optimisers and counters.
+_NESTED = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 
 
 def model_from_checkpoint(member: Member, checkpoint: Path) -> nn.Module:
@@ -51,3 +56,34 @@ def normalised(pixels: Tensor, image: ImageSpec) -> Tensor:
     mean = torch.tensor(image.mean, device=pixels.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(image.std, device=pixels.device).view(1, 3, 1, 1) * 255
     return (pixels.to(torch.float32).permute(0, 3, 1, 2) - mean) / std
+
+
+def state_from_file(path: Path) -> dict[str, Any]:
+    """Return the state dict that a file holds: parameter names and tensors.
+
+    Raises:
+        ContractError: it holds none, or is a pickle of more than tensors, which is not run.
+        MissingExtraError: torch or safetensors is not installed.
+    """
+    with needs_extra("training"):
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    if not path.is_file():
+        raise ContractError(f"{path} is no file; name a checkpoint, or a run's folder")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ContractError(
+            f"{path} is no checkpoint that can be read without running code in it; save a state dict: "
+            f"torch.save(model.state_dict(), ...) or safetensors"
+        ) from error
+    for key in _NESTED:
+        if isinstance(held, dict) and isinstance(held.get(key), dict):
+            held = held[key]
+    if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
+        raise ContractError(f"{path} holds no state dict; save model.state_dict(): tensors by their names")
+    # As torch.nn.DataParallel and torch.compile write them.
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in held.items()}

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from plurum.cli.main import run as command_line
 from plurum.errors import ContractError
 from plurum.export import PixelModel, onnx_from_model, selection
-from plurum.export.checkpoints import state_from_file
 from plurum.export.doctor import check_repository
+from plurum.models import state_from_file
 from plurum.spec import read_ensemble
 
 ARCH = "test_resnet"
