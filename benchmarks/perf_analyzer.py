@@ -35,7 +35,7 @@ _WHEELS = {
 }
 _LIBB64 = "libb64.so.0d"
 _OTHERWISE = "or put a perf_analyzer on PATH (NVIDIA's SDK container has one; pip install perf-analyzer, glibc >= 2.38)"
-_DOWNLOAD_S, _RUN_S = 300, 60
+_DOWNLOAD_S, _RUN_S, _LAST_ANSWERS_S = 300, 60, 5
 # perf_analyzer takes three windows and reports their mean. Whether they are alike is not for it to judge: it would go
 # on measuring for as long as it likes the noise better, and the repeats that we compare would not be alike.
 _WINDOWS, _ANY_DEVIATION = 3, 999
@@ -107,7 +107,7 @@ class PerfAnalyzer:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            # Ctrl-C is for us: left to itself it would go on until its requests are answered.
+            # Ctrl-C is for us: we pass it on, and wait no longer than we like.
             start_new_session=True,
         ) as process:
             try:
@@ -115,8 +115,19 @@ class PerfAnalyzer:
             except subprocess.TimeoutExpired as error:
                 raise ServerError(f"perf_analyzer did not end within {timeout_s:g} s and was stopped") from error
             finally:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGKILL)
+                _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End it once its requests are answered: a gRPC request that is given up in mid-flight can crash Triton 2.51."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_LAST_ANSWERS_S)
+    finally:
+        process.kill()
 
 
 def find_perf_analyzer() -> PerfAnalyzer | None:
