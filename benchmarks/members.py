@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plurum.errors import needs_extra
 from plurum.files import sha256_of
 from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Scores, Voting
 
-__all__ = ["random_repository"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["random_model", "random_repository"]
 
 # Of ImageNet, as timm's models want them.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_CLASSES = ("CE", "LAA")
 _UNSCORED = Scores(images=1, accuracy=0.5, nll=0.6931)
 
 
@@ -26,6 +29,7 @@ def random_repository(
     progress: Callable[[str], None],
     *,
     fused: bool = False,
+    classes: int = 2,
 ) -> Path:
     """Return a model repository of `archs` with random weights under `work`, FP32, exported once.
 
@@ -36,16 +40,18 @@ def random_repository(
         max_batch_size: Of the repository.
         progress: Told what is being done, a line each.
         fused: Whether it has `ensemble_fused` too.
+        classes: How many.
     """
     with needs_extra("export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "tritonclient.grpc"):
         from plurum.export import repository_from_onnx
     image = ImageSpec(height=size, width=size, mean=_MEAN, std=_STD)
-    graphs = {arch: work / "graphs" / f"{arch}-{size}.onnx" for arch in archs}
-    counts = {arch: _export(arch, image, graph, progress) for arch, graph in graphs.items()}
-    members = tuple(_member(arch, graph, image, counts[arch]) for arch, graph in graphs.items())
+    names = ("CE", "LAA") if classes == 2 else tuple(f"class {index}" for index in range(classes))
+    graphs = {arch: work / "graphs" / f"{arch}-{size}-{classes}.onnx" for arch in archs}
+    counts = {arch: _export(arch, classes, image, graph, progress) for arch, graph in graphs.items()}
+    members = tuple(_member(arch, graph, image, names, counts[arch]) for arch, graph in graphs.items())
     ensemble = Ensemble(
         name="benchmark",
-        classes=_CLASSES,
+        classes=names,
         image=image,
         members=members,
         voting=Voting(weights=tuple(1 / len(members) for _ in members)),
@@ -57,16 +63,21 @@ def random_repository(
     return out
 
 
-def _export(arch: str, image: ImageSpec, graph: Path, progress: Callable[[str], None]) -> int:
-    """Write the graph unless it is there; return how many weights the model has."""
+def random_model(arch: str, classes: int = 2) -> nn.Module:
+    """Return timm's `arch` with random weights, the same ones always, in evaluation mode."""
     import timm
     import torch
 
+    torch.manual_seed(0)
+    return timm.create_model(arch, num_classes=classes).eval()
+
+
+def _export(arch: str, classes: int, image: ImageSpec, graph: Path, progress: Callable[[str], None]) -> int:
+    """Write the graph unless it is there; return how many weights the model has."""
     from plurum.export import PixelModel, onnx_from_model
     from plurum.files import whole_file
 
-    torch.manual_seed(0)
-    model = timm.create_model(arch, num_classes=len(_CLASSES))
+    model = random_model(arch, classes)
     if not graph.is_file():
         progress(f"{arch}: to ONNX")
         with whole_file(graph) as hidden:
@@ -74,13 +85,13 @@ def _export(arch: str, image: ImageSpec, graph: Path, progress: Callable[[str], 
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _member(arch: str, graph: Path, image: ImageSpec, parameters: int) -> Member:
+def _member(arch: str, graph: Path, image: ImageSpec, classes: tuple[str, ...], parameters: int) -> Member:
     return Member(
         name=arch,
         arch=arch,
         checkpoint=graph.name,
         sha256=sha256_of(graph),
-        classes=_CLASSES,
+        classes=classes,
         image=image,
         parameters=parameters,
         seed=0,

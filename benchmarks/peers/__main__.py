@@ -1,0 +1,103 @@
+"""Plurum beside what people would use instead.
+
+    python -m plurum.benchmarks.peers --out runs/peers
+
+Measured, on one machine in one run: images per second and latencies of the same members (random weights, FP32), asked
+about the same JPEGs, through Flask with PyTorch, FastAPI with ONNX Runtime, LitServe, BentoML, Mosec, Ray Serve and
+Plurum, each by the same load generator, 8 requests in flight and 1. The answers of all are compared with PyTorch's
+first. Everyone is started once and takes turns in an order that changes, while the others are paused and use no core.
+
+Not measured: a network, first requests, accuracy, requests that arrive at random moments, several machines, GPUs.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from plurum.benchmarks.peers.catalogue import PEERS
+from plurum.benchmarks.peers.material import material_of
+from plurum.benchmarks.peers.measurement import Plan, measure_peers
+from plurum.benchmarks.peers.plot import plot_from_result
+from plurum.benchmarks.peers.result import PeersResult, csv_from_result, markdown_from_result
+from plurum.errors import OutputError, PlurumError, SettingsError
+from plurum.files import whole_folder, write_text
+
+_ARCHS = ("resnet18", "efficientnet_b0", "densenet121")
+_FILES = {"peers.json", "peers.csv", "peers.png", "peers.md"}
+_BEGIN, _END = "<!-- peers: made by the command above -->", "<!-- peers: end -->"
+
+
+def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
+    out: Annotated[Path, typer.Option(help="Folder for results, written whole or not at all.")] = Path("runs/peers"),
+    work: Annotated[Path, typer.Option(help="Keeps graphs, weights and JPEGs for the next run.")] = Path(
+        "runs/peers-work"
+    ),
+    repository: Annotated[
+        Path | None,
+        typer.Option(help="Serve this one, as plurum tune wrote it from WORK/model_repository.", metavar="REPO"),
+    ] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="Only this one; repeat for more.", show_default="all")] = None,
+    arch: Annotated[list[str], typer.Option(help="A timm architecture; repeat for more.")] = list(_ARCHS),  # noqa: B006
+    size: Annotated[int, typer.Option(min=32, help="Height and width of the images.")] = 224,
+    clients: Annotated[list[int], typer.Option(min=1, help="Requests in flight; repeat for more.")] = [8, 1],  # noqa: B006
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of everyone at each number of clients.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a turn.")] = 6.0,
+    page: Annotated[Path | None, typer.Option(help="Put the table into this page, between its marks.")] = None,
+) -> None:
+    """Measure everyone; a table on standard output, peers.json, peers.csv, peers.md and peers.png in a folder."""
+    known = {one.name: one for one in PEERS}
+    if unknown := [name for name in peer or () if name not in known]:
+        raise SettingsError(f"--peer {unknown[0]}: none of {', '.join(known)}")
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _FILES):
+        raise OutputError(f"{out} holds something else than results of peers; name another folder with --out")
+    if page is not None:
+        _with_table(page, "")
+    # As Ctrl-C: what was started is ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Console(stderr=True).status("members") as status:
+        material = material_of(work, arch, size, repository, status.update)
+        wanted = tuple(known[name] for name in peer or known)
+        result = measure_peers(Plan(wanted, tuple(clients), rounds, seconds), material, status.update)
+    table = markdown_from_result(result)
+    _write(result, table, out)
+    if page is not None:
+        write_text(page, _with_table(page, table))
+    typer.echo(table)
+    typer.echo(f"result: {out}")
+
+
+def _write(result: PeersResult, table: str, out: Path) -> None:
+    picture = plot_from_result(result)
+    with whole_folder(out) as folder:
+        (folder / "peers.json").write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / "peers.csv").write_text(csv_from_result(result), encoding="utf-8")
+        (folder / "peers.md").write_text(table, encoding="utf-8")
+        (folder / "peers.png").write_bytes(picture)
+
+
+def _with_table(page: Path, table: str) -> str:
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    marks = re.compile(f"(?<={re.escape(_BEGIN)}\n).*?(?={re.escape(_END)})", re.DOTALL)
+    if not marks.search(text):
+        raise SettingsError(f"--page {page}: no page with the marks {_BEGIN} and {_END}")
+    return marks.sub(lambda _: f"\n{table}\n", text)
+
+
+def _main() -> None:
+    try:
+        typer.run(peers)
+    except PlurumError as error:
+        Console(stderr=True).print(f"[bold red]error[/bold red]: {error}", soft_wrap=True)
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,132 @@
+"""What every peer's application does with a JPEG: decode it, ask each member, take the mean, answer in one form.
+
+Decoding and resizing are Plurum's own code, so that the answers can be compared; what differs is who runs it.
+
+Legend: arrays of pixels are uint8 `[1, height, width, 3]`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.images import open_image, pixels_from_image
+from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec, read_ensemble
+from plurum.voting import softmax
+
+__all__ = ["Job", "OnnxMembers", "TorchMembers", "answer_from_logits", "job_from_environment", "job_variable"]
+
+_VARIABLE = "PLURUM_PEER_JOB"
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an application is told.
+
+    Attributes:
+        repository: A model repository; its contract and its members' graphs are used.
+        weights: Folder with each member's weights, `ARCH.safetensors`.
+        port: To listen on, on this machine alone.
+        workers: Processes that compute, for frameworks that start several.
+        threads: Of each session or process; 0 leaves it to the library.
+    """
+
+    repository: str
+    weights: str
+    port: int
+    workers: int
+    threads: int
+
+
+def job_variable(job: Job) -> dict[str, str]:
+    """Return the environment variable that hands `job` to an application's processes."""
+    return {_VARIABLE: json.dumps(asdict(job))}
+
+
+def job_from_environment() -> Job:
+    """Return the job that this process was started with."""
+    return Job(**json.loads(os.environ[_VARIABLE]))
+
+
+class _Members:
+    """The contract's side of answering."""
+
+    def __init__(self, job: Job) -> None:
+        self.contract = read_ensemble(Path(job.repository) / "ensemble.json")
+        self.image: ImageSpec = self.contract.image
+
+    def answer(self, encoded: bytes) -> Answer:
+        """Return the label and the probabilities by class of one encoded image."""
+        return self.answer_to_image(open_image(encoded))
+
+    def answer_to_image(self, image: Any) -> Answer:
+        """Return the same of an image that the framework has decoded."""
+        spec = self.image
+        pixels = pixels_from_image(image, height=spec.height, width=spec.width, colour=spec.colour, resize=spec.resize)
+        return answer_from_logits(self.logits(pixels[None]), self.contract.classes)
+
+    def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return what the members say, `[members, classes]`, one asked after the other."""
+        raise NotImplementedError
+
+
+class OnnxMembers(_Members):
+    """An ONNX Runtime session a member, with the library's own settings but for the number of threads."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = job.threads
+        graphs = [Path(job.repository, member.name, "1", "model.onnx") for member in self.contract.members]
+        self._sessions: list[Any] = [
+            ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"]) for graph in graphs
+        ]
+
+    def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """See above."""
+        return np.concatenate([session.run([LOGITS], {INPUT_PIXELS: pixels})[0] for session in self._sessions])
+
+
+class TorchMembers(_Members):
+    """PyTorch as it computes without being compiled."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        import timm
+        import torch
+        from safetensors.torch import load_file
+
+        self._torch = torch
+        if job.threads:
+            torch.set_num_threads(job.threads)
+        self._models = []
+        for member in self.contract.members:
+            model = timm.create_model(member.arch, num_classes=len(self.contract.classes))
+            model.load_state_dict(load_file(Path(job.weights) / f"{member.arch}.safetensors"))
+            self._models.append(model.eval())
+        self._mean, self._std = (torch.tensor(three).view(1, 3, 1, 1) for three in (self.image.mean, self.image.std))
+
+    def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """See above."""
+        with self._torch.inference_mode():
+            tensor = self._torch.tensor(pixels).permute(0, 3, 1, 2).float().div(255)
+            tensor = (tensor - self._mean) / self._std
+            return np.concatenate([model(tensor).numpy() for model in self._models])
+
+
+def answer_from_logits(logits: npt.NDArray[np.float32], classes: tuple[str, ...]) -> Answer:
+    """Return the mean vote of `[members, classes]` as every application answers it, ready for JSON."""
+    vote = softmax(logits).mean(axis=0)
+    return {
+        "label": classes[int(vote.argmax())],
+        "probabilities": {name: float(share) for name, share in zip(classes, vote, strict=True)},
+    }

@@ -1,0 +1,73 @@
+"""A virtual environment a peer, in the user's cache: its own packages, and behind them those that Plurum uses.
+
+PyTorch, ONNX Runtime, NumPy and Pillow are thereby the same for all, and are not installed twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+from plurum.errors import ServerError
+from plurum.files import whole_folder
+
+__all__ = ["Environment", "environment_of"]
+
+_INSTALL_S = 600
+
+
+class Environment:
+    """A folder with an interpreter.
+
+    Attributes:
+        python: The interpreter.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.python = folder / "bin" / "python"
+
+    def versions(self, requirements: tuple[str, ...]) -> dict[str, str]:
+        """Return the installed version of each required package."""
+        names = [requirement.split(">=")[0].split("[")[0] for requirement in requirements]
+        code = "import sys\nfrom importlib.metadata import version\nprint(*map(version, sys.argv[1:]))"
+        said = subprocess.run([self.python, "-c", code, *names], capture_output=True, text=True, check=True).stdout
+        return dict(zip(names, said.split(), strict=True))
+
+
+def environment_of(requirements: tuple[str, ...]) -> Environment:
+    """Return the environment with these packages, made where there is none yet, whole or not at all.
+
+    Raises:
+        OutputError: the cache can't be written to.
+        ServerError: pip could not install them.
+    """
+    packages = sysconfig.get_path("purelib")
+    digest = hashlib.sha256("\n".join([sys.version, packages, *requirements]).encode()).hexdigest()[:12]
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(root).expanduser() / "plurum" / "peers" / digest
+    if not (folder / "bin" / "python").exists():
+        with whole_folder(folder) as hidden:
+            _make(hidden, packages, requirements)
+    return Environment(folder)
+
+
+def _make(folder: Path, packages: str, requirements: tuple[str, ...]) -> None:
+    venv.create(folder, symlinks=True)
+    (own,) = (folder / "lib").glob("python*/site-packages")
+    # Behind its own packages; with the links of an editable installation, which a plain path would leave out.
+    (own / "plurum.pth").write_text(f"import site; site.addsitedir({packages!r})\n", encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "--disable-pip-version-check"]
+    # Only from wheels: what a framework compiles on this machine is not what others measure.
+    command = [*pip, "install", "--quiet", "--only-binary=:all:", *requirements]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_INSTALL_S)
+    except subprocess.TimeoutExpired as error:
+        raise ServerError(f"pip did not install {' '.join(requirements)} within {_INSTALL_S} s") from error
+    if done.returncode:
+        reason = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), "it said nothing")
+        raise ServerError(f"pip could not install {' '.join(requirements)}: {reason.removeprefix('ERROR: ')}")

@@ -1,0 +1,49 @@
+"""The picture of a run, as PNG."""
+
+from __future__ import annotations
+
+from plurum.benchmarks.peers.result import PeersResult
+from plurum.training.canvas import BLUE, GREY, figure_of, png_from_figure, tidied
+
+__all__ = ["plot_from_result"]
+
+
+def plot_from_result(result: PeersResult) -> bytes:
+    """Return throughput and 99th percentile with most clients, and the median with fewest, a bar each.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    most, fewest = result.clients[0], result.clients[-1]
+    order = sorted(result.contenders, key=lambda one: result.rate(one.name, most))
+    figure = figure_of(12.5, 1.6 + 0.36 * len(order))
+    panels = figure.subplots(1, 3, sharey=True)
+    rates = [result.rates(one.name, most) for one in order]
+    middles = [result.rate(one.name, most) for one in order]
+    beside = [
+        [middle - min(turns) for middle, turns in zip(middles, rates, strict=True)],
+        [max(turns) - middle for middle, turns in zip(middles, rates, strict=True)],
+    ]
+    columns = (
+        (middles, beside, f"images per second, {most} in flight", "{:.1f}"),
+        (
+            [result.latency_ms(one.name, most, 99) for one in order],
+            None,
+            f"99th percentile, ms, {most} in flight",
+            "{:.0f}",
+        ),
+        ([result.latency_ms(one.name, fewest, 50) for one in order], None, f"median, ms, {fewest} in flight", "{:.0f}"),
+    )
+    for axes, (values, errors, label, form) in zip(panels, columns, strict=True):
+        axes.barh(range(len(order)), values, color=[BLUE if one.ours else GREY for one in order], height=0.7)
+        if errors is not None:
+            axes.errorbar(values, range(len(order)), xerr=errors, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
+        edges = values if errors is None else [value + more for value, more in zip(values, errors[1], strict=True)]
+        for y, (edge, value) in enumerate(zip(edges, values, strict=True)):
+            axes.annotate(form.format(value), (edge, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.margins(x=0.16)
+        axes.set_xlim(left=0)
+        tidied(axes, label, "")
+    panels[0].set_yticks(range(len(order)), [one.title for one in order])
+    panels[0].set_title("lines: lowest to highest turn", fontsize=8, loc="left")
+    return png_from_figure(figure)

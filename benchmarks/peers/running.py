@@ -1,0 +1,208 @@
+"""A server that is started, paused while others are measured, and ended with nothing left of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+from plurum.benchmarks.peers.answering import Job, job_variable
+from plurum.benchmarks.peers.catalogue import Peer
+from plurum.benchmarks.peers.environment import Environment
+from plurum.errors import ServerError
+from plurum.serving import Server
+from plurum.serving.leftovers import processes_of
+
+__all__ = ["PeerServer", "PlurumServer", "Running", "free_port", "marked_processes"]
+
+_MARK = "PLURUM_PEER_MARK"
+_START_S, _END_S, _GONE_S, _POLL_S = 120.0, 15.0, 5.0, 0.05
+# Triton's Python backend asks its processes every 0.3 s whether they live.
+_SIGN_OF_LIFE_S = 1.0
+
+
+class Running(Protocol):
+    """What is measured: a server that answers between `resume` and `pause`."""
+
+    def address(self, kind: str) -> str:
+        """Return HOST:PORT of that kind of door."""
+        ...
+
+    def pause(self) -> None:
+        """Let it use no core."""
+        ...
+
+    def resume(self) -> None:
+        """Let it go on."""
+        ...
+
+
+class PeerServer:
+    """A peer's application, for `with`: inside it, it listens."""
+
+    def __init__(self, peer: Peer, environment: Environment, job: Job) -> None:
+        self._peer, self._environment, self._job = peer, environment, job
+        self._mark = secrets.token_hex(8)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+
+    def __enter__(self) -> PeerServer:
+        try:
+            self._start()
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def address(self, kind: str) -> str:
+        """See `Running`; there is one door."""
+        del kind
+        return f"127.0.0.1:{self._job.port}"
+
+    def pause(self) -> None:
+        """See `Running`."""
+        _signal(marked_processes(_MARK, self._mark), signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """See `Running`."""
+        _signal(marked_processes(_MARK, self._mark), signal.SIGCONT)
+
+    def stop(self) -> None:
+        """End it: asked first, then every process and file of it goes."""
+        self.resume()
+        if self._process is not None:
+            # Children that the first process forgets are found before it ends: afterwards they have other parents.
+            family = marked_processes(_MARK, self._mark)
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_S)
+            _kill(family, lambda: marked_processes(_MARK, self._mark))
+            self._process.wait()
+            self._process = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self) -> None:
+        # Short: sockets lie below it, and their paths may have 107 characters.
+        self._folder = Path(tempfile.mkdtemp(prefix="plurum_"))
+        python = self._environment.python
+        variables = {name: value.format(folder=self._folder) for name, value in self._peer.environment}
+        path = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        # What others set for the sake of their own programs is not for this one.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "PYTHON"))}
+        with (self._folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [python, *self._peer.arguments(self._job)],
+                cwd=self._folder,
+                env=inherited | variables | job_variable(self._job) | {"PATH": path, _MARK: self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while True:
+            if self._process is None or self._process.poll() is not None:
+                raise ServerError(f"{self._peer.title} ended by itself: {self._last_words()}")
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._job.port), 1):
+                return
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self._peer.title} did not listen within {_START_S:g} s: {self._last_words()}")
+            time.sleep(_POLL_S)
+
+    def _last_words(self) -> str:
+        lines = [] if self._folder is None else (self._folder / "log").read_text(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+class PlurumServer:
+    """Triton as `plurum serve` starts it."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def address(self, kind: str) -> str:
+        """See `Running`."""
+        urls = self._server.urls
+        return urls.http.removeprefix("http://") if kind == "kserve" else urls.grpc
+
+    def pause(self) -> None:
+        """See `Running`: Triton first, as it must not see its models' processes stand still and give them up."""
+        triton, models = self._processes()
+        _signal(triton, signal.SIGSTOP)
+        _signal(models, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """See `Running`: Triton last, when its models' processes have shown signs of life."""
+        triton, models = self._processes()
+        _signal(models, signal.SIGCONT)
+        time.sleep(_SIGN_OF_LIFE_S)
+        _signal(triton, signal.SIGCONT)
+
+    def _processes(self) -> tuple[list[int], list[int]]:
+        found = processes_of(self._server.name)
+        triton = [one for one in found if Path(f"/proc/{one}/exe").resolve().name == "tritonserver"]
+        return triton, [one for one in found if one not in triton]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def marked_processes(variable: str, value: str) -> set[int]:
+    """Return the processes that were started with this environment variable, and all their descendants.
+
+    Descendants too, as a program may write its title over its environment.
+    """
+    parents, found = {}, set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            # Processes end while we look.
+            with contextlib.suppress(OSError):
+                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+                if state != "Z":
+                    parents[int(folder.name)] = int(parent)
+                    if f"{variable}={value}".encode() in (folder / "environ").read_bytes():
+                        found.add(int(folder.name))
+    while more := {process for process, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def _signal(processes: Iterable[int], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def _kill(family: set[int], left: Callable[[], set[int]]) -> None:
+    """Kill what is left of a family, and wait until it is gone."""
+    deadline = time.monotonic() + _GONE_S
+    while (alive := left() | {one for one in family if _is_alive(one)}) and time.monotonic() < deadline:
+        _signal(alive, signal.SIGKILL)
+        time.sleep(_POLL_S)
+
+
+def _is_alive(process: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
