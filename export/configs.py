@@ -69,18 +69,11 @@ def ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encod
 
     Its parameter `contract` holds the text of `ensemble.json`, so that a client can learn the classes' names.
     """
-    config = _config(name, max_batch_size, platform="ensemble")
-    config.parameters["contract"].string_value = ensemble.model_dump_json()
+    config = _ensemble_config(name, ensemble, max_batch_size, encoded=encoded)
     steps = config.ensemble_scheduling.step
-    if encoded:
-        config.input.append(_tensor(pb.ModelInput, IMAGE, "TYPE_STRING", (1,)))
-        steps.append(_step("preprocess", {IMAGE: IMAGE}, {INPUT_PIXELS: INPUT_PIXELS}))
-    else:
-        config.input.append(_pixels(pb.ModelInput, ensemble))
     logits = {f"{LOGITS}_{index}": f"{member.name}_{LOGITS}" for index, member in enumerate(ensemble.members)}
     for member, tensor in zip(ensemble.members, logits.values(), strict=True):
         steps.append(_step(member.name, {INPUT_PIXELS: INPUT_PIXELS}, {LOGITS: tensor}))
-    config.output.extend(_answers(ensemble))
     steps.append(_step("voter", logits, {output: output for output in OUTPUTS}))
     return config
 
@@ -110,16 +103,31 @@ def labels_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     return config
 
 
-def fused_ensemble_config(ensemble: Ensemble, max_batch_size: int) -> Any:
-    """Return the config that chains the fused graph and its labels: PIXELS → the answers."""
-    config = _config("ensemble_fused", max_batch_size, platform="ensemble")
-    config.parameters["contract"].string_value = ensemble.model_dump_json()
-    config.input.append(_pixels(pb.ModelInput, ensemble))
-    config.output.extend(_answers(ensemble))
+def fused_ensemble_config(
+    ensemble: Ensemble, max_batch_size: int, name: str = "ensemble_fused", *, encoded: bool = False
+) -> Any:
+    """Return the config that chains the fused graph and its labels: from IMAGE where `encoded`, else from PIXELS.
+
+    It answers what `ensemble_config` answers, and carries the same `contract`.
+    """
+    config = _ensemble_config(name, ensemble, max_batch_size, encoded=encoded)
     outputs = {name: name for name in ("INDEX", *OUTPUTS) if name != "LABEL"}
     steps = config.ensemble_scheduling.step
     steps.append(_step(FUSED, {INPUT_PIXELS: INPUT_PIXELS}, outputs))
     steps.append(_step(LABELS, {name: name for name in ("INDEX", *_COUNTED)}, {"LABEL": "LABEL"}))
+    return config
+
+
+def _ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encoded: bool) -> Any:
+    """Return the config of an ensemble that has only the step that decodes, where `encoded`."""
+    config = _config(name, max_batch_size, platform="ensemble")
+    config.parameters["contract"].string_value = ensemble.model_dump_json()
+    if encoded:
+        config.input.append(_tensor(pb.ModelInput, IMAGE, "TYPE_STRING", (1,)))
+        config.ensemble_scheduling.step.append(_step("preprocess", {IMAGE: IMAGE}, {INPUT_PIXELS: INPUT_PIXELS}))
+    else:
+        config.input.append(_pixels(pb.ModelInput, ensemble))
+    config.output.extend(_answers(ensemble))
     return config
 
 

@@ -1,0 +1,200 @@
+"""Successive halving over variants of a served ensemble, each measured as a whole and under load."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from plurum.benchmarks.tuning_load import Point, answers, closed_loop
+from plurum.benchmarks.tuning_repository import Artefacts, write_variant
+from plurum.benchmarks.tuning_result import Final, Objective, Side, Trial
+from plurum.benchmarks.tuning_variant import Variant
+from plurum.errors import ServerError
+from plurum.files import write_text
+from plurum.serving import Server, ServerSettings
+from plurum.spec import Contract
+
+__all__ = ["WORTH", "Journal", "Search", "loads", "served"]
+
+_log = logging.getLogger(__name__)
+
+# What is better by less stays as it is: turns of a few seconds scatter by more.
+WORTH = 1.02
+# Of a probability: as far as an FP32 graph may be from PyTorch.
+_TOLERANCE = 1e-4
+_WARM_UP_S = 1.0
+
+
+class _Page(Contract):
+    key: str
+    trials: tuple[Trial, ...]
+
+
+class Journal:
+    """The trials of a tuning so far, in a file, so that the same tuning goes on where it was interrupted."""
+
+    def __init__(self, file: Path, key: str) -> None:
+        self._file, self._key = file, key
+        self.trials: list[Trial] = []
+        try:
+            page = _Page.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError):
+            return
+        if page.key == key:
+            self.trials = list(page.trials)
+
+    def find(self, stage: str, turn: int, seconds: float, variant: Variant) -> Trial | None:
+        """Return that trial if it was taken."""
+        wanted = (stage, turn, seconds, variant)
+        return next((one for one in self.trials if (one.stage, one.turn, one.seconds, one.variant) == wanted), None)
+
+    def add(self, trial: Trial) -> None:
+        """Take it down, on disk too."""
+        self.trials.append(trial)
+        write_text(self._file, _Page(key=self._key, trials=tuple(self.trials)).model_dump_json())
+
+
+class Search:
+    """Chooses among variants.
+
+    Args:
+        artefacts: By name.
+        objective: What is best.
+        requests: What is sent in turn.
+        seconds: Length of the first turn of a stage.
+        journal: Where trials are taken down.
+        folder: A place for one repository of links.
+        progress: Told what is being done, a line each.
+    """
+
+    def __init__(
+        self,
+        artefacts: Mapping[str, Artefacts],
+        objective: Objective,
+        requests: Sequence[Any],
+        seconds: float,
+        journal: Journal,
+        folder: Path,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._artefacts, self._objective, self._requests = artefacts, objective, requests
+        self._seconds, self._journal, self._folder, self._progress = seconds, journal, folder, progress
+        self._references: dict[str, npt.NDArray[np.float32]] = {}
+
+    def best(self, stage: str, variants: Sequence[Variant], holder: Variant | None = None) -> Variant:
+        """Return the best of `variants`, or the holder where none is clearly better.
+
+        Everyone gets a short turn, the better half one twice as long, until one is left. The holder takes part in
+        every turn. Orders change, so that what else the machine does does not always hit the same.
+
+        Raises:
+            ServerError: none can be served.
+        """
+        left, turn, seconds = list(variants), 1, self._seconds
+        # An order, not a secret.
+        order = random.Random(stage)  # noqa: S311
+        while left and (holder is not None or len(left) > 1):
+            field = [*left, *([holder] if holder is not None else [])]
+            trials = [self._trial(stage, turn, seconds, one) for one in order.sample(field, len(field))]
+            good = sorted((one for one in trials if not one.error), key=self._merit, reverse=True)
+            if not good:
+                raise ServerError(f"none of {len(field)} ways to serve it works; the first says: {trials[0].error}")
+            rivals = [one for one in good if one.variant != holder]
+            if holder is not None and len(rivals) <= 1:
+                held = next((one for one in good if one.variant == holder), None)
+                return self._clearly_better(rivals, held) or holder
+            left = [one.variant for one in rivals[: math.ceil(len(rivals) / 2)]]
+            turn, seconds = turn + 1, 2 * seconds
+        return left[0] if left or holder is None else holder
+
+    def _clearly_better(self, rivals: Sequence[Trial], held: Trial | None) -> Variant | None:
+        if not rivals:
+            return None
+        if held is None:
+            return rivals[0].variant
+        gain, before = self._merit(rivals[0]), self._merit(held)
+        return rivals[0].variant if gain > before + (WORTH - 1) * abs(before) else None
+
+    def _merit(self, trial: Trial) -> float:
+        return self._objective.merit(trial.points)
+
+    def _trial(self, stage: str, turn: int, seconds: float, variant: Variant) -> Trial:
+        if (before := self._journal.find(stage, turn, seconds, variant)) is not None:
+            return before
+        self._progress(f"{stage}, turn {turn}: {variant}")
+        points: tuple[Point, ...] = ()
+        error = ""
+        # Twice: a server that dies once need not be the variant's fault.
+        for _ in range(2):
+            try:
+                points, error = self._measured(variant, seconds)
+                break
+            except ServerError as caught:
+                error = str(caught)
+        trial = Trial(stage=stage, turn=turn, seconds=seconds, variant=variant, points=points, error=error)
+        _log.debug("%s: %s", variant, error or self._objective.best(points))
+        self._journal.add(trial)
+        return trial
+
+    def _measured(self, variant: Variant, seconds: float) -> tuple[tuple[Point, ...], str]:
+        """Return what it makes of each load, or why it may not be taken."""
+        artefacts = self._artefacts[variant.artefacts]
+        reference = self._reference(artefacts)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        write_variant(artefacts, variant, self._folder, trial=True)
+        with served(self._folder) as server:
+            found = answers(server.urls.grpc, self._objective.model, self._requests)
+            difference = float(np.abs(found - reference).max())
+            # Also where a NaN came out.
+            if not difference <= _TOLERANCE:
+                return (), f"answers otherwise than the artefacts as exported: by {difference:.1e} of a probability"
+            return loads(server, self._objective, self._requests, self._objective.clients, seconds), ""
+
+    def _reference(self, artefacts: Artefacts) -> npt.NDArray[np.float32]:
+        """Return what they answer as they were exported."""
+        if artefacts.name not in self._references:
+            with served(artefacts.path) as server:
+                self._references[artefacts.name] = answers(server.urls.grpc, self._objective.model, self._requests)
+        return self._references[artefacts.name]
+
+    def final(self, before: Path, after: Path, turns: int, seconds: float) -> list[Final]:
+        """Measure two repositories side by side: both are served, and asked by turns whose order changes.
+
+        Besides the objective's loads a single client is measured.
+        """
+        clients = sorted({1, *self._objective.clients})
+        finals = []
+        order = random.Random(0)  # noqa: S311 (an order, not a secret)
+        self._progress("at the end: starting the servers of before and after")
+        with served(before) as first, served(after) as second:
+            servers: dict[Side, Server] = {"before": first, "after": second}
+            for turn in range(1, turns + 1):
+                for side in order.sample(list(servers), len(servers)):
+                    self._progress(f"at the end, turn {turn} of {turns}: {side}")
+                    points = loads(servers[side], self._objective, self._requests, clients, seconds)
+                    finals.append(Final(side=side, turn=turn, points=points))
+        return finals
+
+
+def served(repository: Path) -> Server:
+    """Return a server for `repository` on free ports, to be used in a `with` block."""
+    return Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0))
+
+
+def loads(
+    server: Server, objective: Objective, requests: Sequence[Any], clients: Sequence[int], seconds: float
+) -> tuple[Point, ...]:
+    """Return what a server makes of each load, after a warm-up with the heaviest that is not counted."""
+    url = server.urls.grpc
+    closed_loop(url, objective.model, requests, max(clients), min(_WARM_UP_S, seconds))
+    return tuple(closed_loop(url, objective.model, requests, one, seconds) for one in clients)

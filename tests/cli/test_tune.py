@@ -1,0 +1,166 @@
+"""`plurum tune` with real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plurum.benchmarks import tuning, tuning_space
+from plurum.benchmarks.bench_requests import synthetic_images
+from plurum.benchmarks.tuning_load import answers, closed_loop, open_loop, requests_of
+from plurum.benchmarks.tuning_result import TuneResult
+from plurum.benchmarks.tuning_variant import Batching
+from plurum.cli.main import run as command_line
+from plurum.errors import ServerError
+from plurum.export import repository_from_onnx
+from plurum.run import Run
+from plurum.serving import Server
+from plurum.serving.staging import read_config
+from plurum.spec import read_ensemble
+
+
+@pytest.fixture(scope="module")
+def fused(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shared repository with `ensemble_fused`."""
+    ensemble = read_ensemble(repository / "ensemble.json")
+    graphs = {member.name: repository / member.name / "1" / "model.onnx" for member in ensemble.members}
+    out = tmp_path_factory.mktemp("fused") / "repository"
+    repository_from_onnx(ensemble, graphs, out, 8, fused=True)
+    return out
+
+
+def tune(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
+    """Return the exit code, of this process."""
+    monkeypatch.setattr("sys.argv", ["plurum", "tune", *map(str, arguments)])
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            command_line()
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    return caught.value.code
+
+
+@pytest.mark.triton
+def test_a_repository_is_tuned_and_can_be_served(
+    fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As few servers as show that all stages fit together.
+    monkeypatch.setattr(tuning, "_backends", lambda: ("onnxruntime",))
+    monkeypatch.setattr(tuning_space, "shapes", lambda _: [(1, 1)])
+    monkeypatch.setattr(tuning_space, "_BATCHINGS", (Batching(),))
+    monkeypatch.setattr(tuning, "WORTH", 0.0)
+    out = tmp_path / "tuned"
+    short = ("--seconds", "0.2", "--turns", "1", "--clients", "2")
+    assert not tune(monkeypatch, fused, "--out", out, *short)
+    said = capsys.readouterr().out
+    found = TuneResult.model_validate_json((out / "tuning.json").read_bytes())
+    assert [one.error for one in found.trials] == ["", ""]
+    assert {one.variant.form for one in found.trials} == {"chain", "fused"}
+    assert [(one.side, len(one.points)) for one in sorted(found.finals, key=lambda one: one.side)] == [
+        ("after", 2),
+        ("before", 2),
+    ]
+    assert found.chosen == found.best
+    assert f"chosen: {found.best}: " in said
+    assert "both measured in the same run" in said
+    steps = {step.model_name for step in read_config(out / "ensemble").ensemble_scheduling.step}
+    assert ("fused" in steps) == (found.best.form == "fused")
+    assert {path.name for path in tmp_path.iterdir()} == {"tuned"}
+    assert {path.name for path in out.iterdir()} == {path.name for path in fused.iterdir()} | {
+        "tuning.json",
+        "tuning.csv",
+    }
+
+
+@pytest.mark.triton
+def test_ctrl_c_keeps_what_was_measured_and_leaves_no_server(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    words = [sys.executable, "-m", "plurum", "tune", str(repository), "--out", str(out), "--seconds", "0.2"]
+    # Its temporary files show whether a server of its own is left.
+    mine = tmp_path / "tmp"
+    mine.mkdir()
+    environment = os.environ | {"TMPDIR": str(mine)}
+    journal = tmp_path / ".tuned.tuning" / "journal.json"
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True) as process:
+        deadline = time.monotonic() + 100
+        while not journal.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "plurum: interrupted\n")
+    assert json.loads(journal.read_text())["trials"]
+    assert not out.exists()
+    assert list(mine.iterdir()) == []
+
+
+@pytest.mark.triton
+def test_clients_are_counted_and_refusals_said(served: Server, repository: Path) -> None:
+    spec = read_ensemble(repository / "ensemble.json").image
+    url = served.urls.grpc
+    encoded, pixels = (
+        requests_of(synthetic_images(spec)[:3], spec, model) for model in ("ensemble", "ensemble_pixels")
+    )
+    said = answers(url, "ensemble", encoded)
+    assert said.shape == (3, 2, 10)
+    assert np.allclose(said, answers(url, "ensemble_pixels", pixels), atol=1e-6)
+    busy = closed_loop(url, "ensemble", encoded, 3, 0.3)
+    assert busy.clients == 3 <= busy.requests
+    assert 0 < busy.p50_ms <= busy.p99_ms
+    # Never more than three at a time.
+    assert busy.images_per_s * busy.p50_ms / 1000 < 6
+    strangers = open_loop(url, "ensemble_pixels", pixels, [0.0, 0.1, 0.2])
+    assert (strangers.clients, strangers.requests) == (0, 3)
+    with pytest.raises(ServerError, match=r"the server did not answer: .*absent"):
+        closed_loop(url, "absent", pixels, 2, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("absent", "--out", "out"), "absent is not there; a model repository is a folder"),
+        (("REPO", "--out", "precious"), "precious holds something else than a model repository"),
+        (("REPO", "--out", "REPO"), "is the repository itself, which is kept as it is; name another folder"),
+        (("REPO", "--out", "out", "--clients", "4,x"), "--clients 4,x: whole numbers above 0"),
+        (("REPO", "--out", "out", "--latency-ms", "0"), "--latency-ms is 0.0: Input should be greater than 0"),
+        (("REPO", "--out", "out", "--model", "fused"), "--model is 'fused'"),
+        (("REPO", "--out", "out", "--images", "precious"), "precious"),
+        (("REPO", "--out", "out", "--run", "absent"), "absent"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    arguments: tuple[str, ...],
+    reason: str,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "mine.txt").write_text("mine")
+    words = [str(repository) if word == "REPO" else word for word in arguments]
+    assert tune(monkeypatch, *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("plurum: ")
+    assert reason in line
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_another_run_is_refused(
+    repository: Path, fresh_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contract = fresh_run.ensemble_file
+    contract.write_text(contract.read_text().replace('"digits-test"', '"other"'))
+    out = fresh_run.path.parent / "out"
+    assert tune(monkeypatch, repository, "--out", out, "--run", fresh_run.path) == 2
+    assert "was not exported from" in capsys.readouterr().err
+    assert not out.exists()
