@@ -1,16 +1,28 @@
-"""What a Triton server can leave behind: processes of its Python models, and their shared memory."""
+"""What a Triton server can leave behind: processes of its Python models, their shared memory, a temporary folder.
+
+Who started a server holds a lock in its folder. The kernel lets go of it however he ends, so a lock that can be taken
+means a server that nobody looks after any more.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import logging
 import os
+import re
+import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["end_processes", "processes_of", "sweep_shared_memory"]
+__all__ = ["claim", "end_processes", "processes_of", "sweep_dead_servers", "sweep_shared_memory"]
+
+_log = logging.getLogger(__name__)
 
 _GONE_S, _POLL_S = 5.0, 0.02
+_LOCK, _NAME = "lock", re.compile(r"plurum_[0-9a-f]{12}_")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux keeps it, whoever writes to it)
 
 
@@ -44,3 +56,40 @@ def sweep_shared_memory(name: str) -> None:
     """Remove the shared memory of the server `name`, whose processes have ended."""
     for path in SHARED_MEMORY.glob(f"{name}*"):
         path.unlink(missing_ok=True)
+
+
+def claim(folder: Path) -> int:
+    """Take the lock of a server's new temporary folder, and return its file descriptor; closing it lets go."""
+    unlocked = folder / f".{_LOCK}"
+    lock = os.open(unlocked, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    # Seen by others only once it is held.
+    unlocked.rename(folder / _LOCK)
+    return lock
+
+
+def sweep_dead_servers() -> None:
+    """Clear away this user's servers whose owners were killed: processes, shared memory, folders, logs."""
+    temporary = Path(tempfile.gettempdir())
+    for path in temporary.glob(f"plurum_*/{_LOCK}"):
+        name = _NAME.match(path.parent.name)
+        # Folders come and go while we look, and others' are not ours to touch.
+        with contextlib.suppress(OSError):
+            if name is None or path.stat().st_uid != os.getuid() or not _is_abandoned(path):
+                continue
+            _log.warning("a server was killed here before and is cleared away: %s", path.parent)
+            end_processes(name[0])
+            sweep_shared_memory(name[0])
+            shutil.rmtree(path.parent, ignore_errors=True)
+            (temporary / f"{name[0]}triton.log").unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True

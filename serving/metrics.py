@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import urllib.request
+from collections.abc import Iterable
 
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["metrics_at"]
+__all__ = ["answered", "metrics_at"]
 
 
 def metrics_at(url: str) -> dict[str, float]:
     """Return every sample of a /metrics page, by its name and labels as the page writes them, labels sorted."""
-    with urllib.request.urlopen(url, timeout=10) as page:  # noqa: S310 (our own server's http URL)
-        text = page.read().decode()
+    text = _page(url, timeout_s=10)
     samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -21,3 +21,22 @@ def metrics_at(url: str) -> dict[str, float]:
             name = sample.name if sample.name in text else sample.name.removesuffix("_total")
             samples[f"{name}{{{labels}}}"] = float(sample.value)
     return samples
+
+
+def answered(url: str, models: Iterable[str], timeout_s: float) -> float:
+    """Return how many requests for `models` Triton has answered; cheap enough to be asked twice a second.
+
+    Raises:
+        OSError: the page can't be had in time.
+    """
+    wanted = [f'model="{model}"' for model in models]
+    return sum(
+        float(line.rpartition(" ")[2])
+        for line in _page(url, timeout_s).splitlines()
+        if line.startswith("nv_inference_request_success{") and any(one in line for one in wanted)
+    )
+
+
+def _page(url: str, timeout_s: float) -> str:
+    with urllib.request.urlopen(url, timeout=timeout_s) as page:  # noqa: S310 (our own server's http URL)
+        return str(page.read().decode())

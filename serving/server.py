@@ -21,9 +21,11 @@ from plurum.errors import ServerError, needs_extra
 from plurum.serving.cores import usable_cores
 from plurum.serving.drain import drain
 from plurum.serving.installation import Triton, find_triton, lay_out
-from plurum.serving.leftovers import end_processes, sweep_shared_memory
+from plurum.serving.leftovers import claim, end_processes, sweep_dead_servers, sweep_shared_memory
 from plurum.serving.log import TritonLog
+from plurum.serving.probe import NoAnswerError, Probe
 from plurum.serving.settings import Ports, ServerSettings, claimed_ports, faces_a_network, server_arguments
+from plurum.serving.stubs import is_running, stubs_of
 from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["Server", "Urls"]
@@ -77,6 +79,7 @@ class Server:
         self._ports: Ports | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
+        self._lock: int | None = None
         self._configs: list[Any] = []
         self._ensemble: Ensemble | None = None
         self._ready = False
@@ -139,8 +142,7 @@ class Server:
             if time.monotonic() > deadline:
                 raise self._failure(f"was not ready after {self._settings.start_timeout_s:g} s")
             time.sleep(_POLL_S)
-        if self._ensemble is not None:
-            self._ask(self._ensemble, max(1.0, deadline - time.monotonic()))
+        self._ask(max(1.0, deadline - time.monotonic()))
         self._ready = True
 
     def check(self) -> None:
@@ -152,15 +154,58 @@ class Server:
         self.log.forward()
         if self._process is None:
             raise ServerError("the server was not started")
+        # A Triton that was stopped (SIGSTOP) is killed by this, and noticed at the next look.
+        is_running(self._process.pid, self.name)
         code = self._process.poll()
         if code is not None:
             raise self._failure(f"{'ended by itself' if self._ready else 'did not start'} (exit code {code})")
 
-    def stop(self) -> None:
-        """End the server: requests in flight are answered, then every process and file of it goes."""
+    def probe(self) -> Probe | None:
+        """Return who asks the server's ensemble, or None in a repository without one."""
+        models = [config.name for config in self._configs]
+        return None if self._ensemble is None else Probe(self.urls.http, self._ensemble, models)
+
+    @property
+    def max_batch_size(self) -> int:
+        """The largest batch that any of its models takes; at least 1."""
+        return max((config.max_batch_size for config in self._configs), default=1) or 1
+
+    def stubs(self) -> dict[int, str]:
+        """Return the processes of its Python models and backends: the model of each, by process id."""
+        return stubs_of(self.name)
+
+    def is_loaded(self, model: str) -> bool:
+        """Whether Triton takes requests for a model, be its processes alive or not."""
+        try:
+            return self._request("GET", f"/v2/models/{model}/ready", timeout_s=1)[0] == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def reload(self, model: str, timeout_s: float) -> None:
+        """Have Triton load a model anew, in new processes.
+
+        Raises:
+            ServerError: it could not, or not in time.
+        """
+        if self._folder is not None:
+            # Triton passes over a model whose files have not changed since it was loaded; this is none that it reads.
+            (self._folder / "models" / model / "loaded_anew").write_text(str(time.time_ns()))
+        try:
+            status, text = self._request("POST", f"/v2/repository/models/{model}/load", timeout_s)
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(f"Triton can't be told to load {model} again: {error!r}") from error
+        if status != http.HTTPStatus.OK:
+            raise ServerError(f"Triton could not load {model} again: {text}")
+
+    def stop(self, *, answer: bool = True) -> None:
+        """End the server: every process and file of it goes.
+
+        Args:
+            answer: Let requests in flight be answered first; for a server that does not answer that is time lost.
+        """
         process, self._process = self._process, None
         try:
-            if process is not None and process.poll() is None:
+            if answer and process is not None and process.poll() is None:
                 if self._ready:
                     self._drain()
                 process.send_signal(signal.SIGTERM)
@@ -174,6 +219,9 @@ class Server:
             sweep_shared_memory(self.name)
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
+            if self._lock is not None:
+                os.close(self._lock)
+                self._lock = None
             self.log.forward()
             if not self._failed:
                 self.log.path.unlink(missing_ok=True)
@@ -204,6 +252,7 @@ class Server:
         contract = self._repository / "ensemble.json"
         self._ensemble = read_ensemble(contract) if contract.is_file() else None
         triton = find_triton()
+        sweep_dead_servers()
         self._ports = claimed_ports(self._settings)
         if triton.wheel is not None and faces_a_network(self._settings):
             _log.warning(
@@ -212,6 +261,7 @@ class Server:
                 self._settings.host,
             )
         self._folder = Path(tempfile.mkdtemp(prefix=self.name))
+        self._lock = claim(self._folder)
         models = self._folder / "models"
         self._configs = stage(self._repository, models, usable_cores(), cpu_only=not _uses_gpu(triton))
         layout = lay_out(triton, self._folder)
@@ -224,24 +274,30 @@ class Server:
         chains = [config.name for config in self._configs if config.ensemble_scheduling.step]
         drain(self.urls.grpc, self._key, chains, self._settings.exit_timeout_s)
 
-    def _ask(self, ensemble: Ensemble, timeout_s: float) -> None:
-        from tritonclient.utils import InferenceServerException
-
-        from plurum.serving.probe import ask
-
-        try:
-            ask(self.urls.grpc, ensemble, [config.name for config in self._configs], timeout_s)
-        except InferenceServerException as error:
-            raise self._failure(f"did not answer a first question ({error.message()})") from error
+    def _ask(self, timeout_s: float) -> None:
+        if (probe := self.probe()) is None:
+            return
+        start = time.monotonic()
+        for chain in probe.chains:
+            try:
+                probe.ask(chain, timeout_s)
+            except NoAnswerError as error:
+                raise self._failure(f"did not answer a first question ({error})") from error
+        _log.debug("first questions answered in %.3f s", time.monotonic() - start)
 
     def _is_ready(self) -> bool:
-        host, _, port = self.urls.http.removeprefix("http://").rpartition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=1)
         try:
-            connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == http.HTTPStatus.OK
+            return self._request("GET", "/v2/health/ready", timeout_s=1)[0] == http.HTTPStatus.OK
         except (OSError, http.client.HTTPException):
             return False
+
+    def _request(self, method: str, path: str, timeout_s: float) -> tuple[int, str]:
+        host, _, port = self.urls.http.removeprefix("http://").rpartition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=timeout_s)
+        try:
+            connection.request(method, path, headers={"admin-key": self._key, "Connection": "close"})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode(errors="replace")
         finally:
             connection.close()
 

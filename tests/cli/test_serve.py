@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 
 from plurum.serving.leftovers import SHARED_MEMORY, processes_of
 
-FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0")
 
 
 def command(*arguments: object) -> list[str]:
@@ -61,7 +60,7 @@ def leftovers(name: str) -> list[object]:
 def test_a_signal_ends_it_well_and_nothing_is_left(repository: Path, end: signal.Signals) -> None:
     with serving(repository, "--json") as (process, line):
         urls = json.loads(line)
-        assert set(urls) == {"http", "grpc", "metrics"}
+        assert set(urls) == {"http", "grpc", "metrics", "status"}
         with urllib.request.urlopen(f"{urls['http']}/v2/models/ensemble/ready", timeout=10) as answer:
             assert answer.status == 200
         _, name = server_of(process)
@@ -90,35 +89,48 @@ def test_a_signal_while_it_starts(repository: Path) -> None:
 
 
 @pytest.mark.triton
-def test_it_says_where_it_answers_and_how_it_ended_when_triton_dies(repository: Path) -> None:
+def test_it_says_where_it_answers_and_starts_triton_again_when_that_dies(repository: Path) -> None:
     with serving(repository) as (process, line):
         assert re.fullmatch(r"HTTP     http://127\.0\.0\.1:\d+\n", line)
         assert process.stdout is not None
         assert re.fullmatch(r"gRPC     127\.0\.0\.1:\d+\n", process.stdout.readline())
         assert re.fullmatch(r"metrics  http://127\.0\.0\.1:\d+/metrics\n", process.stdout.readline())
+        status = re.fullmatch(r"status   (http://127\.0\.0\.1:\d+)\n", process.stdout.readline())
+        assert status is not None
         triton, name = server_of(process)
         os.kill(triton, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not _restarted(status[1]):
+            time.sleep(0.1)
+        with urllib.request.urlopen(f"{line.split()[1]}/v2/models/ensemble/ready", timeout=10) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert re.fullmatch(r"plurum: Triton ended by itself \(exit code -9\): .*its whole log is in \S+\n", err)
-    log = Path(err.split()[-1])
+    assert process.returncode == 0
+    first, second = err.splitlines()
+    assert re.search(r"not ready: Triton ended by itself \(exit code -9\): .*its whole log is in \S+$", first)
+    assert re.search(r"ready again after \d+\.\d s$", second)
+    log = Path(first.split()[-1])
     assert leftovers(name) == [log]
     log.unlink()
 
 
+def _restarted(status: str) -> bool:
+    with urllib.request.urlopen(f"{status}/metrics", timeout=10) as page:
+        return "plurum_restarts_total 1.0" in page.read().decode()
+
+
 @pytest.mark.triton
-def test_killed_outright_it_leaves_no_server(repository: Path) -> None:
+def test_killed_outright_it_leaves_no_server_and_the_next_one_clears_up(repository: Path) -> None:
     with serving(repository) as (process, _):
         _, name = server_of(process)
         process.kill()
-    deadline = time.monotonic() + 20
-    while processes_of(name) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    # Only files in the temporary folder are nobody's any more.
-    files = list(Path(tempfile.gettempdir()).glob(f"{name}*"))
-    assert leftovers(name) == files
-    for path in files:
-        path.unlink() if path.is_file() else shutil.rmtree(path)
+    with serving(repository) as (process, line):
+        assert line
+        assert leftovers(name) == []
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert "a server was killed here before and is cleared away" in err
 
 
 @pytest.mark.parametrize(

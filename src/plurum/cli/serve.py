@@ -6,31 +6,28 @@ import contextlib
 import json
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from plurum.errors import ServerError
 
-if TYPE_CHECKING:
-    from plurum.serving import Server, Urls
-
 __all__ = ["serve"]
 
-_CHECK_S = 0.2
 
-
-def serve(
+def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
     repository: Annotated[
         Path, typer.Argument(help="A model repository, as `plurum export` writes it.", metavar="REPO")
     ],
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8002,
+    status_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="For a truthful /v2/health/ready and what was healed; 0: a free one.")
+    ] = 8003,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     open_management: Annotated[
         bool, typer.Option("--open-management", help="Let every client load models, map shared memory and trace.")
@@ -40,15 +37,19 @@ def serve(
     """Serve a model repository on Triton until Ctrl-C.
 
     Takes tritonserver from PATH, else the one that the package nvidia-pytriton brings. Says where it answers once it
-    has answered a real question. Ctrl-C or SIGTERM lets requests in flight finish and leaves nothing behind.
+    has answered a real question, and goes on asking: a model or a server that has died, hangs or answers with errors is
+    noticed within seconds and started anew. Ctrl-C or SIGTERM lets requests in flight finish and leaves nothing behind.
 
     [bold]Examples[/bold]
 
       plurum serve runs/digits/model_repository
 
-      plurum serve REPO --http-port 0 --grpc-port 0 --metrics-port 0 --json
+      plurum serve REPO --http-port 0 --grpc-port 0 --metrics-port 0 --status-port 0 --json
+
+      curl -i http://127.0.0.1:8003/v2/health/ready
     """
-    from plurum.serving import Server, ServerSettings
+    from plurum.serving import ServerSettings, Supervisor
+    from plurum.serving.status import Status, StatusServer
 
     settings = ServerSettings(
         host=host,
@@ -57,9 +58,19 @@ def serve(
         metrics_port=metrics_port,
         open_management=open_management,
     )
-    with _interruptible(), Server(repository, settings) as server:
-        _announce(server.urls, as_json=as_json)
-        _watch(server)
+    status = Status()
+    with (
+        _interruptible(),
+        StatusServer(status, host, status_port) as said,
+        Supervisor(repository, settings, status=status) as supervisor,
+    ):
+        _announce({**asdict(supervisor.urls), "status": said.url}, as_json=as_json)
+        try:
+            supervisor.watch()
+        except ServerError as error:
+            # Not the user's fault any more: another exit code than for what can be mended before the start.
+            typer.echo(f"plurum: {error}", err=True)
+            raise typer.Exit(1) from error
 
 
 @contextlib.contextmanager
@@ -80,22 +91,13 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _announce(urls: Urls, *, as_json: bool) -> None:
+def _announce(urls: dict[str, str], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(asdict(urls)))
+        typer.echo(json.dumps(urls))
     else:
-        typer.echo(f"HTTP     {urls.http}\ngRPC     {urls.grpc}\nmetrics  {urls.metrics}")
-        typer.echo(f"ask it:  plurum predict IMAGE --url {urls.grpc}\nend it:  Ctrl-C")
+        labels = {"http": "HTTP", "grpc": "gRPC"}
+        for name, url in urls.items():
+            typer.echo(f"{labels.get(name, name):8} {url}")
+        typer.echo(f"ask it:  plurum predict IMAGE --url {urls['grpc']}\nend it:  Ctrl-C")
     # Who started us may read this through a pipe, and waits for it.
     sys.stdout.flush()
-
-
-def _watch(server: Server) -> None:
-    try:
-        while True:
-            server.check()
-            time.sleep(_CHECK_S)
-    except ServerError as error:
-        # Not the user's fault any more: another exit code than for what can be mended before the start.
-        typer.echo(f"plurum: {error}", err=True)
-        raise typer.Exit(1) from error

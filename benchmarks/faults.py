@@ -1,0 +1,308 @@
+"""What a watched server does when something in it dies, hangs or is stopped while it is being asked.
+
+    python -m plurum.benchmarks.faults --rounds 10
+
+Each round injects one fault under load (clients that ask over HTTP as soon as they are answered, each question with a
+deadline of its own) into `plurum serve`, a process of its own: the voter's or a member's process or Triton itself is
+killed, a member or Triton is stopped (SIGSTOP), the voter exits or hangs over a request. Measured, of each: how long
+until the status endpoint says 503, how long until it says 200 again and a question is answered, how many questions
+failed meanwhile and how long the longest took; and, over all, memory and shared memory before and after. Not measured:
+several faults at once; faults of the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tritonclient.http
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from plurum.benchmarks.machine import machine, versions
+from plurum.benchmarks.members import random_repository
+from plurum.client import EnsembleClient
+from plurum.errors import PlurumError, ServerError
+from plurum.serving.leftovers import SHARED_MEMORY, processes_of
+from plurum.serving.stubs import stubs_of
+from plurum.spec import INPUT_PIXELS, read_ensemble
+
+__all__ = ["FAULTS", "Round", "Watched", "faults"]
+
+_ARCHS = ("resnet18", "efficientnet_b0")
+_DEADLINE_S, _LONGEST_S, _POLL_S = 5.0, 40.0, 0.02
+_FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0")
+# Appended to the voter of the repository under test: a request's id says what becomes of the process.
+_PLANTED = """
+
+def _planted(execute):
+    import os, time
+
+    def faulty(self, requests):
+        ids = {request.request_id() for request in requests}
+        if "exit" in ids:
+            os._exit(3)
+        if "hang" in ids:
+            time.sleep(3600)
+        if "raise" in ids:
+            raise RuntimeError("planted")
+        return execute(self, requests)
+
+    return faulty
+
+
+TritonPythonModel.execute = _planted(TritonPythonModel.execute)
+"""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of one fault.
+
+    Attributes:
+        fault: Its name.
+        noticed_s: Until the status endpoint said 503, seconds.
+        healed_s: Until it said 200 and a question was answered.
+        answered: Questions answered while this went on.
+        failed: Questions that got an error, or no answer within their deadline.
+        longest_s: The longest that one question took.
+    """
+
+    fault: str
+    noticed_s: float
+    healed_s: float
+    answered: int
+    failed: int
+    longest_s: float
+
+
+class Watched:
+    """`plurum serve` as a process of its own, of a copy of a repository whose voter can be told to fail.
+
+    Attributes:
+        urls: Where it answers: http, grpc, metrics, status.
+    """
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        copy = shutil.copytree(repository, folder / "repository")
+        with (copy / "voter" / "1" / "model.py").open("a", encoding="utf-8") as file:
+            file.write(_PLANTED)
+        image = read_ensemble(copy / "ensemble.json").image
+        self.pixels = np.full((image.height, image.width, 3), 99, np.uint8)
+        self.log = folder / "serve.log"
+        with self.log.open("w") as log:
+            command = [sys.executable, "-m", "plurum", "serve", str(copy), "--json", *_FREE]
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        line = self._process.stdout.readline() if self._process.stdout is not None else ""
+        if not line:
+            raise ServerError(f"plurum serve did not start: {self.log.read_text()}")
+        self.urls: dict[str, str] = json.loads(line)
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(60)
+
+    def is_ready(self) -> bool:
+        """Whether its status endpoint says 200."""
+        try:
+            with urllib.request.urlopen(f"{self.urls['status']}/v2/health/ready", timeout=_DEADLINE_S):  # noqa: S310
+                return True
+        except OSError:
+            return False
+
+    def triton(self) -> tuple[int, str]:
+        """Return the process id of its Triton, and the name of that server."""
+        (child,) = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        match = re.search(r"shm-region-prefix-name=(\w+)", Path(f"/proc/{child}/cmdline").read_text())
+        if match is None:
+            raise ServerError("Triton is not running")
+        return int(child), match[1]
+
+    def stub(self, model: str) -> int:
+        """Return the process id of one of a model's instances."""
+        return next(process for process, of in stubs_of(self.triton()[1]).items() if of == model)
+
+    def member(self) -> int:
+        """Return the process id of one of the first member's instances."""
+        return next(p for p, of in stubs_of(self.triton()[1]).items() if of not in {"voter", "preprocess", "labels"})
+
+    def tell(self, request_id: str) -> None:
+        """Send a question with this id, and don't wait for its answer."""
+
+        def ask() -> None:
+            tensor = tritonclient.http.InferInput(INPUT_PIXELS, [1, *self.pixels.shape], "UINT8")
+            tensor.set_data_from_numpy(self.pixels[None])
+            address = self.urls["http"].removeprefix("http://")
+            # Its connection breaks: that is what it is sent for.
+            with (
+                contextlib.suppress(Exception),
+                tritonclient.http.InferenceServerClient(address, network_timeout=_LONGEST_S) as client,
+            ):
+                client.infer("ensemble_pixels", [tensor], request_id=request_id)
+
+        threading.Thread(target=ask, daemon=True).start()
+
+    def held_bytes(self) -> dict[str, int]:
+        """Return how much its processes hold of memory (proportional set size), and of /dev/shm."""
+        _, name = self.triton()
+        memory = 0
+        for process in processes_of(name):
+            text = Path(f"/proc/{process}/smaps_rollup").read_text()
+            memory += 1024 * int(re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)[0])
+        return {"memory": memory, "shared_memory": sum(p.stat().st_size for p in SHARED_MEMORY.glob(f"{name}*"))}
+
+
+FAULTS: dict[str, Callable[[Watched], None]] = {
+    "voter killed": lambda watched: os.kill(watched.stub("voter"), signal.SIGKILL),
+    "member killed": lambda watched: os.kill(watched.member(), signal.SIGKILL),
+    "member stopped": lambda watched: os.kill(watched.member(), signal.SIGSTOP),
+    "voter exits": lambda watched: watched.tell("exit"),
+    "voter hangs": lambda watched: watched.tell("hang"),
+    "Triton killed": lambda watched: os.kill(watched.triton()[0], signal.SIGKILL),
+    "Triton stopped": lambda watched: os.kill(watched.triton()[0], signal.SIGSTOP),
+}
+
+
+class _Load:
+    """Clients that ask again as soon as they are answered, and what became of their questions."""
+
+    def __init__(self, watched: Watched, clients: int) -> None:
+        self._url, self._pixels, self._clients = watched.urls["http"], watched.pixels, clients
+        self._ended = threading.Event()
+        self.answered, self.failed, self.longest_s = 0, 0, 0.0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> _Load:
+        self._threads = [threading.Thread(target=self._ask) for _ in range(self._clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        with EnsembleClient(self._url, timeout_s=_DEADLINE_S, concurrency=1) as client:
+            while not self._ended.is_set():
+                start = time.monotonic()
+                try:
+                    client.predict([self._pixels])
+                    right = True
+                except PlurumError:
+                    right = False
+                    # Nobody listens for a moment: asking faster tells nothing.
+                    time.sleep(_POLL_S)
+                took = time.monotonic() - start
+                with self._lock:
+                    self.answered, self.failed = self.answered + right, self.failed + (not right)
+                    self.longest_s = max(self.longest_s, took)
+
+
+def faults(
+    work: Annotated[Path, typer.Option(help="Keeps the exported graphs for the next run.")] = Path("runs/benchmark"),
+    repository: Annotated[Path | None, typer.Option(help="Instead of one with random weights.")] = None,
+    arch: Annotated[list[str], typer.Option(help="A timm architecture; repeat for more.")] = list(_ARCHS),  # noqa: B006
+    size: Annotated[int, typer.Option(min=32, help="Height and width of the images.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Of each fault.")] = 10,
+    clients: Annotated[int, typer.Option(min=1, help="That ask all the time.")] = 4,
+    fault: Annotated[list[str], typer.Option(help="Only this fault; repeat for more.")] = [],  # noqa: B006
+) -> None:
+    """Inject faults: a table on standard error, one line of JSON on standard output."""
+    unknown = sorted(set(fault) - set(FAULTS))
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(FAULTS)}")
+    console = Console(stderr=True)
+    with console.status("members") as status, tempfile.TemporaryDirectory(prefix="plurum_faults_") as folder:
+        served = repository or random_repository(work, arch, size, 16, status.update)
+        state = machine()
+        with Watched(served, Path(folder)) as watched:
+            taken = list(_rounds(watched, fault or list(FAULTS), rounds, clients, status.update))
+            before, after = taken[0][1], taken[-1][1]
+    results = [one for one, _ in taken]
+    console.print(_table(results))
+    report = {
+        "rounds": [asdict(one) for one in results],
+        "held_bytes": {"before": before, "after": after},
+        "clients": clients,
+        "deadline_s": _DEADLINE_S,
+        "machine": state,
+        "versions": versions(),
+    }
+    sys.stdout.write(json.dumps(report) + "\n")
+
+
+def _rounds(
+    watched: Watched, names: list[str], rounds: int, clients: int, say: Callable[[str], None]
+) -> Iterator[tuple[Round, dict[str, int]]]:
+    """Give each round and what the server holds after it."""
+    for number in range(rounds):
+        for name in names:
+            say(f"round {number + 1} of {rounds}: {name}")
+            with _Load(watched, clients) as load:
+                time.sleep(0.5)
+                noticed_s, healed_s = _injected(watched, FAULTS[name])
+                time.sleep(0.5)
+            yield Round(name, noticed_s, healed_s, load.answered, load.failed, load.longest_s), watched.held_bytes()
+
+
+def _injected(watched: Watched, inject: Callable[[Watched], None]) -> tuple[float, float]:
+    """Return how long it took until a fault was noticed and healed."""
+    start = time.monotonic()
+    inject(watched)
+    noticed_s = _until(lambda: not watched.is_ready(), start)
+    _until(watched.is_ready, start)
+    with EnsembleClient(watched.urls["http"], timeout_s=_DEADLINE_S) as client:
+        client.predict([watched.pixels])
+    return noticed_s, time.monotonic() - start
+
+
+def _until(holds: Callable[[], bool], start: float) -> float:
+    while not holds():
+        if time.monotonic() - start > _LONGEST_S:
+            raise ServerError(f"the fault was not noticed or not healed within {_LONGEST_S:g} s")
+        time.sleep(_POLL_S)
+    return time.monotonic() - start
+
+
+def _table(results: list[Round]) -> Table:
+    table = Table("fault", "rounds", "noticed after, s", "healed after, s", "answered", "failed", "longest question, s")
+    for name in dict.fromkeys(one.fault for one in results):
+        ones = [one for one in results if one.fault == name]
+        noticed, healed = sorted(one.noticed_s for one in ones), sorted(one.healed_s for one in ones)
+        middle = len(ones) // 2
+        table.add_row(
+            name,
+            str(len(ones)),
+            f"{noticed[middle]:.2f} (at most {noticed[-1]:.2f})",
+            f"{healed[middle]:.2f} (at most {healed[-1]:.2f})",
+            str(sum(one.answered for one in ones)),
+            str(sum(one.failed for one in ones)),
+            f"{max(one.longest_s for one in ones):.2f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(faults)
