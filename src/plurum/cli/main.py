@@ -18,6 +18,7 @@ from plurum.cli.doctor import doctor
 from plurum.cli.evaluate import evaluate
 from plurum.cli.export import export
 from plurum.cli.fit import fit
+from plurum.cli.gateway import gateway
 from plurum.cli.predict import predict
 from plurum.cli.serve import serve
 from plurum.cli.train import train
@@ -65,6 +66,7 @@ app.command()(doctor)
 app.command()(evaluate)
 app.command()(export)
 app.command()(fit)
+app.command()(gateway)
 app.command()(predict)
 app.command()(serve)
 app.command()(train)

@@ -1,0 +1,141 @@
+"""What happens to every request: a name, a key, a line in the log, a count; and errors become answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from plurum.serving.gateway.keys import Keys
+from plurum.serving.gateway.metrics import GatewayMetrics
+from plurum.serving.gateway.refusals import RefusalError
+from plurum.serving.probe import PROBE_ID
+
+__all__ = ["Door", "Visit"]
+
+_log = logging.getLogger(__name__)
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+# Load balancers have no key, and learn nothing.
+_OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
+
+
+@dataclass
+class Visit:
+    """What is known of a request so far.
+
+    Attributes:
+        id: Its own, or one of ours.
+        key: Name of who asks; empty where no key is needed.
+        status: Of its answer; 0 while there is none.
+        reason: Why it got no answer.
+    """
+
+    id: str
+    key: str = ""
+    status: int = 0
+    reason: str = ""
+
+
+class Door:
+    """Stands before an ASGI application.
+
+    Args:
+        app: Behind it. It finds the `Visit` in the scope.
+        keys: Of those who may ask; None for everybody.
+        metrics: Counts here.
+        access_log: Whether each request is a line of JSON on standard output.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys | None, metrics: GatewayMetrics, *, access_log: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._metrics = metrics
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through, or not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        headers = Headers(scope=scope)
+        visit = scope["visit"] = Visit(_request_id(headers))
+        # Starlette raises what it finds wrong only inside of an application.
+        scope["app"] = self
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                visit.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", visit.id.encode())]
+            await send(message)
+
+        try:
+            self._admit(scope, headers, visit)
+            await self._app(scope, receive, named)
+        except RefusalError as refusal:
+            visit.reason = refusal.reason
+            await _answer(refusal.status, refusal.text, refusal.headers)(scope, receive, named)
+        except HTTPException as error:
+            visit.reason = "unknown"
+            await _answer(error.status_code, error.detail, dict(error.headers or {}))(scope, receive, named)
+        except ClientDisconnect:
+            visit.status, visit.reason = 499, "gone"
+        except Exception:
+            _log.exception("request %s", visit.id)
+            visit.reason = "failed"
+            if not visit.status:
+                await _answer(500, "the gateway has failed; its log says why", {})(scope, receive, named)
+        finally:
+            self._count(scope, visit, time.perf_counter() - began)
+
+    def _admit(self, scope: Scope, headers: Headers, visit: Visit) -> None:
+        if self._keys is None or scope["path"] in _OPEN:
+            return
+        owner = self._keys.owner(headers)
+        if owner is None:
+            raise RefusalError(401, "no_key", "a key is needed: Authorization: Bearer KEY, or X-API-Key: KEY")
+        visit.key = owner
+
+    def _count(self, scope: Scope, visit: Visit, seconds: float) -> None:
+        route = getattr(scope.get("endpoint"), "__name__", "other")
+        self._metrics.requests.labels(route, str(visit.status), visit.key).inc()
+        self._metrics.latency.labels(route).observe(seconds)
+        if visit.reason:
+            self._metrics.refused.labels(visit.reason).inc()
+        if self._access_log:
+            line: dict[str, Any] = {
+                "time": round(time.time(), 3),
+                "id": visit.id,
+                "client": (scope.get("client") or ("",))[0],
+                "key": visit.key,
+                "method": scope["method"],
+                # Without the query: some put secrets there.
+                "path": scope["path"][:200],
+                "status": visit.status,
+                "reason": visit.reason,
+                "ms": round(seconds * 1000, 3),
+            }
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    # What bears the name of our own question would not be counted as a prediction.
+    return given if _ID.fullmatch(given) and given != PROBE_ID else secrets.token_hex(8)
+
+
+def _answer(status: int, text: str, headers: dict[str, str]) -> JSONResponse:
+    return JSONResponse({"error": text}, status, headers)

@@ -1,0 +1,72 @@
+"""Why a request gets no answer, in HTTP's terms."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+__all__ = ["Reason", "RefusalError", "away", "late", "refusal_from_rpc"]
+
+# Of `plurum_gateway_refused_total`.
+Reason = Literal[
+    "malformed",  # what was sent is no request, or no image
+    "no_key",  # none, or one that is not in the file
+    "unknown",  # no such path or model
+    "too_large",  # body, head, or number of files
+    "slow",  # did not arrive in time
+    "gone",  # who asked went away before there was an answer
+    "busy",  # no place free, nor one to wait for
+    "late",  # the deadline passed
+    "away",  # Triton does not answer
+    "failed",  # Triton answered with a fault of its own
+]
+_FROM_RPC: dict[str, tuple[int, Reason]] = {
+    "INVALID_ARGUMENT": (400, "malformed"),
+    "OUT_OF_RANGE": (400, "malformed"),
+    "UNIMPLEMENTED": (400, "malformed"),
+    "NOT_FOUND": (404, "unknown"),
+    "RESOURCE_EXHAUSTED": (503, "busy"),
+    "UNAVAILABLE": (503, "busy"),
+    "DEADLINE_EXCEEDED": (504, "late"),
+}
+_LONGEST = 500
+
+
+class RefusalError(Exception):
+    """A request that gets no answer.
+
+    Attributes:
+        status: Of HTTP.
+        reason: A word for metrics and logs.
+        text: A line for who asked.
+    """
+
+    def __init__(self, status: int, reason: Reason, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.reason = reason
+        self.text = text
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What HTTP wants said beside the status."""
+        if self.status == 401:
+            return {"www-authenticate": "Bearer"}
+        # Sooner there is hardly a place free again.
+        return {"retry-after": "1"} if self.status == 503 else {}
+
+
+def away() -> RefusalError:
+    """Return what a request is told while Triton does not answer."""
+    return RefusalError(503, "away", "Triton does not answer at the moment")
+
+
+def late(seconds: float) -> RefusalError:
+    """Return what a request is told whose deadline has passed."""
+    return RefusalError(504, "late", f"no answer within the request's deadline of {seconds * 1000:.0f} ms")
+
+
+def refusal_from_rpc(error: Any) -> RefusalError:
+    """Return what the error of a call to Triton means for who asked; of a fault inside, its first line."""
+    status, reason = _FROM_RPC.get(error.code().name, (500, "failed"))
+    lines = (error.details() or "").strip().splitlines() or ["Triton gives no reason"]
+    return RefusalError(status, reason, lines[0][:_LONGEST])

@@ -1,0 +1,124 @@
+"""A gateway as a process: its sockets, its end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+import uvicorn
+from prometheus_client import disable_created_metrics, start_http_server
+
+from plurum.errors import ServerError, SettingsError
+from plurum.serving.gateway.app import gateway_app
+from plurum.serving.gateway.connection import connection_class
+from plurum.serving.gateway.keys import Keys, read_keys
+from plurum.serving.gateway.metrics import GatewayMetrics
+from plurum.serving.gateway.settings import GatewaySettings, is_loopback, listener
+
+__all__ = ["GatewayUrls", "run_gateway"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GatewayUrls:
+    """Where a gateway answers, with schemes; `metrics` with its path."""
+
+    http: str
+    metrics: str
+
+
+class _Uvicorn(uvicorn.Server):
+    """Ends well on SIGINT and SIGTERM, where uvicorn would drain and then raise the signal again."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's name)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], None]) -> None:
+    """Answer requests until SIGINT or SIGTERM; then what was accepted is answered first. A second SIGINT ends at once.
+
+    Args:
+        settings: Options.
+        announce: Called once the sockets listen.
+
+    Raises:
+        ServerError: a port can't be listened on.
+        SettingsError: keys or certificates that can't be used.
+    """
+    keys = read_keys(settings.keys) if settings.keys is not None else None
+    _check_certificate(settings)
+    # A moment of creation beside every counter doubles the page and helps nobody.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    metrics = GatewayMetrics()
+    sock = listener(settings.host, settings.port, "--port")
+    try:
+        if not is_loopback(sock):
+            _warn(settings, keys)
+        config = uvicorn.Config(
+            gateway_app(settings, keys, metrics),
+            loop="uvloop",
+            http=connection_class(settings, metrics),
+            ws="none",
+            lifespan="on",
+            # Of uvicorn's own only defects: a line for each piece of garbage would fill disks.
+            log_config=None,
+            log_level=logging.ERROR,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=settings.keep_alive_s,
+            timeout_graceful_shutdown=settings.drain_s,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+        )
+        metrics_url = _serve_metrics(settings, metrics)
+        scheme = "http" if settings.tls_cert is None else "https"
+        announce(GatewayUrls(f"{scheme}://{_bracketed(settings.host)}:{sock.getsockname()[1]}", metrics_url))
+        _Uvicorn(config).run(sockets=[sock])
+    finally:
+        sock.close()
+
+
+def _serve_metrics(settings: GatewaySettings, metrics: GatewayMetrics) -> str:
+    try:
+        server, _ = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
+    except OSError as error:
+        raise ServerError(
+            f"port {settings.metrics_port} on {settings.metrics_host} can't be listened on: {error.strerror}; "
+            "end what uses it or change --metrics-port"
+        ) from error
+    return f"http://{_bracketed(settings.metrics_host)}:{server.server_port}/metrics"
+
+
+def _check_certificate(settings: GatewaySettings) -> None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    try:
+        # A key that is locked would have OpenSSL ask at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{settings.tls_cert} and {settings.tls_key} are no certificate with its private key, in PEM and "
+            f"without a password: {error.strerror if isinstance(error, OSError) else error}"
+        ) from error
+
+
+def _warn(settings: GatewaySettings, keys: Keys | None) -> None:
+    if keys is None:
+        _log.warning("whoever reaches %s may ask: name those who may in a file and give --keys FILE", settings.host)
+    if settings.tls_cert is None:
+        _log.warning(
+            "images and keys cross the network unencrypted: give --tls-cert and --tls-key, or put a proxy "
+            "that speaks TLS before %s",
+            settings.host,
+        )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

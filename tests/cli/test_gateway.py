@@ -1,0 +1,94 @@
+"""`plurum gateway`, as a process of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# Nobody listens there: a gateway starts before its Triton.
+NOWHERE = ("--triton", "127.0.0.1:1", "--port", "0", "--metrics-port", "0")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "plurum", "gateway", *map(str, arguments)]
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_where_it_answers_and_a_signal_ends_it_well(end: signal.Signals) -> None:
+    with subprocess.Popen(command(*NOWHERE), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(4)]
+            assert re.fullmatch(r"HTTP     http://127\.0\.0\.1:\d+\n", lines[0])
+            assert re.fullmatch(r"metrics  http://127\.0\.0\.1:\d+/metrics\n", lines[1])
+            assert lines[2] == f"ask it:  curl --data-binary @IMAGE {lines[0].split()[1]}/predict\n"
+            # It has begun to look for Triton by then.
+            time.sleep(0.5)
+            process.send_signal(end)
+            out, err = process.communicate(timeout=15)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (0, "")
+    assert err.count("\n") == 1
+    assert "Triton does not answer: failed to connect" in err
+
+
+def test_facing_a_network_without_keys_or_tls_is_warned_of() -> None:
+    with subprocess.Popen(
+        command(*NOWHERE, "--host", "0.0.0.0", "--json"),  # noqa: S104 (what is warned of)
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert '"metrics": "http://127.0.0.1:' in process.stdout.readline()
+            process.terminate()
+            _, err = process.communicate(timeout=15)
+        finally:
+            process.kill()
+    assert "whoever reaches 0.0.0.0 may ask" in err
+    assert "images and keys cross the network unencrypted" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--triton", "http://127.0.0.1:8000"), "HOST:PORT or unix:PATH is needed"),
+        (("--keys", "absent"), "the keys in absent can't be read: No such file"),
+        (("--tls-cert", "cert.pem"), "give both"),
+        (("--tls-cert", "junk", "--tls-key", "junk"), "are no certificate with its private key"),
+        (("--deadline-s", "200"), "beyond the longest of 120 s"),
+        (("--host", "192.0.2.1"), "port 0 on 192.0.2.1 can't be listened on"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:
+    (tmp_path / "junk").write_text("junk")
+    outcome = subprocess.run(
+        command(*NOWHERE, *arguments), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert outcome.stderr.startswith("plurum: ")
+    assert outcome.stderr.count("\n") == 1
+    assert reason in outcome.stderr
+
+
+@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+def test_a_port_that_is_taken_is_one_line(option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        outcome = subprocess.run(
+            command(*NOWHERE, option, port), capture_output=True, text=True, check=False, timeout=60
+        )
+    assert outcome.returncode == 2
+    assert outcome.stderr == (
+        f"plurum: port {port} on 127.0.0.1 can't be listened on: Address already in use; "
+        f"end what uses it or change {option}\n"
+    )

@@ -1,0 +1,320 @@
+"""The parts of the gateway that need no server."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import generate_latest
+from tritonclient.grpc import service_pb2 as pb
+
+from plurum.errors import ServerError, SettingsError
+from plurum.serving.gateway.admission import Admission
+from plurum.serving.gateway.answers import bytes_from_raw
+from plurum.serving.gateway.deadlines import Deadline, stated_s
+from plurum.serving.gateway.door import Door
+from plurum.serving.gateway.keys import read_keys
+from plurum.serving.gateway.kserve import MAX_JSON_BYTES, body_from_response, question_from_body
+from plurum.serving.gateway.metrics import GatewayMetrics
+from plurum.serving.gateway.refusals import RefusalError
+from plurum.serving.gateway.settings import checked, listener
+
+LONG = 60.0
+
+
+def run(coroutine: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        await asyncio.wait_for(coroutine(), 10)
+
+    asyncio.run(limited())
+
+
+def test_those_who_wait_come_in_their_order_and_the_rest_is_refused() -> None:
+    async def scene() -> None:
+        admission, order = Admission(2, 2), []
+
+        async def visit(name: str) -> None:
+            await admission.enter(Deadline.after(LONG))
+            order.append(name)
+
+        visits = [asyncio.create_task(visit(name)) for name in "abcd"]
+        await asyncio.sleep(0)
+        assert (order, admission.taken, admission.waiting) == (["a", "b"], 2, 2)
+        with pytest.raises(RefusalError, match="2 requests are being answered and 2 wait already") as refused:
+            await admission.enter(Deadline.after(LONG))
+        assert (refused.value.status, refused.value.headers) == (503, {"retry-after": "1"})
+        # What was begun goes on.
+        begun = asyncio.create_task(admission.enter(Deadline.after(LONG), accepted=True))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            admission.leave()
+        assert await begun
+        await asyncio.gather(*visits)
+        assert (order, admission.taken, admission.waiting) == (list("abcd"), 2, 0)
+        admission.leave()
+        admission.leave()
+        assert (admission.taken, await admission.enter(Deadline.after(LONG))) == (0, False)
+
+    run(scene)
+
+
+def test_who_waits_too_long_or_goes_leaves_no_hole() -> None:
+    async def scene() -> None:
+        admission = Admission(1, 5)
+        await admission.enter(Deadline.after(LONG))
+        with pytest.raises(RefusalError, match="within the request's deadline of 10 ms"):
+            await admission.enter(Deadline.after(0.01))
+        gone = asyncio.create_task(admission.enter(Deadline.after(LONG)))
+        called = asyncio.create_task(admission.enter(Deadline.after(LONG)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        assert admission.waiting == 1
+        # Given the place and gone in the same moment.
+        admission.leave()
+        called.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await called
+        assert (admission.taken, admission.waiting) == (0, 0)
+
+    run(scene)
+
+
+def test_the_sooner_of_two_deadlines_holds() -> None:
+    deadline = Deadline.after(LONG)
+    assert deadline.sooner(None) is deadline
+    assert deadline.sooner(99) is deadline
+    assert deadline.sooner(2).seconds == 2
+    assert 1.9 < deadline.sooner(2).left_s <= 2
+    assert Deadline.after(-1).left_s == 0
+    assert stated_s(None, 30, 120) == 30
+    assert stated_s("1500", 30, 120) == 1.5
+    assert stated_s("9e9", 30, 120) == 120
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0", "-1", "nan", "inf", "1,5"])
+def test_a_deadline_that_is_none(text: str) -> None:
+    with pytest.raises(RefusalError, match="milliseconds above 0 are needed"):
+        stated_s(text, 30, 120)
+
+
+def keys_file(folder: Path, text: str) -> Path:
+    path = folder / "keys"
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+def test_keys_are_found_by_either_header(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"a secret of the clinic").hexdigest()
+    keys = read_keys(keys_file(tmp_path, f"# comment\n\nclinic:{digest}\n  another-secret-key  \n"))
+    assert keys.names == ["clinic", "line-4"]
+    assert keys.owner({"authorization": "Bearer a secret of the clinic"}) == "clinic"
+    assert keys.owner({"authorization": "bearer  another-secret-key"}) == "line-4"
+    assert keys.owner({"x-api-key": "another-secret-key"}) == "line-4"
+    # Knowing the file is not knowing the key.
+    for headers in ({}, {"x-api-key": ""}, {"x-api-key": digest}, {"authorization": "Basic another-secret-key"}):
+        assert keys.owner(headers) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "there is no key"),
+        ("# nothing\n", "there is no key"),
+        ("hunter2\n", "line 1 of .* is no key: 16 or more"),
+        ("long enough but of words\n", "line 1 of .* is no key"),
+        (f"a:{'0' * 64}\na:{'1' * 64}\n", "line 2 of .* repeats"),
+        (f"a:{'0' * 64}\nb:{'0' * 64}\n", "line 2 of .* repeats"),
+    ],
+)
+def test_a_file_that_holds_no_keys(tmp_path: Path, text: str, fault: str) -> None:
+    with pytest.raises(SettingsError, match=fault) as raised:
+        read_keys(keys_file(tmp_path, text))
+    assert "hunter2" not in str(raised.value)
+
+
+def test_keys_that_others_can_read_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = keys_file(tmp_path, "0123456789abcdef\n")
+    path.chmod(0o644)
+    with caplog.at_level(logging.WARNING):
+        read_keys(path)
+    assert "chmod 600" in caplog.text
+    with pytest.raises(SettingsError, match="can't be read: No such file"):
+        read_keys(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"triton": "http://127.0.0.1:8000"}, "HOST:PORT or unix:PATH"),
+        ({"triton": "localhost"}, "HOST:PORT or unix:PATH"),
+        ({"tls_cert": "cert.pem"}, "give both"),
+        ({"deadline_s": 500.0}, "beyond the longest of 120 s"),
+        ({"deadline_s": -1.0}, "--deadline-s Input should be greater than 0"),
+    ],
+)
+def test_settings_that_can_not_be_used(options: dict[str, object], fault: str) -> None:
+    with pytest.raises(SettingsError, match=fault):
+        checked(**options)
+
+
+@pytest.mark.parametrize("triton", ["127.0.0.1:8001", "[::1]:8001", "triton.local:8001", "unix:/run/triton.sock:8001"])
+def test_places_where_triton_can_be(triton: str) -> None:
+    assert checked(triton=triton).triton == triton
+
+
+def test_a_port_that_is_taken() -> None:
+    with listener("127.0.0.1", 0, "--port") as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"port {port} on 127.0.0.1 can't be listened on: .*change --port"):
+            listener("127.0.0.1", port, "--port")
+
+
+def body(*inputs: dict[str, Any], behind: bytes = b"", **rest: Any) -> tuple[bytes, str]:
+    text = json.dumps({"inputs": list(inputs), **rest}).encode()
+    return text + behind, str(len(text))
+
+
+def test_tensors_behind_the_json_go_through_as_they_are() -> None:
+    image = struct.pack("<I", 3) + b"\xff\xd8\xff"
+    first = {"name": "IMAGE", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 7}}
+    second = {"name": "PIXELS", "shape": [2], "datatype": "UINT8", "data": [[0], [255]]}
+    third = {"name": "MORE", "shape": [1], "datatype": "UINT8", "parameters": {"binary_data_size": 1}}
+    sent, size = body(first, second, third, behind=image + b"z", id="mine", parameters={"timeout": 1500, "priority": 3})
+    question = question_from_body("ensemble", sent, size, "ours")
+    assert list(question.request.raw_input_contents) == [image, b"\x00\xff", b"z"]
+    assert [(one.name, one.datatype, list(one.shape)) for one in question.request.inputs] == [
+        ("IMAGE", "BYTES", [1, 1]),
+        ("PIXELS", "UINT8", [2]),
+        ("MORE", "UINT8", [1]),
+    ]
+    # Nothing that tells Triton how to queue.
+    assert not question.request.parameters
+    assert (question.request.id, question.id, question.timeout_s) == ("ours", "mine", 0.0015)
+
+
+def test_text_becomes_its_bytes() -> None:
+    sent, _ = body({"name": "IMAGE", "shape": [2], "datatype": "BYTES", "data": [["é"], ["xyz"]]})
+    (raw,) = question_from_body("ensemble", sent, None, "").request.raw_input_contents
+    assert bytes_from_raw(raw) == ["é".encode(), b"xyz"]
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "fault"),
+    [
+        ([256], [1], "no whole number from 0 to 255"),
+        ([float("nan")], [1], "no UINT8|the body"),
+        ([1e300], [1], "no whole number"),
+        ([1, 2], [3], r"has 2 values, its shape \[3\] needs 3"),
+        ([[1], [2, 3]], [3], "data are no UINT8"),
+        ({"a": 1}, [1], "data are no UINT8"),
+        (None, [1], "no whole number|no UINT8"),
+    ],
+)
+def test_data_that_are_no_pixels(data: Any, shape: list[int], fault: str) -> None:
+    sent, _ = body({"name": "PIXELS", "shape": shape, "datatype": "UINT8", "data": data})
+    with pytest.raises(RefusalError, match=fault):
+        question_from_body("ensemble_pixels", sent, None, "")
+
+
+def test_json_that_is_too_long_is_not_read() -> None:
+    with pytest.raises(RefusalError, match="send tensors as binary data") as refused:
+        question_from_body("ensemble", b" " * (MAX_JSON_BYTES + 1), None, "")
+    assert refused.value.status == 413
+
+
+@given(st.binary(max_size=300), st.none() | st.text(max_size=8) | st.integers(-5, 400).map(str))
+def test_any_bytes_are_a_request_or_refused(sent: bytes, size: str | None) -> None:
+    with pytest.raises(RefusalError):
+        question_from_body("ensemble", sent, size, "")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"name": st.text(max_size=5), "shape": st.lists(st.integers(-1, 2**40), max_size=9) | JSON},
+        optional={"datatype": st.sampled_from(["UINT8", "BYTES", "FP32"]) | JSON, "parameters": JSON, "data": JSON},
+    ),
+    JSON,
+    st.binary(max_size=20),
+)
+def test_any_json_is_a_request_or_refused(tensor: dict[str, Any], parameters: Any, behind: bytes) -> None:
+    sent, size = body(tensor, behind=behind, parameters=parameters)
+    refusals, requests = [], []
+    try:
+        requests.append(question_from_body("ensemble", sent, size, "").request.SerializeToString())
+    except RefusalError as refusal:
+        refusals.append(refusal)
+    assert len(refusals) + len(requests) == 1
+    assert all(refusal.status == 400 and "\n" not in refusal.text for refusal in refusals)
+
+
+def test_answers_are_text_or_bytes_as_wanted() -> None:
+    response = pb.ModelInferResponse(model_name="ensemble", model_version="1")
+    for name, datatype, raw in (
+        ("LABEL", "BYTES", struct.pack("<I", 2) + b"CE"),
+        ("REVIEW", "BOOL", b"\x01"),
+        ("ENTROPY", "FP32", struct.pack("<f", 0.5)),
+    ):
+        response.outputs.add(name=name, datatype=datatype, shape=[1, 1])
+        response.raw_output_contents.append(raw)
+    one = {"name": "PIXELS", "shape": [1], "datatype": "UINT8", "data": [1]}
+    sent, _ = body(one, outputs=[{"name": "ENTROPY", "parameters": {"binary_data": True}}, {"name": "LABEL"}])
+    question = question_from_body("ensemble", sent, None, "")
+    assert [wanted.name for wanted in question.request.outputs] == ["ENTROPY", "LABEL"]
+    answer, size = body_from_response(response, question)
+    assert size is not None
+    assert answer[size:] == struct.pack("<f", 0.5)
+    described = {output["name"]: output for output in json.loads(answer[:size])["outputs"]}
+    assert described["LABEL"]["data"] == ["CE"]
+    assert described["REVIEW"]["data"] == [True]
+    assert described["ENTROPY"]["parameters"] == {"binary_data_size": 4}
+
+
+@given(st.binary(max_size=40))
+def test_bytes_are_counted_or_refused(raw: bytes) -> None:
+    try:
+        parts = bytes_from_raw(raw)
+    except ValueError:
+        return
+    assert b"".join(struct.pack("<I", len(part)) + part for part in parts) == raw
+
+
+def test_a_defect_is_an_answer_and_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def broken(*_: Any) -> None:
+        raise ZeroDivisionError("secret")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def scene() -> None:
+        metrics = GatewayMetrics()
+        scope = {"type": "http", "method": "GET", "path": "/v2", "headers": [], "client": ("127.0.0.1", 1)}
+        await Door(broken, None, metrics, access_log=False)(scope, receive, send)
+        assert b'plurum_gateway_refused_total{reason="failed"} 1.0' in generate_latest(metrics.registry)
+
+    run(scene)
+    assert sent[0]["status"] == 500
+    assert b"secret" not in sent[1]["body"]
+    assert "ZeroDivisionError: secret" in caplog.text
