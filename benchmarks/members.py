@@ -35,7 +35,7 @@ def random_repository(
 
     Args:
         work: Keeps the graphs; reused by the next call.
-        archs: timm's names, each once.
+        archs: timm's names; one that comes again is one more member, with the same weights.
         size: Height and width of the images, pixels.
         max_batch_size: Of the repository.
         progress: Told what is being done, a line each.
@@ -46,9 +46,11 @@ def random_repository(
         from plurum.export import repository_from_onnx
     image = ImageSpec(height=size, width=size, mean=_MEAN, std=_STD)
     names = ("CE", "LAA") if classes == 2 else tuple(f"class {index}" for index in range(classes))
-    graphs = {arch: work / "graphs" / f"{arch}-{size}-{classes}.onnx" for arch in archs}
-    counts = {arch: _export(arch, classes, image, graph, progress) for arch, graph in graphs.items()}
-    members = tuple(_member(arch, graph, image, names, counts[arch]) for arch, graph in graphs.items())
+    exported = {arch: work / "graphs" / f"{arch}-{size}-{classes}.onnx" for arch in archs}
+    counts = {arch: _export(arch, classes, image, graph, progress) for arch, graph in exported.items()}
+    named = {arch if arch not in archs[:place] else f"{arch}-{place}": arch for place, arch in enumerate(archs)}
+    graphs = {name: exported[arch] for name, arch in named.items()}
+    members = tuple(_member(name, arch, exported[arch], image, names, counts[arch]) for name, arch in named.items())
     ensemble = Ensemble(
         name="benchmark",
         classes=names,
@@ -85,9 +87,9 @@ def _export(arch: str, classes: int, image: ImageSpec, graph: Path, progress: Ca
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _member(arch: str, graph: Path, image: ImageSpec, classes: tuple[str, ...], parameters: int) -> Member:
+def _member(name: str, arch: str, graph: Path, image: ImageSpec, classes: tuple[str, ...], parameters: int) -> Member:
     return Member(
-        name=arch,
+        name=name,
         arch=arch,
         checkpoint=graph.name,
         sha256=sha256_of(graph),

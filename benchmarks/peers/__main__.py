@@ -20,12 +20,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from plurum.benchmarks.command import run_as_program
 from plurum.benchmarks.peers.catalogue import PEERS
 from plurum.benchmarks.peers.material import material_of
 from plurum.benchmarks.peers.measurement import Plan, measure_peers
 from plurum.benchmarks.peers.plot import plot_from_result
 from plurum.benchmarks.peers.result import PeersResult, csv_from_result, markdown_from_result
-from plurum.errors import OutputError, PlurumError, SettingsError
+from plurum.errors import OutputError, SettingsError
 from plurum.files import whole_folder, write_text
 
 _ARCHS = ("resnet18", "efficientnet_b0", "densenet121")
@@ -89,15 +90,5 @@ def _with_table(page: Path, table: str) -> str:
     return marks.sub(lambda _: f"\n{table}\n", text)
 
 
-def _main() -> None:
-    try:
-        typer.run(peers)
-    except PlurumError as error:
-        Console(stderr=True).print(f"[bold red]error[/bold red]: {error}", soft_wrap=True)
-        raise SystemExit(error.exit_code) from error
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-
-
 if __name__ == "__main__":
-    _main()
+    run_as_program(peers)

@@ -11,23 +11,26 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from plurum.errors import ServerError
 from plurum.images import open_image, pixels_from_image
 from plurum.spec import IMAGE, INPUT_PIXELS, ImageSpec
 
-__all__ = ["Door", "Task", "Turn", "answers", "ask"]
+__all__ = ["Door", "Task", "Turn", "answers", "ask", "asked_elsewhere"]
 
-_TIMEOUT_S = 60.0
+_TIMEOUT_S, _EXTRA_S = 60.0, 120.0
 _OUTPUTS = ("LABEL", "PROBABILITIES")
 
 
@@ -100,22 +103,22 @@ def ask(task: Task) -> Turn:
     starts: list[float] = [0.0] * task.clients
 
     def client(number: int) -> list[float]:
-        try:
-            question = _question(task)
-            for index in range(2):
-                question(images[(number + index) % len(images)])
-        except BaseException:
-            barrier.abort()
-            raise
-        barrier.wait()
-        starts[number] = began = time.perf_counter()
-        latencies, turn = [], number
-        while (start := time.perf_counter()) < began + task.seconds:
-            question(images[turn % len(images)])
-            ends[number] = time.perf_counter()
-            latencies.append(1000 * (ends[number] - start))
-            turn += 1
-        return latencies
+        with _question(task) as question:
+            try:
+                for index in range(2):
+                    question(images[(number + index) % len(images)])
+            except BaseException:
+                barrier.abort()
+                raise
+            barrier.wait()
+            starts[number] = began = time.perf_counter()
+            latencies, turn = [], number
+            while (start := time.perf_counter()) < began + task.seconds:
+                question(images[turn % len(images)])
+                ends[number] = time.perf_counter()
+                latencies.append(1000 * (ends[number] - start))
+                turn += 1
+            return latencies
 
     with ThreadPoolExecutor(task.clients) as pool:
         futures = [pool.submit(client, number) for number in range(task.clients)]
@@ -129,19 +132,48 @@ def ask(task: Task) -> Turn:
 
 def answers(task: Task) -> list[Answer]:
     """Return the answer to every image, each `{"label": NAME, "probabilities": {NAME: SHARE}}`; raises as `ask`."""
-    question = _question(task)
-    return [question(Path(path).read_bytes()) for path in task.images]
+    with _question(task) as question:
+        return [question(Path(path).read_bytes()) for path in task.images]
 
 
-def _question(task: Task) -> Question:
-    """Return what asks over a connection of its own."""
-    if task.door.kind == "kserve":
-        return _kserve(task)
-    return _grpc(task) if task.door.kind.startswith("grpc") else _http(task)
+def asked_elsewhere(task: Task) -> Any:
+    """Do a task in a process of its own: what `answers` returns, or a `Turn` as a dictionary.
+
+    Raises:
+        ServerError: it failed, and why.
+    """
+    given = asdict(task) | {"image": task.image.model_dump()}
+    longest = task.seconds + _EXTRA_S
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "plurum.benchmarks.peers.asking"],
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=longest,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ServerError(f"no end of a turn of {task.seconds:g} s after {longest:g} s") from error
+    if done.returncode:
+        raise ServerError(done.stderr.strip().rpartition("\n")[2] or "the load generator failed without a word")
+    return json.loads(done.stdout)
 
 
-def _http(task: Task) -> Question:
-    connection = http.client.HTTPConnection(task.address, timeout=_TIMEOUT_S)
+@contextmanager
+def _question(task: Task) -> Iterator[Question]:
+    """Give what asks over a connection of its own."""
+    if task.door.kind.startswith("grpc"):
+        from tritonclient.grpc import InferenceServerClient
+
+        with InferenceServerClient(task.address) as client:
+            yield _grpc(task, client)
+    else:
+        with closing(http.client.HTTPConnection(task.address, timeout=_TIMEOUT_S)) as connection:
+            yield (_kserve if task.door.kind == "kserve" else _http)(task, connection)
+
+
+def _http(task: Task, connection: http.client.HTTPConnection) -> Question:
     in_json = task.door.kind == "base64"
     headers = {"Content-Type": "application/json" if in_json else "image/jpeg"}
 
@@ -153,8 +185,7 @@ def _http(task: Task) -> Question:
     return question
 
 
-def _kserve(task: Task) -> Question:
-    connection = http.client.HTTPConnection(task.address, timeout=_TIMEOUT_S)
+def _kserve(task: Task, connection: http.client.HTTPConnection) -> Question:
     path = f"/v2/models/{task.door.path}/infer"
 
     def question(image: bytes) -> Answer:
@@ -170,10 +201,9 @@ def _kserve(task: Task) -> Question:
     return question
 
 
-def _grpc(task: Task) -> Question:
-    from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
+def _grpc(task: Task, client: Any) -> Question:
+    from tritonclient.grpc import InferInput, InferRequestedOutput
 
-    client = InferenceServerClient(task.address)
     wanted = [InferRequestedOutput(name) for name in _OUTPUTS]
     spec = task.image
 

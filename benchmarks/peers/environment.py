@@ -61,6 +61,8 @@ def _make(folder: Path, packages: str, requirements: tuple[str, ...]) -> None:
     (own,) = (folder / "lib").glob("python*/site-packages")
     # Behind its own packages; with the links of an editable installation, which a plain path would leave out.
     (own / "plurum.pth").write_text(f"import site; site.addsitedir({packages!r})\n", encoding="utf-8")
+    if not requirements:
+        return
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "--disable-pip-version-check"]
     # Only from wheels: what a framework compiles on this machine is not what others measure.
     command = [*pip, "install", "--quiet", "--only-binary=:all:", *requirements]

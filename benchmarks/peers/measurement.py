@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.peers.answering import Job
-from plurum.benchmarks.peers.asking import Door, Task
+from plurum.benchmarks.peers.asking import Door, Task, asked_elsewhere
 from plurum.benchmarks.peers.catalogue import FORMS, Form, Peer
 from plurum.benchmarks.peers.environment import environment_of
 from plurum.benchmarks.peers.material import Material, steps_of
@@ -30,7 +27,6 @@ __all__ = ["Plan", "disagreement", "measure_peers"]
 _log = logging.getLogger(__name__)
 # FP32 by two libraries; the images' own answers differ by more than this, or the run says so.
 _TOLERANCE = 1e-3
-_EXTRA_S = 120.0
 
 Answers = list[dict[str, Any]]
 
@@ -211,12 +207,8 @@ def _told(entry: _Entry, material: Material, clients: int, seconds: float) -> di
 
 
 def _asked(entry: _Entry, material: Material, clients: int, seconds: float) -> Any:
-    """Return what the load generator, a process of its own, says to a task.
-
-    Raises:
-        ServerError: it failed.
-    """
-    task = asdict(
+    """Return what the load generator says; raises as `asked_elsewhere`."""
+    return asked_elsewhere(
         Task(
             door=entry.door,
             address=entry.server.address(entry.door.kind),
@@ -227,18 +219,3 @@ def _asked(entry: _Entry, material: Material, clients: int, seconds: float) -> A
             seconds=seconds,
         )
     )
-    task["image"] = material.contract.image.model_dump()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "plurum.benchmarks.peers.asking"],
-            input=json.dumps(task),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=seconds + _EXTRA_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ServerError(f"no end of a turn of {seconds:g} s after {seconds + _EXTRA_S:g} s") from error
-    if done.returncode:
-        raise ServerError(done.stderr.strip().rpartition("\n")[2] or "the load generator failed without a word")
-    return json.loads(done.stdout)

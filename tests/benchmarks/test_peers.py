@@ -1,0 +1,347 @@
+"""Plurum beside its peers: the load generator, processes that come and go, what is computed, and a whole small run."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from plurum.benchmarks.peers.answering import Job
+from plurum.benchmarks.peers.asking import Door, Task, answers, ask, asked_elsewhere
+from plurum.benchmarks.peers.catalogue import PEERS, Peer
+from plurum.benchmarks.peers.environment import Environment, environment_of
+from plurum.benchmarks.peers.material import jpegs, material_of
+from plurum.benchmarks.peers.measurement import Plan, disagreement, measure_peers
+from plurum.benchmarks.peers.plot import plot_from_result
+from plurum.benchmarks.peers.result import (
+    Contender,
+    LeftOut,
+    PeersResult,
+    TurnOf,
+    csv_from_result,
+    markdown_from_result,
+)
+from plurum.benchmarks.peers.running import PeerServer, free_port, marked_processes
+from plurum.errors import ServerError
+from plurum.spec import ImageSpec
+
+IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.3, 0.3, 0.3))
+ANSWER = {"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}
+# A peer with nothing but the standard library, as slow and as right as it is told.
+APP = """
+import json, subprocess, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from plurum.benchmarks.peers.answering import OnnxMembers, job_from_environment
+
+class Door(BaseHTTPRequestHandler):
+    protocol_version, wbufsize = "HTTP/1.1", -1
+    def do_POST(self):
+        answer = members.answer(self.rfile.read(int(self.headers["Content-Length"])))
+        if "wrong" in sys.argv:
+            answer["probabilities"] = {name: 0.5 for name in answer["probabilities"]}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+
+job = job_from_environment()
+members = OnnxMembers(job)
+child = subprocess.Popen(["sleep", "600"], start_new_session=True, env={})
+ThreadingHTTPServer(("127.0.0.1", job.port), Door).serve_forever()
+"""
+
+
+@contextmanager
+def answering(reply: Callable[[bytes, str], tuple[int, bytes]]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        # Headers and body leave together: apart they wait for each other's acknowledgement.
+        protocol_version, wbufsize = "HTTP/1.1", -1
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            status, said = reply(body, self.path)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[str, ...]:
+    for name in "xyz":
+        (tmp_path / name).write_bytes(name.encode() * 10)
+    return tuple(str(tmp_path / name) for name in "xyz")
+
+
+def task(address: str, images: tuple[str, ...], **fields: Any) -> Task:
+    door = fields.pop("door", Door(kind="json", path="/predict"))
+    return replace(Task(door, address, images, ("a", "b"), IMAGE, clients=2, seconds=0.3), **fields)
+
+
+def test_so_many_requests_are_in_flight_and_all_are_counted(images: tuple[str, ...]) -> None:
+    bodies, flying, most = [], 0, 0
+    lock = threading.Lock()
+
+    def slowly(body: bytes, path: str) -> tuple[int, bytes]:
+        nonlocal flying, most
+        assert path == "/predict"
+        with lock:
+            flying += 1
+            most = max(most, flying)
+            bodies.append(body)
+        time.sleep(0.02)
+        with lock:
+            flying -= 1
+        return 200, json.dumps(ANSWER).encode()
+
+    with answering(slowly) as address:
+        turn = ask(task(address, images, clients=3))
+    assert most == 3
+    # Two of each client warm up.
+    assert len(turn.latencies_ms) == len(bodies) - 6
+    assert min(turn.latencies_ms) > 20
+    assert turn.images_per_s == pytest.approx(3 / 0.02, rel=0.5)
+    assert set(bodies) == {b"x" * 10, b"y" * 10, b"z" * 10}
+
+
+def test_every_image_is_answered_once_and_may_travel_as_base_64(images: tuple[str, ...]) -> None:
+    def first_letter(body: bytes, _: str) -> tuple[int, bytes]:
+        letter = base64.b64decode(json.loads(body)["image"])[:1].decode()
+        return 200, json.dumps({"label": letter, "probabilities": {letter: 1.0}}).encode()
+
+    with answering(first_letter) as address:
+        found = answers(task(address, images, door=Door(kind="base64", path="/predict")))
+    assert [answer["label"] for answer in found] == ["x", "y", "z"]
+
+
+def test_tritons_answer_comes_out_in_the_same_form(images: tuple[str, ...]) -> None:
+    def triton(body: bytes, path: str) -> tuple[int, bytes]:
+        assert path == "/v2/models/ensemble/infer"
+        # The length in four bytes, then the image.
+        assert body[-14:-10] == b"\x0a\0\0\0"
+        outputs = [{"name": "LABEL", "data": ["b"]}, {"name": "PROBABILITIES", "data": [0.25, 0.75]}]
+        return 200, json.dumps({"outputs": outputs}).encode()
+
+    with answering(triton) as address:
+        found = answers(task(address, images, door=Door(kind="kserve", path="ensemble")))
+    assert found[0] == {"label": "b", "probabilities": {"a": 0.25, "b": 0.75}}
+
+
+def test_the_load_generator_says_what_the_server_said(images: tuple[str, ...]) -> None:
+    with answering(lambda *_: (500, b"out of order")) as address:
+        with pytest.raises(RuntimeError, match="HTTP 500: out of order"):
+            ask(task(address, images))
+        with pytest.raises(ServerError, match="HTTP 500: out of order"):
+            asked_elsewhere(task(address, images))
+    with pytest.raises(ServerError, match="refused"):
+        asked_elsewhere(task(f"127.0.0.1:{free_port()}", images))
+
+
+def test_it_runs_in_a_process_of_its_own(images: tuple[str, ...]) -> None:
+    with answering(lambda *_: (200, json.dumps(ANSWER).encode())) as address:
+        assert asked_elsewhere(task(address, images, clients=0)) == [ANSWER] * 3
+        assert asked_elsewhere(task(address, images))["images_per_s"] > 1
+
+
+def test_answers_are_compared_by_probability_and_by_label() -> None:
+    near = {"label": "a", "probabilities": {"a": 0.7504, "b": 0.2496}}
+    assert disagreement([near, ANSWER], [ANSWER, ANSWER]) == pytest.approx(0.0004)
+    with pytest.raises(ServerError, match="answers 'b' where PyTorch says 'a'"):
+        disagreement([{**near, "label": "b"}], [ANSWER])
+    tie = {"label": "a", "probabilities": {"a": 0.5001, "b": 0.4999}}
+    assert disagreement([{**tie, "label": "b"}], [tie]) == 0
+    with pytest.raises(ServerError, match=r"other|classes"):
+        disagreement([{"label": "a", "probabilities": {"a": 1.0}}], [ANSWER])
+
+
+def test_descendants_are_found_whatever_they_forget() -> None:
+    script = "sleep 60 & env -i sleep 60 & wait"
+    with subprocess.Popen(["sh", "-c", script], env={**os.environ, "MARK": "x1"}) as process:
+        try:
+            deadline = time.monotonic() + 5
+            while len(marked_processes("MARK", "x1")) < 3 and time.monotonic() < deadline:
+                time.sleep(0.02)
+            found = marked_processes("MARK", "x1")
+        finally:
+            for one in marked_processes("MARK", "x1"):
+                os.kill(one, signal.SIGKILL)
+    assert process.pid in found
+    assert len(found) == 3
+    assert not marked_processes("MARK", "x1")
+
+
+def peer(name: str, *arguments: str, app: str = "", requirements: tuple[str, ...] = ()) -> Peer:
+    words = ["-c", app, *arguments]
+    return Peer(name, name.title(), "for a test", requirements, lambda _: words, True, Door("json", "/predict"))
+
+
+def test_a_peer_that_ends_by_itself_says_why(tmp_path: Path) -> None:
+    job = Job(str(tmp_path), str(tmp_path), free_port(), 1, 1)
+    environment = Environment(tmp_path)
+    environment.python = Path(sys.executable)
+    broken = peer("broken", app="raise SystemExit('no model in here')")
+    with (
+        pytest.raises(ServerError, match="Broken ended by itself: no model in here"),
+        PeerServer(broken, environment, job),
+    ):
+        pass
+
+
+def test_what_pip_cant_install_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ServerError, match=r"pip could not install \./nowhere"):
+        environment_of(("./nowhere",))
+    assert not list((tmp_path / "plurum" / "peers").iterdir())
+
+
+def test_an_environment_is_made_once_and_sees_what_plurum_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    python = environment_of(()).python
+    code = "import plurum, onnxruntime, sys; print(plurum.__file__); print(sys.prefix)"
+    said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    import plurum
+
+    ours, prefix = said.split()
+    assert ours == plurum.__file__
+    assert Path(prefix) == python.parent.parent
+    made = python.parent.stat().st_mtime_ns
+    assert environment_of(()).python.parent.stat().st_mtime_ns == made
+
+
+def made_up() -> PeersResult:
+    turns = []
+    figures = {"flask": (8.0, 9.0, 30.0), "ours": (20.0, 18.0, 10.0)}
+    for name, rates in figures.items():
+        for turn, rate in enumerate(rates):
+            for clients in (8, 1):
+                latencies = (100.0, 200.0, 300.0 + turn)
+                turns.append(
+                    TurnOf(name=name, clients=clients, round=turn + 1, images_per_s=rate, latencies_ms=latencies)
+                )
+    contenders = tuple(
+        Contender(name=name, title=name.title(), setup="", versions={}, ours=name == "ours", difference=0.0)
+        for name in figures
+    )
+    machine: dict[str, str | int | float] = {"processor": "one", "cores": 2, "load_1min": 0.1}
+    return PeersResult(
+        members=("test_resnet",),
+        size=32,
+        image_bytes=1234,
+        spread=0.1,
+        seconds=1.0,
+        rounds=3,
+        contenders=contenders,
+        left_out=(LeftOut(name="ray-serve", reason="no wheel"),),
+        turns=tuple(turns),
+        machine=machine,
+        versions={},
+    )
+
+
+def test_the_table_holds_medians_both_sides_of_each_ratio_and_who_is_missing() -> None:
+    table = markdown_from_result(made_up())
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    assert len({len(row) for row in rows}) == 1
+    assert rows[2][:4] == ["**Ours**", "18.0 (10.0 to 20.0)", "200", "302"]
+    assert rows[3][0] == "Flask"
+    assert rows[3][-1] == "2.00"
+    assert "Left out: ray-serve: no wheel." in table
+    found = list(csv.DictReader(io.StringIO(csv_from_result(made_up()))))
+    assert len(found) == 12
+    assert (found[0]["images_per_s"], found[0]["requests"], found[0]["p50_ms"]) == ("8.000", "3", "200.000")
+
+
+def test_the_picture_has_a_row_for_each() -> None:
+    few = made_up()
+    many = few.model_copy(update={"contenders": few.contenders * 4})
+    heights = [Image.open(io.BytesIO(plot_from_result(one))).height for one in (few, many)]
+    assert heights[1] > heights[0]
+
+
+def test_each_peer_has_a_name_an_application_and_a_setup() -> None:
+    assert len({one.name for one in PEERS}) == len(PEERS)
+    folder = Path(__file__).parent.parent.parent / "benchmarks" / "peers"
+    apps = {path.parent.name for path in folder.glob("*/__main__.py")}
+    commands = [" ".join(one.arguments(Job("r", "w", 1234, 2, 1))) for one in PEERS]
+    for app in apps:
+        assert any(f"peers.{app}." in command or f"peers/{app}/" in command for command in commands), app
+    assert all(one.setup and one.requirements for one in PEERS)
+
+
+def test_bad_options_are_one_line(tmp_path: Path) -> None:
+    for options, reason in (
+        (["--peer", "django"], "--peer django: none of flask"),
+        (["--page", str(tmp_path / "none.md")], "no page with the marks"),
+        (["--out", str(Path(__file__).parent)], "holds something else"),
+    ):
+        words = [sys.executable, "-m", "plurum.benchmarks.peers", "--work", str(tmp_path), *options]
+        ended = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert ended.returncode == 2
+        assert reason in ended.stderr
+        assert ended.stderr.count("\n") == 1
+
+
+def test_jpegs_differ_in_colour() -> None:
+    means = {Image.open(io.BytesIO(one)).resize((1, 1)).getpixel((0, 0)) for one in jpegs(32)}
+    assert len(means) == len(jpegs(32))
+
+
+@pytest.mark.triton
+def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plurum beside a peer that answers, one that answers wrongly, and one that can't be had; then nothing is left."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    material = material_of(tmp_path / "work", ["test_resnet"], 64, None, lambda _: None)
+    sleepers = _sleepers()
+    wanted = (peer("right", app=APP), peer("wrong", "wrong", app=APP), peer("absent", requirements=("./nowhere",)))
+    result = measure_peers(Plan(wanted, (2, 1), 1, 0.3), material, lambda _: None)
+    assert {one.name for one in result.contenders} == {"right", "plurum-http", "plurum-grpc", "plurum-fused"}
+    assert all(one.difference < 1e-4 for one in result.contenders)
+    assert result.spread > 1e-3
+    reasons = {one.name: one.reason for one in result.left_out}
+    assert "otherwise than PyTorch" in reasons["wrong"] or "where PyTorch says" in reasons["wrong"]
+    assert "pip could not install" in reasons["absent"]
+    assert len(result.turns) == 4 * 2
+    assert "preprocess, test_resnet, voter" in next(one.setup for one in result.contenders if one.name == "plurum-http")
+    assert _sleepers() == sleepers
+
+
+def _sleepers() -> int:
+    return sum(b"sleep\x00600" in _command(folder) for folder in Path("/proc").iterdir() if folder.name.isdigit())
+
+
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
