@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from plurum.benchmarks.bench_requests import encoded_from_folder, synthetic_images
 from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.tuning_load import requests_of
+from plurum.benchmarks.tuning_plots import plot_from_result
 from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts, write_variant
 from plurum.benchmarks.tuning_result import Final, Objective, TuneResult, csv_from_result, medians_of
 from plurum.benchmarks.tuning_search import WORTH, Journal, Search
@@ -102,11 +103,13 @@ def tune(
     key = _key(settings, objective, [one.fingerprint() for one in everything.values()], encoded)
     journal = Journal(work / "journal.json", key)
     requests = requests_of(encoded, own.ensemble.image, objective.model)
-    search = Search(everything, objective, requests, settings.seconds, journal, work / "served", progress)
-    best = _searched(search, everything, usable_cores(), _backends())
-    with whole_folder(out) as hidden:
+    with (
+        Search(everything, objective, requests, settings.seconds, journal, work / "served", progress) as search,
+        whole_folder(out) as hidden,
+    ):
+        best = _searched(search, everything, usable_cores(), _backends())
         write_variant(everything[best.artefacts], best, hidden, trial=False)
-        finals = search.final(repository, hidden, settings.turns, 2 * settings.seconds)
+        finals = search.final(hidden, settings.turns, 2 * settings.seconds)
         chosen, reason = _verdict(best, finals, objective)
         if chosen is None:
             _copy_as_it_was(own, hidden)
@@ -125,6 +128,7 @@ def tune(
         )
         (hidden / "tuning.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (hidden / "tuning.csv").write_text(csv_from_result(result), encoding="utf-8")
+        (hidden / "tuning.png").write_bytes(plot_from_result(result))
     shutil.rmtree(work, ignore_errors=True)
     return result
 

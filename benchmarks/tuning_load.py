@@ -25,10 +25,11 @@ from plurum.errors import ServerError
 from plurum.images import open_image, pixels_from_image
 from plurum.spec import IMAGE, INPUT_PIXELS, Contract, ImageSpec
 
-__all__ = ["Point", "answers", "closed_loop", "open_loop", "requests_of"]
+__all__ = ["Point", "answers", "closed_loop", "mean_of", "open_loop", "requests_of"]
 
 Ask = Callable[[], Awaitable[float]]
 _T = TypeVar("_T")
+_FIGURES = ("images_per_s", "p50_ms", "p99_ms")
 
 
 class Point(Contract):
@@ -47,6 +48,12 @@ class Point(Contract):
     images_per_s: float
     p50_ms: float
     p99_ms: float
+
+
+def mean_of(points: Sequence[Point]) -> Point:
+    """Return the means of turns at the same load, and all their requests."""
+    figures = {name: float(np.mean([getattr(one, name) for one in points])) for name in _FIGURES}
+    return Point(clients=points[0].clients, requests=sum(one.requests for one in points), **figures)
 
 
 def requests_of(images: Sequence[bytes], spec: ImageSpec, model: str) -> list[Any]:

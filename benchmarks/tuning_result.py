@@ -58,9 +58,10 @@ class Trial(Contract):
     Attributes:
         stage: What was chosen among.
         turn: Of the stage, from 1; fewer variants get a longer one each time.
-        seconds: Length, for each load.
+        seconds: Length, for each load, in two halves.
         variant: Who.
-        points: By load; empty where it failed.
+        points: By load, means of both halves; empty where it failed.
+        beside: What the repository as it was answered just before and just after, likewise.
         error: Why it was discarded; empty where it was not.
     """
 
@@ -69,7 +70,18 @@ class Trial(Contract):
     seconds: float
     variant: Variant
     points: tuple[Point, ...] = ()
+    beside: tuple[Point, ...] = ()
     error: str = ""
+
+    def ratio(self, objective: Objective) -> float:
+        """Return its images per second over what the repository as it was answers at most in the same minute."""
+        return objective.best(self.points).images_per_s / max(one.images_per_s for one in self.beside)
+
+    def merit(self, objective: Objective) -> float:
+        """Return how good it is, the more the better; below 0 where no load keeps the latency."""
+        merit = objective.merit(self.points)
+        # What else the machine does hits both alike.
+        return merit if merit < 0 else self.ratio(objective)
 
 
 class Final(Contract):
@@ -136,8 +148,12 @@ def csv_from_result(result: TuneResult) -> str:
     writer = csv.writer(file, lineterminator="\n")
     figures = [name for name in Point.model_fields if name != "clients"]
     writer.writerow(["stage", "turn", "variant", "clients", *figures, "error"])
-    rows = [(one.stage, one.turn, str(one.variant), one.points, one.error) for one in result.trials]
     sides = {"before": "the repository as it was", "after": str(result.best)}
+    rows = []
+    for one in result.trials:
+        rows.append((one.stage, one.turn, str(one.variant), one.points, one.error))
+        if one.beside:
+            rows.append((one.stage, one.turn, f"beside it: {sides['before']}", one.beside, ""))
     rows += [("at the end", one.turn, f"{one.side}: {sides[one.side]}", one.points, "") for one in result.finals]
     for stage, turn, variant, points, error in rows:
         for point in points:

@@ -1,4 +1,8 @@
-"""Successive halving over variants of a served ensemble, each measured as a whole and under load."""
+"""Successive halving over variants of a served ensemble, each measured as a whole and under load.
+
+The repository as it was is served all the time and asked just before and just after each variant: what counts is the
+ratio, as the rest of the machine is seldom as quiet for one variant as for the next.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +19,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from plurum.benchmarks.tuning_load import Point, answers, closed_loop
+from plurum.benchmarks.tuning_load import Point, answers, closed_loop, mean_of
 from plurum.benchmarks.tuning_repository import Artefacts, write_variant
 from plurum.benchmarks.tuning_result import Final, Objective, Side, Trial
-from plurum.benchmarks.tuning_variant import Variant
+from plurum.benchmarks.tuning_variant import AS_IS, Variant
 from plurum.errors import ServerError
 from plurum.files import write_text
 from plurum.serving import Server, ServerSettings
 from plurum.spec import Contract
 
-__all__ = ["WORTH", "Journal", "Search", "loads", "served"]
+__all__ = ["WORTH", "Journal", "Search", "served"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +37,8 @@ WORTH = 1.02
 # Of a probability: as far as an FP32 graph may be from PyTorch.
 _TOLERANCE = 1e-4
 _WARM_UP_S = 1.0
+# One of so many goes on.
+_KEPT = 3
 
 
 class _Page(Contract):
@@ -89,12 +96,20 @@ class Search:
         self._artefacts, self._objective, self._requests = artefacts, objective, requests
         self._seconds, self._journal, self._folder, self._progress = seconds, journal, folder, progress
         self._references: dict[str, npt.NDArray[np.float32]] = {}
+        self._before: Server | None = None
+
+    def __enter__(self) -> Search:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            self._before.stop()
 
     def best(self, stage: str, variants: Sequence[Variant], holder: Variant | None = None) -> Variant:
         """Return the best of `variants`, or the holder where none is clearly better.
 
-        Everyone gets a short turn, the better half one twice as long, until one is left. The holder takes part in
-        every turn. Orders change, so that what else the machine does does not always hit the same.
+        Everyone gets a short turn, the best third one twice as long, until one is left. The holder takes part in every
+        turn.
 
         Raises:
             ServerError: none can be served.
@@ -112,7 +127,7 @@ class Search:
             if holder is not None and len(rivals) <= 1:
                 held = next((one for one in good if one.variant == holder), None)
                 return self._clearly_better(rivals, held) or holder
-            left = [one.variant for one in rivals[: math.ceil(len(rivals) / 2)]]
+            left = [one.variant for one in rivals[: math.ceil(len(rivals) / _KEPT)]]
             turn, seconds = turn + 1, 2 * seconds
         return left[0] if left or holder is None else holder
 
@@ -125,30 +140,29 @@ class Search:
         return rivals[0].variant if gain > before + (WORTH - 1) * abs(before) else None
 
     def _merit(self, trial: Trial) -> float:
-        return self._objective.merit(trial.points)
+        return trial.merit(self._objective)
 
     def _trial(self, stage: str, turn: int, seconds: float, variant: Variant) -> Trial:
         if (before := self._journal.find(stage, turn, seconds, variant)) is not None:
             return before
         self._progress(f"{stage}, turn {turn}: {variant}")
-        points: tuple[Point, ...] = ()
-        error = ""
+        trial = Trial(stage=stage, turn=turn, seconds=seconds, variant=variant)
         # Twice: a server that dies once need not be the variant's fault.
         for _ in range(2):
             try:
-                points, error = self._measured(variant, seconds)
+                found = self._measured(variant, seconds)
                 break
-            except ServerError as caught:
-                error = str(caught)
-        trial = Trial(stage=stage, turn=turn, seconds=seconds, variant=variant, points=points, error=error)
-        _log.debug("%s: %s", variant, error or self._objective.best(points))
+            except ServerError as error:
+                found = {"error": str(error)}
+        trial = trial.model_copy(update=found)
+        _log.debug("%s: %s", variant, trial.error or self._objective.best(trial.points))
         self._journal.add(trial)
         return trial
 
-    def _measured(self, variant: Variant, seconds: float) -> tuple[tuple[Point, ...], str]:
-        """Return what it makes of each load, or why it may not be taken."""
+    def _measured(self, variant: Variant, seconds: float) -> dict[str, Any]:
+        """Return what a trial has found out."""
         artefacts = self._artefacts[variant.artefacts]
-        reference = self._reference(artefacts)
+        before, reference = self._yardstick(), self._reference(artefacts)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         write_variant(artefacts, variant, self._folder, trial=True)
@@ -157,18 +171,39 @@ class Search:
             difference = float(np.abs(found - reference).max())
             # Also where a NaN came out.
             if not difference <= _TOLERANCE:
-                return (), f"answers otherwise than the artefacts as exported: by {difference:.1e} of a probability"
-            return loads(server, self._objective, self._requests, self._objective.clients, seconds), ""
+                return {"error": f"answers otherwise than its artefacts as exported: by {difference:.1e}"}
+            # In this order what changes steadily in between hits both alike.
+            first, *halves, last = (
+                self._loads(one, self._objective.clients, seconds / 2) for one in (before, server, server, before)
+            )
+        return {"points": _means(halves), "beside": _means([first, last])}
+
+    def _yardstick(self) -> Server:
+        """Return the server of the repository as it was, started anew where it is away."""
+        if self._before is not None:
+            try:
+                self._before.check()
+            except ServerError as error:
+                _log.debug("started anew: %s", error)
+                self._before.stop()
+            else:
+                return self._before
+        self._before = None
+        server = served(self._artefacts[AS_IS].path)
+        self._before = server.__enter__()
+        return server
 
     def _reference(self, artefacts: Artefacts) -> npt.NDArray[np.float32]:
         """Return what they answer as they were exported."""
         if artefacts.name not in self._references:
-            with served(artefacts.path) as server:
+            with ExitStack() as stack:
+                own = artefacts.name == AS_IS
+                server = self._yardstick() if own else stack.enter_context(served(artefacts.path))
                 self._references[artefacts.name] = answers(server.urls.grpc, self._objective.model, self._requests)
         return self._references[artefacts.name]
 
-    def final(self, before: Path, after: Path, turns: int, seconds: float) -> list[Final]:
-        """Measure two repositories side by side: both are served, and asked by turns whose order changes.
+    def final(self, after: Path, turns: int, seconds: float) -> list[Final]:
+        """Measure a repository and the one that it was made from: both are served, and asked by turns.
 
         Besides the objective's loads a single client is measured.
         """
@@ -176,25 +211,25 @@ class Search:
         finals = []
         order = random.Random(0)  # noqa: S311 (an order, not a secret)
         self._progress("at the end: starting the servers of before and after")
-        with served(before) as first, served(after) as second:
-            servers: dict[Side, Server] = {"before": first, "after": second}
+        with served(after) as second:
+            servers: dict[Side, Server] = {"before": self._yardstick(), "after": second}
             for turn in range(1, turns + 1):
                 for side in order.sample(list(servers), len(servers)):
                     self._progress(f"at the end, turn {turn} of {turns}: {side}")
-                    points = loads(servers[side], self._objective, self._requests, clients, seconds)
-                    finals.append(Final(side=side, turn=turn, points=points))
+                    finals.append(Final(side=side, turn=turn, points=self._loads(servers[side], clients, seconds)))
         return finals
+
+    def _loads(self, server: Server, clients: Sequence[int], seconds: float) -> tuple[Point, ...]:
+        """Return what a server makes of each load, after a warm-up with the heaviest that is not counted."""
+        url, model = server.urls.grpc, self._objective.model
+        closed_loop(url, model, self._requests, max(clients), min(_WARM_UP_S, seconds / 2))
+        return tuple(closed_loop(url, model, self._requests, one, seconds) for one in clients)
+
+
+def _means(turns: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
+    return tuple(mean_of(points) for points in zip(*turns, strict=True))
 
 
 def served(repository: Path) -> Server:
     """Return a server for `repository` on free ports, to be used in a `with` block."""
     return Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0))
-
-
-def loads(
-    server: Server, objective: Objective, requests: Sequence[Any], clients: Sequence[int], seconds: float
-) -> tuple[Point, ...]:
-    """Return what a server makes of each load, after a warm-up with the heaviest that is not counted."""
-    url = server.urls.grpc
-    closed_loop(url, objective.model, requests, max(clients), min(_WARM_UP_S, seconds))
-    return tuple(closed_loop(url, objective.model, requests, one, seconds) for one in clients)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from plurum.benchmarks import tuning_search
-from plurum.benchmarks.tuning_load import Point
+from plurum.benchmarks.tune_efficiency import ratios
+from plurum.benchmarks.tuning_load import Point, mean_of
+from plurum.benchmarks.tuning_plots import plot_from_result
 from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts, write_variant
 from plurum.benchmarks.tuning_result import Final, Objective, Trial, TuneResult, csv_from_result
 from plurum.benchmarks.tuning_search import Journal, Search
@@ -89,7 +94,6 @@ def test_the_other_stages_stay_around_the_best(fused: Path) -> None:
 
 
 def test_what_was_checked_on_one_backend_alone_stays_there(fused: Path, tmp_path: Path) -> None:
-    import numpy as np
 
     from plurum.export import int8_from_onnx
 
@@ -126,6 +130,24 @@ def test_the_objective_weighs_rate_and_latency() -> None:
     assert 0 > SOON.merit(late) > SOON.merit(later)
 
 
+def test_a_variant_is_judged_by_what_stood_beside_it() -> None:
+    # The machine was half as fast for the second.
+    first = Trial(
+        stage="s", turn=1, seconds=1, variant=variant(1), points=(point(8, 90, 9),), beside=(point(8, 80, 9),)
+    )
+    second = first.model_copy(update={"points": (point(8, 50, 9),), "beside": (point(8, 40, 9),)})
+    assert second.merit(MOST) == 1.25 > first.merit(MOST)
+    late = first.model_copy(update={"points": (point(8, 900, 99),)})
+    assert late.merit(SOON) == -99
+    assert mean_of([point(8, 90, 9), point(8, 50, 19)]).model_dump() == {
+        "clients": 8,
+        "requests": 20,
+        "images_per_s": 70,
+        "p50_ms": 7,
+        "p99_ms": 14,
+    }
+
+
 def search(
     tmp_path: Path,
     rates: dict[str, float],
@@ -134,25 +156,26 @@ def search(
 ) -> Search:
     """A search in which variants answer at these rates, by name, and others can't be served."""
 
-    def measured(_: Search, one: Variant, seconds: float) -> tuple[tuple[Point, ...], str]:
+    def measured(_: Search, one: Variant, seconds: float) -> dict[str, Any]:
         log(f"{one} {seconds:g}")
         if str(one) not in rates:
             raise ServerError("did not start")
         rate = rates[str(one)]
-        return ((point(8, rate, 10),), "") if rate else ((), "answers otherwise")
+        both = {"points": (point(8, rate, 10),), "beside": (point(8, 10, 10),)}
+        return both if rate else {"error": "answers otherwise"}
 
     monkeypatch.setattr(tuning_search.Search, "_measured", measured)
     journal = Journal(tmp_path / "journal.json", "key")
     return Search({}, MOST, [], 1.0, journal, tmp_path / "served", lambda _: None)
 
 
-def test_the_better_half_gets_turns_twice_as_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_third_gets_turns_twice_as_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[str] = []
     many = [variant(number) for number in range(1, 9)]
     rates = {str(one): 10.0 + number for number, one in enumerate(many)}
     assert search(tmp_path, rates, monkeypatch, turns.append).best("stage", many) == many[-1]
     lengths = [turn.rsplit(" ", 1)[1] for turn in turns]
-    assert [lengths.count(one) for one in ("1", "2", "4")] == [8, 4, 2]
+    assert [lengths.count(one) for one in ("1", "2", "4")] == [8, 3, 0]
     assert turns[:8] != [f"{one} 1" for one in many]
 
 
@@ -289,6 +312,21 @@ def test_what_can_not_be_tuned_is_one_line(fused: Path, tmp_path: Path) -> None:
         read_artefacts(AS_IS, other)
 
 
+def test_the_ratio_is_the_best_served_over_the_best_in_process_case() -> None:
+    figures = {
+        "in-process, onnxruntime, one image a core, batches of 1": [20.0, 19.0, 90.0],
+        "in-process, onnxruntime, 2 threads on one image, batches of 1": [15.0, 15.0, 15.0],
+        "ensemble_pixels, 2 clients": [10.0, 10.0, 10.0],
+        "ensemble_pixels, 8 clients": [18.0, 19.0, 1.0],
+        "ensemble, 8 clients": [16.0, 16.0, 16.0],
+    }
+    found = ratios(figures, decode_s=0.02, cores=2)
+    assert found["ensemble_pixels"]["ratio"] == round(18 / 20, 4)
+    # An image takes 1/20 s to compute and 0.01 s of each core to decode.
+    assert found["ensemble"]["ceiling"] == pytest.approx(1 / 0.06)
+    assert found["ensemble"]["ratio"] == round(16 * 0.06, 4)
+
+
 def test_evidence_has_a_row_for_each_turn_and_load() -> None:
     best = variant(2)
     finals = [
@@ -304,7 +342,7 @@ def test_evidence_has_a_row_for_each_turn_and_load() -> None:
         versions={},
         notes=(),
         trials=(
-            Trial(stage="s", turn=1, seconds=2, variant=best, points=(point(8, 5, 9),)),
+            Trial(stage="s", turn=1, seconds=2, variant=best, points=(point(8, 5, 9),), beside=(point(8, 4, 9),)),
             Trial(stage="s", turn=1, seconds=2, variant=variant(1), error="did not start"),
         ),
         best=best,
@@ -314,7 +352,10 @@ def test_evidence_has_a_row_for_each_turn_and_load() -> None:
     )
     rows = csv_from_result(result).splitlines()
     assert rows[1] == 's,1,"chain, 1 x 2 onnxruntime, batches of what waits",8,10,5,4.5,9,'
-    assert rows[2].endswith(",,,,,,did not start")
-    assert len(rows) == 1 + 2 + 6 * 2
+    assert rows[2] == "s,1,beside it: the repository as it was,8,10,4,4.5,9,"
+    assert rows[3].endswith(",,,,,,did not start")
+    assert len(rows) == 1 + 3 + 6 * 2
     assert [one.images_per_s for one in result.medians("after")] == [22, 40]
     assert TuneResult.model_validate_json(result.model_dump_json()) == result
+    picture = np.asarray(Image.open(io.BytesIO(plot_from_result(result))).convert("L"))
+    assert picture.std() > 5

@@ -78,6 +78,7 @@ def test_a_repository_is_tuned_and_can_be_served(
     assert {path.name for path in out.iterdir()} == {path.name for path in fused.iterdir()} | {
         "tuning.json",
         "tuning.csv",
+        "tuning.png",
     }
 
 
@@ -96,10 +97,10 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_server(repository: Path, t
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (130, "plurum: interrupted\n")
+    assert (process.returncode, said) == (130, "plurum: interrupted; the same command goes on where it was\n")
     assert json.loads(journal.read_text())["trials"]
     assert not out.exists()
-    assert list(mine.iterdir()) == []
+    assert list(mine.glob("plurum_*")) == []
 
 
 @pytest.mark.triton

@@ -44,9 +44,9 @@ def tune(  # noqa: PLR0913, PLR0917 - one parameter per option
 ) -> None:
     """Find the fastest way to serve a repository on this machine: form, instances, threads, backend, batching.
 
-    Every way is served and measured as a whole under load; the better half gets longer turns, until one is left. It is
-    then measured beside REPO as it was, and written with tuning.json and tuning.csv, which hold every figure. The same
-    command again goes on where it was interrupted.
+    Every way is served and measured as a whole, under load and beside REPO as it is; the best third gets longer turns,
+    until one is left. TUNED holds every figure in tuning.json and tuning.csv, drawn in tuning.png. The same command
+    again goes on where it was interrupted.
 
     [bold]Examples[/bold]
 
@@ -58,7 +58,7 @@ def tune(  # noqa: PLR0913, PLR0917 - one parameter per option
     """
     from plurum.errors import needs_extra
 
-    with needs_extra("all", "onnx", "onnxruntime", "torch", "tritonclient.grpc"):
+    with needs_extra("all", "matplotlib", "onnx", "onnxruntime", "torch", "tritonclient.grpc"):
         from plurum.benchmarks.tuning import TuneSettings
         from plurum.benchmarks.tuning import tune as tuned
     from rich.console import Console
@@ -77,8 +77,12 @@ def tune(  # noqa: PLR0913, PLR0917 - one parameter per option
     )
     # As Ctrl-C: what was started is ended, what was begun is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with Console(stderr=True).status("tuning") as status:
-        result = tuned(repository, out, None if run is None else Run(run), settings, status.update)
+    try:
+        with Console(stderr=True).status("tuning") as status:
+            result = tuned(repository, out, None if run is None else Run(run), settings, status.update)
+    except KeyboardInterrupt:
+        sys.stderr.write("plurum: interrupted; the same command goes on where it was\n")
+        raise typer.Exit(130) from None
     if as_json:
         sys.stdout.write(result.model_dump_json() + "\n")
     else:
@@ -100,7 +104,7 @@ def _show(result: TuneResult, out: Path) -> None:
 
     # A pipe has no width: there a row is a line, however long.
     console = Console(width=None if sys.stdout.isatty() else 10_000)
-    tried = Table("", "turns of s", "images/s", "p99 ms", box=None)
+    tried = Table("", "turns of s", "images/s", "p99 ms", "over REPO's", box=None)
     final = Table("at the end", "in flight", "images/s", "p50 ms", "p99 ms", box=None)
     for column in (*tried.columns[1:], *final.columns[1:]):
         column.justify = "right"
