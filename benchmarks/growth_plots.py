@@ -40,6 +40,7 @@ def plot_from_growth(result: GrowthResult) -> bytes:
         tidied(time_axes, "", "median time of an answer, ms" if first else "")
         tidied(part_axes, _TITLES[axis], "computing per image, ms" if first else "")
         for one in (rate_axes, time_axes):
+            one.margins(y=0.12)
             one.set_ylim(bottom=0)
             if axis != "members":
                 one.set_xscale("log", base=2 if axis != "classes" else 10)
@@ -63,3 +64,4 @@ def _bars(axes: Axes, result: GrowthResult, axis: Axis) -> None:
         axes.annotate(f"{height / top:.0%}", (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(range(len(values)), [str(value) for value in values])
     axes.margins(y=0.12)
+    axes.set_title("above: the voter's share", fontsize=8, loc="left")

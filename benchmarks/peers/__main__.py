@@ -58,7 +58,7 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _FILES):
         raise OutputError(f"{out} holds something else than results of peers; name another folder with --out")
     if page is not None:
-        _with_table(page, "")
+        page_with_table(page, "")
     # As Ctrl-C: what was started is ended.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Console(stderr=True).status("members") as status:
@@ -68,7 +68,7 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
     table = markdown_from_result(result)
     _write(result, table, out)
     if page is not None:
-        write_text(page, _with_table(page, table))
+        write_text(page, page_with_table(page, table))
     typer.echo(table)
     typer.echo(f"result: {out}")
 
@@ -82,7 +82,12 @@ def _write(result: PeersResult, table: str, out: Path) -> None:
         (folder / "peers.png").write_bytes(picture)
 
 
-def _with_table(page: Path, table: str) -> str:
+def page_with_table(page: Path, table: str) -> str:
+    """Return the text of a page with the table between its marks.
+
+    Raises:
+        SettingsError: there is no such page, or it has no marks.
+    """
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     marks = re.compile(f"(?<={re.escape(_BEGIN)}\n).*?(?={re.escape(_END)})", re.DOTALL)
     if not marks.search(text):

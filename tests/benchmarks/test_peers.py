@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import csv
+import importlib
+import inspect
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -310,6 +314,34 @@ def test_bad_options_are_one_line(tmp_path: Path) -> None:
         assert ended.returncode == 2
         assert reason in ended.stderr
         assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("page", ["peers.md", "growth.md"])
+def test_the_options_on_the_pages_are_there(page: str) -> None:
+    """The commands themselves take minutes; other tests run the same with little."""
+    text = (Path(__file__).parent.parent.parent / "docs" / page).read_text(encoding="utf-8")
+    found = re.findall(r"python -m (plurum\.benchmarks\.\w+)(.*)", text)
+    assert found
+    for module, words in found:
+        place = f"{module}.__main__" if module.endswith("peers") else module
+        command = getattr(importlib.import_module(place), module.rpartition(".")[2])
+        known = {f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters}
+        assert set(re.findall(r"--[\w-]+", words)) <= known, words
+    for name in re.findall(r"--peer (\S+)", text):
+        assert name in {one.name for one in PEERS}
+
+
+def test_a_page_gets_its_table_between_its_marks(tmp_path: Path) -> None:
+    from plurum.benchmarks.peers.__main__ import page_with_table
+
+    page = tmp_path / "page.md"
+    shutil.copyfile(Path(__file__).parent.parent.parent / "docs" / "peers.md", page)
+    before = page.read_text(encoding="utf-8")
+    once = page_with_table(page, "| a |\n")
+    assert "\n\n| a |\n\n<!-- peers: end -->" in once
+    assert once.startswith(before[:200])
+    page.write_text(once, encoding="utf-8")
+    assert page_with_table(page, "| b |\n") == once.replace("| a |", "| b |")
 
 
 def test_jpegs_differ_in_colour() -> None:
