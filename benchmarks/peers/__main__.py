@@ -48,7 +48,11 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
     size: Annotated[int, typer.Option(min=32, help="Height and width of the images.")] = 224,
     clients: Annotated[list[int], typer.Option(min=1, help="Requests in flight; repeat for more.")] = [8, 1],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="Turns of everyone at each number of clients.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a turn.")] = 6.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a turn.")] = 5.0,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="How far Plurum's probabilities may be from PyTorch's."),
+    ] = 0.001,
     page: Annotated[Path | None, typer.Option(help="Put the table into this page, between its marks.")] = None,
 ) -> None:
     """Measure everyone; a table on standard output, peers.json, peers.csv, peers.md and peers.png in a folder."""
@@ -64,7 +68,7 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
     with Console(stderr=True).status("members") as status:
         material = material_of(work, arch, size, repository, status.update)
         wanted = tuple(known[name] for name in peer or known)
-        result = measure_peers(Plan(wanted, tuple(clients), rounds, seconds), material, status.update)
+        result = measure_peers(Plan(wanted, tuple(clients), rounds, seconds, tolerance), material, status.update)
     table = markdown_from_result(result)
     _write(result, table, out)
     if page is not None:

@@ -30,7 +30,7 @@ from plurum.spec import IMAGE, INPUT_PIXELS, ImageSpec
 
 __all__ = ["Door", "Task", "Turn", "answers", "ask", "asked_elsewhere"]
 
-_TIMEOUT_S, _EXTRA_S = 60.0, 120.0
+_TIMEOUT_S, _EXTRA_S = 100.0, 240.0
 _OUTPUTS = ("LABEL", "PROBABILITIES")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,12 +40,15 @@ class Plan:
         clients: Numbers of requests in flight.
         rounds: Turns of everyone at each of them.
         seconds: Length of a turn.
+        tolerance: Largest difference of a probability of Plurum's from PyTorch's; peers compute in FP32 and are held to
+            0.001.
     """
 
     peers: tuple[Peer, ...]
     clients: tuple[int, ...]
     rounds: int
     seconds: float
+    tolerance: float = _TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def measure_peers(plan: Plan, material: Material, progress: Callable[[str], None
     """
     state = machine()
     with ExitStack() as stack:
-        entries, left_out, spread = _enter(stack, plan.peers, material, progress)
+        entries, left_out, spread = _enter(stack, plan, material, progress)
         turns: list[TurnOf] = []
         order = random.Random(0)  # noqa: S311 - an order, not a secret
         for turn in range(plan.rounds):
@@ -94,6 +97,7 @@ def measure_peers(plan: Plan, material: Material, progress: Callable[[str], None
         spread=spread,
         seconds=plan.seconds,
         rounds=plan.rounds,
+        tolerance=plan.tolerance,
         contenders=kept,
         left_out=tuple(left_out),
         turns=tuple(turn for turn in turns if turn.name in {one.name for one in kept}),
@@ -102,8 +106,13 @@ def measure_peers(plan: Plan, material: Material, progress: Callable[[str], None
     )
 
 
-def disagreement(given: Answers, expected: Answers) -> float:
+def disagreement(given: Answers, expected: Answers, tolerance: float = _TOLERANCE) -> float:
     """Return the largest difference of a probability.
+
+    Args:
+        given: What is compared.
+        expected: PyTorch's.
+        tolerance: Two classes that lie no further apart than twice this may change places.
 
     Raises:
         ServerError: an answer has other classes, or another label that is no near tie.
@@ -115,13 +124,13 @@ def disagreement(given: Answers, expected: Answers) -> float:
         gaps = [abs(share - other["probabilities"][name]) for name, share in one["probabilities"].items()]
         largest = max(largest, *gaps)
         lead = other["probabilities"][other["label"]] - other["probabilities"].get(one["label"], -np.inf)
-        if lead > 2 * _TOLERANCE:
+        if lead > 2 * tolerance:
             raise ServerError(f"answers {one['label']!r} where PyTorch says {other['label']!r}")
     return largest
 
 
 def _enter(
-    stack: ExitStack, peers: Sequence[Peer], material: Material, progress: Callable[[str], None]
+    stack: ExitStack, plan: Plan, material: Material, progress: Callable[[str], None]
 ) -> tuple[list[_Entry], list[LeftOut], float]:
     """Start everyone, compare the answers with PyTorch's, and leave all of them paused."""
     expected = _by_pytorch(material)
@@ -135,25 +144,21 @@ def _enter(
     # Triton ends well only if it runs.
     stack.callback(ours.resume)
     offered = [form for form in FORMS if (material.served / form.door.path).is_dir()]
-    entries = [
-        _compared(
-            replace(form, setup=f"{steps_of(material.served, form.door.path)}; {form.setup}"),
-            {},
-            ours,
-            material,
-            expected,
-        )
-        for form in offered
-    ]
+    named = [replace(form, setup=f"{steps_of(material.served, form.door.path)}; {form.setup}") for form in offered]
+    entries = [_compared(_entry(form, {}, ours), material, expected, plan.tolerance) for form in named]
     ours.pause()
-    for peer in peers:
+    for peer in plan.peers:
         try:
             progress(f"setting up {peer.title}")
             environment = environment_of(peer.requirements)
             progress(f"starting {peer.title}")
-            server = stack.enter_context(PeerServer(peer, environment, _job(peer, material)))
-            entries.append(_compared(peer, environment.versions(peer.requirements), server, material, expected))
-            server.pause()
+            with ExitStack() as own:
+                server = own.enter_context(PeerServer(peer, environment, _job(peer, material)))
+                entry = _entry(peer, environment.versions(peer.requirements), server)
+                entries.append(_compared(entry, material, expected, _TOLERANCE))
+                server.pause()
+                # Who is left out ends here, the others with the run.
+                stack.push(own.pop_all())
         except PlurumError as error:
             left_out.append(LeftOut(name=peer.name, reason=str(error)))
     return entries, left_out, spread
@@ -176,25 +181,28 @@ def _by_pytorch(material: Material) -> Answers:
     return [members.answer(path.read_bytes()) for path in material.images]
 
 
-def _compared(
-    one: Peer | Form, installed: dict[str, str], server: Running, material: Material, expected: Answers
-) -> _Entry:
-    entry = _Entry(
-        Contender(
-            name=one.name,
-            title=one.title,
-            setup=one.setup,
-            versions=installed,
-            ours=isinstance(one, Form),
-            difference=0.0,
-        ),
-        one.door,
-        server,
+def _entry(one: Peer | Form, installed: dict[str, str], server: Running) -> _Entry:
+    contender = Contender(
+        name=one.name,
+        title=one.title,
+        setup=one.setup,
+        versions=installed,
+        ours=isinstance(one, Form),
+        difference=0.0,
     )
-    difference = disagreement(_asked(entry, material, 0, 0.0), expected)
-    if difference > _TOLERANCE:
-        raise ServerError(f"{one.title} answers otherwise than PyTorch, by up to {difference:.4f}")
-    return _Entry(entry.contender.model_copy(update={"difference": difference}), one.door, server)
+    return _Entry(contender, one.door, server)
+
+
+def _compared(entry: _Entry, material: Material, expected: Answers, tolerance: float) -> _Entry:
+    """Return the entry with how far its answers are from PyTorch's.
+
+    Raises:
+        ServerError: further than `tolerance`, or it does not answer.
+    """
+    difference = disagreement(_asked(entry, material, 0, 0.0), expected, tolerance)
+    if difference > tolerance:
+        raise ServerError(f"{entry.contender.title} answers otherwise than PyTorch, by up to {difference:.4f}")
+    return replace(entry, contender=entry.contender.model_copy(update={"difference": difference}))
 
 
 def _told(entry: _Entry, material: Material, clients: int, seconds: float) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class PeersResult(Contract):
         spread: Standard deviation of the winner's probability over the images: what a difference is to be held beside.
         seconds: Length of a turn.
         rounds: Turns of everyone at each number of clients.
+        tolerance: Largest difference that Plurum's answers might have from PyTorch's; its peers compute in FP32.
         contenders: Who was measured.
         left_out: Who could not be.
         turns: All of them.
@@ -85,6 +86,7 @@ class PeersResult(Contract):
     spread: float
     seconds: float
     rounds: int
+    tolerance: float
     contenders: tuple[Contender, ...]
     left_out: tuple[LeftOut, ...]
     turns: tuple[TurnOf, ...]
@@ -146,13 +148,13 @@ def markdown_from_result(result: PeersResult) -> str:
         title = f"**{one.title}**" if one.ours else one.title
         lines.append(f"| {title} | {' | '.join(cells)} | {ratio:.2f} |")
     state = result.machine
+    precision = f"all in FP32, or Plurum's answers within {result.tolerance:g} of it"
     lines += [
         "",
-        f"Medians of {result.rounds} turns of {result.seconds:g} s each, in brackets the lowest and the highest;",
+        f"{', '.join(result.members)} at {result.size} x {result.size}, {precision};",
+        f"JPEGs of {result.image_bytes:,} bytes.",
+        f"Medians of {result.rounds} turns of {result.seconds:g} s each, in brackets the lowest and the highest.",
+        f"{state['processor']}, {state['cores']} cores, load average before {state['load_1min']}.",
     ]
-    lines += [
-        f"{', '.join(result.members)} at {result.size} x {result.size}, FP32; JPEGs of {result.image_bytes:,} bytes."
-    ]
-    lines += [f"{state['processor']}, {state['cores']} cores, load average before {state['load_1min']}."]
     lines += [f"Left out: {one.name}: {one.reason}." for one in result.left_out]
     return "\n".join(lines) + "\n"

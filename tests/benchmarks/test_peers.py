@@ -135,7 +135,8 @@ def test_so_many_requests_are_in_flight_and_all_are_counted(images: tuple[str, .
     # Two of each client warm up.
     assert len(turn.latencies_ms) == len(bodies) - 6
     assert min(turn.latencies_ms) > 20
-    assert turn.images_per_s == pytest.approx(3 / 0.02, rel=0.5)
+    # No faster than three at a time can be; a busy machine is slower.
+    assert 15 < turn.images_per_s <= 3 / 0.02
     assert set(bodies) == {b"x" * 10, b"y" * 10, b"z" * 10}
 
 
@@ -265,6 +266,7 @@ def made_up() -> PeersResult:
         spread=0.1,
         seconds=1.0,
         rounds=3,
+        tolerance=0.001,
         contenders=contenders,
         left_out=(LeftOut(name="ray-serve", reason="no wheel"),),
         turns=tuple(turns),
