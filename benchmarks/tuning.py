@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plurum.benchmarks.bench_requests import encoded_from_folder, synthetic_images
 from plurum.benchmarks.machine import machine, versions
+from plurum.benchmarks.tuning_exports import exports_from_run
 from plurum.benchmarks.tuning_load import requests_of
 from plurum.benchmarks.tuning_plots import plot_from_result
 from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts, write_variant
@@ -20,7 +21,7 @@ from plurum.benchmarks.tuning_result import Final, Objective, TuneResult, csv_fr
 from plurum.benchmarks.tuning_search import WORTH, Journal, Search
 from plurum.benchmarks.tuning_space import batchings, forms, members, precisions
 from plurum.benchmarks.tuning_variant import AS_IS, Backend, Variant
-from plurum.errors import ContractError, MissingExtraError, ParityError, SettingsError
+from plurum.errors import ContractError, SettingsError
 from plurum.files import whole_folder
 from plurum.run import Run
 from plurum.serving import usable_cores
@@ -28,8 +29,6 @@ from plurum.serving import usable_cores
 __all__ = ["TuneSettings", "tune"]
 
 Positive = Annotated[float, Field(gt=0)]
-# As export orders them, the reference first; `auto` is the fastest that passes for each member.
-_PRECISIONS = ("fp32", "bf16", "int8", "auto")
 _IMAGES = 8
 
 
@@ -97,7 +96,7 @@ def tune(
         synthetic_images(own.ensemble.image) if settings.images is None else encoded_from_folder(settings.images)
     )[:_IMAGES]
     work = out.parent / f".{out.name}.tuning"
-    others, notes = _exports(run, own, work, progress) if run is not None else ([], [])
+    others, notes = exports_from_run(run, own, work, progress) if run is not None else ([], [])
     notes += _untried(own)
     everything = {one.name: one for one in (own, *others)}
     key = _key(settings, objective, [one.fingerprint() for one in everything.values()], encoded)
@@ -140,38 +139,6 @@ def _claim(out: Path, repository: Path) -> None:
     claim(out)
     if out.exists() and out.resolve() == repository.resolve():
         raise SettingsError(f"--out {out} is the repository itself, which is kept as it is; name another folder")
-
-
-def _exports(
-    run: Run, own: Artefacts, work: Path, progress: Callable[[str], None]
-) -> tuple[list[Artefacts], list[str]]:
-    """Return the run's other exports that pass export's own gate, and why others are not there."""
-    from plurum.export import ExportSettings, repository_from_run
-
-    found: list[Artefacts] = []
-    notes = []
-    known = [_graphs(own)]
-    for precision in _PRECISIONS:
-        settings = ExportSettings.model_validate(
-            {"precision": precision, "fused": True, "max_batch_size": own.max_batch_size}
-        )
-        path = work / f"exported-{precision}"
-        try:
-            progress(f"export in {precision}, checked against PyTorch")
-            repository_from_run(run, path, settings)
-        except (ParityError, MissingExtraError) as error:
-            notes.append(f"{precision} was not tried: {error}")
-            continue
-        artefacts = read_artefacts(precision, path)
-        if (graphs := _graphs(artefacts)) not in known:
-            known.append(graphs)
-            found.append(artefacts)
-    return found, notes
-
-
-def _graphs(artefacts: Artefacts) -> dict[str, tuple[str, str]]:
-    """Return what tells exports apart: graphs, and what they are computed in."""
-    return {model: (sha256, artefacts.backends[model][0]) for model, sha256 in artefacts.hashes.items()}
 
 
 def _untried(own: Artefacts) -> list[str]:

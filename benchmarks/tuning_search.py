@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 WORTH = 1.02
 # Of a probability: as far as an FP32 graph may be from PyTorch.
 _TOLERANCE = 1e-4
-_WARM_UP_S = 1.0
+# Memory for every size of batch is got in it.
+_WARM_UP_S = 2.0
 # One of so many goes on.
 _KEPT = 3
 
@@ -222,7 +223,7 @@ class Search:
     def _loads(self, server: Server, clients: Sequence[int], seconds: float) -> tuple[Point, ...]:
         """Return what a server makes of each load, after a warm-up with the heaviest that is not counted."""
         url, model = server.urls.grpc, self._objective.model
-        closed_loop(url, model, self._requests, max(clients), min(_WARM_UP_S, seconds / 2))
+        closed_loop(url, model, self._requests, max(clients), min(_WARM_UP_S, seconds))
         return tuple(closed_loop(url, model, self._requests, one, seconds) for one in clients)
 
 

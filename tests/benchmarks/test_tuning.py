@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plurum.benchmarks import tuning_search
+from plurum.benchmarks import tuning_exports, tuning_search
 from plurum.benchmarks.tune_efficiency import ratios
+from plurum.benchmarks.tuning_exports import exports_from_run
 from plurum.benchmarks.tuning_load import Point, mean_of
 from plurum.benchmarks.tuning_plots import plot_from_result
 from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts, write_variant
@@ -20,9 +21,10 @@ from plurum.benchmarks.tuning_result import Final, Objective, Trial, TuneResult,
 from plurum.benchmarks.tuning_search import Journal, Search
 from plurum.benchmarks.tuning_space import batchings, forms, members, precisions, shapes
 from plurum.benchmarks.tuning_variant import AS_IS, Backend, Batching, Placement, Variant
-from plurum.errors import RepositoryError, ServerError
+from plurum.errors import ParityError, RepositoryError, ServerError
 from plurum.export import repository_from_onnx
 from plurum.export.manifest import read_manifest
+from plurum.run import Run
 from plurum.serving.staging import fill_in, read_config
 from plurum.spec import read_ensemble
 
@@ -118,6 +120,33 @@ def test_what_was_checked_on_one_backend_alone_stays_there(fused: Path, tmp_path
     assert other.backends[first] == ("onnxruntime",)
     assert other.backends[second] == ("openvino",)
     assert other.fingerprint() != own.fingerprint()
+
+
+@pytest.mark.slow
+def test_other_precisions_come_through_exports_own_gate(
+    run: Run, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The others take long, and the same way.
+    monkeypatch.setattr(tuning_exports, "_PRECISIONS", ("fp32", "bf16"))
+    own = read_artefacts(AS_IS, repository)
+    found, notes = exports_from_run(run, own, tmp_path, lambda _: None)
+    names = {one.name for one in found}
+    # FP32 has what the repository has and the fused form; BF16 has the same graphs on another backend.
+    assert "fp32" in names
+    assert names | {note.split(" ", 1)[0] for note in notes} == {"fp32", "bf16"}
+    assert all("fused" in one.forms and one.max_batch_size == own.max_batch_size for one in found)
+    again, _ = exports_from_run(run, read_artefacts(AS_IS, tmp_path / "exported-fp32"), tmp_path, lambda _: None)
+    assert {one.name for one in again} == names - {"fp32"}
+    monkeypatch.setattr(tuning_exports, "_PRECISIONS", ("int8",))
+
+    def refuse(*_: object) -> None:
+        raise ParityError("int8 answers otherwise")
+
+    monkeypatch.setattr(tuning_exports, "repository_from_run", refuse)
+    assert exports_from_run(run, own, tmp_path, lambda _: None) == (
+        [],
+        ["int8 was not tried: int8 answers otherwise"],
+    )
 
 
 def test_the_objective_weighs_rate_and_latency() -> None:
