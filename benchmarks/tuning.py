@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from plurum.benchmarks.bench_requests import encoded_from_folder, synthetic_images
 from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.tuning_exports import exports_from_run
-from plurum.benchmarks.tuning_load import requests_of
 from plurum.benchmarks.tuning_plots import plot_from_result
 from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts, write_variant
 from plurum.benchmarks.tuning_result import Final, Objective, TuneResult, csv_from_result, medians_of
@@ -101,9 +100,8 @@ def tune(
     everything = {one.name: one for one in (own, *others)}
     key = _key(settings, objective, [one.fingerprint() for one in everything.values()], encoded)
     journal = Journal(work / "journal.json", key)
-    requests = requests_of(encoded, own.ensemble.image, objective.model)
     with (
-        Search(everything, objective, requests, settings.seconds, journal, work / "served", progress) as search,
+        Search(everything, objective, encoded, settings.seconds, journal, work / "served", progress) as search,
         whole_folder(out) as hidden,
     ):
         best = _searched(search, everything, usable_cores(), _backends())

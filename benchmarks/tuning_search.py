@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from plurum.benchmarks.tuning_load import Point, answers, closed_loop, mean_of
+from plurum.benchmarks.tuning_load import Point, answers, closed_loop, mean_of, requests_of
 from plurum.benchmarks.tuning_repository import Artefacts, write_variant
 from plurum.benchmarks.tuning_result import Final, Objective, Side, Trial
-from plurum.benchmarks.tuning_variant import AS_IS, Variant
+from plurum.benchmarks.tuning_variant import AS_IS, Form, Variant
 from plurum.errors import ServerError
 from plurum.files import write_text
 from plurum.serving import Server, ServerSettings
@@ -77,7 +77,7 @@ class Search:
     Args:
         artefacts: By name.
         objective: What is best.
-        requests: What is sent in turn.
+        images: Encoded, sent in turn.
         seconds: Length of the first turn of a stage.
         journal: Where trials are taken down.
         folder: A place for one repository of links.
@@ -88,15 +88,16 @@ class Search:
         self,
         artefacts: Mapping[str, Artefacts],
         objective: Objective,
-        requests: Sequence[Any],
+        images: Sequence[bytes],
         seconds: float,
         journal: Journal,
         folder: Path,
         progress: Callable[[str], None],
     ) -> None:
-        self._artefacts, self._objective, self._requests = artefacts, objective, requests
+        self._artefacts, self._objective, self._images = artefacts, objective, images
         self._seconds, self._journal, self._folder, self._progress = seconds, journal, folder, progress
-        self._references: dict[str, npt.NDArray[np.float32]] = {}
+        self._prepared: dict[str, list[Any]] = {}
+        self._references: dict[tuple[str, Form], npt.NDArray[np.float32]] = {}
         self._before: Server | None = None
 
     def __enter__(self) -> Search:
@@ -163,12 +164,12 @@ class Search:
     def _measured(self, variant: Variant, seconds: float) -> dict[str, Any]:
         """Return what a trial has found out."""
         artefacts = self._artefacts[variant.artefacts]
-        before, reference = self._yardstick(), self._reference(artefacts)
+        before, reference = self._yardstick(), self._reference(artefacts, variant.form)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         write_variant(artefacts, variant, self._folder, trial=True)
         with served(self._folder) as server:
-            found = answers(server.urls.grpc, self._objective.model, self._requests)
+            found = self._answers(server, self._objective.model)
             difference = float(np.abs(found - reference).max())
             # Also where a NaN came out.
             if not difference <= _TOLERANCE:
@@ -194,14 +195,26 @@ class Search:
         self._before = server.__enter__()
         return server
 
-    def _reference(self, artefacts: Artefacts) -> npt.NDArray[np.float32]:
-        """Return what they answer as they were exported."""
-        if artefacts.name not in self._references:
+    def _reference(self, artefacts: Artefacts, form: Form) -> npt.NDArray[np.float32]:
+        """Return what they answer as they were exported; export has checked chain and fused graph each on its own."""
+        asked = (artefacts.name, form)
+        if asked not in self._references:
             with ExitStack() as stack:
                 own = artefacts.name == AS_IS
                 server = self._yardstick() if own else stack.enter_context(served(artefacts.path))
-                self._references[artefacts.name] = answers(server.urls.grpc, self._objective.model, self._requests)
-        return self._references[artefacts.name]
+                model = "ensemble_fused" if form == "fused" else self._objective.model
+                self._references[asked] = self._answers(server, model)
+        return self._references[asked]
+
+    def _answers(self, server: Server, model: str) -> npt.NDArray[np.float32]:
+        return answers(server.urls.grpc, model, self._requests(model))
+
+    def _requests(self, model: str) -> list[Any]:
+        """Return the images as this model takes them, prepared once."""
+        if model not in self._prepared:
+            spec = self._artefacts[AS_IS].ensemble.image
+            self._prepared[model] = requests_of(self._images, spec, model)
+        return self._prepared[model]
 
     def final(self, after: Path, turns: int, seconds: float) -> list[Final]:
         """Measure a repository and the one that it was made from: both are served, and asked by turns.
@@ -223,8 +236,9 @@ class Search:
     def _loads(self, server: Server, clients: Sequence[int], seconds: float) -> tuple[Point, ...]:
         """Return what a server makes of each load, after a warm-up with the heaviest that is not counted."""
         url, model = server.urls.grpc, self._objective.model
-        closed_loop(url, model, self._requests, max(clients), min(_WARM_UP_S, seconds))
-        return tuple(closed_loop(url, model, self._requests, one, seconds) for one in clients)
+        requests = self._requests(model)
+        closed_loop(url, model, requests, max(clients), min(_WARM_UP_S, seconds))
+        return tuple(closed_loop(url, model, requests, one, seconds) for one in clients)
 
 
 def _means(turns: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
