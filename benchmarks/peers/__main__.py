@@ -13,6 +13,7 @@ Not measured: a network, first requests, accuracy, requests that arrive at rando
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -27,10 +28,11 @@ from plurum.benchmarks.peers.measurement import Plan, measure_peers
 from plurum.benchmarks.peers.plot import plot_from_result
 from plurum.benchmarks.peers.result import PeersResult, csv_from_result, markdown_from_result
 from plurum.errors import OutputError, SettingsError
-from plurum.files import whole_folder, write_text
+from plurum.files import whole_file, whole_folder, write_text
 
 _ARCHS = ("resnet18", "efficientnet_b0", "densenet121")
 _FILES = {"peers.json", "peers.csv", "peers.png", "peers.md"}
+_PICTURE = "Images per second and 99th percentile with eight clients, median with one, a bar for each"
 _BEGIN, _END = "<!-- peers: made by the command above -->", "<!-- peers: end -->"
 
 
@@ -53,7 +55,7 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
         float,
         typer.Option(min=0, help="How far Plurum's probabilities may be from PyTorch's."),
     ] = 0.001,
-    page: Annotated[Path | None, typer.Option(help="Put the table into this page, between its marks.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Put table and picture into this page, between its marks.")] = None,
 ) -> None:
     """Measure everyone; a table on standard output, peers.json, peers.csv, peers.md and peers.png in a folder."""
     known = {one.name: one for one in PEERS}
@@ -73,6 +75,8 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
     _write(result, table, out)
     if page is not None:
         write_text(page, page_with_table(page, table))
+        with whole_file(_picture(page)) as hidden:
+            shutil.copyfile(out / "peers.png", hidden)
     typer.echo(table)
     typer.echo(f"result: {out}")
 
@@ -87,7 +91,7 @@ def _write(result: PeersResult, table: str, out: Path) -> None:
 
 
 def page_with_table(page: Path, table: str) -> str:
-    """Return the text of a page with the table between its marks.
+    """Return the text of a page with the picture and the table between its marks.
 
     Raises:
         SettingsError: there is no such page, or it has no marks.
@@ -96,7 +100,12 @@ def page_with_table(page: Path, table: str) -> str:
     marks = re.compile(f"(?<={re.escape(_BEGIN)}\n).*?(?={re.escape(_END)})", re.DOTALL)
     if not marks.search(text):
         raise SettingsError(f"--page {page}: no page with the marks {_BEGIN} and {_END}")
-    return marks.sub(lambda _: f"\n{table}\n", text)
+    picture = f"![{_PICTURE}]({_picture(page).relative_to(page.parent)})"
+    return marks.sub(lambda _: f"\n{picture}\n\n{table}\n", text)
+
+
+def _picture(page: Path) -> Path:
+    return page.parent / "images" / page.stem / "peers.png"
 
 
 if __name__ == "__main__":
