@@ -72,7 +72,7 @@ class _Gateway:
         triton = Triton(settings.triton)
         admission = Admission(settings.max_in_flight, settings.max_waiting)
         self._metrics.watch(admission, lambda: self._bodies.held_bytes)
-        self._health = Health(triton, settings.question_s, settings.away_s, self._metrics)
+        self._health = Health(triton, settings, self._metrics)
         self._asking = Asking(triton, self._health, admission, self._metrics)
         watch = asyncio.create_task(self._health.watch())
         try:
@@ -82,7 +82,7 @@ class _Gateway:
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
-            await self._health.finish(settings.question_s)
+            await self._health.finish()
             await triton.close()
 
     async def predict(self, request: Request) -> Response:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import ClassVar
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.settings import GatewaySettings
@@ -14,8 +14,16 @@ from plurum.serving.gateway.settings import GatewaySettings
 __all__ = ["Connection", "connection_class"]
 
 _MAX_HEAD_BYTES = 32 << 10
+# Until a closed connection is gone for good, whether or not its last answer was read.
+_LAST_WORDS_S = 5.0
 # Each piece of a body costs as much as any other: of more than so many, the mean must be of some size.
 _MANY_PIECES, _SMALL_PIECE = 4096, 64
+# Requests that came before the answer to the first: uvicorn would queue any number of them.
+_MAX_PIPELINED = 16
+
+
+class _StopError(Exception):
+    """Raised out of the parser's callbacks, so that it leaves the rest of what came alone."""
 
 
 class Connection(HttpToolsProtocol):
@@ -30,6 +38,7 @@ class Connection(HttpToolsProtocol):
 
     _clock: asyncio.TimerHandle | None = None
     _in_head = True
+    _requests = 0
     _head_bytes = 0
     _pieces = 0
     _body_bytes = 0
@@ -50,12 +59,13 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come."""
-        began_before = self._in_head
+        before = self._requests
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if began_before and self._in_head:
-            self._head_bytes += len(data)
+        if self._in_head:
+            # What came with the head's beginning may be requests before it; later pieces are all of it.
+            self._head_bytes += len(data) if self._requests == before else 0
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self._refuse(431, "too_large", "the request's head is too large")
         elif self._clock is None and self.cycle is not None and self.cycle.response_complete:
@@ -65,6 +75,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._in_head = True
+        self._requests += 1
         self._head_bytes = self._pieces = self._body_bytes = 0
         self._wind_up(self.settings.receive_s / 3)
         super().on_message_begin()
@@ -73,38 +84,70 @@ class Connection(HttpToolsProtocol):
         """Its head is whole."""
         self._in_head = False
         self._wind_up(self.settings.receive_s)
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            self._refuse(400, "malformed", "too many requests before the first answer")
+            raise _StopError
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body."""
-        if self.transport.is_closing():
-            return
         self._pieces += 1
         self._body_bytes += len(body)
         if self._pieces > _MANY_PIECES and self._body_bytes < self._pieces * _SMALL_PIECE:
             self._refuse(400, "malformed", "the body comes in too many small chunks")
-        elif self.cycle.response_complete and self._body_bytes > 2 * self.settings.max_body_bytes:
+            raise _StopError
+        if self.cycle.response_complete and self._body_bytes > 2 * self.settings.max_body_bytes:
             self.transport.abort()
-        else:
-            super().on_body(body)
+            raise _StopError
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """It is whole."""
         self._stop()
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        """The client does not read what it is sent."""
+        self._wind_up(self.settings.receive_s)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._stop()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that was idle for too long."""
+        if not self.transport.is_closing():
+            self._close()
+
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP."""
-        self._refuse(400, "malformed", msg)
+        """Answer what is no HTTP, or what was stopped."""
+        if not self.transport.is_closing():
+            self._refuse(400, "malformed", msg)
 
     def _refuse(self, status: int, reason: str, text: str) -> None:
         """Close the connection with an answer, unless one has begun."""
         self.metrics.connections_refused.labels(reason).inc()
-        if self.cycle is None or not self.cycle.response_started or self._in_head:
-            body = json.dumps({"error": text}).encode()
-            head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        if not self._may_answer():
+            self.transport.abort()
+            return
+        body = json.dumps({"error": text}).encode()
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        self._close()
+
+    def _may_answer(self) -> bool:
+        """Whether no answer has begun, to this request or, while its head comes, to the one before."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None:
+            return True
+        return cycle.response_complete if self._in_head else not cycle.response_started
+
+    def _close(self) -> None:
         self.transport.close()
+        # What was written may never be read.
+        self.loop.call_later(_LAST_WORDS_S, self.transport.abort)
 
     def _wind_up(self, seconds: float) -> None:
         self._stop()

@@ -15,6 +15,7 @@ import grpc.aio
 
 from plurum.serving.gateway.deadlines import Deadline
 from plurum.serving.gateway.metrics import GatewayMetrics
+from plurum.serving.gateway.settings import GatewaySettings
 from plurum.serving.gateway.triton import ENSEMBLE, Served, Triton, known_question
 
 __all__ = ["Health"]
@@ -34,11 +35,10 @@ class Health:
         served: What it says of its ensemble; None until it has said so.
     """
 
-    def __init__(self, triton: Triton, question_s: float, away_s: float, metrics: GatewayMetrics) -> None:
+    def __init__(self, triton: Triton, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
         self.served: Served | None = None
         self._triton = triton
-        self._question_s = question_s
-        self._away_s = away_s
+        self._settings = settings
         self._metrics = metrics
         self._answering = asyncio.Event()
         self._went_at = time.monotonic()
@@ -70,7 +70,7 @@ class Health:
                 self._gone("it can't be asked")
             self._doubted.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._doubted.wait(), self._question_s if self.answering else _LOOK_S)
+                await asyncio.wait_for(self._doubted.wait(), self._settings.question_s if self.answering else _LOOK_S)
 
     async def check(self, *, anew: bool = False) -> bool:
         """Look now, together with whoever else wants to know; return whether Triton answers.
@@ -90,15 +90,15 @@ class Health:
         """Wait until Triton answers again, and return whether it does before `deadline` or before hope is lost."""
         self._gone("a request was lost")
         self._doubted.set()
-        patience_s = self._went_at + self._away_s - time.monotonic()
+        patience_s = self._went_at + self._settings.away_s - time.monotonic()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._answering.wait(), max(0.0, min(patience_s, deadline.left_s)))
         return self.answering
 
-    async def finish(self, timeout_s: float) -> None:
-        """Wait for questions of ours that are still unanswered."""
+    async def finish(self) -> None:
+        """Wait for questions of ours that are still unanswered, not for ever."""
         if pending := [question for question in self._questions.values() if not question.done()]:
-            await asyncio.wait(pending, timeout=timeout_s)
+            await asyncio.wait(pending, timeout=self._settings.answer_s)
 
     async def _look(self) -> None:
         try:
@@ -126,20 +126,20 @@ class Health:
         asked_at = time.monotonic()
         if (
             max(self._last(model), self._last(ENSEMBLE) if model == _SHOWN_BY_ENSEMBLE else 0)
-            > asked_at - self._question_s
+            > asked_at - self._settings.question_s
         ):
             return
         question = self._questions.get(model)
         # One at a time: a question that is still unanswered is waited for again, as it must not be cancelled.
         if question is None:
             question = self._questions[model] = asyncio.ensure_future(self._triton.infer(known_question(model, served)))
-        await asyncio.wait({question}, timeout=self._question_s)
+        await asyncio.wait({question}, timeout=self._settings.answer_s)
         if question.done():
             del self._questions[model]
             question.result()
             self.answered(model)
         elif self._last(model) < asked_at:
-            raise TimeoutError(f"{model} has not answered a question within {self._question_s:g} s")
+            raise TimeoutError(f"{model} has not answered a question within {self._settings.answer_s:g} s")
 
     def _last(self, model: str) -> float:
         return self._answered_at.get(model, 0.0)

@@ -45,7 +45,8 @@ class GatewaySettings(BaseModel):
         max_deadline_s: The most that a request may ask for.
         receive_s: How long a request may take to arrive; its head a third of that.
         keep_alive_s: How long an idle connection stays open.
-        question_s: How often Triton is asked a question of ours while nobody else asks, and how long it may take.
+        question_s: How often Triton is asked a question of ours while nobody else asks.
+        answer_s: How long it may take to answer that; with `question_s`, when it is noticed that it does not answer.
         away_s: Requests wait for a Triton that has gone away, at most so long after it went.
         drain_s: How long requests in flight are waited for at the end.
         access_log: Whether each request is a line of JSON on standard output.
@@ -72,6 +73,7 @@ class GatewaySettings(BaseModel):
     receive_s: Seconds = 30.0
     keep_alive_s: Count = 15
     question_s: Seconds = 2.0
+    answer_s: Seconds = 3.0
     away_s: Seconds = 15.0
     drain_s: Count = 30
     access_log: bool = False

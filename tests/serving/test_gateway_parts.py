@@ -6,27 +6,37 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
+import socket
 import struct
-from collections.abc import Awaitable, Callable
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from tritonclient.grpc import service_pb2 as pb
+from uvicorn.server import ServerState
 
 from plurum.errors import ServerError, SettingsError
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.answers import bytes_from_raw
+from plurum.serving.gateway.connection import connection_class
 from plurum.serving.gateway.deadlines import Deadline, stated_s
 from plurum.serving.gateway.door import Door
 from plurum.serving.gateway.keys import read_keys
 from plurum.serving.gateway.kserve import MAX_JSON_BYTES, body_from_response, question_from_body
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError
-from plurum.serving.gateway.settings import checked, listener
+from plurum.serving.gateway.settings import GatewaySettings, checked, listener
+from plurum.serving.metrics import metrics_at
 
 LONG = 60.0
 
@@ -318,3 +328,156 @@ def test_a_defect_is_an_answer_and_a_line_in_the_log(caplog: pytest.LogCaptureFi
     assert sent[0]["status"] == 500
     assert b"secret" not in sent[1]["body"]
     assert "ZeroDivisionError: secret" in caplog.text
+
+
+SCRIPT = """
+import json, sys
+from dataclasses import asdict
+from plurum.serving.gateway import GatewaySettings, run_gateway
+options = {"triton": "127.0.0.1:1", "port": 0, "metrics_port": 0} | json.loads(sys.argv[1])
+run_gateway(GatewaySettings(**options), lambda urls: print(json.dumps(asdict(urls)), flush=True))
+"""
+
+
+@contextmanager
+def alone(**options: object) -> Iterator[tuple[tuple[str, int], str]]:
+    """Give place and metrics of a gateway that no Triton stands behind."""
+    command = [sys.executable, "-c", SCRIPT, json.dumps(options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            urls = json.loads(process.stdout.readline())
+            yield ("127.0.0.1", int(urls["http"].rpartition(":")[2])), urls["metrics"]
+        finally:
+            process.kill()
+
+
+def status_line(connection: socket.socket) -> str:
+    connection.settimeout(10)
+    return connection.recv(1 << 16).decode().split("\r\n")[0]
+
+
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def test_one_connection_too_many_is_closed_with_a_word_and_others_stay() -> None:
+    with alone(max_connections=2) as (place, metrics), ExitStack() as stack:
+        first, second = (stack.enter_context(socket.create_connection(place)) for _ in range(2))
+        first.sendall(LIVE)
+        assert status_line(first) == "HTTP/1.1 200 OK"
+        third = stack.enter_context(socket.create_connection(place))
+        assert status_line(third) == "HTTP/1.1 503 Service Unavailable"
+        assert third.recv(1) == b""
+        second.sendall(LIVE)
+        assert status_line(second) == "HTTP/1.1 200 OK"
+        assert metrics_at(metrics)['plurum_gateway_connections_refused_total{reason="crowded"}'] == 1
+
+
+def test_all_bodies_together_have_a_limit() -> None:
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\n"
+    with alone(max_buffered_mib=1) as (place, metrics), ExitStack() as stack:
+        first, second = (stack.enter_context(socket.create_connection(place)) for _ in range(2))
+        first.sendall(head + bytes(700_000))
+        deadline = time.monotonic() + 10
+        while metrics_at(metrics).get("plurum_gateway_buffered_bytes{}", 0) < 700_000:
+            assert time.monotonic() < deadline
+        second.sendall(head + bytes(700_000))
+        assert status_line(second) == "HTTP/1.1 503 Service Unavailable"
+        first.close()
+        while metrics_at(metrics)["plurum_gateway_buffered_bytes{}"]:
+            assert time.monotonic() < deadline
+        assert metrics_at(metrics)['plurum_gateway_refused_total{reason="gone"}'] == 1
+
+
+def test_requests_that_do_not_wait_for_answers_are_not_queued_without_end() -> None:
+    with alone() as (place, metrics), socket.create_connection(place) as connection:
+        connection.settimeout(10)
+        connection.sendall(LIVE * 10)
+        answers = b""
+        while answers.count(b"200 OK") < 10:
+            answers += connection.recv(1 << 16)
+        with pytest.raises(ConnectionError):
+            connection.sendall(LIVE * 200_000)
+        assert metrics_at(metrics)['plurum_gateway_connections_refused_total{reason="malformed"}'] == 1
+
+
+class FakeTransport(asyncio.Transport):
+    ends = 0
+
+    def write(self, data: Any) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def is_closing(self) -> bool:
+        return self.ends > 0
+
+    def close(self) -> None:
+        self.ends += 1
+
+    abort = close
+
+
+def test_who_does_not_read_what_is_sent_is_cut_off() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001 (uvicorn counts them)
+        await asyncio.sleep(LONG)
+
+    async def scene() -> None:
+        metrics = GatewayMetrics()
+        config = uvicorn.Config(app, log_config=None, lifespan="off")
+        made = connection_class(GatewaySettings(receive_s=0.05), metrics)
+        connection, transport = made(config, ServerState(), {}), FakeTransport()
+        connection.connection_made(transport)
+        connection.data_received(LIVE)
+        await asyncio.sleep(0.1)
+        assert not transport.is_closing()
+        connection.pause_writing()
+        connection.resume_writing()
+        await asyncio.sleep(0.1)
+        assert not transport.is_closing()
+        connection.pause_writing()
+        await asyncio.sleep(0.1)
+        assert transport.ends == 1
+        assert b'connections_refused_total{reason="slow"} 1.0' in generate_latest(metrics.registry)
+        # As a transport does; what waits to write goes on.
+        connection.connection_lost(None)
+
+    run(scene)
+
+
+def test_line_ends_between_requests_do_not_keep_a_connection_open() -> None:
+    with alone(receive_s=1.5) as (place, _), socket.create_connection(place) as connection:
+        connection.sendall(LIVE)
+        assert status_line(connection) == "HTTP/1.1 200 OK"
+        connection.sendall(b"\r\n")
+        began = time.monotonic()
+        assert connection.recv(1) == b""
+        assert time.monotonic() - began < 5
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_what_there_is() -> None:
+    metrics = GatewayMetrics()
+    metrics.watch(Admission(1, 1), lambda: 0)
+    there = generate_latest(metrics.registry).decode()
+    names = {name.removesuffix("_total") for name in re.findall(r"`(plurum_gateway_\w+)", PAGE)}
+    assert len(names) > 7
+    assert all(name in there for name in names)
+    fields = {f"--{name.replace('_', '-')}" for name in GatewaySettings.model_fields}
+    assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) - fields == {"--data-binary"}
+    defaults = GatewaySettings()
+    assert f"{defaults.receive_s:.0f} s for all of it, {defaults.receive_s / 3:.0f} s for its head" in PAGE
+    assert f"every {defaults.question_s:.0f} s\nwhile nobody asks" in PAGE
+    assert f"within {defaults.question_s + defaults.answer_s:.0f} s it notices" in PAGE
+    assert f"{defaults.away_s:.0f} s at most" in PAGE
+
+
+def test_the_pages_way_to_make_a_key_makes_one(tmp_path: Path) -> None:
+    (block,) = [block for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) if "openssl rand" in block]
+    commands = [line for line in block.splitlines() if not line.startswith(("plurum", "curl"))]
+    subprocess.run(["bash", "-ec", "\n".join(commands)], cwd=tmp_path, check=True)
+    keys = read_keys(tmp_path / "keys.txt")
+    assert keys.owner({"x-api-key": (tmp_path / "clinic.key").read_text().strip()}) == "clinic"
