@@ -25,6 +25,7 @@ import numpy as np
 from plurum.errors import ContractError, OutputError
 from plurum.export.configs import (
     FUSED,
+    LABELS,
     ensemble_config,
     fused_config,
     fused_ensemble_config,
@@ -51,7 +52,7 @@ __all__ = ["Exported", "claim", "repository_from_onnx", "repository_from_run", "
 # Which files of ours each Python model finds beside it.
 _PREPROCESS = (("model_repository", "preprocess", "model.py"), ("images.py",))
 _VOTER = (("model_repository", "voter", "model.py"), ("model_repository", "voter", "metrics.py"), ("voting.py",))
-_LABELS = (("model_repository", "labels", "model.py"), ("model_repository", "voter", "metrics.py"))
+_LABELS = (("model_repository", "labels", "model.py"), ("model_repository", "voter", "metrics.py"), ("voting.py",))
 # From the finest to the coarsest; the vote is held to the budget of the coarsest among its members.
 _COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 
@@ -243,6 +244,8 @@ def _fuse(
     precision = max(inside, key=_COARSENESS.index)
     graphs = [choice.candidate.artefact.path for choice in choices]
     path = _write_fused(ensemble, graphs, repository, settings.max_batch_size, backend)
+    names = (choice.member for choice in choices)
+    _state_precisions(repository / LABELS / "1", dict(zip(names, inside, strict=True)))
     original = verdict_of([choice.original for choice in choices], ensemble.rule)
     exported = verdict_from_fused(path, sample.pixels)
     budget = settings.budget(precision)
@@ -273,6 +276,7 @@ def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int, artefacts: 
         (voter_config(ensemble, max_batch_size), _VOTER),
     ):
         _add_python(_write_config(folder, config), ensemble, sources)
+    _state_precisions(folder / "voter" / "1", {name: artefact.precision for name, artefact in artefacts.items()})
     for name, encoded in (("ensemble", True), ("ensemble_pixels", False)):
         _write_config(folder, ensemble_config(name, ensemble, max_batch_size, encoded=encoded))
     write_contract(folder / "ensemble.json", ensemble)
@@ -284,6 +288,11 @@ def _add_python(version: Path, ensemble: Ensemble, sources: tuple[tuple[str, ...
     for source in sources:
         with as_file(files("plurum").joinpath(*source)) as path:
             shutil.copyfile(path, version / source[-1])
+
+
+def _state_precisions(version: Path, precisions: Mapping[str, Precision]) -> None:
+    """Have a Python model know what each member computes in, for its metrics."""
+    (version / "precisions.json").write_text(json.dumps(precisions) + "\n", encoding="utf-8")
 
 
 def _write_config(folder: Path, config: Any) -> Path:

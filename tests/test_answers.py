@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import struct
+import time
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,7 @@ from plurum.run import Run
 from plurum.serving import Server
 from plurum.serving.metrics import metrics_at
 from plurum.voting import Verdict, decide, softmax
+from tests.conftest import ARCHS, CLASSES
 
 pytestmark = pytest.mark.triton
 
@@ -234,38 +237,55 @@ def test_a_member_that_computes_nan_is_an_error_and_not_an_answer(served: Server
             client.infer("voter", tensors)
 
 
-def test_metrics_count_what_was_answered(served: Server, verdict: Verdict, images: npt.NDArray[np.uint8]) -> None:
-    before = metrics_at(served.urls.metrics)
+def predictions(samples: dict[str, float]) -> float:
+    return sum(value for name, value in samples.items() if name.startswith("plurum_predictions_total"))
+
+
+def settled(served: Server) -> dict[str, float]:
+    """The page when nothing is left to be counted: it is behind by a second at most."""
+    time.sleep(1.1)
+    return metrics_at(served.urls.metrics)
+
+
+def test_metrics_count_what_was_answered(
+    served: Server, repository: Path, verdict: Verdict, images: npt.NDArray[np.uint8]
+) -> None:
+    before = settled(served)
     ask(served, "grpc", "ensemble_pixels", "PIXELS", images)
-    after = metrics_at(served.urls.metrics)
+    after = settled(served)
+    release = hashlib.sha256((repository / "ensemble.json").read_bytes()).hexdigest()[:12]
 
-    def grew(sample: str) -> float:
-        return after[sample] - before.get(sample, 0.0)
+    def grew(name: str, **labels: str) -> float:
+        labels |= {"ensemble": "digits-test", "release": release}
+        sample = name + "{" + ",".join(f'{key}="{value}"' for key, value in sorted(labels.items())) + "}"
+        return after[sample] - before[sample]
 
-    of_ours = 'ensemble="digits-test"'
-    by_class = [name for name in after if name.startswith("plurum_predictions_total")]
-    assert sum(grew(name) for name in by_class) == 8
-    assert grew(f"plurum_reviews_total{{{of_ours}}}") == np.count_nonzero(verdict.review)
-    assert grew(f"plurum_confidence_count{{{of_ours}}}") == 8
-    assert grew(f"plurum_confidence_sum{{{of_ours}}}") == pytest.approx(verdict.probabilities.max(axis=1).sum(), 1e-3)
-    below_half = np.count_nonzero(verdict.probabilities.max(axis=1) <= 0.5)
-    assert grew(f'plurum_confidence_bucket{{{of_ours},le="0.5"}}') == below_half
-    assert grew(f"plurum_disagreement_nats_sum{{{of_ours}}}") == pytest.approx(verdict.disagreement.sum(), 1e-3)
+    confidence = verdict.probabilities.max(axis=1)
+    assert [grew("plurum_predictions_total", **{"class": name}) for name in CLASSES] == [
+        np.count_nonzero(verdict.label == index) for index in range(C)
+    ]
+    assert grew("plurum_reviews_total") == np.count_nonzero(verdict.review)
+    for index, member in enumerate(ARCHS):
+        own = verdict.member_probabilities[:, index].argmax(axis=1)
+        assert grew("plurum_member_dissents_total", member=member) == np.count_nonzero(own != verdict.label)
+    assert grew("plurum_batch_size_bucket", le="4.0") == 0
+    assert grew("plurum_batch_size_bucket", le="8.0") == 1
+    assert grew("plurum_confidence_count") == 8
+    assert grew("plurum_confidence_sum") == pytest.approx(confidence.sum(), 1e-3)
+    assert grew("plurum_confidence_bucket", le="0.5") == np.count_nonzero(confidence <= 0.5)
+    assert grew("plurum_confidence_bucket", le="+Inf") == 8
+    assert grew("plurum_entropy_nats_sum") == pytest.approx(verdict.entropy.sum(), 1e-3)
+    assert grew("plurum_disagreement_nats_sum") == pytest.approx(verdict.disagreement.sum(), 1e-3)
 
 
 def test_the_servers_own_question_is_no_prediction(served: Server, images: npt.NDArray[np.uint8]) -> None:
-    def predictions() -> float:
-        samples = metrics_at(served.urls.metrics)
-        return sum(value for name, value in samples.items() if name.startswith("plurum_predictions_total"))
-
-    before = predictions()
+    before = predictions(settled(served))
     tensor = tritonclient.grpc.InferInput("PIXELS", [8, 32, 32, 3], "UINT8")
     tensor.set_data_from_numpy(images)
     with tritonclient.grpc.InferenceServerClient(served.urls.grpc) as client:
         client.infer("ensemble_pixels", [tensor], request_id="plurum-probe")
-        assert predictions() == before
         client.infer("ensemble_pixels", [tensor], request_id="mine")
-        assert predictions() == before + 8
+    assert predictions(settled(served)) == before + 8
 
 
 def test_latency_summaries_are_on_the_page(served: Server) -> None:
@@ -275,4 +295,3 @@ def test_latency_summaries_are_on_the_page(served: Server) -> None:
     quantiles = {sample.labels.get("quantile") for sample in summary.samples if sample.labels["model"] == "ensemble"}
     assert {"0.5", "0.95", "0.99"} <= quantiles
     assert families["plurum_predictions"].type == "counter"
-    assert families["plurum_confidence"].type == "histogram"

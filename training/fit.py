@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.run import Run
-from plurum.spec import Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_contract
+from plurum.spec import Baseline, Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_contract
 from plurum.training.answers import file_answers, member_answers
 from plurum.training.bootstrap import Bootstrap, mean_interval
 from plurum.training.calibration import groups_of
@@ -170,6 +170,25 @@ def _ensemble(
             },
         ),
         scores={split: part.scores for split, part in answered.items()},
+        baseline=_baseline(answered["validation"]),
+    )
+
+
+def _baseline(part: _Answered) -> Baseline:
+    """Return what drift is to be measured against: the shares of answers by class and by confidence."""
+    probabilities = part.verdict.probabilities
+    limits = np.array(Baseline.model_fields["confidence_limits"].default)
+
+    def shares(bins: Ints, count: int) -> tuple[float, ...]:
+        counts = np.bincount(bins, part.weights, count)
+        return tuple((counts / counts.sum()).tolist())
+
+    return Baseline(
+        images=len(part.labels),
+        class_shares=shares(part.verdict.label, probabilities.shape[1]),
+        confidence_limits=tuple(limits.tolist()),
+        # A bin holds its upper limit, as Prometheus' do.
+        confidence_shares=shares(np.searchsorted(limits, probabilities.max(axis=-1)), len(limits) + 1),
     )
 
 

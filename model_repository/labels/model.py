@@ -1,7 +1,7 @@
 """Triton's labels model: gives the fused graph's answers their class names, and counts them.
 
-Export copies it with `metrics.py` and `ensemble.json` into `labels/1`; it needs NumPy, not Plurum. A graph can't answer
-with strings on a GPU, and can't count.
+Export copies it with `voting.py`, `metrics.py` and `ensemble.json` into `labels/1`; it needs NumPy, not Plurum. A graph
+can't answer with strings on a GPU, and can't count.
 
     INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES, REVIEW     as the fused graph answers them
     LABEL  BYTES [batch, 1]                                              the winning class
@@ -10,31 +10,19 @@ with strings on a GPU, and can't count.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from plurum.model_repository.voter.metrics import Metrics
-    from plurum.voting import Verdict
+    from plurum.model_repository.voter.metrics import Answers, Metrics
 else:
-    from metrics import Metrics
+    from metrics import Answers, Metrics
 
 # `plurum serve` asks under this request id whether the ensemble answers; that is no prediction for anyone.
 PROBE_ID = "plurum-probe"
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """What metrics look at of a verdict, shapes as there."""
-
-    probabilities: Any
-    label: Any
-    disagreement: Any
-    review: Any
 
 
 class TritonPythonModel:
@@ -46,11 +34,15 @@ class TritonPythonModel:
         contract = json.loads((here / "ensemble.json").read_text(encoding="utf-8"))
         self.members = [member["name"] for member in contract["members"]]
         self.classes = np.array([name.encode() for name in contract["classes"]], dtype=np.object_)
-        self.metrics = Metrics(contract["name"], contract["classes"])
+        self.metrics = Metrics(here)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request on its own."""
         return [self._answer(request) for request in requests]
+
+    def finalize(self) -> None:
+        """Count what was answered last."""
+        self.metrics.close()
 
     def _answer(self, request: Any) -> Any:
         names = ("INDEX", "PROBABILITIES", "DISAGREEMENT", "MEMBER_PROBABILITIES", "REVIEW")
@@ -61,7 +53,8 @@ class TritonPythonModel:
         if silent:
             fault = pb_utils.TritonError(f"no vote: NaN from {', '.join(silent)}", pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(output_tensors=[], error=fault)
-        verdict = _Counted(probabilities, index[:, 0], disagreement[:, 0], review[:, 0])
         counted = np.full(len(index), request.request_id() != PROBE_ID)
-        self.metrics.observe(cast("Verdict", verdict), counted)
+        answers = Answers(index[:, 0], probabilities, disagreement[:, 0], members, review[:, 0], counted)
+        # Copies: what came in lies in memory that the next request will be written to.
+        self.metrics.observe(Answers(*map(np.array, answers)))
         return pb_utils.InferenceResponse([pb_utils.Tensor("LABEL", self.classes[index[:, 0]][:, None])])

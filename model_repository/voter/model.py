@@ -17,10 +17,10 @@ import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
     from plurum import voting
-    from plurum.model_repository.voter.metrics import Metrics
+    from plurum.model_repository.voter.metrics import Answers, Metrics
 else:
     import voting
-    from metrics import Metrics
+    from metrics import Answers, Metrics
 
 # `plurum serve` asks under this request id whether the ensemble answers; that is no prediction for anyone.
 PROBE_ID = "plurum-probe"
@@ -37,7 +37,7 @@ class TritonPythonModel:
         self.inputs = [f"LOGITS_{index}" for index in range(len(self.members))]
         self.rule = voting.rule_from_contract(contract)
         self.classes = np.array([name.encode() for name in contract["classes"]], dtype=np.object_)
-        self.metrics = Metrics(contract["name"], contract["classes"])
+        self.metrics = Metrics(here)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Vote once over everything that came together, then cut the verdict into the requests' answers."""
@@ -58,8 +58,21 @@ class TritonPythonModel:
             counted[rows] = request.request_id() != PROBE_ID
             tensors = [pb_utils.Tensor(name, values[rows]) for name, values in outputs.items()]
             responses.append(pb_utils.InferenceResponse(tensors))
-        self.metrics.observe(verdict, counted)
+        self.metrics.observe(
+            Answers(
+                verdict.label,
+                verdict.probabilities,
+                verdict.disagreement,
+                verdict.member_probabilities,
+                verdict.review,
+                counted,
+            )
+        )
         return responses
+
+    def finalize(self) -> None:
+        """Count what was answered last."""
+        self.metrics.close()
 
     def _logits(self, request: Any) -> Any:
         """Return a request's logits, [batch, members, classes]."""

@@ -131,6 +131,8 @@ def main_job(out: Path, *, fresh: bool = False) -> None:
         _say_comparison(say, held_out, answers, "gRPC")
         _say_comparison(say, held_out, _asked(server.urls.http, "http", held_out.paths), "HTTP")
         say.print(f"lines of {server.urls.metrics} that grew:", soft_wrap=True)
+        # The voter counts within a second.
+        time.sleep(1)
         for sample, old, new in grown(before, metrics_at(server.urls.metrics), *WATCHED):
             say.print(f"  {sample} {old:g} -> {new:g}", highlight=False, soft_wrap=True, markup=False)
     _say_places(say, run, repository, report, time.monotonic() - start)

@@ -23,6 +23,7 @@ __all__ = [
     "LOGITS",
     "OUTPUTS",
     "RESERVED_NAMES",
+    "Baseline",
     "Conformal",
     "Contract",
     "Ensemble",
@@ -231,6 +232,31 @@ class FittedOn(Contract):
     images: dict[Literal["train", "validation", "test"], int]
 
 
+class Baseline(Contract):
+    """What the ensemble answered to the validation images: what a server's answers are compared with, to see drift.
+
+    Attributes:
+        images: How many were asked.
+        class_shares: Of the answers by winning class, one per class, together 1.
+        confidence_limits: Rising, between 0 and 1: upper limits of the bins of the winner's probability but the last.
+        confidence_shares: Of the answers by bin, one more than limits, together 1.
+    """
+
+    images: Annotated[int, Field(ge=1)]
+    class_shares: tuple[Share, ...]
+    confidence_limits: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+    confidence_shares: tuple[Share, ...]
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Baseline:
+        if list(self.confidence_limits) != sorted(set(self.confidence_limits)):
+            raise ValueError("confidence_limits must rise")
+        if len(self.confidence_shares) != len(self.confidence_limits) + 1:
+            shares, limits = len(self.confidence_shares), len(self.confidence_limits)
+            raise ValueError(f"{shares} confidence_shares for the bins that {limits} confidence_limits make")
+        return self
+
+
 class Ensemble(Contract):
     """Members, how they vote and what that was fitted on, as `ensemble.json` states it.
 
@@ -249,6 +275,7 @@ class Ensemble(Contract):
         data: What all this was fitted on.
         scores: By split: the ensemble's own. A stacked vote's validation images are answered by regressions that have
             not seen them; with a prior ratio, each image counts as many times as that of its class.
+        baseline: What was answered at the fit, likewise counted; None where a fit did not write it down.
     """
 
     version: Literal[1] = 1
@@ -262,6 +289,7 @@ class Ensemble(Contract):
     patient_rule: PatientRule | None = None
     data: FittedOn
     scores: dict[Literal["validation", "test"], Scores]
+    baseline: Baseline | None = None
 
     @property
     def rule(self) -> VotingRule:
@@ -283,6 +311,8 @@ class Ensemble(Contract):
         self._check_shapes()
         if self.conformal is not None and len(self.conformal.quantiles) != len(self.classes):
             raise ValueError(f"{len(self.conformal.quantiles)} quantiles for {len(self.classes)} classes")
+        if self.baseline is not None and len(self.baseline.class_shares) != len(self.classes):
+            raise ValueError(f"{len(self.baseline.class_shares)} class shares for {len(self.classes)} classes")
         return self
 
     def _check_shapes(self) -> None:

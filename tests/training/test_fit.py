@@ -109,6 +109,21 @@ def test_a_soft_vote_is_fitted_on_validation_images(run: Run) -> None:
     check_numbers(run, report)
 
 
+def test_the_answers_at_the_fit_are_written_down_for_drift_to_be_measured_against(run: Run) -> None:
+    ensemble = fit_run(run.path)
+    answers, labels = answers_of(run, "validation")
+    verdict = decide(answers, ensemble.rule)
+    baseline = ensemble.baseline
+    assert baseline is not None
+    assert baseline.images == len(labels)
+    for index, share in enumerate(baseline.class_shares):
+        assert share == pytest.approx(np.mean(verdict.label == index))
+    limits = (0.0, *baseline.confidence_limits, 1.0)
+    for over, limit, share in zip(limits[:-1], limits[1:], baseline.confidence_shares, strict=True):
+        confidence = confidence_of(verdict)
+        assert share == pytest.approx(np.mean((confidence > over) & (confidence <= limit)))
+
+
 def test_a_hard_vote_has_equal_weights_and_no_temperature(run: Run) -> None:
     report = fit_report(run.path, FitSettings(mode="hard"))
     voting = report.ensemble.voting

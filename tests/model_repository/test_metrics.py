@@ -1,0 +1,190 @@
+"""What the voter counts, and that nothing it does can abort Triton: real code, against a recorder of Triton's API."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plurum import voting
+from plurum.spec import Baseline, Ensemble, write_contract
+from tests.conftest import CLASSES
+
+SOURCE = Path(__file__).resolve().parents[2] / "model_repository" / "voter" / "metrics.py"
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+class Recorder:
+    """Triton's custom-metric API: refuses what aborts the real one."""
+
+    COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+
+    def __init__(self, page: Samples) -> None:
+        self.page = page
+        self.monotone = True
+
+    def family(self, name: str, description: str, kind: str) -> Any:
+        recorder = self
+        assert description
+
+        class Metric:
+            def __init__(self, labels: dict[str, str]) -> None:
+                self.key = (name, frozenset(labels.items()))
+                recorder.page.setdefault(self.key, 0.0)
+
+            def increment(self, amount: float) -> None:
+                assert kind == "counter"
+                assert isinstance(amount, float)
+                assert amount > 0
+                recorder.page[self.key] += amount
+                recorder.monotone &= recorder.is_monotone("plurum_confidence")
+
+            def set(self, value: float) -> None:
+                assert kind == "gauge"
+                recorder.page[self.key] = value
+
+        class Family:
+            def Metric(self, labels: dict[str, str]) -> Metric:  # noqa: N802 - Triton's name
+                return Metric(labels)
+
+        return Family()
+
+    def is_monotone(self, name: str) -> bool:
+        """Whether no bucket holds more than the next."""
+        found = {dict(labels)["le"]: value for (one, labels), value in self.page.items() if one == f"{name}_bucket"}
+        counts = [found[limit] for limit in sorted(found, key=float)]
+        return counts == sorted(counts)
+
+    def value(self, name: str, **labels: str) -> float:
+        (found,) = (
+            value
+            for (one, has), value in self.page.items()
+            if one == name and all(dict(has)[label] == text for label, text in labels.items())
+        )
+        return found
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder({})
+    triton = ModuleType("triton_python_backend_utils")
+    family: Any = partial(recorder.family)
+    family.COUNTER, family.GAUGE = Recorder.COUNTER, Recorder.GAUGE
+    triton.MetricFamily = family  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
+    monkeypatch.setitem(sys.modules, "voting", voting)
+    return recorder
+
+
+@pytest.fixture
+def module(recorder: Recorder) -> ModuleType:
+    del recorder
+    spec = importlib.util.spec_from_file_location("voter_metrics", SOURCE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(run: Any, tmp_path: Path) -> Path:
+    """A voter's folder: a contract with a baseline of its own limits, and what members compute in."""
+    baseline = Baseline(
+        images=40, class_shares=(0.1,) * 10, confidence_limits=(0.5, 0.9), confidence_shares=(0.2, 0.3, 0.5)
+    )
+    ensemble: Ensemble = run.ensemble().model_copy(update={"baseline": baseline})
+    write_contract(tmp_path / "ensemble.json", ensemble)
+    (tmp_path / "precisions.json").write_text(json.dumps({"resnet10t": "int8"}))
+    return tmp_path
+
+
+def answers(module: ModuleType, confidences: list[float], *, counted: bool = True) -> Any:
+    """Answers for class 3 of ten: the first member says so, the second says class 0."""
+    size = len(confidences)
+    probabilities = np.full((size, 10), 0.0)
+    probabilities[:, 3] = confidences
+    probabilities[:, 0] = 1 - probabilities[:, 3]
+    members = np.zeros((size, 2, 10))
+    members[:, 0, 3], members[:, 1, 0] = 1.0, 1.0
+    label, review = np.full(size, 3), np.arange(size) == 0
+    return module.Answers(label, probabilities, np.zeros(size), members, review, np.full(size, counted))
+
+
+def test_answers_are_counted_together_and_questions_of_our_own_not_at_all(
+    module: ModuleType, recorder: Recorder, folder: Path
+) -> None:
+    metrics = module.Metrics(folder)
+    metrics.observe(answers(module, [0.95, 0.6, 0.9]))
+    metrics.observe(answers(module, [0.55], counted=False))
+    metrics.observe(answers(module, [0.99]))
+    metrics.close()
+    release = hashlib.sha256((folder / "ensemble.json").read_bytes()).hexdigest()[:12]
+    assert {dict(labels)["release"] for _, labels in recorder.page} == {release}
+    assert recorder.value("plurum_predictions_total", **{"class": "three"}) == 4
+    assert recorder.value("plurum_predictions_total", **{"class": "zero"}) == 0
+    assert recorder.value("plurum_reviews_total") == 2
+    assert recorder.value("plurum_member_dissents_total", member="resnet10t") == 0
+    assert recorder.value("plurum_member_dissents_total", member="regnetx_002") == 4
+    # The limits are the contract's, and belong to the bins below them.
+    counts = [recorder.value("plurum_confidence_bucket", le=limit) for limit in ("0.5", "0.9", "+Inf")]
+    assert counts == [0, 2, 4]
+    assert recorder.value("plurum_confidence_sum") == pytest.approx(0.95 + 0.6 + 0.9 + 0.99)
+    assert recorder.value("plurum_batch_size_count") == 2
+    assert recorder.value("plurum_batch_size_bucket", le="1.0") == 1
+    assert recorder.value("plurum_disagreement_nats_bucket", le="0.001") == 4
+    assert recorder.monotone
+
+
+def test_what_is_served_and_what_drift_is_measured_against_is_on_the_page(
+    module: ModuleType, recorder: Recorder, folder: Path
+) -> None:
+    module.Metrics(folder).close()
+    assert recorder.value("plurum_model_info", member="resnet10t", arch="resnet10t", precision="int8") == 1
+    assert recorder.value("plurum_model_info", member="regnetx_002", precision="unknown") == 1
+    assert recorder.value("plurum_ensemble_info", mode="soft", data="digits") == 1
+    assert recorder.value("plurum_baseline_images") == 40
+    assert [recorder.value("plurum_baseline_class_share", **{"class": name}) for name in CLASSES] == [0.1] * 10
+    assert recorder.value("plurum_baseline_confidence_share", over="0.0", le="0.5") == 0.2
+    assert recorder.value("plurum_baseline_confidence_share", over="0.9", le="+Inf") == 0.5
+
+
+def test_a_contract_from_before_baselines_is_counted_all_the_same(
+    module: ModuleType, recorder: Recorder, folder: Path
+) -> None:
+    contract = json.loads((folder / "ensemble.json").read_text())
+    del contract["baseline"]
+    (folder / "ensemble.json").write_text(json.dumps(contract))
+    (folder / "precisions.json").unlink()
+    metrics = module.Metrics(folder)
+    metrics.observe(answers(module, [0.95]))
+    metrics.close()
+    assert recorder.value("plurum_confidence_bucket", le="0.95") == 1
+    assert not [name for name, _ in recorder.page if name.startswith("plurum_baseline")]
+
+
+def test_under_load_many_answers_are_few_calls_and_the_page_is_behind_by_a_second_at_most(
+    module: ModuleType, recorder: Recorder, folder: Path
+) -> None:
+    metrics = module.Metrics(folder)
+    counts: list[float] = []
+    for _ in range(200):
+        metrics.observe(answers(module, [0.95]))
+        time.sleep(0.001)
+        if not counts or counts[-1] != recorder.value("plurum_confidence_count"):
+            counts.append(recorder.value("plurum_confidence_count"))
+    deadline = time.monotonic() + 2
+    while recorder.value("plurum_confidence_count") < 200 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert recorder.value("plurum_confidence_count") == 200
+    assert len(counts) < 100
+    metrics.close()
