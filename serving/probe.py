@@ -8,20 +8,22 @@ from __future__ import annotations
 import http.client
 import io
 import json
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from plurum.errors import ServerError
 from plurum.spec import IMAGE, INPUT_PIXELS, Ensemble
 
-__all__ = ["PROBE_ID", "NoAnswerError", "Probe"]
+__all__ = ["PROBE_ID", "NoAnswerError", "Probe", "reason_of"]
 
 # The voter leaves requests of this name out of its metrics.
 PROBE_ID = "plurum-probe"
-_ENCODED, _PIXELS = ("ensemble",), ("ensemble_pixels", "ensemble_fused")
+_CHAINS = ("ensemble", "ensemble_pixels", "ensemble_fused")
 
 
 class NoAnswerError(ServerError):
@@ -38,12 +40,12 @@ class NoAnswerError(ServerError):
 
 
 class Probe:
-    """Asks the models of a server that take images about a grey one.
+    """Asks the models of a server that take images, about a grey one unless told otherwise.
 
     Args:
         url: Of the HTTP endpoint, with scheme.
         ensemble: States the size of the image.
-        models: Names of models in the repository.
+        models: Names of models in the repository, those of a release with its tag at the end.
 
     Attributes:
         chains: Those of them that can be asked.
@@ -51,14 +53,9 @@ class Probe:
 
     def __init__(self, url: str, ensemble: Ensemble, models: list[str]) -> None:
         self._address = urlsplit(url).netloc
-        self.chains = [name for name in (*_ENCODED, *_PIXELS) if name in models]
-        pixels = np.full((ensemble.image.height, ensemble.image.width, 3), 128, np.uint8)
-        self._pixels = _body(INPUT_PIXELS, [1, *pixels.shape], "UINT8", pixels.tobytes())
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        png = file.getvalue()
-        # BYTES elements carry their length in front, little-endian.
-        self._encoded = _body(IMAGE, [1, 1], "BYTES", len(png).to_bytes(4, "little") + png)
+        self.chains = [name for name in models if name.partition("-")[0] in _CHAINS]
+        grey = np.full((1, ensemble.image.height, ensemble.image.width, 3), 128, np.uint8)
+        self._questions = {name: _question(name, grey, ("REVIEW",)) for name in self.chains}
 
     def ask(self, chain: str, timeout_s: float) -> None:
         """Ask one of `chains`.
@@ -66,7 +63,27 @@ class Probe:
         Raises:
             NoAnswerError: there was no answer within `timeout_s`, or it was an error.
         """
-        header, data = self._encoded if chain in _ENCODED else self._pixels
+        self._answer(chain, self._questions[chain], timeout_s)
+
+    def probabilities(self, chain: str, pixels: npt.NDArray[np.uint8], timeout_s: float) -> npt.NDArray[np.float64]:
+        """Return what one of `chains` says of images, `[images, classes]`, one question each.
+
+        Args:
+            chain: Its name.
+            pixels: uint8 `[images, height, width, 3]`.
+            timeout_s: For each question.
+
+        Raises:
+            NoAnswerError: there was no answer, or it was an error.
+        """
+        answers = []
+        for image in pixels:
+            answer = self._answer(chain, _question(chain, image[None], ("PROBABILITIES",)), timeout_s)
+            answers.append(answer["outputs"][0]["data"])
+        return np.array(answers, dtype=np.float64)
+
+    def _answer(self, chain: str, question: tuple[bytes, bytes], timeout_s: float) -> Any:
+        header, data = question
         connection = http.client.HTTPConnection(self._address, timeout=timeout_s)
         try:
             # An idle connection would keep a Triton that is told to end from ending.
@@ -82,17 +99,27 @@ class Probe:
             connection.close()
         if answer.status != http.client.OK:
             busy = answer.status == http.client.SERVICE_UNAVAILABLE
-            raise NoAnswerError(f"{chain} answered: {_reason(text)}", "busy" if busy else "error")
+            raise NoAnswerError(f"{chain} answered: {reason_of(text)}", "busy" if busy else "error")
+        return json.loads(text)
 
 
-def _body(name: str, shape: list[int], datatype: str, data: bytes) -> tuple[bytes, bytes]:
+def _question(chain: str, pixels: npt.NDArray[np.uint8], outputs: Sequence[str]) -> tuple[bytes, bytes]:
     """Return a request of KServe's v2 protocol with its binary extension: the JSON header, and the tensor."""
+    if chain.partition("-")[0] == "ensemble":
+        file = io.BytesIO()
+        Image.fromarray(pixels[0]).save(file, "PNG")
+        png = file.getvalue()
+        # BYTES elements carry their length in front, little-endian.
+        name, shape, datatype, data = IMAGE, [1, 1], "BYTES", len(png).to_bytes(4, "little") + png
+    else:
+        name, shape, datatype, data = INPUT_PIXELS, list(pixels.shape), "UINT8", pixels.tobytes()
     tensor = {"name": name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
-    header = {"id": PROBE_ID, "inputs": [tensor], "outputs": [{"name": "REVIEW"}]}
+    header = {"id": PROBE_ID, "inputs": [tensor], "outputs": [{"name": output} for output in outputs]}
     return json.dumps(header).encode(), data
 
 
-def _reason(text: bytes) -> str:
+def reason_of(text: bytes) -> str:
+    """Return what Triton says in the body of an answer that is an error."""
     try:
         return str(json.loads(text)["error"])
     except (ValueError, KeyError, TypeError):

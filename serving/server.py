@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
 import os
 import secrets
@@ -15,9 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from plurum.errors import ServerError, needs_extra
+from plurum.serving.admin import Admin
 from plurum.serving.cores import usable_cores
 from plurum.serving.drain import drain
 from plurum.serving.installation import Triton, find_triton, lay_out
@@ -65,22 +64,28 @@ class Server:
 
     The thread that starts a server must outlive it: when that thread ends, the kernel ends Triton.
 
+    Args:
+        repository: A model repository.
+        settings: Where it listens, and for how long it waits.
+        release: A tag that is put behind the names of the repository's models, so that those of another release can
+            be loaded beside them; its ensembles are public under their own names too.
+
     Attributes:
         name: Begins the names of the server's shared memory, and tells its processes from others'.
         log: Triton's; its file is removed at the end unless the server failed.
     """
 
-    def __init__(self, repository: Path, settings: ServerSettings | None = None) -> None:
+    def __init__(self, repository: Path, settings: ServerSettings | None = None, release: str = "") -> None:
         self.name = f"plurum_{secrets.token_hex(6)}_"
         self.log = TritonLog(Path(tempfile.gettempdir()) / f"{self.name}triton.log")
         self._key = secrets.token_hex(16)
         self._repository = repository
         self._settings = settings or ServerSettings()
+        self._release = release
         self._ports: Ports | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._lock: int | None = None
-        self._configs: list[Any] = []
         self._ensemble: Ensemble | None = None
         self._ready = False
         self._failed = False
@@ -137,7 +142,7 @@ class Server:
             ServerError: the server ended, answered with an error, or took longer than its time-out.
         """
         deadline = time.monotonic() + self._settings.start_timeout_s
-        while not self._is_ready():
+        while not self._admin.is_ready():
             self.check()
             if time.monotonic() > deadline:
                 raise self._failure(f"was not ready after {self._settings.start_timeout_s:g} s")
@@ -162,24 +167,21 @@ class Server:
 
     def probe(self) -> Probe | None:
         """Return who asks the server's ensemble, or None in a repository without one."""
-        models = [config.name for config in self._configs]
-        return None if self._ensemble is None else Probe(self.urls.http, self._ensemble, models)
+        public = [name for name in self._staged.configs if not (self._release and "-" in name)]
+        return None if self._ensemble is None else Probe(self.urls.http, self._ensemble, public)
 
     @property
     def max_batch_size(self) -> int:
         """The largest batch that any of its models takes; at least 1."""
-        return max((config.max_batch_size for config in self._configs), default=1) or 1
+        return max((config.max_batch_size for config in self._staged.configs.values()), default=1) or 1
 
     def stubs(self) -> dict[int, str]:
         """Return the processes of its Python models and backends: the model of each, by process id."""
         return stubs_of(self.name)
 
-    def is_loaded(self, model: str) -> bool:
-        """Whether Triton takes requests for a model, be its processes alive or not."""
-        try:
-            return self._request("GET", f"/v2/models/{model}/ready", timeout_s=1)[0] == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
+    def serves(self, model: str) -> bool:
+        """Whether a model is served: staged here, and taken requests for, be its processes alive or not."""
+        return model in self._staged.configs and self._admin.is_loaded(model)
 
     def reload(self, model: str, timeout_s: float) -> None:
         """Have Triton load a model anew, in new processes.
@@ -187,15 +189,55 @@ class Server:
         Raises:
             ServerError: it could not, or not in time.
         """
-        if self._folder is not None:
-            # Triton passes over a model whose files have not changed since it was loaded; this is none that it reads.
-            (self._folder / "models" / model / "loaded_anew").write_text(str(time.time_ns()))
         try:
-            status, text = self._request("POST", f"/v2/repository/models/{model}/load", timeout_s)
-        except (OSError, http.client.HTTPException) as error:
-            raise ServerError(f"Triton can't be told to load {model} again: {error!r}") from error
-        if status != http.HTTPStatus.OK:
-            raise ServerError(f"Triton could not load {model} again: {text}")
+            self._staged.touch(model)
+        except OSError as error:
+            raise ServerError(f"{model} can't be loaded again: {error}") from error
+        self._admin.load(model, timeout_s)
+
+    def add_release(self, repository: Path, tag: str, timeout_s: float) -> Probe:
+        """Load the models of another release beside those that are served, and return who can ask its ensembles.
+
+        Args:
+            repository: The release.
+            tag: Put behind its models' names.
+            timeout_s: For each model.
+
+        Raises:
+            ContractError: its contract is broken.
+            RepositoryError: it is no repository.
+            ServerError: a model could not be loaded, or not in time; those that were stay until `remove_release`.
+        """
+        self._staged.add(repository, tag)
+        models = self._staged.of(tag)
+        for model in models:
+            self._admin.load(model, timeout_s)
+        return Probe(self.urls.http, read_ensemble(repository / "ensemble.json"), models)
+
+    def has_release(self, tag: str) -> bool:
+        """Whether the models of a release are loaded."""
+        return bool(self._staged.of(tag))
+
+    def publish(self, tag: str, timeout_s: float) -> None:
+        """Have a loaded release answer under the public names; requests in flight end with the one they began with.
+
+        Raises:
+            ServerError: Triton could not, or not in time.
+        """
+        for chain in self._staged.publish(tag):
+            self._admin.load(chain, timeout_s)
+
+    def remove_release(self, tag: str, timeout_s: float) -> None:
+        """Unload the models of a release that is not public, and forget them."""
+        models = self._staged.of(tag)
+        # Forgotten first, so that nobody misses their processes.
+        self._staged.remove(tag)
+        for model in reversed(models):
+            try:
+                self._admin.unload(model, timeout_s)
+            except ServerError as error:
+                # It may never have been loaded.
+                _log.debug("%s", error)
 
     def stop(self, *, answer: bool = True) -> None:
         """End the server: every process and file of it goes.
@@ -247,13 +289,14 @@ class Server:
     def _prepare(self) -> tuple[list[str], dict[str, str], Path]:
         """Check everything, and return Triton's command line, its environment and the folder laid out for it."""
         with needs_extra("serving"):
-            from plurum.serving.staging import are_complete, model_folders, stage
+            from plurum.serving.staging import Staged, are_complete, model_folders
         model_folders(self._repository)
         contract = self._repository / "ensemble.json"
         self._ensemble = read_ensemble(contract) if contract.is_file() else None
         triton = find_triton()
         sweep_dead_servers()
         self._ports = claimed_ports(self._settings)
+        self._admin = Admin(self.urls.http, self._key)
         if triton.wheel is not None and faces_a_network(self._settings):
             _log.warning(
                 "a single HTTP request can end this version of Triton: on %s put a gateway before it, "
@@ -262,17 +305,18 @@ class Server:
             )
         self._folder = Path(tempfile.mkdtemp(prefix=self.name))
         self._lock = claim(self._folder)
-        models = self._folder / "models"
-        self._configs = stage(self._repository, models, usable_cores(), cpu_only=not _uses_gpu(triton))
+        self._staged = Staged(self._folder / "models", usable_cores(), cpu_only=not _uses_gpu(triton))
+        self._staged.add(self._repository, self._release)
+        if self._release:
+            self._staged.publish(self._release)
         layout = lay_out(triton, self._folder)
-        arguments = server_arguments(self._settings, self._ports, str(models), self.name, self._key)
-        if are_complete(self._configs):
+        arguments = server_arguments(self._settings, self._ports, str(self._staged.folder), self.name, self._key)
+        if are_complete(list(self._staged.configs.values())):
             arguments.append("--disable-auto-complete-config")
         return [str(triton.binary), *arguments, *layout.arguments], layout.environment, self._folder
 
     def _drain(self) -> None:
-        chains = [config.name for config in self._configs if config.ensemble_scheduling.step]
-        drain(self.urls.grpc, self._key, chains, self._settings.exit_timeout_s)
+        drain(self.urls.grpc, self._key, self._staged.chains, self._settings.exit_timeout_s)
 
     def _ask(self, timeout_s: float) -> None:
         if (probe := self.probe()) is None:
@@ -284,22 +328,6 @@ class Server:
             except NoAnswerError as error:
                 raise self._failure(f"did not answer a first question ({error})") from error
         _log.debug("first questions answered in %.3f s", time.monotonic() - start)
-
-    def _is_ready(self) -> bool:
-        try:
-            return self._request("GET", "/v2/health/ready", timeout_s=1)[0] == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
-
-    def _request(self, method: str, path: str, timeout_s: float) -> tuple[int, str]:
-        host, _, port = self.urls.http.removeprefix("http://").rpartition(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=timeout_s)
-        try:
-            connection.request(method, path, headers={"admin-key": self._key, "Connection": "close"})
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode(errors="replace")
-        finally:
-            connection.close()
 
     def _failure(self, what: str) -> ServerError:
         self._failed = True

@@ -11,6 +11,8 @@ More threads an instance answer a single client sooner; who wants that states it
 
 from __future__ import annotations
 
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.errors import RepositoryError
 
-__all__ = ["are_complete", "fill_in", "model_folders", "read_config", "stage"]
+__all__ = ["Staged", "are_complete", "fill_in", "model_folders", "read_config", "stage"]
 
 _CONFIG = "config.pbtxt"
 # More instances than this repeat a model's weights in memory for little; cores beyond go to threads.
@@ -66,34 +68,39 @@ def are_complete(configs: list[Any]) -> bool:
     return all(config.input and config.output for config in configs)
 
 
-def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool) -> list[Any]:
-    """Fill the new `folder` with a view of `repository` and return its configs, each with its model's name.
+def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: str = "") -> list[Any]:
+    """Fill `folder` with a view of `repository` and return its configs, each with its model's name.
 
     Args:
         repository: With models.
-        folder: Does not exist yet.
+        folder: Made where there is none; models of other releases in it stay.
         cores: For every model at once: one answer of an ensemble asks all of them.
         cpu_only: Whether members compute on the CPU. Otherwise Triton places them on its GPUs by itself.
+        tag: Of the release, which then stands at the end of its models' names, so that several can be loaded.
 
     Raises:
         RepositoryError: it is no repository, or a config in it can't be read.
     """
     models = model_folders(repository)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for other in repository.iterdir():
-        if other.is_file():
+        if other.is_file() and not tag:
             (folder / other.name).symlink_to(other.resolve())
     configs = []
     for model in models:
         config = read_config(model)
         config.name = config.name or model.name
         fill_in(config, cores, cpu_only=cpu_only)
-        staged = folder / model.name
+        if tag:
+            config.name = f"{config.name}-{tag}"
+            for step in config.ensemble_scheduling.step:
+                step.model_name = f"{step.model_name}-{tag}"
+        staged = folder / config.name if tag else folder / model.name
         staged.mkdir()
         for part in model.iterdir():
             if part.name != _CONFIG:
                 (staged / part.name).symlink_to(part.resolve())
-        (staged / _CONFIG).write_text(text_format.MessageToString(config), encoding="utf-8")
+        _write_config(staged, config)
         configs.append(config)
     return configs
 
@@ -114,3 +121,72 @@ def fill_in(config: Any, cores: int, *, cpu_only: bool) -> None:
     elif config.name == "preprocess" and not instances:
         # Decoding keeps a core busy and remembers nothing. The voter stays single: it counts what it answers.
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=min(cores, _MAX_INSTANCES))
+
+
+class Staged:
+    """The folder that Triton is given, and the configs of the models in it.
+
+    Args:
+        folder: Made by the first `add`.
+        cores: As in `stage`, likewise below.
+        cpu_only: Whether members compute on the CPU.
+
+    Attributes:
+        configs: By the model's name.
+    """
+
+    def __init__(self, folder: Path, cores: int, *, cpu_only: bool) -> None:
+        self.folder = folder
+        self.configs: dict[str, Any] = {}
+        self._cores, self._cpu_only = cores, cpu_only
+
+    @property
+    def chains(self) -> list[str]:
+        """The ensembles."""
+        return [name for name, config in self.configs.items() if config.ensemble_scheduling.step]
+
+    def add(self, repository: Path, tag: str = "") -> None:
+        """Stage a repository, its models' names with `tag` behind them where there is one.
+
+        Raises:
+            RepositoryError: it is no repository, or a config in it can't be read.
+        """
+        configs = stage(repository, self.folder, self._cores, cpu_only=self._cpu_only, tag=tag)
+        self.configs.update({config.name: config for config in configs})
+
+    def of(self, tag: str) -> list[str]:
+        """Return the models of a release, ensembles last: they can be loaded once their steps are."""
+        models = [name for name in self.configs if name.endswith(f"-{tag}")]
+        return sorted(models, key=lambda name: name in self.chains)
+
+    def publish(self, tag: str) -> list[str]:
+        """Make a release's ensembles the public ones, and return under which names: to be loaded then."""
+        public = []
+        for chain in self.of(tag):
+            if chain in self.chains:
+                config = pb.ModelConfig()
+                config.CopyFrom(self.configs[chain])
+                config.name = chain.removesuffix(f"-{tag}")
+                (self.folder / config.name / "1").mkdir(parents=True, exist_ok=True)
+                _write_config(self.folder / config.name, config)
+                self.configs[config.name] = config
+                public.append(str(config.name))
+        return public
+
+    def touch(self, model: str) -> None:
+        """Make Triton load a model anew: it passes over one whose files have not changed since it was loaded."""
+        # It reads no file of this name.
+        (self.folder / model / "loaded_anew").write_text(str(time.time_ns()), encoding="utf-8")
+
+    def remove(self, tag: str) -> None:
+        """Take a release away."""
+        for model in self.of(tag):
+            self.configs.pop(model)
+            shutil.rmtree(self.folder / model, ignore_errors=True)
+
+
+def _write_config(model: Path, config: Any) -> None:
+    # The folder may be in use.
+    hidden = model / f".{_CONFIG}"
+    hidden.write_text(text_format.MessageToString(config), encoding="utf-8")
+    hidden.replace(model / _CONFIG)

@@ -14,6 +14,7 @@ What fails again and again is tried less and less often, and given up in the end
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from plurum.errors import ServerError
 from plurum.serving.metrics import answered
 from plurum.serving.probe import NoAnswerError
+from plurum.serving.releases import Releases, State
+from plurum.serving.rollout import Rollout
 from plurum.serving.server import Server, Urls
 from plurum.serving.settings import ServerSettings
 from plurum.serving.status import Status
@@ -75,6 +78,13 @@ class Supervisor:
     """A server that is watched, to be used in a `with` block; `watch` does it.
 
     The thread that enters the block must be the one that watches: when it ends, the kernel ends Triton.
+
+    Args:
+        repository: What is served, at first where there are releases.
+        settings: Where it listens.
+        supervision: How it is watched.
+        status: Told how it is.
+        releases: Held by the caller. What is public there is served, and orders for others are carried out.
     """
 
     def __init__(
@@ -83,12 +93,15 @@ class Supervisor:
         settings: ServerSettings | None = None,
         supervision: SupervisionSettings | None = None,
         status: Status | None = None,
+        releases: Releases | None = None,
     ) -> None:
         self._repository = repository
+        self._releases = releases
+        self._rollout: threading.Thread | None = None
         self._settings = settings or ServerSettings()
         self._supervision = supervision or SupervisionSettings()
         self.status = status or Status()
-        self._server = Server(repository, self._settings)
+        self._server = self._new_server()
         self._failures, self._fault_at = 0, 0.0
 
     def __enter__(self) -> Supervisor:
@@ -119,12 +132,34 @@ class Supervisor:
         looked = time.monotonic()
         while True:
             time.sleep(_TICK_S)
+            self._take_order()
             fault = self._dead()
             if fault is None and time.monotonic() - looked >= self._supervision.interval_s:
                 fault = self._silent()
                 looked = time.monotonic()
             if fault is not None:
                 self._heal(fault)
+
+    def _new_server(self) -> Server:
+        if self._releases is None:
+            return Server(self._repository, self._settings)
+        state = self._releases.state()
+        if state is None:
+            state = State(current=self._releases.add(self._repository))
+            self._releases.keep(state)
+        return Server(self._releases.path(state.current), self._settings, state.current)
+
+    def _take_order(self) -> None:
+        """Carry out an order in a thread of its own, one at a time: the server is looked after meanwhile."""
+        if self._releases is None or (self._rollout is not None and self._rollout.is_alive()):
+            return
+        if self._rollout is not None:
+            self._rollout = None
+            self._view.renew()
+        if (order := self._releases.take_order()) is not None:
+            rollout = Rollout(self._server, self._releases, order)
+            self._rollout = threading.Thread(target=rollout.run, name="rollout", daemon=True)
+            self._rollout.start()
 
     def _start(self) -> _View:
         self._server.__enter__()
@@ -190,7 +225,7 @@ class Supervisor:
                 time.sleep(min(2.0 ** (self._failures - 1), _LONGEST_PAUSE_S))
             self._failures += 1
             self._fault_at = time.monotonic()
-            self._server = Server(self._repository, self._settings)
+            self._server = self._new_server()
             try:
                 self._view = self._start()
             except ServerError as error:
@@ -237,7 +272,7 @@ class _View:
         left = {model for process, model in former.items() if process not in dead}
         # Where none of a model's former processes is left, somebody may have loaded it anew, or unloaded it.
         renewed = set(self._stubs.values()) - left
-        return tuple(sorted(model for model in lost - renewed if model in left or self._server.is_loaded(model)))
+        return tuple(sorted(model for model in lost - renewed if self._server.serves(model)))
 
     def has_answered(self) -> bool:
         """Whether questions have been answered since this was last asked."""

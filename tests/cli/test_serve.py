@@ -34,7 +34,9 @@ def serving(repository: Path, *options: str) -> Iterator[tuple[subprocess.Popen[
     ) as process:
         try:
             assert process.stdout is not None
-            yield process, process.stdout.readline()
+            line = process.stdout.readline()
+            assert line, process.stderr.read() if process.stderr is not None else ""
+            yield process, line
         finally:
             process.kill()
 

@@ -20,6 +20,7 @@ from plurum.cli.export import export
 from plurum.cli.fit import fit
 from plurum.cli.gateway import gateway
 from plurum.cli.predict import predict
+from plurum.cli.rollout import rollout
 from plurum.cli.serve import serve
 from plurum.cli.train import train
 from plurum.cli.tune import tune
@@ -58,8 +59,8 @@ def _root(
         logging.getLogger("plurum").setLevel(logging.DEBUG)
 
 
-app.command()(compare)
 app.command()(bench)
+app.command()(compare)
 app.command()(data)
 app.command()(demo)
 app.command()(doctor)
@@ -68,6 +69,7 @@ app.command()(export)
 app.command()(fit)
 app.command()(gateway)
 app.command()(predict)
+app.command()(rollout)
 app.command()(serve)
 app.command()(train)
 app.command()(tune)

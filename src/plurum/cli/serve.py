@@ -9,19 +9,27 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from plurum.errors import ServerError
+from plurum.errors import ServerError, SettingsError
+
+if TYPE_CHECKING:
+    from plurum.serving.releases import Releases
 
 __all__ = ["serve"]
 
 
 def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
     repository: Annotated[
-        Path, typer.Argument(help="A model repository, as `plurum export` writes it.", metavar="REPO")
-    ],
+        Path | None,
+        typer.Argument(help="A model repository, as `plurum export` writes it.", metavar="REPO", show_default=False),
+    ] = None,
+    releases: Annotated[
+        Path | None,
+        typer.Option(help="A folder for releases: what is public there is served, and `plurum rollout` changes it."),
+    ] = None,
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8002,
@@ -46,6 +54,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
 
       plurum serve REPO --http-port 0 --grpc-port 0 --metrics-port 0 --status-port 0 --json
 
+      plurum serve REPO --releases live   # and later: plurum rollout NEWER_REPO --releases live
+
       curl -i http://127.0.0.1:8003/v2/health/ready
     """
     from plurum.serving import ServerSettings, Supervisor
@@ -61,8 +71,9 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
     status = Status()
     with (
         _interruptible(),
+        _held(repository, releases) as (first, held),
         StatusServer(status, host, status_port) as said,
-        Supervisor(repository, settings, status=status) as supervisor,
+        Supervisor(first, settings, status=status, releases=held) as supervisor,
     ):
         _announce({**asdict(supervisor.urls), "status": said.url}, as_json=as_json)
         try:
@@ -71,6 +82,29 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
             # Not the user's fault any more: another exit code than for what can be mended before the start.
             typer.echo(f"plurum: {error}", err=True)
             raise typer.Exit(1) from error
+
+
+@contextlib.contextmanager
+def _held(repository: Path | None, folder: Path | None) -> Iterator[tuple[Path, Releases | None]]:
+    """Give what is served at first, and the folder of releases, which no other server may use meanwhile."""
+    from plurum.serving.releases import Releases
+
+    if folder is None:
+        if repository is None:
+            raise SettingsError("name a model repository, or with --releases a folder that holds one")
+        yield repository, None
+        return
+    releases = Releases(folder)
+    releases.hold()
+    try:
+        state = releases.state()
+        if state is None and repository is None:
+            raise SettingsError(f"{folder} holds no release yet; name a model repository: plurum serve REPO --releases")
+        if state is not None and repository is not None and releases.add(repository) != state.current:
+            typer.echo(f"{state.current} is public in {folder} and is served; change it with plurum rollout", err=True)
+        yield repository or folder, releases
+    finally:
+        releases.let_go()
 
 
 @contextlib.contextmanager

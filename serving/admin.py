@@ -1,0 +1,74 @@
+"""Triton's management endpoints, which are shut to others: what is loaded, and loading and unloading it."""
+
+from __future__ import annotations
+
+import http.client
+from urllib.parse import urlsplit
+
+from plurum.errors import ServerError
+from plurum.serving.probe import reason_of
+
+__all__ = ["Admin"]
+
+_QUESTION_S = 1.0
+
+
+class Admin:
+    """Asks over HTTP, a connection for each question: an idle one would keep Triton from ending.
+
+    Args:
+        url: Of the HTTP endpoint, with scheme.
+        key: Opens what is shut.
+    """
+
+    def __init__(self, url: str, key: str) -> None:
+        self._address, self._key = urlsplit(url).netloc, key
+
+    def is_ready(self) -> bool:
+        """Whether Triton says that it is ready, which it also does when a model's process has died."""
+        return self._says_yes("/v2/health/ready")
+
+    def is_loaded(self, model: str) -> bool:
+        """Whether Triton takes requests for a model, be its processes alive or not."""
+        return self._says_yes(f"/v2/models/{model}/ready")
+
+    def load(self, model: str, timeout_s: float) -> None:
+        """Load a model, or load it anew where its files have changed.
+
+        Raises:
+            ServerError: Triton could not, or not in time.
+        """
+        self._tell("load", model, timeout_s)
+
+    def unload(self, model: str, timeout_s: float) -> None:
+        """Unload a model; requests in flight are answered first, after this has returned.
+
+        Raises:
+            ServerError: Triton could not, or not in time.
+        """
+        self._tell("unload", model, timeout_s)
+
+    def _says_yes(self, path: str) -> bool:
+        try:
+            return self._ask("GET", path, _QUESTION_S)[0] == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _tell(self, action: str, model: str, timeout_s: float) -> None:
+        try:
+            status, text = self._ask("POST", f"/v2/repository/models/{model}/{action}", timeout_s)
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(f"Triton can't be told to {action} {model}: {error!r}") from error
+        if status != http.HTTPStatus.OK:
+            # After it comes a Python trace, where there is one.
+            reason = reason_of(text).partition("\nAt:")[0]
+            raise ServerError(f"Triton could not {action} {model}: {' '.join(reason.split())[:400]}")
+
+    def _ask(self, method: str, path: str, timeout_s: float) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._address, timeout=timeout_s)
+        try:
+            connection.request(method, path, headers={"admin-key": self._key, "Connection": "close"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()

@@ -1,0 +1,212 @@
+"""The releases that a server has been given, and which of them is public: a folder that outlives the server.
+
+    FOLDER/releases/TAG/     a model repository as it was exported; never changed. TAG is a hash of its content
+    FOLDER/state.json        which release is public, which was before, which is on trial
+    FOLDER/order.json        what `plurum rollout` asks for; taken away by the server once it has read it
+    FOLDER/report.json       what has become of the last order
+    FOLDER/lock              held by the server
+
+Whoever may write into the folder decides what is served: it is its owner's alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from plurum.errors import OutputError, RepositoryError
+from plurum.files import sha256_of, whole_folder, write_text
+
+__all__ = ["Order", "Releases", "Report", "State", "Trial"]
+
+_TAG_LENGTH = 8
+Kind = TypeVar("Kind", bound="_Document")
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Trial(_Document):
+    """A release that is asked beside the public one.
+
+    Attributes:
+        release: Its tag.
+        percent: The share of questions that it answers, 0 to 100.
+        shadow: Whether its answers are only compared with the public one's.
+    """
+
+    release: str
+    percent: Annotated[float, Field(ge=0, le=100)] = 0.0
+    shadow: bool = False
+
+
+class State(_Document):
+    """Which releases there are.
+
+    Attributes:
+        current: The tag of the public one.
+        previous: Of the one before, to go back to.
+        trial: The one on trial.
+    """
+
+    current: str
+    previous: str | None = None
+    trial: Trial | None = None
+
+
+class Order(_Document):
+    """What a server is asked to do.
+
+    Attributes:
+        number: Told apart by it.
+        release: The tag to make public; None goes back: from a trial to the public release, else to the one before.
+        percent: Try the release on this share of questions first.
+        shadow: Only compare its answers with the public one's.
+    """
+
+    number: int
+    release: str | None
+    percent: Annotated[float, Field(gt=0, le=100)] | None = None
+    shadow: bool = False
+
+
+class Report(_Document):
+    """What has become of an order.
+
+    Attributes:
+        number: The order's.
+        lines: What was done, a line each.
+        outcome: None while it is under way.
+    """
+
+    number: int
+    lines: tuple[str, ...] = ()
+    outcome: Literal["done", "refused"] | None = None
+
+
+class Releases:
+    """The folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock: int | None = None
+
+    def add(self, repository: Path) -> str:
+        """Copy a model repository, unless it is here already, and return its tag.
+
+        Raises:
+            OutputError: the folder can't be written to, or holds something else.
+            RepositoryError: `repository` is none.
+        """
+        if not (repository / "ensemble.json").is_file():
+            raise RepositoryError(
+                f"{repository} holds no ensemble.json; a repository that plurum export wrote is expected"
+            )
+        self._make()
+        tag = _tag_of(repository)
+        if not self.path(tag).is_dir():
+            with whole_folder(self.path(tag)) as hidden:
+                shutil.copytree(repository, hidden, dirs_exist_ok=True)
+        return tag
+
+    def path(self, tag: str) -> Path:
+        """Return where a release is."""
+        return self.folder / "releases" / tag
+
+    def hold(self) -> None:
+        """Say that a server serves from here, until `let_go` or the end of this process.
+
+        Raises:
+            OutputError: another one does.
+        """
+        self._make()
+        lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise OutputError(f"{self.folder} is served already; end that server or name another folder") from error
+        self._lock = lock
+
+    def let_go(self) -> None:
+        """Say that the server has ended."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def is_served(self) -> bool:
+        """Whether a server serves from here."""
+        try:
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def state(self) -> State | None:
+        """Return what is public, or None before anything was."""
+        return _read(self.folder / "state.json", State)
+
+    def keep(self, state: State) -> None:
+        """Write down what is public."""
+        write_text(self.folder / "state.json", state.model_dump_json(indent=2) + "\n")
+
+    def order(self, order: Order) -> None:
+        """Ask the server for something."""
+        write_text(self.folder / "order.json", order.model_dump_json() + "\n")
+
+    def take_order(self) -> Order | None:
+        """Return what the server is asked for, once."""
+        path = self.folder / "order.json"
+        order = _read(path, Order)
+        path.unlink(missing_ok=True)
+        return order
+
+    def report(self) -> Report | None:
+        """Return what has become of the last order."""
+        return _read(self.folder / "report.json", Report)
+
+    def tell(self, report: Report) -> None:
+        """Say what has become of an order."""
+        write_text(self.folder / "report.json", report.model_dump_json() + "\n")
+
+    def _make(self) -> None:
+        known = {"releases", "state.json", "order.json", "report.json", "lock"}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            strangers = sorted(path.name for path in self.folder.iterdir() if path.name.lstrip(".") not in known)
+        except OSError as error:
+            raise OutputError(f"{self.folder} can't be a folder of releases: {error.strerror}") from error
+        # Files that are being written begin with a dot and end at random.
+        strangers = [name for name in strangers if not name.startswith(".")]
+        if strangers:
+            raise OutputError(f"{self.folder} holds something else ({strangers[0]}); name a new or an empty folder")
+
+
+def _tag_of(repository: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(repository.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(repository)}\0{sha256_of(path)}\0".encode())
+    return digest.hexdigest()[:_TAG_LENGTH]
+
+
+def _read(path: Path, kind: type[Kind]) -> Kind | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise OutputError(f"{path} can't be read: {error}; remove it") from error

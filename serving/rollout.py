@@ -1,0 +1,107 @@
+"""Moving the public name from one release to another on a live server, and back.
+
+The new release's models are loaded beside the old one's, asked before anyone else asks them, and only then does the
+public ensemble become theirs: Triton swaps an ensemble in one step, requests in flight end with the models they began
+with. The old release stays loaded, to go back to; the one before it is unloaded. Whatever fails on the way leaves the
+public release as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from plurum.errors import PlurumError, ServerError
+from plurum.serving.rehearsal import check_release, rehearse
+from plurum.serving.releases import Order, Releases, Report, State
+from plurum.serving.server import Server
+from plurum.spec import read_ensemble
+
+__all__ = ["Rollout"]
+
+_log = logging.getLogger(__name__)
+
+_LOAD_S, _QUESTION_S = 300.0, 60.0
+
+
+@dataclass
+class Rollout:
+    """One order, carried out.
+
+    Attributes:
+        server: Answers, with the public release loaded under its tag.
+        releases: Where releases are, and where what is done is said.
+        order: What is asked for.
+        lines: What has been done.
+    """
+
+    server: Server
+    releases: Releases
+    order: Order
+    lines: list[str] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Do it; what became of it is in the releases' report."""
+        state = self.releases.state()
+        try:
+            if state is None:
+                raise ServerError("no release is public yet")
+            self._go_back(state) if self.order.release is None else self._go_on(state, self.order.release)
+        except PlurumError as error:
+            self._say(str(error), "refused")
+            _log.warning("rollout refused: %s", error)
+        else:
+            self._say("done", "done")
+
+    def _go_on(self, state: State, tag: str) -> None:
+        if tag == state.current:
+            self._say(f"{tag} is public already")
+            return
+        self._load(state, tag)
+        self._publish(tag, state.current)
+        self.releases.keep(State(current=tag, previous=state.current))
+        if state.previous not in {None, tag}:
+            self.server.remove_release(str(state.previous), _LOAD_S)
+            self._say(f"{state.previous} is unloaded")
+
+    def _go_back(self, state: State) -> None:
+        if state.previous is None:
+            raise ServerError("there is no release to go back to")
+        self._load(state, state.previous)
+        self._publish(state.previous, state.current)
+        self.releases.keep(State(current=state.previous, previous=state.current))
+
+    def _load(self, state: State, tag: str) -> None:
+        """Load a release and ask it, unless it is loaded."""
+        if self.server.has_release(tag):
+            self._say(f"{tag} is still loaded")
+            return
+        repository = self.releases.path(tag)
+        ensemble = read_ensemble(repository / "ensemble.json")
+        public = read_ensemble(self.releases.path(state.current) / "ensemble.json")
+        check_release(repository, public, ensemble)
+        self._say(f"{tag}: its gate passed, and its files are those that passed it")
+        try:
+            probe = self.server.add_release(repository, tag, _LOAD_S)
+            self._say(f"{tag} is loaded beside {state.current}")
+            difference = rehearse(probe, repository, ensemble, _QUESTION_S)
+        except PlurumError:
+            self.server.remove_release(tag, _LOAD_S)
+            raise
+        self._say(f"{tag} answers as its artefacts do (probabilities differ by at most {difference:.1g})")
+
+    def _publish(self, tag: str, former: str) -> None:
+        try:
+            self.server.publish(tag, _LOAD_S)
+        except ServerError:
+            # Some of its ensembles may be public by now.
+            self.server.publish(former, _LOAD_S)
+            raise
+        self._say(f"{tag} is public")
+
+    def _say(self, line: str, outcome: str | None = None) -> None:
+        self.lines.append(line)
+        _log.info("rollout: %s", line)
+        self.releases.tell(
+            Report.model_validate({"number": self.order.number, "lines": self.lines, "outcome": outcome})
+        )

@@ -1,0 +1,178 @@
+"""Releases change under load: no question is lost, no answer is of two releases, nothing broken becomes public."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from plurum.benchmarks.rollouts import Asked, Live, answers_of
+from plurum.client.predictions import Prediction
+from plurum.errors import OutputError, RepositoryError
+from plurum.files import sha256_of
+from plurum.run import Run
+from plurum.serving.rehearsal import check_artefacts
+from plurum.serving.releases import Order, Releases, Report, State
+
+
+@pytest.fixture(scope="module")
+def other(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another release: every member's last bias is another, so that each answers otherwise."""
+    folder = shutil.copytree(repository, tmp_path_factory.mktemp("other") / "model_repository")
+    manifest = json.loads((folder / "export.json").read_text())
+    for artefact in manifest["artefacts"]:
+        path = folder / artefact["file"]
+        graph = onnx.load(path)
+        bias = next(one for one in graph.graph.initializer if list(one.dims) == [10])
+        bias.CopyFrom(
+            numpy_helper.from_array(numpy_helper.to_array(bias) + np.arange(10, dtype=np.float32) / 10, bias.name)
+        )
+        onnx.save(graph, path)
+        artefact["sha256"] = sha256_of(path)
+    (folder / "export.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pixels(run: Run) -> npt.NDArray[np.uint8]:
+    return np.array(run.pixels()[40:43])
+
+
+@pytest.fixture(scope="module")
+def expected(repository: Path, other: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, list[Prediction]]:
+    return {"first": answers_of(repository, pixels), "second": answers_of(other, pixels)}
+
+
+def _corrupt(folder: Path) -> None:
+    path = next(folder.glob("*/1/model.onnx"))
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _cut_short_with_a_right_hash(folder: Path) -> None:
+    _corrupt(folder)
+    manifest = json.loads((folder / "export.json").read_text())
+    for artefact in manifest["artefacts"]:
+        artefact["sha256"] = sha256_of(folder / artefact["file"])
+    (folder / "export.json").write_text(json.dumps(manifest))
+
+
+def _break_the_voter(folder: Path) -> None:
+    (folder / "voter" / "1" / "model.py").write_text("raise RuntimeError('broken voter')\n")
+
+
+def _vote_otherwise(folder: Path) -> None:
+    path = folder / "voter" / "1" / "ensemble.json"
+    contract = json.loads(path.read_text())
+    contract["voting"]["weights"] = contract["voting"]["weights"][::-1]
+    path.write_text(json.dumps(contract))
+
+
+def _fail_the_gate(folder: Path) -> None:
+    report = json.loads((folder / "parity.json").read_text())
+    report["artefacts"][0]["faults"] = ["probabilities differ by up to 0.5 (at most 0.001)"]
+    (folder / "parity.json").write_text(json.dumps(report))
+
+
+def _other_classes(folder: Path) -> None:
+    path = folder / "ensemble.json"
+    path.write_text(path.read_text().replace('"nine"', '"neuf"'))
+
+
+BROKEN: list[tuple[Callable[[Path], None], str]] = [
+    (_corrupt, "is not the file that passed the gate"),
+    (_cut_short_with_a_right_hash, "Triton could not load"),
+    (_break_the_voter, "Triton could not load voter-"),
+    (_vote_otherwise, "answers otherwise than its artefacts"),
+    (_fail_the_gate, "its gate did not pass"),
+    (_other_classes, "clients count on them"),
+]
+
+
+@pytest.mark.triton
+def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
+    repository: Path,
+    other: Path,
+    pixels: npt.NDArray[np.uint8],
+    expected: dict[str, list[Prediction]],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "live"
+    with Live(folder, repository) as live:
+        with Asked(live.url, pixels, expected, clients=2) as asked:
+            done = live.rollout(other)
+            assert done.returncode == 0, done.stderr
+            first, second = (json.loads(done.stdout)[name] for name in ("previous", "current"))
+            for line in (f"{second} is loaded beside {first}", f"{second} answers as its artefacts do", "is public"):
+                assert line in done.stderr
+            back = live.rollout("--back")
+            assert json.loads(back.stdout) == {"current": first, "previous": second, "trial": None}
+            assert f"{second} is still loaded" not in back.stderr
+            assert json.loads(live.rollout(other).stdout)["current"] == second
+            for spoil, reason in BROKEN:
+                broken = shutil.copytree(repository, tmp_path / spoil.__name__)
+                spoil(broken)
+                refused = live.rollout(broken)
+                assert refused.returncode == 2, spoil
+                (line,) = [line for line in refused.stderr.splitlines() if line.startswith("plurum: ")]
+                assert reason in line
+                assert line.endswith("what was public is public still")
+                assert json.loads(live.rollout().stdout)["current"] == second
+        assert asked.failures == []
+        assert set(asked.answers) == {"first", "second"}
+    with Live(folder, None) as live, Asked(live.url, pixels, expected, clients=1) as asked:
+        back = live.rollout("--back")
+        assert json.loads(back.stdout)["current"] == first
+        assert f"{first} is loaded beside {second}" in back.stderr
+    assert asked.failures == []
+    assert asked.answers["second"] > 0
+    away = live.rollout(other)
+    assert away.returncode == 2
+    assert "nobody serves from" in away.stderr
+
+
+def test_a_release_is_kept_as_it_was_and_once(repository: Path, tmp_path: Path) -> None:
+    releases = Releases(tmp_path / "live")
+    copy = shutil.copytree(repository, tmp_path / "copy")
+    tag = releases.add(copy)
+    assert releases.add(repository) == tag
+    (copy / "parity.json").write_text("{}")
+    assert releases.add(copy) != tag
+    check_artefacts(releases.path(tag))
+    with pytest.raises(RepositoryError, match=r"holds no ensemble\.json"):
+        releases.add(tmp_path)
+    (tmp_path / "live" / "thesis.odt").touch()
+    with pytest.raises(OutputError, match=r"holds something else \(thesis\.odt\)"):
+        releases.add(repository)
+
+
+def test_one_server_holds_the_folder(tmp_path: Path) -> None:
+    releases, second = Releases(tmp_path / "live"), Releases(tmp_path / "live")
+    assert not releases.is_served()
+    releases.hold()
+    assert second.is_served()
+    with pytest.raises(OutputError, match="is served already"):
+        second.hold()
+    releases.let_go()
+    assert not second.is_served()
+
+
+def test_orders_are_taken_once_and_what_is_written_is_read(tmp_path: Path) -> None:
+    releases = Releases(tmp_path)
+    assert releases.take_order() is None
+    releases.order(Order(number=1, release="ab"))
+    assert releases.take_order() == Order(number=1, release="ab")
+    assert releases.take_order() is None
+    releases.keep(State(current="ab"))
+    assert releases.state() == State(current="ab")
+    releases.tell(Report(number=1, lines=("x",)))
+    assert releases.report() == Report(number=1, lines=("x",))
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(OutputError, match=r"state\.json can't be read"):
+        releases.state()
