@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -14,7 +15,7 @@ from plurum.benchmarks.tuning_load import Point
 from plurum.benchmarks.tuning_variant import Variant
 from plurum.spec import Contract
 
-__all__ = ["Final", "Objective", "Side", "Trial", "TuneResult", "csv_from_result", "medians_of"]
+__all__ = ["Final", "Gain", "Objective", "Side", "Trial", "TuneResult", "csv_from_result", "gain_of", "medians_of"]
 
 Side = Literal["before", "after"]
 
@@ -92,6 +93,26 @@ class Final(Contract):
     points: tuple[Point, ...]
 
 
+class Gain(Contract):
+    """How many times as many images a second `after` answers as `before`: the mean over turns, each with its pair.
+
+    Attributes:
+        ratio: Geometric mean.
+        low: Of the 95% interval, by Student's t of the logarithms; None of a single turn.
+        high: Likewise.
+    """
+
+    ratio: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.ratio:.2f} times as many"
+        noise = ", which may be noise" if self.low <= 1 <= self.high else ""
+        return f"{self.ratio:.2f} times as many (95% interval {self.low:.2f} to {self.high:.2f}{noise})"
+
+
 class TuneResult(Contract):
     """All of a tuning.
 
@@ -106,6 +127,7 @@ class TuneResult(Contract):
         trials: In the order in which they were taken.
         best: What the search ended with.
         finals: `before` is the repository as it was, `after` is `best`.
+        gain: Of `after` over `before`.
         chosen: What is written: `best`, or None where it was no better than the repository as it was.
         reason: Why, in a line.
     """
@@ -120,6 +142,7 @@ class TuneResult(Contract):
     trials: tuple[Trial, ...]
     best: Variant
     finals: tuple[Final, ...]
+    gain: Gain
     chosen: Variant | None
     reason: str
 
@@ -140,6 +163,21 @@ def medians_of(finals: Sequence[Final], side: Side) -> list[Point]:
         requests = sum(one.requests for one in points)
         found.append(Point(clients=points[0].clients, requests=requests, **figures))
     return found
+
+
+def gain_of(finals: Sequence[Final], objective: Objective) -> Gain:
+    """Return how many times as many images a second `after` answers as `before`, turn by turn."""
+    rates: dict[Side, dict[int, float]] = {"before": {}, "after": {}}
+    for one in finals:
+        rates[one.side][one.turn] = objective.best(one.points).images_per_s
+    logs = [math.log(rates["after"][turn] / rates["before"][turn]) for turn in rates["before"]]
+    mean = statistics.fmean(logs)
+    if len(logs) == 1:
+        return Gain(ratio=math.exp(mean))
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return Gain(ratio=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half))
 
 
 def csv_from_result(result: TuneResult) -> str:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import io
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
+from typer.main import get_command
 
 from plurum.benchmarks import tuning_exports, tuning_search
-from plurum.benchmarks.tune_efficiency import ratios
+from plurum.benchmarks.tune_efficiency import ratios, tune_efficiency
 from plurum.benchmarks.tuning_exports import exports_from_run
 from plurum.benchmarks.tuning_load import Point, mean_of
 from plurum.benchmarks.tuning_plots import plot_from_result
 from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts, write_variant
-from plurum.benchmarks.tuning_result import Final, Objective, Trial, TuneResult, csv_from_result
+from plurum.benchmarks.tuning_result import Final, Objective, Trial, TuneResult, csv_from_result, gain_of
 from plurum.benchmarks.tuning_search import Journal, Search
 from plurum.benchmarks.tuning_space import batchings, forms, members, precisions, shapes
 from plurum.benchmarks.tuning_variant import AS_IS, Backend, Batching, Placement, Variant
+from plurum.cli.main import app
 from plurum.errors import ParityError, RepositoryError, ServerError
 from plurum.export import repository_from_onnx
 from plurum.export.manifest import read_manifest
@@ -28,6 +33,7 @@ from plurum.run import Run
 from plurum.serving.staging import fill_in, read_config
 from plurum.spec import read_ensemble
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "tuning.md"
 BOTH: tuple[Backend, ...] = ("onnxruntime", "openvino")
 MOST = Objective(model="ensemble", clients=(4, 8))
 SOON = Objective(model="ensemble", clients=(1, 8), latency_ms=50)
@@ -356,6 +362,27 @@ def test_the_ratio_is_the_best_served_over_the_best_in_process_case() -> None:
     assert found["ensemble"]["ratio"] == round(16 * 0.06, 4)
 
 
+def test_the_pages_commands_can_be_given_and_its_picture_is_there() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    for picture in re.findall(r"\((images/.*?\.png)\)", text):
+        assert (PAGE.parent / picture).is_file()
+    alone = typer.Typer()
+    alone.command()(tune_efficiency)
+    known = {"plurum": get_command(app), "python": get_command(alone)}
+    commands = re.findall(r"```sh\n(.*?)\n```", text, flags=re.DOTALL)
+    assert len(commands) == 2
+    for command in commands:
+        program, *words = shlex.split(command)
+        # Parsed, not run: `python -m MODULE` before its options, `plurum tune` before its own.
+        if program == "plurum":
+            context = known[program].make_context(program, words, resilient_parsing=False)
+            tune = get_command(app).get_command(context, "tune")  # type: ignore[attr-defined]
+            tune.make_context("tune", words[1:])
+        else:
+            assert words[:2] == ["-m", tune_efficiency.__module__]
+            known[program].make_context(program, words[2:])
+
+
 def test_evidence_has_a_row_for_each_turn_and_load() -> None:
     best = variant(2)
     finals = [
@@ -376,6 +403,7 @@ def test_evidence_has_a_row_for_each_turn_and_load() -> None:
         ),
         best=best,
         finals=tuple(finals),
+        gain=gain_of(finals, MOST),
         chosen=best,
         reason="why",
     )
@@ -385,6 +413,11 @@ def test_evidence_has_a_row_for_each_turn_and_load() -> None:
     assert rows[3].endswith(",,,,,,did not start")
     assert len(rows) == 1 + 3 + 6 * 2
     assert [one.images_per_s for one in result.medians("after")] == [22, 40]
+    # At 8 in flight, the only load of both that counts.
+    assert result.gain.ratio == pytest.approx(2)
+    assert str(gain_of(finals[:1] + finals[3:4], MOST)) == "2.00 times as many"
+    noisy = [one.model_copy(update={"points": (point(8, 10 ** (1 + one.turn % 2), 10),)}) for one in finals[:3]]
+    assert str(gain_of([*noisy, *finals[3:]], MOST)).endswith(", which may be noise)")
     assert TuneResult.model_validate_json(result.model_dump_json()) == result
     picture = np.asarray(Image.open(io.BytesIO(plot_from_result(result))).convert("L"))
     assert picture.std() > 5

@@ -117,9 +117,8 @@ def _show(result: TuneResult, out: Path) -> None:
                 tried.add_row(f"  {trial.variant}: {trial.error}")
                 continue
             point = result.objective.best(trial.points)
-            tried.add_row(
-                f"  {trial.variant}", f"{trial.seconds:g}", f"{point.images_per_s:.1f}", f"{point.p99_ms:.0f}"
-            )
+            figures = (f"{point.images_per_s:.1f}", f"{point.p99_ms:.0f}", f"{trial.ratio(result.objective):.2f}")
+            tried.add_row(f"  {trial.variant}", f"{trial.seconds:g}", *figures)
     for side in ("before", "after"):
         for point in result.medians(side):
             figures = (f"{point.images_per_s:.1f}", f"{point.p50_ms:.1f}", f"{point.p99_ms:.1f}")
