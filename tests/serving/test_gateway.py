@@ -324,7 +324,6 @@ NOT_A_REQUEST: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
     ),
     "a bad JSON length": (400, "/v2/models/ensemble/infer", b"{}", {"Inference-Header-Content-Length": "9"}),
     "no JSON length": (400, "/v2/models/ensemble/infer", b"{}", {"Inference-Header-Content-Length": "\xb2"}),
-    "an upgrade": (400, "/predict", b"x", {"Connection": "Upgrade", "Upgrade": "websocket"}),
 }
 
 
@@ -382,7 +381,11 @@ def test_a_request_keeps_its_name_unless_that_is_the_probes(door: Gateway, serve
     for name in ("plurum-probe", "two words", "x" * 65):
         reply = door.predict(images[0], X_Request_ID=name)
         assert len(reply.headers["x-request-id"]) == 16
-    assert predictions() == before + 3
+    # The voter may count a moment after it has answered.
+    deadline = time.monotonic() + 5
+    while predictions() != before + 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_what_happened_is_counted(door: Gateway, images: list[bytes]) -> None:
