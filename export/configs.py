@@ -81,8 +81,8 @@ def ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encod
 def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> Any:
     """Return the config of the graph of members and vote: PIXELS → the answers, the winner by its index.
 
-    One instance with all cores: who asks it wants one answer soon. `plurum tune` finds out whether it serves many better
-    than the chain, too.
+    One instance with all cores: who asks it wants one answer soon. Whether it serves many better than the chain, too,
+    is for `plurum tune` to find out.
     """
     config = _graph_config(FUSED, max_batch_size, backend)
     if backend != "tensorrt":
