@@ -43,4 +43,4 @@ def test_it_runs_and_says_what_it_ran_on(tmp_path: Path) -> None:
         assert set(latencies) == set(WAYS)
         assert report[name]["added_ms"] == pytest.approx(added_ms(latencies), abs=2e-3)
     assert report["machine"]["cores"] >= 1
-    assert "gateway, /predict" in outcome.stderr
+    assert "one client, small members" in outcome.stderr
