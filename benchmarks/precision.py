@@ -45,7 +45,7 @@ def precision(
     work: Annotated[Path, typer.Option(help="Keeps data, members and repositories.")] = Path("runs/precision"),
     arch: Annotated[list[str], typer.Option(help="A timm architecture; repeat for more.")] = list(_ARCHS),  # noqa: B006
     size: Annotated[int, typer.Option(min=32, help="Height and width of the images.")] = 224,
-    epochs: Annotated[int, typer.Option(min=1, help="Of each member.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Of each member.")] = 15,
     rounds: Annotated[int, typer.Option(min=1, help="Turns that each gets.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of a turn.")] = 4.0,
 ) -> None:

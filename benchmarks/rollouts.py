@@ -61,7 +61,8 @@ class Live:
         if not line:
             self._process.wait()
             raise ServerError(f"plurum serve did not start: {self.said()}")
-        self.url: str = json.loads(line)["http"]
+        self.urls: dict[str, str] = json.loads(line)
+        self.url = self.urls["http"]
 
     def __enter__(self) -> Live:
         return self

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from plurum.errors import PlurumError, ServerError
 from plurum.serving.rehearsal import check_release, rehearse
-from plurum.serving.releases import Order, Releases, Report, State
+from plurum.serving.releases import Order, Releases, Report, State, Trial
 from plurum.serving.server import Server
 from plurum.spec import read_ensemble
 
@@ -55,21 +55,44 @@ class Rollout:
 
     def _go_on(self, state: State, tag: str) -> None:
         if tag == state.current:
-            self._say(f"{tag} is public already")
-            return
+            raise ServerError(f"{tag} is public already")
         self._load(state, tag)
-        self._publish(tag, state.current)
-        self.releases.keep(State(current=tag, previous=state.current))
-        if state.previous not in {None, tag}:
-            self.server.remove_release(str(state.previous), _LOAD_S)
-            self._say(f"{state.previous} is unloaded")
+        if self.order.percent is not None or self.order.shadow:
+            trial = Trial(release=tag, percent=self.order.percent or 0, shadow=self.order.shadow)
+            self._try(state, trial)
+        else:
+            self._publish(tag, state.current)
+            self.releases.keep(State(current=tag, previous=state.current))
+        # Memory holds two releases, not three; one that is gone back to later is loaded again.
+        self._unload(state.previous, state.trial.release if state.trial else None, but=tag)
 
     def _go_back(self, state: State) -> None:
+        if state.trial is not None:
+            self._publish(state.current, state.current)
+            self.releases.keep(state.model_copy(update={"trial": None}))
+            self._unload(state.trial.release)
+            return
         if state.previous is None:
             raise ServerError("there is no release to go back to")
         self._load(state, state.previous)
         self._publish(state.previous, state.current)
         self.releases.keep(State(current=state.previous, previous=state.current))
+
+    def _try(self, state: State, trial: Trial) -> None:
+        try:
+            self.server.put_on_trial(trial, state.current, _LOAD_S)
+        except ServerError:
+            self.server.publish(state.current, _LOAD_S)
+            raise
+        self.releases.keep(State(current=state.current, previous=state.previous, trial=trial))
+        what = "is compared with it" if trial.shadow else f"answers {trial.percent:g} % of the questions"
+        self._say(f"{state.current} is public; {trial.release} {what}")
+
+    def _unload(self, *tags: str | None, but: str | None = None) -> None:
+        for tag in tags:
+            if tag is not None and tag != but and self.server.has_release(tag):
+                self.server.remove_release(tag, _LOAD_S)
+                self._say(f"{tag} is unloaded")
 
     def _load(self, state: State, tag: str) -> None:
         """Load a release and ask it, unless it is loaded."""

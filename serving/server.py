@@ -23,6 +23,7 @@ from plurum.serving.installation import Triton, find_triton, lay_out
 from plurum.serving.leftovers import claim, end_processes, sweep_dead_servers, sweep_shared_memory
 from plurum.serving.log import TritonLog
 from plurum.serving.probe import NoAnswerError, Probe
+from plurum.serving.releases import Trial
 from plurum.serving.settings import Ports, ServerSettings, claimed_ports, faces_a_network, server_arguments
 from plurum.serving.stubs import is_running, stubs_of
 from plurum.spec import Ensemble, read_ensemble
@@ -227,6 +228,15 @@ class Server:
         for chain in self._staged.publish(tag):
             self._admin.load(chain, timeout_s)
 
+    def put_on_trial(self, trial: Trial, current: str, timeout_s: float) -> None:
+        """Have a loaded release answer a share of the public questions, or be compared with the one that does.
+
+        Raises:
+            ServerError: Triton could not, or not in time.
+        """
+        for front in self._staged.put_on_trial(trial, current):
+            self._admin.load(front, timeout_s)
+
     def remove_release(self, tag: str, timeout_s: float) -> None:
         """Unload the models of a release that is not public, and forget them."""
         models = self._staged.of(tag)
@@ -316,7 +326,10 @@ class Server:
         return [str(triton.binary), *arguments, *layout.arguments], layout.environment, self._folder
 
     def _drain(self) -> None:
-        drain(self.urls.grpc, self._key, self._staged.chains, self._settings.exit_timeout_s)
+        # A front model's questions go through the ensembles, which must stay until it is done.
+        for models in (self._staged.fronts, self._staged.chains):
+            if models:
+                drain(self.urls.grpc, self._key, models, self._settings.exit_timeout_s)
 
     def _ask(self, timeout_s: float) -> None:
         if (probe := self.probe()) is None:

@@ -20,10 +20,12 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.errors import RepositoryError
+from plurum.serving.releases import Trial
 
 __all__ = ["Staged", "are_complete", "fill_in", "model_folders", "read_config", "stage"]
 
 _CONFIG = "config.pbtxt"
+_FRONT = Path(__file__).parents[1] / "model_repository" / "trial" / "model.py"
 # More instances than this repeat a model's weights in memory for little; cores beyond go to threads.
 _MAX_INSTANCES = 4
 # What a backend calls the threads of an instance.
@@ -133,11 +135,13 @@ class Staged:
 
     Attributes:
         configs: By the model's name.
+        fronts: The public names under which a front model stands, while a release is on trial.
     """
 
     def __init__(self, folder: Path, cores: int, *, cpu_only: bool) -> None:
         self.folder = folder
         self.configs: dict[str, Any] = {}
+        self.fronts: list[str] = []
         self._cores, self._cpu_only = cores, cpu_only
 
     @property
@@ -171,7 +175,26 @@ class Staged:
                 _write_config(self.folder / config.name, config)
                 self.configs[config.name] = config
                 public.append(str(config.name))
+        self.fronts = []
         return public
+
+    def put_on_trial(self, trial: Trial, current: str) -> list[str]:
+        """Put a front model in the place of each public ensemble that both releases have, and return their names."""
+        fronts = []
+        for chain in self.of(current):
+            name = chain.removesuffix(f"-{current}")
+            candidate = f"{name}-{trial.release}"
+            if chain in self.chains and candidate in self.configs:
+                version = self.folder / name / "1"
+                version.mkdir(parents=True, exist_ok=True)
+                (version / "model.py").unlink(missing_ok=True)
+                (version / "model.py").symlink_to(_FRONT.resolve())
+                config = _front_config(name, self.configs[chain], {"current": chain, "candidate": candidate}, trial)
+                _write_config(version.parent, config)
+                self.configs[name] = config
+                fronts.append(name)
+        self.fronts = fronts
+        return fronts
 
     def touch(self, model: str) -> None:
         """Make Triton load a model anew: it passes over one whose files have not changed since it was loaded."""
@@ -183,6 +206,20 @@ class Staged:
         for model in self.of(tag):
             self.configs.pop(model)
             shutil.rmtree(self.folder / model, ignore_errors=True)
+
+
+def _front_config(name: str, chain: Any, parts: dict[str, str], trial: Trial) -> Any:
+    """Return the config of a front model: what `chain` takes and gives, and whom to ask how often."""
+    config = pb.ModelConfig(name=name, backend="python", max_batch_size=chain.max_batch_size)
+    config.input.extend(chain.input)
+    config.output.extend(chain.output)
+    # While one instance waits for its answers, the other passes on what has come since.
+    config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=_MAX_INSTANCES)
+    config.dynamic_batching.SetInParent()
+    config.parameters["contract"].string_value = chain.parameters["contract"].string_value
+    for key, value in (parts | {"percent": f"{trial.percent:g}", "shadow": str(int(trial.shadow))}).items():
+        config.parameters[key].string_value = value
+    return config
 
 
 def _write_config(model: Path, config: Any) -> None:

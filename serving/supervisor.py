@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from plurum.errors import ServerError
 from plurum.serving.metrics import answered
 from plurum.serving.probe import NoAnswerError
-from plurum.serving.releases import Releases, State
+from plurum.serving.releases import Order, Releases, State
 from plurum.serving.rollout import Rollout
 from plurum.serving.server import Server, Urls
 from plurum.serving.settings import ServerSettings
@@ -98,6 +98,7 @@ class Supervisor:
         self._repository = repository
         self._releases = releases
         self._rollout: threading.Thread | None = None
+        self._resumed: Order | None = None
         self._settings = settings or ServerSettings()
         self._supervision = supervision or SupervisionSettings()
         self.status = status or Status()
@@ -147,6 +148,9 @@ class Supervisor:
         if state is None:
             state = State(current=self._releases.add(self._repository))
             self._releases.keep(state)
+        if (trial := state.trial) is not None:
+            # A new server knows the public release alone.
+            self._resumed = Order(number=0, release=trial.release, percent=trial.percent or None, shadow=trial.shadow)
         return Server(self._releases.path(state.current), self._settings, state.current)
 
     def _take_order(self) -> None:
@@ -156,7 +160,8 @@ class Supervisor:
         if self._rollout is not None:
             self._rollout = None
             self._view.renew()
-        if (order := self._releases.take_order()) is not None:
+        if (order := self._resumed or self._releases.take_order()) is not None:
+            self._resumed = None
             rollout = Rollout(self._server, self._releases, order)
             self._rollout = threading.Thread(target=rollout.run, name="rollout", daemon=True)
             self._rollout.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from plurum.client.predictions import Prediction
 from plurum.errors import OutputError, RepositoryError
 from plurum.files import sha256_of
 from plurum.run import Run
+from plurum.serving.metrics import metrics_at
 from plurum.serving.rehearsal import check_artefacts
 from plurum.serving.releases import Order, Releases, Report, State
 
@@ -135,6 +137,81 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
     away = live.rollout(other)
     assert away.returncode == 2
     assert "nobody serves from" in away.stderr
+
+
+@pytest.mark.triton
+def test_a_release_on_trial(
+    repository: Path,
+    other: Path,
+    pixels: npt.NDArray[np.uint8],
+    expected: dict[str, list[Prediction]],
+    tmp_path: Path,
+) -> None:
+    failing = shutil.copytree(other, tmp_path / "failing")
+    with (failing / "voter" / "1" / "model.py").open("a") as file:
+        file.write(_FAILS_LATER)
+    folder = tmp_path / "live"
+    with Live(folder, repository) as live:
+        first = json.loads(live.rollout().stdout)["current"]
+        with Asked(live.url, pixels, expected, clients=2) as asked:
+            state = json.loads(live.rollout(other, "--percent", 50).stdout)
+            second = state["trial"]["release"]
+            assert state == {
+                "current": first,
+                "previous": None,
+                "trial": {"release": second, "percent": 50, "shadow": False},
+            }
+            _wait_for(asked, 40)
+        assert asked.failures == []
+        assert set(asked.answers) == {"first", "second"}
+        with Asked(live.url, pixels, expected, clients=2) as asked:
+            assert json.loads(live.rollout(other, "--shadow").stdout)["trial"]["shadow"]
+            asked.answers.clear()
+            _wait_for(asked, 40)
+        assert asked.failures == []
+        assert set(asked.answers) == {"first"}
+        samples = metrics_at(live.urls["metrics"])
+        compared = samples['plurum_trial_compared_total{model="ensemble_pixels"}']
+        assert compared >= 40
+        assert 0 <= samples['plurum_trial_other_labels_total{model="ensemble_pixels"}'] <= compared
+    # A new server takes the trial up again.
+    with Live(folder, None) as live, Asked(live.url, pixels, expected, clients=2) as asked:
+        deadline = time.monotonic() + 60
+        while (
+            "plurum_trial_compared_total" not in str(metrics_at(live.urls["metrics"])) and time.monotonic() < deadline
+        ):
+            time.sleep(0.2)
+        assert json.loads(live.rollout("--back").stdout) == {"current": first, "previous": None, "trial": None}
+        state = json.loads(live.rollout(failing, "--percent", 50).stdout)
+        _wait_for(asked, 40)
+        failures = metrics_at(live.urls["metrics"])['plurum_trial_failures_total{model="ensemble_pixels"}']
+        assert failures > 0
+        assert json.loads(live.rollout(other).stdout)["current"] == second
+    assert asked.failures == []
+    assert "mixed" not in asked.answers
+
+
+# Well while it is rehearsed (under the server's own request id), and not when others ask.
+_FAILS_LATER = """
+
+def _planted(execute):
+    def faulty(self, requests):
+        if any(request.request_id() != PROBE_ID for request in requests):
+            raise RuntimeError("planted")
+        return execute(self, requests)
+
+    return faulty
+
+
+TritonPythonModel.execute = _planted(TritonPythonModel.execute)
+"""
+
+
+def _wait_for(asked: Asked, answers: int) -> None:
+    """Wait until so many more have come."""
+    start, deadline = sum(asked.answers.values()), time.monotonic() + 60
+    while sum(asked.answers.values()) < start + answers and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def test_a_release_is_kept_as_it_was_and_once(repository: Path, tmp_path: Path) -> None:
