@@ -33,7 +33,9 @@ from plurum.spec import Ensemble, read_ensemble
 __all__ = ["Finding", "check_repository"]
 
 _OURS = {"ensemble", "ensemble_pixels", "ensemble_fused", "preprocess", "voter", "labels", "fused"}
-_FILES = {"ensemble.json", "export.json", "parity.json", "timing.cache"}
+_FILES = {"ensemble.json", "export.json", "parity.json", "timing.cache"} | {
+    f"tuning.{kind}" for kind in ("json", "csv", "png")
+}
 
 
 class Finding(BaseModel):

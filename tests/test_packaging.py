@@ -54,6 +54,8 @@ def test_the_wheel_holds_every_room_with_its_files(wheel: Path) -> None:
     assert tracked <= packed
     for needed in ("voter/model.py", "voter/metrics.py", "preprocess/model.py", "labels/model.py"):
         assert f"plurum/model_repository/{needed}" in packed
+    assert "plurum/model_repository/trial/model.py" in packed
+    assert "plurum/benchmarks/guard.json" in packed
     for backend in ("onnxruntime", "openvino"):
         assert f"plurum/serving/backends/{backend}/model.py" in packed
 
@@ -93,6 +95,8 @@ except MissingExtraError as error:
         (["export", "run"], "export"),
         (["doctor", "repository"], "export"),
         (["serve", "repository"], "serving"),
+        (["rollout", "repository"], "serving"),
+        (["gateway"], "gateway"),
         (["predict", "image.png"], "client"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from plurum.errors import ServerError, SettingsError
+from plurum.errors import ServerError, SettingsError, needs_extra
 
 if TYPE_CHECKING:
     from plurum.serving.releases import Releases, Report
@@ -58,8 +58,8 @@ def rollout(
 
       plurum rollout --releases live --json
     """
-    from plurum.serving.releases import Order, Releases
-
+    with needs_extra("serving"):
+        from plurum.serving.releases import Order, Releases
     if repository is not None and back:
         raise SettingsError("name either a model repository or --back")
     if ((percent is not None or shadow) and repository is None) or (percent is not None and shadow):

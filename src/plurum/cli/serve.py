@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from plurum.errors import ServerError, SettingsError
+from plurum.errors import ServerError, SettingsError, needs_extra
 
 if TYPE_CHECKING:
     from plurum.serving.releases import Releases
@@ -58,8 +58,9 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
 
       curl -i http://127.0.0.1:8003/v2/health/ready
     """
-    from plurum.serving import ServerSettings, Supervisor
-    from plurum.serving.status import Status, StatusServer
+    with needs_extra("serving"):
+        from plurum.serving import ServerSettings, Supervisor
+        from plurum.serving.status import Status, StatusServer
 
     settings = ServerSettings(
         host=host,
