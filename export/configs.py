@@ -30,8 +30,6 @@ __all__ = [
 
 # The steps of `ensemble_fused`.
 FUSED, LABELS = "fused", "labels"
-# What the labels step looks at besides the winner.
-_COUNTED = ("PROBABILITIES", "DISAGREEMENT", "MEMBER_PROBABILITIES", "REVIEW")
 
 
 def text_of(config: Any) -> str:
@@ -94,13 +92,18 @@ def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> A
 
 
 def labels_config(ensemble: Ensemble, max_batch_size: int) -> Any:
-    """Return the config of the Python model that names the winner: INDEX and what is counted → LABEL."""
+    """Return the config of the Python model that names the winner: INDEX and the answers without LABEL → the answers.
+
+    All of them come from this last step: an ensemble of Triton's refuses a request for some of its outputs where the
+    others come from an earlier step.
+    """
     config = _config(LABELS, max_batch_size, backend="python")
     config.input.append(_tensor(pb.ModelInput, "INDEX", "TYPE_INT32", (1,)))
-    answers = {one.name: one for one in _answers(ensemble)}
-    for name in _COUNTED:
-        config.input.append(pb.ModelInput(name=name, data_type=answers[name].data_type, dims=answers[name].dims))
-    config.output.append(answers["LABEL"])
+    answers = _answers(ensemble)
+    config.input.extend(
+        pb.ModelInput(name=one.name, data_type=one.data_type, dims=one.dims) for one in answers if one.name != "LABEL"
+    )
+    config.output.extend(answers)
     return config
 
 
@@ -112,10 +115,10 @@ def fused_ensemble_config(
     It answers what `ensemble_config` answers, and carries the same `contract`.
     """
     config = _ensemble_config(name, ensemble, max_batch_size, encoded=encoded)
-    outputs = {name: name for name in ("INDEX", *OUTPUTS) if name != "LABEL"}
+    tensors = {name: f"{FUSED}_{name}" for name in ("INDEX", *OUTPUTS) if name != "LABEL"}
     steps = config.ensemble_scheduling.step
-    steps.append(_step(FUSED, {INPUT_PIXELS: INPUT_PIXELS}, outputs))
-    steps.append(_step(LABELS, {name: name for name in ("INDEX", *_COUNTED)}, {"LABEL": "LABEL"}))
+    steps.append(_step(FUSED, {INPUT_PIXELS: INPUT_PIXELS}, tensors))
+    steps.append(_step(LABELS, tensors, {output: output for output in OUTPUTS}))
     return config
 
 

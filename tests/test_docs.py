@@ -29,7 +29,7 @@ SMALL = {
 # 70,000 images of Debian's package, an hour: some digits in files of the same form stand in for them.
 INSTALLED, HOUR_LONG = "/usr/share/datasets/fashion-mnist", "--epochs 8 --batch-size 128"
 PROGRAMS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
-PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -31,7 +31,7 @@ COMMANDS = [
 MAKE = ["make demo", "make test"]
 NEEDS_A_GPU = [command for command in COMMANDS if command.startswith("docker run --gpus")]
 BENCHMARK = "python -m plurum.benchmarks.throughput"
-PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
 

@@ -3,8 +3,9 @@
 Export copies it with `voting.py`, `metrics.py` and `ensemble.json` into `labels/1`; it needs NumPy, not Plurum. A graph
 can't answer with strings on a GPU, and can't count.
 
-    INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES, REVIEW     as the fused graph answers them
-    LABEL  BYTES [batch, 1]                                              the winning class
+    INDEX                        INT32 [batch, 1]: the winning class, from the fused graph
+    LABEL                        BYTES [batch, 1]: its name
+    PROBABILITIES … REVIEW       the fused graph's other answers, in and out as they are
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ class TritonPythonModel:
         self.metrics.close()
 
     def _answer(self, request: Any) -> Any:
-        names = ("INDEX", "PROBABILITIES", "DISAGREEMENT", "MEMBER_PROBABILITIES", "REVIEW")
-        index, probabilities, disagreement, members, review = (
-            pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names
-        )
+        tensors = {tensor.name(): tensor for tensor in request.inputs()}
+        index = tensors.pop("INDEX").as_numpy()
+        names = ("PROBABILITIES", "DISAGREEMENT", "MEMBER_PROBABILITIES", "REVIEW")
+        probabilities, disagreement, members, review = (tensors[name].as_numpy() for name in names)
         silent = [name for name, rest in zip(self.members, np.isnan(members).any(axis=(0, 2)), strict=True) if rest]
         if silent:
             fault = pb_utils.TritonError(f"no vote: NaN from {', '.join(silent)}", pb_utils.TritonError.INTERNAL)
@@ -57,4 +58,5 @@ class TritonPythonModel:
         answers = Answers(index[:, 0], probabilities, disagreement[:, 0], members, review[:, 0], counted)
         # Copies: what came in lies in memory that the next request will be written to.
         self.metrics.observe(Answers(*map(np.array, answers)))
-        return pb_utils.InferenceResponse([pb_utils.Tensor("LABEL", self.classes[index[:, 0]][:, None])])
+        label = pb_utils.Tensor("LABEL", self.classes[index[:, 0]][:, None])
+        return pb_utils.InferenceResponse([*tensors.values(), label])
