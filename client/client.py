@@ -1,36 +1,31 @@
-"""Ask a served ensemble about images."""
+"""Ask a served ensemble about images, from threads."""
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from types import TracebackType
-from typing import Any, NoReturn
 
-from plurum.client.payload import (
-    ENSEMBLE,
-    ENSEMBLE_PIXELS,
-    AnyImage,
-    Item,
-    batches,
-    item_from_image,
-    name_of,
-    tensor_from_items,
-)
-from plurum.client.predictions import Answer, Failure, Prediction, Served, predictions_from_tensors
-from plurum.client.transport import RefusedError, WireProtocol, transport_from_url
-from plurum.errors import ImageError, PlurumError, ServerError, SettingsError
+from plurum.client.asking import Urls, asker_from, raise_first
+from plurum.client.calls import Deadline, Flow, carried_out
+from plurum.client.payload import AnyImage
+from plurum.client.predictions import Answer, Prediction, Served
+from plurum.client.transport import Tls, WireProtocol
+from plurum.errors import ServerError, SettingsError
 
-__all__ = ["EnsembleClient"]
+__all__ = ["CLOSE_S", "EnsembleClient"]
+
+# Calls that nobody waits for any more may still hold a place on the server; seconds that `close` leaves them.
+CLOSE_S = 5.0
 
 
 class EnsembleClient:
     """A connection to a served ensemble, for `with` or to be closed; may be used from several threads.
 
-    Nothing is asked before the first question.
+    Nothing is asked before the first question. That fails at once when no server answers; after it, a server that is
+    away, restarts, is full or fails is asked again, with growing pauses, as long as `timeout_s` allows. An image that
+    is refused is not.
 
     Example:
         >>> with EnsembleClient("127.0.0.1:8001") as client:
@@ -38,11 +33,17 @@ class EnsembleClient:
         ...         print(prediction.label, prediction.confidence, prediction.review)
 
     Args:
-        url: `host:port`, `http://host:port` or `grpc://host:port`; by default this machine and the protocol's port
-            (gRPC 8001, HTTP 8000).
+        url: `host:port`, `http://host:port`, `grpc://host:port`, `https://…` or `grpcs://…`; by default this machine
+            and the protocol's port (gRPC 8001, HTTP 8000). Several are asked in turn; those that do not answer are
+            left out until they do.
         protocol: `grpc` or `http`; by default what the URL says, else gRPC.
-        timeout_s: How long one request may take.
+        model: Which to ask, such as `ensemble_fused`; by default `ensemble`, and `ensemble_pixels` about arrays of
+            exactly its size.
+        timeout_s: How long one request may take, from when it is begun, with all that is tried for it. Kept here: a
+            gRPC server is never told, since Triton can crash when a call is cancelled.
         concurrency: How many requests are under way at once, so that the server never waits for the client.
+        api_key: Sent as `Authorization: Bearer`; by default the environment's PLURUM_API_KEY, if there is one.
+        tls: Certificates, for `https://` and `grpcs://`.
 
     Raises:
         MissingExtraError: tritonclient is not installed.
@@ -51,17 +52,18 @@ class EnsembleClient:
 
     def __init__(
         self,
-        url: str | None = None,
+        url: Urls = None,
         protocol: WireProtocol | None = None,
         *,
+        model: str | None = None,
         timeout_s: float = 60.0,
         concurrency: int = 4,
+        api_key: str | None = None,
+        tls: Tls | None = None,
     ) -> None:
-        if not timeout_s > 0:
-            raise SettingsError(f"a timeout of {timeout_s:g} s is none; give more than 0")
         if concurrency < 1:
             raise SettingsError(f"{concurrency} requests at once ask nothing; give 1 or more")
-        self._transport = transport_from_url(url, protocol, timeout_s)
+        self._asker = asker_from(url, protocol, model, timeout_s, api_key, tls)
         self._concurrency = concurrency
         self._workers = ThreadPoolExecutor(concurrency, thread_name_prefix="plurum-client")
 
@@ -72,34 +74,20 @@ class EnsembleClient:
         self.close()
 
     def close(self) -> None:
-        """Wait for the requests under way and let go of the connection."""
-        self._workers.shutdown(cancel_futures=True)
-        self._transport.close()
+        """Let go of the connections, after waiting a few seconds for requests under way."""
+        self._asker.closed = True
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        for transport in self._asker.balance.transports:
+            transport.close(CLOSE_S)
 
-    @cached_property
+    @property
     def served(self) -> Served:
         """What the server says of its ensemble; asked once.
 
         Raises:
             ServerError: no server answers, or it serves no ensemble.
         """
-        try:
-            outputs = self._transport.metadata(ENSEMBLE)["outputs"]
-        except RefusedError as error:
-            self._explain(error)
-        except (KeyError, TypeError) as error:
-            raise ServerError(f"what answers at {self._transport.address} is no Triton") from error
-        shapes = {output["name"]: [int(size) for size in output.get("shape", ())] for output in outputs}
-        try:
-            config = self._transport.config(ENSEMBLE)
-        except RefusedError:
-            # A server that faces others may keep its configs to itself; names are all that is lost.
-            config = {}
-        try:
-            classes, members = _names(config, shapes)
-        except (KeyError, ValueError) as error:
-            raise ServerError(f"the model {ENSEMBLE!r} at {self._transport.address} is none of Plurum's") from error
-        return Served(classes, members, int(config.get("max_batch_size", 1)), self._pixels_shape())
+        return carried_out(self._asker.served(Deadline.after(self._asker.timeout_s)))
 
     def predict(self, images: Iterable[AnyImage], *, batch_size: int = 8) -> list[Prediction]:
         """Return one prediction per image, in order.
@@ -111,15 +99,10 @@ class EnsembleClient:
 
         Raises:
             ImageError: an image got no answer; the message names the first and says why. `stream` gives the others.
-            ServerError: no server answers, or it serves no ensemble.
+            ServerError: no server answers, it fails, or it serves no ensemble.
             SettingsError: a batch of less than one image.
         """
-        answers = list(self.stream(images, batch_size=batch_size))
-        failures = [answer for answer in answers if isinstance(answer, Failure)]
-        if failures:
-            more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-            raise ImageError(f"{failures[0].name}: {failures[0].reason}{more}")
-        return [answer for answer in answers if isinstance(answer, Prediction)]
+        return raise_first(list(self.stream(images, batch_size=batch_size)))
 
     def stream(self, images: Iterable[AnyImage], *, batch_size: int = 8) -> Iterator[Answer]:
         """Yield one `Prediction` or `Failure` per image, in order, while later images are on their way.
@@ -132,16 +115,19 @@ class EnsembleClient:
             batch_size: Likewise.
 
         Raises:
-            ServerError: no server answers (any more), or it serves no ensemble.
+            ServerError: no server answers (any more), it fails, or it serves no ensemble.
             SettingsError: a batch of less than one image.
         """
-        if batch_size < 1:
-            raise SettingsError(f"a batch of {batch_size} images is none; give 1 or more")
-        size = min(batch_size, self.served.max_batch_size)
+        asker = self._asker
+        # The first request pays for asking what is served.
+        deadline = Deadline.after(asker.timeout_s)
+        served = carried_out(asker.served(deadline))
         pending: deque[Future[list[Answer]]] = deque()
         try:
-            for batch in batches(self._entries(images), size):
-                pending.append(self._workers.submit(self._answers, batch))
+            for index, batch in enumerate(asker.batches(images, served, batch_size)):
+                if index:
+                    deadline = Deadline.after(asker.timeout_s)
+                pending.append(self._submit(asker.answers(batch, served, deadline)))
                 # One more than are under way, so that a worker that ends finds its next.
                 while pending and (len(pending) > self._concurrency or pending[0].done()):
                     yield from pending.popleft().result()
@@ -151,57 +137,8 @@ class EnsembleClient:
             for future in pending:
                 future.cancel()
 
-    def _entries(self, images: Iterable[AnyImage]) -> Iterator[Item | Failure]:
-        for index, image in enumerate(images):
-            try:
-                yield item_from_image(index, image, self.served.pixels_shape)
-            except ImageError as error:
-                yield Failure(index, name_of(index, image), str(error))
-
-    def _answers(self, batch: list[Item | Failure]) -> list[Answer]:
-        answers = iter(self._ask([entry for entry in batch if isinstance(entry, Item)]))
-        return [entry if isinstance(entry, Failure) else next(answers) for entry in batch]
-
-    def _ask(self, items: list[Item]) -> list[Answer]:
-        """Return the answers to images of one model; when that refuses them together, ask about each alone."""
-        if not items:
-            return []
-        model, name, tensor = tensor_from_items(items)
+    def _submit(self, flow: Flow[list[Answer]]) -> Future[list[Answer]]:
         try:
-            tensors = self._transport.infer(model, name, tensor)
-        except RefusedError as error:
-            if len(items) > 1 and error.kind == "refused":
-                return [answer for item in items for answer in self._ask([item])]
-            return [Failure(item.index, item.name, error.reason) for item in items]
-        return list(predictions_from_tensors(tensors, self.served, len(items)))
-
-    def _pixels_shape(self) -> tuple[int, int, int] | None:
-        try:
-            (pixels,) = self._transport.metadata(ENSEMBLE_PIXELS)["inputs"]
-            _, height, width, channels = map(int, pixels["shape"])
-        except (RefusedError, ValueError):
-            return None
-        return height, width, channels
-
-    def _explain(self, error: RefusedError) -> NoReturn:
-        place = self._transport.address
-        if error.kind != "missing":
-            raise ServerError(f"the server at {place} does not describe {ENSEMBLE!r}: {error.reason}") from error
-        try:
-            others = ", ".join(self._transport.models()) or "no model at all"
-        except (PlurumError, RefusedError):
-            others = "what it keeps to itself"
-        raise ServerError(
-            f"the server at {place} has no model {ENSEMBLE!r}, but {others}; "
-            "serve an exported ensemble with: plurum serve REPO"
-        ) from error
-
-
-def _names(config: dict[str, Any], shapes: dict[str, list[int]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of classes and members from the contract that the config carries, else their numbers."""
-    try:
-        contract = json.loads(config["parameters"]["contract"]["string_value"])
-        return tuple(contract["classes"]), tuple(member["name"] for member in contract["members"])
-    except (KeyError, TypeError, ValueError):
-        members, classes = shapes["MEMBER_PROBABILITIES"][-2:]
-        return tuple(map(str, range(classes))), tuple(map(str, range(members)))
+            return self._workers.submit(carried_out, flow)
+        except RuntimeError as error:
+            raise ServerError("the client is closed; make another") from error

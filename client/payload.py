@@ -75,17 +75,23 @@ class Item:
         return len(self.payload) if isinstance(self.payload, bytes) else self.payload.nbytes
 
 
-def item_from_image(index: int, image: AnyImage, served_shape: tuple[int, int, int] | None) -> Item:
+def item_from_image(
+    index: int, image: AnyImage, served_shape: tuple[int, int, int] | None, *, encoded: bool = True
+) -> Item:
     """Return `image` ready for the wire.
 
     Args:
         index: Its place, from 0.
         image: A path, encoded bytes, a Pillow image, or uint8 pixels `[height, width, 3]` or `[height, width]`.
         served_shape: `(height, width, 3)` of `ensemble_pixels`, or None where it isn't served.
+        encoded: Whether a model that takes encoded images is asked, too.
 
     Raises:
-        ImageError: the file can't be read, or the pixels are of a kind whose range isn't known.
+        ImageError: the file can't be read, the pixels are of a kind whose range isn't known, or only pixels of
+            `served_shape` are taken and these are none.
     """
+    if not encoded:
+        return Item(index, name_of(index, image), _pixels_as_they_are(image, served_shape))
     if isinstance(image, str | Path):
         return Item(index, name_of(index, image), _bytes_from_file(Path(image)))
     name = name_of(index, image)
@@ -137,6 +143,19 @@ def tensor_from_items(items: list[Item]) -> tuple[str, str, npt.NDArray[Any]]:
         encoded[:, 0] = [item.payload for item in items]
         return ENSEMBLE, IMAGE, encoded
     return ENSEMBLE_PIXELS, INPUT_PIXELS, np.stack([item.payload for item in items])
+
+
+def _pixels_as_they_are(image: AnyImage, served_shape: tuple[int, int, int] | None) -> npt.NDArray[np.uint8]:
+    """Return pixels that need no bringing to size, which is for the server alone to do."""
+    if isinstance(image, Image.Image) and image.mode in {"L", "RGB"}:
+        image = np.asarray(image.convert("RGB"))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != served_shape:
+        got = f"an array of {list(image.shape)}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+        shape = ", ".join(map(str, served_shape or ()))
+        raise ImageError(
+            f"{got}: this model takes uint8 pixels [{shape}] alone; the model {ENSEMBLE!r} takes any image"
+        )
+    return np.ascontiguousarray(image)
 
 
 def _bytes_from_file(path: Path) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,15 @@ class Served:
         classes: Names, in the order of the outputs; "0", "1", … where the server keeps its config to itself.
         members: Likewise.
         max_batch_size: Most images in one request.
-        pixels_shape: `(height, width, 3)` that `ensemble_pixels` takes; None where it isn't served.
+        pixels_shape: `(height, width, 3)` of the pixels it takes as they are; None where it takes none.
+        takes_encoded: Whether it takes JPEG, PNG and TIFF, of any size.
     """
 
     classes: tuple[str, ...]
     members: tuple[str, ...]
     max_batch_size: int
     pixels_shape: tuple[int, int, int] | None
+    takes_encoded: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,13 @@ class Failure:
         index: Its place among all that were asked about, from 0.
         name: Its path, or `image 3` for one that has none.
         reason: In one line, the server's words or those of the file system.
+        fault: `image`, or `server` where that failed over this image and has answered about its neighbours.
     """
 
     index: int
     name: str
     reason: str
+    fault: Literal["image", "server"] = "image"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the reason as `error`."""

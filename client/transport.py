@@ -1,86 +1,186 @@
-"""The two ways to a server, gRPC and HTTP, behind one shape. Both may be used from several threads at once.
+"""What both ways to a server, gRPC and HTTP, have in common.
 
-`Transport.infer` and its siblings either return, or raise `RefusedError` when the server answered with an error, or
-`ServerError` when none did.
+A transport begins calls and never waits: each ends with an answer, with `CallError` when there was none or the server
+answered with an error, or with `ServerError` when what answers is no Triton.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import logging
-from typing import Any, ClassVar, Literal, NoReturn, Protocol
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
-from plurum.errors import ServerError, SettingsError, needs_extra
+from plurum.client.calls import Call
+from plurum.errors import ServerError, SettingsError
 
 __all__ = [
+    "API_KEY_VARIABLE",
     "DEFAULT_PORTS",
-    "GrpcTransport",
-    "HttpTransport",
-    "RefusedError",
+    "NO_ACCESS",
+    "Access",
+    "CallError",
+    "Fault",
+    "Place",
+    "Tensors",
+    "Tls",
     "Transport",
     "WireProtocol",
-    "transport_from_url",
+    "access_from",
+    "place_from_url",
+    "server_error",
 ]
 
 WireProtocol = Literal["grpc", "http"]
-DEFAULT_PORTS: dict[WireProtocol, int] = {"grpc": 8001, "http": 8000}
+DEFAULT_PORTS: dict[str, int] = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
+API_KEY_VARIABLE = "PLURUM_API_KEY"
+DATA_TYPES = {np.dtype(np.object_): "BYTES", np.dtype(np.uint8): "UINT8"}
 Tensors = dict[str, npt.NDArray[Any]]
-
-# Questions about the server itself need no computing; one that takes longer than this does not answer at all.
-_QUESTION_TIMEOUT_S = 10.0
-_DATA_TYPES = {np.dtype(np.object_): "BYTES", np.dtype(np.uint8): "UINT8"}
-# tritonclient's own bound: the largest message that protobuf can hold.
-_MAX_MESSAGE_BYTES = 2**31 - 1
+# refused: what was asked can't be answered. missing: no such model. busy: not now. broken: the server failed.
+# denied: not by us. away: no answer.
+Fault = Literal["refused", "missing", "busy", "broken", "denied", "away"]
 _log = logging.getLogger(__name__)
 
 
-class RefusedError(Exception):
-    """The server answered with an error.
+class CallError(Exception):
+    """A call that ended without an answer.
 
     Attributes:
-        reason: Its words, in one line.
-        kind: `missing` for a model it hasn't, `busy` for "not now", else `refused`.
+        reason: The server's words or the network's, in one line.
+        fault: Whose it is; see `Fault`.
+        wait_s: How long the server asks to be left alone; 0 where it does not say.
     """
 
-    def __init__(self, reason: str, kind: Literal["missing", "busy", "refused"]) -> None:
+    def __init__(self, reason: str, fault: Fault, wait_s: float = 0.0) -> None:
         super().__init__(reason)
         self.reason = " ".join(reason.split())[:1000]
-        self.kind = kind
+        self.fault = fault
+        self.wait_s = wait_s
 
 
 class Transport(Protocol):
-    """What `EnsembleClient` needs of a protocol."""
+    """What a client needs of a protocol; calls may be begun from several threads at once.
+
+    `timeout_s` is what is left to whoever asks, for protocols that can hang up.
+    """
 
     protocol: ClassVar[WireProtocol]
     address: str
 
-    def metadata(self, model: str) -> dict[str, Any]:
-        """Return a model's inputs and outputs, as Triton's metadata extension has them in JSON."""
+    def live(self, timeout_s: float) -> Call[bool]:
+        """Whether the server says that it lives."""
 
-    def config(self, model: str) -> dict[str, Any]:
-        """Return a model's configuration, as `config.pbtxt` has it in JSON."""
+    def metadata(self, model: str, timeout_s: float) -> Call[dict[str, Any]]:
+        """A model's inputs and outputs, as Triton's metadata extension has them in JSON."""
 
-    def models(self) -> list[str]:
-        """Return the names of the models that are loaded, sorted; the index of the repository is often kept shut."""
+    def config(self, model: str, timeout_s: float) -> Call[dict[str, Any]]:
+        """A model's configuration, as `config.pbtxt` has it in JSON."""
 
-    def infer(self, model: str, name: str, tensor: npt.NDArray[Any]) -> Tensors:
-        """Return all outputs by name for one input."""
+    def models(self, timeout_s: float) -> Call[list[str]]:
+        """The names of the models that are loaded, sorted; the index of the repository is often kept shut."""
 
-    def close(self) -> None:
-        """Let go of the connection."""
+    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Tensors]:
+        """All outputs by name for one input."""
+
+    def close(self, patience_s: float) -> None:
+        """Let go of the connection, after waiting so long at most for calls whose end could hurt the server."""
 
 
-def transport_from_url(url: str | None, protocol: WireProtocol | None, timeout_s: float) -> Transport:
-    """Return the way to `host:port`, `http://host:port` or `grpc://host:port`; without one, to this machine.
+@dataclass(frozen=True)
+class Tls:
+    """Whom to believe, and who we are, on a `grpcs://` or `https://` address. All files are PEM.
+
+    Attributes:
+        ca_file: Certificates of the authorities to believe; None believes those that the system (https) or gRPC knows.
+        cert_file: Our own certificate, for servers that ask for one.
+        key_file: Its private key.
+    """
+
+    ca_file: str | Path | None = None
+    cert_file: str | Path | None = None
+    key_file: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise SettingsError("a certificate and its private key go together; give cert_file and key_file")
+
+    def context(self) -> ssl.SSLContext:
+        """Return what Python's sockets need.
+
+        Raises:
+            SettingsError: a file can't be read, or holds no PEM.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.cert_file and self.key_file:
+                context.load_cert_chain(self.cert_file, self.key_file)
+        except OSError as error:
+            raise SettingsError(f"the TLS files can't be used: {error.strerror or error}; PEM is needed") from error
+        return context
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a server wants to see.
+
+    Attributes:
+        api_key: Sent as `Authorization: Bearer`; shown nowhere.
+        tls: For addresses that are asked over TLS.
+    """
+
+    api_key: str | None = field(default=None, repr=False)
+    tls: Tls = Tls()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of every call; lower case, as gRPC wants them."""
+        return {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+
+NO_ACCESS = Access()
+
+
+def access_from(api_key: str | None, tls: Tls | None, environment: Mapping[str, str] = os.environ) -> Access:
+    """Return what to show a server: the key given, else that of the environment's PLURUM_API_KEY, else none.
+
+    Raises:
+        SettingsError: a key that no header can hold.
+    """
+    key = (environment.get(API_KEY_VARIABLE, "") if api_key is None else api_key).strip()
+    # The key itself is never part of a message.
+    if not all("!" <= letter <= "~" for letter in key):
+        raise SettingsError("the API key holds blanks or letters that no header can hold; give it as it was issued")
+    return Access(key or None, tls or Tls())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server is.
+
+    Attributes:
+        protocol: Spoken there.
+        address: HOST:PORT.
+        secure: Over TLS.
+    """
+
+    protocol: WireProtocol
+    address: str
+    secure: bool = False
+
+
+def place_from_url(url: str | None, protocol: WireProtocol | None) -> Place:
+    """Return where `host:port`, `http(s)://host:port` or `grpc(s)://host:port` leads; without one, this machine.
 
     Raises:
         SettingsError: the URL is none of these, or its scheme isn't the protocol asked for.
-        MissingExtraError: tritonclient is not installed.
     """
     text = url or "127.0.0.1"
     try:
@@ -88,186 +188,63 @@ def transport_from_url(url: str | None, protocol: WireProtocol | None, timeout_s
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise SettingsError(f"{url!r} is no address of a server ({error}); give host:port") from error
-    chosen = _protocol(parts, protocol, text)
+    chosen, scheme = _protocol(parts, protocol, text)
     if not host or parts.path.strip("/") or parts.query or parts.username:
         raise SettingsError(f"{url!r} is no address of a server; give host:port, such as 127.0.0.1:8001")
-    address = f"{f'[{host}]' if ':' in host else host}:{port or DEFAULT_PORTS[chosen]}"
-    return GrpcTransport(address, timeout_s) if chosen == "grpc" else HttpTransport(address, timeout_s)
+    address = f"{f'[{host}]' if ':' in host else host}:{port or DEFAULT_PORTS[scheme]}"
+    return Place(chosen, address, scheme.endswith("s"))
 
 
-def _protocol(parts: SplitResult, wanted: WireProtocol | None, url: str) -> WireProtocol:
-    known: tuple[WireProtocol, ...] = ("grpc", "http")
-    if wanted is not None and wanted not in known:
-        raise SettingsError(f"protocol {wanted!r} is not known; it is 'grpc' or 'http'")
-    if not parts.scheme:
-        return wanted or "grpc"
-    for protocol in known:
-        if parts.scheme == protocol and wanted in {None, protocol}:
-            return protocol
-    raise SettingsError(f"{url!r} can't be asked over {wanted or 'gRPC or HTTP'}; give host:port without a scheme")
-
-
-class GrpcTransport:
-    """Over tritonclient's gRPC client, one channel for all threads."""
-
-    protocol: ClassVar[WireProtocol] = "grpc"
-
-    def __init__(self, address: str, timeout_s: float) -> None:
-        with needs_extra("client"):
-            import tritonclient.grpc as triton
-        self.address = address
-        self._triton = triton
-        self._timeout_s = timeout_s
-        self._question = {"as_json": True, "client_timeout": min(timeout_s, _QUESTION_TIMEOUT_S)}
-        # A proxy from the environment is for the web, not for a server that was named with its port.
-        options = [
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-        ]
-        self._client = triton.InferenceServerClient(address, channel_args=options)
-
-    def metadata(self, model: str) -> dict[str, Any]:
-        """See `Transport`."""
-        return self._ask("get_model_metadata", model, **self._question)  # type: ignore[no-any-return]
-
-    def config(self, model: str) -> dict[str, Any]:
-        """See `Transport`."""
-        return self._ask("get_model_config", model, **self._question)["config"]  # type: ignore[no-any-return]
-
-    def models(self) -> list[str]:
-        """See `Transport`."""
-        return _names(self._ask("get_inference_statistics", **self._question).get("model_stats", []))
-
-    def infer(self, model: str, name: str, tensor: npt.NDArray[Any]) -> Tensors:
-        """See `Transport`."""
-        given = self._triton.InferInput(name, tensor.shape, _DATA_TYPES[tensor.dtype])
-        given.set_data_from_numpy(tensor)
-        result = self._ask("infer", model, [given], client_timeout=self._timeout_s)
-        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
-
-    def close(self) -> None:
-        """See `Transport`."""
-        self._client.close()
-
-    def _ask(self, question: str, *args: Any, **options: Any) -> Any:
-        try:
-            return getattr(self._client, question)(*args, **options)
-        except self._triton.InferenceServerException as error:
-            self._raise(error, options["client_timeout"])
-
-    def _raise(self, error: Any, timeout_s: float) -> NoReturn:
-        status, reason = str(error.status()).removeprefix("StatusCode."), str(error.message())
-        if status == "DEADLINE_EXCEEDED":
-            raise _late(self, timeout_s) from error
-        # gRPC says UNAVAILABLE of a server that is away and Triton of a full queue: only an answer tells.
-        if status == "UNAVAILABLE" and not self._live():
-            raise _away(self, reason) from error
-        kinds: dict[str, Literal["missing", "busy"]] = {"NOT_FOUND": "missing", "UNAVAILABLE": "busy"}
-        raise RefusedError(reason, kinds.get(status, "refused")) from error
-
-    def _live(self) -> bool:
-        try:
-            return bool(self._client.is_server_live(client_timeout=_QUESTION_TIMEOUT_S))
-        except self._triton.InferenceServerException:
-            return False
-
-
-class HttpTransport:
-    """Over the standard library, with tritonclient's bodies: its own HTTP client is for one thread alone.
-
-    Each question has a connection of its own: an idle one would keep a Triton that is told to end from ending.
-    """
-
-    protocol: ClassVar[WireProtocol] = "http"
-
-    def __init__(self, address: str, timeout_s: float) -> None:
-        with needs_extra("client"):
-            import tritonclient.http as triton
-        self.address = address
-        self._triton = triton
-        self._timeout_s = timeout_s
-
-    def metadata(self, model: str) -> dict[str, Any]:
-        """See `Transport`."""
-        return self._question("GET", f"/v2/models/{model}")  # type: ignore[no-any-return]
-
-    def config(self, model: str) -> dict[str, Any]:
-        """See `Transport`."""
-        return self._question("GET", f"/v2/models/{model}/config")  # type: ignore[no-any-return]
-
-    def models(self) -> list[str]:
-        """See `Transport`."""
-        return _names(self._question("GET", "/v2/models/stats")["model_stats"])
-
-    def infer(self, model: str, name: str, tensor: npt.NDArray[Any]) -> Tensors:
-        """See `Transport`."""
-        given = self._triton.InferInput(name, tensor.shape, _DATA_TYPES[tensor.dtype])
-        given.set_data_from_numpy(tensor, binary_data=True)
-        client = self._triton.InferenceServerClient
-        body, json_bytes = client.generate_request_body([given])
-        headers = {"Inference-Header-Content-Length": str(json_bytes)}
-        answer, json_bytes = self._send("POST", f"/v2/models/{model}/infer", body, headers, self._timeout_s)
-        result = client.parse_response_body(answer, header_length=json_bytes)
-        return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
-
-    def close(self) -> None:
-        """See `Transport`: there is no connection to let go of."""
-
-    def _question(self, method: str, path: str) -> Any:
-        answer, _ = self._send(method, path, b"", {}, min(self._timeout_s, _QUESTION_TIMEOUT_S))
-        try:
-            return json.loads(answer)
-        except ValueError as error:
-            raise ServerError(f"what answers at {self.address} is no Triton: it sends no JSON") from error
-
-    def _send(
-        self, method: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float
-    ) -> tuple[bytes, int | None]:
-        """Return an answer's body and, of one with tensors in it, how long its JSON part is."""
-        connection = http.client.HTTPConnection(self.address, timeout=timeout_s)
-        try:
-            connection.request(method, path, body, headers | {"Connection": "close"})
-            response = connection.getresponse()
-            answer, length = response.read(), response.getheader("Inference-Header-Content-Length")
-        except TimeoutError as error:
-            raise _late(self, timeout_s) from error
-        except OSError as error:
-            raise _away(self, error.strerror or repr(error)) from error
-        except http.client.HTTPException as error:
-            raise _away(self, "what answers there does not speak HTTP") from error
-        finally:
-            connection.close()
-        if response.status != http.client.OK:
-            kinds: dict[int, Literal["missing", "busy"]] = {404: "missing", 503: "busy"}
-            raise RefusedError(_error_text(answer), kinds.get(response.status, "refused"))
-        return answer, None if length is None else int(length)
-
-
-def _names(statistics: list[dict[str, Any]]) -> list[str]:
-    return sorted({model["name"] for model in statistics})
-
-
-def _error_text(answer: bytes) -> str:
+def warn_of_plain_key(place: Place, access: Access) -> None:
+    """Log that a key is about to leave this machine for everyone on the way to read."""
+    host = place.address.rpartition(":")[0].strip("[]")
     try:
-        return str(json.loads(answer)["error"])
-    except (ValueError, KeyError, TypeError):
-        return answer[:200].decode("utf-8", "replace") or "an error without a word"
+        here = ip_address(host).is_loopback
+    except ValueError:
+        here = host == "localhost"
+    if access.api_key and not place.secure and not here:
+        _log.warning("%s: the API key is sent without TLS; use https:// or grpcs://", place.address)
 
 
-def _away(transport: Transport, reason: str) -> ServerError:
-    _log.debug("%s: %s", transport.address, reason)
-    # gRPC puts the cause last, behind the story of how it was found.
-    cause = " ".join(reason.split()).rsplit(": ", 1)[-1][:200]
-    name = {"grpc": "gRPC", "http": "HTTP"}[transport.protocol]
-    return ServerError(
-        f"no {name} server answers at {transport.address} ({cause}); "
-        "start one with: plurum serve REPO, or name another with --url"
-    )
+def server_error(transport: Transport, error: CallError) -> ServerError:
+    """Return the line for people about a call that failed through no image's fault."""
+    place = transport.address
+    if error.fault == "away":
+        # gRPC puts the cause last, behind the story of how it was found.
+        cause = error.reason.rsplit(": ", 1)[-1][:200]
+        name = {"grpc": "gRPC", "http": "HTTP"}[transport.protocol]
+        return ServerError(
+            f"no {name} server answers at {place} ({cause}); "
+            "start one with: plurum serve REPO, or name another with --url"
+        )
+    words: dict[Fault, str] = {
+        "busy": f"the server at {place} has no room: {error.reason}; ask again later, or for less at once",
+        "broken": f"the server at {place} failed: {error.reason}; look at its log",
+        "denied": f"the server at {place} does not let us in: {error.reason}; give its key as {API_KEY_VARIABLE}",
+    }
+    return ServerError(words.get(error.fault, f"the server at {place} refuses: {error.reason}"))
 
 
-def _late(transport: Transport, timeout_s: float) -> ServerError:
+def late_error(transport: Transport, timeout_s: float) -> ServerError:
+    """Return the line for people about a server that took too long."""
     return ServerError(
         f"the server at {transport.address} did not answer within {timeout_s:g} s; "
         "send it fewer images at once (batch size, concurrency) or look at its log"
     )
+
+
+def names_from_statistics(statistics: list[dict[str, Any]]) -> list[str]:
+    """Return the names of models, sorted, from what Triton's statistics extension says."""
+    return sorted({model["name"] for model in statistics})
+
+
+def _protocol(parts: SplitResult, wanted: WireProtocol | None, url: str) -> tuple[WireProtocol, str]:
+    known: tuple[WireProtocol, ...] = ("grpc", "http")
+    if wanted is not None and wanted not in known:
+        raise SettingsError(f"protocol {wanted!r} is not known; it is 'grpc' or 'http'")
+    if not parts.scheme:
+        return wanted or "grpc", wanted or "grpc"
+    for protocol in known:
+        if parts.scheme in {protocol, f"{protocol}s"} and wanted in {None, protocol}:
+            return protocol, parts.scheme
+    raise SettingsError(f"{url!r} can't be asked over {wanted or 'gRPC or HTTP'}; give host:port without a scheme")

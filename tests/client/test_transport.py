@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from plurum.client import EnsembleClient
-from plurum.client.transport import WireProtocol, transport_from_url
+from plurum.client.transport import WireProtocol, place_from_url
 from plurum.errors import ServerError, SettingsError
 
 PROTOCOLS: tuple[WireProtocol, ...] = ("grpc", "http")
@@ -63,18 +63,20 @@ def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
         ("grpc://127.0.0.1", None, ("grpc", "127.0.0.1:8001")),
         ("[::1]:9000", None, ("grpc", "[::1]:9000")),
         ("http://[::1]", None, ("http", "[::1]:8000")),
+        ("https://gateway.example", None, ("http", "gateway.example:443")),
+        ("https://127.0.0.1:8080", "http", ("http", "127.0.0.1:8080")),
+        ("grpcs://triton", "grpc", ("grpc", "triton:8001")),
     ],
 )
 def test_where_a_url_leads(url: str | None, protocol: WireProtocol | None, expected: tuple[str, str]) -> None:
-    transport = transport_from_url(url, protocol, 1.0)
-    assert (transport.protocol, transport.address) == expected
-    transport.close()
+    place = place_from_url(url, protocol)
+    assert (place.protocol, place.address, place.secure) == (*expected, "s://" in str(url))
 
 
 @pytest.mark.parametrize(
     ("url", "protocol"),
     [
-        ("https://127.0.0.1:8000", None),
+        ("https://127.0.0.1:8000", "grpc"),
         ("ftp://127.0.0.1", None),
         ("http://127.0.0.1:8000", "grpc"),
         ("grpc://127.0.0.1:8001", "http"),
@@ -89,7 +91,7 @@ def test_where_a_url_leads(url: str | None, protocol: WireProtocol | None, expec
 )
 def test_what_leads_nowhere_is_refused(url: str, protocol: WireProtocol | None) -> None:
     with pytest.raises(SettingsError):
-        transport_from_url(url, protocol, 1.0)
+        place_from_url(url, protocol)
 
 
 @pytest.mark.parametrize("options", [{"timeout_s": 0}, {"timeout_s": float("nan")}, {"concurrency": 0}])

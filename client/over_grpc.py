@@ -1,0 +1,189 @@
+"""Over gRPC, one channel for all threads.
+
+No call has a gRPC deadline and none is cancelled: Triton 2.51 can crash when a call is cancelled in mid-flight.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.client.calls import Call
+from plurum.client.transport import (
+    DATA_TYPES,
+    Access,
+    CallError,
+    Fault,
+    Place,
+    Tensors,
+    WireProtocol,
+    names_from_statistics,
+)
+from plurum.errors import SettingsError, needs_extra
+
+__all__ = ["GrpcTransport"]
+
+T = TypeVar("T")
+_SERVICE = "/inference.GRPCInferenceService/"
+_OPTIONS = (
+    # A proxy from the environment is for the web, not for a server that was named with its port.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # A restarted server is found at once: gRPC's own backoff goes up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Clients of two keys or certificates are not to share a connection.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_FAULTS: dict[str, Fault] = {
+    "INVALID_ARGUMENT": "refused",
+    "OUT_OF_RANGE": "refused",
+    "RESOURCE_EXHAUSTED": "refused",
+    "NOT_FOUND": "missing",
+    "DEADLINE_EXCEEDED": "busy",
+    "UNAUTHENTICATED": "denied",
+    "PERMISSION_DENIED": "denied",
+    "UNIMPLEMENTED": "denied",
+    # By a server that ends, or by our own `close`; never by who waits.
+    "CANCELLED": "away",
+}
+
+
+class GrpcTransport:
+    """See `Transport`."""
+
+    protocol: ClassVar[WireProtocol] = "grpc"
+
+    def __init__(self, place: Place, access: Access) -> None:
+        with needs_extra("client"):
+            import grpc
+            import tritonclient.grpc as triton
+            from google.protobuf.json_format import MessageToDict
+        self.address = place.address
+        self._grpc, self._pb, self._result = grpc, triton.service_pb2, triton.InferResult
+        self._dict = MessageToDict
+        self._metadata = tuple(access.headers.items())
+        if place.secure:
+            self._channel = grpc.secure_channel(place.address, _credentials(grpc, access), options=_OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(place.address, options=_OPTIONS)
+        self._under_way: set[Any] = set()
+        self._changed = threading.Condition()
+
+    def live(self, timeout_s: float) -> Call[bool]:  # noqa: ARG002 - gRPC calls end by themselves
+        """See `Transport`."""
+        return self._begin("ServerLive", self._pb.ServerLiveRequest(), lambda answer: bool(answer.live))
+
+    def metadata(self, model: str, timeout_s: float) -> Call[dict[str, Any]]:  # noqa: ARG002
+        """See `Transport`."""
+        return self._begin("ModelMetadata", self._pb.ModelMetadataRequest(name=model), self._json)
+
+    def config(self, model: str, timeout_s: float) -> Call[dict[str, Any]]:  # noqa: ARG002
+        """See `Transport`."""
+        request = self._pb.ModelConfigRequest(name=model)
+        return self._begin("ModelConfig", request, lambda answer: self._json(answer)["config"])
+
+    def models(self, timeout_s: float) -> Call[list[str]]:  # noqa: ARG002
+        """See `Transport`."""
+        request = self._pb.ModelStatisticsRequest()
+        names = lambda answer: names_from_statistics(self._json(answer).get("model_stats", []))  # noqa: E731
+        return self._begin("ModelStatistics", request, names)
+
+    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Tensors]:  # noqa: ARG002
+        """See `Transport`."""
+        request = self._pb.ModelInferRequest(model_name=model)
+        request.inputs.add(name=name, datatype=DATA_TYPES[tensor.dtype], shape=tensor.shape)
+        request.raw_input_contents.append(_raw(tensor))
+        return self._begin("ModelInfer", request, self._tensors)
+
+    def close(self, patience_s: float) -> None:
+        """See `Transport`."""
+        until = time.monotonic() + patience_s
+        with self._changed:
+            while self._under_way and (left_s := until - time.monotonic()) > 0:
+                self._changed.wait(left_s)
+        self._channel.close()
+
+    def _begin(self, method: str, request: Any, read: Callable[[Any], T]) -> Call[T]:
+        call: Call[T] = Call()
+        response = getattr(self._pb, type(request).__name__.replace("Request", "Response"))
+        asking = self._channel.unary_unary(
+            _SERVICE + method,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        try:
+            under_way = asking.future(request, metadata=self._metadata)
+        except ValueError:
+            call.set_exception(CallError("the client is closed", "away"))
+            return call
+        with self._changed:
+            self._under_way.add(under_way)
+        under_way.add_done_callback(lambda done: self._end(done, call, read))
+        return call
+
+    def _end(self, done: Any, call: Call[T], read: Callable[[Any], T]) -> None:
+        """Hand on how a call ended; runs in gRPC's thread."""
+        with self._changed:
+            self._under_way.discard(done)
+            self._changed.notify_all()
+        try:
+            code = done.code()
+            if code is self._grpc.StatusCode.OK:
+                call.set_result(read(done.result()))
+            elif code is self._grpc.StatusCode.UNAVAILABLE:
+                self._ask_whether_away(str(done.details()), call)
+            else:
+                call.set_exception(CallError(str(done.details()), _FAULTS.get(code.name, "broken")))
+        except Exception as error:
+            call.set_exception(error)
+
+    def _ask_whether_away(self, reason: str, call: Call[Any]) -> None:
+        """GRPC says UNAVAILABLE of a server that is away and Triton of a full queue: only an answer tells."""
+
+        def tell(done: Any) -> None:
+            lives = done.code() is self._grpc.StatusCode.OK
+            call.set_exception(CallError(reason, "busy" if lives else "away"))
+
+        asking = self._channel.unary_unary(
+            _SERVICE + "ServerLive",
+            request_serializer=self._pb.ServerLiveRequest.SerializeToString,
+            response_deserializer=self._pb.ServerLiveResponse.FromString,
+        )
+        try:
+            asking.future(self._pb.ServerLiveRequest(), metadata=self._metadata).add_done_callback(tell)
+        except ValueError:
+            call.set_exception(CallError(reason, "away"))
+
+    def _json(self, answer: Any) -> dict[str, Any]:
+        return self._dict(answer, preserving_proto_field_name=True)
+
+    def _tensors(self, answer: Any) -> Tensors:
+        result = self._result(answer)
+        return {output.name: result.as_numpy(output.name) for output in answer.outputs}
+
+
+def _raw(tensor: npt.NDArray[Any]) -> bytes:
+    """Return a tensor as Triton takes it; BYTES is a length and the bytes, each."""
+    if tensor.dtype != np.object_:
+        return tensor.tobytes()
+    return b"".join(part for value in tensor.flat for part in (struct.pack("<I", len(value)), value))
+
+
+def _credentials(grpc: Any, access: Access) -> Any:
+    # The same checks, and the same words, as for https.
+    access.tls.context()
+    files = (access.tls.ca_file, access.tls.key_file, access.tls.cert_file)
+    try:
+        return grpc.ssl_channel_credentials(*(None if file is None else Path(file).read_bytes() for file in files))
+    except OSError as error:
+        raise SettingsError(f"the TLS files can't be read: {error.strerror}") from error
