@@ -1,4 +1,8 @@
-"""Places at Triton: so many requests have one, so many more wait for one, the rest are refused at once."""
+"""Places at Triton: so many requests have one, so many more wait for one, the rest are refused at once.
+
+Bulk requests let others go first: they get a place when nobody else waits, and where no more can wait, the one that
+came last makes room.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ __all__ = ["Admission"]
 
 
 class Admission:
-    """First come, first served; of one event loop.
+    """First come, first served among equals; of one event loop.
 
     Args:
         places: How many requests Triton is given at once.
@@ -23,49 +27,56 @@ class Admission:
         self.taken = 0
         self._places = places
         self._waiting = waiting
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._queues: dict[bool, deque[asyncio.Future[None]]] = {False: deque(), True: deque()}
 
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return len(self._queue)
+        return sum(map(len, self._queues.values()))
 
     async def enter(self, deadline: Deadline, *, accepted: bool = False) -> bool:
         """Take a place, and return whether it had to be waited for; `leave` gives it back.
 
         Args:
-            deadline: Until when waiting makes sense.
+            deadline: Until when waiting makes sense, and whether others go first.
             accepted: Whether the request had a place before: what was begun is not refused.
 
         Raises:
-            RefusalError: there is no place, nor one to wait for; or none came free in time.
+            RefusalError: there is no place, nor one to wait for; none came free in time; or, of a bulk request, it
+                had to make room.
         """
         if self.taken < self._places:
             self.taken += 1
             return False
-        if len(self._queue) >= self._waiting and not accepted:
-            raise RefusalError(503, "busy", f"{self.taken} requests are being answered and {self.waiting} wait already")
+        if self.waiting >= self._waiting and not accepted:
+            busy = f"{self.taken} requests are being answered and {self.waiting} wait already"
+            if deadline.bulk or not self._queues[True]:
+                raise RefusalError(503, "busy", busy)
+            self._queues[True].pop().set_exception(RefusalError(503, "busy", busy))
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
+        queue = self._queues[deadline.bulk and not accepted]
+        queue.append(turn)
         try:
             await asyncio.wait({turn}, timeout=deadline.left_s)
         except asyncio.CancelledError:
-            self._give_up(turn)
+            self._give_up(turn, queue)
             raise
         if not turn.done():
-            self._give_up(turn)
+            self._give_up(turn, queue)
             raise late(deadline.seconds)
+        turn.result()
         return True
 
     def leave(self) -> None:
-        """Give a place to who has waited longest, or back."""
-        if self._queue:
-            self._queue.popleft().set_result(None)
-        else:
-            self.taken -= 1
+        """Give a place to who has waited longest, bulk requests last, or back."""
+        for queue in self._queues.values():
+            if queue:
+                queue.popleft().set_result(None)
+                return
+        self.taken -= 1
 
-    def _give_up(self, turn: asyncio.Future[None]) -> None:
-        if turn.done():
+    def _give_up(self, turn: asyncio.Future[None], queue: deque[asyncio.Future[None]]) -> None:
+        if not turn.done():
+            queue.remove(turn)
+        elif turn.exception() is None:
             self.leave()
-        else:
-            self._queue.remove(turn)

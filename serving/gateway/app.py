@@ -19,7 +19,7 @@ from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.answers import predictions_from_response
 from plurum.serving.gateway.asking import Asking
 from plurum.serving.gateway.bodies import Bodies, Upload, uploads_from_body
-from plurum.serving.gateway.deadlines import Deadline, stated_s
+from plurum.serving.gateway.deadlines import Deadline, is_bulk, stated_s
 from plurum.serving.gateway.door import Door
 from plurum.serving.gateway.health import Health
 from plurum.serving.gateway.keys import Keys
@@ -155,7 +155,8 @@ class _Gateway:
     def _deadline(self, request: Request) -> Deadline:
         settings = self._settings
         stated = request.headers.get("x-deadline-ms")
-        return Deadline.after(stated_s(stated, settings.deadline_s, settings.max_deadline_s))
+        seconds = stated_s(stated, settings.deadline_s, settings.max_deadline_s)
+        return Deadline.after(seconds, bulk=is_bulk(request.headers.get("x-priority")))
 
     async def _served(self, deadline: Deadline, model: str = ENSEMBLE) -> Served:
         """Return what is served, once that is known.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from plurum.serving.gateway.refusals import RefusalError
 
-__all__ = ["Deadline", "stated_s"]
+__all__ = ["Deadline", "is_bulk", "stated_s"]
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,17 @@ class Deadline:
     Attributes:
         at: On the monotonic clock.
         seconds: How far away it was when the request came.
+        bulk: Whether the request lets those of others go before it.
     """
 
     at: float
     seconds: float
+    bulk: bool = False
 
     @classmethod
-    def after(cls, seconds: float) -> Deadline:
+    def after(cls, seconds: float, *, bulk: bool = False) -> Deadline:
         """Return the moment that is so many seconds away."""
-        return cls(time.monotonic() + seconds, seconds)
+        return cls(time.monotonic() + seconds, seconds, bulk)
 
     @property
     def left_s(self) -> float:
@@ -37,7 +39,7 @@ class Deadline:
         """Return this one, or the one so long after the same start if that comes first."""
         if seconds is None or seconds >= self.seconds:
             return self
-        return Deadline(self.at - self.seconds + seconds, seconds)
+        return Deadline(self.at - self.seconds + seconds, seconds, self.bulk)
 
 
 def stated_s(text: str | None, usual_s: float, most_s: float) -> float:
@@ -55,3 +57,14 @@ def stated_s(text: str | None, usual_s: float, most_s: float) -> float:
     if not 0 < milliseconds < math.inf:
         raise RefusalError(400, "malformed", f"X-Deadline-Ms is {text[:40]!r}: milliseconds above 0 are needed")
     return min(milliseconds / 1000, most_s)
+
+
+def is_bulk(text: str | None) -> bool:
+    """Whether the header X-Priority says that a request lets others go before it.
+
+    Raises:
+        RefusalError: it says neither `bulk` nor `interactive`.
+    """
+    if text not in {None, "bulk", "interactive"}:
+        raise RefusalError(400, "malformed", f"X-Priority is {str(text)[:40]!r}: it is bulk, or interactive")
+    return text == "bulk"

@@ -29,7 +29,7 @@ from plurum.errors import ServerError, SettingsError
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.answers import bytes_from_raw
 from plurum.serving.gateway.connection import connection_class
-from plurum.serving.gateway.deadlines import Deadline, stated_s
+from plurum.serving.gateway.deadlines import Deadline, is_bulk, stated_s
 from plurum.serving.gateway.door import Door
 from plurum.serving.gateway.keys import read_keys
 from plurum.serving.gateway.kserve import MAX_JSON_BYTES, body_from_response, question_from_body
@@ -75,6 +75,37 @@ def test_those_who_wait_come_in_their_order_and_the_rest_is_refused() -> None:
         assert (admission.taken, await admission.enter(Deadline.after(LONG))) == (0, False)
 
     run(scene)
+
+
+def test_bulk_requests_let_others_go_first_and_make_room() -> None:
+    async def scene() -> None:
+        admission, order = Admission(1, 2), []
+
+        async def visit(name: str, *, bulk: bool) -> None:
+            await admission.enter(Deadline.after(LONG, bulk=bulk))
+            order.append(name)
+
+        await visit("first", bulk=True)
+        visits = [asyncio.create_task(visit(name, bulk=True)) for name in ("early", "late")]
+        await asyncio.sleep(0)
+        urgent = asyncio.create_task(visit("urgent", bulk=False))
+        with pytest.raises(RefusalError, match="1 requests are being answered and 2 wait already"):
+            await visits[1]
+        # Neither a bulk request nor, where none waits, another one makes room.
+        with pytest.raises(RefusalError, match="2 wait already"):
+            await visit("bulk", bulk=True)
+        for _ in range(2):
+            admission.leave()
+            await asyncio.sleep(0.01)
+        await asyncio.gather(urgent, visits[0])
+        assert order == ["first", "urgent", "early"]
+        admission.leave()
+        assert (admission.taken, admission.waiting) == (0, 0)
+
+    run(scene)
+    assert [is_bulk(text) for text in (None, "interactive", "bulk")] == [False, False, True]
+    with pytest.raises(RefusalError, match="X-Priority is 'high': it is bulk, or interactive"):
+        is_bulk("high")
 
 
 def test_who_waits_too_long_or_goes_leaves_no_hole() -> None:
