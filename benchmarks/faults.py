@@ -220,13 +220,14 @@ class _Load:
                     self.longest_s = max(self.longest_s, took)
 
 
-def faults(
+def faults(  # noqa: PLR0913, PLR0917 - one parameter per option
     work: Annotated[Path, typer.Option(help="Keeps the exported graphs for the next run.")] = Path("runs/benchmark"),
     repository: Annotated[Path | None, typer.Option(help="Instead of one with random weights.")] = None,
     arch: Annotated[list[str], typer.Option(help="A timm architecture; repeat for more.")] = list(_ARCHS),  # noqa: B006
     size: Annotated[int, typer.Option(min=32, help="Height and width of the images.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Of each fault.")] = 10,
     clients: Annotated[int, typer.Option(min=1, help="That ask all the time.")] = 4,
+    pause: Annotated[float, typer.Option(min=0, help="Seconds of health before the next fault.")] = 6.0,
     fault: Annotated[list[str], typer.Option(help="Only this fault; repeat for more.")] = [],  # noqa: B006
 ) -> None:
     """Inject faults: a table on standard error, one line of JSON on standard output."""
@@ -238,7 +239,8 @@ def faults(
         served = repository or random_repository(work, arch, size, 16, status.update)
         state = machine()
         with Watched(served, Path(folder)) as watched:
-            taken = list(_rounds(watched, fault or list(FAULTS), rounds, clients, status.update))
+            plan = [(number, name) for number in range(rounds) for name in fault or FAULTS]
+            taken = list(_rounds(watched, plan, clients, pause, status.update))
             before, after = taken[0][1], taken[-1][1]
     results = [one for one, _ in taken]
     console.print(_table(results))
@@ -254,17 +256,16 @@ def faults(
 
 
 def _rounds(
-    watched: Watched, names: list[str], rounds: int, clients: int, say: Callable[[str], None]
+    watched: Watched, plan: list[tuple[int, str]], clients: int, pause_s: float, say: Callable[[str], None]
 ) -> Iterator[tuple[Round, dict[str, int]]]:
     """Give each round and what the server holds after it."""
-    for number in range(rounds):
-        for name in names:
-            say(f"round {number + 1} of {rounds}: {name}")
-            with _Load(watched, clients) as load:
-                time.sleep(0.5)
-                noticed_s, healed_s = _injected(watched, FAULTS[name])
-                time.sleep(0.5)
-            yield Round(name, noticed_s, healed_s, load.answered, load.failed, load.longest_s), watched.held_bytes()
+    for number, name in plan:
+        say(f"round {number + 1}: {name}")
+        with _Load(watched, clients) as load:
+            time.sleep(0.5)
+            noticed_s, healed_s = _injected(watched, FAULTS[name])
+            time.sleep(pause_s)
+        yield Round(name, noticed_s, healed_s, load.answered, load.failed, load.longest_s), watched.held_bytes()
 
 
 def _injected(watched: Watched, inject: Callable[[Watched], None]) -> tuple[float, float]:

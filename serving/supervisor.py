@@ -43,8 +43,8 @@ _TICK_S = 0.2
 # An answer to a whole batch may take as much longer than one to a single image, times this for cores that are shared.
 _BATCH_MARGIN, _TRIES = 2, 3
 _PAGE_S, _RELOAD_S = 0.75, 8.0
-# After this long without a fault the past is forgotten.
-_WELL_S = 60.0
+# Who was well for so long before has not failed again, but anew.
+_WELL_S = 5.0
 _LONGEST_PAUSE_S = 30.0
 
 
@@ -55,7 +55,7 @@ class SupervisionSettings(BaseModel):
         interval_s: Between two looks at whether questions are answered, seconds.
         patience_s: How long no question may be answered before the server is taken for stuck, seconds. Longer by
             itself where the largest batch takes longer, judged by the time that the first question took.
-        attempts: After so many restarts, each within a minute of the one before, the server is given up.
+        attempts: After so many restarts without being well in between the server is given up, when the last one fails.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,7 +103,7 @@ class Supervisor:
         self._supervision = supervision or SupervisionSettings()
         self.status = status or Status()
         self._server = self._new_server()
-        self._failures, self._fault_at = 0, 0.0
+        self._failures, self._well_since = 0, 0.0
 
     def __enter__(self) -> Supervisor:
         self._view = self._start()
@@ -222,14 +222,13 @@ class Supervisor:
 
     def _restart(self) -> None:
         """Start a server in place of the one that fails; wait longer each time."""
-        if time.monotonic() - self._fault_at > _WELL_S:
+        if time.monotonic() - self._well_since > _WELL_S:
             self._failures = 0
         while True:
             self._server.stop(answer=False)
             if self._failures:
                 time.sleep(min(2.0 ** (self._failures - 1), _LONGEST_PAUSE_S))
             self._failures += 1
-            self._fault_at = time.monotonic()
             self._server = self._new_server()
             try:
                 self._view = self._start()
@@ -240,6 +239,7 @@ class Supervisor:
                     raise ServerError(f"given up after {self._failures} restarts: {error}") from error
                 continue
             self.status.restarts.inc()
+            self._well_since = time.monotonic()
             return
 
 

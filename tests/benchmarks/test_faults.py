@@ -24,7 +24,7 @@ def faults(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.triton
 def test_each_is_noticed_and_healed_and_nobody_hangs(repository: Path) -> None:
     chosen = [word for name in _CHOSEN for word in ("--fault", name)]
-    done = faults("--repository", repository, "--rounds", 1, *chosen)
+    done = faults("--repository", repository, "--rounds", 1, "--pause", 1, *chosen)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [one["fault"] for one in report["rounds"]] == list(_CHOSEN)
