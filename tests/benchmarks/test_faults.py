@@ -33,7 +33,8 @@ def test_each_is_noticed_and_healed_and_nobody_hangs(repository: Path) -> None:
         assert one["noticed_s"] < one["healed_s"] < 20, one
         assert one["longest_s"] < report["deadline_s"] + 2, one
         assert one["answered"] > 0
-        assert one["failed"] > 0
+    # An instance that had no question when it was killed spoils none.
+    assert sum(one["failed"] for one in report["rounds"]) > 0
     held = report["held_bytes"]
     assert held["after"]["shared_memory"] <= held["before"]["shared_memory"]
     assert held["after"]["memory"] < 1.5 * held["before"]["memory"]
