@@ -26,7 +26,7 @@ from plurum.training.scoring import losses_of, scores_of
 from plurum.training.settings import FitSettings
 from plurum.training.unlabelled import image_files
 from plurum.training.votes import FittedVote, Known, fitted_vote, with_meaning
-from plurum.voting import Verdict, VotingRule, temper, with_prior
+from plurum.voting import Verdict, temper, with_prior
 
 __all__ = ["fit_report", "fit_run"]
 
@@ -107,7 +107,7 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
         )
         for split in _SPLITS
     }
-    ensemble = _ensemble(run, tuple(members[index] for index in vote.kept), vote.rule, settings, answered)
+    ensemble = _ensemble(run, members, vote, settings, answered)
     report = _report(ensemble, members, vote, settings, answered, shares)
     write_contract(run.ensemble_file, ensemble)
     return report
@@ -139,16 +139,16 @@ def _shares(
 def _ensemble(
     run: Run,
     members: tuple[Member, ...],
-    rule: VotingRule,
+    vote: FittedVote,
     settings: FitSettings,
     answered: dict[Fitted, _Answered],
 ) -> Ensemble:
-    contract, table = run.data(), run.table()
+    contract, table, rule = run.data(), run.table(), vote.rule
     return Ensemble(
         name=_name(run.path),
         classes=contract.classes,
         image=contract.image,
-        members=members,
+        members=tuple(members[index] for index in vote.kept),
         voting=Voting(
             mode=rule.mode,
             weights=rule.weights,
@@ -170,13 +170,14 @@ def _ensemble(
             },
         ),
         scores={split: part.scores for split, part in answered.items()},
-        baseline=_baseline(answered["validation"]),
+        baseline=_baseline(answered["validation"], vote.kept),
     )
 
 
-def _baseline(part: _Answered) -> Baseline:
-    """Return what drift is to be measured against: the shares of answers by class and by confidence."""
+def _baseline(part: _Answered, kept: Ints) -> Baseline:
+    """Return what drift is to be measured against: shares of the answers, given by the members `kept` together."""
     probabilities = part.verdict.probabilities
+    dissents = part.members[:, kept].argmax(axis=-1) != part.verdict.label[:, None]
     limits = np.array(Baseline.model_fields["confidence_limits"].default)
 
     def shares(bins: Ints, count: int) -> tuple[float, ...]:
@@ -189,6 +190,8 @@ def _baseline(part: _Answered) -> Baseline:
         confidence_limits=tuple(limits.tolist()),
         # A bin holds its upper limit, as Prometheus' do.
         confidence_shares=shares(np.searchsorted(limits, probabilities.max(axis=-1)), len(limits) + 1),
+        review_share=part.share(part.verdict.review),
+        dissent_shares=tuple(part.share(dissent) for dissent in dissents.T),
     )
 
 

@@ -17,6 +17,8 @@ What drift is measured against; a contract from before the fit wrote that down h
 plurum_baseline_images                    gauge: validation images answered at the fit
 plurum_baseline_class_share{class}        gauge: share of the answers among those, by winning class
 plurum_baseline_confidence_share{over, le}    gauge: likewise, by the winner's probability: over … and at most …
+plurum_baseline_review_share              gauge: share of the answers among those that a person should look at
+plurum_baseline_dissent_share{member}     gauge: share of the answers among those that a member differs from
 
 A call to this API takes some 30 µs of two processes, and its histograms take one value a call. So answers are only put
 aside where they are given; a thread counts them together, and rests a hundred times as long as that took: counting
@@ -83,7 +85,9 @@ class Metrics:
         self._families: dict[str, Any] = {}
         self._gauges: list[Any] = []
         baseline = contract.get("baseline")
-        self._state(contract, baseline, _precisions(folder))
+        self._state(contract, _precisions(folder))
+        if baseline:
+            self._state_baseline(contract, baseline)
         self._predictions = [
             self._counter("plurum_predictions_total", "Answers by winning class", {"class": name})
             for name in contract["classes"]
@@ -148,8 +152,8 @@ class Metrics:
         self._disagreement.add(disagreement)
         self._batch_size.add(np.array([np.count_nonzero(batch.counted) for batch in batches]))
 
-    def _state(self, contract: dict[str, Any], baseline: dict[str, Any] | None, precisions: dict[str, str]) -> None:
-        """Say what is served, and what its answers were like at the fit."""
+    def _state(self, contract: dict[str, Any], precisions: dict[str, str]) -> None:
+        """Say what is served."""
         about = {"mode": contract["voting"]["mode"], "data": contract["data"]["data"]}
         self._gauge("plurum_ensemble_info", "How it votes and what it was fitted on", 1, about)
         for member in contract["members"]:
@@ -161,8 +165,9 @@ class Metrics:
                 "sha256": member["sha256"],
             }
             self._gauge("plurum_model_info", "A member as it is served", 1, labels)
-        if baseline is None:
-            return
+
+    def _state_baseline(self, contract: dict[str, Any], baseline: dict[str, Any]) -> None:
+        """Say what the answers were like at the fit."""
         self._gauge("plurum_baseline_images", "Validation images answered at the fit", baseline["images"])
         for name, share in zip(contract["classes"], baseline["class_shares"], strict=True):
             self._gauge("plurum_baseline_class_share", "Share of the answers at the fit", share, {"class": name})
@@ -170,6 +175,9 @@ class Metrics:
         for over, limit, share in zip(limits[:-1], limits[1:], baseline["confidence_shares"], strict=True):
             labels = {"over": over, "le": limit}
             self._gauge("plurum_baseline_confidence_share", "Share of the answers at the fit", share, labels)
+        self._gauge("plurum_baseline_review_share", "Share of reviews at the fit", baseline["review_share"])
+        for member, share in zip(contract["members"], baseline["dissent_shares"], strict=True):
+            self._gauge("plurum_baseline_dissent_share", "Share at the fit", share, {"member": member["name"]})
 
     def _counter(self, name: str, description: str, labels: dict[str, str] | None = None) -> Any:
         return self._metric(name, description, pb_utils.MetricFamily.COUNTER, labels)

@@ -240,12 +240,16 @@ class Baseline(Contract):
         class_shares: Of the answers by winning class, one per class, together 1.
         confidence_limits: Rising, between 0 and 1: upper limits of the bins of the winner's probability but the last.
         confidence_shares: Of the answers by bin, one more than limits, together 1.
+        review_share: Of the answers that a person should look at.
+        dissent_shares: Of the answers that a member differs from, one per member.
     """
 
     images: Annotated[int, Field(ge=1)]
     class_shares: tuple[Share, ...]
     confidence_limits: tuple[Share, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
     confidence_shares: tuple[Share, ...]
+    review_share: Share
+    dissent_shares: tuple[Share, ...]
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Baseline:
@@ -311,9 +315,17 @@ class Ensemble(Contract):
         self._check_shapes()
         if self.conformal is not None and len(self.conformal.quantiles) != len(self.classes):
             raise ValueError(f"{len(self.conformal.quantiles)} quantiles for {len(self.classes)} classes")
-        if self.baseline is not None and len(self.baseline.class_shares) != len(self.classes):
-            raise ValueError(f"{len(self.baseline.class_shares)} class shares for {len(self.classes)} classes")
+        self._check_baseline()
         return self
+
+    def _check_baseline(self) -> None:
+        """Make sure that the baseline is of this ensemble's classes and members."""
+        if self.baseline is None:
+            return
+        if len(self.baseline.class_shares) != len(self.classes):
+            raise ValueError(f"{len(self.baseline.class_shares)} class shares for {len(self.classes)} classes")
+        if len(self.baseline.dissent_shares) != len(self.members):
+            raise ValueError(f"{len(self.baseline.dissent_shares)} dissent shares for {len(self.members)} members")
 
     def _check_shapes(self) -> None:
         """Make sure that what the vote holds per class and member is of this ensemble's."""

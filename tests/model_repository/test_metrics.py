@@ -100,7 +100,12 @@ def module(recorder: Recorder) -> ModuleType:
 def folder(run: Any, tmp_path: Path) -> Path:
     """A voter's folder: a contract with a baseline of its own limits, and what members compute in."""
     baseline = Baseline(
-        images=40, class_shares=(0.1,) * 10, confidence_limits=(0.5, 0.9), confidence_shares=(0.2, 0.3, 0.5)
+        images=40,
+        class_shares=(0.1,) * 10,
+        confidence_limits=(0.5, 0.9),
+        confidence_shares=(0.2, 0.3, 0.5),
+        review_share=0.25,
+        dissent_shares=(0.05, 0.15),
     )
     ensemble: Ensemble = run.ensemble().model_copy(update={"baseline": baseline})
     write_contract(tmp_path / "ensemble.json", ensemble)
@@ -156,6 +161,8 @@ def test_what_is_served_and_what_drift_is_measured_against_is_on_the_page(
     assert [recorder.value("plurum_baseline_class_share", **{"class": name}) for name in CLASSES] == [0.1] * 10
     assert recorder.value("plurum_baseline_confidence_share", over="0.0", le="0.5") == 0.2
     assert recorder.value("plurum_baseline_confidence_share", over="0.9", le="+Inf") == 0.5
+    assert recorder.value("plurum_baseline_review_share") == 0.25
+    assert recorder.value("plurum_baseline_dissent_share", member="regnetx_002") == 0.15
 
 
 def test_a_contract_from_before_baselines_is_counted_all_the_same(

@@ -122,6 +122,9 @@ def test_the_answers_at_the_fit_are_written_down_for_drift_to_be_measured_agains
     for over, limit, share in zip(limits[:-1], limits[1:], baseline.confidence_shares, strict=True):
         confidence = confidence_of(verdict)
         assert share == pytest.approx(np.mean((confidence > over) & (confidence <= limit)))
+    assert baseline.review_share == pytest.approx(np.mean(verdict.review))
+    for index, share in enumerate(baseline.dissent_shares):
+        assert share == pytest.approx(np.mean(answers[:, index].argmax(axis=1) != verdict.label))
 
 
 def test_a_hard_vote_has_equal_weights_and_no_temperature(run: Run) -> None:
