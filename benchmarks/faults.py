@@ -30,18 +30,17 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import tritonclient.http
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from plurum.benchmarks.askers import Askers, asked
 from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.members import random_repository
-from plurum.client import EnsembleClient
-from plurum.errors import PlurumError, ServerError
+from plurum.errors import ServerError
 from plurum.serving.leftovers import SHARED_MEMORY, processes_of
 from plurum.serving.stubs import stubs_of
-from plurum.spec import INPUT_PIXELS, read_ensemble
+from plurum.spec import read_ensemble
 
 __all__ = ["FAULTS", "Round", "Watched", "faults"]
 
@@ -150,15 +149,9 @@ class Watched:
         """Send a question with this id, and don't wait for its answer."""
 
         def ask() -> None:
-            tensor = tritonclient.http.InferInput(INPUT_PIXELS, [1, *self.pixels.shape], "UINT8")
-            tensor.set_data_from_numpy(self.pixels[None])
-            address = self.urls["http"].removeprefix("http://")
             # Its connection breaks: that is what it is sent for.
-            with (
-                contextlib.suppress(Exception),
-                tritonclient.http.InferenceServerClient(address, network_timeout=_LONGEST_S) as client,
-            ):
-                client.infer("ensemble_pixels", [tensor], request_id=request_id)
+            with contextlib.suppress(Exception):
+                asked(self.urls["http"], self.pixels, _LONGEST_S, request_id)
 
         threading.Thread(target=ask, daemon=True).start()
 
@@ -183,41 +176,26 @@ FAULTS: dict[str, Callable[[Watched], None]] = {
 }
 
 
-class _Load:
-    """Clients that ask again as soon as they are answered, and what became of their questions."""
+class _Tally:
+    """What became of questions about one image."""
 
-    def __init__(self, watched: Watched, clients: int) -> None:
-        self._url, self._pixels, self._clients = watched.urls["http"], watched.pixels, clients
-        self._ended = threading.Event()
+    def __init__(self, watched: Watched) -> None:
+        self._url, self._pixels, self._lock = watched.urls["http"], watched.pixels, threading.Lock()
         self.answered, self.failed, self.longest_s = 0, 0, 0.0
-        self._lock = threading.Lock()
 
-    def __enter__(self) -> _Load:
-        self._threads = [threading.Thread(target=self._ask) for _ in range(self._clients)]
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
-        with EnsembleClient(self._url, timeout_s=_DEADLINE_S, concurrency=1) as client:
-            while not self._ended.is_set():
-                start = time.monotonic()
-                try:
-                    client.predict([self._pixels])
-                    right = True
-                except PlurumError:
-                    right = False
-                    # Nobody listens for a moment: asking faster tells nothing.
-                    time.sleep(_POLL_S)
-                took = time.monotonic() - start
-                with self._lock:
-                    self.answered, self.failed = self.answered + right, self.failed + (not right)
-                    self.longest_s = max(self.longest_s, took)
+    def ask(self) -> None:
+        start = time.monotonic()
+        try:
+            asked(self._url, self._pixels, _DEADLINE_S)
+            right = True
+        except Exception:  # geventhttpclient's errors have no class in common
+            right = False
+            # Nobody listens for a moment: asking faster tells nothing.
+            time.sleep(_POLL_S)
+        took = time.monotonic() - start
+        with self._lock:
+            self.answered, self.failed = self.answered + right, self.failed + (not right)
+            self.longest_s = max(self.longest_s, took)
 
 
 def faults(  # noqa: PLR0913, PLR0917 - one parameter per option
@@ -261,11 +239,12 @@ def _rounds(
     """Give each round and what the server holds after it."""
     for number, name in plan:
         say(f"round {number + 1}: {name}")
-        with _Load(watched, clients) as load:
+        tally = _Tally(watched)
+        with Askers(tally.ask, clients):
             time.sleep(0.5)
             noticed_s, healed_s = _injected(watched, FAULTS[name])
             time.sleep(pause_s)
-        yield Round(name, noticed_s, healed_s, load.answered, load.failed, load.longest_s), watched.held_bytes()
+        yield Round(name, noticed_s, healed_s, tally.answered, tally.failed, tally.longest_s), watched.held_bytes()
 
 
 def _injected(watched: Watched, inject: Callable[[Watched], None]) -> tuple[float, float]:
@@ -274,8 +253,7 @@ def _injected(watched: Watched, inject: Callable[[Watched], None]) -> tuple[floa
     inject(watched)
     noticed_s = _until(lambda: not watched.is_ready(), start)
     _until(watched.is_ready, start)
-    with EnsembleClient(watched.urls["http"], timeout_s=_DEADLINE_S) as client:
-        client.predict([watched.pixels])
+    asked(watched.urls["http"], watched.pixels, _DEADLINE_S)
     return noticed_s, time.monotonic() - start
 
 

@@ -3,8 +3,8 @@
     python -m plurum.benchmarks.rollouts REPO OTHER --times 20
 
 `plurum serve --releases` serves REPO; clients ask `ensemble_pixels` over HTTP as soon as they are answered, always
-about the same images; `plurum rollout OTHER` and `plurum rollout --back` take turns. Counted: questions answered, questions
-failed, and of which release each answer was. An answer belongs to a release when the vote and every member's
+about the same images; `plurum rollout OTHER` and `plurum rollout --back` take turns. Counted: questions answered,
+questions failed, and of which release each answer was. An answer belongs to a release when the vote and every member's
 probabilities are that release's, so one that mixed two releases would belong to none. Not measured: many different
 releases, a machine where both don't fit into memory.
 """
@@ -12,13 +12,13 @@ releases, a machine where both don't fit into memory.
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated
@@ -29,17 +29,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from plurum.benchmarks.askers import Askers, asked
 from plurum.benchmarks.machine import machine, versions
-from plurum.client import EnsembleClient
-from plurum.client.predictions import Prediction
-from plurum.errors import PlurumError, ServerError
+from plurum.errors import ServerError
 from plurum.serving import Server, ServerSettings
 from plurum.spec import read_ensemble
 
 __all__ = ["Asked", "Live", "answers_of", "rollouts"]
 
 _FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0")
-_IMAGES, _TOLERANCE = 4, 1e-5
+_IMAGES, _TOLERANCE, _DEADLINE_S = 4, 1e-5, 60.0
 
 
 class Live:
@@ -85,68 +84,55 @@ class Live:
         return subprocess.run([*command, "--json"], capture_output=True, text=True, check=False, timeout=300)
 
 
-@dataclass
 class Asked:
-    """Clients that ask a server all the time, to be used in a `with` block.
+    """Clients that ask about the same images all the time, to be used in a `with` block.
+
+    Args:
+        url: The server's.
+        pixels: uint8 `[images, height, width, 3]`, asked about at random.
+        expected: Of each release, what it says of those images; see `answers_of`.
+        clients: That ask at once.
 
     Attributes:
-        url: The server's.
-        pixels: uint8 `[images, height, width, 3]`, asked about in turn.
-        expected: Of each release, the answers to those images.
         answers: How many were each release's; `mixed` those that were none's.
         failures: Why questions failed.
-        clients: That ask at once.
     """
 
-    url: str
-    pixels: npt.NDArray[np.uint8]
-    expected: dict[str, list[Prediction]]
-    clients: int = 4
-    answers: dict[str, int] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    def __init__(
+        self, url: str, pixels: npt.NDArray[np.uint8], expected: dict[str, npt.NDArray[np.float32]], clients: int = 4
+    ) -> None:
+        self._url, self._pixels, self._expected = url, pixels, expected
+        self._askers, self._lock = Askers(self._ask, clients), threading.Lock()
+        self.answers: dict[str, int] = {}
+        self.failures: list[str] = []
 
     def __enter__(self) -> Asked:
-        self._ended, self._lock = threading.Event(), threading.Lock()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(self.clients)]
-        for thread in self._threads:
-            thread.start()
+        self._askers.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._askers.__exit__(kind, error, trace)
 
     def _ask(self) -> None:
-        with EnsembleClient(self.url, concurrency=1) as client:
-            number = 0
-            while not self._ended.is_set():
-                number = (number + 1) % len(self.pixels)
-                try:
-                    (answer,) = client.predict([self.pixels[number]])
-                except PlurumError as error:
-                    with self._lock:
-                        self.failures.append(str(error))
-                    continue
-                names = [name for name, ones in self.expected.items() if _same(answer, ones[number])]
-                with self._lock:
-                    name = names[0] if len(names) == 1 else "mixed"
-                    self.answers[name] = self.answers.get(name, 0) + 1
+        number = random.randrange(len(self._pixels))  # noqa: S311 (any of them will do)
+        try:
+            answer = asked(self._url, self._pixels[number], _DEADLINE_S)
+        except Exception as error:  # geventhttpclient's errors have no class in common
+            with self._lock:
+                self.failures.append(repr(error))
+            return
+        names = [name for name, of in self._expected.items() if np.abs(of[number] - answer).max() <= _TOLERANCE]
+        name = names[0] if len(names) == 1 else "mixed"
+        with self._lock:
+            self.answers[name] = self.answers.get(name, 0) + 1
 
 
-def answers_of(repository: Path, pixels: npt.NDArray[np.uint8]) -> list[Prediction]:
-    """Return what a server of this repository alone answers."""
-    with (
-        Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server,
-        EnsembleClient(server.urls.http) as client,
-    ):
-        return client.predict(list(pixels), batch_size=1)
-
-
-def _same(one: Prediction, other: Prediction) -> bool:
-    pairs = [(one.probabilities, other.probabilities)]
-    pairs += [(one.member_probabilities[name], other.member_probabilities[name]) for name in one.member_probabilities]
-    return all(abs(a[name] - b[name]) <= _TOLERANCE for a, b in pairs for name in a)
+def answers_of(repository: Path, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return what a server of this repository alone says: vote and members, `[images, 1 + members, classes]`."""
+    with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
+        return np.stack([asked(server.urls.http, image, _DEADLINE_S) for image in pixels])
 
 
 def rollouts(
@@ -162,7 +148,7 @@ def rollouts(
     with console.status("what each answers alone") as status, tempfile.TemporaryDirectory(prefix="plurum_") as folder:
         expected = {"first": answers_of(repository, pixels), "second": answers_of(other, pixels)}
         state, took = machine(), []
-        with Live(Path(folder) / "releases", repository) as live, Asked(live.url, pixels, expected, clients) as asked:
+        with Live(Path(folder) / "releases", repository) as live, Asked(live.url, pixels, expected, clients) as asking:
             for number in range(times):
                 status.update(f"there and back {number + 1} of {times}")
                 for arguments in ((other,), ("--back",)):
@@ -172,13 +158,13 @@ def rollouts(
                         raise ServerError(f"plurum rollout failed: {done.stderr}")
                     took.append(time.monotonic() - start)
     table = Table("rollouts", "longest, s", *(f"answers of the {name}" for name in expected), "of none", "failed")
-    counts = [asked.answers.get(name, 0) for name in (*expected, "mixed")]
-    table.add_row(str(len(took)), f"{max(took):.1f}", *map(str, counts), str(len(asked.failures)))
+    counts = [asking.answers.get(name, 0) for name in (*expected, "mixed")]
+    table.add_row(str(len(took)), f"{max(took):.1f}", *map(str, counts), str(len(asking.failures)))
     console.print(table)
     report = {
         "rollouts_s": took,
-        "answers": asked.answers,
-        "failures": asked.failures,
+        "answers": asking.answers,
+        "failures": asking.failures,
         "clients": clients,
         "machine": state,
         "versions": versions(),

@@ -7,7 +7,6 @@ means a server that nobody looks after any more.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -16,6 +15,8 @@ import signal
 import tempfile
 import time
 from pathlib import Path
+
+from plurum.files import is_locked, locked
 
 __all__ = ["claim", "end_processes", "processes_of", "sweep_dead_servers", "sweep_shared_memory"]
 
@@ -58,11 +59,10 @@ def sweep_shared_memory(name: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def claim(folder: Path) -> int:
+def claim(folder: Path) -> int | None:
     """Take the lock of a server's new temporary folder, and return its file descriptor; closing it lets go."""
     unlocked = folder / f".{_LOCK}"
-    lock = os.open(unlocked, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = locked(unlocked)
     # Seen by others only once it is held.
     unlocked.rename(folder / _LOCK)
     return lock
@@ -75,21 +75,10 @@ def sweep_dead_servers() -> None:
         name = _NAME.match(path.parent.name)
         # Folders come and go while we look, and others' are not ours to touch.
         with contextlib.suppress(OSError):
-            if name is None or path.stat().st_uid != os.getuid() or not _is_abandoned(path):
+            if name is None or path.stat().st_uid != os.getuid() or is_locked(path):
                 continue
             _log.warning("a server was killed here before and is cleared away: %s", path.parent)
             end_processes(name[0])
             sweep_shared_memory(name[0])
             shutil.rmtree(path.parent, ignore_errors=True)
             (temporary / f"{name[0]}triton.log").unlink(missing_ok=True)
-
-
-def _is_abandoned(path: Path) -> bool:
-    lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(lock)
-    return True

@@ -11,7 +11,6 @@ Whoever may write into the folder decides what is served: it is its owner's alon
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -21,7 +20,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plurum.errors import OutputError, RepositoryError
-from plurum.files import sha256_of, whole_folder, write_text
+from plurum.files import is_locked, locked, sha256_of, whole_folder, write_text
 
 __all__ = ["Order", "Releases", "Report", "State", "Trial"]
 
@@ -127,13 +126,9 @@ class Releases:
             OutputError: another one does.
         """
         self._make()
-        lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise OutputError(f"{self.folder} is served already; end that server or name another folder") from error
-        self._lock = lock
+        self._lock = locked(self.folder / "lock")
+        if self._lock is None:
+            raise OutputError(f"{self.folder} is served already; end that server or name another folder")
 
     def let_go(self) -> None:
         """Say that the server has ended."""
@@ -143,17 +138,7 @@ class Releases:
 
     def is_served(self) -> bool:
         """Whether a server serves from here."""
-        try:
-            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(lock)
-        return False
+        return is_locked(self.folder / "lock")
 
     def state(self) -> State | None:
         """Return what is public, or None before anything was."""

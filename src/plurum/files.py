@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from plurum.errors import OutputError
 
-__all__ = ["sha256_of", "whole_file", "whole_folder", "write_text"]
+__all__ = ["is_locked", "locked", "sha256_of", "whole_file", "whole_folder", "write_text"]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -26,6 +27,31 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def locked(path: Path) -> int | None:
+    """Lock the file `path`, which is made where there is none, and return its descriptor; None where it is locked.
+
+    Closing the descriptor lets go of it, and so does the end of this process, however it comes.
+    """
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody has locked the file `path`; no if there is none."""
+    if not path.is_file():
+        return False
+    lock = locked(path)
+    if lock is None:
+        return True
+    os.close(lock)
+    return False
 
 
 @contextmanager

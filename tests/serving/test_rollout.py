@@ -15,7 +15,6 @@ import pytest
 from onnx import numpy_helper
 
 from plurum.benchmarks.rollouts import Asked, Live, answers_of
-from plurum.client.predictions import Prediction
 from plurum.errors import OutputError, RepositoryError
 from plurum.files import sha256_of
 from plurum.run import Run
@@ -48,7 +47,7 @@ def pixels(run: Run) -> npt.NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def expected(repository: Path, other: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, list[Prediction]]:
+def expected(repository: Path, other: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
     return {"first": answers_of(repository, pixels), "second": answers_of(other, pixels)}
 
 
@@ -102,7 +101,7 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
     repository: Path,
     other: Path,
     pixels: npt.NDArray[np.uint8],
-    expected: dict[str, list[Prediction]],
+    expected: dict[str, npt.NDArray[np.float32]],
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "live"
@@ -144,7 +143,7 @@ def test_a_release_on_trial(
     repository: Path,
     other: Path,
     pixels: npt.NDArray[np.uint8],
-    expected: dict[str, list[Prediction]],
+    expected: dict[str, npt.NDArray[np.float32]],
     tmp_path: Path,
 ) -> None:
     failing = shutil.copytree(other, tmp_path / "failing")

@@ -81,12 +81,15 @@ def test_only_a_dead_owners_server_is_swept() -> None:
         path.write_bytes(b"x")
     lock = claim(alive)
     try:
-        os.close(claim(dead))
+        let_go = claim(dead)
+        assert let_go is not None
+        os.close(let_go)
         sweep_dead_servers()
         assert alive.exists()
         assert not dead.exists()
         assert [path.exists() for path in memory] == [True, False]
     finally:
+        assert lock is not None
         os.close(lock)
     sweep_dead_servers()
     assert not alive.exists()
