@@ -36,7 +36,7 @@ ALERTS = re.findall(r"- alert: (\w+)", RULES)
 # What Grafana puts in place of its variables.
 VARIABLES = {"$__rate_interval": "15s", "$__range": "1m", "$ensemble": "digits-test", "$release": ".+"}
 FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0", "--json")
-DATA_S, IDLE_S = 40, 3
+DATA_S = 40
 
 
 def panels(dashboard: Path) -> list[dict[str, Any]]:
@@ -213,15 +213,14 @@ def test_every_query_finds_data_on_a_loaded_server(
     ):
         pages = {"8002": served["metrics"], "8003": served["status"], "8081": gateway["metrics"]}
         places = {f"127.0.0.1:{port}": page.split("/")[2] for port, page in pages.items()}
-        load = Load(served["grpc"], gateway["http"], pixels)
-        with running(binaries["prometheus"], config_of(tmp_path, places), tmp_path / "data") as url:
-            # `plurum serve` asks its own question only while nobody else does.
-            time.sleep(IDLE_S)
+        with (
+            loaded(Load(served["grpc"], gateway["http"], pixels)),
+            running(binaries["prometheus"], config_of(tmp_path, places), tmp_path / "data") as url,
+        ):
             wanted = queries() | {name: name for name in re.findall(r"- record: (\S+)", RULES)}
             deadline = time.monotonic() + DATA_S
-            with loaded(load):
-                while (left := missing(url, wanted)) and time.monotonic() < deadline:
-                    time.sleep(0.5)
+            while (left := missing(url, wanted)) and time.monotonic() < deadline:
+                time.sleep(0.5)
             assert left == {}
             assert {target["health"] for target in ask(url, "targets")["activeTargets"]} == {"up"}
             rules = [rule for group in ask(url, "rules")["groups"] for rule in group["rules"]]
