@@ -6,7 +6,6 @@ import hashlib
 import io
 import math
 import struct
-import time
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +24,9 @@ from tritonclient.utils import InferenceServerException
 
 from plurum.run import Run
 from plurum.serving import Server
-from plurum.serving.metrics import metrics_at
 from plurum.voting import Verdict, decide, softmax
 from tests.conftest import ARCHS, CLASSES
+from tests.pages import settled
 
 pytestmark = pytest.mark.triton
 
@@ -241,18 +240,12 @@ def predictions(samples: dict[str, float]) -> float:
     return sum(value for name, value in samples.items() if name.startswith("plurum_predictions_total"))
 
 
-def settled(served: Server) -> dict[str, float]:
-    """The page when nothing is left to be counted: it is behind by a second at most."""
-    time.sleep(1.1)
-    return metrics_at(served.urls.metrics)
-
-
 def test_metrics_count_what_was_answered(
     served: Server, repository: Path, verdict: Verdict, images: npt.NDArray[np.uint8]
 ) -> None:
-    before = settled(served)
+    before = settled(served.urls.metrics)
     ask(served, "grpc", "ensemble_pixels", "PIXELS", images)
-    after = settled(served)
+    after = settled(served.urls.metrics)
     release = hashlib.sha256((repository / "ensemble.json").read_bytes()).hexdigest()[:12]
 
     def grew(name: str, **labels: str) -> float:
@@ -279,13 +272,13 @@ def test_metrics_count_what_was_answered(
 
 
 def test_the_servers_own_question_is_no_prediction(served: Server, images: npt.NDArray[np.uint8]) -> None:
-    before = predictions(settled(served))
+    before = predictions(settled(served.urls.metrics))
     tensor = tritonclient.grpc.InferInput("PIXELS", [8, 32, 32, 3], "UINT8")
     tensor.set_data_from_numpy(images)
     with tritonclient.grpc.InferenceServerClient(served.urls.grpc) as client:
         client.infer("ensemble_pixels", [tensor], request_id="plurum-probe")
         client.infer("ensemble_pixels", [tensor], request_id="mine")
-    assert predictions(settled(served)) == before + 8
+    assert predictions(settled(served.urls.metrics)) == before + 8
 
 
 def test_latency_summaries_are_on_the_page(served: Server) -> None:

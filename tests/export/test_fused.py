@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from plurum.export import ExportSettings, repository_from_run, selection
 from plurum.export.fused import FUSED_OUTPUTS, VoteModel, fused_from_onnx, verdict_from_fused
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
-from plurum.serving.metrics import metrics_at
 from plurum.spec import OUTPUTS
 from plurum.voting import VotingRule, decide, softmax
+from tests.pages import settled
 
 WEIGHTS = (0.5, 0.3, 0.2)
 RULES = {
@@ -145,24 +144,15 @@ def test_any_answer_can_be_asked_for_alone(fused_server: Server, run: Run, model
 
 def test_both_ways_are_counted_together(fused_server: Server, run: Run) -> None:
     def counted() -> float:
-        samples = metrics_at(fused_server.urls.metrics)
+        samples = settled(fused_server.urls.metrics)
         return sum(value for sample, value in samples.items() if sample.startswith("plurum_predictions_total{"))
 
-    def settled() -> float:
-        """Return the count once it has not changed for longer than the page lags behind."""
-        last, since = counted(), time.monotonic()
-        while time.monotonic() - since < 2:
-            time.sleep(0.1)
-            if (now := counted()) != last:
-                last, since = now, time.monotonic()
-        return last
-
-    before = settled()
+    before = counted()
     pixels = run.pixels()[40:43]
     ask(fused_server, "ensemble_fused", pixels)
     ask(fused_server, "ensemble_pixels", pixels)
     ask(fused_server, "ensemble_fused", pixels, request_id="plurum-probe")
-    assert settled() - before == 6
+    assert counted() - before == 6
 
 
 @pytest.mark.triton
