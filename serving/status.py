@@ -41,6 +41,9 @@ class Status:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.faults = Counter("plurum_faults", "Faults noticed.", ["kind"], registry=self.registry)
+        # There from the start, so that Prometheus sees the first one as an increase.
+        for kind in ("died", "model_died", "late", "error", "away", "start"):
+            self.faults.labels(kind)
         self.reloads = Counter("plurum_model_reloads", "Models loaded anew.", ["model"], registry=self.registry)
         self.restarts = Counter("plurum_restarts", "Tritons started anew.", registry=self.registry)
         self.questions = Histogram(
