@@ -150,12 +150,11 @@ class Asker:
         Raises:
             ServerError: no server has answered in time, or all fail.
         """
-        answers = iter((yield from self._asked([one for one in batch if isinstance(one, Item)], served, deadline)))
+        items = [one for one in batch if isinstance(one, Item)]
+        answers = iter((yield from self._asked(items, served, deadline, _BROKEN_ATTEMPTS)))
         return [entry if isinstance(entry, Failure) else next(answers) for entry in batch]
 
-    def _asked(
-        self, items: list[Item], served: Served, deadline: Deadline, attempts: int = _BROKEN_ATTEMPTS
-    ) -> Flow[list[Answer]]:
+    def _asked(self, items: list[Item], served: Served, deadline: Deadline, attempts: int) -> Flow[list[Answer]]:
         """Return the answers to images of one model; when that refuses them together, ask about each alone."""
         if not items:
             return []

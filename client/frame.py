@@ -20,7 +20,7 @@ def predictions_to_frame(answers: Iterable[Answer], index: Sequence[Any] | None 
     """Return one row per answer: the columns of `plurum predict --csv`, and the members' own probabilities.
 
     Columns: label, confidence, review, entropy, disagreement, prediction_set (a tuple), `p_CLASS`, `std_CLASS`,
-    `MEMBER_p_CLASS`, error (None for an answer; alone in the row of a failure).
+    `MEMBER_p_CLASS`, error (missing for an answer; alone in the row of a failure).
 
     Args:
         answers: What `predict` or `stream` gave.
@@ -30,7 +30,7 @@ def predictions_to_frame(answers: Iterable[Answer], index: Sequence[Any] | None 
         MissingExtraError: pandas is not installed.
         SettingsError: an index of another length.
     """
-    with needs_extra("training"):
+    with needs_extra("pandas"):
         import pandas as pd
     rows = [_row(answer) for answer in answers]
     if index is not None and len(index) != len(rows):
@@ -48,4 +48,4 @@ def _row(answer: Answer) -> dict[str, Any]:
     row |= {f"std_{name}": value for name, value in answer.std.items()}
     for member, probabilities in answer.member_probabilities.items():
         row |= {f"{member}_p_{name}": value for name, value in probabilities.items()}
-    return row | {"error": None}
+    return row

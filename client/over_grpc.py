@@ -39,7 +39,8 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     # A restarted server is found at once: gRPC's own backoff goes up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
+    # Despite its name, how long an attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 500),
     # Clients of two keys or certificates are not to share a connection.
     ("grpc.use_local_subchannel_pool", 1),

@@ -211,7 +211,8 @@ def test_a_server_without_an_ensemble_says_what_it_has(repository: Path, tmp_pat
 
 def test_a_server_that_goes_away_is_an_error_and_not_a_failure(repository: Path, pixels: npt.NDArray[np.uint8]) -> None:
     with Server(repository, FREE) as server:
-        clients = [EnsembleClient(url) for url in (server.urls.grpc, server.urls.http)]
+        # Longer than a first answer takes, and no longer: a server that was there before is waited for.
+        clients = [EnsembleClient(url, timeout_s=3) for url in (server.urls.grpc, server.urls.http)]
         for client in clients:
             assert client.predict([pixels[0]])
     for client in clients:

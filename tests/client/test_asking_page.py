@@ -1,0 +1,45 @@
+"""The Python on docs/asking.md runs as it stands there, against a real server."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import plurum.client
+from plurum.run import Run
+from plurum.serving import Server
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "asking.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+def test_every_public_function_has_an_example() -> None:
+    functions = [name for name in plurum.client.__all__ if name[0].islower() or name.endswith(("Client", "Tls"))]
+    assert len(functions) == 8
+    assert [name for name in functions if not any(re.search(rf"\b{name}\(", example) for example in EXAMPLES)] == []
+
+
+@pytest.mark.triton
+def test_the_examples_run(served: Server, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    for index, pixels in enumerate(np.array(run.pixels()[:3])):
+        Image.fromarray(pixels).save(tmp_path / "scans" / f"{index}.png")
+    (tmp_path / "scans" / "bad.png").write_text("no image")
+    Image.fromarray(np.array(run.pixels()[0])).save(tmp_path / "scan.png")
+    said = []
+    for example in EXAMPLES:
+        code = example.replace("127.0.0.1:8001", served.urls.grpc)
+        code = code.replace("http://127.0.0.1:8000", served.urls.http)
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), example
+        said.append(done.stdout)
+    assert "scans/bad.png: " in said[1]
+    assert "no answer" in said[2]
+    assert "\n1000\nPrediction(" in said[4]
+    assert (tmp_path / "answers.csv").read_text().count("\n") == 5

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from plurum.client import Failure, Prediction, predictions_to_frame
+from plurum.errors import SettingsError
+
+PREDICTION = Prediction(
+    label="CE",
+    confidence=0.75,
+    probabilities={"CE": 0.75, "LAA": 0.25},
+    entropy=0.5,
+    disagreement=0.1,
+    std={"CE": 0.05, "LAA": 0.06},
+    member_probabilities={"a": {"CE": 0.7, "LAA": 0.3}, "b": {"CE": 0.8, "LAA": 0.2}},
+    prediction_set=("CE", "LAA"),
+    review=True,
+)
+
+
+def test_each_answer_is_a_row_and_each_number_a_column() -> None:
+    frame = predictions_to_frame([PREDICTION, Failure(1, "b.png", "no image")], ["a.png", "b.png"])
+    assert list(frame.columns) == [
+        *("label", "confidence", "review", "entropy", "disagreement", "prediction_set"),
+        *("p_CE", "p_LAA", "std_CE", "std_LAA", "a_p_CE", "a_p_LAA", "b_p_CE", "b_p_LAA", "error"),
+    ]
+    assert frame.loc["a.png", "p_LAA"] == 0.25
+    assert frame.loc["a.png", "b_p_CE"] == 0.8
+    assert frame.loc["a.png", "prediction_set"] == ("CE", "LAA")
+    assert frame["error"].isna().tolist() == [True, False]
+    assert frame.loc["b.png", "error"] == "no image"
+    assert frame.loc["b.png"].drop("error").isna().all()
+
+
+def test_nothing_has_the_usual_columns() -> None:
+    frame = predictions_to_frame([])
+    assert list(frame.columns)[0::6] == ["label", "error"]
+    assert len(frame) == 0
+
+
+def test_names_that_are_too_few_are_refused() -> None:
+    with pytest.raises(SettingsError, match="1 names for 2 answers"):
+        predictions_to_frame([PREDICTION, PREDICTION], ["a.png"])
