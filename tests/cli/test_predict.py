@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plurum.run import Run
 from plurum.serving import Server
 
 
@@ -122,6 +123,30 @@ def test_a_bad_image_is_named_and_the_others_are_answered(served: Server, broken
     assert summary.endswith(", 1 failed")
     with (tmp_path / "out.csv").open(newline="") as file:
         assert [row["error"] for row in csv.DictReader(file)] == ["", second["error"], ""]
+
+
+@pytest.mark.triton
+def test_only_what_a_person_should_see_is_shown(served: Server, run: Run, broken: Path, tmp_path: Path) -> None:
+    # The rule parts these images, half and half.
+    for index, pixels in enumerate(np.array(run.pixels()[40:48])):
+        Image.fromarray(pixels).save(broken / f"{index}.png")
+    options = ("--url", served.urls.grpc, "--json", "--csv", tmp_path / "out.csv")
+    everything = [json.loads(line) for line in predict(broken, *options).stdout.splitlines()]
+    wanted = [item["path"] for item in everything if item.get("review", True)]
+    assert 1 < len(wanted) < len(everything)
+    done = predict(broken, *options, "--review-only")
+    assert done.returncode == 1
+    assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == wanted
+    # The file has them all: it is what was done.
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + len(everything)
+    table = predict(broken, "--url", served.urls.grpc, "--review-only").stdout.splitlines()
+    assert len(table) == 1 + len(wanted)
+
+
+@pytest.mark.triton
+def test_a_dead_server_among_several_is_survived(served: Server, scans: Path) -> None:
+    done = predict(scans, "--url", "127.0.0.1:1", "--url", served.urls.grpc)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 21)
 
 
 @pytest.mark.triton

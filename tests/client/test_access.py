@@ -102,6 +102,7 @@ def test_tls_files_that_can_not_be_used_are_one_line(tmp_path: Path) -> None:
         Tls(cert_file="cert.pem")
 
 
+@pytest.mark.slow
 def test_the_fused_model_can_be_asked(run: Run, tmp_path: Path) -> None:
     repository_from_run(run, tmp_path / "repository", ExportSettings(max_batch_size=8, fused=True))
     images = np.array(run.pixels()[:8])
