@@ -35,8 +35,11 @@ __all__ = [
     "Transport",
     "WireProtocol",
     "access_from",
+    "late_error",
+    "names_from_statistics",
     "place_from_url",
     "server_error",
+    "warn_of_plain_key",
 ]
 
 WireProtocol = Literal["grpc", "http"]
