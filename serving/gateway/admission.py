@@ -1,18 +1,24 @@
 """Places at Triton: so many requests have one, so many more wait for one, the rest are refused at once.
 
-Bulk requests let others go first: they get a place when nobody else waits, and where no more can wait, the one that
-came last makes room.
+Nor does a request wait that would not be answered in time, as far as can be told: it would be late after all, and make
+those behind it late. Bulk requests let others go first: they get a place when nobody else waits, and where no more can
+wait, the one that came last makes room.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 
 from plurum.serving.gateway.deadlines import Deadline
+from plurum.serving.gateway.pace import Pace
 from plurum.serving.gateway.refusals import RefusalError, late
 
 __all__ = ["Admission"]
+
+# Of the time that is left a request must be expected to need no more than this share: others take longer than the mean.
+_SURE = 0.8
 
 
 class Admission:
@@ -21,10 +27,13 @@ class Admission:
     Args:
         places: How many requests Triton is given at once.
         waiting: How many wait for a place.
+        longest_s: No request waits that is expected to be answered later than this; bulk ones may.
     """
 
-    def __init__(self, places: int, waiting: int) -> None:
+    def __init__(self, places: int, waiting: int, longest_s: float = math.inf) -> None:
         self.taken = 0
+        self._longest_s = longest_s
+        self._pace = Pace(places)
         self._places = places
         self._waiting = waiting
         self._queues: dict[bool, deque[asyncio.Future[None]]] = {False: deque(), True: deque()}
@@ -47,7 +56,10 @@ class Admission:
         """
         if self.taken < self._places:
             self.taken += 1
+            self._pace.took(self.taken)
             return False
+        if not accepted:
+            self._check_time(deadline)
         if self.waiting >= self._waiting and not accepted:
             busy = f"{self.taken} requests are being answered and {self.waiting} wait already"
             if deadline.bulk or not self._queues[True]:
@@ -72,8 +84,21 @@ class Admission:
         for queue in self._queues.values():
             if queue:
                 queue.popleft().set_result(None)
+                self._pace.left(self.taken)
                 return
         self.taken -= 1
+        self._pace.left(self.taken)
+
+    def _check_time(self, deadline: Deadline) -> None:
+        ahead = self.taken + (self.waiting if deadline.bulk else len(self._queues[False]))
+        expected_s = self._pace.expected_s(ahead + 1)
+        if expected_s > min(_SURE * deadline.left_s, math.inf if deadline.bulk else self._longest_s):
+            raise RefusalError(
+                503,
+                "busy",
+                f"{self.taken} requests are being answered and {self.waiting} wait already: an answer would take about "
+                f"{expected_s:.1f} s",
+            )
 
     def _give_up(self, turn: asyncio.Future[None], queue: deque[asyncio.Future[None]]) -> None:
         if not turn.done():

@@ -70,7 +70,7 @@ class _Gateway:
         """Hold the connection to Triton, and watch it."""
         settings = self._settings
         triton = Triton(settings.triton)
-        admission = Admission(settings.max_in_flight, settings.max_waiting)
+        admission = Admission(settings.max_in_flight, settings.max_waiting, settings.longest_wait_s)
         self._metrics.watch(admission, lambda: self._bodies.held_bytes)
         self._health = Health(triton, settings, self._metrics)
         self._asking = Asking(triton, self._health, admission, self._metrics)

@@ -37,6 +37,8 @@ class GatewaySettings(BaseModel):
         tls_key: Its private key, PEM.
         max_in_flight: Requests that Triton is given at once.
         max_waiting: Requests that wait for a place among those; more are refused at once.
+        longest_wait_s: Nor does a request wait that is expected to be answered later than this, unless it is bulk: who
+            asks after a rush would wait for all of it.
         max_connections: Open connections; more are closed at once.
         max_body_mib: Of one request.
         max_buffered_mib: Of all requests together.
@@ -64,6 +66,7 @@ class GatewaySettings(BaseModel):
     tls_key: Path | None = None
     max_in_flight: Count = 16
     max_waiting: Annotated[int, Field(ge=0)] = 64
+    longest_wait_s: Seconds = 3.0
     max_connections: Count = 1000
     max_body_mib: Count = 32
     max_buffered_mib: Count = 512
