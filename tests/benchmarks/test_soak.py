@@ -1,0 +1,50 @@
+"""A short soak: the same requests, far fewer of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plurum.benchmarks.garbage import GARBAGE, garbage
+from plurum.benchmarks.soak import Tally, jpegs
+
+
+def test_growth_is_that_of_all_processes_since_the_warm_up() -> None:
+    memory = {
+        10: {"gateway": 60, "triton": 40},
+        50: {"gateway": 900, "triton": 900},
+        100: {"gateway": 70, "triton": 41},
+    }
+    assert Tally(memory_bytes=memory).growth == pytest.approx(0.11)
+
+
+def test_garbage_is_of_many_kinds_and_is_made_anew() -> None:
+    (image,) = jpegs(32, 32, 1)
+    assert len(GARBAGE) >= 15
+    chance = random.Random(0)
+    sent = [garbage(kind, image, chance).sent for kind in GARBAGE for _ in range(2)]
+    assert image not in sent
+    assert len(set(sent)) > 1.5 * len(GARBAGE)
+
+
+@pytest.mark.triton
+def test_good_answers_stay_right_and_garbage_is_refused(repository: Path) -> None:
+    command = [sys.executable, "-m", "plurum.benchmarks.soak", "--repository", str(repository)]
+    done = subprocess.run(
+        [*command, "--requests", "600", "--garbage", "0.2"], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["wrong"] == {}
+    assert report["garbage_missed"] == {}
+    assert report["faults"] == {}
+    # Every kind had its turn.
+    assert set(report["garbage"]) > set(GARBAGE)
+    assert report["right"] + sum(report["garbage"].values()) == 600
+    # Pools fill up at first; a leak of a whole request would show even so.
+    assert report["growth"] < 0.25
