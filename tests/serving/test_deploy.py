@@ -33,6 +33,24 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 FILES = sorted(DEPLOY.rglob("*.yaml"))
 # Of the sorts that others bring to a cluster there is no schema here.
 FOREIGN = {"Kustomization", "Component", "PodMonitor", "ScaledObject", "InferenceService"}
+# For a mount namespace of its own: $1 is at /tmp/models, /tmp and /dev/shm are as in a pod, the rest is read-only.
+READ_ONLY = """
+mount --make-rprivate /
+# Held open, as it may lie in the /tmp that is covered.
+exec 9< "$1"
+mount -t tmpfs -o size=256m tmpfs /tmp
+mkdir /tmp/models
+mount --bind /proc/self/fd/9 /tmp/models
+mount -o remount,bind,ro /tmp/models
+exec 9<&-
+mount -t tmpfs -o size=512m tmpfs /dev/shm
+cut -d' ' -f5 /proc/self/mountinfo | grep -Ev '^/(tmp|dev|proc|sys)(/|$)' | while read -r place; do
+  mount -o remount,bind,ro "$place"
+done
+if touch "$2/written" || touch /tmp/models/written; then exit 9; fi 2>/dev/null
+cd /tmp
+exec "$3" -B -m plurum serve /tmp/models --http-port 0 --grpc-port 0 --metrics-port 0 --status-port 0 --json
+"""
 PORTS = {"serve": {8000, 8001, 8002, 8003}, "gateway": {8080, 8081}}
 
 
@@ -337,6 +355,23 @@ def test_the_image_needs_nothing_but_the_extra_that_it_installs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.triton
+def test_a_server_writes_to_tmp_and_shared_memory_alone(repository: Path) -> None:
+    able = ["unshare", "-rm", "true"]
+    if not shutil.which("unshare") or subprocess.run(able, capture_output=True, check=False).returncode:
+        pytest.skip("this machine allows no mount namespaces")
+    words = ["unshare", "-rm", "bash", "-euc", READ_ONLY, "bash", str(repository), str(ROOT), sys.executable]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, "it ended by itself"
+            assert ask(json.loads(line)["status"] + "/v2/health/ready") == 200
+        finally:
+            process.terminate()
+    assert process.returncode == 0
 
 
 def kustomized(folder: Path) -> list[dict[str, Any]]:
