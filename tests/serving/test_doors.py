@@ -1,0 +1,170 @@
+"""What another machine finds of a default server, and what the key of management opens."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from plurum.serving import Server, ServerSettings
+from tests.serving.test_server import triton_of
+
+pytestmark = pytest.mark.triton
+
+_FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+# Many ports at a time; says which are open.
+_SCAN = """
+import asyncio, json, sys
+
+async def scan(address, first, last):
+    found, places = [], asyncio.Semaphore(500)
+
+    async def knock(port):
+        async with places:
+            try:
+                _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 5)
+            except OSError:
+                return
+            found.append(port)
+            writer.close()
+
+    await asyncio.gather(*map(knock, range(first, last + 1)))
+    return sorted(found)
+
+print(json.dumps(asyncio.run(scan(sys.argv[1], *map(int, sys.argv[2:])))))
+"""
+# Loopback alone, and a network cable, of this machine's own.
+_NUMBERS = itertools.count()
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Two network namespaces with a cable between them: one with the servers, one of somebody else."""
+
+    servers: str
+    stranger: str
+    address: str = "10.231.87.1"
+
+    def scan(self, first: int = 1, last: int = 65535) -> list[int]:
+        """Return the open ports that the stranger finds."""
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.stranger, sys.executable, "-c", _SCAN, self.address, str(first), str(last)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=100,
+        )
+        found: list[int] = json.loads(done.stdout)
+        return found
+
+    @contextlib.contextmanager
+    def run(self, *words: str) -> Iterator[dict[str, str]]:
+        """Run a plurum command beside the servers; gives where it answers."""
+        command = ["ip", "netns", "exec", self.servers, sys.executable, "-m", "plurum", *words, "--json"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                yield json.loads(process.stdout.readline() if process.stdout else "")
+            finally:
+                process.terminate()
+                process.wait(30)
+
+
+def _ip(words: str) -> None:
+    done = subprocess.run(["ip", *words.split()], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"ip {words}: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def machines() -> Iterator[Machines]:
+    if os.getuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces take root and the command ip")
+    number = f"{os.getpid()}x{next(_NUMBERS)}"
+    two = Machines(f"servers-{number}", f"stranger-{number}")
+    try:
+        for name in (two.servers, two.stranger):
+            _ip(f"netns add {name}")
+            _ip(f"-n {name} link set lo up")
+        _ip(f"-n {two.servers} link add cable type veth peer name cable netns {two.stranger}")
+        for name, address in ((two.servers, two.address), (two.stranger, "10.231.87.2")):
+            _ip(f"-n {name} addr add {address}/24 dev cable")
+            _ip(f"-n {name} link set cable up")
+        yield two
+    finally:
+        for name in (two.servers, two.stranger):
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def _port(url: str) -> int:
+    return int(url.removesuffix("/metrics").rpartition(":")[2])
+
+
+def test_another_machine_finds_the_gateway_where_it_was_told_to_face_a_network_and_nothing_else(
+    repository: Path, machines: Machines
+) -> None:
+    with machines.run("serve", str(repository), *_FREE, "--status-port", "0") as urls:
+        near = ("gateway", "--triton", urls["grpc"], "--port", "0", "--metrics-port", "0")
+        with machines.run(*near) as hidden:
+            assert machines.scan(_port(hidden["http"]), _port(hidden["http"])) == []
+        with machines.run(*near, "--host", machines.address) as facing:
+            assert machines.scan() == [_port(facing["http"])]
+
+
+MANAGEMENT = [
+    "v2/repository/index",
+    "v2/repository/models/voter/load",
+    "v2/repository/models/voter/unload",
+    "v2/systemsharedmemory/status",
+    "v2/systemsharedmemory/region/x/register",
+    "v2/systemsharedmemory/unregister",
+    "v2/cudasharedmemory/status",
+    "v2/cudasharedmemory/unregister",
+    "v2/trace/setting",
+    "v2/models/voter/trace/setting",
+    "v2/logging",
+]
+
+
+@pytest.mark.parametrize("path", MANAGEMENT)
+def test_a_wrong_key_opens_as_little_as_none(served: Server, path: str) -> None:
+    import http.client
+
+    for headers in ({}, {"admin-key": ""}, {"admin-key": "0" * 32}, {"Authorization": "Bearer x"}):
+        for method in ("GET", "POST"):
+            connection = http.client.HTTPConnection(served.urls.http.removeprefix("http://"), timeout=10)
+            with contextlib.closing(connection):
+                connection.request(method, f"/{path}", "{}", {"Connection": "close"} | headers)
+                # A method that the path does not have is refused, too.
+                assert connection.getresponse().status in {403, 405}, (path, method, headers)
+
+
+def test_the_key_opens_all_of_it(repository: Path) -> None:
+    with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
+        line = (Path("/proc") / str(triton_of(server)) / "cmdline").read_bytes().decode().split("\0")
+        (key,) = {word.rpartition("admin-key=")[2] for word in line if "admin-key=" in word}
+        assert len(key) >= 32
+        by_http, by_grpc = {"admin-key": key}, {"triton-grpc-protocol-admin-key": key}
+        http_client = tritonclient.http.InferenceServerClient(server.urls.http.removeprefix("http://"))
+        grpc_client = tritonclient.grpc.InferenceServerClient(server.urls.grpc)
+        with http_client, grpc_client:
+            assert {one["name"] for one in http_client.get_model_repository_index(headers=by_http)} >= {"voter"}
+            assert len(grpc_client.get_model_repository_index(headers=by_grpc).models) > 3
+            for client, headers in ((http_client, by_http), (grpc_client, by_grpc)):
+                assert client.get_system_shared_memory_status(headers=headers) is not None
+                client.get_trace_settings(headers=headers)
+                client.get_log_settings(headers=headers)
+                client.load_model("voter", headers=headers)
+                with pytest.raises(InferenceServerException, match=r"restricted|admin-key"):
+                    client.load_model("voter", headers=dict.fromkeys(headers, key[:-1]))
