@@ -72,6 +72,9 @@ class Live:
         with self._process:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(60)
+        if kind is not None:
+            # Why it was so is in what the server said, and nowhere else.
+            sys.stderr.write(self.said())
         self._log.unlink()
 
     def said(self) -> str:
