@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from plurum.errors import DataError
+from plurum.manifests import FIRST_LINE, columns_from_manifest, file_from_manifest
 from plurum.run import Split
-from plurum.training.labelled_files import EXTENSIONS, LabelledFiles
+from plurum.training.labelled_files import LabelledFiles
 
-__all__ = ["COLUMNS", "files_from_manifest"]
+__all__ = ["files_from_manifest"]
 
-# What a column may be called, whatever the case; the first that is there counts.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "path": ("path", "image_path", "filepath", "file", "filename", "image", "image_id"),
-    "label": ("label", "class", "target"),
-    "patient": ("patient", "patient_id", "subject", "subject_id", "case_id"),
-    "split": ("split", "set", "partition"),
-}
 _NEEDED = ("path", "label")
 _SPLITS: dict[str, Split] = {
     "train": "train",
@@ -31,22 +24,19 @@ _SPLITS: dict[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-# The header is the first.
-_FIRST_LINE = 2
 
 
 def files_from_manifest(path: Path) -> LabelledFiles:
     """Return the image files that a CSV lists, in its order.
 
-    Paths are relative to the CSV, or to a folder beside it of its name (`train/` for `train.csv`); an extension may be
-    left out. The columns' names are those of `COLUMNS`; others are ignored.
+    Paths and the columns' names are as in `plurum.manifests`; other columns are ignored.
 
     Raises:
         DataError: a column is missing, or a row has no label, an unknown split or an image that is not there or listed
             twice; the first is named, the others counted.
     """
-    columns = _columns(path)
-    lines = range(_FIRST_LINE, _FIRST_LINE + len(columns["path"]))
+    columns = columns_from_manifest(path, _NEEDED)
+    lines = range(FIRST_LINE, FIRST_LINE + len(columns["path"]))
     for name in _NEEDED:
         _refuse(path, lines, (f"has no {name}" if not cell else "" for cell in columns[name]))
     words = columns.get("split", [])
@@ -69,39 +59,11 @@ def files_from_manifest(path: Path) -> LabelledFiles:
     )
 
 
-def _columns(path: Path) -> dict[str, list[str]]:
-    """Return the cells of the columns we know, by our names."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = list(reader.fieldnames or [])
-            rows = list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV in UTF-8: {error}") from error
-    theirs = {name.strip().lower(): name for name in reversed(header)}
-    chosen = {
-        ours: theirs[names[0]]
-        for ours, possible in COLUMNS.items()
-        if (names := [name for name in possible if name in theirs])
-    }
-    missing = [f"{name} (or {', '.join(COLUMNS[name][1:])})" for name in _NEEDED if name not in chosen]
-    if missing:
-        raise DataError(f"{path} has no column {' and none '.join(missing)}; it has: {', '.join(header) or 'none'}")
-    if not rows:
-        raise DataError(f"{path} has no row below its header")
-    return {ours: [(row[name] or "").strip() for row in rows] for ours, name in chosen.items()}
-
-
 def _file(manifest: Path, name: str) -> Path | None:
     """Return the file that a row names, if it is there."""
     if not name.isprintable():
         raise DataError(f"{manifest} names {name!a}, with unprintable characters; rename it")
-    for folder in (manifest.parent, manifest.parent / manifest.stem):
-        for extension in ("", *sorted(EXTENSIONS)):
-            file = folder / f"{name}{extension}"
-            if file.is_file():
-                return file
-    return None
+    return file_from_manifest(manifest, name)
 
 
 def _split_fault(word: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.spec import PatientRule
+from plurum.voting import pooled
 
 __all__ = ["RULES", "Patients", "patients_of"]
 
@@ -37,10 +38,7 @@ class Patients:
     torn: tuple[str, ...]
 
     def probabilities(self, images: Floats, winners: Ints, rule: PatientRule) -> Floats:
-        """Return one row per patient, `[patients, classes]`, each summing to 1.
-
-        `mean` averages the probabilities of a patient's images; `max` takes each class's highest, over their sum;
-        `majority` is the share of images that a class wins, and equal shares go to the class with the higher mean.
+        """Return one row per patient, `[patients, classes]`, each summing to 1; see `plurum.voting.pooled`.
 
         Args:
             images: Probabilities `[images, classes]` of all images.
@@ -48,21 +46,11 @@ class Patients:
             rule: How they become one.
         """
         theirs = images[self.rows]
-        if rule == "max":
-            highest = np.zeros((len(self.names), images.shape[1]))
-            np.maximum.at(highest, self.owner, theirs)
-            return np.asarray(highest / highest.sum(axis=1, keepdims=True))
-        mean = self._mean(theirs)
-        if rule == "mean":
-            return mean
-        votes = self._mean(np.eye(images.shape[1])[winners[self.rows]])
-        # Too little to count for anything but between equals: shares differ by 1 / images at least.
-        return (votes + 1e-9 * mean) / (1 + 1e-9)
-
-    def _mean(self, theirs: Floats) -> Floats:
-        sums = np.zeros((len(self.names), theirs.shape[1]))
+        sums, highest, wins = np.zeros((3, len(self.names), images.shape[1]))
         np.add.at(sums, self.owner, theirs)
-        return sums / np.bincount(self.owner, minlength=len(self.names))[:, None]
+        np.maximum.at(highest, self.owner, theirs)
+        np.add.at(wins, (self.owner, winners[self.rows]), 1.0)
+        return pooled(rule, np.bincount(self.owner, minlength=len(self.names)), sums, highest, wins)
 
 
 def patients_of(patients: Sequence[str], labels: Ints) -> Patients | None:

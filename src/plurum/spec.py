@@ -65,7 +65,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]
 
 
-# How the answers to a patient's images become one; `plurum.training.patients` carries it out.
+# How the answers to a patient's images become one; `plurum.voting.pooled` carries it out.
 PatientRule = Literal["mean", "max", "majority"]
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "entropy",
     "hard_vote",
     "mutual_information",
+    "pooled",
     "prediction_sets",
     "rule_from_contract",
     "soft_vote",
@@ -210,6 +211,31 @@ def prediction_sets(probabilities: Floats, quantiles: npt.ArrayLike) -> Bools:
     inside = 1.0 - probabilities <= np.asarray(quantiles, dtype=np.float64)
     np.put_along_axis(inside, probabilities.argmax(axis=-1)[..., None], values=True, axis=-1)
     return np.asarray(inside)
+
+
+def pooled(
+    rule: Literal["mean", "max", "majority"], counts: npt.ArrayLike, sums: Floats, highest: Floats, wins: Floats
+) -> Floats:
+    """Return one row of probabilities per group of images, such as a patient's, `[groups, classes]`, each summing to 1.
+
+    `mean` averages the probabilities of a group's images; `max` takes each class's highest, over their sum; `majority`
+    is the share of images that a class wins, and equal shares go to the class with the higher mean.
+
+    Args:
+        rule: How they become one.
+        counts: `[groups]`, images of each, at least 1.
+        sums: `[groups, classes]`, the images' probabilities added up.
+        highest: `[groups, classes]`, the highest of each class.
+        wins: `[groups, classes]`, how many images each class wins.
+    """
+    if rule == "max":
+        return np.asarray(highest / highest.sum(axis=1, keepdims=True))
+    images = np.asarray(counts, dtype=np.float64)[:, None]
+    mean = np.asarray(sums / images)
+    if rule == "mean":
+        return mean
+    # Too little to count for anything but between equals: shares differ by 1 / images at least.
+    return np.asarray((wins / images + 1e-9 * mean) / (1 + 1e-9))
 
 
 def decide(members: Floats, rule: VotingRule) -> Verdict:
