@@ -25,12 +25,11 @@ from plurum.images import (
     open_image,
     too_large,
 )
-from plurum.training.slides import Slide, is_background
+from plurum.slides import Slide
+from plurum.tissue import LEAST_TISSUE, is_background, tile_starts, tissue_share
 
-__all__ = ["LEAST_TISSUE", "Picture", "Tiling", "pictures_from_file", "tile_starts"]
+__all__ = ["Picture", "Tiling", "pictures_from_file"]
 
-# Share of a tile: with less, there is little but glass to learn from.
-LEAST_TISSUE = 0.1
 # A tile is judged by at least 32 × 32 points of it.
 _SAMPLES = 32
 # Below, a file is read without a look at its header first.
@@ -116,25 +115,12 @@ def pictures_from_file(path: Path, tiling: Tiling) -> list[Picture]:
         for y in tile_starts(height, tiling.size)
         for x in tile_starts(width, tiling.size)
     ]
-    shares = [_share(tissue, cell, box) for box in boxes]
+    shares = [tissue_share(tissue, cell, box) for box in boxes]
     best = sorted(range(len(boxes)), key=lambda index: -shares[index])[: tiling.most]
     kept = [index for index in sorted(best) if shares[index] >= LEAST_TISSUE]
     if not kept:
         return [Picture(path, fault=f"no tile of {tiling.size} pixels has {LEAST_TISSUE:.0%} of tissue")]
     return [Picture(path, boxes[index]) for index in kept]
-
-
-def tile_starts(length: int, size: int) -> list[int]:
-    """Return where tiles of `size` begin along `length` pixels: as few as cover it, evenly spread."""
-    count = -(-length // size)
-    return [0] if count <= 1 else [round(index * (length - size) / (count - 1)) for index in range(count)]
-
-
-def _share(tissue: npt.NDArray[np.bool_], cell: float, box: tuple[int, int, int, int]) -> float:
-    x, y, width, height = box
-    rows = slice(int(y / cell), max(int(y / cell) + 1, int((y + height) / cell)))
-    columns = slice(int(x / cell), max(int(x / cell) + 1, int((x + width) / cell)))
-    return float(tissue[rows, columns].mean())
 
 
 def _tissue(path: Path, size: int) -> tuple[npt.NDArray[np.bool_], float, int, int]:

@@ -16,11 +16,12 @@ from PIL import Image
 
 from plurum.errors import DataError, ImageError, SettingsError
 from plurum.images import TooLargeImageError, open_image, pixels_from_image
+from plurum.slides import Slide
 from plurum.spec import ImageSpec
+from plurum.tissue import is_background, tile_starts
 from plurum.training import load_data
 from plurum.training import tiles as tiles_module
-from plurum.training.slides import Slide, is_background
-from plurum.training.tiles import Picture, Tiling, pictures_from_file, tile_starts
+from plurum.training.tiles import Picture, Tiling, pictures_from_file
 
 WHITE = 240
 IMAGE = ImageSpec(height=100, width=100, mean=(0, 0, 0), std=(1, 1, 1))
