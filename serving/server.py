@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +75,7 @@ class Server:
     Attributes:
         name: Begins the names of the server's shared memory, and tells its processes from others'.
         log: Triton's; its file is removed at the end unless the server failed.
+        loads: How often models were loaded: whenever it grows, there are other processes.
     """
 
     def __init__(self, repository: Path, settings: ServerSettings | None = None, release: str = "") -> None:
@@ -88,6 +90,8 @@ class Server:
         self._folder: Path | None = None
         self._lock: int | None = None
         self._ensemble: Ensemble | None = None
+        self._watched: dict[str, int] = {}
+        self.loads = 0
         self._ready = False
         self._failed = False
 
@@ -149,6 +153,7 @@ class Server:
                 raise self._failure(f"was not ready after {self._settings.start_timeout_s:g} s")
             time.sleep(_POLL_S)
         self._ask(max(1.0, deadline - time.monotonic()))
+        self._watch(list(self._staged.configs))
         self._ready = True
 
     def check(self) -> None:
@@ -180,9 +185,14 @@ class Server:
         """Return the processes of its Python models and backends: the model of each, by process id."""
         return stubs_of(self.name)
 
-    def serves(self, model: str) -> bool:
-        """Whether a model is served: staged here, and taken requests for, be its processes alive or not."""
-        return model in self._staged.configs and self._admin.is_loaded(model)
+    def short_of(self, stubs: dict[int, str]) -> tuple[str, ...]:
+        """Return the models, sorted, that have fewer processes among `stubs` than instances, though Triton serves them.
+
+        A model that is being loaded or unloaded is none of them: its processes come and go.
+        """
+        running = Counter(stubs.values())
+        short = [model for model, instances in sorted(self._watched.items()) if running[model] < instances]
+        return tuple(model for model in short if self._admin.is_loaded(model) and model in self._watched)
 
     def reload(self, model: str, timeout_s: float) -> None:
         """Have Triton load a model anew, in new processes.
@@ -194,7 +204,7 @@ class Server:
             self._staged.touch(model)
         except OSError as error:
             raise ServerError(f"{model} can't be loaded again: {error}") from error
-        self._admin.load(model, timeout_s)
+        self._load(model, timeout_s)
 
     def add_release(self, repository: Path, tag: str, timeout_s: float) -> Probe:
         """Load the models of another release beside those that are served, and return who can ask its ensembles.
@@ -212,7 +222,7 @@ class Server:
         self._staged.add(repository, tag)
         models = self._staged.of(tag)
         for model in models:
-            self._admin.load(model, timeout_s)
+            self._load(model, timeout_s)
         return Probe(self.urls.http, read_ensemble(repository / "ensemble.json"), models)
 
     def has_release(self, tag: str) -> bool:
@@ -226,7 +236,7 @@ class Server:
             ServerError: Triton could not, or not in time.
         """
         for chain in self._staged.publish(tag):
-            self._admin.load(chain, timeout_s)
+            self._load(chain, timeout_s)
 
     def put_on_trial(self, trial: Trial, current: str, timeout_s: float) -> None:
         """Have a loaded release answer a share of the public questions, or be compared with the one that does.
@@ -235,12 +245,14 @@ class Server:
             ServerError: Triton could not, or not in time.
         """
         for front in self._staged.put_on_trial(trial, current):
-            self._admin.load(front, timeout_s)
+            self._load(front, timeout_s)
 
     def remove_release(self, tag: str, timeout_s: float) -> None:
         """Unload the models of a release that is not public, and forget them."""
         models = self._staged.of(tag)
         # Forgotten first, so that nobody misses their processes.
+        for model in models:
+            self._watched.pop(model, None)
         self._staged.remove(tag)
         for model in reversed(models):
             try:
@@ -248,6 +260,19 @@ class Server:
             except ServerError as error:
                 # It may never have been loaded.
                 _log.debug("%s", error)
+
+    def _load(self, model: str, timeout_s: float) -> None:
+        self._watched.pop(model, None)
+        self._admin.load(model, timeout_s)
+        self._watch([model])
+
+    def _watch(self, models: list[str]) -> None:
+        """Miss processes of these models from now on; those of their former versions may still be about to end."""
+        running = Counter(self.stubs().values())
+        for model in models:
+            # Only Python models and Python-based backends have processes.
+            self._watched[model] = min(running[model], self._staged.instances(model))
+        self.loads += 1
 
     def stop(self, *, answer: bool = True) -> None:
         """End the server: every process and file of it goes.

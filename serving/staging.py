@@ -109,7 +109,7 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: st
 
 def fill_in(config: Any, cores: int, *, cpu_only: bool) -> None:
     """Complete `config` in place: instances, and the threads of each."""
-    instances = sum(group.count or 1 for group in config.instance_group)
+    instances = _stated_instances(config)
     # OpenVINO computes on the CPU wherever it is.
     if config.backend == "openvino" or (config.backend == "onnxruntime" and cpu_only):
         name = _THREADS[config.backend]
@@ -148,6 +148,11 @@ class Staged:
     def chains(self) -> list[str]:
         """The ensembles."""
         return [name for name, config in self.configs.items() if config.ensemble_scheduling.step]
+
+    def instances(self, model: str) -> int:
+        """Return how many instances a model has, on GPUs each of them; an ensemble has none."""
+        config = self.configs[model]
+        return 0 if config.ensemble_scheduling.step else _stated_instances(config) or 1
 
     def add(self, repository: Path, tag: str = "") -> None:
         """Stage a repository, its models' names with `tag` behind them where there is one.
@@ -206,6 +211,10 @@ class Staged:
         for model in self.of(tag):
             self.configs.pop(model)
             shutil.rmtree(self.folder / model, ignore_errors=True)
+
+
+def _stated_instances(config: Any) -> int:
+    return sum(group.count or 1 for group in config.instance_group)
 
 
 def _front_config(name: str, chain: Any, parts: dict[str, str], trial: Trial) -> Any:

@@ -23,10 +23,11 @@ def stubs_of(name: str) -> dict[int, str]:
     for process in processes_of(name):
         # Processes end while we look.
         with contextlib.suppress(OSError):
-            words = (Path("/proc") / str(process) / "cmdline").read_bytes().split(b"\0")
-            if words[0].endswith(_STUB):
-                # The second word is .../models/MODEL/VERSION/FILE.
-                found[process] = Path(words[1].decode()).parts[-3]
+            command, _, rest = (Path("/proc") / str(process) / "cmdline").read_bytes().partition(b"\0")
+            # The second word is .../models/MODEL/VERSION/FILE; one that is just starting or ending may have none.
+            parts = Path(rest.partition(b"\0")[0].decode()).parts
+            if command.endswith(_STUB) and len(parts) >= 3:
+                found[process] = parts[-3]
     return found
 
 

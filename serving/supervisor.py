@@ -157,9 +157,6 @@ class Supervisor:
         """Carry out an order in a thread of its own, one at a time: the server is looked after meanwhile."""
         if self._releases is None or (self._rollout is not None and self._rollout.is_alive()):
             return
-        if self._rollout is not None:
-            self._rollout = None
-            self._view.renew()
         if (order := self._resumed or self._releases.take_order()) is not None:
             self._resumed = None
             rollout = Rollout(self._server, self._releases, order)
@@ -212,7 +209,6 @@ class Supervisor:
                 self._server.reload(model, _RELOAD_S)
                 self.status.reloads.labels(model).inc()
                 _log.warning("%s was loaded anew", model)
-            self._view.renew()
             self._view.ask()
         except ServerError as error:
             _log.warning("that did not help: %s", error)
@@ -256,28 +252,29 @@ class _View:
         self._probe = server.probe()
         self._patience_s = _RELOAD_S
         self._stubs: dict[int, str] = {}
+        self._loads = 0
         self._answered = 0.0
         # Questions before have warmed the models up; what else runs on the machine now should not count for ever.
         took = min(self.ask() for _ in range(_TRIES))
         self._patience_s = max(patience_s, _BATCH_MARGIN * took * server.max_batch_size)
         self.renew()
-
-    def renew(self) -> None:
-        """Take note of a model's new processes."""
-        self._stubs = self._server.stubs()
         self.has_answered()
 
+    def renew(self) -> None:
+        """Take note of the processes that there are now."""
+        self._loads = self._server.loads
+        self._stubs = self._server.stubs()
+
     def died(self) -> tuple[str, ...]:
-        """Return the models of which a process has died, or was stopped, and is missed."""
-        dead = {process for process in self._stubs if not is_running(process, self._server.name)}
-        if not dead:
+        """Return the models that miss a process, because it has died or was stopped."""
+        if self._loads == self._server.loads and all(self._runs(process) for process in self._stubs):
             return ()
-        former, self._stubs = self._stubs, self._server.stubs()
-        lost = {former[process] for process in dead}
-        left = {model for process, model in former.items() if process not in dead}
-        # Where none of a model's former processes is left, somebody may have loaded it anew, or unloaded it.
-        renewed = set(self._stubs.values()) - left
-        return tuple(sorted(model for model in lost - renewed if self._server.serves(model)))
+        # One that has died may have been replaced, or be of a version that was unloaded.
+        self.renew()
+        return self._server.short_of({process: model for process, model in self._stubs.items() if self._runs(process)})
+
+    def _runs(self, process: int) -> bool:
+        return is_running(process, self._server.name)
 
     def has_answered(self) -> bool:
         """Whether questions have been answered since this was last asked."""

@@ -127,6 +127,7 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
                 assert json.loads(live.rollout().stdout)["current"] == second
         assert asked.failures == []
         assert set(asked.answers) == {"first", "second"}
+        assert "not ready" not in live.said()
     with Live(folder, None) as live, Asked(live.url, pixels, expected, clients=1) as asked:
         back = live.rollout("--back")
         assert json.loads(back.stdout)["current"] == first
@@ -173,6 +174,8 @@ def test_a_release_on_trial(
         compared = samples['plurum_trial_compared_total{model="ensemble_pixels"}']
         assert compared >= 40
         assert 0 <= samples['plurum_trial_other_labels_total{model="ensemble_pixels"}'] <= compared
+        # Models whose processes end because a release comes or goes are not taken for dead.
+        assert "not ready" not in live.said()
     # A new server takes the trial up again.
     with Live(folder, None) as live, Asked(live.url, pixels, expected, clients=2) as asked:
         deadline = time.monotonic() + 60
@@ -186,6 +189,7 @@ def test_a_release_on_trial(
         failures = metrics_at(live.urls["metrics"])['plurum_trial_failures_total{model="ensemble_pixels"}']
         assert failures > 0
         assert json.loads(live.rollout(other).stdout)["current"] == second
+        assert "not ready" not in live.said()
     assert asked.failures == []
     assert "mixed" not in asked.answers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -71,6 +72,29 @@ def test_a_stopped_process_counts_as_dead_and_is_killed() -> None:
             time.sleep(0.01)
         assert process.wait(10) == -signal.SIGKILL
     assert not is_running(os.getpid(), name)
+
+
+def test_a_stub_is_known_by_its_models_file_and_one_without_is_passed_over(tmp_path: Path) -> None:
+    name = "plurum_0123456789ab_"
+    file = tmp_path / "models" / "voter" / "1" / "model.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("input()")
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(
+                    ["triton_python_backend_stub", word, name], executable=sys.executable, stdin=subprocess.PIPE
+                )
+            )
+            for word in (str(file), "-")
+        ]
+        try:
+            while len(processes_of(name)) < 2:
+                time.sleep(0.01)
+            assert stubs_of(name) == {started[0].pid: "voter"}
+        finally:
+            for process in started:
+                process.kill()
 
 
 def test_only_a_dead_owners_server_is_swept() -> None:
