@@ -16,7 +16,10 @@ STAGES = ("benchmarks", "client", "export", "model_repository", "serving", "trai
 INSIDE_TRITON = ("model_repository/", "serving/backends/")
 # A module may import from its own room and from floors below.
 FLOORS = (
-    {"errors", "files", "images", "manifests", "microns", "models", "run", "scanners", "slides", "spec", "tissue", "voting"},
+    {
+        *("errors", "evidence", "files", "images", "manifests", "microns", "models", "run", "scanners", "slides"),
+        *("spec", "tissue", "voting"),
+    },
     {"training", "export", "serving", "client"},
     {"benchmarks", "demo"},
     {"cli"},
