@@ -11,6 +11,7 @@ import math
 import struct
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -91,18 +92,19 @@ class Slide:
         _silence_tifffile()
         self.path = path
         self._kept: OrderedDict[tuple[int, int], Bytes] = OrderedDict()
+        stack = ExitStack()
         try:
-            self._file = TiffFile(path)
+            self._file = stack.enter_context(TiffFile(path))
+            first = self._file.pages.first
         except (TiffFileError, *_BROKEN) as error:
+            stack.close()
             raise ImageError(
                 f"image has more than the {MAX_PIXELS:,} pixels that are decoded at once, and is no TIFF that can be "
                 f"read by tiles: {error}"
             ) from error
-        try:
-            self._page = _checked(self._file.pages.first)
-        except BaseException:
-            self._file.close()
-            raise
+        with stack:
+            self._page = _checked(first)
+            stack.pop_all()
         self.width, self.height = int(self._page.imagewidth), int(self._page.imagelength)
 
     def __enter__(self) -> Slide:
@@ -184,31 +186,33 @@ class Slide:
         """The pages of the levels."""
         try:
             pages = [level.keyframe for level in self._file.series[0].levels]
-            missing = self._missing({page.offset for page in pages})
+            missing = self._missing([page.offset for page in pages])
         except _BROKEN as error:
             raise ImageError(f"image is corrupt or truncated: a level of its pyramid can't be read: {error}") from error
         if missing:
-            raise ImageError(f"image is corrupt or truncated: level {len(pages)} is missing: {missing}")
+            raise ImageError(f"image is corrupt or truncated: {missing}")
         levels = [self._page]
         for number, page in enumerate(pages[1:], 1):
             if page.dtype == self._page.dtype and page.imagewidth < levels[-1].imagewidth:
                 levels.append(_checked(page, f"level {number} of the "))
         return levels
 
-    def _missing(self, found: set[int]) -> str:
-        """Return which directory can't be found that the file promises, if there is one; tifffile only logs that."""
+    def _missing(self, found: list[int]) -> str:
+        """Return which level's directory can't be found that the file promises; tifffile only logs that."""
         tiff, handle, offset = self._file.tiff, self._file.filehandle, self._file.pages.first.offset
         seen: set[int] = set()
         while offset and offset not in seen:
             if offset + tiff.tagnosize > handle.size:
-                return f"it should begin at byte {offset:,} of {handle.size:,}"
+                return f"level {len(found)} is missing: it should begin at byte {offset:,} of {handle.size:,}"
             seen.add(offset)
             handle.seek(offset)
             (tags,) = struct.unpack(tiff.tagnoformat, handle.read(tiff.tagnosize))
             handle.seek(offset + tiff.tagnosize + tags * tiff.tagsize)
             (offset,) = struct.unpack(tiff.offsetformat, handle.read(tiff.offsetsize))
-        lost = [one for one in self._file.pages.first.subifds or () if one not in found]
-        return f"what is at byte {lost[0]:,} of {handle.size:,} is none" if lost else ""
+        for number, place in enumerate(self._file.pages.first.subifds or (), 1):
+            if place not in found:
+                return f"level {number} is missing: at byte {place:,} of {handle.size:,} it does not begin"
+        return ""
 
     def _page_of(self, level: int) -> TiffPage:
         # Regions of level 0 alone need no look at the others.
@@ -265,7 +269,7 @@ def thumbnail(slide: AnySlide, side: int) -> tuple[Bytes, float]:
 
     Args:
         slide: Any.
-        side: How long the longer side is at least, up to twice that; less where the slide has no more.
+        side: How long the longer side is at most; it is at least half of that where the slide has so many pixels.
 
     Raises:
         ImageError: its data are corrupt or truncated.
@@ -273,7 +277,7 @@ def thumbnail(slide: AnySlide, side: int) -> tuple[Bytes, float]:
     longer = max(slide.levels[0].width, slide.levels[0].height)
     number = coarsest(slide.levels, longer / side)
     level = slide.levels[number]
-    step = max(1, max(level.width, level.height) // side)
+    step = -(-max(level.width, level.height) // side)
     whole: Bytes | None = None
     for y, x, piece in slide.sampled(number, step):
         if whole is None:
