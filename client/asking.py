@@ -5,11 +5,12 @@ Every method that ends in a `Flow` is a conversation that `plurum.client.calls` 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 from plurum.client.balance import Balance
 from plurum.client.calls import Call, Deadline, Flow, Wait
@@ -37,7 +38,7 @@ from plurum.client.transport import (
     warn_of_plain_key,
 )
 from plurum.errors import ImageError, ServerError, SettingsError
-from plurum.spec import IMAGE
+from plurum.spec import IMAGE, PatientRule
 
 __all__ = ["Asker", "Urls", "asker_from", "raise_first"]
 
@@ -289,7 +290,7 @@ class Asker:
             # A server that faces others may keep its configs to itself; names are all that is lost.
             config = {}
         try:
-            classes, members = _names(config, shapes)
+            classes, members, checkpoints = _names(config, shapes)
         except (KeyError, ValueError) as error:
             raise ServerError(f"the model {model!r} at {transport.address} is none of Plurum's") from error
         if self.model is None:
@@ -301,7 +302,8 @@ class Asker:
             except (CallError, KeyError, TypeError):
                 inputs = []
         encoded = self.model is None or any(one["name"] == IMAGE for one in inputs)
-        return Served(classes, members, int(config.get("max_batch_size", 1)), _pixels_shape(inputs), encoded)
+        size, rule, digest = int(config.get("max_batch_size", 1)), _patient_rule(config), _digest(config)
+        return Served(classes, members, size, _pixels_shape(inputs), encoded, checkpoints, rule, digest)
 
     def _explain(self, error: _UnansweredError, model: str, deadline: Deadline) -> Flow[NoReturn]:
         place = error.transport.address
@@ -353,11 +355,34 @@ def _pixels_shape(inputs: list[dict[str, Any]]) -> tuple[int, int, int] | None:
     return height, width, channels
 
 
-def _names(config: dict[str, Any], shapes: dict[str, list[int]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of classes and members from the contract that the config carries, else their numbers."""
+def _names(
+    config: dict[str, Any], shapes: dict[str, list[int]]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the names of classes and members, and the SHA-256 of these, from the contract that the config carries.
+
+    Without one, names are numbers, and nothing is known of the members' weights.
+    """
     try:
         contract = json.loads(config["parameters"]["contract"]["string_value"])
-        return tuple(contract["classes"]), tuple(member["name"] for member in contract["members"])
+        classes, members = tuple(contract["classes"]), contract["members"]
+        # A gateway tells the names alone.
+        checkpoints = tuple(member["sha256"] for member in members if "sha256" in member)
+        return classes, tuple(member["name"] for member in members), checkpoints
     except (KeyError, TypeError, ValueError):
-        members, classes = shapes["MEMBER_PROBABILITIES"][-2:]
-        return tuple(map(str, range(classes))), tuple(map(str, range(members)))
+        members, classes = (tuple(map(str, range(size))) for size in shapes["MEMBER_PROBABILITIES"][-2:])
+        return classes, members, ()
+
+
+def _patient_rule(config: dict[str, Any]) -> PatientRule | None:
+    try:
+        rule = json.loads(config["parameters"]["contract"]["string_value"]).get("patient_rule")
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return rule if rule in get_args(PatientRule) else None
+
+
+def _digest(config: dict[str, Any]) -> str:
+    try:
+        return hashlib.sha256(config["parameters"]["contract"]["string_value"].encode()).hexdigest()
+    except (AttributeError, KeyError, TypeError):
+        return ""

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from plurum.errors import DataError
+from plurum.manifests import IMAGE_SUFFIXES
 
-__all__ = ["IMAGE_SUFFIXES", "image_files"]
-
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
+__all__ = ["image_files", "is_image_name"]
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
@@ -37,12 +36,17 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name, without its folders, is taken for an image where nobody named it."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
 def _below(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder, onerror=_refuse):
         # In place: os.walk goes where this list says, in its order.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+            if is_image_name(name):
                 yield Path(place, name)
 
 

@@ -93,7 +93,7 @@ def item_from_image(
     if not encoded:
         return Item(index, name_of(index, image), _pixels_as_they_are(image, served_shape))
     if isinstance(image, str | Path):
-        return Item(index, name_of(index, image), _bytes_from_file(Path(image)))
+        return Item(index, name_of(index, image), _bytes_from_file(image))
     name = name_of(index, image)
     if isinstance(image, bytes):
         return Item(index, name, image)
@@ -158,9 +158,11 @@ def _pixels_as_they_are(image: AnyImage, served_shape: tuple[int, int, int] | No
     return np.ascontiguousarray(image)
 
 
-def _bytes_from_file(path: Path) -> bytes:
+def _bytes_from_file(path: str | Path) -> bytes:
     try:
-        return path.read_bytes()
+        # One read of a file whose size is known: `Path.read_bytes` takes three times as long over a small one.
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+            return file.read()
     except OSError as error:
         raise ImageError(f"can't be read: {error.strerror}") from error
 

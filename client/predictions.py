@@ -6,14 +6,15 @@ Legend: `classes` and `members` stand for their numbers, C and M; a batch dimens
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from functools import partial
+from itertools import compress
 from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import ServerError
-from plurum.spec import OUTPUTS
+from plurum.spec import OUTPUTS, PatientRule
 
 __all__ = ["Answer", "Failure", "Prediction", "Served", "predictions_from_tensors"]
 
@@ -28,6 +29,9 @@ class Served:
         max_batch_size: Most images in one request.
         pixels_shape: `(height, width, 3)` of the pixels it takes as they are; None where it takes none.
         takes_encoded: Whether it takes JPEG, PNG and TIFF, of any size.
+        checkpoints: SHA-256 of the members' weights, in their order; empty where the server keeps its config to itself.
+        patient_rule: How the answers to a patient's images become one; None where the fit knew no patient, or likewise.
+        contract: SHA-256 of all that it says of classes, members and vote; empty likewise.
     """
 
     classes: tuple[str, ...]
@@ -35,6 +39,9 @@ class Served:
     max_batch_size: int
     pixels_shape: tuple[int, int, int] | None
     takes_encoded: bool = True
+    checkpoints: tuple[str, ...] = ()
+    patient_rule: PatientRule | None = None
+    contract: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,10 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as what JSON can hold."""
-        return asdict(self) | {"prediction_set": list(self.prediction_set)}
+        # Not `asdict`, which copies every number by itself.
+        return {one.name: getattr(self, one.name) for one in fields(self)} | {
+            "prediction_set": list(self.prediction_set)
+        }
 
 
 @dataclass(frozen=True)
@@ -104,28 +114,35 @@ def predictions_from_tensors(tensors: Mapping[str, npt.NDArray[Any]], served: Se
         if name not in tensors or tensors[name].shape != expected:
             got = f"of shape {list(tensors[name].shape)}" if name in tensors else "missing"
             raise ServerError(f"the server's output {name} is {got}, {list(expected)} was expected; is it Plurum's?")
-    return [_prediction({name: tensors[name][row] for name in OUTPUTS}, served) for row in range(batch)]
+    columns = {name: tensors[name].tolist() for name in OUTPUTS}
+    # The winner of a hard vote's tie is as probable as those it ties with.
+    highest = tensors["PROBABILITIES"].max(axis=1).tolist()
+    return list(map(partial(_prediction, served), highest, *columns.values()))
 
 
-def _prediction(row: dict[str, npt.NDArray[Any]], served: Served) -> Prediction:
-    members = row["MEMBER_PROBABILITIES"]
+def _prediction(  # noqa: PLR0913, PLR0917 - one parameter per output, in the order of `OUTPUTS`
+    served: Served,
+    confidence: float,
+    probabilities: list[float],
+    label: list[bytes],
+    entropy: list[float],
+    disagreement: list[float],
+    std: list[float],
+    members: list[list[float]],
+    inside: list[bool],
+    review: list[bool],
+) -> Prediction:
+    classes = served.classes
     return Prediction(
-        label=row["LABEL"][0].decode("utf-8"),
-        # The winner of a hard vote's tie is as probable as those it ties with.
-        confidence=float(np.max(row["PROBABILITIES"])),
-        probabilities=_by_class(row["PROBABILITIES"], served),
-        entropy=float(row["ENTROPY"][0]),
-        disagreement=float(row["DISAGREEMENT"][0]),
-        std=_by_class(row["STD"], served),
+        label=label[0].decode("utf-8"),
+        confidence=confidence,
+        probabilities=dict(zip(classes, probabilities, strict=True)),
+        entropy=entropy[0],
+        disagreement=disagreement[0],
+        std=dict(zip(classes, std, strict=True)),
         member_probabilities={
-            name: _by_class(values, served) for name, values in zip(served.members, members, strict=True)
+            name: dict(zip(classes, values, strict=True)) for name, values in zip(served.members, members, strict=True)
         },
-        prediction_set=tuple(
-            name for name, inside in zip(served.classes, row["PREDICTION_SET"], strict=True) if inside
-        ),
-        review=bool(row["REVIEW"][0]),
+        prediction_set=tuple(compress(classes, inside)),
+        review=review[0],
     )
-
-
-def _by_class(values: npt.NDArray[Any], served: Served) -> dict[str, float]:
-    return dict(zip(served.classes, values.tolist(), strict=True))

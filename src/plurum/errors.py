@@ -9,6 +9,7 @@
     ├── RepositoryError         a folder that is no model repository of ours
     ├── MissingExtraError       a package that an extra of the installation brings
     ├── ServerError             a server that does not start, is away, or refuses
+    ├── BrokenOffError          what was begun and can be gone on with; exit code 3
     └── ParityError             an exported model that answers otherwise than its original; exit code 1
 
 A message says what is wrong, what was received, what was expected and how to mend it, in one line.
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 __all__ = [
+    "BrokenOffError",
     "ContractError",
     "DataError",
     "ImageError",
@@ -72,6 +74,12 @@ class MissingExtraError(PlurumError):
 
 class ServerError(PlurumError):
     """A server that does not start, is away, or refuses what was asked."""
+
+
+class BrokenOffError(PlurumError):
+    """What was begun and could not be ended; the same command goes on with it."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class ParityError(PlurumError):

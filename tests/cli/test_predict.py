@@ -73,7 +73,7 @@ def test_http_without_a_scheme(served: Server, scans: Path) -> None:
 
 @pytest.mark.triton
 def test_json_lines_and_csv_say_the_same(served: Server, scans: Path, tmp_path: Path) -> None:
-    done = predict(scans, "--url", served.urls.grpc, "--json", "--csv", tmp_path / "out.csv")
+    done = predict(scans, "--url", served.urls.grpc, "--json", "--out", tmp_path / "out.csv")
     assert done.returncode == 0
     objects = [json.loads(line) for line in done.stdout.splitlines()]
     with (tmp_path / "out.csv").open(newline="") as file:
@@ -110,7 +110,7 @@ def test_with_a_progress_bar_on_a_terminal_answers_still_go_to_standard_output(s
 
 @pytest.mark.triton
 def test_a_bad_image_is_named_and_the_others_are_answered(served: Server, broken: Path, tmp_path: Path) -> None:
-    done = predict(broken, "--url", served.urls.grpc, "--json", "--csv", tmp_path / "out.csv")
+    done = predict(broken, "--url", served.urls.grpc, "--json", "--out", tmp_path / "out.csv")
     assert done.returncode == 1
     first, second, third = [json.loads(line) for line in done.stdout.splitlines()]
     assert first["label"]
@@ -130,11 +130,11 @@ def test_only_what_a_person_should_see_is_shown(served: Server, run: Run, broken
     # The rule parts these images, half and half.
     for index, pixels in enumerate(np.array(run.pixels()[40:48])):
         Image.fromarray(pixels).save(broken / f"{index}.png")
-    options = ("--url", served.urls.grpc, "--json", "--csv", tmp_path / "out.csv")
+    options = ("--url", served.urls.grpc, "--json", "--out", tmp_path / "out.csv")
     everything = [json.loads(line) for line in predict(broken, *options).stdout.splitlines()]
     wanted = [item["path"] for item in everything if item.get("review", True)]
     assert 1 < len(wanted) < len(everything)
-    done = predict(broken, *options, "--review-only")
+    done = predict(broken, *options, "--review-only", "--fresh")
     assert done.returncode == 1
     assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == wanted
     # The file has them all: it is what was done.
@@ -151,7 +151,7 @@ def test_a_dead_server_among_several_is_survived(served: Server, scans: Path) ->
 
 @pytest.mark.triton
 def test_a_csv_that_can_not_be_written_is_said_before_anything_is_asked(served: Server, scans: Path) -> None:
-    done = predict(scans, "--url", served.urls.grpc, "--json", "--csv", scans)
+    done = predict(scans, "--url", served.urls.grpc, "--json", "--out", scans)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"plurum: {scans} is a folder; name a file\n"
 
@@ -161,7 +161,7 @@ def test_a_server_that_is_away_leaves_nothing_behind(scans: Path, tmp_path: Path
         one.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{one.getsockname()[1]}"
     for options in ((), ("--http",)):
-        done = predict(scans, "--url", address, "--csv", tmp_path / "out.csv", *options)
+        done = predict(scans, "--url", address, "--out", tmp_path / "out.csv", *options)
         assert (done.returncode, done.stdout) == (2, "")
         assert len(done.stderr.splitlines()) == 1
         assert f"server answers at {address}" in done.stderr
@@ -190,4 +190,4 @@ def test_a_url_that_leads_nowhere_is_one_line(scans: Path) -> None:
 def test_help_shows_examples() -> None:
     done = predict("--help", COLUMNS="120")
     assert done.returncode == 0
-    assert "plurum predict scans/ --csv answers.csv" in done.stdout
+    assert "plurum predict scans/ --out answers.csv" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import shutil
@@ -63,7 +64,10 @@ def same(one: Any, other: Any) -> bool:
 def test_the_server_says_what_it_serves(client: EnsembleClient, run: Run) -> None:
     ensemble = run.ensemble()
     names = tuple(member.name for member in ensemble.members)
-    assert client.served == Served(ensemble.classes, names, 8, (ensemble.image.height, ensemble.image.width, 3))
+    shape = (ensemble.image.height, ensemble.image.width, 3)
+    checkpoints = tuple(member.sha256 for member in ensemble.members)
+    contract = hashlib.sha256(ensemble.model_dump_json().encode()).hexdigest()
+    assert client.served == Served(ensemble.classes, names, 8, shape, checkpoints=checkpoints, contract=contract)
 
 
 def test_a_prediction_has_a_number_for_every_name(

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from plurum.client import Failure, Prediction, csv_report, json_line, table_from_answers
+from plurum.client import Failure, Prediction, answers_report, json_line, table_from_answers
 from plurum.errors import OutputError
 
 ANSWER = Prediction(
@@ -33,7 +33,7 @@ def shown(*rows: tuple[Path, Prediction | Failure]) -> str:
 
 
 def test_csv_has_one_row_per_image(tmp_path: Path) -> None:
-    with csv_report(tmp_path / "out.csv", ("CE", "LAA")) as report:
+    with answers_report(tmp_path / "out.csv", ("CE", "LAA")) as report:
         report.add(Path("a, with comma.png"), ANSWER)
         report.add(Path("b.png"), FAILURE)
         assert not (tmp_path / "out.csv").exists()
@@ -57,7 +57,7 @@ def test_csv_has_one_row_per_image(tmp_path: Path) -> None:
 
 
 def test_pandas_reads_types_back(tmp_path: Path) -> None:
-    with csv_report(tmp_path / "out.csv", ("CE", "LAA")) as report:
+    with answers_report(tmp_path / "out.csv", ("CE", "LAA")) as report:
         report.add(Path("a.png"), ANSWER)
     frame = pd.read_csv(tmp_path / "out.csv")
     assert frame["p_CE"].tolist() == [0.8125]
@@ -68,7 +68,7 @@ def test_a_block_that_raises_leaves_the_old_csv(tmp_path: Path) -> None:
     (tmp_path / "out.csv").write_text("old")
 
     def half() -> None:
-        with csv_report(tmp_path / "out.csv", ("CE", "LAA")) as report:
+        with answers_report(tmp_path / "out.csv", ("CE", "LAA")) as report:
             report.add(Path("a.png"), ANSWER)
             raise RuntimeError
 
@@ -79,12 +79,12 @@ def test_a_block_that_raises_leaves_the_old_csv(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_place_for_a_csv(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="is a folder"), csv_report(tmp_path, ("CE", "LAA")):
+    with pytest.raises(OutputError, match="is a folder"), answers_report(tmp_path, ("CE", "LAA")):
         pass
 
 
 def test_names_that_are_no_utf_8_are_written_as_they_are(tmp_path: Path) -> None:
-    with csv_report(tmp_path / "out.csv", ("CE", "LAA")) as report:
+    with answers_report(tmp_path / "out.csv", ("CE", "LAA")) as report:
         report.add(Path("caf\udce9.png"), ANSWER)
     assert b"caf\xe9.png" in (tmp_path / "out.csv").read_bytes()
     assert "caf?.png" in shown((Path("caf\udce9.png"), ANSWER))

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from plurum.client import listing_from_names
+from plurum.errors import DataError
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_a_pattern_takes_images_alone_sorted_and_through_all_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "b/2.png", "b/c/1.PNG", "a.png", "b/notes.txt", "b/.hidden.png")
+    (tmp_path / "folder.png").mkdir()
+    listing = listing_from_names([tmp_path / "**" / "*.[pP][nN][gG]"])
+    assert list(listing) == [str(tmp_path / name) for name in ("a.png", "b/2.png", "b/c/1.PNG")]
+    assert list(listing_from_names([f"{tmp_path}/b/**"])) == [str(tmp_path / name) for name in ("b/2.png", "b/c/1.PNG")]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a[1].png", "a1.png")
+    assert list(listing_from_names([tmp_path / "a[1].png"])) == [str(tmp_path / "a[1].png")]
+
+
+def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "notes.txt")
+    with pytest.raises(DataError, match=r"\*\.txt matches no image; one ends in \.jpeg"):
+        listing_from_names([tmp_path / "*.txt"])
+
+
+def test_a_manifest_names_images_patients_and_labels(tmp_path: Path) -> None:
+    touch(tmp_path, "scans/1.png", "scans/2.jpg", "cases/3.png")
+    manifest = tmp_path / "cases.csv"
+    manifest.write_text(
+        "Patient_ID, Image_Path ,Class,more\nann,scans/1.png,CE,x\nbob,scans/2\nann,3,LAA\n,gone.png,\n"
+    )
+    listing = listing_from_names([manifest])
+    names = ("scans/1.png", "scans/2.jpg", "cases/3.png", "gone.png")
+    assert list(listing) == [str(tmp_path / name) for name in names]
+    assert listing.patients == {0: "ann", 1: "bob", 2: "ann"}
+    assert listing.labels == {0: "CE", 2: "LAA"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label\nCE\n", r"cases\.csv has no column path \(or image_path, .*\); it has: label"),
+        ("path\n", "has no row below its header"),
+        ("path,label\na.png,CE\n,LAA\n", r"cases\.csv: line 3 has no path"),
+        ("path,label\na.png,CE\na.png,LAA\n", r"a\.png is listed with the labels 'CE' and 'LAA'; give it one"),
+        ("path,patient\na.png,ann\na.png,bob\n", r"a\.png is listed with the patients 'ann' and 'bob'"),
+        ('path\n"a.png\n', "is no CSV in UTF-8"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "cases.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        listing_from_names([tmp_path / "cases.csv"])
+
+
+@pytest.mark.parametrize(
+    "text", [b"a.png\nb \xe9.png\n", b"a.png\r\nb \xe9.png\r\n", b"a.png\0b \xe9.png\0", b"a.png\nb \xe9.png"]
+)
+def test_standard_input_names_one_path_a_line_or_nul(text: bytes) -> None:
+    listing = listing_from_names(["-"], io.BytesIO(text))
+    assert list(listing) == ["a.png", os.fsdecode(b"b \xe9.png")]
+
+
+def test_with_nul_between_them_paths_may_hold_line_ends() -> None:
+    assert list(listing_from_names(["-"], io.BytesIO(b"a\n.png\0b\r\0"))) == ["a\n.png", "b\r"]
+
+
+def test_empty_standard_input_is_refused() -> None:
+    with pytest.raises(DataError, match="standard input names no image"):
+        listing_from_names(["-"], io.BytesIO(b"\n\n"))
+
+
+def test_all_kinds_together_come_once_and_in_their_order(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    (tmp_path / "list.csv").write_text("path,patient\nc.png,ann\na.png,bob\n")
+    names = [tmp_path / "b.png", tmp_path / "list.csv", "-", tmp_path / "*.png", tmp_path]
+    listing = listing_from_names(names, io.BytesIO(f"{tmp_path}/d.png\n".encode()))
+    assert [Path(path).name for path in listing] == ["b.png", "c.png", "a.png", "d.png"]
+    assert listing.patients == {1: "ann", 2: "bob"}
+    assert len(listing) == 4
