@@ -24,6 +24,7 @@ from plurum.cli.rollout import rollout
 from plurum.cli.serve import serve
 from plurum.cli.train import train
 from plurum.cli.tune import tune
+from plurum.cli.ui import ui
 from plurum.errors import PlurumError
 
 __all__ = ["app", "run"]
@@ -73,6 +74,7 @@ app.command()(rollout)
 app.command()(serve)
 app.command()(train)
 app.command()(tune)
+app.command()(ui)
 
 
 def run() -> None:
