@@ -20,7 +20,8 @@ GLASS, GREY_GLASS, PINK, PALE, PURPLE = (
 def slide_of(*parts: tuple[tuple[int, int, int], int], noise: int = 4) -> npt.NDArray[np.uint8]:
     """Rows of colours, so many of each, with a little noise."""
     rows = np.concatenate([np.tile(np.array(colour), (count, 100, 1)) for colour, count in parts])
-    return np.clip(rows + np.random.default_rng(0).integers(-noise, noise + 1, rows.shape), 0, 255).astype(np.uint8)
+    noisy = rows + np.random.default_rng(0).integers(-noise, noise + 1, rows.shape)
+    return np.asarray(np.clip(noisy, 0, 255), dtype=np.uint8)
 
 
 def test_otsu_parts_where_the_variance_between_is_largest() -> None:
@@ -28,7 +29,7 @@ def test_otsu_parts_where_the_variance_between_is_largest() -> None:
 
     def between(threshold: int) -> float:
         low, high = values[values <= threshold].astype(float), values[values > threshold].astype(float)
-        return len(low) * len(high) * (low.mean() - high.mean()) ** 2
+        return float(len(low) * len(high) * (low.mean() - high.mean()) ** 2)
 
     best = max(range(int(values.min()), int(values.max())), key=between)
     found = otsu_threshold(values)
