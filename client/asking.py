@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, get_args
@@ -18,6 +19,7 @@ from plurum.client.payload import (
     ENSEMBLE,
     ENSEMBLE_PIXELS,
     AnyImage,
+    BatchSize,
     Item,
     batches,
     item_from_image,
@@ -135,24 +137,22 @@ class Asker:
             except ImageError as error:
                 yield Failure(index, name_of(index, image), str(error))
 
-    def batches(self, images: Iterable[AnyImage], served: Served, batch_size: int) -> Iterator[list[Item | Failure]]:
-        """Yield what is asked together; reads `images` as it goes.
+    def batches(self, images: Iterable[AnyImage], served: Served, size: BatchSize) -> Iterator[list[Item | Failure]]:
+        """Yield what is asked together; reads `images` as it goes."""
+        return batches(self.entries(images, served), size)
 
-        Raises:
-            SettingsError: a batch of less than one image.
-        """
-        if batch_size < 1:
-            raise SettingsError(f"a batch of {batch_size} images is none; give 1 or more")
-        return batches(self.entries(images, served), min(batch_size, served.max_batch_size))
-
-    def answers(self, batch: list[Item | Failure], served: Served, deadline: Deadline) -> Flow[list[Answer]]:
-        """Ask about the images of a batch; what failed before keeps its place.
+    def answers(
+        self, batch: list[Item | Failure], served: Served, deadline: Deadline, size: BatchSize
+    ) -> Flow[list[Answer]]:
+        """Ask about the images of a batch, and let `size` know how long it took; what failed before keeps its place.
 
         Raises:
             ServerError: no server has answered in time, or all fail.
         """
         items = [one for one in batch if isinstance(one, Item)]
+        begun_s = time.monotonic()
         answers = iter((yield from self._asked(items, served, deadline, _BROKEN_ATTEMPTS)))
+        size.note(len(items), time.monotonic() - begun_s)
         return [entry if isinstance(entry, Failure) else next(answers) for entry in batch]
 
     def _asked(self, items: list[Item], served: Served, deadline: Deadline, attempts: int) -> Flow[list[Answer]]:

@@ -10,7 +10,7 @@ from types import TracebackType
 from plurum.client.asking import Urls, asker_from, raise_first
 from plurum.client.calls import Deadline, carried_out_async
 from plurum.client.client import CLOSE_S
-from plurum.client.payload import AnyImage, Item
+from plurum.client.payload import AnyImage, BatchSize, Item
 from plurum.client.predictions import Answer, Failure, Prediction, Served
 from plurum.client.transport import Tls, WireProtocol
 from plurum.errors import SettingsError
@@ -82,7 +82,7 @@ class AsyncEnsembleClient:
         """
         return self._served(Deadline.after(self._asker.timeout_s))
 
-    async def predict(self, images: Iterable[AnyImage], *, batch_size: int = 8) -> list[Prediction]:
+    async def predict(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> list[Prediction]:
         """Return one prediction per image, in order; see `EnsembleClient.predict`.
 
         Raises:
@@ -92,7 +92,7 @@ class AsyncEnsembleClient:
         """
         return raise_first([answer async for answer in self.stream(images, batch_size=batch_size)])
 
-    async def stream(self, images: Iterable[AnyImage], *, batch_size: int = 8) -> AsyncIterator[Answer]:
+    async def stream(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> AsyncIterator[Answer]:
         """Yield one `Prediction` or `Failure` per image, in order, while later images are on their way.
 
         `images` is read in another thread, since reading and encoding take time that other tasks need.
@@ -107,11 +107,12 @@ class AsyncEnsembleClient:
         """
         deadline = Deadline.after(self._asker.timeout_s)
         served = await self._served(deadline)
-        batches = self._asker.batches(images, served, batch_size)
+        size = BatchSize(batch_size, served.max_batch_size)
+        batches = self._asker.batches(images, served, size)
         pending: deque[asyncio.Task[list[Answer]]] = deque()
         try:
             while batch := await asyncio.to_thread(next, batches, None):
-                pending.append(asyncio.create_task(self._answers(batch, served, deadline)))
+                pending.append(asyncio.create_task(self._answers(batch, served, deadline, size)))
                 deadline = Deadline.after(self._asker.timeout_s)
                 while pending and (len(pending) > self._concurrency or pending[0].done()):
                     for answer in await pending.popleft():
@@ -129,7 +130,9 @@ class AsyncEnsembleClient:
         async with self._describing:
             return await carried_out_async(self._asker.served(deadline))
 
-    async def _answers(self, batch: list[Item | Failure], served: Served, deadline: Deadline) -> list[Answer]:
+    async def _answers(
+        self, batch: list[Item | Failure], served: Served, deadline: Deadline, size: BatchSize
+    ) -> list[Answer]:
         # Places are given in the order of asking, so that those before have ended by their deadlines, which are sooner.
         async with self._places:
-            return await carried_out_async(self._asker.answers(batch, served, deadline))
+            return await carried_out_async(self._asker.answers(batch, served, deadline, size))

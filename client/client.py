@@ -9,7 +9,7 @@ from types import TracebackType
 
 from plurum.client.asking import Urls, asker_from, raise_first
 from plurum.client.calls import Deadline, Flow, carried_out
-from plurum.client.payload import AnyImage
+from plurum.client.payload import AnyImage, BatchSize
 from plurum.client.predictions import Answer, Prediction, Served
 from plurum.client.transport import Tls, WireProtocol
 from plurum.errors import ServerError, SettingsError
@@ -89,13 +89,14 @@ class EnsembleClient:
         """
         return carried_out(self._asker.served(Deadline.after(self._asker.timeout_s)))
 
-    def predict(self, images: Iterable[AnyImage], *, batch_size: int = 8) -> list[Prediction]:
+    def predict(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> list[Prediction]:
         """Return one prediction per image, in order.
 
         Args:
             images: Paths, encoded JPEG, PNG or TIFF bytes, Pillow images, or uint8 arrays `[height, width, 3]` (RGB)
                 or `[height, width]` (grey), in any mixture.
-            batch_size: Images in one request, at most; the server's own limit holds too.
+            batch_size: Images in one request, at most; the server's own limit holds too. By default as many as are
+                answered within half a second: 8 at first, 32 at most.
 
         Raises:
             ImageError: an image got no answer; the message names the first and says why. `stream` gives the others.
@@ -104,7 +105,7 @@ class EnsembleClient:
         """
         return raise_first(list(self.stream(images, batch_size=batch_size)))
 
-    def stream(self, images: Iterable[AnyImage], *, batch_size: int = 8) -> Iterator[Answer]:
+    def stream(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> Iterator[Answer]:
         """Yield one `Prediction` or `Failure` per image, in order, while later images are on their way.
 
         `images` is read a few requests ahead, so it may be endless. An image that can't be answered yields a
@@ -122,12 +123,13 @@ class EnsembleClient:
         # The first request pays for asking what is served.
         deadline = Deadline.after(asker.timeout_s)
         served = carried_out(asker.served(deadline))
+        size = BatchSize(batch_size, served.max_batch_size)
         pending: deque[Future[list[Answer]]] = deque()
         try:
-            for index, batch in enumerate(asker.batches(images, served, batch_size)):
+            for index, batch in enumerate(asker.batches(images, served, size)):
                 if index:
                     deadline = Deadline.after(asker.timeout_s)
-                pending.append(self._submit(asker.answers(batch, served, deadline)))
+                pending.append(self._submit(asker.answers(batch, served, deadline, size)))
                 # One more than are under way, so that a worker that ends finds its next.
                 while pending and (len(pending) > self._concurrency or pending[0].done()):
                     yield from pending.popleft().result()

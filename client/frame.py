@@ -43,7 +43,7 @@ def predictions_to_frame(answers: Iterable[Answer], index: Sequence[Any] | None 
 
 
 def frame_with_predictions(
-    client: EnsembleClient, frame: pd.DataFrame, *, path: str = "path", batch_size: int = 8
+    client: EnsembleClient, frame: pd.DataFrame, *, path: str = "path", batch_size: int | None = None
 ) -> pd.DataFrame:
     """Ask about the images that a column of `frame` names, and return the frame with the answers' columns behind it.
 
@@ -54,7 +54,7 @@ def frame_with_predictions(
         client: Whom to ask.
         frame: A row per image.
         path: The column with the paths.
-        batch_size: Images in one request, at most.
+        batch_size: As `EnsembleClient.predict` takes it.
 
     Raises:
         MissingExtraError: pandas is not installed.

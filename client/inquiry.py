@@ -22,7 +22,7 @@ __all__ = ["Inquiry", "Totals"]
 class _Streams(Protocol):
     """What of a client is needed here."""
 
-    def stream(self, images: Iterator[AnyImage], *, batch_size: int = 8) -> Iterator[Answer]:
+    def stream(self, images: Iterator[AnyImage], *, batch_size: int | None = None) -> Iterator[Answer]:
         """See `EnsembleClient.stream`."""
 
 
@@ -90,7 +90,7 @@ class Inquiry:
         """How many there were to ask about when this began."""
         return len(self.listing) - (self.journal.found.answered if self.journal else 0)
 
-    def answers(self, client: _Streams, batch_size: int) -> Iterator[tuple[str, Answer]]:
+    def answers(self, client: _Streams, batch_size: int | None) -> Iterator[tuple[str, Answer]]:
         """Ask, and yield path and answer of each image, in the order of the listing.
 
         Raises:

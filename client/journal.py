@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from plurum.files import locked
 __all__ = ["Entry", "Found", "Journal", "Stamp", "stamp_of"]
 
 _NOWHERE = -1
+_FLUSH_S = 0.2
+_quoted = json.encoder.encode_basestring_ascii
 
 
 class Stamp(NamedTuple):
@@ -86,14 +89,15 @@ class Journal:
             raise OutputError(f"{path} can't be written: {error.strerror}") from error
         if lock is None:
             raise OutputError(f"{path} is being written by another plurum predict; wait for it, or name another file")
-        # Unbuffered: what is written stays when this process is killed.
-        self._file = os.fdopen(lock, "r+b", buffering=0)
+        self._file = os.fdopen(lock, "r+b")
+        self._flushed_s = 0.0
         try:
             self._end = 0 if fresh else self._read()
             self._file.truncate(self._end)
             self._file.seek(self._end)
             if not self._end:
-                self._append(self._about)
+                self._append(json.dumps(self._about))
+                self._file.flush()
         except BaseException:
             self._file.close()
             raise
@@ -115,10 +119,28 @@ class Journal:
             OutputError: the disk is full.
         """
         self._offsets[place] = self._end
-        self._append([path, *stamp, *entry])
+        # Ten times as fast as `json.dumps`, of which this is what lists of these become.
+        label, review = "null" if entry.label is None else _quoted(entry.label), "true" if entry.review else "false"
+        self._append(f"[{_quoted(path)}, {stamp[0]}, {stamp[1]}, {label}, {review}, {_quoted(entry.body)}]")
+        # What a kill takes away is asked about again.
+        if (now_s := time.monotonic()) - self._flushed_s > _FLUSH_S:
+            self.flush()
+            self._flushed_s = now_s
+
+    def flush(self) -> None:
+        """Hand what was noted to the system, which keeps it when this process is killed.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"{self.path} can't be written: {error.strerror}") from error
 
     def entries(self) -> Iterator[tuple[int, str, Entry]]:
         """Yield place, path and entry of every image that has one, in the order of the listing."""
+        self.flush()
         with self.path.open("rb") as file:
             at = 0
             for path, place in self._listing.places.items():
@@ -135,8 +157,8 @@ class Journal:
         with contextlib.suppress(OSError):
             self.path.unlink()
 
-    def _append(self, content: Any) -> None:
-        line = json.dumps(content).encode() + b"\n"
+    def _append(self, text: str) -> None:
+        line = text.encode("ascii") + b"\n"
         try:
             self._file.write(line)
         except OSError as error:

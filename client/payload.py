@@ -20,13 +20,14 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from plurum.client.predictions import Failure
-from plurum.errors import ImageError
+from plurum.errors import ImageError, SettingsError
 from plurum.spec import IMAGE, INPUT_PIXELS
 
 __all__ = [
     "ENSEMBLE",
     "ENSEMBLE_PIXELS",
     "AnyImage",
+    "BatchSize",
     "Item",
     "batches",
     "item_from_image",
@@ -38,6 +39,10 @@ ENSEMBLE = "ensemble"
 ENSEMBLE_PIXELS = "ensemble_pixels"
 # A request of more than this waits longer for its bytes than it saves by being one.
 MAX_BATCH_BYTES = 32 << 20
+
+# Of a request that is left to itself: how many images it begins with and ends at, and what is quick and slow, seconds.
+_FIRST_IMAGES, _MOST_IMAGES = 8, 32
+_QUICK_S, _SLOW_S = 0.5, 4.0
 
 AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 
@@ -116,8 +121,41 @@ def name_of(index: int, image: object) -> str:
     return str(image) if isinstance(image, str | Path) else f"image {index}"
 
 
-def batches(entries: Iterable[Item | Failure], size: int) -> Iterator[list[Item | Failure]]:
-    """Group neighbours that go to the same model: at most `size` of them and, beyond the first, 32 MiB.
+class BatchSize:
+    """How many images go into one request: as many as were asked for or, left to itself, as are answered quickly.
+
+    Larger requests cost less an image, on both sides; those of a slow ensemble would be late all together.
+
+    Args:
+        wanted: By whoever asks; None leaves it to itself.
+        most: What the server takes.
+
+    Attributes:
+        images: Of the next request, at most.
+
+    Raises:
+        SettingsError: less than one image is wanted.
+    """
+
+    def __init__(self, wanted: int | None, most: int) -> None:
+        if wanted is not None and wanted < 1:
+            raise SettingsError(f"a batch of {wanted} images is none; give 1 or more")
+        self._fixed = wanted is not None
+        self._most = min(most, wanted or _MOST_IMAGES)
+        self.images = min(wanted or _FIRST_IMAGES, self._most)
+
+    def note(self, images: int, took_s: float) -> None:
+        """Take note of how long a request of so many images took, seconds."""
+        if self._fixed or images < self.images:
+            return
+        if took_s < _QUICK_S:
+            self.images = min(2 * images, self._most)
+        elif took_s > _SLOW_S:
+            self.images = max(1, images // 2)
+
+
+def batches(entries: Iterable[Item | Failure], size: BatchSize) -> Iterator[list[Item | Failure]]:
+    """Group neighbours that go to the same model: as many as `size` says and, beyond the first, at most 32 MiB.
 
     What failed before it was asked about keeps its place among its neighbours.
     """
@@ -125,7 +163,7 @@ def batches(entries: Iterable[Item | Failure], size: int) -> Iterator[list[Item 
     batch_bytes, model = 0, ""
     for entry in entries:
         entry_bytes, wanted = (entry.size_bytes, entry.model) if isinstance(entry, Item) else (0, model)
-        full = len(batch) >= size or batch_bytes + entry_bytes > MAX_BATCH_BYTES
+        full = len(batch) >= size.images or batch_bytes + entry_bytes > MAX_BATCH_BYTES
         if batch and (full or (model and wanted != model)):
             yield batch
             batch, batch_bytes = [], 0

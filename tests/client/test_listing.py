@@ -86,7 +86,7 @@ def test_empty_standard_input_is_refused() -> None:
 def test_all_kinds_together_come_once_and_in_their_order(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png", "c.png", "d.png")
     (tmp_path / "list.csv").write_text("path,patient\nc.png,ann\na.png,bob\n")
-    names = [tmp_path / "b.png", tmp_path / "list.csv", "-", tmp_path / "*.png", tmp_path]
+    names: list[str | Path] = [tmp_path / "b.png", tmp_path / "list.csv", "-", tmp_path / "*.png", tmp_path]
     listing = listing_from_names(names, io.BytesIO(f"{tmp_path}/d.png\n".encode()))
     assert [Path(path).name for path in listing] == ["b.png", "c.png", "a.png", "d.png"]
     assert listing.patients == {1: "ann", 2: "bob"}

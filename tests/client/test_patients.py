@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +28,13 @@ def prediction(share: float, *, review: bool = False) -> Prediction:
     )
 
 
-ANSWERS = [prediction(0.9), prediction(0.4, review=True), prediction(0.4), prediction(0.7), Failure(4, "x", "no image")]
+ANSWERS: list[Prediction | Failure] = [
+    prediction(0.9),
+    prediction(0.4, review=True),
+    prediction(0.4),
+    prediction(0.7),
+    Failure(4, "x", "no image"),
+]
 PATIENTS = ["bob", "bob", "bob", "ann", "bob"]
 
 
@@ -72,4 +77,4 @@ def test_a_server_that_keeps_its_class_names_to_itself_is_understood() -> None:
 
 def test_as_many_patients_as_answers_are_needed() -> None:
     with pytest.raises(ValueError, match="longer than"):
-        patients_from_answers(["ann"], [ANSWERS[0], replace(ANSWERS[0])], CLASSES)
+        patients_from_answers(["ann"], ANSWERS[:2], CLASSES)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from plurum.client.payload import Item, batches, item_from_image, tensor_from_items
+from plurum.client.payload import BatchSize, Item, batches, item_from_image, tensor_from_items
 from plurum.client.predictions import Failure
 from plurum.errors import ImageError
 from plurum.images import open_image, pixels_from_image
@@ -119,8 +119,12 @@ def test_a_file_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
 
 def test_batches_are_full_and_in_order() -> None:
     items = [Item(index, "", b"x") for index in range(7)]
-    assert [[entry.index for entry in batch] for batch in batches(items, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(batches([], 3)) == []
+    assert [[entry.index for entry in batch] for batch in batches(items, BatchSize(3, 64))] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6],
+    ]
+    assert list(batches([], BatchSize(3, 64))) == []
 
 
 def test_a_batch_goes_to_one_model() -> None:
@@ -132,17 +136,41 @@ def test_a_batch_goes_to_one_model() -> None:
         Failure(3, "", ""),
         Item(4, "", pixels),
     ]
-    assert [[entry.index for entry in batch] for batch in batches(entries, 8)] == [[0, 1], [2, 3, 4]]
+    assert [[entry.index for entry in batch] for batch in batches(entries, BatchSize(8, 64))] == [[0, 1], [2, 3, 4]]
 
 
 def test_what_failed_keeps_its_place_and_takes_none_for_ever() -> None:
     entries = [Failure(index, "", "") for index in range(5)]
-    assert [len(batch) for batch in batches(entries, 2)] == [2, 2, 1]
+    assert [len(batch) for batch in batches(entries, BatchSize(2, 64))] == [2, 2, 1]
+
+
+def test_a_batch_that_is_left_to_itself_grows_while_answers_are_quick() -> None:
+    size = BatchSize(None, 64)
+    sizes = []
+    for took_s in (0.1, 0.1, 0.1, 1.0, 6.0, 6.0, 0.1):
+        sizes.append(size.images)
+        size.note(size.images, took_s)
+    assert sizes == [8, 16, 32, 32, 32, 16, 8]
+    assert size.images == 16
+    # A few at the end of a stream say nothing.
+    size.note(3, 0.01)
+    assert size.images == 16
+
+
+def test_the_server_s_limit_holds_whatever_is_wanted() -> None:
+    size = BatchSize(None, 4)
+    size.note(4, 0.01)
+    assert size.images == 4
+    assert BatchSize(16, 4).images == 4
+    fixed = BatchSize(3, 64)
+    fixed.note(3, 0.01)
+    fixed.note(3, 60.0)
+    assert fixed.images == 3
 
 
 def test_large_images_make_smaller_batches() -> None:
     large = bytes(20 << 20)
-    sizes = [len(batch) for batch in batches([Item(index, "", large) for index in range(3)], 8)]
+    sizes = [len(batch) for batch in batches([Item(index, "", large) for index in range(3)], BatchSize(8, 64))]
     assert sizes == [1, 1, 1]
 
 
@@ -154,7 +182,7 @@ def test_batches_are_made_as_they_are_wanted() -> None:
             taken.append(None)
             yield Item(0, "", b"x")
 
-    next(batches(endless(), 4))
+    next(batches(endless(), BatchSize(4, 64)))
     assert len(taken) == 5
 
 

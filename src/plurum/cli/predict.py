@@ -68,7 +68,9 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     review_only: Annotated[
         bool, typer.Option("--review-only", help="Show only what a person should look at, and what has no answer.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one request.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images in one request.", show_default="as many as are answered soon")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 4,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long to try for one request; a server may restart meanwhile.")
@@ -160,7 +162,7 @@ def _tell(found: Found, total: int, console: Console) -> None:
         _line(console, f"{found.unlisted:,} answers are about images that are no longer listed, and are left out")
 
 
-def _ask(inquiry: Inquiry, client: EnsembleClient, batch_size: int, shown: _Shown, console: Console) -> None:
+def _ask(inquiry: Inquiry, client: EnsembleClient, batch_size: int | None, shown: _Shown, console: Console) -> None:
     """Ask about everything, and show it.
 
     Raises:
@@ -185,7 +187,7 @@ def _ask(inquiry: Inquiry, client: EnsembleClient, batch_size: int, shown: _Show
 
 
 def _watched(
-    inquiry: Inquiry, client: EnsembleClient, batch_size: int, console: Console
+    inquiry: Inquiry, client: EnsembleClient, batch_size: int | None, console: Console
 ) -> Iterator[tuple[str, Answer]]:
     """Yield the answers while a progress bar, or now and then a line, says how it goes."""
     from rich.progress import BarColumn, Progress, TextColumn
@@ -240,11 +242,11 @@ class _Shown:
 
     def add(self, path: str, answer: Answer) -> None:
         """Show one, or keep it for the table."""
-        from plurum.client import Failure, json_line
-
-        if self.review_only and not (isinstance(answer, Failure) or answer.review):
+        if self.review_only and not getattr(answer, "review", True):
             return
         if self.json_lines:
+            from plurum.client import json_line
+
             sys.stdout.write(json_line(path, answer) + "\n")
             sys.stdout.flush()
         elif len(self._rows) < _ROWS:
@@ -282,5 +284,8 @@ def _line(console: Console, text: str) -> None:
 def _show(table: Table) -> None:
     from rich.console import Console
 
-    # A pipe has no width: there a row is a line, however long.
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table, soft_wrap=True)
+    console = Console()
+    if not console.is_terminal:
+        # A pipe has no width: there a row is a line, however long.
+        console = Console(width=console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table, soft_wrap=True)
