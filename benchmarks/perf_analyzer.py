@@ -63,7 +63,9 @@ class PerfAnalyzer:
     libraries: Path | None
     version: str
 
-    def measure(self, target: Target, url: str, load: Load, data: Path, seconds: float) -> dict[str, float]:
+    def measure(
+        self, target: Target, url: str, load: Load, data: Path, seconds: float, batch_size: int = 1
+    ) -> dict[str, float]:
         """Return images per second and latencies in ms of one point, under the names of `Measurement`'s fields.
 
         Args:
@@ -72,6 +74,7 @@ class PerfAnalyzer:
             load: How it is asked.
             data: The requests, a JSON file of perf_analyzer's kind; they are sent in turn.
             seconds: Length of the measurement; in all it takes a little longer.
+            batch_size: Images in one request.
 
         Raises:
             ServerError: it ended with an error, or without a result.
@@ -82,7 +85,7 @@ class PerfAnalyzer:
             said = self._run(
                 *("-m", target.model, "-u", url, "-i", target.protocol, "--input-data", str(data)),
                 *("-p", str(window_ms), "-r", str(_WINDOWS), "-s", str(_ANY_DEVIATION)),
-                *_load_arguments(load),
+                *("-b", str(batch_size), *_load_arguments(load)),
                 *("--verbose-csv", "-f", str(table)),
                 timeout_s=_RUN_S + 10 * seconds,
             )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
-from plurum.client.asking import Urls, asker_from, raise_first
-from plurum.client.calls import Deadline, Flow, carried_out
-from plurum.client.payload import AnyImage, BatchSize
-from plurum.client.predictions import Answer, Prediction, Served
+from plurum.client.asking import Asker, Urls, asker_from, raise_first
+from plurum.client.calls import Deadline, carried_out
+from plurum.client.payload import AnyImage, BatchSize, Item
+from plurum.client.predictions import Answer, Failure, Prediction, Served
 from plurum.client.transport import Tls, WireProtocol
 from plurum.errors import ServerError, SettingsError
 
@@ -18,6 +18,8 @@ __all__ = ["CLOSE_S", "EnsembleClient"]
 
 # Calls that nobody waits for any more may still hold a place on the server; seconds that `close` leaves them.
 CLOSE_S = 5.0
+# Answers come in order: while the first is late, as many times the requests under way are asked after it, and kept.
+_AHEAD = 4
 
 
 class EnsembleClient:
@@ -108,7 +110,7 @@ class EnsembleClient:
     def stream(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> Iterator[Answer]:
         """Yield one `Prediction` or `Failure` per image, in order, while later images are on their way.
 
-        `images` is read a few requests ahead, so it may be endless. An image that can't be answered yields a
+        `images` is read some requests ahead, so it may be endless. An image that can't be answered yields a
         `Failure` and spoils no other.
 
         Args:
@@ -127,11 +129,8 @@ class EnsembleClient:
         pending: deque[Future[list[Answer]]] = deque()
         try:
             for index, batch in enumerate(asker.batches(images, served, size)):
-                if index:
-                    deadline = Deadline.after(asker.timeout_s)
-                pending.append(self._submit(asker.answers(batch, served, deadline, size)))
-                # One more than are under way, so that a worker that ends finds its next.
-                while pending and (len(pending) > self._concurrency or pending[0].done()):
+                pending.append(self._submit(asker, batch, served, size, deadline if index == 0 else None))
+                while pending and (pending[0].done() or not self._has_room(pending)):
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()
@@ -139,8 +138,25 @@ class EnsembleClient:
             for future in pending:
                 future.cancel()
 
-    def _submit(self, flow: Flow[list[Answer]]) -> Future[list[Answer]]:
+    def _has_room(self, pending: deque[Future[list[Answer]]]) -> bool:
+        """Wait until there is work for another request; not, where the first of these has kept too many waiting."""
+        while len(pending) < _AHEAD * self._concurrency:
+            left = [future for future in pending if not future.done()]
+            # One more than are under way, so that a worker that ends finds its next.
+            if len(left) <= self._concurrency:
+                return True
+            wait(left, return_when=FIRST_COMPLETED)
+            if pending[0].done():
+                return False
+        return False
+
+    def _submit(
+        self, asker: Asker, batch: list[Item | Failure], served: Served, size: BatchSize, deadline: Deadline | None
+    ) -> Future[list[Answer]]:
+        def answers() -> list[Answer]:
+            return carried_out(asker.answers(batch, served, deadline or Deadline.after(asker.timeout_s), size))
+
         try:
-            return self._workers.submit(carried_out, flow)
+            return self._workers.submit(answers)
         except RuntimeError as error:
             raise ServerError("the client is closed; make another") from error

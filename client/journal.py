@@ -188,8 +188,8 @@ class Journal:
             about = None
         if not isinstance(about, dict):
             raise OutputError(f"{self.path} is no journal of plurum predict; remove it, or give --fresh")
-        if about != json.loads(json.dumps(self._about)):
-            other = sorted(name for name in {*about, *self._about} if about.get(name) != self._about.get(name))
+        ours = json.loads(json.dumps(self._about))
+        if other := sorted(name for name in {*about, *ours} if about.get(name) != ours.get(name)):
             raise OutputError(
                 f"{self.path} holds answers that these would not go with, of another {' and '.join(other)}; "
                 "ask the server that gave them for the rest, or begin anew with --fresh"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from plurum.client.folders import image_files, is_image_name
+from plurum.client.folders import files_below, image_files, is_image_name
 from plurum.errors import DataError
 from plurum.manifests import FIRST_LINE, IMAGE_SUFFIXES, columns_from_manifest, file_from_manifest
 
@@ -73,8 +73,8 @@ def listing_from_names(names: Iterable[str | Path], standard_input: BinaryIO | N
         elif glob.has_magic(str(name)) and not path.exists():
             _add_matches(listing, str(name))
         else:
-            for file in image_files([path]):
-                listing.add(str(file))
+            for file in files_below(path) if path.is_dir() else map(str, image_files([path])):
+                listing.add(file)
     return listing
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from plurum.client import image_files
+from plurum.client.folders import files_below
 from plurum.errors import DataError
 
 
@@ -40,6 +41,18 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     (tmp_path / "loop").symlink_to(tmp_path)
     assert image_files([tmp_path]) == [tmp_path / "a.png"]
+
+
+def test_paths_are_written_as_they_were_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.png", "b/c/1.png")
+    monkeypatch.chdir(tmp_path)
+    for folder, expected in (
+        (".", ["a.png", "b/c/1.png"]),
+        ("./b/", ["b/c/1.png"]),
+        ("b/..", ["b/../a.png", "b/../b/c/1.png"]),
+    ):
+        assert list(files_below(Path(folder))) == expected
+        assert image_files([Path(folder)]) == [Path(path) for path in expected]
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
