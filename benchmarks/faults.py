@@ -4,10 +4,10 @@
 
 Each round injects one fault under load (clients that ask over HTTP as soon as they are answered, each question with a
 deadline of its own) into `plurum serve`, a process of its own: the voter's or a member's process or Triton itself is
-killed, a member or Triton is stopped (SIGSTOP), the voter exits or hangs over a request. Measured, of each: how long
-until the status endpoint says 503, how long until it says 200 again and a question is answered, how many questions
-failed meanwhile and how long the longest took; and, over all, memory and shared memory before and after. Not measured:
-several faults at once; faults of the machine.
+killed, a member or Triton is stopped (SIGSTOP), the voter exits, hangs or runs out of memory over a request. Measured,
+of each: how long until the status endpoint says 503, how long until it says 200 again and a question is answered, how
+many questions failed meanwhile and how long the longest took; and, over all, memory and shared memory before and after.
+Not measured: several faults at once; faults of the machine.
 """
 
 from __future__ import annotations
@@ -50,6 +50,21 @@ _FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--statu
 # Appended to the voter of the repository under test: a request's id says what becomes of the process.
 _PLANTED = """
 
+_kept = []
+
+
+def _leak():
+    import resource
+
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))
+    try:
+        while True:
+            _kept.append(bytearray(1 << 19))
+    except MemoryError:
+        pass
+
+
 def _planted(execute):
     import os, time
 
@@ -59,6 +74,11 @@ def _planted(execute):
             os._exit(3)
         if "hang" in ids:
             time.sleep(3600)
+        if "leak" in ids:
+            _leak()
+        if _kept:
+            # What a real model needs for its own computing.
+            bytearray(1 << 20)
         if "raise" in ids:
             raise RuntimeError("planted")
         return execute(self, requests)
@@ -156,13 +176,13 @@ class Watched:
         threading.Thread(target=ask, daemon=True).start()
 
     def held_bytes(self) -> dict[str, int]:
-        """Return how much its processes hold of memory (proportional set size), and of /dev/shm."""
+        """Return how much its processes hold of memory (proportional set size), and killed ones too of /dev/shm."""
         _, name = self.triton()
         memory = 0
-        for process in processes_of(name):
+        for process in (self._process.pid, *processes_of(name)):
             text = Path(f"/proc/{process}/smaps_rollup").read_text()
             memory += 1024 * int(re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)[0])
-        return {"memory": memory, "shared_memory": sum(p.stat().st_size for p in SHARED_MEMORY.glob(f"{name}*"))}
+        return {"memory": memory, "shared_memory": sum(p.stat().st_size for p in SHARED_MEMORY.glob("plurum_*"))}
 
 
 FAULTS: dict[str, Callable[[Watched], None]] = {
@@ -171,6 +191,7 @@ FAULTS: dict[str, Callable[[Watched], None]] = {
     "member stopped": lambda watched: os.kill(watched.member(), signal.SIGSTOP),
     "voter exits": lambda watched: watched.tell("exit"),
     "voter hangs": lambda watched: watched.tell("hang"),
+    "voter leaks": lambda watched: watched.tell("leak"),
     "Triton killed": lambda watched: os.kill(watched.triton()[0], signal.SIGKILL),
     "Triton stopped": lambda watched: os.kill(watched.triton()[0], signal.SIGSTOP),
 }
@@ -218,9 +239,12 @@ def faults(  # noqa: PLR0913, PLR0917 - one parameter per option
         state = machine()
         with Watched(served, Path(folder)) as watched:
             plan = [(number, name) for number in range(rounds) for name in fault or FAULTS]
-            taken = list(_rounds(watched, plan, clients, pause, status.update))
-            before, after = taken[0][1], taken[-1][1]
-    results = [one for one, _ in taken]
+            # Where memory settles under load, nothing having failed yet.
+            with Askers(_Tally(watched).ask, clients):
+                time.sleep(pause)
+            before = watched.held_bytes()
+            results = list(_rounds(watched, plan, clients, pause, status.update))
+            after = watched.held_bytes()
     console.print(_table(results))
     report = {
         "rounds": [asdict(one) for one in results],
@@ -235,8 +259,8 @@ def faults(  # noqa: PLR0913, PLR0917 - one parameter per option
 
 def _rounds(
     watched: Watched, plan: list[tuple[int, str]], clients: int, pause_s: float, say: Callable[[str], None]
-) -> Iterator[tuple[Round, dict[str, int]]]:
-    """Give each round and what the server holds after it."""
+) -> Iterator[Round]:
+    """Give what came of each round."""
     for number, name in plan:
         say(f"round {number + 1}: {name}")
         tally = _Tally(watched)
@@ -244,7 +268,7 @@ def _rounds(
             time.sleep(0.5)
             noticed_s, healed_s = _injected(watched, FAULTS[name])
             time.sleep(pause_s)
-        yield Round(name, noticed_s, healed_s, tally.answered, tally.failed, tally.longest_s), watched.held_bytes()
+        yield Round(name, noticed_s, healed_s, tally.answered, tally.failed, tally.longest_s)
 
 
 def _injected(watched: Watched, inject: Callable[[Watched], None]) -> tuple[float, float]:

@@ -26,11 +26,17 @@ class Admin:
 
     def is_ready(self) -> bool:
         """Whether Triton says that it is ready, which it also does when a model's process has died."""
-        return self._says_yes("/v2/health/ready")
+        try:
+            return self._ask("GET", "/v2/health/ready", _QUESTION_S)[0] == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
 
     def is_loaded(self, model: str) -> bool:
-        """Whether Triton takes requests for a model, be its processes alive or not."""
-        return self._says_yes(f"/v2/models/{model}/ready")
+        """Whether Triton takes requests for a model, be its processes alive or not; True where it does not say."""
+        try:
+            return self._ask("GET", f"/v2/models/{model}/ready", _QUESTION_S)[0] == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return True
 
     def load(self, model: str, timeout_s: float) -> None:
         """Load a model, or load it anew where its files have changed.
@@ -47,12 +53,6 @@ class Admin:
             ServerError: Triton could not, or not in time.
         """
         self._tell("unload", model, timeout_s)
-
-    def _says_yes(self, path: str) -> bool:
-        try:
-            return self._ask("GET", path, _QUESTION_S)[0] == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
 
     def _tell(self, action: str, model: str, timeout_s: float) -> None:
         try:

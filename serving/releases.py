@@ -155,9 +155,11 @@ class Releases:
     def take_order(self) -> Order | None:
         """Return what the server is asked for, once."""
         path = self.folder / "order.json"
-        order = _read(path, Order)
-        path.unlink(missing_ok=True)
-        return order
+        try:
+            return _read(path, Order)
+        finally:
+            # One that can't be read is asked for once, too.
+            path.unlink(missing_ok=True)
 
     def report(self) -> Report | None:
         """Return what has become of the last order."""

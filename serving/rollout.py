@@ -9,6 +9,7 @@ public release as it was.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from plurum.errors import PlurumError, ServerError
@@ -50,6 +51,10 @@ class Rollout:
         except PlurumError as error:
             self._say(str(error), "refused")
             _log.warning("rollout refused: %s", error)
+        except Exception as error:
+            # Whoever waits for the outcome must learn of it, whatever it is.
+            self._say(f"it failed unexpectedly: {error!r}", "refused")
+            _log.exception("rollout failed")
         else:
             self._say("done", "done")
 
@@ -61,30 +66,35 @@ class Rollout:
             trial = Trial(release=tag, percent=self.order.percent or 0, shadow=self.order.shadow)
             self._try(state, trial)
         else:
-            self._publish(tag, state.current)
-            self.releases.keep(State(current=tag, previous=state.current))
+            self._publish(tag, state, State(current=tag, previous=state.current))
         # Memory holds two releases, not three; one that is gone back to later is loaded again.
         self._unload(state.previous, state.trial.release if state.trial else None, but=tag)
 
     def _go_back(self, state: State) -> None:
         if state.trial is not None:
-            self._publish(state.current, state.current)
-            self.releases.keep(state.model_copy(update={"trial": None}))
+            self._publish(state.current, state, state.model_copy(update={"trial": None}))
             self._unload(state.trial.release)
             return
         if state.previous is None:
             raise ServerError("there is no release to go back to")
         self._load(state, state.previous)
-        self._publish(state.previous, state.current)
-        self.releases.keep(State(current=state.previous, previous=state.current))
+        self._publish(state.previous, state, State(current=state.previous, previous=state.current))
 
     def _try(self, state: State, trial: Trial) -> None:
-        try:
-            self.server.put_on_trial(trial, state.current, _LOAD_S)
-        except ServerError:
-            self.server.publish(state.current, _LOAD_S)
-            raise
-        self.releases.keep(State(current=state.current, previous=state.previous, trial=trial))
+        members, public = (
+            [member.name for member in read_ensemble(self.releases.path(tag) / "ensemble.json").members]
+            for tag in (trial.release, state.current)
+        )
+        if trial.percent and members != public:
+            raise ServerError(
+                f"its members are {', '.join(members)}, those that are public {', '.join(public)}; who asks is told of "
+                "the public ones: compare them with --shadow instead"
+            )
+        self._change(
+            state,
+            State(current=state.current, previous=state.previous, trial=trial),
+            lambda: self.server.put_on_trial(trial, state.current, _LOAD_S),
+        )
         what = "is compared with it" if trial.shadow else f"answers {trial.percent:g} % of the questions"
         self._say(f"{state.current} is public; {trial.release} {what}")
 
@@ -113,14 +123,20 @@ class Rollout:
             raise
         self._say(f"{tag} answers as its artefacts do (probabilities differ by at most {difference:.1g})")
 
-    def _publish(self, tag: str, former: str) -> None:
-        try:
-            self.server.publish(tag, _LOAD_S)
-        except ServerError:
-            # Some of its ensembles may be public by now.
-            self.server.publish(former, _LOAD_S)
-            raise
+    def _publish(self, tag: str, state: State, new: State) -> None:
+        self._change(state, new, lambda: self.server.publish(tag, _LOAD_S))
         self._say(f"{tag} is public")
+
+    def _change(self, state: State, new: State, act: Callable[[], None]) -> None:
+        """Go from one state to another; a server that has to be started anew on the way begins with the new one."""
+        self.releases.keep(new)
+        try:
+            act()
+        except ServerError:
+            self.releases.keep(state)
+            # Some of its ensembles may be public by now.
+            self.server.publish(state.current, _LOAD_S)
+            raise
 
     def _say(self, line: str, outcome: str | None = None) -> None:
         self.lines.append(line)

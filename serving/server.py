@@ -34,6 +34,8 @@ __all__ = ["Server", "Urls"]
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
+# Triton 2.51 can crash while it loads Python models on a busy machine, before it has answered anything.
+_STARTS = 3
 # On top of Triton's own time-out for requests in flight: to unload the models.
 _UNLOAD_S = 5.0
 # Has the kernel end Triton when its parent is killed, then becomes Triton. A program of its own rather than code
@@ -96,12 +98,20 @@ class Server:
         self._failed = False
 
     def __enter__(self) -> Server:
-        self.start()
-        try:
-            self.wait_ready()
-        except BaseException:
-            self.stop()
-            raise
+        for left in reversed(range(_STARTS)):
+            self.start()
+            try:
+                self.wait_ready()
+            except BaseException as error:
+                crashed = (
+                    isinstance(error, ServerError) and self._process is not None and (self._process.poll() or 0) < 0
+                )
+                self.stop()
+                if not (crashed and left):
+                    raise
+                _log.warning("started once more: %s", error)
+            else:
+                break
         return self
 
     def __exit__(
@@ -195,11 +205,13 @@ class Server:
         return tuple(model for model in short if self._admin.is_loaded(model) and model in self._watched)
 
     def reload(self, model: str, timeout_s: float) -> None:
-        """Have Triton load a model anew, in new processes.
+        """Have Triton load a model anew, in new processes, unless that is under way or it is no longer served.
 
         Raises:
             ServerError: it could not, or not in time.
         """
+        if model not in self._watched:
+            return
         try:
             self._staged.touch(model)
         except OSError as error:

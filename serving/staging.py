@@ -210,7 +210,9 @@ class Staged:
         """Take a release away."""
         for model in self.of(tag):
             self.configs.pop(model)
-            shutil.rmtree(self.folder / model, ignore_errors=True)
+        # Also what was left by an `add` that failed half-way.
+        for model_folder in self.folder.glob(f"*-{tag}"):
+            shutil.rmtree(model_folder, ignore_errors=True)
 
 
 def _stated_instances(config: Any) -> int:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plurum.errors import ServerError
+from plurum.errors import PlurumError, ServerError
 from plurum.serving.metrics import answered
 from plurum.serving.probe import NoAnswerError
 from plurum.serving.releases import Order, Releases, State
@@ -42,7 +42,9 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.2
 # An answer to a whole batch may take as much longer than one to a single image, times this for cores that are shared.
 _BATCH_MARGIN, _TRIES = 2, 3
-_PAGE_S, _RELOAD_S = 0.75, 8.0
+_PAGE_S, _RELOAD_S = 0.75, 5.0
+# While models of another release are loaded the cores are busy, and Triton loads one model after the other.
+_ROLLOUT_MARGIN = 3
 # Who was well for so long before has not failed again, but anew.
 _WELL_S = 5.0
 _LONGEST_PAUSE_S = 30.0
@@ -133,7 +135,10 @@ class Supervisor:
         looked = time.monotonic()
         while True:
             time.sleep(_TICK_S)
-            self._take_order()
+            try:
+                self._take_order()
+            except PlurumError as error:
+                _log.warning("no rollout: %s", error)
             fault = self._dead()
             if fault is None and time.monotonic() - looked >= self._supervision.interval_s:
                 fault = self._silent()
@@ -155,13 +160,20 @@ class Supervisor:
 
     def _take_order(self) -> None:
         """Carry out an order in a thread of its own, one at a time: the server is looked after meanwhile."""
-        if self._releases is None or (self._rollout is not None and self._rollout.is_alive()):
+        if self._releases is None or self._is_rolling_out():
             return
         if (order := self._resumed or self._releases.take_order()) is not None:
             self._resumed = None
             rollout = Rollout(self._server, self._releases, order)
             self._rollout = threading.Thread(target=rollout.run, name="rollout", daemon=True)
             self._rollout.start()
+
+    def _is_rolling_out(self) -> bool:
+        return self._rollout is not None and self._rollout.is_alive()
+
+    def _margin(self) -> int:
+        """How many times longer than otherwise an answer may take now."""
+        return _ROLLOUT_MARGIN if self._is_rolling_out() else 1
 
     def _start(self) -> _View:
         self._server.__enter__()
@@ -183,15 +195,26 @@ class Supervisor:
 
     def _silent(self) -> _Fault | None:
         if not self._view.has_answered():
-            try:
-                self.status.questions.observe(self._view.ask())
-            except NoAnswerError as error:
-                if error.kind == "busy":
-                    return None
-                # Others were answered in the meantime: it is slow, not stuck.
-                if error.kind != "late" or not self._view.has_answered():
-                    return _Fault(error.kind, str(error))
+            error = self._unanswered()
+            if error is not None and error.kind in {"away", "error"}:
+                if (fault := self._dead()) is not None:
+                    return fault
+                # One error can be that of a process which was just replaced.
+                error = self._unanswered()
+            if error is not None and error.kind == "busy":
+                return None
+            # Where others were answered in the meantime it is slow, not stuck.
+            if error is not None and (error.kind != "late" or not self._view.has_answered()):
+                return _Fault(error.kind, str(error))
         self.status.answers()
+        return None
+
+    def _unanswered(self) -> NoAnswerError | None:
+        """Ask the ensembles, and return what one said instead of an answer."""
+        try:
+            self.status.questions.observe(self._view.ask(self._margin()))
+        except NoAnswerError as error:
+            return error
         return None
 
     def _heal(self, fault: _Fault) -> None:
@@ -206,7 +229,7 @@ class Supervisor:
     def _reload(self, models: tuple[str, ...]) -> bool:
         try:
             for model in models:
-                self._server.reload(model, _RELOAD_S)
+                self._server.reload(model, _RELOAD_S * self._margin())
                 self.status.reloads.labels(model).inc()
                 _log.warning("%s was loaded anew", model)
             self._view.ask()
@@ -225,10 +248,10 @@ class Supervisor:
             if self._failures:
                 time.sleep(min(2.0 ** (self._failures - 1), _LONGEST_PAUSE_S))
             self._failures += 1
-            self._server = self._new_server()
             try:
+                self._server = self._new_server()
                 self._view = self._start()
-            except ServerError as error:
+            except PlurumError as error:
                 self.status.faults.labels("start").inc()
                 _log.warning("not started again (%d of %d): %s", self._failures, self._supervision.attempts, error)
                 if self._failures >= self._supervision.attempts:
@@ -281,8 +304,11 @@ class _View:
         before, self._answered = self._answered, self._answers()
         return self._answered > before
 
-    def ask(self) -> float:
+    def ask(self, margin: int = 1) -> float:
         """Ask every ensemble, and return how long that took, seconds.
+
+        Args:
+            margin: How many times the usual patience an answer may take.
 
         Raises:
             NoAnswerError: one does not answer.
@@ -290,7 +316,7 @@ class _View:
         start = time.monotonic()
         if self._probe is not None:
             for chain in self._probe.chains:
-                self._probe.ask(chain, self._patience_s)
+                self._probe.ask(chain, self._patience_s * margin)
         return time.monotonic() - start
 
     def _answers(self) -> float:

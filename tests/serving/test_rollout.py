@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,14 @@ import pytest
 from onnx import numpy_helper
 
 from plurum.benchmarks.rollouts import Asked, Live, answers_of
-from plurum.errors import OutputError, RepositoryError
+from plurum.errors import OutputError, RepositoryError, ServerError
 from plurum.files import sha256_of
 from plurum.run import Run
+from plurum.serving import Server
 from plurum.serving.metrics import metrics_at
 from plurum.serving.rehearsal import check_artefacts
-from plurum.serving.releases import Order, Releases, Report, State
+from plurum.serving.releases import Order, Releases, Report, State, Trial
+from plurum.serving.rollout import Rollout
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +252,10 @@ def test_orders_are_taken_once_and_what_is_written_is_read(tmp_path: Path) -> No
     releases.order(Order(number=1, release="ab"))
     assert releases.take_order() == Order(number=1, release="ab")
     assert releases.take_order() is None
+    (tmp_path / "order.json").write_text("{")
+    with pytest.raises(OutputError, match=r"order\.json can't be read"):
+        releases.take_order()
+    assert releases.take_order() is None
     releases.keep(State(current="ab"))
     assert releases.state() == State(current="ab")
     releases.tell(Report(number=1, lines=("x",)))
@@ -256,3 +263,72 @@ def test_orders_are_taken_once_and_what_is_written_is_read(tmp_path: Path) -> No
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(OutputError, match=r"state\.json can't be read"):
         releases.state()
+
+
+class FakeServer:
+    """A server with both releases loaded.
+
+    Attributes:
+        found: The state that it finds written down when it is told to change.
+    """
+
+    def __init__(self, releases: Releases, error: Exception | None = None) -> None:
+        self.releases, self.error, self.found = releases, error, [releases.state()]
+
+    def has_release(self, _tag: str) -> bool:
+        return True
+
+    def publish(self, tag: str, _timeout_s: float) -> None:
+        self.found.append(self.releases.state())
+        if self.error is not None and tag != "first":
+            raise self.error
+
+    def put_on_trial(self, trial: Trial, _current: str, timeout_s: float) -> None:
+        self.publish(trial.release, timeout_s)
+
+
+def carried_out(releases: Releases, order: Order, error: Exception | None = None) -> tuple[Report, FakeServer]:
+    server = FakeServer(releases, error)
+    Rollout(cast("Server", server), releases, order).run()
+    report = releases.report()
+    assert report is not None
+    return report, server
+
+
+@pytest.fixture
+def two(repository: Path, tmp_path: Path) -> Releases:
+    """Two releases, the first of them public."""
+    releases = Releases(tmp_path / "live")
+    for name in ("first", "second"):
+        shutil.copytree(repository, releases.path(name))
+    releases.keep(State(current="first"))
+    return releases
+
+
+def test_a_server_that_starts_anew_meanwhile_begins_with_what_is_becoming_public(two: Releases) -> None:
+    report, server = carried_out(two, Order(number=1, release="second"))
+    assert (report.outcome, report.lines[-2:]) == ("done", ("second is public", "done"))
+    assert server.found[1] == State(current="second", previous="first") == two.state()
+
+
+@pytest.mark.parametrize("percent", [None, 5])
+def test_what_fails_leaves_the_state_as_it_was(two: Releases, percent: float | None) -> None:
+    report, server = carried_out(two, Order(number=1, release="second", percent=percent), ServerError("planted"))
+    assert (report.outcome, report.lines[-1]) == ("refused", "planted")
+    assert two.state() == server.found[-1] == State(current="first")
+
+
+def test_the_outcome_is_told_whatever_happens(two: Releases) -> None:
+    report, _ = carried_out(two, Order(number=7, release="second"), RuntimeError("planted"))
+    assert (report.number, report.outcome) == (7, "refused")
+    assert report.lines[-1] == "it failed unexpectedly: RuntimeError('planted')"
+
+
+def test_a_share_is_answered_by_members_of_the_same_names_alone(two: Releases) -> None:
+    path = two.path("second") / "ensemble.json"
+    path.write_text(path.read_text().replace('"name": "resnet10t"', '"name": "another"'))
+    report, _ = carried_out(two, Order(number=1, release="second", percent=5))
+    assert report.outcome == "refused"
+    assert report.lines[-1].startswith("its members are another, regnetx_002, those that are public resnet10t, regnetx")
+    report, _ = carried_out(two, Order(number=2, release="second", shadow=True))
+    assert report.outcome == "done"

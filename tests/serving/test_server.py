@@ -113,6 +113,23 @@ def test_a_server_on_path_is_used_with_what_it_brings(
     assert nothing_is_left(server)
 
 
+def test_a_triton_that_crashes_while_it_starts_is_started_once_more(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "bin" / "tritonserver"
+    script.parent.mkdir()
+    script.write_text(f"#!/bin/sh\necho x >> {tmp_path}/started\nkill -SEGV $$\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
+    with pytest.raises(ServerError, match=r"did not start \(exit code -11\)"), Server(repository, FREE):
+        pass
+    assert (tmp_path / "started").read_text().split() == ["x", "x", "x"]
+    script.write_text(f"#!/bin/sh\necho x >> {tmp_path}/started\nexit 1\n")
+    with pytest.raises(ServerError, match=r"did not start \(exit code 1\)"), Server(repository, FREE):
+        pass
+    assert (tmp_path / "started").read_text().split() == ["x"] * 4
+
+
 def test_requests_in_flight_go_all_the_way_and_nothing_is_left(repository: Path) -> None:
     answers: queue.Queue[tuple[float, Any]] = queue.Queue()
     with Server(repository, FREE) as server:

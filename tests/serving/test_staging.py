@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from plurum.errors import RepositoryError
-from plurum.serving.staging import are_complete, model_folders, read_config, stage
+from plurum.serving.staging import Staged, are_complete, model_folders, read_config, stage
 
 
 def write_model(repository: Path, name: str, config: str) -> Path:
@@ -112,3 +112,23 @@ def test_complete_configs(tmp_path: Path) -> None:
     write_model(tmp_path, "half", 'input { name: "A" }')
     assert are_complete([read_config(tmp_path / "whole")])
     assert not are_complete([read_config(tmp_path / name) for name in ("whole", "half")])
+
+
+def test_a_release_that_could_not_be_staged_leaves_nothing(tmp_path: Path) -> None:
+    write_model(tmp_path / "repository", "a", 'backend: "python"')
+    write_model(tmp_path / "repository", "b", "backend: ")
+    staged = Staged(tmp_path / "staged", 2, cpu_only=True)
+    for _ in range(2):
+        with pytest.raises(RepositoryError, match="is no model configuration"):
+            staged.add(tmp_path / "repository", "tag")
+        staged.remove("tag")
+        assert list(staged.folder.iterdir()) == []
+
+
+def test_an_ensemble_has_no_instances_and_what_states_none_has_one(tmp_path: Path) -> None:
+    write_model(tmp_path / "repository", "chain", "ensemble_scheduling { step { model_name: 'voter' } }")
+    write_model(tmp_path / "repository", "voter", 'backend: "python"')
+    write_model(tmp_path / "repository", "member", 'backend: "onnxruntime"')
+    staged = Staged(tmp_path / "staged", 2, cpu_only=True)
+    staged.add(tmp_path / "repository")
+    assert {name: staged.instances(name) for name in staged.configs} == {"chain": 0, "member": 2, "voter": 1}
