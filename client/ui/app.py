@@ -46,8 +46,13 @@ def ui_app(connection: Connection, store: ReviewStore, evidence: Evidence | None
     pages = Pages(evidence is not None)
     recent = Recent(settings.recent_mib << 20)
     asking = _Asking(connection, store, recent, pages, settings)
-    reviews = Reviews(store, recent, pages)
     explanations = Explanations(evidence, connection, asking.data_of, pages)
+
+    def forget(sha256: str) -> None:
+        recent.forget(sha256)
+        explanations.forget(sha256)
+
+    reviews = Reviews(store, forget, pages)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -88,11 +93,12 @@ class _Asking:
         self._pages = pages
         self._limit_mib = settings.max_image_mib
         self._places = asyncio.Semaphore(settings.uploads)
+        # Of its own: pictures are shown while images wait for a server that is away.
+        self._showing = asyncio.Semaphore(settings.uploads)
 
     async def page(self, _: Request) -> Response:
         """Show where to drop images; whether a server answers is asked for by the page."""
-        items = await asyncio.to_thread(self._store.items)
-        return self._pages.ask(items, self._limit_mib)
+        return self._pages.ask(await asyncio.to_thread(self._store.progress), self._limit_mib)
 
     async def served(self, _: Request) -> Response:
         """Say in one line what is served, or why nothing is."""
@@ -138,7 +144,7 @@ class _Asking:
     async def picture(self, request: Request) -> Response:
         """Show an image that was asked about."""
         data = await self.data_of(request.path_params["sha256"])
-        async with self._places:
+        async with self._showing:
             content, kind = await asyncio.to_thread(shown, data)
         return Response(content, media_type=kind)
 
@@ -157,7 +163,7 @@ class _Asking:
         return await asyncio.to_thread(item.file.read_bytes)
 
     async def _waiting(self) -> int:
-        return sum(item.label is None for item in await asyncio.to_thread(self._store.items))
+        return (await asyncio.to_thread(self._store.progress)).waiting
 
     async def _body(self, request: Request) -> bytes:
         pieces, size = [], 0

@@ -29,7 +29,8 @@ class Connection:
     def __init__(self, urls: Urls, protocol: WireProtocol | None, timeout_s: float) -> None:
         self._arguments = (urls, protocol, timeout_s)
         self._timeout_s = timeout_s
-        self._client: AsyncEnsembleClient | None = None
+        # At once, so that what can't be used is said before anybody asks.
+        self._client: AsyncEnsembleClient | None = self._made()
         self._served: Served | None = None
         self._retired: set[asyncio.Task[None]] = set()
 

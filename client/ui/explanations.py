@@ -63,6 +63,11 @@ class Explanations:
             raise HTTPException(404, "this map is no longer remembered; load the page again")
         return Response(made[index].picture, media_type="image/png")
 
+    def forget(self, sha256: str) -> None:
+        """Do so at once with all maps of an image."""
+        for key in [key for key in self._made if key[0] == sha256]:
+            del self._made[key]
+
     async def _maps(self, sha256: str, label: str) -> Maps:
         if self._evidence is None:
             raise HTTPException(404, "no run was given; start the page with --run RUN to see where members looked")

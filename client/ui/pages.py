@@ -54,9 +54,9 @@ class Pages:
         self._templates.filters |= {"share": share, "bars": _bars, "votes": member_votes, "ln": math.log}
         self._templates.globals |= {"has_evidence": has_evidence}
 
-    def ask(self, items: Sequence[Item], limit_mib: int) -> Response:
+    def ask(self, progress: Progress, limit_mib: int) -> Response:
         """Return the page where images are dropped."""
-        return self._html("ask.html", limit_mib=limit_mib, waiting=_waiting(items))
+        return self._html("ask.html", limit_mib=limit_mib, waiting=progress.waiting)
 
     def answer(self, sha256: str, name: str, prediction: Prediction, item: Item | None) -> Response:
         """Return what that page puts in for one image."""
@@ -81,7 +81,7 @@ class Pages:
             done=done,
             conflict=conflict,
             progress=_progress(items),
-            waiting=_waiting(items),
+            waiting=_progress(items).waiting,
         )
 
     def finished(self, items: Sequence[Item], done: Item | None) -> Response:
@@ -142,8 +142,3 @@ def _bars(probabilities: Mapping[str, float]) -> tuple[list[tuple[str, float]], 
 
 def _progress(items: Sequence[Item]) -> Progress:
     return Progress(sum(item.label is not None for item in items), len(items))
-
-
-def _waiting(items: Sequence[Item]) -> int:
-    progress = _progress(items)
-    return progress.all - progress.decided

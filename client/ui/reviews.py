@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
@@ -12,7 +12,6 @@ from starlette.responses import RedirectResponse, Response
 
 from plurum.client.ui.corrections import csv_from_items
 from plurum.client.ui.pages import Pages
-from plurum.client.ui.pictures import Recent
 from plurum.client.ui.store import DecidedError, Item, ReviewStore
 
 __all__ = ["Reviews"]
@@ -25,13 +24,13 @@ class Reviews:
 
     Args:
         store: Of reviews.
-        recent: Forgets what is deleted.
+        forget: Called with the SHA-256 of what is deleted.
         pages: Fills templates.
     """
 
-    def __init__(self, store: ReviewStore, recent: Recent, pages: Pages) -> None:
+    def __init__(self, store: ReviewStore, forget: Callable[[str], None], pages: Pages) -> None:
         self._store = store
-        self._recent = recent
+        self._forget = forget
         self._pages = pages
 
     async def next(self, request: Request) -> Response:
@@ -73,7 +72,7 @@ class Reviews:
     async def delete(self, request: Request) -> Response:
         """Forget an image with all that is known of it."""
         item = _known(await self._items(), request)
-        self._recent.forget(item.sha256)
+        self._forget(item.sha256)
         await asyncio.to_thread(self._store.delete, item.sha256)
         return RedirectResponse("/review", 303)
 

@@ -28,6 +28,15 @@ _DRAIN_S = 5
 class _Uvicorn(uvicorn.Server):
     """Ends well on SIGINT and SIGTERM, where uvicorn would drain and then raise the signal again."""
 
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say that it answers once it does, and takes signals."""
+        await super().startup(sockets)
+        self._started()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's name)
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
@@ -73,8 +82,8 @@ def run_ui(
             server_header=False,
             timeout_graceful_shutdown=_DRAIN_S,
         )
-        announce(f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}")
-        _Uvicorn(config).run(sockets=[sock])
+        url = f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}"
+        _Uvicorn(config, lambda: announce(url)).run(sockets=[sock])
 
 
 def _listener(settings: UiSettings) -> socket.socket:

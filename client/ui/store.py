@@ -114,6 +114,11 @@ class Progress:
     decided: int
     all: int
 
+    @property
+    def waiting(self) -> int:
+        """How many have not."""
+        return self.all - self.decided
+
 
 class DecidedError(Exception):
     """Somebody else has decided meanwhile.
@@ -191,6 +196,12 @@ class ReviewStore:
         """Return all there are, in the order of sending."""
         with self._transaction() as database:
             return [self._item(row) for row in database.execute(f"{_ITEMS} ORDER BY answers.number")]
+
+    def progress(self) -> Progress:
+        """Return how far people are."""
+        with self._transaction() as database:
+            decided, count = database.execute(f"SELECT count(label), count(*) FROM ({_ITEMS})").fetchone()  # noqa: S608
+            return Progress(decided, count)
 
     def decide(self, sha256: str, label: str | None, seen: int) -> Decision:
         """Write down what a person says of an image; None takes back what was said.

@@ -73,7 +73,8 @@ async function ask(job) {
   state(job, "Asking…", "");
   let answer;
   try {
-    const headers = { "X-File-Name": encodeURIComponent(job.file.name) };
+    // Halves of surrogate pairs, which a file's name may hold, can't be encoded.
+    const headers = { "X-File-Name": encodeURIComponent(job.file.name.replace(/[\uD800-\uDFFF]/gu, "\uFFFD")) };
     answer = await fetch("/answers", { method: "POST", body: job.file, headers });
     if (answer.ok) {
       job.item.innerHTML = await answer.text();

@@ -1,0 +1,127 @@
+"""`plurum ui`, as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plurum.client.ui import ReviewStore
+from tests.client.ui.answers import png, prediction
+
+NOWHERE = ("--url", "127.0.0.1:1")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "plurum", "ui", *NOWHERE, *map(str, arguments)]
+
+
+def ended(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=environment(folder),
+    )
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return os.environ | {"XDG_DATA_HOME": str(folder / "data"), "COLUMNS": "200"}
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_it_says_where_it_listens_and_a_signal_ends_it_well(end: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    with subprocess.Popen(
+        command("--port", 0),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path / "here",
+        env=environment(tmp_path),
+    ) as process:
+        try:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(3)]
+            assert re.fullmatch(r"page     http://127\.0\.0\.1:\d+\n", lines[0])
+            assert lines[1:] == [f"reviews  {tmp_path / 'data' / 'plurum' / 'reviews'}\n", "end it:  Ctrl-C\n"]
+            # Its socket listens before that is said.
+            socket.create_connection(("127.0.0.1", int(lines[0].rsplit(":", 1)[1])), timeout=10).close()
+            process.send_signal(end)
+            out, err = process.communicate(timeout=15)
+        finally:
+            process.kill()
+    assert (process.returncode, out, err) == (0, "", "")
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_facing_a_network_is_warned_of(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command("--port", 0, "--host", "0.0.0.0", "--store", tmp_path / "reviews"),  # noqa: S104 (what is warned of)
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("page     http://0.0.0.0:")
+            process.terminate()
+            _, err = process.communicate(timeout=15)
+        finally:
+            process.kill()
+    assert "there is no login: whoever reaches 0.0.0.0 sees all images" in err
+    assert process.returncode == 0
+
+
+def test_what_was_decided_is_exported_without_a_page(tmp_path: Path) -> None:
+    store = ReviewStore(tmp_path / "reviews")
+    sha256 = store.add(png(1), "scan.png", prediction())
+    store.decide(sha256, "LAA", 0)
+    done = ended(tmp_path, "--store", "reviews", "--export", "out.csv")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 images in out.csv\n", "")
+    assert f"{sha256}.png,LAA,CE," in (tmp_path / "out.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--export", "out.csv"), "holds no decision yet"),
+        (("--store", "other"), "other holds something else than reviews"),
+        (("--run", "absent"), "absent is no run"),
+        (("--url", "127.0.0.1:8001/path"), "is no address of a server"),
+        (("--timeout-s", "0"), "a timeout of 0 s is none"),
+        (("--host", "192.0.2.1"), "port 8085 on 192.0.2.1 can't be listened on"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    done = ended(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("plurum: ")
+    assert done.stderr.count("\n") == 1
+    assert reason in done.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = ended(tmp_path, "--port", taken.getsockname()[1])
+    assert done.returncode == 2
+    assert "Address already in use; end what uses it or change --port" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_has_examples_and_says_that_there_is_no_login(tmp_path: Path) -> None:
+    text = ended(tmp_path, "--help").stdout
+    for expected in ("plurum ui --store reviews --export corrections.csv", "plurum train corrections.csv", "NO login"):
+        assert expected in text

@@ -1,0 +1,33 @@
+"""Answers and images to fill a store with."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from plurum.client import Prediction
+
+__all__ = ["png", "prediction"]
+
+
+def prediction(label: str = "CE", confidence: float = 0.6, *, review: bool = True) -> Prediction:
+    other = "LAA" if label == "CE" else "CE"
+    probabilities = {name: confidence if name == label else 1 - confidence for name in ("CE", "LAA")}
+    return Prediction(
+        label=label,
+        confidence=confidence,
+        probabilities=probabilities,
+        entropy=0.67,
+        disagreement=0.1,
+        std=dict.fromkeys(probabilities, 0.2),
+        member_probabilities={"one": probabilities, "two": {label: 0.3, other: 0.7}},
+        prediction_set=(label, other) if review else (label,),
+        review=review,
+    )
+
+
+def png(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (24, 16), (number, 40, 90)).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,346 @@
+"""The page as a person has it: a real Chromium, a real page, a real Triton behind it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.keys import Keys
+
+from plurum.client import EnsembleClient, Prediction
+from plurum.client.ui.pages import share
+from plurum.run import Run
+from plurum.serving import Server
+from plurum.training.manifests import files_from_manifest
+from tests.client.ui.browser import PHONE, Tab
+from tests.client.ui.conftest import Desk
+
+pytestmark = [pytest.mark.triton, pytest.mark.slow]
+
+# Ratio of luminances (WCAG 2.2, 1.4.3) of every text on the page before what is behind it, the least first.
+CONTRAST = """
+const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+const rgba = (colour) => {
+  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  return canvas.getImageData(0, 0, 1, 1).data;
+};
+const light = (colour) => {
+  const linear = (c) => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
+  const part = [...colour].slice(0, 3).map((one) => linear(one / 255));
+  return .2126 * part[0] + .7152 * part[1] + .0722 * part[2];
+};
+const behind = (one) => {
+  for (; one; one = one.parentElement) {
+    const colour = rgba(getComputedStyle(one).backgroundColor);
+    if (colour[3] > 200) return colour;
+  }
+  return [255, 255, 255];
+};
+const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const found = [];
+while (walk.nextNode()) {
+  const one = walk.currentNode.parentElement;
+  if (!walk.currentNode.data.trim() || !one.checkVisibility()) continue;
+  if (one.closest(".unseen, [aria-disabled=true], noscript")) continue;
+  const [a, b] = [light(rgba(getComputedStyle(one).color)), light(behind(one))];
+  found.push([(Math.max(a, b) + .05) / (Math.min(a, b) + .05), walk.currentNode.data.trim()]);
+}
+return found.sort((one, other) => one[0] - other[0]);
+"""
+# A file that comes by dropping or pasting rather than from the dialog.
+GIVEN = """
+const [kind, name, base64] = arguments;
+const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+const transfer = new DataTransfer();
+transfer.items.add(new File([bytes], name, { type: "image/png" }));
+const event = kind === "paste" ? new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true })
+  : new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true });
+document.body.dispatchEvent(event);
+"""
+
+
+@pytest.fixture
+def truth(served: Server, images: list[Path]) -> dict[str, Prediction]:
+    """What the server says of the images to any other client."""
+    with EnsembleClient(served.urls.grpc) as client:
+        return dict(zip((image.name for image in images), client.predict(images, batch_size=1), strict=True))
+
+
+def asked(desk: Desk, *arguments: object) -> Tab:
+    """A page that has answered about all images."""
+    tab = desk.start(*arguments)
+    tab.upload(*desk.images)
+    tab.answers(len(desk.images))
+    return tab
+
+
+def reviewing(desk: Desk, *arguments: object) -> Tab:
+    """A page at the first image to review."""
+    tab = asked(desk, *arguments)
+    tab.open("/review")
+    tab.one("#decision")
+    return tab
+
+
+def test_images_are_answered_as_the_server_says(desk: Desk, truth: dict[str, Prediction]) -> None:
+    tab = desk.start()
+    assert tab.until(lambda: "classes" in tab.text("#served-line"))
+    assert tab.text("#served-line") == "10 classes, 2 members"
+    tab.upload(*desk.images)
+    for card in tab.answers(8):
+        text = card.text
+        expected = truth[card.find_element("css selector", ".file").text]
+        heading = card.find_element("css selector", "h2").text
+        assert heading == f"{expected.label} {share(expected.confidence)}"
+        assert ("Ask a person" in text) == expected.review
+        chips = [chip.text for chip in card.find_elements("css selector", ".chip")]
+        assert tuple(chips) == expected.prediction_set
+        assert f"{expected.entropy:.2f} of at most 2.30 nats" in text
+        assert f"{expected.disagreement:.2f} nats" in text
+        votes = [row.text.split() for row in card.find_elements("css selector", ".members tr")]
+        assert [vote[0] for vote in votes] == list(expected.member_probabilities)
+        for vote, probabilities in zip(votes, expected.member_probabilities.values(), strict=True):
+            assert vote[1] == max(probabilities, key=lambda name: probabilities[name])
+            assert ("differs" in vote) == (vote[1] != expected.label)
+        picture = card.find_element("css selector", ".picture")
+        assert tab.until(partial(picture.get_property, "naturalWidth")) == 320
+    waiting = sum(one.review for one in truth.values())
+    assert 0 < waiting < 8
+    assert tab.text("#waiting").split()[0] == str(waiting)
+    # Only what goes to review is written to the disk.
+    assert {item.name for item in desk.store.items()} == {name for name, one in truth.items() if one.review}
+    tab.until(lambda: tab.one("#said").get_property("textContent"), "what a screen reader is told")
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_an_image_may_be_dropped_or_pasted(desk: Desk, truth: dict[str, Prediction], kind: str) -> None:
+    tab = desk.start()
+    image = desk.images[0]
+    tab.chrome.execute_script(GIVEN, kind, image.name, base64.b64encode(image.read_bytes()).decode())
+    (card,) = tab.answers(1)
+    assert card.get_attribute("data-label") == truth[image.name].label
+
+
+def test_a_file_that_is_no_image_spoils_no_other(desk: Desk) -> None:
+    (desk.folder / "notes <b>.png").write_text("no image at all")
+    tab = desk.start()
+    tab.upload(desk.images[0], desk.folder / "notes <b>.png", desk.images[1])
+    tab.answers(2)
+    failed = tab.until(lambda: tab.one(".answer.broken"))
+    assert "notes <b>.png" in failed.text
+    assert "15 bytes that are no JPEG, PNG or TIFF image" in failed.text
+    assert not tab.one("#away").is_displayed()
+    desk.picture(tab, "ask")
+
+
+def test_a_person_sends_what_the_ensemble_was_sure_of(desk: Desk, truth: dict[str, Prediction]) -> None:
+    tab = desk.start()
+    sure = next(image for image in desk.images if not truth[image.name].review)
+    tab.upload(sure)
+    tab.answers(1)
+    assert desk.store.items() == []
+    tab.one(".answer form button").click()
+    tab.until(lambda: "Sent to review" in tab.text(".answer .why"))
+    (item,) = desk.store.items()
+    assert (item.name, item.by_person) == (sure.name, True)
+    assert tab.text("#waiting").split()[0] == "1"
+    tab.one(".answer .why a").click()
+    assert "Sent by a person" in tab.text(".verdict")
+
+
+def test_reviewing_takes_the_keyboard_alone(desk: Desk, chrome: Chrome) -> None:
+    tab = reviewing(desk)
+    items = desk.store.items()
+    classes = list(items[0].prediction.probabilities)
+    wrong = next(name for name in classes if name != items[0].prediction.label)
+    assert f"0 of {len(items)} decided" in tab.body()
+    # Another class than the answer: a number chooses, Enter saves.
+    tab.press(str((classes.index(wrong) + 1) % 10))
+    assert tab.text("#save-line") == f"Correct to “{wrong}”"
+    tab.press_and_leave(Keys.ENTER)
+    assert f"{items[0].name}: corrected to {wrong}" in tab.body()
+    assert f"1 of {len(items)} decided" in tab.body()
+    # The answer itself: Enter alone.
+    assert tab.text("#save-line") == f"Confirm “{items[1].prediction.label}”"
+    desk.picture(tab, "review")
+    tab.press_and_leave(Keys.ENTER)
+    assert f"{items[1].name}: confirmed as {items[1].prediction.label}" in tab.body()
+    # Taken back, it is asked again.
+    tab.press_and_leave("u")
+    assert items[1].name in tab.text("figcaption")
+    assert f"1 of {len(items)} decided" in tab.body()
+    for key, place in (("k", 0), ("j", 1), (Keys.ARROW_LEFT, 0), (Keys.ARROW_RIGHT, 1)):
+        tab.press_and_leave(key)
+        assert items[place].name in tab.text("figcaption")
+    while tab.all("#decision"):
+        tab.press_and_leave(Keys.ENTER)
+    assert f"All {len(items)} decided" in tab.text("h1")
+    desk.picture(tab, "finished")
+    assert [item.label for item in desk.store.items()] == [wrong, *(item.prediction.label for item in items[1:])]
+    rows = exported(tab, chrome)
+    assert [row["label"] for row in rows] == [item.label for item in desk.store.items()]
+    assert [row["name"] for row in rows] == [item.name for item in items]
+
+
+def exported(tab: Tab, chrome: Chrome) -> list[dict[str, str]]:
+    """Press E, and read the file as training and as a spreadsheet do."""
+    folder = Path(chrome.capabilities["chrome"]["userDataDir"]).parent
+    file = folder / "corrections.csv"
+    file.unlink(missing_ok=True)
+    tab.press("e")
+    tab.until(file.is_file, "the export")
+    read = files_from_manifest(file)
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    assert [str(path) for path in read.paths] == [row["path"] for row in rows]
+    assert [read.classes[label] for label in read.labels] == [row["label"] for row in rows]
+    return rows
+
+
+def test_the_mouse_does_as_well(desk: Desk) -> None:
+    tab = reviewing(desk)
+    item = desk.store.items()[0]
+    other = next(name for name in item.prediction.probabilities if name != item.prediction.label)
+    tab.one(f"input[value={other}]").find_element("xpath", "..").click()
+    tab.one("#save").click()
+    tab.until(lambda: f"corrected to {other}" in tab.body())
+    tab.one(".flash button").click()
+    tab.until(lambda: "0 of" in tab.body())
+    assert [one.label for one in desk.store.history(item.sha256)] == [other, None]
+
+
+def test_a_second_tab_loses_no_decision(desk: Desk, chrome: Chrome) -> None:
+    tab = reviewing(desk)
+    item = desk.store.items()[0]
+    first = chrome.current_window_handle
+    chrome.switch_to.new_window("tab")
+    try:
+        tab.open(f"/review/{item.sha256}")
+        tab.press_and_leave(Keys.ENTER)
+        chrome.close()
+    finally:
+        chrome.switch_to.window(first)
+    tab.press("1" if item.prediction.label != "zero" else "2")
+    tab.press_and_leave(Keys.ENTER)
+    assert f"Nothing was written: meanwhile Ada said {item.prediction.label}" in tab.body()
+    assert [one.label for one in desk.store.history(item.sha256)] == [item.prediction.label]
+
+
+def test_a_server_that_is_away_is_waited_for(desk: Desk) -> None:
+    desk.relay.cut()
+    tab = desk.start()
+    tab.until(lambda: "plurum serve REPO" in tab.text("#away"))
+    tab.upload(desk.images[0])
+    tab.until(lambda: "Asking" in tab.text(".answer") or "Waits" in tab.text(".answer"))
+    desk.picture(tab, "away")
+    desk.relay.mend()
+    tab.answers(1)
+    tab.until(lambda: not tab.one("#away").is_displayed())
+    assert "10 classes" in tab.text("#served-line")
+
+
+def test_a_server_that_goes_and_comes_back_answers_all(desk: Desk) -> None:
+    tab = desk.start("--timeout-s", "1")
+    tab.upload(desk.images[0])
+    tab.answers(1)
+    desk.relay.cut()
+    tab.upload(*desk.images[1:4])
+    tab.until(lambda: "No answers at the moment" in tab.text("#away"))
+    tab.until(lambda: len(tab.all(".state.waits")) >= 1)
+    desk.relay.mend()
+    tab.answers(4)
+    tab.until(lambda: not tab.one("#away").is_displayed())
+
+
+def test_a_page_whose_own_process_has_ended_says_so(desk: Desk) -> None:
+    tab = desk.start()
+    tab.until(lambda: "classes" in tab.text("#served-line"))
+    desk.stack.close()
+    tab.upload(desk.images[0])
+    tab.until(lambda: "This page’s own server has ended; start it again with: plurum ui" in tab.text("#away"))
+
+
+def test_it_shows_where_members_looked(desk: Desk, run: Run) -> None:
+    tab = desk.start("--run", run.path)
+    tab.upload(desk.images[0])
+    (card,) = tab.answers(1)
+    card.find_element("css selector", ".evidence summary").click()
+    maps = tab.until(lambda: tab.all(".maps img"))
+    names = [member.name for member in run.ensemble().members]
+    assert [one.text.split("\n")[0] for one in tab.all(".maps figcaption")] == ["the ensemble", *names]
+    for one in maps:
+        assert tab.until(partial(one.get_property, "naturalWidth")) == 384
+    tab.chrome.execute_script("document.querySelector('.answers').scrollIntoView()")
+    desk.picture(tab, "evidence")
+
+
+def test_a_run_that_is_not_the_served_one_is_named(desk: Desk, run: Run) -> None:
+    other = desk.folder / "other"
+    shutil.copytree(run.path, other)
+    contract = json.loads((other / "ensemble.json").read_text())
+    contract["members"][0]["sha256"] = "0" * 64
+    (other / "ensemble.json").write_text(json.dumps(contract))
+    tab = desk.start("--run", other)
+    tab.upload(desk.images[0])
+    tab.answers(1)
+    tab.one(".evidence summary").click()
+    assert tab.until(lambda: "its members have other weights" in tab.text(".maps"))
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_shows_all_without_scrolling_sideways(desk: Desk, run: Run, dark: bool) -> None:
+    name = desk.folder / f"{'a-name-without-a-place-to-break-it' * 4}.png"
+    shutil.copy(desk.images[0], name)
+    tab = desk.start("--run", run.path)
+    tab.size(*PHONE, dark=dark)
+    tab.upload(*desk.images[1:], name)
+    tab.answers(8)
+    for details in tab.all("details")[:3]:
+        tab.chrome.execute_script("arguments[0].open = true", details)
+    tab.until(lambda: tab.all(".maps img"))
+    assert tab.overflow() == 0
+    if dark:
+        tab.chrome.execute_script("document.querySelector('.answers').scrollIntoView()")
+    for path in [f"/review/{item.sha256}" for item in desk.store.items()]:
+        tab.open(path)
+        assert tab.overflow() == 0, path
+    desk.picture(tab, "phone-dark" if dark else "phone")
+    # A thumb needs room: 24 pixels at the least (WCAG 2.2, 2.5.8).
+    for one in tab.all(".choice, button, .button"):
+        assert not one.is_displayed() or one.rect["height"] >= 24
+    while tab.all("#decision"):
+        tab.press_and_leave(Keys.ENTER)
+        assert tab.overflow() == 0
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_text_stands_out_and_every_control_has_a_name(desk: Desk, dark: bool) -> None:
+    tab = asked(desk)
+    tab.size(1120, 900, dark=dark)
+    for path in ("", "/review", f"/review/{desk.store.items()[-1].sha256}", "/absent"):
+        if path:
+            tab.open(path)
+        least, text = tab.chrome.execute_script(CONTRAST)[0]
+        assert least >= 4.5, f"{text!r} on {path} has a contrast of {least:.2f}"
+        for control in tab.all("a, button, input:not([type=hidden]), summary, img[alt]:not([alt='']), progress"):
+            if control.is_displayed():
+                assert control.accessible_name, control.get_attribute("outerHTML")
+
+
+def test_the_focus_is_seen(desk: Desk) -> None:
+    tab = reviewing(desk)
+    seen = []
+    for _ in range(12):
+        tab.press(Keys.TAB)
+        focused = tab.chrome.switch_to.active_element
+        ring = focused if focused.tag_name != "input" else focused.find_element("xpath", "following-sibling::span")
+        seen.append(float(ring.value_of_css_property("outline-width").removesuffix("px")))
+        time.sleep(0.02)
+    assert min(seen) >= 2

@@ -1,0 +1,242 @@
+"""The page without a browser and without a server: who is let in, what is shown, what forms do."""
+
+from __future__ import annotations
+
+import http.client
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+import pytest
+
+from plurum.client.ui import ReviewStore
+from plurum.client.ui.pages import member_votes, share
+from plurum.client.ui.pictures import Asked, Recent, shown, suffix_of
+from plurum.errors import ImageError
+from tests.client.ui.answers import png, prediction
+from tests.client.ui.browser import page_at
+
+EVIL = '<img src=x onerror="alert(1)">.png'
+
+
+class Reply(NamedTuple):
+    status: int
+    text: str
+    headers: dict[str, str]
+
+
+class Page(NamedTuple):
+    """A running page whose server is away, and its store."""
+
+    address: str
+    store: ReviewStore
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
+        connection = http.client.HTTPConnection(self.address, timeout=30)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            answer = connection.getresponse()
+            text = answer.read().decode("utf-8", "replace")
+            return Reply(answer.status, text, {name.lower(): value for name, value in answer.getheaders()})
+        finally:
+            connection.close()
+
+    def post(self, path: str, **fields: object) -> Reply:
+        return self.ask("POST", path, urlencode(fields).encode(), Accept="text/html")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    folder = tmp_path_factory.mktemp("ui") / "reviews"
+    with page_at("--url", "127.0.0.1:1", "--store", folder, "--reviewer", "Ada", "--max-image-mib", "1") as url:
+        yield Page(url.removeprefix("http://"), ReviewStore(folder))
+
+
+@pytest.fixture
+def sha256(page: Page) -> Iterator[str]:
+    """An image that waits for this test's decision."""
+    sha256 = page.store.add(png(7), EVIL, prediction())
+    yield sha256
+    page.store.delete(sha256)
+
+
+def test_nothing_from_elsewhere_runs_and_nothing_stays_in_a_cache(page: Page) -> None:
+    for path in ("/", "/review", "/static/page.css", "/absent"):
+        headers = page.ask("GET", path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/", "/review"])
+def test_a_page_names_nothing_of_another_machine(page: Page, sha256: str, path: str) -> None:
+    text = page.ask("GET", f"/review/{sha256}" if path == "/review" else path).text
+    assert re.findall(r"""(?:src|href|action)=["'](?!/|#)""", text) == []
+    assert re.findall(r"""\sstyle=|<script>|\son[a-z]+=["']""", text.replace("onerror=&#34;", "")) == []
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:80", "a b"])
+def test_a_site_whose_name_points_here_gets_nothing(page: Page, sha256: str, host: str) -> None:
+    reply = page.ask("GET", f"/pictures/{sha256}", Host=host)
+    # An empty or impossible one is refused before, as no HTTP.
+    assert reply.status in {400, 421}
+    assert "PNG" not in reply.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:8085", "[::1]:8085", "10.1.2.3:8085", "LOCALHOST"])
+def test_addresses_and_own_names_are_answered(page: Page, host: str) -> None:
+    assert page.ask("GET", "/", Host=host).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+    ],
+)
+def test_another_site_decides_nothing(page: Page, sha256: str, headers: dict[str, str]) -> None:
+    body = urlencode({"label": "LAA", "seen": 0}).encode()
+    assert page.ask("POST", f"/review/{sha256}", body, **headers).status == 403
+    assert page.ask("POST", f"/review/{sha256}/delete", b"", **headers).status == 403
+    assert page.store.history(sha256) == []
+    assert page.store.item(sha256) is not None
+
+
+def test_a_browser_that_tells_its_origin_alone_may(page: Page, sha256: str) -> None:
+    body = urlencode({"label": "LAA", "seen": 0}).encode()
+    assert page.ask("POST", f"/review/{sha256}", body, Origin=f"http://{page.address}").status == 303
+
+
+def test_names_of_files_are_text(page: Page, sha256: str) -> None:
+    text = page.ask("GET", f"/review/{sha256}").text
+    assert "<img src=x" not in text
+    assert "&lt;img src=x onerror=&#34;alert(1)&#34;&gt;.png" in text
+
+
+def test_a_decision_leads_on_and_is_taken_back(page: Page, sha256: str) -> None:
+    assert page.ask("GET", "/review").headers["location"] == f"/review/{sha256}"
+    decided = page.post(f"/review/{sha256}", label="LAA", seen=0)
+    assert (decided.status, decided.headers["location"]) == (303, f"/review?done={sha256}")
+    done = page.ask("GET", decided.headers["location"]).text
+    assert "All 1 decided" in done
+    assert "0 confirmed, 1 corrected" in done
+    item = page.store.item(sha256)
+    assert item is not None
+    assert item.decision is not None
+    assert (item.label, item.decision.reviewer) == ("LAA", "Ada")
+    assert page.post(f"/review/{sha256}/undo", seen=item.seen).headers["location"] == f"/review/{sha256}"
+    assert [one.label for one in page.store.history(sha256)] == ["LAA", None]
+
+
+def test_who_decides_on_an_old_page_is_shown_the_new_state(page: Page, sha256: str) -> None:
+    page.post(f"/review/{sha256}", label="LAA", seen=0)
+    late = page.post(f"/review/{sha256}", label="CE", seen=0)
+    assert late.status == 409
+    assert "Nothing was written" in late.text
+    assert "Ada said <b>LAA</b>" in late.text
+    (seen,) = re.findall(r'id="decision".*?name="seen" value="(\d+)"', late.text, flags=re.DOTALL)
+    assert page.post(f"/review/{sha256}", label="CE", seen=seen).status == 303
+    assert [one.label for one in page.store.history(sha256)] == ["LAA", "CE"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "reason"),
+    [
+        ({"label": "elephant", "seen": 0}, 422, "There is no class &#39;elephant&#39;"),
+        ({"seen": 0}, 422, "There is no class"),
+        ({"label": "CE"}, 422, "does not say which decision"),
+        ({"label": "CE", "seen": 0, "more": "x" * 70_000}, 413, "too large"),
+    ],
+)
+def test_a_form_that_is_not_ours_decides_nothing(
+    page: Page, sha256: str, fields: dict[str, object], status: int, reason: str
+) -> None:
+    reply = page.post(f"/review/{sha256}", **fields)
+    assert reply.status == status
+    assert reason in reply.text
+    assert page.store.history(sha256) == []
+
+
+def test_what_is_deleted_is_shown_no_more(page: Page, sha256: str) -> None:
+    assert page.ask("GET", f"/pictures/{sha256}").status == 200
+    assert page.post(f"/review/{sha256}/delete").headers["location"] == "/review"
+    assert page.ask("GET", f"/pictures/{sha256}").status == 404
+    assert page.ask("GET", f"/review/{sha256}", Accept="text/html").status == 404
+    assert "Nothing to review" in page.ask("GET", "/review").text
+
+
+def test_an_absent_page_is_a_line_for_people(page: Page) -> None:
+    reply = page.ask("GET", "/absent", Accept="text/html")
+    assert reply.status == 404
+    assert "There is no such page." in reply.text
+    assert page.ask("GET", "/static/../app.py").status == 404
+
+
+def test_a_server_that_is_away_is_one_line_with_how_to_start_one(page: Page) -> None:
+    for reply in (page.ask("GET", "/served"), page.ask("POST", "/answers", png(1), X_File_Name="a.png")):
+        assert reply.status == 503
+        assert "no gRPC server answers at 127.0.0.1:1" in reply.text
+        assert "plurum serve REPO" in reply.text
+    assert page.store.items() == []
+
+
+def test_a_file_that_is_too_large_is_not_asked_about(page: Page) -> None:
+    reply = page.ask("POST", "/answers", b"x" * ((1 << 20) + 1))
+    assert (reply.status, reply.text) == (413, '{"error":"this file is larger than 1 MiB"}')
+
+
+def test_corrections_come_as_a_file(page: Page, sha256: str) -> None:
+    page.post(f"/review/{sha256}", label="LAA", seen=0)
+    reply = page.ask("GET", "/corrections.csv")
+    assert reply.headers["content-disposition"] == 'attachment; filename="corrections.csv"'
+    header, row = reply.text.splitlines()
+    assert header.startswith("path,label,")
+    assert row.startswith(f"{page.store.folder}/images/{sha256}.png,LAA,CE,0.600000,")
+
+
+def test_no_evidence_without_a_run(page: Page, sha256: str) -> None:
+    assert "Where did they look?" not in page.ask("GET", f"/review/{sha256}").text
+    reply = page.ask("GET", f"/evidence/{sha256}?label=CE")
+    assert reply.status == 404
+    assert "--run RUN" in reply.text
+
+
+def test_no_probability_looks_surer_than_it_is() -> None:
+    assert [share(value) for value in (0.0, 1e-9, 0.1234, 0.99949, 0.9999, 1.0)] == [
+        "0.0%",
+        "< 0.1%",
+        "12.3%",
+        "99.9%",
+        "> 99.9%",
+        "100.0%",
+    ]
+
+
+def test_a_member_that_differs_is_known() -> None:
+    one, two = member_votes(prediction())
+    assert (one.label, one.agrees) == ("CE", True)
+    assert (two.label, two.probability, two.agrees) == ("LAA", 0.7, False)
+
+
+def test_the_oldest_images_are_forgotten_first() -> None:
+    recent = Recent(20)
+    for name in "abc":
+        recent.add(name, Asked(name, b"x" * 8, prediction()))
+    assert [recent.get(name) is not None for name in "abc"] == [False, True, True]
+    recent.forget("b")
+    assert recent.get("b") is None
+
+
+def test_pictures_are_what_a_browser_can_show() -> None:
+    content, kind = shown(png(1))
+    assert (kind, suffix_of(content)) == ("image/png", ".png")
+    with pytest.raises(ImageError, match="no JPEG, PNG or TIFF"):
+        shown(b"no image")

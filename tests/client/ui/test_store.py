@@ -1,0 +1,152 @@
+"""What people decide is kept: through kills, at once with others, and exactly as long as they want."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from plurum.client.ui import ReviewStore
+from plurum.client.ui.store import DecidedError
+from plurum.errors import OutputError
+from tests.client.ui.answers import png, prediction
+
+WRITER = """
+import sys
+from pathlib import Path
+from plurum.client.ui import ReviewStore
+from tests.client.ui.answers import png, prediction
+store = ReviewStore(Path(sys.argv[1]))
+for number in range(256):
+    sha256 = store.add(png(number), f"{number}.png", prediction())
+    store.decide(sha256, "LAA", 0)
+    print(sha256, flush=True)
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ReviewStore:
+    return ReviewStore(tmp_path / "reviews", "Ada")
+
+
+def test_an_answer_comes_back_as_it_was_with_its_image(store: ReviewStore) -> None:
+    sha256 = store.add(png(1), "scan <1>.png", prediction())
+    item = store.item(sha256)
+    assert item is not None
+    assert (item.name, item.prediction, item.by_person, item.label) == ("scan <1>.png", prediction(), False, None)
+    assert item.file.read_bytes() == png(1)
+    assert item.file.name == f"{sha256}.png"
+    assert store.items() == [item]
+    assert store.item("0" * 64) is None
+
+
+def test_the_last_decision_counts_and_none_is_lost(store: ReviewStore) -> None:
+    sha256 = store.add(png(1), "scan.png", prediction())
+    first = store.decide(sha256, "CE", 0)
+    second = store.decide(sha256, "LAA", first.number)
+    taken_back = store.decide(sha256, None, second.number)
+    assert [one.label for one in store.history(sha256)] == ["CE", "LAA", None]
+    assert store.history(sha256)[-1] == taken_back
+    assert {one.reviewer for one in store.history(sha256)} == {"Ada"}
+    item = store.item(sha256)
+    assert item is not None
+    assert (item.label, item.seen) == (None, taken_back.number)
+
+
+def test_who_decides_second_is_told_of_the_first(store: ReviewStore) -> None:
+    sha256 = store.add(png(1), "scan.png", prediction())
+    store.decide(sha256, "LAA", 0)
+    with pytest.raises(DecidedError) as caught:
+        store.decide(sha256, "CE", 0)
+    assert caught.value.item.label == "LAA"
+    assert [one.label for one in store.history(sha256)] == ["LAA"]
+    store.decide(sha256, "CE", caught.value.item.seen)
+    assert [one.label for one in store.history(sha256)] == ["LAA", "CE"]
+
+
+def test_of_many_at_once_one_decides(store: ReviewStore) -> None:
+    sha256 = store.add(png(1), "scan.png", prediction())
+    written, refused = [], []
+
+    def decide(label: str) -> None:
+        try:
+            written.append(ReviewStore(store.folder).decide(sha256, label, 0))
+        except DecidedError:
+            refused.append(label)
+
+    threads = [threading.Thread(target=decide, args=("CE" if number % 2 else "LAA",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(written), len(refused)) == (1, 7)
+    assert store.history(sha256) == written
+
+
+def test_an_image_that_comes_again_keeps_its_decision_and_gets_the_new_answer(store: ReviewStore) -> None:
+    sha256 = store.add(png(1), "scan.png", prediction())
+    store.decide(sha256, "LAA", 0)
+    assert store.add(png(1), "renamed.png", prediction("LAA", 0.9, review=False)) == sha256
+    (item,) = store.items()
+    assert (item.name, item.label, item.prediction.label) == ("renamed.png", "LAA", "LAA")
+
+
+def test_progress_counts_what_is_decided_now(store: ReviewStore) -> None:
+    hashes = [store.add(png(number), f"{number}.png", prediction()) for number in range(3)]
+    decision = store.decide(hashes[0], "CE", 0)
+    store.decide(hashes[1], "CE", 0)
+    store.decide(hashes[0], None, decision.number)
+    assert (store.progress().decided, store.progress().all, store.progress().waiting) == (1, 3, 2)
+
+
+def test_what_is_deleted_is_nowhere(store: ReviewStore) -> None:
+    sha256 = store.add(png(1), "very-secret-name.png", prediction())
+    kept = store.add(png(2), "kept.png", prediction())
+    store.decide(sha256, "LAA", 0)
+    store.delete(sha256)
+    assert [item.sha256 for item in store.items()] == [kept]
+    assert store.history(sha256) == []
+    assert [file.stem for file in (store.folder / "images").iterdir()] == [kept]
+    for file in store.folder.glob("reviews.sqlite*"):
+        assert b"very-secret-name" not in file.read_bytes()
+
+
+def test_what_was_said_to_be_written_survives_a_kill(tmp_path: Path) -> None:
+    folder = tmp_path / "reviews"
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
+    ) as process:
+        assert process.stdout is not None
+        told = [process.stdout.readline().strip() for _ in range(20)]
+        process.send_signal(signal.SIGKILL)
+        told += process.stdout.read().split()
+    assert process.returncode == -signal.SIGKILL
+    store = ReviewStore(folder)
+    decided = {item.sha256 for item in store.items() if item.label == "LAA"}
+    assert set(told) <= decided
+    assert all(item.file.is_file() for item in store.items())
+    store.decide(store.add(png(255), "after.png", prediction()), "CE", 0)
+
+
+def test_the_folder_is_its_owners_alone(store: ReviewStore) -> None:
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_can_not_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(OutputError, match="holds something else than reviews"):
+        ReviewStore(tmp_path / "other")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="can't be used: File exists"):
+        ReviewStore(tmp_path / "file")
+    ReviewStore(tmp_path / "torn")
+    (tmp_path / "torn" / "reviews.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(OutputError, match="file is not a database"):
+        ReviewStore(tmp_path / "torn")
+    with pytest.raises(OutputError, match="unprintable"):
+        ReviewStore(tmp_path / "a\nb")
