@@ -56,6 +56,8 @@ def test_the_wheel_holds_every_room_with_its_files(wheel: Path) -> None:
         assert f"plurum/model_repository/{needed}" in packed
     assert "plurum/model_repository/trial/model.py" in packed
     assert "plurum/benchmarks/guard.json" in packed
+    page = ROOT / "client" / "ui"
+    assert {f"plurum/client/ui/{path.relative_to(page)}" for path in page.glob("[st]*[es]/*.*")} - packed == set()
     for backend in ("onnxruntime", "openvino"):
         assert f"plurum/serving/backends/{backend}/model.py" in packed
 
@@ -98,6 +100,7 @@ except MissingExtraError as error:
         (["rollout", "repository"], "serving"),
         (["gateway"], "gateway"),
         (["predict", "image.png"], "client"),
+        (["ui"], "ui"),
     ],
 )
 def test_a_missing_extra_is_one_line_with_the_command_that_brings_it(
