@@ -4,11 +4,14 @@ from plurum.client.asynchronous import AsyncEnsembleClient
 from plurum.client.client import EnsembleClient
 from plurum.client.folders import image_files
 from plurum.client.frame import frame_with_predictions, predictions_to_frame
+from plurum.client.heat_maps import heat_map, write_slide
 from plurum.client.listing import Listing, listing_from_names
 from plurum.client.patients import PatientAnswer, PatientPool, patients_from_answers
 from plurum.client.payload import AnyImage
 from plurum.client.predictions import Answer, Failure, Prediction, Served
 from plurum.client.report import answers_report, json_line, patients_report, table_from_answers, table_from_patients
+from plurum.client.slide_answers import SlidePrediction
+from plurum.client.slides import SlideSettings, predict_slide
 from plurum.client.transport import Tls
 
 __all__ = [
@@ -22,15 +25,20 @@ __all__ = [
     "PatientPool",
     "Prediction",
     "Served",
+    "SlidePrediction",
+    "SlideSettings",
     "Tls",
     "answers_report",
     "frame_with_predictions",
+    "heat_map",
     "image_files",
     "json_line",
     "listing_from_names",
     "patients_from_answers",
     "patients_report",
+    "predict_slide",
     "predictions_to_frame",
     "table_from_answers",
     "table_from_patients",
+    "write_slide",
 ]

@@ -72,7 +72,7 @@ def heat_map(slide: SlidePrediction, kind: HeatMap = "probability", heat_class: 
     """
     file = io.BytesIO()
     # The same slide gives the same bytes: no software version inside.
-    figure_of(slide, kind, heat_class).savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+    _figure(slide, kind, heat_class).savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
     return file.getvalue()
 
 
@@ -94,7 +94,7 @@ def write_slide(slide: SlidePrediction, folder: Path, heat_class: str | None = N
     write_text(folder / SLIDE_FILES[3], json.dumps(slide.to_dict(), indent=2) + "\n")
 
 
-def figure_of(slide: SlidePrediction, kind: HeatMap, heat_class: str | None = None) -> Figure:
+def _figure(slide: SlidePrediction, kind: HeatMap, heat_class: str | None = None) -> Figure:
     """Return the picture before it is a PNG; its first axes are in pixels of level 0."""
     with needs_extra("slides"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg

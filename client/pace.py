@@ -18,11 +18,13 @@ class Pace:
         total: How many there are to do.
         begun_s: When it began, of any clock.
         done: How many are done.
+        what: They are.
     """
 
     total: int
     begun_s: float
     done: int = 0
+    what: str = "images"
     _mark_s: float = 0.0
     _mark: int = 0
     _next_s: float = 0.0
@@ -48,7 +50,7 @@ class Pace:
         """Return it all in words."""
         rate = self.rate(now_s)
         left = f", {_duration((self.total - self.done) / rate)} left" if rate > 0 else ""
-        return f"{self.done:,} of {self.total:,} images, {rate:,.{0 if rate >= 10 else 1}f}/s{left}"
+        return f"{self.done:,} of {self.total:,} {self.what}, {rate:,.{0 if rate >= 10 else 1}f}/s{left}"
 
 
 def _duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from plurum.client.client import EnsembleClient
 from plurum.client.heat_maps import write_slide
 from plurum.client.payload import AnyImage
 from plurum.client.predictions import Answer, Failure
+from plurum.client.slide_answers import SlidePrediction
 from plurum.client.slides import SlideSettings, predict_slide
 from plurum.errors import ImageError, SettingsError
 from plurum.images import MAX_PIXELS
@@ -30,12 +31,14 @@ _SMALL_BYTES = 1 << 15
 
 def is_slide(path: str | Path) -> bool:
     """Whether a file is a TIFF too large to be decoded whole, by its header, or of a scanner's format, by its name."""
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix in _SCANNED:
+    # Of a million images hardly one is a slide: a look at the name must do for the others.
+    end = str(path)[-5:].lower()
+    if end.endswith(_SCANNED):
         return True
+    if not end.endswith(_TIFF):
+        return False
     try:
-        if suffix not in _TIFF or path.stat().st_size < _SMALL_BYTES:
+        if Path(path).stat().st_size < _SMALL_BYTES:
             return False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -59,6 +62,7 @@ class SlideStream:
         heat_class: Whose probability the heat map shows; None takes each slide's winner.
         every: Whether every image is a slide, whatever its size.
         progress: Told after each tile which slide it is of, how many of its tiles are done, and of how many.
+        finished: Told of each slide that has an answer.
     """
 
     client: EnsembleClient
@@ -67,9 +71,10 @@ class SlideStream:
     heat_class: str | None = None
     every: bool = False
     progress: Callable[[str, int, int], None] | None = None
+    finished: Callable[[SlidePrediction], None] | None = None
     _named: dict[str, str] = field(default_factory=dict, init=False)
 
-    def stream(self, images: Iterable[AnyImage], *, batch_size: int = 8) -> Iterator[Answer]:
+    def stream(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> Iterator[Answer]:
         """Yield one answer per image, in order.
 
         A slide that can't be read is a `Failure`, and so is one that can't be cut as asked. The place of a failure
@@ -84,9 +89,10 @@ class SlideStream:
         if self.heat_class is not None and self.heat_class not in self.client.served.classes:
             known = ", ".join(self.client.served.classes)
             raise SettingsError(f"there is no class {self.heat_class!r}; the ensemble knows {known}")
+        size = {} if batch_size is None else {"batch_size": batch_size}
         for slides, group in groupby(images, key=self._is_slide):
             if not slides:
-                yield from self.client.stream(group, batch_size=batch_size)
+                yield from self.client.stream(group, **size)
                 continue
             for index, path in enumerate(group):
                 yield self._answer(index, str(path))
@@ -104,6 +110,8 @@ class SlideStream:
             return Failure(index, path, str(error).removeprefix(f"{path}: "))
         if self.folder:
             write_slide(slide, self.folder / self._name(path), self.heat_class)
+        if self.finished:
+            self.finished(slide)
         return slide.answer
 
     def _name(self, path: str) -> str:

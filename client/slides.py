@@ -45,7 +45,7 @@ class SlideSettings:
         file_microns_per_pixel: Of the file's own pixels, for files that don't say; believed before what they say.
         least_tissue: Share of a tile, 0 to 1; those with less are not asked about.
         rule: None takes what the ensemble was fitted with, else the mean.
-        batch_size: Tiles in one request, at most.
+        batch_size: Tiles in one request, at most; None leaves it to the client.
 
     Raises:
         SettingsError: a value that can't be used.
@@ -56,7 +56,7 @@ class SlideSettings:
     file_microns_per_pixel: float | None = None
     least_tissue: float = LEAST_TISSUE
     rule: PatientRule | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         highest = int(MAX_PIXELS**0.5)
@@ -103,14 +103,15 @@ def predict_slide(
             if not tiles.boxes:
                 raise ImageError(f"none of its {tiles.skipped:,} tiles shows {settings.least_tissue:.0%} of tissue")
             answers = SlideAnswers(served, tiles)
-            for answer in client.stream(_regions(slide, tiles), batch_size=settings.batch_size):
+            size = {} if settings.batch_size is None else {"batch_size": settings.batch_size}
+            for answer in client.stream(_regions(slide, tiles), **size):
                 answers.add(answer)
                 if progress:
                     progress(answers.count, len(tiles.boxes))
         except (ImageError, SettingsError) as error:
             raise type(error)(f"{path}: {error}") from error
-        size = slide.levels[0].width, slide.levels[0].height
-    return answers.prediction(path, size, _shown(small), settings.rule or served.patient_rule or "mean")
+        whole = slide.levels[0].width, slide.levels[0].height
+    return answers.prediction(path, whole, _shown(small), settings.rule or served.patient_rule or "mean")
 
 
 def _shown(small: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -37,8 +37,8 @@ class Painter:
         self.seen: list[npt.NDArray[np.uint8]] = []
         self.failing = set(failing)
 
-    def stream(self, images: Iterable[Any], *, batch_size: int) -> Iterator[Answer]:
-        assert batch_size == 8
+    def stream(self, images: Iterable[Any], *, batch_size: int = 8) -> Iterator[Answer]:
+        self.batch_size = batch_size
         for index, image in enumerate(images):
             pixels = np.asarray(image)
             self.seen.append(pixels)

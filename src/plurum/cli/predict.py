@@ -8,20 +8,31 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from plurum.cli.predict_slides import (
+    EveryImage,
+    HeatClass,
+    Microns,
+    OwnMicrons,
+    SlideOptions,
+    SlidesFolder,
+    TileSize,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
-    from plurum.client import Answer, EnsembleClient, Served
+    from plurum.client import Answer, Served
     from plurum.client.inquiry import Inquiry
     from plurum.client.journal import Found
     from plurum.client.listing import Listing
     from plurum.client.pace import Pace
+    from plurum.client.slide_stream import SlideStream
     from plurum.spec import PatientRule
 
 __all__ = ["predict"]
@@ -75,6 +86,12 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long to try for one request; a server may restart meanwhile.")
     ] = 60.0,
+    slides: SlidesFolder = None,
+    microns_per_pixel: Microns = None,
+    file_microns_per_pixel: OwnMicrons = None,
+    tile_size: TileSize = None,
+    heat_class: HeatClass = None,
+    slide: EveryImage = False,
 ) -> None:
     """Ask a served ensemble about images, and how far to trust what it says.
 
@@ -95,6 +112,8 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
 
       find scans -name '*.jpg' -print0 | plurum predict - --out answers.jsonl
 
+      plurum predict slide.tif --slides out/ --tile-size 512 --microns-per-pixel 0.5
+
       plurum predict scans/ --review-only
 
       plurum predict scans/ --json --url 127.0.0.1:9001 | jq -r 'select(.review) | .path'
@@ -107,14 +126,17 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     console = Console(stderr=True)
     listing = listing_from_names(paths, sys.stdin.buffer)
     _check_patients(patients, listing)
+    options = SlideOptions(slides, microns_per_pixel, file_microns_per_pixel, tile_size, heat_class, every=slide)
     with ExitStack() as stack:
         client = EnsembleClient(url or None, "http" if http else None, concurrency=concurrency, timeout_s=timeout)
         stack.enter_context(client)
-        inquiry = _inquiry(stack, client.served, listing, out, fresh=fresh, rule=patient_rule)
+        stream = options.stream(client, patient_rule, lambda text: _line(console, text))
+        about = options.about(patient_rule)
+        inquiry = _inquiry(stack, client.served, listing, out, about, fresh=fresh, rule=patient_rule)
         if inquiry.journal:
             _tell(inquiry.journal.found, len(listing), console)
         shown = _Shown(json_lines=json_lines, review_only=review_only)
-        _ask(inquiry, client, batch_size, shown, console)
+        _ask(inquiry, stream, batch_size, shown, console)
         if out:
             inquiry.write(out)
     shown.end()
@@ -135,7 +157,14 @@ def _check_patients(file: Path | None, listing: Listing) -> None:
 
 
 def _inquiry(
-    stack: ExitStack, served: Served, listing: Listing, out: Path | None, *, fresh: bool, rule: PatientRule | None
+    stack: ExitStack,
+    served: Served,
+    listing: Listing,
+    out: Path | None,
+    about: dict[str, Any],
+    *,
+    fresh: bool,
+    rule: PatientRule | None,
 ) -> Inquiry:
     """Return who asks, with a journal where there is a file to come; it is let go of with the stack."""
     from plurum.client.formats import format_from_path
@@ -147,7 +176,7 @@ def _inquiry(
     if out is None:
         return Inquiry(listing, totals)
     form = format_from_path(out, served.classes)
-    about = {"classes": served.classes, "ensemble": served.contract, "format": out.suffix.lower()}
+    about = {"classes": served.classes, "ensemble": served.contract, "format": out.suffix.lower()} | about
     journal = stack.enter_context(Journal(out, listing, about, fresh=fresh))
     return Inquiry(listing, totals, journal, form)
 
@@ -162,7 +191,7 @@ def _tell(found: Found, total: int, console: Console) -> None:
         _line(console, f"{found.unlisted:,} answers are about images that are no longer listed, and are left out")
 
 
-def _ask(inquiry: Inquiry, client: EnsembleClient, batch_size: int | None, shown: _Shown, console: Console) -> None:
+def _ask(inquiry: Inquiry, stream: SlideStream, batch_size: int | None, shown: _Shown, console: Console) -> None:
     """Ask about everything, and show it.
 
     Raises:
@@ -172,7 +201,7 @@ def _ask(inquiry: Inquiry, client: EnsembleClient, batch_size: int | None, shown
     from plurum.errors import BrokenOffError, ServerError
 
     try:
-        for path, answer in _watched(inquiry, client, batch_size, console):
+        for path, answer in _watched(inquiry, stream, batch_size, console):
             if isinstance(answer, Failure):
                 _line(console, f"{answer.name}: {answer.reason}")
             shown.add(path, answer)
@@ -187,7 +216,7 @@ def _ask(inquiry: Inquiry, client: EnsembleClient, batch_size: int | None, shown
 
 
 def _watched(
-    inquiry: Inquiry, client: EnsembleClient, batch_size: int | None, console: Console
+    inquiry: Inquiry, stream: SlideStream, batch_size: int | None, console: Console
 ) -> Iterator[tuple[str, Answer]]:
     """Yield the answers while a progress bar, or now and then a line, says how it goes."""
     from rich.progress import BarColumn, Progress, TextColumn
@@ -210,7 +239,7 @@ def _watched(
     next_s = begun_s if console.is_terminal else begun_s + every_s
     with bar:
         task = bar.add_task("", total=inquiry.left)
-        for path, answer in inquiry.answers(client, batch_size):
+        for path, answer in inquiry.answers(stream, batch_size):
             yield path, answer
             now_s = time.monotonic()
             if now_s >= next_s:

@@ -1,0 +1,144 @@
+"""`plurum predict` with slides, as a process of its own, and a real server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from PIL import Image
+
+from plurum.cli.predict_slides import SlideOptions, _Progress
+from plurum.client.heat_maps import SLIDE_FILES
+from plurum.serving import Server
+from tests.cli.test_predict import predict
+from tests.client.slide_writer import Planted, write_slide_file
+
+# Sixteen tiles across.
+CUT = ("--tile-size", 32, "--microns-per-pixel", 1.0)
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide by its name: of a few pixels only."""
+    return write_slide_file(tmp_path_factory.mktemp("slides") / "slide.svs", 2048, 3, Planted())
+
+
+def manifest_of(folder: Path, slide: Path) -> Path:
+    """Two slides of one patient, and an image of another."""
+    shutil.copy(slide, folder / "a.svs")
+    write_slide_file(folder / "b.svs", 1024, 3, Planted(side=0.3, x=0.35, y=0.35))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "c.png")
+    (folder / "list.csv").write_text("path,patient\na.svs,P1\nc.png,P2\nb.svs,P1\n")
+    return folder / "list.csv"
+
+
+@pytest.mark.triton
+def test_a_slide_has_a_row_and_a_folder(served: Server, slide: Path, tmp_path: Path) -> None:
+    done = predict(slide, *CUT, "--slides", tmp_path / "out", "--url", served.urls.grpc, "--heat-class", "three")
+    assert done.returncode == 0
+    _, row = done.stdout.splitlines()
+    said = json.loads((tmp_path / "out" / "slide" / "slide.json").read_text())
+    assert row.split()[:3] == [str(slide), said["label"], f"{said['confidence']:.3f}"]
+    assert said["tiles_asked"] + said["tiles_skipped"] == 16 * 16
+    cut, totals = done.stderr.splitlines()
+    tiles = f"{said['tiles_asked']} tiles asked about, {said['tiles_skipped']} without tissue"
+    assert cut == f"{slide}: {tiles}; on level 2, 1 µm per pixel"
+    assert totals == f"1 answered, {int(said['review'])} to review, 0 failed"
+    assert sorted(path.name for path in (tmp_path / "out" / "slide").iterdir()) == sorted(SLIDE_FILES)
+
+
+@pytest.mark.triton
+def test_slides_and_images_of_patients_in_one_table(served: Server, slide: Path, tmp_path: Path) -> None:
+    listed = manifest_of(tmp_path, slide)
+    words = (listed, *CUT, "--url", served.urls.grpc, "--out", tmp_path / "out.csv")
+    done = predict(*words, "--patients", tmp_path / "patients.csv", "--patient-rule", "mean")
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["path"]).name for row in rows] == ["a.svs", "c.png", "b.svs"]
+    patients = pd.read_csv(tmp_path / "patients.csv").set_index("patient")
+    mean = (float(rows[0]["p_seven"]) + float(rows[2]["p_seven"])) / 2
+    assert patients.loc["P1", "p_seven"] == pytest.approx(mean, abs=2e-6)
+    assert patients.loc["P2", "p_seven"] == pytest.approx(float(rows[1]["p_seven"]), abs=2e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("a.svs", "b.svs", "c.png", "list.csv", "out.csv", "patients.csv"),
+    ]
+
+
+@pytest.mark.triton
+def test_a_run_goes_on_after_the_slides_that_have_an_answer(served: Server, slide: Path, tmp_path: Path) -> None:
+    listed = manifest_of(tmp_path, slide)
+    whole = (tmp_path / "b.svs").read_bytes()
+    (tmp_path / "b.svs").write_bytes(whole[: len(whole) // 2])
+    words = (listed, "--url", served.urls.grpc, "--out", tmp_path / "out.csv", "--slides", tmp_path / "kept")
+    first = predict(*words, *CUT)
+    assert first.returncode == 1
+    assert f"{tmp_path / 'b.svs'}: image is corrupt or truncated: " in first.stderr
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["a"]
+    (tmp_path / "b.svs").write_bytes(whole)
+    other = predict(*words, "--tile-size", 64)
+    assert other.returncode == 2
+    assert "of something else" in other.stderr or "--fresh" in other.stderr
+    again = predict(*words, *CUT)
+    assert again.returncode == 0
+    assert "going on: 2 of 3 images were answered before" in again.stderr
+    assert f"{tmp_path / 'b.svs'}: " in again.stderr
+    assert f"{tmp_path / 'a.svs'}: " not in again.stderr
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["a", "b"]
+
+
+@pytest.mark.triton
+def test_a_half_broken_slide_ends_in_one_line_that_names_the_tile(served: Server, slide: Path, tmp_path: Path) -> None:
+    broken, path = bytearray(slide.read_bytes()), tmp_path / "broken.tif"
+    with tifffile.TiffFile(slide) as file:
+        page = file.pages.first
+        offset, count = page.dataoffsets[3 * 8 + 4], page.databytecounts[3 * 8 + 4]
+    broken[offset : offset + count] = b"\0" * count
+    path.write_bytes(broken)
+    done = predict(path, "--slide", "--slides", tmp_path / "out", "--url", served.urls.grpc)
+    assert done.returncode == 1
+    line, totals = done.stderr.splitlines()
+    start = f"{path}: image is corrupt or truncated: tile (column 4, row 3) of level 0, at pixel (1024, 768): "
+    assert line.startswith(start)
+    assert totals == "0 answered, 0 to review, 1 failed"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tile-size", 3), "plurum: tiles of 3 pixels can't be had: 8 to 8,000 are possible\n"),
+        (("--microns-per-pixel", -1), "plurum: -1 microns per pixel are none; give a number above 0, such as 0.5\n"),
+        (("--heat-class", "CE"), "plurum: there is no class 'CE'; the ensemble knows zero, one, two, "),
+    ],
+)
+def test_options_that_can_not_be_had(served: Server, slide: Path, options: tuple[str, object], message: str) -> None:
+    done = predict(slide, *options, "--url", served.urls.grpc)
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+def test_progress_is_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, lines = [0.0], list[str]()
+    monkeypatch.setattr("plurum.cli.predict_slides.time.monotonic", lambda: now[0])
+    progress = _Progress(lines.append)
+    for done in range(1, 101):
+        now[0] += 0.5
+        progress("a.tif", done, 200)
+    progress("b.tif", 1, 10)
+    assert lines[0] == "a.tif: 21 of 200 tiles, 2.1/s, 1 min 25 s left"
+    assert len(lines) == 4
+
+
+def test_what_slides_answers_depend_on_is_noted_where_something_was_chosen() -> None:
+    assert SlideOptions(None, None, None, None, None, every=False).about("mean") == {}
+    chosen = SlideOptions(None, 0.5, None, 64, None, every=False).about("mean")
+    assert chosen == {"slides": {"microns_per_pixel": "0.5", "tile_size": "64", "rule": "mean"}}
