@@ -19,6 +19,8 @@ _PARTS = {
     "input_ms": ("gathering inputs", COLOURS[4]),
     "infer_ms": ("computing", COLOURS[0]),
 }
+# Where a point's number stands, in points, by the place of its curve: neighbours' would cover each other.
+_BESIDE_POINTS = ((4, -11), (-9, 5), (4, 5), (-9, -11))
 _HOP, _OUTSIDE = ("outputs and hops", COLOURS[3]), ("wire and client", COLOURS[7])
 
 
@@ -44,9 +46,9 @@ def _curves(result: BenchResult) -> Figure:
     figure = figure_of(1.0 + 6.0 * len(kinds), 4.8)
     panels = figure.subplots(1, len(kinds), squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
-        for target, colour in zip(_targets(result), COLOURS * len(result.cases()), strict=False):
+        for place, target in enumerate(_targets(result)):
             cases = [case for case in result.cases() if case.target == target and case.load.kind == kind]
-            _curve(axes, result, cases, colour)
+            _curve(axes, result, cases, place)
         axes.set_title(f"numbers: {_KINDS[kind]}", fontsize=10)
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -62,7 +64,8 @@ def _curves(result: BenchResult) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, result: BenchResult, cases: list[Case], colour: str) -> None:
+def _curve(axes: Axes, result: BenchResult, cases: list[Case], place: int) -> None:
+    colour, beside = COLOURS[place % len(COLOURS)], _BESIDE_POINTS[place % len(_BESIDE_POINTS)]
     rates = [result.median(case, "images_per_s") for case in cases]
     for field, style in (("p50_ms", "-"), ("p99_ms", "--")):
         values = [result.median(case, field) for case in cases]
@@ -84,7 +87,7 @@ def _curve(axes: Axes, result: BenchResult, cases: list[Case], colour: str) -> N
                 axes.annotate(
                     f"{case.load.value:g}",
                     (rate, value),
-                    (4, -11),
+                    beside,
                     textcoords="offset points",
                     fontsize=8,
                     color=colour,

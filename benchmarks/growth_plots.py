@@ -40,8 +40,7 @@ def plot_from_growth(result: GrowthResult) -> bytes:
         tidied(time_axes, "", "median time of an answer, ms" if first else "")
         tidied(part_axes, _TITLES[axis], "computing per image, ms" if first else "")
         for one in (rate_axes, time_axes):
-            one.margins(y=0.12)
-            one.set_ylim(bottom=0)
+            one.set_ylim(0, 1.1 * one.dataLim.y1)
             if axis != "members":
                 one.set_xscale("log", base=2 if axis != "classes" else 10)
             one.set_xticks(values, [str(value) for value in values])
