@@ -1,9 +1,16 @@
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from plurum.client import Failure, Prediction, predictions_to_frame
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from plurum.client import EnsembleClient, Failure, Prediction, frame_with_predictions, predictions_to_frame
 from plurum.errors import SettingsError
+from plurum.run import Run
+from plurum.serving import Server
 
 PREDICTION = Prediction(
     label="CE",
@@ -41,3 +48,25 @@ def test_nothing_has_the_usual_columns() -> None:
 def test_names_that_are_too_few_are_refused() -> None:
     with pytest.raises(SettingsError, match="1 names for 2 answers"):
         predictions_to_frame([PREDICTION, PREDICTION], ["a.png"])
+
+
+@pytest.mark.triton
+def test_a_frame_of_paths_gets_the_answers_columns(served: Server, run: Run, tmp_path: Path) -> None:
+    for index in range(2):
+        Image.fromarray(np.array(run.pixels()[index])).save(tmp_path / f"{index}.png")
+    files = [str(tmp_path / name) for name in ("1.png", "gone.png", "0.png")]
+    # An index may name rows twice, and in any order.
+    frame = pd.DataFrame({"file": files, "age": [61, 62, 63]}, index=["x", "y", "x"])
+    with EnsembleClient(served.urls.grpc) as client:
+        answered = frame_with_predictions(client, frame, path="file")
+        expected = predictions_to_frame(client.stream(files))
+        with pytest.raises(SettingsError, match="the frame has no column 'path', but file, age"):
+            frame_with_predictions(client, frame)
+        with pytest.raises(SettingsError, match="the frame has a column 'label', as the answers do; rename it"):
+            frame_with_predictions(client, frame.rename(columns={"age": "label"}), path="file")
+    assert list(frame.columns) == ["file", "age"]
+    assert list(answered.columns) == [*frame.columns, *expected.columns]
+    assert answered.index.tolist() == ["x", "y", "x"]
+    assert answered["age"].tolist() == [61, 62, 63]
+    assert answered["label"].tolist()[::2] == expected["label"].tolist()[::2]
+    assert answered["error"].notna().tolist() == [False, True, False]
