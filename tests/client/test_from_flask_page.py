@@ -1,0 +1,95 @@
+"""docs/from-flask.md: the request before, and the same request after, on the same image."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plurum.run import Run
+from plurum.serving import Server
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "from-flask.md").read_text(encoding="utf-8")
+BEFORE, AFTER = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
+
+pytestmark = pytest.mark.triton
+
+
+def free_port() -> str:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(folder: Path, *words: str) -> Iterator[None]:
+    """A server of the page; ended with the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    try:
+        yield
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def asked(command: str, folder: Path) -> Any:
+    """What a command of the page prints, once who is asked listens."""
+    until = time.monotonic() + 60
+    while True:
+        done = subprocess.run(
+            [*shlex.split(command), "--silent", "--fail"], cwd=folder, capture_output=True, check=False
+        )
+        if done.returncode == 0:
+            return json.loads(done.stdout)
+        assert time.monotonic() < until, done
+        time.sleep(0.2)
+
+
+def test_the_page_has_the_same_request_twice() -> None:
+    flask, curl, serve, gateway, again = COMMANDS
+    assert flask == "flask --app before run --port 5000"
+    assert curl == again == "curl -F file=@scan.png http://127.0.0.1:5000/predict"
+    assert serve == "plurum serve runs/mine/model_repository"
+    assert gateway == "plurum gateway --port 5000"
+
+
+def test_the_same_request_is_answered_before_and_after(run: Run, served: Server, tmp_path: Path) -> None:
+    pytest.importorskip("flask")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(run.path)
+    (tmp_path / "before.py").write_text(BEFORE)
+    Image.fromarray(np.array(run.pixels()[43])).save(tmp_path / "scan.png")
+    port = free_port()
+    curl = COMMANDS[1].replace("5000", port)
+    with running(tmp_path, *COMMANDS[0].replace("5000", port).split()):
+        before = asked(curl, tmp_path)
+    # In the place of the page's `plurum serve` stands the server of all tests, elsewhere.
+    with running(
+        tmp_path, *COMMANDS[3].replace("5000", port).split(), "--triton", served.urls.grpc, "--metrics-port", "0"
+    ):
+        after = asked(curl, tmp_path)
+        code = AFTER.replace("5000", port)
+        said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert before.keys() == {"label", "confidence"}
+    assert before.keys() <= after.keys()
+    # The one model says now what it said then.
+    member = after["member_probabilities"]["resnet10t"]
+    assert max(member, key=member.__getitem__) == before["label"]
+    assert max(member.values()) == pytest.approx(before["confidence"], abs=1e-4)
+    assert said.stdout.startswith("ask a person" if after["review"] else after["label"])
