@@ -90,26 +90,25 @@ def overflow_audit(source: Path, half: Path, pixels: npt.NDArray[np.uint8]) -> O
         half: The FP16 graph.
         pixels: uint8 `[images, height, width, 3]`: what to run it on.
     """
-    model = onnx.load(source)
-    watched = _half_tensors(half) & _computed_floats(model)
+    model, halved = onnx.load(source), onnx.load(half)
+    computed, stated = _floats(model)
+    # What a cast takes in must fit as well as what comes out of it; the cast's own name is the converter's.
+    names = sorted((_half_tensors(halved) | _cast_to_half(halved, computed)) & computed)
+    extremes = _weights(halved)
+    if not names:
+        # Asked for no output, ONNX Runtime answers all of them.
+        return _audit_of(extremes)
     model.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in sorted(watched)
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in stated
     )
-    extremes = {
-        weight.name: float(np.abs(onnx.numpy_helper.to_array(weight)).max(initial=0.0))
-        for weight in onnx.load(half).graph.initializer
-        if weight.data_type == TensorProto.FLOAT16
-    }
-    names = sorted(watched)
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(model, Path(folder) / "exposed.onnx")
         session = onnx_session(Path(folder) / "exposed.onnx")
         for image in pixels:
             values = session.run(names, {INPUT_PIXELS: image[None]})
             for name, value in zip(names, values, strict=True):
-                extremes[name] = float(np.fmax(extremes.get(name, 0.0), np.abs(value).max(initial=0.0)))
-    worst = max(extremes, key=extremes.__getitem__, default="")
-    return OverflowAudit(len(extremes), worst, extremes.get(worst, 0.0))
+                extremes[name] = float(np.maximum(extremes.get(name, 0.0), np.abs(value).max(initial=0.0)))
+    return _audit_of(extremes)
 
 
 def check_overflow(name: str, audit: OverflowAudit) -> None:
@@ -147,14 +146,53 @@ def _before_the_first_layer(graph: Any) -> list[str]:
     return names
 
 
-def _half_tensors(path: Path) -> set[str]:
+def _audit_of(extremes: dict[str, float]) -> OverflowAudit:
+    # NaN is the worst of all, and compares with nothing.
+    worst = max(extremes, key=lambda name: (np.isnan(extremes[name]), extremes[name]), default="")
+    return OverflowAudit(len(extremes), worst, extremes.get(worst, 0.0))
+
+
+def _weights(half: Any) -> dict[str, float]:
+    """Return the largest magnitude of every weight that is FP16, or is cast to it."""
+    cast = {node.input[0] for node in _casts(half, TensorProto.FLOAT16)}
+    return {
+        weight.name: float(np.abs(onnx.numpy_helper.to_array(weight)).max(initial=0.0))
+        for weight in half.graph.initializer
+        if weight.data_type == TensorProto.FLOAT16 or (weight.data_type == TensorProto.FLOAT and weight.name in cast)
+    }
+
+
+def _half_tensors(half: Any) -> set[str]:
     """Return the tensors of a graph that are FP16, without the casts' own names."""
-    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    graph = onnx.shape_inference.infer_shapes(half).graph
     return {one.name for one in graph.value_info if one.type.tensor_type.elem_type == TensorProto.FLOAT16}
 
 
-def _computed_floats(model: Any) -> set[str]:
+def _cast_to_half(half: Any, computed: set[str]) -> set[str]:
+    """Return what is cast to FP16, by its name in the FP32 graph: casts of casts are followed back to there."""
+    back = {node.output[0]: node.input[0] for node in half.graph.node if node.op_type == "Cast"}
+    found = set()
+    for node in _casts(half, TensorProto.FLOAT16):
+        name = node.input[0]
+        while name not in computed and name in back:
+            name = back[name]
+        found.add(name)
+    return found
+
+
+def _casts(model: Any, to: int) -> list[Any]:
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type == "Cast" and any(one.name == "to" and one.i == to for one in node.attribute)
+    ]
+
+
+def _floats(model: Any) -> tuple[set[str], set[str]]:
+    """Return what an FP32 graph computes in FP32, and which of it are its outputs already."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    floats = {one.name for one in graph.value_info if one.type.tensor_type.elem_type == TensorProto.FLOAT}
-    stated = {output.name for output in graph.output}
-    return floats & {output for node in graph.node for output in node.output} - stated
+    floats = {
+        one.name for one in (*graph.value_info, *graph.output) if one.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    computed = floats & {output for node in graph.node for output in node.output}
+    return computed, {output.name for output in graph.output}

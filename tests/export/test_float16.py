@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from plurum.errors import ParityError
@@ -83,3 +84,68 @@ def test_autocast_keeps_what_overflows_and_the_audit_agrees(tmp_path: Path) -> N
     assert TensorProto.FLOAT16 in kinds
     answers = [logits_from_artefact(Artefact("m", "fp16", "tensorrt", path), PIXELS) for path in (source, half)]
     np.testing.assert_allclose(answers[0], answers[1], atol=5e-3)
+
+
+def graph_of(nodes: list[Any], path: Path) -> Path:
+    """PIXELS, uint8 `[batch, 8, 8, 3]`, through `nodes` to LOGITS, with FP32 constants of a million and a millionth."""
+    inputs = [helper.make_tensor_value_info("PIXELS", TensorProto.UINT8, ["batch", 8, 8, 3])]
+    outputs = [helper.make_tensor_value_info("LOGITS", TensorProto.FLOAT, ["batch", 8, 8, 3])]
+    constants = [helper.make_tensor(name, TensorProto.FLOAT, [1], [value]) for name, value in CONSTANTS.items()]
+    graph = helper.make_graph(nodes, "planted", inputs, outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    onnx.checker.check_model(path, full_check=True)
+    return path
+
+
+CONSTANTS = {"large": 1e4, "small": 1e-6}
+TO_FLOAT = helper.make_node("Cast", ["PIXELS"], ["floats"], to=TensorProto.FLOAT)
+TO_LARGE = helper.make_node("Mul", ["floats", "large"], ["millions"])
+# As AutoCast and its like name what they add.
+TO_HALF = helper.make_node("Cast", ["millions"], ["millions_cast_to_fp16"], to=TensorProto.FLOAT16)
+
+
+def planted_source(folder: Path) -> Path:
+    last = helper.make_node("Mul", ["millions", "small"], ["LOGITS"])
+    return graph_of([TO_FLOAT, TO_LARGE, last], folder / "source.onnx")
+
+
+@pytest.mark.parametrize("detour", [False, True], ids=["directly", "by another cast"])
+def test_a_value_too_large_that_is_cast_to_fp16_is_seen(tmp_path: Path, detour: bool) -> None:
+    """Computed in FP32, 2.55 million at most, and infinite from the cast on; no FP16 tensor has the source's name."""
+    casts = [TO_HALF]
+    if detour:
+        there = helper.make_node("Cast", ["millions"], ["doubles"], to=TensorProto.DOUBLE)
+        casts = [there, helper.make_node("Cast", ["doubles"], ["millions_cast_to_fp16"], to=TensorProto.FLOAT16)]
+    back = helper.make_node("Cast", ["millions_cast_to_fp16"], ["singles"], to=TensorProto.FLOAT)
+    last = helper.make_node("Mul", ["singles", "small"], ["LOGITS"])
+    half = graph_of([TO_FLOAT, TO_LARGE, *casts, back, last], tmp_path / "half.onnx")
+    audit = overflow_audit(planted_source(tmp_path), half, PIXELS)
+    assert (audit.worst, audit.absmax) == ("millions", pytest.approx(float(PIXELS.max()) * 1e4))
+    assert not audit.passed
+
+
+def test_a_graph_with_nothing_in_fp16_overflows_nowhere(tmp_path: Path) -> None:
+    source = planted_source(tmp_path)
+    assert overflow_audit(source, source, PIXELS) == OverflowAudit(0, "", 0.0)
+
+
+def test_a_weight_that_is_cast_to_fp16_is_seen(tmp_path: Path) -> None:
+    cast = helper.make_node("Cast", ["large"], ["large_cast_to_fp16"], to=TensorProto.FLOAT16)
+    back = helper.make_node("Cast", ["large_cast_to_fp16"], ["single"], to=TensorProto.FLOAT)
+    last = helper.make_node("Mul", ["floats", "single"], ["LOGITS"])
+    half = graph_of([TO_FLOAT, cast, back, last], tmp_path / "half.onnx")
+    assert overflow_audit(planted_source(tmp_path), half, PIXELS) == OverflowAudit(1, "large", 1e4)
+
+
+def test_not_a_number_is_the_worst(tmp_path: Path) -> None:
+    root = helper.make_node("Sqrt", ["below"], ["roots"])
+    below = helper.make_node("Neg", ["millions"], ["below"])
+    last = helper.make_node("Mul", ["roots", "small"], ["LOGITS"])
+    source = graph_of([TO_FLOAT, TO_LARGE, below, root, last], tmp_path / "source.onnx")
+    cast = helper.make_node("Cast", ["roots"], ["roots_cast_to_fp16"], to=TensorProto.FLOAT16)
+    back = helper.make_node("Cast", ["roots_cast_to_fp16"], ["LOGITS"], to=TensorProto.FLOAT)
+    half = graph_of([TO_FLOAT, TO_LARGE, below, root, cast, back], tmp_path / "half.onnx")
+    audit = overflow_audit(source, half, PIXELS)
+    assert audit.worst == "roots"
+    assert np.isnan(audit.absmax)
+    assert not audit.passed
