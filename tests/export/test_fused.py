@@ -129,7 +129,6 @@ def test_served_answers_equal_the_chains(fused_server: Server, run: Run, batch: 
 
 
 @pytest.mark.triton
-@pytest.mark.triton
 @pytest.mark.parametrize("model", ["ensemble_pixels", "ensemble_fused"])
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_any_answer_can_be_asked_for_alone(fused_server: Server, run: Run, model: str, output: str) -> None:
@@ -142,6 +141,7 @@ def test_any_answer_can_be_asked_for_alone(fused_server: Server, run: Run, model
     assert len(answer.as_numpy(output)) == 2
 
 
+@pytest.mark.triton
 def test_both_ways_are_counted_together(fused_server: Server, run: Run) -> None:
     def counted() -> float:
         samples = settled(fused_server.urls.metrics)
