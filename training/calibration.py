@@ -17,6 +17,7 @@ from plurum.training.scoring import losses_of
 from plurum.voting import temper
 
 __all__ = [
+    "best_temperature",
     "conformal_quantiles",
     "fitted_temperature",
     "groups_of",
@@ -43,7 +44,7 @@ def fitted_temperature(probabilities: Floats, labels: Ints) -> float:
     """
     if (probabilities.argmax(axis=-1) == labels).all():
         return 1.0
-    return _best_temperature(probabilities, labels)
+    return best_temperature(probabilities, labels)
 
 
 def tempered_losses(probabilities: Floats, labels: Ints) -> Floats:
@@ -52,10 +53,11 @@ def tempered_losses(probabilities: Floats, labels: Ints) -> Floats:
     What votes are compared by. Unlike when they are served, also where no answer is wrong: by keeping 1 there, a vote
     would look worse for never being wrong.
     """
-    return losses_of(temper(probabilities, _best_temperature(probabilities, labels)), labels)
+    return losses_of(temper(probabilities, best_temperature(probabilities, labels)), labels)
 
 
-def _best_temperature(probabilities: Floats, labels: Ints) -> float:
+def best_temperature(probabilities: Floats, labels: Ints) -> float:
+    """Return the temperature, 0.1 to 10, at which `probabilities` have the lowest NLL, right answers or wrong ones."""
     with needs_extra("training"):
         from scipy.optimize import minimize_scalar
 

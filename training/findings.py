@@ -49,7 +49,8 @@ class FitReport(BaseModel):
         select: How members were chosen, as asked for.
         weights_tried: What was fitted for those not spoiling the vote, by name, whether or not it was taken; None where
             the vote is stacked.
-        nll_saved: 95 % interval of the validation NLL that these, or stacking, save against equal weights, nats.
+        nll_saved: 95 % interval of the validation NLL that these, or stacking, save against equal weights, nats, where
+            each image is answered by a fit that has not seen its patient.
         reviewed: By split: the share of answers that go to a person.
         covered: By split: the share of true classes that are in their prediction sets.
         risk_coverage: Of validation images, surest first.

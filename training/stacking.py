@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import DataError, needs_extra
+from plurum.training.folds import FOLDS
 from plurum.voting import stacked_vote, stacking_features
 
-__all__ = ["FOLDS", "Fold", "Stack", "cross_fitted", "fitted_stack", "out_of_fold"]
+__all__ = ["Fold", "Stack", "cross_fitted", "fitted_stack", "out_of_fold"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-FOLDS = 5
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class FittedVote:
         kept: Indices of those members.
         selection: How they were chosen.
         weights_tried: What was fitted for those selected, by index, taken or not. None where the vote is stacked.
-        nll_saved: 95 % interval of the validation NLL that these weights, or stacking, save against equal ones, nats.
+        nll_saved: 95 % interval of the validation NLL that these weights, or stacking, save against equal ones, nats,
+            where each image is answered by a fit that has not seen its patient.
         folds: Of stacking, by which validation images are judged by a regression that has not seen them; else empty.
     """
 
@@ -97,7 +98,8 @@ def fitted_vote(known: Known, settings: FitSettings) -> FittedVote:
         return _stacked_vote(chosen, kept, selection, settings, bootstrap)
     greedy = settings.select == "greedy"
     tried = selection.weights[kept] if greedy else fitted_weights(chosen.answers, known.labels)
-    saved = improvement_interval(chosen.answers, known.labels, tried, bootstrap)
+    fit = greedy_weights if greedy else fitted_weights
+    saved = improvement_interval(chosen.answers, known.labels, fit, bootstrap)
     by_member = dict(zip(kept.tolist(), tried.tolist(), strict=True))
     soft = settings.mode == "soft"
     weights = tried if soft and (greedy or saved[0] > 0) else equal_weights(len(kept))
@@ -142,18 +144,18 @@ def confidence_of(verdict: Verdict) -> Floats:
 def _selected(known: Known, settings: FitSettings, bootstrap: Bootstrap) -> Selection:
     number = known.answers.shape[1]
 
-    def losses(weights: Floats) -> Floats:
+    def vote(weights: Floats) -> Floats:
         if settings.mode != "stack":
             # Of hard votes too: a class without a vote has no probability there, and any such image an NLL of 708.
-            return soft_losses(known.answers, known.labels, weights)
+            return soft_vote(known.answers, weights)
         chosen = known.of(np.flatnonzero(weights))
-        return tempered_losses(out_of_fold(chosen.answers, _folds(chosen, settings)), known.labels)
+        return out_of_fold(chosen.answers, _folds(chosen, settings))
 
     if settings.select == "backward":
-        return backward_selection(losses, number, bootstrap)
+        return backward_selection(vote, known.labels, number, bootstrap)
     greedy = settings.select == "greedy"
     weights = greedy_weights(known.answers, known.labels) if greedy else equal_weights(number)
-    found = contributions_of(losses, weights, bootstrap)
+    found = contributions_of(vote, known.labels, weights, bootstrap)
     return Selection(weights, tuple(found.get(member) for member in range(number)))
 
 

@@ -6,18 +6,24 @@ Legend: members are probabilities `[images, members, classes]`, float64; labels 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import needs_extra
 from plurum.training.bootstrap import Bootstrap, mean_interval
-from plurum.training.calibration import tempered_losses
-from plurum.voting import soft_vote, softmax
+from plurum.training.calibration import best_temperature, tempered_losses
+from plurum.training.folds import patient_folds
+from plurum.training.scoring import losses_of
+from plurum.voting import soft_vote, softmax, temper
 
 __all__ = ["equal_weights", "fitted_weights", "greedy_weights", "improvement_interval", "soft_losses"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+# From members and labels to weights.
+Fitter = Callable[[Floats, Ints], Floats]
 
 _MAX_ADDED = 50
 # Who has less of a say costs as much to serve as any other.
@@ -117,13 +123,20 @@ def greedy_weights(members: Floats, labels: Ints) -> Floats:
     return np.asarray(counts / counts.sum())
 
 
-def improvement_interval(members: Floats, labels: Ints, weights: Floats, bootstrap: Bootstrap) -> tuple[float, float]:
-    """Return the 95 % interval of the NLL that `weights` save against equal ones, in nats per image.
+def improvement_interval(members: Floats, labels: Ints, fit: Fitter, bootstrap: Bootstrap) -> tuple[float, float]:
+    """Return the 95 % interval of the NLL that the weights of `fit` save against equal ones, in nats per image.
 
-    Each vote is scored at its own temperature: else the weights of the surest member win, since an average is less
-    sure than its parts. A paired bootstrap over groups: both are scored on the same drawn
-    patients (Efron & Tibshirani 1993, 16). The weights were fitted on the images they are judged by, which favours
-    them; that their whole interval must be above 0 to be taken outweighs it.
+    No image is judged by weights that were fitted to it: they are fitted in five folds by patient, and so is the
+    temperature of each of the two votes, without which the weights of the surest member would win, since an average is
+    less sure than its parts. A paired bootstrap over the same patients: both are scored on the same draws (Efron &
+    Tibshirani 1993, 16). Nothing is saved where there is a single patient.
     """
-    saved = soft_losses(members, labels, equal_weights(len(weights))) - soft_losses(members, labels, weights)
+    saved = np.zeros(len(labels))
+    for rows, unseen in patient_folds(labels, bootstrap.groups, bootstrap.seed):
+
+        def losses(weights: Floats, rows: Ints = rows, unseen: Ints = unseen) -> Floats:
+            temperature = best_temperature(soft_vote(members[rows], weights), labels[rows])
+            return losses_of(temper(soft_vote(members[unseen], weights), temperature), labels[unseen])
+
+        saved[unseen] = losses(equal_weights(members.shape[1])) - losses(fit(members[rows], labels[rows]))
     return mean_interval(saved, bootstrap)

@@ -9,7 +9,8 @@ import pytest
 from plurum.training.bootstrap import Bootstrap, mean_interval
 from plurum.training.selection import Selection, backward_selection, contributions_of
 from plurum.training.weights import soft_losses
-from plurum.voting import softmax
+from plurum.voting import soft_vote, softmax
+from tests.training.test_weights import resembling
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -25,14 +26,14 @@ def simulated(images: int, skills: tuple[float, ...], seed: int = 0) -> tuple[Fl
 
 def selected(members: Floats, labels: Ints) -> Selection:
     bootstrap = Bootstrap(np.arange(len(labels)), 300, 0)
-    return backward_selection(lambda weights: soft_losses(members, labels, weights), members.shape[1], bootstrap)
+    return backward_selection(lambda weights: soft_vote(members, weights), labels, members.shape[1], bootstrap)
 
 
 def test_a_contribution_is_what_the_vote_loses_without_the_member() -> None:
     members, labels = simulated(200, (2.0, 1.5, 0.0))
     bootstrap = Bootstrap(np.arange(200) // 2, 300, 0)
     weights = np.array([0.5, 0.25, 0.25])
-    found = contributions_of(lambda given: soft_losses(members, labels, given), weights, bootstrap)
+    found = contributions_of(lambda given: soft_vote(members, given), labels, weights, bootstrap)
     without = {0: (0, 0.5, 0.5), 1: (2 / 3, 0, 1 / 3), 2: (2 / 3, 1 / 3, 0)}
     for member, rest in without.items():
         more = soft_losses(members, labels, np.array(rest)) - soft_losses(members, labels, weights)
@@ -46,7 +47,7 @@ def test_a_contribution_is_what_the_vote_loses_without_the_member() -> None:
 def test_a_member_that_is_alone_or_left_out_has_no_contribution() -> None:
     members, labels = simulated(50, (1.0, 1.0))
     found = contributions_of(
-        lambda given: soft_losses(members, labels, given), np.array([0.0, 1.0]), Bootstrap(np.arange(50), 100, 0)
+        lambda given: soft_vote(members, given), labels, np.array([0.0, 1.0]), Bootstrap(np.arange(50), 100, 0)
     )
     assert found == {}
 
@@ -68,12 +69,21 @@ def test_members_that_spoil_the_vote_are_left_out_the_worst_first() -> None:
         assert (kept.low or 0) > 0
 
 
-def test_members_alike_all_stay() -> None:
-    """By chance alone, hardly ever is one of four equals left out, as each of them helps."""
+@pytest.mark.parametrize(("images", "number", "classes", "draws"), [(60, 4, 3, 40), (60, 6, 2, 80), (300, 10, 3, 15)])
+def test_members_alike_all_stay(images: int, number: int, classes: int, draws: int) -> None:
+    """By chance alone, hardly ever is one of several equals left out, as each of them helps."""
     left_out = 0
-    for seed in range(30):
-        members, labels = simulated(60, (0.5,) * 4, seed=seed)
+    for seed in range(draws):
+        members, labels = resembling(images, (1.5,) * number, classes, seed)
         left_out += int((selected(members, labels).weights == 0).any())
-    assert left_out <= 2
+    assert left_out <= 3
+
+
+def test_a_member_that_was_hardly_trained_is_always_left_out() -> None:
+    for seed in range(20):
+        assert selected(*resembling(300, (0.3, 1.5, 1.5, 1.5), 3, seed)).weights[0] == 0
+
+
+def test_one_member_several_times_over_stays() -> None:
     same = np.repeat(simulated(60, (1.0,))[0], 3, axis=1)
     np.testing.assert_allclose(selected(same, np.arange(60) % 3).weights, 1 / 3)

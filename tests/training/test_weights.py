@@ -24,6 +24,15 @@ def simulated(images: int, skills: tuple[float, ...], seed: int = 0, classes: in
     return softmax(logits), labels
 
 
+def resembling(images: int, skills: tuple[float, ...], classes: int, seed: int) -> tuple[Floats, Ints]:
+    """Members that share a part of their noise, as those trained on the same images do, and the truth."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, images)
+    logits = 0.7 * rng.normal(size=(images, 1, classes)) + rng.normal(size=(images, len(skills), classes))
+    logits[np.arange(images), :, labels] += np.array(skills)
+    return softmax(2 * logits), labels
+
+
 def served(members: Floats, labels: Ints, *weights: float) -> float:
     return float(soft_losses(members, labels, np.array(weights)).mean())
 
@@ -66,25 +75,55 @@ def test_weights_leave_a_member_that_rules_the_truth_out() -> None:
 def test_the_interval_is_above_zero_for_a_real_difference_alone() -> None:
     members, labels = simulated(400, (0.0, 3.0))
     groups = np.arange(400)
-    low, high = improvement_interval(members, labels, fitted_weights(members, labels), Bootstrap(groups, 1000, 0))
+    low, high = improvement_interval(members, labels, fitted_weights, Bootstrap(groups, 1000, 0))
     assert 0 < low < served(members, labels, 0.5, 0.5) - served(members, labels, 0, 1) < high
+
+
+@pytest.mark.parametrize(("images", "members", "classes", "draws"), [(100, 3, 3, 40), (60, 6, 2, 40), (300, 10, 3, 25)])
+def test_weights_of_members_alike_are_hardly_ever_worth_it(images: int, members: int, classes: int, draws: int) -> None:
+    """However many there are to choose among: nominally one time in forty."""
     taken = 0
-    for seed in range(40):
-        alike, labels = simulated(100, (1.0, 1.0, 1.0), seed=seed)
-        weights = fitted_weights(alike, labels)
-        taken += improvement_interval(alike, labels, weights, Bootstrap(np.arange(100), 200, 0))[0] > 0
+    for seed in range(draws):
+        alike, labels = resembling(images, (1.5,) * members, classes, seed)
+        taken += improvement_interval(alike, labels, fitted_weights, Bootstrap(np.arange(images), 200, 0))[0] > 0
     assert taken <= 2
+
+
+def test_weights_notice_a_member_that_was_hardly_trained() -> None:
+    for seed in range(15):
+        members, labels = resembling(300, (0.3, 1.5, 1.5, 1.5), 3, seed)
+        assert improvement_interval(members, labels, fitted_weights, Bootstrap(np.arange(300), 200, 0))[0] > 0
+
+
+def test_weights_are_judged_by_patients_that_they_were_not_fitted_to() -> None:
+    members, labels = simulated(90, (0.5, 1.5))
+    patients = np.arange(90) // 3
+    seen: list[set[int]] = []
+
+    def fit(answers: Floats, _: Ints) -> Floats:
+        rows = [int(np.flatnonzero((members == one).all(axis=(1, 2)))[0]) for one in answers]
+        seen.append(set(patients[rows].tolist()))
+        return np.array([0.2, 0.8])
+
+    improvement_interval(members, labels, fit, Bootstrap(patients, 100, 0))
+    assert len(seen) == 5
+    unseen = [set(range(30)) - part for part in seen]
+    assert sorted(patient for part in unseen for patient in part) == list(range(30))
+    assert all(len(part) == 6 for part in unseen)
+    # Nobody else could judge the weights of a single one.
+    assert improvement_interval(members, labels, fit, Bootstrap(patients * 0, 100, 0)) == (0, 0)
 
 
 def test_the_interval_draws_patients_not_images() -> None:
     members, labels = simulated(20, (0.5, 1.5))
-    weights = np.array([0.2, 0.8])
-    copies = (np.repeat(members, 30, axis=0), np.repeat(labels, 30))
-    by_patient = improvement_interval(*copies, weights, Bootstrap(np.repeat(np.arange(20), 30), 500, 0))
-    by_image = improvement_interval(*copies, weights, Bootstrap(np.arange(600), 500, 0))
-    np.testing.assert_allclose(
-        by_patient, improvement_interval(members, labels, weights, Bootstrap(np.arange(20), 500, 0)), atol=2e-3
-    )
+
+    def interval(copies: int, groups: Ints) -> tuple[float, float]:
+        many = np.repeat(members, copies, axis=0), np.repeat(labels, copies)
+        return improvement_interval(*many, lambda *_: np.array([0.2, 0.8]), Bootstrap(groups, 500, 0))
+
+    by_patient = interval(30, np.repeat(np.arange(20), 30))
+    np.testing.assert_allclose(by_patient, interval(1, np.arange(20)), atol=2e-3)
+    by_image = interval(30, np.arange(600))
     assert by_patient[1] - by_patient[0] > 3 * (by_image[1] - by_image[0])
 
 
@@ -92,8 +131,7 @@ def test_a_surer_member_is_not_a_better_one() -> None:
     """A sharper copy of a member has a lower NLL, and deserves no more of a say."""
     members, labels = simulated(300, (3.0,))
     both = np.concatenate([members, temper(members, 0.7)], axis=1)
-    weights = fitted_weights(both, labels)
-    low, high = improvement_interval(both, labels, weights, Bootstrap(np.arange(300), 500, 0))
+    low, high = improvement_interval(both, labels, fitted_weights, Bootstrap(np.arange(300), 500, 0))
     assert low < 0 < high or abs(high) < 1e-3
 
 
