@@ -22,7 +22,7 @@ from plurum.client.ui.connection import Connection
 from plurum.client.ui.door import Door
 from plurum.client.ui.explanations import Explanations
 from plurum.client.ui.pages import Pages
-from plurum.client.ui.pictures import Asked, Recent, shown
+from plurum.client.ui.pictures import Asked, Recent, readable, shown
 from plurum.client.ui.reviews import Reviews
 from plurum.client.ui.settings import UiSettings
 from plurum.client.ui.store import ReviewStore
@@ -114,6 +114,8 @@ class _Asking:
             data = await self._body(request)
             name = _name(request.headers.get("x-file-name", ""))
             try:
+                # Said here, it needs no server, and comes in words for people.
+                await asyncio.to_thread(readable, data)
                 prediction = await self._connection.ask(data)
             except ImageError as error:
                 return JSONResponse({"error": str(error)}, 422)

@@ -13,7 +13,7 @@ from plurum.client.predictions import Prediction
 from plurum.errors import ImageError
 from plurum.images import UnreadableImageError, eight_bit, open_image
 
-__all__ = ["Asked", "Recent", "shown", "suffix_of"]
+__all__ = ["Asked", "Recent", "readable", "shown", "suffix_of"]
 
 _LONGEST_SIDE = 640
 # Small images are enlarged as the squares that they are: a browser would blur them into something that isn't there.
@@ -26,16 +26,25 @@ def suffix_of(data: bytes) -> str:
     return next((suffix for start, suffix in _SUFFIXES if data.startswith(start)), ".tif")
 
 
+def readable(data: bytes) -> Image.Image:
+    """Return an image upright and with 8 bits, by the rule that the server has, too.
+
+    Raises:
+        ImageError: it can't be read, or is larger than is decoded at once.
+    """
+    try:
+        return eight_bit(open_image(data))
+    except UnreadableImageError as error:
+        raise ImageError(str(error)) from error
+
+
 def shown(data: bytes) -> tuple[bytes, str]:
     """Return an image as people are to see it, upright and of moderate size, and its media type.
 
     Raises:
         ImageError: it can't be read.
     """
-    try:
-        image = eight_bit(open_image(data))
-    except UnreadableImageError as error:
-        raise ImageError(str(error)) from error
+    image = readable(data)
     longest, file = max(image.size), io.BytesIO()
     if longest < _ENLARGED_BELOW:
         times = _ENLARGED_TO // longest

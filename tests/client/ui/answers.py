@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 from PIL import Image
 
 from plurum.client import Prediction
 
-__all__ = ["png", "prediction"]
+__all__ = ["bomb", "png", "prediction"]
 
 
 def prediction(label: str = "CE", confidence: float = 0.6, *, review: bool = True) -> Prediction:
@@ -31,3 +33,9 @@ def png(number: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (24, 16), (number, 40, 90)).save(file, "PNG")
     return file.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it has 60,000 x 60,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return png(1)[:12] + header + struct.pack(">I", zlib.crc32(header)) + png(1)[33:]

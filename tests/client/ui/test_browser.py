@@ -135,8 +135,9 @@ def test_a_file_that_is_no_image_spoils_no_other(desk: Desk) -> None:
     tab.answers(2)
     failed = tab.until(lambda: tab.one(".answer.broken"))
     assert "notes <b>.png" in failed.text
-    assert "15 bytes that are no JPEG, PNG or TIFF image" in failed.text
+    assert "No answer: 15 bytes that are no JPEG, PNG or TIFF image" in failed.text
     assert not tab.one("#away").is_displayed()
+    tab.size(1120, 1240)
     desk.picture(tab, "ask")
 
 
@@ -182,7 +183,6 @@ def test_reviewing_takes_the_keyboard_alone(desk: Desk, chrome: Chrome) -> None:
     while tab.all("#decision"):
         tab.press_and_leave(Keys.ENTER)
     assert f"All {len(items)} decided" in tab.text("h1")
-    desk.picture(tab, "finished")
     assert [item.label for item in desk.store.items()] == [wrong, *(item.prediction.label for item in items[1:])]
     rows = exported(tab, chrome)
     assert [row["label"] for row in rows] == [item.label for item in desk.store.items()]
@@ -239,7 +239,6 @@ def test_a_server_that_is_away_is_waited_for(desk: Desk) -> None:
     tab.until(lambda: "plurum serve REPO" in tab.text("#away"))
     tab.upload(desk.images[0])
     tab.until(lambda: "Asking" in tab.text(".answer") or "Waits" in tab.text(".answer"))
-    desk.picture(tab, "away")
     desk.relay.mend()
     tab.answers(1)
     tab.until(lambda: not tab.one("#away").is_displayed())
@@ -306,12 +305,14 @@ def test_a_phone_shows_all_without_scrolling_sideways(desk: Desk, run: Run, dark
         tab.chrome.execute_script("arguments[0].open = true", details)
     tab.until(lambda: tab.all(".maps img"))
     assert tab.overflow() == 0
-    if dark:
-        tab.chrome.execute_script("document.querySelector('.answers').scrollIntoView()")
+    if not dark:
+        desk.picture(tab, "phone")
     for path in [f"/review/{item.sha256}" for item in desk.store.items()]:
         tab.open(path)
         assert tab.overflow() == 0, path
-    desk.picture(tab, "phone-dark" if dark else "phone")
+    if dark:
+        tab.open(f"/review/{desk.store.items()[1].sha256}")
+        desk.picture(tab, "phone-dark")
     # A thumb needs room: 24 pixels at the least (WCAG 2.2, 2.5.8).
     for one in tab.all(".choice, button, .button"):
         assert not one.is_displayed() or one.rect["height"] >= 24

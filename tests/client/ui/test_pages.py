@@ -14,7 +14,7 @@ from plurum.client.ui import ReviewStore
 from plurum.client.ui.pages import member_votes, share
 from plurum.client.ui.pictures import Asked, Recent, shown, suffix_of
 from plurum.errors import ImageError
-from tests.client.ui.answers import png, prediction
+from tests.client.ui.answers import bomb, png, prediction
 from tests.client.ui.browser import page_at
 
 EVIL = '<img src=x onerror="alert(1)">.png'
@@ -191,6 +191,23 @@ def test_a_server_that_is_away_is_one_line_with_how_to_start_one(page: Page) -> 
 def test_a_file_that_is_too_large_is_not_asked_about(page: Page) -> None:
     reply = page.ask("POST", "/answers", b"x" * ((1 << 20) + 1))
     assert (reply.status, reply.text) == (413, '{"error":"this file is larger than 1 MiB"}')
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "0 bytes that are no JPEG, PNG or TIFF image"),
+        (b"GIF89a", "6 bytes that are no JPEG, PNG or TIFF image"),
+        (png(1)[:60], "image is corrupt or truncated"),
+        (bomb(), "image is too large: at most 64,000,000 pixels are decoded"),
+    ],
+    ids=["empty", "another kind", "torn", "bomb"],
+)
+def test_what_is_no_image_needs_no_server_to_be_told(page: Page, data: bytes, reason: str) -> None:
+    reply = page.ask("POST", "/answers", data, X_File_Name="a.png")
+    assert reply.status == 422
+    assert reason in reply.text
+    assert reply.text.count("\n") == 0
 
 
 def test_corrections_come_as_a_file(page: Page, sha256: str) -> None:
