@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["SLIDE_FILES", "HeatMap", "heat_map", "tile_grid", "write_slide"]
 
 HeatMap = Literal["probability", "uncertainty"]
+Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 SLIDE_FILES = ("probability.png", "uncertainty.png", "tiles.parquet", "slide.json")
@@ -105,7 +106,7 @@ def _figure(slide: SlidePrediction, kind: HeatMap, heat_class: str | None = None
     figure = Figure(figsize=(width + _AROUND[0], height + _AROUND[1]), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.imshow(_grey(slide.thumbnail), cmap="gray", vmin=0, vmax=255, extent=(0, slide.width, slide.height, 0))
+    axes.imshow(_grey(slide.thumbnail), extent=(0, slide.width, slide.height, 0))
     grid, columns, rows = tile_grid(slide, values)
     tiles = axes.pcolormesh(columns, rows, grid, cmap=_COLOURS[kind], vmin=0, vmax=1, alpha=_OPACITY, linewidth=0)
     bar = figure.colorbar(tiles, ax=axes, fraction=0.05, pad=0.02)
@@ -135,11 +136,12 @@ def _limits(starts: tuple[int, ...], length: int, whole: int) -> Floats:
     return np.concatenate([[0.0], (first[:-1] + length + first[1:]) / 2, [float(whole)]])
 
 
-def _grey(pixels: npt.NDArray[np.uint8]) -> Floats:
-    """Return luminance (ITU-R 601-2), pale: what lies under them must not change how colours are read."""
+def _grey(pixels: Bytes) -> Bytes:
+    """Return luminance (ITU-R 601-2) as RGB, pale: what lies under colours must not change how they are read."""
     colours = pixels[..., :3].astype(np.float64) if pixels.ndim == 3 else pixels[..., None].astype(np.float64)
     weights = (0.299, 0.587, 0.114) if colours.shape[-1] == 3 else (1.0,)
-    return np.asarray(150 + 0.4 * (colours @ np.asarray(weights)))
+    pale = np.rint(150 + 0.4 * (colours @ np.asarray(weights))).astype(np.uint8)
+    return np.repeat(pale[..., None], 3, axis=-1)
 
 
 def _mark(axes: Axes, slide: SlidePrediction) -> None:
