@@ -40,7 +40,7 @@ from plurum.client.transport import (
     warn_of_plain_key,
 )
 from plurum.errors import ImageError, ServerError, SettingsError
-from plurum.spec import IMAGE, PatientRule
+from plurum.spec import IMAGE, PatientRule, release_from_version
 
 __all__ = ["Asker", "Urls", "asker_from", "raise_first"]
 
@@ -162,7 +162,7 @@ class Asker:
         model, name, tensor = tensor_from_items(items)
         asked = self.model or model
         try:
-            tensors, _ = yield from self._answered(
+            outputs, _ = yield from self._answered(
                 lambda transport: transport.infer(asked, name, tensor, deadline.left_s), deadline, attempts
             )
         except _UnansweredError as error:
@@ -171,7 +171,8 @@ class Asker:
             if error.fault not in {"refused", "broken"} or len(items) == 1:
                 raise error.explained from error
             return (yield from self._asked_alone(items, served, deadline, error))
-        return list(predictions_from_tensors(tensors, served, len(items)))
+        release = release_from_version(outputs.version)
+        return list(predictions_from_tensors(outputs.tensors, served, len(items), release))
 
     def _asked_alone(
         self, items: list[Item], served: Served, deadline: Deadline, error: _UnansweredError

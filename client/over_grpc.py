@@ -21,8 +21,8 @@ from plurum.client.transport import (
     Access,
     CallError,
     Fault,
+    Outputs,
     Place,
-    Tensors,
     WireProtocol,
     names_from_statistics,
 )
@@ -101,12 +101,12 @@ class GrpcTransport:
         names = lambda answer: names_from_statistics(self._json(answer).get("model_stats", []))  # noqa: E731
         return self._begin("ModelStatistics", request, names)
 
-    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Tensors]:  # noqa: ARG002
+    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Outputs]:  # noqa: ARG002
         """See `Transport`."""
         request = self._pb.ModelInferRequest(model_name=model)
         request.inputs.add(name=name, datatype=DATA_TYPES[tensor.dtype], shape=tensor.shape)
         request.raw_input_contents.append(_raw(tensor))
-        return self._begin("ModelInfer", request, self._tensors)
+        return self._begin("ModelInfer", request, self._outputs)
 
     def close(self, patience_s: float) -> None:
         """See `Transport`."""
@@ -169,15 +169,17 @@ class GrpcTransport:
     def _json(self, answer: Any) -> dict[str, Any]:
         return self._dict(answer, preserving_proto_field_name=True)
 
-    def _tensors(self, answer: Any) -> Tensors:
+    def _outputs(self, answer: Any) -> Outputs:
         if len(answer.raw_output_contents) != len(answer.outputs) or any(
             o.datatype not in _TYPES for o in answer.outputs
         ):
             result = self._result(answer)
-            return {output.name: result.as_numpy(output.name) for output in answer.outputs}
+            tensors = {output.name: result.as_numpy(output.name) for output in answer.outputs}
+            return Outputs(tensors, answer.model_version)
         # What `InferResult` does, without looking for every output among all the others.
         pairs = zip(answer.outputs, answer.raw_output_contents, strict=True)
-        return {output.name: _tensor(output.datatype, output.shape, raw) for output, raw in pairs}
+        tensors = {output.name: _tensor(output.datatype, output.shape, raw) for output, raw in pairs}
+        return Outputs(tensors, answer.model_version)
 
 
 def _raw(tensor: npt.NDArray[Any]) -> bytes:

@@ -22,8 +22,8 @@ from plurum.client.transport import (
     Access,
     CallError,
     Fault,
+    Outputs,
     Place,
-    Tensors,
     WireProtocol,
     names_from_statistics,
 )
@@ -90,13 +90,13 @@ class HttpTransport:
         names = lambda *answer: names_from_statistics(self._json(*answer)["model_stats"])  # noqa: E731
         return self._begin("GET", "/v2/models/stats", timeout_s, names)
 
-    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Tensors]:
+    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Outputs]:
         """See `Transport`."""
         given = self._triton.InferInput(name, tensor.shape, DATA_TYPES[tensor.dtype])
         given.set_data_from_numpy(tensor, binary_data=True)
         body, json_bytes = self._triton.InferenceServerClient.generate_request_body([given])
         headers = {"Inference-Header-Content-Length": str(json_bytes)}
-        return self._begin("POST", f"/v2/models/{model}/infer", timeout_s, self._tensors, body, headers)
+        return self._begin("POST", f"/v2/models/{model}/infer", timeout_s, self._outputs, body, headers)
 
     def close(self, patience_s: float) -> None:
         """See `Transport`: there is no connection to let go of, and no call whose end could hurt."""
@@ -159,9 +159,11 @@ class HttpTransport:
         except ValueError as error:
             raise ServerError(f"what answers at {self.address} is no Triton: it sends no JSON") from error
 
-    def _tensors(self, answer: bytes, json_bytes: int | None) -> Tensors:
+    def _outputs(self, answer: bytes, json_bytes: int | None) -> Outputs:
         result = self._triton.InferenceServerClient.parse_response_body(answer, header_length=json_bytes)
-        return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
+        said = result.get_response()
+        tensors = {output["name"]: result.as_numpy(output["name"]) for output in said["outputs"]}
+        return Outputs(tensors, str(said.get("model_version", "")))
 
 
 def _error_text(answer: bytes) -> str:

@@ -58,6 +58,8 @@ class Prediction:
         member_probabilities: By member, then by class.
         prediction_set: The classes that can't be ruled out at the fitted risk; never empty.
         review: True when a person should look.
+        release: Tag of the release that answered, where `plurum serve --releases` serves it; None where no releases
+            are, and while one is on trial, as it can't be told then which of two has answered.
     """
 
     label: str
@@ -69,6 +71,7 @@ class Prediction:
     member_probabilities: dict[str, dict[str, float]]
     prediction_set: tuple[str, ...]
     review: bool
+    release: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as what JSON can hold."""
@@ -102,8 +105,10 @@ class Failure:
 Answer = Prediction | Failure
 
 
-def predictions_from_tensors(tensors: Mapping[str, npt.NDArray[Any]], served: Served, batch: int) -> list[Prediction]:
-    """Return one prediction per image of a batch from the output tensors by name.
+def predictions_from_tensors(
+    tensors: Mapping[str, npt.NDArray[Any]], served: Served, batch: int, release: str | None = None
+) -> list[Prediction]:
+    """Return one prediction per image of a batch from the output tensors by name, and of the release that answered.
 
     Raises:
         ServerError: an output is missing or has another shape than the contract says.
@@ -117,11 +122,12 @@ def predictions_from_tensors(tensors: Mapping[str, npt.NDArray[Any]], served: Se
     columns = {name: tensors[name].tolist() for name in OUTPUTS}
     # The winner of a hard vote's tie is as probable as those it ties with.
     highest = tensors["PROBABILITIES"].max(axis=1).tolist()
-    return list(map(partial(_prediction, served), highest, *columns.values()))
+    return list(map(partial(_prediction, served, release), highest, *columns.values()))
 
 
 def _prediction(  # noqa: PLR0913, PLR0917 - one parameter per output, in the order of `OUTPUTS`
     served: Served,
+    release: str | None,
     confidence: float,
     probabilities: list[float],
     label: list[bytes],
@@ -145,4 +151,5 @@ def _prediction(  # noqa: PLR0913, PLR0917 - one parameter per output, in the or
         },
         prediction_set=tuple(compress(classes, inside)),
         review=review[0],
+        release=release,
     )

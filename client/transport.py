@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
@@ -29,6 +29,7 @@ __all__ = [
     "Access",
     "CallError",
     "Fault",
+    "Outputs",
     "Place",
     "Tensors",
     "Tls",
@@ -47,6 +48,20 @@ DEFAULT_PORTS: dict[str, int] = {"grpc": 8001, "grpcs": 8001, "http": 8000, "htt
 API_KEY_VARIABLE = "PLURUM_API_KEY"
 DATA_TYPES = {np.dtype(np.object_): "BYTES", np.dtype(np.uint8): "UINT8"}
 Tensors = dict[str, npt.NDArray[Any]]
+
+
+class Outputs(NamedTuple):
+    """What a model answers.
+
+    Attributes:
+        tensors: By name.
+        version: Of the model that answered, as Triton says.
+    """
+
+    tensors: Tensors
+    version: str
+
+
 # refused: what was asked can't be answered. missing: no such model. busy: not now. broken: the server failed.
 # denied: not by us. away: no answer.
 Fault = Literal["refused", "missing", "busy", "broken", "denied", "away"]
@@ -90,7 +105,7 @@ class Transport(Protocol):
     def models(self, timeout_s: float) -> Call[list[str]]:
         """The names of the models that are loaded, sorted; the index of the repository is often kept shut."""
 
-    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Tensors]:
+    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Outputs]:
         """All outputs by name for one input."""
 
     def close(self, patience_s: float) -> None:

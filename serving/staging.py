@@ -21,6 +21,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.errors import RepositoryError
 from plurum.serving.releases import Trial
+from plurum.spec import version_from_release
 
 __all__ = ["Staged", "are_complete", "fill_in", "model_folders", "read_config", "stage"]
 
@@ -176,7 +177,7 @@ class Staged:
                 config = pb.ModelConfig()
                 config.CopyFrom(self.configs[chain])
                 config.name = chain.removesuffix(f"-{tag}")
-                (self.folder / config.name / "1").mkdir(parents=True, exist_ok=True)
+                _only_version(self.folder / config.name, version_from_release(tag))
                 _write_config(self.folder / config.name, config)
                 self.configs[config.name] = config
                 public.append(str(config.name))
@@ -190,8 +191,8 @@ class Staged:
             name = chain.removesuffix(f"-{current}")
             candidate = f"{name}-{trial.release}"
             if chain in self.chains and candidate in self.configs:
-                version = self.folder / name / "1"
-                version.mkdir(parents=True, exist_ok=True)
+                # Which of the two answers, it can't say: Python models of Triton 2.51 add nothing to an answer.
+                version = _only_version(self.folder / name, 1)
                 (version / "model.py").unlink(missing_ok=True)
                 (version / "model.py").symlink_to(_FRONT.resolve())
                 config = _front_config(name, self.configs[chain], {"current": chain, "candidate": candidate}, trial)
@@ -231,6 +232,16 @@ def _front_config(name: str, chain: Any, parts: dict[str, str], trial: Trial) ->
     for key, value in (parts | {"percent": f"{trial.percent:g}", "shadow": str(int(trial.shadow))}).items():
         config.parameters[key].string_value = value
     return config
+
+
+def _only_version(model: Path, number: int) -> Path:
+    """Return the folder of a model's version, and take those of others away: Triton serves the highest."""
+    version = model / str(number)
+    version.mkdir(parents=True, exist_ok=True)
+    for other in model.iterdir():
+        if other.is_dir() and other != version:
+            shutil.rmtree(other)
+    return version
 
 
 def _write_config(model: Path, config: Any) -> None:

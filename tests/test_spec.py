@@ -16,6 +16,8 @@ from plurum.spec import (
     Member,
     read_ensemble,
     read_member,
+    release_from_version,
+    version_from_release,
     write_contract,
 )
 from plurum.voting import Verdict, VotingRule
@@ -207,3 +209,18 @@ def test_a_member_is_no_ensemble(tmp_path: Path) -> None:
 
 def test_every_part_of_a_verdict_is_an_output() -> None:
     assert {name.lower() for name in OUTPUTS} == set(Verdict.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("tag", ["a0000001", "00000102", "ffffffff"])
+def test_a_version_tells_its_release(tag: str) -> None:
+    assert release_from_version(str(version_from_release(tag))) == tag
+
+
+@pytest.mark.parametrize("tag", ["", "one", "A0000001", "a000000", "a00000012"])
+def test_what_is_no_tag_has_the_version_of_what_has_none(tag: str) -> None:
+    assert version_from_release(tag) == 1
+
+
+@pytest.mark.parametrize("version", ["1", "", "-1", "x", "²", str(1 << 32)])
+def test_other_versions_tell_of_no_release(version: str) -> None:
+    assert release_from_version(version) is None

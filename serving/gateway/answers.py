@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from plurum.serving.gateway.triton import Served
-from plurum.spec import OUTPUTS
+from plurum.spec import OUTPUTS, release_from_version
 
 __all__ = ["bytes_from_raw", "predictions_from_response", "values_from_raw"]
 
@@ -58,8 +58,9 @@ def predictions_from_response(response: Any, served: Served) -> list[dict[str, A
     batch, classes, members = len(tensors["LABEL"]), len(served.classes), len(served.members)
     if len(tensors["MEMBER_PROBABILITIES"]) != batch * members * classes:
         raise ValueError("the answer is of another ensemble")
+    release = {"release": release_from_version(response.model_version)}
     return [
-        _prediction({name: _row(values, row, batch) for name, values in tensors.items()}, served)
+        _prediction({name: _row(values, row, batch) for name, values in tensors.items()}, served) | release
         for row in range(batch)
     ]
 

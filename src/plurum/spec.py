@@ -36,6 +36,8 @@ __all__ = [
     "Voting",
     "read_ensemble",
     "read_member",
+    "release_from_version",
+    "version_from_release",
     "write_contract",
 ]
 
@@ -57,6 +59,7 @@ OUTPUTS: dict[str, tuple[str, tuple[str | int, ...]]] = {
 # Model names in a repository that no member may take.
 RESERVED_NAMES = frozenset({"ensemble", "ensemble_pixels", "ensemble_fused", "fused", "labels", "preprocess", "voter"})
 
+_TAG = re.compile(r"[0-9a-f]{8}")
 # A name becomes a folder, a Triton model and a metric label.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -337,6 +340,19 @@ class Ensemble(Contract):
             values = getattr(self.voting, name)
             if values is not None and len(values) != classes:
                 raise ValueError(f"{len(values)} {name.replace('_', ' ')} for {classes} classes")
+
+
+def version_from_release(tag: str) -> int:
+    """Return Triton's version of what answers publicly for a release: its tag as a number; 1 for what has no tag.
+
+    Triton says with every answer which version it is of, through an ensemble and over both protocols.
+    """
+    return int(tag, 16) if _TAG.fullmatch(tag) else 1
+
+
+def release_from_version(version: str) -> str | None:
+    """Return the tag of the release that an answer of this version is of; None where it tells of none."""
+    return f"{int(version):08x}" if version.isascii() and version.isdigit() and 1 < int(version) < 1 << 32 else None
 
 
 _C = TypeVar("_C", bound=Contract)

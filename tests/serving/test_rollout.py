@@ -16,6 +16,7 @@ import pytest
 from onnx import numpy_helper
 
 from plurum.benchmarks.rollouts import Asked, Live, answers_of
+from plurum.client import EnsembleClient
 from plurum.errors import OutputError, RepositoryError, ServerError
 from plurum.files import sha256_of
 from plurum.run import Run
@@ -52,6 +53,13 @@ def pixels(run: Run) -> npt.NDArray[np.uint8]:
 @pytest.fixture(scope="module")
 def expected(repository: Path, other: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
     return {"first": answers_of(repository, pixels), "second": answers_of(other, pixels)}
+
+
+def release_at(url: str, pixels: npt.NDArray[np.uint8]) -> str | None:
+    """What the client says of who answers, over both protocols' way of telling."""
+    with EnsembleClient(url) as client:
+        (answer,) = client.predict(pixels[:1])
+    return answer.release
 
 
 def _corrupt(folder: Path) -> None:
@@ -115,7 +123,9 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
             first, second = (json.loads(done.stdout)[name] for name in ("previous", "current"))
             for line in (f"{second} is loaded beside {first}", f"{second} answers as its artefacts do", "is public"):
                 assert line in done.stderr
+            assert {release_at(live.urls[name], pixels) for name in ("grpc", "http")} == {second}
             back = live.rollout("--back")
+            assert {release_at(live.urls[name], pixels) for name in ("grpc", "http")} == {first}
             assert json.loads(back.stdout) == {"current": first, "previous": second, "trial": None}
             assert f"{second} is still loaded" not in back.stderr
             assert json.loads(live.rollout(other).stdout)["current"] == second
@@ -165,6 +175,8 @@ def test_a_release_on_trial(
                 "trial": {"release": second, "percent": 50, "shadow": False},
             }
             _wait_for(asked, 40)
+            # A front model can't say which of the two has answered.
+            assert release_at(live.url, pixels) is None
         assert asked.failures == []
         assert set(asked.answers) == {"first", "second"}
         with Asked(live.url, pixels, expected, clients=2) as asked:
