@@ -218,7 +218,8 @@ class SlideAnswers:
         # Where tiles contradict each other each may be sure, and the slide is not. The server alone knows from where
         # on it is sure; no tile that it lets pass is below.
         least = float(sure.min()) if len(sure) else math.inf
-        return 2 * whole.review >= whole.images or whole.failed > 0 or whole.confidence < least - 1e-6
+        # Not `confidence <`: NaN is never sure of itself.
+        return 2 * whole.review >= whole.images or whole.failed > 0 or not whole.confidence >= least - 1e-6
 
     def _frame(self) -> pd.DataFrame:
         import pandas as pd

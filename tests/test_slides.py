@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+from PIL import Image
 
 from plurum.errors import ImageError, MissingExtraError
-from plurum.scanners import ScannerSlide, open_slide
+from plurum.scanners import ScannerSlide, WholeImage, open_slide
 from plurum.slides import Level, Slide, coarsest, thumbnail
 
 SIZES = (640, 320, 160)
@@ -228,11 +229,47 @@ def test_a_broken_slide_of_openslide_is_named(tmp_path: Path) -> None:
 def test_what_nobody_can_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "slide.tif"
     path.write_bytes(b"II*\0no slide")
-    with ExitStack() as stack, pytest.raises(ImageError, match=r"no TIFF that .*; OpenSlide can't"):
+    with ExitStack() as stack, pytest.raises(ImageError, match=r"^12 bytes that are no JPEG, .*; OpenSlide can't"):
         open_slide(path, stack)
+    with ExitStack() as stack, pytest.raises(ImageError, match=r"^can't be read: No such file"):
+        open_slide(tmp_path / "away.svs", stack)
+    Image.fromarray(PIXELS[0]).save(tmp_path / "large.png")
+    monkeypatch.setattr("plurum.images.MAX_PIXELS", 100_000)
+    with ExitStack() as stack, pytest.raises(ImageError, match=r"no TIFF that can be read by tiles: .*OpenSlide can't"):
+        open_slide(tmp_path / "large.png", stack)
     monkeypatch.setitem(sys.modules, "openslide", None)
     with ExitStack() as stack, pytest.raises(ImageError, match=r"not installed: pip install 'plurum\[openslide\]'"):
         open_slide(path, stack)
     monkeypatch.setitem(sys.modules, "tifffile", None)
     with pytest.raises(MissingExtraError, match=r"'tifffile'.*plurum\[slides\]"):
         Slide(path)
+
+
+@pytest.mark.parametrize("openslide", [True, False])
+def test_a_small_image_of_any_kind_is_cut_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, openslide: bool) -> None:
+    Image.fromarray(PIXELS[1]).save(tmp_path / "image.png")
+    if not openslide:
+        monkeypatch.setitem(sys.modules, "openslide", None)
+    with ExitStack() as stack:
+        image = open_slide(tmp_path / "image.png", stack)
+        assert isinstance(image, WholeImage)
+        assert image.levels == (Level(320, 320, 1),)
+        np.testing.assert_array_equal(image.region(30, 50, 100, 90), PIXELS[1][50:140, 30:130])
+        small, cell = thumbnail(image, 100)
+    np.testing.assert_array_equal(small, PIXELS[1][::4, ::4])
+    assert cell == 4
+
+
+def test_large_files_have_levels_too(tmp_path: Path) -> None:
+    """Offsets of 64 bits."""
+    path = tmp_path / "slide.tif"
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for number, pixels in enumerate(PIXELS):
+            file.write(pixels, tile=(64, 64), photometric="rgb", subfiletype=int(number > 0), metadata=None)
+    np.testing.assert_array_equal(read(path, 10, 20, 50, 2), PIXELS[2][20:70, 10:60])
+    whole = path.read_bytes()
+    with tifffile.TiffFile(path) as file:
+        place = struct.pack("<Q", file.series[0].levels[2].keyframe.offset)
+    path.write_bytes(whole.replace(place, struct.pack("<Q", len(whole) + 1)))
+    with pytest.raises(ImageError, match="level 2 is missing"):
+        read(path, 10, 20, 50, 1)

@@ -1,4 +1,4 @@
-"""Slides in scanners' own formats, read by OpenSlide where it is installed; TIFFs are read without it.
+"""Slides that are no TIFFs which tifffile can read by tiles: scanners' own formats, by OpenSlide, and small images.
 
 Legend: `[height, width, 3]` arrays are uint8, 0 to 255, RGB.
 """
@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import ImageError
+from plurum.images import TooLargeImageError, UnreadableImageError, eight_bit, open_image
 from plurum.slides import Level, Slide
 
 if TYPE_CHECKING:
     from openslide import OpenSlide
 
-__all__ = ["ScannerSlide", "open_slide"]
+__all__ = ["ScannerSlide", "WholeImage", "open_slide"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -99,21 +100,54 @@ class ScannerSlide:
                 yield y // step, x // step, piece[::step, ::step]
 
 
-def open_slide(path: Path, stack: ExitStack) -> Slide | ScannerSlide:
-    """Return an open slide, closed with `stack`: read by tifffile, or by OpenSlide what tifffile can't read.
+class WholeImage:
+    """An image that may be decoded at once, cut as a slide is.
 
     Raises:
-        ImageError: neither can read it; without OpenSlide, it is named.
+        UnreadableImageError: see `plurum.images`.
+        OSError: the file can't be read.
+    """
+
+    microns_per_pixel: float | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pixels = np.asarray(eight_bit(open_image(path.read_bytes())))
+        height, width = self._pixels.shape[:2]
+        self.levels = (Level(width, height, 1.0),)
+
+    def region(self, x: int, y: int, width: int, height: int, level: int = 0) -> Bytes:  # noqa: ARG002 - there is one
+        """Return the pixels of a rectangle inside the image; there is one level."""
+        return np.ascontiguousarray(self._pixels[y : y + height, x : x + width])
+
+    def sampled(self, level: int, step: int) -> Iterator[tuple[int, int, Bytes]]:  # noqa: ARG002 - likewise
+        """Yield every `step`-th pixel."""
+        yield 0, 0, self._pixels[::step, ::step]
+
+
+def open_slide(path: Path, stack: ExitStack) -> Slide | ScannerSlide | WholeImage:
+    """Return an open slide, closed with `stack`: read by tifffile, else by OpenSlide, else whole where it is small.
+
+    Raises:
+        ImageError: nobody can read it; OpenSlide is named where it is not installed.
         MissingExtraError: tifffile is not installed.
     """
     try:
+        path.stat()
         return stack.enter_context(Slide(path))
+    except OSError as error:
+        raise ImageError(f"can't be read: {error.strerror}") from error
     except ImageError as error:
-        try:
-            return stack.enter_context(ScannerSlide(path))
-        except ImageError as other:
-            raise ImageError(f"{error}; {other}") from other
-        except ModuleNotFoundError as missing:
-            raise ImageError(
-                f"{error}; OpenSlide may read it, and is not installed: pip install 'plurum[openslide]'"
-            ) from missing
+        reason = str(error)
+    try:
+        return stack.enter_context(ScannerSlide(path))
+    except ImageError as error:
+        more = str(error)
+    except ModuleNotFoundError:
+        more = "OpenSlide may read it, and is not installed: pip install 'plurum[openslide]'"
+    try:
+        return WholeImage(path)
+    except TooLargeImageError as error:
+        raise ImageError(f"{reason}; {more}") from error
+    except (UnreadableImageError, OSError) as error:
+        raise ImageError(f"{error}; {more}") from error

@@ -61,8 +61,6 @@ class Level:
 class AnySlide(Protocol):
     """What is needed of a slide, whoever reads it."""
 
-    path: Path
-
     @property
     def levels(self) -> tuple[Level, ...]:
         """From the largest to the smallest."""
@@ -92,6 +90,7 @@ class Slide:
         _silence_tifffile()
         self.path = path
         self._kept: OrderedDict[tuple[int, int], Bytes] = OrderedDict()
+        self._kept_bytes = 0
         stack = ExitStack()
         try:
             self._file = stack.enter_context(TiffFile(path))
@@ -224,8 +223,9 @@ class Slide:
             self._kept.move_to_end((level, index))
             return self._kept[level, index]
         segment = self._kept[level, index] = self._segment(level, index)
-        while sum(one.nbytes for one in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
-            self._kept.popitem(last=False)
+        self._kept_bytes += segment.nbytes
+        while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         return segment
 
     def _segment(self, level: int, index: int) -> Bytes:

@@ -163,7 +163,7 @@ def test_glass_alone_and_what_is_no_slide_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"glass.tif: none of its 64 tiles shows 10% of tissue"):
         ask(Painter(), path)
     path.write_bytes(b"no slide")
-    with pytest.raises(ImageError, match=r"glass.tif: image has more than .* no TIFF"):
+    with pytest.raises(ImageError, match=r"glass.tif: 8 bytes that are no JPEG, PNG or TIFF"):
         ask(Painter(), path)
 
 
@@ -212,7 +212,13 @@ def test_tiles_without_an_answer_are_named_and_send_the_slide_to_a_person(slide:
 
 @pytest.mark.parametrize(
     ("answers", "review"),
-    [([0.95] * 5, False), ([0.95, 0.95, 0.6, 0.95, 0.85], False), ([0.95, 0.6, 0.6, 0.95], True), ([0.97, 0.03], True)],
+    [
+        ([0.95] * 5, False),
+        ([0.95, 0.95, 0.6, 0.95, 0.85], False),
+        ([0.95, 0.6, 0.6, 0.95], True),
+        ([0.97, 0.03], True),
+        ([0.95, 0.95, math.nan, 0.95], True),
+    ],
 )
 def test_when_a_person_should_look_at_the_slide(tmp_path: Path, answers: list[float], review: bool) -> None:
     """Half of the tiles ask for it, or each is sure and they contradict each other."""
