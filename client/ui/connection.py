@@ -32,7 +32,7 @@ class Connection:
         # At once, so that what can't be used is said before anybody asks.
         self._client: AsyncEnsembleClient | None = self._made()
         self._served: Served | None = None
-        self._retired: set[asyncio.Task[None]] = set()
+        self._retired: dict[AsyncEnsembleClient, asyncio.Task[None]] = {}
 
     async def served(self) -> Served:
         """Ask what is served now, which takes a moment; one that is away fails at once.
@@ -80,9 +80,11 @@ class Connection:
     async def close(self) -> None:
         """Let go of all connections."""
         self._replace(None)
-        for task in self._retired:
+        clients, tasks = list(self._retired), list(self._retired.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._retired, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(client.close() for client in clients))
 
     def _made(self) -> AsyncEnsembleClient:
         urls, protocol, timeout_s = self._arguments
@@ -96,11 +98,8 @@ class Connection:
 
     def _retire(self, client: AsyncEnsembleClient, after_s: float) -> None:
         async def retired() -> None:
-            try:
-                await asyncio.sleep(after_s)
-            finally:
-                await client.close()
+            await asyncio.sleep(after_s)
+            await client.close()
+            del self._retired[client]
 
-        task = asyncio.create_task(retired())
-        self._retired.add(task)
-        task.add_done_callback(self._retired.discard)
+        self._retired[client] = asyncio.create_task(retired())

@@ -7,6 +7,7 @@ import csv
 import json
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.keys import Keys
 
 from plurum.client import EnsembleClient, Prediction
+from plurum.client.ui import ReviewStore
 from plurum.client.ui.pages import share
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.training.manifests import files_from_manifest
-from tests.client.ui.browser import PHONE, Tab
+from tests.client.ui.answers import png, prediction
+from tests.client.ui.browser import PHONE, Tab, page_at
 from tests.client.ui.conftest import Desk
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
@@ -202,6 +205,25 @@ def exported(tab: Tab, chrome: Chrome) -> list[dict[str, str]]:
     assert [str(path) for path in read.paths] == [row["path"] for row in rows]
     assert [read.classes[label] for label in read.labels] == [row["label"] for row in rows]
     return rows
+
+
+def test_among_many_classes_one_is_found_by_its_name(chrome: Chrome, tmp_path: Path) -> None:
+    classes = [f"class {letter}" for letter in "abcdefghijkl"]
+    many = replace(prediction(), label="class a", probabilities=dict.fromkeys(classes, 1 / 12))
+    store = ReviewStore(tmp_path / "reviews")
+    sha256 = store.add(png(1), "scan.png", many)
+    with page_at("--url", "127.0.0.1:1", "--store", store.folder) as url:
+        tab = Tab(chrome, url)
+        tab.open(f"/review/{sha256}")
+        tab.press("/", "s", "s", " ", "L")
+        shown = [one for one in tab.all(".classes label") if one.is_displayed()]
+        assert [one.text.split("\n")[0] for one in shown] == ["class l"]
+        tab.press(Keys.ENTER)
+        assert tab.text("#save-line") == "Correct to “class l”"
+        tab.press_and_leave(Keys.ENTER)
+    item = store.item(sha256)
+    assert item is not None
+    assert item.label == "class l"
 
 
 def test_the_mouse_does_as_well(desk: Desk) -> None:
