@@ -7,8 +7,11 @@ for no Triton, and is never put into a repository.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,7 @@ from plurum.errors import MissingExtraError, RepositoryError
 from plurum.export import builder
 from plurum.export.builder import profile_of
 from plurum.export.manifest import read_manifest
+from plurum.export.nvinfer import check_tensorrt
 from plurum.files import sha256_of, whole_file
 from plurum.spec import Contract, Sha256, write_contract
 
@@ -89,17 +93,20 @@ def engine_from_onnx(path: Path, max_batch_size: int, flavour: Flavour, timing_c
         timing_cache: File in which what was timed is kept for the next build; `tensorrt` only.
 
     Raises:
-        MissingExtraError: the builder is not installed.
+        MissingExtraError: the builder, or Polygraphy, is not installed.
         RepositoryError: the graph does not parse or does not build.
     """
-    if importlib.util.find_spec(flavour) is None:
-        extra = "plurum[tensorrt-rtx]" if flavour == "tensorrt_rtx" else "tensorrt"
-        raise MissingExtraError(
-            f"this needs the package {flavour!r}, which is not installed; run: pip install '{extra}'"
-        )
+    for package in (flavour, "polygraphy"):
+        if importlib.util.find_spec(package) is None:
+            extra = "plurum[tensorrt-rtx]" if flavour == "tensorrt_rtx" else package
+            raise MissingExtraError(
+                f"this needs the package {package!r}, which is not installed; run: pip install '{extra}'"
+            )
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "engine"
-        arguments = [str(path), str(built), str(max_batch_size), *([str(timing_cache)] if timing_cache else [])]
+        built, cache = Path(folder) / "engine", Path(folder) / "timing.cache"
+        if timing_cache is not None and timing_cache.is_file():
+            shutil.copyfile(timing_cache, cache)
+        arguments = [str(path), str(built), str(max_batch_size), *([str(cache)] if timing_cache else [])]
         ended = subprocess.run(
             [sys.executable, builder.__file__, flavour, *arguments], capture_output=True, text=True, check=False
         )
@@ -113,6 +120,10 @@ def engine_from_onnx(path: Path, max_batch_size: int, flavour: Flavour, timing_c
         inputs, outputs = (
             {name: (kind, tuple(dims)) for name, (kind, dims) in told[key].items()} for key in ("inputs", "outputs")
         )
+        if timing_cache is not None and cache.is_file():
+            # From a copy: Polygraphy leaves a lock beside it, and a repository holds no file that is half-written.
+            with whole_file(timing_cache) as hidden:
+                shutil.copyfile(cache, hidden)
         return Engine(built.read_bytes(), told["version"], inputs, outputs)
 
 
@@ -121,10 +132,14 @@ def plan_from_onnx(path: Path, max_batch_size: int, plan: Path, timing_cache: Pa
 
     Raises:
         MissingExtraError: TensorRT is not installed.
-        RepositoryError: there is no GPU here, or the graph does not build.
+        RepositoryError: there is no GPU here, TensorRT is another than Triton's, or the graph does not build.
     """
     capability = gpu_capability()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        check_tensorrt(importlib.metadata.version("tensorrt"))
     engine = engine_from_onnx(path, max_batch_size, "tensorrt", timing_cache)
+    # What built may be another than what pip names.
+    check_tensorrt(engine.version)
     write_plan(engine, plan)
     manifest = Plan(
         tensorrt=engine.version,
