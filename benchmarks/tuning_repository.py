@@ -121,8 +121,6 @@ def write_variant(artefacts: Artefacts, variant: Variant, folder: Path, *, trial
         # An earlier tuning's evidence is not this one's.
         if other.is_file() and not other.name.startswith("tuning."):
             shutil.copyfile(other, folder / other.name)
-    if (folder / MANIFEST).is_file():
-        _correct_manifest(folder, variant)
     left_out = _unasked(artefacts, variant.form) if trial else set()
     for name, stated in artefacts.configs.items():
         if name in left_out:
@@ -136,16 +134,25 @@ def write_variant(artefacts: Artefacts, variant: Variant, folder: Path, *, trial
                 _place(part, model / part.name, link=trial)
         text = text_format.MessageToString(_tuned(name, config, artefacts, variant))
         (model / _CONFIG).write_text(text, encoding="utf-8")
+    if (folder / MANIFEST).is_file():
+        _correct_manifest(folder, variant)
 
 
 def _correct_manifest(folder: Path, variant: Variant) -> None:
-    """Let the manifest say what serves each graph now."""
+    """Let the manifest say what serves each graph now, and list the configs as they are.
+
+    All else stays listed as it was exported: what was changed since then is no better for having been copied.
+    """
     manifest = read_manifest(folder)
     artefacts = tuple(
         one.model_copy(update={"backend": variant.graphs[one.model].backend}) if one.model in variant.graphs else one
         for one in manifest.artefacts
     )
-    write_contract(folder / MANIFEST, manifest.model_copy(update={"artefacts": artefacts}))
+    files = manifest.files
+    if files is not None:
+        written = (name for name in files if name.endswith(f"/{_CONFIG}") and (folder / name).is_file())
+        files = files | {name: sha256_of(folder / name) for name in written}
+    write_contract(folder / MANIFEST, manifest.model_copy(update={"artefacts": artefacts, "files": files}))
 
 
 def _unasked(artefacts: Artefacts, form: Form) -> set[str]:

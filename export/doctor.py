@@ -17,7 +17,15 @@ from pydantic import BaseModel, ConfigDict
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.errors import MissingExtraError, PlurumError, RepositoryError
-from plurum.export.engines import RTX_MAGIC, engine_from_onnx, gpu_capability, read_plan
+from plurum.export.agreement import (
+    contract_faults,
+    copy_faults,
+    expected_configs,
+    file_faults,
+    stated_faults,
+    wiring_faults,
+)
+from plurum.export.engines import engine_from_onnx, read_plan
 from plurum.export.findings import (
     interface_faults,
     load_faults,
@@ -26,13 +34,14 @@ from plurum.export.findings import (
     precision_faults,
     quantisation_faults,
 )
+from plurum.export.listing import differences_from
 from plurum.export.manifest import Manifest, Published, read_manifest
+from plurum.export.plan_faults import build_faults, machine_faults, size_faults
 from plurum.files import sha256_of
 from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["Finding", "check_repository"]
 
-_OURS = {"ensemble", "ensemble_pixels", "ensemble_fused", "preprocess", "voter", "labels", "fused"}
 _FILES = {"ensemble.json", "export.json", "parity.json", "timing.cache"} | {
     f"tuning.{kind}" for kind in ("json", "csv", "png")
 }
@@ -107,13 +116,13 @@ def _graph_findings(repository: _Repository, published: Published) -> Iterator[F
         return
     model, config = onnx.load(path), repository.configs.get(name)
     yield _finding("operators", name, operator_faults(model))
-    yield _finding("interface", name, ["no config.pbtxt"] if config is None else interface_faults(model, config))
+    yield _finding("interface", name, [] if config is None else interface_faults(model, config))
     yield _finding("pixels", name, pixel_faults(model))
     yield _finding("precision", name, precision_faults(model, published))
     yield _finding("quantisation", name, quantisation_faults(model, published.backend))
     if published.backend == "tensorrt":
         yield _build_finding(repository, published)
-        yield from _plan_findings(repository, published)
+        yield from _plan_findings(repository, published, model)
 
 
 def _hash_faults(path: Path, published: Published) -> list[str]:
@@ -135,87 +144,65 @@ def _build_finding(repository: _Repository, published: Published) -> Finding:
     return Finding(check="build", subject=published.model, state="ok")
 
 
-def _plan_findings(repository: _Repository, published: Published) -> Iterator[Finding]:
+def _plan_findings(repository: _Repository, published: Published, model: Any) -> Iterator[Finding]:
     graph = repository.path / published.file
     plan, name = graph.with_name("model.plan"), published.model
     if not plan.is_file():
         told = f"not built yet; on the GPU that will serve: plurum export --build-engines {repository.path}"
         yield Finding(check="plan", subject=name, state="skipped", detail=told)
         return
-    faults = []
     try:
-        about, config = read_plan(plan), repository.configs[name]
-        with plan.open("rb") as file:
-            if file.read(len(RTX_MAGIC)) == RTX_MAGIC:
-                faults.append("built by TensorRT-RTX, which Triton does not load")
-        if about.onnx_sha256 != sha256_of(graph):
-            faults.append("built from another graph than the one beside it")
-        if about.plan_sha256 != sha256_of(plan):
-            faults.append("changed since it was built")
-        if about.profile[2] < config.max_batch_size:
-            faults.append(f"built for batches up to {about.profile[2]}; config.pbtxt takes {config.max_batch_size}")
-        yield _finding("plan", name, faults)
-        yield _machine_finding(name, about.tensorrt, about.compute_capability)
+        about = read_plan(plan)
     except RepositoryError as error:
-        yield _finding("plan", name, [*faults, str(error)])
-
-
-def _machine_finding(name: str, tensorrt: str, capability: str) -> Finding:
-    """Compare what a plan was built with, with what is here."""
-    import importlib.metadata
-
-    try:
-        here = importlib.metadata.version("tensorrt")
-    except importlib.metadata.PackageNotFoundError:
-        told = f"built by TensorRT {tensorrt} for compute capability {capability}; there is no TensorRT here to compare"
-        return Finding(check="plan's machine", subject=name, state="skipped", detail=told)
-    faults = []
-    if here.split(".post")[0] != tensorrt.split(".post", maxsplit=1)[0]:
-        faults.append(f"built by TensorRT {tensorrt}, this is {here}: it will not load; build it again")
-    try:
-        if (gpu := gpu_capability()) != capability:
-            faults.append(f"built for compute capability {capability}, this GPU has {gpu}; build it again")
-    except RepositoryError as error:
-        if not faults:
-            return Finding(check="plan's machine", subject=name, state="skipped", detail=str(error))
-    return _finding("plan's machine", name, faults)
+        yield _finding("plan", name, [str(error)])
+        return
+    faults = build_faults(plan, about, graph, repository.manifest.max_batch_size)
+    yield _finding("plan", name, faults)
+    yield _finding("plan's size", name, size_faults(plan.stat().st_size, model))
+    faults, unknown = machine_faults(about)
+    if unknown:
+        yield Finding(check="plan's machine", subject=name, state="skipped", detail=unknown)
+    else:
+        yield _finding("plan's machine", name, faults)
 
 
 def _whole_findings(repository: _Repository) -> Iterator[Finding]:
-    path, ensemble, manifest = repository.path, repository.ensemble, repository.manifest
-    graphs = {one.model: one.sha256 for one in manifest.artefacts}
+    path, ensemble = repository.path, repository.ensemble
+    yield from _listed_findings(repository)
+    graphs = {one.model: one.sha256 for one in repository.manifest.artefacts}
     members = [member.name for member in ensemble.members]
     faults = [f"member {name} has no graph" for name in members if name not in graphs]
     hashes = {graphs[name]: name for name in members if name in graphs}
     if not faults and len(hashes) < len(members):
         faults.append("two members have the very same graph, so that one of them votes twice")
     yield _finding("members", path.name, faults)
-    for name, config in repository.configs.items():
-        if config.ensemble_scheduling.step:
-            yield _finding("wiring", name, _wiring_faults(config, members, repository.configs))
+    for name, expected in expected_configs(ensemble, repository.manifest).items():
+        config = repository.configs.get(name)
+        if config is None:
+            if not (path / name / "config.pbtxt").is_file():
+                yield _finding("config", name, ["config.pbtxt is missing"])
+            continue
+        yield _finding("config", name, stated_faults(config, expected))
+        if expected.platform == "ensemble":
+            yield _finding("wiring", name, wiring_faults(config, members, repository.configs))
+            yield _finding("contract", name, contract_faults(config, ensemble))
     for copy in sorted(path.glob("*/1/ensemble.json")):
-        same = copy.read_bytes() == (path / "ensemble.json").read_bytes()
-        faults = [] if same else [f"{copy.relative_to(path)} is another contract than the repository's"]
-        yield _finding("contract", copy.parent.parent.name, faults)
-    known = _OURS | _FILES | set(members)
-    strange = sorted(one.name for one in path.iterdir() if one.name not in known)
-    yield _finding("leftovers", path.name, [f"{name} is not of this export" for name in strange])
+        yield _finding("contract", copy.parent.parent.name, copy_faults(copy, path))
 
 
-def _wiring_faults(config: Any, members: list[str], configs: dict[str, Any]) -> list[str]:
-    """Does every member reach the voter once, in the contract's order, and do all steps lead to models?"""
-    steps = {step.model_name: step for step in config.ensemble_scheduling.step}
-    faults = [f"a step asks {name}, which is not in the repository" for name in steps if name not in configs]
-    if "voter" not in steps:
-        return faults
-    makers = {
-        tensor: step.model_name for step in config.ensemble_scheduling.step for tensor in step.output_map.values()
-    }
-    wired = [makers.get(steps["voter"].input_map.get(f"LOGITS_{index}", "")) for index in range(len(members))]
-    faults += [f"member {name} does not reach the voter" for name in members if name not in wired]
-    if not faults and wired != members:
-        faults.append(f"the voter hears {', '.join(map(str, wired))}; the contract's order is {', '.join(members)}")
-    return faults
+def _listed_findings(repository: _Repository) -> Iterator[Finding]:
+    """Compare every file with the manifest's list, where it has one."""
+    path, manifest = repository.path, repository.manifest
+    if manifest.files is None:
+        told = "export.json does not list the files, as exports before this version; export it again"
+        yield Finding(check="files", subject=path.name, state="skipped", detail=told)
+        known = _FILES | set(expected_configs(repository.ensemble, manifest))
+        extra = sorted(one.name for one in path.iterdir() if one.name not in known)
+    else:
+        differences = differences_from(manifest.files, path, manifest.plans)
+        yield _finding("files", path.name, file_faults(differences, manifest))
+        extra = list(differences.extra)
+    yield _finding("leftovers", path.name, [f"{name} is not of this export" for name in extra])
 
 
 def _finding(check: str, subject: str, faults: list[str]) -> Finding:

@@ -1,6 +1,7 @@
 """What a repository was made of, beside it: REPO/export.json.
 
-By it a second export knows that there is nothing to do, and `plurum doctor` that nothing was changed since.
+By it a second export knows that there is nothing to do, and `plurum doctor` that nothing was changed, lost or added
+since.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from pydantic import ValidationError
 
 from plurum import __version__
 from plurum.errors import RepositoryError
+from plurum.export.listing import differences_from, listing_of
 from plurum.export.runtimes import Backend
 from plurum.export.settings import ExportSettings, Precision, Target
-from plurum.files import sha256_of
 from plurum.spec import Contract, Ensemble, Sha256, write_contract
 
 __all__ = ["MANIFEST", "Manifest", "Published", "inputs_of", "is_current", "read_manifest", "write_manifest"]
@@ -58,6 +59,8 @@ class Manifest(Contract):
         max_batch_size: Largest batch of every model.
         versions: Of the packages that made it.
         artefacts: Every graph.
+        files: SHA-256 of every file but this one, by its path in the repository; None where it was exported before
+            files were listed.
     """
 
     version: int = 1
@@ -66,6 +69,13 @@ class Manifest(Contract):
     max_batch_size: int
     versions: dict[str, str]
     artefacts: tuple[Published, ...]
+    files: dict[str, Sha256] | None = None
+
+    @property
+    def plans(self) -> set[str]:
+        """What `--build-engines` adds, relative to the repository."""
+        graphs = (Path(one.file) for one in self.artefacts if one.backend == "tensorrt")
+        return {graph.with_name(name).as_posix() for graph in graphs for name in ("model.plan", "model.plan.json")}
 
 
 def inputs_of(ensemble: Ensemble, settings: ExportSettings) -> str:
@@ -104,28 +114,24 @@ def read_manifest(repository: Path) -> Manifest:
 def write_manifest(
     repository: Path, ensemble: Ensemble, settings: ExportSettings, artefacts: tuple[Published, ...]
 ) -> None:
-    """Write the manifest into `repository`."""
+    """Write the manifest into `repository`, which holds everything else already."""
     manifest = Manifest(
         inputs=inputs_of(ensemble, settings),
         target=settings.target,
         max_batch_size=settings.max_batch_size,
         versions=_versions(),
         artefacts=artefacts,
+        files=listing_of(repository),
     )
     write_contract(repository / MANIFEST, manifest)
 
 
 def is_current(repository: Path, ensemble: Ensemble, settings: ExportSettings) -> bool:
-    """Whether `repository` was made of exactly this, and its graphs are as they were made."""
+    """Whether `repository` was made of exactly this, and holds what was made, unchanged, and nothing else."""
     try:
         manifest = read_manifest(repository)
     except RepositoryError:
         return False
-    if manifest.inputs != inputs_of(ensemble, settings) or not (repository / "parity.json").is_file():
+    if manifest.inputs != inputs_of(ensemble, settings) or manifest.files is None:
         return False
-    return all(
-        (repository / one.model / "config.pbtxt").is_file()
-        and (repository / one.file).is_file()
-        and sha256_of(repository / one.file) == one.sha256
-        for one in manifest.artefacts
-    )
+    return not differences_from(manifest.files, repository, manifest.plans)

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from plurum.cli.main import run as command_line
 from plurum.errors import RepositoryError
-from plurum.export import doctor
+from plurum.export import doctor, plan_faults
 from plurum.export.doctor import check_repository
 from plurum.export.engines import RTX_MAGIC, Plan
 from plurum.export.findings import (
@@ -74,6 +74,19 @@ def copy_a_member(repository: Path) -> None:
     write_contract(repository / "export.json", manifest.model_copy(update={"artefacts": (twin, *others)}))
 
 
+def add_a_version(repository: Path) -> None:
+    """Triton serves the highest version that it finds."""
+    (repository / MEMBER / "2").mkdir()
+    shutil.copyfile(repository / "regnetx_002" / "1" / "model.onnx", repository / MEMBER / "2" / "model.onnx")
+
+
+def edit_every_contract(repository: Path) -> None:
+    for path in (repository / "ensemble.json", *repository.glob("*/1/ensemble.json")):
+        contract = json.loads(path.read_text())
+        contract["voting"]["temperature"], contract["review"]["threshold"] = 3.0, 0.1
+        path.write_text(json.dumps(contract))
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
     "truncated file": (truncate, ("graph", MEMBER), ""),
     "edited weight": (edit_a_weight, ("hash", MEMBER), "was changed since it was exported"),
@@ -111,6 +124,66 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
         "voter/1/ensemble.json is another contract",
     ),
     "leftover": (lambda path: (path / "model.bak").touch(), ("leftovers", "broken"), "model.bak is not of this export"),
+    "another version": (add_a_version, ("leftovers", "broken"), f"{MEMBER}/2/model.onnx is not of this export"),
+    "another version, empty": (
+        lambda path: (path / MEMBER / "2").mkdir(),
+        ("leftovers", "broken"),
+        f"{MEMBER}/2/ is not of this export",
+    ),
+    "every contract edited": (
+        edit_every_contract,
+        ("files", "broken"),
+        "ensemble.json was changed since it was exported",
+    ),
+    "every contract edited, and clients told another": (
+        edit_every_contract,
+        ("contract", "ensemble_pixels"),
+        "the parameter contract in config.pbtxt is another contract than ensemble.json",
+    ),
+    "clients told nothing": (
+        lambda path: edit_config(path, "ensemble", 'key: "contract"', 'key: "covenant"'),
+        ("contract", "ensemble"),
+        "the parameter contract in config.pbtxt is no contract",
+    ),
+    "no chain": (lambda path: shutil.rmtree(path / "ensemble"), ("config", "ensemble"), "config.pbtxt is missing"),
+    "no version folder": (
+        lambda path: (path / "ensemble" / "1").rmdir(),
+        ("files", "broken"),
+        "ensemble/1/ is missing",
+    ),
+    **{
+        f"no {name}": (
+            lambda path, name=name: (path / name).unlink(),  # type: ignore[misc]
+            ("files", "broken"),
+            f"{name} is missing",
+        )
+        for name in ("voter/1/voting.py", "voter/1/metrics.py", "preprocess/1/images.py", "parity.json")
+    },
+    "another vote": (
+        lambda path: (path / "voter" / "1" / "voting.py").write_text("decide = None"),
+        ("files", "broken"),
+        "voter/1/voting.py was changed since it was exported",
+    ),
+    "wrong dtype of the voter": (
+        lambda path: edit_config(path, "voter", "TYPE_BOOL", "TYPE_INT32"),
+        ("config", "voter"),
+        "output PREDICTION_SET is TYPE_INT32 [10] in config.pbtxt and TYPE_BOOL [10] by the contract",
+    ),
+    "wrong dtype of preprocess": (
+        lambda path: edit_config(path, "preprocess", "TYPE_UINT8", "TYPE_FP32"),
+        ("config", "preprocess"),
+        "output PIXELS is TYPE_FP32 [32, 32, 3] in config.pbtxt",
+    ),
+    "wrong dtype of a chain": (
+        lambda path: edit_config(path, "ensemble", "TYPE_STRING", "TYPE_UINT8"),
+        ("config", "ensemble"),
+        "input IMAGE is TYPE_UINT8 [1] in config.pbtxt and TYPE_STRING [1] by the contract",
+    ),
+    "smaller batches": (
+        lambda path: edit_config(path, "voter", "max_batch_size: 8", "max_batch_size: 4"),
+        ("config", "voter"),
+        "takes batches of 4, not of 8",
+    ),
     "no manifest": (lambda path: (path / "export.json").unlink(), ("manifest", "broken"), "can't be read"),
 }
 
@@ -131,6 +204,30 @@ def test_a_planted_fault_is_found_by_its_check(repository: Path, tmp_path: Path,
     errors = found(broken)
     assert place in errors
     assert detail in errors[place]
+
+
+def test_what_comes_later_is_no_fault(gpu_repository: Path) -> None:
+    for name in ("timing.cache", "tuning.json", "tuning.csv", "tuning.png"):
+        (gpu_repository / name).touch()
+    compiled = gpu_repository / "voter" / "1" / "__pycache__"
+    compiled.mkdir()
+    (compiled / "voting.cpython-311.pyc").touch()
+    assert found(gpu_repository) == {}
+    # A plan is no part of what ONNX Runtime serves.
+    (gpu_repository / "regnetx_002" / "1" / "model.plan").touch()
+    assert found(gpu_repository) == {("leftovers", "gpu"): "regnetx_002/1/model.plan is not of this export"}
+
+
+def test_an_export_from_before_files_were_listed_is_read(repository: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(repository, tmp_path / "old")
+    manifest = json.loads((old / "export.json").read_text())
+    del manifest["files"]
+    (old / "export.json").write_text(json.dumps(manifest))
+    (finding,) = [one for one in check_repository(old) if one.check == "files"]
+    assert (finding.state, finding.detail.endswith("; export it again")) == ("skipped", True)
+    assert found(old) == {}
+    (old / "model.bak").touch()
+    assert found(old) == {("leftovers", "old"): "model.bak is not of this export"}
 
 
 def small(operator: str = "Identity", opset: int = 20, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
@@ -192,8 +289,10 @@ def test_a_batch_that_is_fixed(repository: Path) -> None:
 @pytest.fixture
 def gpu_repository(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository whose member has a plan that fits."""
-    monkeypatch.setattr(doctor, "gpu_capability", lambda: "8.9")
-    monkeypatch.setattr("importlib.metadata.version", lambda _: "10.13.2")
+    monkeypatch.setattr(plan_faults, "gpu_capability", lambda: "8.9")
+    monkeypatch.setattr(plan_faults, "loaded_version", lambda: None)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "10.13.2.6")
+    monkeypatch.setattr(doctor, "engine_from_onnx", lambda *_: None)
     path = shutil.copytree(repository, tmp_path / "gpu")
     manifest: Manifest = read_manifest(path)
     artefacts = tuple(
@@ -201,7 +300,8 @@ def gpu_repository(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     write_contract(path / "export.json", manifest.model_copy(update={"artefacts": artefacts, "target": "gpu"}))
     plan = graph_of(path).with_name("model.plan")
-    plan.write_bytes(b"a plan")
+    # As large as its weights.
+    plan.write_bytes(b"a plan".ljust(graph_of(path).stat().st_size))
     about = Plan(
         tensorrt="10.13.2",
         compute_capability="8.9",
@@ -215,32 +315,59 @@ def gpu_repository(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_plan_that_fits_is_well(gpu_repository: Path) -> None:
     findings = {(one.check, one.subject): one for one in check_repository(gpu_repository)}
-    for check in ("build", "plan", "plan's machine"):
+    for check in ("build", "plan", "plan's size", "plan's machine"):
         assert findings[check, MEMBER].state == "ok", findings[check, MEMBER].detail
 
 
 @pytest.mark.parametrize(
     ("change", "check", "detail"),
     [
-        ({"tensorrt": "10.9.0"}, "plan's machine", "built by TensorRT 10.9.0, this is 10.13.2: it will not load"),
+        (
+            {"tensorrt": "10.9.0"},
+            "plan's machine",
+            "built by TensorRT 10.9.0, Python's is 10.13.2.6: it will not load",
+        ),
         ({"compute_capability": "7.5"}, "plan's machine", "built for compute capability 7.5, this GPU has 8.9"),
         ({"onnx_sha256": "0" * 64}, "plan", "built from another graph"),
         ({"plan_sha256": "0" * 64}, "plan", "changed since it was built"),
         ({"profile": (1, 2, 4)}, "plan", "built for batches up to 4; config.pbtxt takes 8"),
     ],
 )
-def test_a_plan_that_does_not_fit(
-    gpu_repository: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], check: str, detail: str
-) -> None:
-    monkeypatch.setattr(doctor, "engine_from_onnx", lambda *_: None)
+def test_a_plan_that_does_not_fit(gpu_repository: Path, change: dict[str, object], check: str, detail: str) -> None:
     path = graph_of(gpu_repository).with_name("model.plan.json")
     about = Plan.model_validate_json(path.read_bytes())
     write_contract(path, about.model_copy(update=change))
     assert detail in found(gpu_repository)[check, MEMBER]
 
 
-def test_an_rtx_engine_in_a_repository(gpu_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "engine_from_onnx", lambda *_: None)
+def test_a_plan_that_tritons_tensorrt_does_not_load(gpu_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's TensorRT, which built it, is none of Triton's business."""
+    monkeypatch.setattr(plan_faults, "loaded_version", lambda: "10.13.3")
+    assert found(gpu_repository)["plan's machine", MEMBER] == (
+        "built by TensorRT 10.13.2, Triton's is 10.13.3: it will not load; build it again"
+    )
+
+
+def weighing(megabytes: int, kind: int) -> onnx.ModelProto:
+    width = 2 if kind == TensorProto.FLOAT16 else 4
+    weights = np.zeros(megabytes * 1_000_000 // width, np.float16 if width == 2 else np.float32)
+    model = small()
+    model.graph.initializer.append(numpy_helper.from_array(weights, "weights"))
+    return model
+
+
+def test_a_plan_of_the_wrong_size() -> None:
+    half, single = weighing(22, TensorProto.FLOAT16), weighing(44, TensorProto.FLOAT)
+    assert plan_faults.size_faults(23_000_000, half) == []
+    assert plan_faults.size_faults(45_000_000, single) == []
+    (fault,) = plan_faults.size_faults(45_000_000, half)
+    assert fault.startswith("45.0 MB, and the graph's weights are 22.0 MB: as large as in FP32, 44.0 MB;")
+    assert plan_faults.size_faults(15_000_000, half) == [
+        "15.0 MB, and the graph's weights are 22.0 MB: it does not hold all of them"
+    ]
+
+
+def test_an_rtx_engine_in_a_repository(gpu_repository: Path) -> None:
     graph_of(gpu_repository).with_name("model.plan").write_bytes(RTX_MAGIC + b"...")
     assert "built by TensorRT-RTX, which Triton does not load" in found(gpu_repository)["plan", MEMBER]
 

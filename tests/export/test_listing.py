@@ -1,0 +1,105 @@
+"""Every file of a repository is listed, and what tune writes is listed as tuned."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from plurum.benchmarks.tuning_repository import read_artefacts, write_variant
+from plurum.benchmarks.tuning_space import forms
+from plurum.export import ExportSettings, repository_from_run, selection
+from plurum.export.doctor import check_repository
+from plurum.export.listing import Differences, differences_from, listing_of
+from plurum.export.manifest import is_current, read_manifest
+from plurum.run import Run
+
+SETTINGS = ExportSettings(max_batch_size=8)
+
+
+def errors(repository: Path) -> dict[str, str]:
+    return {one.check: one.detail for one in check_repository(repository) if one.state == "error"}
+
+
+def test_all_files_but_the_list_itself_are_listed(repository: Path) -> None:
+    listed = read_manifest(repository).files
+    there = {str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()}
+    assert listed is not None
+    assert set(listed) == {name for name in there if "__pycache__" not in name} - {"export.json"}
+
+
+def test_differences_are_told_apart(repository: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(repository, tmp_path / "changed")
+    listing = listing_of(changed)
+    assert not differences_from(listing, changed)
+    (changed / "voter" / "1" / "voting.py").unlink()
+    (changed / "parity.json").write_text("{}")
+    (changed / "ensemble" / "1" / "model.py").touch()
+    (changed / "empty").mkdir()
+    assert differences_from(listing, changed) == Differences(
+        missing=("voter/1/voting.py",), changed=("parity.json",), extra=("ensemble/1/model.py", "empty/")
+    )
+
+
+DAMAGES: tuple[Callable[[Path], object], ...] = (
+    lambda path: list(map(shutil.rmtree, (path / "preprocess", path / "ensemble"))),
+    lambda path: (path / "voter" / "1" / "ensemble.json").write_text("{"),
+    lambda path: (path / "voter" / "1" / "metrics.py").unlink(),
+    lambda path: shutil.copytree(path / "resnet10t" / "1", path / "resnet10t" / "2"),
+)
+
+
+def test_an_export_that_was_damaged_is_none_of_this_run(run: Run, repository: Path, tmp_path: Path) -> None:
+    ensemble = run.ensemble()
+    for number, damage in enumerate(DAMAGES):
+        broken = shutil.copytree(repository, tmp_path / str(number))
+        assert is_current(broken, ensemble, SETTINGS)
+        damage(broken)
+        assert not is_current(broken, ensemble, SETTINGS)
+    # Of before files were listed: nothing is known of them.
+    manifest = json.loads((repository / "export.json").read_text()) | {"files": None}
+    old = shutil.copytree(repository, tmp_path / "old")
+    (old / "export.json").write_text(json.dumps(manifest))
+    assert not is_current(old, ensemble, SETTINGS)
+
+
+def test_what_tune_writes_passes_the_doctor(repository: Path, tmp_path: Path) -> None:
+    own = read_artefacts("own", repository)
+    variants = [one for one in forms(own, 2, ("onnxruntime",)) if one.form == "chain"]
+    tuned = tmp_path / "tuned"
+    tuned.mkdir()
+    write_variant(own, variants[0], tuned, trial=False)
+    stated = [(folder / "resnet10t" / "config.pbtxt").read_bytes() for folder in (repository, tuned)]
+    assert stated[0] != stated[1]
+    for name in ("tuning.json", "tuning.csv", "tuning.png"):
+        (tuned / name).touch()
+    assert errors(tuned) == {}
+    with (tuned / "resnet10t" / "config.pbtxt").open("a") as file:
+        file.write("# by hand\n")
+    assert errors(tuned) == {"files": "resnet10t/config.pbtxt was changed since it was exported"}
+
+
+def test_tune_does_not_vouch_for_what_was_changed_before(repository: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(repository, tmp_path / "changed")
+    (changed / "voter" / "1" / "voting.py").write_text("decide = None\n")
+    own, tuned = read_artefacts("own", changed), tmp_path / "tuned"
+    tuned.mkdir()
+    write_variant(own, forms(own, 2, ("onnxruntime",))[0], tuned, trial=False)
+    assert errors(tuned) == {"files": "voter/1/voting.py was changed since it was exported"}
+
+
+def test_an_export_over_a_damaged_one_mends_it(run: Run, repository: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(repository, tmp_path / "broken")
+    shutil.rmtree(broken / "preprocess")
+    graphs = {one: (repository / one / "1" / "model.onnx") for one in ("resnet10t", "regnetx_002")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            selection,
+            "onnx_from_model",
+            lambda _, path: shutil.copyfile(graphs[path.name.removesuffix(".fp32.onnx")], path),
+        )
+        assert not repository_from_run(run, broken, SETTINGS).unchanged
+    assert errors(broken) == {}
