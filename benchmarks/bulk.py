@@ -44,7 +44,7 @@ from plurum.client import image_files
 from plurum.errors import ServerError, needs_extra
 from plurum.spec import IMAGE, read_ensemble
 
-__all__ = ["bulk", "write_images"]
+__all__ = ["bulk", "counted", "write_images"]
 
 _TARGET = Target(model="ensemble", protocol="grpc")
 _BATCHES, _IN_FLIGHT = (1, 8, 16, 32), (2, 4, 8)
@@ -177,7 +177,7 @@ def _timed(command: list[str]) -> tuple[float, float]:
     return took_s, after.children_user + after.children_system - before.children_user - before.children_system
 
 
-def _counted(folder: Path, out: Path) -> tuple[int, int]:
+def counted(folder: Path, out: Path) -> tuple[int, int]:
     """Return how many images the file lacks, and how many rows are of one that it has already."""
     with out.open(newline="", encoding="utf-8") as file:
         paths = [row["path"] for row in csv.DictReader(file) if not row["error"]]
@@ -185,8 +185,8 @@ def _counted(folder: Path, out: Path) -> tuple[int, int]:
 
 
 def _check_whole(folder: Path, out: Path) -> None:
-    if _counted(folder, out) != (0, 0):
-        raise ServerError(f"{out} lacks images or has some twice: {_counted(folder, out)}")
+    if counted(folder, out) != (0, 0):
+        raise ServerError(f"{out} lacks images or has some twice: {counted(folder, out)}")
 
 
 def _kill_triton(served: Served, _: subprocess.Popen[str]) -> None:
@@ -224,7 +224,7 @@ def _broken(name: str, served: Served, folder: Path, say: Callable[[str], None])
             said = client.communicate(timeout=_RUN_S)[1]
         if client.returncode:
             raise ServerError(f"{name}: plurum predict ended with {client.returncode}: {said[-500:]}")
-        lost, repeated = _counted(folder, out)
+        lost, repeated = counted(folder, out)
     took_s = time.perf_counter() - begun_s
     return {"fault": name, "at": at, "lost": lost, "repeated": repeated, "took_s": round(took_s, 2)}
 

@@ -5,16 +5,15 @@ Every method that ends in a `Flow` is a conversation that `plurum.client.calls` 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar
 
 from plurum.client.balance import Balance
 from plurum.client.calls import Call, Deadline, Flow, Wait
+from plurum.client.description import served_from_description
 from plurum.client.payload import (
     ENSEMBLE,
     ENSEMBLE_PIXELS,
@@ -40,7 +39,7 @@ from plurum.client.transport import (
     warn_of_plain_key,
 )
 from plurum.errors import ImageError, ServerError, SettingsError
-from plurum.spec import IMAGE, PatientRule, release_from_version
+from plurum.spec import release_from_version
 
 __all__ = ["Asker", "Urls", "asker_from", "raise_first"]
 
@@ -283,17 +282,12 @@ class Asker:
         except _UnansweredError as error:
             yield from self._explain(error, model, deadline)
         outputs, inputs = _tensors_of(metadata, transport)
-        shapes = {output["name"]: [int(size) for size in output.get("shape", ())] for output in outputs}
         try:
             # Of the same server: others may be about to change.
             config = yield from self._outcome(transport.config(model, deadline.left_s), transport, deadline)
         except CallError:
             # A server that faces others may keep its configs to itself; names are all that is lost.
             config = {}
-        try:
-            classes, members, checkpoints = _names(config, shapes)
-        except (KeyError, ValueError) as error:
-            raise ServerError(f"the model {model!r} at {transport.address} is none of Plurum's") from error
         if self.model is None:
             try:
                 pixels = yield from self._outcome(
@@ -302,9 +296,10 @@ class Asker:
                 inputs = pixels["inputs"]
             except (CallError, KeyError, TypeError):
                 inputs = []
-        encoded = self.model is None or any(one["name"] == IMAGE for one in inputs)
-        size, rule, digest = int(config.get("max_batch_size", 1)), _patient_rule(config), _digest(config)
-        return Served(classes, members, size, _pixels_shape(inputs), encoded, checkpoints, rule, digest)
+        try:
+            return served_from_description(config, outputs, inputs, encoded=self.model is None)
+        except (KeyError, ValueError) as error:
+            raise ServerError(f"the model {model!r} at {transport.address} is none of Plurum's") from error
 
     def _explain(self, error: _UnansweredError, model: str, deadline: Deadline) -> Flow[NoReturn]:
         place = error.transport.address
@@ -344,46 +339,3 @@ def _tensors_of(metadata: Any, transport: Transport) -> tuple[list[dict[str, Any
         return metadata["outputs"], metadata.get("inputs", [])
     except (KeyError, TypeError) as error:
         raise ServerError(f"what answers at {transport.address} is no Triton") from error
-
-
-def _pixels_shape(inputs: list[dict[str, Any]]) -> tuple[int, int, int] | None:
-    """Return what the single input takes when that is pixels."""
-    try:
-        (pixels,) = inputs
-        _, height, width, channels = map(int, pixels["shape"])
-    except (KeyError, ValueError, TypeError):
-        return None
-    return height, width, channels
-
-
-def _names(
-    config: dict[str, Any], shapes: dict[str, list[int]]
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the names of classes and members, and the SHA-256 of these, from the contract that the config carries.
-
-    Without one, names are numbers, and nothing is known of the members' weights.
-    """
-    try:
-        contract = json.loads(config["parameters"]["contract"]["string_value"])
-        classes, members = tuple(contract["classes"]), contract["members"]
-        # A gateway tells the names alone.
-        checkpoints = tuple(member["sha256"] for member in members if "sha256" in member)
-        return classes, tuple(member["name"] for member in members), checkpoints
-    except (KeyError, TypeError, ValueError):
-        members, classes = (tuple(map(str, range(size))) for size in shapes["MEMBER_PROBABILITIES"][-2:])
-        return classes, members, ()
-
-
-def _patient_rule(config: dict[str, Any]) -> PatientRule | None:
-    try:
-        rule = json.loads(config["parameters"]["contract"]["string_value"]).get("patient_rule")
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None
-    return rule if rule in get_args(PatientRule) else None
-
-
-def _digest(config: dict[str, Any]) -> str:
-    try:
-        return hashlib.sha256(config["parameters"]["contract"]["string_value"].encode()).hexdigest()
-    except (AttributeError, KeyError, TypeError):
-        return ""

@@ -56,6 +56,8 @@ def test_the_wheel_holds_every_room_with_its_files(wheel: Path) -> None:
         assert f"plurum/model_repository/{needed}" in packed
     assert "plurum/model_repository/trial/model.py" in packed
     assert "plurum/benchmarks/guard.json" in packed
+    # Type checkers of programs that import plurum.client look for it.
+    assert "plurum/py.typed" in packed
     page = ROOT / "client" / "ui"
     assert {f"plurum/client/ui/{path.relative_to(page)}" for path in page.glob("[st]*[es]/*.*")} - packed == set()
     for backend in ("onnxruntime", "openvino"):

@@ -10,7 +10,7 @@ import sys, time
 begin = time.process_time()
 from plurum.client import EnsembleClient
 taken_s = time.process_time() - begin
-heavy = {"torch", "timm", "tritonclient", "grpc", "gevent", "pandas"} & set(sys.modules)
+heavy = {"torch", "timm", "tritonclient", "grpc", "gevent", "pandas", "pyarrow", "matplotlib"} & set(sys.modules)
 print(taken_s, *sorted(heavy))
 """
 
@@ -32,10 +32,10 @@ def output(script: str) -> str:
 
 
 def test_the_client_is_imported_fast_and_brings_nothing_heavy() -> None:
-    # Of the processor's time, and the best of three: others compute on this machine, too.
-    answers = [output(SCRIPT).split() for _ in range(3)]
+    # Of the processor's time, and the best of five: others compute on this machine, too.
+    answers = [output(SCRIPT).split() for _ in range(5)]
     assert all(heavy == [] for _, *heavy in answers)
-    assert min(float(taken_s) for taken_s, *_ in answers) < 0.5
+    assert min(float(taken_s) for taken_s, *_ in answers) < 0.4
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -1,0 +1,47 @@
+"""The bulk benchmark, with little: all of it runs, and what it counts is right."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plurum.benchmarks import bulk
+from plurum.benchmarks.perf_analyzer import find_perf_analyzer
+
+
+def test_images_are_all_different(tmp_path: Path) -> None:
+    bulk.write_images(tmp_path, 120, 32)
+    files = sorted(tmp_path.rglob("*.jpg"))
+    assert len(files) == 120
+    assert len({file.read_bytes() for file in files}) == 120
+
+
+def test_lost_and_repeated_images_are_counted(tmp_path: Path) -> None:
+    bulk.write_images(tmp_path / "scans", 4, 32)
+    files = sorted((tmp_path / "scans").rglob("*.jpg"))
+    rows = [f"{files[0]},", f"{files[1]},", f"{files[1]},", f"{files[2]},no answer"]
+    (tmp_path / "out.csv").write_text("\n".join(["path,error", *rows]))
+    assert bulk.counted(tmp_path / "scans", tmp_path / "out.csv") == (2, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+@pytest.mark.timeout(600)
+def test_it_runs(repository: Path) -> None:
+    if find_perf_analyzer() is None:
+        pytest.skip("perf_analyzer is not set up: plurum bench --setup")
+    options = ["--images", "400", "--rounds", "1", "--seconds", "1", "--batch-size", "8", "--in-flight", "4"]
+    command = [sys.executable, "-m", "plurum.benchmarks.bulk", str(repository), *options]
+    report = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert report["ratio_predict"] > 0
+    assert report["ratio_predict_started"] > report["ratio_predict"]
+    assert [one["fault"] for one in report["faults"]] == [
+        "Triton killed",
+        "server ended and started again",
+        "client killed and started again",
+    ]
+    assert all((one["lost"], one["repeated"]) == (0, 0) for one in report["faults"])
