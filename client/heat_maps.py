@@ -32,7 +32,8 @@ SLIDE_FILES = ("probability.png", "uncertainty.png", "tiles.parquet", "slide.jso
 _DPI = 110
 # Inches: of the longer side of the slide, and what stands around it.
 _LONGER, _AROUND = 7.0, (2.2, 1.5)
-_NARROWEST = 2.5
+# Room for the words above, and for the bar beside.
+_NARROWEST, _LOWEST = 4.5, 2.5
 # Both are read by people with other colour vision too, and printed in grey (van der Walt & Smith 2015).
 _COLOURS: dict[HeatMap, str] = {"probability": "viridis", "uncertainty": "inferno"}
 _OPACITY = 0.65
@@ -102,7 +103,7 @@ def _figure(slide: SlidePrediction, kind: HeatMap, heat_class: str | None = None
         from matplotlib.figure import Figure
     values, words = _values(slide, kind, heat_class)
     longer = max(slide.width, slide.height)
-    width, height = (max(_NARROWEST, _LONGER * side / longer) for side in (slide.width, slide.height))
+    width, height = max(_NARROWEST, _LONGER * slide.width / longer), max(_LOWEST, _LONGER * slide.height / longer)
     figure = Figure(figsize=(width + _AROUND[0], height + _AROUND[1]), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -111,7 +112,7 @@ def _figure(slide: SlidePrediction, kind: HeatMap, heat_class: str | None = None
     tiles = axes.pcolormesh(columns, rows, grid, cmap=_COLOURS[kind], vmin=0, vmax=1, alpha=_OPACITY, linewidth=0)
     bar = figure.colorbar(tiles, ax=axes, fraction=0.05, pad=0.02)
     bar.set_label(words)
-    _mark(axes, slide)
+    _mark(figure, axes, slide)
     axes.set(xlim=(0, slide.width), ylim=(slide.height, 0))
     return figure
 
@@ -140,17 +141,15 @@ def _grey(pixels: Bytes) -> Bytes:
     """Return luminance (ITU-R 601-2) as RGB, pale: what lies under colours must not change how they are read."""
     colours = pixels[..., :3].astype(np.float64) if pixels.ndim == 3 else pixels[..., None].astype(np.float64)
     weights = (0.299, 0.587, 0.114) if colours.shape[-1] == 3 else (1.0,)
-    pale = np.rint(150 + 0.4 * (colours @ np.asarray(weights))).astype(np.uint8)
+    pale = np.rint(190 + 0.25 * (colours @ np.asarray(weights))).astype(np.uint8)
     return np.repeat(pale[..., None], 3, axis=-1)
 
 
-def _mark(axes: Axes, slide: SlidePrediction) -> None:
+def _mark(figure: Figure, axes: Axes, slide: SlidePrediction) -> None:
     """Say what is seen: title, units, and what is no colour of the bar."""
-    name = slide.path.name if len(slide.path.name) <= 40 else f"{slide.path.name[:39]}…"
     look = ", a person should look" if slide.answer.review else ""
-    axes.set_title(
-        f"{_plain(name)}: {_plain(slide.answer.label)} {slide.answer.confidence:.1%}{look}", size=10, loc="left"
-    )
+    words = f"{_plain(slide.path.name)}: {_plain(slide.answer.label)} {slide.answer.confidence:.1%}{look}"
+    figure.suptitle(words, size=10, x=0.02, horizontalalignment="left")
     _measure(axes, slide)
     lines = [f"{slide.tiles_asked:,} tiles asked, {slide.tiles_skipped:,} without tissue"]
     failed = slide.tiles[slide.tiles["error"].notna()]
@@ -177,5 +176,6 @@ def _measure(axes: Axes, slide: SlidePrediction) -> None:
 
 
 def _plain(text: str) -> str:
-    """Return a name in which matplotlib finds no formula, and nothing that no font has."""
+    """Return a name that leaves room for the others, in which matplotlib finds no formula."""
+    text = text if len(text) <= 36 else f"{text[:35]}…"
     return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")

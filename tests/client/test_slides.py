@@ -372,6 +372,6 @@ def assert_on_the_bar(seen: npt.NDArray[np.float64], number: float) -> None:
     from matplotlib import colormaps
 
     bar = np.asarray(colormaps["viridis"](np.linspace(0, 1, 101))[:, :3]) * 255
-    over = 0.65 * bar[:, None] + 0.35 * np.arange(150, 253)[None, :, None]
+    over = 0.65 * bar[:, None] + 0.35 * np.arange(190, 254)[None, :, None]
     best = np.abs(over - seen).sum(axis=-1).min(axis=1).argmin() / 100
     assert best == pytest.approx(number, abs=0.04)
