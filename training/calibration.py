@@ -17,7 +17,7 @@ from plurum.training.scoring import losses_of
 from plurum.voting import temper
 
 __all__ = [
-    "best_temperature",
+    "cautious_temperature",
     "conformal_quantiles",
     "fitted_temperature",
     "groups_of",
@@ -44,7 +44,7 @@ def fitted_temperature(probabilities: Floats, labels: Ints) -> float:
     """
     if (probabilities.argmax(axis=-1) == labels).all():
         return 1.0
-    return best_temperature(probabilities, labels)
+    return _best_temperature(probabilities, labels)
 
 
 def tempered_losses(probabilities: Floats, labels: Ints) -> Floats:
@@ -53,16 +53,26 @@ def tempered_losses(probabilities: Floats, labels: Ints) -> Floats:
     What votes are compared by. Unlike when they are served, also where no answer is wrong: by keeping 1 there, a vote
     would look worse for never being wrong.
     """
-    return losses_of(temper(probabilities, best_temperature(probabilities, labels)), labels)
+    return losses_of(temper(probabilities, _best_temperature(probabilities, labels)), labels)
 
 
-def best_temperature(probabilities: Floats, labels: Ints) -> float:
-    """Return the temperature, 0.1 to 10, at which `probabilities` have the lowest NLL, right answers or wrong ones."""
+def cautious_temperature(probabilities: Floats, labels: Ints, groups: Ints) -> float:
+    """Return the temperature that would suit `probabilities` best with one patient more, who has a share of each class.
+
+    For answers to other images than these: where all of a few are right, the lowest NLL is that of certainty, and a
+    single mistake elsewhere would then outweigh all else.
+    """
+    return _best_temperature(probabilities, labels, more=1 / len(np.unique(groups)))
+
+
+def _best_temperature(probabilities: Floats, labels: Ints, more: float = 0.0) -> float:
     with needs_extra("training"):
         from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        return float(losses_of(temper(probabilities, math.exp(log_temperature)), labels).mean())
+        tempered = temper(probabilities, math.exp(log_temperature))
+        any_class = -np.log(np.maximum(tempered, np.finfo(np.float64).tiny)).mean() if more else 0.0
+        return float(losses_of(tempered, labels).mean() + more * any_class)
 
     low, high = map(math.log, _TEMPERATURES)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})

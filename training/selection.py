@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.training.bootstrap import Bootstrap, mean_interval
-from plurum.training.calibration import best_temperature, tempered_losses
+from plurum.training.calibration import cautious_temperature, tempered_losses
 from plurum.training.folds import patient_folds
 from plurum.training.judgement import Figure
 from plurum.training.scoring import losses_of
@@ -118,7 +118,7 @@ def _saved_unseen(whole: Floats, without: Mapping[int, Floats], labels: Ints, bo
         for rows, unseen in patient_folds(labels, bootstrap.groups, bootstrap.seed + halving, folds=2):
 
             def losses(answers: Floats, rows: Ints = rows, unseen: Ints = unseen) -> Floats:
-                temperature = best_temperature(answers[rows], labels[rows])
+                temperature = cautious_temperature(answers[rows], labels[rows], bootstrap.groups[rows])
                 return losses_of(temper(answers[unseen], temperature), labels[unseen])
 
             left = {member: tempered_losses(rest[rows], labels[rows]).mean() for member, rest in without.items()}

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from plurum.errors import needs_extra
 from plurum.training.bootstrap import Bootstrap, mean_interval
-from plurum.training.calibration import best_temperature, tempered_losses
+from plurum.training.calibration import cautious_temperature, tempered_losses
 from plurum.training.folds import patient_folds
 from plurum.training.scoring import losses_of
 from plurum.voting import soft_vote, softmax, temper
@@ -135,7 +135,7 @@ def improvement_interval(members: Floats, labels: Ints, fit: Fitter, bootstrap: 
     for rows, unseen in patient_folds(labels, bootstrap.groups, bootstrap.seed):
 
         def losses(weights: Floats, rows: Ints = rows, unseen: Ints = unseen) -> Floats:
-            temperature = best_temperature(soft_vote(members[rows], weights), labels[rows])
+            temperature = cautious_temperature(soft_vote(members[rows], weights), labels[rows], bootstrap.groups[rows])
             return losses_of(temper(soft_vote(members[unseen], weights), temperature), labels[unseen])
 
         saved[unseen] = losses(equal_weights(members.shape[1])) - losses(fit(members[rows], labels[rows]))

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from plurum.training.calibration import (
+    cautious_temperature,
     conformal_quantiles,
     fitted_temperature,
     groups_of,
@@ -38,6 +39,21 @@ def test_without_a_wrong_answer_there_is_nothing_to_fit_it_to() -> None:
     right = np.tile([[0.6, 0.4], [0.3, 0.7]], (50, 1))
     assert fitted_temperature(right, np.tile([0, 1], 50)) == 1.0
     assert fitted_temperature(right, np.append(np.tile([0, 1], 49), [1, 1])) < 1.0
+
+
+def test_a_cautious_temperature_is_that_with_one_patient_more() -> None:
+    """The one more has each answer once with each class for a truth, and counts as much as any other patient."""
+    right, labels = np.tile([[0.9, 0.1], [0.2, 0.8]], (10, 1)), np.tile([0, 1], 10)
+    groups = np.arange(20) // 2
+    more = np.repeat(right, 2, axis=0), np.tile([0, 1], 20)
+    # Ten patients, so that its 40 images are to count as much as a tenth of the 400.
+    expected = fitted_temperature(
+        np.concatenate([np.repeat(right, 20, axis=0), more[0]]), np.concatenate([np.repeat(labels, 20), more[1]])
+    )
+    assert 0.1 < expected < 1
+    assert cautious_temperature(right, labels, groups) == pytest.approx(expected, abs=1e-4)
+    copies = cautious_temperature(np.repeat(right, 5, axis=0), np.repeat(labels, 5), np.repeat(groups, 5))
+    assert copies == pytest.approx(expected, abs=1e-4)
 
 
 def test_quantiles_of_a_hand_computed_case() -> None:
