@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 from urllib.parse import urlsplit
 
 from plurum.errors import ServerError
@@ -45,6 +46,24 @@ class Admin:
             ServerError: Triton could not, or not in time.
         """
         self._tell("load", model, timeout_s)
+
+    def unloaded(self, timeout_s: float) -> set[str]:
+        """Return the models of which nothing is loaded any more, and no request inside.
+
+        Raises:
+            ServerError: Triton did not say so, or not in time.
+        """
+        try:
+            status, text = self._ask("POST", "/v2/repository/index", timeout_s)
+            versions = json.loads(text) if status == http.HTTPStatus.OK else None
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ServerError(f"Triton can't be asked what is loaded: {error!r}") from error
+        if versions is None:
+            raise ServerError(f"Triton does not say what is loaded: {reason_of(text)}")
+        states: dict[str, set[str]] = {}
+        for version in versions:
+            states.setdefault(version["name"], set()).add(version.get("state", ""))
+        return {name for name, found in states.items() if found == {"UNAVAILABLE"}}
 
     def unload(self, model: str, timeout_s: float) -> None:
         """Unload a model; requests in flight are answered first, after this has returned.

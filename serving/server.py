@@ -18,6 +18,7 @@ from types import TracebackType
 
 from plurum.errors import ServerError, needs_extra
 from plurum.serving.admin import Admin
+from plurum.serving.certificates import check_certificates
 from plurum.serving.cores import usable_cores
 from plurum.serving.drain import drain
 from plurum.serving.installation import Triton, find_triton, lay_out
@@ -54,7 +55,7 @@ class Urls:
 
     Attributes:
         http: With scheme.
-        grpc: HOST:PORT.
+        grpc: HOST:PORT, with `grpcs://` before it where TLS is spoken.
         metrics: With scheme and path.
     """
 
@@ -129,9 +130,10 @@ class Server:
         if self._ports is None:
             raise ServerError("the server was not started")
         host, ports = self._settings.host, self._ports
+        scheme = "" if self._settings.grpc_tls is None else "grpcs://"
         return Urls(
             http=f"http://{host}:{ports.http}",
-            grpc=f"{host}:{ports.grpc}",
+            grpc=f"{scheme}{self._settings.grpc_address}:{ports.grpc}",
             metrics=f"http://{host}:{ports.metrics}/metrics",
         )
 
@@ -142,7 +144,7 @@ class Server:
             ContractError: the repository's `ensemble.json` is broken.
             MissingExtraError: the extra `serving` is not installed.
             RepositoryError: there is no repository, or a config in it can't be read.
-            ServerError: there is no Triton, it can't run here, or a port is taken.
+            ServerError: there is no Triton, it can't run here, a port is taken, or certificates can't be used.
         """
         try:
             self._launch()
@@ -341,15 +343,12 @@ class Server:
         contract = self._repository / "ensemble.json"
         self._ensemble = read_ensemble(contract) if contract.is_file() else None
         triton = find_triton()
+        if self._settings.grpc_tls is not None:
+            check_certificates(self._settings.grpc_tls)
         sweep_dead_servers()
         self._ports = claimed_ports(self._settings)
         self._admin = Admin(self.urls.http, self._key)
-        if triton.wheel is not None and faces_a_network(self._settings):
-            _log.warning(
-                "a single HTTP request can end this version of Triton: on %s put a gateway before it, "
-                "or serve from NVIDIA's container",
-                self._settings.host,
-            )
+        _warn(self._settings, triton)
         self._folder = Path(tempfile.mkdtemp(prefix=self.name))
         self._lock = claim(self._folder)
         self._staged = Staged(self._folder / "models", usable_cores(), cpu_only=not _uses_gpu(triton))
@@ -366,7 +365,7 @@ class Server:
         # A front model's questions go through the ensembles, which must stay until it is done.
         for models in (self._staged.fronts, self._staged.chains):
             if models:
-                drain(self.urls.grpc, self._key, models, self._settings.exit_timeout_s)
+                drain(self._admin, models, self._settings.exit_timeout_s)
 
     def _ask(self, timeout_s: float) -> None:
         if (probe := self.probe()) is None:
@@ -386,6 +385,29 @@ class Server:
             # The view is gone by the time this is read.
             reason = reason.replace(str(self._folder / "models"), str(self._repository))
         return ServerError(f"Triton {what}: {reason}; its whole log is in {self.log.path}")
+
+
+def _warn(settings: ServerSettings, triton: Triton) -> None:
+    """Say what strangers can do, where they can reach the server."""
+    if triton.wheel is not None and faces_a_network(settings.host):
+        _log.warning(
+            "a single HTTP request can end this version of Triton: on %s put a gateway before it, "
+            "or serve from NVIDIA's container",
+            settings.host,
+        )
+    if not faces_a_network(settings.grpc_address):
+        return
+    if settings.grpc_tls is None:
+        _log.warning(
+            "gRPC on %s is unencrypted, and whoever reaches it may ask: give --grpc-tls-cert, --grpc-tls-key and "
+            "--grpc-tls-client-ca",
+            settings.grpc_address,
+        )
+    elif settings.grpc_tls.client_ca is None:
+        _log.warning(
+            "whoever reaches gRPC on %s may ask: --grpc-tls-client-ca lets in those with a certificate alone",
+            settings.grpc_address,
+        )
 
 
 def _uses_gpu(triton: Triton) -> bool:

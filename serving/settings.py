@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from plurum.errors import ServerError, SettingsError
+from plurum.serving.certificates import ServerTls
 
 __all__ = ["Ports", "ServerSettings", "claimed_ports", "faces_a_network", "server_arguments"]
 
@@ -23,9 +24,12 @@ class ServerSettings(BaseModel):
 
     Attributes:
         host: Address to listen on, IPv4 or a name.
+        grpc_host: Another one for gRPC, which can face a network while HTTP, of which one request can end Triton 2.51,
+            stays on this machine; None takes `host`.
         http_port: 0 takes a free one, likewise below.
         grpc_port: Likewise.
         metrics_port: Likewise.
+        grpc_tls: Certificates for gRPC; None leaves it unencrypted.
         open_management: Leave loading, unloading, shared memory, tracing and log settings open to every client;
             whoever can load a model can run code.
         start_timeout_s: How long the server may take until it answers, seconds.
@@ -35,12 +39,19 @@ class ServerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
+    grpc_host: str | None = None
     http_port: Port = 8000
     grpc_port: Port = 8001
     metrics_port: Port = 8002
+    grpc_tls: ServerTls | None = None
     open_management: bool = False
     start_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     exit_timeout_s: Annotated[int, Field(ge=1)] = 5
+
+    @property
+    def grpc_address(self) -> str:
+        """Where gRPC listens."""
+        return self.host if self.grpc_host is None else self.grpc_host
 
 
 @dataclass(frozen=True)
@@ -67,16 +78,18 @@ def claimed_ports(settings: ServerSettings) -> Ports:
     try:
         # Stated ones first, and all held at once, so that none of the free ones is taken twice.
         for name in sorted(wanted, key=lambda name: wanted[name] == 0):
-            held[name] = _listener(settings.host, wanted[name], f"--{name}-port")
+            apart = name == "grpc" and settings.grpc_host is not None
+            host, option = (settings.grpc_address, "--grpc-host") if apart else (settings.host, "--host")
+            held[name] = _listener(host, wanted[name], option, f"--{name}-port")
         return Ports(**{name: one.getsockname()[1] for name, one in held.items()})
     finally:
         for one in held.values():
             one.close()
 
 
-def faces_a_network(settings: ServerSettings) -> bool:
-    """Whether others than this machine can reach the server; its ports have been claimed before."""
-    return not ipaddress.ip_address(socket.gethostbyname(settings.host)).is_loopback
+def faces_a_network(host: str) -> bool:
+    """Whether others than this machine can reach what listens on `host`; a port there has been claimed before."""
+    return not ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
 
 
 def server_arguments(settings: ServerSettings, ports: Ports, repository: str, name: str, key: str) -> list[str]:
@@ -99,7 +112,7 @@ def server_arguments(settings: ServerSettings, ports: Ports, repository: str, na
         f"--backend-config=python,shm-region-prefix-name={name}",
         # Triton's own addresses are 0.0.0.0.
         f"--http-address={settings.host}",
-        f"--grpc-address={settings.host}",
+        f"--grpc-address={settings.grpc_address}",
         f"--metrics-address={settings.host}",
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
@@ -107,17 +120,31 @@ def server_arguments(settings: ServerSettings, ports: Ports, repository: str, na
         "--metrics-config=summary_latencies=true",
         "--metrics-config=summary_quantiles=0.5:0.05,0.95:0.01,0.99:0.001",
     ]
+    if settings.grpc_tls is not None:
+        arguments += _tls_arguments(settings.grpc_tls)
     if not settings.open_management:
         lock = f"{','.join(_MANAGEMENT)}:admin-key={key}"
         arguments += [f"--http-restricted-api={lock}", f"--grpc-restricted-protocol={lock}"]
     return arguments
 
 
-def _listener(host: str, port: int, option: str) -> socket.socket:
+def _tls_arguments(tls: ServerTls) -> list[str]:
+    # Triton has another working directory.
+    arguments = [
+        "--grpc-use-ssl=true",
+        f"--grpc-server-cert={tls.cert.absolute()}",
+        f"--grpc-server-key={tls.key.absolute()}",
+    ]
+    if tls.client_ca is not None:
+        arguments += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={tls.client_ca.absolute()}"]
+    return arguments
+
+
+def _listener(host: str, port: int, host_option: str, port_option: str) -> socket.socket:
     try:
         address = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
     except OSError as error:
-        raise ServerError(f"{host!r} is no IPv4 address or name: {error.strerror}; change --host") from error
+        raise ServerError(f"{host!r} is no IPv4 address or name: {error.strerror}; change {host_option}") from error
     one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         # As servers do: connections of an earlier one that are still closing don't count.
@@ -127,6 +154,6 @@ def _listener(host: str, port: int, option: str) -> socket.socket:
     except OSError as error:
         one.close()
         raise ServerError(
-            f"port {port} on {host} can't be listened on: {error.strerror}; end what uses it or change {option}"
+            f"port {port} on {host} can't be listened on: {error.strerror}; end what uses it or change {port_option}"
         ) from error
     return one

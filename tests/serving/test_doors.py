@@ -18,8 +18,10 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from plurum.client import Tls
 from plurum.serving import Server, ServerSettings
 from tests.serving.test_server import triton_of
+from tests.serving.test_tls import new_authority, options
 
 pytestmark = pytest.mark.triton
 
@@ -45,6 +47,21 @@ async def scan(address, first, last):
 
 print(json.dumps(asyncio.run(scan(sys.argv[1], *map(int, sys.argv[2:])))))
 """
+# Says whether a grey image is answered; with a certificate, or without.
+_ASK = """
+import sys
+import numpy as np
+from plurum.client import EnsembleClient, Tls
+from plurum.errors import ServerError
+
+url, ca, *own = sys.argv[1:]
+tls = Tls(ca, *own) if own else Tls(ca)
+try:
+    with EnsembleClient(url, tls=tls, timeout_s=5) as client:
+        print(len(client.predict(np.full((1, 32, 32, 3), 128, np.uint8))))
+except ServerError as error:
+    print(error)
+"""
 # Loopback alone, and a network cable, of this machine's own.
 _NUMBERS = itertools.count()
 
@@ -68,6 +85,12 @@ class Machines:
         )
         found: list[int] = json.loads(done.stdout)
         return found
+
+    def ask(self, url: str, tls: Tls) -> str:
+        """Return what the stranger gets for an image: the number of answers, or why there is none."""
+        files = [str(file) for file in (tls.ca_file, tls.cert_file, tls.key_file) if file]
+        command = ["ip", "netns", "exec", self.stranger, sys.executable, "-c", _ASK, url, *files]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
     @contextlib.contextmanager
     def run(self, *words: str) -> Iterator[dict[str, str]]:
@@ -120,6 +143,18 @@ def test_another_machine_finds_the_gateway_where_it_was_told_to_face_a_network_a
             assert machines.scan(_port(hidden["http"]), _port(hidden["http"])) == []
         with machines.run(*near, "--host", machines.address) as facing:
             assert machines.scan() == [_port(facing["http"])]
+
+
+def test_another_machine_finds_grpc_alone_and_is_answered_for_a_certificate(
+    repository: Path, machines: Machines, tmp_path: Path
+) -> None:
+    authority = new_authority(tmp_path / "tls")
+    known = authority.client()
+    words = ("--grpc-host", machines.address, *options(authority.server(mutual=True)))
+    with machines.run("serve", str(repository), *_FREE, "--status-port", "0", *words) as urls:
+        assert machines.scan() == [_port(urls["grpc"])]
+        assert machines.ask(urls["grpc"], known) == "1"
+        assert "no gRPC server answers" in machines.ask(urls["grpc"], Tls(ca_file=authority.ca))
 
 
 MANAGEMENT = [

@@ -37,6 +37,8 @@ def test_the_same_port_twice() -> None:
 def test_a_host_that_is_not_ours(host: str) -> None:
     with pytest.raises(ServerError, match=re.escape(host)):
         claimed_ports(FREE.model_copy(update={"host": host}))
+    with pytest.raises(ServerError, match=rf"{re.escape(host)}.* change --grpc-(host|port)"):
+        claimed_ports(FREE.model_copy(update={"grpc_host": host}))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_a_host_that_is_not_ours(host: str) -> None:
     [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True), ("203.0.113.7", True)],  # noqa: S104
 )
 def test_what_others_can_reach(host: str, outside: bool) -> None:
-    assert faces_a_network(ServerSettings(host=host)) is outside
+    assert faces_a_network(host) is outside
 
 
 def test_management_is_shut_unless_asked_for() -> None:

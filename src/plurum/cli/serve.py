@@ -16,6 +16,7 @@ import typer
 from plurum.errors import ServerError, SettingsError, needs_extra
 
 if TYPE_CHECKING:
+    from plurum.serving.certificates import ServerTls
     from plurum.serving.releases import Releases
 
 __all__ = ["serve"]
@@ -37,6 +38,14 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
         int, typer.Option(min=0, max=65535, help="For a truthful /v2/health/ready and what was healed; 0: a free one.")
     ] = 8003,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    grpc_host: Annotated[
+        str | None, typer.Option(help="Address for gRPC alone, to face a network with.", show_default="that of --host")
+    ] = None,
+    grpc_tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain in PEM: gRPC over TLS.")] = None,
+    grpc_tls_key: Annotated[Path | None, typer.Option(help="Its private key in PEM.")] = None,
+    grpc_tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Who signs clients' certificates, PEM: who has none is refused (mutual TLS).")
+    ] = None,
     open_management: Annotated[
         bool, typer.Option("--open-management", help="Let every client load models, map shared memory and trace.")
     ] = False,
@@ -57,6 +66,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
       plurum serve REPO --releases live   # and later: plurum rollout NEWER_REPO --releases live
 
       curl -i http://127.0.0.1:8003/v2/health/ready
+
+      plurum serve REPO --grpc-host 0.0.0.0 --grpc-tls-cert cert.pem --grpc-tls-key key.pem --grpc-tls-client-ca ca.pem
     """
     with needs_extra("serving"):
         from plurum.serving import ServerSettings, Supervisor
@@ -67,6 +78,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
         http_port=http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
+        grpc_host=grpc_host,
+        grpc_tls=_tls(grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca),
         open_management=open_management,
     )
     status = Status()
@@ -83,6 +96,16 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
             # Not the user's fault any more: another exit code than for what can be mended before the start.
             typer.echo(f"plurum: {error}", err=True)
             raise typer.Exit(1) from error
+
+
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
+    from plurum.serving.certificates import ServerTls
+
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise SettingsError("a certificate and its private key go together: give --grpc-tls-cert and --grpc-tls-key")
+    return ServerTls(cert=cert, key=key, client_ca=client_ca)
 
 
 @contextlib.contextmanager
@@ -133,6 +156,13 @@ def _announce(urls: dict[str, str], *, as_json: bool) -> None:
         labels = {"http": "HTTP", "grpc": "gRPC"}
         for name, url in urls.items():
             typer.echo(f"{labels.get(name, name):8} {url}")
-        typer.echo(f"ask it:  plurum predict IMAGE --url {urls['grpc']}\nend it:  Ctrl-C")
+        # The command knows the system's authorities alone, and has no certificate of its own.
+        secure = urls["grpc"].startswith("grpcs://")
+        ask = (
+            f"EnsembleClient('{urls['grpc']}', tls=Tls(...))"
+            if secure
+            else f"plurum predict IMAGE --url {urls['grpc']}"
+        )
+        typer.echo(f"ask it:  {ask}\nend it:  Ctrl-C")
     # Who started us may read this through a pipe, and waits for it.
     sys.stdout.flush()
