@@ -59,7 +59,7 @@ class EnsembleClient:
         *,
         model: str | None = None,
         timeout_s: float = 60.0,
-        concurrency: int = 4,
+        concurrency: int = 6,
         api_key: str | None = None,
         tls: Tls | None = None,
     ) -> None:

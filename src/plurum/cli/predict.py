@@ -82,7 +82,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images in one request.", show_default="as many as are answered soon")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 4,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 6,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long to try for one request; a server may restart meanwhile.")
     ] = 60.0,
