@@ -1,6 +1,6 @@
 """Members → ONNX → a model repository that Triton serves, every artefact checked against the model it came from."""
 
-from plurum.export.checkpoints import repository_from_checkpoints
+from plurum.export.checkpoints import Labelled, repository_from_checkpoints
 from plurum.export.engines import build_engines, engine_from_onnx
 from plurum.export.float16 import fp16_from_onnx, overflow_audit
 from plurum.export.fused import fused_from_onnx
@@ -14,6 +14,7 @@ __all__ = [
     "Budget",
     "ExportSettings",
     "Exported",
+    "Labelled",
     "Parity",
     "PixelModel",
     "build_engines",

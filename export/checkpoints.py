@@ -1,8 +1,8 @@
 """From checkpoints that Plurum never trained to a model repository: a state dict each, and the architectures' names.
 
-They vote with equal weights, uncalibrated, and without labelled images their graphs are checked against PyTorch on
-generated ones. That is enough for FP32, whose graph is right or wrong on any image; coarser precisions and calibrated
-votes need a run with labelled images.
+They vote with equal weights, uncalibrated. Without labelled images their graphs are checked against PyTorch on
+generated ones. That is enough for FP32, whose graph is right or wrong on any image; coarser precisions need labelled
+images, to be calibrated and checked on.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
@@ -25,16 +26,33 @@ from plurum.export.repository import Exported, repository_from_run
 from plurum.export.settings import ExportSettings
 from plurum.files import sha256_of
 from plurum.models import state_from_file
-from plurum.run import DataContract, Run
+from plurum.run import DataContract, Run, Split, Table
 from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Voting, write_contract
 
-__all__ = ["repository_from_checkpoints"]
+__all__ = ["Labelled", "repository_from_checkpoints"]
 
 _SOURCE = "nothing: checkpoints from elsewhere"
 _GENERATED = 32
 
 
-def repository_from_checkpoints(
+@dataclass(frozen=True)
+class Labelled:
+    """Images whose classes are known, decoded as the checkpoints' members see them.
+
+    Attributes:
+        source: As it was named by the user.
+        pixels: uint8 `[images, height, width, 3]`.
+        classes: The name of each image's class.
+        table: Where each came from, and its split: artefacts are checked on `validation` and calibrated on `train`.
+    """
+
+    source: str
+    pixels: npt.NDArray[np.uint8]
+    classes: tuple[str, ...]
+    table: Table
+
+
+def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not say itself
     checkpoints: Sequence[Path],
     archs: Sequence[str],
     classes: Sequence[str],
@@ -42,6 +60,8 @@ def repository_from_checkpoints(
     out: Path,
     settings: ExportSettings,
     progress: Callable[[str], None] = lambda _: None,
+    *,
+    labelled: Labelled | None = None,
 ) -> Exported:
     """Put a repository of `checkpoints` at `out`, whole or not at all; a member is called like its file.
 
@@ -51,8 +71,9 @@ def repository_from_checkpoints(
         classes: Names, in the order of the outputs.
         image: What they were trained on.
         out: A new or empty folder, or a repository of ours.
-        settings: Of the export; FP32 alone.
+        settings: Of the export; FP32 alone where there are no labelled images.
         progress: Told what is being done, a line each.
+        labelled: What to check and to calibrate on; None generates images.
 
     Raises:
         ContractError: a file is no state dict, or does not fit its architecture.
@@ -60,10 +81,10 @@ def repository_from_checkpoints(
         ParityError: a graph answers otherwise than its original.
         SettingsError: numbers of files and architectures differ, or the precision needs labelled images.
     """
-    if settings.precision != "fp32":
+    if settings.precision != "fp32" and labelled is None:
         raise SettingsError(
-            f"--precision {settings.precision} is checked on labelled images, and checkpoints come without; export "
-            f"them in fp32, or name a run that plurum train and plurum fit have filled"
+            f"--precision {settings.precision} is checked on labelled images, and checkpoints come without; name some "
+            f"with --images DATA, or export in fp32"
         )
     if len(archs) not in {1, len(checkpoints)}:
         raise SettingsError(f"{len(archs)} --arch for {len(checkpoints)} checkpoints; name one for all or one for each")
@@ -74,7 +95,7 @@ def repository_from_checkpoints(
             members = tuple(
                 _member(run, file, arch, tuple(classes), image) for file, arch in zip(checkpoints, of_each, strict=True)
             )
-            _write_run(run, members, tuple(classes), image)
+            _write_run(run, members, tuple(classes), image, labelled or _generated(image, classes[0]))
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
             raise SettingsError(f"these checkpoints make no ensemble: {fault}") from error
@@ -99,20 +120,23 @@ def _member(run: Run, file: Path, arch: str, classes: tuple[str, ...], image: Im
     )
 
 
-def _write_run(run: Run, members: tuple[Member, ...], classes: tuple[str, ...], image: ImageSpec) -> None:
-    pixels = _generated(image)
-    fingerprint = hashlib.sha256(pixels.tobytes()).hexdigest()
+def _write_run(
+    run: Run, members: tuple[Member, ...], classes: tuple[str, ...], image: ImageSpec, labelled: Labelled
+) -> None:
+    digest = hashlib.sha256("\n".join(labelled.classes).encode())
+    for one in labelled.pixels:
+        digest.update(np.ascontiguousarray(one).data)
+    fingerprint = digest.hexdigest()
     run.data_folder.mkdir(parents=True)
     run.settings_file.write_text(json.dumps({}), encoding="utf-8")
-    np.save(run.data_folder / "pixels.npy", pixels)
+    np.save(run.data_folder / "pixels.npy", labelled.pixels)
     with (run.data_folder / "items.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "source", "label", "patient", "split"])
-        writer.writerows(
-            [index, f"generated/{index}", classes[0], "", "validation" if index < _GENERATED else "train"]
-            for index in range(_GENERATED + 1)
-        )
-    contract = DataContract(source=_SOURCE, fingerprint=fingerprint, classes=classes, image=image)
+        table = labelled.table
+        columns = zip(table.sources, labelled.classes, table.patients, table.splits, strict=True)
+        writer.writerows([index, *row] for index, row in enumerate(columns))
+    contract = DataContract(source=labelled.source, fingerprint=fingerprint, classes=classes, image=image)
     write_contract(run.data_folder / "contract.json", contract)
     ensemble = Ensemble(
         name=members[0].name if len(members) == 1 else "checkpoints",
@@ -126,12 +150,21 @@ def _write_run(run: Run, members: tuple[Member, ...], classes: tuple[str, ...], 
     write_contract(run.ensemble_file, ensemble)
 
 
-def _generated(image: ImageSpec) -> Any:
-    """Return coloured images, uint8 `[images, height, width, 3]`: from large squares to single pixels of noise."""
+def _generated(image: ImageSpec, name: str) -> Labelled:
+    """Return coloured images, from large squares to single pixels of noise, all said to be of the class `name`."""
     generator, images = np.random.default_rng(0), []
     for index in range(_GENERATED + 1):
         side = max(1, min(image.height, image.width) >> (index % 6))
         rows, columns = (-(-size // side) for size in (image.height, image.width))
         coarse = generator.integers(0, 256, (rows, columns, 3), dtype=np.uint8)
         images.append(coarse.repeat(side, axis=0).repeat(side, axis=1)[: image.height, : image.width])
-    return np.stack(images)
+    count = len(images)
+    splits: list[Split] = ["train"]
+    splits[:0] = ["validation"] * _GENERATED
+    table = Table(
+        sources=tuple(f"generated/{index}" for index in range(count)),
+        labels=np.zeros(count, dtype=np.int64),
+        patients=("",) * count,
+        splits=tuple(splits),
+    )
+    return Labelled(_SOURCE, np.stack(images), (name,) * count, table)

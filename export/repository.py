@@ -20,8 +20,6 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from plurum.errors import ContractError, OutputError
 from plurum.export.configs import (
     FUSED,
@@ -40,7 +38,7 @@ from plurum.export.graphs import PixelModel
 from plurum.export.manifest import Published, is_current, read_manifest, write_manifest
 from plurum.export.parity import Parity, check_parity, verdict_of, vote_parity
 from plurum.export.runtimes import Artefact, Backend
-from plurum.export.selection import Choice, Sample, choose
+from plurum.export.selection import Choice, Sample, choose, evenly
 from plurum.export.settings import ExportSettings, Precision
 from plurum.files import sha256_of, whole_folder
 from plurum.models import model_from_checkpoint
@@ -174,8 +172,7 @@ def _sample(run: Run, settings: ExportSettings) -> Sample:
         rows = table.rows(split)
         if not len(rows):
             raise ContractError(f"{run.path} has no {split} images, which an export needs; train on data that has some")
-        # Evenly spread, as neighbours may be of one class or patient.
-        parts[split] = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64))]
+        parts[split] = evenly(rows, most)
     held_out = parts["validation"]
     return Sample(pixels[held_out], table.labels[held_out], pixels[parts["train"]])
 

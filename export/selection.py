@@ -18,7 +18,7 @@ from plurum.export.runtimes import Artefact, Backend, latency_ms, logits_from_ar
 from plurum.export.settings import PRECISIONS, ExportSettings, Precision
 from plurum.voting import softmax
 
-__all__ = ["Candidate", "Choice", "Sample", "choose", "fastest"]
+__all__ = ["Candidate", "Choice", "Sample", "choose", "evenly", "fastest"]
 
 # A precision that is faster by less than this is not worth what it changes.
 _WORTH = 1.1
@@ -82,6 +82,11 @@ class Choice:
     def back_to_fp32(self, reason: str) -> Choice:
         """Return the choice of the reference instead."""
         return replace(self, taken="fp32", reason=reason)
+
+
+def evenly(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """Return at most `most` of the rows, evenly spread: neighbours may be of one class or patient."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64))]
 
 
 def choose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,12 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from plurum.cli.main import run as command_line
 from plurum.errors import ContractError
-from plurum.export import PixelModel, onnx_from_model, selection
+from plurum.export import PixelModel, onnx_from_model, repository, selection
 from plurum.export.doctor import check_repository
 from plurum.models import state_from_file
 from plurum.spec import read_ensemble
@@ -81,6 +83,47 @@ def test_they_become_a_repository_that_answers_as_they_do(
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled images, as `plurum train` takes them: a folder for each class."""
+    folder, generator = tmp_path_factory.mktemp("scans"), np.random.default_rng(0)
+    for brightness, name in ((60, "LAA"), (180, "CE")):
+        (folder / name).mkdir()
+        for number in range(24):
+            coarse = generator.integers(brightness, brightness + 60, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize((SIZE, SIZE)).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_with_labelled_images_other_precisions_are_checked_and_calibrated(
+    checkpoints: list[Path],
+    options: list[object],
+    scans: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    samples: list[selection.Sample] = []
+
+    def recording(name: str, model: PixelModel, sample: selection.Sample, *rest: Any) -> selection.Choice:
+        samples.append(sample)
+        return selection.choose(name, model, sample, *rest)
+
+    monkeypatch.setattr(repository, "choose", recording)
+    words = [checkpoints[0], *options, "--classes", "LAA,CE", "--images", scans, "--precision", "auto"]
+    assert run_export(monkeypatch, *words) == 0
+    assert "validation images" in capsys.readouterr().out
+    (entry,) = json.loads((tmp_path / "out" / "export.json").read_text())["artefacts"]
+    # Whichever it is: INT8 was made, on these images, and measured or refused by the gate.
+    assert "int8" in entry["reason"]
+    (sample,) = samples
+    assert len(sample.calibration) > len(sample.pixels) > 4
+    # CE, the second of --classes though the first folder, is the bright one.
+    assert sample.labels.tolist() == (sample.pixels.mean(axis=(1, 2, 3)) > 150).astype(int).tolist()
+    assert run_export(monkeypatch, *words) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
 class Swapped(torch.nn.Module):
     """A member that takes BGR for RGB."""
 
@@ -117,6 +160,8 @@ def test_a_graph_that_sees_other_colours_is_caught(
     ("words", "message"),
     [
         (["--precision", "int8"], "--precision int8 is checked on labelled images"),
+        (["--images", "digits"], "--images digits tells apart zero, one, two"),
+        (["--images", "/nowhere"], "there is no /nowhere"),
         (["--arch", "vit_nowhere", "--arch", ARCH], "does not fit the architecture 'vit_nowhere'"),
         (["--arch", ARCH, "--arch", ARCH], "3 --arch for 2 checkpoints"),
         (["--classes", "CE,LAA,other"], "does not fit the architecture 'test_resnet'"),

@@ -182,6 +182,7 @@ def test_a_checkpoint_that_was_edited_is_refused(fresh_run: Run) -> None:
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is no run"),
+        (["nowhere", "--images", "digits"], "--images is for checkpoints"),
         (["nowhere", "--tolerance", "7"], "--tolerance is 7.0"),
     ],
 )

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from plurum.export import Exported
+    from plurum.export import Exported, ExportSettings, Labelled
     from plurum.spec import ImageSpec
 
 __all__ = ["export"]
 
 # Named by release, as a plan loads with no other TensorRT than the one that built it.
 CONTAINER = "nvcr.io/nvidia/tritonserver:26.07-py3"
+# What of a clone a wheel is made of.
+PACKED = (
+    *("pyproject.toml", "README.md", "LICENSE", "src"),
+    *("benchmarks", "client", "export", "model_repository", "serving", "training"),
+)
+_ASK = "from plurum.export.nvinfer import main; main()"
 # Of ImageNet.
 _MEAN, _STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
@@ -48,6 +56,13 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         list[str] | None, typer.Option(help="Of checkpoints: timm's architecture; one for all or one for each.")
     ] = None,
     classes: Annotated[str | None, typer.Option(help="Of checkpoints: the classes' names, as CE,LAA.")] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Of checkpoints: labelled images, as `plurum train` takes them, for any precision.",
+            metavar="DATA",
+        ),
+    ] = None,
     image_size: Annotated[int, typer.Option(help="Of checkpoints: height and width they take.")] = 224,
     mean: Annotated[str, typer.Option(help="Of checkpoints: what their images were normalised by.")] = _MEAN,
     std: Annotated[str, typer.Option(help="Likewise.")] = _STD,
@@ -66,6 +81,8 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
       plurum export runs/digits --out /srv/models --max-batch-size 32
 
       plurum export mine.safetensors other.pt --arch resnet18 --classes CE,LAA --out repository
+
+      plurum export mine.safetensors --arch resnet18 --classes CE,LAA --images scans --precision auto --out repository
 
       plurum export runs/digits --target gpu --precision fp16 --out gpu && plurum export --build-engines gpu
     """
@@ -92,15 +109,19 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     if source[0].is_file() or arch:
         if out is None or not classes:
             raise SettingsError("checkpoints need --arch, --classes and --out: what they are, tell apart, and become")
-        place, images = out, "generated images"
-        with Console(stderr=True).status("exporting") as status:
-            names = classes.split(",")
-            spec = _image(image_size, mean, std)
-            exported = repository_from_checkpoints(source, arch or [], names, spec, out, settings, status.update)
+        place, checked_on = out, "validation images" if images else "generated images"
+        with Console(stderr=True).status("exporting") as status, tempfile.TemporaryDirectory() as folder:
+            names, spec = classes.split(","), _image(image_size, mean, std)
+            labelled = _labelled(images, names, spec, settings, Path(folder)) if images else None
+            exported = repository_from_checkpoints(
+                source, arch or [], names, spec, out, settings, status.update, labelled=labelled
+            )
     else:
         if len(source) > 1:
             raise SettingsError(f"{len(source)} runs are named, {', '.join(map(str, source))}; export one at a time")
-        place, images = out or source[0] / "model_repository", "validation images"
+        if images:
+            raise SettingsError("--images is for checkpoints; a run has labelled images of its own")
+        place, checked_on = out or source[0] / "model_repository", "validation images"
         with Console(stderr=True).status("exporting") as status:
             exported = repository_from_run(Run(source[0]), place, settings, status.update)
     if as_json:
@@ -109,7 +130,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         report = {"repository": str(place), "unchanged": exported.unchanged, "parity": parities, "artefacts": published}
         sys.stdout.write(json.dumps(report) + "\n")
     else:
-        _print(exported, place, images)
+        _print(exported, place, checked_on)
 
 
 def _image(size: int, mean: str, std: str) -> ImageSpec:
@@ -130,6 +151,35 @@ def _image(size: int, mean: str, std: str) -> ImageSpec:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         raise SettingsError(f"{fault['loc'][0]} is {fault['input']!r}: {fault['msg']}") from error
+
+
+def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportSettings, folder: Path) -> Labelled:
+    """Return those of the images that `data` names which an export uses, as members see them, in a file of `folder`."""
+    import numpy as np
+
+    from plurum.errors import SettingsError, needs_extra
+    from plurum.export import Labelled
+    from plurum.export.selection import evenly
+
+    with needs_extra("training", "sklearn", "pandas"):
+        from plurum.training import load_data
+    loaded = load_data(data)
+    if sorted(loaded.classes) != sorted(classes):
+        raise SettingsError(
+            f"--images {data} tells apart {', '.join(loaded.classes)}; --classes are {', '.join(classes)}: they are to "
+            f"be the same, in the order of the checkpoints' outputs"
+        )
+    parts = [loaded.table.rows("validation"), loaded.table.rows("train")]
+    if not all(map(len, parts)):
+        raise SettingsError(
+            f"--images {data} has {len(parts[0])} validation and {len(parts[1])} training images; name more"
+        )
+    most = (settings.parity_images, settings.calibration_images)
+    loaded = loaded.taken(np.concatenate([evenly(rows, count) for rows, count in zip(parts, most, strict=True)]))
+    shape = (len(loaded), image.height, image.width, 3)
+    pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
+    loaded.pixels(image, pixels)
+    return Labelled(data, pixels, tuple(loaded.classes[label] for label in loaded.table.labels), loaded.table)
 
 
 def _build(repository: Path, *, as_json: bool) -> None:
@@ -177,11 +227,28 @@ def _print(exported: Exported, place: Path, images: str) -> None:
         sys.stdout.write(f"nothing to do: {place} is of exactly this run and these settings already\n")
     sys.stdout.write(f"model repository: {place}\n")
     if any(artefact.backend == "tensorrt" for artefact in exported.artefacts):
-        folder = place.resolve()
         sys.stdout.write(
-            "its TensorRT plans are built where it is served, on that GPU and inside that container:\n"
-            f"docker run --gpus all --rm -v {folder}:/repository {CONTAINER} "
-            "bash -c \"pip install 'plurum[export]' tensorrt && plurum export --build-engines /repository\"\n"
+            "its TensorRT plans are built where it is served, on that GPU and inside that container, from a clone of "
+            f"Plurum:\n{_container_command(place.resolve())}\n"
         )
     else:
         sys.stdout.write(f"serve it with: plurum serve {place}\n")
+
+
+def _container_command(repository: Path) -> str:
+    """Return the command that builds the plans of `repository` with the TensorRT that the container's Triton loads."""
+    import plurum
+
+    root = Path(plurum.__file__).resolve().parents[2]
+    # As setuptools writes beside what it packs, it is given a copy, without what else lies in the clone.
+    clone = shlex.quote(str(root)) if (root / "pyproject.toml").is_file() else '"$PWD"'
+    steps = (
+        "mkdir /tmp/plurum",
+        f"cd /clone && cp -r {' '.join(PACKED)} /tmp/plurum",
+        'pip install --break-system-packages "/tmp/plurum[export]" polygraphy',
+        f'version=$(python3 -c "{_ASK}")',
+        'pip install --break-system-packages "tensorrt==$version"',
+        "plurum export --build-engines /repository",
+    )
+    mounts = f"-v {clone}:/clone:ro -v {shlex.quote(str(repository))}:/repository"
+    return f"docker run --gpus all --rm {mounts} {CONTAINER} bash -c '{' && '.join(steps)}'"
