@@ -360,6 +360,8 @@ def test_a_plan_of_the_wrong_size() -> None:
     half, single = weighing(22, TensorProto.FLOAT16), weighing(44, TensorProto.FLOAT)
     assert plan_faults.size_faults(23_000_000, half) == []
     assert plan_faults.size_faults(45_000_000, single) == []
+    # Kernels that outweigh what FP16 saves.
+    assert plan_faults.size_faults(17_000_000, weighing(8, TensorProto.FLOAT16)) == []
     (fault,) = plan_faults.size_faults(45_000_000, half)
     assert fault.startswith("45.0 MB, and the graph's weights are 22.0 MB: as large as in FP32, 44.0 MB;")
     assert plan_faults.size_faults(15_000_000, half) == [
