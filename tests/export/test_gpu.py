@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc
 
-from plurum.export import Budget, ExportSettings, build_engines, repository_from_run
+from plurum.errors import RepositoryError
+from plurum.export import Budget, ExportSettings, build_engines, nvinfer, repository_from_run
 from plurum.export.doctor import check_repository
-from plurum.export.engines import read_plan
+from plurum.export.engines import gpu_capability, plan_from_onnx, read_plan
+from plurum.export.nvinfer import loaded_version, same_tensorrt
 from plurum.export.settings import BUDGETS
+from plurum.files import sha256_of
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 
@@ -35,17 +39,46 @@ def built(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_plan_has_its_manifest_and_the_doctor_agrees(built: Path) -> None:
     for model in ("resnet10t", "regnetx_002", "fused"):
-        plan = read_plan(built / model / "1" / "model.plan")
+        graph = built / model / "1" / "model.onnx"
+        plan = read_plan(graph.with_name("model.plan"))
         assert plan.profile == (1, 4, 8)
-        # FP16: about half of the FP32 weights, and what a plan adds.
-        assert (built / model / "1" / "model.plan").stat().st_size > 0
+        assert plan.onnx_sha256 == sha256_of(graph)
+        assert plan.plan_sha256 == sha256_of(graph.with_name("model.plan"))
+        assert plan.compute_capability == gpu_capability()
+        # What Triton loads, where it is here, and what built it are one.
+        assert same_tensorrt(plan.tensorrt, loaded_version() or plan.tensorrt)
     findings = check_repository(built)
     assert [one for one in findings if one.state == "error"] == []
-    assert {one.check for one in findings if one.state == "ok"} >= {"plan", "plan's machine"}
+    assert {one.check for one in findings if one.state == "ok"} >= {"plan", "plan's size", "plan's machine", "files"}
 
 
-def test_a_second_build_is_quicker_by_the_timing_cache(built: Path) -> None:
-    assert (built / "timing.cache").stat().st_size > 0
+def test_a_plan_in_fp16_is_about_half_of_one_in_fp32(built: Path, repository: Path, tmp_path: Path) -> None:
+    for model in ("resnet10t", "regnetx_002"):
+        single = plan_from_onnx(repository / model / "1" / "model.onnx", 8, tmp_path / f"{model}.plan")
+        assert single.profile == (1, 4, 8)
+        sizes = [path.stat().st_size for path in (built / model / "1" / "model.plan", tmp_path / f"{model}.plan")]
+        assert 0.4 < sizes[0] / sizes[1] < 0.7
+
+
+def test_a_second_build_is_quicker_by_the_timing_cache(built: Path, tmp_path: Path) -> None:
+    """What is timed already is not timed again: the cache of the first build against none at all."""
+    graph, cache = built / "fused" / "1" / "model.onnx", built / "timing.cache"
+    kept = cache.read_bytes()
+    took = {}
+    for name, timed in (("again", cache), ("afresh", tmp_path / "timing.cache")):
+        start = time.perf_counter()
+        plan_from_onnx(graph, 8, tmp_path / f"{name}.plan", timed)
+        took[name] = time.perf_counter() - start
+    assert took["again"] < took["afresh"]
+    # Nothing was new to it.
+    assert len(cache.read_bytes()) == pytest.approx(len(kept), rel=0.01)
+
+
+def test_a_plan_of_another_version_is_not_built(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvinfer, "loaded_version", lambda: "9.9.9")
+    with pytest.raises(RepositoryError, match=r"Triton loads 9\.9\.9"):
+        plan_from_onnx(built / "resnet10t" / "1" / "model.onnx", 8, tmp_path / "model.plan")
+    assert not (tmp_path / "model.plan").exists()
 
 
 @pytest.mark.triton
