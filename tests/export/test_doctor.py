@@ -16,9 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from plurum.cli.main import run as command_line
 from plurum.errors import RepositoryError
-from plurum.export import doctor, plan_faults
 from plurum.export.doctor import check_repository
-from plurum.export.engines import RTX_MAGIC, Plan
 from plurum.export.findings import (
     interface_faults,
     operator_faults,
@@ -26,8 +24,7 @@ from plurum.export.findings import (
     precision_faults,
     quantisation_faults,
 )
-from plurum.export.manifest import Manifest, read_manifest
-from plurum.files import sha256_of
+from plurum.export.manifest import read_manifest
 from plurum.spec import write_contract
 
 MEMBER = "resnet10t"
@@ -206,18 +203,6 @@ def test_a_planted_fault_is_found_by_its_check(repository: Path, tmp_path: Path,
     assert detail in errors[place]
 
 
-def test_what_comes_later_is_no_fault(gpu_repository: Path) -> None:
-    for name in ("timing.cache", "tuning.json", "tuning.csv", "tuning.png"):
-        (gpu_repository / name).touch()
-    compiled = gpu_repository / "voter" / "1" / "__pycache__"
-    compiled.mkdir()
-    (compiled / "voting.cpython-311.pyc").touch()
-    assert found(gpu_repository) == {}
-    # A plan is no part of what ONNX Runtime serves.
-    (gpu_repository / "regnetx_002" / "1" / "model.plan").touch()
-    assert found(gpu_repository) == {("leftovers", "gpu"): "regnetx_002/1/model.plan is not of this export"}
-
-
 def test_an_export_from_before_files_were_listed_is_read(repository: Path, tmp_path: Path) -> None:
     old = shutil.copytree(repository, tmp_path / "old")
     manifest = json.loads((old / "export.json").read_text())
@@ -284,94 +269,6 @@ def test_a_batch_that_is_fixed(repository: Path) -> None:
     assert interface_faults(model, read_config(repository / MEMBER)) == [
         "input PIXELS has no free batch dimension, and config.pbtxt takes batches of 8"
     ]
-
-
-@pytest.fixture
-def gpu_repository(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository whose member has a plan that fits."""
-    monkeypatch.setattr(plan_faults, "gpu_capability", lambda: "8.9")
-    monkeypatch.setattr(plan_faults, "loaded_version", lambda: None)
-    monkeypatch.setattr("importlib.metadata.version", lambda _: "10.13.2.6")
-    monkeypatch.setattr(doctor, "engine_from_onnx", lambda *_: None)
-    path = shutil.copytree(repository, tmp_path / "gpu")
-    manifest: Manifest = read_manifest(path)
-    artefacts = tuple(
-        one.model_copy(update={"backend": "tensorrt"}) if one.model == MEMBER else one for one in manifest.artefacts
-    )
-    write_contract(path / "export.json", manifest.model_copy(update={"artefacts": artefacts, "target": "gpu"}))
-    plan = graph_of(path).with_name("model.plan")
-    # As large as its weights.
-    plan.write_bytes(b"a plan".ljust(graph_of(path).stat().st_size))
-    about = Plan(
-        tensorrt="10.13.2",
-        compute_capability="8.9",
-        onnx_sha256=sha256_of(graph_of(path)),
-        plan_sha256=sha256_of(plan),
-        profile=(1, 4, 8),
-    )
-    write_contract(plan.with_name("model.plan.json"), about)
-    return path
-
-
-def test_a_plan_that_fits_is_well(gpu_repository: Path) -> None:
-    findings = {(one.check, one.subject): one for one in check_repository(gpu_repository)}
-    for check in ("build", "plan", "plan's size", "plan's machine"):
-        assert findings[check, MEMBER].state == "ok", findings[check, MEMBER].detail
-
-
-@pytest.mark.parametrize(
-    ("change", "check", "detail"),
-    [
-        (
-            {"tensorrt": "10.9.0"},
-            "plan's machine",
-            "built by TensorRT 10.9.0, Python's is 10.13.2.6: it will not load",
-        ),
-        ({"compute_capability": "7.5"}, "plan's machine", "built for compute capability 7.5, this GPU has 8.9"),
-        ({"onnx_sha256": "0" * 64}, "plan", "built from another graph"),
-        ({"plan_sha256": "0" * 64}, "plan", "changed since it was built"),
-        ({"profile": (1, 2, 4)}, "plan", "built for batches up to 4; config.pbtxt takes 8"),
-    ],
-)
-def test_a_plan_that_does_not_fit(gpu_repository: Path, change: dict[str, object], check: str, detail: str) -> None:
-    path = graph_of(gpu_repository).with_name("model.plan.json")
-    about = Plan.model_validate_json(path.read_bytes())
-    write_contract(path, about.model_copy(update=change))
-    assert detail in found(gpu_repository)[check, MEMBER]
-
-
-def test_a_plan_that_tritons_tensorrt_does_not_load(gpu_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's TensorRT, which built it, is none of Triton's business."""
-    monkeypatch.setattr(plan_faults, "loaded_version", lambda: "10.13.3")
-    assert found(gpu_repository)["plan's machine", MEMBER] == (
-        "built by TensorRT 10.13.2, Triton's is 10.13.3: it will not load; build it again"
-    )
-
-
-def weighing(megabytes: int, kind: int) -> onnx.ModelProto:
-    width = 2 if kind == TensorProto.FLOAT16 else 4
-    weights = np.zeros(megabytes * 1_000_000 // width, np.float16 if width == 2 else np.float32)
-    model = small()
-    model.graph.initializer.append(numpy_helper.from_array(weights, "weights"))
-    return model
-
-
-def test_a_plan_of_the_wrong_size() -> None:
-    half, single = weighing(22, TensorProto.FLOAT16), weighing(44, TensorProto.FLOAT)
-    assert plan_faults.size_faults(23_000_000, half) == []
-    assert plan_faults.size_faults(45_000_000, single) == []
-    # Kernels that outweigh what FP16 saves.
-    assert plan_faults.size_faults(17_000_000, weighing(8, TensorProto.FLOAT16)) == []
-    (fault,) = plan_faults.size_faults(45_000_000, half)
-    assert fault.startswith("45.0 MB, and the graph's weights are 22.0 MB: as large as in FP32, 44.0 MB;")
-    assert plan_faults.size_faults(15_000_000, half) == [
-        "15.0 MB, and the graph's weights are 22.0 MB: it does not hold all of them"
-    ]
-
-
-def test_an_rtx_engine_in_a_repository(gpu_repository: Path) -> None:
-    graph_of(gpu_repository).with_name("model.plan").write_bytes(RTX_MAGIC + b"...")
-    assert "built by TensorRT-RTX, which Triton does not load" in found(gpu_repository)["plan", MEMBER]
 
 
 def test_what_is_no_repository(tmp_path: Path) -> None:
