@@ -130,13 +130,12 @@ def test_a_triton_that_crashes_while_it_starts_is_started_once_more(
     assert (tmp_path / "started").read_text().split() == ["x"] * 4
 
 
-def test_requests_in_flight_go_all_the_way_and_nothing_is_left(repository: Path) -> None:
+def test_requests_in_flight_go_all_the_way_and_nothing_is_left(slow: Path) -> None:
     answers: queue.Queue[tuple[float, Any]] = queue.Queue()
-    with Server(repository, FREE) as server:
+    with Server(slow, FREE.model_copy(update={"exit_timeout_s": 30})) as server:
         client = tritonclient.grpc.InferenceServerClient(server.urls.grpc)
         tensor = tritonclient.grpc.InferInput("PIXELS", [8, 32, 32, 3], "UINT8")
         tensor.set_data_from_numpy(np.zeros((8, 32, 32, 3), np.uint8))
-        # About a second's work, all of it at the server within a tenth of that.
         for _ in range(150):
             client.async_infer(
                 "ensemble_pixels", [tensor], lambda result, error: answers.put((time.monotonic(), error or result))

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import time
@@ -262,27 +261,10 @@ def test_a_certificate_does_not_open_management(mutual: Server, authority: Autho
         manage(client)
 
 
-_SLOWLY = """
-
-import time
-_execute = TritonPythonModel.execute
-
-def slowly(self, requests):
-    time.sleep(0.05 * len(requests))
-    return _execute(self, requests)
-
-TritonPythonModel.execute = slowly
-"""
-
-
 @pytest.mark.triton
 def test_requests_in_flight_go_all_the_way_with_mutual_tls(
-    repository: Path, authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    slow: Path, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # So that however fast a machine is, most of them are in flight when the server is ended.
-    slow = shutil.copytree(repository, tmp_path / "repository")
-    with (slow / "voter" / "1" / "model.py").open("a") as file:
-        file.write(_SLOWLY)
     answers: queue.Queue[tuple[float, Any]] = queue.Queue()
     tensor = tritonclient.grpc.InferInput("PIXELS", [8, 32, 32, 3], "UINT8")
     tensor.set_data_from_numpy(np.zeros((8, 32, 32, 3), np.uint8))
