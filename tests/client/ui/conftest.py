@@ -16,7 +16,7 @@ from plurum.client.ui import ReviewStore
 from plurum.run import Run
 from plurum.serving import Server
 from tests.client.relay import Relay
-from tests.client.ui.browser import DESKTOP, Tab, browser, find_browser, page_at
+from tests.client.ui.browser import DESKTOP, Tab, browser, page_at
 
 # Where pictures for docs/reviewing.md go, if they are wanted.
 PICTURES = "PLURUM_PICTURES"
@@ -59,8 +59,6 @@ class Desk:
 
 @pytest.fixture(scope="package")
 def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    if isinstance(reason := find_browser(), str):
-        pytest.skip(reason)
     with browser(tmp_path_factory.mktemp("chromium")) as chrome:
         yield chrome
 

@@ -22,10 +22,13 @@ from plurum.run import Run
 from plurum.serving import Server
 from plurum.training.manifests import files_from_manifest
 from tests.client.ui.answers import png, prediction
-from tests.client.ui.browser import PHONE, Tab, page_at
+from tests.client.ui.browser import PHONE, Tab, find_browser, page_at
 from tests.client.ui.conftest import Desk
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+FOUND = find_browser()
+# Before any server is started for nothing.
+NEEDS_BROWSER = pytest.mark.skipif(isinstance(FOUND, str), reason=str(FOUND))
+pytestmark = [pytest.mark.triton, pytest.mark.slow, NEEDS_BROWSER]
 
 # Ratio of luminances (WCAG 2.2, 1.4.3) of every text on the page before what is behind it, the least first.
 CONTRAST = """
