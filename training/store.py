@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,12 @@ def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple
 
 def _mapped(path: Path, images: int, image: ImageSpec) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
     shape = (images, image.height, image.width, 3)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call, no-any-return]
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
+    # The file is as long as that, but holds nothing yet: on a full disk the first write into the map would be a bus
+    # error, which ends the process without a word.
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return pixels  # type: ignore[no-any-return]
 
 
 def _are_of(run: Run, data: LabelledImages) -> bool:

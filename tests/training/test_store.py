@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +73,36 @@ def test_pixels_that_never_change_can_be_normalised(tmp_path: Path) -> None:
     image = store_data(Run(tmp_path / "run"), load_data(str(tmp_path / "a.npz")), SETTINGS).image
     assert image.mean == pytest.approx((1, 1, 1))
     assert image.std == pytest.approx((1 / 255,) * 3)
+
+
+def test_a_disk_without_room_for_the_pixels_is_refused_before_they_are_written(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def full(_file: int, _start: int, size: int) -> None:
+        asked.append(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    run = Run(tmp_path / "run")
+    with pytest.raises(OutputError, match=r"data can't be written: No space left on device"):
+        store_data(run, load_data(str(archive)), SETTINGS)
+    assert asked[0] > 320 * 16 * 16 * 3
+    assert list(run.path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_no_bus_error(archive: Path, tmp_path: Path) -> None:
+    """In a process of its own: a write into a map that has no room ends it by a signal."""
+    (tmp_path / "small").mkdir()
+    command = [sys.executable, "-m", "plurum", "train", str(archive), "--arch", "test_byobnet", "--out", "small/run"]
+    mounted = 'mount -t tmpfs -o size=200k none small && exec "$@"'
+    probe = ["unshare", "-m", "sh", "-c", mounted, "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*probe, "true"], cwd=tmp_path, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    done = subprocess.run([*probe, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "plurum: small/run/data can't be written: No space left on device\n"
 
 
 def test_it_is_decoded_once(archive: Path, tmp_path: Path) -> None:
