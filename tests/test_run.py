@@ -65,6 +65,14 @@ def test_a_folder_with_something_else_can_not_be_claimed(tmp_path: Path) -> None
         Run(tmp_path).claim()
 
 
+def test_what_a_killed_process_left_of_a_run_that_never_began_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".run.json.x7f").write_text("")
+    Run(tmp_path).claim()
+    (tmp_path / ".git").mkdir()
+    with pytest.raises(OutputError, match="holds something else than a run"):
+        Run(tmp_path).claim()
+
+
 def test_members_are_sorted_and_hidden_ones_are_none(run: Run) -> None:
     add_member(run, "a-first")
     add_member(run, "half-written")
@@ -115,6 +123,25 @@ def test_a_broken_table_is_named(run: Run, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(ContractError, match=r"items\.csv can't be read"):
         run.table()
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (
+            ITEMS.replace("1,b", "9,b"),
+            r"items\.csv has the index '9' in its row 1, counted from 0; .*sort them by index",
+        ),
+        ("\n".join(sorted(ITEMS.split("\n")[:4], reverse=True)), r"has the index '2' in its row 0, counted from 0"),
+        (ITEMS + "3,d.png,CE,p2,test\n", r"items\.csv has 4 rows, and pixels\.npy 3 images"),
+        (ITEMS[: ITEMS.index("2,c")], r"items\.csv has 2 rows, and pixels\.npy 3 images"),
+    ],
+)
+def test_a_table_that_is_not_of_the_pixels_is_refused(run: Run, items: str, message: str) -> None:
+    (run.data_folder / "items.csv").write_text(items)
+    with pytest.raises(ContractError, match=message) as caught:
+        run.table()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_table_is_named(run: Run) -> None:

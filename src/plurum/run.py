@@ -124,7 +124,13 @@ class Run:
         """
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(f"{self.path} is a file; name a new folder, or one that holds a run")
-        if self.path.is_dir() and not self.settings_file.is_file() and any(self.path.iterdir()):
+        # What a process was writing when it was killed does not count.
+        begun = f".{self.settings_file.name}."
+        if (
+            self.path.is_dir()
+            and not self.settings_file.is_file()
+            and any(not path.name.startswith(begun) for path in self.path.iterdir())
+        ):
             raise OutputError(f"{self.path} holds something else than a run; name a new or an empty folder")
 
     def check(self) -> None:
@@ -182,13 +188,15 @@ class Run:
         """Return labels, patients and splits of all images.
 
         Raises:
-            ContractError: the table is missing or names a class or a split that there isn't.
+            ContractError: the table is missing, names a class or a split that there isn't, or has not one row per image
+                in the order of the pixels.
         """
         classes = {name: index for index, name in enumerate(self.data().classes)}
         path = self.data_folder / "items.csv"
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))
+            self._check_rows(path, [row["index"] for row in rows])
             return Table(
                 sources=tuple(row["source"] for row in rows),
                 labels=np.array([classes[row["label"]] for row in rows], dtype=np.int64),
@@ -197,6 +205,20 @@ class Run:
             )
         except (OSError, KeyError, ValueError, csv.Error) as error:
             raise ContractError(f"{path} can't be read: {error!r}") from error
+
+    def _check_rows(self, path: Path, indices: list[str]) -> None:
+        """Make sure that a table's rows are those of the pixels: sorted by a spreadsheet, they would be mixed up."""
+        for number, index in enumerate(indices):
+            if index != str(number):
+                raise ContractError(
+                    f"{path} has the index {index!r} in its row {number}, counted from 0; rows must be in the order of "
+                    f"pixels.npy: sort them by index"
+                )
+        images = len(self.pixels())
+        if len(indices) != images:
+            raise ContractError(
+                f"{path} has {len(indices):,} rows, and pixels.npy {images:,} images; one each is needed"
+            )
 
     def pixels(self) -> npt.NDArray[np.uint8]:
         """Return all pixels, `[images, height, width, 3]`, mapped from the file and not to be written to.
