@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from plurum.errors import DataError
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
+from plurum.manifests import is_there
 from plurum.spec import ImageSpec
 
 __all__ = ["image_files", "pixels_of"]
@@ -53,13 +54,16 @@ def pixels_of(files: Sequence[Path], image: ImageSpec, batch_size: int = 64) -> 
 def _named(path: Path) -> tuple[Path, ...]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = list(reader)
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} can't be read: {error}") from error
     if rows and "path" not in rows[0]:
         raise DataError(f"{path} has no column path, but {', '.join(map(str, rows[0]))}")
+    if list(reader.fieldnames or ()).count("path") > 1:
+        raise DataError(f"{path} has {list(reader.fieldnames or ()).count('path')} columns path; one is needed")
     files = tuple(path.parent / (row["path"] or "") for row in rows)
-    missing = [str(file) for file in files if not file.is_file()]
+    missing = [str(file) for file in files if not is_there(file)]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"{path} names images that aren't there: {missing[0]}{more}")

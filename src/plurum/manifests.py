@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plurum.errors import DataError
 
-__all__ = ["COLUMNS", "FIRST_LINE", "IMAGE_SUFFIXES", "columns_from_manifest", "file_from_manifest"]
+__all__ = ["COLUMNS", "FIRST_LINE", "IMAGE_SUFFIXES", "columns_from_manifest", "file_from_manifest", "is_there"]
 
 # What a column may be called, whatever the case; the first that is there counts.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -30,13 +30,17 @@ def columns_from_manifest(path: Path, needed: Sequence[str]) -> dict[str, list[s
         needed: Those of `COLUMNS` that must be there.
 
     Raises:
-        DataError: it is no CSV, has no row, or a column is missing.
+        DataError: it is no CSV, has no row, or a column is missing or there twice.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, strict=True)
             header = next(rows, [])
             chosen = _chosen(header)
+            known = [name.strip().lower() for name in header]
+            for number in chosen.values():
+                if known.count(known[number]) > 1:
+                    raise DataError(f"{path} has {known.count(known[number])} columns {known[number]}; one is needed")
             missing = [f"{name} (or {', '.join(COLUMNS[name][1:])})" for name in needed if name not in chosen]
             if missing:
                 had = ", ".join(header) or "none"
@@ -58,9 +62,17 @@ def file_from_manifest(manifest: Path, name: str) -> Path | None:
     for folder in (manifest.parent, manifest.parent / manifest.stem):
         for suffix in ("", *IMAGE_SUFFIXES):
             file = folder / f"{name}{suffix}"
-            if file.is_file():
+            if is_there(file):
                 return file
     return None
+
+
+def is_there(file: Path) -> bool:
+    """Whether a manifest's path is a file; no for one that none could have, too long, say."""
+    try:
+        return file.is_file()
+    except OSError:
+        return False
 
 
 def _chosen(header: Sequence[str]) -> dict[str, int]:
