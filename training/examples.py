@@ -16,7 +16,7 @@ from plurum.training.settings import TrainSettings
 if TYPE_CHECKING:
     from plurum.run import Run
 
-__all__ = ["Batches", "Examples"]
+__all__ = ["Batches", "Examples", "check_batches"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -55,6 +55,21 @@ class Examples:
         )
 
 
+def check_batches(settings: TrainSettings, parts: int, images: int | None = None) -> None:
+    """Make sure that each of so many processes gets two images of each batch, the least to normalise by.
+
+    Raises:
+        SettingsError: batches are too small, or all training images together, where their number is known.
+    """
+    if parts > 1 and settings.batch_size < 2 * parts:
+        raise SettingsError(
+            f"--batch-size is {settings.batch_size} for {parts} processes, which divide each batch and need two images "
+            f"of it each: {2 * parts} at least, or start fewer"
+        )
+    if parts > 1 and images is not None and images < 2 * parts:
+        raise SettingsError(f"{images} training images are too few for {parts} processes; start fewer")
+
+
 class Batches:
     """The steps of each epoch: which images, in which order, and what each counts.
 
@@ -74,7 +89,7 @@ class Batches:
             parts: Into how many each pass will be divided, one per process.
 
         Raises:
-            SettingsError: there are too few images to give each part two.
+            SettingsError: batches, or all images together, are too few to give each part two.
         """
         self.rows = examples.train
         self.labels = examples.labels
@@ -82,8 +97,7 @@ class Batches:
         self.seed = seed
         # Batch normalisation has nothing to normalise by in a batch of one.
         self.least = 2 * parts
-        if len(self.rows) < self.least and parts > 1:
-            raise SettingsError(f"{len(self.rows)} training images are too few for {parts} processes; start fewer")
+        check_batches(settings, parts, len(self.rows))
         counts = np.bincount(self.labels[self.rows], minlength=examples.classes)
         self.shares = np.divide(1.0, counts, out=np.zeros(len(counts)), where=counts > 0)
         balanced = self.shares * len(self.rows) / np.count_nonzero(counts)

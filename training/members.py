@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from plurum.errors import OutputError, SettingsError, needs_extra
+from plurum.errors import OutputError, PlurumError, SettingsError, needs_extra
 from plurum.files import whole_file
 from plurum.run import Run
 from plurum.spec import Member, read_member, write_contract
-from plurum.training.architectures import check_architectures, check_input, member_names, model_from_arch
+from plurum.training.architectures import check_architectures, check_input, model_from_arch
+from plurum.training.examples import check_batches
 from plurum.training.history import plot_from_histories, read_history
 from plurum.training.jobs import Job, run_side_by_side
 from plurum.training.precision import precision_for, training_device
@@ -24,6 +25,7 @@ from plurum.training.progress import shown
 from plurum.training.settings import Begun, TrainSettings
 from plurum.training.sources import load_data
 from plurum.training.store import image_spec, store_data
+from plurum.training.trainings import Wanted, is_finished, trainings_of
 
 if TYPE_CHECKING:
     from plurum.training.distributed import World
@@ -66,23 +68,6 @@ class Training:
     is_first: bool = True
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """A training to be.
-
-    Attributes:
-        name: Of its member; with snapshots, what their names begin with.
-        arch: What `timm.create_model` takes.
-        seed: What it draws from.
-        members: The names of what comes out of it.
-    """
-
-    name: str
-    arch: str
-    seed: int
-    members: tuple[str, ...]
-
-
 def train_run(source: str, settings: TrainSettings, out: Path, options: TrainOptions | None = None) -> Training:
     """Train what `settings` ask for on the images that `source` names, and fill the run `out` with it.
 
@@ -106,14 +91,9 @@ def train_run(source: str, settings: TrainSettings, out: Path, options: TrainOpt
         from plurum.training.distributed import joined
     options = options or TrainOptions()
     run = Run(out)
-    wanted = _wanted(settings)
+    wanted = trainings_of(settings)
     with joined() as world:
-        if world.size > 1 and options.jobs > 1:
-            raise SettingsError(f"--jobs is {options.jobs} under torchrun, which divides each member; name one of them")
-        missing: list[_Wanted] = []
-        if world.is_first:
-            missing = _prepared(source, settings, run, wanted, fresh=options.fresh)
-        missing = world.told(missing)
+        missing = _told(world, lambda: _prepared(source, settings, run, wanted, options, world.size))
         if options.jobs > 1 and len(missing) > 1:
             _train_side_by_side(run, missing, settings, options)
         else:
@@ -127,17 +107,30 @@ def train_run(source: str, settings: TrainSettings, out: Path, options: TrainOpt
     return Training(members, reused, world.is_first)
 
 
-def _wanted(settings: TrainSettings) -> list[_Wanted]:
-    archs = settings.trained_archs
-    wanted = []
-    for number, (name, arch) in enumerate(zip(member_names(archs), archs, strict=True)):
-        members = tuple(f"{name}-snapshot-{cycle}" for cycle in range(1, settings.snapshots + 1))
-        wanted.append(_Wanted(name, arch, settings.seed + number, members if settings.snapshots > 1 else (name,)))
-    return wanted
+def _told(world: World, prepare: Callable[[], list[Wanted]]) -> list[Wanted]:
+    """Return, in all processes, what the first one prepares; what it refuses, it says, and the others end silently."""
+    found: list[Wanted] | PlurumError = []
+    if world.is_first:
+        try:
+            found = prepare()
+        except PlurumError as error:
+            found = error
+    told = world.told(found)
+    if isinstance(told, PlurumError):
+        if world.is_first:
+            raise told
+        raise SystemExit(told.exit_code)
+    return told
 
 
-def _prepared(source: str, settings: TrainSettings, run: Run, wanted: list[_Wanted], *, fresh: bool) -> list[_Wanted]:
+def _prepared(
+    source: str, settings: TrainSettings, run: Run, wanted: list[Wanted], options: TrainOptions, processes: int
+) -> list[Wanted]:
     """Check all that can be checked, store the data, and return what is not trained yet."""
+    fresh = options.fresh
+    if processes > 1 and options.jobs > 1:
+        raise SettingsError(f"--jobs is {options.jobs} under torchrun, which divides each member; name one of them")
+    check_batches(settings, processes)
     run.claim()
     check_architectures(settings.archs)
     precision_for(settings.precision, training_device())
@@ -149,22 +142,20 @@ def _prepared(source: str, settings: TrainSettings, run: Run, wanted: list[_Want
         max_tiles=settings.max_tiles,
         skip_unreadable=settings.skip_unreadable,
     )
-    missing = [training for training in wanted if fresh or not _is_finished(run, training)]
+    check_batches(settings, processes, len(data.table.rows("train")))
+    missing = [training for training in wanted if fresh or not is_finished(run, training)]
     for training in missing:
         model = model_from_arch(training.arch, len(data.classes), training.seed, pretrained=settings.pretrained)
         check_input(model, training.arch, len(data.classes), image_spec(data, settings))
     with _begun(run, Begun(data=source, settings=settings)):
         if fresh:
             _clear(run)
+        _clear_hidden(run)
         store_data(run, data, settings)
     return missing
 
 
-def _is_finished(run: Run, training: _Wanted) -> bool:
-    return all((run.member_folder(name) / "member.json").is_file() for name in training.members)
-
-
-def _train_side_by_side(run: Run, missing: list[_Wanted], settings: TrainSettings, options: TrainOptions) -> None:
+def _train_side_by_side(run: Run, missing: list[Wanted], settings: TrainSettings, options: TrainOptions) -> None:
     from plurum.training.examples import Examples
     from plurum.training.trainer import Trainer
 
@@ -177,7 +168,7 @@ def _train_side_by_side(run: Run, missing: list[_Wanted], settings: TrainSetting
 def _train_in_slot(
     slot: int,
     path: Path,
-    training: _Wanted,
+    training: Wanted,
     settings: TrainSettings,
     options: TrainOptions,
     progress: Callable[[int, str], None],
@@ -195,7 +186,7 @@ def _train_in_slot(
 
 def _train(
     run: Run,
-    training: _Wanted,
+    training: Wanted,
     settings: TrainSettings,
     options: TrainOptions,
     world: World,
@@ -227,7 +218,7 @@ def _train(
     world.wait()
 
 
-def _draw(run: Run, wanted: list[_Wanted]) -> None:
+def _draw(run: Run, wanted: list[Wanted]) -> None:
     """Write `report/training.png`: how all trainings of the run went."""
     histories, kept = {}, {}
     for training in wanted:
@@ -286,3 +277,18 @@ def _clear(run: Run) -> None:
     ours = ("members", "unfinished", "tensorboard")
     for folder in (run.report_folder, run.data_folder, *(run.path / name for name in ours)):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear_hidden(run: Run) -> None:
+    """Remove what earlier processes were writing when they were killed; nobody else trains into this run meanwhile."""
+    for folder, names in (
+        ("", ".data.*"),
+        ("", f".{run.settings_file.name}.*"),
+        ("members", ".*"),
+        ("unfinished", ".*"),
+    ):
+        for path in (run.path / folder).glob(names):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

@@ -75,6 +75,13 @@ def test_weights_make_all_classes_count_the_same() -> None:
     assert batches().weights.tolist() == [1.0, 1.0]
 
 
+def test_batches_too_small_for_so_many_processes_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"--batch-size is 2 for 2 processes, .*: 4 at least, or start fewer"):
+        batches(2, batch_size=2)
+    assert len(batches(2, batch_size=4)) == 25
+    assert len(batches(1, batch_size=2)) == 50
+
+
 def test_too_few_images_for_so_many_processes_are_refused() -> None:
     with pytest.raises(SettingsError, match="3 training images are too few for 2 processes; start fewer"):
         batches(2, images=3)

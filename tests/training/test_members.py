@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -286,3 +287,56 @@ def test_processes_of_torchrun_train_one_member_together(tmp_path: Path, archive
     histories = [(Run(tmp_path / name).member_folder(one.name) / "history.csv").read_text() for name in ("one", "two")]
     losses = [[float(row["train_loss"]) for row in csv.DictReader(io.StringIO(text))] for text in histories]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def joined_commands(command: list[str]) -> list[subprocess.CompletedProcess[str]]:
+    """Run a command in two processes that train together, and return how each ended."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    shared = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = [
+        subprocess.Popen(
+            command,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    ended = [(process, *process.communicate(timeout=120)) for process in running]
+    return [subprocess.CompletedProcess(command, process.returncode, *said) for process, *said in ended]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--batch-size", "2"), "--batch-size is 2 for 2 processes, which divide each batch"),
+        (("--arch", "resnet19"), "timm has no architecture 'resnet19'; did you mean "),
+    ],
+)
+def test_what_is_refused_is_said_by_one_of_the_processes(
+    tmp_path: Path, archive: Path, options: tuple[str, ...], line: str
+) -> None:
+    first, second = joined_commands(train_command(archive, tmp_path / "run", *options))
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert first.stderr.startswith(f"plurum: {line}")
+    assert first.stderr.count("\n") == 1
+    assert (first.stdout, second.stdout, second.stderr) == ("", "", "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_killed_processes_were_writing_is_cleared_away(copy: Run, archive: Path) -> None:
+    left = [copy.path / ".data.k3", copy.path / "members" / ".test_resnet.k3", copy.path / "unfinished" / ".a.pt.k3"]
+    for path in left[:2]:
+        path.mkdir()
+        (path / "pixels.npy").write_bytes(b"half")
+    left[2].parent.mkdir()
+    left[2].write_bytes(b"half")
+    (copy.path / ".mine").write_text("kept")
+    before = weights_of(copy)
+    assert train_run(str(archive), SETTINGS, copy.path).reused == ARCHS
+    assert not any(path.exists() for path in left)
+    assert (copy.path / ".mine").read_text() == "kept"
+    assert weights_of(copy) == before
