@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from plurum.errors import SettingsError, needs_extra
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["check_architectures", "check_input", "member_names", "model_from_arch"]
+
+# Those of which timm takes the first that is there.
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_REACH_S = 10.0
 
 
 def check_architectures(archs: Sequence[str]) -> None:
@@ -55,16 +61,48 @@ def model_from_arch(arch: str, classes: int, seed: int, *, pretrained: bool = Fa
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if not pretrained:
+            return timm.create_model(arch, num_classes=classes)
         try:
-            model: nn.Module = timm.create_model(arch, num_classes=classes, pretrained=pretrained)
+            with _quiet_hub():
+                _reach_hub(arch)
+                return timm.create_model(arch, num_classes=classes, pretrained=True)
         except (OSError, RuntimeError, ValueError) as error:
-            if not pretrained:
-                raise
             raise SettingsError(
                 f"timm's weights for {arch!r} can't be had ({str(error).splitlines()[0]}); they are downloaded "
                 f"once, from the Hugging Face Hub: try again with a network, or train without --pretrained"
             ) from error
-    return model
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from telling of each of its attempts, twice, for the time of a block."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _reach_hub(arch: str) -> None:
+    """Ask the hub once whether it is there, unless the weights are here: its client would ask for more than a minute.
+
+    Raises:
+        OSError: it is not.
+    """
+    import timm
+    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(arch)
+    repository = config.hf_hub_id if config else None
+    if not repository or any(isinstance(try_to_load_from_cache(repository, name), str) for name in _WEIGHT_FILES):
+        return
+    try:
+        get_session().head(hf_hub_url(repository, _WEIGHT_FILES[0]), timeout=_REACH_S)
+    except Exception as error:  # requests' or httpx's, by the version of the client
+        raise OSError(f"the hub can't be reached: {error}") from error
 
 
 def check_input(model: nn.Module, arch: str, classes: int, image: ImageSpec) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,3 +75,29 @@ def test_weights_that_can_not_be_downloaded_are_one_clear_line() -> None:
         check=False,
     )
     assert "SettingsError: timm's weights for 'resnet18' can't be had" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO])
+def test_a_hub_that_is_away_is_asked_once_and_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, level: int
+) -> None:
+    asked: list[str] = []
+
+    class Away:
+        def head(self, url: str, timeout: float) -> None:
+            asked.append(url)
+            assert 0 < timeout <= 10
+            logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+            raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.get_session", Away)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    logger = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(logger, "level", level)
+    with pytest.raises(
+        SettingsError, match=r"weights for 'resnet18' can't be had \(the hub can't be reached: no route\)"
+    ):
+        model_from_arch("resnet18", 3, 0, pretrained=True)
+    assert len(asked) == 1
+    assert caplog.text == ""
+    assert logger.level == level
