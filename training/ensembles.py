@@ -22,7 +22,7 @@ from plurum.errors import ContractError, DataError, SettingsError
 from plurum.models import model_from_checkpoint, state_from_file
 from plurum.run import Run
 from plurum.spec import ImageSpec, read_member
-from plurum.training.scoring import logits_of
+from plurum.training.scoring import device_of, logits_of
 from plurum.voting import Verdict, VotingRule, decide, softmax
 
 __all__ = ["ImageEnsemble", "ensemble_from_checkpoints", "ensemble_from_models", "ensemble_from_run"]
@@ -57,7 +57,7 @@ class ImageEnsemble(nn.Module):
             DataError: `pixels` are of another type, size or shape than the image spec states.
             ContractError: a model answers with other classes.
         """
-        device = next(self.parameters()).device
+        device = device_of(self)
         return torch.from_numpy(self.predict_with_uncertainty(pixels).probabilities).to(device, torch.float32)
 
     def predict_with_uncertainty(self, pixels: Pixels) -> Verdict:

@@ -24,7 +24,7 @@ class Epoch:
         validation_accuracy: 0 to 1.
         validation_nll: Nats.
         learning_rate: At the epoch's last step.
-        gradient_norm: Mean over the epoch's steps, before it is cut.
+        gradient_norm: Mean over the epoch's steps, before it is cut; without those that loss scaling skipped.
         images_per_s: Trained on, validation not counted.
         seconds: Of the whole epoch.
     """

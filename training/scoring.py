@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,12 +12,21 @@ from plurum.models import normalised
 from plurum.spec import ImageSpec, Scores
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-__all__ = ["logits_of", "losses_of", "scores_of"]
+__all__ = ["device_of", "logits_of", "losses_of", "scores_of"]
 
 # What a certain wrong answer is scored by, so that means stay finite.
 _SMALLEST = float(np.finfo(np.float64).tiny)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the model is; the CPU for one that has nothing to be anywhere."""
+    import torch
+
+    tensor = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def logits_of(
@@ -37,7 +47,7 @@ def logits_of(
     """
     import torch
 
-    device = next(model.parameters()).device
+    device = device_of(model)
     was_training = model.training
     model.eval()
     answers = []

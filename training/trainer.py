@@ -280,7 +280,7 @@ class _Training:
             validation_accuracy=scores.accuracy,
             validation_nll=scores.nll,
             learning_rate=self.learner.rate,
-            gradient_norm=sum(norms) / len(norms),
+            gradient_norm=_mean_of_finite(norms),
             images_per_s=len(examples.train) / done.learning_s,
             seconds=done.learning_s + time.perf_counter() - began,
         )
@@ -352,6 +352,12 @@ def _snapshot(weights: dict[str, torch.Tensor], epoch: dict[str, Any], validatio
 
 def _floats(values: list[torch.Tensor]) -> list[float]:
     return torch.stack(values).tolist() if values else []
+
+
+def _mean_of_finite(norms: list[float]) -> float:
+    """Return the mean norm; steps that loss scaling skips, as the first ones in fp16, have none."""
+    finite = [norm for norm in norms if math.isfinite(norm)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def _note(epoch: Epoch) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 from plurum.models import normalised
 from plurum.run import Run
 from plurum.training.architectures import model_from_arch
-from plurum.training.scoring import logits_of
+from plurum.training.ensembles import ensemble_from_models
+from plurum.training.scoring import device_of, logits_of
 
 
 def test_logits_are_those_of_evaluation_mode_whatever_mode_the_model_is_in(trained: Run) -> None:
@@ -23,3 +25,19 @@ def test_logits_are_those_of_evaluation_mode_whatever_mode_the_model_is_in(train
         np.testing.assert_allclose(logits, expected, atol=1e-6)
         assert model.training is training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class Means(nn.Module):
+    """Answers the mean of each channel, and has no weights."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.mean(dim=(2, 3))
+
+
+def test_a_model_without_weights_answers_too(trained: Run) -> None:
+    image, pixels, rows = trained.data().image, trained.pixels(), np.array([5, 200])
+    expected = normalised(torch.from_numpy(pixels[rows]), image).mean(dim=(2, 3)).numpy()
+    np.testing.assert_allclose(logits_of(Means(), pixels, rows, image), expected, atol=1e-6)
+    ensemble = ensemble_from_models([Means()], classes=("a", "b", "c"), image=image)
+    assert ensemble(pixels[rows]).shape == (2, 3)
+    assert device_of(nn.BatchNorm1d(3, affine=False, device="meta")).type == "meta"

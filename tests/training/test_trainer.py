@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
@@ -220,6 +221,21 @@ def learner_of(model: nn.Module, examples: Examples, **changes: Any) -> Learner:
 
 def bias(model: nn.Module) -> torch.Tensor:
     return dict(model.named_parameters())["layers.4.bias"].detach().clone()
+
+
+def test_steps_without_a_norm_do_not_spoil_the_history(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the first ones in fp16, whose gradients overflow until the loss is scaled right."""
+    taken: list[float] = []
+    step = Learner.step
+
+    def overflowing(self: Learner, rows: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, norm = step(self, rows)
+        taken.append(float(norm))
+        return loss, norm * {1: float("inf"), 2: float("nan")}.get(len(taken), 1.0)
+
+    monkeypatch.setattr(Learner, "step", overflowing)
+    (epoch,) = fitted(examples, epochs=1, precision="fp32").history
+    assert epoch.gradient_norm == pytest.approx(np.mean(taken[2:]), rel=1e-5)
 
 
 def test_the_average_is_what_is_judged_and_kept(examples: Examples) -> None:
