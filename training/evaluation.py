@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -62,6 +63,8 @@ def subject_from_ensemble(
         answered_by=answered_by,
         alpha=None if ensemble.conformal is None else ensemble.conformal.alpha,
         review=ensemble.review,
+        prior_ratio=ensemble.voting.prior_ratio,
+        patient_rule=ensemble.patient_rule,
         notes=notes,
     )
 
@@ -81,7 +84,8 @@ def judge_verdicts(
         ContractError: the ensemble was fitted on other data than the run holds.
         DataError: a split has no image.
     """
-    if run.ensemble().data.fingerprint != run.data().fingerprint:
+    ensemble = run.ensemble()
+    if ensemble.data.fingerprint != run.data().fingerprint:
         raise ContractError(f"{run.ensemble_file} was fitted on other images than {run.data_folder} holds; fit again")
     table = run.table()
     asked = {}
@@ -92,5 +96,18 @@ def judge_verdicts(
         asked[split] = Asked(verdict, table.labels[rows], [table.patients[row] for row in rows])
         if not (np.isfinite(verdict.probabilities).all() and np.isfinite(verdict.member_probabilities).all()):
             raise DataError(f"{subject.answered_by} answers NaN to {split} images, which can't be judged")
+    subject = replace(subject, notes=(*subject.notes, *_left_out(run, ensemble)))
     with shown("judging", len(subject.members) + 2) as progress:
         return judge(subject, asked[settings.split], asked["validation"], settings, progress)
+
+
+def _left_out(run: Run, ensemble: Ensemble) -> tuple[str, ...]:
+    """Return a note on the run's members that are not in its ensemble, if there are any."""
+    kept = {member.name for member in ensemble.members}
+    said = []
+    for member in run.members():
+        if member.name not in kept:
+            scores = member.validation
+            known = f" (on validation images: accuracy {scores.accuracy:.4f}, NLL {scores.nll:.4f})" if scores else ""
+            said.append(f"{member.name}{known}")
+    return (f"Not in the vote, and so not judged: {', '.join(said)}.",) if said else ()

@@ -29,7 +29,7 @@ from plurum.training.judgement import (
 from plurum.training.patients import RULES, Patients, patients_of
 from plurum.training.scores import Answers, Scored, Scorer
 from plurum.training.scoring import losses_of
-from plurum.voting import Verdict, temper
+from plurum.voting import Verdict, temper, with_prior
 
 __all__ = ["Asked", "JudgeSettings", "Subject", "best_single", "judge", "patient_level_of"]
 
@@ -52,6 +52,8 @@ class Subject:
         answered_by: `PyTorch`, or which server.
         alpha: Share of true classes that prediction sets may miss; None where sets hold the winner alone.
         review: When an answer goes to a person.
+        prior_ratio: How many times as frequent each class is taken to be as here; None where nothing is corrected.
+        patient_rule: How the answers to a patient's images become one; None where nothing was said.
         notes: What to mind about these answers, a line each.
     """
 
@@ -61,6 +63,8 @@ class Subject:
     answered_by: str
     alpha: float | None
     review: Review
+    prior_ratio: tuple[float, ...] | None = None
+    patient_rule: PatientRule | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -83,9 +87,10 @@ class Asked:
         """The ensemble's."""
         return Answers(self.verdict.probabilities, self.verdict.label, self.labels)
 
-    def alone(self, member: int, temperature: float = 1.0) -> Answers:
+    def alone(self, member: int, temperature: float = 1.0, prior_ratio: tuple[float, ...] | None = None) -> Answers:
         """Return one member's answers."""
-        probabilities = temper(self.verdict.member_probabilities[:, member], temperature)
+        tempered = temper(self.verdict.member_probabilities[:, member], temperature)
+        probabilities = with_prior(tempered, prior_ratio)
         return Answers(probabilities, probabilities.argmax(axis=-1), self.labels)
 
 
@@ -125,7 +130,7 @@ def judge(
     groups = groups_of(asked.patients)
     bootstrap = Bootstrap(groups, settings.draws, settings.seed)
     best, temperature = best_single(fitted_on.verdict.member_probabilities, fitted_on.labels)
-    candidates = {"ensemble": asked.answers, "best single": asked.alone(best, temperature)}
+    candidates = {"ensemble": asked.answers, "best single": asked.alone(best, temperature, subject.prior_ratio)}
     candidates |= {name: asked.alone(index) for index, name in enumerate(subject.members)}
     results: dict[str, tuple[Scored, Scored]] = {}
     for name, answers in candidates.items():
@@ -155,6 +160,7 @@ def judge(
         review=_reviewed(asked, subject, bootstrap),
         diversity=diversity_of(asked.verdict.member_probabilities.argmax(axis=-1), labels, subject.members),
         patient_level=patient_level_of(patients, candidates, settings.draws, settings.seed),
+        patient_rule=subject.patient_rule,
         notes=(*subject.notes, *_notes(asked, classes, settings, results["ensemble"][1], patients)),
     )
 

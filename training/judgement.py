@@ -53,7 +53,8 @@ class Judged(_Value):
     Attributes:
         name: `ensemble`, `best single`, or a member's name.
         kind: The best single is the member that was best on the images that the vote was fitted on, with a
-            temperature of its own fitted to them, as the vote has one.
+            temperature of its own fitted to them, as the vote has one, and corrected for other shares of the classes
+            where the vote is.
         metrics: By the names in `plurum.training.scores.METRICS`.
         per_class: By class, then by the names in `plurum.training.scores.PER_CLASS`.
     """
@@ -179,6 +180,7 @@ class Judgement(_Value):
         review: Answers sent to a person.
         diversity: None for a single member.
         patient_level: None where no patient is known.
+        patient_rule: Which of its rules is the ensemble's; None where none was chosen.
         notes: What could not be computed, and what to mind, a line each.
     """
 
@@ -205,6 +207,7 @@ class Judgement(_Value):
     review: Reviewed
     diversity: Diversity | None
     patient_level: PatientLevel | None
+    patient_rule: PatientRule | None = None
     notes: tuple[str, ...]
 
     @property

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from plurum.spec import Review
+from plurum.cli.evaluate import _print as print_judgement
+from plurum.spec import PatientRule, Review
 from plurum.training.judge import Asked, JudgeSettings, Subject, judge
 from plurum.training.judgement import Judgement
 from plurum.training.scores import METRICS
+from plurum.training.wording import percent_text
 from plurum.voting import VotingRule, decide, softmax
 
 CLASSES = ("CE", "LAA", "other")
@@ -176,6 +180,28 @@ def test_patient_level_by_hand() -> None:
     mean = scores["mean"].nll
     assert mean is not None
     assert mean.value == pytest.approx(-(np.log(1.75 / 3) + np.log(0.8)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (None, "by mean probability"),
+        ("mean", "by mean probability"),
+        ("max", "by each class's highest probability"),
+        ("majority", "by the majority of their images"),
+    ],
+)
+def test_the_commands_line_on_patients_follows_the_ensembles_rule(
+    judgement: Judgement, capsys: pytest.CaptureFixture[str], rule: PatientRule | None, said: str
+) -> None:
+    level = judgement.patient_level
+    assert level is not None
+    print_judgement(judgement.model_copy(update={"patient_rule": rule}), Path("report.html"))
+    right = percent_text(level.by_rule["ensemble"][rule or "mean"].accuracy)
+    assert f"Of {level.patients} patients, {right} are answered rightly, {said}." in capsys.readouterr().out
+    one = dataclasses.replace(subject(RULE), patient_rule=rule)
+    answers = asked(RULE, 40, (2.0, 1.8, 1.6), seed=3)
+    assert judge(one, answers, answers, JudgeSettings(draws=100)).patient_rule == rule
 
 
 def test_intervals_are_by_patient_where_patients_are_known() -> None:

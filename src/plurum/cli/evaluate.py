@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
+_RULES = {
+    "mean": "by mean probability",
+    "max": "by each class's highest probability",
+    "majority": "by the majority of their images",
+}
 _COLUMNS = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "nll", "ece", "aurc")
 
 
@@ -170,8 +175,9 @@ def _print(judgement: Judgement, page: Path) -> None:
         ),
     ]
     if level := judgement.patient_level:
-        mean = level.by_rule["ensemble"]["mean"].accuracy
-        lines.append(f"Of {level.patients:,} patients, {percent_text(mean)} are answered rightly, by mean probability.")
+        rule = judgement.patient_rule or "mean"
+        right = level.by_rule["ensemble"][rule].accuracy
+        lines.append(f"Of {level.patients:,} patients, {percent_text(right)} are answered rightly, {_RULES[rule]}.")
     if diversity := judgement.diversity:
         lines.append(
             f"Two members differ on {diversity.disagreement:.1%} of the images, on average; at least one is right on "
