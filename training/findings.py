@@ -58,6 +58,7 @@ class FitReport(BaseModel):
         differences: Ensemble less that member on test images, by `accuracy` and `nll`, with 95 % intervals.
         patient_level: Of test images; None where no patient is known.
         prior: By class: the shares that the vote is corrected for; None where it is not.
+        unfinished: Members that the run was begun with and that are not trained to their end, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +76,7 @@ class FitReport(BaseModel):
     differences: dict[str, Figure]
     patient_level: PatientLevel | None
     prior: dict[str, float] | None
+    unfinished: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Literal["better", "no different", "mixed", "worse"]:

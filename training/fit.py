@@ -24,6 +24,7 @@ from plurum.training.priors import estimated_shares, prior_ratio, shares_of, sta
 from plurum.training.scores import Answers
 from plurum.training.scoring import losses_of, scores_of
 from plurum.training.settings import FitSettings
+from plurum.training.trainings import unfinished_members
 from plurum.training.unlabelled import image_files
 from plurum.training.votes import FittedVote, Known, fitted_vote, with_meaning
 from plurum.voting import Verdict, temper, with_prior
@@ -108,7 +109,7 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
         for split in _SPLITS
     }
     ensemble = _ensemble(run, members, vote, settings, answered)
-    report = _report(ensemble, members, vote, settings, answered, shares)
+    report = _report(run, ensemble, members, vote, settings, answered, shares)
     write_contract(run.ensemble_file, ensemble)
     return report
 
@@ -196,6 +197,7 @@ def _baseline(part: _Answered, kept: Ints) -> Baseline:
 
 
 def _report(
+    run: Run,
     ensemble: Ensemble,
     members: tuple[Member, ...],
     vote: FittedVote,
@@ -224,6 +226,7 @@ def _report(
             patients_of(test.patients, test.labels), candidates, settings.draws, settings.seed
         ),
         prior=None if shares is None else dict(zip(ensemble.classes, shares.tolist(), strict=True)),
+        unfinished=unfinished_members(run),
     )
 
 

@@ -152,6 +152,7 @@ def _lines(report: FitReport) -> list[str]:
     alpha = ensemble.conformal.alpha if ensemble.conformal else 1.0
     reviewed, covered, stacked = report.reviewed, report.covered, ensemble.voting.mode == "stack"
     return [
+        *_unfinished(report),
         *_left_out(report),
         _weights(report),
         f"temperature after {'stacking' if stacked else 'averaging'}: {ensemble.voting.temperature:.3f}",
@@ -167,6 +168,17 @@ def _lines(report: FitReport) -> list[str]:
         *_patients(report),
         _beside_best(report),
     ]
+
+
+def _unfinished(report: FitReport) -> list[str]:
+    if not report.unfinished:
+        return []
+    names, many = ", ".join(report.unfinished), len(report.unfinished) > 1
+    line = (
+        f"not finished, and so not asked: {names}; the plurum train command that the run was begun with finishes "
+        f"{'them' if many else 'it'}; then fit again"
+    )
+    return [line]
 
 
 def _left_out(report: FitReport) -> list[str]:
@@ -227,7 +239,8 @@ def _beside_best(report: FitReport) -> str:
     from plurum.training.wording import comparison_line
 
     if len(report.members) == 1:
-        return "the run has a single member, so that there is no vote to be judged"
+        only = "a single finished member" if report.unfinished else "a single member"
+        return f"the run has {only}, so that there is no vote to be judged"
     if [member.name for member in report.ensemble.members] == [report.best_single]:
         return f"{report.best_single} answers alone, as no other member makes the vote better"
     said = {
