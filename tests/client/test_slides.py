@@ -247,6 +247,19 @@ def test_what_tiles_say_on_average(slide: Path) -> None:
     assert answer.prediction_set == ("LAA",)
 
 
+def test_each_tile_is_drawn_where_it_lies(slide: Path) -> None:
+    answer = ask(Painter(), slide, tile_size=100)
+    grid, across, down = tile_grid(answer, np.arange(answer.tiles_asked))
+    assert grid.shape == (len(down) - 1, len(across) - 1) == (21, 21)
+    assert np.isnan(grid).sum() == answer.tiles_skipped
+    assert (across[0], across[-1], down[0], down[-1]) == (0, SIZE, 0, SIZE)
+    for number, (x, y, width, height) in enumerate(answer.tiles[["x", "y", "width", "height"]].to_numpy()):
+        ((row, column),) = np.argwhere(grid == number)
+        # Neighbours share evenly what both cover,.
+        np.testing.assert_allclose([across[column], across[column + 1]], [x, x + width], atol=3)
+        np.testing.assert_allclose([down[row], down[row + 1]], [y, y + height], atol=3)
+
+
 def test_heat_maps_table_and_answer_are_written(slide: Path, tmp_path: Path) -> None:
     answer = ask(Painter(), slide)
     write_slide(answer, tmp_path / "out" / "slide")
