@@ -255,7 +255,7 @@ def test_each_tile_is_drawn_where_it_lies(slide: Path) -> None:
     assert (across[0], across[-1], down[0], down[-1]) == (0, SIZE, 0, SIZE)
     for number, (x, y, width, height) in enumerate(answer.tiles[["x", "y", "width", "height"]].to_numpy()):
         ((row, column),) = np.argwhere(grid == number)
-        # Neighbours share evenly what both cover,.
+        # Neighbours share evenly what both cover.
         np.testing.assert_allclose([across[column], across[column + 1]], [x, x + width], atol=3)
         np.testing.assert_allclose([down[row], down[row + 1]], [y, y + height], atol=3)
 
