@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +71,22 @@ def trained(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("trained") / "run"
     train_run(str(archive), SETTINGS, out)
     return Run(out)
+
+
+@pytest.fixture(scope="session")
+def spoilt(trained: Run, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a third member that was stopped after one epoch at too high a learning rate."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    settings = TrainSettings(archs=("test_efficientnet",), epochs=1, batch_size=16, learning_rate=0.1, precision="fp32")
+    train_run(str(archive), settings, folder / "other")
+    shutil.copytree(trained.path, folder / "run")
+    member = Run(folder / "other").member_folder("test_efficientnet")
+    shutil.copytree(member, folder / "run" / "members" / "test_efficientnet")
+    return Run(folder / "run")
+
+
+@pytest.fixture
+def unfitted(trained: Run, tmp_path: Path) -> Run:
+    """A finished run of this test's own, not fitted yet."""
+    shutil.copytree(trained.path, tmp_path / "two members!")
+    return Run(tmp_path / "two members!")

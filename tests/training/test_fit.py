@@ -23,17 +23,15 @@ from plurum.training import (
     FitReport,
     FitSettings,
     JudgeSettings,
-    TrainSettings,
     fit_report,
     fit_run,
     judge_run,
-    train_run,
 )
-from plurum.training.calibration import conformal_quantiles, fitted_temperature, review_threshold, tempered_losses
+from plurum.training.calibration import conformal_quantiles, fitted_temperature, review_threshold
 from plurum.training.scoring import logits_of, scores_of
 from plurum.training.stacking import cross_fitted, fitted_stack, out_of_fold
 from plurum.training.weights import greedy_weights
-from plurum.voting import Verdict, decide, soft_vote, softmax, temper, with_prior
+from plurum.voting import Verdict, decide, soft_vote, softmax, temper
 
 Floats = npt.NDArray[np.float64]
 # How far limits are set beyond the image they come from, so that rounding elsewhere puts it on no other side.
@@ -41,10 +39,9 @@ ROUNDING = 1e-5
 
 
 @pytest.fixture
-def run(trained: Run, tmp_path: Path) -> Run:
-    """A finished run of this test's own, not fitted yet."""
-    shutil.copytree(trained.path, tmp_path / "two members!")
-    return Run(tmp_path / "two members!")
+def run(unfitted: Run) -> Run:
+    """A finished run of this test's own."""
+    return unfitted
 
 
 def answers_of(run: Run, split: str) -> tuple[Floats, npt.NDArray[np.int64]]:
@@ -185,18 +182,6 @@ def test_a_useless_member_is_left_out_and_an_equal_one_is_not(run: Run) -> None:
     assert kept.ensemble.voting.weights[0] > 0.9
 
 
-@pytest.fixture(scope="module")
-def spoilt(trained: Run, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with a third member that was stopped after one epoch at too high a learning rate."""
-    folder = tmp_path_factory.mktemp("spoilt")
-    settings = TrainSettings(archs=("test_efficientnet",), epochs=1, batch_size=16, learning_rate=0.1, precision="fp32")
-    train_run(str(archive), settings, folder / "other")
-    shutil.copytree(trained.path, folder / "run")
-    member = Run(folder / "other").member_folder("test_efficientnet")
-    shutil.copytree(member, folder / "run" / "members" / "test_efficientnet")
-    return Run(folder / "run")
-
-
 def test_a_member_that_spoils_the_vote_is_noticed_and_left_out(spoilt: Run) -> None:
     """With it, the vote of equals is worse than its best member; the fit says so, and mends it."""
     path = spoilt.path
@@ -215,62 +200,6 @@ def test_a_member_that_spoils_the_vote_is_noticed_and_left_out(spoilt: Run) -> N
     assert mended.outcome != "worse"
     assert mended.ensemble.scores["test"].accuracy > equal.accuracy
     check_numbers(spoilt, mended)
-
-
-def test_the_best_member_is_chosen_by_validation_images(run: Run) -> None:
-    """Test images are relabelled such that the other member answers all of them rightly."""
-    answers, labels = answers_of(run, "validation")
-    losses = [tempered_losses(answers[:, index], labels).mean() for index in range(2)]
-    best, other = np.argsort(losses)
-    right = answers_of(run, "test")[0][:, other].argmax(axis=1)
-    file = run.data_folder / "items.csv"
-    with file.open() as opened:
-        rows = list(csv.DictReader(opened))
-    for row, label in zip([row for row in rows if row["split"] == "test"], right, strict=True):
-        row["label"] = run.data().classes[label]
-    with file.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    report = fit_report(run.path, FitSettings())
-    names = [member.name for member in run.members()]
-    assert report.members[names[other]].scores["test"].accuracy == 1
-    assert report.best_single == names[best]
-    assert judge_run(run.path, JudgeSettings()).best_single == names[best]
-
-
-def test_members_that_are_not_finished_are_named(run: Run) -> None:
-    assert fit_report(run.path, FitSettings()).unfinished == ()
-    shutil.rmtree(run.member_folder("test_resnet"))
-    report = fit_report(run.path, FitSettings())
-    assert report.unfinished == ("test_resnet",)
-    # Another program's run does not say what it was to have.
-    run.settings_file.write_text("{}")
-    assert fit_report(run.path, FitSettings()).unfinished == ()
-
-
-def test_the_best_member_is_corrected_for_the_prior_where_the_vote_is(run: Run) -> None:
-    """Both commands compare with the same answers, one of them weighing images as they come where it will serve."""
-    report = fit_report(run.path, FitSettings(prior={"0": 0.85, "1": 0.05, "2": 0.05, "3": 0.05}))
-    judged = judge_run(run.path, JudgeSettings())
-    answers, labels = answers_of(run, "test")
-    best = [member.name for member in run.members()].index(report.best_single)
-    assert judged.best_single == report.best_single
-    tempered = temper(answers[:, best], judged.best_single_temperature)
-    corrected = with_prior(tempered, report.ensemble.voting.prior_ratio)
-    assert judged.judged[1].metrics["nll"].value == pytest.approx(scores_of(corrected, labels).nll)
-    assert judged.judged[1].metrics["nll"].value != pytest.approx(scores_of(tempered, labels).nll)
-
-
-def test_a_judgement_names_those_that_were_left_out(spoilt: Run) -> None:
-    fit_report(spoilt.path, FitSettings())
-    (note,) = [note for note in judge_run(spoilt.path, JudgeSettings()).notes if "Not in the vote" in note]
-    scores = next(member for member in spoilt.members() if member.name == "test_efficientnet").validation
-    assert scores is not None
-    assert note == (
-        f"Not in the vote, and so not judged: test_efficientnet (on validation images: accuracy {scores.accuracy:.4f}, "
-        f"NLL {scores.nll:.4f})."
-    )
 
 
 def test_a_greedy_fit_serves_those_it_takes(spoilt: Run) -> None:
