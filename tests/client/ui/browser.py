@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-__all__ = ["DESKTOP", "PHONE", "Tab", "browser", "find_browser", "page_at"]
+__all__ = ["DESKTOP", "NEEDS_BROWSER", "PHONE", "Tab", "browser", "find_browser", "page_at"]
 
 DESKTOP, PHONE = (1120, 900), (390, 844)
 WAIT_S = 30.0
@@ -34,6 +35,11 @@ def find_browser() -> tuple[str, str] | str:
     if chromium and driver:
         return chromium, driver
     return "no chromium with its chromedriver on PATH; on Debian: apt-get install chromium chromium-driver"
+
+
+_FOUND = find_browser()
+# Before any server is started for nothing.
+NEEDS_BROWSER = pytest.mark.skipif(isinstance(_FOUND, str), reason=str(_FOUND))
 
 
 @contextlib.contextmanager

@@ -43,6 +43,20 @@ class Desk:
         tab.open()
         return tab
 
+    def asked(self) -> Tab:
+        """Start a page that has answered about all images."""
+        tab = self.start()
+        tab.upload(*self.images)
+        tab.answers(len(self.images))
+        return tab
+
+    def reviewing(self) -> Tab:
+        """Start a page at the first image to review."""
+        tab = self.asked()
+        tab.open("/review")
+        tab.one("#decision")
+        return tab
+
     def picture(self, tab: Tab, name: str) -> None:
         """Take a picture for the docs, in few colours and bytes, if pictures are wanted."""
         if not (folder := os.environ.get(PICTURES)):

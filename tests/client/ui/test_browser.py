@@ -6,7 +6,6 @@ import base64
 import csv
 import json
 import shutil
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,44 +21,11 @@ from plurum.run import Run
 from plurum.serving import Server
 from plurum.training.manifests import files_from_manifest
 from tests.client.ui.answers import png, prediction
-from tests.client.ui.browser import PHONE, Tab, find_browser, page_at
+from tests.client.ui.browser import NEEDS_BROWSER, Tab, page_at
 from tests.client.ui.conftest import Desk
 
-FOUND = find_browser()
-# Before any server is started for nothing.
-NEEDS_BROWSER = pytest.mark.skipif(isinstance(FOUND, str), reason=str(FOUND))
 pytestmark = [pytest.mark.triton, pytest.mark.slow, NEEDS_BROWSER]
 
-# Ratio of luminances (WCAG 2.2, 1.4.3) of every text on the page before what is behind it, the least first.
-CONTRAST = """
-const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-const rgba = (colour) => {
-  canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-  return canvas.getImageData(0, 0, 1, 1).data;
-};
-const light = (colour) => {
-  const linear = (c) => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
-  const part = [...colour].slice(0, 3).map((one) => linear(one / 255));
-  return .2126 * part[0] + .7152 * part[1] + .0722 * part[2];
-};
-const behind = (one) => {
-  for (; one; one = one.parentElement) {
-    const colour = rgba(getComputedStyle(one).backgroundColor);
-    if (colour[3] > 200) return colour;
-  }
-  return [255, 255, 255];
-};
-const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-const found = [];
-while (walk.nextNode()) {
-  const one = walk.currentNode.parentElement;
-  if (!walk.currentNode.data.trim() || !one.checkVisibility()) continue;
-  if (one.closest(".unseen, [aria-disabled=true], noscript")) continue;
-  const [a, b] = [light(rgba(getComputedStyle(one).color)), light(behind(one))];
-  found.push([(Math.max(a, b) + .05) / (Math.min(a, b) + .05), walk.currentNode.data.trim()]);
-}
-return found.sort((one, other) => one[0] - other[0]);
-"""
 # A file that comes by dropping or pasting rather than from the dialog.
 GIVEN = """
 const [kind, name, base64] = arguments;
@@ -77,22 +43,6 @@ def truth(served: Server, images: list[Path]) -> dict[str, Prediction]:
     """What the server says of the images to any other client."""
     with EnsembleClient(served.urls.grpc) as client:
         return dict(zip((image.name for image in images), client.predict(images, batch_size=1), strict=True))
-
-
-def asked(desk: Desk, *arguments: object) -> Tab:
-    """A page that has answered about all images."""
-    tab = desk.start(*arguments)
-    tab.upload(*desk.images)
-    tab.answers(len(desk.images))
-    return tab
-
-
-def reviewing(desk: Desk, *arguments: object) -> Tab:
-    """A page at the first image to review."""
-    tab = asked(desk, *arguments)
-    tab.open("/review")
-    tab.one("#decision")
-    return tab
 
 
 def test_images_are_answered_as_the_server_says(desk: Desk, truth: dict[str, Prediction]) -> None:
@@ -163,7 +113,7 @@ def test_a_person_sends_what_the_ensemble_was_sure_of(desk: Desk, truth: dict[st
 
 
 def test_reviewing_takes_the_keyboard_alone(desk: Desk, chrome: Chrome) -> None:
-    tab = reviewing(desk)
+    tab = desk.reviewing()
     items = desk.store.items()
     classes = list(items[0].prediction.probabilities)
     wrong = next(name for name in classes if name != items[0].prediction.label)
@@ -230,7 +180,7 @@ def test_among_many_classes_one_is_found_by_its_name(chrome: Chrome, tmp_path: P
 
 
 def test_the_mouse_does_as_well(desk: Desk) -> None:
-    tab = reviewing(desk)
+    tab = desk.reviewing()
     item = desk.store.items()[0]
     other = next(name for name in item.prediction.probabilities if name != item.prediction.label)
     tab.one(f"input[value={other}]").find_element("xpath", "..").click()
@@ -242,7 +192,7 @@ def test_the_mouse_does_as_well(desk: Desk) -> None:
 
 
 def test_a_second_tab_loses_no_decision(desk: Desk, chrome: Chrome) -> None:
-    tab = reviewing(desk)
+    tab = desk.reviewing()
     item = desk.store.items()[0]
     first = chrome.current_window_handle
     chrome.switch_to.new_window("tab")
@@ -316,57 +266,3 @@ def test_a_run_that_is_not_the_served_one_is_named(desk: Desk, run: Run) -> None
     tab.answers(1)
     tab.one(".evidence summary").click()
     assert tab.until(lambda: "its members have other weights" in tab.text(".maps"))
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_shows_all_without_scrolling_sideways(desk: Desk, run: Run, dark: bool) -> None:
-    name = desk.folder / f"{'a-name-without-a-place-to-break-it' * 4}.png"
-    shutil.copy(desk.images[0], name)
-    tab = desk.start("--run", run.path)
-    tab.size(*PHONE, dark=dark)
-    tab.upload(*desk.images[1:], name)
-    tab.answers(8)
-    for details in tab.all("details")[:3]:
-        tab.chrome.execute_script("arguments[0].open = true", details)
-    tab.until(lambda: tab.all(".maps img"))
-    assert tab.overflow() == 0
-    if not dark:
-        desk.picture(tab, "phone")
-    for path in [f"/review/{item.sha256}" for item in desk.store.items()]:
-        tab.open(path)
-        assert tab.overflow() == 0, path
-    if dark:
-        tab.open(f"/review/{desk.store.items()[1].sha256}")
-        desk.picture(tab, "phone-dark")
-    # A thumb needs room: 24 pixels at the least (WCAG 2.2, 2.5.8).
-    for one in tab.all(".choice, button, .button"):
-        assert not one.is_displayed() or one.rect["height"] >= 24
-    while tab.all("#decision"):
-        tab.press_and_leave(Keys.ENTER)
-        assert tab.overflow() == 0
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_every_text_stands_out_and_every_control_has_a_name(desk: Desk, dark: bool) -> None:
-    tab = asked(desk)
-    tab.size(1120, 900, dark=dark)
-    for path in ("", "/review", f"/review/{desk.store.items()[-1].sha256}", "/absent"):
-        if path:
-            tab.open(path)
-        least, text = tab.chrome.execute_script(CONTRAST)[0]
-        assert least >= 4.5, f"{text!r} on {path} has a contrast of {least:.2f}"
-        for control in tab.all("a, button, input:not([type=hidden]), summary, img[alt]:not([alt='']), progress"):
-            if control.is_displayed():
-                assert control.accessible_name, control.get_attribute("outerHTML")
-
-
-def test_the_focus_is_seen(desk: Desk) -> None:
-    tab = reviewing(desk)
-    seen = []
-    for _ in range(12):
-        tab.press(Keys.TAB)
-        focused = tab.chrome.switch_to.active_element
-        ring = focused if focused.tag_name != "input" else focused.find_element("xpath", "following-sibling::span")
-        seen.append(float(ring.value_of_css_property("outline-width").removesuffix("px")))
-        time.sleep(0.02)
-    assert min(seen) >= 2

@@ -23,7 +23,8 @@ COMMANDS = re.findall(r"^plurum .*$", "\n".join(re.findall(r"```sh\n(.*?)```", P
 
 
 def test_every_picture_is_made_by_a_test_and_small() -> None:
-    tests = (ROOT / "tests" / "client" / "ui" / "test_browser.py").read_text(encoding="utf-8")
+    files = (ROOT / "tests" / "client" / "ui" / name for name in ("test_browser.py", "test_reach.py"))
+    tests = "".join(file.read_text(encoding="utf-8") for file in files)
     names = re.findall(r"\(images/ui/(.*?)\.png\)", PAGE)
     assert len(names) == 5
     for name in names:
