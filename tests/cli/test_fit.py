@@ -78,20 +78,6 @@ def test_json_is_the_whole_report(
     assert (ensemble.conformal.alpha, ensemble.review.risk) == (0.3, 0.2)
 
 
-def test_a_member_that_was_not_finished_is_named(
-    copy: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    gone = copy.members()[1].name
-    shutil.rmtree(copy.member_folder(gone))
-    assert plurum(monkeypatch, "fit", copy.path, "--draws", 100) == 0
-    printed = capsys.readouterr().out
-    assert (
-        f"not finished, and so not asked: {gone}; the plurum train command that the run was begun with finishes it; "
-        f"then fit again"
-    ) in printed
-    assert ("the run has a single finished member" in printed) == (len(copy.members()) == 1)
-
-
 @pytest.mark.parametrize(
     ("options", "line"),
     [

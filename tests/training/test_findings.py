@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from plurum.cli.main import run as command_line
 from plurum.files import sha256_of
 from plurum.run import Run
+from plurum.spec import write_contract
 from plurum.training import FitReport, FitSettings, fit_report, write_fit
 from plurum.training.judgement import Figure
+from plurum.training.settings import Begun
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,9 @@ def test_the_command_takes_a_single_member_too(
 ) -> None:
     run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
     shutil.rmtree(run.member_folder("test_resnet"))
+    begun = Begun.model_validate_json(run.settings_file.read_bytes())
+    alone = begun.settings.model_copy(update={"archs": ("test_byobnet",)})
+    write_contract(run.settings_file, begun.model_copy(update={"settings": alone}))
     monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), *options])
     with pytest.raises(SystemExit) as caught:
         command_line()
@@ -104,6 +109,22 @@ def test_the_command_takes_a_single_member_too(
     assert "the run has a single member, so that there is no vote to be judged" in printed
     assert "patients, by mean: " in printed
     assert " of 8 test patients right (max: " in printed
+
+
+def test_the_command_names_a_member_that_is_not_finished(
+    copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
+    shutil.rmtree(run.member_folder("test_resnet"))
+    monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), "--draws", "100"])
+    with pytest.raises(SystemExit):
+        command_line()
+    printed = capsys.readouterr().out
+    assert "the run has a single finished member, so that there is no vote to be judged" in printed
+    assert (
+        "not finished, and so not asked: test_resnet; the plurum train command that the run was begun with finishes "
+        "it; then fit again\n"
+    ) in printed
 
 
 def test_who_is_kept_without_a_say_is_not_left_out(
