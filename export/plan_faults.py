@@ -21,7 +21,7 @@ __all__ = ["build_faults", "machine_faults", "size_faults"]
 
 # What a weight takes in a graph, in bytes.
 _BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.INT8: 1, TensorProto.UINT8: 1}
-# Beside its weights a plan holds kernels, 1 to 11 MB of them in engines of five architectures, whatever the precision:
+# Beside its weights a plan holds other things, up to 11 MB in engines of five architectures, whatever the precision:
 # with fewer bytes of weights than this it could be as large as in FP32 and still compute in its graph's precision.
 _JUDGED_BYTES = 12_000_000
 # A plan holds all weights of its graph; less of them, and a member was lost on the way.
