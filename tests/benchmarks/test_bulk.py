@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from plurum.benchmarks import bulk
-from plurum.benchmarks.perf_analyzer import find_perf_analyzer
+from plurum.benchmarks.perf_analyzer import find_perf_analyzer, set_up_perf_analyzer
+from plurum.errors import ServerError
 
 
 def test_images_are_all_different(tmp_path: Path) -> None:
@@ -32,8 +33,10 @@ def test_lost_and_repeated_images_are_counted(tmp_path: Path) -> None:
 @pytest.mark.triton
 @pytest.mark.timeout(600)
 def test_it_runs(repository: Path) -> None:
-    if find_perf_analyzer() is None:
-        pytest.skip("perf_analyzer is not set up: plurum bench --setup")
+    try:
+        _ = find_perf_analyzer() or set_up_perf_analyzer()
+    except ServerError as error:
+        pytest.skip(str(error))
     options = ["--images", "400", "--rounds", "1", "--seconds", "1", "--batch-size", "8", "--in-flight", "4"]
     command = [sys.executable, "-m", "plurum.benchmarks.bulk", str(repository), *options]
     report = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
