@@ -28,6 +28,14 @@ def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=120)
 
 
+def command_line(process: int) -> str:
+    # It may have ended since it was listed.
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 @pytest.fixture(scope="module")
 def _perf_analyzer() -> None:
     try:
@@ -88,7 +96,7 @@ def test_ctrl_c_leaves_no_result_and_no_process(served: Server, tmp_path: Path) 
         # Asks for its version first, then measures.
         while time.monotonic() < deadline:
             running = [int(child) for child in children.read_text().split()]
-            if any("--input-data" in Path(f"/proc/{child}/cmdline").read_text() for child in running):
+            if any("--input-data" in command_line(child) for child in running):
                 break
             time.sleep(0.05)
         else:
