@@ -5,7 +5,7 @@
 Trains members on scikit-learn's digits, enlarged (once; the run is kept), exports them in FP32 and with
 `--precision auto`, and serves both. Measured, in one run: images per second through `ensemble_pixels` of each over
 gRPC by 8 clients, one image a request, in turns whose order changes, medians over rounds; and the accuracy of the
-served answers on the 1,047 test images, which neither training, fit, calibration nor the gate has seen. Not measured:
+served answers on the 1,000 test images, which neither training, fit, calibration nor the gate has seen. Not measured:
 decoding of images, a network, first requests, a busy machine (the load average is printed).
 """
 

@@ -13,8 +13,9 @@ from plurum.run import Run
 
 __all__ = ["trained_run"]
 
-# Of scikit-learn's 1,797 digits; each class is in each part by its share, as their order is mixed.
-_PARTS = {"train": slice(0, 450), "val": slice(450, 750), "test": slice(750, 1797)}
+# Of scikit-learn's 1,797 digits; each class is in each part by its share, as their order is mixed. Of 500 validation
+# images one other label is within the vote's budget of 0.2 %, of fewer it would not be.
+_PARTS = {"train": slice(0, 297), "val": slice(297, 797), "test": slice(797, 1797)}
 
 
 def trained_run(work: Path, archs: Sequence[str], size: int, epochs: int) -> Run:

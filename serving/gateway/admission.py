@@ -59,12 +59,10 @@ class Admission:
             self._pace.took(self.taken)
             return False
         if not accepted:
-            self._check_time(deadline)
-        if self.waiting >= self._waiting and not accepted:
-            busy = f"{self.taken} requests are being answered and {self.waiting} wait already"
-            if deadline.bulk or not self._queues[True]:
-                raise RefusalError(503, "busy", busy)
-            self._queues[True].pop().set_exception(RefusalError(503, "busy", busy))
+            self.check(deadline)
+            if self.waiting >= self._waiting:
+                busy = self._busy()
+                self._queues[True].pop().set_exception(busy)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue = self._queues[deadline.bulk and not accepted]
         queue.append(turn)
@@ -79,6 +77,18 @@ class Admission:
         turn.result()
         return True
 
+    def check(self, deadline: Deadline) -> None:
+        """Refuse what `enter` would refuse now: at once, while most of what is to be done for it is still to come.
+
+        Raises:
+            RefusalError: there is no place, nor one to wait for.
+        """
+        if self.taken < self._places:
+            return
+        self._check_time(deadline)
+        if self.waiting >= self._waiting and (deadline.bulk or not self._queues[True]):
+            raise self._busy()
+
     def leave(self) -> None:
         """Give a place to who has waited longest, bulk requests last, or back."""
         for queue in self._queues.values():
@@ -88,6 +98,9 @@ class Admission:
                 return
         self.taken -= 1
         self._pace.left(self.taken)
+
+    def _busy(self) -> RefusalError:
+        return RefusalError(503, "busy", f"{self.taken} requests are being answered and {self.waiting} wait already")
 
     def _check_time(self, deadline: Deadline) -> None:
         ahead = self.taken + (self.waiting if deadline.bulk else len(self._queues[False]))

@@ -57,6 +57,7 @@ def gateway_app(settings: GatewaySettings, keys: Keys | None, metrics: GatewayMe
 class _Gateway:
     """The endpoints; their names are the routes of metrics."""
 
+    _admission: Admission
     _health: Health
     _asking: Asking
 
@@ -70,10 +71,10 @@ class _Gateway:
         """Hold the connection to Triton, and watch it."""
         settings = self._settings
         triton = Triton(settings.triton)
-        admission = Admission(settings.max_in_flight, settings.max_waiting, settings.longest_wait_s)
-        self._metrics.watch(admission, lambda: self._bodies.held_bytes)
+        self._admission = Admission(settings.max_in_flight, settings.max_waiting, settings.longest_wait_s)
+        self._metrics.watch(self._admission, lambda: self._bodies.held_bytes)
         self._health = Health(triton, settings, self._metrics)
-        self._asking = Asking(triton, self._health, admission, self._metrics)
+        self._asking = Asking(triton, self._health, self._admission, self._metrics)
         watch = asyncio.create_task(self._health.watch())
         try:
             yield
@@ -88,6 +89,8 @@ class _Gateway:
     async def predict(self, request: Request) -> Response:
         """Answer one image with an object, several with a list in which each has an answer or an error of its own."""
         deadline = self._deadline(request)
+        # Before its body is read and taken apart: refusals are most of what an overloaded gateway does.
+        self._admission.check(deadline)
         async with self._bodies.read(request) as body:
             uploads = await uploads_from_body(request, body, self._settings.max_files)
             if len(uploads) == 1 and uploads[0].field != _LISTED:
@@ -103,6 +106,7 @@ class _Gateway:
         """Answer a KServe v2 request."""
         model = _public(request)
         deadline = self._deadline(request)
+        self._admission.check(deadline)
         async with self._bodies.read(request) as body:
             question = question_from_body(model, body, request.headers.get(_JSON_SIZE), request.scope["visit"].id)
             deadline = deadline.sooner(question.timeout_s)

@@ -94,12 +94,16 @@ def test_bulk_requests_let_others_go_first_and_make_room() -> None:
         # Neither a bulk request nor, where none waits, another one makes room.
         with pytest.raises(RefusalError, match="2 wait already"):
             await visit("bulk", bulk=True)
+        # Told before anything is done for it, too.
+        with pytest.raises(RefusalError, match="2 wait already"):
+            admission.check(Deadline.after(LONG))
         for _ in range(2):
             admission.leave()
             await asyncio.sleep(0.01)
         await asyncio.gather(urgent, visits[0])
         assert order == ["first", "urgent", "early"]
         admission.leave()
+        admission.check(Deadline.after(LONG))
         assert (admission.taken, admission.waiting) == (0, 0)
 
     run(scene)
