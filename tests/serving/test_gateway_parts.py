@@ -96,7 +96,7 @@ def test_bulk_requests_let_others_go_first_and_make_room() -> None:
             await visit("bulk", bulk=True)
         # Told before anything is done for it, too.
         with pytest.raises(RefusalError, match="2 wait already"):
-            admission.check(Deadline.after(LONG))
+            admission.check(Deadline.after(LONG, bulk=True))
         for _ in range(2):
             admission.leave()
             await asyncio.sleep(0.01)
