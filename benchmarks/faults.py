@@ -158,12 +158,12 @@ class Watched:
         return int(child), match[1]
 
     def stub(self, model: str) -> int:
-        """Return the process id of one of a model's instances."""
-        return next(process for process, of in stubs_of(self.triton()[1]).items() if of == model)
+        """Return the process id of a model's youngest instance: those of versions before may be about to end."""
+        return max(process for process, of in stubs_of(self.triton()[1]).items() if of == model)
 
     def member(self) -> int:
-        """Return the process id of one of the first member's instances."""
-        return next(p for p, of in stubs_of(self.triton()[1]).items() if of not in {"voter", "preprocess", "labels"})
+        """Return the process id of the youngest instance of a member."""
+        return max(p for p, of in stubs_of(self.triton()[1]).items() if of not in {"voter", "preprocess", "labels"})
 
     def tell(self, request_id: str) -> None:
         """Send a question with this id, and don't wait for its answer."""

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -78,7 +77,6 @@ class Server:
     Attributes:
         name: Begins the names of the server's shared memory, and tells its processes from others'.
         log: Triton's; its file is removed at the end unless the server failed.
-        loads: How often models were loaded: whenever it grows, there are other processes.
     """
 
     def __init__(self, repository: Path, settings: ServerSettings | None = None, release: str = "") -> None:
@@ -93,8 +91,9 @@ class Server:
         self._folder: Path | None = None
         self._lock: int | None = None
         self._ensemble: Ensemble | None = None
-        self._watched: dict[str, int] = {}
-        self.loads = 0
+        # Of each model's present version, and of versions before.
+        self._processes: dict[str, frozenset[int]] = {}
+        self._former: set[int] = set()
         self._ready = False
         self._failed = False
 
@@ -197,14 +196,25 @@ class Server:
         """Return the processes of its Python models and backends: the model of each, by process id."""
         return stubs_of(self.name)
 
-    def short_of(self, stubs: dict[int, str]) -> tuple[str, ...]:
-        """Return the models, sorted, that have fewer processes among `stubs` than instances, though Triton serves them.
+    def died(self) -> tuple[str, ...]:
+        """Return the models, sorted, of which a process has died or was stopped, though Triton serves them.
 
-        A model that is being loaded or unloaded is none of them: its processes come and go.
+        A model that is being loaded or unloaded is none of them: its processes come and go. Nor do those of former
+        versions count, which live on for as long as somebody waits for them.
         """
-        running = Counter(stubs.values())
-        short = [model for model, instances in sorted(self._watched.items()) if running[model] < instances]
-        return tuple(model for model in short if self._admin.is_loaded(model) and model in self._watched)
+        lost = [model for model, processes in list(self._processes.items()) if not self._run(processes)]
+        if not lost:
+            return ()
+        stubs, dead = self.stubs(), []
+        for model in sorted(lost):
+            known = self._processes.get(model, frozenset())
+            others = {process for process, of in stubs.items() if of == model} - known - self._former
+            if len(others) >= self._staged.instances(model) and self._run(frozenset(others)):
+                # Somebody else has loaded it anew.
+                self._processes[model] = frozenset(others)
+            elif self._admin.is_loaded(model) and model in self._processes:
+                dead.append(model)
+        return tuple(dead)
 
     def reload(self, model: str, timeout_s: float) -> None:
         """Have Triton load a model anew, in new processes, unless that is under way or it is no longer served.
@@ -212,7 +222,7 @@ class Server:
         Raises:
             ServerError: it could not, or not in time.
         """
-        if model not in self._watched:
+        if model not in self._processes:
             return
         try:
             self._staged.touch(model)
@@ -266,7 +276,7 @@ class Server:
         models = self._staged.of(tag)
         # Forgotten first, so that nobody misses their processes.
         for model in models:
-            self._watched.pop(model, None)
+            self._processes.pop(model, None)
         self._staged.remove(tag)
         for model in reversed(models):
             try:
@@ -276,17 +286,25 @@ class Server:
                 _log.debug("%s", error)
 
     def _load(self, model: str, timeout_s: float) -> None:
-        self._watched.pop(model, None)
+        self._processes.pop(model, None)
+        self._former |= {process for process, of in self.stubs().items() if of == model}
         self._admin.load(model, timeout_s)
         self._watch([model])
 
     def _watch(self, models: list[str]) -> None:
-        """Miss processes of these models from now on; those of their former versions may still be about to end."""
-        running = Counter(self.stubs().values())
+        """Miss the processes of these models' present versions from now on."""
+        stubs = self.stubs()
         for model in models:
-            # Only Python models and Python-based backends have processes.
-            self._watched[model] = min(running[model], self._staged.instances(model))
-        self.loads += 1
+            # An ensemble has none, whatever had its name before.
+            found = {process for process, of in stubs.items() if of == model and self._staged.instances(model)}
+            # Where Triton found nothing new to load they are still the same.
+            present = found - self._former or found
+            self._former -= present
+            self._processes[model] = frozenset(present)
+        self._former &= stubs.keys()
+
+    def _run(self, processes: frozenset[int]) -> bool:
+        return all(is_running(process, self.name) for process in processes)
 
     def stop(self, *, answer: bool = True) -> None:
         """End the server: every process and file of it goes.

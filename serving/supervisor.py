@@ -32,7 +32,6 @@ from plurum.serving.rollout import Rollout
 from plurum.serving.server import Server, Urls
 from plurum.serving.settings import ServerSettings
 from plurum.serving.status import Status
-from plurum.serving.stubs import is_running
 
 __all__ = ["SupervisionSettings", "Supervisor"]
 
@@ -190,7 +189,7 @@ class Supervisor:
             self._server.check()
         except ServerError as error:
             return _Fault("died", str(error))
-        models = self._view.died()
+        models = self._server.died()
         return _Fault("model_died", f"the process of {', '.join(models)} has died", models) if models else None
 
     def _silent(self) -> _Fault | None:
@@ -263,7 +262,7 @@ class Supervisor:
 
 
 class _View:
-    """What is watched of one server: its stubs, and how many questions its ensembles have answered.
+    """What is watched of one server: whether its ensembles answer, and how many questions they have answered.
 
     Args:
         server: Ready.
@@ -274,30 +273,11 @@ class _View:
         self._server = server
         self._probe = server.probe()
         self._patience_s = _RELOAD_S
-        self._stubs: dict[int, str] = {}
-        self._loads = 0
         self._answered = 0.0
         # Questions before have warmed the models up; what else runs on the machine now should not count for ever.
         took = min(self.ask() for _ in range(_TRIES))
         self._patience_s = max(patience_s, _BATCH_MARGIN * took * server.max_batch_size)
-        self.renew()
         self.has_answered()
-
-    def renew(self) -> None:
-        """Take note of the processes that there are now."""
-        self._loads = self._server.loads
-        self._stubs = self._server.stubs()
-
-    def died(self) -> tuple[str, ...]:
-        """Return the models that miss a process, because it has died or was stopped."""
-        if self._loads == self._server.loads and all(self._runs(process) for process in self._stubs):
-            return ()
-        # One that has died may have been replaced, or be of a version that was unloaded.
-        self.renew()
-        return self._server.short_of({process: model for process, model in self._stubs.items() if self._runs(process)})
-
-    def _runs(self, process: int) -> bool:
-        return is_running(process, self._server.name)
 
     def has_answered(self) -> bool:
         """Whether questions have been answered since this was last asked."""

@@ -13,7 +13,8 @@ from tritonclient.utils import InferenceServerException
 from plurum.benchmarks.faults import FAULTS, Watched
 from plurum.client import EnsembleClient
 
-_CHOSEN = ("voter killed", "member stopped", "voter hangs", "Triton killed")
+# The second of a member meets processes of the version before, which live on for a while.
+_CHOSEN = ("voter killed", "member killed", "member stopped", "voter hangs", "Triton killed")
 
 
 def faults(*arguments: object) -> subprocess.CompletedProcess[str]:
