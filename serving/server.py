@@ -209,7 +209,7 @@ class Server:
         for model in sorted(lost):
             known = self._processes.get(model, frozenset())
             others = {process for process, of in stubs.items() if of == model} - known - self._former
-            if len(others) >= self._staged.instances(model) and self._run(frozenset(others)):
+            if others and len(others) >= self._staged.instances(model) and self._run(frozenset(others)):
                 # Somebody else has loaded it anew.
                 self._processes[model] = frozenset(others)
             elif self._admin.is_loaded(model) and model in self._processes:

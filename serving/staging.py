@@ -151,9 +151,9 @@ class Staged:
         return [name for name, config in self.configs.items() if config.ensemble_scheduling.step]
 
     def instances(self, model: str) -> int:
-        """Return how many instances a model has, on GPUs each of them; an ensemble has none."""
-        config = self.configs[model]
-        return 0 if config.ensemble_scheduling.step else _stated_instances(config) or 1
+        """Return how many instances a model has, on GPUs each of them; an ensemble, or what was removed, has none."""
+        config = self.configs.get(model)
+        return 0 if config is None or config.ensemble_scheduling.step else _stated_instances(config) or 1
 
     def add(self, repository: Path, tag: str = "") -> None:
         """Stage a repository, its models' names with `tag` behind them where there is one.

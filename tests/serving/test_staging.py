@@ -132,3 +132,5 @@ def test_an_ensemble_has_no_instances_and_what_states_none_has_one(tmp_path: Pat
     staged = Staged(tmp_path / "staged", 2, cpu_only=True)
     staged.add(tmp_path / "repository")
     assert {name: staged.instances(name) for name in staged.configs} == {"chain": 0, "member": 2, "voter": 1}
+    # A rollout may remove what the supervisor is just looking at.
+    assert staged.instances("gone") == 0
