@@ -43,6 +43,11 @@ class Admission:
         """How many wait."""
         return sum(map(len, self._queues.values()))
 
+    @property
+    def full(self) -> bool:
+        """Whether no place is free."""
+        return self.taken >= self._places
+
     async def enter(self, deadline: Deadline, *, accepted: bool = False) -> bool:
         """Take a place, and return whether it had to be waited for; `leave` gives it back.
 
@@ -54,7 +59,7 @@ class Admission:
             RefusalError: there is no place, nor one to wait for; none came free in time; or, of a bulk request, it
                 had to make room.
         """
-        if self.taken < self._places:
+        if not self.full:
             self.taken += 1
             self._pace.took(self.taken)
             return False
@@ -83,7 +88,7 @@ class Admission:
         Raises:
             RefusalError: there is no place, nor one to wait for.
         """
-        if self.taken < self._places:
+        if not self.full:
             return
         self._check_time(deadline)
         if self.waiting >= self._waiting and (deadline.bulk or not self._queues[True]):

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp
+from starlette.types import Scope
 
 from plurum import __version__
 from plurum.serving.gateway.admission import Admission
@@ -37,7 +38,7 @@ _LISTED = "files"
 Answer = dict[str, Any]
 
 
-def gateway_app(settings: GatewaySettings, keys: Keys | None, metrics: GatewayMetrics) -> ASGIApp:
+def gateway_app(settings: GatewaySettings, keys: Keys | None, metrics: GatewayMetrics) -> Door:
     """Return the whole application, for an ASGI server with lifespan."""
     gateway = _Gateway(settings, metrics)
     routes = [
@@ -51,7 +52,7 @@ def gateway_app(settings: GatewaySettings, keys: Keys | None, metrics: GatewayMe
         Route("/v2/models/{model}/ready", gateway.model_ready),
     ]
     router = Router(routes, redirect_slashes=False, lifespan=gateway.lifespan)
-    return Door(router, keys, metrics, access_log=settings.access_log)
+    return Door(router, keys, metrics, gateway, access_log=settings.access_log)
 
 
 class _Gateway:
@@ -65,6 +66,7 @@ class _Gateway:
         self._settings = settings
         self._metrics = metrics
         self._bodies = Bodies(settings.max_body_bytes, settings.max_buffered_mib << 20)
+        self._asks = {"/predict": self.predict, **{f"/v2/models/{model}/infer": self.infer for model in PUBLIC}}
 
     @asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
@@ -86,10 +88,26 @@ class _Gateway:
             await self._health.finish()
             await triton.close()
 
+    @property
+    def full(self) -> bool:
+        """Whether no request can be answered without waiting."""
+        return self._admission.full
+
+    def look(self, scope: Scope, headers: Headers) -> None:
+        """Refuse a POST request by its head, if what there is to be done for it would end with that.
+
+        Raises:
+            RefusalError: there is no place for it, nor one to wait for; or its deadline is none.
+        """
+        endpoint = self._asks.get(scope["path"])
+        if endpoint is not None:
+            scope["endpoint"] = endpoint
+            self._admission.check(self._deadline(headers))
+
     async def predict(self, request: Request) -> Response:
         """Answer one image with an object, several with a list in which each has an answer or an error of its own."""
-        deadline = self._deadline(request)
-        # Before its body is read and taken apart: refusals are most of what an overloaded gateway does.
+        deadline = self._deadline(request.headers)
+        # Before its body is read and taken apart.
         self._admission.check(deadline)
         async with self._bodies.read(request) as body:
             uploads = await uploads_from_body(request, body, self._settings.max_files)
@@ -105,7 +123,7 @@ class _Gateway:
     async def infer(self, request: Request) -> Response:
         """Answer a KServe v2 request."""
         model = _public(request)
-        deadline = self._deadline(request)
+        deadline = self._deadline(request.headers)
         self._admission.check(deadline)
         async with self._bodies.read(request) as body:
             question = question_from_body(model, body, request.headers.get(_JSON_SIZE), request.scope["visit"].id)
@@ -133,7 +151,7 @@ class _Gateway:
     async def model(self, request: Request) -> Response:
         """Describe a public model."""
         name = _public(request)
-        metadata = (await self._served(self._deadline(request), name)).models[name]
+        metadata = (await self._served(self._deadline(request.headers), name)).models[name]
         described: Answer = {"name": name, "versions": list(metadata.versions), "platform": "ensemble"}
         for kind in ("inputs", "outputs"):
             described[kind] = [
@@ -145,7 +163,7 @@ class _Gateway:
     async def config(self, request: Request) -> Response:
         """Say what a client needs of a model's config: names of classes and members, and how many images at once."""
         name = _public(request)
-        served = await self._served(self._deadline(request), name)
+        served = await self._served(self._deadline(request.headers), name)
         contract = {"classes": served.classes, "members": [{"name": member} for member in served.members]}
         parameters = {"contract": {"string_value": json.dumps(contract)}}
         return JSONResponse({"name": name, "max_batch_size": served.max_batch_size, "parameters": parameters})
@@ -153,14 +171,13 @@ class _Gateway:
     async def model_ready(self, request: Request) -> Response:
         """Say the same as `ready`, of a model that is served."""
         name = _public(request)
-        await self._served(self._deadline(request), name)
+        await self._served(self._deadline(request.headers), name)
         return await self.ready(request)
 
-    def _deadline(self, request: Request) -> Deadline:
+    def _deadline(self, headers: Headers) -> Deadline:
         settings = self._settings
-        stated = request.headers.get("x-deadline-ms")
-        seconds = stated_s(stated, settings.deadline_s, settings.max_deadline_s)
-        return Deadline.after(seconds, bulk=is_bulk(request.headers.get("x-priority")))
+        seconds = stated_s(headers.get("x-deadline-ms"), settings.deadline_s, settings.max_deadline_s)
+        return Deadline.after(seconds, bulk=is_bulk(headers.get("x-priority")))
 
     async def _served(self, deadline: Deadline, model: str = ENSEMBLE) -> Served:
         """Return what is served, once that is known.

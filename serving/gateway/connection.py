@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from plurum.serving.gateway.door import Door
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.settings import GatewaySettings
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
 
 __all__ = ["Connection", "connection_class"]
 
@@ -35,6 +40,7 @@ class Connection(HttpToolsProtocol):
 
     settings: ClassVar[GatewaySettings]
     metrics: ClassVar[GatewayMetrics]
+    door: ClassVar[Door]
 
     _clock: asyncio.TimerHandle | None = None
     _in_head = True
@@ -126,16 +132,34 @@ class Connection(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._refuse(400, "malformed", msg)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Begin with a request; what is refused by its head is answered here, without a task and what comes with it."""
+        shut = None if self.flow.write_paused else self.door.shut(cast("Scope", cycle.scope))
+        if shut is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        refusal, headers = shut
+        cycle.response_started = cycle.response_complete = True
+        self._write(refusal.status, refusal.text, headers, close=not cycle.keep_alive)
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
     def _refuse(self, status: int, reason: str, text: str) -> None:
         """Close the connection with an answer, unless one has begun."""
         self.metrics.connections_refused.labels(reason).inc()
         if not self._may_answer():
             self.transport.abort()
             return
-        body = json.dumps({"error": text}).encode()
-        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        self._write(status, text, {}, close=True)
         self._close()
+
+    def _write(self, status: int, text: str, headers: dict[str, str], *, close: bool) -> None:
+        body = json.dumps({"error": text})
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+        lines += [f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"]
+        lines += ["connection: close\r\n\r\n" if close else "\r\n", body]
+        self.transport.write(STATUS_LINE[status] + "".join(lines).encode())
 
     def _may_answer(self) -> bool:
         """Whether no answer has begun, to this request or, while its head comes, to the one before."""
@@ -164,6 +188,6 @@ class Connection(HttpToolsProtocol):
             self._refuse(408, "slow", "the request did not arrive in time")
 
 
-def connection_class(settings: GatewaySettings, metrics: GatewayMetrics) -> type[Connection]:
+def connection_class(settings: GatewaySettings, metrics: GatewayMetrics, door: Door) -> type[Connection]:
     """Return the class of one gateway's connections: uvicorn makes them, and tells them nothing of ours."""
-    return type("GatewayConnection", (Connection,), {"settings": settings, "metrics": metrics})
+    return type("GatewayConnection", (Connection,), {"settings": settings, "metrics": metrics, "door": door})

@@ -60,10 +60,11 @@ def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], Non
     try:
         if not is_loopback(sock):
             _warn(settings, keys)
+        app = gateway_app(settings, keys, metrics)
         config = uvicorn.Config(
-            gateway_app(settings, keys, metrics),
+            app,
             loop="uvloop",
-            http=connection_class(settings, metrics),
+            http=connection_class(settings, metrics, app),
             ws="none",
             lifespan="on",
             # Of uvicorn's own only defects: a line for each piece of garbage would fill disks.

@@ -356,7 +356,7 @@ def test_a_defect_is_an_answer_and_a_line_in_the_log(caplog: pytest.LogCaptureFi
     async def scene() -> None:
         metrics = GatewayMetrics()
         scope = {"type": "http", "method": "GET", "path": "/v2", "headers": [], "client": ("127.0.0.1", 1)}
-        await Door(broken, None, metrics, access_log=False)(scope, receive, send)
+        await Door(broken, None, metrics, None, access_log=False)(scope, receive, send)
         assert b'plurum_gateway_refused_total{reason="failed"} 1.0' in generate_latest(metrics.registry)
 
     run(scene)
@@ -438,8 +438,10 @@ def test_requests_that_do_not_wait_for_answers_are_not_queued_without_end() -> N
 
 class FakeTransport(asyncio.Transport):
     ends = 0
+    written = b""
 
-    def write(self, data: Any) -> None: ...
+    def write(self, data: Any) -> None:
+        self.written += data
 
     def pause_reading(self) -> None: ...
 
@@ -460,8 +462,9 @@ def test_who_does_not_read_what_is_sent_is_cut_off() -> None:
 
     async def scene() -> None:
         metrics = GatewayMetrics()
-        config = uvicorn.Config(app, log_config=None, lifespan="off")
-        made = connection_class(GatewaySettings(receive_s=0.05), metrics)
+        door = Door(app, None, metrics, None, access_log=False)
+        config = uvicorn.Config(door, log_config=None, lifespan="off")
+        made = connection_class(GatewaySettings(receive_s=0.05), metrics, door)
         connection, transport = made(config, ServerState(), {}), FakeTransport()
         connection.connection_made(transport)
         connection.data_received(LIVE)
@@ -476,6 +479,66 @@ def test_who_does_not_read_what_is_sent_is_cut_off() -> None:
         assert transport.ends == 1
         assert b'connections_refused_total{reason="slow"} 1.0' in generate_latest(metrics.registry)
         # As a transport does; what waits to write goes on.
+        connection.connection_lost(None)
+
+    run(scene)
+
+
+class Full:
+    """What stands behind a door and has no place."""
+
+    full = True
+
+    def look(self, scope: Any, headers: Any) -> None:  # noqa: ARG002 (a protocol's names)
+        if scope["path"] == "/predict":
+            raise RefusalError(503, "busy", "no place is free")
+
+
+def test_who_is_refused_by_the_head_is_answered_before_the_body_has_come() -> None:
+    called: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001 (uvicorn counts them)
+        called.append(scope["path"])
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def scene() -> None:
+        metrics, behind = GatewayMetrics(), Full()
+        door = Door(app, None, metrics, behind, access_log=False)
+        made = connection_class(GatewaySettings(), metrics, door)
+        connection, transport = made(uvicorn.Config(door, log_config=None), ServerState(), {}), FakeTransport()
+        connection.connection_made(transport)
+        head = b"POST /predict HTTP/1.1\r\nhost: x\r\nx-request-id: mine\r\ncontent-length: 6\r\n"
+        connection.data_received(head + b"\r\nabc")
+        answer = (
+            b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nx-request-id: mine\r\n"
+            b"content-type: application/json\r\ncontent-length: 29\r\n"
+        )
+        text = b'{"error": "no place is free"}'
+        assert transport.written == answer + b"\r\n" + text
+        # The rest of the body, and two more requests that did not wait.
+        connection.data_received(b"def" + 2 * (head + b"\r\nabcdef"))
+        assert transport.written == 3 * (answer + b"\r\n" + text)
+        await asyncio.sleep(0)
+        assert not called
+        assert b'requests_total{key="",route="other",status="503"} 3.0' in generate_latest(metrics.registry)
+        assert b'refused_total{reason="busy"} 3.0' in generate_latest(metrics.registry)
+        # What need not wait for a place goes through, and what comes behind it is refused after its answer.
+        transport.written = b""
+        connection.data_received(b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n" + head + b"\r\nabcdef")
+        assert not transport.written
+        await asyncio.sleep(0.01)
+        assert called == ["/v2"]
+        assert transport.written.startswith(b"HTTP/1.1 200 OK")
+        assert transport.written.endswith(answer + b"\r\n" + text)
+        behind.full = False
+        connection.data_received(head + b"\r\nabcdef")
+        await asyncio.sleep(0.01)
+        assert called == ["/v2", "/predict"]
+        behind.full, transport.written = True, b""
+        connection.data_received(head + b"connection: close\r\n\r\nabcdef")
+        assert transport.written == answer + b"connection: close\r\n\r\n" + text
+        assert transport.ends == 1
         connection.connection_lost(None)
 
     run(scene)
