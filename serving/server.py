@@ -23,6 +23,7 @@ from plurum.serving.drain import drain
 from plurum.serving.installation import Triton, find_triton, lay_out
 from plurum.serving.leftovers import claim, end_processes, sweep_dead_servers, sweep_shared_memory
 from plurum.serving.log import TritonLog
+from plurum.serving.presence import Presence
 from plurum.serving.probe import NoAnswerError, Probe
 from plurum.serving.releases import Trial
 from plurum.serving.settings import Ports, ServerSettings, claimed_ports, faces_a_network, server_arguments
@@ -91,9 +92,6 @@ class Server:
         self._folder: Path | None = None
         self._lock: int | None = None
         self._ensemble: Ensemble | None = None
-        # Of each model's present version, and of versions before.
-        self._processes: dict[str, frozenset[int]] = {}
-        self._former: set[int] = set()
         self._ready = False
         self._failed = False
 
@@ -164,7 +162,7 @@ class Server:
                 raise self._failure(f"was not ready after {self._settings.start_timeout_s:g} s")
             time.sleep(_POLL_S)
         self._ask(max(1.0, deadline - time.monotonic()))
-        self._watch(list(self._staged.configs))
+        self._presence.watch(self._staged.configs)
         self._ready = True
 
     def check(self) -> None:
@@ -199,22 +197,9 @@ class Server:
     def died(self) -> tuple[str, ...]:
         """Return the models, sorted, of which a process has died or was stopped, though Triton serves them.
 
-        A model that is being loaded or unloaded is none of them: its processes come and go. Nor do those of former
-        versions count, which live on for as long as somebody waits for them.
+        A model that is being loaded or unloaded is none of them.
         """
-        lost = [model for model, processes in list(self._processes.items()) if not self._run(processes)]
-        if not lost:
-            return ()
-        stubs, dead = self.stubs(), []
-        for model in sorted(lost):
-            known = self._processes.get(model, frozenset())
-            others = {process for process, of in stubs.items() if of == model} - known - self._former
-            if others and len(others) >= self._staged.instances(model) and self._run(frozenset(others)):
-                # Somebody else has loaded it anew.
-                self._processes[model] = frozenset(others)
-            elif self._admin.is_loaded(model) and model in self._processes:
-                dead.append(model)
-        return tuple(dead)
+        return self._presence.missing()
 
     def reload(self, model: str, timeout_s: float) -> None:
         """Have Triton load a model anew, in new processes, unless that is under way or it is no longer served.
@@ -222,7 +207,7 @@ class Server:
         Raises:
             ServerError: it could not, or not in time.
         """
-        if model not in self._processes:
+        if model not in self._presence:
             return
         try:
             self._staged.touch(model)
@@ -276,7 +261,7 @@ class Server:
         models = self._staged.of(tag)
         # Forgotten first, so that nobody misses their processes.
         for model in models:
-            self._processes.pop(model, None)
+            self._presence.forget(model)
         self._staged.remove(tag)
         for model in reversed(models):
             try:
@@ -286,25 +271,9 @@ class Server:
                 _log.debug("%s", error)
 
     def _load(self, model: str, timeout_s: float) -> None:
-        self._processes.pop(model, None)
-        self._former |= {process for process, of in self.stubs().items() if of == model}
+        self._presence.loads_anew(model)
         self._admin.load(model, timeout_s)
-        self._watch([model])
-
-    def _watch(self, models: list[str]) -> None:
-        """Miss the processes of these models' present versions from now on."""
-        stubs = self.stubs()
-        for model in models:
-            # An ensemble has none, whatever had its name before.
-            found = {process for process, of in stubs.items() if of == model and self._staged.instances(model)}
-            # Where Triton found nothing new to load they are still the same.
-            present = found - self._former or found
-            self._former -= present
-            self._processes[model] = frozenset(present)
-        self._former &= stubs.keys()
-
-    def _run(self, processes: frozenset[int]) -> bool:
-        return all(is_running(process, self.name) for process in processes)
+        self._presence.watch([model])
 
     def stop(self, *, answer: bool = True) -> None:
         """End the server: every process and file of it goes.
@@ -373,6 +342,7 @@ class Server:
         self._staged.add(self._repository, self._release)
         if self._release:
             self._staged.publish(self._release)
+        self._presence = Presence(self.name, self._staged.instances, self._admin.is_loaded)
         layout = lay_out(triton, self._folder)
         arguments = server_arguments(self._settings, self._ports, str(self._staged.folder), self.name, self._key)
         if are_complete(list(self._staged.configs.values())):
