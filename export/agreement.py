@@ -22,8 +22,8 @@ from plurum.export.configs import (
     preprocess_config,
     voter_config,
 )
-from plurum.export.listing import Differences
 from plurum.export.manifest import Manifest
+from plurum.listing import Differences
 from plurum.spec import Ensemble
 
 __all__ = ["contract_faults", "copy_faults", "expected_configs", "file_faults", "stated_faults", "wiring_faults"]

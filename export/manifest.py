@@ -14,9 +14,10 @@ from pydantic import ValidationError
 
 from plurum import __version__
 from plurum.errors import RepositoryError
-from plurum.export.listing import differences_from, listing_of
 from plurum.export.runtimes import Backend
 from plurum.export.settings import ExportSettings, Precision, Target
+from plurum.listing import differences_from, listing_of
+from plurum.questions import QUESTIONS
 from plurum.spec import Contract, Ensemble, Sha256, write_contract
 
 __all__ = ["MANIFEST", "Manifest", "Published", "inputs_of", "is_current", "read_manifest", "write_manifest"]
@@ -132,6 +133,6 @@ def is_current(repository: Path, ensemble: Ensemble, settings: ExportSettings) -
         manifest = read_manifest(repository)
     except RepositoryError:
         return False
-    if manifest.inputs != inputs_of(ensemble, settings) or manifest.files is None:
+    if manifest.inputs != inputs_of(ensemble, settings) or QUESTIONS not in (manifest.files or ()):
         return False
-    return not differences_from(manifest.files, repository, manifest.plans)
+    return not differences_from(manifest.files or {}, repository, manifest.plans)

@@ -3,6 +3,7 @@
 REPO/ensemble.json                      the contract (marks the folder as ours)
 REPO/parity.json                        how each artefact, and the vote, compared with PyTorch
 REPO/export.json                        what each artefact is and was made of
+REPO/questions.json                     what the artefacts answer to made-up images
 REPO/{ensemble,ensemble_pixels}         chains
 REPO/{preprocess,voter}/1               Python models, each with what it needs beside it
 REPO/MEMBER/1/model.onnx
@@ -37,15 +38,17 @@ from plurum.export.fused import fused_from_onnx, verdict_from_fused
 from plurum.export.graphs import PixelModel
 from plurum.export.manifest import Published, is_current, read_manifest, write_manifest
 from plurum.export.parity import Parity, check_parity, verdict_of, vote_parity
-from plurum.export.runtimes import Artefact, Backend
+from plurum.export.runtimes import Artefact, Backend, logits_from_artefact
 from plurum.export.selection import Choice, Sample, choose, evenly
 from plurum.export.settings import ExportSettings, Precision
 from plurum.files import sha256_of, whole_folder
 from plurum.models import model_from_checkpoint
+from plurum.questions import QUESTIONS, Recorded, made_up_images
 from plurum.run import Run, Split
 from plurum.spec import Ensemble, write_contract
+from plurum.voting import softmax
 
-__all__ = ["Exported", "claim", "repository_from_onnx", "repository_from_run", "voted_choices"]
+__all__ = ["Exported", "claim", "recorded_answers", "repository_from_onnx", "repository_from_run", "voted_choices"]
 
 # Which files of ours each Python model finds beside it.
 _PREPROCESS = (("model_repository", "preprocess", "model.py"), ("images.py",))
@@ -53,6 +56,8 @@ _VOTER = (("model_repository", "voter", "model.py"), ("model_repository", "voter
 _LABELS = (("model_repository", "labels", "model.py"), ("model_repository", "voter", "metrics.py"), ("voting.py",))
 # From the finest to the coarsest; the vote is held to the budget of the coarsest among its members.
 _COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+# Between one processor and another, of a probability.
+_PROCESSORS_DIFFER = 1e-3
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ def repository_from_run(
             fused, parity = _fuse(ensemble, choices, sample, settings, hidden)
             published, parities = (*published, fused), (*parities, parity)
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
+        write_contract(hidden / QUESTIONS, recorded_answers(ensemble, list(artefacts.values()), settings))
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_manifest(hidden, ensemble, settings, published)
     return Exported(unchanged=False, parities=parities, artefacts=published)
@@ -201,6 +207,17 @@ def voted_choices(
         )
         reason = f"{worst.taken} passed alone, but with it the vote does not: {'; '.join(parity.faults)}"
         choices = [one.back_to_fp32(reason) if one is worst else one for one in choices]
+
+
+def recorded_answers(ensemble: Ensemble, artefacts: Sequence[Artefact], settings: ExportSettings) -> Recorded:
+    """Return what the members' artefacts, in the contract's order, and the vote over them answer to made-up images."""
+    pixels = made_up_images(ensemble.image.height, ensemble.image.width)
+    verdict = verdict_of((softmax(logits_from_artefact(one, pixels)) for one in artefacts), ensemble.rule)
+    coarsest = max((one.precision for one in artefacts), key=_COARSENESS.index)
+    return Recorded(
+        probabilities=tuple(map(tuple, verdict.probabilities.tolist())),
+        tolerance=max(_PROCESSORS_DIFFER, settings.budget(coarsest).max_difference),
+    )
 
 
 def _publish(choice: Choice, repository: Path) -> Published:

@@ -1,31 +1,24 @@
 """Whether a release that is loaded, and not yet public, may become so.
 
-Three things are asked: did its export's gate pass (PyTorch against every artefact and the vote, on labelled images),
-are its artefacts still the files that passed, and does the loaded release answer made-up images as those artefacts and
-the contract's rule do when they are computed here. The images are noise of several coarsenesses: no patient's.
+Three things are asked: did its export's gate pass (PyTorch against every artefact and the vote, on labelled images), is
+every file the one that passed, and does the loaded release answer made-up images as its artefacts did when it was
+exported.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from plurum.errors import RepositoryError
-from plurum.files import sha256_of
+from plurum.listing import differences_from
+from plurum.questions import made_up_images, read_recorded
 from plurum.serving.probe import NoAnswerError, Probe
-from plurum.spec import INPUT_PIXELS, LOGITS, Ensemble
-from plurum.voting import decide, rule_from_contract, softmax
+from plurum.spec import Ensemble
 
 __all__ = ["check_artefacts", "check_release", "rehearse"]
-
-# Rows and columns of the noise, stretched to the image's size.
-_GRAINS = (2, 5, 16, 64)
-# How far a served probability may be from the same graph's computed here; OpenVINO rounds to BF16 in its own way.
-_TOLERANCE, _ROUNDED_TOLERANCE = 1e-3, 0.1
 
 
 def check_release(repository: Path, public: Ensemble, ensemble: Ensemble) -> None:
@@ -49,24 +42,32 @@ def check_release(repository: Path, public: Ensemble, ensemble: Ensemble) -> Non
 
 
 def check_artefacts(repository: Path) -> None:
-    """Make sure that a repository's gate passed, and that its artefacts are the files that passed it.
+    """Make sure that a repository's gate passed, and that its files are those that it was exported with.
 
     Raises:
         RepositoryError: it did not, they aren't, or nothing is known of it.
     """
     try:
         parities = json.loads((repository / "parity.json").read_bytes())["artefacts"]
-        artefacts = json.loads((repository / "export.json").read_bytes())["artefacts"]
+        manifest = json.loads((repository / "export.json").read_bytes())
         faults = [f"{one['subject']}: {fault}" for one in parities for fault in one.get("faults", ())]
-        changed = [one["file"] for one in artefacts if sha256_of(repository / one["file"]) != one["sha256"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        graphs = [Path(one["file"]) for one in manifest["artefacts"] if one["backend"] == "tensorrt"]
+        # They are built from the graphs where they are served.
+        plans = [graph.with_name(name).as_posix() for graph in graphs for name in ("model.plan", "model.plan.json")]
+        differences = differences_from(manifest["files"], repository, plans)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RepositoryError(
             f"its parity.json and export.json can't vouch for it ({error!r}); export it again with plurum export"
         ) from error
     if faults:
         raise RepositoryError(f"its gate did not pass: {'; '.join(faults)}")
-    if changed:
-        raise RepositoryError(f"{changed[0]} is not the file that passed the gate; export it again with plurum export")
+    for names, what in (
+        (differences.missing, "is missing"),
+        (differences.changed, "is not the file that was exported"),
+        (differences.extra, "was not exported"),
+    ):
+        if names:
+            raise RepositoryError(f"{names[0]} {what}; export it again with plurum export")
 
 
 def rehearse(probe: Probe, repository: Path, ensemble: Ensemble, timeout_s: float) -> float:
@@ -79,55 +80,28 @@ def rehearse(probe: Probe, repository: Path, ensemble: Ensemble, timeout_s: floa
         timeout_s: For each question.
 
     Raises:
-        RepositoryError: it does not answer, or not as its artefacts do.
+        RepositoryError: it does not answer, or not as its artefacts did when it was exported.
     """
-    pixels = _images(ensemble.image.height, ensemble.image.width)
-    expected = _expected(repository, ensemble, pixels)
-    rounded = any("openvino" in path.read_text(encoding="utf-8") for path in repository.glob("*/config.pbtxt"))
-    tolerance = _ROUNDED_TOLERANCE if rounded else _TOLERANCE
+    recorded = read_recorded(repository)
+    expected = np.array(recorded.probabilities)
+    pixels = made_up_images(ensemble.image.height, ensemble.image.width)
+    if expected.shape != (len(pixels), len(ensemble.classes)):
+        raise RepositoryError(
+            f"what its export was answered is of shape {expected.shape}, {(len(pixels), len(ensemble.classes))} is "
+            "needed; export it again with plurum export"
+        )
     largest = 0.0
     for chain in probe.chains:
         try:
             served = probe.probabilities(chain, pixels, timeout_s)
         except NoAnswerError as error:
             raise RepositoryError(f"it was asked before it became public: {error}") from error
-        difference = float(np.abs(served - (served if expected is None else expected)).max())
+        difference = float(np.abs(served - expected).max())
         # Not `difference > tolerance`: NaN never passes.
-        if not (difference <= tolerance and np.allclose(served.sum(axis=1), 1, atol=1e-3)):
+        if not difference <= recorded.tolerance:
             raise RepositoryError(
-                f"{chain} answers otherwise than its artefacts: a probability differs by {difference:.2g} (at most "
-                f"{tolerance:g})"
+                f"{chain} answers otherwise than its artefacts did when it was exported: a probability differs by "
+                f"{difference:.2g} (at most {recorded.tolerance:g})"
             )
         largest = max(largest, difference)
     return largest
-
-
-def _images(height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Return noise from coarse to fine, uint8 `[images, height, width, 3]`, the same always."""
-    random = np.random.default_rng(0)
-    images = []
-    for grain in _GRAINS:
-        noise = random.integers(0, 256, (min(grain, height), min(grain, width), 3), dtype=np.uint8)
-        rows, columns = (
-            np.arange(size) * cells // size for size, cells in zip((height, width), noise.shape, strict=False)
-        )
-        images.append(noise[rows][:, columns])
-    return np.stack(images)
-
-
-def _expected(repository: Path, ensemble: Ensemble, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64] | None:
-    """Return the vote's probabilities, or None where the artefacts are engines that only Triton can run."""
-    graphs = [repository / member.name / "1" / "model.onnx" for member in ensemble.members]
-    if not all(graph.is_file() for graph in graphs):
-        return None
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # The cores belong to those who are being answered.
-    options.intra_op_num_threads = 1
-    logits: list[Any] = []
-    for graph in graphs:
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        logits.append(session.run([LOGITS], {INPUT_PIXELS: pixels})[0])
-    rule = rule_from_contract(ensemble.model_dump(mode="json"))
-    return decide(softmax(np.stack(logits, axis=1)), rule).probabilities

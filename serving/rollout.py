@@ -113,7 +113,7 @@ class Rollout:
         ensemble = read_ensemble(repository / "ensemble.json")
         public = read_ensemble(self.releases.path(state.current) / "ensemble.json")
         check_release(repository, public, ensemble)
-        self._say(f"{tag}: its gate passed, and its files are those that passed it")
+        self._say(f"{tag}: its gate passed, and its files are those that were exported")
         try:
             probe = self.server.add_release(repository, tag, _LOAD_S)
             self._say(f"{tag} is loaded beside {state.current}")
@@ -121,7 +121,9 @@ class Rollout:
         except PlurumError:
             self.server.remove_release(tag, _LOAD_S)
             raise
-        self._say(f"{tag} answers as its artefacts do (probabilities differ by at most {difference:.1g})")
+        self._say(
+            f"{tag} answers as its artefacts did when exported (probabilities differ by at most {difference:.1g})"
+        )
 
     def _publish(self, tag: str, state: State, new: State) -> None:
         self._change(state, new, lambda: self.server.publish(tag, _LOAD_S))

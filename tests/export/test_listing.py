@@ -13,8 +13,8 @@ from plurum.benchmarks.tuning_repository import read_artefacts, write_variant
 from plurum.benchmarks.tuning_space import forms
 from plurum.export import ExportSettings, repository_from_run, selection
 from plurum.export.doctor import check_repository
-from plurum.export.listing import Differences, differences_from, listing_of
 from plurum.export.manifest import is_current, read_manifest
+from plurum.listing import Differences, differences_from, listing_of
 from plurum.run import Run
 
 SETTINGS = ExportSettings(max_batch_size=8)
