@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from plurum.benchmarks.load import closed_loop
+from plurum.benchmarks.load import pixel_rate
 from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.members import random_repository
 from plurum.benchmarks.throughput import Case, measure
@@ -49,7 +49,7 @@ def fused(
         pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
         with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
             cases: dict[str, Case] = {
-                model: partial(closed_loop, server.urls.grpc, model, pixels, 1) for model in (_CHAIN, _FUSED)
+                model: partial(pixel_rate, server.urls.grpc, model, pixels, 1) for model in (_CHAIN, _FUSED)
             }
             rates = measure(cases, rounds, seconds, status.update)
     latencies = {model: [1000 / rate for rate in turns] for model, turns in rates.items()}

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from plurum.benchmarks.load import closed_loop
+from plurum.benchmarks.load import pixel_rate
 from plurum.benchmarks.local import LocalMembers
 from plurum.serving import Server, ServerSettings, usable_cores
 from plurum.serving.leftovers import processes_of
@@ -89,12 +89,12 @@ def _one_by_one(
 def _many_at_once(server: Server, local: LocalMembers, pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
     """Four clients, and the same members here with an image a core, by turns."""
     cores = usable_cores()
-    closed_loop(server.urls.grpc, _MODEL, pixels, _CLIENTS, _TURN_S)
+    pixel_rate(server.urls.grpc, _MODEL, pixels, _CLIENTS, _TURN_S)
     throughput, processor = [], []
     with InferenceServerClient(server.urls.grpc) as client:
         for _ in range(_PAIRS):
             spent, asked = _processor_s(server), _answered(client)
-            rate = closed_loop(server.urls.grpc, _MODEL, pixels, _CLIENTS, _TURN_S)
+            rate = pixel_rate(server.urls.grpc, _MODEL, pixels, _CLIENTS, _TURN_S)
             each = (_processor_s(server) - spent) / (_answered(client) - asked)
             began = time.process_time(), time.perf_counter()
             here = local.loops(cores, pixels, _TURN_S)

@@ -1,50 +1,243 @@
-"""Clients that ask a server again as soon as they are answered."""
+"""Clients of an ensemble that ask again as soon as they are answered, or at given moments: rates and latencies.
+
+All are coroutines of one thread over one connection, so that asking takes little from the cores that answer. Requests
+are prepared before, sent in turn, and never cancelled: whatever ends a measurement, those in flight are waited for.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
+import struct
+import threading
 import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import grpc.aio
 import numpy as np
 import numpy.typing as npt
-from tritonclient.grpc import InferInput
-from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.grpc import InferResult
+from tritonclient.grpc import service_pb2 as pb
 
-from plurum.spec import INPUT_PIXELS
+from plurum.errors import ServerError
+from plurum.images import open_image, pixels_from_image
+from plurum.spec import IMAGE, INPUT_PIXELS, Contract, ImageSpec
 
-__all__ = ["closed_loop"]
+__all__ = ["Point", "answers", "closed_loop", "mean_of", "open_loop", "pixel_rate", "pixel_request", "requests_of"]
+
+Ask = Callable[[], Awaitable[tuple[float, bytes]]]
+_T = TypeVar("_T")
+_ANY_SIZE = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
+_FIGURES = ("images_per_s", "p50_ms", "p99_ms")
 
 
-def closed_loop(url: str, model: str, pixels: npt.NDArray[np.uint8], clients: int, seconds: float) -> float:
-    """Return images per second answered by `model` over gRPC to `clients` clients at once, for about `seconds`.
+class Point(Contract):
+    """What a load made of a server.
 
-    One uncounted request of each comes first. All are coroutines of this process over one connection and send the
-    same prepared tensor, so that asking takes little from the cores that answer.
+    Attributes:
+        clients: Requests in flight; 0 where they were sent at given moments.
+        requests: Answered, an image each.
+        images_per_s: Answered.
+        p50_ms: Median latency.
+        p99_ms: The latency that 99 % were not above; of less than 100 requests the longest.
+    """
+
+    clients: int
+    requests: int
+    images_per_s: float
+    p50_ms: float
+    p99_ms: float
+
+
+def mean_of(points: Sequence[Point]) -> Point:
+    """Return the means of turns at the same load, and all their requests."""
+    figures = {name: float(np.mean([getattr(one, name) for one in points])) for name in _FIGURES}
+    return Point(clients=points[0].clients, requests=sum(one.requests for one in points), **figures)
+
+
+def requests_of(images: Sequence[bytes], spec: ImageSpec, model: str) -> list[bytes]:
+    """Return a prepared request for each encoded image: as it is for `ensemble`, as pixels for any other model."""
+    if model != "ensemble":
+        size = {"height": spec.height, "width": spec.width}
+        return [
+            pixel_request(
+                model, pixels_from_image(open_image(image), **size, colour=spec.colour, resize=spec.resize)[None]
+            )
+            for image in images
+        ]
+    # BYTES is a length and the bytes.
+    return [_request(model, IMAGE, "BYTES", (1, 1), struct.pack("<I", len(image)) + image) for image in images]
+
+
+def pixel_request(model: str, pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Return the prepared request of a `model` that takes PIXELS for `pixels`, uint8 `[batch, height, width, 3]`."""
+    return _request(model, INPUT_PIXELS, "UINT8", pixels.shape, pixels.tobytes())
+
+
+def answers(url: str, requests: Sequence[bytes]) -> npt.NDArray[np.float32]:
+    """Return what every member says to each request, `[requests, members, classes]`.
+
+    Raises:
+        ServerError: the server refuses, or is away.
+    """
+
+    async def ask_each(_: threading.Event) -> npt.NDArray[np.float32]:
+        async with _asking(url, requests) as once:
+            responses = [pb.ModelInferResponse.FromString((await once())[1]) for _ in requests]
+        return np.concatenate([InferResult(one).as_numpy("MEMBER_PROBABILITIES") for one in responses])
+
+    with _refusals():
+        return _finished(ask_each)
+
+
+def closed_loop(url: str, requests: Sequence[bytes], clients: int, seconds: float) -> Point:
+    """Return what `clients` clients get that ask again as soon as they are answered.
+
+    It is measured from when each of them has had a first answer, for as long as all of them ask: at the end some cores
+    have nothing to do any more, which is no lack of the server's.
 
     Args:
-        url: HOST:PORT.
-        model: Takes PIXELS.
-        pixels: uint8 `[batch, height, width, 3]`, one request.
+        url: HOST:PORT of gRPC.
+        requests: As `requests_of` prepares them, an image each, sent in turn.
         clients: Requests in flight.
-        seconds: No request starts after it; those in flight are waited for and counted, and so is the time they take.
+        seconds: What was answered in them counts for the rate, and no request starts after them; those in flight are
+            waited for, and their latency counts.
+
+    Raises:
+        ServerError: the server refuses, or is away.
     """
-    return asyncio.run(_closed_loop(url, model, pixels, clients, seconds))
+
+    async def ask(stop: threading.Event) -> Point:
+        took, moments = list[float](), list[float]()
+        waiting, start = clients, math.inf
+        async with _asking(url, requests) as once:
+
+            async def client() -> None:
+                nonlocal waiting, start
+                try:
+                    await once()
+                finally:
+                    waiting -= 1
+                    if not waiting:
+                        start = time.perf_counter()
+                while not stop.is_set() and time.perf_counter() < start + seconds:
+                    latency = (await once())[0]
+                    if not waiting:
+                        took.append(latency)
+                        moments.append(time.perf_counter())
+
+            await _all(client() for _ in range(clients))
+        # Of a server that takes longer for one than we measure, at least one.
+        end = max(start + seconds, min(moments, default=start))
+        return _point(clients, took, sum(moment <= end for moment in moments) / max(end - start, 1e-9))
+
+    with _refusals():
+        return _finished(ask)
 
 
-async def _closed_loop(url: str, model: str, pixels: npt.NDArray[np.uint8], clients: int, seconds: float) -> float:
-    tensor = InferInput(INPUT_PIXELS, list(pixels.shape), "UINT8")
-    tensor.set_data_from_numpy(pixels)
+def open_loop(url: str, requests: Sequence[bytes], moments_s: Sequence[float]) -> Point:
+    """Return what strangers get who ask at `moments_s` after the start, answered or not.
 
-    async def ask_until(end: float) -> int:
-        answered = 0
-        while time.perf_counter() < end:
-            await server.infer(model, [tensor])
-            answered += 1
-        return answered
+    Latency counts from the moment at which a request was due.
 
-    async with InferenceServerClient(url) as server:
-        await asyncio.gather(*(server.infer(model, [tensor]) for _ in range(clients)))
+    Raises:
+        ServerError: the server refuses, or is away.
+    """
+
+    async def ask(stop: threading.Event) -> Point:
+        async with _asking(url, requests) as once:
+            start = time.perf_counter()
+
+            async def stranger(moment: float) -> float | None:
+                await asyncio.sleep(max(0.0, start + moment - time.perf_counter()))
+                if stop.is_set():
+                    return None
+                await once()
+                return time.perf_counter() - start - moment
+
+            latencies = await _all(stranger(moment) for moment in moments_s)
+            told = [one for one in latencies if one is not None]
+            return _point(0, told, len(told) / (time.perf_counter() - start))
+
+    with _refusals():
+        return _finished(ask)
+
+
+def pixel_rate(url: str, model: str, pixels: npt.NDArray[np.uint8], clients: int, seconds: float) -> float:
+    """Return images per second in a closed loop of requests for the one image `pixels`; see `closed_loop`."""
+    return closed_loop(url, [pixel_request(model, pixels)], clients, seconds).images_per_s
+
+
+class _asking:  # noqa: N801 - reads as a context manager
+    """Gives a function that sends the next request; it returns how long its answer took, seconds, and the answer."""
+
+    def __init__(self, url: str, requests: Sequence[bytes]) -> None:
+        self._url, self._next = url, itertools.cycle(requests)
+
+    async def __aenter__(self) -> Ask:
+        self._channel = grpc.aio.insecure_channel(self._url, options=_ANY_SIZE)
+        # Bytes in, bytes out: what this process does is taken from the server's cores.
+        self._infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        return self._once
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+    async def _once(self) -> tuple[float, bytes]:
         start = time.perf_counter()
-        answered = await asyncio.gather(*(ask_until(start + seconds) for _ in range(clients)))
-        elapsed = time.perf_counter() - start
-    return sum(answered) * len(pixels) / elapsed
+        response = await self._infer(next(self._next))
+        return time.perf_counter() - start, response
+
+
+def _request(model: str, name: str, datatype: str, shape: Sequence[int], content: bytes) -> bytes:
+    request = pb.ModelInferRequest(model_name=model)
+    request.inputs.add(name=name, datatype=datatype, shape=shape)
+    request.raw_input_contents.append(content)
+    return bytes(request.SerializeToString())
+
+
+async def _all(coroutines: Any) -> list[Any]:
+    """Await all, also when one of them fails: gathering would leave the others' requests to be cancelled."""
+    outcomes = await asyncio.gather(*coroutines, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return list(outcomes)
+
+
+def _finished(ask: Callable[[threading.Event], Coroutine[Any, Any, _T]]) -> _T:
+    """Run `ask` to its end; Ctrl-C tells it to start no more requests and waits for those in flight."""
+    stop = threading.Event()
+    # A thread of its own: in the main one Ctrl-C would cancel what is in flight.
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(lambda: asyncio.run(ask(stop)))
+        try:
+            return future.result()
+        finally:
+            stop.set()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise ServerError(f"the server did not answer: {error.details()}") from error
+
+
+def _point(clients: int, latencies_s: Sequence[float], images_per_s: float) -> Point:
+    if not latencies_s:
+        raise ServerError("no request was answered")
+    # Never a latency below the one that 99 % were not above.
+    p50, p99 = np.percentile(latencies_s, (50, 99), method="higher")
+    return Point(
+        clients=clients,
+        requests=len(latencies_s),
+        images_per_s=images_per_s,
+        p50_ms=1000 * float(p50),
+        p99_ms=1000 * float(p99),
+    )

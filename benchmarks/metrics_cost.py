@@ -30,7 +30,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from plurum.benchmarks.load import closed_loop
+from plurum.benchmarks.load import pixel_rate
 from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.members import random_repository
 from plurum.serving import Server, ServerSettings, usable_cores
@@ -114,14 +114,14 @@ def difference(figures: Turns, figure: str) -> dict[str, float]:
 def _measured(servers: dict[str, Server], pixels: npt.NDArray[np.uint8], turns: int, seconds: float) -> Turns:
     clients = 2 * usable_cores()
     for server in servers.values():
-        closed_loop(server.urls.grpc, _MODEL, pixels, clients, min(1.0, seconds))
+        pixel_rate(server.urls.grpc, _MODEL, pixels, clients, min(1.0, seconds))
     figures: Turns = {figure: {side: [] for side in servers} for figure in (_RATE, _TOTAL, _COUNTING)}
     for turn in range(turns):
         # Whoever comes second has a warmer machine, or a busier one.
         for side in sorted(servers, reverse=bool(turn % 2)):
             server = servers[side]
             before, images = _processor_ms(server), answered(server.urls.metrics, [_MODEL], timeout_s=10)
-            figures[_RATE][side].append(closed_loop(server.urls.grpc, _MODEL, pixels, clients, seconds))
+            figures[_RATE][side].append(pixel_rate(server.urls.grpc, _MODEL, pixels, clients, seconds))
             # What is put aside at the end belongs to this turn.
             time.sleep(_LAST_COUNT_S)
             images = answered(server.urls.metrics, [_MODEL], timeout_s=10) - images

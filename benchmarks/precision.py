@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from plurum.benchmarks.load import closed_loop
+from plurum.benchmarks.load import pixel_rate
 from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.throughput import Case, measure
 from plurum.benchmarks.trained import trained_run
@@ -69,7 +69,7 @@ def precision(
         state = machine()
         pixels = np.array(run.pixels()[run.table().rows("test")[:1]])
         cases: dict[str, Case] = {
-            name: partial(closed_loop, url, _MODEL, pixels, _CLIENTS) for name, url in urls.items()
+            name: partial(pixel_rate, url, _MODEL, pixels, _CLIENTS) for name, url in urls.items()
         }
         rates = measure(cases, rounds, seconds, status.update)
     medians = {name: statistics.median(turns) for name, turns in rates.items()}

@@ -29,7 +29,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from plurum.benchmarks.load import closed_loop
+from plurum.benchmarks.load import pixel_rate
 from plurum.benchmarks.local import LocalMembers
 from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.members import random_repository
@@ -107,7 +107,7 @@ def _cases(graphs: list[Path], url: str, pixels: npt.NDArray[np.uint8]) -> dict[
     for batch in _BATCHES:
         cases[f"in-process, batches of {batch}"] = partial(all_cores.loop, np.repeat(pixels, batch, axis=0))
     for clients in _CLIENTS:
-        cases[f"{_SERVED}, {clients} clients"] = partial(closed_loop, url, "ensemble_pixels", pixels, clients)
+        cases[f"{_SERVED}, {clients} clients"] = partial(pixel_rate, url, "ensemble_pixels", pixels, clients)
     return cases
 
 

@@ -33,11 +33,11 @@ from rich.console import Console
 from rich.table import Table
 
 from plurum.benchmarks.bench_requests import synthetic_images
+from plurum.benchmarks.load import closed_loop, open_loop, requests_of
 from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.members import random_repository
 from plurum.benchmarks.throughput import Case, measure
 from plurum.benchmarks.tuning import TuneSettings, tune
-from plurum.benchmarks.tuning_load import closed_loop, open_loop, requests_of
 from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts
 from plurum.benchmarks.tuning_search import served
 from plurum.benchmarks.tuning_variant import AS_IS, Backend
@@ -101,7 +101,7 @@ def efficiency(
         cases = _local_cases(artefacts, cores, pixels)
         for model, asked in requests.items():
             for clients in (cores, 4 * cores, 8 * cores):
-                cases[f"{model}, {clients} clients"] = partial(_rate, url, model, asked, clients)
+                cases[f"{model}, {clients} clients"] = partial(_rate, url, asked, clients)
         figures = measure(cases, rounds, seconds, progress)
         told = ratios(figures, decode_s=_decode_s(encoded, spec), cores=cores)
         progress("half of the load")
@@ -212,16 +212,16 @@ def _local_cases(artefacts: Artefacts, cores: int, pixels: Pixels) -> dict[str, 
     return cases
 
 
-def _rate(url: str, model: str, requests: Sequence[Any], clients: int, seconds: float) -> float:
-    return closed_loop(url, model, requests, clients, seconds).images_per_s
+def _rate(url: str, requests: Sequence[bytes], clients: int, seconds: float) -> float:
+    return closed_loop(url, requests, clients, seconds).images_per_s
 
 
-def _half_load(url: str, requests: Sequence[Any], rate: float, seconds: float, count: int) -> dict[str, float]:
+def _half_load(url: str, requests: Sequence[bytes], rate: float, seconds: float, count: int) -> dict[str, float]:
     """Return latencies of a single client, and of `count` requests at `rate` a second, evenly and at random."""
-    single = closed_loop(url, _PIXELS, requests, 1, seconds).p50_ms
-    even = open_loop(url, _PIXELS, requests, [index / rate for index in range(count)]).p99_ms
+    single = closed_loop(url, requests, 1, seconds).p50_ms
+    even = open_loop(url, requests, [index / rate for index in range(count)]).p99_ms
     moments = np.random.default_rng(0).exponential(1 / rate, count).cumsum()
-    spread = open_loop(url, _PIXELS, requests, [float(moment) for moment in moments]).p99_ms
+    spread = open_loop(url, requests, [float(moment) for moment in moments]).p99_ms
     return {
         "rate": rate,
         "single_ms": single,

@@ -71,7 +71,7 @@ def tune(
     What was measured is kept beside `out` until it is done, so that the same call goes on where one was interrupted.
 
     Args:
-        repository: As export writes it, for a CPU.
+        repository: As export writes it; for a GPU, with the plans that `--build-engines` adds.
         out: A new or empty folder, or a repository of ours; written whole or not at all.
         run: What `repository` was exported from, to try other precisions; None tries what lies in it.
         settings: Objective and effort.
@@ -82,12 +82,14 @@ def tune(
         OutputError: `out` holds something else or can't be written to.
         RepositoryError: it is no repository that can be tuned.
         ServerError: it can't be served.
-        SettingsError: `out` is `repository` itself.
+        SettingsError: `out` is `repository` itself, or a run is given of which a GPU knows one precision only.
     """
     _claim(out, repository)
     own = read_artefacts(AS_IS, repository)
     if run is not None and run.ensemble() != own.ensemble:
         raise ContractError(f"{repository} was not exported from {run.path} as it is now: their ensembles differ")
+    if run is not None and _on_gpu(own):
+        raise SettingsError(f"{repository} is for a GPU, which has no other precisions to try; leave out --run")
     # Before the load that we make ourselves.
     state = machine()
     objective = settings.objective(usable_cores())
@@ -141,11 +143,15 @@ def _claim(out: Path, repository: Path) -> None:
         raise SettingsError(f"--out {out} is the repository itself, which is kept as it is; name another folder")
 
 
+def _on_gpu(own: Artefacts) -> bool:
+    return any("tensorrt" in known for known in own.backends.values())
+
+
 def _untried(own: Artefacts) -> list[str]:
     notes = []
     if "fused" not in own.forms:
         notes.append("the fused form was not tried: plurum export --fused adds it")
-    if "openvino" not in _backends():
+    if "openvino" not in _backends() and not _on_gpu(own):
         notes.append("OpenVINO was not tried: it is not installed; pip install 'plurum[openvino]'")
     return notes
 

@@ -24,8 +24,9 @@ __all__ = ["Artefacts", "read_artefacts", "write_variant"]
 
 _CONFIG = "config.pbtxt"
 _CHAINS = {"ensemble": True, "ensemble_pixels": False}
-# What each backend calls the threads of an instance.
+# What each backend calls the threads of an instance, and what it computes.
 _THREADS: dict[Backend, str] = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}
+_FILES: dict[Backend, str] = {"onnxruntime": "model.onnx", "openvino": "model.onnx", "tensorrt": "model.plan"}
 _BF16 = "HINT_BF16"
 
 
@@ -38,7 +39,7 @@ class Artefacts:
         path: The repository.
         ensemble: Its contract.
         configs: Of its models, by name.
-        hashes: SHA-256 of every graph, by model.
+        hashes: SHA-256 of every graph or plan that is served, by model.
         backends: What can serve each graph, by model; what serves it now stands first.
     """
 
@@ -82,7 +83,7 @@ def read_artefacts(name: str, path: Path) -> Artefacts:
 
     Raises:
         ContractError: its `ensemble.json` is broken.
-        RepositoryError: it is none of ours, or one for a GPU.
+        RepositoryError: it is none of ours, or lacks a graph or a plan.
     """
     configs = {folder.name: read_config(folder) for folder in model_folders(path)}
     if not (path / "ensemble.json").is_file() or not set(_CHAINS) <= set(configs):
@@ -92,17 +93,30 @@ def read_artefacts(name: str, path: Path) -> Artefacts:
     if missing := [member for member in members if member not in configs]:
         raise RepositoryError(f"{path} has no model {missing[0]}, a member of its ensemble; export the run again")
     graphs = [model for model in (*members, FUSED) if model in configs]
-    for model in graphs:
-        if configs[model].backend not in _THREADS:
-            served = configs[model].backend or configs[model].platform
-            raise RepositoryError(
-                f"{path}: {model} is served by {served}; tune knows {' and '.join(_THREADS)}, for CPUs"
-            )
-        if not (path / model / "1" / "model.onnx").is_file():
-            raise RepositoryError(f"{path / model / '1' / 'model.onnx'} is missing; export the run again")
-    hashes = {model: sha256_of(path / model / "1" / "model.onnx") for model in graphs}
-    backends = {model: _backends(configs[model], path / model / "1" / "model.onnx") for model in graphs}
+    files = {model: _file(path / model / "1", configs[model]) for model in graphs}
+    hashes = {model: sha256_of(file) for model, file in files.items()}
+    backends = {model: _backends(configs[model], file) for model, file in files.items()}
     return Artefacts(name, path, ensemble, configs, hashes, backends)
+
+
+def _file(version: Path, config: Any) -> Path:
+    """Return what is computed of a model.
+
+    Raises:
+        RepositoryError: tune does not know what serves it, or it is missing.
+    """
+    backend = _backend(config)
+    if backend not in _FILES:
+        raise RepositoryError(f"{version.parent} is served by {backend}; tune knows {', '.join(_FILES)}")
+    file = version / _FILES[backend]
+    if not file.is_file():
+        how = "build it with plurum export --build-engines" if backend == "tensorrt" else "export the run again"
+        raise RepositoryError(f"{file} is missing; {how}")
+    return file
+
+
+def _backend(config: Any) -> Backend:
+    return "tensorrt" if config.platform == "tensorrt_plan" else cast("Backend", config.backend or config.platform)
 
 
 def write_variant(artefacts: Artefacts, variant: Variant, folder: Path, *, trial: bool) -> None:
@@ -177,7 +191,7 @@ def _tuned(name: str, config: Any, artefacts: Artefacts, variant: Variant) -> An
         _state_batching(config, variant.batching)
     elif name in artefacts.hashes:
         # Nobody asks it through an ensemble: as little memory as can be.
-        _state(config, Placement(backend=config.backend, instances=1, threads=_all_threads(variant)))
+        _state(config, Placement(backend=_backend(config), instances=1, threads=_all_threads(variant)))
     elif name == "preprocess":
         _state_batching(config, variant.batching)
     return config
@@ -199,11 +213,14 @@ def _all_threads(variant: Variant) -> int:
 
 
 def _state(config: Any, placement: Placement) -> None:
+    del config.instance_group[:]
+    if placement.backend == "tensorrt":
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU, count=placement.instances)
+        return
     for name in _THREADS.values():
         config.parameters.pop(name, None)
     config.backend = placement.backend
     config.parameters[_THREADS[placement.backend]].string_value = str(placement.threads)
-    del config.instance_group[:]
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=placement.instances)
 
 
@@ -216,14 +233,16 @@ def _state_batching(config: Any, batching: Batching) -> None:
 
 
 def _backends(config: Any, graph: Path) -> tuple[Backend, ...]:
-    """Return what can serve a graph, what serves it now first.
+    """Return what can serve a graph, what serves it now first; a plan is TensorRT's alone.
 
     FP32 graphs are the same to both. INT8 graphs were checked on ONNX Runtime alone, and only OpenVINO computes in
     BF16.
     """
     import onnx
 
-    own = cast("Backend", config.backend)
+    own = _backend(config)
+    if own == "tensorrt":
+        return (own,)
     rounds = _BF16 in config.parameters and config.parameters[_BF16].string_value.upper() == "YES"
     if rounds or any(node.op_type == "QuantizeLinear" for node in onnx.load(graph).graph.node):
         return (own,)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from plurum.benchmarks.tuning_load import Point
+from plurum.benchmarks.load import Point
 from plurum.benchmarks.tuning_variant import Variant
 from plurum.spec import Contract
 

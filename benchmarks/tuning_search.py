@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from plurum.benchmarks.tuning_load import Point, answers, closed_loop, mean_of, requests_of
+from plurum.benchmarks.load import Point, answers, closed_loop, mean_of, requests_of
 from plurum.benchmarks.tuning_repository import Artefacts, write_variant
 from plurum.benchmarks.tuning_result import Final, Objective, Side, Trial
 from plurum.benchmarks.tuning_variant import AS_IS, Form, Variant
@@ -96,7 +96,7 @@ class Search:
     ) -> None:
         self._artefacts, self._objective, self._images = artefacts, objective, images
         self._seconds, self._journal, self._folder, self._progress = seconds, journal, folder, progress
-        self._prepared: dict[str, list[Any]] = {}
+        self._prepared: dict[str, list[bytes]] = {}
         self._references: dict[tuple[str, Form], npt.NDArray[np.float32]] = {}
         self._before: Server | None = None
 
@@ -207,9 +207,9 @@ class Search:
         return self._references[asked]
 
     def _answers(self, server: Server, model: str) -> npt.NDArray[np.float32]:
-        return answers(server.urls.grpc, model, self._requests(model))
+        return answers(server.urls.grpc, self._requests(model))
 
-    def _requests(self, model: str) -> list[Any]:
+    def _requests(self, model: str) -> list[bytes]:
         """Return the images as this model takes them, prepared once."""
         if model not in self._prepared:
             spec = self._artefacts[AS_IS].ensemble.image
@@ -235,10 +235,9 @@ class Search:
 
     def _loads(self, server: Server, clients: Sequence[int], seconds: float) -> tuple[Point, ...]:
         """Return what a server makes of each load, after a warm-up with the heaviest that is not counted."""
-        url, model = server.urls.grpc, self._objective.model
-        requests = self._requests(model)
-        closed_loop(url, model, requests, max(clients), min(_WARM_UP_S, seconds))
-        return tuple(closed_loop(url, model, requests, one, seconds) for one in clients)
+        url, requests = server.urls.grpc, self._requests(self._objective.model)
+        closed_loop(url, requests, max(clients), min(_WARM_UP_S, seconds))
+        return tuple(closed_loop(url, requests, one, seconds) for one in clients)
 
 
 def _means(turns: Sequence[Sequence[Point]]) -> tuple[Point, ...]:

@@ -2,7 +2,8 @@
 
 On a CPU the choice is between one image a core (many instances of one thread: most images a second) and all cores on
 one image (one instance of many threads: the soonest answer), and what lies between; in a chain members also compete
-with each other for the cores, in a fused graph they can't.
+with each other for the cores, in a fused graph they can't. On a GPU it is between one instance, which copies and
+computes in turn, and several that do both at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ __all__ = ["batchings", "forms", "members", "precisions", "shapes"]
 
 # More instances than this repeat the weights in memory for little; cores beyond go to threads.
 _MAX_INSTANCES = 16
+_GPU_SHAPES = ((1, 1), (2, 1), (4, 1))
 _BATCHINGS = (
     Batching(),
     Batching(dynamic=False),
@@ -39,8 +41,9 @@ def forms(artefacts: Artefacts, cores: int, backends: Sequence[Backend]) -> list
     """Return each form in each shape, computed by each of `backends` that can serve its graphs."""
     found: dict[str, Variant] = {}
     for form in artefacts.forms:
-        wanted = shapes(cores)
-        if form == "chain":
+        on_gpu = all(artefacts.backends[model] == ("tensorrt",) for model in artefacts.graphs(form))
+        wanted = list(_GPU_SHAPES) if on_gpu else shapes(cores)
+        if form == "chain" and not on_gpu:
             # Members run side by side: with a share of the cores each they need not compete.
             wanted.append((1, max(1, cores // len(artefacts.members))))
         for instances, threads in dict.fromkeys(wanted):

@@ -11,7 +11,7 @@ from plurum.spec import Contract
 __all__ = ["AS_IS", "Backend", "Batching", "Form", "Placement", "Variant"]
 
 Form = Literal["chain", "fused"]
-Backend = Literal["onnxruntime", "openvino"]
+Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 Count = Annotated[int, Field(ge=1)]
 
 # The artefacts of the repository that is tuned.
@@ -23,15 +23,17 @@ class Placement(Contract):
 
     Attributes:
         backend: What computes it.
-        instances: How many answer at the same time.
-        threads: Of each instance.
+        instances: How many answer at the same time; of TensorRT's, on each GPU.
+        threads: Of each instance; 1 where a GPU computes.
     """
 
     backend: Backend
     instances: Count
-    threads: Count
+    threads: Count = 1
 
     def __str__(self) -> str:
+        if self.backend == "tensorrt":
+            return f"{self.instances} {self.backend}"
         return f"{self.instances} x {self.threads} {self.backend}"
 
 

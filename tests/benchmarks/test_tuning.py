@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from PIL import Image
 from typer.main import get_command
 
 from plurum.benchmarks import tuning_exports, tuning_search
+from plurum.benchmarks.load import Point, mean_of
 from plurum.benchmarks.tune_efficiency import ratios, tune_efficiency
+from plurum.benchmarks.tuning import TuneSettings, tune
 from plurum.benchmarks.tuning_exports import exports_from_run
-from plurum.benchmarks.tuning_load import Point, mean_of
 from plurum.benchmarks.tuning_plots import plot_from_result
 from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts, write_variant
 from plurum.benchmarks.tuning_result import Final, Objective, Trial, TuneResult, csv_from_result, gain_of
@@ -26,8 +28,9 @@ from plurum.benchmarks.tuning_search import Journal, Search
 from plurum.benchmarks.tuning_space import batchings, forms, members, precisions, shapes
 from plurum.benchmarks.tuning_variant import AS_IS, Backend, Batching, Placement, Variant
 from plurum.cli.main import app
-from plurum.errors import ParityError, RepositoryError, ServerError
+from plurum.errors import ParityError, RepositoryError, ServerError, SettingsError
 from plurum.export import repository_from_onnx
+from plurum.export.configs import fused_config, member_config, text_of
 from plurum.export.manifest import read_manifest
 from plurum.run import Run
 from plurum.serving.staging import fill_in, read_config
@@ -331,6 +334,54 @@ def test_the_manifest_says_what_serves_a_graph_now(repository: Path, tmp_path: P
     assert {one.backend for one in read_manifest(tuned).artefacts} == {"openvino"}
 
 
+@pytest.fixture
+def for_a_gpu(fused: Path, tmp_path: Path) -> Path:
+    """The fused repository as `--target gpu` writes it, with something in place of plans."""
+    folder = shutil.copytree(fused, tmp_path / "gpu")
+    ensemble = read_ensemble(folder / "ensemble.json")
+    for config in (
+        *(member_config(member, 8, "tensorrt") for member in ensemble.members),
+        fused_config(ensemble, 8, "tensorrt"),
+    ):
+        (folder / config.name / "config.pbtxt").write_text(text_of(config))
+        (folder / config.name / "1" / "model.plan").write_bytes(str(config.name).encode())
+    return folder
+
+
+def test_on_a_gpu_instances_forms_and_batches_are_tried(for_a_gpu: Path, tmp_path: Path) -> None:
+    own = read_artefacts(AS_IS, for_a_gpu)
+    found = forms(own, 16, BOTH)
+    assert sorted(map(str, found)) == sorted(
+        f"{form}, {count} tensorrt, batches of what waits" for form in ("chain", "fused") for count in (1, 2, 4)
+    )
+    best = next(one for one in found if one.form == "chain" and "2 tensorrt" in str(one))
+    first, second = own.members
+    assert [str(one) for one in members(best, own, BOTH)] == [
+        f"chain, {first} 1 tensorrt, {second} 2 tensorrt, batches of what waits",
+        f"chain, {first} 2 tensorrt, {second} 1 tensorrt, batches of what waits",
+    ]
+    batched = best.model_copy(update={"batching": Batching(preferred=(4,), delay_us=2000)})
+    tuned = write(own, batched, tmp_path / "tuned")
+    for model in own.members:
+        config = read_config(tuned / model)
+        assert (config.platform, config.backend, config.optimization.cuda.graphs) == ("tensorrt_plan", "", True)
+        (group,) = config.instance_group
+        assert (group.kind, group.count) == (group.KIND_GPU, 2)
+        assert not config.parameters
+        assert list(config.dynamic_batching.preferred_batch_size) == [4]
+        assert (tuned / model / "1" / "model.plan").read_bytes() == model.encode()
+    # Nobody asks it in a chain.
+    assert [group.count for group in read_config(tuned / "fused").instance_group] == [1]
+    (tuned / first / "1" / "model.plan").write_bytes(b"another")
+    assert read_artefacts(AS_IS, tuned).fingerprint() != read_artefacts(AS_IS, for_a_gpu).fingerprint()
+
+
+def test_on_a_gpu_there_is_no_other_precision(run: Run, for_a_gpu: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="is for a GPU, which has no other precisions to try; leave out --run"):
+        tune(for_a_gpu, tmp_path / "tuned", run, TuneSettings())
+    assert not (tmp_path / "tuned").exists()
+
+
 def test_what_can_not_be_tuned_is_one_line(fused: Path, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="is not there"):
         read_artefacts(AS_IS, tmp_path / "absent")
@@ -340,7 +391,10 @@ def test_what_can_not_be_tuned_is_one_line(fused: Path, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"fused/1/model\.onnx is missing; export the run again"):
         read_artefacts(AS_IS, other)
     (other / "fused" / "config.pbtxt").write_text('platform: "tensorrt_plan"')
-    with pytest.raises(RepositoryError, match="fused is served by tensorrt_plan; tune knows onnxruntime and openvino"):
+    with pytest.raises(RepositoryError, match=r"model\.plan is missing; build it with plurum export --build-engines"):
+        read_artefacts(AS_IS, other)
+    (other / "fused" / "config.pbtxt").write_text('backend: "pytorch"')
+    with pytest.raises(RepositoryError, match="fused is served by pytorch; tune knows onnxruntime, openvino, tensorrt"):
         read_artefacts(AS_IS, other)
     (other / "ensemble.json").unlink()
     with pytest.raises(RepositoryError, match="is no model repository of ours"):
