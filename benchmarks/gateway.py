@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -45,7 +44,7 @@ from rich.table import Table
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
-from plurum.benchmarks.machine import machine, versions
+from plurum.benchmarks.machine import machine, processor_s, versions
 from plurum.benchmarks.members import random_repository
 from plurum.benchmarks.throughput import Case, measure
 from plurum.serving import Server, ServerSettings
@@ -181,8 +180,7 @@ def _rates(
 
 
 def _cpu_ms(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 1000 * processor_s(process)
 
 
 async def _closed_loop(scene: _Scene, way: str, seconds: float) -> tuple[int, float]:

@@ -6,7 +6,6 @@ within a second, and what counts is the lower quartile, which a neighbour's burs
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 
 from plurum.benchmarks.load import pixel_rate
 from plurum.benchmarks.local import LocalMembers
+from plurum.benchmarks.machine import processor_s
 from plurum.serving import Server, ServerSettings, usable_cores
 from plurum.serving.leftovers import processes_of
 from plurum.spec import INPUT_PIXELS, read_ensemble
@@ -130,9 +130,4 @@ def _answered(client: Any) -> int:
 
 def _processor_s(server: Server) -> float:
     """Return the processor time that Triton and its models' processes have used, seconds."""
-    ticks = 0
-    for process in processes_of(server.name):
-        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        # utime and stime, proc(5).
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(processor_s(process) for process in processes_of(server.name))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plurum.serving import find_triton, usable_cores
 
-__all__ = ["machine", "versions"]
+__all__ = ["machine", "processor_s", "versions"]
 
 _PACKAGES = ("plurum", "numpy", "onnxruntime", "tritonclient", "timm", "torch")
 
@@ -33,6 +33,17 @@ def versions() -> dict[str, str]:
         "from PATH" if wheel is None else f"nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}"
     )
     return found
+
+
+def processor_s(process: int) -> float:
+    """Return for how long processors have been busy with a process so far, seconds.
+
+    Raises:
+        OSError: it has ended.
+    """
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    # utime and stime, proc(5).
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _processor() -> str:

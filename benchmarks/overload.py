@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import statistics
 import sys
 import time
@@ -81,17 +82,27 @@ class _Asker:
         reply = await self._wires.ask(self._request, self._patience_s)
         return Answer(reply.status, due_s, time.monotonic())
 
-    async def closed(self, clients: int, seconds: float) -> list[Answer]:
-        """Have several clients ask again as soon as they are answered."""
-        end = time.monotonic() + seconds
+    async def peak_per_s(self, clients: int, seconds: float) -> float:
+        """Return what is answered a second while several clients ask again as soon as they are answered.
 
-        async def client() -> list[Answer]:
-            answers = []
-            while (now := time.monotonic()) < end:
-                answers.append(await self.ask(now))
-            return answers
+        It is counted for so long from when each has had a first answer: at the end those in flight go uncounted, as
+        they do under overload.
+        """
+        waiting, start, moments = clients, math.inf, list[float]()
 
-        return [one for answers in await asyncio.gather(*(client() for _ in range(clients))) for one in answers]
+        async def client() -> None:
+            nonlocal waiting, start
+            await self.ask(time.monotonic())
+            waiting -= 1
+            if not waiting:
+                start = time.monotonic()
+            while time.monotonic() < start + seconds:
+                answer = await self.ask(time.monotonic())
+                if answer.status == 200:
+                    moments.append(answer.done_s)
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return sum(start < moment <= start + seconds for moment in moments) / seconds
 
     async def opened(self, rate: float, seconds: float) -> list[Answer]:
         """Send `rate` requests a second, each when it is due."""
@@ -108,11 +119,11 @@ class _Asker:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of one overload: answers of the three parts, and what it took."""
+    """Of one overload: peaks before and after, its answers, and what it took."""
 
-    before: list[Answer]
+    before: float
     over: list[Answer]
-    after: list[Answer]
+    after: float
     calm_s: float
     back_s: float
     behind_s: float
@@ -160,7 +171,7 @@ def overload(
         with Stack(served) as stack:
             measured = run_wired(_measure(stack, request, (seconds, times, deadline, peak_seconds), status.update))
             faults = stack.faults()
-    peak, again = (len(part) / peak_seconds for part in (measured.before, measured.after))
+    peak, again = measured.before, measured.after
     over = outcome(measured.over, measured.start_s, seconds, deadline)
     report: dict[str, Any] = {
         "peak_per_s": {"before": peak, "after": again},
@@ -187,19 +198,19 @@ async def _measure(
     async with Wires(stack.gateway, _CONNECTIONS) as wires:
         asker = _Asker(wires, request, deadline_s)
         say("peak")
-        await asker.closed(_CLIENTS, _WARM_UP_S)
+        await asker.peak_per_s(_CLIENTS, _WARM_UP_S)
         calm_s = await _latency_s(asker, _CALM)
-        before = await asker.closed(_CLIENTS, peak_s)
-        say(f"{times:g} times {len(before) / peak_s:.1f} a second")
+        before = await asker.peak_per_s(_CLIENTS, peak_s)
+        say(f"{times:g} times {before:.1f} a second")
         busy, start = _busy_s(stack), time.monotonic()
-        over = await asker.opened(times * len(before) / peak_s, seconds)
+        over = await asker.opened(times * before, seconds)
         spent = {name: at - busy[name] for name, at in _busy_s(stack).items()}
         say("calm again")
         end = start + seconds
         while await _latency_s(asker, _AGAIN) > _BACK * calm_s and time.monotonic() - end < _LONGEST_RETURN_S:
             pass
         back_s = time.monotonic() - end
-        after = await asker.closed(_CLIENTS, peak_s)
+        after = await asker.peak_per_s(_CLIENTS, peak_s)
     return _Measured(before, over, after, calm_s, back_s, asker.behind_s, start, spent)
 
 

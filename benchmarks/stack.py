@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
+from plurum.benchmarks.machine import processor_s
 from plurum.errors import ServerError
 from plurum.serving.leftovers import processes_of
 from plurum.serving.metrics import metrics_at
@@ -93,9 +93,7 @@ class Stack:
         """Return for how long processors have been busy so far: with the gateway, and with the server."""
         busy = {"gateway": 0.0, "server": 0.0}
         for process, name in self.processes().items():
-            fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-            ticks = int(fields[11]) + int(fields[12])
-            busy["gateway" if name == "gateway" else "server"] += ticks / os.sysconf("SC_CLK_TCK")
+            busy["gateway" if name == "gateway" else "server"] += processor_s(process)
         return busy
 
     def _started(self, *words: str) -> dict[str, str]:

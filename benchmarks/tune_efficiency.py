@@ -8,7 +8,8 @@ graphs called by this process with nothing around them: one image a core, and al
 in batches of 1 to 16, by each backend that may serve them. The ratio is the best median of the first over the best
 median of the second, the ceiling. For `ensemble` decoding is counted in the ceiling, as if it were spread over all
 cores without loss. Then, for `ensemble_pixels`: how long a single client waits, and what 99 % of the answers do not
-take longer than at half of the most images per second, when requests come evenly and at random (Poisson).
+take longer than at half of the most images per second, when requests come evenly and at random (Poisson); and for how
+long processors are busy with an image: of Triton, of each model's processes, and of who asks.
 
 Without --tuned a repository of random weights is made and tuned under --work, once. Every case gets an uncounted
 warm-up, then a turn in every round, in an order that changes; figures are medians over rounds. Not measured: a network,
@@ -18,6 +19,7 @@ accuracy, first requests, a busy machine (the load average is printed).
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +36,7 @@ from rich.table import Table
 
 from plurum.benchmarks.bench_requests import synthetic_images
 from plurum.benchmarks.load import closed_loop, open_loop, requests_of
-from plurum.benchmarks.machine import machine, versions
+from plurum.benchmarks.machine import machine, processor_s, versions
 from plurum.benchmarks.members import random_repository
 from plurum.benchmarks.throughput import Case, measure
 from plurum.benchmarks.tuning import TuneSettings, tune
@@ -42,7 +44,8 @@ from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts
 from plurum.benchmarks.tuning_search import served
 from plurum.benchmarks.tuning_variant import AS_IS, Backend
 from plurum.images import open_image, pixels_from_image
-from plurum.serving import usable_cores
+from plurum.serving import Server, usable_cores
+from plurum.serving.leftovers import processes_of
 from plurum.spec import INPUT_PIXELS, ImageSpec
 
 __all__ = ["Lanes", "efficiency", "ratios", "tune_efficiency"]
@@ -52,6 +55,8 @@ _BATCHES = (1, 4, 16)
 _PIXELS, _ENCODED, _LOCAL = "ensemble_pixels", "ensemble", "in-process"
 _SPACED = {"even": "evenly", "random": "at random"}
 _DECODED = 50
+# Less than that is not told.
+_LEAST_MS = 0.02
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -78,6 +83,8 @@ def tune_efficiency(
         one = result[name]
         told = f"{name}: {one['images_per_s']:.2f} of {one['ceiling']:.2f} images/s: [bold]{one['ratio']:.3f}[/bold]"
         console.print(f"{told} of {one['of']}", highlight=False)
+    spent = ", ".join(f"{name} {each:.2f}" for name, each in result["processor_ms"].items())
+    console.print(f"processor time for an image of {_PIXELS}, ms: {spent}", highlight=False)
     half = result["half_load"]
     p99 = [
         f"{half[f'{how}_p99_ms']:.0f} ms when they come {word}, {half[how]:.2f} times" for how, word in _SPACED.items()
@@ -104,9 +111,12 @@ def efficiency(
                 cases[f"{model}, {clients} clients"] = partial(_rate, url, asked, clients)
         figures = measure(cases, rounds, seconds, progress)
         told = ratios(figures, decode_s=_decode_s(encoded, spec), cores=cores)
+        progress("where the time goes")
+        spent = _processor_ms(server, requests[_PIXELS], 4 * cores, rounds * seconds)
         progress("half of the load")
         half = _half_load(url, requests[_PIXELS], told[_PIXELS]["images_per_s"] / 2, seconds, spaced)
-    return {**told, "half_load": half, "rounds": rounds, "seconds": seconds, "images_per_s": figures, "machine": state}
+    about = {"half_load": half, "processor_ms": spent}
+    return {**told, **about, "rounds": rounds, "seconds": seconds, "images_per_s": figures, "machine": state}
 
 
 def ratios(figures: dict[str, list[float]], decode_s: float, cores: int) -> dict[str, dict[str, Any]]:
@@ -214,6 +224,18 @@ def _local_cases(artefacts: Artefacts, cores: int, pixels: Pixels) -> dict[str, 
 
 def _rate(url: str, requests: Sequence[bytes], clients: int, seconds: float) -> float:
     return closed_loop(url, requests, clients, seconds).images_per_s
+
+
+def _processor_ms(server: Server, requests: Sequence[bytes], clients: int, seconds: float) -> dict[str, float]:
+    """Return for how long processors are busy with an image: of Triton, of each model's processes, and of who asks."""
+    names = {process: server.stubs().get(process, "triton") for process in processes_of(server.name)}
+    names[os.getpid()] = "client"
+    before = {process: processor_s(process) for process in names}
+    images = closed_loop(server.urls.grpc, requests, clients, seconds).requests
+    spent: dict[str, float] = {}
+    for process, name in names.items():
+        spent[name] = spent.get(name, 0.0) + 1000 * (processor_s(process) - before[process]) / images
+    return {name: round(each, 3) for name, each in sorted(spent.items(), key=lambda one: -one[1]) if each >= _LEAST_MS}
 
 
 def _half_load(url: str, requests: Sequence[bytes], rate: float, seconds: float, count: int) -> dict[str, float]:

@@ -22,11 +22,11 @@ from plurum.benchmarks.peers.running import PeerServer, PlurumServer, Running, f
 from plurum.errors import PlurumError, ServerError
 from plurum.serving import Server, ServerSettings, usable_cores
 
-__all__ = ["Plan", "disagreement", "measure_peers"]
+__all__ = ["TOLERANCE", "Plan", "disagreement", "measure_peers"]
 
 _log = logging.getLogger(__name__)
 # FP32 by two libraries; the images' own answers differ by more than this, or the run says so.
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
 
 Answers = list[dict[str, Any]]
 
@@ -48,7 +48,7 @@ class Plan:
     clients: tuple[int, ...]
     rounds: int
     seconds: float
-    tolerance: float = _TOLERANCE
+    tolerance: float = TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,13 @@ def measure_peers(plan: Plan, material: Material, progress: Callable[[str], None
         contenders=kept,
         left_out=tuple(left_out),
         turns=tuple(turn for turn in turns if turn.name in {one.name for one in kept}),
+        accuracy={},
         machine=state,
         versions=versions(),
     )
 
 
-def disagreement(given: Answers, expected: Answers, tolerance: float = _TOLERANCE) -> float:
+def disagreement(given: Answers, expected: Answers, tolerance: float = TOLERANCE) -> float:
     """Return the largest difference of a probability.
 
     Args:
@@ -135,7 +136,7 @@ def _enter(
     """Start everyone, compare the answers with PyTorch's, and leave all of them paused."""
     expected = _by_pytorch(material)
     spread = float(np.std([max(answer["probabilities"].values()) for answer in expected]))
-    if spread < _TOLERANCE:
+    if spread < TOLERANCE:
         _log.warning("the members answer all images nearly alike (%.1e): equal answers mean little here", spread)
     left_out: list[LeftOut] = []
     progress("starting Plurum")
@@ -155,7 +156,7 @@ def _enter(
             with ExitStack() as own:
                 server = own.enter_context(PeerServer(peer, environment, _job(peer, material)))
                 entry = _entry(peer, environment.versions(peer.requirements), server)
-                entries.append(_compared(entry, material, expected, _TOLERANCE))
+                entries.append(_compared(entry, material, expected, TOLERANCE))
                 server.pause()
                 # Who is left out ends here, the others with the run.
                 stack.push(own.pop_all())

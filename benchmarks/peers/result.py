@@ -76,6 +76,7 @@ class PeersResult(Contract):
         contenders: Who was measured.
         left_out: Who could not be.
         turns: All of them.
+        accuracy: On test images, 0 to 1, of the FP32 graphs and of what Plurum serves; empty where nothing was trained.
         machine: What they were taken on.
         versions: Of what all share.
     """
@@ -90,6 +91,7 @@ class PeersResult(Contract):
     contenders: tuple[Contender, ...]
     left_out: tuple[LeftOut, ...]
     turns: tuple[TurnOf, ...]
+    accuracy: dict[str, float]
     machine: dict[str, str | int | float]
     versions: dict[str, str]
 
@@ -156,5 +158,8 @@ def markdown_from_result(result: PeersResult) -> str:
         f"Medians of {result.rounds} turns of {result.seconds:g} s each, in brackets the lowest and the highest.",
         f"{state['processor']}, {state['cores']} cores, load average before {state['load_1min']}.",
     ]
+    if result.accuracy:
+        figures = ", ".join(f"{name} {share:.1%}" for name, share in result.accuracy.items())
+        lines.append(f"Accuracy on test images: {figures}.")
     lines += [f"Left out: {one.name}: {one.reason}." for one in result.left_out]
     return "\n".join(lines) + "\n"

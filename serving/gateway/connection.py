@@ -134,13 +134,12 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Begin with a request; what is refused by its head is answered here, without a task and what comes with it."""
-        shut = None if self.flow.write_paused else self.door.shut(cast("Scope", cycle.scope))
-        if shut is None:
+        refusal = None if self.flow.write_paused else self.door.shut(cast("Scope", cycle.scope))
+        if refusal is None:
             super()._start_asgi_task(cycle, app)
             return
-        refusal, headers = shut
         cycle.response_started = cycle.response_complete = True
-        self._write(refusal.status, refusal.text, headers, close=not cycle.keep_alive)
+        self._write(refusal.status, refusal.text, refusal.headers, close=not cycle.keep_alive)
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
-import secrets
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -22,7 +22,7 @@ from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError
 from plurum.serving.probe import PROBE_ID
 
-__all__ = ["Behind", "Door", "Visit"]
+__all__ = ["Behind", "Door", "Refusal", "Visit"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +46,14 @@ class Visit:
     key: str = ""
     status: int = 0
     reason: str = ""
+
+
+class Refusal(NamedTuple):
+    """Status, a line for who asked, and headers."""
+
+    status: int
+    text: str
+    headers: dict[str, str]
 
 
 class Behind(Protocol):
@@ -115,8 +123,8 @@ class Door:
         finally:
             self._count(scope, visit, time.perf_counter() - began)
 
-    def shut(self, scope: Scope) -> tuple[RefusalError, dict[str, str]] | None:
-        """Return why a request is refused by its head alone, and the headers to say it with; None of any other.
+    def shut(self, scope: Scope) -> Refusal | None:
+        """Return what a request is told that is refused by its head alone; None of any other.
 
         Refusals are most of what an overloaded gateway does, on cores that answers need: this takes a fraction of what
         it takes to call the application. The request is counted here; it must not be let through as well.
@@ -132,7 +140,8 @@ class Door:
         except RefusalError as refusal:
             visit.status, visit.reason = refusal.status, refusal.reason
             self._count(scope, visit, time.perf_counter() - began)
-            return refusal, {**refusal.headers, "x-request-id": visit.id}
+            # Not the error: it holds the frames that it went through, and they would hold it.
+            return Refusal(refusal.status, refusal.text, {**refusal.headers, "x-request-id": visit.id})
         return None
 
     def _admit(self, scope: Scope, headers: Headers, visit: Visit) -> None:
@@ -169,7 +178,10 @@ class Door:
 def _request_id(headers: Headers) -> str:
     given = headers.get("x-request-id", "")
     # What bears the name of our own question would not be counted as a prediction.
-    return given if _ID.fullmatch(given) and given != PROBE_ID else secrets.token_hex(8)
+    if _ID.fullmatch(given) and given != PROBE_ID:
+        return given
+    # A name, not a secret; asking the kernel for each would cost more.
+    return f"{random.getrandbits(64):016x}"
 
 
 def _answer(status: int, text: str, headers: dict[str, str]) -> JSONResponse:

@@ -25,7 +25,8 @@ class Pace:
 
     def __init__(self, places: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._places, self._clock = places, clock
-        self._intervals: deque[float] = deque(maxlen=_LAST)
+        self._intervals: deque[float] = deque()
+        self._sum_s = 0.0
         # When the last place was left, while most are taken: with fewer, Triton is not at its limit.
         self._since: float | None = None
 
@@ -40,10 +41,13 @@ class Pace:
             return
         now = self._clock()
         self._intervals.append(now - self._since)
+        self._sum_s += now - self._since
+        if len(self._intervals) > _LAST:
+            self._sum_s -= self._intervals.popleft()
         self._since = now if 2 * taken > self._places else None
 
     def expected_s(self, requests: int) -> float:
         """Return how long it takes to answer so many, the last one included; 0 while that is not known."""
         if len(self._intervals) < _ENOUGH:
             return 0.0
-        return requests * sum(self._intervals) / len(self._intervals)
+        return requests * self._sum_s / len(self._intervals)

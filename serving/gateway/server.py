@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import ssl
@@ -22,6 +23,9 @@ from plurum.serving.gateway.settings import GatewaySettings, is_loopback, listen
 __all__ = ["GatewayUrls", "run_gateway"]
 
 _log = logging.getLogger(__name__)
+
+# Objects more than before, until garbage is looked for.
+_GARBAGE = 10_000
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,9 @@ def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], Non
         metrics_url = _serve_metrics(settings, metrics)
         scheme = "http" if settings.tls_cert is None else "https"
         announce(GatewayUrls(f"{scheme}://{_bracketed(settings.host)}:{sock.getsockname()[1]}", metrics_url))
+        # What was made so far stays, and what a request makes goes without being looked for; hardly ever there is more.
+        gc.freeze()
+        gc.set_threshold(_GARBAGE)
         _Uvicorn(config).run(sockets=[sock])
     finally:
         sock.close()

@@ -270,6 +270,7 @@ def made_up() -> PeersResult:
         contenders=contenders,
         left_out=(LeftOut(name="ray-serve", reason="no wheel"),),
         turns=tuple(turns),
+        accuracy={},
         machine=machine,
         versions={},
     )
@@ -283,6 +284,9 @@ def test_the_table_holds_medians_both_sides_of_each_ratio_and_who_is_missing() -
     assert rows[3][0] == "Flask"
     assert rows[3][-1] == "2.00"
     assert "Left out: ray-serve: no wheel." in table
+    assert "Accuracy" not in table
+    told = made_up().model_copy(update={"accuracy": {"FP32": 0.975, "served": 0.9742}})
+    assert "Accuracy on test images: FP32 97.5%, served 97.4%." in markdown_from_result(told)
     found = list(csv.DictReader(io.StringIO(csv_from_result(made_up()))))
     assert len(found) == 12
     assert (found[0]["images_per_s"], found[0]["requests"], found[0]["p50_ms"]) == ("8.000", "3", "200.000")
