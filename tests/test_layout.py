@@ -17,8 +17,8 @@ INSIDE_TRITON = ("model_repository/", "serving/backends/")
 # A module may import from its own room and from floors below.
 FLOORS = (
     {
-        *("errors", "evidence", "files", "images", "manifests", "microns", "models", "run", "scanners", "slides"),
-        *("spec", "tissue", "voting"),
+        *("errors", "evidence", "files", "images", "listing", "manifests", "microns", "models", "questions", "run"),
+        *("scanners", "slides", "spec", "tissue", "voting"),
     },
     {"training", "export", "serving", "client"},
     {"benchmarks", "demo"},

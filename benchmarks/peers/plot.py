@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+
 from plurum.benchmarks.peers.result import PeersResult
 from plurum.training.canvas import BLUE, GREY, figure_of, png_from_figure, tidied
 
 __all__ = ["plot_from_result"]
+
+# Times the median.
+_FAR = 3.0
 
 
 def plot_from_result(result: PeersResult) -> bytes:
@@ -35,12 +40,16 @@ def plot_from_result(result: PeersResult) -> bytes:
         ([result.latency_ms(one.name, fewest, 50) for one in order], None, f"median, ms, {fewest} in flight", "{:.0f}"),
     )
     for axes, (values, errors, label, form) in zip(panels, columns, strict=True):
-        axes.barh(range(len(order)), values, color=[BLUE if one.ours else GREY for one in order], height=0.7)
+        # One that is far off would make all others look alike.
+        longest = _FAR * statistics.median(values)
+        shown = [min(value, longest) for value in values]
+        axes.barh(range(len(order)), shown, color=[BLUE if one.ours else GREY for one in order], height=0.7)
         if errors is not None:
             axes.errorbar(values, range(len(order)), xerr=errors, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
-        edges = values if errors is None else [value + more for value, more in zip(values, errors[1], strict=True)]
+        edges = shown if errors is None else [value + more for value, more in zip(values, errors[1], strict=True)]
         for y, (edge, value) in enumerate(zip(edges, values, strict=True)):
-            axes.annotate(form.format(value), (edge, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
+            said = form.format(value) + (" (cut off)" if value > longest else "")
+            axes.annotate(said, (edge, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
         axes.margins(x=0.16)
         axes.set_xlim(left=0)
         tidied(axes, label, "")
