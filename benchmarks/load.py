@@ -97,22 +97,23 @@ def answers(url: str, requests: Sequence[bytes]) -> npt.NDArray[np.float32]:
 def closed_loop(url: str, requests: Sequence[bytes], clients: int, seconds: float) -> Point:
     """Return what `clients` clients get that ask again as soon as they are answered.
 
-    It is measured from when each of them has had a first answer, for as long as all of them ask: at the end some cores
-    have nothing to do any more, which is no lack of the server's.
+    The rate is the sum of the clients': each one's answers over the time from its first answer, which is not counted,
+    to its last. So it is whole questions that are measured, also where they take long or are answered in batches, and
+    not the end, when some cores have nothing to do any more.
 
     Args:
         url: HOST:PORT of gRPC.
         requests: As `requests_of` prepares them, an image each, sent in turn.
         clients: Requests in flight.
-        seconds: What was answered in them counts for the rate, and no request starts after them; those in flight are
-            waited for, and their latency counts.
+        seconds: No request starts after them, once each client has had its first answer; those in flight are waited
+            for and count.
 
     Raises:
         ServerError: the server refuses, or is away.
     """
 
     async def ask(stop: threading.Event) -> Point:
-        took, moments = list[float](), list[float]()
+        took, rates = list[float](), list[float]()
         waiting, start = clients, math.inf
         async with _asking(url, requests) as once:
 
@@ -124,16 +125,14 @@ def closed_loop(url: str, requests: Sequence[bytes], clients: int, seconds: floa
                     waiting -= 1
                     if not waiting:
                         start = time.perf_counter()
+                began, answered = time.perf_counter(), 0
                 while not stop.is_set() and time.perf_counter() < start + seconds:
-                    latency = (await once())[0]
-                    if not waiting:
-                        took.append(latency)
-                        moments.append(time.perf_counter())
+                    took.append((await once())[0])
+                    answered += 1
+                rates.append(answered / (time.perf_counter() - began))
 
             await _all(client() for _ in range(clients))
-        # Of a server that takes longer for one than we measure, at least one.
-        end = max(start + seconds, min(moments, default=start))
-        return _point(clients, took, sum(moment <= end for moment in moments) / max(end - start, 1e-9))
+        return _point(clients, took, sum(rates))
 
     with _refusals():
         return _finished(ask)

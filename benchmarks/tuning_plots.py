@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from plurum.benchmarks.tuning_result import Side, Trial, TuneResult
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_from_result"]
 
-_MOST = 72
+_WIDEST = 76
 _SIDES: dict[Side, str] = {"before": "the repository as it was", "after": "the best found"}
 # A dot grows with the turn that it stands for.
 _SMALLEST, _LARGEST = 18, 110
@@ -25,7 +26,9 @@ def plot_from_result(result: TuneResult) -> bytes:
         MissingExtraError: matplotlib is not installed.
     """
     rows = _rows(result)
-    figure = figure_of(10.5, 1.3 + 0.27 * (len(rows) + 2))
+    names = [*(textwrap.fill(name, _WIDEST) for _, name, _ in rows), *(f"{one}: {_SIDES[one]}" for one in _SIDES)]
+    most_lines = max(name.count("\n") for name in names) + 1
+    figure = figure_of(10.5, 1.3 + (0.13 + 0.14 * most_lines) * len(names))
     axes = figure.subplots()
     longest = max((trial.seconds for trial in result.trials), default=1.0)
     stages = list(dict.fromkeys(stage for stage, _, _ in rows))
@@ -37,17 +40,12 @@ def plot_from_result(result: TuneResult) -> bytes:
         if all(one.error for one in trials):
             axes.text(0, y, " discarded", color=GREY, fontsize=8, va="center")
     _sides(axes, result, len(rows))
-    axes.set_yticks(
-        range(len(rows) + len(_SIDES)), [*(name for _, name, _ in rows), *(f"{one}: {_SIDES[one]}" for one in _SIDES)]
-    )
+    axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_ylim(len(rows) + len(_SIDES) - 0.4, -0.6)
     axes.set_xlim(left=0)
-    tidied(
-        axes,
-        "images per second, over those of the repository as it was beside it; the larger a dot, the longer its turn",
-        "",
-    )
+    tidied(axes, "images per second over those of the repository as it was; larger dots are longer turns", "")
+
     handles = [axes.scatter([], [], 50, color=COLOURS[index], label=stage) for index, stage in enumerate(stages)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return png_from_figure(figure)
@@ -57,7 +55,7 @@ def _rows(result: TuneResult) -> list[tuple[str, str, list[Trial]]]:
     """Return stage, variant and its turns; within a stage who went farther stands first."""
     found: dict[tuple[str, str], list[Trial]] = {}
     for trial in result.trials:
-        found.setdefault((trial.stage, _short(str(trial.variant))), []).append(trial)
+        found.setdefault((trial.stage, str(trial.variant)), []).append(trial)
     order = list(dict.fromkeys(stage for stage, _ in found))
     rows = [(stage, name, trials) for (stage, name), trials in found.items()]
     return sorted(rows, key=lambda row: (order.index(row[0]), -len(row[2]), row[1]))
@@ -73,7 +71,3 @@ def _sides(axes: Axes, result: TuneResult, first: int) -> None:
         axes.plot([median] * 2, [y - 0.35, y + 0.35], color="#1b1b1b")
     axes.axvline(1, color=GREY, linewidth=0.8, zorder=0)
     axes.axhline(first - 0.5, color=GREY, linewidth=0.8)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _MOST else f"{name[: _MOST - 1]}…"
