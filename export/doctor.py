@@ -38,11 +38,12 @@ from plurum.export.manifest import Manifest, Published, read_manifest
 from plurum.export.plan_faults import build_faults, machine_faults, size_faults
 from plurum.files import sha256_of
 from plurum.listing import differences_from
+from plurum.questions import QUESTIONS
 from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["Finding", "check_repository"]
 
-_FILES = {"ensemble.json", "export.json", "parity.json", "questions.json", "timing.cache"} | {
+_FILES = {"ensemble.json", "export.json", "parity.json", QUESTIONS, "timing.cache"} | {
     f"tuning.{kind}" for kind in ("json", "csv", "png")
 }
 

@@ -16,7 +16,7 @@ from plurum import __version__
 from plurum.errors import RepositoryError
 from plurum.export.runtimes import Backend
 from plurum.export.settings import ExportSettings, Precision, Target
-from plurum.listing import differences_from, listing_of
+from plurum.listing import differences_from, listing_of, plans_of
 from plurum.questions import QUESTIONS
 from plurum.spec import Contract, Ensemble, Sha256, write_contract
 
@@ -75,8 +75,7 @@ class Manifest(Contract):
     @property
     def plans(self) -> set[str]:
         """What `--build-engines` adds, relative to the repository."""
-        graphs = (Path(one.file) for one in self.artefacts if one.backend == "tensorrt")
-        return {graph.with_name(name).as_posix() for graph in graphs for name in ("model.plan", "model.plan.json")}
+        return plans_of(one.file for one in self.artefacts if one.backend == "tensorrt")
 
 
 def inputs_of(ensemble: Ensemble, settings: ExportSettings) -> str:

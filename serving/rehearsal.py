@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from plurum.errors import RepositoryError
-from plurum.listing import differences_from
+from plurum.listing import differences_from, plans_of
 from plurum.questions import made_up_images, read_recorded
 from plurum.serving.probe import NoAnswerError, Probe
 from plurum.spec import Ensemble
@@ -51,9 +51,7 @@ def check_artefacts(repository: Path) -> None:
         parities = json.loads((repository / "parity.json").read_bytes())["artefacts"]
         manifest = json.loads((repository / "export.json").read_bytes())
         faults = [f"{one['subject']}: {fault}" for one in parities for fault in one.get("faults", ())]
-        graphs = [Path(one["file"]) for one in manifest["artefacts"] if one["backend"] == "tensorrt"]
-        # They are built from the graphs where they are served.
-        plans = [graph.with_name(name).as_posix() for graph in graphs for name in ("model.plan", "model.plan.json")]
+        plans = plans_of(one["file"] for one in manifest["artefacts"] if one["backend"] == "tensorrt")
         differences = differences_from(manifest["files"], repository, plans)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RepositoryError(

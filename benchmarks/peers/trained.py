@@ -19,7 +19,7 @@ from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.spec import Ensemble, Review, Voting, write_contract
 
-__all__ = ["accuracy_of", "trained_material"]
+__all__ = ["accuracy_of", "trained_material", "voting_by_the_mean"]
 
 _EPOCHS, _IMAGES = 15, 16
 
@@ -43,7 +43,7 @@ def trained_material(
     from plurum.models import model_from_checkpoint
 
     progress("training")
-    run = _voting_by_the_mean(trained_run(work, archs, size, _EPOCHS), work / "mean")
+    run = voting_by_the_mean(trained_run(work, archs, size, _EPOCHS), work / "mean")
     contract = run.ensemble()
     graphs = work / "model_repository"
     repository_from_run(run, graphs, ExportSettings(fused=True), progress)
@@ -73,7 +73,7 @@ def accuracy_of(material: Material, run: Run) -> dict[str, float]:
     return found
 
 
-def _voting_by_the_mean(run: Run, out: Path) -> Run:
+def voting_by_the_mean(run: Run, out: Path) -> Run:
     """Return the same run with the vote that peers compute: the plain mean, without temperatures."""
     fitted = run.ensemble()
     count = len(fitted.members)

@@ -6,7 +6,6 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from plurum.serving.gateway.door import Door
@@ -15,6 +14,7 @@ from plurum.serving.gateway.settings import GatewaySettings
 
 if TYPE_CHECKING:
     from starlette.types import Scope
+    from uvicorn._types import ASGI3Application
 
 __all__ = ["Connection", "connection_class"]
 

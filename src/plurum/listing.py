@@ -7,13 +7,13 @@ contract beside it, and a chain asks what its config names.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from plurum.files import sha256_of
 
-__all__ = ["Differences", "differences_from", "listing_of"]
+__all__ = ["Differences", "differences_from", "listing_of", "plans_of"]
 
 # The list itself; what TensorRT remembers of its builds; tune's evidence; what Triton's Python compiles.
 _UNLISTED = re.compile(r"export\.json|timing\.cache|tuning\.(json|csv|png)|[^/]+/1/__pycache__(/[^/]+\.pyc)?")
@@ -43,6 +43,11 @@ def listing_of(repository: Path) -> dict[str, str]:
     """Return the SHA-256 of every file that an export answers for, by its path in the repository."""
     names = (path.relative_to(repository).as_posix() for path in sorted(repository.rglob("*")) if path.is_file())
     return {name: sha256_of(repository / name) for name in names if not _UNLISTED.fullmatch(name)}
+
+
+def plans_of(graphs: Iterable[str]) -> set[str]:
+    """Return what is built beside these graphs on the GPU that serves them: plans, and what is known of each."""
+    return {Path(graph).with_name(name).as_posix() for graph in graphs for name in ("model.plan", "model.plan.json")}
 
 
 def differences_from(listing: Mapping[str, str], repository: Path, later: Collection[str] = ()) -> Differences:

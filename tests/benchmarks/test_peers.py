@@ -42,8 +42,10 @@ from plurum.benchmarks.peers.result import (
     markdown_from_result,
 )
 from plurum.benchmarks.peers.running import PeerServer, free_port, marked_processes
+from plurum.benchmarks.peers.trained import voting_by_the_mean
 from plurum.errors import ServerError
-from plurum.spec import ImageSpec
+from plurum.run import Run
+from plurum.spec import ImageSpec, Voting
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.3, 0.3, 0.3))
 ANSWER = {"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}
@@ -383,3 +385,13 @@ def _command(process: Path) -> bytes:
         return (process / "cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def test_trained_members_vote_as_their_peers_do(run: Run, tmp_path: Path) -> None:
+    plain = voting_by_the_mean(run, tmp_path / "mean")
+    fitted, ensemble = run.ensemble(), plain.ensemble()
+    assert ensemble.members == fitted.members
+    assert ensemble.voting == Voting(weights=(1 / len(fitted.members),) * len(fitted.members))
+    assert plain.checkpoint(ensemble.members[0]).read_bytes() == run.checkpoint(fitted.members[0]).read_bytes()
+    assert run.ensemble() == fitted
+    assert voting_by_the_mean(run, tmp_path / "mean").ensemble() == ensemble

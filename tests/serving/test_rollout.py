@@ -22,11 +22,12 @@ from plurum.export import ExportSettings
 from plurum.export.repository import recorded_answers
 from plurum.export.runtimes import Artefact
 from plurum.listing import listing_of
-from plurum.questions import QUESTIONS
+from plurum.questions import QUESTIONS, read_recorded
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.serving.metrics import metrics_at
-from plurum.serving.rehearsal import check_artefacts
+from plurum.serving.probe import Probe
+from plurum.serving.rehearsal import check_artefacts, rehearse
 from plurum.serving.releases import Order, Releases, Report, State, Trial
 from plurum.serving.rollout import Rollout
 from plurum.spec import read_ensemble, write_contract
@@ -392,3 +393,41 @@ def test_a_share_is_answered_by_members_of_the_same_names_alone(two: Releases) -
     assert report.lines[-1].startswith("its members are another, regnetx_002, those that are public resnet10t, regnetx")
     report, _ = carried_out(two, Order(number=2, release="second", shadow=True))
     assert report.outcome == "done"
+
+
+def test_plans_may_come_later_and_nothing_else(repository: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(repository, tmp_path / "gpu")
+    plan = folder / "resnet10t" / "1" / "model.plan"
+    plan.write_bytes(b"built here")
+    with pytest.raises(RepositoryError, match=r"resnet10t/1/model\.plan was not exported"):
+        check_artefacts(folder)
+    manifest = json.loads((folder / "export.json").read_text())
+    artefacts = [one | {"backend": "tensorrt"} for one in manifest["artefacts"]]
+    (folder / "export.json").write_text(json.dumps(manifest | {"artefacts": artefacts}))
+    check_artefacts(folder)
+
+
+class FakeProbe:
+    """A loaded release whose ensemble answers what it is told to."""
+
+    chains = ("ensemble",)
+
+    def __init__(self, answers: npt.NDArray[np.float64]) -> None:
+        self._answers = answers
+
+    def probabilities(self, *_: object) -> npt.NDArray[np.float64]:
+        return self._answers
+
+
+def test_a_release_answers_as_was_recorded_or_is_refused(repository: Path, tmp_path: Path) -> None:
+    ensemble, recorded = read_ensemble(repository / "ensemble.json"), read_recorded(repository)
+    answers = np.array(recorded.probabilities)
+    assert recorded.tolerance == 1e-3
+    assert rehearse(cast("Probe", FakeProbe(answers + 9e-4)), repository, ensemble, 1) == pytest.approx(9e-4)
+    for wrong in (answers + 2e-3, np.full_like(answers, np.nan)):
+        with pytest.raises(RepositoryError, match="answers otherwise than its artefacts did"):
+            rehearse(cast("Probe", FakeProbe(wrong)), repository, ensemble, 1)
+    other = shutil.copytree(repository, tmp_path / "other")
+    write_contract(other / QUESTIONS, recorded.model_copy(update={"probabilities": recorded.probabilities[:2]}))
+    with pytest.raises(RepositoryError, match=r"is of shape \(2, 10\), \(4, 10\) is needed"):
+        rehearse(cast("Probe", FakeProbe(answers)), other, ensemble, 1)

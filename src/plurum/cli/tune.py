@@ -17,7 +17,10 @@ __all__ = ["tune"]
 
 def tune(  # noqa: PLR0913, PLR0917 - one parameter per option
     repository: Annotated[
-        Path, typer.Argument(help="A model repository for a CPU, as `plurum export` writes it.", metavar="REPO")
+        Path,
+        typer.Argument(
+            help="A model repository, as `plurum export` writes it; for a GPU, with its plans.", metavar="REPO"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Where the tuned repository goes, whole or not at all.", metavar="TUNED")],
     run: Annotated[
