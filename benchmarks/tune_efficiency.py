@@ -43,10 +43,11 @@ from plurum.benchmarks.tuning import TuneSettings, tune
 from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts
 from plurum.benchmarks.tuning_search import served
 from plurum.benchmarks.tuning_variant import AS_IS, Backend
+from plurum.export.runtimes import openvino_runner
 from plurum.images import open_image, pixels_from_image
 from plurum.serving import Server, usable_cores
 from plurum.serving.leftovers import processes_of
-from plurum.spec import INPUT_PIXELS, ImageSpec
+from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec
 
 __all__ = ["Lanes", "efficiency", "ratios", "tune_efficiency"]
 
@@ -166,7 +167,7 @@ class Lanes:
             return sum(pool.map(partial(_lane_rate, pixels=pixels, seconds=seconds), self._lanes))
 
 
-def _lane_rate(runners: Sequence[Callable[[Pixels], None]], pixels: Pixels, seconds: float) -> float:
+def _lane_rate(runners: Sequence[Callable[[Pixels], object]], pixels: Pixels, seconds: float) -> float:
     def answer() -> None:
         for run in runners:
             run(pixels)
@@ -179,19 +180,10 @@ def _lane_rate(runners: Sequence[Callable[[Pixels], None]], pixels: Pixels, seco
     return images / elapsed
 
 
-def _runner(graph: Path, backend: Backend, bf16: bool, threads: int) -> Callable[[Pixels], None]:
+def _runner(graph: Path, backend: Backend, bf16: bool, threads: int) -> Callable[[Pixels], object]:
     """Return what the served backends do, without Triton."""
     if backend == "openvino":
-        import openvino
-
-        options = {
-            "NUM_STREAMS": "1",
-            "INFERENCE_NUM_THREADS": str(threads),
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-            "ENABLE_CPU_PINNING": False,
-        }
-        model = openvino.Core().compile_model(str(graph), "CPU", options)
-        return lambda pixels: model({INPUT_PIXELS: pixels})
+        return openvino_runner(graph, [LOGITS], threads, bf16=bf16)
     import onnxruntime
 
     session_options = onnxruntime.SessionOptions()
@@ -204,7 +196,7 @@ def _runner(graph: Path, backend: Backend, bf16: bool, threads: int) -> Callable
 
 def _local_cases(artefacts: Artefacts, cores: int, pixels: Pixels) -> dict[str, Case]:
     graphs = {artefacts.path / model / "1" / "model.onnx": artefacts.backends[model] for model in artefacts.members}
-    bf16 = frozenset(graph for graph, known in graphs.items() if known == ("openvino",))
+    bf16 = frozenset(graph for graph in graphs if artefacts.rounds(graph.parents[1].name))
     by_backend: dict[str, dict[Path, Backend]] = {}
     for wanted in ("onnxruntime", "openvino"):
         taken: dict[Path, Backend] = {

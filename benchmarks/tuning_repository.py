@@ -65,6 +65,10 @@ class Artefacts:
         """What a request may hold."""
         return int(self.configs["ensemble"].max_batch_size)
 
+    def rounds(self, model: str) -> bool:
+        """Whether this model's graph is computed in BF16."""
+        return _rounds(self.configs[model])
+
     def graphs(self, form: Form) -> tuple[str, ...]:
         """Return the models that compute in this form."""
         return (FUSED,) if form == "fused" else self.members
@@ -235,15 +239,17 @@ def _state_batching(config: Any, batching: Batching) -> None:
 def _backends(config: Any, graph: Path) -> tuple[Backend, ...]:
     """Return what can serve a graph, what serves it now first; a plan is TensorRT's alone.
 
-    FP32 graphs are the same to both. INT8 graphs were checked on ONNX Runtime alone, and only OpenVINO computes in
-    BF16.
+    FP32 graphs are the same to both. INT8 graphs are made for one of them, and only OpenVINO computes in BF16.
     """
     import onnx
 
     own = _backend(config)
     if own == "tensorrt":
         return (own,)
-    rounds = _BF16 in config.parameters and config.parameters[_BF16].string_value.upper() == "YES"
-    if rounds or any(node.op_type == "QuantizeLinear" for node in onnx.load(graph).graph.node):
+    if _rounds(config) or any(node.op_type == "QuantizeLinear" for node in onnx.load(graph).graph.node):
         return (own,)
     return (own, "openvino" if own == "onnxruntime" else "onnxruntime")
+
+
+def _rounds(config: Any) -> bool:
+    return _BF16 in config.parameters and config.parameters[_BF16].string_value.upper() == "YES"

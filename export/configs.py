@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from plurum.export.runtimes import Backend
+from plurum.export.settings import EXECUTIONS, Backend, Execution
 from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, OUTPUTS, Ensemble, Member
 
 __all__ = [
@@ -37,9 +37,9 @@ def text_of(config: Any) -> str:
     return str(text_format.MessageToString(config))
 
 
-def member_config(member: Member, max_batch_size: int, backend: Backend = "onnxruntime") -> Any:
-    """Return the config of one member's graph, PIXELS → LOGITS; OpenVINO computes it in BF16."""
-    config = _graph_config(member.name, max_batch_size, backend)
+def member_config(member: Member, max_batch_size: int, execution: Execution = EXECUTIONS["cpu"][0]) -> Any:
+    """Return the config of one member's graph, PIXELS → LOGITS."""
+    config = _graph_config(member.name, max_batch_size, execution)
     config.input.append(_pixels(pb.ModelInput, member))
     config.output.append(_tensor(pb.ModelOutput, LOGITS, "TYPE_FP32", (len(member.classes),)))
     return config
@@ -82,7 +82,8 @@ def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> A
     One instance with all cores: who asks it wants one answer soon. Whether it serves many better than the chain, too,
     is for `plurum tune` to find out.
     """
-    config = _graph_config(FUSED, max_batch_size, backend)
+    # Whatever its members are in: the vote is FP32.
+    config = _graph_config(FUSED, max_batch_size, Execution("fp32", backend))
     if backend != "tensorrt":
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     config.input.append(_pixels(pb.ModelInput, ensemble))
@@ -135,14 +136,14 @@ def _ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, enco
     return config
 
 
-def _graph_config(name: str, max_batch_size: int, backend: Backend) -> Any:
-    if backend == "tensorrt":
+def _graph_config(name: str, max_batch_size: int, execution: Execution) -> Any:
+    if execution.backend == "tensorrt":
         config = _config(name, max_batch_size, platform="tensorrt_plan", default_model_filename="model.plan")
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_GPU)
         config.optimization.cuda.graphs = True
         return config
-    config = _config(name, max_batch_size, backend=backend, default_model_filename="model.onnx")
-    if backend == "openvino":
+    config = _config(name, max_batch_size, backend=execution.backend, default_model_filename="model.onnx")
+    if execution.precision == "bf16":
         config.parameters["HINT_BF16"].string_value = "YES"
     return config
 

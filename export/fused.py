@@ -29,7 +29,8 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from plurum.export.graphs import onnx_from_module
-from plurum.export.runtimes import onnx_session
+from plurum.export.runtimes import onnx_session, openvino_runner
+from plurum.export.settings import Backend
 from plurum.spec import INPUT_PIXELS, LOGITS
 from plurum.voting import Verdict, VotingRule
 
@@ -154,13 +155,23 @@ def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path
     onnx.checker.check_model(path, full_check=True)
 
 
-def verdict_from_fused(path: Path, pixels: npt.NDArray[np.uint8]) -> Verdict:
-    """Return what the fused graph at `path` answers to `pixels`, uint8 `[images, height, width, 3]`."""
-    session = onnx_session(path)
-    batches = [
-        session.run(list(FUSED_OUTPUTS), {INPUT_PIXELS: np.array(pixels[start : start + _BATCH])})
-        for start in range(0, len(pixels), _BATCH)
-    ]
+def verdict_from_fused(path: Path, pixels: npt.NDArray[np.uint8], backend: Backend = "onnxruntime") -> Verdict:
+    """Return what the fused graph at `path` answers to `pixels`, uint8 `[images, height, width, 3]`.
+
+    Args:
+        path: The graph.
+        pixels: What is asked.
+        backend: What computes it; ONNX Runtime for TensorRT.
+    """
+    if backend == "openvino":
+        answer = openvino_runner(path, FUSED_OUTPUTS)
+    else:
+        session = onnx_session(path)
+
+        def answer(batch: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+            return list(session.run(list(FUSED_OUTPUTS), {INPUT_PIXELS: batch}))
+
+    batches = [answer(np.array(pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)]
     parts = [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
     probabilities, index, entropy, disagreement, std, members, inside, review = parts
     return Verdict(

@@ -14,8 +14,7 @@ from pydantic import ValidationError
 
 from plurum import __version__
 from plurum.errors import RepositoryError
-from plurum.export.runtimes import Backend
-from plurum.export.settings import ExportSettings, Precision, Target
+from plurum.export.settings import Backend, ExportSettings, Precision, Target
 from plurum.listing import differences_from, listing_of, plans_of
 from plurum.questions import QUESTIONS
 from plurum.spec import Contract, Ensemble, Sha256, write_contract
@@ -38,7 +37,8 @@ class Published(Contract):
         precision: What most of it computes in.
         backend: What serves it.
         reason: Why this precision, in words.
-        latency_ms: By precision, one image on one thread of the machine that exported; empty where not measured.
+        latency_ms: By precision and backend, one image on one thread of the machine that exported; empty where not
+            measured.
     """
 
     model: str
@@ -48,7 +48,7 @@ class Published(Contract):
     precision: Precision
     backend: Backend
     reason: str
-    latency_ms: dict[Precision, float]
+    latency_ms: dict[str, float]
 
 
 class Manifest(Contract):

@@ -1,7 +1,12 @@
-"""From an FP32 graph to an INT8 one for ONNX Runtime on a CPU, calibrated on real images.
+"""From an FP32 graph to an INT8 one for a CPU, calibrated on real images.
 
 Activations become uint8, weights int8 per channel (u8s8), which AVX512-VNNI multiplies fastest. TensorRT wants the
 other kind (int8 activations, no quantised bias), so that these graphs are for CPUs only.
+
+What is rounded depends on what computes it. ONNX Runtime's integer kernels take integers and give integers, and what
+lies between them is rounded too, lest numbers be converted to and fro. OpenVINO's give floating point, and round it
+for the next in the same pass as activation, normalisation or sum: there only what enters a heavy layer is rounded,
+which also answers nearer to FP32.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import numpy.typing as npt
 import onnx
 
 from plurum.export.float16 import quiet_converters
+from plurum.export.settings import Backend
 from plurum.spec import INPUT_PIXELS
 
 __all__ = ["int8_from_onnx"]
@@ -39,17 +45,19 @@ class _Reader:
         return None if batch is None else {INPUT_PIXELS: batch}
 
 
-def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path) -> None:
+def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path, backend: Backend = "onnxruntime") -> None:
     """Write the INT8 form of the graph `source` to `path`.
 
     Args:
         source: An FP32 member graph.
         pixels: uint8 `[images, height, width, 3]`: calibration images, which no accuracy is ever measured on.
         path: Where the QDQ graph goes.
+        backend: What will compute it.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    inputs_alone = backend == "openvino"
     with tempfile.TemporaryDirectory() as folder, quiet_converters():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
@@ -62,8 +70,12 @@ def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path) -> N
             weight_type=QuantType.QInt8,
             per_channel=True,
             calibrate_method=CalibrationMethod.MinMax,
-            op_types_to_quantize=_operators(prepared),
-            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+            op_types_to_quantize=[*_HEAVY] if inputs_alone else _operators(prepared),
+            extra_options={
+                "WeightSymmetric": True,
+                "ActivationSymmetric": False,
+                "OpTypesToExcludeOutputQuantization": [*_HEAVY] if inputs_alone else [],
+            },
         )
 
 

@@ -38,9 +38,9 @@ from plurum.export.fused import fused_from_onnx, verdict_from_fused
 from plurum.export.graphs import PixelModel
 from plurum.export.manifest import Published, is_current, read_manifest, write_manifest
 from plurum.export.parity import Parity, check_parity, verdict_of, vote_parity
-from plurum.export.runtimes import Artefact, Backend, logits_from_artefact
+from plurum.export.runtimes import Artefact, logits_from_artefact
 from plurum.export.selection import Choice, Sample, choose, evenly
-from plurum.export.settings import ExportSettings, Precision
+from plurum.export.settings import Backend, Execution, ExportSettings, Precision
 from plurum.files import sha256_of, whole_folder
 from plurum.models import model_from_checkpoint
 from plurum.questions import QUESTIONS, Recorded, made_up_images
@@ -195,14 +195,14 @@ def voted_choices(
     """
     original = verdict_of([choice.original for choice in choices], ensemble.rule)
     while True:
-        precision = max((choice.taken for choice in choices), key=_COARSENESS.index)
+        precision = max((choice.taken.precision for choice in choices), key=_COARSENESS.index)
         exported = verdict_of([choice.candidate.probabilities for choice in choices], ensemble.rule)
         parity = vote_parity("vote", precision, original, exported, sample.labels, settings.budget(precision))
         if parity.passed or settings.precision != "auto" or precision == "fp32":
             check_parity(parity)
             return choices, parity
         worst = max(
-            (choice for choice in choices if choice.taken != "fp32"),
+            (choice for choice in choices if choice.taken.precision != "fp32"),
             key=lambda choice: choice.candidate.parity.mean_difference,
         )
         reason = f"{worst.taken} passed alone, but with it the vote does not: {'; '.join(parity.faults)}"
@@ -226,8 +226,9 @@ def _publish(choice: Choice, repository: Path) -> Published:
     path.parent.mkdir(parents=True)
     shutil.copyfile(artefact.path, path)
     published = _published(repository, choice.member, artefact.precision, artefact.backend, choice.reason)
-    times = {precision: one.latency_ms for precision, one in choice.candidates.items() if one.latency_ms is not None}
-    return published.model_copy(update={"latency_ms": {one: round(time, 3) for one, time in times.items()}})
+    measured = {str(execution): one.latency_ms for execution, one in choice.candidates.items()}
+    times = {name: round(time, 3) for name, time in measured.items() if time is not None}
+    return published.model_copy(update={"latency_ms": times})
 
 
 def _published(repository: Path, model: str, precision: Precision, backend: Backend, reason: str) -> Published:
@@ -252,16 +253,20 @@ def _fuse(
     Raises:
         ParityError: it answers otherwise than PyTorch.
     """
+    taken = [choice.taken for choice in choices]
+    # OpenVINO rounds to BF16 as it compiles, all or nothing, and the vote is FP32: such a member is its FP32 graph.
+    inside: list[Precision] = ["fp32" if one.precision == "bf16" else one.precision for one in taken]
     backend: Backend = "tensorrt" if settings.target == "gpu" else "onnxruntime"
-    # OpenVINO rounds to BF16 as it compiles; in ONNX Runtime such a member is its FP32 graph.
-    inside: list[Precision] = ["fp32" if choice.taken == "bf16" else choice.taken for choice in choices]
+    if Execution("int8", "openvino") in taken:
+        # ONNX Runtime would compute what is rounded for OpenVINO in FP32.
+        backend = "openvino"
     precision = max(inside, key=_COARSENESS.index)
     graphs = [choice.candidate.artefact.path for choice in choices]
     path = _write_fused(ensemble, graphs, repository, settings.max_batch_size, backend)
     names = (choice.member for choice in choices)
     _state_precisions(repository / LABELS / "1", dict(zip(names, inside, strict=True)))
     original = verdict_of([choice.original for choice in choices], ensemble.rule)
-    exported = verdict_from_fused(path, sample.pixels)
+    exported = verdict_from_fused(path, sample.pixels, backend)
     budget = settings.budget(precision)
     parity = vote_parity("ensemble_fused", precision, original, exported, sample.labels, budget)
     check_parity(parity)
@@ -284,7 +289,8 @@ def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int, artefacts: 
     """Add everything but the graphs; a member without an artefact is served by ONNX Runtime."""
     for member in ensemble.members:
         artefact = artefacts.get(member.name)
-        _write_config(folder, member_config(member, max_batch_size, artefact.backend if artefact else "onnxruntime"))
+        made = (artefact.execution,) if artefact else ()
+        _write_config(folder, member_config(member, max_batch_size, *made))
     for config, sources in (
         (preprocess_config(ensemble, max_batch_size), _PREPROCESS),
         (voter_config(ensemble, max_batch_size), _VOTER),

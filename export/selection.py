@@ -1,4 +1,4 @@
-"""Which precision each member is served in: as asked for, or the fastest that answers as PyTorch does."""
+"""How each member is served: in the precision asked for, or whatever is fastest and answers as PyTorch does."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from plurum.export.float16 import check_overflow, fp16_from_onnx, overflow_audit
 from plurum.export.graphs import PixelModel, onnx_from_model
 from plurum.export.parity import Parity, check_parity, member_parity
 from plurum.export.quantisation import int8_from_onnx
-from plurum.export.runtimes import Artefact, Backend, latency_ms, logits_from_artefact, logits_from_model
-from plurum.export.settings import PRECISIONS, ExportSettings, Precision
+from plurum.export.runtimes import Artefact, latency_ms, logits_from_artefact, logits_from_model
+from plurum.export.settings import EXECUTIONS, Execution, ExportSettings
 from plurum.voting import softmax
 
 __all__ = ["Candidate", "Choice", "Sample", "choose", "evenly", "fastest"]
 
-# A precision that is faster by less than this is not worth what it changes.
+# What is faster than FP32 by less than this is not worth what it changes.
 _WORTH = 1.1
 
 
@@ -63,15 +63,15 @@ class Choice:
     Attributes:
         member: Its name.
         original: What PyTorch answers to the sample, `[images, classes]`.
-        candidates: By precision; those that were made.
+        candidates: By how they are executed, the reference first; those that were made.
         taken: Which of them.
         reason: Why, in words.
     """
 
     member: str
     original: npt.NDArray[np.float64]
-    candidates: dict[Precision, Candidate] = field(default_factory=dict)
-    taken: Precision = "fp32"
+    candidates: dict[Execution, Candidate] = field(default_factory=dict)
+    taken: Execution = EXECUTIONS["cpu"][0]
     reason: str = "as asked for"
 
     @property
@@ -81,7 +81,7 @@ class Choice:
 
     def back_to_fp32(self, reason: str) -> Choice:
         """Return the choice of the reference instead."""
-        return replace(self, taken="fp32", reason=reason)
+        return replace(self, taken=next(iter(self.candidates)), reason=reason)
 
 
 def evenly(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
@@ -107,71 +107,75 @@ def choose(
     progress(f"{name}: to ONNX")
     onnx_from_model(model, source)
     choice = Choice(name, softmax(logits_from_model(model, sample.pixels)))
-    if settings.precision != "auto":
-        candidate = _candidate(choice, settings.precision, source, sample, settings, progress)
-        check_parity(candidate.parity)
-        return replace(choice, candidates={settings.precision: candidate}, taken=settings.precision)
+    wanted = _wanted(settings)
     notes: list[str] = []
-    for precision in PRECISIONS[settings.target]:
+    for execution in wanted:
         try:
-            candidate = _candidate(choice, precision, source, sample, settings, progress)
-        except MissingExtraError as error:
-            notes.append(f"{precision} was not tried: {error}")
-            continue
-        except ParityError as error:
-            notes.append(f"{precision} was refused: {error}")
-            continue
-        if precision == "fp32":
-            check_parity(candidate.parity)
-        choice.candidates[precision] = candidate
+            choice.candidates[execution] = _candidate(choice, execution, source, sample, settings, progress)
+        except (MissingExtraError, ParityError) as error:
+            if len(wanted) == 1:
+                raise
+            notes.append(f"{execution} was not made: {error}")
+    candidates = list(choice.candidates.values())
+    if settings.precision == "auto" or not any(one.parity.passed for one in candidates):
+        # The reference; or, where one precision is asked for, what is told of it.
+        check_parity(candidates[0].parity)
+    if len(wanted) == 1:
+        return replace(choice, taken=wanted[0])
     return fastest(choice, notes) if settings.target == "cpu" else _half_where_it_passes(choice, notes)
+
+
+def _wanted(settings: ExportSettings) -> list[Execution]:
+    return [one for one in EXECUTIONS[settings.target] if settings.precision in {"auto", one.precision}]
 
 
 def _candidate(
     choice: Choice,
-    precision: Precision,
+    execution: Execution,
     source: Path,
     sample: Sample,
     settings: ExportSettings,
     progress: Callable[[str], None],
 ) -> Candidate:
-    name = choice.member
-    progress(f"{name}: {precision}")
-    artefact = _artefact(name, precision, source, sample, settings)
-    progress(f"{name}: {precision} compared with PyTorch on {len(sample.pixels)} validation images")
+    name, precision = choice.member, execution.precision
+    progress(f"{name}: {execution}")
+    artefact = _artefact(name, execution, source, sample)
+    progress(f"{name}: {execution} compared with PyTorch on {len(sample.pixels)} validation images")
     probabilities = softmax(logits_from_artefact(artefact, sample.pixels))
     budget = settings.budget(precision)
     parity = member_parity(name, precision, choice.original, probabilities, sample.labels, budget)
-    measured = settings.precision == "auto" and settings.target == "cpu"
+    measured = settings.target == "cpu" and len(_wanted(settings)) > 1
     return Candidate(artefact, parity, probabilities, latency_ms(artefact, sample.pixels) if measured else None)
 
 
-def _artefact(name: str, precision: Precision, source: Path, sample: Sample, settings: ExportSettings) -> Artefact:
-    backend: Backend = "tensorrt" if settings.target == "gpu" else "onnxruntime"
-    path = source.with_name(f"{name}.{precision}.onnx")
-    if precision == "int8":
-        int8_from_onnx(source, sample.calibration, path)
-    elif precision == "fp16":
+def _artefact(name: str, execution: Execution, source: Path, sample: Sample) -> Artefact:
+    path = source.with_name(f"{name}.{execution.precision}.{execution.backend}.onnx")
+    if execution.backend == "openvino":
+        # Before what takes long.
+        with needs_extra("openvino", "openvino"):
+            pass
+    if execution.precision == "int8":
+        int8_from_onnx(source, sample.calibration, path, execution.backend)
+    elif execution.precision == "fp16":
         fp16_from_onnx(source, sample.calibration, path)
         check_overflow(name, overflow_audit(source, path, sample.calibration))
-    elif precision == "bf16":
-        with needs_extra("openvino", "openvino"):
-            # OpenVINO rounds to BF16 as it compiles; the graph is the FP32 one.
-            return Artefact(name, precision, "openvino", source)
-    return Artefact(name, precision, backend, path)
+    else:
+        # OpenVINO rounds to BF16 as it compiles; the graph is the FP32 one.
+        path = source
+    return Artefact(name, execution.precision, execution.backend, path)
 
 
 def fastest(choice: Choice, notes: list[str]) -> Choice:
     """Take what takes the least time among what may be published; FP32 unless another is clearly faster."""
-    times = {precision: one.latency_ms or 0.0 for precision, one in choice.candidates.items()}
-    passed = [precision for precision, one in choice.candidates.items() if one.parity.passed]
-    best = min(passed, key=times.__getitem__)
-    if times["fp32"] < _WORTH * times[best]:
-        best = "fp32"
-    told = ", ".join(f"{precision} {time:.1f} ms" for precision, time in times.items())
+    times = {execution: one.latency_ms or 0.0 for execution, one in choice.candidates.items()}
+    best = min((execution for execution, one in choice.candidates.items() if one.parity.passed), key=times.__getitem__)
+    reference = next(iter(times))
+    if reference.precision == "fp32" and times[reference] < _WORTH * times[best]:
+        best = reference
+    told = ", ".join(f"{execution} {time:.1f} ms" for execution, time in times.items())
     failed = [
-        f"{precision} would break its budget: {'; '.join(one.parity.faults)}"
-        for precision, one in choice.candidates.items()
+        f"{execution} would break its budget: {'; '.join(one.parity.faults)}"
+        for execution, one in choice.candidates.items()
         if not one.parity.passed
     ]
     return replace(choice, taken=best, reason="; ".join([f"the fastest that passes ({told})", *failed, *notes]))
@@ -179,8 +183,9 @@ def fastest(choice: Choice, notes: list[str]) -> Choice:
 
 def _half_where_it_passes(choice: Choice, notes: list[str]) -> Choice:
     """Take FP16 where it may be published: it is what GPUs multiply fastest, and there may be none here to ask."""
-    half = choice.candidates.get("fp16")
+    reference, wanted = EXECUTIONS["gpu"]
+    half = choice.candidates.get(wanted)
     if half is not None and half.parity.passed:
-        return replace(choice, taken="fp16", reason="FP16 passes; its speed is not measured here")
+        return replace(choice, taken=wanted, reason="FP16 passes; its speed is not measured here")
     faults = [] if half is None else [f"fp16 would break its budget: {'; '.join(half.parity.faults)}"]
-    return replace(choice, taken="fp32", reason="; ".join([*faults, *notes]))
+    return replace(choice, taken=reference, reason="; ".join([*faults, *notes]))

@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["BUDGETS", "MEMBER_SLACK", "OPSET", "PRECISIONS", "Budget", "ExportSettings", "Precision", "Target"]
+__all__ = [
+    "BUDGETS",
+    "EXECUTIONS",
+    "MEMBER_SLACK",
+    "OPSET",
+    "Backend",
+    "Budget",
+    "Execution",
+    "ExportSettings",
+    "Precision",
+    "Target",
+]
 
 # From 23 on, timm's fused attention becomes an Attention op, which TensorRT parses and then fails to build.
 OPSET = 20
 
 Target = Literal["cpu", "gpu"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-# What each target computes in, the reference first. ONNX Runtime has no fast FP16 on a CPU.
-PRECISIONS: dict[Target, tuple[Precision, ...]] = {"cpu": ("fp32", "bf16", "int8"), "gpu": ("fp32", "fp16")}
+Backend = Literal["onnxruntime", "openvino", "tensorrt"]
+
+
+class Execution(NamedTuple):
+    """How a graph is served: what it computes in, and what computes it."""
+
+    precision: Precision
+    backend: Backend
+
+    def __str__(self) -> str:
+        return f"{self.precision} {self.backend}"
+
+
+# What each target offers, the reference first. Neither library has a fast FP16 on a CPU, and ONNX Runtime no BF16.
+EXECUTIONS: dict[Target, tuple[Execution, ...]] = {
+    "cpu": (
+        Execution("fp32", "onnxruntime"),
+        Execution("bf16", "openvino"),
+        Execution("int8", "onnxruntime"),
+        Execution("int8", "openvino"),
+    ),
+    "gpu": (Execution("fp32", "tensorrt"), Execution("fp16", "tensorrt")),
+}
 
 # A single member may flip this many times as many labels, and lose as much, as the vote that averages over them.
 MEMBER_SLACK = 5.0
@@ -80,10 +112,10 @@ class ExportSettings(BaseModel):
 
     @model_validator(mode="after")
     def _target_has_precision(self) -> ExportSettings:
-        if self.precision != "auto" and self.precision not in PRECISIONS[self.target]:
-            known = ", ".join(PRECISIONS[self.target])
+        known = list(dict.fromkeys(one.precision for one in EXECUTIONS[self.target]))
+        if self.precision not in {*known, "auto"}:
             raise ValueError(
-                f"precision {self.precision!r} is not for target {self.target!r}; it takes {known} or auto"
+                f"precision {self.precision!r} is not for target {self.target!r}; it takes {', '.join(known)} or auto"
             )
         return self
 

@@ -32,6 +32,7 @@ from plurum.errors import ParityError, RepositoryError, ServerError, SettingsErr
 from plurum.export import repository_from_onnx
 from plurum.export.configs import fused_config, member_config, text_of
 from plurum.export.manifest import read_manifest
+from plurum.export.settings import Execution
 from plurum.run import Run
 from plurum.serving.staging import fill_in, read_config
 from plurum.spec import read_ensemble
@@ -340,7 +341,7 @@ def for_a_gpu(fused: Path, tmp_path: Path) -> Path:
     folder = shutil.copytree(fused, tmp_path / "gpu")
     ensemble = read_ensemble(folder / "ensemble.json")
     for config in (
-        *(member_config(member, 8, "tensorrt") for member in ensemble.members),
+        *(member_config(member, 8, Execution("fp16", "tensorrt")) for member in ensemble.members),
         fused_config(ensemble, 8, "tensorrt"),
     ):
         (folder / config.name / "config.pbtxt").write_text(text_of(config))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tritonclient.grpc
 from google.protobuf import text_format
@@ -21,7 +22,7 @@ from plurum.export import Budget, ExportSettings, int8_from_onnx, member_parity,
 from plurum.export.repository import voted_choices
 from plurum.export.runtimes import Artefact
 from plurum.export.selection import Candidate, Choice
-from plurum.export.settings import BUDGETS, Precision
+from plurum.export.settings import BUDGETS, Backend, Execution, Precision
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.training import settings_from
@@ -49,13 +50,20 @@ def exported_once(repository: Path) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def int8_backend(request: pytest.FixtureRequest) -> Backend:
+    """What INT8 is the fastest on."""
+    backend: Backend = request.param
+    return backend
+
+
 @pytest.fixture(scope="module")
-def mixed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mixed(run: Run, tmp_path_factory: pytest.TempPathFactory, int8_backend: Backend) -> Path:
     """One member in INT8, the other in BF16, as `auto` would choose where they are the fastest."""
     out = tmp_path_factory.mktemp("mixed") / "model_repository"
     with pytest.MonkeyPatch.context() as patch:
-        fast = {"resnet10t int8", "regnetx_002 bf16"}
-        patch.setattr(selection, "latency_ms", lambda one, _: 1.0 if f"{one.member} {one.precision}" in fast else 10.0)
+        fast = {f"resnet10t int8 {int8_backend}", "regnetx_002 bf16 openvino"}
+        patch.setattr(selection, "latency_ms", lambda one, _: 1.0 if f"{one.member} {one.execution}" in fast else 10.0)
         settings = ExportSettings(max_batch_size=8, precision="auto", fused=True, budgets=LOOSE, calibration_images=16)
         exported = repository_from_run(run, out, settings)
     assert {one.model: one.precision for one in exported.artefacts} == {
@@ -66,15 +74,20 @@ def mixed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_auto_says_why(mixed: Path) -> None:
+def test_auto_says_why(mixed: Path, int8_backend: Backend) -> None:
     manifest = json.loads((mixed / "export.json").read_text())
     reasons = {one["model"]: one["reason"] for one in manifest["artefacts"]}
-    assert reasons["resnet10t"] == "the fastest that passes (fp32 10.0 ms, bf16 10.0 ms, int8 1.0 ms)"
+    times = ["fp32 onnxruntime 10.0 ms", "bf16 openvino 10.0 ms", "int8 onnxruntime 10.0 ms", "int8 openvino 10.0 ms"]
+    told = ", ".join(times).replace(f"int8 {int8_backend} 10.0", f"int8 {int8_backend} 1.0")
+    assert reasons["resnet10t"] == f"the fastest that passes ({told})"
     assert reasons["fused"] == "of resnet10t in int8, regnetx_002 in fp32"
 
 
-def test_each_backend_has_its_config(mixed: Path) -> None:
-    assert config_of(mixed, "resnet10t").backend == "onnxruntime"
+def test_each_backend_has_its_config(mixed: Path, int8_backend: Backend) -> None:
+    """The fused graph holds the INT8 member as it was made for its backend, and nothing rounds the vote."""
+    for model in ("resnet10t", "fused"):
+        config = config_of(mixed, model)
+        assert (config.backend, "HINT_BF16" in config.parameters) == (int8_backend, False)
     bf16 = config_of(mixed, "regnetx_002")
     assert (bf16.backend, bf16.parameters["HINT_BF16"].string_value) == ("openvino", "YES")
 
@@ -97,53 +110,76 @@ def test_a_mixed_repository_is_served(mixed: Path, run: Run) -> None:
     np.testing.assert_allclose(chain.as_numpy("PROBABILITIES").sum(axis=1), 1, atol=1e-5)
 
 
-def candidate(precision: Precision, took_ms: float, *, passes: bool = True) -> Candidate:
+FP32, BF16, INT8 = (
+    Execution("fp32", "onnxruntime"),
+    Execution("bf16", "openvino"),
+    Execution("int8", "onnxruntime"),
+)
+
+
+def test_what_is_rounded_is_what_its_backend_computes_fast(mixed: Path, int8_backend: Backend) -> None:
+    """ONNX Runtime has integers from layer to layer; for OpenVINO only what enters a heavy layer is rounded."""
+    graph = onnx.load(mixed / "resnet10t" / "1" / "model.onnx").graph
+    takes: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            takes.setdefault(name, set()).add(node.op_type)
+    restored = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    heavy = [bool(takes.get(node.output[0], set()) & {"Conv", "Gemm"}) for node in restored]
+    assert any(heavy)
+    assert all(heavy) == (int8_backend == "openvino")
+
+
+def candidate(execution: Execution, took_ms: float, *, passes: bool = True) -> Candidate:
+    precision, backend = execution
     parity = member_parity("m", precision, EVEN, EVEN, np.zeros(4, np.int64), ANY)
     faults = () if passes else ("share of other labels 0.5 (at most 0.01)",)
-    artefact = Artefact("m", precision, "onnxruntime", Path("m.onnx"))
+    artefact = Artefact("m", precision, backend, Path("m.onnx"))
     return Candidate(artefact, parity.model_copy(update={"faults": faults}), EVEN, took_ms)
 
 
 @pytest.mark.parametrize(
     ("candidates", "taken"),
     [
-        ([candidate("fp32", 10), candidate("bf16", 5), candidate("int8", 3)], "int8"),
-        ([candidate("fp32", 10), candidate("bf16", 5), candidate("int8", 3, passes=False)], "bf16"),
-        ([candidate("fp32", 10), candidate("bf16", 12), candidate("int8", 9.5)], "fp32"),
-        ([candidate("fp32", 10)], "fp32"),
+        ([candidate(FP32, 10), candidate(BF16, 5), candidate(INT8, 3)], INT8),
+        ([candidate(FP32, 10), candidate(BF16, 5), candidate(INT8, 3, passes=False)], BF16),
+        ([candidate(FP32, 10), candidate(BF16, 12), candidate(INT8, 9.5)], FP32),
+        ([candidate(FP32, 10)], FP32),
     ],
     ids=["fastest", "gate", "not worth it", "alone"],
 )
-def test_the_fastest_that_passes_is_taken(candidates: list[Candidate], taken: Precision) -> None:
-    choice = Choice("m", EVEN, {one.artefact.precision: one for one in candidates})
-    best = selection.fastest(choice, ["bf16 was not tried: nothing to try it with"])
+def test_the_fastest_that_passes_is_taken(candidates: list[Candidate], taken: Execution) -> None:
+    choice = Choice("m", EVEN, {one.artefact.execution: one for one in candidates})
+    best = selection.fastest(choice, ["bf16 openvino was not made: nothing to make it with"])
     assert best.taken == taken
-    assert "fp32 10.0 ms" in best.reason
-    assert ("int8 would break its budget: share of other labels 0.5" in best.reason) == (taken == "bf16")
-    assert best.reason.endswith("bf16 was not tried: nothing to try it with")
+    assert "fp32 onnxruntime 10.0 ms" in best.reason
+    assert ("int8 onnxruntime would break its budget: share of other labels 0.5" in best.reason) == (taken == BF16)
+    assert best.reason.endswith("bf16 openvino was not made: nothing to make it with")
 
 
 def test_a_member_with_which_the_vote_does_not_pass_goes_back(run: Run) -> None:
     """Each passes alone; the second differs more, and without it the vote is within its budget."""
     ensemble = run.ensemble()
     labels = np.zeros(4, np.int64)
-    answers = {"fp32": np.full((4, 10), 0.1)}
-    answers["bf16"], answers["int8"] = answers["fp32"].copy(), answers["fp32"].copy()
-    answers["bf16"][:, :2] += (0.01, -0.01)
-    answers["int8"][:, :2] += (0.04, -0.04)
+    answers = {FP32: np.full((4, 10), 0.1)}
+    answers[BF16], answers[INT8] = answers[FP32].copy(), answers[FP32].copy()
+    answers[BF16][:, :2] += (0.01, -0.01)
+    answers[INT8][:, :2] += (0.04, -0.04)
     choices = []
-    for name, precision in (("resnet10t", "bf16"), ("regnetx_002", "int8")):
+    for name, execution in (("resnet10t", BF16), ("regnetx_002", INT8)):
         made = {}
-        for one in ("fp32", precision):
-            parity = member_parity(name, one, answers["fp32"], answers[one], labels, ANY)  # type: ignore[arg-type]
-            made[one] = Candidate(Artefact(name, one, "onnxruntime", Path()), parity, answers[one])  # type: ignore[arg-type]
-        choices.append(Choice(name, answers["fp32"], made, precision))  # type: ignore[arg-type]
+        for one in (FP32, execution):
+            parity = member_parity(name, one.precision, answers[FP32], answers[one], labels, ANY)
+            made[one] = Candidate(Artefact(name, *one, Path()), parity, answers[one])
+        choices.append(Choice(name, answers[FP32], made, execution))
     strict = ANY.model_copy(update={"max_difference": 0.009})
     settings = ExportSettings(precision="auto", budgets={**LOOSE, "int8": strict, "bf16": strict})
     pixels = np.zeros((4, 32, 32, 3), np.uint8)
     voted, parity = voted_choices(ensemble, choices, selection.Sample(pixels, labels, pixels), settings)
-    assert [choice.taken for choice in voted] == ["bf16", "fp32"]
-    assert voted[1].reason.startswith("int8 passed alone, but with it the vote does not: probabilities differ by up to")
+    assert [choice.taken for choice in voted] == [BF16, FP32]
+    assert voted[1].reason.startswith(
+        "int8 onnxruntime passed alone, but with it the vote does not: probabilities differ"
+    )
     assert parity.passed
     assert parity.precision == "bf16"
 
@@ -161,10 +197,10 @@ def test_calibration_on_noise_is_caught_and_on_training_images_passes(
     """All else is the same: images, settings, budget."""
     calibrated: list[Any] = []
 
-    def on(source: Path, pixels: Any, path: Path) -> None:
+    def on(source: Path, pixels: Any, path: Path, backend: Backend) -> None:
         grey = np.random.default_rng(0).integers(126, 129, pixels.shape, dtype=np.uint8)
         calibrated.append(grey if noise else pixels)
-        int8_from_onnx(source, calibrated[-1], path)
+        int8_from_onnx(source, calibrated[-1], path, backend)
 
     monkeypatch.setattr(selection, "int8_from_onnx", on)
     settings = ExportSettings(precision="int8", calibration_images=16, budgets={**BUDGETS, "int8": HARDLY})

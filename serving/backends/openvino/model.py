@@ -5,8 +5,10 @@ then `model.onnx`) in the version's folder and these parameters of the C++ backe
 `HINT_BF16` (`YES` computes in BF16 where the processor can; otherwise in FP32). Like the C++ one it does not complete
 configs: inputs and outputs must be stated.
 
-All requests that Triton hands over at once become one inference, grouped by shape. Runs inside Triton's stub process,
-where there is no Plurum: NumPy and OpenVINO only.
+The graph is compiled for one image, and the images of a batch follow each other: where all shapes are known, OpenVINO
+computes a densenet121 in up to a sixth less time than where the batch is free, which is more than batches gain; and an
+answer does not depend on who asks at the same time. Runs inside Triton's stub process, where there is no Plurum: NumPy
+and OpenVINO only.
 
 Legend: arrays are `[batch, ...]` where the model has a maximum batch size, else of the model's own shape.
 """
@@ -25,7 +27,7 @@ Arrays = list[npt.NDArray[Any]]
 
 
 class TritonPythonModel:
-    """One instance of one model: one compiled model with one stream."""
+    """One instance of one model, which computes one inference at a time."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Compile the graph.
@@ -36,68 +38,45 @@ class TritonPythonModel:
         """
         config = json.loads(args["model_config"])
         version = Path(args["model_repository"]) / args["model_version"]
-        self._model = _compiled(_model_file(version, config), config)
         self._inputs = [entry["name"] for entry in config["input"]]
         self._outputs = [entry["name"] for entry in config["output"]]
-        _check_names("input", self._inputs, [name for port in self._model.inputs for name in port.names])
-        _check_names("output", self._outputs, [name for port in self._model.outputs for name in port.names])
         self._batched = config["max_batch_size"] > 0
+        self._model = _compiled(_model_file(version, config), config)
+        _check_names("output", self._outputs, [name for port in self._model.outputs for name in port.names])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request; one that fails does not take its neighbours with it."""
-        inputs = [
-            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs]
-            for request in requests
-        ]
-        responses: list[Any] = [None] * len(requests)
-        for group in self._groups(inputs):
-            try:
-                outputs: list[Arrays | Exception] = list(self._run_together([inputs[index] for index in group]))
-            except Exception as error:
-                outputs = [error] if len(group) == 1 else [self._run_alone(inputs[index]) for index in group]
-            for index, answer in zip(group, outputs, strict=True):
-                responses[index] = self._response(answer)
-        return responses
+        """Answer every request on its own; one that fails does not take its neighbours with it."""
+        return [self._answer(request) for request in requests]
 
     def finalize(self) -> None:
         """Let go of the model."""
         del self._model
 
-    def _groups(self, inputs: list[Arrays]) -> list[list[int]]:
-        """Return the indices of requests that fit into one inference, in order of arrival."""
-        if not self._batched:
-            return [[index] for index in range(len(inputs))]
-        groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-        for index, arrays in enumerate(inputs):
-            groups.setdefault(tuple(array.shape[1:] for array in arrays), []).append(index)
-        return list(groups.values())
-
-    def _run_together(self, inputs: list[Arrays]) -> list[Arrays]:
-        if len(inputs) == 1:
-            return [self._run(inputs[0])]
-        outputs = self._run([np.concatenate(arrays) for arrays in zip(*inputs, strict=True)])
-        bounds = np.cumsum([arrays[0].shape[0] for arrays in inputs])[:-1]
-        return [list(parts) for parts in zip(*(np.split(output, bounds) for output in outputs), strict=True)]
-
-    def _run_alone(self, arrays: Arrays) -> Arrays | Exception:
+    def _answer(self, request: Any) -> Any:
+        arrays = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs]
         try:
-            return self._run(arrays)
+            outputs = self._run(arrays)
         except Exception as error:
-            return error
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"OpenVINO: {error}"))
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, array) for name, array in zip(self._outputs, outputs, strict=True)]
+        )
 
     def _run(self, arrays: Arrays) -> Arrays:
+        size = len(arrays[0])
+        if size == 1 or not self._batched:
+            return self._inferred(arrays)
+        answers = [self._inferred([array[row : row + 1] for array in arrays]) for row in range(size)]
+        return [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+
+    def _inferred(self, arrays: Arrays) -> Arrays:
+        # What comes in is read where it lies; what goes out is a copy of its own.
         answers = self._model(dict(zip(self._inputs, arrays, strict=True)))
         return [answers[name] for name in self._outputs]
 
-    def _response(self, answer: Arrays | Exception) -> Any:
-        if isinstance(answer, Exception):
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"OpenVINO: {answer}"))
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, array) for name, array in zip(self._outputs, answer, strict=True)]
-        )
-
 
 def _compiled(file: Path, config: dict[str, Any]) -> Any:
+    """Return the graph for a batch of one; of a model that takes none, as it is."""
     try:
         import openvino
     except ModuleNotFoundError as error:
@@ -115,8 +94,16 @@ def _compiled(file: Path, config: dict[str, Any]) -> Any:
         options["INFERENCE_NUM_THREADS"] = threads
     # Two instances that are pinned to the same core would halve each other.
     options["ENABLE_CPU_PINNING"] = False
+    core = openvino.Core()
     try:
-        return openvino.Core().compile_model(str(file), "CPU", options)
+        model = core.read_model(str(file))
+        stated = [entry["name"] for entry in config["input"]]
+        _check_names("input", stated, [name for port in model.inputs for name in port.names])
+        if config["max_batch_size"]:
+            model.reshape({port: [1, *list(port.partial_shape)[1:]] for port in model.inputs})
+        return core.compile_model(model, "CPU", options)
+    except pb_utils.TritonModelException:
+        raise
     except Exception as error:
         raise pb_utils.TritonModelException(f"OpenVINO can't load {file.name}: {error}") from error
 
