@@ -74,6 +74,9 @@ def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path, back
             extra_options={
                 "WeightSymmetric": True,
                 "ActivationSymmetric": False,
+                # The mean of the batches' extremes (as arXiv 1806.08342 has it): one image that is not like the others
+                # would leave coarse steps for all.
+                "CalibMovingAverage": True,
                 "OpTypesToExcludeOutputQuantization": [*_HEAVY] if inputs_alone else [],
             },
         )
