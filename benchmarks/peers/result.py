@@ -150,7 +150,7 @@ def markdown_from_result(result: PeersResult) -> str:
         title = f"**{one.title}**" if one.ours else one.title
         lines.append(f"| {title} | {' | '.join(cells)} | {ratio:.2f} |")
     state = result.machine
-    precision = f"all in FP32, or Plurum's answers within {result.tolerance:g} of it"
+    precision = f"peers in FP32, Plurum's answers within {result.tolerance:g} of PyTorch's"
     lines += [
         "",
         f"{', '.join(result.members)} at {result.size} x {result.size}, {precision};",

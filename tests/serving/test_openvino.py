@@ -95,6 +95,15 @@ def test_requests_meet_and_part_again(server: Server) -> None:
         np.testing.assert_allclose(answer[:, 0], np.array(rows) * 64 * WEIGHT, rtol=1e-6)
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 7, 8])
+def test_an_answer_does_not_depend_on_its_neighbours(server: Server, size: int) -> None:
+    """Whatever sizes a batch is made up of, each row is answered as if it were alone, to the last bit."""
+    rows = [1 / 3 + row for row in range(size)]
+    (together,) = ask(server, "rounded", tensor(rows))
+    alone = [ask(server, "rounded", tensor([row]))[0][0, 0] for row in rows]
+    assert together[:, 0].tolist() == alone
+
+
 def test_one_that_fails_leaves_its_neighbours_alone(server: Server) -> None:
     one, bad, three = ask(server, "exact", tensor([1]), tensor([1, 1], size=63), tensor([3]))
     assert isinstance(bad, InferenceServerException)
