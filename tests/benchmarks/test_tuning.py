@@ -192,15 +192,17 @@ def search(
     rates: dict[str, float],
     monkeypatch: pytest.MonkeyPatch,
     log: Callable[[str], None] = lambda _: None,
+    p99_ms: dict[str, float] | None = None,
 ) -> Search:
-    """A search in which variants answer at these rates, by name, and others can't be served."""
+    """A search in which variants answer at these rates and so late, by name, and others can't be served."""
 
     def measured(_: Search, one: Variant, seconds: float) -> dict[str, Any]:
         log(f"{one} {seconds:g}")
         if str(one) not in rates:
             raise ServerError("did not start")
         rate = rates[str(one)]
-        both = {"points": (point(8, rate, 10),), "beside": (point(8, 10, 10),)}
+        late = (p99_ms or {}).get(str(one), 10)
+        both = {"points": (point(8, rate, late),), "beside": (point(8, 10, 10),)}
         return both if rate else {"error": "answers otherwise"}
 
     monkeypatch.setattr(tuning_search.Search, "_measured", measured)
@@ -225,6 +227,18 @@ def test_the_holder_goes_only_for_what_is_clearly_better(tmp_path: Path, monkeyp
     rates[str(rivals[1])] = 120.0
     assert search(tmp_path / "b", rates, monkeypatch).best("stage", rivals, holder) == rivals[1]
     assert search(tmp_path / "c", rates, monkeypatch).best("stage", [], holder) == holder
+
+
+def test_of_those_that_answer_as_many_who_answers_soonest_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, *rivals = (variant(number) for number in range(1, 5))
+    rates = dict(zip(map(str, rivals), (100.0, 99.0, 97.0), strict=True)) | {str(holder): 100.0}
+    late = dict(zip(map(str, rivals), (300.0, 200.0, 100.0), strict=True)) | {str(holder): 300.0}
+    assert search(tmp_path / "a", rates, monkeypatch, p99_ms=late).best("stage", rivals) == rivals[1]
+    assert search(tmp_path / "b", rates, monkeypatch, p99_ms=late).best("stage", rivals, holder) == rivals[1]
+    late[str(holder)] = 210.0
+    assert search(tmp_path / "c", rates, monkeypatch, p99_ms=late).best("stage", rivals, holder) == holder
 
 
 def test_what_can_not_be_served_is_tried_twice_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
