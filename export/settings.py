@@ -90,7 +90,7 @@ class ExportSettings(BaseModel):
 
     Attributes:
         target: What will serve.
-        precision: Of all members; `auto` takes, per member, the fastest that passes, on a GPU target FP16, and `int8` the
+        precision: Of all members; `auto` takes, per member, the fastest that passes, on a GPU target FP16; `int8` the
             faster of its two forms.
         fused: Whether `ensemble_fused`, members and vote in one graph, is added.
         max_batch_size: Largest batch that the repository takes in one request or puts together itself.
