@@ -17,7 +17,7 @@ from plurum.benchmarks.tuning_exports import exports_from_run
 from plurum.benchmarks.tuning_plots import plot_from_result
 from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts, write_variant
 from plurum.benchmarks.tuning_result import Final, Gain, Objective, TuneResult, csv_from_result, gain_of, medians_of
-from plurum.benchmarks.tuning_search import WORTH, Journal, Search
+from plurum.benchmarks.tuning_search import WORTH, Journal, Search, preferable
 from plurum.benchmarks.tuning_space import batchings, forms, members, precisions
 from plurum.benchmarks.tuning_variant import AS_IS, Backend, Variant
 from plurum.errors import ContractError, SettingsError
@@ -187,7 +187,10 @@ def _verdict(best: Variant, finals: list[Final], objective: Objective, gain: Gai
     was, now = objective.best(before), objective.best(after)
     merits = [objective.merit(points) for points in (before, after)]
     # Of rates the turns' pairs decide; where a latency is missed, who comes nearer to it.
-    better = gain.ratio > WORTH if min(merits) > 0 else merits[1] > merits[0] + (WORTH - 1) * abs(merits[0])
+    if min(merits) > 0:
+        better = preferable(gain.ratio, now.p99_ms, was.p99_ms)
+    else:
+        better = merits[1] > merits[0] + (WORTH - 1) * abs(merits[0])
     figures = (
         f"{now.images_per_s:.1f} images/s and p99 {now.p99_ms:.0f} ms with {now.clients} in flight against "
         f"{was.images_per_s:.1f} and {was.p99_ms:.0f} ms with {was.clients} before, {gain}, both measured in the same "

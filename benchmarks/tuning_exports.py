@@ -48,6 +48,9 @@ def exports_from_run(
     return found, notes
 
 
-def _graphs(artefacts: Artefacts) -> dict[str, tuple[str, str]]:
-    """Return what tells exports apart: graphs, and what they are computed by."""
-    return {model: (sha256, artefacts.backends[model][0]) for model, sha256 in artefacts.hashes.items()}
+def _graphs(artefacts: Artefacts) -> dict[str, tuple[str, str, bool]]:
+    """Return what tells exports apart: graphs, and what they are computed by and in."""
+    return {
+        model: (sha256, artefacts.backends[model][0], artefacts.rounds(model))
+        for model, sha256 in artefacts.hashes.items()
+    }

@@ -28,7 +28,7 @@ from plurum.files import write_text
 from plurum.serving import Server, ServerSettings
 from plurum.spec import Contract
 
-__all__ = ["WORTH", "Journal", "Search", "served"]
+__all__ = ["WORTH", "Journal", "Search", "preferable", "served"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +42,11 @@ _TOLERANCE = 1e-4
 _WARM_UP_S = 2.0
 # One of so many goes on.
 _KEPT = 3
+
+
+def preferable(gain: float, p99_ms: float, before_p99_ms: float) -> bool:
+    """Whether so many times as many images a second, with this 99th percentile, are clearly better than before."""
+    return gain > WORTH or (gain * WORTH >= 1 and p99_ms * _SOONER < before_p99_ms)
 
 
 class _Page(Contract):
@@ -124,32 +129,31 @@ class Search:
         while left and (holder is not None or len(left) > 1):
             field = [*left, *([holder] if holder is not None else [])]
             trials = [self._trial(stage, turn, seconds, one) for one in order.sample(field, len(field))]
-            good = self._ranked([one for one in trials if not one.error])
+            held = next((one for one in trials if one.variant == holder and not one.error), None)
+            good = self._ranked([one for one in trials if not one.error], held)
             if not good:
                 raise ServerError(f"none of {len(field)} ways to serve it works; the first says: {trials[0].error}")
             rivals = [one for one in good if one.variant != holder]
             if holder is not None and len(rivals) <= 1:
-                held = next((one for one in good if one.variant == holder), None)
-                return self._clearly_better(rivals, held) or holder
+                return rivals[0].variant if rivals and self._beats(rivals[0], held) else holder
             left = [one.variant for one in rivals[: math.ceil(len(rivals) / _KEPT)]]
             turn, seconds = turn + 1, 2 * seconds
         return left[0] if left or holder is None else holder
 
-    def _ranked(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Return them from the best on; those that are as good as the best by who answers soonest."""
+    def _ranked(self, trials: Sequence[Trial], held: Trial | None) -> list[Trial]:
+        """Return them from the best on: who beats the holder, then who is as good as the best, by who answers soonest."""
         ranked = sorted(trials, key=self._merit, reverse=True)
         near = [one for one in ranked if 0 < self._merit(ranked[0]) <= WORTH * self._merit(one)]
-        return [*sorted(near, key=self._p99_ms), *ranked[len(near) :]]
+        ranked = [*sorted(near, key=self._p99_ms), *ranked[len(near) :]]
+        return ranked if held is None else sorted(ranked, key=lambda one: not self._beats(one, held))
 
-    def _clearly_better(self, rivals: Sequence[Trial], held: Trial | None) -> Variant | None:
-        if not rivals:
-            return None
+    def _beats(self, rival: Trial, held: Trial | None) -> bool:
         if held is None:
-            return rivals[0].variant
-        gain, before = self._merit(rivals[0]), self._merit(held)
-        better = gain > before + (WORTH - 1) * abs(before)
-        sooner = 0 < before <= WORTH * gain and _SOONER * self._p99_ms(rivals[0]) < self._p99_ms(held)
-        return rivals[0].variant if better or sooner else None
+            return True
+        gain, before = self._merit(rival), self._merit(held)
+        if min(gain, before) <= 0:
+            return gain > before + (WORTH - 1) * abs(before)
+        return preferable(gain / before, self._p99_ms(rival), self._p99_ms(held))
 
     def _p99_ms(self, trial: Trial) -> float:
         return self._objective.best(trial.points).p99_ms

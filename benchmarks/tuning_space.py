@@ -22,6 +22,7 @@ _GPU_SHAPES = ((1, 1), (2, 1), (4, 1))
 _BATCHINGS = (
     Batching(),
     Batching(dynamic=False),
+    Batching(preferred=(2,)),
     Batching(preferred=(4,)),
     Batching(preferred=(4, 8), delay_us=2000),
 )

@@ -92,8 +92,12 @@ def verdict_of(members: Iterable[Floats], rule: VotingRule) -> Verdict:
     return decide(np.stack(list(members), axis=1), rule)
 
 
-def check_parity(parity: Parity) -> None:
+def check_parity(parity: Parity, notes: Iterable[str] = ()) -> None:
     """Refuse to go on with an artefact that breaks its budget.
+
+    Args:
+        parity: How it fared.
+        notes: What else there is to tell of it.
 
     Raises:
         ParityError: it does; the message says by what.
@@ -103,7 +107,7 @@ def check_parity(parity: Parity) -> None:
             f"the {parity.precision.upper()} graph of {parity.subject} answers otherwise than PyTorch on "
             f"{parity.images} images: {'; '.join(parity.faults)}; nothing was written. Take a finer "
             f"--precision, train a member that has hardly learnt for longer, or allow more with --tolerance (FP32) or "
-            f"ExportSettings(budgets=…)"
+            f"ExportSettings(budgets=…)" + "".join(f"; {note}" for note in notes)
         )
 
 

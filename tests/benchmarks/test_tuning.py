@@ -129,6 +129,7 @@ def test_what_was_checked_on_one_backend_alone_stays_there(fused: Path, tmp_path
     other = read_artefacts("int8", links)
     assert other.backends[first] == ("onnxruntime",)
     assert other.backends[second] == ("openvino",)
+    assert (other.rounds(first), other.rounds(second)) == (False, True)
     assert other.fingerprint() != own.fingerprint()
 
 
@@ -239,6 +240,9 @@ def test_of_those_that_answer_as_many_who_answers_soonest_is_taken(
     assert search(tmp_path / "b", rates, monkeypatch, p99_ms=late).best("stage", rivals, holder) == rivals[1]
     late[str(holder)] = 210.0
     assert search(tmp_path / "c", rates, monkeypatch, p99_ms=late).best("stage", rivals, holder) == holder
+    # Who is better by more than the noise is not put behind who is only sooner.
+    rates[str(rivals[0])], rates[str(rivals[1])], late[str(rivals[0])] = 103.0, 101.5, 400.0
+    assert search(tmp_path / "d", rates, monkeypatch, p99_ms=late).best("stage", rivals, holder) == rivals[0]
 
 
 def test_what_can_not_be_served_is_tried_twice_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
