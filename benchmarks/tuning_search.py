@@ -141,7 +141,7 @@ class Search:
         return left[0] if left or holder is None else holder
 
     def _ranked(self, trials: Sequence[Trial], held: Trial | None) -> list[Trial]:
-        """Return them from the best on: who beats the holder, then who is as good as the best, by who answers soonest."""
+        """Return them from the best on: who beats the holder first; of those that are as good, who answers soonest."""
         ranked = sorted(trials, key=self._merit, reverse=True)
         near = [one for one in ranked if 0 < self._merit(ranked[0]) <= WORTH * self._merit(one)]
         ranked = [*sorted(near, key=self._p99_ms), *ranked[len(near) :]]

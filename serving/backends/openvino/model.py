@@ -1,9 +1,9 @@
 """OpenVINO as a Python-based Triton backend: answers for `backend: "openvino"` where Triton has no C++ one.
 
-It reads `default_model_filename` (or `model.xml`, then `model.onnx`) in the version's folder and these parameters of the
-C++ backend: `INFERENCE_NUM_THREADS` and `HINT_BF16` (`YES` computes in BF16 where the processor can; otherwise in FP32).
-Like the C++ one it does not complete configs: inputs and outputs must be stated. Unlike the C++ one, which as published
-takes only batches of exactly `max_batch_size`, it takes any up to that.
+It reads `default_model_filename` (or `model.xml`, then `model.onnx`) in the version's folder and these parameters of
+the C++ backend: `INFERENCE_NUM_THREADS` and `HINT_BF16` (`YES` computes in BF16 where the processor can, all else in
+FP32). Like the C++ one it does not complete configs: inputs and outputs must be stated. Unlike the C++ one, which as
+published takes only batches of exactly `max_batch_size`, it takes any up to that.
 
 The graph is compiled for one, two and four images, and other batches are made up of these: where all shapes are known,
 OpenVINO computes a densenet121 in up to a sixth less time than where the batch is free, and an answer does not depend
