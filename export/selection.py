@@ -111,16 +111,18 @@ def choose(
     notes: list[str] = []
     for execution in wanted:
         try:
-            choice.candidates[execution] = _candidate(choice, execution, source, sample, settings, progress)
+            candidate = _candidate(choice, execution, source, sample, settings, progress)
         except (MissingExtraError, ParityError) as error:
             if len(wanted) == 1:
                 raise
             notes.append(f"{execution} was not made: {error}")
+            continue
+        if settings.precision == "auto" and execution == wanted[0]:
+            # The reference, before the others take their time.
+            check_parity(candidate.parity)
+        choice.candidates[execution] = candidate
     parities = [one.parity for one in choice.candidates.values()]
-    if settings.precision == "auto":
-        # The reference.
-        check_parity(parities[0])
-    elif not any(one.passed for one in parities):
+    if not any(one.passed for one in parities):
         check_parity(min(parities, key=lambda one: one.max_difference), notes)
     if len(wanted) == 1:
         return replace(choice, taken=wanted[0])

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from tritonclient.grpc import model_config_pb2
 
 from plurum.cli.main import run as command_line
 from plurum.errors import ParityError, SettingsError
-from plurum.export import Budget, ExportSettings, int8_from_onnx, member_parity, repository_from_run, selection
+from plurum.export import (
+    Budget,
+    ExportSettings,
+    int8_from_onnx,
+    member_parity,
+    repository_from_run,
+    runtimes,
+    selection,
+)
 from plurum.export.repository import voted_choices
 from plurum.export.runtimes import Artefact
 from plurum.export.selection import Candidate, Choice
@@ -173,6 +182,21 @@ def test_int8_without_openvino_is_onnx_runtime_s(run: Run, tmp_path: Path, monke
     exported = repository_from_run(run, tmp_path / "out", settings)
     assert {(one.precision, one.backend) for one in exported.artefacts} == {("int8", "onnxruntime")}
     assert "int8 openvino was not made: this needs the package 'openvino'" in exported.artefacts[0].reason
+
+
+def test_auto_tries_nothing_where_the_reference_is_wrong_already(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "int8_from_onnx", lambda *_: pytest.fail("INT8 was made"))
+    settings = ExportSettings(precision="auto", tolerance=1e-12)
+    with pytest.raises(ParityError, match="FP32 graph of resnet10t answers otherwise"):
+        repository_from_run(run, tmp_path / "out", settings)
+
+
+def test_export_compiles_what_the_openvino_backend_does() -> None:
+    """The backend can't import Plurum: sizes compiled there and here are stated twice."""
+    backend = files("plurum").joinpath("serving", "backends", "openvino", "model.py").read_text(encoding="utf-8")
+    assert f"_TOGETHER = {runtimes._TOGETHER}\n" in backend
 
 
 def test_a_member_with_which_the_vote_does_not_pass_goes_back(run: Run) -> None:
