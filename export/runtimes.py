@@ -85,6 +85,8 @@ def openvino_runner(
     options["ENABLE_CPU_PINNING"] = False
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
+    # OpenVINO meets NumPy in its first call, and two threads that both make that one wait for each other forever.
+    openvino.Type.u8.to_dtype()
     core = openvino.Core()
     model = core.read_model(path)
     models = {}
