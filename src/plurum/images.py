@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError, _imaging
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, _imaging
 
 __all__ = [
     "FORMATS",
@@ -157,17 +157,22 @@ def sized(
     """Return the `[height, width, 3]` pixels of what `eight_bit` returned."""
     grey_or_rgb = image.convert("L") if colour == "grey" else image
     size = (width, height)
-    if resize == "crop":
+    # Pillow would copy an image that needs nothing.
+    if grey_or_rgb.size == size:
+        result = grey_or_rgb
+    elif resize == "crop":
         result = ImageOps.fit(grey_or_rgb, size, Image.Resampling.BILINEAR)
     else:
         result = grey_or_rgb.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(result.convert("RGB"))
+    return np.asarray(result if result.mode == "RGB" else result.convert("RGB"))
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+                return image
             return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
         # Unreadable metadata says nothing about the orientation; the pixels are whole.
