@@ -8,8 +8,9 @@ graphs called by this process with nothing around them: one image a core, and al
 in batches of 1 to 16, by each backend that may serve them. The ratio is the best median of the first over the best
 median of the second, the ceiling. For `ensemble` decoding is counted in the ceiling, as if it were spread over all
 cores without loss. Then, for `ensemble_pixels`: how long a single client waits, and what 99 % of the answers do not
-take longer than at half of the most images per second, when requests come evenly and at random (Poisson); and for how
-long processors are busy with an image: of Triton, of each model's processes, and of who asks.
+take longer than at half of the most images per second, when requests come evenly and at random (Poisson), beside the
+latter of a queue that loses nothing; and for how long processors are busy with an image: of Triton, of each model's
+processes, and of who asks.
 
 Without --tuned a repository of random weights is made and tuned under --work, once. Every case gets an uncounted
 warm-up, then a turn in every round, in an order that changes; figures are medians over rounds. Not measured: a network,
@@ -18,6 +19,7 @@ accuracy, first requests, a busy machine (the load average is printed).
 
 from __future__ import annotations
 
+import heapq
 import json
 import os
 import statistics
@@ -49,13 +51,15 @@ from plurum.serving import Server, usable_cores
 from plurum.serving.leftovers import processes_of
 from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec
 
-__all__ = ["Lanes", "efficiency", "ratios", "tune_efficiency"]
+__all__ = ["Lanes", "efficiency", "ideal_p99", "ratios", "tune_efficiency"]
 
 _ARCHS = ("resnet18", "efficientnet_b0", "densenet121")
 _BATCHES = (1, 4, 16)
 _PIXELS, _ENCODED, _LOCAL = "ensemble_pixels", "ensemble", "in-process"
 _SPACED = {"even": "evenly", "random": "at random"}
 _DECODED = 50
+# Enough for a 99th percentile to three digits.
+_QUEUED = 200_000
 # Less than that is not told.
 _LEAST_MS = 0.02
 
@@ -91,7 +95,7 @@ def tune_efficiency(
         f"{half[f'{how}_p99_ms']:.0f} ms when they come {word}, {half[how]:.2f} times" for how, word in _SPACED.items()
     ]
     told = f"one client waits {half['single_ms']:.0f} ms; at {half['rate']:.1f} images/s p99 is {', '.join(p99)}"
-    console.print(told, highlight=False)
+    console.print(f"{told} ({half['ideal']:.2f} with nothing lost)", highlight=False)
     typer.echo(json.dumps({**result, "repository": str(repository), "versions": versions()}))
 
 
@@ -115,7 +119,7 @@ def efficiency(
         progress("where the time goes")
         spent = _processor_ms(server, requests[_PIXELS], 4 * cores, rounds * seconds)
         progress("half of the load")
-        half = _half_load(url, requests[_PIXELS], told[_PIXELS]["images_per_s"] / 2, seconds, spaced)
+        half = _half_load(url, requests[_PIXELS], told[_PIXELS]["images_per_s"] / 2, seconds, spaced, cores)
     about = {"half_load": half, "processor_ms": spent}
     return {**told, **about, "rounds": rounds, "seconds": seconds, "images_per_s": figures, "machine": state}
 
@@ -230,7 +234,24 @@ def _processor_ms(server: Server, requests: Sequence[bytes], clients: int, secon
     return {name: round(each, 3) for name, each in sorted(spent.items(), key=lambda one: -one[1]) if each >= _LEAST_MS}
 
 
-def _half_load(url: str, requests: Sequence[bytes], rate: float, seconds: float, count: int) -> dict[str, float]:
+def ideal_p99(load: float, servers: int) -> float:
+    """Return the 99th percentile of latencies in a queue that loses nothing (M/D/c), over the time of one answer.
+
+    Args:
+        load: Requests that come, at random moments, in the time of one answer.
+        servers: Answer a request each, all in the same time, first come first served.
+    """
+    come, free, took = np.random.default_rng(0).exponential(1 / load, _QUEUED).cumsum(), [0.0] * servers, []
+    for moment in come.tolist():
+        done = max(moment, heapq.heappop(free)) + 1
+        heapq.heappush(free, done)
+        took.append(done - moment)
+    return float(np.percentile(took, 99))
+
+
+def _half_load(
+    url: str, requests: Sequence[bytes], rate: float, seconds: float, count: int, cores: int
+) -> dict[str, float]:
     """Return latencies of a single client, and of `count` requests at `rate` a second, evenly and at random."""
     single = closed_loop(url, requests, 1, seconds).p50_ms
     even = open_loop(url, requests, [index / rate for index in range(count)]).p99_ms
@@ -243,6 +264,7 @@ def _half_load(url: str, requests: Sequence[bytes], rate: float, seconds: float,
         "random_p99_ms": spread,
         "even": round(even / single, 3),
         "random": round(spread / single, 3),
+        "ideal": round(ideal_p99(rate * single / 1000, cores), 3),
     }
 
 
