@@ -2,7 +2,7 @@
 
 A `tritonserver` on PATH (NVIDIA's container, a system's installation) brings its own backends and Python. Otherwise
 the binary inside the `nvidia-pytriton` wheel serves: it has only the Python backend, and for every start we lay out
-a private backend directory in which our Python-based backends answer for the ones it lacks.
+a private backend directory in which our Python-based one answers for the ONNX Runtime that it lacks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from plurum.errors import ServerError, needs_extra
 
 __all__ = ["Layout", "Triton", "find_triton", "lay_out"]
 
-_OUR_BACKENDS = Path(__file__).resolve().parent / "backends"
+_ONNXRUNTIME = Path(__file__).resolve().parent / "backends" / "onnxruntime"
 _STUB = "triton_python_backend_stub"
 
 
@@ -111,9 +111,8 @@ def _write_backends(wheel: Path, stub: Path, backends: Path) -> None:
     shutil.copy2(source / "libtriton_python.so", python)
     (python / "triton_python_backend_utils.py").symlink_to(source / "triton_python_backend_utils.py")
     (python / _STUB).symlink_to(stub)
-    for model in _OUR_BACKENDS.glob("*/model.py"):
-        (backends / model.parent.name).mkdir()
-        shutil.copy2(model, backends / model.parent.name)
+    (backends / _ONNXRUNTIME.name).mkdir()
+    shutil.copy2(_ONNXRUNTIME / "model.py", backends / _ONNXRUNTIME.name)
 
 
 def _link_libpython(libraries: Path) -> None:

@@ -26,7 +26,8 @@ from plurum.spec import version_from_release
 __all__ = ["Staged", "are_complete", "fill_in", "model_folders", "read_config", "stage"]
 
 _CONFIG = "config.pbtxt"
-_FRONT = Path(__file__).parents[1] / "model_repository" / "trial" / "model.py"
+_MODELS = Path(__file__).parents[1] / "model_repository"
+_FRONT, _OPENVINO = _MODELS / "trial" / "model.py", _MODELS / "openvino" / "model.py"
 # More instances than this repeat a model's weights in memory for little; cores beyond go to threads.
 _MAX_INSTANCES = 4
 # What a backend calls the threads of an instance.
@@ -103,6 +104,8 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: st
         for part in model.iterdir():
             if part.name != _CONFIG:
                 (staged / part.name).symlink_to(part.resolve())
+        if config.backend == "openvino":
+            _compute_by_openvino(staged, config)
         _write_config(staged, config)
         configs.append(config)
     return configs
@@ -124,6 +127,24 @@ def fill_in(config: Any, cores: int, *, cpu_only: bool) -> None:
     elif config.name == "preprocess" and not instances:
         # Decoding keeps a core busy and remembers nothing. The voter stays single: it counts what it answers.
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=min(cores, _MAX_INSTANCES))
+
+
+def _compute_by_openvino(staged: Path, config: Any) -> None:
+    """Put our Python model beside the graph in each version of `staged`, and let `config` name it.
+
+    Triton's own backend of that name is in some installations only, and takes only batches of `max_batch_size`.
+    """
+    for version in [part for part in staged.iterdir() if part.name.isdigit()]:
+        files = list(version.iterdir())
+        version.unlink()
+        version.mkdir()
+        for file in files:
+            (version / file.name).symlink_to(file.resolve())
+        (version / "model.py").symlink_to(_OPENVINO.resolve())
+    config.backend = "python"
+    # Under that name the Python backend would look for its own file.
+    config.parameters["graph"].string_value = config.default_model_filename
+    config.ClearField("default_model_filename")
 
 
 class Staged:

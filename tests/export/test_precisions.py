@@ -195,7 +195,7 @@ def test_auto_tries_nothing_where_the_reference_is_wrong_already(
 
 def test_export_compiles_what_the_openvino_backend_does() -> None:
     """The backend can't import Plurum: sizes compiled there and here are stated twice."""
-    backend = files("plurum").joinpath("serving", "backends", "openvino", "model.py").read_text(encoding="utf-8")
+    backend = files("plurum").joinpath("model_repository", "openvino", "model.py").read_text(encoding="utf-8")
     assert f"_TOGETHER = {runtimes._TOGETHER}\n" in backend
 
 

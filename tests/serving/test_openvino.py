@@ -1,4 +1,4 @@
-"""Our backend for `backend: "openvino"`, inside a real server, on graphs small enough to foresee."""
+"""Our stand-in for `backend: "openvino"`, inside a real server, on graphs small enough to foresee."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ instance_group { count: 1 kind: KIND_CPU }
 BF16 = 'parameters { key: "HINT_BF16" value { string_value: "YES" } }'
 IMAGE = (3, 17, 23)
 NET = CONFIG.replace("dims: [-1]", f"dims: {list(IMAGE)}").replace("dims: [1]", "dims: [5]").replace("2000000", "0")
+NET = NET.replace("model.onnx", "net.onnx")
 # 1 + 2⁻⁹ needs ten bits, which BF16 has not.
 WEIGHT = np.float32(1 + 2**-9)
 
@@ -74,7 +75,7 @@ def write_net(repository: Path, name: str, config: str) -> None:
     )
     (repository / name / "1").mkdir(parents=True)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, repository / name / "1" / "model.onnx")
+    onnx.save(model, repository / name / "1" / "net.onnx")
     (repository / name / "config.pbtxt").write_text(config)
 
 

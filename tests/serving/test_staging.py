@@ -49,6 +49,18 @@ def test_openvino_shares_them_too(tmp_path: Path) -> None:
     assert config.parameters["INFERENCE_NUM_THREADS"].string_value == "2"
 
 
+def test_openvino_is_ours_on_every_triton(tmp_path: Path) -> None:
+    version = write_model(tmp_path / "repository", "member", 'backend: "openvino" default_model_filename: "model.onnx"')
+    (config,) = stage(tmp_path / "repository", tmp_path / "staged", 2, cpu_only=True)
+    staged = tmp_path / "staged" / "member" / "1"
+    assert (config.backend, config.default_model_filename) == ("python", "")
+    assert config.parameters["graph"].string_value == "model.onnx"
+    assert (staged / "model.onnx").read_bytes() == b"graph"
+    assert "OpenVINO" in (staged / "model.py").read_text(encoding="utf-8")
+    # The repository stays as it was.
+    assert [path.name for path in version.iterdir()] == ["model.onnx"]
+
+
 def test_stated_instances_win(tmp_path: Path) -> None:
     config = 'backend: "onnxruntime" instance_group { count: 1 } instance_group { count: 1 kind: KIND_CPU }'
     assert filled(tmp_path, config, 8) == (2, "4")

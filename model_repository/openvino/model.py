@@ -1,9 +1,10 @@
-"""OpenVINO as a Python-based Triton backend: answers for `backend: "openvino"` where Triton has no C++ one.
+"""OpenVINO in Triton's Python backend: `plurum serve` lays it beside each graph whose config says `openvino`.
 
-It reads `default_model_filename` (or `model.xml`, then `model.onnx`) in the version's folder and these parameters of
-the C++ backend: `INFERENCE_NUM_THREADS` and `HINT_BF16` (`YES` computes in BF16 where the processor can, all else in
-FP32). Like the C++ one it does not complete configs: inputs and outputs must be stated. Unlike the C++ one, which as
-published takes only batches of exactly `max_batch_size`, it takes any up to that.
+It stands in for Triton's C++ backend of that name, which the wheel lacks and which, in NVIDIA's container, takes only
+batches of exactly `max_batch_size`. It reads these parameters: `INFERENCE_NUM_THREADS` and `HINT_BF16` as the C++ one
+does (`YES` computes in BF16 where the processor can, all else in FP32), and `graph`, a file in the version's folder:
+`plurum serve` fills it in from the config's `default_model_filename`; otherwise it is `model.xml` or `model.onnx`. Like
+the C++ one it does not complete configs: inputs and outputs must be stated.
 
 The graph is compiled for one, two and four images, and other batches are made up of these: where all shapes are known,
 OpenVINO computes a densenet121 in up to a sixth less time than where the batch is free, and an answer does not depend
@@ -155,8 +156,8 @@ def _by_size(core: Any, model: Any, options: dict[str, Any], most: int) -> dict[
 
 
 def _model_file(version: Path, config: dict[str, Any]) -> Path:
-    if named := config.get("default_model_filename"):
-        return version / str(named)
+    if named := _parameter(config, "graph"):
+        return version / named
     return next((version / name for name in ("model.xml", "model.onnx") if (version / name).is_file()), version)
 
 
