@@ -56,7 +56,6 @@ def _curves(result: BenchResult) -> Figure:
         axes.tick_params(axis="y", which="minor", labelsize=7)
         tidied(axes, "images per second", "latency, ms (solid: median, dashed: 99th percentile)")
         axes.margins(x=0.12)
-        axes.set_xlim(left=0)
     # Below: inside it would hide points.
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9

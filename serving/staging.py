@@ -135,11 +135,11 @@ def _compute_by_openvino(staged: Path, config: Any) -> None:
     Triton's own backend of that name is in some installations only, and takes only batches of `max_batch_size`.
     """
     for version in [part for part in staged.iterdir() if part.name.isdigit()]:
-        files = list(version.iterdir())
+        files = {file.name: file.resolve() for file in version.iterdir()}
         version.unlink()
         version.mkdir()
-        for file in files:
-            (version / file.name).symlink_to(file.resolve())
+        for name, file in files.items():
+            (version / name).symlink_to(file)
         (version / "model.py").symlink_to(_OPENVINO.resolve())
     config.backend = "python"
     # Under that name the Python backend would look for its own file.
