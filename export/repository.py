@@ -53,7 +53,12 @@ __all__ = ["Exported", "claim", "recorded_answers", "repository_from_onnx", "rep
 # Which files of ours each Python model finds beside it.
 _PREPROCESS = (("model_repository", "preprocess", "model.py"), ("images.py",))
 _VOTER = (("model_repository", "voter", "model.py"), ("model_repository", "voter", "metrics.py"), ("voting.py",))
-_LABELS = (("model_repository", "labels", "model.py"), ("model_repository", "voter", "metrics.py"), ("voting.py",))
+_LABELS = (
+    ("model_repository", "labels", "model.py"),
+    ("model_repository", "labels", "labels.py"),
+    ("model_repository", "voter", "metrics.py"),
+    ("voting.py",),
+)
 # From the finest to the coarsest; the vote is held to the budget of the coarsest among its members.
 _COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 # Between one processor and another, of a probability.

@@ -27,6 +27,8 @@ __all__ = ["Staged", "are_complete", "fill_in", "model_folders", "read_config", 
 
 _CONFIG = "config.pbtxt"
 _MODELS = Path(__file__).parents[1] / "model_repository"
+# The steps of a fused ensemble, as export names them.
+_FUSED, _LABELS = "fused", "labels"
 _FRONT, _OPENVINO = _MODELS / "trial" / "model.py", _MODELS / "openvino" / "model.py"
 # More instances than this repeat a model's weights in memory for little; cores beyond go to threads.
 _MAX_INSTANCES = 4
@@ -90,9 +92,11 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: st
     for other in repository.iterdir():
         if other.is_file() and not tag:
             (folder / other.name).symlink_to(other.resolve())
-    configs = []
-    for model in models:
-        config = read_config(model)
+    configs = {model: read_config(model) for model in models}
+    labels = _fold_labels(repository, {model.name: config for model, config in configs.items()})
+    if labels is not None:
+        del configs[repository / _LABELS]
+    for model, config in configs.items():
         config.name = config.name or model.name
         fill_in(config, cores, cpu_only=cpu_only)
         if tag:
@@ -105,10 +109,9 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: st
             if part.name != _CONFIG:
                 (staged / part.name).symlink_to(part.resolve())
         if config.backend == "openvino":
-            _compute_by_openvino(staged, config)
+            _compute_by_openvino(staged, config, labels if model.name == _FUSED else None)
         _write_config(staged, config)
-        configs.append(config)
-    return configs
+    return list(configs.values())
 
 
 def fill_in(config: Any, cores: int, *, cpu_only: bool) -> None:
@@ -129,18 +132,41 @@ def fill_in(config: Any, cores: int, *, cpu_only: bool) -> None:
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=min(cores, _MAX_INSTANCES))
 
 
-def _compute_by_openvino(staged: Path, config: Any) -> None:
+def _fold_labels(repository: Path, configs: dict[str, Any]) -> Path | None:
+    """Let the fused graph's own process name and count the winners where it is ours: a step less for each answer.
+
+    Takes the labels model out of the ensembles in `configs`, by folder, and returns its version folder, whose files
+    belong beside the graph; None where nothing changes.
+    """
+    version = repository / _LABELS / "1"
+    foldable = _FUSED in configs and _LABELS in configs and (version / f"{_LABELS}.py").is_file()
+    if not foldable or configs[_FUSED].backend != "openvino":
+        return None
+    del configs[_FUSED].output[:]
+    configs[_FUSED].output.extend(configs[_LABELS].output)
+    for config in configs.values():
+        steps = config.ensemble_scheduling.step
+        by_model = {step.model_name: step for step in steps}
+        if _LABELS in by_model:
+            by_model[_FUSED].output_map.clear()
+            by_model[_FUSED].output_map.update(by_model[_LABELS].output_map)
+            steps.remove(by_model[_LABELS])
+    return version
+
+
+def _compute_by_openvino(staged: Path, config: Any, labels: Path | None) -> None:
     """Put our Python model beside the graph in each version of `staged`, and let `config` name it.
 
     Triton's own backend of that name is in some installations only, and takes only batches of `max_batch_size`.
+    Files of the folder `labels` are put there too.
     """
     for version in [part for part in staged.iterdir() if part.name.isdigit()]:
-        files = {file.name: file.resolve() for file in version.iterdir()}
+        beside = [*(labels.iterdir() if labels else ()), *version.iterdir()]
+        files = {file.name: file.resolve() for file in beside} | {"model.py": _OPENVINO.resolve()}
         version.unlink()
         version.mkdir()
         for name, file in files.items():
             (version / name).symlink_to(file)
-        (version / "model.py").symlink_to(_OPENVINO.resolve())
     config.backend = "python"
     # Under that name the Python backend would look for its own file.
     config.parameters["graph"].string_value = config.default_model_filename

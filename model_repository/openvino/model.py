@@ -6,6 +6,9 @@ does (`YES` computes in BF16 where the processor can, all else in FP32), and `gr
 `plurum serve` fills it in from the config's `default_model_filename`; otherwise it is `model.xml` or `model.onnx`. Like
 the C++ one it does not complete configs: inputs and outputs must be stated.
 
+Beside the fused graph `plurum serve` lays what the labels model is made of, too: the winner is then named and counted
+here, and Triton need not hand the answer on.
+
 The graph is compiled for one, two and four images, and other batches are made up of these: where all shapes are known,
 OpenVINO computes a densenet121 in up to a sixth less time than where the batch is free, and an answer does not depend
 on who asks at the same time; images together need not each fetch weights that outgrow the cache. Runs inside Triton's
@@ -44,6 +47,9 @@ class TritonPythonModel:
         version = Path(args["model_repository"]) / args["model_version"]
         self._inputs = [entry["name"] for entry in config["input"]]
         self._outputs = [entry["name"] for entry in config["output"]]
+        self._labels = _labels(version)
+        if self._labels:
+            self._outputs = ["INDEX", *(name for name in self._outputs if name != "LABEL")]
         self._batched = config["max_batch_size"] > 0
         self._models = _compiled(_model_file(version, config), config)
         _check_names("output", self._outputs, [name for port in self._models[1].outputs for name in port.names])
@@ -61,12 +67,14 @@ class TritonPythonModel:
             except Exception as error:
                 outputs = [error] if len(group) == 1 else [self._run_alone(inputs[index]) for index in group]
             for index, answer in zip(group, outputs, strict=True):
-                responses[index] = self._response(answer)
+                responses[index] = self._response(answer, requests[index].request_id())
         return responses
 
     def finalize(self) -> None:
-        """Let go of the model."""
+        """Let go of the model, and count what was answered last."""
         del self._models
+        if self._labels:
+            self._labels.close()
 
     def _groups(self, inputs: list[Arrays]) -> list[list[int]]:
         """Return the indices of requests that fit into one inference, in order of arrival."""
@@ -105,12 +113,27 @@ class TritonPythonModel:
         answers = model(dict(zip(self._inputs, arrays, strict=True)))
         return [answers[name] for name in self._outputs]
 
-    def _response(self, answer: Arrays | Exception) -> Any:
+    def _response(self, answer: Arrays | Exception, request_id: str) -> Any:
         if isinstance(answer, Exception):
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"OpenVINO: {answer}"))
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, array) for name, array in zip(self._outputs, answer, strict=True)]
-        )
+        arrays = dict(zip(self._outputs, answer, strict=True))
+        if self._labels:
+            try:
+                arrays["LABEL"] = self._labels.of(arrays, request_id)
+            except ValueError as error:
+                fault = pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
+                return pb_utils.InferenceResponse(output_tensors=[], error=fault)
+            del arrays["INDEX"]
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
+
+
+def _labels(version: Path) -> Any:
+    """Return what names and counts winners, where it lies beside the graph."""
+    if not (version / "labels.py").is_file():
+        return None
+    from labels import Labels  # type: ignore[import-not-found]
+
+    return Labels(version)
 
 
 def _compiled(file: Path, config: dict[str, Any]) -> dict[int, Any]:

@@ -21,8 +21,9 @@ plurum_baseline_review_share              gauge: share of the answers among thos
 plurum_baseline_dissent_share{member}     gauge: share of the answers among those that a member differs from
 
 A call to this API takes some 30 µs of two processes, and its histograms take one value a call. So answers are only put
-aside where they are given; a thread counts them together, and rests a hundred times as long as that took: counting
-takes no more than a hundredth of one core, whatever the load, and the page is behind by a second at most.
+aside where they are given; a thread counts them together, and rests three hundred times as long as that took: counting
+takes no more than a three-hundredth of one core, whatever the load, and the page is behind by a second at most. Where
+several processes answer each counts its own, and Triton adds them up.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ else:
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 _NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0)
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128)
-_REST, _LONGEST_REST_S = 100, 1.0
+_REST, _LONGEST_REST_S = 300, 1.0
 
 
 class Answers(NamedTuple):

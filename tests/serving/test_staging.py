@@ -61,6 +61,32 @@ def test_openvino_is_ours_on_every_triton(tmp_path: Path) -> None:
     assert [path.name for path in version.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.parametrize(("backend", "folded"), [("openvino", True), ("onnxruntime", False)])
+def test_openvino_names_the_fused_graphs_winners_itself(tmp_path: Path, backend: str, folded: bool) -> None:
+    repository = tmp_path / "repository"
+    write_model(repository, "fused", f'backend: "{backend}" output {{ name: "INDEX" data_type: TYPE_INT32 dims: 1 }}')
+    labels = write_model(
+        repository, "labels", 'backend: "python" output { name: "LABEL" data_type: TYPE_STRING dims: 1 }'
+    )
+    (labels / "labels.py").write_text("# names")
+    steps = (
+        'step { model_name: "fused" input_map { key: "PIXELS" value: "PIXELS" }'
+        ' output_map { key: "INDEX" value: "fused_INDEX" } }'
+        'step { model_name: "labels" input_map { key: "INDEX" value: "fused_INDEX" }'
+        ' output_map { key: "LABEL" value: "LABEL" } }'
+    )
+    write_model(repository, "ensemble", f'platform: "ensemble" ensemble_scheduling {{ {steps} }}')
+    configs = {one.name: one for one in stage(repository, tmp_path / "staged", 2, cpu_only=True, tag="abc")}
+    assert ("labels-abc" in configs) is not folded
+    assert (tmp_path / "staged" / "labels-abc").exists() is not folded
+    step, *others = configs["ensemble-abc"].ensemble_scheduling.step
+    assert step.model_name == "fused-abc"
+    assert len(others) == (0 if folded else 1)
+    assert dict(step.output_map) == ({"LABEL": "LABEL"} if folded else {"INDEX": "fused_INDEX"})
+    assert [one.name for one in configs["fused-abc"].output] == ["LABEL" if folded else "INDEX"]
+    assert (tmp_path / "staged" / "fused-abc" / "1" / "labels.py").is_file() is folded
+
+
 def test_stated_instances_win(tmp_path: Path) -> None:
     config = 'backend: "onnxruntime" instance_group { count: 1 } instance_group { count: 1 kind: KIND_CPU }'
     assert filled(tmp_path, config, 8) == (2, "4")

@@ -1,0 +1,90 @@
+"""How winners are named and put aside for counting: real code, with a recorder in the place of the metrics."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[2] / "model_repository" / "labels" / "labels.py"
+
+
+class Answers(NamedTuple):
+    label: Any
+    probabilities: Any
+    disagreement: Any
+    member_probabilities: Any
+    review: Any
+    counted: Any
+
+
+class Metrics:
+    def __init__(self, _: Path) -> None:
+        self.observed: list[Answers] = []
+
+    def observe(self, answers: Answers) -> None:
+        self.observed.append(answers)
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    recorder = ModuleType("metrics")
+    vars(recorder).update(Answers=Answers, Metrics=Metrics)
+    monkeypatch.setitem(sys.modules, "metrics", recorder)
+    spec = importlib.util.spec_from_file_location("labels", SOURCE)
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def graph_answers() -> dict[str, Any]:
+    members = np.array([[[0.9, 0.1], [0.8, 0.2]], [[0.4, 0.6], [0.1, 0.9]]], np.float32)
+    return {
+        "INDEX": np.array([[0], [1]], np.int32),
+        "PROBABILITIES": members.mean(axis=1),
+        "DISAGREEMENT": np.array([[0.1], [0.2]], np.float32),
+        "MEMBER_PROBABILITIES": members,
+        "REVIEW": np.array([[False], [True]]),
+    }
+
+
+@pytest.fixture
+def labels(module: ModuleType, tmp_path: Path) -> Any:
+    contract = {"members": [{"name": "first"}, {"name": "second"}], "classes": ["CE", "LAA"]}
+    (tmp_path / "ensemble.json").write_text(json.dumps(contract))
+    return module.Labels(tmp_path)
+
+
+def test_winners_are_named_and_put_aside(labels: Any) -> None:
+    answers = graph_answers()
+    assert labels.of(answers, "7").tolist() == [[b"CE"], [b"LAA"]]
+    # What it was given may be written to again.
+    expected = graph_answers()
+    for array in answers.values():
+        array[...] = 0
+    (observed,) = labels._metrics.observed
+    np.testing.assert_array_equal(observed.label, [0, 1])
+    np.testing.assert_array_equal(observed.member_probabilities, expected["MEMBER_PROBABILITIES"])
+    np.testing.assert_array_equal(observed.review, [False, True])
+    assert observed.counted.tolist() == [True, True]
+
+
+def test_the_servers_own_question_is_not_counted(labels: Any) -> None:
+    labels.of(graph_answers(), "plurum-probe")
+    assert labels._metrics.observed[0].counted.tolist() == [False, False]
+
+
+def test_there_is_no_vote_with_a_silent_member(module: ModuleType, labels: Any) -> None:
+    answers = graph_answers()
+    answers["MEMBER_PROBABILITIES"][1, 1] = np.nan
+    with pytest.raises(module.NoVoteError, match="no vote: NaN from second"):
+        labels.of(answers, "7")
+    assert labels._metrics.observed == []
