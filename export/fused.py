@@ -79,7 +79,10 @@ class VoteModel(nn.Module):
         confidence = (probabilities * winner).sum(dim=-1, keepdim=True)
         sure = confidence >= self.rule.review_threshold - _ROUNDING
         review = ~sure | (inside.to(torch.int32).sum(dim=-1, keepdim=True) > 1)
-        disagreement = _entropy(mean) - (_entropy(members) * weights).sum(dim=1)
+        # Members first, then classes: the other way round a tensor of [batch, members, 1] is summed over its members,
+        # which OpenVINO 2026.4 does wrongly from the second image of a batch on.
+        expected = -(members * members.clamp(min=_TINY).log() * weights).sum(dim=1).sum(dim=-1, keepdim=True)
+        disagreement = _entropy(mean) - expected
         std = ((members - mean.unsqueeze(1)).square() * weights).sum(dim=1).sqrt()
         return (
             probabilities,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 import torch
 import tritonclient.grpc
@@ -15,6 +16,8 @@ from tritonclient.utils import InferenceServerException
 
 from plurum.export import ExportSettings, repository_from_run, selection
 from plurum.export.fused import FUSED_OUTPUTS, VoteModel, fused_from_onnx, verdict_from_fused
+from plurum.export.graphs import onnx_from_module
+from plurum.export.runtimes import onnx_session
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.spec import OUTPUTS
@@ -56,6 +59,25 @@ def test_the_vote_is_the_voters(rule: VotingRule) -> None:
     np.testing.assert_array_equal(arrays["PREDICTION_SET"], expected.prediction_set)
     np.testing.assert_array_equal(arrays["REVIEW"][:, 0], expected.review)
     assert len(set(expected.label)) == 4
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_every_backend_votes_so_in_batches_of_every_size(rule: VotingRule, tmp_path: Path) -> None:
+    """OpenVINO summed [batch, members, 1] over the members wrongly, and nobody noticed: each output is looked at."""
+    logits = np.random.default_rng(0).normal(scale=2.5, size=(9, 3, 4)).astype(np.float32)
+    expected = [tensor.numpy() for tensor in VoteModel(rule)(torch.from_numpy(logits))]
+    path = tmp_path / "vote.onnx"
+    onnx_from_module(VoteModel(rule), torch.zeros(2, 3, 4), path, ("LOGITS",), FUSED_OUTPUTS)
+    core, session = openvino.Core(), onnx_session(path)
+    for size in (1, 2, 3, 4, 8, 9):
+        asked, model = {"LOGITS": logits[:size]}, core.read_model(path)
+        free = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(asked)
+        model.reshape([size, 3, 4])
+        fixed = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(asked)
+        plain = dict(zip(FUSED_OUTPUTS, session.run(FUSED_OUTPUTS, asked), strict=True))
+        for name, values in zip(FUSED_OUTPUTS, expected, strict=True):
+            for answers in (free, fixed, plain):
+                np.testing.assert_allclose(answers[name], values[:size], atol=1e-5, err_msg=f"{name} of {size}")
 
 
 def test_a_members_nan_reaches_the_answer() -> None:
