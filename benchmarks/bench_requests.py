@@ -1,4 +1,4 @@
-"""The requests that perf_analyzer sends, an image each, as its JSON input data."""
+"""The images that load is made of: as files or synthetic, decoded, and as perf_analyzer's JSON input data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from plurum.client import image_files
@@ -16,7 +17,7 @@ from plurum.errors import ImageError
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
 from plurum.spec import IMAGE, INPUT_PIXELS, ImageSpec
 
-__all__ = ["MAX_IMAGES", "encoded_from_folder", "input_data", "synthetic_images"]
+__all__ = ["MAX_IMAGES", "decoded", "encoded_from_folder", "input_data", "synthetic_images"]
 
 # perf_analyzer keeps them all in memory and sends them in turn.
 MAX_IMAGES = 64
@@ -53,6 +54,17 @@ def synthetic_images(spec: ImageSpec) -> list[bytes]:
     return images
 
 
+def decoded(image: bytes, spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """Return the pixels that the server would make of an encoded image, `[height, width, 3]`.
+
+    Raises:
+        UnreadableImageError: the server would refuse it.
+    """
+    return pixels_from_image(
+        open_image(image), height=spec.height, width=spec.width, colour=spec.colour, resize=spec.resize
+    )
+
+
 def input_data(images: Sequence[bytes], spec: ImageSpec, tensor: str) -> str:
     """Return the text of an input data file for a model that takes `tensor`.
 
@@ -66,15 +78,8 @@ def input_data(images: Sequence[bytes], spec: ImageSpec, tensor: str) -> str:
         raw = [len(image).to_bytes(4, "little") + image for image in images]
         entry: dict[str, object] = {"shape": [1]}
     elif tensor == INPUT_PIXELS:
-        raw = [_pixels(image, spec) for image in images]
+        raw = [decoded(image, spec).tobytes() for image in images]
         entry = {"shape": [spec.height, spec.width, 3]}
     else:
         raise ImageError(f"a model that takes {tensor!r}; {IMAGE} or {INPUT_PIXELS} can be sent")
     return json.dumps({"data": [{tensor: {"b64": base64.b64encode(one).decode(), **entry}} for one in raw]})
-
-
-def _pixels(image: bytes, spec: ImageSpec) -> bytes:
-    pixels = pixels_from_image(
-        open_image(image), height=spec.height, width=spec.width, colour=spec.colour, resize=spec.resize
-    )
-    return pixels.tobytes()

@@ -1,21 +1,24 @@
 """Clients of an ensemble that ask again as soon as they are answered, or at given moments: rates and latencies.
 
-All are coroutines of one thread over one connection, so that asking takes little from the cores that answer. Requests
-are prepared before, sent in turn, and never cancelled: whatever ends a measurement, those in flight are waited for.
+All are coroutines of one thread, so that asking takes little from the cores that answer: over gRPC on one connection,
+over HTTP, which takes less still, on one for each request in flight. Requests are prepared before, sent in turn, and
+never cancelled: whatever ends a measurement, those in flight are waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import math
 import struct
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import asynccontextmanager, contextmanager
+from http import HTTPStatus
+from typing import Any, Literal, TypeVar
 
 import grpc.aio
 import numpy as np
@@ -23,16 +26,30 @@ import numpy.typing as npt
 from tritonclient.grpc import InferResult
 from tritonclient.grpc import service_pb2 as pb
 
+from plurum.benchmarks.bench_requests import decoded
+from plurum.benchmarks.wire import Wires, post
 from plurum.errors import ServerError
-from plurum.images import open_image, pixels_from_image
 from plurum.spec import IMAGE, INPUT_PIXELS, Contract, ImageSpec
 
-__all__ = ["Point", "answers", "closed_loop", "mean_of", "open_loop", "pixel_rate", "pixel_request", "requests_of"]
+__all__ = [
+    "Point",
+    "Protocol",
+    "answers",
+    "closed_loop",
+    "mean_of",
+    "open_loop",
+    "pixel_rate",
+    "pixel_request",
+    "requests_of",
+]
 
 Ask = Callable[[], Awaitable[tuple[float, bytes]]]
+Protocol = Literal["gRPC", "HTTP"]
 _T = TypeVar("_T")
 _ANY_SIZE = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 _FIGURES = ("images_per_s", "p50_ms", "p99_ms")
+# Requests in flight over HTTP; none waits for a connection.
+_MOST, _TIMEOUT_S = 4096, 100.0
 
 
 class Point(Contract):
@@ -59,23 +76,24 @@ def mean_of(points: Sequence[Point]) -> Point:
     return Point(clients=points[0].clients, requests=sum(one.requests for one in points), **figures)
 
 
-def requests_of(images: Sequence[bytes], spec: ImageSpec, model: str) -> list[bytes]:
-    """Return a prepared request for each encoded image: as it is for `ensemble`, as pixels for any other model."""
+def requests_of(
+    images: Sequence[bytes], spec: ImageSpec, model: str, over: Protocol = "gRPC", *, each: int = 1
+) -> list[bytes]:
+    """Return prepared requests for `each` encoded images in turn, which must divide them.
+
+    They are sent as they are to `ensemble`, as pixels to any other model.
+    """
+    groups = [images[start : start + each] for start in range(0, len(images), each)]
     if model != "ensemble":
-        size = {"height": spec.height, "width": spec.width}
-        return [
-            pixel_request(
-                model, pixels_from_image(open_image(image), **size, colour=spec.colour, resize=spec.resize)[None]
-            )
-            for image in images
-        ]
+        return [pixel_request(model, np.stack([decoded(one, spec) for one in group]), over) for group in groups]
     # BYTES is a length and the bytes.
-    return [_request(model, IMAGE, "BYTES", (1, 1), struct.pack("<I", len(image)) + image) for image in images]
+    raw = [b"".join(struct.pack("<I", len(one)) + one for one in group) for group in groups]
+    return [_REQUESTS[over](model, IMAGE, "BYTES", (each, 1), content) for content in raw]
 
 
-def pixel_request(model: str, pixels: npt.NDArray[np.uint8]) -> bytes:
+def pixel_request(model: str, pixels: npt.NDArray[np.uint8], over: Protocol = "gRPC") -> bytes:
     """Return the prepared request of a `model` that takes PIXELS for `pixels`, uint8 `[batch, height, width, 3]`."""
-    return _request(model, INPUT_PIXELS, "UINT8", pixels.shape, pixels.tobytes())
+    return _REQUESTS[over](model, INPUT_PIXELS, "UINT8", pixels.shape, pixels.tobytes())
 
 
 def answers(url: str, requests: Sequence[bytes]) -> npt.NDArray[np.float32]:
@@ -102,8 +120,8 @@ def closed_loop(url: str, requests: Sequence[bytes], clients: int, seconds: floa
     not the end, when some cores have nothing to do any more.
 
     Args:
-        url: HOST:PORT of gRPC.
-        requests: As `requests_of` prepares them, an image each, sent in turn.
+        url: HOST:PORT of gRPC, http://HOST:PORT of HTTP.
+        requests: As `requests_of` prepares them for that, an image each, sent in turn.
         clients: Requests in flight.
         seconds: No request starts after them, once each client has had its first answer; those in flight are waited
             for and count.
@@ -171,32 +189,57 @@ def pixel_rate(url: str, model: str, pixels: npt.NDArray[np.uint8], clients: int
     return closed_loop(url, [pixel_request(model, pixels)], clients, seconds).images_per_s
 
 
-class _asking:  # noqa: N801 - reads as a context manager
-    """Gives a function that sends the next request; it returns how long its answer took, seconds, and the answer."""
+@asynccontextmanager
+async def _asking(url: str, requests: Sequence[bytes]) -> AsyncIterator[Ask]:
+    """Give a function that sends the next request; it returns how long its answer took, seconds, and the answer."""
+    prepared = itertools.cycle(requests)
+    async with _posting(url) if url.startswith("http") else _calling(url) as send:
 
-    def __init__(self, url: str, requests: Sequence[bytes]) -> None:
-        self._url, self._next = url, itertools.cycle(requests)
+        async def once() -> tuple[float, bytes]:
+            start = time.perf_counter()
+            answer = await send(next(prepared))
+            return time.perf_counter() - start, answer
 
-    async def __aenter__(self) -> Ask:
-        self._channel = grpc.aio.insecure_channel(self._url, options=_ANY_SIZE)
+        yield once
+
+
+@asynccontextmanager
+async def _calling(url: str) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
+    async with grpc.aio.insecure_channel(url, options=_ANY_SIZE) as channel:
         # Bytes in, bytes out: what this process does is taken from the server's cores.
-        self._infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        return self._once
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._channel.close()
-
-    async def _once(self) -> tuple[float, bytes]:
-        start = time.perf_counter()
-        response = await self._infer(next(self._next))
-        return time.perf_counter() - start, response
+        yield channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
 
 
-def _request(model: str, name: str, datatype: str, shape: Sequence[int], content: bytes) -> bytes:
+@asynccontextmanager
+async def _posting(url: str) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
+    async with Wires(url, _MOST) as wires:
+
+        async def send(request: bytes) -> bytes:
+            reply = await wires.ask(request, _TIMEOUT_S)
+            if reply.status != HTTPStatus.OK:
+                said = reply.body[:200].decode(errors="replace") if reply.status else "no answer"
+                raise ServerError(f"the server did not answer: {said}")
+            return reply.body
+
+        yield send
+
+
+def _grpc_request(model: str, name: str, datatype: str, shape: Sequence[int], content: bytes) -> bytes:
     request = pb.ModelInferRequest(model_name=model)
     request.inputs.add(name=name, datatype=datatype, shape=shape)
     request.raw_input_contents.append(content)
     return bytes(request.SerializeToString())
+
+
+def _http_request(model: str, name: str, datatype: str, shape: Sequence[int], content: bytes) -> bytes:
+    about = {"name": name, "datatype": datatype, "shape": list(shape)}
+    given = about | {"parameters": {"binary_data_size": len(content)}}
+    head = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
+    headers = {"content_type": "application/octet-stream", "inference_header_content_length": len(head)}
+    return post(f"/v2/models/{model}/infer", head + content, **headers)
+
+
+_REQUESTS = {"gRPC": _grpc_request, "HTTP": _http_request}
 
 
 async def _all(coroutines: Any) -> list[Any]:

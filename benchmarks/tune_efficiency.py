@@ -3,14 +3,14 @@
     python -m plurum.benchmarks.tune_efficiency
 
 Measured, on one machine in one run: images per second through `ensemble_pixels` and `ensemble` of a server that
-`plurum serve` would start, asked over gRPC from this machine, an image a request; and images per second of the same
-graphs called by this process with nothing around them: one image a core, and all cores on one image after the other,
-in batches of 1 to 16, by each backend that may serve them. The ratio is the best median of the first over the best
-median of the second, the ceiling. For `ensemble` decoding is counted in the ceiling, as if it were spread over all
-cores without loss. Then, for `ensemble_pixels`: how long a single client waits, and what 99 % of the answers do not
-take longer than at half of the most images per second, when requests come evenly and at random (Poisson), beside the
-latter of a queue that loses nothing; and for how long processors are busy with an image: of Triton, of each model's
-processes, and of who asks.
+`plurum serve` would start, asked over gRPC and over HTTP from this machine, in requests of one image and of four; and
+images per second of the same graphs called by this process with nothing around them: one image a core, and all cores on
+one image after the other, in batches of 1 to 16, by each backend that may serve them. The ratio is the best median of
+the first over the best median of the second, the ceiling. For `ensemble` decoding is counted in the ceiling, as if it
+were spread over all cores without loss. Then, for `ensemble_pixels`, an image a request, over what was best: how long a
+single client waits, and what 99 % of the answers do not take longer than at half of the most images per second, when
+requests come evenly and at random (Poisson), beside the latter of a queue that loses nothing; and for how long
+processors are busy with an image: of Triton, of each model's processes, and of who asks.
 
 Without --tuned a repository of random weights is made and tuned under --work, once. Every case gets an uncounted
 warm-up, then a turn in every round, in an order that changes; figures are medians over rounds. Not measured: a network,
@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from plurum.benchmarks.bench_requests import synthetic_images
-from plurum.benchmarks.load import closed_loop, open_loop, requests_of
+from plurum.benchmarks.bench_requests import decoded, synthetic_images
+from plurum.benchmarks.load import Protocol, closed_loop, open_loop, requests_of
 from plurum.benchmarks.machine import machine, processor_s, versions
 from plurum.benchmarks.members import random_repository
 from plurum.benchmarks.throughput import Case, measure
@@ -46,7 +46,6 @@ from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts
 from plurum.benchmarks.tuning_search import served
 from plurum.benchmarks.tuning_variant import AS_IS, Backend
 from plurum.export.runtimes import openvino_runner
-from plurum.images import open_image, pixels_from_image
 from plurum.serving import Server, usable_cores
 from plurum.serving.leftovers import processes_of
 from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec
@@ -56,6 +55,13 @@ __all__ = ["Lanes", "efficiency", "ideal_p99", "ratios", "tune_efficiency"]
 _ARCHS = ("resnet18", "efficientnet_b0", "densenet121")
 _BATCHES = (1, 4, 16)
 _PIXELS, _ENCODED, _LOCAL = "ensemble_pixels", "ensemble", "in-process"
+# Images of a request that holds several, as of one patient.
+_SEVERAL = 4
+# What is asked: the model, and how many images a request holds.
+_KINDS = {
+    **{model: (model, 1) for model in (_PIXELS, _ENCODED)},
+    **{f"{model} by {_SEVERAL}": (model, _SEVERAL) for model in (_PIXELS, _ENCODED)},
+}
 _SPACED = {"even": "evenly", "random": "at random"}
 _DECODED = 50
 # Enough for a 99th percentile to three digits.
@@ -64,6 +70,14 @@ _QUEUED = 200_000
 _LEAST_MS = 0.02
 
 Pixels = npt.NDArray[np.uint8]
+
+
+class _Asked(NamedTuple):
+    """Where, with which prepared requests, and how many images each of them holds."""
+
+    url: str
+    requests: Sequence[bytes]
+    images: int
 
 
 def tune_efficiency(
@@ -84,7 +98,7 @@ def tune_efficiency(
     for name, turns in result["images_per_s"].items():
         table.add_row(name, *(f"{value:.2f}" for value in (statistics.median(turns), min(turns), max(turns))))
     console.print(table)
-    for name in (_PIXELS, _ENCODED):
+    for name in _KINDS:
         one = result[name]
         told = f"{name}: {one['images_per_s']:.2f} of {one['ceiling']:.2f} images/s: [bold]{one['ratio']:.3f}[/bold]"
         console.print(f"{told} of {one['of']}", highlight=False)
@@ -105,27 +119,31 @@ def efficiency(
     """Return the figures of both sides, their ratios, and what half of the most load takes."""
     cores, spec, state = usable_cores(), artefacts.ensemble.image, machine()
     encoded = synthetic_images(spec)[:8]
-    requests = {model: requests_of(encoded, spec, model) for model in (_PIXELS, _ENCODED)}
-    pixels = _decoded(encoded[0], spec)[None]
+    pixels = decoded(encoded[0], spec)[None]
     progress("starting the server")
     with served(artefacts.path) as server:
-        url = server.urls.grpc
+        asked = {
+            f"{kind}, {over}": _Asked(url, requests_of(encoded, spec, model, over, each=each), each)
+            for kind, (model, each) in _KINDS.items()
+            for over, url in _urls(server).items()
+        }
         cases = _local_cases(artefacts, cores, pixels)
-        for model, asked in requests.items():
-            for clients in (cores, 4 * cores, 8 * cores):
-                cases[f"{model}, {clients} clients"] = partial(_rate, url, asked, clients)
+        for how, one in asked.items():
+            for clients in (cores, 4 * cores, 8 * cores) if one.images == 1 else (2 * cores,):
+                cases[f"{how}, {clients} clients"] = partial(_rate, one, clients)
         figures = measure(cases, rounds, seconds, progress)
         told = ratios(figures, decode_s=_decode_s(encoded, spec), cores=cores)
+        best = asked[told[_PIXELS]["case"].rpartition(", ")[0]]
         progress("where the time goes")
-        spent = _processor_ms(server, requests[_PIXELS], 4 * cores, rounds * seconds)
+        spent = _processor_ms(server, best, 8 * cores, rounds * seconds)
         progress("half of the load")
-        half = _half_load(url, requests[_PIXELS], told[_PIXELS]["images_per_s"] / 2, seconds, spaced, cores)
+        half = _half_load(best, told[_PIXELS]["images_per_s"] / 2, seconds, spaced, cores)
     about = {"half_load": half, "processor_ms": spent}
     return {**told, **about, "rounds": rounds, "seconds": seconds, "images_per_s": figures, "machine": state}
 
 
 def ratios(figures: dict[str, list[float]], decode_s: float, cores: int) -> dict[str, dict[str, Any]]:
-    """Return by model its best median, the ceiling, which case that is, and the ratio.
+    """Return by what is asked its best median, the ceiling, which case that is, and the ratio.
 
     Args:
         figures: Images per second of every case by turn.
@@ -135,18 +153,18 @@ def ratios(figures: dict[str, list[float]], decode_s: float, cores: int) -> dict
     medians = {name: statistics.median(turns) for name, turns in figures.items()}
     best = {
         kind: max((name for name in medians if name.startswith(f"{kind},")), key=medians.__getitem__)
-        for kind in (_PIXELS, _ENCODED, _LOCAL)
+        for kind in (*_KINDS, _LOCAL)
     }
     ceilings = {_PIXELS: medians[best[_LOCAL]], _ENCODED: 1 / (1 / medians[best[_LOCAL]] + decode_s / cores)}
     return {
-        model: {
-            "ratio": round(medians[best[model]] / ceiling, 4),
-            "images_per_s": medians[best[model]],
-            "ceiling": ceiling,
-            "case": best[model],
+        kind: {
+            "ratio": round(medians[best[kind]] / ceilings[model], 4),
+            "images_per_s": medians[best[kind]],
+            "ceiling": ceilings[model],
+            "case": best[kind],
             "of": best[_LOCAL],
         }
-        for model, ceiling in ceilings.items()
+        for kind, (model, _) in _KINDS.items()
     }
 
 
@@ -218,16 +236,20 @@ def _local_cases(artefacts: Artefacts, cores: int, pixels: Pixels) -> dict[str, 
     return cases
 
 
-def _rate(url: str, requests: Sequence[bytes], clients: int, seconds: float) -> float:
-    return closed_loop(url, requests, clients, seconds).images_per_s
+def _urls(server: Server) -> dict[Protocol, str]:
+    return {"gRPC": server.urls.grpc, "HTTP": server.urls.http}
 
 
-def _processor_ms(server: Server, requests: Sequence[bytes], clients: int, seconds: float) -> dict[str, float]:
+def _rate(asked: _Asked, clients: int, seconds: float) -> float:
+    return asked.images * closed_loop(asked.url, asked.requests, clients, seconds).images_per_s
+
+
+def _processor_ms(server: Server, asked: _Asked, clients: int, seconds: float) -> dict[str, float]:
     """Return for how long processors are busy with an image: of Triton, of each model's processes, and of who asks."""
     names = {process: server.stubs().get(process, "triton") for process in processes_of(server.name)}
     names[os.getpid()] = "client"
     before = {process: processor_s(process) for process in names}
-    images = closed_loop(server.urls.grpc, requests, clients, seconds).requests
+    images = closed_loop(asked.url, asked.requests, clients, seconds).requests
     spent: dict[str, float] = {}
     for process, name in names.items():
         spent[name] = spent.get(name, 0.0) + 1000 * (processor_s(process) - before[process]) / images
@@ -249,14 +271,12 @@ def ideal_p99(load: float, servers: int) -> float:
     return float(np.percentile(took, 99))
 
 
-def _half_load(
-    url: str, requests: Sequence[bytes], rate: float, seconds: float, count: int, cores: int
-) -> dict[str, float]:
+def _half_load(asked: _Asked, rate: float, seconds: float, count: int, cores: int) -> dict[str, float]:
     """Return latencies of a single client, and of `count` requests at `rate` a second, evenly and at random."""
-    single = closed_loop(url, requests, 1, seconds).p50_ms
-    even = open_loop(url, requests, [index / rate for index in range(count)]).p99_ms
+    single = closed_loop(asked.url, asked.requests, 1, seconds).p50_ms
+    even = open_loop(asked.url, asked.requests, [index / rate for index in range(count)]).p99_ms
     moments = np.random.default_rng(0).exponential(1 / rate, count).cumsum()
-    spread = open_loop(url, requests, [float(moment) for moment in moments]).p99_ms
+    spread = open_loop(asked.url, asked.requests, [float(moment) for moment in moments]).p99_ms
     return {
         "rate": rate,
         "single_ms": single,
@@ -268,18 +288,12 @@ def _half_load(
     }
 
 
-def _decoded(image: bytes, spec: ImageSpec) -> Pixels:
-    return pixels_from_image(
-        open_image(image), height=spec.height, width=spec.width, colour=spec.colour, resize=spec.resize
-    )
-
-
 def _decode_s(images: Sequence[bytes], spec: ImageSpec) -> float:
     """Return the median time that a core takes to decode one of `images`, seconds."""
     times = []
     for index in range(_DECODED):
         start = time.perf_counter()
-        _decoded(images[index % len(images)], spec)
+        decoded(images[index % len(images)], spec)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 

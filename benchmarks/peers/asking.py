@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from plurum.benchmarks.bench_requests import decoded
 from plurum.errors import ServerError
-from plurum.images import open_image, pixels_from_image
 from plurum.spec import IMAGE, INPUT_PIXELS, ImageSpec
 
 __all__ = ["Door", "Task", "Turn", "answers", "ask", "asked_elsewhere"]
@@ -212,9 +212,7 @@ def _grpc(task: Task, client: Any) -> Question:
             given = InferInput(IMAGE, [1, 1], "BYTES")
             given.set_data_from_numpy(np.array([[image]], dtype=np.object_))
         else:
-            pixels = pixels_from_image(
-                open_image(image), height=spec.height, width=spec.width, colour=spec.colour, resize=spec.resize
-            )
+            pixels = decoded(image, spec)
             given = InferInput(INPUT_PIXELS, [1, *pixels.shape], "UINT8")
             given.set_data_from_numpy(pixels[None])
         said = client.infer(task.door.path, [given], outputs=wanted)

@@ -7,7 +7,7 @@ it there too, so that an answer takes a step less. NumPy only, and Triton's own 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,23 +35,24 @@ class Labels:
         self._classes = np.array([name.encode() for name in contract["classes"]], dtype=np.object_)
         self._metrics = Metrics(folder)
 
-    def of(self, answers: Mapping[str, Any], request_id: str) -> Any:
+    def of(self, answers: Mapping[str, Any], request_ids: Sequence[str], sizes: Sequence[int]) -> Any:
         """Return LABEL, BYTES `[batch, 1]`, and have the answers counted.
 
         Args:
             answers: INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES and REVIEW, arrays as the graph gives
                 them; they may be overwritten afterwards.
-            request_id: Of the request.
+            request_ids: Of the requests whose answers these are.
+            sizes: How many images each of them holds.
 
         Raises:
             NoVoteError: a member says nothing.
         """
         index = answers["INDEX"][:, 0]
         members = answers["MEMBER_PROBABILITIES"]
-        silent = [name for name, rest in zip(self._members, np.isnan(members).any(axis=(0, 2)), strict=True) if rest]
-        if silent:
-            raise NoVoteError(f"no vote: NaN from {', '.join(silent)}")
-        counted = np.full(len(index), request_id != PROBE_ID)
+        if (silent := np.isnan(members)).any():
+            names = [name for name, rest in zip(self._members, silent.any(axis=(0, 2)), strict=True) if rest]
+            raise NoVoteError(f"no vote: NaN from {', '.join(names)}")
+        counted = np.repeat([one != PROBE_ID for one in request_ids], sizes)
         disagreement, review = answers["DISAGREEMENT"][:, 0], answers["REVIEW"][:, 0]
         given = Answers(index, answers["PROBABILITIES"], disagreement, members, review, counted)
         # Copies: what came in may lie in memory that the next request will be written to.

@@ -38,8 +38,9 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
+        answers = {name: one.as_numpy() for name, one in tensors.items()}
         try:
-            names = self.labels.of({name: one.as_numpy() for name, one in tensors.items()}, request.request_id())
+            names = self.labels.of(answers, [request.request_id()], [len(answers["INDEX"])])
         except NoVoteError as error:
             fault = pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(output_tensors=[], error=fault)

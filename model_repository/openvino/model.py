@@ -20,6 +20,7 @@ Legend: arrays are `[batch, ...]` where the model has a maximum batch size, else
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ class TritonPythonModel:
             self._outputs = ["INDEX", *(name for name in self._outputs if name != "LABEL")]
         self._batched = config["max_batch_size"] > 0
         self._models = _compiled(_model_file(version, config), config)
-        _check_names("output", self._outputs, [name for port in self._models[1].outputs for name in port.names])
+        names = [port.names for port in self._models[1].outputs]
+        _check_names("output", self._outputs, [name for several in names for name in several])
+        self._places = [next(place for place, several in enumerate(names) if name in several) for name in self._outputs]
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request; one that fails does not take its neighbours with it."""
@@ -62,12 +65,9 @@ class TritonPythonModel:
         ]
         responses: list[Any] = [None] * len(requests)
         for group in self._groups(inputs):
-            try:
-                outputs: list[Arrays | Exception] = list(self._run_together([inputs[index] for index in group]))
-            except Exception as error:
-                outputs = [error] if len(group) == 1 else [self._run_alone(inputs[index]) for index in group]
-            for index, answer in zip(group, outputs, strict=True):
-                responses[index] = self._response(answer, requests[index].request_id())
+            answers = self._answers([requests[index] for index in group], [inputs[index] for index in group])
+            for index, answer in zip(group, answers, strict=True):
+                responses[index] = answer
         return responses
 
     def finalize(self) -> None:
@@ -85,18 +85,27 @@ class TritonPythonModel:
             groups.setdefault(tuple(array.shape[1:] for array in arrays), []).append(index)
         return list(groups.values())
 
-    def _run_together(self, inputs: list[Arrays]) -> list[Arrays]:
-        if len(inputs) == 1:
-            return [self._run(inputs[0])]
-        outputs = self._run([np.concatenate(arrays) for arrays in zip(*inputs, strict=True)])
-        bounds = np.cumsum([arrays[0].shape[0] for arrays in inputs])[:-1]
-        return [list(parts) for parts in zip(*(np.split(output, bounds) for output in outputs), strict=True)]
-
-    def _run_alone(self, arrays: Arrays) -> Arrays | Exception:
+    def _answers(self, requests: list[Any], inputs: list[Arrays]) -> list[Any]:
+        """Return the responses to requests that fit into one inference."""
+        together = len(requests) > 1
         try:
-            return self._run(arrays)
+            arrays = [np.concatenate(parts) for parts in zip(*inputs, strict=True)] if together else inputs[0]
+            outputs = dict(zip(self._outputs, self._run(arrays), strict=True))
+            if self._labels:
+                ids, sizes = [request.request_id() for request in requests], [len(asked[0]) for asked in inputs]
+                outputs["LABEL"] = self._labels.of(outputs, ids, sizes)
+                del outputs["INDEX"]
         except Exception as error:
-            return error
+            if together:
+                # Not all of them need be to blame.
+                return [self._answers([one], [asked])[0] for one, asked in zip(requests, inputs, strict=True)]
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"OpenVINO: {error}"))]
+        if not together:
+            return [_response(outputs)]
+        # Views: each is copied once, into the response's shared memory.
+        stops = np.cumsum([len(asked[0]) for asked in inputs]).tolist()
+        rows = [slice(start, stop) for start, stop in pairwise([0, *stops])]
+        return [_response({name: output[part] for name, output in outputs.items()}) for part in rows]
 
     def _run(self, arrays: Arrays) -> Arrays:
         if not self._batched:
@@ -110,21 +119,12 @@ class TritonPythonModel:
 
     def _inferred(self, model: Any, arrays: Arrays) -> Arrays:
         # What comes in is read where it lies; what goes out is a copy of its own.
-        answers = model(dict(zip(self._inputs, arrays, strict=True)))
-        return [answers[name] for name in self._outputs]
+        answers = model(dict(zip(self._inputs, arrays, strict=True))).to_tuple()
+        return [answers[place] for place in self._places]
 
-    def _response(self, answer: Arrays | Exception, request_id: str) -> Any:
-        if isinstance(answer, Exception):
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"OpenVINO: {answer}"))
-        arrays = dict(zip(self._outputs, answer, strict=True))
-        if self._labels:
-            try:
-                arrays["LABEL"] = self._labels.of(arrays, request_id)
-            except ValueError as error:
-                fault = pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
-                return pb_utils.InferenceResponse(output_tensors=[], error=fault)
-            del arrays["INDEX"]
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
+
+def _response(outputs: dict[str, npt.NDArray[Any]]) -> Any:
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
 
 def _labels(version: Path) -> Any:

@@ -13,15 +13,19 @@ def test_the_ratio_is_the_best_served_over_the_best_in_process_case() -> None:
     figures = {
         "in-process, onnxruntime, one image a core, batches of 1": [20.0, 19.0, 90.0],
         "in-process, onnxruntime, 2 threads on one image, batches of 1": [15.0, 15.0, 15.0],
-        "ensemble_pixels, 2 clients": [10.0, 10.0, 10.0],
-        "ensemble_pixels, 8 clients": [18.0, 19.0, 1.0],
-        "ensemble, 8 clients": [16.0, 16.0, 16.0],
+        "ensemble_pixels, gRPC, 2 clients": [10.0, 10.0, 10.0],
+        "ensemble_pixels, HTTP, 8 clients": [18.0, 19.0, 1.0],
+        "ensemble, gRPC, 8 clients": [16.0, 16.0, 16.0],
+        "ensemble_pixels by 4, HTTP, 4 clients": [19.0, 19.0, 19.0],
+        "ensemble by 4, HTTP, 4 clients": [16.5, 16.5, 16.5],
     }
     found = ratios(figures, decode_s=0.02, cores=2)
     assert found["ensemble_pixels"]["ratio"] == round(18 / 20, 4)
     # An image takes 1/20 s to compute and 0.01 s of each core to decode.
     assert found["ensemble"]["ceiling"] == pytest.approx(1 / 0.06)
     assert found["ensemble"]["ratio"] == round(16 * 0.06, 4)
+    assert (found["ensemble_pixels by 4"]["ratio"], found["ensemble by 4"]["ratio"]) == (0.95, 0.99)
+    assert found["ensemble_pixels"]["case"] == "ensemble_pixels, HTTP, 8 clients"
 
 
 def test_the_ideal_queue_is_erlangs() -> None:

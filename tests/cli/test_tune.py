@@ -15,7 +15,7 @@ import pytest
 
 from plurum.benchmarks import tuning, tuning_space
 from plurum.benchmarks.bench_requests import synthetic_images
-from plurum.benchmarks.load import answers, closed_loop, open_loop, requests_of
+from plurum.benchmarks.load import Protocol, answers, closed_loop, open_loop, requests_of
 from plurum.benchmarks.tuning_result import TuneResult
 from plurum.benchmarks.tuning_variant import Batching
 from plurum.cli.main import run as command_line
@@ -104,15 +104,16 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_server(repository: Path, t
 
 
 @pytest.mark.triton
-def test_clients_are_counted_and_refusals_said(served: Server, repository: Path) -> None:
+@pytest.mark.parametrize("over", ["gRPC", "HTTP"])
+def test_clients_are_counted_and_refusals_said(served: Server, repository: Path, over: Protocol) -> None:
     spec = read_ensemble(repository / "ensemble.json").image
-    url = served.urls.grpc
-    encoded, pixels = (
-        requests_of(synthetic_images(spec)[:3], spec, model) for model in ("ensemble", "ensemble_pixels")
-    )
-    said = answers(url, encoded)
-    assert said.shape == (3, 2, 10)
-    assert np.allclose(said, answers(url, pixels), atol=1e-6)
+    url = served.urls.grpc if over == "gRPC" else served.urls.http
+    images = synthetic_images(spec)[:3]
+    encoded, pixels = (requests_of(images, spec, model, over) for model in ("ensemble", "ensemble_pixels"))
+    if over == "gRPC":
+        said = answers(url, encoded)
+        assert said.shape == (3, 2, 10)
+        assert np.allclose(said, answers(url, pixels), atol=1e-6)
     busy = closed_loop(url, encoded, 3, 0.3)
     assert busy.clients == 3 <= busy.requests
     assert 0 < busy.p50_ms <= busy.p99_ms
@@ -121,7 +122,7 @@ def test_clients_are_counted_and_refusals_said(served: Server, repository: Path)
     strangers = open_loop(url, pixels, [0.0, 0.1, 0.2])
     assert (strangers.clients, strangers.requests) == (0, 3)
     with pytest.raises(ServerError, match=r"the server did not answer: .*absent"):
-        closed_loop(url, requests_of(synthetic_images(spec)[:1], spec, "absent"), 2, 0.1)
+        closed_loop(url, requests_of(images, spec, "absent", over), 2, 0.1)
 
 
 @pytest.mark.parametrize(

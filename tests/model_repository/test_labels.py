@@ -65,7 +65,7 @@ def labels(module: ModuleType, tmp_path: Path) -> Any:
 
 def test_winners_are_named_and_put_aside(labels: Any) -> None:
     answers = graph_answers()
-    assert labels.of(answers, "7").tolist() == [[b"CE"], [b"LAA"]]
+    assert labels.of(answers, ["7"], [2]).tolist() == [[b"CE"], [b"LAA"]]
     # What it was given may be written to again.
     expected = graph_answers()
     for array in answers.values():
@@ -78,13 +78,13 @@ def test_winners_are_named_and_put_aside(labels: Any) -> None:
 
 
 def test_the_servers_own_question_is_not_counted(labels: Any) -> None:
-    labels.of(graph_answers(), "plurum-probe")
-    assert labels._metrics.observed[0].counted.tolist() == [False, False]
+    labels.of(graph_answers(), ["plurum-probe", "7"], [1, 1])
+    assert labels._metrics.observed[0].counted.tolist() == [False, True]
 
 
 def test_there_is_no_vote_with_a_silent_member(module: ModuleType, labels: Any) -> None:
     answers = graph_answers()
     answers["MEMBER_PROBABILITIES"][1, 1] = np.nan
     with pytest.raises(module.NoVoteError, match="no vote: NaN from second"):
-        labels.of(answers, "7")
+        labels.of(answers, ["7"], [2])
     assert labels._metrics.observed == []
