@@ -1,7 +1,8 @@
 """Does an artefact answer as the model it came from? The gate before anything is published.
 
 Both sides answer the same held-out labelled images; what is compared is what counts afterwards: labels, probabilities,
-accuracy, NLL, calibration, and which answers go to a person. A budget says how much of each may change.
+accuracy, NLL, calibration, and which answers go to a person. A budget says how much of each may change. How uncertain a
+vote says it is must be what its own members make it, in whatever precision.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ Ints = npt.NDArray[np.int64]
 # Of ECE, as many as Guo et al. (arXiv 1706.04599) took.
 _BINS = 15
 _TINY = float(np.finfo(np.float64).tiny)
+# Nats: far more than float32 rounds off, and far less than a wrong sum.
+_UNCERTAINTY_LIMIT = 1e-3
 
 
 class Parity(BaseModel):
@@ -35,6 +38,8 @@ class Parity(BaseModel):
         images: How many were asked.
         flips: How many got another label.
         review_flips: How many go to a person and did not, or the other way round; None for a member.
+        uncertainty_difference: Largest difference of an entropy, a disagreement (nats) or a standard deviation from
+            what `plurum.voting` makes of the probabilities that the artefact's own members state; None for a member.
         max_difference: Largest difference of any probability, 0 to 1.
         mean_difference: Mean over images of the largest difference.
         accuracy: PyTorch's, 0 to 1.
@@ -51,6 +56,7 @@ class Parity(BaseModel):
     images: int
     flips: int
     review_flips: int | None = None
+    uncertainty_difference: float | None = None
     max_difference: float
     mean_difference: float
     accuracy: float
@@ -78,13 +84,24 @@ def member_parity(
 
 
 def vote_parity(
-    subject: str, precision: Precision, original: Verdict, exported: Verdict, labels: Ints, budget: Budget
+    subject: str,
+    precision: Precision,
+    original: Verdict,
+    exported: Verdict,
+    labels: Ints,
+    budget: Budget,
+    rule: VotingRule,
 ) -> Parity:
-    """Compare two verdicts on the same images; `labels` `[images]` are the truth."""
+    """Compare two verdicts by `rule` on the same images; `labels` `[images]` are the truth."""
     probabilities = (original.probabilities, exported.probabilities)
     parity = _compared(subject, precision, probabilities, (original.label, exported.label), labels)
     flips = int(np.count_nonzero(original.review != exported.review))
-    return _judged(parity.model_copy(update={"review_flips": flips}), budget)
+    # Against its own members: how far rounding moved those is judged by the probabilities.
+    expected = decide(exported.member_probabilities, rule)
+    pairs = [(getattr(exported, name), getattr(expected, name)) for name in ("entropy", "disagreement", "std")]
+    # Not the built-in max: it may lose a NaN.
+    difference = float(np.max([np.abs(stated - right).max() for stated, right in pairs]))
+    return _judged(parity.model_copy(update={"review_flips": flips, "uncertainty_difference": difference}), budget)
 
 
 def verdict_of(members: Iterable[Floats], rule: VotingRule) -> Verdict:
@@ -144,6 +161,11 @@ def _judged(parity: Parity, budget: Budget) -> Parity:
     }
     if parity.review_flips is not None:
         measured["share of other reviews"] = (parity.review_flips / parity.images, budget.review_flips)
+    if parity.uncertainty_difference is not None:
+        measured["uncertainty differs from its members' by up to"] = (
+            parity.uncertainty_difference,
+            _UNCERTAINTY_LIMIT,
+        )
     # Not `value > limit`: NaN never passes.
     faults = tuple(
         f"{what} {value:.2g} (at most {limit:.2g})" for what, (value, limit) in measured.items() if not value <= limit

@@ -202,7 +202,9 @@ def voted_choices(
     while True:
         precision = max((choice.taken.precision for choice in choices), key=_COARSENESS.index)
         exported = verdict_of([choice.candidate.probabilities for choice in choices], ensemble.rule)
-        parity = vote_parity("vote", precision, original, exported, sample.labels, settings.budget(precision))
+        parity = vote_parity(
+            "vote", precision, original, exported, sample.labels, settings.budget(precision), ensemble.rule
+        )
         if parity.passed or settings.precision != "auto" or precision == "fp32":
             check_parity(parity)
             return choices, parity
@@ -273,7 +275,7 @@ def _fuse(
     original = verdict_of([choice.original for choice in choices], ensemble.rule)
     exported = verdict_from_fused(path, sample.pixels, backend)
     budget = settings.budget(precision)
-    parity = vote_parity("ensemble_fused", precision, original, exported, sample.labels, budget)
+    parity = vote_parity("ensemble_fused", precision, original, exported, sample.labels, budget, ensemble.rule)
     check_parity(parity)
     reason = f"of {', '.join(f'{choice.member} in {one}' for choice, one in zip(choices, inside, strict=True))}"
     return _published(repository, FUSED, precision, backend, reason), parity

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -82,9 +84,25 @@ def test_a_flipped_review_breaks_the_votes_budget() -> None:
     rule = VotingRule(weights=(1.0,), review_threshold=0.57)
     original = verdict_of([ORIGINAL], rule)
     exported = verdict_of([np.array([[0.9, 0.1], [0.56, 0.44], [0.2, 0.8], [0.55, 0.45]])], rule)
-    parity = vote_parity("vote", "int8", original, exported, LABELS, budget(review_flips=0.2))
+    parity = vote_parity("vote", "int8", original, exported, LABELS, budget(review_flips=0.2), rule)
     assert (parity.review_flips, parity.flips) == (1, 0)
     assert parity.faults == ("share of other reviews 0.25 (at most 0.2)",)
+
+
+@pytest.mark.parametrize("name", ["entropy", "disagreement", "std"])
+@pytest.mark.parametrize("wrong", [0.01, np.nan])
+def test_an_uncertainty_must_be_what_its_own_members_make_it(name: str, wrong: float) -> None:
+    rule = VotingRule(weights=(0.5, 0.5))
+    original = verdict_of([ORIGINAL, ORIGINAL], rule)
+    # Coarse as its members are, its vote over them may be right all the same.
+    coarse = verdict_of([ORIGINAL, ORIGINAL + np.array([-0.02, 0.02])], rule)
+    fine = vote_parity("ensemble_fused", "int8", original, coarse, LABELS, LOOSE, rule)
+    assert (fine.passed, fine.uncertainty_difference) == (True, 0)
+    values = getattr(coarse, name).copy()
+    values[2] += wrong
+    parity = vote_parity("ensemble_fused", "int8", original, replace(coarse, **{name: values}), LABELS, LOOSE, rule)
+    (fault,) = parity.faults
+    assert fault.startswith("uncertainty differs from its members' by up to")
 
 
 def test_nan_never_passes() -> None:
@@ -101,7 +119,7 @@ def test_a_member_may_lose_more_than_the_vote() -> None:
     rule = VotingRule(weights=(1.0,))
     verdicts = [verdict_of([given], rule) for given in (ORIGINAL, exported)]
     assert member_parity("m", "int8", ORIGINAL, exported, LABELS, strict).passed
-    assert not vote_parity("vote", "int8", verdicts[0], verdicts[1], LABELS, strict).passed
+    assert not vote_parity("vote", "int8", verdicts[0], verdicts[1], LABELS, strict, rule).passed
 
 
 def test_defaults_are_those_that_are_documented() -> None:
