@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -95,6 +96,7 @@ class _Asking:
         self._places = asyncio.Semaphore(settings.uploads)
         # Of its own: pictures are shown while images wait for a server that is away.
         self._showing = asyncio.Semaphore(settings.uploads)
+        self._counting = asyncio.Lock()
 
     async def page(self, _: Request) -> Response:
         """Show where to drop images; whether a server answers is asked for by the page."""
@@ -129,7 +131,8 @@ class _Asking:
                 item = await asyncio.to_thread(self._store.item, sha256)
             self._recent.add(sha256, Asked(name, data, prediction))
         answer = self._pages.answer(sha256, name, prediction, item)
-        answer.headers["x-waiting"] = str(await self._waiting())
+        waiting, moment = await self._waiting()
+        answer.headers.update({"x-waiting": str(waiting), "x-counted": str(moment)})
         return answer
 
     async def send(self, request: Request) -> Response:
@@ -140,7 +143,8 @@ class _Asking:
             raise HTTPException(404, "this image is no longer remembered; drop it again")
         await asyncio.to_thread(self._store.add, asked.data, asked.name, asked.prediction, by_person=True)
         if "x-stay" in request.headers:
-            return JSONResponse({"item": f"/review/{sha256}", "waiting": await self._waiting()})
+            waiting, moment = await self._waiting()
+            return JSONResponse({"item": f"/review/{sha256}", "waiting": waiting, "counted": moment})
         return RedirectResponse(f"/review/{sha256}", 303)
 
     async def picture(self, request: Request) -> Response:
@@ -164,8 +168,11 @@ class _Asking:
             raise HTTPException(404, "this image is no longer remembered; drop it again")
         return await asyncio.to_thread(item.file.read_bytes)
 
-    async def _waiting(self) -> int:
-        return (await asyncio.to_thread(self._store.progress)).waiting
+    async def _waiting(self) -> tuple[int, int]:
+        """Return how many wait for a person, and when that was counted, microseconds: answers overtake each other."""
+        async with self._counting:
+            moment = time.time_ns() // 1000
+            return (await asyncio.to_thread(self._store.progress)).waiting, moment
 
     async def _body(self, request: Request) -> bytes:
         pieces, size = [], 0

@@ -11,6 +11,7 @@ const served = document.getElementById("served");
 const queue = [];
 let underWay = 0;
 let looking = false;
+let counted = 0;
 
 function element(tag, className, text) {
   const made = document.createElement(tag);
@@ -78,7 +79,7 @@ async function ask(job) {
     answer = await fetch("/answers", { method: "POST", body: job.file, headers });
     if (answer.ok) {
       job.item.innerHTML = await answer.text();
-      count(answer.headers.get("x-waiting"));
+      count(answer.headers.get("x-waiting"), Number(answer.headers.get("x-counted")));
       const heading = job.item.querySelector("h2").textContent.trim().replace(/\s+/g, " ");
       return say(`${job.file.name}: ${heading}, ${job.item.querySelector(".badge").textContent}`);
     }
@@ -126,8 +127,10 @@ async function look() {
   return gone(reason);
 }
 
-function count(waiting) {
-  if (waiting === null) return;
+// Answers overtake each other on their way here: what was counted last stays.
+function count(waiting, moment) {
+  if (waiting === null || moment < counted) return;
+  counted = moment;
   const link = document.querySelector('nav a[href="/review"]');
   let mark = document.getElementById("waiting");
   if (!mark) {
@@ -147,7 +150,7 @@ async function send(form) {
   const link = element("a", "", "Review it");
   link.href = told.item;
   line.append(link);
-  count(String(told.waiting));
+  count(String(told.waiting), told.counted);
   say("Sent to review");
   form.replaceWith(line);
   return link.focus();

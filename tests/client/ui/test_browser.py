@@ -75,6 +75,13 @@ def test_images_are_answered_as_the_server_says(desk: Desk, truth: dict[str, Pre
     tab.until(lambda: tab.one("#said").get_property("textContent"), "what a screen reader is told")
 
 
+def test_a_count_that_was_overtaken_is_not_shown(desk: Desk) -> None:
+    tab = desk.start()
+    for waiting, moment in (("4", 1), ("6", 3), ("5", 2)):
+        tab.chrome.execute_script("count(arguments[0], arguments[1])", waiting, moment)
+    assert tab.text("#waiting").split()[0] == "6"
+
+
 @pytest.mark.parametrize("kind", ["drop", "paste"])
 def test_an_image_may_be_dropped_or_pasted(desk: Desk, truth: dict[str, Prediction], kind: str) -> None:
     tab = desk.start()
