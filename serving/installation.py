@@ -37,6 +37,11 @@ class Triton:
     binary: Path
     wheel: Path | None = None
 
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether it places models on GPUs: the one from the wheel can't."""
+        return self.wheel is None and any(Path("/dev").glob("nvidia[0-9]*"))
+
 
 @dataclass(frozen=True)
 class Layout:

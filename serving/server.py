@@ -20,13 +20,13 @@ from plurum.serving.admin import Admin
 from plurum.serving.certificates import check_certificates
 from plurum.serving.cores import usable_cores
 from plurum.serving.drain import drain
-from plurum.serving.installation import Triton, find_triton, lay_out
+from plurum.serving.installation import find_triton, lay_out
 from plurum.serving.leftovers import claim, end_processes, sweep_dead_servers, sweep_shared_memory
 from plurum.serving.log import TritonLog
 from plurum.serving.presence import Presence
 from plurum.serving.probe import NoAnswerError, Probe
 from plurum.serving.releases import Trial
-from plurum.serving.settings import Ports, ServerSettings, claimed_ports, faces_a_network, server_arguments
+from plurum.serving.settings import Ports, ServerSettings, claimed_ports, exposures, server_arguments
 from plurum.serving.stubs import is_running, stubs_of
 from plurum.spec import Ensemble, read_ensemble
 
@@ -335,10 +335,11 @@ class Server:
         sweep_dead_servers()
         self._ports = claimed_ports(self._settings)
         self._admin = Admin(self.urls.http, self._key)
-        _warn(self._settings, triton)
+        for warning in exposures(self._settings, from_wheel=triton.wheel is not None):
+            _log.warning("%s", warning)
         self._folder = Path(tempfile.mkdtemp(prefix=self.name))
         self._lock = claim(self._folder)
-        self._staged = Staged(self._folder / "models", usable_cores(), cpu_only=not _uses_gpu(triton))
+        self._staged = Staged(self._folder / "models", usable_cores(), cpu_only=not triton.uses_gpu)
         self._staged.add(self._repository, self._release)
         if self._release:
             self._staged.publish(self._release)
@@ -373,31 +374,3 @@ class Server:
             # The view is gone by the time this is read.
             reason = reason.replace(str(self._folder / "models"), str(self._repository))
         return ServerError(f"Triton {what}: {reason}; its whole log is in {self.log.path}")
-
-
-def _warn(settings: ServerSettings, triton: Triton) -> None:
-    """Say what strangers can do, where they can reach the server."""
-    if triton.wheel is not None and faces_a_network(settings.host):
-        _log.warning(
-            "a single HTTP request can end this version of Triton: on %s put a gateway before it, "
-            "or serve from NVIDIA's container",
-            settings.host,
-        )
-    if not faces_a_network(settings.grpc_address):
-        return
-    if settings.grpc_tls is None:
-        _log.warning(
-            "gRPC on %s is unencrypted, and whoever reaches it may ask: give --grpc-tls-cert, --grpc-tls-key and "
-            "--grpc-tls-client-ca",
-            settings.grpc_address,
-        )
-    elif settings.grpc_tls.client_ca is None:
-        _log.warning(
-            "whoever reaches gRPC on %s may ask: --grpc-tls-client-ca lets in those with a certificate alone",
-            settings.grpc_address,
-        )
-
-
-def _uses_gpu(triton: Triton) -> bool:
-    """Whether Triton places models on GPUs: the one from the wheel can't."""
-    return triton.wheel is None and any(Path("/dev").glob("nvidia[0-9]*"))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from plurum.errors import ServerError, SettingsError
 from plurum.serving.certificates import ServerTls
 
-__all__ = ["Ports", "ServerSettings", "claimed_ports", "faces_a_network", "server_arguments"]
+__all__ = ["Ports", "ServerSettings", "claimed_ports", "exposures", "faces_a_network", "server_arguments"]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 # What a client that only asks questions never needs; several holes of this version of Triton lie behind them.
@@ -90,6 +90,34 @@ def claimed_ports(settings: ServerSettings) -> Ports:
 def faces_a_network(host: str) -> bool:
     """Whether others than this machine can reach what listens on `host`; a port there has been claimed before."""
     return not ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+
+
+def exposures(settings: ServerSettings, *, from_wheel: bool) -> list[str]:
+    """Return what strangers can do where they can reach the server, in words; its ports have been claimed before.
+
+    Args:
+        settings: As asked for.
+        from_wheel: Whether Triton is the one inside the wheel.
+    """
+    said = []
+    if from_wheel and faces_a_network(settings.host):
+        said.append(
+            f"a single HTTP request can end this version of Triton: on {settings.host} put a gateway before it, "
+            "or serve from NVIDIA's container"
+        )
+    if not faces_a_network(settings.grpc_address):
+        return said
+    if settings.grpc_tls is None:
+        said.append(
+            f"gRPC on {settings.grpc_address} is unencrypted, and whoever reaches it may ask: give --grpc-tls-cert, "
+            "--grpc-tls-key and --grpc-tls-client-ca"
+        )
+    elif settings.grpc_tls.client_ca is None:
+        said.append(
+            f"whoever reaches gRPC on {settings.grpc_address} may ask: --grpc-tls-client-ca lets in those with a "
+            "certificate alone"
+        )
+    return said
 
 
 def server_arguments(settings: ServerSettings, ports: Ports, repository: str, name: str, key: str) -> list[str]:

@@ -16,8 +16,10 @@ import pytest
 from plurum.benchmarks import tuning, tuning_space
 from plurum.benchmarks.bench_requests import synthetic_images
 from plurum.benchmarks.load import Protocol, answers, closed_loop, open_loop, requests_of
+from plurum.benchmarks.tune_efficiency import efficiency
+from plurum.benchmarks.tuning_repository import read_artefacts
 from plurum.benchmarks.tuning_result import TuneResult
-from plurum.benchmarks.tuning_variant import Batching
+from plurum.benchmarks.tuning_variant import AS_IS, Batching
 from plurum.cli.main import run as command_line
 from plurum.errors import ServerError
 from plurum.export import repository_from_onnx
@@ -123,6 +125,19 @@ def test_clients_are_counted_and_refusals_said(served: Server, repository: Path,
     assert (strangers.clients, strangers.requests) == (0, 3)
     with pytest.raises(ServerError, match=r"the server did not answer: .*absent"):
         closed_loop(url, requests_of(images, spec, "absent", over), 2, 0.1)
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_what_is_served_is_set_against_what_could_be(repository: Path) -> None:
+    found = efficiency(read_artefacts(AS_IS, repository), 1, 0.1, 10, lambda _: None)
+    for kind in ("ensemble_pixels", "ensemble", "ensemble_pixels by 4", "ensemble by 4"):
+        one = found[kind]
+        assert one["case"].startswith(f"{kind}, ")
+        assert one["images_per_s"] == found["images_per_s"][one["case"]][0] > 0
+        assert one["ratio"] == pytest.approx(one["images_per_s"] / one["ceiling"], abs=1e-3)
+    assert {"triton", "client"} <= set(found["processor_ms"])
+    assert found["half_load"]["even_p99_ms"] > 0
 
 
 @pytest.mark.parametrize(

@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
-SOURCE = Path(__file__).resolve().parents[2] / "model_repository" / "labels" / "labels.py"
-
-
-class Answers(NamedTuple):
-    label: Any
-    probabilities: Any
-    disagreement: Any
-    member_probabilities: Any
-    review: Any
-    counted: Any
-
-
-class Metrics:
-    def __init__(self, _: Path) -> None:
-        self.observed: list[Answers] = []
-
-    def observe(self, answers: Answers) -> None:
-        self.observed.append(answers)
+from tests.model_repository.conftest import Recorder, loaded
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    recorder = ModuleType("metrics")
-    vars(recorder).update(Answers=Answers, Metrics=Metrics)
-    monkeypatch.setitem(sys.modules, "metrics", recorder)
-    spec = importlib.util.spec_from_file_location("labels", SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+def module(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    del recorder
+
+    class Metrics:
+        def __init__(self, _: Path) -> None:
+            self.observed: list[Any] = []
+
+        def observe(self, answers: Any) -> None:
+            self.observed.append(answers)
+
+    metrics = loaded("voter/metrics.py")
+    metrics.Metrics = Metrics  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "metrics", metrics)
+    return loaded("labels/labels.py")
 
 
 def graph_answers() -> dict[str, Any]:
