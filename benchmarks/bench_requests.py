@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter
 from plurum.client import image_files
 from plurum.errors import ImageError
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
+from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.spec import IMAGE, INPUT_PIXELS, ImageSpec
 
 __all__ = ["MAX_IMAGES", "decoded", "encoded_from_folder", "input_data", "synthetic_images"]
@@ -33,11 +34,12 @@ def encoded_from_folder(folder: Path) -> list[bytes]:
     """
     images = []
     for path in image_files([folder])[:MAX_IMAGES]:
-        data = path.read_bytes()
         try:
+            data = read_regular(path, MAX_IMAGE_BYTES)
             open_image(data)
-        except UnreadableImageError as error:
-            raise ImageError(f"{path}: {error}") from error
+        except (OSError, UnreadableImageError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ImageError(f"{path}: {reason}") from error
         images.append(data)
     return images
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from plurum.client.folders import files_below, image_files, is_image_name
 from plurum.errors import DataError
-from plurum.manifests import FIRST_LINE, IMAGE_SUFFIXES, columns_from_manifest, file_from_manifest
+from plurum.manifests import IMAGE_SUFFIXES, file_from_manifest, read_manifest_table
 
 __all__ = ["STANDARD_INPUT", "Listing", "listing_from_names"]
 
@@ -92,10 +92,9 @@ def _add_lines(listing: Listing, file: BinaryIO) -> None:
 
 
 def _add_manifest(listing: Listing, manifest: Path) -> None:
-    cells = columns_from_manifest(manifest, ["path"])
-    empty = [""] * len(cells["path"])
-    rows = zip(cells["path"], cells.get("patient", empty), cells.get("label", empty), strict=True)
-    for line, (name, patient, label) in enumerate(rows, FIRST_LINE):
+    table = read_manifest_table(manifest, ["path"])
+    rows = zip(table.lines, table.cells("path"), table.cells("patient"), table.cells("label"), strict=True)
+    for line, name, patient, label in rows:
         if not name:
             raise DataError(f"{manifest}: line {line} has no path")
         # One that isn't there is still asked about, and told of by the name that it has in the manifest's folder.

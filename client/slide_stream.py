@@ -19,6 +19,7 @@ from plurum.client.slide_answers import SlidePrediction
 from plurum.client.slides import SlideSettings, predict_slide
 from plurum.errors import ImageError, SettingsError
 from plurum.images import MAX_PIXELS
+from plurum.regular_files import check_regular
 
 __all__ = ["SlideStream", "is_slide"]
 
@@ -38,7 +39,7 @@ def is_slide(path: str | Path) -> bool:
     if not end.endswith(_TIFF):
         return False
     try:
-        if Path(path).stat().st_size < _SMALL_BYTES:
+        if check_regular(path).st_size < _SMALL_BYTES:
             return False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

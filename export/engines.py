@@ -26,6 +26,7 @@ from plurum.export.builder import profile_of
 from plurum.export.manifest import read_manifest
 from plurum.export.nvinfer import check_tensorrt
 from plurum.files import sha256_of, whole_file
+from plurum.regular_files import read_regular
 from plurum.spec import Contract, Sha256, write_contract
 
 __all__ = [
@@ -172,7 +173,7 @@ def read_plan(plan: Path) -> Plan:
     """
     path = plan.with_name(plan.name + ".json")
     try:
-        return Plan.model_validate_json(path.read_bytes())
+        return Plan.model_validate_json(read_regular(path))
     except (OSError, ValueError) as error:
         raise RepositoryError(f"{path} is no plan's manifest; build the plan again: {error}") from error
 

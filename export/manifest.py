@@ -17,6 +17,7 @@ from plurum.errors import RepositoryError
 from plurum.export.settings import Backend, ExportSettings, Precision, Target
 from plurum.listing import differences_from, listing_of, plans_of
 from plurum.questions import QUESTIONS
+from plurum.regular_files import read_regular
 from plurum.spec import Contract, Ensemble, Sha256, write_contract
 
 __all__ = ["MANIFEST", "Manifest", "Published", "inputs_of", "is_current", "read_manifest", "write_manifest"]
@@ -105,7 +106,7 @@ def read_manifest(repository: Path) -> Manifest:
     """
     path = repository / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(read_regular(path))
     except OSError as error:
         raise RepositoryError(f"{path} can't be read: {error.strerror}; export the run again") from error
     except ValidationError as error:

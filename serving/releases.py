@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plurum.errors import OutputError, RepositoryError
 from plurum.files import is_locked, locked, sha256_of, whole_folder, write_text
+from plurum.regular_files import read_regular
 
 __all__ = ["Order", "Releases", "Report", "State", "Trial"]
 
@@ -192,7 +193,7 @@ def _tag_of(repository: Path) -> str:
 
 def _read(path: Path, kind: type[Kind]) -> Kind | None:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_regular(path))
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:

@@ -18,7 +18,7 @@ INSIDE_TRITON = ("model_repository/", "serving/backends/")
 FLOORS = (
     {
         *("errors", "evidence", "files", "images", "listing", "manifests", "microns", "models", "questions", "run"),
-        *("scanners", "slides", "spec", "tissue", "voting"),
+        *("regular_files", "scanners", "slides", "spec", "spellings", "tissue", "voting"),
     },
     {"training", "export", "serving", "client"},
     {"benchmarks", "demo"},

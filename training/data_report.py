@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plurum.errors import ContractError, DataError
+from plurum.regular_files import read_regular
 from plurum.run import Run, Split
 from plurum.training.data import Decoded, LabelledImages, check_readable
 from plurum.training.splits import SHARES, check_splits
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 _NAMED = 3
+# A report names every image that can't be read.
+_MAX_BYTES = 1 << 30
 
 
 class _Part(BaseModel):
@@ -172,7 +175,7 @@ def read_data_report(run: Run) -> DataReport:
     """
     path = run.data_folder / "report.json"
     try:
-        return DataReport.model_validate_json(path.read_bytes())
+        return DataReport.model_validate_json(read_regular(path, _MAX_BYTES))
     except OSError as error:
         raise ContractError(f"{path} can't be read: {error.strerror}") from error
     except ValidationError as error:

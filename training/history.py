@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from plurum.errors import ContractError
+from plurum.regular_files import open_regular
 from plurum.training.canvas import COLOURS, figure_of, png_from_figure, tidied
 
 __all__ = ["Epoch", "plot_from_histories", "read_history", "write_history"]
@@ -54,11 +56,11 @@ def read_history(path: Path) -> tuple[Epoch, ...]:
         ContractError: it can't be read, or is no history.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         names = [field.name for field in dataclasses.fields(Epoch)][1:]
         return tuple(Epoch(int(row["epoch"]), *(float(row[name]) for name in names)) for row in rows)
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise ContractError(f"{path} can't be read as a member's history: {error!r}") from error
 
 

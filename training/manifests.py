@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from plurum.errors import DataError
-from plurum.manifests import FIRST_LINE, columns_from_manifest, file_from_manifest
+from plurum.manifests import file_from_manifest, read_manifest_table
 from plurum.run import Split
 from plurum.training.labelled_files import LabelledFiles
 
@@ -35,17 +36,18 @@ def files_from_manifest(path: Path) -> LabelledFiles:
         DataError: a column is missing, or a row has no label, an unknown split or an image that is not there or listed
             twice; the first is named, the others counted.
     """
-    columns = columns_from_manifest(path, _NEEDED)
-    lines = range(FIRST_LINE, FIRST_LINE + len(columns["path"]))
+    table = read_manifest_table(path, _NEEDED)
+    columns, lines = table.columns, table.lines
     for name in _NEEDED:
         _refuse(path, lines, (f"has no {name}" if not cell else "" for cell in columns[name]))
     words = columns.get("split", [])
     _refuse(path, lines, (_split_fault(word) for word in words))
     found = [_file(path, name) for name in columns["path"]]
-    missing = (f"names {name}, which is not there" for name in columns["path"])
-    _refuse(path, lines, ("" if file else fault for file, fault in zip(found, missing, strict=True)))
+    _refuse(
+        path, lines, ("" if file else _absent(path, name) for file, name in zip(found, columns["path"], strict=True))
+    )
     files = [file for file in found if file]
-    _refuse(path, lines, _repeated(files, columns["path"]))
+    _refuse(path, lines, _repeated(files, columns["path"], columns["label"]))
     classes = tuple(sorted(set(columns["label"])))
     index = {name: number for number, name in enumerate(classes)}
     return LabelledFiles(
@@ -72,12 +74,25 @@ def _split_fault(word: str) -> str:
     return f"has the split {word!r}; train, validation (or val) and test are known"
 
 
-def _repeated(files: Sequence[Path], names: Sequence[str]) -> Iterable[str]:
-    seen: set[Path] = set()
-    for file, name in zip(files, names, strict=True):
+def _absent(manifest: Path, name: str) -> str:
+    # `Path.exists` raises an error for names that no file could have.
+    if os.path.exists(manifest.parent / name):  # noqa: PTH110
+        return f"names {name}, which is not a regular file"
+    hint = "; paths are divided by /, not by \\" if "\\" in name else ""
+    return f"names {name}, which is not there{hint}"
+
+
+def _repeated(files: Sequence[Path], names: Sequence[str], labels: Sequence[str]) -> Iterator[str]:
+    seen: dict[Path, str] = {}
+    for file, name, label in zip(files, names, labels, strict=True):
         real = file.resolve()
-        yield f"lists {name} a second time" if real in seen else ""
-        seen.add(real)
+        if real not in seen:
+            yield ""
+        elif seen[real] == label:
+            yield f"lists {name} a second time"
+        else:
+            yield f"lists {name} a second time, as {label!r} and before as {seen[real]!r}"
+        seen.setdefault(real, label)
 
 
 def _refuse(path: Path, lines: Iterable[int], faults: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plurum.errors import OutputError, PlurumError, SettingsError, needs_extra
 from plurum.files import whole_file
+from plurum.regular_files import read_regular
 from plurum.run import Run
 from plurum.spec import Member, read_member, write_contract
 from plurum.training.architectures import check_architectures, check_input, model_from_arch
@@ -234,7 +235,7 @@ def _check_begun(run: Run, settings: TrainSettings, *, fresh: bool) -> None:
     if not run.settings_file.is_file():
         return
     try:
-        before = Begun.model_validate_json(run.settings_file.read_bytes()).settings
+        before = Begun.model_validate_json(read_regular(run.settings_file)).settings
     except (OSError, ValidationError) as error:
         raise OutputError(
             f"{run.settings_file} was not written by plurum train, or by another version; name another --out"

@@ -25,6 +25,7 @@ from plurum.images import (
     open_image,
     too_large,
 )
+from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
 from plurum.slides import Slide
 from plurum.tissue import LEAST_TISSUE, is_background, tile_starts, tissue_share
 
@@ -87,9 +88,9 @@ class Picture:
         if self.fault:
             raise ImageError(self.fault)
         if self.box is None:
-            if self.path.stat().st_size > _SMALL_BYTES and _is_large(size := _header(self.path)):
+            if check_regular(self.path).st_size > _SMALL_BYTES and _is_large(size := _header(self.path)):
                 raise TooLargeImageError(too_large(*size))
-            return self.path.read_bytes()
+            return read_regular(self.path, MAX_IMAGE_BYTES)
         buffer = io.BytesIO()
         Image.fromarray(_region(self.path, self.box)).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
@@ -151,12 +152,13 @@ def _whole(path: Path) -> npt.NDArray[np.uint8]:
 
 @functools.lru_cache(maxsize=1)
 def _decoded(path: Path, _size_bytes: int, _changed_ns: int) -> npt.NDArray[np.uint8]:
-    return np.asarray(eight_bit(open_image(path.read_bytes())))
+    return np.asarray(eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES))))
 
 
 def _header(path: Path) -> tuple[int, int]:
     """Return width and height as the file's header has them; large TIFFs' too, which Pillow takes for bombs."""
     try:
+        check_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from plurum.regular_files import read_regular
 from plurum.run import Run
 from plurum.training.architectures import member_names
 from plurum.training.settings import Begun, TrainSettings
@@ -48,7 +49,7 @@ def is_finished(run: Run, training: Wanted) -> bool:
 def unfinished_members(run: Run) -> tuple[str, ...]:
     """Return the names of the members that the run was begun with and has not; none where that can't be told."""
     try:
-        begun = Begun.model_validate_json(run.settings_file.read_bytes())
+        begun = Begun.model_validate_json(read_regular(run.settings_file))
     except (OSError, ValidationError):
         return ()
     names = (name for training in trainings_of(begun.settings) for name in training.members)

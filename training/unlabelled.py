@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import numpy.typing as npt
 
 from plurum.errors import DataError
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
-from plurum.manifests import is_there
+from plurum.manifests import file_from_manifest, read_manifest_table
+from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.spec import ImageSpec
 
 __all__ = ["image_files", "pixels_of"]
@@ -52,27 +52,22 @@ def pixels_of(files: Sequence[Path], image: ImageSpec, batch_size: int = 64) -> 
 
 
 def _named(path: Path) -> tuple[Path, ...]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path} can't be read: {error}") from error
-    if rows and "path" not in rows[0]:
-        raise DataError(f"{path} has no column path, but {', '.join(map(str, rows[0]))}")
-    if list(reader.fieldnames or ()).count("path") > 1:
-        raise DataError(f"{path} has {list(reader.fieldnames or ()).count('path')} columns path; one is needed")
-    files = tuple(path.parent / (row["path"] or "") for row in rows)
-    missing = [str(file) for file in files if not is_there(file)]
+    table = read_manifest_table(path, ["path"])
+    found = [file_from_manifest(path, name) if name else None for name in table.cells("path")]
+    missing = [
+        f"line {line} names {name or 'no path'}"
+        for line, name, file in zip(table.lines, table.cells("path"), found, strict=True)
+        if file is None
+    ]
     if missing:
-        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
         raise DataError(f"{path} names images that aren't there: {missing[0]}{more}")
-    return files
+    return tuple(file for file in found if file)
 
 
 def _pixels(file: Path, image: ImageSpec) -> npt.NDArray[np.uint8]:
     try:
-        opened = open_image(file.read_bytes())
+        opened = open_image(read_regular(file, MAX_IMAGE_BYTES))
         return pixels_from_image(
             opened, height=image.height, width=image.width, colour=image.colour, resize=image.resize
         )

@@ -1,14 +1,34 @@
-"""CSV manifests: a row per image. Which columns mean what, for training and for asking alike."""
+"""CSV manifests: a row per image. Training and `plurum predict` read them by the same rules.
+
+A manifest is read as a spreadsheet shows it, or refused: UTF-8, or UTF-16 with a byte order mark; commas, semicolons,
+tabs or bars between cells, or what a first line `sep=;` names. Rows without any text are skipped, cells that a short
+row lacks are empty, and blanks around a cell don't count.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from plurum.errors import DataError
+from plurum.regular_files import open_regular
+from plurum.spellings import check_spellings
 
-__all__ = ["COLUMNS", "FIRST_LINE", "IMAGE_SUFFIXES", "columns_from_manifest", "file_from_manifest", "is_there"]
+__all__ = [
+    "COLUMNS",
+    "IMAGE_SUFFIXES",
+    "ManifestTable",
+    "file_from_manifest",
+    "is_there",
+    "read_manifest_table",
+]
 
 # What a column may be called, whatever the case; the first that is there counts.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -18,39 +38,69 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "split": ("split", "set", "partition"),
 }
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
-# Of the first image: the header is the first.
-FIRST_LINE = 2
+# What pandas, R and databases write where a value is missing.
+_MISSING = frozenset(
+    {"nan", "NaN", "NAN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "#NA", "NULL", "null", "None", "NaT"}
+)
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+# Excel and LibreOffice take the delimiter from such a first line.
+_NAMED = re.compile(r'(?:sep=(.)|"sep=(.)")[\r\n]*', re.IGNORECASE)
+# A file without line ends would lie in memory whole.
+_MAX_LINE = 1 << 20
 
 
-def columns_from_manifest(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
-    """Return the cells of the columns we know, by our names, without blanks at their ends.
+@dataclass(frozen=True)
+class ManifestTable:
+    """The columns of a manifest that Plurum knows.
+
+    Attributes:
+        columns: By Plurum's names of the columns: their cells, without blanks at the ends, one per row.
+        lines: The line of the file where each row begins, from 1.
+    """
+
+    columns: dict[str, list[str]]
+    lines: array[int]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def cells(self, name: str) -> list[str]:
+        """Return the cells of a column; empty ones where the manifest has no such column."""
+        return self.columns.get(name) or [""] * len(self)
+
+
+def read_manifest_table(path: Path, needed: Sequence[str]) -> ManifestTable:
+    """Return the columns of the manifest `path` that Plurum knows.
 
     Args:
-        path: A CSV in UTF-8, with a header.
+        path: A CSV with a header.
         needed: Those of `COLUMNS` that must be there.
 
     Raises:
-        DataError: it is no CSV, has no row, or a column is missing or there twice.
+        DataError: it can't be read as text; its delimiter is unclear; a column is missing or there twice; there is no
+            row, or one with more cells than the header; a label or patient is a word for a missing value, or spelled
+            in two ways.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            header = next(rows, [])
-            chosen = _chosen(header)
-            known = [name.strip().lower() for name in header]
-            for number in chosen.values():
-                if known.count(known[number]) > 1:
-                    raise DataError(f"{path} has {known.count(known[number])} columns {known[number]}; one is needed")
-            missing = [f"{name} (or {', '.join(COLUMNS[name][1:])})" for name in needed if name not in chosen]
-            if missing:
-                had = ", ".join(header) or "none"
-                raise DataError(f"{path} has no column {' and none '.join(missing)}; it has: {had}")
-            cells = _cells(rows, chosen)
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV in UTF-8: {error}") from error
-    if not cells["path"]:
+        with open_regular(path) as file:
+            start = file.read(4)
+        encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
+        with path.open(encoding=encoding, newline="") as text:
+            table = _read(path, text, needed)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a CSV in UTF-8: {_undecodable(path)}; save it as 'CSV UTF-8'") from error
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    if not len(table):
         raise DataError(f"{path} has no row below its header")
-    return cells
+    for name, plural in (("label", "labels"), ("patient", "patients")):
+        _refuse_missing(path, table, name)
+        try:
+            check_spellings(path, name, plural, sorted(set(table.cells(name)) - {""}))
+        except ValueError as error:
+            raise DataError(str(error)) from error
+    return table
 
 
 def file_from_manifest(manifest: Path, name: str) -> Path | None:
@@ -58,12 +108,22 @@ def file_from_manifest(manifest: Path, name: str) -> Path | None:
 
     A name is relative to the manifest, or to a folder beside it of its name (`train/` for `train.csv`); an extension
     may be left out.
+
+    Raises:
+        DataError: without its extension, it may be any of several files.
     """
+    # macOS takes letters apart in names of files, and spreadsheets put them together.
+    forms = dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)))
     for folder in (manifest.parent, manifest.parent / manifest.stem):
-        for suffix in ("", *IMAGE_SUFFIXES):
-            file = folder / f"{name}{suffix}"
-            if is_there(file):
+        for form in forms:
+            if is_there(file := folder / form):
                 return file
+            found = [file for suffix in IMAGE_SUFFIXES if is_there(file := folder / f"{form}{suffix}")]
+            if len(found) > 1:
+                names = ", ".join(file.name for file in found)
+                raise DataError(f"{manifest} names {name}, which may be any of {names}; write its extension, too")
+            if found:
+                return found[0]
     return None
 
 
@@ -71,13 +131,110 @@ def is_there(file: Path) -> bool:
     """Whether a manifest's path is a file; no for one that none could have, too long, say."""
     try:
         return file.is_file()
-    except OSError:
+    except (OSError, ValueError):
         return False
+
+
+def _read(path: Path, file: TextIO, needed: Sequence[str]) -> ManifestTable:
+    named = _NAMED.fullmatch(file.readline(_MAX_LINE))
+    delimiters = [named[1] or named[2]] if named else list(_DELIMITERS)
+    if not set(delimiters) <= set(_DELIMITERS):
+        raise DataError(f"{path} names {delimiters[0]!r} as its delimiter; {', '.join(_DELIMITERS.values())} are read")
+    above = 1 if named else 0
+    header, delimiter = _header(path, file, delimiters, above, needed)
+    chosen = _chosen(header)
+    columns: dict[str, list[str]] = {ours: [] for ours in chosen}
+    lines = array("q")
+    rows = _rows(path, file, delimiter, above)
+    next(rows)
+    for line, row in rows:
+        if len(row) > len(header) and any(row[len(header) :]):
+            raise DataError(
+                f"{path}: line {line} has {len(row)} cells, and the header {len(header)}; put cells in double "
+                f"quotes that hold {_DELIMITERS[delimiter]}"
+            )
+        lines.append(line)
+        for ours, number in chosen.items():
+            columns[ours].append(row[number] if number < len(row) else "")
+    return ManifestTable(columns, lines)
+
+
+def _header(
+    path: Path, file: TextIO, delimiters: Sequence[str], above: int, needed: Sequence[str]
+) -> tuple[list[str], str]:
+    """Return the header's cells, and the delimiter: the only one that makes cells of it with the needed names."""
+    headers: dict[str, list[str]] = {}
+    for delimiter in delimiters:
+        try:
+            headers[delimiter] = next(_rows(path, file, delimiter, above), (0, []))[1]
+        except _NotACsvError as error:
+            failed = error
+    if not headers:
+        raise failed
+    fitting = {delimiter: header for delimiter, header in headers.items() if _chosen(header).keys() >= set(needed)}
+    dividing = [delimiter for delimiter, header in fitting.items() if len(header) > 1]
+    if len(dividing) > 1:
+        names = " and ".join(_DELIMITERS[delimiter] for delimiter in dividing)
+        raise DataError(f"{path} has {names} in its header; say what divides cells in a first line such as sep=;")
+    if not fitting:
+        raise DataError(_missing_columns(path, max(headers.values(), key=len), needed))
+    # A single column is divided by nothing.
+    delimiter = dividing[0] if dividing else next(iter(fitting))
+    header = fitting[delimiter]
+    known = [name.lower() for name in header]
+    for number in _chosen(header).values():
+        if (times := known.count(known[number])) > 1:
+            raise DataError(f"{path} has {times} columns {known[number]}; one is needed")
+    return header, delimiter
+
+
+def _missing_columns(path: Path, header: Sequence[str], needed: Sequence[str]) -> str:
+    chosen = _chosen(header)
+    missing = [f"{name} (or {', '.join(COLUMNS[name][1:])})" for name in needed if name not in chosen]
+    had = ", ".join(header) or "none"
+    hint = f"; cells are divided by {', '.join(_DELIMITERS.values())}" if len(header) == 1 else ""
+    return f"{path} has no column {' and none '.join(missing)}; it has: {had[:300]}{hint}"
+
+
+class _NotACsvError(DataError):
+    """Text whose quotes don't end, or end in the middle of a cell."""
+
+
+def _rows(path: Path, file: TextIO, delimiter: str, above: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield every row with any text, from the header on, its cells stripped, with the line where it begins."""
+    file.seek(0)
+    lines = _lines(path, file)
+    for _ in range(above):
+        next(lines)
+    # As LibreOffice does: a quote counts though blanks stand in front of it.
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
+    while True:
+        line = above + reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise _NotACsvError(f"{path} is not a CSV in UTF-8: the row from line {line} on: {error}") from error
+        if row is None:
+            return
+        cells = [cell.strip() for cell in row]
+        if any(cells):
+            yield line, cells
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    number = 0
+    while line := file.readline(_MAX_LINE):
+        number += 1
+        if "\0" in line:
+            raise DataError(f"{path} is not a CSV in UTF-8: line {number} has a NUL character; save it as 'CSV UTF-8'")
+        if len(line) == _MAX_LINE:
+            raise DataError(f"{path} is not a CSV: line {number} has more than {_MAX_LINE:,} characters")
+        yield line
 
 
 def _chosen(header: Sequence[str]) -> dict[str, int]:
     """Return the number of each column that we know."""
-    theirs = {name.strip().lower(): number for number, name in reversed(list(enumerate(header)))}
+    theirs = {name.lower(): number for number, name in reversed(list(enumerate(header)))}
     return {
         ours: theirs[names[0]]
         for ours, possible in COLUMNS.items()
@@ -85,11 +242,20 @@ def _chosen(header: Sequence[str]) -> dict[str, int]:
     }
 
 
-def _cells(rows: Iterable[list[str]], chosen: dict[str, int]) -> dict[str, list[str]]:
-    """Return the cells of the chosen columns and no others: a manifest may have a million rows."""
-    cells: dict[str, list[str]] = {ours: [] for ours in chosen}
-    for row in rows:
-        if row:
-            for ours, number in chosen.items():
-                cells[ours].append(row[number].strip() if number < len(row) else "")
-    return cells
+def _refuse_missing(path: Path, table: ManifestTable, name: str) -> None:
+    for line, cell in zip(table.lines, table.cells(name), strict=True):
+        if cell in _MISSING:
+            raise DataError(
+                f"{path}: line {line} has the {name} {cell!r}, which stands for a missing value in pandas and R; leave "
+                f"the cell empty where it is not known, and give a {name} that is called so another name"
+            )
+
+
+def _undecodable(path: Path) -> str:
+    with open_regular(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE), b""), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number} has the byte 0x{line[error.start]:02x}"
+    return "it ends in the middle of a character"

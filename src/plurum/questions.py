@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from plurum.errors import RepositoryError
+from plurum.regular_files import read_regular
 from plurum.spec import Contract
 
 __all__ = ["QUESTIONS", "Recorded", "made_up_images", "read_recorded"]
@@ -57,7 +58,7 @@ def read_recorded(repository: Path) -> Recorded:
     """
     path = repository / QUESTIONS
     try:
-        return Recorded.model_validate_json(path.read_bytes())
+        return Recorded.model_validate_json(read_regular(path))
     except (OSError, ValidationError) as error:
         raise RepositoryError(
             f"{path} does not say what its export was answered; export it again with plurum export"

@@ -15,6 +15,7 @@ RUN/report/                         for people
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from plurum.errors import ContractError, OutputError
+from plurum.regular_files import open_regular, read_regular
 from plurum.spec import Classes, Contract, Ensemble, ImageSpec, Member, Sha256, Text, read_ensemble, read_member
 
 __all__ = ["DataContract", "Run", "Split", "Table"]
@@ -178,7 +180,7 @@ class Run:
         """
         path = self.data_folder / "contract.json"
         try:
-            return DataContract.model_validate_json(path.read_bytes())
+            return DataContract.model_validate_json(read_regular(path))
         except OSError as error:
             raise ContractError(f"{path} can't be read: {error.strerror}") from error
         except ValidationError as error:
@@ -194,8 +196,11 @@ class Run:
         classes = {name: index for index, name in enumerate(self.data().classes)}
         path = self.data_folder / "items.csv"
         try:
-            with path.open(encoding="utf-8", newline="") as file:
+            with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))
+            for number, row in enumerate(rows):
+                if None in row.values():
+                    raise ValueError(f"row {number}, counted from 0, has fewer cells than the header")
             self._check_rows(path, [row["index"] for row in rows])
             return Table(
                 sources=tuple(row["source"] for row in rows),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from plurum.errors import ImageError
 from plurum.images import TooLargeImageError, UnreadableImageError, eight_bit, open_image
+from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
 from plurum.slides import Level, Slide
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class WholeImage:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._pixels = np.asarray(eight_bit(open_image(path.read_bytes())))
+        self._pixels = np.asarray(eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES))))
         height, width = self._pixels.shape[:2]
         self.levels = (Level(width, height, 1.0),)
 
@@ -133,7 +134,7 @@ def open_slide(path: Path, stack: ExitStack) -> Slide | ScannerSlide | WholeImag
         MissingExtraError: tifffile is not installed.
     """
     try:
-        path.stat()
+        check_regular(path)
         return stack.enter_context(Slide(path))
     except OSError as error:
         raise ImageError(f"can't be read: {error.strerror}") from error

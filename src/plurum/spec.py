@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from plurum.errors import ContractError
 from plurum.files import write_text
+from plurum.regular_files import read_regular
 from plurum.voting import VotingRule, rule_from_contract
 
 __all__ = [
@@ -383,7 +384,7 @@ def write_contract(path: Path, contract: Contract) -> None:
 
 def _read(path: Path, kind: type[_C]) -> _C:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_regular(path))
     except OSError as error:
         raise ContractError(f"{path} can't be read: {error.strerror}") from error
     except ValidationError as error:

@@ -57,7 +57,7 @@ def test_a_manifest_names_images_patients_and_labels(tmp_path: Path) -> None:
         ("path,label\na.png,CE\n,LAA\n", r"cases\.csv: line 3 has no path"),
         ("path,label\na.png,CE\na.png,LAA\n", r"a\.png is listed with the labels 'CE' and 'LAA'; give it one"),
         ("path,patient\na.png,ann\na.png,bob\n", r"a\.png is listed with the patients 'ann' and 'bob'"),
-        ('path\n"a.png\n', "is no CSV in UTF-8"),
+        ('path\n"a.png\n', "is not a CSV in UTF-8"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:

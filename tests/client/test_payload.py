@@ -113,7 +113,7 @@ def test_what_is_no_image_is_refused(image: Any, message: str) -> None:
 def test_a_file_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="can't be read: No such file or directory"):
         item_from_image(0, tmp_path / "nowhere.png", SERVED)
-    with pytest.raises(ImageError, match="can't be read: Is a directory"):
+    with pytest.raises(ImageError, match="can't be read: it is a folder, not a regular file"):
         item_from_image(0, tmp_path, SERVED)
 
 

@@ -304,7 +304,7 @@ def test_patients_are_answered_where_they_are_known(run: Run) -> None:
 
 def test_what_can_not_be_fitted_is_refused_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "names.csv").write_text("file\na.png\n")
+    (tmp_path / "names.csv").write_text("slide\na.png\n")
     (tmp_path / "gone.csv").write_text("path\na.png\nb.png\n")
     (tmp_path / "long.csv").write_text(f"path\n{'a' * 300}.png\n")
     (tmp_path / "twice.csv").write_text("path,path\na.png,b.png\n")
@@ -314,7 +314,7 @@ def test_what_can_not_be_fitted_is_refused_and_writes_nothing(run: Run, tmp_path
         (FitSettings(prior={"zero": 0.5, "1": 0.5}), "--prior names zero, which is no class"),
         (FitSettings(prior_from=str(tmp_path / "nowhere")), "is neither a folder of images nor a .csv"),
         (FitSettings(prior_from=str(tmp_path / "empty")), "holds no image"),
-        (FitSettings(prior_from=str(tmp_path / "names.csv")), "has no column path, but file"),
+        (FitSettings(prior_from=str(tmp_path / "names.csv")), r"has no column path .*; it has: slide"),
         (FitSettings(prior_from=str(tmp_path / "gone.csv")), r"names images that aren't there: .*a\.png, and 1 more"),
         (FitSettings(prior_from=str(tmp_path / "long.csv")), r"names images that aren't there: .*a{300}\.png"),
         (FitSettings(prior_from=str(tmp_path / "twice.csv")), "has 2 columns path; one is needed"),

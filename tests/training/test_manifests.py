@@ -154,7 +154,7 @@ def test_the_fingerprint_follows_labels_and_patients(folder: Path) -> None:
         ("path,label", ["a/0.png,CE", "a/1.png,CE"], "has one class, 'CE'; at least 2"),
         ("path,label", ["a/0.png,CE", "a/1.png,C\x07E"], r"a class called 'C\\x07E'"),
         ("path,label", ["a/\x07.png,CE"], r"names 'a/\\x07.png', with unprintable"),
-        ("path,label", ['"a/0.png,CE'], "is no CSV in UTF-8"),
+        ("path,label", ['"a/0.png,CE'], "is not a CSV in UTF-8"),
         ("path,label", ["a/0.png,CE", "a/1.png,LAA"], "class 'CE' has 1 image, and none for"),
         ("path,label", ["a/0.png,CE", f"{'a' * 300}.png,CE"], r"line 3 names a{300}\.png, which is not there"),
         ("path,label", ["a/0.png,CE", f"{'a/' * 3000}b.png,CE"], r"line 3 names .*b\.png, which is not there"),
@@ -170,5 +170,5 @@ def test_each_fault_is_one_line(folder: Path, header: str, rows: list[str], mess
 
 def test_other_encodings_are_refused(folder: Path) -> None:
     (folder / "images.csv").write_bytes("path,label\nä.png,CE".encode("latin-1"))
-    with pytest.raises(DataError, match="is no CSV in UTF-8"):
+    with pytest.raises(DataError, match="is not a CSV in UTF-8"):
         load_data(str(folder / "images.csv"))
