@@ -1,8 +1,8 @@
 """Letting requests in flight finish before a server is told to end.
 
 Triton's own drain does not know ensembles: from SIGTERM on, their next steps are refused, and most requests in flight
-are lost. So the ensembles are unloaded first: new requests for them are refused at the door, those inside go all
-the way, and only then is the server told to end.
+are lost. So the ensembles are unloaded first: Triton refuses new requests for them and completes those inside, and
+only then is the server told to end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def drain(admin: Admin, ensembles: list[str], timeout_s: float) -> None:
     """Unload `ensembles` and wait until no request is inside them, at most for `timeout_s`.
 
     Args:
-        admin: Asks over HTTP, which needs none of the certificates that gRPC may want to see.
+        admin: Of the server.
         ensembles: Names of models.
         timeout_s: After it, or when the server does not answer, what is still inside is given up.
     """
@@ -32,7 +32,7 @@ def drain(admin: Admin, ensembles: list[str], timeout_s: float) -> None:
         for model in ensembles:
             admin.unload(model, timeout_s)
         while time.monotonic() < deadline:
-            if admin.unloaded(timeout_s) >= set(ensembles):
+            if admin.in_memory(timeout_s).isdisjoint(ensembles):
                 return
             time.sleep(_POLL_S)
         _log.warning("requests were still in flight after %g s and are given up", timeout_s)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
+from typing import BinaryIO
+
+from plurum.errors import ServerError
 
 __all__ = ["TritonLog"]
 
@@ -26,6 +30,23 @@ class TritonLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._read = 0
+
+    def create(self) -> BinaryIO:
+        """Return the file, new, empty and closed to other users, to write to.
+
+        It names patients' images where requests fail; in a temporary folder that others write to, too, a name that is
+        taken is somebody's trap.
+
+        Raises:
+            ServerError: it can't be made.
+        """
+        try:
+            # Of a start before this one.
+            self.path.unlink(missing_ok=True)
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ServerError(f"Triton's log {self.path} can't be made: {error.strerror}") from error
+        return open(descriptor, "wb")  # noqa: PTH123 (by descriptor; the caller closes it)
 
     def forward(self) -> None:
         """Pass what has been added since the last call to `logging`, at level DEBUG."""

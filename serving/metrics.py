@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from collections.abc import Iterable
 
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["answered", "metrics_at"]
+__all__ = ["answered", "metrics_at", "models_at"]
+
+_MODEL = re.compile(r'^nv_inference_request_success\{.*?model="([^"]*)"', re.MULTILINE)
 
 
 def metrics_at(url: str) -> dict[str, float]:
@@ -35,6 +38,15 @@ def answered(url: str, models: Iterable[str], timeout_s: float) -> float:
         for line in _page(url, timeout_s).splitlines()
         if line.startswith("nv_inference_request_success{") and any(one in line for one in wanted)
     )
+
+
+def models_at(url: str, timeout_s: float) -> set[str]:
+    """Return the models that a /metrics page has Triton's own counters of.
+
+    Raises:
+        OSError: the page can't be had in time.
+    """
+    return set(_MODEL.findall(_page(url, timeout_s)))
 
 
 def _page(url: str, timeout_s: float) -> str:

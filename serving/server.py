@@ -39,14 +39,7 @@ _POLL_S = 0.05
 _STARTS = 3
 # On top of Triton's own time-out for requests in flight: to unload the models.
 _UNLOAD_S = 5.0
-# Has the kernel end Triton when its parent is killed, then becomes Triton. A program of its own rather than code
-# between fork and exec, which is not safe where there are threads.
-_LAUNCHER = """\
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
+_LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,6 @@ class Server:
     def __init__(self, repository: Path, settings: ServerSettings | None = None, release: str = "") -> None:
         self.name = f"plurum_{secrets.token_hex(6)}_"
         self.log = TritonLog(Path(tempfile.gettempdir()) / f"{self.name}triton.log")
-        self._key = secrets.token_hex(16)
         self._repository = repository
         self._settings = settings or ServerSettings()
         self._release = release
@@ -310,9 +302,9 @@ class Server:
         empty = folder / "empty"
         empty.mkdir()
         _log.debug("starting %s in %s", command[0], folder)
-        with self.log.path.open("wb") as log:
+        with self.log.create() as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), *command],
+                [sys.executable, "-IS", _LAUNCHER, str(os.getpid()), *command],
                 cwd=empty,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -334,18 +326,19 @@ class Server:
             check_certificates(self._settings.grpc_tls)
         sweep_dead_servers()
         self._ports = claimed_ports(self._settings)
-        self._admin = Admin(self.urls.http, self._key)
         for warning in exposures(self._settings, from_wheel=triton.wheel is not None):
             _log.warning("%s", warning)
         self._folder = Path(tempfile.mkdtemp(prefix=self.name))
         self._lock = claim(self._folder)
+        self._admin = Admin(self.urls.http, self.urls.metrics, self._folder)
         self._staged = Staged(self._folder / "models", usable_cores(), cpu_only=not triton.uses_gpu)
         self._staged.add(self._repository, self._release)
+        self._staged.add_managers()
         if self._release:
             self._staged.publish(self._release)
         self._presence = Presence(self.name, self._staged.instances, self._admin.is_loaded)
         layout = lay_out(triton, self._folder)
-        arguments = server_arguments(self._settings, self._ports, str(self._staged.folder), self.name, self._key)
+        arguments = server_arguments(self._settings, self._ports, str(self._staged.folder), self.name)
         if are_complete(list(self._staged.configs.values())):
             arguments.append("--disable-auto-complete-config")
         return [str(triton.binary), *arguments, *layout.arguments], layout.environment, self._folder

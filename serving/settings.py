@@ -15,8 +15,11 @@ from plurum.serving.certificates import ServerTls
 __all__ = ["Ports", "ServerSettings", "claimed_ports", "exposures", "faces_a_network", "server_arguments"]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-# What a client that only asks questions never needs; several holes of this version of Triton lie behind them.
+# Endpoints that no client needs: loading a model runs code, and several holes of this version of Triton lie behind
+# them. A request passes if it has this header, whose name no client can send: a line break ends a header in HTTP/1, and
+# gRPC closes a connection on which such a name is sent. It is no secret, so it may stand in Triton's arguments.
 _MANAGEMENT = ("shared-memory", "model-repository", "trace", "logging")
+_UNSENDABLE = "No client\ncan send this"
 
 
 class ServerSettings(BaseModel):
@@ -30,8 +33,6 @@ class ServerSettings(BaseModel):
         grpc_port: Likewise.
         metrics_port: Likewise.
         grpc_tls: Certificates for gRPC; None leaves it unencrypted.
-        open_management: Leave loading, unloading, shared memory, tracing and log settings open to every client;
-            whoever can load a model can run code.
         start_timeout_s: How long the server may take until it answers, seconds.
         exit_timeout_s: How long requests in flight are waited for at the end, whole seconds.
     """
@@ -44,7 +45,6 @@ class ServerSettings(BaseModel):
     grpc_port: Port = 8001
     metrics_port: Port = 8002
     grpc_tls: ServerTls | None = None
-    open_management: bool = False
     start_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     exit_timeout_s: Annotated[int, Field(ge=1)] = 5
 
@@ -120,7 +120,7 @@ def exposures(settings: ServerSettings, *, from_wheel: bool) -> list[str]:
     return said
 
 
-def server_arguments(settings: ServerSettings, ports: Ports, repository: str, name: str, key: str) -> list[str]:
+def server_arguments(settings: ServerSettings, ports: Ports, repository: str, name: str) -> list[str]:
     """Return Triton's command line without the binary.
 
     Args:
@@ -128,8 +128,8 @@ def server_arguments(settings: ServerSettings, ports: Ports, repository: str, na
         ports: None of them 0.
         repository: The folder with the models.
         name: Begins the names of this server's shared memory, and tells its processes from others'.
-        key: Opens what is shut to others.
     """
+    lock = f"{','.join(_MANAGEMENT)}:{_UNSENDABLE}=1"
     arguments = [
         f"--model-repository={repository}",
         # All are loaded at the start; ensembles are unloaded before the end.
@@ -145,14 +145,13 @@ def server_arguments(settings: ServerSettings, ports: Ports, repository: str, na
         f"--http-port={ports.http}",
         f"--grpc-port={ports.grpc}",
         f"--metrics-port={ports.metrics}",
+        f"--http-restricted-api={lock}",
+        f"--grpc-restricted-protocol={lock}",
         "--metrics-config=summary_latencies=true",
         "--metrics-config=summary_quantiles=0.5:0.05,0.95:0.01,0.99:0.001",
     ]
     if settings.grpc_tls is not None:
         arguments += _tls_arguments(settings.grpc_tls)
-    if not settings.open_management:
-        lock = f"{','.join(_MANAGEMENT)}:admin-key={key}"
-        arguments += [f"--http-restricted-api={lock}", f"--grpc-restricted-protocol={lock}"]
     return arguments
 
 

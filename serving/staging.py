@@ -23,7 +23,7 @@ from plurum.errors import RepositoryError
 from plurum.serving.releases import Trial
 from plurum.spec import version_from_release
 
-__all__ = ["Staged", "are_complete", "fill_in", "model_folders", "read_config", "stage"]
+__all__ = ["MANAGERS", "Staged", "are_complete", "fill_in", "model_folders", "read_config", "stage"]
 
 _CONFIG = "config.pbtxt"
 _MODELS = Path(__file__).parents[1] / "model_repository"
@@ -31,6 +31,9 @@ _MODELS = Path(__file__).parents[1] / "model_repository"
 _FUSED, _LABELS = "fused", "labels"
 _FRONT, _OPENVINO = _MODELS / "trial" / "model.py", _MODELS / "openvino" / "model.py"
 _NAMING = _MODELS / "labels" / "labels.py"
+_MANAGER = _MODELS / "manager" / "model.py"
+# Triton never restarts a process of its own: each of them loads the other again.
+MANAGERS = ("plurum_manager_1", "plurum_manager_2")
 # More instances than this repeat a model's weights in memory for little; cores beyond go to threads.
 _MAX_INSTANCES = 4
 # What a backend calls the threads of an instance.
@@ -214,6 +217,19 @@ class Staged:
         """
         configs = stage(repository, self.folder, self._cores, cpu_only=self._cpu_only, tag=tag)
         self.configs.update({config.name: config for config in configs})
+
+    def add_managers(self) -> None:
+        """Stage the models that load and unload others for us."""
+        for name in MANAGERS:
+            version = _only_version(self.folder / name, 1)
+            (version / "model.py").symlink_to(_MANAGER.resolve())
+            config = pb.ModelConfig(name=name, backend="python")
+            # Triton wants to know of one of each.
+            config.input.add(name="NONE", data_type=pb.TYPE_BOOL, dims=[1])
+            config.output.add(name="NOTHING", data_type=pb.TYPE_BOOL, dims=[1])
+            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+            _write_config(version.parent, config)
+            self.configs[name] = config
 
     def of(self, tag: str) -> list[str]:
         """Return the models of a release, ensembles last: they can be loaded once their steps are."""

@@ -54,7 +54,7 @@ def test_the_wheel_holds_every_room_with_its_files(wheel: Path) -> None:
     assert tracked <= packed
     for needed in ("voter/metrics.py", "labels/labels.py"):
         assert f"plurum/model_repository/{needed}" in packed
-    for model in ("voter", "preprocess", "labels", "openvino", "trial"):
+    for model in ("voter", "preprocess", "labels", "openvino", "trial", "manager"):
         assert f"plurum/model_repository/{model}/model.py" in packed
     assert "plurum/benchmarks/guard.json" in packed
     # Type checkers of programs that import plurum.client look for it.

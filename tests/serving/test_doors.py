@@ -1,4 +1,4 @@
-"""What another machine finds of a default server, and what the key of management opens."""
+"""What another machine finds of a default server."""
 
 from __future__ import annotations
 
@@ -14,13 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import tritonclient.grpc
-import tritonclient.http
-from tritonclient.utils import InferenceServerException
 
 from plurum.client import Tls
-from plurum.serving import Server, ServerSettings
-from tests.serving.test_server import triton_of
 from tests.serving.test_tls import new_authority, options
 
 pytestmark = pytest.mark.triton
@@ -155,51 +150,3 @@ def test_another_machine_finds_grpc_alone_and_is_answered_for_a_certificate(
         assert machines.scan() == [_port(urls["grpc"])]
         assert machines.ask(urls["grpc"], known) == "1"
         assert "no gRPC server answers" in machines.ask(urls["grpc"], Tls(ca_file=authority.ca))
-
-
-MANAGEMENT = [
-    "v2/repository/index",
-    "v2/repository/models/voter/load",
-    "v2/repository/models/voter/unload",
-    "v2/systemsharedmemory/status",
-    "v2/systemsharedmemory/region/x/register",
-    "v2/systemsharedmemory/unregister",
-    "v2/cudasharedmemory/status",
-    "v2/cudasharedmemory/unregister",
-    "v2/trace/setting",
-    "v2/models/voter/trace/setting",
-    "v2/logging",
-]
-
-
-@pytest.mark.parametrize("path", MANAGEMENT)
-def test_a_wrong_key_opens_as_little_as_none(served: Server, path: str) -> None:
-    import http.client
-
-    for headers in ({}, {"admin-key": ""}, {"admin-key": "0" * 32}, {"Authorization": "Bearer x"}):
-        for method in ("GET", "POST"):
-            connection = http.client.HTTPConnection(served.urls.http.removeprefix("http://"), timeout=10)
-            with contextlib.closing(connection):
-                connection.request(method, f"/{path}", "{}", {"Connection": "close"} | headers)
-                # A method that the path does not have is refused, too.
-                assert connection.getresponse().status in {403, 405}, (path, method, headers)
-
-
-def test_the_key_opens_all_of_it(repository: Path) -> None:
-    with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
-        line = (Path("/proc") / str(triton_of(server)) / "cmdline").read_bytes().decode().split("\0")
-        (key,) = {word.rpartition("admin-key=")[2] for word in line if "admin-key=" in word}
-        assert len(key) >= 32
-        by_http, by_grpc = {"admin-key": key}, {"triton-grpc-protocol-admin-key": key}
-        http_client = tritonclient.http.InferenceServerClient(server.urls.http.removeprefix("http://"))
-        grpc_client = tritonclient.grpc.InferenceServerClient(server.urls.grpc)
-        with http_client, grpc_client:
-            assert {one["name"] for one in http_client.get_model_repository_index(headers=by_http)} >= {"voter"}
-            assert len(grpc_client.get_model_repository_index(headers=by_grpc).models) > 3
-            for client, headers in ((http_client, by_http), (grpc_client, by_grpc)):
-                assert client.get_system_shared_memory_status(headers=headers) is not None
-                client.get_trace_settings(headers=headers)
-                client.get_log_settings(headers=headers)
-                client.load_model("voter", headers=headers)
-                with pytest.raises(InferenceServerException, match=r"restricted|admin-key"):
-                    client.load_model("voter", headers=dict.fromkeys(headers, key[:-1]))

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
-import tritonclient.http
 from prometheus_client.parser import text_string_to_metric_families
-from tritonclient.utils import InferenceServerException
 
 from plurum.errors import ContractError, RepositoryError, ServerError
 from plurum.serving import Server, ServerSettings, find_triton
@@ -57,38 +55,6 @@ def test_only_loopback_listens(served: Server) -> None:
     assert {port: address.removeprefix("0000000000000000FFFF0000") for port, address in addresses.items()} == (
         dict.fromkeys(ports, "0100007F")
     )
-
-
-@pytest.mark.parametrize(
-    "manage",
-    [
-        lambda client: client.register_system_shared_memory("region", "/region", 64),
-        lambda client: client.get_system_shared_memory_status(),
-        lambda client: client.load_model("voter"),
-        lambda client: client.unload_model("voter"),
-        lambda client: client.get_model_repository_index(),
-        lambda client: client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}),
-        lambda client: client.update_log_settings({"log_verbose_level": 1}),
-    ],
-    ids=["share", "shared", "load", "unload", "index", "trace", "log"],
-)
-def test_management_is_shut(served: Server, manage: object) -> None:
-    assert callable(manage)
-    grpc = tritonclient.grpc.InferenceServerClient(served.urls.grpc)
-    http = tritonclient.http.InferenceServerClient(served.urls.http.removeprefix("http://"))
-    with grpc, pytest.raises(InferenceServerException, match="protocol is restricted"):
-        manage(grpc)
-    with http, pytest.raises(InferenceServerException, match="admin-key"):
-        manage(http)
-
-
-def test_open_management_is_open(repository: Path) -> None:
-    with (
-        Server(repository, FREE.model_copy(update={"open_management": True})) as server,
-        tritonclient.grpc.InferenceServerClient(server.urls.grpc) as client,
-    ):
-        assert {model.name for model in client.get_model_repository_index().models} >= {"voter", "ensemble"}
-        assert client.get_system_shared_memory_status().regions == {}
 
 
 def test_a_server_on_path_is_used_with_what_it_brings(

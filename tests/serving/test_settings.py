@@ -49,14 +49,11 @@ def test_what_others_can_reach(host: str, outside: bool) -> None:
     assert faces_a_network(host) is outside
 
 
-def test_management_is_shut_unless_asked_for() -> None:
-    shut = server_arguments(FREE, Ports(1, 2, 3), "models", "name", "key")
-    locks = [argument.partition("=") for argument in shut if "restricted" in argument]
+def test_management_needs_a_header_that_no_client_can_send() -> None:
+    arguments = server_arguments(FREE, Ports(1, 2, 3), "models", "name")
+    locks = [argument.partition("=") for argument in arguments if "restricted" in argument]
     assert [option for option, _, _ in locks] == ["--http-restricted-api", "--grpc-restricted-protocol"]
-    assert {lock for _, _, lock in locks} == {"shared-memory,model-repository,trace,logging:admin-key=key"}
-    opened = FREE.model_copy(update={"open_management": True})
-    assert not [
-        argument
-        for argument in server_arguments(opened, Ports(1, 2, 3), "models", "name", "key")
-        if "restricted" in argument
-    ]
+    (lock,) = {lock for _, _, lock in locks}
+    endpoints, _, header = lock.partition(":")
+    assert set(endpoints.split(",")) == {"shared-memory", "model-repository", "trace", "logging"}
+    assert "\n" in header.partition("=")[0]

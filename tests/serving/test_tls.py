@@ -121,16 +121,14 @@ def test_what_triton_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     tls = ServerTls(cert=Path("cert.pem"), key=Path("key.pem"))
     settings = FREE.model_copy(update={"grpc_tls": tls, "grpc_host": EVERYWHERE})
-    told = server_arguments(settings, Ports(1, 2, 3), "models", "name", "key")
+    told = server_arguments(settings, Ports(1, 2, 3), "models", "name")
     assert {f"--grpc-server-cert={tmp_path}/cert.pem", f"--grpc-server-key={tmp_path}/key.pem"} <= set(told)
     assert {"--grpc-use-ssl=true", "--grpc-address=0.0.0.0", "--http-address=127.0.0.1"} <= set(told)
     assert not any(word.startswith(("--grpc-use-ssl-mutual", "--grpc-root-cert")) for word in told)
     both = settings.model_copy(update={"grpc_tls": tls.model_copy(update={"client_ca": Path("ca.pem")})})
-    told = server_arguments(both, Ports(1, 2, 3), "models", "name", "key")
+    told = server_arguments(both, Ports(1, 2, 3), "models", "name")
     assert {"--grpc-use-ssl-mutual=true", f"--grpc-root-cert={tmp_path}/ca.pem"} <= set(told)
-    assert not any(
-        "ssl" in word.partition("=")[0] for word in server_arguments(FREE, Ports(1, 2, 3), "models", "name", "key")
-    )
+    assert not any("ssl" in word.partition("=")[0] for word in server_arguments(FREE, Ports(1, 2, 3), "models", "name"))
 
 
 def test_files_that_can_not_be_used_are_one_line_each(authority: Authority, tmp_path: Path) -> None:

@@ -46,9 +46,6 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
     grpc_tls_client_ca: Annotated[
         Path | None, typer.Option(help="Who signs clients' certificates, PEM: who has none is refused (mutual TLS).")
     ] = None,
-    open_management: Annotated[
-        bool, typer.Option("--open-management", help="Let every client load models, map shared memory and trace.")
-    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Say where it answers as one line of JSON.")] = False,
 ) -> None:
     """Serve a model repository on Triton until Ctrl-C.
@@ -80,7 +77,6 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
         metrics_port=metrics_port,
         grpc_host=grpc_host,
         grpc_tls=_tls(grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca),
-        open_management=open_management,
     )
     status = Status()
     with (

@@ -1,0 +1,78 @@
+"""Triton's manager model: loads and unloads the other models for `plurum serve`, which asks over a Unix socket.
+
+Triton's own management endpoints would let every client that reaches them run code, and a key for them would stand in
+Triton's arguments, which every user of the machine can read. The socket lies in the server's own folder (mode 0700).
+
+    {"action": "load", "model": NAME}     one line of JSON; `unload` likewise
+    {"error": null}                       one line of JSON in return; a text where Triton refused
+
+It serves no inference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+_LONGEST_REQUEST = 4096
+_READ_S = 10.0
+_ACTIONS = {"load": "load_model", "unload": "unload_model"}
+
+
+class TritonPythonModel:
+    """One of two: each loads the other again when its process has exited."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Listen on `MODEL.sock` in the folder above the model repository."""
+        self._listener = _listener(Path(args["model_repository"]).parents[1], f"{args['model_name']}.sock")
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Refuse inference requests."""
+        error = pb_utils.TritonError("this model serves no inference", pb_utils.TritonError.UNSUPPORTED)
+        return [pb_utils.InferenceResponse(output_tensors=[], error=error) for _ in requests]
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            threading.Thread(target=_answer, args=(connection,), daemon=True).start()
+
+
+def _listener(folder: Path, name: str) -> socket.socket:
+    # Through the folder's descriptor: a socket's path may have 107 bytes, and temporary folders can be longer.
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    try:
+        path = Path(f"/proc/self/fd/{descriptor}/{name}")
+        # A former process of this model leaves its own.
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        path.chmod(0o600)
+    finally:
+        os.close(descriptor)
+    listener.listen()
+    return listener
+
+
+def _answer(connection: socket.socket) -> None:
+    with connection, connection.makefile("rwb") as file:
+        connection.settimeout(_READ_S)
+        try:
+            request = json.loads(file.readline(_LONGEST_REQUEST))
+            act = getattr(pb_utils, _ACTIONS[request["action"]])
+            act(model_name=request["model"])
+            error = None
+        except Exception as refused:
+            error = str(refused) or repr(refused)
+        # The client may have given up.
+        try:
+            file.write(json.dumps({"error": error}).encode() + b"\n")
+            file.flush()
+        except OSError:
+            pass
