@@ -15,6 +15,8 @@ import signal
 import struct
 import sys
 
+__all__ = ["main"]
+
 _SET_DEATH_SIGNAL, _SET_NO_NEW_PRIVILEGES = 1, 38
 # linux/seccomp.h. Without ALLOW_SPECULATION older kernels slow down whatever runs under a filter.
 _SET_MODE_FILTER, _ALLOW_SPECULATION = 1, 1 << 2
