@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from plurum.errors import DataError
+from plurum.file_trees import ImageTree, skipped_text
 from plurum.manifests import IMAGE_SUFFIXES
 
-__all__ = ["files_below", "image_files", "is_image_name"]
+__all__ = ["files_below", "image_files"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
@@ -33,30 +35,20 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file of this name, without its folders, is taken for an image where nobody named it."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
 def files_below(folder: Path) -> Iterator[str]:
-    """Yield the images below a folder, in sorted order.
+    """Yield the images below a folder, in sorted order, and log what else is there and not read.
 
     Raises:
         DataError: it has none, or can't be read.
     """
-    none = True
-    for place, folders, files in os.walk(folder, onerror=_refuse):
-        # In place: os.walk goes where this list says, in its order.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        # What `Path` would write, and takes longer for.
-        before = "" if place == "." else f"{place.removeprefix('./').rstrip('/')}/"
-        for name in sorted(files):
-            if is_image_name(name):
-                none = False
-                yield before + name
+    tree, none = ImageTree(folder), True
+    for path in tree.paths():
+        none = False
+        yield path
+    others = skipped_text(tree.skipped)
     if none:
-        raise DataError(f"{folder} holds no image; one ends in {', '.join(IMAGE_SUFFIXES)}")
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise DataError(f"{error.filename} can't be read: {error.strerror}") from error
+        raise DataError(
+            f"{folder} holds no image; one ends in {', '.join(IMAGE_SUFFIXES)}{f'; there are {others}' * bool(others)}"
+        )
+    if others:
+        _LOG.warning("%s: not asked about: %s", folder, others)

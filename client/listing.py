@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from plurum.client.folders import files_below, image_files, is_image_name
+from plurum.client.folders import files_below, image_files
 from plurum.errors import DataError
+from plurum.file_trees import is_image_name
 from plurum.manifests import IMAGE_SUFFIXES, file_from_manifest, read_manifest_table
 
 __all__ = ["STANDARD_INPUT", "Listing", "listing_from_names"]

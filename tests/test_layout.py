@@ -17,7 +17,19 @@ INSIDE_TRITON = ("model_repository/", "serving/backends/")
 # A module may import from its own room and from floors below.
 FLOORS = (
     {
-        *("errors", "evidence", "files", "images", "listing", "manifests", "microns", "models", "questions", "run"),
+        *(
+            "errors",
+            "evidence",
+            "file_trees",
+            "files",
+            "images",
+            "listing",
+            "manifests",
+            "microns",
+            "models",
+            "questions",
+            "run",
+        ),
         *("regular_files", "scanners", "slides", "spec", "spellings", "tissue", "voting"),
     },
     {"training", "export", "serving", "client"},

@@ -19,6 +19,7 @@ from plurum.errors import DataError, ImageError
 from plurum.images import TooLargeImageError, UnreadableImageError, eight_bit, open_image, sized
 from plurum.run import Table
 from plurum.spec import ImageSpec
+from plurum.spellings import check_spellings
 from plurum.training.progress import shown
 
 __all__ = ["Decoded", "LabelledImages", "check_classes", "check_readable"]
@@ -61,6 +62,7 @@ class LabelledImages:
         side: The longer side of images that are all of one size, in pixels; None for files.
         read: Gives the encoded image of an index: a file's bytes, or a PNG.
         skip_unreadable: Whether images that can't be read are left out, rather than refused.
+        notes: How the source was read, and what of it was not, a sentence each.
     """
 
     name: str
@@ -70,6 +72,7 @@ class LabelledImages:
     side: int | None
     read: Callable[[int], bytes]
     skip_unreadable: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table.sources)
@@ -157,13 +160,17 @@ def check_classes(name: object, classes: Sequence[str]) -> None:
     """Make sure that there is something to tell apart, by names that can be written.
 
     Raises:
-        DataError: there is one class, or one with an unprintable name.
+        DataError: there is one class, one with an unprintable name, or one that is spelled in two ways.
     """
     if len(classes) < 2:
         raise DataError(f"{name} has one class, {classes[0]!r}; at least 2 are needed")
     for one in classes:
         if not one.isprintable():
             raise DataError(f"{name} has a class called {one!a}, with unprintable characters; rename it")
+    try:
+        check_spellings(name, "class", "classes", classes)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _sha256(image: Image.Image) -> str:

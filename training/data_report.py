@@ -91,6 +91,7 @@ class DataReport(_Part):
         other_label: Images that are the same and have different labels, likewise.
         divided_patients: The splits of each patient who is in more than one.
         unreadable: All images that can't be read.
+        notes: How the source was read, and what of it was not, a sentence each.
     """
 
     version: Literal[1] = 1
@@ -105,6 +106,7 @@ class DataReport(_Part):
     other_label: tuple[tuple[Item, ...], ...]
     divided_patients: dict[str, tuple[Split, ...]]
     unreadable: tuple[Unreadable, ...]
+    notes: tuple[str, ...] = ()
 
 
 def data_report(data: LabelledImages, decoded: Sequence[Decoded]) -> DataReport:
@@ -145,6 +147,7 @@ def data_report(data: LabelledImages, decoded: Sequence[Decoded]) -> DataReport:
             for source, one in zip(table.sources, decoded, strict=True)
             if one.fault
         ),
+        notes=data.notes,
     )
 
 
@@ -195,7 +198,7 @@ def report_lines(report: DataReport) -> list[str]:
         lines.append("no image is in two splits" + (", and no patient" if patients else ""))
     if repeated := {split: number for split, number in report.duplicates.items() if number}:
         lines.append("repeated within " + ", ".join(f"{split} {number:,}" for split, number in repeated.items()))
-    return lines + warnings
+    return [*lines, *report.notes, *warnings]
 
 
 def report_warnings(report: DataReport) -> list[str]:

@@ -15,7 +15,7 @@ from plurum.errors import DataError
 from plurum.run import Split, Table
 from plurum.training.arrays import images_from_arrays
 from plurum.training.data import LabelledImages, check_classes
-from plurum.training.splits import with_validation
+from plurum.training.splits import draw_split
 
 __all__ = ["array_from_idx", "holds_idx", "images_from_idx"]
 
@@ -57,7 +57,7 @@ def images_from_idx(folder: Path, seed: int) -> LabelledImages:
     check_classes(folder, classes)
     given = tuple(split for split, some in zip(_SPLITS.values(), parts, strict=True) for _ in some)
     patients = ("",) * len(labels)
-    splits = with_validation(labels, patients, given, classes, seed)
+    splits = draw_split(labels, patients, given, classes, seed)
     sources = tuple(f"{folder}/{part}/{i}" for part, some in zip(_SPLITS, parts, strict=True) for i in range(len(some)))
     return images_from_arrays(str(folder), classes, Table(sources, labels, patients, splits), images)
 

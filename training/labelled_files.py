@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from plurum.errors import DataError
 from plurum.run import Split, Table
+from plurum.spellings import check_spellings
 from plurum.training.data import LabelledImages, check_classes
 from plurum.training.progress import shown
-from plurum.training.splits import check_patients, check_splits, stratified_splits, with_validation
+from plurum.training.splits import SHARES, check_patients, check_splits, draw_split, stratified_splits
 from plurum.training.tiles import Picture, Tiling, pictures_from_file
 
-__all__ = ["EXTENSIONS", "LabelledFiles", "images_from_files"]
+__all__ = ["LabelledFiles", "images_from_files"]
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
 _BLOCK = 64
 
 
@@ -36,6 +36,7 @@ class LabelledFiles:
         labels: `[files]`, indices into the classes.
         patients: One per file; empty strings where none is known.
         splits: One per file; empty where they are to be drawn.
+        notes: What a reader of the data should know, such as what was left out, a sentence each.
     """
 
     name: str
@@ -45,6 +46,7 @@ class LabelledFiles:
     labels: npt.NDArray[np.int64]
     patients: tuple[str, ...]
     splits: tuple[Split, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *, skip: bool) -> LabelledImages:
@@ -54,15 +56,19 @@ def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *,
     its tiles are neither divided nor taken for independent.
 
     Args:
-        files: With splits or without; given ones without validation images have those drawn from train.
+        files: With splits or without; where validation or test images are missing, they are drawn from train.
         seed: What splits are drawn from.
         tiling: How larger images are cut; None leaves them whole.
         skip: Leave out images that can't be read.
 
     Raises:
-        DataError: a class is not in every split, or a patient in two.
+        DataError: a class is not in every split, a patient in two, or a name is spelled in two ways.
     """
     check_classes(files.name, files.classes)
+    try:
+        check_spellings(files.name, "patient", "patients", sorted(set(files.patients)))
+    except ValueError as error:
+        raise DataError(str(error)) from error
     pictures = _pictures(files, tiling)
     owners = np.repeat(np.arange(len(pictures)), [len(some) for some in pictures])
     flat = [picture for some in pictures for picture in some]
@@ -72,7 +78,7 @@ def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *,
         for owner, picture in zip(owners, flat, strict=True)
     )
     given = tuple(files.splits[owner] for owner in owners) if files.splits else ()
-    splits = _splits(files, labels, patients, given, seed)
+    splits, drawn = _splits(files, labels, patients, given, seed)
     table = Table(tuple(picture.source for picture in flat), labels, patients, splits)
     return LabelledImages(
         files.name,
@@ -82,6 +88,7 @@ def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *,
         None,
         lambda index: flat[index].encoded(),
         skip_unreadable=skip,
+        notes=(*files.notes, *drawn),
     )
 
 
@@ -103,14 +110,18 @@ def _splits(
     patients: tuple[str, ...],
     given: tuple[Split, ...],
     seed: int,
-) -> tuple[Split, ...]:
-    if not given:
-        return stratified_splits(labels, patients, files.classes, seed)
+) -> tuple[tuple[Split, ...], list[str]]:
+    """Return the split of each image, and a note where some were drawn though others were given."""
+    missing = [split for split in SHARES if split not in given]
+    if not given or missing == ["validation", "test"]:
+        note = [f"no images are given for {' and '.join(missing)}: all splits are drawn"] if given else []
+        return stratified_splits(labels, patients, files.classes, seed), note
     check_patients(patients, given)
-    if "validation" not in given:
-        return with_validation(labels, patients, given, files.classes, seed)
+    if len(missing) == 1 and missing != ["train"]:
+        note = [f"no images are given for {missing[0]}: a fifth of each class of train is drawn"]
+        return draw_split(labels, patients, given, files.classes, seed, missing[0]), note
     check_splits(labels, patients, given, files.classes)
-    return given
+    return given, []
 
 
 def _fingerprint(files: LabelledFiles, tiling: Tiling | None) -> str:

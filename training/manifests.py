@@ -10,21 +10,12 @@ import numpy as np
 
 from plurum.errors import DataError
 from plurum.manifests import file_from_manifest, read_manifest_table
-from plurum.run import Split
 from plurum.training.labelled_files import LabelledFiles
+from plurum.training.splits import split_from_word
 
 __all__ = ["files_from_manifest"]
 
 _NEEDED = ("path", "label")
-_SPLITS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
 
 
 def files_from_manifest(path: Path) -> LabelledFiles:
@@ -57,7 +48,7 @@ def files_from_manifest(path: Path) -> LabelledFiles:
         paths=tuple(files),
         labels=np.array([index[name] for name in columns["label"]], dtype=np.int64),
         patients=tuple(columns.get("patient", [""] * len(files))),
-        splits=tuple(_SPLITS[word.lower()] for word in words),
+        splits=tuple(split for word in words if (split := split_from_word(word))),
     )
 
 
@@ -69,7 +60,7 @@ def _file(manifest: Path, name: str) -> Path | None:
 
 
 def _split_fault(word: str) -> str:
-    if word.lower() in _SPLITS:
+    if split_from_word(word):
         return ""
     return f"has the split {word!r}; train, validation (or val) and test are known"
 

@@ -11,12 +11,19 @@ import numpy.typing as npt
 from plurum.errors import DataError
 from plurum.run import Split
 
-__all__ = ["SHARES", "check_patients", "check_splits", "stratified_splits", "with_validation"]
+__all__ = ["SHARES", "check_patients", "check_splits", "draw_split", "split_from_word", "stratified_splits"]
 
 # Of the images of each class.
 SHARES: dict[Split, float] = {"train": 0.64, "validation": 0.16, "test": 0.2}
-# Where a source says what its test images are: as large a part of the others as above.
-_WITHOUT_TEST: dict[Split, float] = {"train": 0.8, "validation": 0.2}
+_WORDS: dict[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 
 def stratified_splits(
@@ -59,26 +66,33 @@ def stratified_splits(
     return tuple(splits)
 
 
-def with_validation(
+def draw_split(
     labels: npt.NDArray[np.int64],
     patients: Sequence[str],
     splits: Sequence[Split],
     classes: Sequence[str],
     seed: int,
+    missing: Split = "validation",
 ) -> tuple[Split, ...]:
-    """Return `splits`, which say train or test, with a fifth of each class's training images for validation.
+    """Return `splits` with a fifth of each class's training images put into the split that is missing.
 
     Raises:
         DataError: a class has too few images or patients to be in every split.
     """
-    # Else a class of test images alone would be said to have none.
-    check_splits(labels, patients, splits, classes, ("train", "test"))
+    # Else a class that has no training image would be said to have none for the missing split.
+    check_splits(labels, patients, splits, classes, [split for split in SHARES if split != missing])
     result = list(splits)
     rows = np.flatnonzero(np.asarray(splits) == "train")
-    drawn = stratified_splits(labels[rows], [patients[row] for row in rows], classes, seed, _WITHOUT_TEST)
+    shares: dict[Split, float] = {"train": 0.8, missing: 0.2}
+    drawn = stratified_splits(labels[rows], [patients[row] for row in rows], classes, seed, shares)
     for row, split in zip(rows, drawn, strict=True):
         result[row] = split
     return tuple(result)
+
+
+def split_from_word(word: str) -> Split | None:
+    """Return the split that a folder or a cell means: `val`, `Valid` and `validation` are one; None for other words."""
+    return _WORDS.get(word.strip().lower())
 
 
 def check_patients(patients: Sequence[str], splits: Sequence[Split]) -> None:

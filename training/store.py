@@ -74,7 +74,7 @@ def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple
     rows = usable_rows(data, decoded)
     report = data_report(data, decoded)
     (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    for line in report_warnings(report):
+    for line in (*report.notes, *report_warnings(report)):
         _LOG.warning("%s: %s", data.name, line)
     if len(rows) < len(data):
         everything, pixels = pixels, _mapped(folder / "usable.npy", len(rows), image)

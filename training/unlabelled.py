@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import DataError
+from plurum.file_trees import ImageTree
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
-from plurum.manifests import file_from_manifest, read_manifest_table
+from plurum.manifests import IMAGE_SUFFIXES, file_from_manifest, read_manifest_table
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.spec import ImageSpec
 
 __all__ = ["image_files", "pixels_of"]
-
-_SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
 
 
 def image_files(source: Path) -> tuple[Path, ...]:
@@ -28,16 +27,13 @@ def image_files(source: Path) -> tuple[Path, ...]:
         DataError: there are none, one isn't there, or `source` is neither.
     """
     if source.is_dir():
-        found = (file for file in sorted(source.rglob("*")) if file.suffix.lower() in _SUFFIXES and file.is_file())
-        files = tuple(
-            file for file in found if not any(part.startswith(".") for part in file.relative_to(source).parts)
-        )
+        files = tuple(sorted(map(Path, ImageTree(source).paths())))
     elif source.suffix.lower() == ".csv" and source.is_file():
         files = _named(source)
     else:
         raise DataError(f"{source} is neither a folder of images nor a .csv with a column path")
     if not files:
-        raise DataError(f"{source} holds no image; one ends in {', '.join(_SUFFIXES)}")
+        raise DataError(f"{source} holds no image; one ends in {', '.join(IMAGE_SUFFIXES)}")
     return files
 
 

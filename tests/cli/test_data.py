@@ -126,3 +126,20 @@ def test_what_is_no_data_is_refused(tmp_path: Path, data: CommandLine) -> None:
     arrays = digit_arrays()
     np.savez(tmp_path / "a.npz", **{name: array[:0] for name, array in arrays.items()})
     assert "train_images is empty" in data.refused(tmp_path / "a.npz")
+
+
+def test_folders_taken_as_splits_and_files_not_read_are_said(tmp_path: Path, data: CommandLine) -> None:
+    for number, name in enumerate(("train", "valid", "test")):
+        for label in range(2):
+            for image in range(2):
+                write_image(tmp_path / name / ("CE", "LAA")[label] / f"{image}.png", 4 * number + 2 * label + image)
+    (tmp_path / "train" / "CE" / "scan.dcm").write_bytes(b"")
+    lines = data.said(tmp_path).splitlines()
+    assert lines[-2:] == [
+        "the folders train and valid and test are taken as splits, and the folders in them as classes",
+        "not read: 1 .dcm",
+    ]
+    assert [line.split() for line in lines if line.split()[:1] == ["CE"]] == [["CE", "2", "2", "2"]]
+    assert json.loads(data.said(tmp_path, "--json"))["notes"] == lines[-2:]
+    (tmp_path / "other").mkdir()
+    assert "has folders called like splits (test and train and valid) and others (other)" in data.refused(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def test_a_truncated_archive_and_a_lone_array_are_refused(archive: Path, tmp_pat
         load_data(str(path))
 
 
-def test_a_folder_per_class_is_read_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_per_class_is_read_in_order(tmp_path: Path) -> None:
     write_classes(tmp_path, {"LAA": 5, "CE": 4})
     write_image(tmp_path / "CE" / "Z.JPEG", 7)
     write_image(tmp_path / "CE" / "Z.tif", 7)
@@ -114,9 +113,8 @@ def test_a_folder_per_class_is_read_in_order(tmp_path: Path, caplog: pytest.LogC
     (tmp_path / "CE" / ".thumbnails").mkdir()
     (tmp_path / ".git").mkdir()
     (tmp_path / "README").write_text("no image")
-    with caplog.at_level(logging.WARNING):
-        data = load_data(str(tmp_path))
-    assert "5 hidden or other files ignored" in caplog.text
+    data = load_data(str(tmp_path))
+    assert data.notes == ("not read: 3 hidden or of an operating system, 1 without an extension, 1 .txt",)
     assert data.classes == ("CE", "LAA")
     assert [Path(source).relative_to(tmp_path).as_posix() for source in data.table.sources] == [
         *(f"CE/{name}" for name in ("0.png", "1.png", "2.png", "3.png", "Z.JPEG", "Z.tif")),
@@ -150,7 +148,10 @@ def test_a_class_with_one_image_is_refused(tmp_path: Path) -> None:
     ("counts", "message"),
     [
         ({}, "has no folder in it; a folder per class is needed"),
-        ({"CE": 5}, "has one class, 'CE'; at least 2 are needed"),
+        (
+            {"CE": 5},
+            "has one folder in it, 'CE', and at least 2 classes are needed; if its folders are the classes, name",
+        ),
         ({"CE": 5, "LAA": 0}, "class 'LAA' has no image"),
     ],
 )

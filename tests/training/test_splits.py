@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from plurum.errors import DataError
 from plurum.run import Split
-from plurum.training.splits import SHARES, check_patients, check_splits, stratified_splits, with_validation
+from plurum.training.splits import SHARES, check_patients, check_splits, draw_split, stratified_splits
 
 CLASSES = ("CE", "LAA")
 
@@ -94,23 +94,23 @@ def test_given_splits_are_checked_the_same() -> None:
 def test_validation_is_a_fifth_of_train_and_test_stays() -> None:
     labels = np.tile(np.repeat([0, 1], [400, 50]), 2)
     given: list[Split] = ["train" if row < 450 else "test" for row in range(900)]
-    splits = np.array(with_validation(labels, [""] * 900, given, CLASSES, seed=0))
+    splits = np.array(draw_split(labels, [""] * 900, given, CLASSES, seed=0))
     assert (splits[450:] == "test").all()
     assert [(splits[:400] == "validation").sum(), (splits[400:450] == "validation").sum()] == [80, 10]
-    assert with_validation(labels, [""] * 900, given, CLASSES, seed=1) != tuple(splits)
+    assert draw_split(labels, [""] * 900, given, CLASSES, seed=1) != tuple(splits)
 
 
 def test_validation_never_divides_a_patient() -> None:
     labels = np.repeat([0, 1, 0, 1], 30)
     names = [f"patient {row // 3}" for row in range(120)]
     given: list[Split] = ["train" if row < 60 else "test" for row in range(120)]
-    check_patients(names, with_validation(labels, names, given, CLASSES, seed=0))
+    check_patients(names, draw_split(labels, names, given, CLASSES, seed=0))
 
 
 def test_two_training_patients_of_a_class_are_enough_and_one_is_not() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1])
     given: list[Split] = ["train", "train", "test"] * 2
-    assert sorted(with_validation(labels, ["a", "b", "c", "d", "e", "f"], given, CLASSES, seed=0)) == [
+    assert sorted(draw_split(labels, ["a", "b", "c", "d", "e", "f"], given, CLASSES, seed=0)) == [
         *["test"] * 2,
         *["train"] * 2,
         *["validation"] * 2,
@@ -118,7 +118,7 @@ def test_two_training_patients_of_a_class_are_enough_and_one_is_not() -> None:
     with pytest.raises(
         DataError, match=r"2 images of 1 patient, and none for .*at least 2 patients .* train, validation"
     ):
-        with_validation(labels, ["a", "a", "c", "d", "e", "f"], given, CLASSES, seed=0)
+        draw_split(labels, ["a", "a", "c", "d", "e", "f"], given, CLASSES, seed=0)
 
 
 def test_patients_in_two_splits_are_named_and_counted() -> None:
@@ -130,4 +130,4 @@ def test_patients_in_two_splits_are_named_and_counted() -> None:
 def test_a_class_of_test_images_alone_is_named_with_all_its_images() -> None:
     given: list[Split] = ["train", "train", "test", "test", "test"]
     with pytest.raises(DataError, match=r"class 'LAA' has 2 images, and none for train: .* each of train, test"):
-        with_validation(np.array([0, 0, 0, 1, 1]), [""] * 5, given, CLASSES, seed=0)
+        draw_split(np.array([0, 0, 0, 1, 1]), [""] * 5, given, CLASSES, seed=0)

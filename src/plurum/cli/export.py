@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 import tempfile
@@ -164,6 +165,8 @@ def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportS
     with needs_extra("training", "sklearn", "pandas"):
         from plurum.training import load_data
     loaded = load_data(data)
+    for note in loaded.notes:
+        logging.getLogger(__name__).warning("%s: %s", data, note)
     if sorted(loaded.classes) != sorted(classes):
         raise SettingsError(
             f"--images {data} tells apart {', '.join(loaded.classes)}; --classes are {', '.join(classes)}: they are to "
