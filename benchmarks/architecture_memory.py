@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.benchmarks.comparison import Memory
+from plurum.telemetry import import_onnxruntime
 
 if TYPE_CHECKING:
     from plurum.benchmarks.contenders import Contender
@@ -42,7 +43,7 @@ def _apart(work: Callable[..., Memory], *arguments: Any) -> Memory:
 
 
 def _graph(path: Path, pixels: npt.NDArray[np.uint8]) -> Memory:
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     from plurum.spec import INPUT_PIXELS, LOGITS
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from plurum.spec import INPUT_PIXELS, LOGITS
+from plurum.telemetry import import_onnxruntime
 
 __all__ = ["LocalMembers"]
+
+ort = import_onnxruntime()
 
 
 class LocalMembers:

@@ -49,6 +49,7 @@ from plurum.export.runtimes import openvino_runner
 from plurum.serving import Server, usable_cores
 from plurum.serving.leftovers import processes_of
 from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec
+from plurum.telemetry import import_onnxruntime
 
 __all__ = ["Lanes", "efficiency", "ideal_p99", "ratios", "tune_efficiency"]
 
@@ -206,7 +207,7 @@ def _runner(graph: Path, backend: Backend, bf16: bool, threads: int) -> Callable
     """Return what the served backends do, without Triton."""
     if backend == "openvino":
         return openvino_runner(graph, [LOGITS], threads, bf16=bf16)
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads

@@ -23,6 +23,7 @@ import onnx
 from plurum.export.float16 import quiet_converters
 from plurum.export.settings import Backend
 from plurum.spec import INPUT_PIXELS
+from plurum.telemetry import forbid_telemetry
 
 __all__ = ["int8_from_onnx"]
 
@@ -54,6 +55,7 @@ def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path, back
         path: Where the QDQ graph goes.
         backend: What will compute it.
     """
+    forbid_telemetry()
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 
 from plurum.errors import needs_extra
 from plurum.export.graphs import PixelModel
 from plurum.export.settings import Backend, Execution, Precision
 from plurum.spec import INPUT_PIXELS, LOGITS
+from plurum.telemetry import import_onnxruntime
 
 __all__ = ["Artefact", "latency_ms", "logits_from_artefact", "logits_from_model", "onnx_session", "openvino_runner"]
 
+onnxruntime = import_onnxruntime()
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 

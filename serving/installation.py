@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plurum.errors import ServerError, needs_extra
+from plurum.telemetry import forbid_telemetry
 
 __all__ = ["Layout", "Triton", "find_triton", "lay_out"]
 
@@ -84,7 +85,9 @@ def lay_out(triton: Triton, folder: Path) -> Layout:
         ServerError: this Python can't run Triton's Python backend.
     """
     if triton.wheel is None:
-        return Layout((), dict(os.environ))
+        environment = dict(os.environ)
+        forbid_telemetry(environment)
+        return Layout((), environment)
     with needs_extra("serving", "onnxruntime"):
         _check_numpy()
     stub = triton.wheel / "python_backend_stubs" / sysconfig.get_python_version() / _STUB
@@ -142,6 +145,7 @@ def _environment(libraries: Path) -> dict[str, str]:
         environment.pop(name, None)
     # The models' arithmetic is in ONNX Runtime; each stub's BLAS needs no threads of its own.
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
+    forbid_telemetry(environment)
     return environment
 
 

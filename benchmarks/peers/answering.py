@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from plurum.images import open_image, pixels_from_image
 from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec, read_ensemble
+from plurum.telemetry import import_onnxruntime
 from plurum.voting import softmax
 
 __all__ = ["Job", "OnnxMembers", "TorchMembers", "answer_from_logits", "job_from_environment", "job_variable"]
@@ -82,7 +83,7 @@ class OnnxMembers(_Members):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        import onnxruntime as ort
+        ort = import_onnxruntime()
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = job.threads

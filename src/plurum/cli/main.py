@@ -26,6 +26,7 @@ from plurum.cli.train import train
 from plurum.cli.tune import tune
 from plurum.cli.ui import ui
 from plurum.errors import PlurumError
+from plurum.telemetry import forbid_telemetry
 
 __all__ = ["app", "run"]
 
@@ -79,6 +80,7 @@ app.command()(ui)
 
 def run() -> None:
     """Run the command line; what Plurum raises on purpose becomes one line on standard error and its exit code."""
+    forbid_telemetry()
     try:
         app()
     except PlurumError as error:
