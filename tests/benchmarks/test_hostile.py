@@ -1,0 +1,92 @@
+"""A short hostile campaign, and how it is judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from plurum.benchmarks.hostile.attack import Tally, name_of
+from plurum.benchmarks.hostile.campaign import attacks, one_of_each
+from plurum.benchmarks.hostile.honest import Seen
+from plurum.benchmarks.hostile.images import claimed_jpeg, endless_jpeg
+from plurum.benchmarks.hostile.report import Campaign
+from plurum.benchmarks.hostile.witness import Held
+
+
+def hostile(*words: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "plurum.benchmarks.hostile", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+
+
+def test_there_are_more_than_sixty_kinds_and_each_has_a_turn_in_a_quick_run() -> None:
+    kinds = {attack.kind_name for attack in attacks()}
+    assert len(kinds) >= 60
+    quick = one_of_each(attacks())
+    assert {attack.kind_name for attack in quick} == kinds
+    assert {attack.target for attack in quick} == {"gateway", "gateway-tls", "triton", "page", "command"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "name"), [(0, "closed"), (-1, "timeout"), (500, "500"), (503, "busy"), (501, "5xx"), (413, "4xx")]
+)
+def test_outcomes_have_classes(outcome: int, name: str) -> None:
+    assert name_of(outcome) == name
+
+
+def test_each_claim_can_fail() -> None:
+    attack = next(one for one in attacks() if one.target == "gateway" and one.name == "deep JSON")
+    tally = Tally(outcomes=Counter({400: 5}))
+    campaign = Campaign(tallies={attack: tally})
+    tally.add([Seen("gateway", 1.0, 1.9, 0, is_right=True)])
+    assert campaign.broken() == []
+    tally.add([Seen("gateway", 1.0, 2.1, 3, is_right=False, reason="OSError")])
+    tally.outcomes[500] += 1
+    campaign.held = Held(rss_bytes={"plurum gateway": 1 << 40}, open_to_others={"/dev/shm/x"})  # noqa: S108
+    campaign.tracebacks, campaign.ended, campaign.left = {"ui": 2}, 1, [".ses"]
+    broken = "\n".join(campaign.broken())
+    for said in (
+        "1 wrong answers",
+        "answered with {500: 1}",
+        "gateway was out for 1.10 s",
+        "1048576 MiB resident",
+        "ui: 2 tracebacks",
+        "1 processes ended",
+        "left after the end: .ses",
+        "another user can read: /dev/shm/x",
+    ):
+        assert said in broken
+    campaign.slack = 2.0
+    assert "was out for" not in "\n".join(campaign.broken())
+
+
+def test_images_cost_what_they_are_made_to_cost() -> None:
+    assert len(claimed_jpeg()) < 1000
+    assert endless_jpeg().count(b"\xff\xda") > 20_000
+    assert len(endless_jpeg()) < 4 << 20
+
+
+def test_what_is_not_there_is_named() -> None:
+    for words, said in ((("--target", "moon"), "--target: expected one of"), (("--kind", "moon"), "--kind: expected")):
+        ended = hostile(*words)
+        assert ended.returncode == 2
+        assert said in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+@pytest.mark.timeout(1200)
+def test_a_quick_campaign_breaks_no_claim(repository: Path) -> None:
+    # Other tests and other users take the cores now and then: outages are measured by the long run.
+    ended = hostile("--quick", "--repository", str(repository), "--slack", "10", timeout=1100)
+    report = json.loads(ended.stdout)
+    assert report["broken_claims"] == [], ended.stderr[-5000:]
+    assert ended.returncode == 0
+    assert report["wrong_answers"] == 0
+    assert report["honest_answers"] > 500
+    assert report["kinds"] >= 60
+    assert set(report["outage_s"]) == {"gateway", "gateway-tls", "triton", "page", "command"}
