@@ -30,7 +30,7 @@ FLOORS = (
             "questions",
             "run",
         ),
-        *("regular_files", "scanners", "slides", "spec", "spellings", "tissue", "voting"),
+        *("regular_files", "scanners", "slides", "spec", "spellings", "telemetry", "tissue", "voting"),
     },
     {"training", "export", "serving", "client"},
     {"benchmarks", "demo"},

@@ -156,7 +156,7 @@ def _streams(attacker: Attacker) -> Iterator[int]:
         yield CLOSED
 
 
-def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     """Return a frame of HTTP/2."""
     return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
 
@@ -176,7 +176,7 @@ def _frames(sent: bytes, attacker: Attacker, seconds: float = 0.05) -> int:
     """Send frames after a preface; whatever comes back, a connection that is still good counts as refused."""
     try:
         with Wire(attacker.place, seconds) as wire:
-            wire.send(_PREFACE + frame(_SETTINGS, 0, 0, b"") + sent)
+            wire.send(_PREFACE + _frame(_SETTINGS, 0, 0, b"") + sent)
             outcome = wire.status()
             return 400 if outcome == TIMEOUT else CLOSED
     except OSError:
@@ -190,7 +190,7 @@ def _flood(*choices: bytes) -> Make:
 def _odd_frames(attacker: Attacker) -> list[int]:
     chance = attacker.chance
     pieces = (
-        frame(
+        _frame(
             chance.randrange(256),
             chance.randrange(256),
             chance.randrange(1 << 31),
@@ -203,13 +203,13 @@ def _odd_frames(attacker: Attacker) -> list[int]:
 
 def _resets() -> bytes:
     head = _request(f"{_SERVICE}ModelInfer")
-    return b"".join(frame(_HEAD, 4, n, head) + frame(_RESET, 0, n, struct.pack(">I", 8)) for n in range(1, 2001, 2))
+    return b"".join(_frame(_HEAD, 4, n, head) + _frame(_RESET, 0, n, struct.pack(">I", 8)) for n in range(1, 2001, 2))
 
 
 def _hpack_bomb() -> bytes:
     # One long entry of the dynamic table, named thousands of times by a byte each.
     entry = b"\x40\x01a\x7f" + bytes([0xA1, 0x1E]) + b"y" * 4000
-    return frame(_HEAD, 4, 1, _request(f"{_SERVICE}ServerLive") + entry + b"\xbe" * 12_000)
+    return _frame(_HEAD, 4, 1, _request(f"{_SERVICE}ServerLive") + entry + b"\xbe" * 12_000)
 
 
 def _spelled(attacker: Attacker) -> list[int]:
@@ -227,8 +227,8 @@ def _spelled(attacker: Attacker) -> list[int]:
         b"x\0y",
     )
     path = _SERVICE + chance.choice(_MANAGED[:4])
-    head = frame(_HEAD, 4, 1, _request(path, (chance.choice(names), chance.choice((b"1", b"", b"x y=1")))))
-    return [_frames(head + frame(_DATA, 1, 1, bytes(5)), attacker)]
+    head = _frame(_HEAD, 4, 1, _request(path, (chance.choice(names), chance.choice((b"1", b"", b"x y=1")))))
+    return [_frames(head + _frame(_DATA, 1, 1, bytes(5)), attacker)]
 
 
 def _garbage(attacker: Attacker) -> list[int]:
@@ -238,9 +238,11 @@ def _garbage(attacker: Attacker) -> list[int]:
 
 
 _SOON = REFUSED | {"timeout"}
-_CONTINUED = frame(_HEAD, 0, 1, _request(f"{_SERVICE}ServerLive")) + frame(_MORE, 0, 1, _field(b"a", b"b" * 100)) * 5000
-_WINDOWS = (frame(_WINDOW, 0, 0, b"\x7f\xff\xff\xff") * 100, frame(_WINDOW, 0, 0, bytes(4)))
-_EMPTY = (frame(_DATA, 0, 1, b"") * 10_000, frame(_PRIORITY, 0, 1, bytes(5)) * 10_000)
+_CONTINUED = (
+    _frame(_HEAD, 0, 1, _request(f"{_SERVICE}ServerLive")) + _frame(_MORE, 0, 1, _field(b"a", b"b" * 100)) * 5000
+)
+_WINDOWS = (_frame(_WINDOW, 0, 0, b"\x7f\xff\xff\xff") * 100, _frame(_WINDOW, 0, 0, bytes(4)))
+_EMPTY = (_frame(_DATA, 0, 1, b"") * 10_000, _frame(_PRIORITY, 0, 1, bytes(5)) * 10_000)
 
 GRPC: dict[str, Kind] = {
     "random protobuf": Kind(_random, may=ANY),
@@ -256,8 +258,8 @@ GRPC: dict[str, Kind] = {
     "garbage at the gRPC port": Kind(_garbage, may=_SOON),
     "odd frames": Kind(_odd_frames),
     "resets of streams": Kind(_flood(_resets()), cost=10, deadly=True),
-    "floods of settings": Kind(_flood(frame(_SETTINGS, 0, 0, b"\0\3\0\0\0\1") * 10_000), cost=10),
-    "floods of pings": Kind(_flood(frame(_PING, 0, 0, bytes(8)) * 10_000), cost=10),
+    "floods of settings": Kind(_flood(_frame(_SETTINGS, 0, 0, b"\0\3\0\0\0\1") * 10_000), cost=10),
+    "floods of pings": Kind(_flood(_frame(_PING, 0, 0, bytes(8)) * 10_000), cost=10),
     "floods of continuations": Kind(_flood(_CONTINUED), cost=10),
     "HPACK bombs": Kind(_flood(_hpack_bomb()), cost=4),
     "windows that overflow": Kind(_flood(*_WINDOWS)),

@@ -162,7 +162,7 @@ class _Observer:
         for process in self._owner.children(recursive=True):
             # Processes end while we look.
             with contextlib.suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and (name := name_of(process.cmdline())):
+                if process.pid != os.getpid() and (name := _name_of(process.cmdline())):
                     found[process] = name
                     _raise(self.held.rss_bytes, name, _peak_bytes(process.pid))
                     _raise(self.held.files, name, process.num_fds())
@@ -189,7 +189,7 @@ class _Observer:
         self.held.temporary_bytes = max(self.held.temporary_bytes, sizes[False])
 
 
-def name_of(command: list[str]) -> str:
+def _name_of(command: list[str]) -> str:
     """Return what a process is, by its command line; empty where it is none of ours."""
     if not command:
         return ""
