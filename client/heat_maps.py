@@ -89,11 +89,11 @@ def write_slide(slide: SlidePrediction, folder: Path, heat_class: str | None = N
     with needs_extra("slides", "pyarrow", "matplotlib"):
         pictures = [heat_map(slide, "probability", heat_class), heat_map(slide, "uncertainty")]
     for name, picture in zip(SLIDE_FILES, pictures, strict=False):
-        with whole_file(folder / name) as hidden:
+        with whole_file(folder / name, private=True) as hidden:
             hidden.write_bytes(picture)
-    with whole_file(folder / SLIDE_FILES[2]) as hidden:
+    with whole_file(folder / SLIDE_FILES[2], private=True) as hidden:
         slide.tiles.to_parquet(hidden, engine="pyarrow", index=False)
-    write_text(folder / SLIDE_FILES[3], json.dumps(slide.to_dict(), indent=2) + "\n")
+    write_text(folder / SLIDE_FILES[3], json.dumps(slide.to_dict(), indent=2) + "\n", private=True)
 
 
 def _figure(slide: SlidePrediction, kind: HeatMap, heat_class: str | None = None) -> Figure:

@@ -131,7 +131,7 @@ class Inquiry:
             *(["patient"] if self.listing.patients else []),
             *(["expected"] if self.listing.labels else []),
         ]
-        with whole_file(file) as hidden:
+        with whole_file(file, private=True) as hidden:
             rows = self.form.writer(hidden, columns)
             try:
                 for place, path, entry in self.journal.entries():

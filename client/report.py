@@ -50,7 +50,7 @@ def answers_report(path: Path, classes: Sequence[str]) -> Iterator[AnswersReport
         SettingsError: another suffix.
     """
     form = format_from_path(path, classes)
-    with whole_file(path) as hidden:
+    with whole_file(path, private=True) as hidden:
         rows = form.writer(hidden, ("path",))
         try:
             yield AnswersReport(form, rows)
@@ -70,7 +70,7 @@ def patients_report(path: Path, answers: Sequence[PatientAnswer], classes: Seque
         SettingsError: another suffix.
     """
     form = format_from_path(path, classes)
-    with whole_file(path) as hidden:
+    with whole_file(path, private=True) as hidden:
         form.write_patients(hidden, answers)
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,6 +19,10 @@ from plurum.files import sha256_of, whole_file, whole_folder, write_text
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
@@ -170,3 +177,90 @@ def test_no_reader_ever_finds_neither_folder(tmp_path: Path) -> None:
         reader.join()
     assert len(looks) > 200
     assert missed == []
+
+
+@pytest.mark.parametrize(
+    ("mask", "private", "modes"),
+    [
+        (0o000, True, (0o600, 0o700)),
+        (0o022, True, (0o600, 0o700)),
+        (0o000, False, (0o666, 0o777)),
+        (0o077, False, (0o600, 0o700)),
+    ],
+)
+def test_what_is_private_is_so_from_its_first_moment(
+    tmp_path: Path, mask: int, private: bool, modes: tuple[int, int]
+) -> None:
+    former = os.umask(mask)
+    try:
+        with whole_file(tmp_path / "file", private=private) as hidden:
+            assert mode_of(hidden) == modes[0]
+        with whole_folder(tmp_path / "folder", private=private) as hidden:
+            assert mode_of(hidden) == modes[1]
+    finally:
+        os.umask(former)
+    assert (mode_of(tmp_path / "file"), mode_of(tmp_path / "folder")) == modes
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_what_is_written_again_is_as_closed_as_its_owner_made_it(tmp_path: Path, private: bool) -> None:
+    for mode in (0o400, 0o640, 0o644):
+        path = tmp_path / f"{mode:o}"
+        path.write_text("old")
+        path.chmod(mode)
+        with whole_file(path, private=private) as hidden:
+            # Nobody else reads what is not finished.
+            assert mode_of(hidden) == 0o600
+            hidden.write_text("new")
+        assert (path.read_text(), mode_of(path)) == ("new", mode)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(0o750)
+    with whole_folder(folder, private=private):
+        pass
+    assert mode_of(folder) == 0o750
+
+
+def test_the_umask_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process has one umask for all its threads: changed for a moment, it opens what others write meanwhile."""
+
+    def change(_: int) -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(os, "umask", change)
+    for _ in range(2):
+        write_text(tmp_path / "text", "text")
+        with whole_folder(tmp_path / "folder"):
+            pass
+
+
+def test_a_file_system_that_swaps_nothing_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS knows no RENAME_EXCHANGE; none is mounted here, so that its answer is given in its place."""
+
+    class Libc:
+        @staticmethod
+        def renameat2(*_: object) -> int:
+            ctypes.set_errno(errno.EINVAL)
+            return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc)
+    path = tmp_path / "folder"
+    for name in ("one", "two"):
+        with whole_folder(path) as hidden:
+            (hidden / name).write_text("")
+        assert names(path) == [name]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_copy_that_fails_names_its_first_failure_alone(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name in ("one", "two"):
+        (tmp_path / "source" / name).symlink_to("nowhere")
+
+    def copy() -> None:
+        with whole_folder(tmp_path / "copy") as hidden:
+            shutil.copytree(tmp_path / "source", hidden, dirs_exist_ok=True)
+
+    with pytest.raises(OutputError, match=r"copy can't be written: .*No such file or directory: '[^']*'$"):
+        copy()
+    assert names(tmp_path) == ["source"]

@@ -49,7 +49,7 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataC
                 f"--out, or start over with --fresh"
             )
         return found
-    with whole_folder(run.data_folder) as folder:
+    with whole_folder(run.data_folder, private=True) as folder:
         pixels, data = _store_pixels(folder, data, image)
         if not settings.pretrained:
             mean, std = _moments(pixels, data.table.rows("train"))

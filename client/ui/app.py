@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -55,7 +55,7 @@ def ui_app(connection: Connection, store: ReviewStore, evidence: Evidence | None
 
     reviews = Reviews(store, forget, pages)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         try:
             yield
@@ -69,7 +69,7 @@ def ui_app(connection: Connection, store: ReviewStore, evidence: Evidence | None
         Route("/answers/{sha256}/review", asking.send, methods=["POST"]),
         Route("/pictures/{sha256}", asking.picture),
         Route("/evidence/{sha256}", explanations.fragment),
-        Route("/evidence/{sha256}/{index:int}", explanations.picture),
+        Route("/evidence/{sha256}/{index}", explanations.picture),
         Route("/review", reviews.next),
         Route("/review/{sha256}", reviews.item),
         Route("/review/{sha256}", reviews.decide, methods=["POST"]),
@@ -164,9 +164,11 @@ class _Asking:
         if asked is not None:
             return asked.data
         item = await asyncio.to_thread(self._store.item, sha256)
-        if item is None or not item.file.is_file():
-            raise HTTPException(404, "this image is no longer remembered; drop it again")
-        return await asyncio.to_thread(item.file.read_bytes)
+        # Its file may go while we look.
+        with contextlib.suppress(FileNotFoundError):
+            if item is not None:
+                return await asyncio.to_thread(item.file.read_bytes)
+        raise HTTPException(404, "this image is no longer remembered; drop it again")
 
     async def _waiting(self) -> tuple[int, int]:
         """Return how many wait for a person, and when that was counted, microseconds: answers overtake each other."""

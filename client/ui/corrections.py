@@ -41,7 +41,7 @@ def write_corrections(store: ReviewStore, path: Path) -> int:
     decided = [item for item in store.items() if item.label is not None]
     if not decided:
         raise DataError(f"{store.folder} holds no decision yet; look at its answers with: plurum ui")
-    write_text(path, csv_from_items(decided))
+    write_text(path, csv_from_items(decided), private=True)
     return len(decided)
 
 

@@ -58,10 +58,11 @@ class Explanations:
     async def picture(self, request: Request) -> Response:
         """Show one map over its image."""
         key = (request.path_params["sha256"], request.query_params.get("label", ""))
-        made, index = self._made.get(key, ()), request.path_params["index"]
-        if index >= len(made) or not made[index].picture:
+        # By name, not by number: Python refuses to convert what has thousands of digits.
+        pictures = {str(index): one.picture for index, one in enumerate(self._made.get(key, ()))}
+        if not (picture := pictures.get(request.path_params["index"])):
             raise HTTPException(404, "this map is no longer remembered; load the page again")
-        return Response(made[index].picture, media_type="image/png")
+        return Response(picture, media_type="image/png")
 
     def forget(self, sha256: str) -> None:
         """Do so at once with all maps of an image."""

@@ -15,11 +15,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from plurum.client.predictions import Prediction
 from plurum.client.ui.store import Item, Progress
+from plurum.errors import ImageError, OutputError
 from plurum.evidence import EvidenceMap
 
 __all__ = ["MemberVote", "Pages", "member_votes", "share"]
 
 _BARS = 5
+# What is no fault of this program: an image that can't be read, a disk that is full.
+_STATUSES = {ImageError: 422, OutputError: 507}
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class Pages:
 
     async def fault(self, request: Request, error: Exception) -> Response:
         """Answer where Plurum itself says in one line what is wrong."""
-        return self._refused(request, 500, str(error))
+        status = next((code for kind, code in _STATUSES.items() if isinstance(error, kind)), 500)
+        return self._refused(request, status, str(error))
 
     async def gone(self, _: Request, __: Exception) -> Response:
         """Answer nobody: the browser hung up."""

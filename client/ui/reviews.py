@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from urllib.parse import parse_qs
 
@@ -17,6 +18,9 @@ from plurum.client.ui.store import DecidedError, Item, ReviewStore
 __all__ = ["Reviews"]
 
 _FORM_BYTES = 1 << 16
+# SQLite numbers rows up to 2**63.
+_SEEN = re.compile(r"[0-9]{1,18}")
+_DELETED = "this image was not sent to review, or was deleted"
 
 
 class Reviews:
@@ -56,9 +60,7 @@ class Reviews:
             raise HTTPException(422, f"there is no class {label[:60]!r}; choose one of the list")
         if refused := await self._written(item, label, form):
             return refused
-        items = await self._items()
-        place = [one.sha256 for one in items].index(item.sha256)
-        left = [one for one in (*items[place:], *items[:place]) if one.label is None]
+        left = _following(await self._items(), item)
         target = f"/review/{left[0].sha256}" if left else "/review"
         return RedirectResponse(f"{target}?done={item.sha256}", 303)
 
@@ -88,22 +90,34 @@ class Reviews:
     async def _written(self, item: Item, label: str | None, form: dict[str, str]) -> Response | None:
         """Write a decision; return the page to show if somebody else was faster."""
         seen = form.get("seen", "")
-        if not seen.isdecimal():
+        if not _SEEN.fullmatch(seen):
             raise HTTPException(422, "the form does not say which decision it knew of; load the page again")
         try:
             await asyncio.to_thread(self._store.decide, item.sha256, label, int(seen))
         except DecidedError as error:
-            return self._pages.item(await self._items(), error.item, conflict=True)
+            items = await self._items()
+            # What was deleted since is not shown.
+            return self._pages.item(items, _listed(items, error.item.sha256), conflict=True)
         except KeyError as error:
-            raise HTTPException(404, "this image was deleted meanwhile") from error
+            raise HTTPException(404, _DELETED) from error
         return None
 
 
 def _known(items: Sequence[Item], request: Request) -> Item:
-    item = _by_sha256(items, request.path_params["sha256"])
+    return _listed(items, request.path_params["sha256"])
+
+
+def _listed(items: Sequence[Item], sha256: str) -> Item:
+    item = _by_sha256(items, sha256)
     if item is None:
-        raise HTTPException(404, "this image was not sent to review, or was deleted")
+        raise HTTPException(404, _DELETED)
     return item
+
+
+def _following(items: Sequence[Item], item: Item) -> list[Item]:
+    """Return the undecided images: those after `item`, which may be deleted, then those before it."""
+    undecided = [one for one in items if one.label is None]
+    return sorted(undecided, key=lambda one: (one.number < item.number, one.number))
 
 
 def _by_sha256(items: Sequence[Item], sha256: str) -> Item | None:

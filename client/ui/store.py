@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -153,7 +154,10 @@ class ReviewStore:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._file.exists() and any(self.folder.iterdir()):
                 raise OutputError(f"{folder} holds something else than reviews; name a new or an empty folder")
+            # SQLite gives the files that it makes beside this one the same permissions.
+            os.close(os.open(self._file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             (self.folder / "images").mkdir(mode=0o700, exist_ok=True)
+            _close_to_others(self.folder)
         except OSError as error:
             raise OutputError(f"{folder} can't be used: {error.strerror}") from error
         with self._transaction() as database:
@@ -175,7 +179,7 @@ class ReviewStore:
         file = f"images/{sha256}{suffix_of(data)}"
         # Before its row, so that no row is ever without its image.
         if not (self.folder / file).exists():
-            with whole_file(self.folder / file) as hidden:
+            with whole_file(self.folder / file, private=True) as hidden:
                 hidden.write_bytes(data)
         row = (sha256, file, name, json.dumps(prediction.to_dict()), "person" if by_person else "ensemble", _now())
         with self._transaction() as database:
@@ -287,6 +291,14 @@ class ReviewStore:
             answered_at=row["answered_at"],
             decision=Decision(number, row["label"], row["decided_at"], row["reviewer"]) if number else None,
         )
+
+
+def _close_to_others(folder: Path) -> None:
+    """Take from others what they may do with a store of an earlier version, whose files followed the umask."""
+    for path in (folder, *folder.iterdir(), *(folder / "images").iterdir()):
+        status = path.lstat()
+        if status.st_uid == os.getuid() and status.st_mode & 0o077 and not path.is_symlink():
+            path.chmod(status.st_mode & 0o700)
 
 
 def _now() -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +57,12 @@ def is_locked(path: Path) -> bool:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Give a path to write to; it becomes `path` when the block ends well and is removed when it doesn't.
+
+    Args:
+        path: A file that is already there keeps its permissions; a new one gets what the user's umask leaves.
+        private: Keep a new file to its owner (0600) from its first moment, whatever the umask.
 
     Raises:
         OutputError: the folder can't be made or written to, `path` is a folder, or the disk is full.
@@ -65,14 +71,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise OutputError(f"{path} is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
+        former, hidden = _mode_of(path), _beside(path)
+        mode = 0o666 if former is None and not private else 0o600
+        os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode))
     except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}") from error
-    hidden = Path(name)
+        raise OutputError(f"{path} can't be written: {_reason(error)}") from error
     try:
         yield hidden
-        hidden.chmod(0o666 & ~_umask())
+        if former is not None:
+            hidden.chmod(former)
         with hidden.open("rb") as file:
             os.fsync(file.fileno())
         hidden.replace(path)
@@ -80,54 +87,89 @@ def whole_file(path: Path) -> Iterator[Path]:
         # Not of this file: whoever reads what the block prints has gone.
         raise
     except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror or error}") from error
+        raise OutputError(f"{path} can't be written: {_reason(error)}") from error
     finally:
         hidden.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all."""
-    with whole_file(path) as hidden:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write `text` to `path` in UTF-8, whole or not at all; `private` as in `whole_file`."""
+    with whole_file(path, private=private) as hidden:
         hidden.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Give an empty folder to fill; it takes the place of `path` in one step when the block ends well.
 
     Until then whatever was at `path` stays as it was; what it held is removed afterwards.
 
+    Args:
+        path: A folder that is already there hands on its permissions; a new one gets what the user's umask leaves.
+        private: Keep a new folder to its owner (0700) from its first moment, whatever the umask.
+
     Raises:
-        OutputError: the folder can't be made or written to, or the disk is full.
+        OutputError: the folder can't be made or written to, `path` is a mount point, or the disk is full.
     """
+    if path.is_mount():
+        # Said before the work, not after it: the kernel swaps no mount points.
+        raise OutputError(f"{path} is a mount point, which can't be replaced in one step; name a new folder inside it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        former, hidden = _mode_of(path), _beside(path)
+        hidden.mkdir(0o777 if former is None and not private else 0o700)
     except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}") from error
+        raise OutputError(f"{path} can't be written: {_reason(error)}") from error
     try:
-        hidden.chmod(0o777 & ~_umask())
         yield hidden
-        if path.exists():
+        if former is not None:
+            hidden.chmod(former)
             _exchange(hidden, path)
         else:
             hidden.rename(path)
     except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror or error}") from error
+        raise OutputError(f"{path} can't be written: {_reason(error)}") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def _beside(path: Path) -> Path:
+    """Return a hidden name in the same folder that nobody has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def _mode_of(path: Path) -> int | None:
+    """Return the permissions of what is at `path`, or None where nothing is."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def _reason(error: OSError) -> str:
+    """Return what the system said; of the many failures of a copied folder, the first."""
+    if isinstance(error, shutil.Error) and isinstance(failures := error.args[0], list):
+        return str(failures[0][-1])
+    return error.strerror or str(error)
+
+
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders in one step (renameat2(2)), so that no reader ever finds neither."""
+    """Swap two folders in one step (renameat2(2)), so that no reader ever finds neither.
+
+    A file system without that step (NFS, some FUSE ones) takes three; for a moment a reader then finds neither.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     names = (os.fsencode(one), os.fsencode(other))
-    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
-        number = ctypes.get_errno()
+    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
         raise OSError(number, os.strerror(number))
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
+    aside = _beside(other)
+    other.rename(aside)
+    try:
+        one.rename(other)
+    except OSError:
+        aside.rename(other)
+        raise
+    aside.rename(one)

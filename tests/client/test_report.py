@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from plurum.client import Failure, Prediction, answers_report, json_line, table_from_answers
+from plurum.client.report import patients_report
 from plurum.errors import OutputError
 
 ANSWER = Prediction(
@@ -104,3 +106,18 @@ def test_the_table_is_for_people() -> None:
     assert lines[0] == ["path", "label", "confidence", "entropy", "disagreement", "review"]
     assert lines[1] == ["a", "[bold].png", "CE", "0.812", "0.500", "0.000", "review"]
     assert lines[2] == ["b.png", "no", "answer"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_answers_are_their_owners_alone_whatever_the_umask(tmp_path: Path, suffix: str) -> None:
+    out, patients = tmp_path / f"out{suffix}", tmp_path / f"patients{suffix}"
+    former = os.umask(0)
+    try:
+        with answers_report(out, ("CE", "LAA")) as report:
+            report.add(Path("patient-7.png"), ANSWER)
+            (hidden,) = tmp_path.iterdir()
+            assert hidden.stat().st_mode & 0o777 == 0o600
+        patients_report(patients, [], ("CE", "LAA"))
+    finally:
+        os.umask(former)
+    assert {path.stat().st_mode & 0o777 for path in (out, patients)} == {0o600}

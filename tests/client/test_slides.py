@@ -263,6 +263,7 @@ def test_each_tile_is_drawn_where_it_lies(slide: Path) -> None:
 def test_heat_maps_table_and_answer_are_written(slide: Path, tmp_path: Path) -> None:
     answer = ask(Painter(), slide)
     write_slide(answer, tmp_path / "out" / "slide")
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out" / "slide").iterdir()} == {0o600}
     assert sorted(path.name for path in (tmp_path / "out" / "slide").iterdir()) == sorted(SLIDE_FILES)
     kept = pd.read_parquet(tmp_path / "out" / "slide" / "tiles.parquet")
     assert list(kept.columns) == [

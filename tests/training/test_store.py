@@ -52,6 +52,15 @@ def test_what_is_stored_is_what_was_there(archive: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(table.labels, data.table.labels)
 
 
+def test_patients_images_and_names_are_their_owners_alone_whatever_the_umask(archive: Path, tmp_path: Path) -> None:
+    former = os.umask(0)
+    try:
+        store_data(Run(tmp_path / "run"), load_data(str(archive)), SETTINGS)
+    finally:
+        os.umask(former)
+    assert (tmp_path / "run" / "data").stat().st_mode & 0o777 == 0o700
+
+
 def test_mean_and_std_are_those_of_training_pixels(archive: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     image = store_data(run, load_data(str(archive)), SETTINGS).image

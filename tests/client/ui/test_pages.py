@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 from urllib.parse import urlencode
 
+import psutil
 import pytest
 
 from plurum.client.ui import ReviewStore
@@ -153,6 +157,12 @@ def test_who_decides_on_an_old_page_is_shown_the_new_state(page: Page, sha256: s
         ({"label": "elephant", "seen": 0}, 422, "There is no class &#39;elephant&#39;"),
         ({"seen": 0}, 422, "There is no class"),
         ({"label": "CE"}, 422, "does not say which decision"),
+        *(
+            ({"label": "CE", "seen": seen}, 422, "does not say which decision")
+            for seen in ("9" * 5_000, "-1", "+0", "0.0", "1e3", "null", "", "\0", " 0", "٠", "1_0", "0x0", "inf")
+        ),
+        ({"label": "CE", "seen": "9" * 18}, 409, "Nothing was written"),
+        ({"label": "\0", "seen": 0}, 422, "There is no class"),
         ({"label": "CE", "seen": 0, "more": "x" * 70_000}, 413, "too large"),
     ],
 )
@@ -257,3 +267,95 @@ def test_pictures_are_what_a_browser_can_show() -> None:
     assert (kind, suffix_of(content)) == ("image/png", ".png")
     with pytest.raises(ImageError, match="no JPEG, PNG or TIFF"):
         shown(b"no image")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/evidence/SHA256/{'9' * 5_000}",
+        "/evidence/SHA256/-1",
+        "/evidence/SHA256/0?label=%00",
+        "/pictures/%00",
+        f"/pictures/{'0' * 20_000}",
+        "/pictures/..%2f..%2freviews.sqlite",
+        "/review/%ED%B2%80",
+        "/review/SHA256?done=%00",
+        "/static/%00",
+        f"/static/{'x' * 5_000}",
+        "/static/..%2fstore.py",
+        "/static/%2e%2e/store.py",
+        "/static//etc/passwd",
+    ],
+)
+def test_a_path_that_is_not_ours_is_a_line_for_people(page: Page, sha256: str, path: str) -> None:
+    reply = page.ask("GET", path.replace("SHA256", sha256), Accept="text/html")
+    assert reply.status in ({200} if "done=" in path else {404, 405})
+    assert "sqlite" not in reply.text
+
+
+def test_an_image_deleted_by_another_tab_is_told_whoever_comes_second(page: Page) -> None:
+    """Each of these finds the image in one moment and not in the next."""
+    statuses = set()
+    for round_ in range(12):
+        sha256 = page.store.add(png(200), "gone.png", prediction())
+        asks = [
+            ("POST", f"/review/{sha256}", b"label=CE&seen=0"),
+            ("POST", f"/review/{sha256}", b"label=LAA&seen=0"),
+            ("POST", f"/review/{sha256}/undo", b"seen=0"),
+            ("GET", f"/pictures/{sha256}", None),
+            ("POST", f"/review/{sha256}/delete", b""),
+        ]
+        asks = asks[round_ % 5 :] + asks[: round_ % 5]
+        with ThreadPoolExecutor(len(asks)) as pool:
+            statuses |= {reply.status for reply in pool.map(lambda ask: page.ask(*ask), asks)}
+        with contextlib.suppress(KeyError):
+            page.store.delete(sha256)
+    assert statuses <= {200, 303, 404, 409}
+
+
+def test_a_picture_whose_file_is_gone_or_spoilt_is_told(page: Page, sha256: str) -> None:
+    item = page.store.item(sha256)
+    assert item is not None
+    item.file.write_bytes(b"spoilt")
+    assert page.ask("GET", f"/pictures/{sha256}").status == 422
+    item.file.unlink()
+    assert page.ask("GET", f"/pictures/{sha256}").status == 404
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: evil.example\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET /review/\xff HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET http://evil.example/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"POST /answers HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST /answers HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: " + b"9" * 5_000 + b"\r\n\r\n",
+        b"POST /answers HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 5_000 + b"\r\n",
+        b"POST /answers HTTP/1.1\r\nHost: 127.0.0.1\r\nX-File-Name: %ff%00%ED%B2%80\xff\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_a_raw_request_that_no_browser_sends_gets_no_500(page: Page, head: bytes) -> None:
+    host, port = page.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(head)
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as file:
+            said = file.readline()
+    assert said == b"" or said.split()[1] in {b"400", b"404", b"413", b"421", b"422"}
+
+
+def test_trailers_without_end_take_no_memory(page: Page) -> None:
+    host, port = page.address.split(":")
+    (owner,) = [
+        one.pid
+        for one in psutil.net_connections("tcp")
+        if one.laddr and one.laddr.port == int(port) and one.status == psutil.CONN_LISTEN
+    ]
+    before = psutil.Process(owner).memory_info().rss
+    with socket.create_connection((host, int(port)), timeout=2) as connection, contextlib.suppress(OSError):
+        connection.sendall(b"POST /answers HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        for number in range(2_000):
+            connection.sendall(b"x-%d: " % number + b"y" * 30_000 + b"\r\n")
+    assert psutil.Process(owner).memory_info().rss - before < 8 << 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from plurum.client.ui import ReviewStore
+from plurum.client.ui import ReviewStore, write_corrections
 from plurum.client.ui.store import DecidedError
 from plurum.errors import OutputError
 from tests.client.ui.answers import png, prediction
@@ -132,8 +133,37 @@ def test_what_was_said_to_be_written_survives_a_kill(tmp_path: Path) -> None:
     store.decide(store.add(png(255), "after.png", prediction()), "CE", 0)
 
 
-def test_the_folder_is_its_owners_alone(store: ReviewStore) -> None:
-    assert store.folder.stat().st_mode & 0o777 == 0o700
+def modes(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
+
+
+def test_the_store_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+    former = os.umask(0)
+    try:
+        store = ReviewStore(tmp_path / "reviews", "Ada")
+        sha256 = store.add(png(1), "scan.png", prediction())
+        store.decide(sha256, "CE", 0)
+        with store._transaction():
+            # SQLite's own files are there while it is open.
+            found = modes(store.folder)
+        write_corrections(store, tmp_path / "corrections.csv")
+    finally:
+        os.umask(former)
+    assert {"reviews.sqlite", "reviews.sqlite-wal", "reviews.sqlite-shm", f"images/{sha256}.png"} < found.keys()
+    assert {mode for name, mode in found.items() if name in {".", "images"}} == {0o700}
+    assert {mode for name, mode in found.items() if name not in {".", "images"}} == {0o600}
+    assert (tmp_path / "corrections.csv").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_store_of_an_earlier_version_is_closed_to_others(store: ReviewStore) -> None:
+    sha256 = store.add(png(1), "scan.png", prediction())
+    for path in (store.folder, *store.folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    again = ReviewStore(store.folder)
+    item = again.item(sha256)
+    assert item is not None
+    assert item.file.read_bytes() == png(1)
+    assert set(modes(store.folder).values()) == {0o700, 0o600}
 
 
 def test_a_folder_that_can_not_be_used_is_one_line(tmp_path: Path) -> None:
