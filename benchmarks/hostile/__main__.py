@@ -149,7 +149,8 @@ def _fought(chosen: list[Attack], plan: Plan, repository: Path, say: Callable[[s
             campaign.ended = services.ended
         logs = ("serve", "gateway", "gateway-tls", "ui")
         campaign.tracebacks = {one: services.log(one).count("Traceback (most recent call last)") for one in logs}
-        campaign.left = _left(services.temporary, campaign.held.shared_memory, folder)
+        campaign.left = [f"plurum {name}, killed" for name in services.stuck]
+        campaign.left += _left(services.temporary, campaign.held.shared_memory, folder)
     campaign.took_s = time.monotonic() - start
     return campaign
 

@@ -31,6 +31,7 @@ class Services:
     Attributes:
         key: What the gateway with TLS asks for.
         ended: How often one of them ended by itself and was started again.
+        stuck: Those that did not end within a minute when they were told to, and were killed.
 
     Raises:
         ServerError: one of them did not start.
@@ -41,6 +42,7 @@ class Services:
         self.temporary = folder / "tmp"
         self.key = secrets.token_hex(32)
         self.ended = 0
+        self.stuck: list[str] = []
         self._urls: dict[str, dict[str, str]] = {}
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._prepare()
@@ -120,14 +122,14 @@ class Services:
         self._urls[name] = {"page": line.split()[-1]} if name == "ui" else json.loads(line)
 
     def _end(self) -> None:
-        for process in reversed(self._processes.values()):
+        for name, process in reversed(self._processes.items()):
             with process:
                 process.send_signal(signal.SIGTERM)
                 try:
                     process.wait(_END_S)
                 except subprocess.TimeoutExpired:
+                    self.stuck.append(name)
                     process.kill()
-                    raise
 
 
 _TLS = {"--keys": "keys", "--tls-cert": "cert.pem", "--tls-key": "key.pem"}
