@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from plurum.errors import ServerError
+from plurum.serving.small_server import SmallHttpServer
 
 __all__ = ["Status", "StatusServer"]
 
@@ -93,11 +94,10 @@ class StatusServer:
     def __init__(self, status: Status, host: str, port: int) -> None:
         handler = type("Handler", (_Handler,), {"status": status})
         try:
-            self._server = http.server.ThreadingHTTPServer((host, port), handler)
+            self._server = SmallHttpServer(host, port, handler)
         except OSError as error:
             reason = f"port {port} on {host} can't be listened on: {error.strerror}"
             raise ServerError(f"{reason}; end what uses it or change --status-port") from error
-        self._server.daemon_threads = True
         self.url = f"http://{host}:{self._server.server_address[1]}"
 
     def __enter__(self) -> StatusServer:

@@ -6,12 +6,13 @@ import gc
 import logging
 import signal
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
-from prometheus_client import disable_created_metrics, start_http_server
+from prometheus_client import MetricsHandler, disable_created_metrics
 
 from plurum.errors import ServerError, SettingsError
 from plurum.serving.gateway.app import gateway_app
@@ -19,6 +20,7 @@ from plurum.serving.gateway.connection import connection_class
 from plurum.serving.gateway.keys import Keys, read_keys
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.settings import GatewaySettings, is_loopback, listener
+from plurum.serving.small_server import SmallHttpServer
 
 __all__ = ["GatewayUrls", "run_gateway"]
 
@@ -95,12 +97,14 @@ def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], Non
 
 def _serve_metrics(settings: GatewaySettings, metrics: GatewayMetrics) -> str:
     try:
-        server, _ = start_http_server(settings.metrics_port, settings.metrics_host, metrics.registry)
+        handler = MetricsHandler.factory(metrics.registry)
+        server = SmallHttpServer(settings.metrics_host, settings.metrics_port, handler)
     except OSError as error:
         raise ServerError(
             f"port {settings.metrics_port} on {settings.metrics_host} can't be listened on: {error.strerror}; "
             "end what uses it or change --metrics-port"
         ) from error
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return f"http://{_bracketed(settings.metrics_host)}:{server.server_port}/metrics"
 
 
