@@ -23,8 +23,8 @@ from plurum.spec import Contract, Ensemble, Sha256, write_contract
 __all__ = ["MANIFEST", "Manifest", "Published", "inputs_of", "is_current", "read_manifest", "write_manifest"]
 
 MANIFEST = "export.json"
-# Another number where the same inputs make other graphs than before.
-_RECIPE = "3"
+# Another number where the same inputs make other graphs, or other code beside them, than before.
+_RECIPE = "4"
 # What has a say in what a graph is made like.
 _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nvidia-modelopt")
 

@@ -51,7 +51,14 @@ from plurum.voting import softmax
 __all__ = ["Exported", "claim", "recorded_answers", "repository_from_onnx", "repository_from_run", "voted_choices"]
 
 # Which files of ours each Python model finds beside it.
-_PREPROCESS = (("model_repository", "preprocess", "model.py"), ("images.py",))
+_PREPROCESS = (
+    ("model_repository", "preprocess", "model.py"),
+    ("images.py",),
+    ("image_limits.py",),
+    ("jpeg_structure.py",),
+    ("png_structure.py",),
+    ("tiff_structure.py",),
+)
 _VOTER = (("model_repository", "voter", "model.py"), ("model_repository", "voter", "metrics.py"), ("voting.py",))
 _LABELS = (
     ("model_repository", "labels", "model.py"),

@@ -17,20 +17,9 @@ INSIDE_TRITON = ("model_repository/", "serving/backends/")
 # A module may import from its own room and from floors below.
 FLOORS = (
     {
-        *(
-            "errors",
-            "evidence",
-            "file_trees",
-            "files",
-            "images",
-            "listing",
-            "manifests",
-            "microns",
-            "models",
-            "questions",
-            "run",
-        ),
-        *("regular_files", "scanners", "slides", "spec", "spellings", "telemetry", "tissue", "voting"),
+        *("errors", "evidence", "file_trees", "files", "image_limits", "images", "jpeg_structure", "listing"),
+        *("manifests", "microns", "models", "png_structure", "questions", "regular_files", "run", "scanners", "slides"),
+        *("spec", "spellings", "telemetry", "tiff_structure", "tissue", "voting"),
     },
     {"training", "export", "serving", "client"},
     {"benchmarks", "demo"},

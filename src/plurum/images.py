@@ -15,31 +15,59 @@ import io
 import logging
 import struct
 import warnings
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, _imaging
 
+if TYPE_CHECKING or __package__:
+    from plurum.image_limits import (
+        MAX_PIXELS,
+        MIN_SIDE,
+        Structure,
+        TooLargeImageError,
+        UnreadableImageError,
+        too_large,
+    )
+    from plurum.jpeg_structure import jpeg_scan, jpeg_structure, structure_from_scan, with_more_data
+    from plurum.png_structure import has_all_rows, png_structure
+    from plurum.tiff_structure import tiff_structure
+else:
+    # Inside Triton they lie beside this file.
+    from image_limits import MAX_PIXELS, MIN_SIDE, Structure, TooLargeImageError, UnreadableImageError, too_large
+    from jpeg_structure import jpeg_scan, jpeg_structure, structure_from_scan, with_more_data
+    from png_structure import has_all_rows, png_structure
+    from tiff_structure import tiff_structure
+
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
     "MIN_SIDE",
+    "Structure",
     "TooLargeImageError",
     "UnreadableImageError",
     "eight_bit",
+    "is_nearly_black",
     "open_image",
     "pixels_from_image",
     "sized",
+    "structure_of",
     "too_large",
 ]
 
 FORMATS = ("JPEG", "PNG", "TIFF")
-# 64 megapixels decode to 192 MB: above that, an image is a slide and is read by tiles, or it is a bomb.
-MAX_PIXELS = 64_000_000
-# There is nothing to classify in fewer than 8 × 8 pixels.
-MIN_SIDE = 8
 
+_STRUCTURES = (
+    ((b"\xff\xd8",), jpeg_structure),
+    ((b"\x89PNG\r\n\x1a\n",), png_structure),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff_structure),
+)
+# What a decoder of JPEGs makes of it is anything but the grey that it fills up with: made once, by a random generator.
+_JUNK = bytes.fromhex("6bd1a94c83e27f15b09c2e57d84361aa1df4c07b3896e5524a8f70c9136db25e")
+_ROWS = 256
+# 12 bits of 16: nothing else tells them from a picture in the dark.
+_TWELVE_BITS = 4096
 _HIGH_BYTE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _EIGHT_BIT_MODES = (
     "L",
@@ -55,48 +83,62 @@ _EIGHT_BIT_MODES = (
     "HSV",
     "RGBX",
     "RGBa",
+    "La",
 )
 
 
-class UnreadableImageError(ValueError):
-    """The bytes are no image, or one that is truncated, too large, too small or of a kind we don't take."""
-
-
-class TooLargeImageError(UnreadableImageError):
-    """More pixels than are decoded at once; such an image is read by tiles."""
-
-
-def open_image(data: bytes) -> Image.Image:
-    """Return the decoded first frame of a JPEG, PNG or TIFF.
-
-    The size is read from the header and refused before anything is decoded.
+def structure_of(data: bytes) -> Structure:
+    """Return what the bytes say of an image, without decoding it.
 
     Raises:
         TooLargeImageError: more than `MAX_PIXELS` in all.
-        UnreadableImageError: not such an image, truncated, or smaller than `MIN_SIDE` on a side.
+        UnreadableImageError: not a JPEG, PNG or TIFF, truncated, smaller than `MIN_SIDE` on a side, one that costs more
+            to decode than honest images do, that holds several pictures, or of a kind that is not read.
     """
+    for starts, structure in _STRUCTURES:
+        if data.startswith(starts):
+            return structure(data)
+    raise UnreadableImageError(f"{len(data)} bytes that are no JPEG, PNG or TIFF image (they begin with {data[:8]!r})")
+
+
+def open_image(data: bytes, structure: Structure | None = None) -> Image.Image:
+    """Return the decoded image of a JPEG, PNG or TIFF.
+
+    What it would cost is known from its structure, and refused, before anything is decoded.
+
+    Args:
+        data: The file.
+        structure: What `structure_of` returned for it, if that was asked before.
+
+    Raises:
+        TooLargeImageError: more than `MAX_PIXELS` in all.
+        UnreadableImageError: as for `structure_of`, or the decoder finds it broken.
+    """
+    structure = structure or structure_of(data)
+    image = _decoded(structure.clean or data, structure)
+    _check_complete(image, structure.clean or data, structure)
+    _check_values(image, structure)
+    image.info["bits"], image.info["turned"] = structure.bits, structure.turned
+    return image
+
+
+def is_nearly_black(image: Image.Image) -> bool:
+    """Whether an opened 16-bit image uses 12 bits or fewer: it was taken in the dark, or its values are not scaled."""
+    return image.info.get("bits") == 16 and _largest(image) < _TWELVE_BITS
+
+
+def _decoded(data: bytes, structure: Structure) -> Image.Image:
     _silence_decoders()
     try:
         with warnings.catch_warnings():
-            # Pillow warns of sizes we refuse below, and of odd metadata that does not touch the pixels.
+            # Pillow warns of odd metadata that does not touch the pixels.
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise TooLargeImageError(too_large(width, height))
-            if min(width, height) < MIN_SIDE:
-                raise UnreadableImageError(
-                    f"image of {width} x {height} pixels is too small: at least {MIN_SIDE} x {MIN_SIDE} are needed"
-                )
+            image = Image.open(io.BytesIO(data), formats=(structure.kind,))
+            if structure.bits < 8 and image.mode in {"1", "L"} and "transparency" in image.info:
+                _scale_transparency(image, structure.bits)
             image.load()
-    except UnreadableImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise TooLargeImageError(f"image is too large: at most {MAX_PIXELS:,} pixels are decoded") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(
-            f"{len(data)} bytes that are no JPEG, PNG or TIFF image (they begin with {data[:8]!r})"
-        ) from error
+        raise UnreadableImageError(f"a {structure.kind} that can't be decoded here ({structure.about})") from error
     # What Pillow's decoders raise on broken files, found by feeding them such.
     except (
         OSError,
@@ -108,13 +150,81 @@ def open_image(data: bytes) -> Image.Image:
         TypeError,
         struct.error,
     ) as error:
-        raise UnreadableImageError(f"image is corrupt or truncated: {error}") from error
+        raise UnreadableImageError(f"image is corrupt or truncated ({structure.about}): {error}") from error
     return image
 
 
-def too_large(width: int, height: int) -> str:
-    """Return what is said of an image of so many pixels, if they are more than `MAX_PIXELS`."""
-    return f"image of {width} x {height} pixels is too large: at most {MAX_PIXELS:,} pixels are decoded"
+def _scale_transparency(image: Image.Image, bits: int) -> None:
+    """Bring the grey that is transparent to the scale of the pixels, which Pillow spreads over 0 to 255."""
+    image.info["transparency"] = (image.info["transparency"] & ((1 << bits) - 1)) * 255 // ((1 << bits) - 1)
+
+
+def _check_complete(image: Image.Image, data: bytes, structure: Structure) -> None:
+    """Make sure that the pixels are those of the file, not what a decoder fills up with where they end too early.
+
+    libtiff notices that by itself, but for the JPEGs in a TIFF.
+    """
+    if structure.kind == "PNG":
+        last = image.crop((0, image.height - 1, image.width, image.height))
+        # Rows that are missing are zeros.
+        if not any(last.tobytes()) and not has_all_rows(data):
+            raise UnreadableImageError("image is truncated: a PNG whose last rows are missing")
+    in_one = structure.sequential and not _has_flat_grey(image, image.size, everywhere=structure.restarts)
+    if structure.kind == "JPEG" and not in_one:
+        _check_stream(image, data, structure)
+    for end, stream in structure.streams:
+        scan = structure_from_scan(jpeg_scan(stream))
+        if structure.turned or not scan.sequential or _has_flat_grey(image, end, everywhere=False):
+            _check_stream(_decoded(stream, scan), stream, scan)
+
+
+def _check_stream(image: Image.Image, data: bytes, structure: Structure) -> None:
+    """Make sure that the JPEG `data`, decoded as `image`, has all of its pixels."""
+    # A decoder that has all it needs passes over what is added.
+    longer = _decoded(with_more_data(data, structure.scans, _JUNK), structure)
+    for top in range(0, image.height, _ROWS):
+        box = (0, top, image.width, min(top + _ROWS, image.height))
+        if image.crop(box).tobytes() != longer.crop(box).tobytes():
+            raise UnreadableImageError("image is truncated: the data of a JPEG end before its last pixels")
+
+
+def _has_flat_grey(image: Image.Image, end: tuple[int, int], *, everywhere: bool) -> bool:
+    """Whether the last block of 8 × 8 pixels before `end`, or any, may be the grey that libjpeg fills up with."""
+    if everywhere:
+        pixels = np.asarray(image).reshape(image.height, image.width, -1)
+        blocks = [pixels[top::8, left::8][: image.height // 8, : image.width // 8] for top in (1, 6) for left in (1, 6)]
+        return bool(np.all([(block - np.uint8(126) <= 3).all(axis=-1) for block in blocks], axis=0).any())
+    left, top = (end[0] - 1) // 8 * 8, (end[1] - 1) // 8 * 8
+    extrema = np.ravel(image.crop((left, top, *end)).getextrema())
+    return bool(extrema.min() >= 126 and extrema.max() <= 129)
+
+
+def _check_values(image: Image.Image, structure: Structure) -> None:
+    """Make sure that the pixels' values can be understood.
+
+    Raises:
+        UnreadableImageError: a colour that its palette doesn't have, or 16 bits of which the high byte is empty.
+    """
+    if image.mode == "P" and image.palette is not None:
+        most = int(np.asarray(image).max())
+        colours = len(image.palette.palette) // len(image.palette.mode)
+        if most >= colours:
+            raise UnreadableImageError(f"image is corrupt: colour {most} of a palette of {colours}")
+    # Where a file says that so many bits count, they are to be the high ones.
+    least = max(256, 1 << structure.stated_bits if structure.stated_bits < 16 else 0)
+    if structure.bits == 16 and _largest(image) < least:
+        raise UnreadableImageError(
+            f"image of 16 bits whose values are all below {least:,}, so that it would be dark: scale them up to 65,535"
+        )
+
+
+def _largest(image: Image.Image) -> int:
+    """Return the largest value of a 16-bit image, opacity aside; of colours, which Pillow reduces, a lower bound."""
+    if image.mode in {*_HIGH_BYTE_MODES, "I"}:
+        return int(np.asarray(image).max())
+    highest = np.reshape(image.getextrema(), (-1, 2))[:, 1]
+    opacity = image.getbands()[-1] in {"A", "a"}
+    return int(highest[:-1].max() if opacity else highest.max()) << 8
 
 
 def pixels_from_image(
@@ -168,6 +278,9 @@ def sized(
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    # Looking for what isn't there takes longer than bringing a small image to size.
+    if image.info.get("turned") is False:
+        return image
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -201,6 +314,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         raise UnreadableImageError(
             f"image has pixels of mode {image.mode!r}: 8- or 16-bit grey, palette or colour is needed"
         )
+    if image.mode == "La":
+        image = image.convert("LA")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
