@@ -73,13 +73,16 @@ class Admission:
         queue.append(turn)
         try:
             await asyncio.wait({turn}, timeout=deadline.left_s)
+            if not turn.done():
+                self._give_up(turn, queue)
+                raise late(deadline.seconds)
+            turn.result()
         except asyncio.CancelledError:
             self._give_up(turn, queue)
             raise
-        if not turn.done():
-            self._give_up(turn, queue)
-            raise late(deadline.seconds)
-        turn.result()
+        finally:
+            # An error that it holds would hold this frame, and the callers' with their bodies, for long.
+            del turn
         return True
 
     def check(self, deadline: Deadline) -> None:

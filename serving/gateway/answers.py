@@ -9,20 +9,20 @@ import struct
 from typing import Any
 
 import numpy as np
+from tritonclient.utils import triton_to_np_dtype
 
 from plurum.serving.gateway.triton import Served
 from plurum.spec import OUTPUTS, release_from_version
 
 __all__ = ["bytes_from_raw", "predictions_from_response", "values_from_raw"]
 
-_DTYPES = {"FP32": "<f4", "BOOL": "?"}
-
 
 def values_from_raw(datatype: str, raw: bytes) -> list[Any]:
     """Return the flat values of an output; BYTES as text."""
     if datatype == "BYTES":
         return [one.decode("utf-8", "replace") for one in bytes_from_raw(raw)]
-    return np.frombuffer(raw, _DTYPES[datatype]).tolist()  # type: ignore[no-any-return]
+    # Of another release, outputs may be of types that ours has not.
+    return np.frombuffer(raw, triton_to_np_dtype(datatype)).tolist()  # type: ignore[no-any-return]
 
 
 def bytes_from_raw(raw: bytes) -> list[bytes]:

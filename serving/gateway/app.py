@@ -19,15 +19,17 @@ from plurum import __version__
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.answers import predictions_from_response
 from plurum.serving.gateway.asking import Asking
-from plurum.serving.gateway.bodies import Bodies, Upload, uploads_from_body
+from plurum.serving.gateway.bodies import Bodies, uploads_from_body
 from plurum.serving.gateway.deadlines import Deadline, is_bulk, stated_s
 from plurum.serving.gateway.door import Door
+from plurum.serving.gateway.forms import Upload
 from plurum.serving.gateway.health import Health
 from plurum.serving.gateway.keys import Keys
-from plurum.serving.gateway.kserve import body_from_response, question_from_body
+from plurum.serving.gateway.kserve import Question, body_from_response, question_from_body, question_from_raw
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError, away
 from plurum.serving.gateway.settings import GatewaySettings
+from plurum.serving.gateway.tensors import check_image
 from plurum.serving.gateway.triton import ENSEMBLE, PUBLIC, Served, Triton, image_request
 
 __all__ = ["gateway_app"]
@@ -110,7 +112,7 @@ class _Gateway:
         # Before its body is read and taken apart.
         self._admission.check(deadline)
         async with self._bodies.read(request) as body:
-            uploads = await uploads_from_body(request, body, self._settings.max_files)
+            uploads = uploads_from_body(request.headers, body, self._settings.max_files)
             if len(uploads) == 1 and uploads[0].field != _LISTED:
                 (answer,) = await self._predictions(request, uploads, deadline)
                 return JSONResponse(answer)
@@ -126,13 +128,19 @@ class _Gateway:
         deadline = self._deadline(request.headers)
         self._admission.check(deadline)
         async with self._bodies.read(request) as body:
-            question = question_from_body(model, body, request.headers.get(_JSON_SIZE), request.scope["visit"].id)
+            question = await self._question(request, model, body, deadline)
             deadline = deadline.sooner(question.timeout_s)
             response = await self._asking.ask(question.request, deadline, request.is_disconnected)
         content, json_size = body_from_response(response, question)
         if json_size is None:
             return Response(content, media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={_JSON_SIZE: str(json_size)})
+
+    async def _question(self, request: Request, model: str, body: bytearray, deadline: Deadline) -> Question:
+        json_size, request_id = request.headers.get(_JSON_SIZE), request.scope["visit"].id
+        if json_size == "0":
+            return question_from_raw(model, body, await self._served(deadline, model), request_id)
+        return question_from_body(model, body, json_size, request_id)
 
     async def server(self, _: Request) -> Response:
         """Say who answers; not which Triton stands behind."""
@@ -210,6 +218,8 @@ class _Gateway:
     async def _predictions(
         self, request: Request, uploads: list[Upload], deadline: Deadline, *, accepted: bool = False
     ) -> list[Answer]:
+        for one in uploads:
+            check_image(one.data)
         question = image_request([one.data for one in uploads], request.scope["visit"].id)
         response = await self._asking.ask(question, deadline, request.is_disconnected, accepted=accepted)
         served = await self._served(deadline)

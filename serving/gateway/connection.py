@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "connection_class"]
 
-_MAX_HEAD_BYTES = 32 << 10
+# Before a request is accepted a connection holds its head and no more: so many bytes, in so many fields.
+_MAX_HEAD_BYTES, _MAX_FIELDS = 32 << 10, 128
+# The parser keeps an unfinished field, so it is given pieces of this size: limits are looked at after each.
+_PIECE_BYTES = 32 << 10
 # Until a closed connection is gone for good, whether or not its last answer was read.
 _LAST_WORDS_S = 5.0
 # Each piece of a body costs as much as any other: of more than so many, the mean must be of some size.
 _MANY_PIECES, _SMALL_PIECE = 4096, 64
-# Requests that came before the answer to the first: uvicorn would queue any number of them.
-_MAX_PIPELINED = 16
+# Requests that came before the answer to the first, and their bytes: uvicorn would queue any number of them.
+_MAX_PIPELINED, _MAX_PIPELINED_BYTES = 16, 64 << 10
 
 
 class _StopError(Exception):
@@ -45,9 +48,12 @@ class Connection(HttpToolsProtocol):
     _clock: asyncio.TimerHandle | None = None
     _in_head = True
     _requests = 0
-    _head_bytes = 0
     _pieces = 0
     _body_bytes = 0
+    # What is no body: heads, sizes and extensions of chunks, trailers. All of a request, and since its last body byte.
+    _framing_bytes = 0
+    _framing_since_body = 0
+    _pipelined_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take one connection more, unless there are too many."""
@@ -64,31 +70,67 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come."""
-        before = self._requests
-        super().data_received(data)
+        """Parse bytes from the client, and refuse the connection where they exceed a limit."""
+        view = memoryview(data)
+        for start in range(0, len(view), _PIECE_BYTES):
+            if self.transport.is_closing():
+                return
+            self._parse(view[start : start + _PIECE_BYTES])
+
+    def _parse(self, piece: memoryview) -> None:
+        request, body_bytes = self._requests, self._body_bytes
+        # The parser takes any buffer.
+        super().data_received(piece)  # type: ignore[arg-type]
         if self.transport.is_closing():
             return
-        if self._in_head:
-            # What came with the head's beginning may be requests before it; later pieces are all of it.
-            self._head_bytes += len(data) if self._requests == before else 0
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self._refuse(431, "too_large", "the request's head is too large")
-        elif self._clock is None and self.cycle is not None and self.cycle.response_complete:
+        # A piece in which a request began may hold the end of the one before: it counts for neither.
+        came = self._body_bytes - body_bytes
+        framing = len(piece) - came if self._requests == request else 0
+        self._framing_bytes += framing
+        self._framing_since_body = framing + (0 if came else self._framing_since_body)
+        self._pipelined_bytes = self._pipelined_bytes + len(piece) if self.pipeline else 0
+        self._check_framing()
+        if (
+            not self._in_head
+            and self._clock is None
+            and self.cycle is not None
+            and self.cycle.response_complete
+            and not self.transport.is_closing()
+        ):
             # Bytes between requests have stopped uvicorn's clock for idle connections.
             self._wind_up(self.settings.receive_s / 3)
+
+    def _check_framing(self) -> None:
+        if self._pipelined_bytes > _MAX_PIPELINED_BYTES:
+            self._refuse(400, "malformed", "too many bytes before the first answer")
+        elif self._in_head and self._framing_bytes > _MAX_HEAD_BYTES:
+            self._refuse(431, "too_large", "the request's head is too large")
+        elif self._framing_since_body > _MAX_HEAD_BYTES:
+            self._refuse(431, "too_large", "chunk extensions or trailers are too large")
+        elif self._framing_bytes > _MAX_HEAD_BYTES + self._body_bytes:
+            self._refuse(400, "malformed", "the body is smaller than what its chunks say about it")
 
     def on_message_begin(self) -> None:
         """A request begins."""
         self._in_head = True
         self._requests += 1
-        self._head_bytes = self._pieces = self._body_bytes = 0
+        self._pieces = self._body_bytes = self._framing_bytes = self._framing_since_body = 0
         self._wind_up(self.settings.receive_s / 3)
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of its head; trailers say nothing that we need, and are dropped."""
+        if not self._in_head:
+            return
+        if len(self.headers) >= _MAX_FIELDS:
+            self._refuse(431, "too_large", f"the request's head has more than {_MAX_FIELDS} fields")
+            raise _StopError
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Its head is whole."""
         self._in_head = False
+        self._framing_bytes = self._framing_since_body = 0
         self._wind_up(self.settings.receive_s)
         if len(self.pipeline) >= _MAX_PIPELINED:
             self._refuse(400, "malformed", "too many requests before the first answer")
@@ -105,12 +147,20 @@ class Connection(HttpToolsProtocol):
         if self.cycle.response_complete and self._body_bytes > 2 * self.settings.max_body_bytes:
             self.transport.abort()
             raise _StopError
-        super().on_body(body)
+        # Nobody reads the body of another method: uvicorn would keep it until the answer.
+        if self.cycle.scope["method"] == "POST":
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """It is whole."""
         self._stop()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Drop what came of a body that was not read to its end, and go on with the next request."""
+        if self.cycle.response_complete:
+            self.cycle.body = bytearray()
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         """The client does not read what it is sent."""
@@ -165,6 +215,9 @@ class Connection(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None:
             return True
+        if self.pipeline:
+            # It would be read as the answer to a request before.
+            return False
         return cycle.response_complete if self._in_head else not cycle.response_started
 
     def _close(self) -> None:

@@ -8,6 +8,7 @@ import random
 import re
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -109,14 +110,17 @@ class Door:
             await self._app(scope, receive, named)
         except RefusalError as refusal:
             visit.reason = refusal.reason
+            _forget_frames(refusal)
             await _answer(refusal.status, refusal.text, refusal.headers)(scope, receive, named)
         except HTTPException as error:
             visit.reason = "unknown"
             await _answer(error.status_code, error.detail, dict(error.headers or {}))(scope, receive, named)
-        except ClientDisconnect:
+        except ClientDisconnect as error:
+            _forget_frames(error)
             visit.status, visit.reason = 499, "gone"
-        except Exception:
+        except Exception as error:
             _log.exception("request %s", visit.id)
+            _forget_frames(error)
             visit.reason = "failed"
             if not visit.status:
                 await _answer(500, "the gateway has failed; its log says why", {})(scope, receive, named)
@@ -173,6 +177,20 @@ class Door:
             }
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Drop what the functions that an error went through still hold.
+
+    A body would stay in memory with them: the result of a task and the function that waited for it hold each other
+    where it is an error, and the garbage collector seldom looks.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
 
 
 def _request_id(headers: Headers) -> str:

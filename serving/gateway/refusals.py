@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-__all__ = ["Reason", "RefusalError", "away", "late", "refusal_from_rpc"]
+__all__ = ["Reason", "RefusalError", "away", "late", "lost", "refusal_from_rpc", "suspect"]
 
 # Of `plurum_gateway_refused_total`.
 Reason = Literal[
@@ -17,6 +17,7 @@ Reason = Literal[
     "busy",  # no place free, nor one to wait for
     "late",  # the deadline passed
     "away",  # Triton does not answer
+    "suspect",  # Triton failed twice while it had the request
     "failed",  # Triton answered with a fault of its own
 ]
 _FROM_RPC: dict[str, tuple[int, Reason]] = {
@@ -63,6 +64,19 @@ def away() -> RefusalError:
 def late(seconds: float) -> RefusalError:
     """Return what a request is told whose deadline has passed."""
     return RefusalError(504, "late", f"no answer within the request's deadline of {seconds * 1000:.0f} ms")
+
+
+def lost() -> RefusalError:
+    """Return what a request is told that Triton was given, while Triton does not answer.
+
+    Not 503, which clients take as an invitation to ask again: it may be why Triton does not answer.
+    """
+    return RefusalError(504, "away", "Triton was given the request and does not answer; do not send it again unchanged")
+
+
+def suspect() -> RefusalError:
+    """Return what a request is told during which Triton failed twice."""
+    return RefusalError(422, "suspect", "Triton failed twice while it had the request; it is not tried again")
 
 
 def refusal_from_rpc(error: Any) -> RefusalError:

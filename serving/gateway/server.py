@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import logging
 import signal
@@ -26,6 +28,8 @@ __all__ = ["GatewayUrls", "run_gateway"]
 
 _log = logging.getLogger(__name__)
 
+# Of glibc's malloc.h: what is larger has pages of its own, which go back to the system when it is freed.
+_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES = -3, 1 << 20
 # Objects more than before, until garbage is looked for.
 _GARBAGE = 10_000
 
@@ -90,9 +94,17 @@ def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], Non
         # What was made so far stays, and what a request makes goes without being looked for; hardly ever there is more.
         gc.freeze()
         gc.set_threshold(_GARBAGE)
+        _give_bodies_own_pages()
         _Uvicorn(config).run(sockets=[sock])
     finally:
         sock.close()
+
+
+def _give_bodies_own_pages() -> None:
+    """Have memory of bodies go back to the system; by itself glibc keeps up to twice 32 MiB, and more in fragments."""
+    # Other C libraries do so, or can't be told.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES)
 
 
 def _serve_metrics(settings: GatewaySettings, metrics: GatewayMetrics) -> str:

@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plurum.errors import ServerError, SettingsError
 
-__all__ = ["GatewaySettings", "checked", "is_loopback", "listener"]
+__all__ = ["COPIES", "GatewaySettings", "checked", "is_loopback", "listener"]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# On its way to Triton a body is in memory so many times: as it came, as a message, and in gRPC's buffers.
+COPIES = 3
 # HOST:PORT, or a Unix socket as gRPC names it.
 _TARGET = re.compile(r"unix:\S+|(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}")
 
@@ -41,7 +43,7 @@ class GatewaySettings(BaseModel):
             asks after a rush would wait for all of it.
         max_connections: Open connections; more are closed at once.
         max_body_mib: Of one request.
-        max_buffered_mib: Of all requests together.
+        max_buffered_mib: Memory for the bodies of all requests together, each with its copies.
         max_files: Images in one request to /predict.
         deadline_s: How long a request may take that does not say so itself.
         max_deadline_s: The most that a request may ask for.
@@ -87,6 +89,11 @@ class GatewaySettings(BaseModel):
             raise ValueError(f"triton is {self.triton!r}, and HOST:PORT or unix:PATH is needed (gRPC, no http://)")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("a certificate and its private key belong together; give both")
+        if self.max_buffered_mib < COPIES * self.max_body_mib:
+            raise ValueError(
+                f"max_buffered_mib: expected at least {COPIES * self.max_body_mib}, {COPIES} times max_body_mib, got "
+                f"{self.max_buffered_mib}. Give --max-buffered-mib."
+            )
         if self.deadline_s > self.max_deadline_s:
             raise ValueError(f"a deadline of {self.deadline_s:g} s is beyond the longest of {self.max_deadline_s:g} s")
         return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from tritonclient.grpc import service_pb2 as pb
 from plurum.serving.probe import PROBE_ID
 from plurum.spec import IMAGE, INPUT_PIXELS
 
-__all__ = ["ENSEMBLE", "PUBLIC", "Served", "Triton", "image_request", "known_question"]
+__all__ = ["ENSEMBLE", "PUBLIC", "Served", "Triton", "WireRequest", "image_request", "known_question", "wire_request"]
 
 ENSEMBLE = "ensemble"
 # What a network may ask; members, preprocess and voter are nobody's business.
@@ -36,6 +37,25 @@ _OPTIONS = (
 )
 # Questions about models need no computing.
 _DESCRIBE_S = 2.0
+# What stands before each tensor of a serialized request: its field's number, and that bytes with a length follow.
+_RAW_TAG = bytes([pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2])
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class WireRequest:
+    """A request for Triton as it goes over the wire.
+
+    Attributes:
+        model: Its name.
+        id: Of the request.
+        wire: A serialized ModelInferRequest.
+    """
+
+    model: str
+    id: str
+    wire: bytes
 
 
 @dataclass(frozen=True)
@@ -72,8 +92,7 @@ class Triton:
 
     def __init__(self, target: str) -> None:
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        # Never cancelled, and never awaited by one alone: see the module.
-        self.infer = self._method("ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
+        self._infer = self._method("ModelInfer", _Serialized, pb.ModelInferResponse)
         self._ready = self._method("ModelReady", pb.ModelReadyRequest, pb.ModelReadyResponse)
         self._metadata = self._method("ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
         self._config = self._method("ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse)
@@ -82,6 +101,10 @@ class Triton:
     def connected(self) -> bool:
         """Whether the connection stands: an error that came over it is Triton's own word."""
         return bool(self._channel.get_state() == grpc.ChannelConnectivity.READY)
+
+    def infer(self, request: WireRequest) -> Any:
+        """Begin a request and return the call, which is never cancelled, and never awaited by one alone."""
+        return self._infer(request)
 
     async def is_ready(self, model: str) -> bool:
         """Whether Triton would take requests for `model`, which does not mean that it answers them."""
@@ -132,23 +155,52 @@ class Triton:
         )
 
 
-def image_request(images: list[bytes], request_id: str) -> Any:
+class _Serialized:
+    """What gRPC needs of a message, for one that is serialized already."""
+
+    @staticmethod
+    def SerializeToString(request: WireRequest) -> bytes:  # noqa: N802 (protobuf's name)
+        return request.wire
+
+
+def wire_request(described: Any, tensors: Sequence[Sequence[Buffer]]) -> WireRequest:
+    """Return a request whose tensors are copied once, where protobuf would copy them three times.
+
+    Messages that stand one behind the other are one message: behind the description comes each tensor as a field.
+
+    Args:
+        described: A ModelInferRequest without contents.
+        tensors: Of each input the bytes, in parts.
+    """
+    wire: list[Buffer] = [described.SerializeToString()]
+    for parts in tensors:
+        wire += [_RAW_TAG, _varint(sum(map(len, parts))), *parts]
+    return WireRequest(described.model_name, described.id, b"".join(wire))
+
+
+def image_request(images: Sequence[Buffer], request_id: str) -> WireRequest:
     """Return the request for the ensemble's answers to encoded images; BYTES is a length and the bytes, each."""
-    request = pb.ModelInferRequest(model_name=ENSEMBLE, id=request_id)
-    request.inputs.add(name=IMAGE, datatype="BYTES", shape=(len(images), 1))
-    parts = [part for image in images for part in (struct.pack("<I", len(image)), image)]
-    request.raw_input_contents.append(b"".join(parts))
-    return request
+    described = pb.ModelInferRequest(model_name=ENSEMBLE, id=request_id)
+    described.inputs.add(name=IMAGE, datatype="BYTES", shape=(len(images), 1))
+    return wire_request(described, [[part for one in images for part in (struct.pack("<I", len(one)), one)]])
 
 
-def known_question(model: str, served: Served) -> Any:
+def known_question(model: str, served: Served) -> WireRequest:
     """Return a request about a grey image, under the name that the voter does not count."""
     if model == ENSEMBLE:
         file = io.BytesIO()
         Image.new("RGB", (served.width, served.height), (128, 128, 128)).save(file, "PNG")
         return image_request([file.getvalue()], PROBE_ID)
-    request = pb.ModelInferRequest(model_name=model, id=PROBE_ID)
+    described = pb.ModelInferRequest(model_name=model, id=PROBE_ID)
     pixels = np.full((1, served.height, served.width, 3), 128, np.uint8)
-    request.inputs.add(name=INPUT_PIXELS, datatype="UINT8", shape=pixels.shape)
-    request.raw_input_contents.append(pixels.tobytes())
-    return request
+    described.inputs.add(name=INPUT_PIXELS, datatype="UINT8", shape=pixels.shape)
+    return wire_request(described, [[pixels.tobytes()]])
+
+
+def _varint(number: int) -> bytes:
+    """Return a length as protobuf writes it: seven bits a byte, the lowest first."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])

@@ -236,7 +236,7 @@ def test_our_own_client_works_through_it(door: Gateway, served: Server, images: 
     ],
 )
 def test_nothing_else_passes(door: Gateway, method: str, path: str) -> None:
-    body = b'{"inputs": [{"name": "PIXELS", "shape": [1], "datatype": "UINT8", "data": [1]}]}'
+    body = b'{"inputs": [{"name": "PIXELS", "shape": [1, 1, 1, 3], "datatype": "UINT8", "data": [1, 2, 3]}]}'
     reply = door.send(method, path, body if method == "POST" else b"")
     assert reply.status == 404
     assert set(reply.json) == {"error"}

@@ -33,10 +33,11 @@ from plurum.serving.gateway.connection import connection_class
 from plurum.serving.gateway.deadlines import Deadline, is_bulk, stated_s
 from plurum.serving.gateway.door import Door
 from plurum.serving.gateway.keys import read_keys
-from plurum.serving.gateway.kserve import MAX_JSON_BYTES, body_from_response, question_from_body
+from plurum.serving.gateway.kserve import MAX_JSON_BYTES, Question, body_from_response, question_from_body
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError
 from plurum.serving.gateway.settings import GatewaySettings, checked, listener
+from plurum.serving.gateway.triton import image_request
 from plurum.serving.metrics import metrics_at
 
 LONG = 60.0
@@ -205,6 +206,7 @@ def test_keys_that_others_can_read_are_warned_of(tmp_path: Path, caplog: pytest.
         ({"triton": "http://127.0.0.1:8000"}, "HOST:PORT or unix:PATH"),
         ({"triton": "localhost"}, "HOST:PORT or unix:PATH"),
         ({"tls_cert": "cert.pem"}, "give both"),
+        ({"max_body_mib": 200}, "expected at least 600, 3 times max_body_mib, got 512. Give --max-buffered-mib"),
         ({"deadline_s": 500.0}, "beyond the longest of 120 s"),
         ({"deadline_s": -1.0}, "--deadline-s Input should be greater than 0"),
     ],
@@ -226,6 +228,10 @@ def test_a_port_that_is_taken() -> None:
             listener("127.0.0.1", port, "--port")
 
 
+def parsed(question: Question) -> Any:
+    return pb.ModelInferRequest.FromString(question.request.wire)
+
+
 def body(*inputs: dict[str, Any], behind: bytes = b"", **rest: Any) -> tuple[bytes, str]:
     text = json.dumps({"inputs": list(inputs), **rest}).encode()
     return text + behind, str(len(text))
@@ -234,41 +240,62 @@ def body(*inputs: dict[str, Any], behind: bytes = b"", **rest: Any) -> tuple[byt
 def test_tensors_behind_the_json_go_through_as_they_are() -> None:
     image = struct.pack("<I", 3) + b"\xff\xd8\xff"
     first = {"name": "IMAGE", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 7}}
-    second = {"name": "PIXELS", "shape": [2], "datatype": "UINT8", "data": [[0], [255]]}
+    second = {"name": "OTHER", "shape": [2], "datatype": "UINT8", "data": [[0], [255]]}
     third = {"name": "MORE", "shape": [1], "datatype": "UINT8", "parameters": {"binary_data_size": 1}}
     sent, size = body(first, second, third, behind=image + b"z", id="mine", parameters={"timeout": 1500, "priority": 3})
     question = question_from_body("ensemble", sent, size, "ours")
-    assert list(question.request.raw_input_contents) == [image, b"\x00\xff", b"z"]
-    assert [(one.name, one.datatype, list(one.shape)) for one in question.request.inputs] == [
+    request = parsed(question)
+    assert list(request.raw_input_contents) == [image, b"\x00\xff", b"z"]
+    assert [(one.name, one.datatype, list(one.shape)) for one in request.inputs] == [
         ("IMAGE", "BYTES", [1, 1]),
-        ("PIXELS", "UINT8", [2]),
+        ("OTHER", "UINT8", [2]),
         ("MORE", "UINT8", [1]),
     ]
     # Nothing that tells Triton how to queue.
-    assert not question.request.parameters
+    assert not request.parameters
+    assert (request.id, request.model_name) == ("ours", "ensemble")
     assert (question.request.id, question.id, question.timeout_s) == ("ours", "mine", 0.0015)
 
 
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=3), st.text(max_size=5))
+def test_a_request_is_on_the_wire_what_protobuf_would_make_of_it(images: list[bytes], request_id: str) -> None:
+    built = image_request([memoryview(one) for one in images], request_id)
+    expected = pb.ModelInferRequest(model_name="ensemble", id=request_id)
+    expected.inputs.add(name="IMAGE", datatype="BYTES", shape=(len(images), 1))
+    expected.raw_input_contents.append(b"".join(struct.pack("<I", len(one)) + one for one in images))
+    assert pb.ModelInferRequest.FromString(built.wire) == expected
+
+
 def test_text_becomes_its_bytes() -> None:
-    sent, _ = body({"name": "IMAGE", "shape": [2], "datatype": "BYTES", "data": [["é"], ["xyz"]]})
-    (raw,) = question_from_body("ensemble", sent, None, "").request.raw_input_contents
+    sent, _ = body({"name": "IMAGE", "shape": [2, 1], "datatype": "BYTES", "data": [["é"], ["xyz"]]})
+    (raw,) = parsed(question_from_body("ensemble", sent, None, "")).raw_input_contents
     assert bytes_from_raw(raw) == ["é".encode(), b"xyz"]
 
 
 @pytest.mark.parametrize(
     ("data", "shape", "fault"),
     [
-        ([256], [1], "no whole number from 0 to 255"),
-        ([float("nan")], [1], "no UINT8|the body"),
-        ([1e300], [1], "no whole number"),
-        ([1, 2], [3], r"has 2 values, its shape \[3\] needs 3"),
-        ([[1], [2, 3]], [3], "data are no UINT8"),
-        ({"a": 1}, [1], "data are no UINT8"),
-        (None, [1], "no whole number|no UINT8"),
+        ([256], [1], "expected whole numbers from 0 to 255"),
+        ([-1], [1], "expected whole numbers"),
+        ([1.5], [1], "expected whole numbers"),
+        ([float("nan")], [1], "NaN is no number of JSON's"),
+        ([float("-inf")], [1], "-Infinity is no number of JSON's"),
+        ([1e300], [1], "expected whole numbers"),
+        ([10**400], [1], "data are no UINT8: int too large"),
+        (["12"], [1], "data are no UINT8: expected numbers"),
+        ([True], [1], "data are no UINT8: expected numbers"),
+        ([None], [1], "data are no UINT8: expected numbers"),
+        ([1, 2], [3], r"expected 3 bytes for shape \[3\], got 2"),
+        ([[1], [2, 3]], [3], "data are no UINT8: expected lists of equal length"),
+        ([[1], 2], [2], "data are no UINT8: expected lists of equal length"),
+        ([[[[[[[[[1]]]]]]]]], [1], "at most 8 dimensions"),
+        ({"a": 1}, [1], "data are no UINT8: expected a list"),
+        (None, [1], "data are no UINT8: expected a list"),
+        (1, [1], "data are no UINT8: expected a list"),
     ],
 )
 def test_data_that_are_no_pixels(data: Any, shape: list[int], fault: str) -> None:
-    sent, _ = body({"name": "PIXELS", "shape": shape, "datatype": "UINT8", "data": data})
+    sent, _ = body({"name": "OTHER", "shape": shape, "datatype": "UINT8", "data": data})
     with pytest.raises(RefusalError, match=fault):
         question_from_body("ensemble_pixels", sent, None, "")
 
@@ -304,7 +331,7 @@ def test_any_json_is_a_request_or_refused(tensor: dict[str, Any], parameters: An
     sent, size = body(tensor, behind=behind, parameters=parameters)
     refusals, requests = [], []
     try:
-        requests.append(question_from_body("ensemble", sent, size, "").request.SerializeToString())
+        requests.append(parsed(question_from_body("ensemble", sent, size, "")))
     except RefusalError as refusal:
         refusals.append(refusal)
     assert len(refusals) + len(requests) == 1
@@ -320,10 +347,10 @@ def test_answers_are_text_or_bytes_as_wanted() -> None:
     ):
         response.outputs.add(name=name, datatype=datatype, shape=[1, 1])
         response.raw_output_contents.append(raw)
-    one = {"name": "PIXELS", "shape": [1], "datatype": "UINT8", "data": [1]}
+    one = {"name": "OTHER", "shape": [1], "datatype": "UINT8", "data": [1]}
     sent, _ = body(one, outputs=[{"name": "ENTROPY", "parameters": {"binary_data": True}}, {"name": "LABEL"}])
     question = question_from_body("ensemble", sent, None, "")
-    assert [wanted.name for wanted in question.request.outputs] == ["ENTROPY", "LABEL"]
+    assert [wanted.name for wanted in parsed(question).outputs] == ["ENTROPY", "LABEL"]
     answer, size = body_from_response(response, question)
     assert size is not None
     assert answer[size:] == struct.pack("<f", 0.5)
@@ -411,7 +438,7 @@ def test_one_connection_too_many_is_closed_with_a_word_and_others_stay() -> None
 
 def test_all_bodies_together_have_a_limit() -> None:
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 900000\r\n\r\n"
-    with alone(max_buffered_mib=1) as (place, metrics), ExitStack() as stack:
+    with alone(max_body_mib=1, max_buffered_mib=3) as (place, metrics), ExitStack() as stack:
         first, second = (stack.enter_context(socket.create_connection(place)) for _ in range(2))
         first.sendall(head + bytes(700_000))
         deadline = time.monotonic() + 10

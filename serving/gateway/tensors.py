@@ -1,0 +1,118 @@
+"""Tensors that come from outside: numbers and text of JSON as bytes, and bytes held to what is said of them."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from plurum.serving.gateway.refusals import RefusalError
+from plurum.spec import IMAGE, INPUT_PIXELS
+
+__all__ = ["check_image", "check_tensor", "raw_from_json"]
+
+# More images are in no request; each costs a look.
+_MAX_ELEMENTS = 4096
+_MAX_DEPTH = 8
+_SHAPES = {IMAGE: ("[batch, 1]", 2), INPUT_PIXELS: ("[batch, height, width, 3]", 4)}
+# How JPEG, PNG and TIFF begin in base64, and what browsers put before it.
+_BASE64 = (b"/9j/", b"iVBORw0KGg", b"SUkqA", b"SUkrA", b"TU0AK", b"data:")
+
+
+def check_tensor(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> None:
+    """Hold an input to its shape.
+
+    Args:
+        name: Of the tensor.
+        datatype: BYTES or UINT8.
+        shape: As it is said to be, each size at least 1.
+        raw: Its bytes; those of BYTES each with a length before them.
+
+    Raises:
+        RefusalError: name, type, shape and bytes don't agree.
+    """
+    text = list(shape)
+    if name in _SHAPES and len(text) != (rank := _SHAPES[name][1]):
+        batch = "Add the batch dimension in front." if len(text) == rank - 1 else "Give each dimension its size."
+        raise _malformed(f"{name}: expected shape {_SHAPES[name][0]}, got {text}. {batch}")
+    expected = math.prod(shape)
+    if datatype == "UINT8":
+        if len(raw) != expected:
+            raise _malformed(f"{name[:40]}: expected {expected} bytes for shape {text}, got {len(raw)}")
+        return
+    if expected > _MAX_ELEMENTS:
+        raise _malformed(f"{name[:40]}: expected at most {_MAX_ELEMENTS} elements, got shape {text}")
+    at = count = 0
+    while at < len(raw) and count <= expected:
+        if at + 4 > len(raw):
+            raise _malformed(f"{name[:40]}: the length of element {count} is cut off")
+        (size,) = struct.unpack_from("<I", raw, at)
+        at += 4 + size
+        if at > len(raw):
+            raise _malformed(
+                f"{name[:40]}: element {count} is said to have {size} bytes, {len(raw) - at + size} are there. "
+                "Send a length of 4 bytes, little-endian, and the bytes."
+            )
+        if name == IMAGE:
+            check_image(raw[at - size : at])
+        count += 1
+    if count != expected:
+        raise _malformed(f"{name[:40]}: expected {expected} elements for shape {text}, got {count} or more")
+
+
+def check_image(data: memoryview) -> None:
+    """Refuse base64 text by name; whether other bytes are an image is said by who decodes them.
+
+    Raises:
+        RefusalError: an image was sent as base64.
+    """
+    if bytes(data[:12]).startswith(_BASE64):
+        raise _malformed(f"{IMAGE} holds base64 text. Send the raw bytes.")
+
+
+def raw_from_json(name: str, datatype: str, data: Any) -> bytes:
+    """Return the bytes of a tensor that is given as JSON, flat or nested.
+
+    Raises:
+        RefusalError: the values are not of that type.
+    """
+    try:
+        leaves = _leaves(data)
+        if datatype == "BYTES":
+            if not all(isinstance(leaf, str) for leaf in leaves):
+                raise ValueError("expected strings")
+            # As Triton takes them: the text's own bytes. An image is hardly ever text; it is sent as binary data.
+            return b"".join(struct.pack("<I", len(text)) + text for text in (leaf.encode() for leaf in leaves))
+        if not {*map(type, leaves)} <= {int, float}:
+            raise ValueError("expected numbers")
+        # Floats take any number there is, and never more than 8 bytes for one.
+        values = np.array(leaves, dtype=np.float64)
+        with np.errstate(invalid="ignore"):
+            pixels = values.astype(np.uint8)
+        if not np.array_equal(values, pixels):
+            raise ValueError("expected whole numbers from 0 to 255")
+        return pixels.tobytes()
+    except (ValueError, OverflowError) as error:
+        raise _malformed(f"{name[:40]}: data are no {datatype}: {str(error)[:100]}") from error
+
+
+def _leaves(data: Any) -> list[Any]:
+    """Return the values of lists that are nested evenly."""
+    if not isinstance(data, list):
+        raise ValueError("expected a list")  # noqa: TRY004 (the sender's mistake)
+    leaves: list[Any] = data
+    for _ in range(_MAX_DEPTH):
+        if list not in (kinds := {*map(type, leaves)}):
+            return leaves
+        if kinds != {list} or len({*map(len, leaves)}) != 1:
+            raise ValueError("expected lists of equal length")
+        leaves = list(chain.from_iterable(leaves))
+    raise ValueError(f"expected at most {_MAX_DEPTH} dimensions")
+
+
+def _malformed(text: str) -> RefusalError:
+    return RefusalError(400, "malformed", text)
