@@ -19,6 +19,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from plurum.client.ui.arrivals import Arrivals
 from plurum.client.ui.connection import Connection
 from plurum.client.ui.door import Door
 from plurum.client.ui.explanations import Explanations
@@ -93,6 +94,7 @@ class _Asking:
         self._recent = recent
         self._pages = pages
         self._limit_mib = settings.max_image_mib
+        self._arrivals = Arrivals(settings.max_image_mib)
         self._places = asyncio.Semaphore(settings.uploads)
         # Of its own: pictures are shown while images wait for a server that is away.
         self._showing = asyncio.Semaphore(settings.uploads)
@@ -112,8 +114,8 @@ class _Asking:
 
     async def answer(self, request: Request) -> Response:
         """Ask about the one image that the body is; an answer that a person should look at is kept."""
-        async with self._places:
-            data = await self._body(request)
+        # What arrives slowly takes no place from others.
+        async with self._arrivals.body(request) as data, self._places:
             name = _name(request.headers.get("x-file-name", ""))
             try:
                 # Said here, it needs no server, and comes in words for people.
@@ -175,15 +177,6 @@ class _Asking:
         async with self._counting:
             moment = time.time_ns() // 1000
             return (await asyncio.to_thread(self._store.progress)).waiting, moment
-
-    async def _body(self, request: Request) -> bytes:
-        pieces, size = [], 0
-        async for piece in request.stream():
-            size += len(piece)
-            if size > self._limit_mib << 20:
-                raise HTTPException(413, f"this file is larger than {self._limit_mib} MiB")
-            pieces.append(piece)
-        return b"".join(pieces)
 
 
 def _name(quoted: str) -> str:

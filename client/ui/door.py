@@ -58,6 +58,10 @@ class Door:
         if not self._is_ours(headers.get("host", "")):
             refusal = "this page is asked for under a name that is not this machine's; use its address"
             await PlainTextResponse(refusal, 421)(scope, receive, guarded)
+        elif "transfer-encoding" in headers:
+            # Browsers never send one; its chunks can cost more than what they hold.
+            refusal = "a body in chunks is not read; send it with Content-Length"
+            await PlainTextResponse(refusal, 411, {"connection": "close"})(scope, receive, guarded)
         elif scope["method"] not in {"GET", "HEAD"} and not _same_site(headers):
             await PlainTextResponse("another site may not do this", 403)(scope, receive, guarded)
         else:

@@ -14,6 +14,7 @@ import uvicorn
 
 from plurum.client.ui.app import ui_app
 from plurum.client.ui.connection import Connection
+from plurum.client.ui.page_connection import PageConnection
 from plurum.client.ui.settings import UiSettings
 from plurum.client.ui.store import ReviewStore
 from plurum.errors import ServerError
@@ -72,7 +73,7 @@ def run_ui(
         config = uvicorn.Config(
             ui_app(connection, store, evidence, settings),
             loop="asyncio",
-            http="h11",
+            http=PageConnection,
             ws="none",
             lifespan="on",
             log_config=None,

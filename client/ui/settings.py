@@ -16,7 +16,7 @@ class UiSettings:
         port: 0 takes a free one.
         max_image_mib: Of one image, encoded.
         recent_mib: Of all images together that are remembered until they are sent to review or forgotten.
-        uploads: Images that are held at once while they are asked about; others wait.
+        uploads: Images that are decoded and sent to the server at once; others wait.
     """
 
     host: str = "127.0.0.1"

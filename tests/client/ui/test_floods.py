@@ -1,0 +1,95 @@
+"""The page answers while others hold connections, send slowly, or send bodies in small pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from starlette.exceptions import HTTPException
+
+from plurum.client.ui.arrivals import Arrivals
+from tests.client.ui.browser import page_at
+
+UPLOAD = b"POST /answers HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    store = tmp_path_factory.mktemp("page") / "reviews"
+    with page_at("--url", "127.0.0.1:9", "--store", store) as url:
+        yield int(urlsplit(url).port or 0)
+
+
+def ask(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, float]:
+    """The status of an answer, and how long it took."""
+    start = time.monotonic()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request(method, path, body)
+        return connection.getresponse().status, time.monotonic() - start
+
+
+@contextlib.contextmanager
+def held(port: int, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        ones = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(count)]
+        for one in ones:
+            with contextlib.suppress(OSError):
+                one.sendall(sent)
+        yield ones
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nx", UPLOAD + b"content-length: 1000\r\n\r\nx"])
+def test_connections_that_are_held_keep_nobody_out(port: int, sent: bytes) -> None:
+    with held(port, 400, sent):
+        for _ in range(3):
+            status, took_s = ask(port, "POST", "/answers", b"no image")
+            assert status == 422
+            assert took_s < 2
+
+
+def test_bodies_in_chunks_are_refused_at_once(port: int) -> None:
+    flood = UPLOAD + b"transfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 300_000
+    with held(port, 1, b"") as (one,):
+        with contextlib.suppress(OSError):
+            one.sendall(flood)
+        status, took_s = ask(port, "GET", "/")
+        assert status == 200
+        assert took_s < 2
+    with held(port, 1, UPLOAD + b"transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n") as (one,):
+        assert one.recv(100).startswith(b"HTTP/1.1 411")
+
+
+class Body:
+    """A request with a body of so many pieces of a MiB."""
+
+    def __init__(self, mib: int) -> None:
+        self.left = mib
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        for _ in range(self.left):
+            yield bytes(1 << 20)
+
+
+def test_all_bodies_together_are_bounded() -> None:
+    async def run() -> None:
+        arrivals = Arrivals(2)
+        with pytest.raises(HTTPException, match="larger than 2 MiB"):
+            async with arrivals.body(Body(3)):  # type: ignore[arg-type]
+                pass
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(8):
+                whole = await stack.enter_async_context(arrivals.body(Body(2)))  # type: ignore[arg-type]
+                assert len(whole) == 2 << 20
+            with pytest.raises(HTTPException, match="too many images"):
+                async with arrivals.body(Body(1)):  # type: ignore[arg-type]
+                    pass
+        async with arrivals.body(Body(2)) as whole:  # type: ignore[arg-type]
+            assert len(whole) == 2 << 20
+
+    asyncio.run(run())
