@@ -80,7 +80,7 @@ def page_at(*arguments: object) -> Iterator[str]:
             yield found[1]
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=30)
-            assert (process.returncode, err) == (0, "")
+            assert (process.returncode, err) == (0, ""), err
         finally:
             process.kill()
 

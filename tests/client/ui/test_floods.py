@@ -65,6 +65,17 @@ def test_bodies_in_chunks_are_refused_at_once(port: int) -> None:
         assert one.recv(100).startswith(b"HTTP/1.1 411")
 
 
+@pytest.mark.parametrize("rest", [b"zz\r\n", b"0\r\n" + b"a: b\r\n" * 20_000, b"1\r\nx", b"\x00"])
+def test_a_body_that_breaks_off_in_nonsense_leaves_no_traceback(port: int, rest: bytes) -> None:
+    # The fixture holds the page to an empty standard error in the end.
+    for head in (b"transfer-encoding: chunked\r\n\r\n", b"content-length: 3\r\n\r\nabcGET"):
+        for _ in range(10):
+            with held(port, 1, UPLOAD + head) as (one,), contextlib.suppress(OSError):
+                one.sendall(rest)
+                one.recv(100)
+    assert ask(port, "GET", "/")[0] == 200
+
+
 class Body:
     """A request with a body of so many pieces of a MiB."""
 
