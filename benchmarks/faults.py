@@ -38,8 +38,8 @@ from plurum.benchmarks.askers import Askers, asked
 from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.members import random_repository
 from plurum.errors import ServerError
-from plurum.serving.leftovers import SHARED_MEMORY, processes_of
-from plurum.serving.stubs import stubs_of
+from plurum.serving.leftovers import SHARED_MEMORY
+from plurum.serving.processes import ServerProcesses
 from plurum.spec import read_ensemble
 
 __all__ = ["FAULTS", "Round", "Watched", "faults"]
@@ -149,21 +149,25 @@ class Watched:
         except OSError:
             return False
 
-    def triton(self) -> tuple[int, str]:
-        """Return the process id of its Triton, and the name of that server."""
-        (child,) = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        match = re.search(r"shm-region-prefix-name=(\w+)", Path(f"/proc/{child}/cmdline").read_text())
-        if match is None:
+    def server(self) -> ServerProcesses:
+        """Return the processes of its server."""
+        server = ServerProcesses.started_by(self._process.pid)
+        if server is None:
             raise ServerError("Triton is not running")
-        return int(child), match[1]
+        return server
+
+    def triton(self) -> int:
+        """Return the process id of its Triton."""
+        return self.server().session
 
     def stub(self, model: str) -> int:
         """Return the process id of a model's youngest instance: those of versions before may be about to end."""
-        return max(process for process, of in stubs_of(self.triton()[1]).items() if of == model)
+        return max(process.pid for process, of in self.server().stubs().items() if of == model)
 
     def member(self) -> int:
         """Return the process id of the youngest instance of a member."""
-        return max(p for p, of in stubs_of(self.triton()[1]).items() if of not in {"voter", "preprocess", "labels"})
+        ours = {"voter", "preprocess", "labels"}
+        return max(process.pid for process, of in self.server().stubs().items() if of not in ours)
 
     def tell(self, request_id: str) -> None:
         """Send a question with this id, and don't wait for its answer."""
@@ -177,9 +181,8 @@ class Watched:
 
     def held_bytes(self) -> dict[str, int]:
         """Return how much its processes hold of memory (proportional set size), and killed ones too of /dev/shm."""
-        _, name = self.triton()
         memory = 0
-        for process in (self._process.pid, *processes_of(name)):
+        for process in (self._process.pid, *(one.pid for one in self.server().find())):
             text = Path(f"/proc/{process}/smaps_rollup").read_text()
             memory += 1024 * int(re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)[0])
         return {"memory": memory, "shared_memory": sum(p.stat().st_size for p in SHARED_MEMORY.glob("plurum_*"))}
@@ -192,8 +195,8 @@ FAULTS: dict[str, Callable[[Watched], None]] = {
     "voter exits": lambda watched: watched.tell("exit"),
     "voter hangs": lambda watched: watched.tell("hang"),
     "voter leaks": lambda watched: watched.tell("leak"),
-    "Triton killed": lambda watched: os.kill(watched.triton()[0], signal.SIGKILL),
-    "Triton stopped": lambda watched: os.kill(watched.triton()[0], signal.SIGSTOP),
+    "Triton killed": lambda watched: os.kill(watched.triton(), signal.SIGKILL),
+    "Triton stopped": lambda watched: os.kill(watched.triton(), signal.SIGSTOP),
 }
 
 

@@ -48,7 +48,6 @@ from plurum.benchmarks.machine import machine, processor_s, versions
 from plurum.benchmarks.members import random_repository
 from plurum.benchmarks.throughput import Case, measure
 from plurum.serving import Server, ServerSettings
-from plurum.serving.leftovers import processes_of
 
 __all__ = ["added_ms", "gateway", "ratios"]
 
@@ -134,7 +133,7 @@ def _scene(work: Path, archs: tuple[str, ...], size: int, progress: Callable[[st
             try:
                 url = json.loads(next(iter(process.stdout or ())))["http"]
                 urls = {_GRPC: server.urls.grpc, _HTTP: server.urls.http, _INFER: url, _PREDICT: url}
-                processes = {"triton": processes_of(server.name), "gateway": [process.pid]}
+                processes = {"triton": server.processes(), "gateway": [process.pid]}
                 yield _Scene(urls, file.getvalue(), processes)
             finally:
                 process.terminate()

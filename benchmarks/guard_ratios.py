@@ -19,7 +19,6 @@ from plurum.benchmarks.load import pixel_rate
 from plurum.benchmarks.local import LocalMembers
 from plurum.benchmarks.machine import processor_s
 from plurum.serving import Server, ServerSettings, usable_cores
-from plurum.serving.leftovers import processes_of
 from plurum.spec import INPUT_PIXELS, read_ensemble
 from plurum.voting import VotingRule, decide, softmax
 
@@ -130,4 +129,4 @@ def _answered(client: Any) -> int:
 
 def _processor_s(server: Server) -> float:
     """Return the processor time that Triton and its models' processes have used, seconds."""
-    return sum(processor_s(process) for process in processes_of(server.name))
+    return sum(processor_s(process) for process in server.processes())

@@ -34,7 +34,6 @@ from plurum.benchmarks.load import pixel_rate
 from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.members import random_repository
 from plurum.serving import Server, ServerSettings, usable_cores
-from plurum.serving.leftovers import processes_of
 from plurum.serving.metrics import answered
 
 __all__ = ["Turns", "difference", "metrics_cost", "without_metrics"]
@@ -132,7 +131,7 @@ def _measured(servers: dict[str, Server], pixels: npt.NDArray[np.uint8], turns: 
 
 def _processor_ms(server: Server) -> dict[str, float]:
     """Return how long processors have been busy with the server's processes until now."""
-    spent = {process: _process_ms(process) for process in processes_of(server.name)}
+    spent = {process: _process_ms(process) for process in server.processes()}
     members = {process for process, model in server.stubs().items() if model != "voter"}
     return {_TOTAL: sum(spent.values()), _COUNTING: sum(spent[process] for process in set(spent) - members)}
 

@@ -13,9 +13,8 @@ from types import TracebackType
 
 from plurum.benchmarks.machine import processor_s
 from plurum.errors import ServerError
-from plurum.serving.leftovers import processes_of
 from plurum.serving.metrics import metrics_at
-from plurum.serving.stubs import stubs_of
+from plurum.serving.processes import ServerProcesses
 
 __all__ = ["Stack"]
 
@@ -73,13 +72,11 @@ class Stack:
         """Return the ids of all processes, and what each is: supervisor, gateway, triton, or a model's name."""
         serve, gateway = self._processes
         named = {serve.pid: "supervisor", gateway.pid: "gateway"}
-        children = Path(f"/proc/{serve.pid}/task/{serve.pid}/children").read_text().split()
-        line = Path(f"/proc/{children[0]}/cmdline").read_text() if children else ""
-        match = re.search(r"shm-region-prefix-name=(\w+)", line)
-        if match is None:
+        server = ServerProcesses.started_by(serve.pid)
+        if server is None:
             raise ServerError(f"Triton is not running: {self.said()}")
-        stubs = stubs_of(match[1])
-        return named | {process: stubs.get(process, "triton") for process in processes_of(match[1])}
+        stubs = server.stubs()
+        return named | {process.pid: stubs.get(process, "triton") for process in server.find()}
 
     def memory_bytes(self) -> dict[str, int]:
         """Return the memory of each kind of process, bytes: its own and its share of what several use (PSS)."""

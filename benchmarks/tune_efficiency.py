@@ -47,7 +47,6 @@ from plurum.benchmarks.tuning_search import served
 from plurum.benchmarks.tuning_variant import AS_IS, Backend
 from plurum.export.runtimes import openvino_runner
 from plurum.serving import Server, usable_cores
-from plurum.serving.leftovers import processes_of
 from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec
 from plurum.telemetry import import_onnxruntime
 
@@ -247,7 +246,7 @@ def _rate(asked: _Asked, clients: int, seconds: float) -> float:
 
 def _processor_ms(server: Server, asked: _Asked, clients: int, seconds: float) -> dict[str, float]:
     """Return for how long processors are busy with an image: of Triton, of each model's processes, and of who asks."""
-    names = {process: server.stubs().get(process, "triton") for process in processes_of(server.name)}
+    names = {process: server.stubs().get(process, "triton") for process in server.processes()}
     names[os.getpid()] = "client"
     before = {process: processor_s(process) for process in names}
     images = closed_loop(asked.url, asked.requests, clients, seconds).requests

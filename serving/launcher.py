@@ -29,12 +29,16 @@ _MACHINES = {"x86_64": (0xC000_003E, 317, 91), "aarch64": (0xC000_00B7, 277, 52)
 
 
 def main() -> None:
-    """Replace this process with the program, unless the parent has exited."""
+    """Replace this process with the program once the parent has written a byte to standard input.
+
+    The parent does so when it has recorded this process. If it exits or is interrupted before, there is nothing to end.
+    """
     parent, program = int(sys.argv[1]), sys.argv[2:]
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.prctl(_SET_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0))
-    if os.getppid() != parent:
+    if os.getppid() != parent or not os.read(0, 1):
         return
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.umask(0o077)
     _keep_modes(libc)
     os.execv(program[0], program)  # noqa: S606 (no shell is wanted)

@@ -1,84 +1,104 @@
-"""What a Triton server can leave behind: processes of its Python models, their shared memory, a temporary folder.
+"""What a killed `plurum serve` can leave behind: processes, their shared memory, temporary folders.
 
-Who started a server holds a lock in its folder. The kernel lets go of it however he ends, so a lock that can be taken
-means a server that nobody looks after any more.
+Each temporary folder has a lock, which its owner holds. The kernel releases it however the owner ends, so a lock that
+can be taken belongs to a folder that nobody looks after any more.
+
+Temporary folders and shared memory lie where every user may write. So nothing there is trusted by its name: a folder
+counts if this user owns it and it is closed to others, and no link is followed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
 import shutil
-import signal
+import stat
 import tempfile
-import time
 from pathlib import Path
 
-from plurum.files import is_locked, locked
+from plurum.serving.processes import ServerProcesses
 
-__all__ = ["claim", "end_processes", "processes_of", "sweep_dead_servers", "sweep_shared_memory"]
+__all__ = ["OwnedFolder", "sweep_dead_servers", "sweep_shared_memory"]
 
 _log = logging.getLogger(__name__)
 
-_GONE_S, _POLL_S = 5.0, 0.02
 _LOCK, _NAME = "lock", re.compile(r"plurum_[0-9a-f]{12}_")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux keeps it, whoever writes to it)
 
 
-def processes_of(name: str) -> list[int]:
-    """Return the ids of the processes whose command line holds `name`, the prefix of a server's shared memory."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            # Processes end while we look.
-            with contextlib.suppress(OSError):
-                if name.encode() in (folder / "cmdline").read_bytes():
-                    found.append(int(folder.name))
-    return found
+class OwnedFolder:
+    """A new temporary folder, closed to other users; the next server removes it if this process is killed.
 
+    Args:
+        name: The server's: `plurum_`, 12 hexadecimal digits and `_`. Begins the folder's name.
 
-def end_processes(name: str) -> None:
-    """Kill what is left of the server `name`, and wait until it is gone.
-
-    Models whose server has died can ignore a request to end. Killed ones are still there for a moment, the longer the
-    more memory they hold; one that the kernel can't end in time is left to it.
+    Attributes:
+        path: Where it is.
     """
-    deadline = time.monotonic() + _GONE_S
-    while (left := processes_of(name)) and time.monotonic() < deadline:
-        for process in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        time.sleep(_POLL_S)
+
+    def __init__(self, name: str) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=name))
+        unlocked = self.path / f".{_LOCK}"
+        lock = os.open(unlocked, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        # systemd-tmpfiles removes what has not been read for days, except from a folder that is locked itself.
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._held = [lock, folder]
+        for one in self._held:
+            fcntl.flock(one, fcntl.LOCK_EX)
+        # Others see the lock once it is held.
+        unlocked.rename(self.path / _LOCK)
+
+    def record(self, session: int) -> None:
+        """Write down the session that the server's Triton leads, for whoever has to end it."""
+        os.pwrite(self._held[0], str(session).encode(), 0)
+
+    def remove(self) -> None:
+        """Remove the folder and all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        while self._held:
+            os.close(self._held.pop())
 
 
 def sweep_shared_memory(name: str) -> None:
-    """Remove the shared memory of the server `name`, whose processes have ended."""
+    """Remove this user's shared memory of the server `name`, whose processes have ended."""
     for path in SHARED_MEMORY.glob(f"{name}*"):
-        path.unlink(missing_ok=True)
-
-
-def claim(folder: Path) -> int | None:
-    """Take the lock of a server's new temporary folder, and return its file descriptor; closing it lets go."""
-    unlocked = folder / f".{_LOCK}"
-    lock = locked(unlocked)
-    # Seen by others only once it is held.
-    unlocked.rename(folder / _LOCK)
-    return lock
+        # Other users may have put files of such a name there, which are theirs.
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid == os.geteuid():
+                path.unlink()
 
 
 def sweep_dead_servers() -> None:
     """Clear away this user's servers whose owners were killed: processes, shared memory, folders, logs."""
-    temporary = Path(tempfile.gettempdir())
-    for path in temporary.glob(f"plurum_*/{_LOCK}"):
-        name = _NAME.match(path.parent.name)
-        # Folders come and go while we look, and others' are not ours to touch.
-        with contextlib.suppress(OSError):
-            if name is None or path.stat().st_uid != os.getuid() or is_locked(path):
-                continue
-            _log.warning("a server was killed here before and is cleared away: %s", path.parent)
-            end_processes(name[0])
-            sweep_shared_memory(name[0])
-            shutil.rmtree(path.parent, ignore_errors=True)
-            (temporary / f"{name[0]}triton.log").unlink(missing_ok=True)
+    for folder in Path(tempfile.gettempdir()).glob("plurum_*"):
+        if (name := _NAME.match(folder.name)) is not None:
+            # Folders come and go while we look, are looked after, or are others'.
+            with contextlib.suppress(OSError):
+                _sweep(folder, name[0])
+
+
+def _sweep(folder: Path, name: str) -> None:
+    """Clear away the server `name` if `folder` is this user's and its lock can be taken.
+
+    Raises:
+        OSError: it is not, or it can't.
+    """
+    with contextlib.ExitStack() as held:
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        held.callback(os.close, directory)
+        about = os.fstat(directory)
+        if about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
+            return
+        lock = os.open(_LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        held.callback(os.close, lock)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _log.warning("a server was killed here before and is cleared away: %s", folder)
+        session = os.pread(lock, 20, 0).decode(errors="replace")
+        if session.isdecimal():
+            ServerProcesses(name, int(session)).end()
+        sweep_shared_memory(name)
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder.parent / f"{name}triton.log").unlink(missing_ok=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from plurum.serving.stubs import is_running, stubs_of
+import psutil
+
+from plurum.serving.processes import ServerProcesses, is_alive
 
 __all__ = ["Presence"]
 
@@ -17,15 +19,17 @@ class Presence:
     """The processes of each model's present version.
 
     Args:
-        name: The server's.
+        processes: The server's.
         instances: Says how many processes a model has; none where it is an ensemble or no Python runs it.
         is_loaded: Says whether Triton serves a model.
     """
 
-    def __init__(self, name: str, instances: Callable[[str], int], is_loaded: Callable[[str], bool]) -> None:
-        self._name, self._instances, self._is_loaded = name, instances, is_loaded
-        self._present: dict[str, frozenset[int]] = {}
-        self._former: set[int] = set()
+    def __init__(
+        self, processes: ServerProcesses, instances: Callable[[str], int], is_loaded: Callable[[str], bool]
+    ) -> None:
+        self._processes, self._instances, self._is_loaded = processes, instances, is_loaded
+        self._present: dict[str, frozenset[psutil.Process]] = {}
+        self._former: set[psutil.Process] = set()
 
     def __contains__(self, model: str) -> bool:
         """Whether its processes would be missed."""
@@ -33,7 +37,7 @@ class Presence:
 
     def watch(self, models: Iterable[str]) -> None:
         """Miss the processes of these models' present versions from now on."""
-        stubs = stubs_of(self._name)
+        stubs = self._processes.stubs()
         for model in models:
             # An ensemble has none, whatever had its name before.
             found = {process for process, of in stubs.items() if of == model and self._instances(model)}
@@ -46,7 +50,7 @@ class Presence:
     def loads_anew(self, model: str) -> None:
         """Miss no process of a model until it is watched again; those that it has are of a former version."""
         self._present.pop(model, None)
-        self._former |= {process for process, of in stubs_of(self._name).items() if of == model}
+        self._former |= {process for process, of in self._processes.stubs().items() if of == model}
 
     def forget(self, model: str) -> None:
         """Miss no process of a model that will be unloaded."""
@@ -60,7 +64,7 @@ class Presence:
         lost = [model for model, processes in list(self._present.items()) if not self._run(processes)]
         if not lost:
             return ()
-        stubs, missing = stubs_of(self._name), []
+        stubs, missing = self._processes.stubs(), []
         for model in sorted(lost):
             known = self._present.get(model, frozenset())
             others = {process for process, of in stubs.items() if of == model} - known - self._former
@@ -71,5 +75,6 @@ class Presence:
                 missing.append(model)
         return tuple(missing)
 
-    def _run(self, processes: Iterable[int]) -> bool:
-        return all(is_running(process, self._name) for process in processes)
+    @staticmethod
+    def _run(processes: Iterable[psutil.Process]) -> bool:
+        return all(is_alive(process) for process in processes)

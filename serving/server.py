@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,19 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from plurum.errors import ServerError, needs_extra
 from plurum.serving.admin import Admin
 from plurum.serving.certificates import check_certificates
 from plurum.serving.cores import usable_cores
 from plurum.serving.drain import drain
 from plurum.serving.installation import find_triton, lay_out
-from plurum.serving.leftovers import claim, end_processes, sweep_dead_servers, sweep_shared_memory
+from plurum.serving.leftovers import OwnedFolder, sweep_dead_servers, sweep_shared_memory
 from plurum.serving.log import TritonLog
 from plurum.serving.presence import Presence
 from plurum.serving.probe import NoAnswerError, Probe
+from plurum.serving.processes import MARK, ServerProcesses, is_alive
 from plurum.serving.releases import Trial
 from plurum.serving.settings import Ports, ServerSettings, claimed_ports, exposures, server_arguments
-from plurum.serving.stubs import is_running, stubs_of
 from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["Server", "Urls"]
@@ -81,8 +83,8 @@ class Server:
         self._release = release
         self._ports: Ports | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder: Path | None = None
-        self._lock: int | None = None
+        self._processes: ServerProcesses | None = None
+        self._folder: OwnedFolder | None = None
         self._ensemble: Ensemble | None = None
         self._ready = False
         self._failed = False
@@ -167,7 +169,8 @@ class Server:
         if self._process is None:
             raise ServerError("the server was not started")
         # A Triton that was stopped (SIGSTOP) is killed by this, and noticed at the next look.
-        is_running(self._process.pid, self.name)
+        with contextlib.suppress(psutil.Error):
+            is_alive(psutil.Process(self._process.pid))
         code = self._process.poll()
         if code is not None:
             raise self._failure(f"{'ended by itself' if self._ready else 'did not start'} (exit code {code})")
@@ -182,9 +185,14 @@ class Server:
         """The largest batch that any of its models takes; at least 1."""
         return max((config.max_batch_size for config in self._staged.configs.values()), default=1) or 1
 
+    def processes(self) -> list[int]:
+        """Return the ids of its processes: Triton's, and those of Python models and backends."""
+        return [] if self._processes is None else [process.pid for process in self._processes.find()]
+
     def stubs(self) -> dict[int, str]:
         """Return the processes of its Python models and backends: the model of each, by process id."""
-        return stubs_of(self.name)
+        found = {} if self._processes is None else self._processes.stubs()
+        return {process.pid: model for process, model in found.items()}
 
     def died(self) -> tuple[str, ...]:
         """Return the models, sorted, of which a process has died or was stopped, though Triton serves them.
@@ -274,47 +282,62 @@ class Server:
             answer: Let requests in flight be answered first; for a server that does not answer that is time lost.
         """
         process, self._process = self._process, None
-        try:
+        with contextlib.ExitStack() as tidying:
+            # Last in, first out; each is done whatever becomes of the others.
+            tidying.callback(self._remove_files)
+            tidying.callback(sweep_shared_memory, self.name)
+            tidying.callback(self._end_processes, process)
             if answer and process is not None and process.poll() is None:
                 if self._ready:
                     self._drain()
                 process.send_signal(signal.SIGTERM)
-                process.wait(self._settings.exit_timeout_s + _UNLOAD_S)
-        except subprocess.TimeoutExpired:
-            _log.warning("Triton took more than %g s to end and is killed", self._settings.exit_timeout_s + _UNLOAD_S)
-        finally:
-            end_processes(self.name)
-            if process is not None:
-                process.wait()
-            sweep_shared_memory(self.name)
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
-            self.log.forward()
-            if not self._failed:
-                self.log.path.unlink(missing_ok=True)
+                try:
+                    process.wait(self._settings.exit_timeout_s + _UNLOAD_S)
+                except subprocess.TimeoutExpired:
+                    most = self._settings.exit_timeout_s + _UNLOAD_S
+                    _log.warning("Triton took more than %g s to end and is killed", most)
+
+    def _end_processes(self, process: subprocess.Popen[bytes] | None) -> None:
+        if self._processes is not None:
+            self._processes.end()
+        if process is not None:
+            # It may not be Triton yet, but what becomes it.
+            process.kill()
+            process.wait()
+
+    def _remove_files(self) -> None:
+        if self._folder is not None:
+            self._folder.remove()
+        self.log.forward()
+        if not self._failed:
+            self.log.path.unlink(missing_ok=True)
 
     def _launch(self) -> None:
         command, environment, folder = self._prepare()
         # Python models take the working directory for a place to import from.
-        empty = folder / "empty"
+        empty = folder.path / "empty"
         empty.mkdir()
-        _log.debug("starting %s in %s", command[0], folder)
-        with self.log.create() as log:
+        _log.debug("starting %s in %s", command[0], folder.path)
+        with self.log.create() as log, contextlib.ExitStack() as ends:
+            gate, opened = os.pipe()
+            for end in (gate, opened):
+                ends.callback(os.close, end)
             self._process = subprocess.Popen(
                 [sys.executable, "-IS", _LAUNCHER, str(os.getpid()), *command],
                 cwd=empty,
-                env=environment,
-                stdin=subprocess.DEVNULL,
+                env=environment | {MARK: self.name},
+                stdin=gate,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # Ctrl-C at a terminal is for us; we pass it on in our own time.
                 start_new_session=True,
             )
+            self._processes = ServerProcesses(self.name, self._process.pid)
+            self._presence = Presence(self._processes, self._staged.instances, self._admin.is_loaded)
+            folder.record(self._process.pid)
+            os.write(opened, b".")
 
-    def _prepare(self) -> tuple[list[str], dict[str, str], Path]:
+    def _prepare(self) -> tuple[list[str], dict[str, str], OwnedFolder]:
         """Check everything, and return Triton's command line, its environment and the folder laid out for it."""
         with needs_extra("serving"):
             from plurum.serving.staging import Staged, are_complete, model_folders
@@ -328,16 +351,14 @@ class Server:
         self._ports = claimed_ports(self._settings)
         for warning in exposures(self._settings, from_wheel=triton.wheel is not None):
             _log.warning("%s", warning)
-        self._folder = Path(tempfile.mkdtemp(prefix=self.name))
-        self._lock = claim(self._folder)
-        self._admin = Admin(self.urls.http, self.urls.metrics, self._folder)
-        self._staged = Staged(self._folder / "models", usable_cores(), cpu_only=not triton.uses_gpu)
+        self._folder = OwnedFolder(self.name)
+        self._admin = Admin(self.urls.http, self.urls.metrics, self._folder.path)
+        self._staged = Staged(self._folder.path / "models", usable_cores(), cpu_only=not triton.uses_gpu)
         self._staged.add(self._repository, self._release)
         self._staged.add_managers()
         if self._release:
             self._staged.publish(self._release)
-        self._presence = Presence(self.name, self._staged.instances, self._admin.is_loaded)
-        layout = lay_out(triton, self._folder)
+        layout = lay_out(triton, self._folder.path)
         arguments = server_arguments(self._settings, self._ports, str(self._staged.folder), self.name)
         if are_complete(list(self._staged.configs.values())):
             arguments.append("--disable-auto-complete-config")
@@ -365,5 +386,5 @@ class Server:
         reason = self.log.reason()
         if self._folder is not None:
             # The view is gone by the time this is read.
-            reason = reason.replace(str(self._folder / "models"), str(self._repository))
+            reason = reason.replace(str(self._folder.path / "models"), str(self._repository))
         return ServerError(f"Triton {what}: {reason}; its whole log is in {self.log.path}")

@@ -20,7 +20,6 @@ from plurum.benchmarks.peers.catalogue import Peer
 from plurum.benchmarks.peers.environment import Environment
 from plurum.errors import ServerError
 from plurum.serving import Server
-from plurum.serving.leftovers import processes_of
 
 __all__ = ["PeerServer", "PlurumServer", "Running", "free_port", "marked_processes"]
 
@@ -155,7 +154,7 @@ class PlurumServer:
         _signal(triton, signal.SIGCONT)
 
     def _processes(self) -> tuple[list[int], list[int]]:
-        found = processes_of(self._server.name)
+        found = self._server.processes()
         triton = [one for one in found if Path(f"/proc/{one}/exe").resolve().name == "tritonserver"]
         return triton, [one for one in found if one not in triton]
 

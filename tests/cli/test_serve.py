@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from plurum.serving.leftovers import SHARED_MEMORY, processes_of
+from plurum.serving.leftovers import SHARED_MEMORY
+from plurum.serving.processes import ServerProcesses
 
+NOBODY = 65534
 FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0")
 
 
@@ -27,10 +29,18 @@ def command(*arguments: object) -> list[str]:
 
 
 @contextlib.contextmanager
-def serving(repository: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Give a running `plurum serve` and the line that says where it answers."""
+def serving(
+    repository: Path, *options: str, before: tuple[str, ...] = ()
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Give a running `plurum serve` and the line that says where it answers.
+
+    Args:
+        repository: What is served.
+        options: Of the command.
+        before: A command that starts it.
+    """
     with subprocess.Popen(
-        command(repository, *FREE, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*before, *command(repository, *FREE, *options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stdout is not None
@@ -41,53 +51,85 @@ def serving(repository: Path, *options: str) -> Iterator[tuple[subprocess.Popen[
             process.kill()
 
 
-def server_of(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Return the id of the Triton that `process` has started, and the name of its shared memory."""
-    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    match = re.search(r"shm-region-prefix-name=(\w+)", Path(f"/proc/{child}/cmdline").read_text())
-    assert match is not None
-    return int(child), match[1]
+def server_of(process: subprocess.Popen[str]) -> ServerProcesses:
+    """Return the processes of the server that `process` has started."""
+    server = ServerProcesses.started_by(process.pid)
+    assert server is not None
+    return server
 
 
-def leftovers(name: str) -> list[object]:
+def leftovers(server: ServerProcesses) -> list[object]:
     return [
-        *processes_of(name),
-        *SHARED_MEMORY.glob(f"{name}*"),
-        *Path(tempfile.gettempdir()).glob(f"{name}*"),
+        *server.find(),
+        *SHARED_MEMORY.glob(f"{server.name}*"),
+        *Path(tempfile.gettempdir()).glob(f"{server.name}*"),
     ]
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_well_and_nothing_is_left(repository: Path, end: signal.Signals) -> None:
     with serving(repository, "--json") as (process, line):
         urls = json.loads(line)
         assert set(urls) == {"http", "grpc", "metrics", "status"}
         with urllib.request.urlopen(f"{urls['http']}/v2/models/ensemble/ready", timeout=10) as answer:
             assert answer.status == 200
-        _, name = server_of(process)
-        assert leftovers(name)
+        server = server_of(process)
+        assert leftovers(server)
         process.send_signal(end)
         # A second one, as impatient people send it, does not interrupt the tidying up.
         time.sleep(0.3)
         process.send_signal(end)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (0, "", "")
-    assert leftovers(name) == []
+    assert leftovers(server) == []
+
+
+@pytest.mark.triton
+def test_under_nohup_it_outlives_its_terminal(repository: Path) -> None:
+    with serving(repository, "--json", before=("nohup",)) as (process, line):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        with urllib.request.urlopen(f"{json.loads(line)['status']}/v2/health/ready", timeout=10) as answer:
+            assert answer.status == 200
+        server = server_of(process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert leftovers(server) == []
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can start processes of other users")
+def test_what_other_users_name_and_plant_is_left_alone_and_holds_nothing_up(repository: Path) -> None:
+    with serving(repository, "--json") as (process, _):
+        server = server_of(process)
+        planted = SHARED_MEMORY / f"{server.name}planted"
+        planted.touch()
+        os.chown(planted, NOBODY, NOBODY)
+        named = ["tail", "-f", f"/tmp/{server.name}triton.log", "/dev/null"]  # noqa: S108
+        with subprocess.Popen(named, user=NOBODY, stderr=subprocess.DEVNULL) as stranger:
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=30)
+            assert stranger.poll() is None
+            stranger.kill()
+    assert (process.returncode, err) == (0, "")
+    assert leftovers(server) == [planted]
+    planted.unlink()
 
 
 @pytest.mark.triton
 def test_a_signal_while_it_starts(repository: Path) -> None:
     with subprocess.Popen(command(repository, *FREE), stdout=subprocess.PIPE, text=True) as process:
-        name = ""
+        server = None
         deadline = time.monotonic() + 20
-        while not name and time.monotonic() < deadline:
-            with contextlib.suppress(ValueError, AssertionError, OSError):
-                _, name = server_of(process)
+        while server is None and time.monotonic() < deadline:
+            server = ServerProcesses.started_by(process.pid)
+        assert server is not None
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, "")
-    assert leftovers(name) == []
+    assert leftovers(server) == []
 
 
 @pytest.mark.triton
@@ -99,8 +141,8 @@ def test_it_says_where_it_answers_and_starts_triton_again_when_that_dies(reposit
         assert re.fullmatch(r"metrics  http://127\.0\.0\.1:\d+/metrics\n", process.stdout.readline())
         status = re.fullmatch(r"status   (http://127\.0\.0\.1:\d+)\n", process.stdout.readline())
         assert status is not None
-        triton, name = server_of(process)
-        os.kill(triton, signal.SIGKILL)
+        server = server_of(process)
+        os.kill(server.session, signal.SIGKILL)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not _restarted(status[1]):
             time.sleep(0.1)
@@ -113,7 +155,7 @@ def test_it_says_where_it_answers_and_starts_triton_again_when_that_dies(reposit
     assert re.search(r"not ready: Triton ended by itself \(exit code -9\): .*its whole log is in \S+$", first)
     assert re.search(r"ready again after \d+\.\d s$", second)
     log = Path(first.split()[-1])
-    assert leftovers(name) == [log]
+    assert leftovers(server) == [log]
     log.unlink()
 
 
@@ -125,11 +167,11 @@ def _restarted(status: str) -> bool:
 @pytest.mark.triton
 def test_killed_outright_it_leaves_no_server_and_the_next_one_clears_up(repository: Path) -> None:
     with serving(repository) as (process, _):
-        _, name = server_of(process)
+        server = server_of(process)
         process.kill()
     with serving(repository) as (process, line):
         assert line
-        assert leftovers(name) == []
+        assert leftovers(server) == []
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
     assert "a server was killed here before and is cleared away" in err

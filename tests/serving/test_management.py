@@ -253,8 +253,8 @@ def test_everything_of_a_server_is_closed_to_others_from_its_first_moment(reposi
     with Server(repository, FREE) as server:
         regions = list(SHARED_MEMORY.glob(f"{server.name}*"))
         assert len(regions) > 3
-        folder = server._folder
-        assert folder is not None
+        assert server._folder is not None
+        folder = server._folder.path
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         sockets = [folder / f"{name}.sock" for name in MANAGERS]
         for path in (*regions, *sockets, server.log.path):
@@ -272,7 +272,8 @@ def test_another_user_finds_no_image_and_no_secret_of_a_server(repository: Path,
         assert len(client.predict([encoded])) == 1
         assert any(marker in path.read_bytes() for path in SHARED_MEMORY.glob(f"{server.name}*"))
         processes = " ".join(f"/proc/{process}" for process in [*server.stubs(), server._process.pid])  # type: ignore[union-attr]
-        places = f"{SHARED_MEMORY}/{server.name}* {server.log.path} {server._folder}/* {server._folder}"
+        folder = server._folder.path  # type: ignore[union-attr]
+        places = f"{SHARED_MEMORY}/{server.name}* {server.log.path} {folder}/* {folder}"
         script = (
             f"for one in {places}; do head -c 1 $one && echo readable $one; ls $one/. && echo listed $one; done; "
             f"for one in {processes}; do for name in environ maps mem stack syscall io fd/0; do "

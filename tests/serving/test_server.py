@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -20,7 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from plurum.errors import ContractError, RepositoryError, ServerError
 from plurum.serving import Server, ServerSettings, find_triton
 from plurum.serving.installation import lay_out
-from plurum.serving.leftovers import SHARED_MEMORY, processes_of
+from plurum.serving.leftovers import SHARED_MEMORY
+from plurum.serving.processes import MARK
 
 pytestmark = pytest.mark.triton
 
@@ -29,16 +31,12 @@ FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
 
 def nothing_is_left(server: Server) -> bool:
     places = [*SHARED_MEMORY.glob(f"{server.name}*"), *Path(server.log.path).parent.glob(f"{server.name}*")]
-    return not processes_of(server.name) and not [path for path in places if path != server.log.path]
+    return not server.processes() and not [path for path in places if path != server.log.path]
 
 
 def triton_of(server: Server) -> int:
-    """Return the id of the server's main process: the parent of its models' processes."""
-    parents = {
-        int((Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[1])
-        for process in processes_of(server.name)
-    }
-    (triton,) = parents - {os.getpid()}
+    """Return the id of the server's main process."""
+    (triton,) = (one.pid for one in psutil.Process().children() if one.environ().get(MARK) == server.name)
     return triton
 
 

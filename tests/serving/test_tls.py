@@ -298,7 +298,7 @@ def test_a_server_started_anew_wants_the_same_certificates(repository: Path, run
         url, http = urls["grpc"].replace(EVERYWHERE, "127.0.0.1"), urlsplit(urls["http"]).port or 0
         known = authority.client()
         assert is_answered(url, known, run)
-        os.kill(server_of(process)[0], signal.SIGKILL)
+        os.kill(server_of(process).session, signal.SIGKILL)
         # The certificate was renewed in the meantime.
         authority.server(mutual=True)
         deadline = time.monotonic() + 60

@@ -52,7 +52,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
 
     Takes tritonserver from PATH, else the one that the package nvidia-pytriton brings. Says where it answers once it
     has answered a real question, and goes on asking: a model or a server that has died, hangs or answers with errors is
-    noticed within seconds and started anew. Ctrl-C or SIGTERM lets requests in flight finish and leaves nothing behind.
+    noticed within seconds and started anew. Ctrl-C, SIGTERM or SIGHUP lets requests in flight finish and
+    leaves nothing behind.
 
     [bold]Examples[/bold]
 
@@ -129,14 +130,18 @@ def _held(repository: Path | None, folder: Path | None) -> Iterator[tuple[Path, 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the block; later ones don't interrupt what it then tidies up."""
+    """Let Ctrl-C, SIGTERM and SIGHUP end the block; later ones don't interrupt the clean-up."""
 
     def interrupt(*_: object) -> NoReturn:
         for number in former:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # Under nohup a server outlives its terminal.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    former = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         with contextlib.suppress(KeyboardInterrupt):
             yield
