@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,17 +20,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from plurum.errors import SettingsError
+from plurum.errors import OutputError, SettingsError
 from plurum.export.repository import Exported, repository_from_run
 from plurum.export.settings import ExportSettings
 from plurum.files import sha256_of
-from plurum.models import state_from_file
+from plurum.models import model_from_tensors
 from plurum.run import DataContract, Run, Split, Table
 from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Voting, write_contract
+from plurum.state_dicts import read_state_dict
 
 __all__ = ["Labelled", "repository_from_checkpoints"]
+
+_LOG = logging.getLogger(__name__)
 
 _SOURCE = "nothing: checkpoints from elsewhere"
 _GENERATED = 32
@@ -88,23 +93,50 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
         )
     if len(archs) not in {1, len(checkpoints)}:
         raise SettingsError(f"{len(archs)} --arch for {len(checkpoints)} checkpoints; name one for all or one for each")
+    names = _member_names(checkpoints)
     of_each = list(archs) if len(archs) == len(checkpoints) else list(archs) * len(checkpoints)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
         try:
             members = tuple(
-                _member(run, file, arch, tuple(classes), image) for file, arch in zip(checkpoints, of_each, strict=True)
+                _member(run, name, file, arch, tuple(classes), image)
+                for name, file, arch in zip(names, checkpoints, of_each, strict=True)
             )
             _write_run(run, members, tuple(classes), image, labelled or _generated(image, classes[0]))
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
             raise SettingsError(f"these checkpoints make no ensemble: {fault}") from error
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
+            place = tempfile.gettempdir()
+            raise OutputError(f"copies of the checkpoints can't be written below {place} (TMPDIR): {reason}") from error
         return repository_from_run(run, out, settings, progress)
 
 
-def _member(run: Run, file: Path, arch: str, classes: tuple[str, ...], image: ImageSpec) -> Member:
-    state = state_from_file(file)
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", file.name.rsplit(".", 1)[0])
+def _member_names(checkpoints: Sequence[Path]) -> list[str]:
+    """Return what each member is called: like its file, in letters that a model's name may have.
+
+    Raises:
+        SettingsError: two would be called alike.
+    """
+    names: dict[str, Path] = {}
+    for file in checkpoints:
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", file.name.rsplit(".", 1)[0]).lstrip("_.-")[:100] or "member"
+        if name in names:
+            raise SettingsError(
+                f"the members of {names[name]} and {file} would both be called {name!r}; rename one of the files"
+            )
+        names[name] = file
+    return list(names)
+
+
+def _member(run: Run, name: str, file: Path, arch: str, classes: tuple[str, ...], image: ImageSpec) -> Member:
+    held = read_state_dict(file)
+    if held.note:
+        _LOG.warning("%s: %s", file, held.note)
+    state = held.tensors
+    # Here already, so that a message names the file and not a copy of it.
+    model_from_tensors(file, state, arch, len(classes))
     folder = run.member_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.safetensors"

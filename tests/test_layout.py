@@ -19,7 +19,7 @@ FLOORS = (
     {
         *("errors", "evidence", "file_trees", "files", "image_limits", "images", "jpeg_structure", "listing"),
         *("manifests", "microns", "models", "png_structure", "questions", "regular_files", "run", "scanners", "slides"),
-        *("spec", "spellings", "telemetry", "tiff_structure", "tissue", "voting"),
+        *("spec", "spellings", "state_dicts", "telemetry", "tiff_structure", "tissue", "voting"),
     },
     {"training", "export", "serving", "client"},
     {"benchmarks", "demo"},

@@ -69,9 +69,16 @@ def test_another_file_than_the_contract_names_is_refused(checkpoint: Path) -> No
         model_from_checkpoint(contract, checkpoint)
 
 
-@pytest.mark.parametrize("arch", ["regnetx_002", "no_such_arch"])
-def test_another_architecture_is_refused_in_one_line(checkpoint: Path, arch: str) -> None:
-    with pytest.raises(ContractError, match=f"does not fit the architecture '{arch}'") as caught:
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("regnetx_002", "does not fit the architecture 'regnetx_002': of "),
+        ("no_such_arch", "is of no known architecture: timm has no architecture 'no_such_arch'"),
+        ("hf-hub:somebody/something", "timm has no architecture 'hf-hub:somebody/something'"),
+    ],
+)
+def test_another_architecture_is_refused_in_one_line(checkpoint: Path, arch: str, message: str) -> None:
+    with pytest.raises(ContractError, match=message) as caught:
         model_from_checkpoint(member(checkpoint, arch), checkpoint)
     assert "\n" not in str(caught.value)
 
@@ -84,7 +91,7 @@ def test_another_number_of_classes_is_refused(checkpoint: Path) -> None:
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"\x80\x04no weights")
-    with pytest.raises(ContractError, match="does not fit the architecture"):
+    with pytest.raises(ContractError, match="is no checkpoint: its safetensors are broken"):
         model_from_checkpoint(member(path), path)
 
 

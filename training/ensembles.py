@@ -6,6 +6,7 @@ inside, so that nobody can do it twice or otherwise than the members were traine
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +15,20 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import timm
 import torch
 from torch import Tensor, nn
 
 from plurum.errors import ContractError, DataError, SettingsError
-from plurum.models import model_from_checkpoint, state_from_file
+from plurum.models import model_from_checkpoint, model_from_tensors
 from plurum.run import Run
 from plurum.spec import ImageSpec, read_member
+from plurum.state_dicts import read_state_dict
 from plurum.training.scoring import device_of, logits_of
 from plurum.voting import Verdict, VotingRule, decide, softmax
 
 __all__ = ["ImageEnsemble", "ensemble_from_checkpoints", "ensemble_from_models", "ensemble_from_run"]
+
+_LOG = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.uint8] | Tensor
 
@@ -184,16 +187,10 @@ def _loaded(source: Path, arch: str | None, classes: Sequence[str] | None, image
         raise SettingsError(
             f"{source} is a file of weights, which does not say what it is of: state arch, classes, image"
         )
-    try:
-        model: nn.Module = timm.create_model(arch, num_classes=len(classes))
-    except RuntimeError as error:
-        raise SettingsError(f"arch is {arch!r}: {str(error).splitlines()[0]}") from error
-    try:
-        model.load_state_dict(state_from_file(source))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ContractError(f"{source} does not fit the architecture {arch!r}: {reason}") from error
-    return _Loaded(model.eval(), tuple(classes), image)
+    state = read_state_dict(source)
+    if state.note:
+        _LOG.warning("%s: %s", source, state.note)
+    return _Loaded(model_from_tensors(source, state.tensors, arch, len(classes)), tuple(classes), image)
 
 
 def _weights(models: int, weights: Sequence[float] | None) -> tuple[float, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from plurum.errors import OutputError
 from plurum.files import whole_file
+from plurum.regular_files import open_regular
 
 __all__ = ["StateFile"]
 
@@ -39,11 +39,14 @@ class StateFile:
         Nothing but tensors and plain values is unpickled.
         """
         try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            with open_regular(self.path) as file:
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            _LOG.warning("%s can't be read (%s); this training starts over", self.path, str(error).splitlines()[0])
+        # On a broken file the unpickler stumbles over anything: KeyError and IndexError, too.
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            _LOG.warning("%s can't be read (%s); this training starts over", self.path, reason)
             return None
         return state
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import pickle
-import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plurum.errors import ContractError, needs_extra
+from plurum.errors import ContractError, SettingsError, needs_extra
 from plurum.files import sha256_of
 from plurum.spec import ImageSpec, Member
+from plurum.state_dicts import check_finite, read_state_dict, tensors_from_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["model_from_checkpoint", "normalised", "state_from_file"]
+__all__ = ["model_from_checkpoint", "model_from_tensors", "normalised", "state_from_file"]
 
-# Under which of these other programs keep the weights, beside optimisers and counters.
-_NESTED = ("state_dict", "model", "model_state_dict", "state_dict_ema")
+_NAMED = 2
+# PyTorch fills it in where it is missing, as before version 0.4.1.
+_OPTIONAL = "num_batches_tracked"
 
 
 def model_from_checkpoint(member: Member, checkpoint: Path) -> nn.Module:
@@ -26,23 +27,52 @@ def model_from_checkpoint(member: Member, checkpoint: Path) -> nn.Module:
     It takes normalised pixels, float32 `[batch, 3, height, width]`, and answers logits `[batch, classes]`.
 
     Raises:
-        ContractError: the file is missing, not the one the contract names, or does not fit the architecture.
+        ContractError: the file is missing, not the one the contract names, holds NaN, or does not fit the architecture.
         MissingExtraError: timm, torch or safetensors is not installed.
     """
-    with needs_extra("training"):
-        import timm
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    with needs_extra("training", "timm", "torch", "safetensors"):
+        pass
     if not checkpoint.is_file():
         raise ContractError(f"{checkpoint} is missing; train the member {member.name!r} again")
-    if sha256_of(checkpoint) != member.sha256:
-        raise ContractError(f"{checkpoint} is not the file that member.json names: its SHA-256 is another")
     try:
-        model: nn.Module = timm.create_model(member.arch, num_classes=len(member.classes))
-        model.load_state_dict(load_file(checkpoint))
-    except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise ContractError(f"{checkpoint} does not fit the architecture {member.arch!r}: {reason}") from error
+        if sha256_of(checkpoint) != member.sha256:
+            raise ContractError(f"{checkpoint} is not the file that member.json names: its SHA-256 is another")
+        tensors = tensors_from_safetensors(checkpoint)
+    except OSError as error:
+        raise ContractError(f"{checkpoint} can't be read: {error.strerror}") from error
+    check_finite(checkpoint, tensors)
+    try:
+        return model_from_tensors(checkpoint, tensors, member.arch, len(member.classes))
+    except SettingsError as error:
+        raise ContractError(f"{checkpoint} is of no known architecture: {error}") from error
+
+
+def model_from_tensors(path: Path, tensors: Mapping[str, Tensor], arch: str, classes: int) -> nn.Module:
+    """Return a model of timm's with these weights, on the CPU in float32, in evaluation mode.
+
+    Args:
+        path: Where they come from, for messages.
+        tensors: By the names that the architecture gives them.
+        arch: What `timm.create_model` takes; nothing is downloaded.
+        classes: How many logits it answers.
+
+    Raises:
+        SettingsError: timm has no such architecture.
+        ContractError: the weights are of another one, of other classes or channels.
+    """
+    import timm
+
+    # Others would be fetched from a network, or read from a folder.
+    if not timm.is_model(arch):
+        raise SettingsError(f"timm has no architecture {arch!r}; timm.list_models() names those that it has")
+    try:
+        model: nn.Module = timm.create_model(arch, num_classes=classes)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingsError(f"timm can't make {arch!r} for {classes} classes: {reason}") from error
+    if fault := _misfit(model, tensors):
+        raise ContractError(f"{path} does not fit the architecture {arch!r}: {fault}")
+    model.load_state_dict(dict(tensors))
     return model.eval()
 
 
@@ -59,31 +89,40 @@ def normalised(pixels: Tensor, image: ImageSpec) -> Tensor:
 
 
 def state_from_file(path: Path) -> dict[str, Any]:
-    """Return the state dict that a file holds: parameter names and tensors.
+    """Return the tensors of `plurum.state_dicts.read_state_dict`, by their names."""
+    return dict(read_state_dict(path).tensors)
 
-    Raises:
-        ContractError: it holds none, or is a pickle of more than tensors, which is not run.
-        MissingExtraError: torch or safetensors is not installed.
-    """
-    with needs_extra("training"):
-        import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    if not path.is_file():
-        raise ContractError(f"{path} is no file; name a checkpoint, or a run's folder")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ContractError(
-            f"{path} is no checkpoint that can be read without running code in it; save a state dict: "
-            f"torch.save(model.state_dict(), ...) or safetensors"
-        ) from error
-    for key in _NESTED:
-        if isinstance(held, dict) and isinstance(held.get(key), dict):
-            held = held[key]
-    if not isinstance(held, dict) or not all(isinstance(value, torch.Tensor) for value in held.values()):
-        raise ContractError(f"{path} holds no state dict; save model.state_dict(): tensors by their names")
-    # As torch.nn.DataParallel and torch.compile write them.
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in held.items()}
+
+def _misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    """Return in which way the weights are not the model's; nothing where they are."""
+    expected: dict[str, Tensor] = model.state_dict()
+    shared = [name for name in expected if name in tensors]
+    shapes = {name: (list(tensors[name].shape), list(expected[name].shape)) for name in shared}
+    others = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
+    layers: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    for name in (f"{layer}.weight" for layer in _names(layers.get("classifier"))):
+        if name in others and others[name][0][1:] == others[name][1][1:]:
+            got, needed = (shape[0] for shape in others[name])
+            return f"it answers {got:,} classes ({name} is {others[name][0]}); named: {needed:,}"
+    for name in (f"{layer}.weight" for layer in _names(layers.get("first_conv"))):
+        if name in others and others[name][0][:1] == others[name][1][:1] and len(others[name][0]) > 1:
+            got, needed = (shape[1] for shape in others[name])
+            return f"its first layer takes {got} channels ({name} is {others[name][0]}), and images have {needed}"
+    kinds = [name for name in shared if tensors[name].is_floating_point() != expected[name].is_floating_point()]
+    faults = {
+        "missing": [name for name in expected if name not in tensors and not name.endswith(_OPTIONAL)],
+        "unexpected": [name for name in tensors if name not in expected],
+        "of another shape": [f"{name}: {pair[0]}, not {pair[1]}" for name, pair in others.items()],
+        "of another type": [f"{name}: {tensors[name].dtype}, not {expected[name].dtype}" for name in kinds],
+    }
+    counted = [f"{len(names):,} {fault} ({_some(names)})" for fault, names in faults.items() if names]
+    return f"of {len(expected):,} tensors, {', '.join(counted)}" if counted else ""
+
+
+def _names(layers: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Return the names that timm keeps as one, as several, or not at all."""
+    return (layers,) if isinstance(layers, str) else tuple(layers or ())
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

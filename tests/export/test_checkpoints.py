@@ -162,10 +162,11 @@ def test_a_graph_that_sees_other_colours_is_caught(
         (["--precision", "int8"], "--precision int8 is checked on labelled images"),
         (["--images", "digits"], "--images digits tells apart zero, one, two"),
         (["--images", "/nowhere"], "there is no /nowhere"),
-        (["--arch", "vit_nowhere", "--arch", ARCH], "does not fit the architecture 'vit_nowhere'"),
+        (["--arch", "vit_nowhere", "--arch", ARCH], "timm has no architecture 'vit_nowhere'"),
         (["--arch", ARCH, "--arch", ARCH], "3 --arch for 2 checkpoints"),
-        (["--classes", "CE,LAA,other"], "does not fit the architecture 'test_resnet'"),
-        (["--classes", "CE"], "these checkpoints make no ensemble"),
+        (["--classes", "CE,LAA,other"], "it answers 2 classes (fc.weight is [2, 96]); named: 3"),
+        (["--classes", "CE"], "it answers 2 classes (fc.weight is [2, 96]); named: 1"),
+        (["--classes", "CE,CE"], "these checkpoints make no ensemble: a class is named twice"),
         (["--mean", "0.5"], "--mean is '0.5'; it is three numbers"),
         (["--std", "0,0,0"], "std is"),
     ],
@@ -200,3 +201,57 @@ def test_a_pickle_of_more_than_tensors_is_not_run(tmp_path: Path) -> None:
         state_from_file(tmp_path / "text.safetensors")
     with pytest.raises(ContractError, match="is no file"):
         state_from_file(tmp_path / "absent.pt")
+
+
+def test_averaged_weights_are_exported_and_said(
+    models: list[torch.nn.Module],
+    options: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.save(
+        {"state_dict": models[0].state_dict(), "state_dict_ema": models[1].state_dict()}, tmp_path / "_best of all.pt"
+    )
+    assert run_export(monkeypatch, tmp_path / "_best of all.pt", *options) == 0
+    assert "_best of all.pt: the averaged weights (EMA) under 'state_dict_ema' were taken" in caplog.text
+    (member,) = read_ensemble(tmp_path / "out" / "ensemble.json").members
+    assert member.name == "best_of_all"
+    pixels = np.random.default_rng(1).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / member.name / "1" / "model.onnx")
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    normalised = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32).transpose(0, 3, 1, 2))
+    with torch.inference_mode():
+        expected = models[1](normalised).numpy()
+    np.testing.assert_allclose(session.run(["LOGITS"], {"PIXELS": pixels})[0], expected, atol=1e-4)
+
+
+def test_two_files_of_one_name_are_refused(
+    models: list[torch.nn.Module],
+    options: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = [tmp_path / name / "best.pt" for name in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        torch.save(models[0].state_dict(), file)
+    assert run_export(monkeypatch, *files, *options) == 2
+    assert f"members of {files[0]} and {files[1]} would both be called 'best'" in capsys.readouterr().err
+
+
+def test_a_full_disk_names_the_folder_for_temporary_files(
+    checkpoints: list[Path],
+    options: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Where every write fails with "no space left".
+    monkeypatch.setattr("plurum.export.checkpoints.save_file", lambda *_: Path("/dev/full").write_bytes(b"0" * 10_000))
+    assert run_export(monkeypatch, checkpoints[0], *options) == 2
+    error = capsys.readouterr().err
+    assert "(TMPDIR): No space left on device" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

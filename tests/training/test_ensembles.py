@@ -119,7 +119,7 @@ def test_checkpoints_that_are_none_are_refused(run: Run, tmp_path: Path) -> None
     known: dict[str, Any] = {"classes": one.classes, "image": one.image}
     with pytest.raises(SettingsError, match="which does not say what it is of: state arch, classes, image"):
         ensemble_from_checkpoints([run.checkpoint(one)])
-    with pytest.raises(SettingsError, match="arch is 'resnet0': Unknown model"):
+    with pytest.raises(SettingsError, match="timm has no architecture 'resnet0'"):
         ensemble_from_checkpoints([run.checkpoint(one)], arch="resnet0", **known)
     with pytest.raises(ContractError, match=f"does not fit the architecture '{other.arch}'"):
         ensemble_from_checkpoints([run.checkpoint(one)], arch=other.arch, **known)
@@ -134,10 +134,10 @@ def test_checkpoints_that_are_none_are_refused(run: Run, tmp_path: Path) -> None
     (tmp_path / "text.pt").write_text("no weights")
     torch.save([1, 2], tmp_path / "list.pt")
     for name, message in {
-        "whole.pt": "is no checkpoint that can be read without running code in it",
-        "text.pt": "is no checkpoint that can be read without running code in it",
+        "whole.pt": "is no checkpoint",
+        "text.pt": "is no checkpoint",
         "list.pt": r"holds no state dict; save model\.state_dict",
-        "none.pt": "is no file; name a checkpoint",
+        "none.pt": "is no file .*; name a checkpoint",
     }.items():
         with pytest.raises(ContractError, match=message) as caught:
             ensemble_from_checkpoints([tmp_path / name], arch=one.arch, **known)
