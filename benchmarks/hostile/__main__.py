@@ -137,7 +137,7 @@ def _fought(chosen: list[Attack], plan: Plan, repository: Path, say: Callable[[s
         with Services(repository, folder) as services:
             hold_s = min(plan.seconds, _HOLD_S)
             files = (repository, folder / "files", services.temporary)
-            known = Surroundings(services.places, images, services.key, *files, hold_s)
+            known = Surroundings(services.places, images, services.key, *files, services.header(), hold_s)
             with Witness(services.places, services.key, images, services.temporary) as witness:
                 watchers = Watchers(services, witness, HonestCommand(known))
                 for number, attack in enumerate(chosen, 1):

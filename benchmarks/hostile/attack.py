@@ -38,6 +38,7 @@ class Surroundings:
         repository: The served repository.
         folder: An empty folder for files of attackers.
         temporary: The temporary folder of all that is attacked.
+        header: Name and value of the header that opens management, as Triton's arguments tell everybody.
         hold_s: How long connections are held open for nothing, seconds.
     """
 
@@ -47,6 +48,7 @@ class Surroundings:
     repository: Path
     folder: Path
     temporary: Path
+    header: tuple[bytes, bytes]
     hold_s: float
 
 

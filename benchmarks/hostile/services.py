@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
+import psutil
+
 from plurum.benchmarks.hostile.wires import Place
 from plurum.errors import ServerError
 
@@ -70,6 +72,16 @@ class Services:
         places["gateway-tls"] = Place(_port(self._urls["gateway-tls"]["http"]), tls=True)
         places["page"] = Place(_port(self._urls["ui"]["page"]))
         return places
+
+    def header(self) -> tuple[bytes, bytes]:
+        """Return the header that opens management, name and value, as every user of the machine can read them."""
+        serve = psutil.Process(self._processes["serve"].pid)
+        for process in serve.children(recursive=True):
+            for word in process.cmdline():
+                if word.startswith("--grpc-restricted-protocol="):
+                    name, _, value = word.partition(":")[2].partition("=")
+                    return f"triton-grpc-protocol-{name}".encode(), value.encode()
+        return b"admin-key", b""
 
     def revive(self) -> list[str]:
         """Start again what has ended by itself, at the same ports; return its names."""

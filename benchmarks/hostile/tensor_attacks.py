@@ -11,6 +11,7 @@ from typing import Any
 
 from plurum.benchmarks.hostile.attack import EITHER, Attacker, Kind, Make
 from plurum.benchmarks.hostile.grpc_attacks import evil_model
+from plurum.benchmarks.hostile.wires import request
 
 __all__ = ["MANAGEMENT", "TENSORS"]
 
@@ -245,7 +246,15 @@ def _managed(attacker: Attacker) -> list[int]:
     model = base64.b64encode(evil_model(attacker)).decode()
     evil = {"parameters": {"config": '{"backend":"python"}', "file:1/model.py": model}}
     method, body = attacker.chance.choice(("POST", "GET")), _dumped(attacker.chance.choice((evil, *_BODIES)))
-    return [attacker.ask(method, path, body, **{attacker.chance.choice(names): guess})]
+    sent = request(method, path, body, **{attacker.chance.choice(names): guess})
+    if attacker.chance.random() < 0.5:
+        name, value = attacker.known.header
+        own = name.removeprefix(b"triton-grpc-protocol-")
+        own = attacker.chance.choice(
+            (own, own.replace(b"\n", b"\r\n"), own.replace(b"\n", b" "), own.replace(b"\n", b"\n "))
+        )
+        sent = sent.replace(b"\r\n\r\n", b"\r\n" + own + b": " + value + b"\r\n\r\n", 1)
+    return [attacker.kept(sent)]
 
 
 TENSORS: dict[str, Kind] = {

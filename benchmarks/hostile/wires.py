@@ -104,6 +104,18 @@ class Wire:
             status = came
         return status
 
+    def rest(self, seconds: float) -> bytes:
+        """Return what comes until the connection closes or the time is over."""
+        deadline = time.monotonic() + seconds
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                self._socket.settimeout(left)
+                if not self._read():
+                    break
+        except OSError:
+            pass
+        return self._came
+
     def half_close(self) -> None:
         """Say that nothing more will be sent."""
         with contextlib.suppress(OSError):

@@ -12,10 +12,13 @@ import pytest
 
 from plurum.benchmarks.hostile.attack import Tally, name_of
 from plurum.benchmarks.hostile.campaign import attacks, one_of_each
+from plurum.benchmarks.hostile.grpc_attacks import is_answered, raw_call
 from plurum.benchmarks.hostile.honest import Seen
 from plurum.benchmarks.hostile.images import claimed_jpeg, endless_jpeg
 from plurum.benchmarks.hostile.report import Campaign
+from plurum.benchmarks.hostile.wires import Place
 from plurum.benchmarks.hostile.witness import Held
+from plurum.serving import Server
 
 
 def hostile(*words: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
@@ -90,3 +93,10 @@ def test_a_quick_campaign_breaks_no_claim(repository: Path) -> None:
     assert report["honest_answers"] > 500
     assert report["kinds"] >= 60
     assert set(report["outage_s"]) == {"gateway", "gateway-tls", "triton", "page", "command"}
+
+
+@pytest.mark.triton
+def test_a_call_in_raw_frames_that_is_answered_is_told_from_one_that_is_refused(served: Server) -> None:
+    place = Place(int(served.urls.grpc.rpartition(":")[2]))
+    assert is_answered(place, raw_call("ServerLive", b""))
+    assert not is_answered(place, raw_call("RepositoryIndex", b""))
