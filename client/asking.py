@@ -51,6 +51,8 @@ _QUESTION_S = 10.0
 _PATIENCE_S = 2.0
 # Pauses between attempts, seconds: twice as long each time, and never alike for two clients.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
+# A request during which a server went away may be why: it is sent once more, and then no more.
+_MOST_LOSSES = 1
 # A server whose model has died is healed by `plurum serve` within seconds; an error that stays is its answer.
 _BROKEN_ATTEMPTS = 10
 
@@ -203,18 +205,24 @@ class Asker:
             _UnansweredError: there was an answer, or none, that asking again won't change.
             ServerError: the time is over.
         """
-        tries = 0
+        tries, losses = 0, list[CallError]()
         while True:
             transport = yield from self._chosen(deadline, patient=attempts > 0)
+            if losses:
+                yield from self._back(transport, losses[0], deadline)
             tries += 1
             try:
                 return (yield from self._outcome(ask(transport), transport, deadline)), transport
             except CallError as error:
-                if error.fault == "away":
+                if error.fault == "lost" and not attempts:
+                    # A question about the server itself does no harm.
+                    error.fault = "away"
+                if error.fault in {"away", "lost"}:
                     self.balance.failed(transport, error)
-                if not self._is_worth_more(error, tries, attempts):
+                losses += [error] if error.fault == "lost" else []
+                if not self._is_worth_more(error, tries, attempts) or len(losses) > _MOST_LOSSES:
                     raise _UnansweredError(transport, error) from error
-                elsewhere = error.fault == "away" and self.balance.others_answer(transport)
+                elsewhere = error.fault in {"away", "lost"} and self.balance.others_answer(transport)
                 pause_s = 0.0 if elsewhere else max(error.wait_s, _pause_s(tries))
                 if deadline.left_s <= pause_s:
                     raise _UnansweredError(transport, error) from error
@@ -222,12 +230,27 @@ class Asker:
                 yield Wait((), pause_s)
 
     def _is_worth_more(self, error: CallError, tries: int, attempts: int) -> bool:
-        if error.fault == "refused" or self.closed:
+        if error.fault in {"refused", "spent"} or self.closed:
             return False
-        if attempts and error.fault in {"away", "busy"}:
+        if attempts and error.fault in {"away", "busy", "lost"}:
             return True
         patient = attempts if error.fault in {"broken", "missing"} else 0
         return tries < max(patient, len(self.balance))
+
+    def _back(self, transport: Transport, error: CallError, deadline: Deadline) -> Flow[None]:
+        """Wait until a server lives again that went away with a request, so that what ends it twice is known.
+
+        Raises:
+            _UnansweredError: it stays away.
+        """
+        while deadline.left_s and not self.closed:
+            try:
+                yield from self._outcome(transport.live(deadline.left_s), transport, deadline.at_most(_PATIENCE_S))
+            except (CallError, ServerError):
+                yield Wait((), min(deadline.left_s, _FIRST_PAUSE_S))
+            else:
+                return
+        raise _UnansweredError(transport, CallError(error.reason, "away"))
 
     def _chosen(self, deadline: Deadline, *, patient: bool) -> Flow[Transport]:
         """Return whom to ask; while nobody is known to answer, wait for the first that does."""
@@ -265,7 +288,7 @@ class Asker:
                 yield Wait((call, live), min(deadline.left_s, _PATIENCE_S))
                 if not call.done() and not (live.done() and live.exception() is None) and deadline.left_s > 0:
                     call.give_up()
-                    raise CallError(f"no sign of life for {_PATIENCE_S:g} s", "away")
+                    raise CallError(f"no sign of life for {_PATIENCE_S:g} s", "lost")
         if not call.done():
             yield Wait((call,), deadline.left_s)
         if not call.done():
@@ -303,7 +326,7 @@ class Asker:
 
     def _explain(self, error: _UnansweredError, model: str, deadline: Deadline) -> Flow[NoReturn]:
         place = error.transport.address
-        if error.fault in {"away", "denied"}:
+        if error.fault in {"away", "lost", "denied"}:
             raise error.explained from error
         if error.fault != "missing":
             raise ServerError(f"the server at {place} does not describe {model!r}: {error.reason}") from error

@@ -80,6 +80,8 @@ class GrpcTransport:
             self._channel = grpc.insecure_channel(place.address, options=_OPTIONS)
         self._methods: dict[str, Any] = {}
         self._under_way: set[Any] = set()
+        # Whether the last call that ended was answered: a call begun then has reached the server.
+        self._answers = False
         self._changed = threading.Condition()
 
     def live(self, timeout_s: float) -> Call[bool]:  # noqa: ARG002 - gRPC calls end by themselves
@@ -118,6 +120,7 @@ class GrpcTransport:
 
     def _begin(self, method: str, request: Any, read: Callable[[Any], T]) -> Call[T]:
         call: Call[T] = Call()
+        fault: Fault = "lost" if self._answers else "away"
         try:
             under_way = self._method(method).future(request, metadata=self._metadata)
         except ValueError:
@@ -125,7 +128,7 @@ class GrpcTransport:
             return call
         with self._changed:
             self._under_way.add(under_way)
-        under_way.add_done_callback(lambda done: self._end(done, call, read))
+        under_way.add_done_callback(lambda done: self._end(done, call, read, fault))
         return call
 
     def _method(self, name: str) -> Any:
@@ -137,28 +140,36 @@ class GrpcTransport:
             )
         return self._methods[name]
 
-    def _end(self, done: Any, call: Call[T], read: Callable[[Any], T]) -> None:
-        """Hand on how a call ended; runs in gRPC's thread."""
+    def _end(self, done: Any, call: Call[T], read: Callable[[Any], T], fault: Fault) -> None:
+        """Hand on how a call ended; runs in gRPC's thread.
+
+        Args:
+            done: gRPC's own call.
+            call: Ours.
+            read: Makes an answer of what came.
+            fault: That of a call to which nothing came.
+        """
         with self._changed:
             self._under_way.discard(done)
             self._changed.notify_all()
         try:
             code = done.code()
+            self._answers = code is not self._grpc.StatusCode.UNAVAILABLE
             if code is self._grpc.StatusCode.OK:
                 call.set_result(read(done.result()))
             elif code is self._grpc.StatusCode.UNAVAILABLE:
-                self._ask_whether_away(str(done.details()), call)
+                self._ask_whether_away(str(done.details()), call, fault)
             else:
                 call.set_exception(CallError(str(done.details()), _FAULTS.get(code.name, "broken")))
         except Exception as error:
             call.set_exception(error)
 
-    def _ask_whether_away(self, reason: str, call: Call[Any]) -> None:
+    def _ask_whether_away(self, reason: str, call: Call[Any], fault: Fault) -> None:
         """GRPC says UNAVAILABLE of a server that is away and Triton of a full queue: only an answer tells."""
 
         def tell(done: Any) -> None:
-            lives = done.code() is self._grpc.StatusCode.OK
-            call.set_exception(CallError(reason, "busy" if lives else "away"))
+            self._answers = done.code() is self._grpc.StatusCode.OK
+            call.set_exception(CallError(reason, "busy" if self._answers else fault))
 
         try:
             asking = self._method("ServerLive")

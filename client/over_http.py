@@ -36,7 +36,7 @@ _FAULTS: dict[int, Fault] = {
     400: "refused",
     413: "refused",
     415: "refused",
-    422: "refused",
+    422: "spent",
     404: "missing",
     408: "busy",
     429: "busy",
@@ -129,14 +129,17 @@ class HttpTransport:
         # Whoever waits has hung up by then; this is for a server that can't even be reached.
         connection = self._connection(timeout_s + 1.0)
         call.connection = connection
+        fault: Fault = "away"
         try:
+            connection.connect()
+            fault = "lost"
             connection.request(method, path, body, headers | self._headers | {"Connection": "close"})
             response = connection.getresponse()
             answer, length = response.read(), response.getheader("Inference-Header-Content-Length")
         except OSError as error:
-            raise CallError(error.strerror or str(error) or repr(error), "away") from error
+            raise CallError(error.strerror or str(error) or repr(error), fault) from error
         except http.client.IncompleteRead as error:
-            raise CallError("the answer broke off", "away") from error
+            raise CallError("the answer broke off", fault) from error
         except http.client.HTTPException as error:
             raise CallError("what answers there does not speak HTTP", "away") from error
         finally:
@@ -145,7 +148,8 @@ class HttpTransport:
             usual: Fault = "broken" if response.status >= 500 else "denied"
             wait = response.getheader("Retry-After") or ""
             wait_s = float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else 0.0
-            raise CallError(_error_text(answer), _FAULTS.get(response.status, usual), wait_s)
+            again = response.getheader("X-Should-Retry") != "false"
+            raise CallError(_error_text(answer), _FAULTS.get(response.status, usual) if again else "spent", wait_s)
         return answer, None if length is None else int(length)
 
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:

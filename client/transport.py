@@ -63,8 +63,9 @@ class Outputs(NamedTuple):
 
 
 # refused: what was asked can't be answered. missing: no such model. busy: not now. broken: the server failed.
-# denied: not by us. away: no answer.
-Fault = Literal["refused", "missing", "busy", "broken", "denied", "away"]
+# denied: not by us. away: the request did not reach a server. lost: a server had it, and went away before an answer.
+# spent: likewise, and the server says that it must not be sent again.
+Fault = Literal["refused", "missing", "busy", "broken", "denied", "away", "lost", "spent"]
 _log = logging.getLogger(__name__)
 
 
@@ -236,6 +237,8 @@ def server_error(transport: Transport, error: CallError) -> ServerError:
             "start one with: plurum serve REPO, or name another with --url"
         )
     words: dict[Fault, str] = {
+        "lost": f"the server at {place} went away while it had the request ({error.reason}); it is not sent again",
+        "spent": f"the server at {place} had the request and failed: {error.reason}",
         "busy": f"the server at {place} has no room: {error.reason}; ask again later, or for less at once",
         "broken": f"the server at {place} failed: {error.reason}; look at its log",
         "denied": f"the server at {place} does not let us in: {error.reason}; give its key as {API_KEY_VARIABLE}",

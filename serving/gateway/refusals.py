@@ -17,6 +17,7 @@ Reason = Literal[
     "busy",  # no place free, nor one to wait for
     "late",  # the deadline passed
     "away",  # Triton does not answer
+    "lost",  # likewise, and it has the request
     "suspect",  # Triton failed twice while it had the request
     "failed",  # Triton answered with a fault of its own
 ]
@@ -52,6 +53,9 @@ class RefusalError(Exception):
         """What HTTP wants said beside the status."""
         if self.status == 401:
             return {"www-authenticate": "Bearer"}
+        if self.reason in {"lost", "suspect"}:
+            # It may be why Triton fails; clients that know this header don't send it again by themselves.
+            return {"x-should-retry": "false"}
         # Sooner there is hardly a place free again.
         return {"retry-after": "1"} if self.status == 503 else {}
 
@@ -71,7 +75,7 @@ def lost() -> RefusalError:
 
     Not 503, which clients take as an invitation to ask again: it may be why Triton does not answer.
     """
-    return RefusalError(504, "away", "Triton was given the request and does not answer; do not send it again unchanged")
+    return RefusalError(504, "lost", "Triton was given the request and does not answer; do not send it again unchanged")
 
 
 def suspect() -> RefusalError:

@@ -171,6 +171,22 @@ def test_a_server_that_restarts_is_waited_for(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_a_server_dies_of_is_sent_twice_and_no_more(
+    protocol: WireProtocol, relay: Callable[[WireProtocol], Relay], pixels: npt.NDArray[np.uint8]
+) -> None:
+    with relay(protocol) as way, EnsembleClient(way.address, protocol, timeout_s=20) as client:
+        expected = client.predict([pixels[0]])
+        way.deadly_bytes = 2048
+        with pytest.raises(ServerError, match=r"went away while it had the request .*; it is not sent again") as caught:
+            client.predict(pixels, batch_size=8)
+        assert not isinstance(caught.value, ImageError)
+        assert way.deaths == 2
+        way.deadly_bytes = 1 << 40
+        time.sleep(0.5)
+        assert client.predict([pixels[0]]) == expected
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_server_that_stays_away_is_an_error_within_the_deadline(
     protocol: WireProtocol, relay: Callable[[WireProtocol], Relay], pixels: npt.NDArray[np.uint8]
 ) -> None:
@@ -314,6 +330,7 @@ def test_what_may_pass_is_asked_again(served: Server, status: int, pixels: npt.N
         (413, ImageError, r"^image 0: so it goes"),
         (401, ServerError, r"does not let us in: so it goes; give its key as PLURUM_API_KEY"),
         (403, ServerError, r"does not let us in"),
+        (422, ServerError, r"had the request and failed: so it goes"),
     ],
 )
 def test_what_stays_is_not_asked_again(
