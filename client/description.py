@@ -58,7 +58,7 @@ def _contract(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     try:
         text = config["parameters"]["contract"]["string_value"]
         contract = json.loads(text)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return {}, ""
     return (contract, text) if isinstance(contract, dict) else ({}, "")
 

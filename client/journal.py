@@ -176,7 +176,7 @@ class Journal:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                self._take(end, json.loads(line))
+                self._take(end, self._fields(line))
                 end += len(line)
         self.found.answered = sum(self._answered)
         return end
@@ -184,7 +184,7 @@ class Journal:
     def _compare(self, head: bytes) -> None:
         try:
             about = json.loads(head)
-        except ValueError:
+        except (ValueError, RecursionError):
             about = None
         if not isinstance(about, dict):
             raise OutputError(f"{self.path} is no journal of plurum predict; remove it, or give --fresh")
@@ -195,8 +195,23 @@ class Journal:
                 "ask the server that gave them for the rest, or begin anew with --fresh"
             )
 
-    def _take(self, offset: int, fields: list[Any]) -> None:
-        path, size_bytes, changed_ns, label = fields[:4]
+    def _fields(self, line: bytes) -> tuple[str, int, int, str | None]:
+        """Return what a line says of an image, but for the answer.
+
+        Raises:
+            OutputError: it says nothing of one.
+        """
+        try:
+            path, size_bytes, changed_ns, label, review, body = json.loads(line)
+            texts = isinstance(path, str) and isinstance(body, str) and (label is None or isinstance(label, str))
+            if not (texts and isinstance(review, bool) and isinstance(size_bytes, int) and isinstance(changed_ns, int)):
+                raise ValueError("a field is of another type")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise OutputError(f"{self.path} has a broken line ({error}); remove it, or give --fresh") from error
+        return path, size_bytes, changed_ns, label
+
+    def _take(self, offset: int, fields: tuple[str, int, int, str | None]) -> None:
+        path, size_bytes, changed_ns, label = fields
         place = self._listing.places.get(path)
         if place is None:
             self.found.unlisted += 1

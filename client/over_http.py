@@ -160,7 +160,7 @@ class HttpTransport:
     def _json(self, answer: bytes, _: int | None) -> Any:
         try:
             return json.loads(answer)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ServerError(f"what answers at {self.address} is no Triton: it sends no JSON") from error
 
     def _outputs(self, answer: bytes, json_bytes: int | None) -> Outputs:
@@ -173,5 +173,5 @@ class HttpTransport:
 def _error_text(answer: bytes) -> str:
     try:
         return str(json.loads(answer)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return answer[:200].decode("utf-8", "replace") or "an error without a word"

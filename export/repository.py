@@ -21,7 +21,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from plurum.errors import ContractError, OutputError
+from plurum.errors import ContractError, OutputError, RepositoryError
 from plurum.export.configs import (
     FUSED,
     LABELS,
@@ -44,6 +44,7 @@ from plurum.export.settings import Backend, Execution, ExportSettings, Precision
 from plurum.files import sha256_of, whole_folder
 from plurum.models import model_from_checkpoint
 from plurum.questions import QUESTIONS, Recorded, made_up_images
+from plurum.regular_files import read_regular
 from plurum.run import Run, Split
 from plurum.spec import Ensemble, write_contract
 from plurum.voting import softmax
@@ -169,8 +170,12 @@ def claim(out: Path) -> None:
 
 
 def _exported_before(out: Path) -> Exported:
-    report = json.loads((out / "parity.json").read_text(encoding="utf-8"))
-    parities = tuple(Parity.model_validate(parity) for parity in report["artefacts"])
+    path = out / "parity.json"
+    try:
+        report = json.loads(read_regular(path))
+        parities = tuple(Parity.model_validate(parity) for parity in report["artefacts"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RepositoryError(f"{path} can't be read; remove {out} and export the run again: {error!r:.200}") from error
     return Exported(unchanged=True, parities=parities, artefacts=read_manifest(out).artefacts)
 
 

@@ -53,7 +53,7 @@ def check_artefacts(repository: Path) -> None:
         faults = [f"{one['subject']}: {fault}" for one in parities for fault in one.get("faults", ())]
         plans = plans_of(one["file"] for one in manifest["artefacts"] if one["backend"] == "tensorrt")
         differences = differences_from(manifest["files"], repository, plans)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RepositoryError(
             f"its parity.json and export.json can't vouch for it ({error!r}); export it again with plurum export"
         ) from error

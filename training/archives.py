@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import DataError
+from plurum.regular_files import open_regular
 from plurum.run import Split, Table
 from plurum.training.arrays import images_from_arrays
 from plurum.training.data import LabelledImages, check_classes
@@ -17,6 +16,8 @@ from plurum.training.splits import check_splits
 
 __all__ = ["images_from_archive"]
 
+# The largest of MedMNIST take 13 GB.
+_MAX_BYTES = 1 << 35
 # MedMNIST's names of the splits.
 _SPLITS: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
 
@@ -56,13 +57,16 @@ def images_from_archive(path: Path) -> LabelledImages:
 def _read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     try:
         # NumPy leaves a file open that it opened itself and can't read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
+            if (size := sum(one.file_size for one in archive.zip.infolist())) > _MAX_BYTES:
+                raise ValueError(f"its arrays take {size:,} bytes; at most {_MAX_BYTES:,} are read")
             return {key: archive[key] for part in _SPLITS for key in (f"{part}_images", f"{part}_labels")}
     except KeyError as error:
         raise DataError(
             f"{path} has no array {error.args[0].split()[0]!r}, which MedMNIST's format asks for"
         ) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
+    # On the bytes of a stranger, zipfile and NumPy stumble over anything.
+    except Exception as error:
         raise DataError(f"{path} is no NumPy archive of plain arrays: {error}") from error
 
 

@@ -6,12 +6,15 @@ import gzip
 import math
 import struct
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import DataError
+from plurum.regular_files import open_regular
 from plurum.run import Split, Table
 from plurum.training.arrays import images_from_arrays
 from plurum.training.data import LabelledImages, check_classes
@@ -22,6 +25,8 @@ __all__ = ["array_from_idx", "holds_idx", "images_from_idx"]
 # MNIST's names of the splits; validation is drawn from train.
 _SPLITS: dict[str, Split] = {"train": "train", "t10k": "test"}
 _UNSIGNED_BYTE = 8
+# All of MNIST takes 55 MB.
+_MAX_BYTES = 1 << 33
 
 
 def holds_idx(folder: Path) -> bool:
@@ -69,25 +74,35 @@ def array_from_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
         DataError: it can't be read, holds another type or number of dimensions, or more or less than it says.
     """
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} can't be read: {error}") from error
-    head = 4 + 4 * dimensions
-    if len(data) < head or data[:2] != b"\0\0":
-        raise DataError(f"{path} is no IDX file: {len(data)} bytes that begin with {data[:4]!r}")
-    if data[2] != _UNSIGNED_BYTE or data[3] != dimensions:
+        with ExitStack() as stack:
+            file: BinaryIO = stack.enter_context(open_regular(path))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.GzipFile(fileobj=file))  # type: ignore[assignment]
+            return _array(path, file, dimensions)
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise DataError(f"{path} can't be read: {error or 'too little memory'}") from error
+
+
+def _array(path: Path, file: BinaryIO, dimensions: int) -> npt.NDArray[np.uint8]:
+    head = file.read(4 + 4 * dimensions)
+    if len(head) < 4 + 4 * dimensions or head[:2] != b"\0\0":
+        raise DataError(f"{path} is no IDX file: {len(head)} bytes that begin with {head[:4]!r}")
+    if head[2] != _UNSIGNED_BYTE or head[3] != dimensions:
         raise DataError(
-            f"{path} has {data[3]} dimensions of type {data[2]:#04x}; {dimensions} of unsigned bytes (0x08) are needed"
+            f"{path} has {head[3]} dimensions of type {head[2]:#04x}; {dimensions} of unsigned bytes (0x08) are needed"
         )
-    shape = struct.unpack(f">{dimensions}I", data[4:head])
-    if len(data) - head != math.prod(shape):
+    shape = struct.unpack(f">{dimensions}I", head[4:])
+    needed = math.prod(shape)
+    if needed > _MAX_BYTES:
+        raise DataError(f"{path} says that it holds {list(shape)} values; at most {_MAX_BYTES:,} are read")
+    # One more, to see whether there is any; what a .gz would unpack to beyond is left in it.
+    data = file.read(needed + 1)
+    if len(data) != needed:
         raise DataError(
-            f"{path} is truncated or too long: {len(data) - head:,} bytes of values, {math.prod(shape):,} are needed "
-            f"for {list(shape)}"
+            f"{path} is truncated or too long: {len(data):,} bytes of values{' at least' * (len(data) > needed)}, "
+            f"{needed:,} are needed for {list(shape)}"
         )
-    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _found(folder: Path, pattern: str, dimensions: int) -> npt.NDArray[np.uint8]:

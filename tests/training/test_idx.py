@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,10 @@ def test_the_test_split_is_kept_and_validation_drawn_from_train(folder: Path) ->
         (idx(np.zeros((2, 3, 4), np.uint8)) + b"\0", "truncated or too long: 25 bytes"),
         (idx(np.zeros((2, 3), np.uint8)) + b"\0" * 9, "has 2 dimensions of type 0x08; 3 of unsigned bytes"),
         (idx(np.zeros((2, 3, 4), np.uint8), kind=0x0D), "has 3 dimensions of type 0x0d"),
-        (struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31), "truncated or too long: 0 bytes"),
+        (
+            struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31),
+            r"says that it holds \[2147483648, 2147483648, 2147483648\] values; at most",
+        ),
     ],
 )
 def test_broken_files_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
@@ -113,3 +117,17 @@ def test_no_images_are_refused(folder: Path) -> None:
     (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(0, np.uint8)))
     with pytest.raises(DataError, match="has no t10k image"):
         load_data(str(folder))
+
+
+def test_what_unpacks_to_more_than_it_says_is_left_packed(tmp_path: Path) -> None:
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    # 1 GB of zeros behind an image of 6 pixels.
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(idx(np.zeros((1, 2, 3), np.uint8)))
+        for _ in range(1024):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="truncated or too long: 7 bytes of values at least, 6 are needed"):
+        array_from_idx(path, 3)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
