@@ -9,7 +9,6 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -27,6 +26,7 @@ from plurum.client.transport import (
     names_from_statistics,
 )
 from plurum.errors import SettingsError, needs_extra
+from plurum.regular_files import MAX_SECRET_BYTES, read_regular
 
 __all__ = ["GrpcTransport"]
 
@@ -220,6 +220,8 @@ def _credentials(grpc: Any, access: Access) -> Any:
     access.tls.context()
     files = (access.tls.ca_file, access.tls.key_file, access.tls.cert_file)
     try:
-        return grpc.ssl_channel_credentials(*(None if file is None else Path(file).read_bytes() for file in files))
+        return grpc.ssl_channel_credentials(
+            *(None if file is None else read_regular(file, MAX_SECRET_BYTES) for file in files)
+        )
     except OSError as error:
         raise SettingsError(f"the TLS files can't be read: {error.strerror}") from error

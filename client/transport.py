@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from plurum.client.calls import Call
 from plurum.errors import ServerError, SettingsError
+from plurum.regular_files import MAX_SECRET_BYTES, read_regular
 
 __all__ = [
     "API_KEY_VARIABLE",
@@ -138,6 +139,9 @@ class Tls:
             SettingsError: a file can't be read, or holds no PEM.
         """
         try:
+            for file in (self.ca_file, self.cert_file, self.key_file):
+                if file is not None:
+                    read_regular(file, MAX_SECRET_BYTES)
             context = ssl.create_default_context(cafile=self.ca_file)
             if self.cert_file and self.key_file:
                 context.load_cert_chain(self.cert_file, self.key_file)

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from plurum.errors import ServerError
+from plurum.regular_files import MAX_SECRET_BYTES, read_regular
 
 __all__ = ["ServerTls", "check_certificates"]
 
@@ -103,7 +104,7 @@ def _is_edwards(base: bytes) -> bool:
 
 def _read(path: Path, option: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_SECRET_BYTES)
     except OSError as error:
         raise ServerError(f"{path} can't be read: {error.strerror}; change {option}") from error
 

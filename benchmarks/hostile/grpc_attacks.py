@@ -141,7 +141,7 @@ def _bomb(attacker: Attacker) -> list[int]:
 
     call = attacker.channel.unary_unary(f"{_SERVICE}ModelInfer")
     with contextlib.suppress(grpc.RpcError):
-        call(bytes(200 * _MIB), timeout=20, compression=grpc.Compression.Gzip)
+        call(bytes(100 * _MIB), timeout=20, compression=grpc.Compression.Gzip)
     return [400]
 
 

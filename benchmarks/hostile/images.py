@@ -40,6 +40,13 @@ def _pixels(side: int = 64) -> Image.Image:
     return Image.frombytes("RGB", (side, side), random.Random(side).randbytes(3 * side * side))  # noqa: S311
 
 
+def _zeros(size: int) -> bytes:
+    """Return so many zeros, compressed; they are never all in memory."""
+    packer, piece = zlib.compressobj(9), bytes(1 << 20)
+    packed = [packer.compress(piece) for _ in range(size >> 20)]
+    return b"".join([*packed, packer.compress(bytes(size & 0xFFFFF)), packer.flush()])
+
+
 def fuzzed(image: bytes, chance: random.Random) -> bytes:
     """Return `image` as a JPEG, PNG or TIFF with some bytes changed, cut off or repeated."""
     kind = chance.choice(("JPEG", "PNG", "TIFF"))
@@ -111,9 +118,9 @@ def _chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def _png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 0, raw: bytes | None = None) -> bytes:
+def _png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 0, data: bytes = b"") -> bytes:
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    data = zlib.compress(bytes((width + 1) * height) if raw is None else raw, 9)
+    data = data or zlib.compress(bytes((width + 1) * height), 9)
     return (
         b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + b"".join(chunks) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
     )
@@ -122,15 +129,15 @@ def _png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 
 @functools.cache
 def png_bombs() -> Sequence[bytes]:
     """Return PNGs that unfold: too many pixels, more data than pixels, compressed texts and profiles."""
-    zeros = zlib.compress(bytes(200 << 20), 9)
+    zeros = _zeros(200 << 20)
     return (
-        _encoded(Image.new("1", (30_000, 30_000)), "PNG"),
-        _png(64, 64, raw=bytes(200 << 20)),
+        _png(30_000, 30_000, depth=1, data=_zeros(3_751 * 30_000)),
+        _png(64, 64, data=zeros),
         _png(64, 64, _chunk(b"zTXt", b"a\0\0" + zeros)),
         _png(64, 64, _chunk(b"iCCP", b"a\0\0" + zeros)),
         _png(64, 64, _chunk(b"iTXt", b"a\0\1\0\0\0" + zeros)),
-        _png((1 << 31) - 1, (1 << 31) - 1, raw=b"\0"),
-        _png(1, 60_000_000, raw=bytes(1000)),
+        _png((1 << 31) - 1, (1 << 31) - 1, data=zlib.compress(b"\0")),
+        _png(1, 60_000_000, data=zlib.compress(bytes(1000))),
     )
 
 
@@ -186,7 +193,7 @@ def _grey(width: int, height: int) -> dict[int, tuple[int, Sequence[int]]]:
 @functools.cache
 def huge_tile() -> bytes:
     """Return a TIFF of 100 × 100 pixels whose one tile has 26,000 × 26,000."""
-    data = zlib.compress(bytes(26_000 * 26_000), 9)
+    data = _zeros(26_000 * 26_000)
     tile = {322: (_LONG, [26_000]), 323: (_LONG, [26_000]), 324: (_LONG, [8]), 325: (_LONG, [len(data)])}
     return _tiff(_grey(100, 100) | {259: (_SHORT, [8])} | tile, data)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
+import io
 import json
 import struct
 from collections.abc import Callable
@@ -194,10 +196,16 @@ def _shared(attacker: Attacker) -> bytes:
 
 def _gzip_bomb(attacker: Attacker) -> list[int]:
     coding = attacker.chance.choice(("gzip", "deflate", "br", "gzip, gzip", "x", "identity, gzip"))
-    return [attacker.ask("POST", attacker.path, _BOMB, content_encoding=coding)]
+    return [attacker.ask("POST", attacker.path, _bomb(), content_encoding=coding)]
 
 
-_BOMB = gzip.compress(bytes(100 << 20), 9)
+@functools.cache
+def _bomb() -> bytes:
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb") as file:
+        for _ in range(100):
+            file.write(bytes(1 << 20))
+    return packed.getvalue()
 
 
 def _headers(attacker: Attacker) -> list[int]:

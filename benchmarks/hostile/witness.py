@@ -162,7 +162,7 @@ class _Observer:
         for process in self._owner.children(recursive=True):
             # Processes end while we look.
             with contextlib.suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and (name := _name_of(process.cmdline())):
+                if process.pid != os.getpid() and (name := _name_of(process)):
                     found[process] = name
                     _raise(self.held.rss_bytes, name, _peak_bytes(process.pid))
                     _raise(self.held.files, name, process.num_fds())
@@ -189,9 +189,10 @@ class _Observer:
         self.held.temporary_bytes = max(self.held.temporary_bytes, sizes[False])
 
 
-def _name_of(command: list[str]) -> str:
-    """Return what a process is, by its command line; empty where it is none of ours."""
-    if not command:
+def _name_of(process: psutil.Process) -> str:
+    """Return what a process is, by its command line; empty where it is none of those attacked."""
+    command = process.cmdline()
+    if not command or "plurum.benchmarks.hostile" in command or "multiprocessing" in " ".join(command):
         return ""
     program = Path(command[0]).name
     if program == "tritonserver":
@@ -199,12 +200,15 @@ def _name_of(command: list[str]) -> str:
     if "stub" in program:
         parts = Path(command[1]).parts if len(command) > 1 else ()
         return f"stub of {parts[-3]}" if len(parts) >= 3 else "stub"
+    # Attackers of the command line have a folder each.
+    if "command-" in process.cwd():
+        return "commands"
     words = command[command.index("plurum") + 1 :] if "plurum" in command else []
     if words and words[0] in {"serve", "gateway", "ui"}:
         return f"plurum {words[0]}" + (" with TLS" if "--tls-cert" in words else "")
     if words:
         return "commands"
-    return "" if "multiprocessing" in " ".join(command) else f"another: {' '.join(command)[:60]}"
+    return "others"
 
 
 def _peak_bytes(process: int) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from plurum.errors import SettingsError
+from plurum.regular_files import MAX_SECRET_BYTES, read_regular
 
 __all__ = ["Keys", "read_keys"]
 
@@ -59,7 +60,7 @@ def read_keys(path: Path) -> Keys:
         SettingsError: it can't be read, holds no key, or a line of it is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path, MAX_SECRET_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
         raise SettingsError(f"the keys in {path} can't be read: {reason}") from error

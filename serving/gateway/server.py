@@ -17,6 +17,7 @@ import uvicorn
 from prometheus_client import MetricsHandler, disable_created_metrics
 
 from plurum.errors import ServerError, SettingsError
+from plurum.regular_files import MAX_SECRET_BYTES, read_regular
 from plurum.serving.gateway.app import gateway_app
 from plurum.serving.gateway.connection import connection_class
 from plurum.serving.gateway.keys import Keys, read_keys
@@ -124,6 +125,8 @@ def _check_certificate(settings: GatewaySettings) -> None:
     if settings.tls_cert is None or settings.tls_key is None:
         return
     try:
+        for file in (settings.tls_cert, settings.tls_key):
+            read_regular(file, MAX_SECRET_BYTES)
         # A key that is locked would have OpenSSL ask at the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password="")
     except (OSError, ValueError) as error:

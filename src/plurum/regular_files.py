@@ -11,10 +11,12 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["MAX_IMAGE_BYTES", "check_regular", "open_regular", "read_regular"]
+__all__ = ["MAX_IMAGE_BYTES", "MAX_SECRET_BYTES", "check_regular", "open_regular", "read_regular"]
 
 # 64 megapixels of 16-bit RGBA take 512 MB without compression; the rest is for metadata.
 MAX_IMAGE_BYTES = 1 << 29
+# Keys and certificates: a system's whole list of authorities has a quarter of this.
+MAX_SECRET_BYTES = 1 << 20
 _MAX_BYTES = 1 << 28
 _BLOCK_BYTES = 1 << 20
 _KINDS = {

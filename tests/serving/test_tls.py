@@ -147,7 +147,7 @@ def test_files_that_can_not_be_used_are_one_line_each(authority: Authority, tmp_
         (tmp_path / "no.pem", key, None, r"no\.pem can't be read: No such file or directory; change --grpc-tls-cert"),
         (cert, tmp_path / "no.key", None, r"no\.key can't be read: No such file .*change --grpc-tls-key"),
         (cert, key, tmp_path / "no.pem", r"no\.pem can't be read: .*change --grpc-tls-client-ca"),
-        (tmp_path, key, None, r"can't be read: Is a directory; change --grpc-tls-cert"),
+        (tmp_path, key, None, r"can't be read: it is a folder, not a regular file; change --grpc-tls-cert"),
         (garbage, key, None, r"garbage\.pem holds no certificate in PEM .*change --grpc-tls-cert"),
         (key, cert, None, r"server\.key holds no certificate in PEM"),
         (cert, garbage, None, r"garbage\.pem holds no private key in PEM .*change --grpc-tls-key"),
