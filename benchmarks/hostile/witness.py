@@ -195,20 +195,19 @@ def _name_of(process: psutil.Process) -> str:
     if not command or "plurum.benchmarks.hostile" in command or "multiprocessing" in " ".join(command):
         return ""
     program = Path(command[0]).name
-    if program == "tritonserver":
-        return "Triton"
-    if "stub" in program:
-        parts = Path(command[1]).parts if len(command) > 1 else ()
-        return f"stub of {parts[-3]}" if len(parts) >= 3 else "stub"
-    # Attackers of the command line have a folder each.
-    if "command-" in process.cwd():
-        return "commands"
     words = command[command.index("plurum") + 1 :] if "plurum" in command else []
-    if words and words[0] in {"serve", "gateway", "ui"}:
-        return f"plurum {words[0]}" + (" with TLS" if "--tls-cert" in words else "")
-    if words:
-        return "commands"
-    return "others"
+    # Attackers of the command line have a folder each.
+    is_command = "command-" in process.cwd()
+    if program == "tritonserver":
+        name = "Triton"
+    elif "stub" in program:
+        parts = Path(command[1]).parts if len(command) > 1 else ()
+        name = f"stub of {parts[-3]}" if len(parts) >= 3 else "stub"
+    elif words and words[0] in {"serve", "gateway", "ui"} and not is_command:
+        name = f"plurum {words[0]}" + (" with TLS" if "--tls-cert" in words else "")
+    else:
+        name = "commands" if words or is_command else "others"
+    return name
 
 
 def _peak_bytes(process: int) -> int:
