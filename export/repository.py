@@ -55,6 +55,7 @@ __all__ = ["Exported", "claim", "recorded_answers", "repository_from_onnx", "rep
 _PREPROCESS = (
     ("model_repository", "preprocess", "model.py"),
     ("images.py",),
+    ("decoder.py",),
     ("image_limits.py",),
     ("jpeg_structure.py",),
     ("png_structure.py",),

@@ -17,7 +17,17 @@ INSIDE_TRITON = ("model_repository/", "serving/backends/")
 # A module may import from its own room and from floors below.
 FLOORS = (
     {
-        *("errors", "evidence", "file_trees", "files", "image_limits", "images", "jpeg_structure", "listing"),
+        *(
+            "decoder",
+            "errors",
+            "evidence",
+            "file_trees",
+            "files",
+            "image_limits",
+            "images",
+            "jpeg_structure",
+            "listing",
+        ),
         *("manifests", "microns", "models", "png_structure", "questions", "regular_files", "run", "scanners", "slides"),
         *("spec", "spellings", "state_dicts", "telemetry", "tiff_structure", "tissue", "voting"),
     },

@@ -24,7 +24,7 @@ MAX_PIXELS = 64_000_000
 # There is nothing to classify in fewer than 8 × 8 pixels.
 MIN_SIDE = 8
 # Pixels that a decoder may visit: a progressive JPEG of MAX_PIXELS with the ten scans that encoders write stays below.
-_MAX_WORK = 20 * MAX_PIXELS
+_MAX_WORK = 25 * MAX_PIXELS
 
 
 class UnreadableImageError(ValueError):

@@ -37,6 +37,8 @@ else:
 __all__ = ["tiff_structure"]
 
 _MAX_PAGES, _MAX_ENTRIES = 1000, 400
+# Of all pages together; and strips or tiles, of which those compressed by JPEG cost more to look at.
+_MAX_TAGS, _MAX_SEGMENTS, _MAX_STREAMS, _MAX_TABLES = 10_000, 30_000, 5000, 1 << 14
 # Bytes of a value, by its type: those of numbers, then others.
 _NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q", 13: "I", 18: "Q"}
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -157,15 +159,15 @@ class _File:
 
     def pages(self) -> Iterator[_Page]:
         place, seen = self.first, set[int]()
-        budget = len(self.data)
+        budget, tags = len(self.data), 0
         while place:
             if place in seen or len(seen) >= _MAX_PAGES:
                 raise UnreadableImageError(f"image is corrupt: TIFF pages in a circle, or more than {_MAX_PAGES:,}")
             seen.add(place)
             page, following, size = self._page(place)
-            budget -= size
-            if budget < 0:
-                raise UnreadableImageError("image is corrupt: TIFF tags that share their values")
+            budget, tags = budget - size, tags + len(page.entries)
+            if budget < 0 or tags > _MAX_TAGS:
+                raise UnreadableImageError("image is corrupt: TIFF tags without number, or that share their values")
             yield page
             place = following
 
@@ -337,6 +339,8 @@ class _Kind:
                 f"image of {self.width} x {self.height} pixels has tiles of {columns} x {rows}: at most {MAX_PIXELS:,} "
                 f"pixels are decoded"
             )
+        if number > (_MAX_STREAMS if self.compression == _JPEG else _MAX_SEGMENTS):
+            raise UnreadableImageError(f"image would take too long to decode: {number:,} strips or tiles")
         offsets, counts = (
             self.numbers(_TILES if tiled else _STRIPS),
             self.numbers(_TILE_BYTES if tiled else _STRIP_BYTES),
@@ -382,6 +386,8 @@ class _Kind:
         tables = self._file.bytes_of(self._page, _TABLES)
         if not tables:
             return data
+        if len(tables) > _MAX_TABLES:
+            raise UnreadableImageError("image is corrupt: a TIFF's JPEG tables are too large")
         if not tables.startswith(b"\xff\xd8") or not tables.endswith(b"\xff\xd9") or not data.startswith(b"\xff\xd8"):
             raise UnreadableImageError("image is corrupt: a TIFF's JPEG tables can't be read")
         return tables[:-2] + data[2:]
