@@ -53,7 +53,7 @@ def service(repository: Path, tmp_path: Path) -> Iterator[tuple[psutil.Process, 
     """`plurum serve`, its HTTP port and its log."""
     log = tmp_path / "log"
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    command = [sys.executable, "-m", "plurum", "serve", repository, *ports]
+    command = [sys.executable, "-m", "plurum", "serve", str(repository), *ports]
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
         try:
             deadline = time.monotonic() + 60
