@@ -34,7 +34,7 @@ else:
     from image_limits import UnreadableImageError
     from images import open_image, pixels_from_image
 
-__all__ = ["CPU_S", "MEMORY_BYTES", "WALL_S", "Decoder", "DecoderError"]
+__all__ = ["CPU_S", "MEMORY_BYTES", "WALL_S", "Decoder", "DecoderError", "main"]
 
 # Of one image. The slowest of 64 megapixels that encoders write takes 4.3 s of a core of 2.5 GHz and 0.9 GiB.
 CPU_S, WALL_S, MEMORY_BYTES = 10.0, 30.0, 3 << 29
