@@ -30,14 +30,23 @@ def predict(*arguments: object, **environment: str) -> subprocess.CompletedProce
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty images, two of them deeper down, and something else that lies about."""
+    """Twenty images, two of them deeper down."""
     folder = tmp_path_factory.mktemp("scans") / "of a patient whose long name no terminal of sixty columns can show"
     (folder / "later").mkdir(parents=True)
     names = [f"{index:02}.png" for index in range(18)] + ["later/1.tif", "later/2.JPG"]
     for name, pixels in zip(names, np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8), strict=True):
         Image.fromarray(pixels).save(folder / name)
-    (folder / "notes.txt").write_text("no image")
     return folder
+
+
+@pytest.mark.triton
+def test_what_lies_beside_the_images_is_told(served: Server, scans: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes((scans / "00.png").read_bytes())
+    (tmp_path / "notes.txt").write_text("no image")
+    done = predict(tmp_path, "--url", served.urls.grpc)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
+    skipped, _ = done.stderr.splitlines()
+    assert skipped.endswith(f"{tmp_path}: not asked about: 1 .txt")
 
 
 @pytest.fixture

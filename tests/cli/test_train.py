@@ -93,7 +93,7 @@ def test_options_that_can_not_be_used_are_one_line(
     [
         (None, False, "there is no "),
         ({}, False, "has no folder in it"),
-        ({"CE": 4}, False, "has one class, 'CE'"),
+        ({"CE": 4}, False, "has one folder in it, 'CE', and at least 2"),
         ({"CE": 4, "LAA": 0}, False, "class 'LAA' has no image"),
         ({"CE": 4, "LAA": 1}, False, "class 'LAA' has 1 image, and none for validation and test"),
         (
