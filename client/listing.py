@@ -104,11 +104,20 @@ def _add_manifest(listing: Listing, manifest: Path) -> None:
 
 def _add_matches(listing: Listing, pattern: str) -> None:
     found = sorted(filter(_is_image, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - it need not be relative
-    files = [path for path in found if Path(path).is_file()]
+    files = _each_once([path for path in found if Path(path).is_file()])
     if not files:
         raise DataError(f"{pattern} matches no image; one ends in {', '.join(IMAGE_SUFFIXES)}")
     for path in files:
         listing.add(path)
+
+
+def _each_once(paths: list[str]) -> list[str]:
+    """Leave out what `**` has found again through a link, by the shortest way to each folder."""
+    first: dict[str, str] = {}
+    for folder in sorted({path.rpartition("/")[0] for path in paths}, key=lambda name: (len(name), name)):
+        first.setdefault(os.path.realpath(folder or "."), folder)
+    ways = set(first.values())
+    return [path for path in paths if path.rpartition("/")[0] in ways]
 
 
 def _is_image(path: str) -> bool:

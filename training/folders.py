@@ -54,6 +54,11 @@ def files_from_folder(path: Path) -> LabelledFiles:
         raise DataError(f"{path} has no folder in it; a folder per class is needed, as in {path}/CLASS/image.png")
     splits = _split_folders(path, folders)
     if splits is None:
+        if len(folders) == 1:
+            raise DataError(
+                f"{path} has one folder in it, {folders[0].name!r}, and at least 2 classes are needed; if its folders "
+                f"are the classes, name {folders[0]}"
+            )
         _refuse_containers(path, folders)
         return _labelled(path, {"train": [_class(path, folder) for folder in folders]}, _around(path), [])
     parts = {split: [_class(path, one) for one in _class_folders(folder)] for split, folder in splits.items()}
@@ -108,6 +113,7 @@ def _class_folders(split: Path) -> list[Path]:
         )
     if not folders:
         raise DataError(f"{split} has no folder in it; a folder per class is needed, as in {split}/CLASS/image.png")
+    _refuse_containers(split, folders)
     return folders
 
 
@@ -129,17 +135,13 @@ def _refuse_containers(path: Path, folders: Sequence[Path]) -> None:
     """Refuse folders that are hardly classes.
 
     Raises:
-        DataError: there is a single folder, or one is called like something that holds data.
+        DataError: one is called like something that holds data.
     """
-    if len(folders) == 1:
-        raise DataError(
-            f"{path} has one folder in it, {folders[0].name!r}, and at least 2 classes are needed; if its folders are "
-            f"the classes, name {folders[0]}"
-        )
     if odd := [folder for folder in folders if _CONTAINER.fullmatch(folder.name)]:
+        others = _some([one.name for one in folders if one != odd[0]])
         raise DataError(
-            f"{path} has a folder {odd[0].name!r} beside {_some([one.name for one in folders if one != odd[0]])}, "
-            f"which is hardly a class; name the folder whose folders are the classes, call splits train, val and test, "
+            f"{path} has a folder {odd[0].name!r}{f' beside {others}' * bool(others)}, which is hardly a class; "
+            f"name the folder whose folders are the classes, call splits train, val and test, "
             f"or list the images in a .csv with a column label"
         )
 

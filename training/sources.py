@@ -17,6 +17,8 @@ from plurum.training.tiles import Tiling
 
 __all__ = ["load_data"]
 
+_TABLES = (".tsv", ".tab", ".txt", ".xls", ".xlsx", ".ods", ".parquet", ".json", ".jsonl")
+
 
 def load_data(
     source: str,
@@ -33,6 +35,7 @@ def load_data(
     - A `.csv` with a row per image: path, label and, where they are known, patient and split.
     - A folder with MNIST's four IDX files, plain or `.gz`.
     - A folder with a folder per class: `CLASS/image.png`, or `CLASS/PATIENT/image.png` where patients are known.
+      Folders called `train`, `val` and `test` may stand above the classes.
 
     Args:
         source: One of these.
@@ -58,6 +61,8 @@ def load_data(
         files = files_from_manifest(path)
     else:
         what = f"{source} is no image data" if path.exists() else f"there is no {source}"
+        if path.exists() and path.suffix.lower() in _TABLES:
+            what = f"{source} is a table of a kind that is not read; save it as CSV UTF-8 (.csv)"
         raise DataError(
             f"{what}: name a folder with a folder per class or with MNIST's files, a .csv that lists images, a "
             f"MedMNIST .npz file, or the word {DIGITS!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import DataError
-from plurum.file_trees import ImageTree
+from plurum.file_trees import ImageTree, skipped_text
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
 from plurum.manifests import IMAGE_SUFFIXES, file_from_manifest, read_manifest_table
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.spec import ImageSpec
 
 __all__ = ["image_files", "pixels_of"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def image_files(source: Path) -> tuple[Path, ...]:
@@ -27,7 +30,10 @@ def image_files(source: Path) -> tuple[Path, ...]:
         DataError: there are none, one isn't there, or `source` is neither.
     """
     if source.is_dir():
-        files = tuple(sorted(map(Path, ImageTree(source).paths())))
+        tree = ImageTree(source)
+        files = tuple(sorted(map(Path, tree.paths())))
+        if tree.skipped:
+            _LOG.warning("%s: not read: %s", source, skipped_text(tree.skipped))
     elif source.suffix.lower() == ".csv" and source.is_file():
         files = _named(source)
     else:

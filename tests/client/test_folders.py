@@ -64,3 +64,25 @@ def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "full/a.png", "empty/notes.txt")
     with pytest.raises(DataError, match=r"empty holds no image; one ends in \.jpeg, \.jpg, \.png, \.tif, \.tiff"):
         image_files([tmp_path / "full", tmp_path / "empty"])
+
+
+def test_linked_folders_are_walked_once(tmp_path: Path) -> None:
+    touch(tmp_path, "scans/a.png", "elsewhere/b.png", "elsewhere/c/d.png")
+    (tmp_path / "scans" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "scans" / "linked_again").symlink_to(tmp_path / "elsewhere" / "c")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+    found = [path.relative_to(tmp_path / "scans").as_posix() for path in image_files([tmp_path / "scans"])]
+    assert found == ["a.png", "linked/b.png", "linked/c/d.png"]
+
+
+def test_what_is_not_asked_about_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a.png", ".DS_Store", "__MACOSX/a.png", "Thumbs.db")
+    assert image_files([tmp_path]) == [tmp_path / "a.png"]
+    assert caplog.text == ""
+    touch(tmp_path, "1.dcm", "2.DCM", "b.webp", "IM0001")
+    assert image_files([tmp_path]) == [tmp_path / "a.png"]
+    assert "not asked about: 2 .dcm, 1 without an extension, 1 .webp" in caplog.text
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"holds no image; .*; there are 2 \.dcm, 1 without"):
+        image_files([tmp_path])

@@ -91,3 +91,20 @@ def test_all_kinds_together_come_once_and_in_their_order(tmp_path: Path) -> None
     assert [Path(path).name for path in listing] == ["b.png", "c.png", "a.png", "d.png"]
     assert listing.patients == {1: "ann", 2: "bob"}
     assert len(listing) == 4
+
+
+def test_a_pattern_finds_an_image_once_though_links_lead_to_it(tmp_path: Path) -> None:
+    touch(tmp_path, "scans/z.png", "scans/a/1.png", "elsewhere/2.png")
+    (tmp_path / "scans" / "a" / "loop").symlink_to(tmp_path / "scans")
+    (tmp_path / "scans" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "scans" / "linked_again").symlink_to(tmp_path / "elsewhere")
+    names = ("scans/a/1.png", "scans/linked/2.png", "scans/z.png")
+    assert list(listing_from_names([f"{tmp_path}/scans/**/*.png"])) == [str(tmp_path / name) for name in names]
+
+
+def test_manifests_are_divided_by_semicolons_too(tmp_path: Path) -> None:
+    touch(tmp_path, "a,1.png", "b.png")
+    (tmp_path / "cases.csv").write_text("sep=;\r\npath;patient\r\na,1.png;007\r\nb.png;\r\n", encoding="utf-16")
+    listing = listing_from_names([tmp_path / "cases.csv"])
+    assert list(listing) == [str(tmp_path / "a,1.png"), str(tmp_path / "b.png")]
+    assert listing.patients == {0: "007"}

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from plurum.errors import DataError
 from plurum.training import load_data
 from plurum.training.data import LabelledImages
+from plurum.training.folders import files_from_folder
+from plurum.training.splits import split_from_word
 from tests.training.conftest import write_classes, write_image
 
 CLASSES = {"CE": 10, "LAA": 10}
@@ -135,6 +140,11 @@ def remove_the_classes(folder: Path) -> None:
         (folder / "test" / name).rmdir()
 
 
+def call_classes_like_containers(folder: Path) -> None:
+    for split in ("train", "val", "test"):
+        (folder / split / "CE").rename(folder / split / "images")
+
+
 def empty_a_split(folder: Path) -> None:
     shutil.rmtree(folder / "test")
     (folder / "test").mkdir()
@@ -157,6 +167,7 @@ def empty_a_class(folder: Path) -> None:
         (take_letters_apart, r"val has a class 'A\\u0308', and .*train has none called so; 2 names are in one alone"),
         (add_a_loose_image, r"test has images outside of a folder per class \(1\)"),
         (remove_the_classes, r"test has images outside of a folder per class"),
+        (call_classes_like_containers, r"train has a folder 'images' beside LAA, which is hardly a class"),
         (empty_a_split, r"test has no folder in it; a folder per class is needed"),
         (empty_a_class, r"class 'LAA' has no image: .*test/LAA holds no file"),
     ],
@@ -308,3 +319,39 @@ def test_patients_that_are_one_name_are_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "LAA" / "p1" / "0.png", 1)
     with pytest.raises(DataError, match="has the patients 'P1' and 'p1', which are one name"):
         load_data(str(tmp_path))
+
+
+NAMES = ("train", "val", "test", "Valid", "CE", "LAA", "ce", "p1", "p2", "images", "masks", "fold1", "__MACOSX", ".x")
+trees = st.lists(
+    st.tuples(st.lists(st.sampled_from(NAMES), max_size=4), st.sampled_from(["0.png", "1.JPG", "2.dcm", ".3.png"])),
+    min_size=1,
+    max_size=24,
+)
+COMMON = [[split, name] for split in ("train", "val", "test") for name in ("CE", "LAA")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(trees, st.sampled_from([[], COMMON, [name for _, name in COMMON]]))
+def test_whatever_is_read_has_the_class_and_the_split_that_its_folders_name(
+    tree: list[tuple[list[str], str]], above: list[list[str] | str]
+) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        for number, (folders, name) in enumerate(tree):
+            start = above[number % len(above)] if above else []
+            path = Path(place, *([start] if isinstance(start, str) else start), *folders[2 * bool(above) :], name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.write_bytes(b"")
+        try:
+            files = files_from_folder(Path(place))
+        except DataError:
+            return
+        for row, path in enumerate(files.paths):
+            first, *rest = path.relative_to(place).parts
+            split = split_from_word(first)
+            label, *below = rest if split else (first, *rest)
+            assert files.classes[files.labels[row]] == label
+            assert split_from_word(label) is None
+            assert files.patients[row] == (below[0] if len(below) > 1 else "")
+            assert not files.splits or files.splits[row] == split
+            assert not {".x", "__MACOSX"} & set(path.parts)

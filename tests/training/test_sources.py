@@ -178,7 +178,7 @@ def test_what_is_not_there_or_no_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no .*nothing: name a folder"):
         load_data(str(tmp_path / "nothing"))
     (tmp_path / "table.txt").write_text("a,b")
-    with pytest.raises(DataError, match=r"table\.txt is no image data"):
+    with pytest.raises(DataError, match=r"table\.txt is a table of a kind that is not read; save it as CSV"):
         load_data(str(tmp_path / "table.txt"))
 
 
