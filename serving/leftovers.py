@@ -21,12 +21,14 @@ from pathlib import Path
 
 from plurum.serving.processes import ServerProcesses
 
-__all__ = ["OwnedFolder", "sweep_dead_servers", "sweep_shared_memory"]
+__all__ = ["OwnedFolder", "sweep_dead_servers", "sweep_environments", "sweep_shared_memory"]
 
 _log = logging.getLogger(__name__)
 
 _LOCK, _NAME = "lock", re.compile(r"plurum_[0-9a-f]{12}_")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux keeps it, whoever writes to it)
+# Where Triton's Python backend makes a folder at its start, whatever TMPDIR says, which a killed Triton leaves.
+_ENVIRONMENTS = Path("/tmp")  # noqa: S108 (only empty folders of this user are removed)
 
 
 class OwnedFolder:
@@ -69,6 +71,23 @@ def sweep_shared_memory(name: str) -> None:
         with contextlib.suppress(OSError):
             if path.lstat().st_uid == os.geteuid():
                 path.unlink()
+
+
+def sweep_environments(since_s: float, until_s: float) -> None:
+    """Remove the folder that a Triton of this user made while it started and, when it was killed, left behind.
+
+    It is for Python environments, which our models do not bring. Nothing tells whose it is but when it was made, so
+    only empty ones are removed.
+
+    Args:
+        since_s: When Triton was launched, seconds since the epoch.
+        until_s: When it was ready, or ended.
+    """
+    for path in _ENVIRONMENTS.glob("python_env_??????"):
+        with contextlib.suppress(OSError):
+            about = path.lstat()
+            if about.st_uid == os.geteuid() and since_s <= about.st_ctime <= until_s:
+                path.rmdir()
 
 
 def sweep_dead_servers() -> None:

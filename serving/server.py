@@ -23,7 +23,7 @@ from plurum.serving.certificates import check_certificates
 from plurum.serving.cores import usable_cores
 from plurum.serving.drain import drain
 from plurum.serving.installation import find_triton, lay_out
-from plurum.serving.leftovers import OwnedFolder, sweep_dead_servers, sweep_shared_memory
+from plurum.serving.leftovers import OwnedFolder, sweep_dead_servers, sweep_environments, sweep_shared_memory
 from plurum.serving.log import TritonLog
 from plurum.serving.presence import Presence
 from plurum.serving.probe import NoAnswerError, Probe
@@ -86,6 +86,7 @@ class Server:
         self._processes: ServerProcesses | None = None
         self._folder: OwnedFolder | None = None
         self._ensemble: Ensemble | None = None
+        self._launched_s = self._ready_s = 0.0
         self._ready = False
         self._failed = False
 
@@ -157,7 +158,7 @@ class Server:
             time.sleep(_POLL_S)
         self._ask(max(1.0, deadline - time.monotonic()))
         self._presence.watch(self._staged.configs)
-        self._ready = True
+        self._ready, self._ready_s = True, time.time()
 
     def check(self) -> None:
         """Forward what Triton has logged, and make sure that it still runs.
@@ -286,6 +287,7 @@ class Server:
             # Last in, first out; each is done whatever becomes of the others.
             tidying.callback(self._remove_files)
             tidying.callback(sweep_shared_memory, self.name)
+            tidying.callback(lambda: sweep_environments(self._launched_s, self._ready_s or time.time()))
             tidying.callback(self._end_processes, process)
             if answer and process is not None and process.poll() is None:
                 if self._ready:
@@ -322,6 +324,7 @@ class Server:
             gate, opened = os.pipe()
             for end in (gate, opened):
                 ends.callback(os.close, end)
+            self._launched_s = time.time()
             self._process = subprocess.Popen(
                 [sys.executable, "-IS", _LAUNCHER, str(os.getpid()), *command],
                 cwd=empty,

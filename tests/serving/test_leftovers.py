@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from plurum.serving.leftovers import SHARED_MEMORY, OwnedFolder, sweep_dead_servers, sweep_shared_memory
+from plurum.serving.leftovers import (
+    SHARED_MEMORY,
+    OwnedFolder,
+    sweep_dead_servers,
+    sweep_environments,
+    sweep_shared_memory,
+)
 from plurum.serving.processes import MARK
 
 NOBODY = 65534
@@ -144,3 +151,32 @@ def test_others_folders_and_memory_are_left_alone(temporary: Path, name: str, me
     os.chown(memory, NOBODY, NOBODY)
     sweep_shared_memory(name)
     assert memory.exists()
+
+
+def test_the_folder_that_a_killed_triton_leaves_is_removed_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plurum.serving.leftovers._ENVIRONMENTS", tmp_path)
+
+    def made(name: str) -> Path:
+        path = tmp_path / f"python_env_{name}"
+        path.mkdir()
+        # The clock of a file system runs in steps.
+        time.sleep(0.02)
+        return path
+
+    former = made("AAAAAA")
+    since_s = time.time()
+    time.sleep(0.02)
+    empty, full, others = made("BBBBBB"), made("CCCCCC"), made("DDDDDD")
+    (full / "environment").write_text("x")
+    linked = tmp_path / "python_env_EEEEEE"
+    linked.symlink_to(former)
+    if os.geteuid() == 0:
+        os.chown(others, NOBODY, NOBODY)
+    until_s = time.time()
+    time.sleep(0.02)
+    later = made("FFFFFF")
+    sweep_environments(since_s, until_s)
+    assert [path.exists() for path in (empty, former, full, linked, later)] == [False, True, True, True, True]
+    assert others.exists() is (os.geteuid() == 0)
