@@ -273,3 +273,47 @@ def test_large_files_have_levels_too(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(place, struct.pack("<Q", len(whole) + 1)))
     with pytest.raises(ImageError, match="level 2 is missing"):
         read(path, 10, 20, 50, 1)
+
+
+def _pages(path: Path, *subfiles: int) -> Path:
+    with tifffile.TiffWriter(path) as file:
+        for number, subfile in enumerate(subfiles):
+            pixels = np.full((256, 256, 3), 50 + number, np.uint8)[
+                :: 4 if subfile & 1 else 1, :: 4 if subfile & 1 else 1
+            ]
+            file.write(pixels, tile=(64, 64), photometric="rgb", subfiletype=subfile, metadata=None)
+    return path
+
+
+def test_a_thumbnail_in_front_is_not_taken_for_the_slide(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="its first page is a reduced copy or a mask"):
+        Slide(_pages(tmp_path / "slide.tif", 1, 0))
+
+
+def test_several_pages_of_equal_rank_are_refused(tmp_path: Path) -> None:
+    with Slide(_pages(tmp_path / "slide.tif", 0, 0)) as slide, pytest.raises(ImageError, match="2 pages of equal rank"):
+        slide.levels  # noqa: B018
+    with Slide(_pages(tmp_path / "pyramid.tif", 0, 1)) as slide:
+        assert slide.levels[0].width == 256
+
+
+def test_a_slide_of_12_bits_that_says_so_is_refused(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 4096, (256, 256)).astype(np.uint16)
+    tags = [("MaxSampleValue", 3, 1, 4095, True)]
+    tifffile.imwrite(tmp_path / "slide.tif", pixels, tile=(64, 64), extratags=tags, metadata=None)
+    with pytest.raises(ImageError, match="values that end at 4,095, not at 65,535"):
+        Slide(tmp_path / "slide.tif")
+
+
+def test_a_tile_whose_jpeg_is_larger_than_it_or_ends_early_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "slide.tif"
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    tifffile.imwrite(path, noise, tile=(64, 64), photometric="rgb", compression="jpeg", metadata=None)
+    data = path.read_bytes()
+    with Slide(path) as slide:
+        assert slide.region(0, 0, 128, 128).shape == (128, 128, 3)
+    for place, value, reason in ((5, (8000, 8000), "truncated"), (5, (72, 64), "holds a JPEG of 64 x 72")):
+        at = data.index(b"\xff\xc0") + place
+        path.write_bytes(data[:at] + struct.pack(">HH", *value) + data[at + 4 :])
+        with Slide(path) as slide, pytest.raises(ImageError, match=reason):
+            slide.region(0, 0, 128, 128)

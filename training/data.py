@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from plurum.errors import DataError, ImageError
-from plurum.images import TooLargeImageError, UnreadableImageError, eight_bit, open_image, sized
+from plurum.images import TooLargeImageError, UnreadableImageError, eight_bit, is_nearly_black, open_image, sized
 from plurum.run import Table
 from plurum.spec import ImageSpec
 from plurum.spellings import check_spellings
@@ -42,12 +42,14 @@ class Decoded:
             same picture in another file, lossless format or with other metadata has the same; one compressed again
             has not.
         fault: Why it can't be read; empty where it can.
+        is_nearly_black: Whether all of it is darker than 16 of 255, as 12 bits in a 16-bit file are.
     """
 
     width: int
     height: int
     sha256: str
     fault: str = ""
+    is_nearly_black: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class LabelledImages:
                 return Decoded(0, 0, "", f"{error}; cut TIFFs of this size into tiles with --tile-size")
             except (ImageError, UnreadableImageError) as error:
                 return Decoded(0, 0, "", str(error))
-            return Decoded(flat.width, flat.height, _sha256(flat))
+            return Decoded(flat.width, flat.height, _sha256(flat), is_nearly_black=is_nearly_black(flat))
 
         return tuple(self._each(one))
 

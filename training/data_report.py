@@ -91,6 +91,7 @@ class DataReport(_Part):
         other_label: Images that are the same and have different labels, likewise.
         divided_patients: The splits of each patient who is in more than one.
         unreadable: All images that can't be read.
+        nearly_black: Images that show nothing brighter than 15 of 255, as 12 bits in 16-bit files do.
         notes: How the source was read, and what of it was not, a sentence each.
     """
 
@@ -106,6 +107,7 @@ class DataReport(_Part):
     other_label: tuple[tuple[Item, ...], ...]
     divided_patients: dict[str, tuple[Split, ...]]
     unreadable: tuple[Unreadable, ...]
+    nearly_black: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -147,6 +149,7 @@ def data_report(data: LabelledImages, decoded: Sequence[Decoded]) -> DataReport:
             for source, one in zip(table.sources, decoded, strict=True)
             if one.fault
         ),
+        nearly_black=tuple(table.sources[row] for row in rows if decoded[row].is_nearly_black),
         notes=data.notes,
     )
 
@@ -218,6 +221,11 @@ def report_warnings(report: DataReport) -> list[str]:
     if report.unreadable:
         named = [f"{one.source} ({one.reason})" for one in report.unreadable]
         lines.append(f"{_counted(len(named), 'image')} that can't be read: {_first(named)}")
+    if report.nearly_black:
+        lines.append(
+            f"{_counted(len(report.nearly_black), 'image')} nearly black, with no value above 15 of 255; 12 bits in a "
+            f"16-bit file look like this, scale them up to 65,535: {_first(report.nearly_black)}"
+        )
     return lines
 
 

@@ -66,8 +66,8 @@ _STRUCTURES = (
 # What a decoder of JPEGs makes of it is anything but the grey that it fills up with: made once, by a random generator.
 _JUNK = bytes.fromhex("6bd1a94c83e27f15b09c2e57d84361aa1df4c07b3896e5524a8f70c9136db25e")
 _ROWS = 256
-# 12 bits of 16: nothing else tells them from a picture in the dark.
-_TWELVE_BITS = 4096
+# 12 bits of 16, by their high bytes.
+_NEARLY_BLACK = 16
 _HIGH_BYTE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _EIGHT_BIT_MODES = (
     "L",
@@ -118,13 +118,17 @@ def open_image(data: bytes, structure: Structure | None = None) -> Image.Image:
     image = _decoded(structure.clean or data, structure)
     _check_complete(image, structure.clean or data, structure)
     _check_values(image, structure)
-    image.info["bits"], image.info["turned"] = structure.bits, structure.turned
+    image.info["turned"] = structure.turned
     return image
 
 
 def is_nearly_black(image: Image.Image) -> bool:
-    """Whether an opened 16-bit image uses 12 bits or fewer: it was taken in the dark, or its values are not scaled."""
-    return image.info.get("bits") == 16 and _largest(image) < _TWELVE_BITS
+    """Whether no value of what `eight_bit` returned is above 15 of 255.
+
+    Such are 16-bit files whose values go to 4,095, as cameras of 12 bits leave them: nothing else tells them from
+    pictures of the dark.
+    """
+    return int(np.max(image.getextrema())) < _NEARLY_BLACK
 
 
 def _decoded(data: bytes, structure: Structure) -> Image.Image:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from plurum.errors import ImageError, needs_extra
 from plurum.images import MAX_PIXELS
+from plurum.jpeg_structure import jpeg_scan
 from plurum.microns import microns_from_tiff
 from plurum.tissue import is_background
 
@@ -35,7 +36,6 @@ Bools = npt.NDArray[np.bool_]
 
 _KINDS = ("MINISBLACK", "MINISWHITE", "RGB", "YCBCR")
 _JPEG = 7
-_JPEG_END = b"\xff\xd9"
 _UPRIGHT = 1
 # What tifffile and its decoders raise on broken files.
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, struct.error)
@@ -102,6 +102,8 @@ class Slide:
                 f"read by tiles: {error}"
             ) from error
         with stack:
+            if first.is_reduced or first.is_mask:
+                raise ImageError("its first page is a reduced copy or a mask: save the image itself as the first")
             self._page = _checked(first)
             stack.pop_all()
         self.width, self.height = int(self._page.imagewidth), int(self._page.imagelength)
@@ -184,7 +186,12 @@ class Slide:
     def _pages(self) -> list[TiffPage]:
         """The pages of the levels."""
         try:
-            pages = [level.keyframe for level in self._file.series[0].levels]
+            first = self._file.series[0]
+            if len(first.pages) > 1:
+                raise ImageError(
+                    f"image has {len(first.pages):,} pages of equal rank: save the one that is meant alone"
+                )
+            pages = [level.keyframe for level in first.levels]
             missing = self._missing([page.offset for page in pages])
         except _BROKEN as error:
             raise ImageError(f"image is corrupt or truncated: a level of its pyramid can't be read: {error}") from error
@@ -313,18 +320,32 @@ def _data(page: TiffPage, index: int) -> bytes | None:
     data = bytes(handle.read(count))
     if len(data) < count:
         raise ValueError(f"{len(data):,} of its {count:,} bytes are there")
-    # Decoders of JPEG make up what is missing, in grey.
-    if page.compression == _JPEG and not data.rstrip(b"\0").endswith(_JPEG_END):
-        raise ValueError("its JPEG has no end")
+    if page.compression == _JPEG:
+        _check_jpeg(page, data)
     return data
+
+
+def _check_jpeg(page: TiffPage, data: bytes) -> None:
+    """Make sure that a tile's JPEG is whole, and no larger than the tile: decoders make up what is missing, in grey.
+
+    Raises:
+        ValueError: it is not.
+    """
+    tables = page.jpegtables or b""
+    scan = jpeg_scan(tables[:-2] + data[2:] if tables else data)
+    if scan.width > page.chunks[1] or scan.height > page.chunks[0]:
+        raise ValueError(f"it holds a JPEG of {scan.width} x {scan.height} pixels")
 
 
 def _checked(page: TiffPage, which: str = "") -> TiffPage:
     """Return `page` if it can be read by regions as `plurum.images` would read the whole."""
     kind = _kind(page)
     tag = page.tags.get("Orientation")
-    if page.dtype not in (np.uint8, np.uint16):
+    if page.dtype not in (np.uint8, np.uint16) or page.bitspersample not in {8, 16}:
         raise ImageError(f"{which}image has pixels of type {page.dtype}: 8- or 16-bit grey or colour is needed")
+    most = page.tags.valueof("MaxSampleValue", 0)
+    if page.bitspersample == 16 and isinstance(most, int) and 255 < most < 65_535 and most & (most + 1) == 0:
+        raise ImageError(f"{which}image has values that end at {most:,}, not at 65,535: scale them")
     if kind not in _KINDS or (kind == "YCBCR" and page.compression != _JPEG):
         raise ImageError(f"{which}image of kind {kind} can't be read by tiles: save it as grey or RGB")
     if page.ndim != (2 if page.samplesperpixel == 1 else 3) or page.planarconfig != 1 or page.samplesperpixel == 2:

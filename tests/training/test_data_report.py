@@ -220,3 +220,25 @@ def test_the_picture_has_a_bar_for_each_class_as_long_as_it_has_images(archive: 
     # The legend's patches are small and alike.
     assert drawn["0072b2"] / drawn["e69f00"] == pytest.approx(2, rel=0.1)
     assert drawn["e69f00"] == pytest.approx(drawn["009e73"], rel=0.1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_12_bits_in_16_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str) -> None:
+    """Only the high byte of 16 bits counts: unscaled, such images are nearly black, and nothing in the file says so."""
+    random = np.random.default_rng(0)
+    for number in range(24):
+        path = tmp_path / "data" / ("CE", "LAA")[number % 2] / f"{number}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        most = 65_535 if number < 6 else 4095
+        Image.fromarray(random.integers(0, most + 1, (20, 20)).astype(np.uint16)).save(path)
+    data = load_data(str(tmp_path / "data"))
+    report = report_of(data)
+    assert len(report.nearly_black) == 18
+    line = report_lines(report)[-1]
+    assert line.startswith(
+        "18 images nearly black, with no value above 15 of 255; 12 bits in a 16-bit file look like this"
+    )
+    assert line.endswith("; and 15 more")
+    with caplog.at_level(logging.WARNING):
+        store_data(Run(tmp_path / "run"), data, SETTINGS)
+    assert "18 images nearly black" in caplog.text
