@@ -85,7 +85,7 @@ def lay_out(triton: Triton, folder: Path) -> Layout:
         ServerError: this Python can't run Triton's Python backend.
     """
     if triton.wheel is None:
-        environment = dict(os.environ)
+        environment = dict(os.environ, PYTHONDONTWRITEBYTECODE="1")
         forbid_telemetry(environment)
         return Layout((), environment)
     with needs_extra("serving", "onnxruntime"):
@@ -143,6 +143,8 @@ def _environment(libraries: Path) -> dict[str, str]:
     # These would have the stub run in another environment than this one.
     for name in ("PYTHONHOME", "PYTHONPATH"):
         environment.pop(name, None)
+    # Beside a model's file it would lie in the repository, which is not ours to write to.
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
     # The models' arithmetic is in ONNX Runtime; each stub's BLAS needs no threads of its own.
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     forbid_telemetry(environment)

@@ -9,10 +9,11 @@ public release as it was.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from plurum.errors import PlurumError, ServerError
+from plurum.errors import OutputError, PlurumError, ServerError
 from plurum.serving.rehearsal import check_release, rehearse
 from plurum.serving.releases import Order, Releases, Report, State, Trial
 from plurum.serving.server import Server
@@ -23,6 +24,8 @@ __all__ = ["Rollout"]
 _log = logging.getLogger(__name__)
 
 _LOAD_S, _QUESTION_S = 300.0, 60.0
+# How long the folder of releases may be full before the outcome is given up.
+_TELL_S = 60
 
 
 @dataclass
@@ -135,14 +138,23 @@ class Rollout:
         try:
             act()
         except ServerError:
-            self.releases.keep(state)
-            # Some of its ensembles may be public by now.
-            self.server.publish(state.current, _LOAD_S)
+            try:
+                # Some of its ensembles may be public by now.
+                self.server.publish(state.current, _LOAD_S)
+            finally:
+                self.releases.keep(state)
             raise
 
     def _say(self, line: str, outcome: str | None = None) -> None:
         self.lines.append(line)
         _log.info("rollout: %s", line)
-        self.releases.tell(
-            Report.model_validate({"number": self.order.number, "lines": self.lines, "outcome": outcome})
-        )
+        report = Report.model_validate({"number": self.order.number, "lines": self.lines, "outcome": outcome})
+        # The client waits for the outcome; the lines before it are told with it, if the disk is full now.
+        for _ in range(_TELL_S if outcome else 1):
+            try:
+                self.releases.tell(report)
+            except OutputError as error:
+                _log.warning("rollout: not told: %s", error)
+                time.sleep(1 if outcome else 0)
+            else:
+                return

@@ -30,6 +30,7 @@ from plurum.serving.probe import NoAnswerError, Probe
 from plurum.serving.processes import MARK, ServerProcesses, is_alive
 from plurum.serving.releases import Trial
 from plurum.serving.settings import Ports, ServerSettings, claimed_ports, exposures, server_arguments
+from plurum.serving.surroundings import check_folder, check_names, check_shared_memory, name_failures
 from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["Server", "Urls"]
@@ -139,7 +140,8 @@ class Server:
             ServerError: there is no Triton, it can't run here, a port is taken, or certificates can't be used.
         """
         try:
-            self._launch()
+            with name_failures():
+                self._launch()
         except BaseException:
             self.stop()
             raise
@@ -210,10 +212,8 @@ class Server:
         """
         if model not in self._presence:
             return
-        try:
+        with name_failures():
             self._staged.touch(model)
-        except OSError as error:
-            raise ServerError(f"{model} can't be loaded again: {error}") from error
         self._load(model, timeout_s)
 
     def add_release(self, repository: Path, tag: str, timeout_s: float) -> Probe:
@@ -229,8 +229,10 @@ class Server:
             RepositoryError: it is no repository.
             ServerError: a model could not be loaded, or not in time; those that were stay until `remove_release`.
         """
-        self._staged.add(repository, tag)
+        with name_failures():
+            self._staged.add(repository, tag)
         models = self._staged.of(tag)
+        check_names(repository, models)
         for model in models:
             self._load(model, timeout_s)
         return Probe(self.urls.http, read_ensemble(repository / "ensemble.json"), models)
@@ -245,7 +247,9 @@ class Server:
         Raises:
             ServerError: Triton could not, or not in time.
         """
-        for chain in self._staged.publish(tag):
+        with name_failures():
+            chains = self._staged.publish(tag)
+        for chain in chains:
             self._load(chain, timeout_s)
 
     def put_on_trial(self, trial: Trial, current: str, timeout_s: float) -> None:
@@ -254,7 +258,9 @@ class Server:
         Raises:
             ServerError: Triton could not, or not in time.
         """
-        for front in self._staged.put_on_trial(trial, current):
+        with name_failures():
+            fronts = self._staged.put_on_trial(trial, current)
+        for front in fronts:
             self._load(front, timeout_s)
 
     def remove_release(self, tag: str, timeout_s: float) -> None:
@@ -355,12 +361,15 @@ class Server:
         for warning in exposures(self._settings, from_wheel=triton.wheel is not None):
             _log.warning("%s", warning)
         self._folder = OwnedFolder(self.name)
+        check_folder(self._folder.path, runs_code=triton.wheel is not None)
         self._admin = Admin(self.urls.http, self.urls.metrics, self._folder.path)
         self._staged = Staged(self._folder.path / "models", usable_cores(), cpu_only=not triton.uses_gpu)
         self._staged.add(self._repository, self._release)
         self._staged.add_managers()
         if self._release:
             self._staged.publish(self._release)
+        check_names(self._repository, list(self._staged.configs))
+        check_shared_memory(self._staged.processes(all_backends=triton.wheel is not None))
         layout = lay_out(triton, self._folder.path)
         arguments = server_arguments(self._settings, self._ports, str(self._staged.folder), self.name)
         if are_complete(list(self._staged.configs.values())):

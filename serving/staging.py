@@ -209,6 +209,11 @@ class Staged:
         config = self.configs.get(model)
         return 0 if config is None or config.ensemble_scheduling.step else _stated_instances(config) or 1
 
+    def processes(self, *, all_backends: bool) -> int:
+        """Return how many Python processes the models have; with the wheel's Triton those of all backends have them."""
+        names = [name for name, config in self.configs.items() if all_backends or config.backend == "python"]
+        return sum(map(self.instances, names))
+
     def add(self, repository: Path, tag: str = "") -> None:
         """Stage a repository, its models' names with `tag` behind them where there is one.
 
