@@ -51,7 +51,7 @@ def hostile(  # noqa: PLR0913, PLR0917 - one parameter per option
     repository: Annotated[Path | None, typer.Option(help="Serve this one instead of random weights.")] = None,
     target: Annotated[list[str], typer.Option(help=f"Only this one of {', '.join(TARGETS)}; repeat for more.")] = [],  # noqa: B006
     kind: Annotated[list[str], typer.Option(help="Only kinds whose name holds this; repeat for more.")] = [],  # noqa: B006
-    requests: Annotated[int, typer.Option(min=1, help="Of each kind; costly kinds send a fraction.")] = 1500,
+    requests: Annotated[int, typer.Option(min=1, help="Of each kind; costly kinds send a fraction.")] = 600,
     deadly: Annotated[int, typer.Option(min=1, help="Of each kind that can end Triton, at its own ports.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for a kind at a target.")] = 30.0,
     threads: Annotated[int, typer.Option(min=1, help="Connections that attack at once.")] = 4,
