@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 from plurum.errors import ServerError
 
@@ -26,6 +26,8 @@ _LONGEST = 400
 
 class TritonLog:
     """The file that Triton's output goes to."""
+
+    _kept: ClassVar[Path | None] = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,6 +49,15 @@ class TritonLog:
         except OSError as error:
             raise ServerError(f"Triton's log {self.path} can't be made: {error.strerror}") from error
         return open(descriptor, "wb")  # noqa: PTH123 (by descriptor; the caller closes it)
+
+    def keep(self) -> None:
+        """Leave the file for people to read, in place of the one that this process kept before.
+
+        Clients that end Triton again and again would fill the disk otherwise.
+        """
+        former, TritonLog._kept = TritonLog._kept, self.path
+        if former is not None and former != self.path:
+            former.unlink(missing_ok=True)
 
     def forward(self) -> None:
         """Pass what has been added since the last call to `logging`, at level DEBUG."""

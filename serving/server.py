@@ -317,7 +317,9 @@ class Server:
         if self._folder is not None:
             self._folder.remove()
         self.log.forward()
-        if not self._failed:
+        if self._failed:
+            self.log.keep()
+        else:
             self.log.path.unlink(missing_ok=True)
 
     def _launch(self) -> None:
