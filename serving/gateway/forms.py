@@ -19,6 +19,8 @@ __all__ = ["Upload", "uploads_from_form"]
 
 # RFC 2046: up to 70 of these, the last of which is no space.
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+# RFC 9110's token, and a value without control characters.
+_LINE = re.compile(rb"(?P<name>[0-9A-Za-z!#$%&'*+.^_`|~-]+):[ \t]*(?P<value>[^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
 _HEAD_BYTES = 4096
 # Beside its files a form may have a few fields, which are not read.
 _MAX_FIELDS, _FIELD_BYTES = 16, 4096
@@ -107,17 +109,17 @@ def _parts(body: bytearray, boundary: bytes) -> Iterator[tuple[int, int]]:
 def _part(part: memoryview) -> tuple[str, str | None, memoryview]:
     """Return a part's field, the file's name (None where it is no file), and its data."""
     # The line's end before the boundary belongs to the boundary.
+    part = part[:-2]
     head, end, _ = bytes(part[:_HEAD_BYTES]).partition(b"\r\n\r\n")
     if not end:
         raise _malformed(f"a part of the form has no head that ends within {_HEAD_BYTES} bytes")
     headers: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n"):
-        name, colon, value = line.partition(b":")
-        key = name.lower()
-        if not colon or not name or name != name.strip() or key in headers:
+        found = _LINE.fullmatch(line)
+        if found is None or found["name"].lower() in headers:
             raise _malformed(f"a part of the form has a bad line in its head: {line[:40]!r}")
-        headers[key] = value.strip(b" \t")
-    return *_names(headers), part[len(head) + 4 : len(part) - 2]
+        headers[found["name"].lower()] = found["value"]
+    return *_names(headers), part[len(head) + 4 :]
 
 
 def _names(headers: dict[bytes, bytes]) -> tuple[str, str | None]:
