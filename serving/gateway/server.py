@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import gc
 import logging
 import signal
+import socket
 import ssl
 import threading
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from plurum.errors import ServerError, SettingsError
 from plurum.regular_files import MAX_SECRET_BYTES, read_regular
 from plurum.serving.gateway.app import gateway_app
 from plurum.serving.gateway.connection import connection_class
+from plurum.serving.gateway.handshakes import Handshakes
 from plurum.serving.gateway.keys import Keys, read_keys
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.settings import GatewaySettings, is_loopback, listener
@@ -44,15 +47,50 @@ class GatewayUrls:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Ends well on SIGINT and SIGTERM, where uvicorn would drain and then raise the signal again."""
+    """Ends well on SIGINT, SIGTERM and SIGHUP, where uvicorn would drain and then raise the signal again."""
+
+    def __init__(self, config: uvicorn.Config, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+        super().__init__(config)
+        self._settings, self._metrics = settings, metrics
+        self._accepting: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's name)
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; for TLS by ourselves, as handshakes count."""
+        if self.config.ssl is None or sockets is None:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        handshakes = Handshakes(
+            self.config.ssl,
+            self._protocol,
+            lambda: len(self.server_state.connections),
+            self._settings.max_connections,
+            lambda reason: self._metrics.connections_refused.labels(reason).inc(),
+            self._settings.receive_s / 3,
+        )
+        self._accepting = asyncio.create_task(handshakes.accept(sockets[0]))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and let those that are open finish."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
+
 
 def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], None]) -> None:
-    """Answer requests until SIGINT or SIGTERM; then what was accepted is answered first. A second SIGINT ends at once.
+    """Answer requests until SIGINT, SIGTERM or SIGHUP; then what was accepted is answered first.
+
+    A second SIGINT ends at once. Under `nohup` SIGHUP stays ignored.
 
     Args:
         settings: Options.
@@ -96,7 +134,10 @@ def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], Non
         gc.freeze()
         gc.set_threshold(_GARBAGE)
         _give_bodies_own_pages()
-        _Uvicorn(config).run(sockets=[sock])
+        server = _Uvicorn(config, settings, metrics)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, server.handle_exit)
+        server.run(sockets=[sock])
     finally:
         sock.close()
 

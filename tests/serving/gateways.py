@@ -78,10 +78,16 @@ def answer_from(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def lonely_gateway(**options: object) -> Iterator[Process]:
-    """Start a gateway that no Triton stands behind."""
-    command = [sys.executable, "-c", _SCRIPT, json.dumps(options)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+def lonely_gateway(*before: str, log: int = subprocess.DEVNULL, **options: object) -> Iterator[Process]:
+    """Start a gateway that no Triton stands behind.
+
+    Args:
+        before: What stands before its command.
+        log: Where its standard error goes.
+        options: Of the gateway.
+    """
+    command = [*before, sys.executable, "-c", _SCRIPT, json.dumps(options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         try:
             assert process.stdout is not None
             urls = json.loads(process.stdout.readline())

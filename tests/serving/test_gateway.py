@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -11,6 +12,7 @@ import os
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import time
@@ -297,6 +299,89 @@ NOT_A_REQUEST: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
         b"--b\r\nContent-Disposition: form-data; name=x\r\n\r\ny\r\n" * 50 + b"--b--",
         {"Content-Type": form()[1]},
     ),
+    "a form that is cut off after a file": (
+        400,
+        "/predict",
+        form(("f", "a", b"x"), ("f", "b", b"y"))[0][:-30],
+        {"Content-Type": form()[1]},
+    ),
+    "bytes behind a form": (400, "/predict", form(("f", "a", b"x"))[0] + b"--b\r\n", {"Content-Type": form()[1]}),
+    "a form of undefined": (
+        415,
+        "/predict",
+        form(("f", "a", b"x"))[0],
+        {"Content-Type": form()[1] + "; charset=undefined"},
+    ),
+    "a form of escapes": (
+        415,
+        "/predict",
+        form(("f", "\\N{x", b"x"))[0],
+        {"Content-Type": form()[1] + "; charset=unicode_escape"},
+    ),
+    "a form of utf-7": (415, "/predict", form(("f", "+", b"x"))[0], {"Content-Type": form()[1] + "; charset=utf-7"}),
+    "a form in a form": (
+        415,
+        "/predict",
+        form(("f", "a", b"x"))[0].replace(b"\r\n\r\n", b"\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n", 1),
+        {"Content-Type": form()[1]},
+    ),
+    "a file in base64": (
+        415,
+        "/predict",
+        form(("f", "a", b"x"))[0].replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n", 1),
+        {"Content-Type": form()[1]},
+    ),
+    "a name that is no UTF-8": (
+        400,
+        "/predict",
+        form(("f", "a", b"x"))[0].replace(b'"a"', b'"\xe9"'),
+        {"Content-Type": form()[1]},
+    ),
+    "an extended name": (
+        400,
+        "/predict",
+        form(("f", "a", b"x"))[0].replace(b'filename="a"', b"filename*=UTF-8''a"),
+        {"Content-Type": form()[1]},
+    ),
+    "a long boundary": (400, "/predict", b"x", {"Content-Type": "multipart/form-data; boundary=" + "b" * 71}),
+    "a long head of a part": (
+        400,
+        "/predict",
+        form(("f", "a" * 5000, b"x"))[0],
+        {"Content-Type": form()[1]},
+    ),
+    "mixed parts": (415, "/predict", b"x", {"Content-Type": "multipart/mixed; boundary=b"}),
+    "a timeout of many digits": (
+        400,
+        "/v2/models/ensemble_pixels/infer",
+        infer_json()[:-1] + b', "parameters": {"timeout": 1' + b"0" * 5000 + b"}}",
+        {},
+    ),
+    "a timeout of 0.5": (
+        400,
+        "/v2/models/ensemble_pixels/infer",
+        infer_json(shape=[1, 1, 1, 1])[:-1] + b', "parameters": {"timeout": 0.5}}',
+        {},
+    ),
+    "a deep timeout": (
+        400,
+        "/v2/models/ensemble_pixels/infer",
+        infer_json(shape=[1, 1, 1, 1])[:-1] + b', "parameters": {"timeout": ' + b"[" * 300 + b"]" * 300 + b"}}",
+        {},
+    ),
+    "NaN": (400, "/v2/models/ensemble_pixels/infer", infer_json(data=[float("nan")]), {}),
+    "Infinity": (400, "/v2/models/ensemble_pixels/infer", infer_json(data=[float("inf")]), {}),
+    "names twice": (400, "/v2/models/ensemble_pixels/infer", b'{"inputs": [], "inputs": []}', {}),
+    "half a letter": (400, "/v2/models/ensemble_pixels/infer", b'{"id": "\\ud800", ' + infer_json()[1:], {}),
+    "UTF-16": (400, "/v2/models/ensemble_pixels/infer", infer_json().decode().encode("utf-16"), {}),
+    "data and bytes": (400, "/v2/models/ensemble_pixels/infer", infer_json(parameters={"binary_data_size": 0}), {}),
+    "true bytes": (
+        400,
+        "/v2/models/ensemble_pixels/infer",
+        infer_json(data=None, parameters={"binary_data_size": True}),
+        {},
+    ),
+    "another encoding on the way": (415, "/predict", b"", {"Transfer-Encoding": "gzip, chunked"}),
     "a deadline of words": (400, "/predict", b"x", {"X-Deadline-Ms": "soon"}),
     "no JSON": (400, "/v2/models/ensemble/infer", b"\xff\xfe{", {}),
     "nested": (400, "/v2/models/ensemble/infer", b'{"inputs":' + b"[" * 100_000, {}),
@@ -339,6 +424,83 @@ def test_what_is_no_request_gets_a_reason(door: Gateway, kind: str) -> None:
     assert (reply.status, time.monotonic() - began < 5) == (status, True), reply.body
     assert reply.json["error"]
     assert "Traceback" not in reply.json["error"]
+
+
+def tensor(shape: list[int], raw: bytes, **changes: Any) -> tuple[bytes, dict[str, str]]:
+    described = {
+        "name": "IMAGE",
+        "shape": shape,
+        "datatype": "BYTES",
+        "parameters": {"binary_data_size": len(raw)},
+    } | changes
+    text = json.dumps({"inputs": [described]}).encode()
+    return text + raw, {"Inference-Header-Content-Length": str(len(text))}
+
+
+def counted(image: bytes) -> bytes:
+    return struct.pack("<I", len(image)) + image
+
+
+def test_a_raw_binary_request_is_answered_as_triton_answers_it(
+    door: Gateway, served: Server, run: Run, images: list[bytes]
+) -> None:
+    pixels = np.array(run.pixels()[40]).tobytes()
+    for model, body in (("ensemble", images[0]), ("ensemble_pixels", pixels)):
+        path = f"/v2/models/{model}/infer"
+        through = door.send("POST", path, body, Inference_Header_Content_Length="0")
+        direct = replace(door, http=served.urls.http).send("POST", path, body, Inference_Header_Content_Length="0")
+        assert through.status == direct.status == 200
+        parts = []
+        for reply in (through, direct):
+            size = int(reply.headers["inference-header-content-length"])
+            parts.append((json.loads(reply.body[:size])["outputs"], reply.body[size:]))
+        ours, theirs = ({one["name"]: one["parameters"]["binary_data_size"] for one in outputs} for outputs, _ in parts)
+        assert ours == theirs
+        assert len(parts[0][1]) == len(parts[1][1])
+        assert [one["shape"][0] for one in parts[0][0]] == [1] * len(ours)
+    reply = door.send("POST", "/v2/models/ensemble_pixels/infer", pixels[1:], Inference_Header_Content_Length="0")
+    assert (reply.status, reply.json["error"]) == (
+        400,
+        "PIXELS: expected 3072 bytes for shape [1, 32, 32, 3], got 3071",
+    )
+
+
+def test_what_is_said_of_an_image_must_be_so(door: Gateway, images: list[bytes]) -> None:
+    one = counted(images[0])
+    told: list[tuple[list[int], bytes, str]] = [
+        ([1], one, "IMAGE: expected shape [batch, 1], got [1]. Add the batch dimension in front."),
+        ([1, 1, 1], one, "IMAGE: expected shape [batch, 1], got [1, 1, 1]. Give each dimension its size."),
+        ([0, 1], one, "inputs.0.shape.0: Input should be greater than or equal to 1"),
+        ([2, 1], one, "IMAGE: expected 2 elements for shape [2, 1], got 1"),
+        ([1, 1], one * 2, "IMAGE: expected 1 elements for shape [1, 1], got 2"),
+        ([1, 1], images[0], "is said to have"),
+        ([1, 1], one[:3], "the length of element 0 is cut off"),
+        ([1, 1], counted(base64.b64encode(images[0])), "IMAGE holds base64 text. Send the raw bytes."),
+    ]
+    for shape, raw, text in told:
+        body, headers = tensor(shape, raw)
+        reply = door.send("POST", "/v2/models/ensemble/infer", body, **headers)
+        assert reply.status == 400
+        assert text in reply.json["error"]
+    for name in ("IMAGE\0", "IM AGE", "", "x" * 200):
+        body, headers = tensor([1, 1], one, name=name)
+        reply = door.send("POST", "/v2/models/ensemble/infer", body, **headers)
+        assert (reply.status, reply.json["error"][:13]) == (400, "inputs.0.name")
+    body, headers = tensor([1, 1], one)
+    assert door.send("POST", "/v2/models/ensemble/infer", body, **headers).status == 200
+
+
+def test_base64_is_told_wherever_it_is_sent(door: Gateway, images: list[bytes]) -> None:
+    texts = [base64.b64encode(image) for image in images[:3]]
+    for text in (*texts, b"data:image/png;base64," + texts[0]):
+        reply = door.predict(text)
+        assert (reply.status, reply.json["error"]) == (400, "IMAGE holds base64 text. Send the raw bytes.")
+    body, kind = form(("files", "good", images[0]), ("files", "text", texts[0]))
+    good, bad = door.send("POST", "/predict", body, Content_Type=kind).json
+    assert "label" in good
+    assert bad == {"file": "text", "error": "IMAGE holds base64 text. Send the raw bytes."}
+    raw = door.send("POST", "/v2/models/ensemble/infer", texts[0], Inference_Header_Content_Length="0")
+    assert (raw.status, raw.json["error"]) == (400, "IMAGE holds base64 text. Send the raw bytes.")
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(door: Gateway) -> None:

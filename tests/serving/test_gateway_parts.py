@@ -300,6 +300,29 @@ def test_data_that_are_no_pixels(data: Any, shape: list[int], fault: str) -> Non
         question_from_body("ensemble_pixels", sent, None, "")
 
 
+def test_a_timeout_may_have_any_number_of_digits_and_must_be_one() -> None:
+    one = {"name": "OTHER", "shape": [1], "datatype": "UINT8", "data": [1]}
+    for timeout, seconds in ((1, 1e-6), (10**400, 365 * 86400.0), (None, None)):
+        sent, _ = body(one, parameters={"timeout": timeout})
+        assert question_from_body("ensemble", sent, None, "").timeout_s == seconds
+    for wrong in (0, -1, True, 0.5, "1", [1], {"a": 1}):
+        sent, _ = body(one, parameters={"timeout": wrong})
+        with pytest.raises(RefusalError, match="the parameter timeout: expected microseconds above 0, got"):
+            question_from_body("ensemble", sent, None, "")
+
+
+@pytest.mark.parametrize("wrong", [1, "true", None, []])
+def test_whether_outputs_are_bytes_is_said_by_true_or_false(wrong: Any) -> None:
+    one = {"name": "OTHER", "shape": [1], "datatype": "UINT8", "data": [1]}
+    for rest in (
+        {"parameters": {"binary_data_output": wrong}},
+        {"outputs": [{"name": "LABEL", "parameters": {"binary_data": wrong}}]},
+    ):
+        sent, _ = body(one, **rest)
+        with pytest.raises(RefusalError, match="expected true or false, got"):
+            question_from_body("ensemble", sent, None, "")
+
+
 def test_json_that_is_too_long_is_not_read() -> None:
     with pytest.raises(RefusalError, match="send tensors as binary data") as refused:
         question_from_body("ensemble", b" " * (MAX_JSON_BYTES + 1), None, "")
