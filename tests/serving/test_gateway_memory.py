@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["http", "https"])
 def guarded(request: pytest.FixtureRequest, keys: Path, certificate: tuple[Path, Path]) -> Iterator[Process]:
     """A gateway that wants a key, over either protocol."""
-    tls = {} if request.param == "http" else {"tls_cert": str(certificate[0]), "tls_key": str(certificate[1])}
+    tls: dict[str, Any] = (
+        {} if request.param == "http" else {"tls_cert": str(certificate[0]), "tls_key": str(certificate[1])}
+    )
     with lonely_gateway(keys=str(keys), receive_s=5, **tls) as one:
         # Once through all that is made on first use.
         assert one.send(GET + b"\r\n").startswith(b"HTTP/1.1 200")
