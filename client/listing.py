@@ -17,6 +17,8 @@ from plurum.manifests import IMAGE_SUFFIXES, file_from_manifest, read_manifest_t
 __all__ = ["STANDARD_INPUT", "Listing", "listing_from_names"]
 
 STANDARD_INPUT = "-"
+# Of paths: some five million.
+_MOST_BYTES = 1 << 29
 
 
 @dataclass
@@ -80,7 +82,9 @@ def listing_from_names(names: Iterable[str | Path], standard_input: BinaryIO | N
 
 
 def _add_lines(listing: Listing, file: BinaryIO) -> None:
-    text = file.read()
+    text = file.read(_MOST_BYTES + 1)
+    if len(text) > _MOST_BYTES:
+        raise DataError(f"standard input names paths of more than {_MOST_BYTES:,} bytes; give it in parts")
     between = b"\0" if b"\0" in text else b"\n"
     found = False
     for line in text.split(between):

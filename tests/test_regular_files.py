@@ -102,6 +102,9 @@ def test_contracts_are_read_from_files_alone(make: Make, message: str, tmp_path:
         run.data()
     with pytest.raises(ContractError, match=message):
         read_data_report(run)
+    make(run.data_folder / "pixels.npy")
+    with pytest.raises(ContractError, match=r"pixels\.npy can't be read: "):
+        run.pixels()
 
 
 def test_a_manifest_that_is_no_text_ends_at_its_first_line(tmp_path: Path) -> None:
@@ -111,6 +114,15 @@ def test_a_manifest_that_is_no_text_ends_at_its_first_line(tmp_path: Path) -> No
     (tmp_path / "long.csv").write_bytes(b"path,label\n" + b"a" * (1 << 21))
     with pytest.raises(DataError, match="line 2 has more than 1,048,576 characters"):
         load_data(str(tmp_path / "long.csv"))
+
+
+def test_standard_input_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plurum.client.listing._MOST_BYTES", 1 << 20)
+    with (
+        Path("/dev/zero").open("rb") as file,
+        pytest.raises(DataError, match="paths of more than 1,048,576 bytes"),
+    ):
+        listing_from_names(["-"], file)
 
 
 def test_files_of_proc_are_read_though_they_have_no_size_and_bounded(tmp_path: Path) -> None:

@@ -69,6 +69,13 @@ def test_a_training_without_an_average_has_its_weights_taken(file: Path, weights
     assert same(read_state_dict(file).tensors, weights)
 
 
+def test_weights_that_are_left_are_named_whatever_they_are_called(file: Path, weights: Tensors) -> None:
+    torch.save({"model": weights, "teacher": negated(weights), "optimizer": {"state": {0: weights}}, "ema": 0.99}, file)
+    state = read_state_dict(file)
+    assert same(state.tensors, weights)
+    assert state.note == "the weights under 'model' were taken, not those under 'teacher'"
+
+
 def test_the_average_of_torchvision_and_of_pytorch_is_read(file: Path, weights: Tensors) -> None:
     averaged = {"n_averaged": torch.tensor(7)} | prefixed(negated(weights), "module.")
     torch.save({"model": weights, "model_ema": averaged}, file)

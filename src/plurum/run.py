@@ -25,7 +25,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from plurum.errors import ContractError, OutputError
-from plurum.regular_files import open_regular, read_regular
+from plurum.regular_files import check_regular, open_regular, read_regular
 from plurum.spec import Classes, Contract, Ensemble, ImageSpec, Member, Sha256, Text, read_ensemble, read_member
 
 __all__ = ["DataContract", "Run", "Split", "Table"]
@@ -233,9 +233,17 @@ class Run:
         """
         path = self.data_folder / "pixels.npy"
         try:
+            check_regular(path)
             pixels: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise ContractError(f"{path} can't be read: {error.strerror or error}") from error
+        # On a broken header, NumPy stumbles over more than a ValueError.
+        except Exception as error:
             raise ContractError(f"{path} can't be read: {error}") from error
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            raise ContractError(
+                f"{path} holds {pixels.dtype} {list(pixels.shape)}; uint8 [images, height, width, 3] is needed"
+            )
         return pixels
 
 

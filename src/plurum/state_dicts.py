@@ -150,10 +150,12 @@ def _weights(path: Path, held: object) -> tuple[dict[str, Any], str]:
         found = [key for key in _NESTED if isinstance(held.get(key), Mapping)]
         if not found:
             break
-        if len(found) > 1:
-            kind = "averaged weights (EMA)" if "ema" in found[0] else "weights"
-            note = f"the {kind} under {found[0]!r} were taken, not those under {' and '.join(map(repr, found[1:]))}"
-        held = held[found[0]]
+        chosen = found[0]
+        others = [key for key, value in held.items() if key != chosen and _holds_tensors(value)]
+        if others:
+            kind = "averaged weights (EMA)" if "ema" in chosen else "weights"
+            note = f"the {kind} under {chosen!r} were taken, not those under {_some(map(repr, others))}"
+        held = held[chosen]
     if not isinstance(held, Mapping) or not held:
         raise ContractError(f"{path} holds no state dict; save model.state_dict(): tensors by their names")
     odd = [key for key, value in held.items() if not isinstance(key, str) or not _is_tensor(value)]
@@ -205,6 +207,10 @@ def _is_tensor(value: object) -> bool:
     import torch
 
     return isinstance(value, torch.Tensor)
+
+
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(map(_is_tensor, value.values()))
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

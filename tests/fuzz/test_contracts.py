@@ -219,7 +219,14 @@ def test_tables_of_runs(tmp_path: Path) -> None:
     rows = [[0, "a.png", "CE", "p", "train"], [1, "b.png", "LAA", "", "test"]]
     csv.writer(file).writerows([["index", "source", "label", "patient", "split"], *rows])
     history = ",".join(one.name for one in fields(Epoch)) + "\r\n1,0.5,0.9,0.5,0.001,1.5,80.0,3.0\r\n"
+    pixels = (run.data_folder / "pixels.npy").read_bytes()
     for draw in fuzz.draws():
+        content = broken_bytes(draw, pixels[:128], 2) + pixels[128:]
+        (run.data_folder / "pixels.npy").write_bytes(content)
+        array = fuzz.fed(run.pixels, content)
+        if array is not None:
+            assert (array.dtype, array.ndim, array.shape[3]) == (np.uint8, 4, 3), f"{fuzz}: {content!r}"
+        (run.data_folder / "pixels.npy").write_bytes(pixels)
         content = broken_bytes(draw, file.getvalue().encode())
         (run.data_folder / "items.csv").write_bytes(content)
         table = fuzz.fed(run.table, content)

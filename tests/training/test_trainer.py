@@ -340,6 +340,9 @@ def test_a_state_that_can_not_be_read_is_started_over(tmp_path: Path, caplog: py
     state.path.write_bytes(state.path.read_bytes()[:200])
     assert state.read() is None
     assert "this training starts over" in caplog.text
+    for garbage in (b"hello", b"0.1 0.2\n", b"", b"some notes\n"):
+        state.path.write_bytes(garbage)
+        assert state.read() is None
     torch.save({"taken": Linear()}, state.path)
     assert state.read() is None, "something else than tensors and plain values was unpickled"
 

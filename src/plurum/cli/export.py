@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
 import tempfile
@@ -112,7 +113,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
             raise SettingsError("checkpoints need --arch, --classes and --out: what they are, tell apart, and become")
         place, checked_on = out, "validation images" if images else "generated images"
         with Console(stderr=True).status("exporting") as status, tempfile.TemporaryDirectory() as folder:
-            names, spec = classes.split(","), _image(image_size, mean, std)
+            names, spec = [name.strip() for name in classes.split(",")], _image(image_size, mean, std)
             labelled = _labelled(images, names, spec, settings, Path(folder)) if images else None
             exported = repository_from_checkpoints(
                 source, arch or [], names, spec, out, settings, status.update, labelled=labelled
@@ -158,7 +159,7 @@ def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportS
     """Return those of the images that `data` names which an export uses, as members see them, in a file of `folder`."""
     import numpy as np
 
-    from plurum.errors import SettingsError, needs_extra
+    from plurum.errors import OutputError, SettingsError, needs_extra
     from plurum.export import Labelled
     from plurum.export.selection import evenly
 
@@ -180,7 +181,15 @@ def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportS
     most = (settings.parity_images, settings.calibration_images)
     loaded = loaded.taken(np.concatenate([evenly(rows, count) for rows, count in zip(parts, most, strict=True)]))
     shape = (len(loaded), image.height, image.width, 3)
-    pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
+    try:
+        pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
+        # On a full disk, the first write into what is not there yet would end the process without a word.
+        with (folder / "pixels.npy").open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, (folder / "pixels.npy").stat().st_size)
+    except OSError as error:
+        raise OutputError(
+            f"{len(loaded):,} images can't be written below {tempfile.gettempdir()} (TMPDIR): {error.strerror}"
+        ) from error
     loaded.pixels(image, pixels)
     return Labelled(data, pixels, tuple(loaded.classes[label] for label in loaded.table.labels), loaded.table)
 
