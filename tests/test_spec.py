@@ -130,6 +130,8 @@ def edit(path: str, value: object) -> Callable[[dict[str, Any]], None]:
         ("voting.weights", [0.5, 0.4], "weights add up to 0.9, not to 1"),
         ("voting.weights", [1.5, -0.5], "voting.weights.0: Input should be less than or equal to 1"),
         ("voting.weights", [0.5, 0.25, 0.25], "3 weights for 2 members"),
+        ("voting.temperature", 1e-320, "voting.temperature: must lie between 1e-100 and 1e100"),
+        ("voting.prior_ratio", (1e308, 1.0), "voting.prior_ratio.0: must lie between 1e-100 and 1e100"),
         ("voting.temperature", 0, "voting.temperature: Input should be greater than 0"),
         ("voting.mode", "median", "voting.mode: Input should be 'soft', 'hard' or 'stack'"),
         ("voting.mode", "stack", "a stacked vote needs coefficients and intercepts"),

@@ -63,14 +63,25 @@ RESERVED_NAMES = frozenset({"ensemble", "ensemble_pixels", "ensemble_fused", "fu
 _TAG = re.compile(r"[0-9a-f]{8}")
 # A name becomes a folder, a Triton model and a metric label.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]
 
 
 # How the answers to a patient's images become one; `plurum.voting.pooled` carries it out.
 PatientRule = Literal["mean", "max", "majority"]
+
+
+def _moderate(value: float) -> float:
+    # Wider than any fit reaches; beyond, the vote would overflow to NaN.
+    if value and not 1e-100 <= abs(value) <= 1e100:
+        raise ValueError(f"must lie between 1e-100 and 1e100, without its sign, and is {value}")
+    return value
+
+
+Scale = Annotated[Positive, AfterValidator(_moderate)]
+Coefficient = Annotated[FiniteFloat, AfterValidator(_moderate)]
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -178,11 +189,11 @@ class Voting(Contract):
 
     mode: Literal["soft", "hard", "stack"] = "soft"
     weights: tuple[Share, ...]
-    temperature: Positive = 1.0
+    temperature: Scale = 1.0
     tie_rule: Literal["higher soft vote, then lower class index"] = "higher soft vote, then lower class index"
-    coefficients: tuple[tuple[FiniteFloat, ...], ...] | None = None
-    intercepts: tuple[FiniteFloat, ...] | None = None
-    prior_ratio: tuple[Positive, ...] | None = None
+    coefficients: tuple[tuple[Coefficient, ...], ...] | None = None
+    intercepts: tuple[Coefficient, ...] | None = None
+    prior_ratio: tuple[Scale, ...] | None = None
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Voting:

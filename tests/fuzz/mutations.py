@@ -118,7 +118,7 @@ def broken_json(draw: random.Random, document: Any) -> bytes:
             del holder[key]
         elif action == 3 and isinstance(holder, dict):
             holder[draw.choice(("version", "more", "name", "", str(key).upper()))] = holder.pop(key)
-        elif isinstance(holder[key], int | float):
+        elif isinstance(holder[key], float):
             holder[key] *= draw.choice((-1, 0, 0.5, 1.0000001, 2, 1e9))
     text = json.dumps(document, ensure_ascii=draw.random() < 0.5)
     data = text.encode("utf-8", "surrogatepass")
