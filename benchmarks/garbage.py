@@ -5,6 +5,7 @@ Every kind makes its bytes anew from a generator of random numbers, so that no t
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import random
@@ -104,6 +105,27 @@ def _endless(_: bytes, chance: random.Random) -> Garbage:
     return Garbage(_CHUNKED + piece * 24, frozenset({413, 0}), alone=True)
 
 
+def _bulky(**headers: object) -> Maker:
+    def make(_: bytes, chance: random.Random) -> Garbage:
+        return Garbage(post("/predict", bytes(chance.randint(500_000, 1_000_000)), **headers))
+
+    return make
+
+
+def _trailers(_: bytes, chance: random.Random) -> Garbage:
+    field = b"x: " + b"y" * chance.randint(1, 900) + b"\r\n"
+    sent = _CHUNKED + b"5\r\nhello\r\n0\r\n" + field * ((1 << 20) // len(field))
+    return Garbage(sent, frozenset({431, 0}), alone=True)
+
+
+def _extensions(_: bytes, chance: random.Random) -> Garbage:
+    return Garbage(_CHUNKED + b"5;" + b"y" * chance.randint(1 << 19, 1 << 20), frozenset({431, 0}), alone=True)
+
+
+def _text(image: bytes, _: random.Random) -> Garbage:
+    return Garbage(post("/predict", base64.b64encode(image)))
+
+
 def _wire(statuses: frozenset[int], make: Callable[[random.Random], bytes]) -> Maker:
     return lambda _, chance: Garbage(make(chance), statuses, alone=True)
 
@@ -126,6 +148,14 @@ GARBAGE: dict[str, Maker] = {
     "JSON for an image": _body("/predict", lambda _: b"{}", 415, content_type="application/json"),
     "compressed body": _body("/predict", lambda chance: chance.randbytes(99), 415, content_encoding="gzip"),
     "form that breaks off": _form,
+    "form of another charset": _body(
+        "/predict", lambda _: b"--b--", 415, content_type="multipart/form-data; boundary=b; charset=undefined"
+    ),
+    "large form of nothing": _bulky(content_type="multipart/form-data; boundary=b"),
+    "large body that is no image": _bulky(),
+    "image as base64": _text,
+    "trailers without end": _trailers,
+    "extension without end": _extensions,
     "deadline of words": _body("/predict", lambda _: b"x", x_deadline_ms="soon"),
     "no JSON": _body(_INFER, lambda chance: b"\xff" + chance.randbytes(50)),
     "deep JSON": _deep,

@@ -6,7 +6,8 @@
 /predict, and every answer is compared with what Triton says of that image when it is asked directly. A share is garbage
 of many kinds (`plurum.benchmarks.garbage`), to the gateway and, as random protobuf, to Triton's own gRPC port; each
 kind has the statuses that are right for it. Memory of all processes (PSS) is read after a tenth of the requests, the
-warm-up, and ten more times. Not measured: hours of wall-clock time; large images; a network.
+warm-up, and ten more times; so is the most that the gateway ever had. Not measured: hours of wall-clock time; large
+images; a network.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def soak(
                 expected = [dict(client.predict([one])[0].probabilities) for one in images]
             soaking, start = _Soak(stack, images, expected, garbage_share), time.monotonic()
             run_wired(soaking.run(requests, clients, status.update))
-            took_s, faults = time.monotonic() - start, stack.faults()
+            took_s, faults, peak_bytes = time.monotonic() - start, stack.faults(), stack.gateway_peak_bytes()
     tally = soaking.tally
     console.print(_memory(tally), _garbage(tally))
     report = {
@@ -180,6 +181,7 @@ def soak(
         "garbage_missed": dict(tally.missed),
         "memory_bytes": tally.memory_bytes,
         "growth": tally.growth,
+        "gateway_peak_bytes": peak_bytes,
         "faults": faults,
         "took_s": took_s,
         "clients": clients,

@@ -86,6 +86,11 @@ class Stack:
             held[name] = held.get(name, 0) + 1024 * int(kib)
         return held
 
+    def gateway_peak_bytes(self) -> int:
+        """Return the most memory that the gateway has had at once, bytes (resident)."""
+        status = Path(f"/proc/{self._processes[1].pid}/status").read_text()
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+
     def cpu_s(self) -> dict[str, float]:
         """Return for how long processors have been busy so far: with the gateway, and with the server."""
         busy = {"gateway": 0.0, "server": 0.0}

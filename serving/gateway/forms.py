@@ -24,7 +24,6 @@ _LINE = re.compile(rb"(?P<name>[0-9A-Za-z!#$%&'*+.^_`|~-]+):[ \t]*(?P<value>[^\x
 _HEAD_BYTES = 4096
 # Beside its files a form may have a few fields, which are not read.
 _MAX_FIELDS, _FIELD_BYTES = 16, 4096
-_PADDING = b" \t"
 # What says that a part stands there as it is.
 _PLAIN = frozenset({b"", b"7bit", b"8bit", b"binary", b"identity"})
 
@@ -92,8 +91,6 @@ def _parts(body: bytearray, boundary: bytes) -> Iterator[tuple[int, int]]:
         raise _malformed("the form does not begin with its boundary")
     at = first + len(delimiter) - 2
     while not body.startswith(b"--", at):
-        while at < len(body) and body[at] in _PADDING:
-            at += 1
         if not body.startswith(b"\r\n", at):
             raise _malformed("the form's boundary is followed by something else than a line's end")
         # A part without any head begins with the empty line that ends it.

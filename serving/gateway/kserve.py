@@ -44,18 +44,18 @@ class _Input(_Part):
     name: Name
     shape: Annotated[list[Size], Field(max_length=8)]
     datatype: str
-    parameters: Parameters = {}
+    parameters: Parameters = Field(default_factory=dict)
     data: Any = None
 
 
 class _Output(_Part):
     name: Name
-    parameters: Parameters = {}
+    parameters: Parameters = Field(default_factory=dict)
 
 
 class _Body(_Part):
     id: Annotated[str, Field(max_length=1024)] | None = None
-    parameters: Parameters = {}
+    parameters: Parameters = Field(default_factory=dict)
     inputs: Annotated[list[_Input], Field(min_length=1, max_length=8)]
     outputs: Annotated[list[_Output], Field(max_length=32)] | None = None
 
@@ -176,9 +176,8 @@ def _divided(body: memoryview, json_size: str | None) -> tuple[bytes, memoryview
 
 def _parsed(text: bytes) -> _Body:
     try:
-        # UTF-8 and nothing else; a name that stands there twice, or a number that is none, would be read by a guess.
-        parsed = json.loads(text.decode(), object_pairs_hook=_once, parse_constant=_no_number)
-        return _Body.model_validate(parsed)
+        # UTF-8 and nothing else.
+        return _Body.model_validate(_JSON.decode(text.decode()))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, fault["loc"])) or "the body"
@@ -193,6 +192,7 @@ def _parsed(text: bytes) -> _Body:
         raise _malformed(f"the body: expected JSON: {str(error)[:100]}") from error
 
 
+# What would be read by a guess: a name that stands there twice, a number that is none.
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -202,6 +202,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number of JSON's")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 
 def _raw(given: _Input, tensors: memoryview) -> tuple[memoryview, memoryview]:

@@ -46,5 +46,7 @@ def test_good_answers_stay_right_and_garbage_is_refused(repository: Path) -> Non
     # Every kind had its turn.
     assert set(report["garbage"]) > set(GARBAGE)
     assert report["right"] + sum(report["garbage"].values()) == 600
+    # Bodies of half a MiB, of which several are there at once.
+    assert report["gateway_peak_bytes"] < 256 << 20
     # Pools fill up at first; a leak of a whole request would show even so.
     assert report["growth"] < 0.25
