@@ -106,7 +106,11 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as reason:
+            # What is in its buffer is written once more, and lost again where the disk is full.
+            raise OutputError(f"{self.path} can't be written: {reason.strerror}") from reason
 
     def remaining(self) -> Iterator[tuple[int, str]]:
         """Yield what has no answer yet, place and path, in the order of the listing."""

@@ -155,6 +155,12 @@ def _check_stub(stub: Path, environment: dict[str, str]) -> None:
     """Run the stub with no arguments: without its libraries the server would hang for ever, unready."""
     try:
         outcome = subprocess.run([stub], env=environment, capture_output=True, text=True, check=False, timeout=30)
+    except PermissionError as error:
+        # The wheel gives it to the user who installs it alone.
+        raise ServerError(
+            f"{stub}: expected a program that this user may run. Whoever installed nvidia-pytriton can run: "
+            f"chmod a+rx {stub}"
+        ) from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ServerError(f"Triton's Python stub {stub} can't be run: {error}") from error
     if outcome.returncode != 127:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plurum.errors import needs_extra
+from plurum.errors import OutputError, needs_extra
 from plurum.files import sha256_of, whole_folder
 from plurum.run import DataContract, Run
 from plurum.spec import Member, write_contract
@@ -29,9 +29,14 @@ def write_member(
         OutputError: the folder can't be written.
     """
     with needs_extra("training"):
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     with whole_folder(run.member_folder(name)) as folder:
-        save_file(snapshot.weights, folder / "checkpoint.safetensors")
+        try:
+            save_file(snapshot.weights, folder / "checkpoint.safetensors")
+        except SafetensorError as error:
+            # Its writer turns what the system said into this.
+            raise OutputError(f"{run.member_folder(name)} can't be written: {error}") from error
         write_history(folder / "history.csv", trained.history)
         member = Member(
             name=name,

@@ -175,7 +175,8 @@ class _Asking:
     async def _waiting(self) -> tuple[int, int]:
         """Return how many wait for a person, and when that was counted, microseconds: answers overtake each other."""
         async with self._counting:
-            moment = time.time_ns() // 1000
+            # Of a clock that never goes back, not even when this process is started again.
+            moment = time.monotonic_ns() // 1000
             return (await asyncio.to_thread(self._store.progress)).waiting, moment
 
 

@@ -27,7 +27,7 @@ _DRAIN_S = 5
 
 
 class _Uvicorn(uvicorn.Server):
-    """Ends well on SIGINT and SIGTERM, where uvicorn would drain and then raise the signal again."""
+    """Ends well on SIGINT, SIGTERM and SIGHUP, where uvicorn would drain and then raise the signal again."""
 
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
@@ -36,6 +36,9 @@ class _Uvicorn(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say that it answers once it does, and takes signals."""
         await super().startup(sockets)
+        # Its terminal was closed; under nohup that is ignored.
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, self.handle_exit)
         self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's name)
@@ -50,7 +53,7 @@ def run_ui(
     settings: UiSettings,
     announce: Callable[[str], None],
 ) -> None:
-    """Show the page until SIGINT or SIGTERM.
+    """Show the page until SIGINT, SIGTERM or SIGHUP.
 
     Args:
         connection: To the served ensemble, which may be away.

@@ -268,7 +268,9 @@ class ReviewStore:
                 try:
                     yield database
                 except BaseException:
-                    database.execute("ROLLBACK")
+                    # Where the disk is full SQLite has done so already.
+                    if database.in_transaction:
+                        database.execute("ROLLBACK")
                     raise
                 database.execute("COMMIT")
         except sqlite3.Error as error:

@@ -38,7 +38,7 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | {"XDG_DATA_HOME": str(folder / "data"), "COLUMNS": "200"}
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_says_where_it_listens_and_a_signal_ends_it_well(end: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     with subprocess.Popen(

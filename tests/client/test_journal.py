@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from plurum.client.journal import Entry, Journal, Stamp, stamp_of
 from plurum.client.listing import Listing
 from plurum.errors import OutputError
+from tests.surroundings import NEEDS_MOUNTS, namespace
 
 ABOUT = {"classes": ("CE", "LAA"), "ensemble": "abc", "format": ".csv"}
 ANSWER = Entry("CE", review=True, body='CE, "so to say"\n')
@@ -139,3 +142,40 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path, listing: Listing
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"file/out\.csv can't be written"):
         Journal(tmp_path / "file" / "out.csv", listing, ABOUT)
+
+
+FULL = """
+import sys
+from pathlib import Path
+from plurum.client.journal import Entry, Journal, Stamp
+from plurum.client.listing import listing_from_names
+from plurum.errors import OutputError
+
+place, images = Path(sys.argv[1]), Path(sys.argv[2])
+listing = listing_from_names([images], sys.stdin.buffer)
+try:
+    with Journal(place / "out.csv", listing, {}) as journal:
+        for at, path in journal.remaining():
+            journal.add(at, path, Stamp(0, 0), Entry("CE", False, "x" * 1000))
+            journal.flush()
+except OutputError as error:
+    print(error)
+with Journal(place / "out.csv", listing, {}) as journal:
+    print(journal.found.answered + journal.found.changed, len(list(journal.entries())))
+"""
+
+
+@NEEDS_MOUNTS
+def test_a_full_disk_is_one_line_and_what_was_answered_stays(tmp_path: Path) -> None:
+    images, place = tmp_path / "images", tmp_path / "place"
+    images.mkdir()
+    place.mkdir()
+    for number in range(40):
+        (images / f"{number:02}.png").write_bytes(b"")
+    command = namespace({place: "size=24k"}, [sys.executable, "-c", FULL, place, images])
+    ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    assert ended.returncode == 0, ended.stderr
+    reason, left = ended.stdout.splitlines()
+    assert reason == f"{place / '.out.csv.partial'} can't be written: No space left on device"
+    answered, entries = map(int, left.split())
+    assert 10 < answered == entries < 24

@@ -83,6 +83,15 @@ def wheel_with_stub(folder: Path, script: str) -> Triton:
     return Triton(executable(wheel / "bin" / "tritonserver", "exit 0"), wheel)
 
 
+def test_a_stub_that_its_installer_alone_may_run_is_named(tmp_path: Path) -> None:
+    triton = wheel_with_stub(tmp_path, "exit 1")
+    (stub,) = (tmp_path / "tritonserver" / "python_backend_stubs").glob("*/*")
+    stub.chmod(0)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ServerError, match=r"expected a program that this user may run\. .*chmod a\+rx "):
+        lay_out(triton, tmp_path / "folder")
+
+
 def test_a_python_without_shared_library(tmp_path: Path) -> None:
     # As the dynamic loader says it.
     message = "stub: error while loading shared libraries: libpython3.so: cannot open shared object file"

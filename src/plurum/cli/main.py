@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+import tempfile
 from typing import Annotated
 
 import typer
@@ -22,13 +24,18 @@ from plurum.cli.gateway import gateway
 from plurum.cli.predict import predict
 from plurum.cli.rollout import rollout
 from plurum.cli.serve import serve
+from plurum.cli.streams import close_output, prepare_streams
 from plurum.cli.train import train
 from plurum.cli.tune import tune
 from plurum.cli.ui import ui
-from plurum.errors import PlurumError
+from plurum.errors import PlurumError, SettingsError
 from plurum.telemetry import forbid_telemetry
 
 __all__ = ["app", "run"]
+
+_log = logging.getLogger(__name__)
+# The commands that write down where they found something.
+_WRITE_PATHS = {"bench", "compare", "evaluate", "export", "fit", "train", "tune"}
 
 app = typer.Typer(
     name="plurum",
@@ -81,8 +88,14 @@ app.command()(ui)
 def run() -> None:
     """Run the command line; what Plurum raises on purpose becomes one line on standard error and its exit code."""
     forbid_telemetry()
+    prepare_streams()
     try:
-        app()
+        _check_arguments(sys.argv[1:])
+        try:
+            app()
+        finally:
+            # Here, so that a full disk is said by us and not by the interpreter at its exit.
+            sys.stdout.flush()
     except PlurumError as error:
         sys.stderr.write(f"plurum: {' '.join(str(error).split())}\n")
         sys.exit(error.exit_code)
@@ -91,5 +104,32 @@ def run() -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader (head, say) has seen enough; keep the interpreter from complaining at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_output()
         sys.exit(141)
+    except OSError as error:
+        _log.debug("%s", error, exc_info=True)
+        close_output()
+        sys.stderr.write(f"plurum: {_reason(error)}\n")
+        sys.exit(2)
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Make sure that paths which go into files of JSON are text.
+
+    Raises:
+        SettingsError: one is not UTF-8.
+    """
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    for argument in arguments:
+        if command in _WRITE_PATHS and any("\udc80" <= letter <= "\udcff" for letter in argument):
+            raise SettingsError(f"{command}: expected paths in UTF-8, got {argument!a}. Rename the file or folder.")
+
+
+def _reason(error: OSError) -> str:
+    """Say what the system refused, and of which file where it says so."""
+    if isinstance(error, ConnectionError | TimeoutError) or error.strerror is None:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if not names and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        names = [f"standard output or the temporary folder {tempfile.gettempdir()}"]
+    return f"{' -> '.join(names) or 'a file'} can't be used: {error.strerror}"

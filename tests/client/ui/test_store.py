@@ -15,6 +15,7 @@ from plurum.client.ui import ReviewStore, write_corrections
 from plurum.client.ui.store import DecidedError
 from plurum.errors import OutputError
 from tests.client.ui.answers import png, prediction
+from tests.surroundings import NEEDS_MOUNTS, namespace
 
 WRITER = """
 import sys
@@ -164,6 +165,54 @@ def test_a_store_of_an_earlier_version_is_closed_to_others(store: ReviewStore) -
     assert item is not None
     assert item.file.read_bytes() == png(1)
     assert set(modes(store.folder).values()) == {0o700, 0o600}
+
+
+FULL = """
+import os, sys
+from pathlib import Path
+from plurum.client.ui import ReviewStore
+from plurum.errors import OutputError
+from tests.client.ui.answers import png, prediction
+
+place = Path(sys.argv[1])
+store = ReviewStore(place / "reviews")
+first = store.add(png(1), "first.png", prediction())
+store.decide(first, "CE", 0)
+filler = os.open(place / "filler", os.O_CREAT | os.O_WRONLY)
+try:
+    while True:
+        os.write(filler, bytes(512))
+except OSError:
+    pass
+for act in (lambda: store.add(png(2), "second.png", prediction()), lambda: store.decide(first, "LAA", 1)):
+    for _ in range(200):
+        try:
+            act()
+        except OutputError as error:
+            print(str(error).rpartition(": ")[2])
+            break
+        # The journal had room for a little more.
+        except Exception as error:
+            print(repr(error))
+            break
+os.close(filler)
+os.unlink(place / "filler")
+print([item.name for item in store.items()], len(list((store.folder / "images").iterdir())))
+second = store.add(png(3), "third.png", prediction())
+print(store.decide(second, "CE", 0).label)
+"""
+
+
+@NEEDS_MOUNTS
+def test_a_full_disk_loses_nothing_and_is_one_line(tmp_path: Path) -> None:
+    command = namespace({tmp_path: "size=256k"}, [sys.executable, "-c", FULL, tmp_path])
+    # -c looks for modules where it is started.
+    ended = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    added, decided, left, label = ended.stdout.splitlines()
+    assert added == "No space left on device"
+    assert decided in {"database or disk is full", "disk I/O error"} or decided.startswith("DecidedError")
+    assert (left, label) == ("['first.png'] 1", "CE")
 
 
 def test_a_folder_that_can_not_be_used_is_one_line(tmp_path: Path) -> None:
