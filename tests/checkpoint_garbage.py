@@ -57,6 +57,8 @@ def garbage(weights: dict[str, torch.Tensor], planted: Path) -> dict[str, bytes]
     scripted = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        quantised = saved({"w": torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8)})
+        nested = saved({"w": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])})
         torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), scripted)
     return {
         "empty": b"",
@@ -82,6 +84,8 @@ def garbage(weights: dict[str, torch.Tensor], planted: Path) -> dict[str, bytes]
         "a lone tensor": saved(torch.zeros(2)),
         "more than the file": zipped(quarter, lambda data: data.replace(b"cpuq\x06K\x04t", b"cpuq\x06J\0\0\0\x20t")),
         "one number for all": saved({"w": torch.zeros(1).expand(1 << 40)}),
+        "quantised": quantised,
+        "nested": nested,
         "sparse": saved({"w": torch.zeros(4).to_sparse()}),
         "without values": saved({"w": torch.zeros(4, device="meta")}),
         "complex": saved({"w": torch.zeros(4, dtype=torch.complex64)}),

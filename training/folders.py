@@ -63,7 +63,8 @@ def files_from_folder(path: Path) -> LabelledFiles:
         return _labelled(path, {"train": [_class(path, folder) for folder in folders]}, _around(path), [])
     parts = {split: [_class(path, one) for one in _class_folders(folder)] for split, folder in splits.items()}
     _check_classes_agree(parts)
-    names = " and ".join(folder.name for folder in splits.values())
+    *first, last = (folder.name for folder in splits.values())
+    names = f"{', '.join(first)} and {last}" if first else last
     where = "them" if len(splits) > 1 else "it"
     taken = f"folders {names} are taken as splits" if len(splits) > 1 else f"folder {names} is taken as a split"
     note = f"the {taken}, and the folders in {where} as classes"

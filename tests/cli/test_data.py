@@ -136,7 +136,7 @@ def test_folders_taken_as_splits_and_files_not_read_are_said(tmp_path: Path, dat
     (tmp_path / "train" / "CE" / "scan.dcm").write_bytes(b"")
     lines = data.said(tmp_path).splitlines()
     assert lines[-2:] == [
-        "the folders train and valid and test are taken as splits, and the folders in them as classes",
+        "the folders train, valid and test are taken as splits, and the folders in them as classes",
         "not read: 1 .dcm",
     ]
     assert [line.split() for line in lines if line.split()[:1] == ["CE"]] == [["CE", "2", "2", "2"]]

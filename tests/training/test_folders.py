@@ -55,7 +55,7 @@ def test_folders_called_like_splits_are_splits(divided: Path, names: tuple[str, 
         assert split == dict(zip(names, ("train", "validation", "test"), strict=True))[part]
         assert data.classes[label] == name
     assert data.notes == (
-        f"the folders {names[0]} and {names[1]} and {names[2]} are taken as splits, and the folders in them as classes",
+        f"the folders {names[0]}, {names[1]} and {names[2]} are taken as splits, and the folders in them as classes",
     )
 
 
