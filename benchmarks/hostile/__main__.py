@@ -54,6 +54,9 @@ def hostile(  # noqa: PLR0913, PLR0917 - one parameter per option
     requests: Annotated[int, typer.Option(min=1, help="Of each kind; costly kinds send a fraction.")] = 600,
     deadly: Annotated[int, typer.Option(min=1, help="Of each kind that can end Triton, at its own ports.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for a kind at a target.")] = 30.0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Skip the kinds that have not had their turn by then.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Connections that attack at once.")] = 4,
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
     slack: Annotated[
@@ -92,7 +95,7 @@ def hostile(  # noqa: PLR0913, PLR0917 - one parameter per option
     with console.status("members") as status:
         say = status.update if console.is_terminal else _say
         served = repository or random_repository(work, _ARCHS, _SIZE, 16, say, classes=_CLASSES)
-        campaign = _fought(chosen, plan, served, say)
+        campaign = _fought(chosen, plan, served, minutes, say)
     campaign.slack = slack
     console.print(*campaign.tables())
     for line in campaign.broken():
@@ -125,7 +128,9 @@ def _chosen(targets: list[str], kinds: list[str]) -> list[Attack]:
     return chosen
 
 
-def _fought(chosen: list[Attack], plan: Plan, repository: Path, say: Callable[[str], None]) -> Campaign:
+def _fought(
+    chosen: list[Attack], plan: Plan, repository: Path, minutes: float | None, say: Callable[[str], None]
+) -> Campaign:
     image = read_ensemble(repository / "ensemble.json").image
     images = jpegs(image.height, image.width, _IMAGES)
     campaign, start = Campaign(), time.monotonic()
@@ -141,6 +146,9 @@ def _fought(chosen: list[Attack], plan: Plan, repository: Path, say: Callable[[s
             with Witness(services.places, services.key, images, services.temporary) as witness:
                 watchers = Watchers(services, witness, HonestCommand(known))
                 for number, attack in enumerate(chosen, 1):
+                    if minutes is not None and time.monotonic() - start > 60 * minutes:
+                        campaign.skipped = len(chosen) - number + 1
+                        break
                     say(f"{number} of {len(chosen)}: {attack.target}, {attack.name}")
                     campaign.tallies[attack] = carry_out(attack, plan, known, watchers)
                 campaign.held = witness.held

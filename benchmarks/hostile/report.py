@@ -31,6 +31,7 @@ class Campaign:
         restarts: Of Triton.
         left: What lay around after the end.
         took_s: Seconds.
+        skipped: Attacks that had no turn.
         slack: Outages may be this many times as long, on a machine that others use too.
     """
 
@@ -41,6 +42,7 @@ class Campaign:
     restarts: int = 0
     left: list[str] = field(default_factory=list)
     took_s: float = 0.0
+    skipped: int = 0
     slack: float = 1.0
 
     def broken(self) -> list[str]:
@@ -52,6 +54,7 @@ class Campaign:
         return {
             "kinds": len({attack.kind_name for attack in self.tallies}),
             "attacks": len(self.tallies),
+            "skipped": self.skipped,
             "requests": sum(tally.sent for tally in self.tallies.values()),
             "honest_answers": sum(tally.answers for tally in self.tallies.values()),
             "wrong_answers": sum(tally.wrong for tally in self.tallies.values()),
