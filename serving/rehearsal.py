@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from plurum.errors import RepositoryError
-from plurum.listing import differences_from, plans_of
+from plurum.listing import check_exported
 from plurum.questions import made_up_images, read_recorded
 from plurum.serving.probe import NoAnswerError, Probe
 from plurum.spec import Ensemble
@@ -49,23 +49,15 @@ def check_artefacts(repository: Path) -> None:
     """
     try:
         parities = json.loads((repository / "parity.json").read_bytes())["artefacts"]
-        manifest = json.loads((repository / "export.json").read_bytes())
         faults = [f"{one['subject']}: {fault}" for one in parities for fault in one.get("faults", ())]
-        plans = plans_of(one["file"] for one in manifest["artefacts"] if one["backend"] == "tensorrt")
-        differences = differences_from(manifest["files"], repository, plans)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RepositoryError(
-            f"its parity.json and export.json can't vouch for it ({error!r}); export it again with plurum export"
+            f"its parity.json can't vouch for it ({error!r}); export it again with plurum export"
         ) from error
     if faults:
         raise RepositoryError(f"its gate did not pass: {'; '.join(faults)}")
-    for names, what in (
-        (differences.missing, "is missing"),
-        (differences.changed, "is not the file that was exported"),
-        (differences.extra, "was not exported"),
-    ):
-        if names:
-            raise RepositoryError(f"{names[0]} {what}; export it again with plurum export")
+    if not check_exported(repository):
+        raise RepositoryError("its export.json lists no files; export it again with plurum export")
 
 
 def rehearse(probe: Probe, repository: Path, ensemble: Ensemble, timeout_s: float) -> float:

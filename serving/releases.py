@@ -97,6 +97,7 @@ class Releases:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock: int | None = None
+        self._state: State | None = None
 
     def add(self, repository: Path) -> str:
         """Copy a model repository, unless it is here already, and return its tag.
@@ -114,6 +115,8 @@ class Releases:
         if not self.path(tag).is_dir():
             with whole_folder(self.path(tag)) as hidden:
                 shutil.copytree(repository, hidden, dirs_exist_ok=True)
+                if _tag_of(hidden) != tag:
+                    raise RepositoryError(f"{repository}: changed while it was copied. Run the same command again.")
         return tag
 
     def path(self, tag: str) -> Path:
@@ -135,19 +138,32 @@ class Releases:
         """Say that the server has ended."""
         if self._lock is not None:
             os.close(self._lock)
-            self._lock = None
+            self._lock = self._state = None
 
     def is_served(self) -> bool:
         """Whether a server serves from here."""
         return is_locked(self.folder / "lock")
 
     def state(self) -> State | None:
-        """Return what is public, or None before anything was."""
-        return _read(self.folder / "state.json", State)
+        """Return what is public, or None before anything was.
+
+        Who holds the folder is the only one who changes that, and knows it even when the folder has gone.
+        """
+        if self._lock is None:
+            return _read(self.folder / "state.json", State)
+        if self._state is None:
+            self._state = _read(self.folder / "state.json", State)
+        return self._state
 
     def keep(self, state: State) -> None:
-        """Write down what is public."""
+        """Write down what is public.
+
+        Raises:
+            OutputError: it can't be written, or the folder has gone.
+        """
+        self._check_there()
         write_text(self.folder / "state.json", state.model_dump_json(indent=2) + "\n")
+        self._state = state
 
     def order(self, order: Order) -> None:
         """Ask the server for something."""
@@ -167,8 +183,18 @@ class Releases:
         return _read(self.folder / "report.json", Report)
 
     def tell(self, report: Report) -> None:
-        """Say what has become of an order."""
+        """Say what has become of an order.
+
+        Raises:
+            OutputError: it can't be written, or the folder has gone.
+        """
+        self._check_there()
         write_text(self.folder / "report.json", report.model_dump_json() + "\n")
+
+    def _check_there(self) -> None:
+        # Writing would make a new one, with nothing else in it.
+        if not self.folder.is_dir():
+            raise OutputError(f"{self.folder} has gone")
 
     def _make(self) -> None:
         known = {"releases", "state.json", "order.json", "report.json", "lock"}
@@ -185,7 +211,9 @@ class Releases:
 
 def _tag_of(repository: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(repository.rglob("*")):
+    # Also what links lead to, since it is copied.
+    found = (Path(folder, name) for folder, _, names in os.walk(repository, followlinks=True) for name in names)
+    for path in sorted(found):
         if path.is_file():
             digest.update(f"{path.relative_to(repository)}\0{sha256_of(path)}\0".encode())
     return digest.hexdigest()[:_TAG_LENGTH]

@@ -12,11 +12,13 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from plurum.errors import OutputError, PlurumError, ServerError
 from plurum.serving.rehearsal import check_release, rehearse
 from plurum.serving.releases import Order, Releases, Report, State, Trial
 from plurum.serving.server import Server
+from plurum.serving.snapshot import Snapshots
 from plurum.spec import read_ensemble
 
 __all__ = ["Rollout"]
@@ -36,12 +38,14 @@ class Rollout:
         server: Answers, with the public release loaded under its tag.
         releases: Where releases are, and where what is done is said.
         order: What is asked for.
+        copies: Where releases are copied to before they are checked and loaded; None loads them from their folder.
         lines: What has been done.
     """
 
     server: Server
     releases: Releases
     order: Order
+    copies: Snapshots | None = None
     lines: list[str] = field(default_factory=list)
 
     def run(self) -> None:
@@ -85,7 +89,7 @@ class Rollout:
 
     def _try(self, state: State, trial: Trial) -> None:
         members, public = (
-            [member.name for member in read_ensemble(self.releases.path(tag) / "ensemble.json").members]
+            [member.name for member in read_ensemble(self._path(tag) / "ensemble.json").members]
             for tag in (trial.release, state.current)
         )
         if trial.percent and members != public:
@@ -112,9 +116,9 @@ class Rollout:
         if self.server.has_release(tag):
             self._say(f"{tag} is still loaded")
             return
-        repository = self.releases.path(tag)
+        repository = self._path(tag)
         ensemble = read_ensemble(repository / "ensemble.json")
-        public = read_ensemble(self.releases.path(state.current) / "ensemble.json")
+        public = read_ensemble(self._path(state.current) / "ensemble.json")
         check_release(repository, public, ensemble)
         self._say(f"{tag}: its gate passed, and its files are those that were exported")
         try:
@@ -127,6 +131,10 @@ class Rollout:
         self._say(
             f"{tag} answers as its artefacts did when exported (probabilities differ by at most {difference:.1g})"
         )
+
+    def _path(self, tag: str) -> Path:
+        folder = self.releases.path(tag)
+        return folder if self.copies is None else self.copies.take(folder, tag).path
 
     def _publish(self, tag: str, state: State, new: State) -> None:
         self._change(state, new, lambda: self.server.publish(tag, _LOAD_S))

@@ -11,6 +11,8 @@ More threads an instance answer a single client sooner; who wants that states it
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import time
 from pathlib import Path
@@ -34,6 +36,8 @@ _NAMING = _MODELS / "labels" / "labels.py"
 _MANAGER = _MODELS / "manager" / "model.py"
 # Triton never restarts a process of its own: each of them loads the other again.
 MANAGERS = ("plurum_manager_1", "plurum_manager_2")
+# A file system may keep no finer times.
+_STEP_NS = 1_000_000_000
 # More instances than this repeat a model's weights in memory for little; cores beyond go to threads.
 _MAX_INSTANCES = 4
 # What a backend calls the threads of an instance.
@@ -276,8 +280,7 @@ class Staged:
 
     def touch(self, model: str) -> None:
         """Make Triton load a model anew: it passes over one whose files have not changed since it was loaded."""
-        # It reads no file of this name.
-        (self.folder / model / "loaded_anew").write_text(str(time.time_ns()), encoding="utf-8")
+        _touch(self.folder / model)
 
     def remove(self, tag: str) -> None:
         """Take a release away."""
@@ -316,8 +319,24 @@ def _only_version(model: Path, number: int) -> Path:
     return version
 
 
+def _touch(model: Path) -> None:
+    """Make a file of a model newer than all others: Triton looks for a later time, and clocks can jump back."""
+    times = [time.time_ns()]
+    for folder, _, files in os.walk(model, followlinks=True):
+        for name in (".", *files):
+            # A link may lead nowhere.
+            with contextlib.suppress(OSError):
+                times.append(Path(folder, name).stat().st_mtime_ns)
+    # Triton reads no file of this name.
+    mark = model / "loaded_anew"
+    mark.touch(mode=0o600)
+    newest = max(times) + _STEP_NS
+    os.utime(mark, ns=(newest, newest))
+
+
 def _write_config(model: Path, config: Any) -> None:
     # The folder may be in use.
     hidden = model / f".{_CONFIG}"
     hidden.write_text(text_format.MessageToString(config), encoding="utf-8")
     hidden.replace(model / _CONFIG)
+    _touch(model)

@@ -25,6 +25,8 @@ __all__ = ["Status", "StatusServer"]
 
 # Without an answer for so long nobody vouches for the server, not even by saying that it is away.
 _STALE_S = 15.0
+# A file system that has gone away can hold up whoever reads it for ever.
+_UNREADABLE_S = 60.0
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
@@ -47,6 +49,19 @@ class Status:
             self.faults.labels(kind)
         self.reloads = Counter("plurum_model_reloads", "Models loaded anew.", ["model"], registry=self.registry)
         self.restarts = Counter("plurum_restarts", "Tritons started anew.", registry=self.registry)
+        self._failed_starts = Gauge(
+            "plurum_failed_starts", "Starts of Triton that failed since it last answered.", registry=self.registry
+        )
+        self._copied = Gauge("plurum_repository_bytes", "Size of the copy that is served.", registry=self.registry)
+        self._copying = Gauge(
+            "plurum_repository_copy_seconds", "How long copying and hashing it took.", registry=self.registry
+        )
+        changed = Gauge(
+            "plurum_repository_changed", "1 while the repository is gone or not what is served.", registry=self.registry
+        )
+        changed.set_function(lambda: float(self.repository() is not None))
+        self._difference: str | None = None
+        self._looked_at: float | None = None
         self.questions = Histogram(
             "plurum_probe_seconds",
             "How long the server's own question took.",
@@ -70,6 +85,27 @@ class Status:
     def is_away(self, reason: str) -> None:
         """Say why it does not answer."""
         self._reason = reason
+
+    def has_failed_to_start(self, times: int) -> None:
+        """Say how many starts have failed since the server last answered."""
+        self._failed_starts.set(times)
+
+    def has_copied(self, size_bytes: int, took_s: float) -> None:
+        """Say how large the copy of the repository is, and how long it took."""
+        self._copied.set(size_bytes)
+        self._copying.set(took_s)
+
+    def repository_is(self, difference: str | None) -> None:
+        """Say how the repository differs from the copy that is served, or that it does not."""
+        self._difference = difference
+        self._looked_at = time.monotonic()
+
+    def repository(self) -> str | None:
+        """Return how the repository differs from the copy that is served, or None where it does not."""
+        silent = 0.0 if self._looked_at is None else time.monotonic() - self._looked_at
+        if self._difference is None and silent > _UNREADABLE_S:
+            return f"it could not be looked at for {silent:.0f} s"
+        return self._difference
 
     def reason(self) -> str | None:
         """Return why no question should be sent to the server, or None while it answers."""

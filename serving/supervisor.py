@@ -8,29 +8,34 @@ that is only slow is not taken for dead.
     Triton has died              it is started anew on the same ports
     an error, no answer in time  Triton is killed and started anew
 
-What fails again and again is tried less and less often, and given up in the end.
+A server that can't be started is tried again and again, less and less often: nothing that clients send can end the
+supervisor. It serves from copies, so a restart does not need the repository.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import secrets
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated
+from typing import Annotated, NoReturn
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plurum.errors import PlurumError, ServerError
+from plurum.errors import PlurumError, RepositoryError, ServerError
+from plurum.listing import check_exported
 from plurum.serving.metrics import answered
 from plurum.serving.probe import NoAnswerError
 from plurum.serving.releases import Order, Releases, State
 from plurum.serving.rollout import Rollout
 from plurum.serving.server import Server, Urls
 from plurum.serving.settings import ServerSettings
+from plurum.serving.snapshot import Snapshot, Snapshots
 from plurum.serving.status import Status
 
 __all__ = ["SupervisionSettings", "Supervisor"]
@@ -44,9 +49,9 @@ _BATCH_MARGIN, _TRIES = 2, 3
 _PAGE_S, _RELOAD_S = 0.75, 5.0
 # While models of another release are loaded the cores are busy, and Triton loads one model after the other.
 _ROLLOUT_MARGIN = 3
-# Who was well for so long before has not failed again, but anew.
-_WELL_S = 5.0
 _LONGEST_PAUSE_S = 30.0
+# How often orders are looked for, and whether the repository is what it was.
+_ORDER_S, _REPOSITORY_S = 0.2, 5.0
 
 
 class SupervisionSettings(BaseModel):
@@ -56,14 +61,12 @@ class SupervisionSettings(BaseModel):
         interval_s: Between two looks at whether questions are answered, seconds.
         patience_s: How long no question may be answered before the server is taken for stuck, seconds. Longer by
             itself where the largest batch takes longer, judged by the time that the first question took.
-        attempts: After so many restarts without being well in between the server is given up, when the last one fails.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     interval_s: Annotated[float, Field(gt=0)] = 0.5
     patience_s: Annotated[float, Field(gt=0)] = 3.0
-    attempts: Annotated[int, Field(ge=1)] = 6
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class Supervisor:
         supervision: How it is watched.
         status: Told how it is.
         releases: Held by the caller. What is public there is served, and orders for others are carried out.
+
+    Attributes:
+        status: How the server is.
+        snapshot: The copy of what is public.
     """
 
     def __init__(
@@ -98,84 +105,142 @@ class Supervisor:
     ) -> None:
         self._repository = repository
         self._releases = releases
-        self._rollout: threading.Thread | None = None
+        self._copies = Snapshots(f"plurum_{secrets.token_hex(6)}_")
+        self._is_rolling_out = False
         self._resumed: Order | None = None
         self._settings = settings or ServerSettings()
         self._supervision = supervision or SupervisionSettings()
         self.status = status or Status()
-        self._server = self._new_server()
-        self._failures, self._well_since = 0, 0.0
 
     def __enter__(self) -> Supervisor:
-        self._view = self._start()
+        try:
+            self._server = self._new_server()
+            self._view = self._start()
+        except BaseException:
+            self._copies.remove()
+            raise
         # A second server takes the place of the first, and is found where that was.
         urls = self._server.urls
         ports = {f"{name}_port": urlsplit(f"//{url.rpartition('//')[2]}").port for name, url in vars(urls).items()}
         self._settings = self._settings.model_copy(update=ports)
+        threading.Thread(target=self._look_after_files, name="files", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.status.is_away("it is ending")
-        self._server.stop()
+        with contextlib.ExitStack() as last:
+            last.callback(self._copies.remove)
+            self._server.stop()
 
     @property
     def urls(self) -> Urls:
         """Where the server answers."""
         return self._server.urls
 
-    def watch(self) -> None:
-        """Look after the server until interrupted.
-
-        Raises:
-            ServerError: it could not be healed.
-        """
+    def watch(self) -> NoReturn:
+        """Look after the server until interrupted."""
         looked = time.monotonic()
         while True:
             time.sleep(_TICK_S)
             try:
-                self._take_order()
-            except PlurumError as error:
-                _log.warning("no rollout: %s", error)
-            fault = self._dead()
-            if fault is None and time.monotonic() - looked >= self._supervision.interval_s:
-                fault = self._silent()
-                looked = time.monotonic()
-            if fault is not None:
-                self._heal(fault)
+                fault = self._dead()
+                if fault is None and time.monotonic() - looked >= self._supervision.interval_s:
+                    fault = self._silent()
+                    looked = time.monotonic()
+                if fault is not None:
+                    self._heal(fault)
+            except Exception:
+                # Whatever it is: a server that nobody looks after is worse.
+                _log.exception("the server could not be looked after")
 
     def _new_server(self) -> Server:
-        if self._releases is None:
-            return Server(self._repository, self._settings)
-        state = self._releases.state()
-        if state is None:
-            state = State(current=self._releases.add(self._repository))
-            self._releases.keep(state)
-        if (trial := state.trial) is not None:
-            # A new server knows the public release alone.
-            self._resumed = Order(number=0, release=trial.release, percent=trial.percent or None, shadow=trial.shadow)
-        return Server(self._releases.path(state.current), self._settings, state.current)
+        """Return a server of what is public, from a copy whose files are those that were exported.
+
+        Raises:
+            RepositoryError: they are not, or there is no space for the copy.
+        """
+        repository, tag = self._repository, ""
+        if self._releases is not None:
+            state = self._releases.state()
+            if state is None:
+                state = State(current=self._releases.add(self._repository))
+                self._releases.keep(state)
+            if (trial := state.trial) is not None:
+                # A new server knows the public release alone.
+                percent = trial.percent or None
+                self._resumed = Order(number=0, release=trial.release, percent=percent, shadow=trial.shadow)
+            repository, tag = self._releases.path(state.current), state.current
+        is_new = not self._copies.has(tag)
+        self.snapshot = self._copies.take(repository, tag)
+        if is_new:
+            self._check_copy(self.snapshot)
+        return Server(self.snapshot.path, self._settings, tag)
+
+    def _check_copy(self, copy: Snapshot) -> None:
+        self.status.has_copied(copy.size_bytes, copy.took_s)
+        try:
+            vouched = check_exported(copy.path, copy.hashes)
+        except RepositoryError as error:
+            raise RepositoryError(f"{copy.repository}: {copy.translate(str(error))}") from error
+        if not vouched:
+            _log.warning("%s: no export.json lists its files, so nobody knows if one was changed", copy.repository)
+
+    def _look_after_files(self) -> None:
+        """Carry out orders, and notice when the repository changes, in a thread that a file system may hold up."""
+        looked, complaint = 0.0, None
+        while True:
+            time.sleep(_ORDER_S)
+            try:
+                self._take_order()
+                if time.monotonic() - looked >= _REPOSITORY_S:
+                    self._look_at_repository()
+                    looked = time.monotonic()
+                complaint = None
+            except (PlurumError, OSError) as error:
+                # Once, however long it stays so.
+                if str(error) != complaint:
+                    complaint = str(error)
+                    _log.warning("no rollout: %s", error)
+
+    def _look_at_repository(self) -> None:
+        copy = self.snapshot
+        before, difference = self.status.repository(), copy.difference()
+        self.status.repository_is(difference)
+        if difference is not None and before is None:
+            _log.warning("%s: %s; what was copied at the start is served on", copy.repository, difference)
+        elif difference is None and before is not None:
+            _log.warning("%s is again what is served", copy.repository)
 
     def _take_order(self) -> None:
-        """Carry out an order in a thread of its own, one at a time: the server is looked after meanwhile."""
-        if self._releases is None or self._is_rolling_out():
+        """Carry out an order, if there is one."""
+        if self._releases is None:
             return
         if (order := self._resumed or self._releases.take_order()) is not None:
-            self._resumed = None
-            rollout = Rollout(self._server, self._releases, order)
-            self._rollout = threading.Thread(target=rollout.run, name="rollout", daemon=True)
-            self._rollout.start()
+            self._resumed, self._is_rolling_out = None, True
+            try:
+                Rollout(self._server, self._releases, order, copies=self._copies).run()
+            finally:
+                self._is_rolling_out = False
+                self._keep_copies(self._releases)
 
-    def _is_rolling_out(self) -> bool:
-        return self._rollout is not None and self._rollout.is_alive()
+    def _keep_copies(self, releases: Releases) -> None:
+        """Keep the copies of releases that may be loaded again, and watch the one that is public."""
+        if (state := releases.state()) is not None:
+            self.snapshot = self._copies.take(releases.path(state.current), state.current)
+            trial = None if state.trial is None else state.trial.release
+            self._copies.keep({state.current, state.previous or "", trial or ""})
 
     def _margin(self) -> int:
         """How many times longer than otherwise an answer may take now."""
-        return _ROLLOUT_MARGIN if self._is_rolling_out() else 1
+        return _ROLLOUT_MARGIN if self._is_rolling_out else 1
 
     def _start(self) -> _View:
-        self._server.__enter__()
+        try:
+            self._server.__enter__()
+        except ServerError as error:
+            raise ServerError(self.snapshot.translate(str(error))) from error
         try:
             view = _View(self._server, self._supervision.patience_s)
         except BaseException:
@@ -239,25 +304,24 @@ class Supervisor:
         return True
 
     def _restart(self) -> None:
-        """Start a server in place of the one that fails; wait longer each time."""
-        if time.monotonic() - self._well_since > _WELL_S:
-            self._failures = 0
+        """Start a server in place of the one that fails; wait longer each time that it can't be started."""
+        failures = 0
         while True:
             self._server.stop(answer=False)
-            if self._failures:
-                time.sleep(min(2.0 ** (self._failures - 1), _LONGEST_PAUSE_S))
-            self._failures += 1
+            if failures:
+                time.sleep(min(2.0 ** (failures - 1), _LONGEST_PAUSE_S))
             try:
                 self._server = self._new_server()
                 self._view = self._start()
-            except PlurumError as error:
+            except (PlurumError, OSError) as error:
+                failures += 1
                 self.status.faults.labels("start").inc()
-                _log.warning("not started again (%d of %d): %s", self._failures, self._supervision.attempts, error)
-                if self._failures >= self._supervision.attempts:
-                    raise ServerError(f"given up after {self._failures} restarts: {error}") from error
+                self.status.has_failed_to_start(failures)
+                self.status.is_away(f"it can't be started: {error}")
+                _log.warning("not started again (%d times by now): %s", failures, error)
                 continue
             self.status.restarts.inc()
-            self._well_since = time.monotonic()
+            self.status.has_failed_to_start(0)
             return
 
 

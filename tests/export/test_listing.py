@@ -11,10 +11,12 @@ import pytest
 
 from plurum.benchmarks.tuning_repository import read_artefacts, write_variant
 from plurum.benchmarks.tuning_space import forms
+from plurum.errors import RepositoryError
 from plurum.export import ExportSettings, repository_from_run, selection
 from plurum.export.doctor import check_repository
 from plurum.export.manifest import is_current, read_manifest
-from plurum.listing import Differences, differences_from, listing_of
+from plurum.files import sha256_of
+from plurum.listing import Differences, check_exported, differences_from, listing_of
 from plurum.run import Run
 
 SETTINGS = ExportSettings(max_batch_size=8)
@@ -22,6 +24,77 @@ SETTINGS = ExportSettings(max_batch_size=8)
 
 def errors(repository: Path) -> dict[str, str]:
     return {one.check: one.detail for one in check_repository(repository) if one.state == "error"}
+
+
+def _swap_classes(folder: Path) -> None:
+    path = folder / "voter" / "1" / "ensemble.json"
+    path.write_text(path.read_text().replace('"one"', '"x"').replace('"two"', '"one"').replace('"x"', '"two"'))
+
+
+def _add_a_model(folder: Path) -> None:
+    shutil.copytree(folder / "voter", folder / "evil")
+
+
+def _forget_the_list(folder: Path) -> None:
+    manifest = json.loads((folder / "export.json").read_text())
+    (folder / "export.json").write_text(json.dumps(manifest | {"files": None}))
+
+
+def _cut_a_graph(folder: Path) -> None:
+    graph = folder / "resnet10t" / "1" / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ([_swap_classes], "voter/1/ensemble.json is not the file that was exported"),
+        ([_swap_classes, _forget_the_list], "voter/1/ensemble.json is not the file that was exported"),
+        ([_swap_classes, lambda folder: (folder / "export.json").unlink()], "voter/1/ensemble.json is not the file"),
+        ([_cut_a_graph], "resnet10t/1/model.onnx is not the file that was exported"),
+        ([_cut_a_graph, _forget_the_list], "resnet10t/1/model.onnx is not the file that was exported"),
+        ([_add_a_model], "evil/1/ensemble.json was not exported"),
+        ([lambda folder: (folder / "voter" / "1" / "extra.py").touch()], "voter/1/extra.py was not exported"),
+        ([lambda folder: (folder / "voter" / "2").mkdir()], "voter/2/ was not exported"),
+        ([lambda folder: (folder / "preprocess" / "1" / "images.py").unlink()], "preprocess/1/images.py is missing"),
+        ([lambda folder: (folder / "export.json").write_text("{")], "export.json can't be read"),
+        ([lambda folder: (folder / "export.json").write_text("[]")], "export.json can't be read"),
+    ],
+)
+def test_what_was_not_exported_so_is_named(
+    repository: Path, tmp_path: Path, changes: list[Callable[[Path], object]], told: str
+) -> None:
+    changed = shutil.copytree(repository, tmp_path / "changed")
+    for change in changes:
+        change(changed)
+    with pytest.raises(RepositoryError) as raised:
+        check_exported(changed)
+    assert told in str(raised.value)
+    assert str(raised.value).endswith("; export it again with plurum export")
+
+
+def test_a_plan_is_the_one_that_was_built(repository: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(repository, tmp_path / "gpu")
+    manifest = json.loads((folder / "export.json").read_text())
+    artefacts = [one | {"backend": "tensorrt"} for one in manifest["artefacts"]]
+    (folder / "export.json").write_text(json.dumps(manifest | {"artefacts": artefacts}))
+    plan = folder / "resnet10t" / "1" / "model.plan"
+    plan.write_bytes(b"built here")
+    plan.with_name("model.plan.json").write_text(json.dumps({"plan_sha256": sha256_of(plan)}))
+    assert check_exported(folder)
+    plan.write_bytes(b"built elsewhere")
+    with pytest.raises(RepositoryError, match=r"resnet10t/1/model\.plan is not the file"):
+        check_exported(folder)
+
+
+def test_who_vouches_is_told(repository: Path, tmp_path: Path) -> None:
+    assert check_exported(repository)
+    assert check_exported(repository, listing_of(repository))
+    folder = shutil.copytree(repository, tmp_path / "copy")
+    _forget_the_list(folder)
+    assert not check_exported(folder)
+    (folder / "export.json").unlink()
+    assert not check_exported(folder)
 
 
 def test_all_files_but_the_list_itself_are_listed(repository: Path) -> None:

@@ -185,7 +185,9 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
                     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("plurum: ")]
                     assert reason in line
                     assert line.endswith("what was public is public still")
-                    assert json.loads(live.rollout().stdout)["current"] == second
+                    asked_for = live.rollout()
+                    assert asked_for.returncode == 0, (spoil, asked_for.stderr, live.said())
+                    assert json.loads(asked_for.stdout)["current"] == second
         assert asked.failures == []
         assert set(asked.answers) == {"first", "second"}
         assert "not ready" not in live.said()

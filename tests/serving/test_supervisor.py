@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import tempfile
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from prometheus_client import generate_latest
 
-from plurum.errors import ServerError
-from plurum.serving import ServerSettings, SupervisionSettings, Supervisor
-from plurum.serving.processes import ServerProcesses
+from plurum.errors import RepositoryError, ServerError
+from plurum.serving import ServerSettings, Supervisor
 from plurum.serving.status import Status, StatusServer
 
 FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
@@ -57,19 +60,107 @@ def test_who_was_last_seen_long_ago_is_not_ready(monkeypatch: pytest.MonkeyPatch
     assert status.reason() == "it was last seen to answer 60 s ago"
 
 
+@pytest.fixture
+def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the repository, and try to start again, more often."""
+    monkeypatch.setattr("plurum.serving.supervisor._REPOSITORY_S", 0.2)
+    monkeypatch.setattr("plurum.serving.supervisor._LONGEST_PAUSE_S", 0.2)
+
+
+def heal_dead(supervisor: Supervisor) -> None:
+    """Do what `watch` does, once."""
+    time.sleep(0.3)
+    fault = supervisor._dead()
+    assert fault is not None
+    supervisor._heal(fault)
+    assert supervisor.status.reason() is None
+
+
+def failed_starts(status: Status) -> float:
+    return status.registry.get_sample_value("plurum_faults_total", {"kind": "start"}) or 0.0
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.triton
-def test_a_server_that_can_not_be_started_again_is_given_up(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("shorter")
+def test_it_serves_on_and_starts_again_when_the_repository_has_gone(
+    repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     copy = shutil.copytree(repository, tmp_path / "repository")
     status = Status()
-    with Supervisor(copy, FREE, SupervisionSettings(attempts=2), status) as supervisor:
-        assert status.reason() is None
-        server = ServerProcesses.started_by(os.getpid())
-        assert server is not None
-        (copy / "voter" / "1" / "ensemble.json").unlink()
-        os.kill(server.session, signal.SIGKILL)
-        with pytest.raises(ServerError, match=r"given up after 2 restarts: .*voter"):
-            supervisor.watch()
-        assert "ended by itself (exit code -9)" in str(status.reason())
-    for log in Path(tempfile.gettempdir()).glob("plurum_*_triton.log"):
-        if str(copy) in log.read_text(errors="replace") or server.name in log.name:
-            log.unlink()
+    with Supervisor(copy, FREE, status=status) as supervisor:
+        kept = supervisor.snapshot.path
+        assert kept.parent.stat().st_mode & 0o777 == 0o700
+        shutil.rmtree(copy)
+        wait_until(lambda: status.repository() == "it has gone")
+        assert b"plurum_repository_changed 1.0" in generate_latest(status.registry)
+        voter = next(process for process, model in supervisor._server.stubs().items() if model == "voter")
+        os.kill(voter, signal.SIGKILL)
+        heal_dead(supervisor)
+        os.kill(supervisor._server.processes()[0], signal.SIGKILL)
+        heal_dead(supervisor)
+        shutil.copytree(repository, copy)
+        wait_until(lambda: status.repository() is None)
+    assert not kept.exists()
+    told = [record.getMessage() for record in caplog.records if str(copy) in record.getMessage()]
+    assert len(told) == 2
+    assert told[0].endswith("what was copied at the start is served on")
+    assert told[1].endswith("is again what is served")
+
+
+@pytest.mark.triton
+@pytest.mark.usefixtures("shorter")
+def test_a_server_that_can_not_be_started_again_is_tried_until_it_can(repository: Path) -> None:
+    status = Status()
+    with Supervisor(repository, FREE, status=status) as supervisor:
+        port = urlsplit(supervisor.urls.http).port
+        os.kill(supervisor._server.processes()[0], signal.SIGKILL)
+        taken = socket.socket()
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        wait_until(lambda: supervisor._dead() is not None)
+        supervisor._server.stop(answer=False)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        threading.Thread(target=_let_go_after_ten_starts, args=(status, taken), daemon=True).start()
+        supervisor._restart()
+        assert supervisor.status.reason() is None
+        page = generate_latest(status.registry).decode()
+        assert "plurum_failed_starts 0.0" in page
+        assert failed_starts(status) >= 10
+
+
+def _let_go_after_ten_starts(status: Status, taken: socket.socket) -> None:
+    while failed_starts(status) < 10:
+        time.sleep(0.05)
+    taken.close()
+
+
+@pytest.mark.triton
+def test_what_was_not_exported_is_not_served(repository: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(repository, tmp_path / "repository")
+    contract = copy / "voter" / "1" / "ensemble.json"
+    contract.write_text(contract.read_text().replace('"one"', '"x"').replace('"two"', '"one"').replace('"x"', '"two"'))
+    message = rf"^{copy}: voter/1/ensemble\.json is not the file that was exported; export it again"
+    with pytest.raises(RepositoryError, match=message), Supervisor(copy, FREE):
+        pass
+    # Also where nothing lists the files.
+    (copy / "export.json").unlink()
+    with pytest.raises(RepositoryError, match=message), Supervisor(copy, FREE):
+        pass
+
+
+@pytest.mark.triton
+def test_nothing_vouches_for_an_unlisted_repository_which_is_said(
+    repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = shutil.copytree(repository, tmp_path / "repository")
+    (copy / "export.json").unlink()
+    with Supervisor(copy, FREE) as supervisor:
+        assert supervisor.status.reason() is None
+    assert f"{copy}: no export.json lists its files, so nobody knows if one was changed" in caplog.messages

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from plurum.errors import ServerError, SettingsError, needs_extra
+from plurum.errors import SettingsError, needs_extra
 
 if TYPE_CHECKING:
     from plurum.serving.certificates import ServerTls
     from plurum.serving.releases import Releases
+    from plurum.serving.snapshot import Snapshot
 
 __all__ = ["serve"]
 
@@ -86,13 +87,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
         StatusServer(status, host, status_port) as said,
         Supervisor(first, settings, status=status, releases=held) as supervisor,
     ):
-        _announce({**asdict(supervisor.urls), "status": said.url}, as_json=as_json)
-        try:
-            supervisor.watch()
-        except ServerError as error:
-            # Not the user's fault any more: another exit code than for what can be mended before the start.
-            typer.echo(f"plurum: {error}", err=True)
-            raise typer.Exit(1) from error
+        _announce({**asdict(supervisor.urls), "status": said.url}, supervisor.snapshot, as_json=as_json)
+        supervisor.watch()
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
@@ -150,7 +146,7 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _announce(urls: dict[str, str], *, as_json: bool) -> None:
+def _announce(urls: dict[str, str], copy: Snapshot, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(urls))
     else:
@@ -164,6 +160,7 @@ def _announce(urls: dict[str, str], *, as_json: bool) -> None:
             if secure
             else f"plurum predict IMAGE --url {urls['grpc']}"
         )
+        typer.echo(f"served   a copy of {copy.repository}: {copy.size_bytes / 1e6:.1f} MB in {copy.took_s:.2f} s")
         typer.echo(f"ask it:  {ask}\nend it:  Ctrl-C")
     # Who started us may read this through a pipe, and waits for it.
     sys.stdout.flush()
