@@ -46,6 +46,7 @@ class Connection(HttpToolsProtocol):
     door: ClassVar[Door]
 
     _clock: asyncio.TimerHandle | None = None
+    _running: RequestResponseCycle | None = None
     _in_head = True
     _requests = 0
     _pieces = 0
@@ -65,9 +66,14 @@ class Connection(HttpToolsProtocol):
             self._wind_up(self.settings.receive_s / 3)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clock, and tell the request that is being answered: uvicorn tells only the last that came."""
         self._stop()
+        if self._running is not None:
+            self._running.disconnected = not self._running.response_complete
+            self._running.message_event.set()
         super().connection_lost(exc)
+        # Who still reads would have a closed connection go on, which is an error.
+        self.flow.read_paused = False
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes from the client, and refuse the connection where they exceed a limit."""
@@ -158,8 +164,9 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Drop what came of a body that was not read to its end, and go on with the next request."""
-        if self.cycle.response_complete:
-            self.cycle.body = bytearray()
+        for cycle in (self.cycle, self._running):
+            if cycle is not None and cycle.response_complete:
+                cycle.body = bytearray()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
@@ -186,6 +193,7 @@ class Connection(HttpToolsProtocol):
         """Begin with a request; what is refused by its head is answered here, without a task and what comes with it."""
         refusal = None if self.flow.write_paused else self.door.shut(cast("Scope", cycle.scope))
         if refusal is None:
+            self._running = cycle
             super()._start_asgi_task(cycle, app)
             return
         cycle.response_started = cycle.response_complete = True

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Process", "lonely_gateway"]
+__all__ = ["LIVE", "Process", "answer_from", "lonely_gateway"]
+
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
 
 _SCRIPT = """
 import json, sys

@@ -23,6 +23,7 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import generate_latest
+from starlette.requests import ClientDisconnect
 from tritonclient.grpc import service_pb2 as pb
 from uvicorn.server import ServerState
 
@@ -533,6 +534,39 @@ def test_who_does_not_read_what_is_sent_is_cut_off() -> None:
         connection.connection_lost(None)
 
     run(scene)
+
+
+class ClosedTransport(FakeTransport):
+    def resume_reading(self) -> None:
+        # As uvloop's.
+        if self.ends:
+            raise RuntimeError("unable to perform operation; the handler is closed")
+
+
+def test_who_leaves_with_a_second_request_on_its_way_leaves_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001 (uvicorn counts them)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.append(scope["path"])
+        raise ClientDisconnect
+
+    left: list[str] = []
+
+    async def scene() -> None:
+        metrics = GatewayMetrics()
+        door = Door(app, None, metrics, None, access_log=False)
+        made = connection_class(GatewaySettings(), metrics, door)
+        connection, transport = made(uvicorn.Config(door, log_config=None), ServerState(), {}), ClosedTransport()
+        connection.connection_made(transport)
+        connection.data_received(b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx" + LIVE)
+        transport.abort()
+        connection.connection_lost(None)
+        await asyncio.sleep(0.01)
+        assert b'refused_total{reason="gone"} 1.0' in generate_latest(metrics.registry)
+
+    run(scene)
+    assert left == ["/first"]
+    assert caplog.text == ""
 
 
 class Full:

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from plurum.serving.metrics import metrics_at
-from tests.serving.gateways import Process, answer_from, lonely_gateway
+from tests.serving.gateways import LIVE, Process, answer_from, lonely_gateway
 
-LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
 # A ClientHello that is said to be longer than what comes.
 HELLO = b"\x16\x03\x01\x3f\xff\x01\x00\x3f\xfb\x03\x03" + bytes(9000)
 
