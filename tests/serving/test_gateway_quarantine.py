@@ -55,6 +55,8 @@ def test_what_ends_triton_twice_is_refused_for_good_and_costs_others_no_answer(
     copy = shutil.copytree(repository, tmp_path / "repository")
     with (copy / "voter" / "1" / "model.py").open("a") as file:
         file.write(_POISON)
+    # Else `serve` refuses what is not as it was exported.
+    (copy / "export.json").unlink()
     image = io.BytesIO()
     Image.new("RGB", (32, 32), (9, 99, 200)).save(image, "PNG")
     with Stack(copy, "--deadline-s", "60") as stack, ThreadPoolExecutor(8) as pool:
