@@ -88,6 +88,9 @@ class Decoder:
             raise self._fault(process.wait(), within_s) from error
         finally:
             late.cancel()
+        if kind == _LARGE:
+            # It may be about to end, and what is left of the image in its pipe is of no use.
+            self.close()
         if kind != _PIXELS:
             raise UnreadableImageError(answer.decode())
         return np.frombuffer(answer, np.uint8).reshape(self._shape)

@@ -5,8 +5,7 @@ Export copies this file, the structure modules and `images.py` beside the prepro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 __all__ = [
     "MAX_PIXELS",
@@ -35,8 +34,7 @@ class TooLargeImageError(UnreadableImageError):
     """More pixels than are decoded at once; such an image is read by tiles."""
 
 
-@dataclass(frozen=True)
-class Structure:
+class Structure(NamedTuple):
     """What the bytes of an image say of it before anything is decoded.
 
     Attributes:

@@ -15,11 +15,15 @@ import io
 import logging
 import struct
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, _imaging
+from PIL import ExifTags, Image, ImageOps, _imaging
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 if TYPE_CHECKING or __package__:
     from plurum.image_limits import (
@@ -63,6 +67,12 @@ _STRUCTURES = (
     ((b"\x89PNG\r\n\x1a\n",), png_structure),
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff_structure),
 )
+# By the structure it is known what comes: Pillow need not look for who reads it.
+_READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "TIFF": TiffImageFile,
+}
 # What a decoder of JPEGs makes of it is anything but the grey that it fills up with: made once, by a random generator.
 _JUNK = bytes.fromhex("6bd1a94c83e27f15b09c2e57d84361aa1df4c07b3896e5524a8f70c9136db25e")
 _ROWS = 256
@@ -137,16 +147,16 @@ def _decoded(data: bytes, structure: Structure) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns of odd metadata that does not touch the pixels.
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=(structure.kind,))
+            image = _READERS[structure.kind](io.BytesIO(data))
             if structure.bits < 8 and image.mode in {"1", "L"} and "transparency" in image.info:
                 _scale_transparency(image, structure.bits)
             image.load()
-    except UnidentifiedImageError as error:
+    except SyntaxError as error:
+        # Pillow's word for a header that it does not take, though the structure is sound.
         raise UnreadableImageError(f"a {structure.kind} that can't be decoded here ({structure.about})") from error
     # What Pillow's decoders raise on broken files, found by feeding them such.
     except (
         OSError,
-        SyntaxError,
         ValueError,
         EOFError,
         IndexError,
@@ -194,13 +204,25 @@ def _check_stream(image: Image.Image, data: bytes, structure: Structure) -> None
 
 def _has_flat_grey(image: Image.Image, end: tuple[int, int], *, everywhere: bool) -> bool:
     """Whether the last block of 8 × 8 pixels before `end`, or any, may be the grey that libjpeg fills up with."""
-    if everywhere:
-        pixels = np.asarray(image).reshape(image.height, image.width, -1)
-        blocks = [pixels[top::8, left::8][: image.height // 8, : image.width // 8] for top in (1, 6) for left in (1, 6)]
-        return bool(np.all([(block - np.uint8(126) <= 3).all(axis=-1) for block in blocks], axis=0).any())
-    left, top = (end[0] - 1) // 8 * 8, (end[1] - 1) // 8 * 8
-    extrema = np.ravel(image.crop((left, top, *end)).getextrema())
-    return bool(extrema.min() >= 126 and extrema.max() <= 129)
+    if not everywhere:
+        # Nearly all images are told by their last pixel; of colours, by its first.
+        last = image.getpixel((end[0] - 1, end[1] - 1))
+        if not 126 <= (last[0] if isinstance(last, tuple) else last or 0) <= 129:
+            return False
+        left, top = (end[0] - 1) // 8 * 8, (end[1] - 1) // 8 * 8
+        return bool(_is_grey(image.crop((left, top, *end))).all())
+    across, down = image.width // 8, image.height // 8
+    # A pixel of each block tells nearly all of the others.
+    middles = image.resize((across, down), Image.Resampling.NEAREST, (0, 0, across * 8, down * 8))
+    if not _is_grey(middles).reshape(down, across, -1).all(axis=-1).any():
+        return False
+    pixels = image.crop((0, 0, across * 8, down * 8))
+    return bool(_is_grey(pixels).reshape(down, 8, across, -1).all(axis=(1, 3)).any())
+
+
+def _is_grey(image: Image.Image) -> npt.NDArray[np.bool_]:
+    """Tell where values are 128, give or take what a conversion of colours changes."""
+    return np.asarray(np.asarray(image) - np.uint8(126) <= 3)
 
 
 def _check_values(image: Image.Image, structure: Structure) -> None:

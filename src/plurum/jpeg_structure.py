@@ -5,10 +5,12 @@ libjpeg fills what is missing with grey and repeats what is repeated: both are r
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or __package__:
@@ -63,9 +65,12 @@ _REFUSED = {
     0xDF: "hierarchical",
     0xF7: "JPEG-LS",
 }
+# What may stand between segments; restart markers and others without a body may not.
+_KNOWN = {*range(0xC0, 0xD0), *range(0xD9, 0xF0), 0xF7, 0xFE}
+_COMPLETE = [0] * 64
 
 
-@dataclass
+@dataclass(slots=True)
 class _Component:
     across: int
     down: int
@@ -183,16 +188,14 @@ class _Reader:
     def _marker(self, data: bytes, place: int) -> tuple[int, int]:
         """Return the marker at `place`, and where it ends."""
         start = place
-        while data[place : place + 2] == b"\xff\xff":
+        while data.startswith(b"\xff\xff", place):
             place += 1
             if place - start > _MAX_FILL:
                 raise UnreadableImageError("image is corrupt: padding without end between JPEG segments")
         if place + 2 > len(data):
             raise UnreadableImageError("image is corrupt or truncated: JPEG without an end (EOI)")
         marker = data[place + 1]
-        if data[place] != 0xFF or marker < 0xC0 or 0xD0 <= marker <= _SOI or 0xF0 <= marker <= 0xFD:
-            if marker in _REFUSED and data[place] == 0xFF:
-                raise UnreadableImageError(f"a JPEG that is not read here: {_REFUSED[marker]}")
+        if data[place] != 0xFF or marker not in _KNOWN:
             raise UnreadableImageError(
                 f"image is corrupt: bytes {data[place : place + 2]!r} where a JPEG marker belongs"
             )
@@ -207,7 +210,7 @@ class _Reader:
         if marker in _FRAMES:
             self._frame(body, _FRAMES[marker])
         elif marker == _DHT:
-            self._huffman(body)
+            self._shortest.update(_shortest_codes(body))
         elif marker == _DRI:
             self._interval = struct.unpack(">H", body)[0]
         elif marker == _APP14 and body.startswith(b"Adobe"):
@@ -241,16 +244,6 @@ class _Reader:
                 else UnreadableImageError("image is corrupt: a JPEG without a size")
             )
 
-    def _huffman(self, body: bytes) -> None:
-        place = 0
-        while place < len(body):
-            name, counts = body[place], body[place + 1 : place + 17]
-            total = sum(counts)
-            if len(counts) < 16 or not 0 < total <= 256 or place + 17 + total > len(body):
-                raise UnreadableImageError("image is corrupt: a JPEG's Huffman table is broken")
-            self._shortest[name] = next(length for length, number in enumerate(counts, 1) if number)
-            place += 17 + total
-
     def _scan(self, data: bytes, body: bytes, start: int) -> int:
         """Check a scan whose entropy-coded data begin at `start`; return where the next marker is."""
         count = body[0]
@@ -269,8 +262,8 @@ class _Reader:
         self._check_length(end - start, blocks, self._least_bits(names, tables, first, bits >> 4))
         if self._interval:
             found.restarts = True
-            seen = sum(data.count(bytes((0xFF, 0xD0 + number)), start, end) for number in range(8))
             due = -(-units // self._interval) - 1
+            seen = sum(1 for _ in islice(_RESTART.finditer(data, start, end), due))
             if seen < due:
                 raise UnreadableImageError(
                     f"image is corrupt or truncated: {seen:,} of {due:,} restart markers of a JPEG"
@@ -290,17 +283,18 @@ class _Reader:
             first, last, high, low = 0, 63, 0, 0
         elif last > 63 or first > last or (first == 0) != (last == 0) or (first and len(names) > 1):
             raise UnreadableImageError("image is corrupt: a JPEG scan of impossible coefficients")
+        count = last + 1 - first
+        due, sent = [high or None] * count, [low] * count
         for name in names:
             lowest = self.components[name].lowest
-            due = high or None
-            if any(value != due for value in lowest[first : last + 1]) or (high and low != high - 1):
+            if lowest[first : last + 1] != due or (high and low != high - 1):
                 raise UnreadableImageError("image is corrupt: a JPEG's scans repeat or don't follow one another")
-            lowest[first : last + 1] = [low] * (last + 1 - first)
+            lowest[first : last + 1] = sent
 
     def _blocks(self, names: bytes) -> tuple[int, dict[int, int]]:
         """Return how many units (MCUs) a scan has, and how many blocks of 8 × 8 of each colour."""
         found, parts = self.found, self.components.values()
-        across, down = max(one.across for one in parts), max(one.down for one in parts)
+        across, down = max([one.across for one in parts]), max([one.down for one in parts])
         if len(names) > 1:
             units = -(-found.width // (8 * across)) * -(-found.height // (8 * down))
             blocks = {name: units * self.components[name].across * self.components[name].down for name in names}
@@ -317,10 +311,12 @@ class _Reader:
             return dict.fromkeys(names, 0 if first else 1)
         bits = {}
         for name, numbers in zip(names, tables, strict=True):
-            coded = [numbers >> 4] + ([0x10 | (numbers & 15)] if self.found.sequential else [])
-            if any(table not in self._shortest for table in coded):
-                raise UnreadableImageError("image is corrupt: a JPEG scan without its Huffman table")
-            bits[name] = sum(self._shortest[table] for table in coded)
+            try:
+                bits[name] = self._shortest[numbers >> 4]
+                if self.found.sequential:
+                    bits[name] += self._shortest[0x10 | (numbers & 15)]
+            except KeyError as error:
+                raise UnreadableImageError("image is corrupt: a JPEG scan without its Huffman table") from error
         return bits
 
     def _check_length(self, size: int, blocks: dict[int, int], bits: dict[int, int]) -> None:
@@ -334,10 +330,26 @@ class _Reader:
     def check_complete(self) -> None:
         """Make sure that every coefficient of every colour was sent to its last bit."""
         for one in self.components.values():
+            if one.lowest == _COMPLETE:
+                continue
             if any(one.lowest):
                 raise UnreadableImageError("image is truncated: the last scans of a progressive JPEG are missing")
-            if None in one.lowest:
-                raise UnreadableImageError("image is truncated: a JPEG without the scans of all its colours")
+            raise UnreadableImageError("image is truncated: a JPEG without the scans of all its colours")
+
+
+@functools.lru_cache(maxsize=64)
+def _shortest_codes(tables: bytes) -> dict[int, int]:
+    """Return the length of the shortest code of each of the Huffman tables; most files have the same."""
+    place, shortest = 0, {}
+    while place < len(tables):
+        name, counts = tables[place], tables[place + 1 : place + 17]
+        total = sum(counts)
+        if len(counts) < 16 or not 0 < total <= 256 or place + 17 + total > len(tables):
+            raise UnreadableImageError("image is corrupt: a JPEG's Huffman table is broken")
+        # By length, how many codes there are; none of the shortest lengths.
+        shortest[name] = 17 - len(counts.lstrip(b"\0"))
+        place += 17 + total
+    return shortest
 
 
 def with_more_data(data: bytes, scans: Sequence[tuple[int, int]], junk: bytes) -> bytes:

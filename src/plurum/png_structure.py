@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or __package__:
@@ -70,7 +69,7 @@ def png_structure(data: bytes) -> Structure:
     if b"IEND" not in kinds or b"IDAT" not in kinds:
         raise UnreadableImageError("image is corrupt or truncated: a PNG without an end (IEND)")
     clean = b"".join([*kept[1:], data[place:]]) if len(kept) > 1 else b""
-    return replace(_structure(data, kinds, pixel_bytes), stated_bits=stated, clean=clean)
+    return _structure(data, kinds, pixel_bytes)._replace(stated_bits=stated, clean=clean)
 
 
 def has_all_rows(data: bytes) -> bool:
