@@ -336,6 +336,17 @@ def test_what_a_tiff_is_compressed_by_is_named() -> None:
             open_image(by_hand(values, 8, b"x" * 100, t259=number))
 
 
+def test_a_palette_of_more_than_16_bits_is_refused() -> None:
+    """Found by the fuzz test: Pillow ends with an OverflowError."""
+    values = samples(8, 1)
+    data = bytearray(by_hand(values, 8, values.astype(np.uint8).tobytes(), t262=3, t320=(40_000,) * 768))
+    data += b"\xff" * (4 * 768)
+    at = data.index(struct.pack("<HHI", 320, 3, 768))
+    struct.pack_into("<HHII", data, at, 320, 4, 768, len(data) - 4 * 768)
+    with pytest.raises(UnreadableImageError, match="palette"):
+        open_image(bytes(data))
+
+
 def test_16_bits_that_use_the_low_byte_alone_are_refused() -> None:
     for count in (1, 3):
         values = samples(8, count)

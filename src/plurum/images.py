@@ -156,7 +156,11 @@ def _decoded(data: bytes, structure: Structure) -> Image.Image:
         raise UnreadableImageError(f"a {structure.kind} that can't be decoded here ({structure.about})") from error
     # What Pillow's decoders raise on broken files, found by feeding them such.
     except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
         OSError,
+        RuntimeError,
         ValueError,
         EOFError,
         IndexError,
@@ -313,7 +317,7 @@ def _upright(image: Image.Image) -> Image.Image:
             if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
                 return image
             return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+    except (ArithmeticError, AttributeError, OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
         # Unreadable metadata says nothing about the orientation; the pixels are whole.
         return image
 

@@ -312,7 +312,7 @@ class _Kind:
             raise self.refuse(f"its values end at {most:,}, not at 65,535: scale them")
         if self.photometric == 3:
             colours = self.numbers(_COLOURS)
-            if len(colours) != 3 << bits:
+            if len(colours) != 3 << bits or max(colours) > 65_535:
                 raise UnreadableImageError("image is corrupt: a TIFF without the palette that its pixels need")
             if 0 < max(colours) < 256:
                 raise self.refuse("its palette has 8 bits, not 16: save it as RGB")
