@@ -22,7 +22,8 @@ from plurum.serving import Server, ServerSettings
 from tests.pixel_matrix.jpeg_cells import saved
 from tests.pixel_matrix.tiff_cells import smooth
 
-pytestmark = [pytest.mark.triton, pytest.mark.slow]
+# Half a minute of attacks, behind the fixtures, on machines that may be busy.
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SMALL = saved(Image.fromarray(smooth()))
 
