@@ -110,6 +110,8 @@ def _record_of(repository: Path) -> _Record:
     try:
         manifest = json.loads(path.read_bytes())
         listing = manifest.get("files")
+        if listing is not None and not all(isinstance(one, str) for one in dict(listing).values()):
+            raise ValueError("files has other values than SHA-256")
         # Exports before files were listed have the hashes of graphs alone.
         hashes = {one["file"]: one["sha256"] for one in manifest["artefacts"]} if listing is None else {}
         plans = plans_of(one["file"] for one in manifest["artefacts"] if one["backend"] == "tensorrt")
@@ -117,7 +119,7 @@ def _record_of(repository: Path) -> _Record:
             path = repository / name
             if path.suffix == ".json" and path.is_file():
                 hashes[name.removesuffix(".json")] = json.loads(path.read_bytes())["plan_sha256"]
-        return _Record(listing, hashes, plans)
+        return _Record(None if listing is None else dict(listing), hashes, plans)
     except FileNotFoundError:
         return _Record(None, {}, set())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -111,7 +112,8 @@ def broken_json(draw: random.Random, document: Any) -> bytes:
         other_holder, other_key = draw.choice(places)
         action = draw.randrange(5)
         if action == 0:
-            holder[key] = draw.choice(_ODD_VALUES)
+            # A copy: lists and objects among them are broken further.
+            holder[key] = copy.deepcopy(draw.choice(_ODD_VALUES))
         elif action == 1:
             holder[key] = json.loads(json.dumps(other_holder[other_key]))
         elif action == 2:
