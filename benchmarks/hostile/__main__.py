@@ -153,7 +153,7 @@ def _fought(
                     campaign.tallies[attack] = carry_out(attack, plan, known, watchers)
                 campaign.held = witness.held
             status = f"http://127.0.0.1:{services.places['status'].port}/metrics"
-            campaign.restarts = int(metrics_at(status).get("plurum_restarts_total", 0))
+            campaign.restarts = int(metrics_at(status).get("plurum_restarts_total{}", 0))
             campaign.ended = services.ended
         logs = ("serve", "gateway", "gateway-tls", "ui")
         campaign.tracebacks = {one: services.log(one).count("Traceback (most recent call last)") for one in logs}

@@ -217,6 +217,8 @@ class Tally:
         for one in seen:
             self.outage_s[one.client] = max(self.outage_s.get(one.client, 0.0), one.end_s - one.start_s)
             self.answers += one.is_right
-            self.wrong += not one.is_right and one.reason != "no response"
+            if not one.is_right and one.reason != "no response":
+                self.wrong += 1
+                self.reasons[f"{one.client}: a wrong answer"] += 1
             if one.reason:
                 self.reasons[f"{one.client}: {one.reason}"] += one.failures

@@ -16,7 +16,7 @@ __all__ = ["OUTAGE_S", "RSS_MIB", "Campaign"]
 # Longest outage of honest clients, by what is attacked. One request can end Triton at its own ports.
 OUTAGE_S = {"gateway": 1.0, "gateway-tls": 1.0, "page": 1.0, "command": 1.0, "triton": 5.0}
 # Highest resident memory of a process, by what it is; what is not named has no bound of ours.
-RSS_MIB = {"plurum serve": 300, "plurum gateway": 700, "plurum gateway with TLS": 700, "plurum ui": 900}
+RSS_MIB = {"plurum serve": 300, "plurum gateway": 700, "plurum gateway with TLS": 700, "plurum ui": 2048}
 
 
 @dataclass

@@ -116,6 +116,9 @@ class _Asking:
         """Ask about the one image that the body is; an answer that a person should look at is kept."""
         # What arrives slowly takes no place from others.
         async with self._arrivals.body(request) as data, self._places:
+            if await request.is_disconnected():
+                # Those who wait don't wait for what nobody wants to know any more.
+                raise ClientDisconnect
             name = _name(request.headers.get("x-file-name", ""))
             try:
                 # Said here, it needs no server, and comes in words for people.

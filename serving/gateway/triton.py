@@ -142,8 +142,8 @@ class Triton:
             try:
                 found[name] = await self._metadata(pb.ModelMetadataRequest(name=name), timeout=_DESCRIBE_S)
             except grpc.aio.AioRpcError:
-                # An export without it; that of the ensemble itself was answered a moment ago.
-                if not self.connected:
+                # An export without it. Every export has the ensemble: without it Triton is still loading.
+                if not self.connected or name == ENSEMBLE:
                     raise
         return found
 
