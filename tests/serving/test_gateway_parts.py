@@ -18,6 +18,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 import uvicorn
 from hypothesis import given
@@ -38,7 +40,7 @@ from plurum.serving.gateway.kserve import MAX_JSON_BYTES, Question, body_from_re
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError
 from plurum.serving.gateway.settings import GatewaySettings, checked, listener
-from plurum.serving.gateway.triton import image_request
+from plurum.serving.gateway.triton import ENSEMBLE, Triton, image_request
 from plurum.serving.metrics import metrics_at
 
 LONG = 60.0
@@ -671,3 +673,25 @@ def test_the_pages_way_to_make_a_key_makes_one(tmp_path: Path) -> None:
     subprocess.run(["bash", "-ec", "\n".join(commands)], cwd=tmp_path, check=True)
     keys = read_keys(tmp_path / "keys.txt")
     assert keys.owner({"x-api-key": (tmp_path / "clinic.key").read_text().strip()}) == "clinic"
+
+
+def test_a_triton_that_is_still_loading_serves_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = ENSEMBLE
+
+    async def metadata(asked: Any, **_: Any) -> Any:
+        if asked.name == missing:
+            raise grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata())
+        return pb.ModelMetadataResponse(name=asked.name)
+
+    async def scene() -> None:
+        nonlocal missing
+        triton = Triton("127.0.0.1:9")
+        monkeypatch.setattr(Triton, "connected", True)
+        monkeypatch.setattr(triton, "_metadata", metadata)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await triton._models()
+        missing = "ensemble_fused"
+        assert list(await triton._models()) == [ENSEMBLE, "ensemble_pixels"]
+        await triton.close()
+
+    run(scene)

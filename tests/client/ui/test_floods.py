@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import io
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 from starlette.exceptions import HTTPException
 
 from plurum.client.ui.arrivals import Arrivals
@@ -63,6 +66,23 @@ def test_bodies_in_chunks_are_refused_at_once(port: int) -> None:
         assert took_s < 2
     with held(port, 1, UPLOAD + b"transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n") as (one,):
         assert one.recv(100).startswith(b"HTTP/1.1 411")
+
+
+def test_uploads_whose_sender_has_left_cost_nothing(port: int) -> None:
+    file = io.BytesIO()
+    # Few bytes that take long to decode.
+    Image.new("RGB", (7000, 7000), "red").save(file, "PNG")
+    image = file.getvalue()
+    head = UPLOAD + b"content-length: %d\r\n\r\n" % len(image)
+    for _ in range(60):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as one, contextlib.suppress(OSError):
+            one.sendall(head + image)
+            time.sleep(0.01)
+            # A reset, not a goodbye.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    status, took_s = ask(port, "POST", "/answers", b"no image")
+    assert status == 422
+    assert took_s < 2
 
 
 @pytest.mark.parametrize("rest", [b"zz\r\n", b"0\r\n" + b"a: b\r\n" * 20_000, b"1\r\nx", b"\x00"])
