@@ -122,6 +122,8 @@ class Watched:
         copy = shutil.copytree(repository, folder / "repository")
         with (copy / "voter" / "1" / "model.py").open("a", encoding="utf-8") as file:
             file.write(_PLANTED)
+        # It tells the files apart from those that were exported.
+        (copy / "export.json").unlink()
         image = read_ensemble(copy / "ensemble.json").image
         self.pixels = np.full((image.height, image.width, 3), 99, np.uint8)
         self.log = folder / "serve.log"

@@ -53,6 +53,8 @@ _PATIENCE_S = 2.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
 # A request during which a server went away may be why: it is sent once more, and then no more.
 _MOST_LOSSES = 1
+# What hangs a server has been there for longer when `plurum serve` ends it: that waits for 3 s at least.
+_HUNG_S = 2.5
 # A server whose model has died is healed by `plurum serve` within seconds; an error that stays is its answer.
 _BROKEN_ATTEMPTS = 10
 
@@ -281,6 +283,7 @@ class Asker:
             CallError: see there.
             ServerError: the time is over.
         """
+        begun_s = time.monotonic()
         if len(self.balance) > 1:
             yield Wait((call,), min(deadline.left_s, _PATIENCE_S))
             if not call.done() and deadline.left_s > 0:
@@ -294,7 +297,14 @@ class Asker:
         if not call.done():
             call.give_up()
             raise late_error(transport, deadline.timeout_s)
-        return call.result()
+        try:
+            return call.result()
+        except CallError as error:
+            took_s = time.monotonic() - begun_s
+            if error.fault == "lost" and took_s >= _HUNG_S:
+                reason = f"{error.reason} after {took_s:.1f} s; the request may be why and is not sent again"
+                raise CallError(reason, "spent") from error
+            raise
 
     def _described(self, deadline: Deadline) -> Flow[Served]:
         model = self.model or ENSEMBLE

@@ -259,8 +259,8 @@ def late_error(transport: Transport, timeout_s: float) -> ServerError:
 
 
 def names_from_statistics(statistics: list[dict[str, Any]]) -> list[str]:
-    """Return the names of models, sorted, from what Triton's statistics extension says."""
-    return sorted({model["name"] for model in statistics})
+    """Return the names of models that classify, sorted, from what Triton's statistics extension says."""
+    return sorted({model["name"] for model in statistics if not model["name"].startswith("plurum_manager_")})
 
 
 def _protocol(parts: SplitResult, wanted: WireProtocol | None, url: str) -> tuple[WireProtocol, str]:

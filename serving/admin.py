@@ -77,7 +77,10 @@ class Admin:
         try:
             with self._manager(timeout_s) as connection, connection.makefile("rb") as file:
                 connection.sendall(request)
-                refusal = json.loads(file.readline())["error"]
+                line = file.readline()
+                if not line:
+                    raise ConnectionResetError("its manager model has exited")
+                refusal = json.loads(line)["error"]
         except (OSError, ValueError) as error:
             raise ServerError(f"Triton can't be told to {action} {model}: {error!r}") from error
         if refusal is not None:

@@ -2,8 +2,8 @@
 
 A request that Triton had not taken is simply asked again. One that was inside when Triton failed may be why it failed:
 it is asked once more, alone (see `quarantine`), and if Triton fails again meanwhile, it is refused for good. So a
-restart costs other requests time and no errors, and no request can take Triton away more than twice. Nor is a request
-asked again that nobody waits for any more.
+crash costs other requests time and no errors, and no request can take Triton away more than twice. A request that had
+been inside for as long as a hang takes to be noticed is not asked again, nor one that nobody waits for any more.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 _DOUBTFUL = frozenset({"UNAVAILABLE", "NOT_FOUND", "INTERNAL", "UNKNOWN", "CANCELLED"})
 # So often a request may be inside Triton when that fails.
 _MOST_FAILURES = 2
+# What hangs Triton has been inside for longer when the supervisor ends it: that waits for 3 s at least.
+_HUNG_S = 2.5
 
 Gone = Callable[[], Awaitable[bool]]
 # own: it is about the request. untaken: Triton, or the model, was away. inside: it went away with the request in it.
@@ -149,6 +151,8 @@ class Asking:
         if attempt.failures >= _MOST_FAILURES:
             _log.warning("%s %s: Triton failed twice while it had this", attempt.request.model, attempt.request.id)
             raise suspect()
+        if fate == "inside" and in_flight_s >= _HUNG_S:
+            raise lost()
         if not await self._health.back(attempt.deadline):
             raise lost() if attempt.failures else away()
         if attempt.failures:

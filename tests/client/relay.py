@@ -22,6 +22,8 @@ class Relay:
         self.frozen = threading.Event()
         # From pieces of this size on, what comes is cut off before the server sees it, and the way mended soon.
         self.deadly_bytes = 1 << 40
+        # How long it then takes until the server is away.
+        self.dying_s = 0.0
         self.deaths = 0
         self._port = 0
         self.mend()
@@ -76,6 +78,7 @@ class Relay:
                         return
                     if one is guest and len(data) >= self.deadly_bytes:
                         self.deaths += 1
+                        threading.Event().wait(self.dying_s)
                         self.cut()
                         threading.Timer(0.3, self.mend).start()
                         return

@@ -187,6 +187,18 @@ def test_what_a_server_dies_of_is_sent_twice_and_no_more(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_hangs_a_server_until_it_is_ended_is_sent_once(
+    protocol: WireProtocol, relay: Callable[[WireProtocol], Relay], pixels: npt.NDArray[np.uint8]
+) -> None:
+    with relay(protocol) as way, EnsembleClient(way.address, protocol, timeout_s=20) as client:
+        client.predict([pixels[0]])
+        way.deadly_bytes, way.dying_s = 2048, 3.0
+        with pytest.raises(ServerError, match=r"after 3\.\d s; the request may be why and is not sent again"):
+            client.predict(pixels, batch_size=8)
+        assert way.deaths == 1
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_server_that_stays_away_is_an_error_within_the_deadline(
     protocol: WireProtocol, relay: Callable[[WireProtocol], Relay], pixels: npt.NDArray[np.uint8]
 ) -> None:
