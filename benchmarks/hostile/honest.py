@@ -176,7 +176,9 @@ def _over_triton_http(place: Place) -> Callable[[bytes], Answer]:
 def _over_grpc(place: Place) -> Callable[[bytes], Answer]:
     from tritonclient import grpc
 
-    client = grpc.InferenceServerClient(f"127.0.0.1:{place.port}")
+    # gRPC's own backoff would find a restarted server seconds later.
+    backoff = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+    client = grpc.InferenceServerClient(f"127.0.0.1:{place.port}", channel_args=backoff)
 
     def ask(image: bytes) -> Answer:
         tensor = grpc.InferInput("IMAGE", [1, 1], "BYTES")
