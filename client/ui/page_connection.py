@@ -52,7 +52,9 @@ class PageConnection(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+        # A response to HEAD has no body, which ours would be.
+        is_head = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE} and not is_head:
             super().send_400_response(msg)
         else:
             self.transport.abort()
