@@ -147,10 +147,10 @@ class Rollout:
             act()
         except ServerError:
             try:
+                self.releases.keep(state)
+            finally:
                 # Some of its ensembles may be public by now.
                 self.server.publish(state.current, _LOAD_S)
-            finally:
-                self.releases.keep(state)
             raise
 
     def _say(self, line: str, outcome: str | None = None) -> None:

@@ -23,12 +23,17 @@ from tests.pixel_matrix.tiff_cells import smooth
 RULE = {"height": 24, "width": 32, "colour": "rgb", "resize": "stretch"}
 
 
+def processes() -> list[psutil.Process]:
+    """Return the decoding processes among this one's children."""
+    return [one for one in psutil.Process().children() if any(word.endswith("decoder.py") for word in one.cmdline())]
+
+
 @pytest.fixture
 def decoder() -> Iterator[Decoder]:
     one = Decoder(RULE)
     yield one
     one.close()
-    assert not psutil.Process().children()
+    assert not processes()
 
 
 def large() -> bytes:
@@ -46,11 +51,11 @@ def test_it_decodes_as_this_process_does(decoder: Decoder) -> None:
 def test_what_is_no_image_is_told_and_the_process_lives_on(decoder: Decoder) -> None:
     data = saved(Image.fromarray(smooth()))
     decoder.pixels(data)
-    (process,) = psutil.Process().children()
+    (process,) = processes()
     with pytest.raises(UnreadableImageError, match="no JPEG, PNG or TIFF image"):
         decoder.pixels(b"patient")
     decoder.pixels(data)
-    assert psutil.Process().children() == [process]
+    assert processes() == [process]
 
 
 def test_an_image_that_takes_too_long_ends_the_process_alone() -> None:
@@ -69,7 +74,7 @@ def test_an_image_that_takes_too_long_ends_the_process_alone() -> None:
 
 def test_an_image_that_nobody_finds_time_for_ends_the_process_too(decoder: Decoder) -> None:
     decoder.pixels(saved(Image.fromarray(smooth())))
-    (process,) = psutil.Process().children()
+    (process,) = processes()
     process.send_signal(signal.SIGSTOP)
     with pytest.raises(UnreadableImageError, match="image takes more than 1 s to decode on this busy machine"):
         decoder.pixels(saved(Image.fromarray(smooth())), within_s=1)
@@ -92,7 +97,7 @@ def test_a_process_that_crashes_is_replaced(decoder: Decoder) -> None:
     data = saved(Image.fromarray(smooth()))
     decoder.pixels(data)
     for number in (signal.SIGSEGV, signal.SIGKILL):
-        (process,) = psutil.Process().children()
+        (process,) = processes()
         process.send_signal(number)
         process.wait(10)
         assert decoder.pixels(data).shape == (24, 32, 3)
@@ -100,7 +105,7 @@ def test_a_process_that_crashes_is_replaced(decoder: Decoder) -> None:
 
 def test_a_decoder_that_breaks_on_an_image_is_told(decoder: Decoder) -> None:
     decoder.pixels(saved(Image.fromarray(smooth())))
-    (process,) = psutil.Process().children()
+    (process,) = processes()
     process.send_signal(signal.SIGSTOP)
     threading.Timer(0.3, process.send_signal, (signal.SIGSEGV,)).start()
     threading.Timer(0.4, process.send_signal, (signal.SIGCONT,)).start()
@@ -152,7 +157,7 @@ time.sleep(60)
 
 def test_nothing_of_it_is_open_to_others(decoder: Decoder) -> None:
     decoder.pixels(saved(Image.fromarray(smooth())))
-    (process,) = psutil.Process().children()
+    (process,) = processes()
     status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
     assert "Umask:\t0077" in status
     assert Path(f"/proc/{process.pid}/cwd").readlink() == Path("/")

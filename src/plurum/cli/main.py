@@ -89,6 +89,9 @@ def run() -> None:
     """Run the command line; what Plurum raises on purpose becomes one line on standard error and its exit code."""
     forbid_telemetry()
     prepare_streams()
+    # So a terminal says that it does not know its width; Rich would print nothing.
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]
     try:
         _check_arguments(sys.argv[1:])
         try:
