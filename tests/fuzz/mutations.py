@@ -1,6 +1,6 @@
 """Break what is whole, at random, for a while: the fuzz tests of data, contracts and checkpoints share this.
 
-`PLURUM_FUZZ_SECONDS` says for how long each test runs (30), `PLURUM_FUZZ_SEED` repeats one that failed.
+`PLURUM_FUZZ_SECONDS` says for how long each test runs (12), `PLURUM_FUZZ_SEED` repeats one that failed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Fuzz:
 
     def draws(self) -> Iterator[random.Random]:
         """Yield a source of randomness for each input, until the time is over."""
-        end_s = time.monotonic() + float(os.environ.get("PLURUM_FUZZ_SECONDS", "30"))
+        end_s = time.monotonic() + float(os.environ.get("PLURUM_FUZZ_SECONDS", "12"))
         while time.monotonic() < end_s:
             self.inputs += 1
             yield random.Random(f"{self.seed}/{self.inputs}")

@@ -1,6 +1,6 @@
 """Break requests at random, for a while: the fuzz tests of what comes over the network share this.
 
-`PLURUM_FUZZ_SECONDS` says for how long each test runs (30), `PLURUM_FUZZ_SEED` repeats one that failed.
+`PLURUM_FUZZ_SECONDS` says for how long each test runs (12), `PLURUM_FUZZ_SEED` repeats one that failed.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ _ODD_VALUES: tuple[Any, ...] = (
 def draws(name: str) -> Iterator[random.Random]:
     """Yield a source of randomness for each input until the time is over, and say at the end how many there were."""
     seed = os.environ.get("PLURUM_FUZZ_SEED") or str(time.time_ns() % 10**9)
-    end_s = time.monotonic() + float(os.environ.get("PLURUM_FUZZ_SECONDS", "30"))
+    end_s = time.monotonic() + float(os.environ.get("PLURUM_FUZZ_SECONDS", "12"))
     inputs = 0
     try:
         while time.monotonic() < end_s:
