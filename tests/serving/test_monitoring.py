@@ -138,7 +138,11 @@ def with_baseline(repository: Path, tmp_path: Path) -> Path:
         "review_share": 0.2,
         "dissent_shares": [0.1] * len(ARCHS),
     }
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"baseline": baseline}))
+    text = json.dumps(json.loads(path.read_text()) | {"baseline": baseline})
+    for contract in copy.rglob("ensemble.json"):
+        contract.write_text(text)
+    # It tells the files apart from those that were exported.
+    (copy / "export.json").unlink()
     return copy
 
 
