@@ -253,8 +253,7 @@ def test_calibration_on_noise_is_caught_and_on_training_images_passes(
         return
     exported = repository_from_run(run, tmp_path / "out", settings)
     assert {one.precision for one in exported.artefacts} == {"int8"}
-    # One form passes everywhere: with AMX, ONNX Runtime 1.32 computes INT8 of such members far off, and export sees it.
-    assert not [one.reason for one in exported.artefacts if one.reason.count("would break its budget") > 1]
+    # ParityError says it where neither form passes. On one processor ONNX Runtime's form of such members does not.
     learnt_from = {run.pixels()[row].tobytes() for row in run.table().rows("train")}
     assert {image.tobytes() for image in calibrated[0]} <= learnt_from
 
