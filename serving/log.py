@@ -19,6 +19,7 @@ _ERROR = re.compile(r'^E\d{4} [^\]]*\] "?(?P<text>.*)')
 _FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)", re.DOTALL)
 # A stack trace, its line ends written as two characters; the log keeps it.
 _TRACE = re.compile(r"\\n\\n?At:.*", re.DOTALL)
+_STOPPED = b'"All models are stopped, unloading models"'
 # An error at every start without a GPU.
 _HARMLESS = ("CudaDriverHelper has not been initialized",)
 _LONGEST = 400
@@ -72,6 +73,32 @@ class TritonLog:
         for line in whole.decode(errors="replace").splitlines():
             _log.debug("%s", line)
 
+    def size(self) -> int:
+        """Return how many bytes the log has."""
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def load_failure(self, model: str, since: int) -> str | None:
+        """Return why Triton could not load a model, shortened, or None where it has not logged a failure.
+
+        Args:
+            model: The model's name.
+            since: Offset in bytes into the log; failures before it are ignored.
+        """
+        if not self.path.is_file():
+            return None
+        with self.path.open("rb") as file:
+            file.seek(since)
+            text = file.read().decode(errors="replace")
+        for match in map(_ERROR.match, text.splitlines()):
+            failure = match and _FAILED.search(match["text"])
+            if failure and failure["model"] == model:
+                return _shortened(failure["reason"])
+        return None
+
+    def says_stopped(self) -> bool:
+        """Return whether Triton has logged that no request is left, and that it unloads its models."""
+        return self.path.is_file() and _STOPPED in self.path.read_bytes()
+
     def reason(self) -> str:
         """Return the first model's failure, else the first error, else the last line, shortened."""
         text = self.path.read_text(errors="replace") if self.path.is_file() else ""
@@ -82,4 +109,8 @@ class TritonLog:
             reason = f"model {failures[0]['model']!r} can't be loaded: {failures[0]['reason']}"
         else:
             reason = next(iter(errors or text.splitlines()[-1:]), "its log is empty")
-        return _TRACE.sub("", reason).strip().removesuffix('"')[:_LONGEST]
+        return _shortened(reason)
+
+
+def _shortened(reason: str) -> str:
+    return _TRACE.sub("", reason).strip().removesuffix('"')[:_LONGEST]

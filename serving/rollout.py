@@ -1,9 +1,9 @@
 """Moving the public name from one release to another on a live server, and back.
 
-The new release's models are loaded beside the old one's, asked before anyone else asks them, and only then does the
-public ensemble become theirs: Triton swaps an ensemble in one step, requests in flight end with the models they began
-with. The old release stays loaded, to go back to; the one before it is unloaded. Whatever fails on the way leaves the
-public release as it was.
+The new release runs on a server of its own first, since a load that fails may crash Triton. Then its models are loaded
+beside the old one's and asked before anyone else asks them; only then does the public ensemble become theirs. Triton
+swaps an ensemble in one step, and requests in flight end with the models they began with. The old release stays
+loaded, to go back to; the one before it is unloaded. Whatever fails on the way leaves the public release as it was.
 """
 
 from __future__ import annotations
@@ -121,6 +121,10 @@ class Rollout:
         public = read_ensemble(self._path(state.current) / "ensemble.json")
         check_release(repository, public, ensemble)
         self._say(f"{tag}: its gate passed, and its files are those that were exported")
+        with self.server.for_rehearsal(repository, tag) as rehearsal:
+            if (probe := rehearsal.probe()) is not None:
+                rehearse(probe, repository, ensemble, _QUESTION_S)
+        self._say(f"{tag} was loaded and asked on a server of its own")
         try:
             probe = self.server.add_release(repository, tag, _LOAD_S)
             self._say(f"{tag} is loaded beside {state.current}")

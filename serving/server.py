@@ -42,6 +42,7 @@ _POLL_S = 0.05
 _STARTS = 3
 # On top of Triton's own time-out for requests in flight: to unload the models.
 _UNLOAD_S = 5.0
+_FLUSH_S = 0.2
 _LAUNCHER = Path(__file__).with_name("launcher.py")
 
 
@@ -237,6 +238,16 @@ class Server:
             self._load(model, timeout_s)
         return Probe(self.urls.http, read_ensemble(repository / "ensemble.json"), models)
 
+    def for_rehearsal(self, repository: Path, tag: str) -> Server:
+        """Return a server of another release, with this one's settings, that only this machine reaches.
+
+        A release that can't be loaded, or that crashes Triton, must not do so inside the server that others use:
+        Triton's Python backend reads freed memory after a load that fails.
+        """
+        here: dict[str, object] = {"host": "127.0.0.1", "grpc_host": None, "grpc_tls": None}
+        here |= dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0)
+        return Server(repository, self._settings.model_copy(update=here), tag)
+
     def has_release(self, tag: str) -> bool:
         """Whether the models of a release are loaded."""
         return bool(self._staged.of(tag))
@@ -299,11 +310,22 @@ class Server:
                 if self._ready:
                     self._drain()
                 process.send_signal(signal.SIGTERM)
-                try:
-                    process.wait(self._settings.exit_timeout_s + _UNLOAD_S)
-                except subprocess.TimeoutExpired:
-                    most = self._settings.exit_timeout_s + _UNLOAD_S
-                    _log.warning("Triton took more than %g s to end and is killed", most)
+                self._wait_until_stopped(process)
+
+    def _wait_until_stopped(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until no request is left, or for the longest time that Triton may take to end."""
+        most = self._settings.exit_timeout_s + _UNLOAD_S
+        deadline = time.monotonic() + most
+        while time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_S)
+                return
+            if self.log.says_stopped():
+                # Unloading takes seconds and changes nothing that outlives the processes. Sent responses still leave.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_FLUSH_S)
+                return
+        _log.warning("Triton took more than %g s to end and is killed", most)
 
     def _end_processes(self, process: subprocess.Popen[bytes] | None) -> None:
         if self._processes is not None:
@@ -364,7 +386,7 @@ class Server:
             _log.warning("%s", warning)
         self._folder = OwnedFolder(self.name)
         check_folder(self._folder.path, runs_code=triton.wheel is not None)
-        self._admin = Admin(self.urls.http, self.urls.metrics, self._folder.path)
+        self._admin = Admin(self.urls.http, self.urls.metrics, self._folder.path, self.log)
         self._staged = Staged(self._folder.path / "models", usable_cores(), cpu_only=not triton.uses_gpu)
         self._staged.add(self._repository, self._release)
         self._staged.add_managers()

@@ -22,10 +22,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.errors import RepositoryError
+from plurum.serving.admin import MANAGERS
 from plurum.serving.releases import Trial
 from plurum.spec import version_from_release
 
-__all__ = ["MANAGERS", "Staged", "are_complete", "fill_in", "model_folders", "read_config", "stage"]
+__all__ = ["Staged", "are_complete", "fill_in", "model_folders", "read_config", "stage"]
 
 _CONFIG = "config.pbtxt"
 _MODELS = Path(__file__).parents[1] / "model_repository"
@@ -34,8 +35,6 @@ _FUSED, _LABELS = "fused", "labels"
 _FRONT, _OPENVINO = _MODELS / "trial" / "model.py", _MODELS / "openvino" / "model.py"
 _NAMING = _MODELS / "labels" / "labels.py"
 _MANAGER = _MODELS / "manager" / "model.py"
-# Triton never restarts a process of its own: each of them loads the other again.
-MANAGERS = ("plurum_manager_1", "plurum_manager_2")
 # A file system may keep no finer times.
 _STEP_NS = 1_000_000_000
 # More instances than this repeat a model's weights in memory for little; cores beyond go to threads.

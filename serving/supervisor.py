@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plurum.errors import PlurumError, RepositoryError, ServerError
 from plurum.listing import check_exported
+from plurum.serving.admin import MANAGERS
 from plurum.serving.metrics import answered
 from plurum.serving.probe import NoAnswerError
 from plurum.serving.releases import Order, Releases, State
@@ -283,8 +284,12 @@ class Supervisor:
 
     def _heal(self, fault: _Fault) -> None:
         self.status.faults.labels(fault.kind).inc()
-        self.status.is_away(fault.reason)
-        _log.warning("not ready: %s", fault.reason)
+        if fault.models and set(fault.models) <= set(MANAGERS):
+            # Requests are answered without them.
+            _log.warning("%s", fault.reason)
+        else:
+            self.status.is_away(fault.reason)
+            _log.warning("not ready: %s", fault.reason)
         start = time.monotonic()
         if not (fault.models and self._reload(fault.models)):
             self._restart()

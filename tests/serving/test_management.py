@@ -26,9 +26,9 @@ from tritonclient.utils import InferenceServerException
 from plurum.client import EnsembleClient
 from plurum.errors import ServerError
 from plurum.serving import Server, ServerSettings, Supervisor
+from plurum.serving.admin import MANAGERS
 from plurum.serving.leftovers import SHARED_MEMORY
 from plurum.serving.settings import Ports, server_arguments
-from plurum.serving.staging import MANAGERS
 
 pytestmark = pytest.mark.triton
 

@@ -142,16 +142,14 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (_change_the_voter, "voter/1/model.py is not the file that was exported"),
     (_forget_the_voters_rule, "voter/1/voting.py is missing"),
     (_add_a_version, " was not exported"),
-    (_cut_short_with_a_right_hash, "Triton could not load"),
+    (_cut_short_with_a_right_hash, "Load model from"),
     (_compute_otherwise, "answers otherwise than its artefacts did"),
-    (_break_the_voter, "Triton could not load voter-"),
+    (_break_the_voter, "broken voter"),
     (_vote_otherwise, "answers otherwise than its artefacts did"),
     (_forget_the_answers, "does not say what its export was answered"),
     (_fail_the_gate, "its gate did not pass"),
     (_other_classes, "clients count on them"),
 ]
-# How often one is tried of which half is loaded before it shows.
-TIMES = 5
 
 
 @pytest.mark.triton
@@ -179,15 +177,14 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
             for spoil, reason in BROKEN:
                 broken = shutil.copytree(repository, tmp_path / spoil.__name__)
                 spoil(broken)
-                for _ in range(TIMES if spoil is _break_the_voter else 1):
-                    refused = live.rollout(broken)
-                    assert refused.returncode == 2, spoil
-                    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("plurum: ")]
-                    assert reason in line
-                    assert line.endswith("what was public is public still")
-                    asked_for = live.rollout()
-                    assert asked_for.returncode == 0, (spoil, asked_for.stderr, live.said())
-                    assert json.loads(asked_for.stdout)["current"] == second
+                refused = live.rollout(broken)
+                assert refused.returncode == 2, spoil
+                (line,) = [line for line in refused.stderr.splitlines() if line.startswith("plurum: ")]
+                assert reason in line
+                assert line.endswith("what was public is public still")
+                asked_for = live.rollout()
+                assert asked_for.returncode == 0, (spoil, asked_for.stderr, live.said())
+                assert json.loads(asked_for.stdout)["current"] == second
         assert asked.failures == []
         assert set(asked.answers) == {"first", "second"}
         assert "not ready" not in live.said()
