@@ -12,7 +12,7 @@ MARKERS := $(if $(shell command -v nvidia-smi),,-m "not gpu")
 help:
 	@echo "make demo    install and run the main job: train, fit, export, serve, ask, measure"
 	@echo "make test    install and run every test that this machine can"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, mypy and the layers of packages"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 
@@ -26,6 +26,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -1,3 +1,1 @@
 """Measurements, each a program of its own: `python -m plurum.benchmarks.NAME --help`."""
-
-__all__: list[str] = []

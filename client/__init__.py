@@ -1,18 +1,24 @@
 """The library that asks a served ensemble; brings neither torch nor, before a client is made, tritonclient."""
 
-from plurum.client.asynchronous import AsyncEnsembleClient
-from plurum.client.client import EnsembleClient
-from plurum.client.folders import image_files
-from plurum.client.frame import frame_with_predictions, predictions_to_frame
-from plurum.client.heat_maps import heat_map, write_slide
-from plurum.client.listing import Listing, listing_from_names
-from plurum.client.patients import PatientAnswer, PatientPool, patients_from_answers
-from plurum.client.payload import AnyImage
-from plurum.client.predictions import Answer, Failure, Prediction, Served
-from plurum.client.report import answers_report, json_line, patients_report, table_from_answers, table_from_patients
-from plurum.client.slide_answers import SlidePrediction
-from plurum.client.slides import SlideSettings, predict_slide
-from plurum.client.transport import Tls
+from plurum.client.bulk.folders import image_files
+from plurum.client.bulk.frame import frame_with_predictions, predictions_to_frame
+from plurum.client.bulk.listing import Listing, listing_from_names
+from plurum.client.bulk.patients import PatientAnswer, PatientPool, patients_from_answers
+from plurum.client.bulk.report import (
+    answers_report,
+    json_line,
+    patients_report,
+    table_from_answers,
+    table_from_patients,
+)
+from plurum.client.connection.asynchronous import AsyncEnsembleClient
+from plurum.client.connection.client import EnsembleClient
+from plurum.client.connection.payload import AnyImage
+from plurum.client.connection.predictions import Answer, Failure, Prediction, Served
+from plurum.client.connection.transport import Tls
+from plurum.client.slides.heat_maps import heat_map, write_slide
+from plurum.client.slides.slide_answers import SlidePrediction
+from plurum.client.slides.slides import SlideSettings, predict_slide
 
 __all__ = [
     "Answer",

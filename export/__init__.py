@@ -1,13 +1,13 @@
 """Members → ONNX → a model repository that Triton serves, every artefact checked against the model it came from."""
 
-from plurum.export.checkpoints import Labelled, repository_from_checkpoints
-from plurum.export.engines import build_engines, engine_from_onnx
-from plurum.export.float16 import fp16_from_onnx, overflow_audit
-from plurum.export.fused import fused_from_onnx
-from plurum.export.graphs import PixelModel, onnx_from_model
-from plurum.export.parity import Parity, check_parity, member_parity, vote_parity
-from plurum.export.quantisation import int8_from_onnx
-from plurum.export.repository import Exported, repository_from_onnx, repository_from_run
+from plurum.export.engines.build import build_engines, engine_from_onnx
+from plurum.export.graphs.float16 import fp16_from_onnx, overflow_audit
+from plurum.export.graphs.fused import fused_from_onnx
+from plurum.export.graphs.member import PixelModel, onnx_from_model
+from plurum.export.graphs.quantisation import int8_from_onnx
+from plurum.export.repository.assembly import Exported, repository_from_onnx, repository_from_run
+from plurum.export.repository.checkpoints import Labelled, repository_from_checkpoints
+from plurum.export.repository.parity import Parity, check_parity, member_parity, vote_parity
 from plurum.export.settings import Budget, ExportSettings
 
 __all__ = [

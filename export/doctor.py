@@ -17,7 +17,10 @@ from pydantic import BaseModel, ConfigDict
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.errors import MissingExtraError, PlurumError, RepositoryError
-from plurum.export.agreement import (
+from plurum.export.engines.build import engine_from_onnx, read_plan
+from plurum.export.engines.plan_faults import build_faults, machine_faults, size_faults
+from plurum.export.manifest import Manifest, Published, read_manifest
+from plurum.export.repository.agreement import (
     contract_faults,
     copy_faults,
     expected_configs,
@@ -25,8 +28,7 @@ from plurum.export.agreement import (
     stated_faults,
     wiring_faults,
 )
-from plurum.export.engines import engine_from_onnx, read_plan
-from plurum.export.findings import (
+from plurum.export.repository.findings import (
     interface_faults,
     load_faults,
     operator_faults,
@@ -34,8 +36,6 @@ from plurum.export.findings import (
     precision_faults,
     quantisation_faults,
 )
-from plurum.export.manifest import Manifest, Published, read_manifest
-from plurum.export.plan_faults import build_faults, machine_faults, size_faults
 from plurum.files import sha256_of
 from plurum.listing import differences_from
 from plurum.questions import QUESTIONS

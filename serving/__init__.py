@@ -1,9 +1,9 @@
 """Starting, watching and ending a Triton server, and the Python-based backends of the embedded one."""
 
-from plurum.serving.cores import usable_cores
-from plurum.serving.installation import find_triton
-from plurum.serving.server import Server, Urls
-from plurum.serving.settings import ServerSettings
 from plurum.serving.supervisor import SupervisionSettings, Supervisor
+from plurum.serving.triton.cores import usable_cores
+from plurum.serving.triton.installation import find_triton
+from plurum.serving.triton.server import Server, Urls
+from plurum.serving.triton.settings import ServerSettings
 
 __all__ = ["Server", "ServerSettings", "SupervisionSettings", "Supervisor", "Urls", "find_triton", "usable_cores"]

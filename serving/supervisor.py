@@ -29,15 +29,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from plurum.errors import PlurumError, RepositoryError, ServerError
 from plurum.listing import check_exported
-from plurum.serving.admin import MANAGERS
-from plurum.serving.metrics import answered
-from plurum.serving.probe import NoAnswerError
-from plurum.serving.releases import Order, Releases, State
-from plurum.serving.rollout import Rollout
-from plurum.serving.server import Server, Urls
-from plurum.serving.settings import ServerSettings
-from plurum.serving.snapshot import Snapshot, Snapshots
+from plurum.serving.releases.releases import Order, Releases, State
+from plurum.serving.releases.rollout import Rollout
+from plurum.serving.releases.snapshot import Snapshot, Snapshots
 from plurum.serving.status import Status
+from plurum.serving.triton.admin import MANAGERS
+from plurum.serving.triton.metrics import answered
+from plurum.serving.triton.probe import NoAnswerError
+from plurum.serving.triton.server import Server, Urls
+from plurum.serving.triton.settings import ServerSettings
 
 __all__ = ["SupervisionSettings", "Supervisor"]
 

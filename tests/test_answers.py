@@ -26,7 +26,7 @@ from plurum.run import Run
 from plurum.serving import Server
 from plurum.voting import Verdict, decide, softmax
 from tests.conftest import ARCHS, CLASSES
-from tests.pages import settled
+from tests.docs.pages import settled
 
 pytestmark = pytest.mark.triton
 

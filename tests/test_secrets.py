@@ -11,10 +11,10 @@ import pytest
 from plurum.client import EnsembleClient, Tls
 from plurum.errors import PlurumError
 from plurum.regular_files import MAX_SECRET_BYTES
-from plurum.serving.certificates import ServerTls, check_certificates
-from plurum.serving.gateway.keys import read_keys
+from plurum.serving.gateway.connections.keys import read_keys
 from plurum.serving.gateway.server import run_gateway
 from plurum.serving.gateway.settings import GatewaySettings
+from plurum.serving.triton.certificates import ServerTls, check_certificates
 
 
 def _gateway(cert: Path, key: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from plurum.serving import Server
-from plurum.serving.installation import find_triton, lay_out
+from plurum.serving.triton.installation import find_triton, lay_out
 from plurum.telemetry import forbid_telemetry
-from tests.serving.test_server import triton_of
+from tests.serving.triton.test_server import triton_of
 
 
 def left_by(folder: Path, *command: str) -> list[Path]:
@@ -27,8 +27,8 @@ def left_by(folder: Path, *command: str) -> list[Path]:
     "code",
     [
         "from plurum.telemetry import import_onnxruntime; import_onnxruntime()",
-        "import plurum.export.runtimes",
-        "import plurum.benchmarks.local",
+        "import plurum.export.graphs.runtimes",
+        "import plurum.benchmarks.tools.local",
     ],
 )
 def test_no_identifier_and_no_session_is_written(code: str, tmp_path: Path) -> None:

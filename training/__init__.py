@@ -8,27 +8,28 @@ from __future__ import annotations
 import importlib
 import typing
 
-from plurum.training.data import LabelledImages
-from plurum.training.data_report import DataReport, data_report, read_data_report, report_lines
-from plurum.training.evaluation import judge_run
-from plurum.training.examples import Examples
-from plurum.training.findings import FitReport, write_fit
-from plurum.training.fit import fit_report, fit_run
-from plurum.training.judge import JudgeSettings
-from plurum.training.judgement import Judgement
-from plurum.training.members import Training, TrainOptions, train_run
-from plurum.training.report import write_report
+from plurum.training.data.examples import Examples
+from plurum.training.data.labelled_images import LabelledImages
+from plurum.training.data.report import DataReport, data_report, read_data_report, report_lines
+from plurum.training.data.sources import load_data
+from plurum.training.evaluation.judge import JudgeSettings
+from plurum.training.evaluation.report import write_report
+from plurum.training.evaluation.run import judge_run
+from plurum.training.fitting.fit import fit_report, fit_run
+from plurum.training.fitting.output import write_fit
+from plurum.training.fitting.report import FitReport
+from plurum.training.learning.run import Training, TrainOptions, train_run
 from plurum.training.settings import FitSettings, TrainSettings, settings_from
-from plurum.training.sources import load_data
+from plurum.training.statistics.judgement import Judgement
 
 if typing.TYPE_CHECKING:
-    from plurum.training.ensembles import (
+    from plurum.training.inference.ensembles import (
         ImageEnsemble,
         ensemble_from_checkpoints,
         ensemble_from_models,
         ensemble_from_run,
     )
-    from plurum.training.trainer import Trained, Trainer
+    from plurum.training.learning.trainer import Trained, Trainer
 
 __all__ = [
     "DataReport",
@@ -61,12 +62,12 @@ __all__ = [
 ]
 
 _LATER = {
-    "ImageEnsemble": "ensembles",
-    "Trained": "trainer",
-    "Trainer": "trainer",
-    "ensemble_from_checkpoints": "ensembles",
-    "ensemble_from_models": "ensembles",
-    "ensemble_from_run": "ensembles",
+    "ImageEnsemble": "inference.ensembles",
+    "Trained": "learning.trainer",
+    "Trainer": "learning.trainer",
+    "ensemble_from_checkpoints": "inference.ensembles",
+    "ensemble_from_models": "inference.ensembles",
+    "ensemble_from_run": "inference.ensembles",
 }
 
 

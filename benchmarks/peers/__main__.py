@@ -24,13 +24,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from plurum.benchmarks.command import run_as_program
 from plurum.benchmarks.peers.catalogue import PEERS
 from plurum.benchmarks.peers.material import material_of
 from plurum.benchmarks.peers.measurement import TOLERANCE, Plan, measure_peers
 from plurum.benchmarks.peers.plot import plot_from_result
 from plurum.benchmarks.peers.result import PeersResult, csv_from_result, markdown_from_result
 from plurum.benchmarks.peers.trained import accuracy_of, trained_material
+from plurum.benchmarks.tools.command import run_as_program
 from plurum.errors import OutputError, SettingsError
 from plurum.export.settings import BUDGETS
 from plurum.files import whole_file, whole_folder, write_text

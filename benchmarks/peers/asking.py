@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from plurum.benchmarks.bench_requests import decoded
+from plurum.benchmarks.tools.requests import decoded
 from plurum.errors import ServerError
 from plurum.spec import IMAGE, INPUT_PIXELS, ImageSpec
 

@@ -12,11 +12,11 @@ import numpy as np
 from google.protobuf import text_format
 from PIL import Image, ImageFilter
 
-from plurum.benchmarks.members import random_model, random_repository
+from plurum.benchmarks.tools.members import random_model, random_repository
 from plurum.errors import ContractError
 from plurum.files import whole_file, whole_folder
 from plurum.serving import usable_cores
-from plurum.serving.staging import read_config
+from plurum.serving.triton.staging import read_config
 from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["Material", "jpegs", "material_of", "one_thread_instances", "steps_of"]

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from plurum.benchmarks.machine import machine, versions
 from plurum.benchmarks.peers.answering import Job
 from plurum.benchmarks.peers.asking import Door, Task, asked_elsewhere
 from plurum.benchmarks.peers.catalogue import FORMS, Form, Peer
@@ -19,6 +18,7 @@ from plurum.benchmarks.peers.environment import environment_of
 from plurum.benchmarks.peers.material import Material, steps_of
 from plurum.benchmarks.peers.result import Contender, LeftOut, PeersResult, TurnOf
 from plurum.benchmarks.peers.running import PeerServer, PlurumServer, Running, free_port
+from plurum.benchmarks.tools.machine import machine, versions
 from plurum.errors import PlurumError, ServerError
 from plurum.serving import Server, ServerSettings, usable_cores
 

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from plurum.benchmarks.peers.material import Material
-from plurum.benchmarks.precision import served_accuracy
-from plurum.benchmarks.trained import trained_run
-from plurum.benchmarks.tuning import TuneSettings, tune
+from plurum.benchmarks.tools.precision import served_accuracy
+from plurum.benchmarks.tools.trained import trained_run
+from plurum.benchmarks.tune.tuning import TuneSettings, tune
 from plurum.files import whole_file, whole_folder
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from plurum.client.predictions import Prediction
+from plurum.client.connection.predictions import Prediction
 from plurum.client.ui.store import Item, Progress
 from plurum.errors import ImageError, OutputError
 from plurum.evidence import EvidenceMap

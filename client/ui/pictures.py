@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from plurum.client.predictions import Prediction
+from plurum.client.connection.predictions import Prediction
 from plurum.errors import ImageError
 from plurum.images import UnreadableImageError, eight_bit, open_image
 

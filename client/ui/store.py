@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from plurum.client.predictions import Prediction
+from plurum.client.connection.predictions import Prediction
 from plurum.client.ui.pictures import suffix_of
 from plurum.errors import OutputError
 from plurum.files import whole_file

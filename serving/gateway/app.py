@@ -17,19 +17,19 @@ from starlette.types import Scope
 
 from plurum import __version__
 from plurum.serving.gateway.admission import Admission
-from plurum.serving.gateway.answers import predictions_from_response
 from plurum.serving.gateway.asking import Asking
-from plurum.serving.gateway.bodies import Bodies, uploads_from_body
+from plurum.serving.gateway.connections.door import Door
+from plurum.serving.gateway.connections.keys import Keys
 from plurum.serving.gateway.deadlines import Deadline, is_bulk, stated_s
-from plurum.serving.gateway.door import Door
-from plurum.serving.gateway.forms import Upload
 from plurum.serving.gateway.health import Health
-from plurum.serving.gateway.keys import Keys
-from plurum.serving.gateway.kserve import Question, body_from_response, question_from_body, question_from_raw
+from plurum.serving.gateway.messages.answers import predictions_from_response
+from plurum.serving.gateway.messages.bodies import Bodies, uploads_from_body
+from plurum.serving.gateway.messages.forms import Upload
+from plurum.serving.gateway.messages.kserve import Question, body_from_response, question_from_body, question_from_raw
+from plurum.serving.gateway.messages.tensors import check_image
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError, away
 from plurum.serving.gateway.settings import GatewaySettings
-from plurum.serving.gateway.tensors import check_image
 from plurum.serving.gateway.triton import ENSEMBLE, PUBLIC, Served, Triton, image_request
 
 __all__ = ["gateway_app"]

@@ -21,9 +21,9 @@ from prometheus_client import MetricsHandler, disable_created_metrics
 from plurum.errors import ServerError, SettingsError
 from plurum.regular_files import MAX_SECRET_BYTES, read_regular
 from plurum.serving.gateway.app import gateway_app
-from plurum.serving.gateway.connection import connection_class
-from plurum.serving.gateway.handshakes import Handshakes
-from plurum.serving.gateway.keys import Keys, read_keys
+from plurum.serving.gateway.connections.connection import connection_class
+from plurum.serving.gateway.connections.handshakes import Handshakes
+from plurum.serving.gateway.connections.keys import Keys, read_keys
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.settings import GatewaySettings, is_loopback, listener
 from plurum.serving.small_server import SmallHttpServer

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING or __package__:
-    from plurum.image_limits import UnreadableImageError
+    from plurum.image_structure.image_limits import UnreadableImageError
     from plurum.images import open_image, pixels_from_image
 else:
     from image_limits import UnreadableImageError

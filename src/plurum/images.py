@@ -26,7 +26,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 if TYPE_CHECKING or __package__:
-    from plurum.image_limits import (
+    from plurum.image_structure.image_limits import (
         MAX_PIXELS,
         MIN_SIDE,
         Structure,
@@ -34,9 +34,9 @@ if TYPE_CHECKING or __package__:
         UnreadableImageError,
         too_large,
     )
-    from plurum.jpeg_structure import jpeg_scan, jpeg_structure, structure_from_scan, with_more_data
-    from plurum.png_structure import has_all_rows, png_structure
-    from plurum.tiff_structure import tiff_structure
+    from plurum.image_structure.jpeg_structure import jpeg_scan, jpeg_structure, structure_from_scan, with_more_data
+    from plurum.image_structure.png_structure import has_all_rows, png_structure
+    from plurum.image_structure.tiff_structure import tiff_structure
 else:
     # Inside Triton they lie beside this file.
     from image_limits import MAX_PIXELS, MIN_SIDE, Structure, TooLargeImageError, UnreadableImageError, too_large

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plurum.benchmarks.bench_comparison import compare_benches
-from plurum.benchmarks.bench_plots import plots_from_result
-from plurum.benchmarks.bench_requests import encoded_from_folder, input_data, synthetic_images
-from plurum.benchmarks.bench_result import (
+from plurum.benchmarks.bench.comparison import compare_benches
+from plurum.benchmarks.bench.observed import breakdown_of
+from plurum.benchmarks.bench.perf_analyzer import PerfAnalyzer, find_perf_analyzer, set_up_perf_analyzer
+from plurum.benchmarks.bench.plots import plots_from_result
+from plurum.benchmarks.bench.result import (
     BenchResult,
     Breakdown,
     Case,
@@ -27,8 +28,7 @@ from plurum.benchmarks.bench_result import (
     csv_from_result,
     read_bench,
 )
-from plurum.benchmarks.observed import breakdown_of
-from plurum.benchmarks.perf_analyzer import PerfAnalyzer, find_perf_analyzer, set_up_perf_analyzer
+from plurum.benchmarks.tools.requests import encoded_from_folder, input_data, synthetic_images
 from plurum.errors import DataError, ImageError, ServerError
 from plurum.images import open_image
 from plurum.spec import ImageSpec

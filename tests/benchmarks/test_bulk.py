@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks import bulk
-from plurum.benchmarks.perf_analyzer import find_perf_analyzer, set_up_perf_analyzer
+from plurum.benchmarks.bench.perf_analyzer import find_perf_analyzer, set_up_perf_analyzer
+from plurum.benchmarks.claims import bulk
 from plurum.errors import ServerError
 
 
@@ -38,7 +38,7 @@ def test_it_runs(repository: Path) -> None:
     except ServerError as error:
         pytest.skip(str(error))
     options = ["--images", "400", "--rounds", "1", "--seconds", "1", "--batch-size", "8", "--in-flight", "4"]
-    command = [sys.executable, "-m", "plurum.benchmarks.bulk", str(repository), *options]
+    command = [sys.executable, "-m", "plurum.benchmarks.claims.bulk", str(repository), *options]
     report = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert report["ratio_predict"] > 0
     assert report["ratio_predict_started"] > report["ratio_predict"]

@@ -17,19 +17,19 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
-from plurum.benchmarks.architecture_costs import flops_of
-from plurum.benchmarks.architecture_memory import memory_of_graph
-from plurum.benchmarks.architecture_speed import latency_turn, throughput_turn
-from plurum.benchmarks.architecture_votes import metrics_of, subsets_of, votes_of
-from plurum.benchmarks.comparison import Comparison, Point, pareto_front, points_of
-from plurum.benchmarks.comparison_report import COMPARISON_FILES, write_comparison
-from plurum.benchmarks.contenders import contenders_from_checkpoints, contenders_from_run, model_from_contender
+from plurum.benchmarks.compare.comparison import Comparison, Point, pareto_front, points_of
+from plurum.benchmarks.compare.contenders import contenders_from_checkpoints, contenders_from_run, model_from_contender
+from plurum.benchmarks.compare.costs import flops_of
+from plurum.benchmarks.compare.memory import memory_of_graph
+from plurum.benchmarks.compare.report import COMPARISON_FILES, write_comparison
+from plurum.benchmarks.compare.speed import latency_turn, throughput_turn
+from plurum.benchmarks.compare.votes import metrics_of, subsets_of, votes_of
 from plurum.errors import ContractError, SettingsError
 from plurum.run import Run
 from plurum.training import FitSettings
-from plurum.training.bootstrap import Bootstrap
-from plurum.training.scores import Answers
-from plurum.training.votes import Known
+from plurum.training.fitting.votes import Known
+from plurum.training.statistics.bootstrap import Bootstrap
+from plurum.training.statistics.metrics import Answers
 from plurum.voting import softmax
 
 SETTINGS = FitSettings(select="all", draws=200)
@@ -301,7 +301,7 @@ def test_nothing_is_written_where_a_picture_fails(tmp_path: Path, monkeypatch: p
     def broken(*_: object) -> dict[str, bytes]:
         raise MemoryError
 
-    monkeypatch.setattr("plurum.benchmarks.comparison_report.plots_from_comparison", broken)
+    monkeypatch.setattr("plurum.benchmarks.compare.report.plots_from_comparison", broken)
     with pytest.raises(MemoryError):
         write_comparison(comparison(("one",)), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from plurum.benchmarks.faults import FAULTS, Watched
+from plurum.benchmarks.claims.faults import FAULTS, Watched
 from plurum.client import EnsembleClient
 
 # The second of a member meets processes of the version before, which live on for a while.
@@ -18,7 +18,7 @@ _CHOSEN = ("voter killed", "member killed", "member stopped", "voter hangs", "Tr
 
 
 def faults(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "plurum.benchmarks.faults", *map(str, arguments)]
+    command = [sys.executable, "-m", "plurum.benchmarks.claims.faults", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
 
 

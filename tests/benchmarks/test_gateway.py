@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.gateway import added_ms, ratios
+from plurum.benchmarks.claims.gateway import added_ms, ratios
 
 WAYS = ("Triton, gRPC", "Triton, HTTP", "gateway, infer", "gateway, /predict")
 
@@ -32,7 +32,7 @@ def test_each_way_through_is_compared_with_each_way_around() -> None:
 
 @pytest.mark.triton
 def test_it_runs_and_says_what_it_ran_on(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "plurum.benchmarks.gateway", "--work", str(tmp_path)]
+    command = [sys.executable, "-m", "plurum.benchmarks.claims.gateway", "--work", str(tmp_path)]
     outcome = subprocess.run(
         [*command, "--requests", "5", "--rounds", "0"], capture_output=True, text=True, check=False, timeout=200
     )

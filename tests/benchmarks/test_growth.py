@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from plurum.benchmarks.growth_plots import plot_from_growth
-from plurum.benchmarks.growth_result import Axis, GrowthResult, Point, TurnOfGrowth, csv_from_growth
+from plurum.benchmarks.claims.growth.plots import plot_from_growth
+from plurum.benchmarks.claims.growth.result import Axis, GrowthResult, Point, TurnOfGrowth, csv_from_growth
 
 
 def turn(axis: Axis, value: int, rate: float, *latencies: float) -> TurnOfGrowth:
@@ -60,7 +60,7 @@ def test_the_picture_has_a_column_for_each_axis(result: GrowthResult) -> None:
 
 
 def run_growth(*options: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "plurum.benchmarks.growth", *map(str, options)]
+    words = [sys.executable, "-m", "plurum.benchmarks.claims.growth.run", *map(str, options)]
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.guard import Noise, guarded_repository, judge, read_noise
-from plurum.benchmarks.guard_ratios import RATIOS, cost_ratios
-from plurum.benchmarks.machine import machine
+from plurum.benchmarks.claims.guard import Noise, guarded_repository, judge, read_noise
+from plurum.benchmarks.claims.guard_ratios import RATIOS, cost_ratios
+from plurum.benchmarks.tools.machine import machine
 from plurum.errors import DataError
 
 HERE: dict[str, str | int | float] = {"processor": "one", "cores": 2, "memory_gb": 8.0, "load_1min": 0.1}

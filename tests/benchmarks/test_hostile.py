@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.hostile.attack import Tally, name_of
-from plurum.benchmarks.hostile.campaign import attacks, one_of_each
-from plurum.benchmarks.hostile.grpc_attacks import is_answered, raw_call
-from plurum.benchmarks.hostile.honest import Seen
-from plurum.benchmarks.hostile.images import claimed_jpeg, endless_jpeg
-from plurum.benchmarks.hostile.report import Campaign
-from plurum.benchmarks.hostile.wires import Place
-from plurum.benchmarks.hostile.witness import Held
+from plurum.benchmarks.claims.hostile.attack import Tally, name_of
+from plurum.benchmarks.claims.hostile.campaign import attacks, one_of_each
+from plurum.benchmarks.claims.hostile.grpc_attacks import is_answered, raw_call
+from plurum.benchmarks.claims.hostile.honest import Seen
+from plurum.benchmarks.claims.hostile.images import claimed_jpeg, endless_jpeg
+from plurum.benchmarks.claims.hostile.report import Campaign
+from plurum.benchmarks.claims.hostile.wires import Place
+from plurum.benchmarks.claims.hostile.witness import Held
 from plurum.serving import Server
 
 
 def hostile(*words: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "plurum.benchmarks.hostile", *words]
+    command = [sys.executable, "-m", "plurum.benchmarks.claims.hostile", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.metrics_cost import difference
+from plurum.benchmarks.claims.metrics_cost import difference
 
 
 def test_a_difference_is_that_of_pairs_and_counting_is_told_of_the_whole() -> None:
@@ -26,7 +26,7 @@ def test_a_difference_is_that_of_pairs_and_counting_is_told_of_the_whole() -> No
 @pytest.mark.triton
 def test_both_sides_are_served_and_asked(tmp_path: Path) -> None:
     words = ["--work", str(tmp_path), "--arch", "test_resnet", "--size", "32", "--turns", "6", "--seconds", "0.2"]
-    command = [sys.executable, "-m", "plurum.benchmarks.metrics_cost", *words]
+    command = [sys.executable, "-m", "plurum.benchmarks.claims.metrics_cost", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

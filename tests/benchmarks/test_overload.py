@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.overload import Answer, outcome
+from plurum.benchmarks.claims.overload import Answer, outcome
 
 
 def test_only_answers_of_the_overload_are_its_throughput() -> None:
@@ -32,7 +32,15 @@ def test_only_answers_of_the_overload_are_its_throughput() -> None:
 
 @pytest.mark.triton
 def test_every_request_is_answered_or_refused_and_nothing_breaks(repository: Path) -> None:
-    command = [sys.executable, "-m", "plurum.benchmarks.overload", "--repository", str(repository), "--times", "10"]
+    command = [
+        sys.executable,
+        "-m",
+        "plurum.benchmarks.claims.overload",
+        "--repository",
+        str(repository),
+        "--times",
+        "10",
+    ]
     done = subprocess.run(
         [*command, "--seconds", "4", "--peak-seconds", "2"], capture_output=True, text=True, check=False, timeout=200
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.garbage import GARBAGE, garbage
-from plurum.benchmarks.soak import Tally, jpegs
+from plurum.benchmarks.claims.garbage import GARBAGE, garbage
+from plurum.benchmarks.claims.soak import Tally, jpegs
 
 
 def test_growth_is_that_of_all_processes_since_the_warm_up() -> None:
@@ -34,7 +34,7 @@ def test_garbage_is_of_many_kinds_and_is_made_anew() -> None:
 
 @pytest.mark.triton
 def test_good_answers_stay_right_and_garbage_is_refused(repository: Path) -> None:
-    command = [sys.executable, "-m", "plurum.benchmarks.soak", "--repository", str(repository)]
+    command = [sys.executable, "-m", "plurum.benchmarks.claims.soak", "--repository", str(repository)]
     done = subprocess.run(
         [*command, "--requests", "600", "--garbage", "0.2"], capture_output=True, text=True, check=False, timeout=200
     )

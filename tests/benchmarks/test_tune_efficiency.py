@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from plurum.benchmarks.tune_efficiency import ideal_p99, ratios
+from plurum.benchmarks.claims.tune_efficiency import ideal_p99, ratios
 
 
 def test_the_ratio_is_the_best_served_over_the_best_in_process_case() -> None:

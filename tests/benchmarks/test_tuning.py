@@ -13,21 +13,21 @@ import pytest
 import typer
 from typer.main import get_command
 
-from plurum.benchmarks import tuning_exports
-from plurum.benchmarks.tune_efficiency import tune_efficiency
-from plurum.benchmarks.tuning import TuneSettings, tune
-from plurum.benchmarks.tuning_exports import exports_from_run
-from plurum.benchmarks.tuning_repository import Artefacts, read_artefacts, write_variant
-from plurum.benchmarks.tuning_space import batchings, forms, members, precisions, shapes
-from plurum.benchmarks.tuning_variant import AS_IS, Backend, Batching, Placement, Variant
+from plurum.benchmarks.claims.tune_efficiency import tune_efficiency
+from plurum.benchmarks.tune import exports as tuning_exports
+from plurum.benchmarks.tune.exports import exports_from_run
+from plurum.benchmarks.tune.repository import Artefacts, read_artefacts, write_variant
+from plurum.benchmarks.tune.space import batchings, forms, members, precisions, shapes
+from plurum.benchmarks.tune.tuning import TuneSettings, tune
+from plurum.benchmarks.tune.variant import AS_IS, Backend, Batching, Placement, Variant
 from plurum.cli.main import app
 from plurum.errors import ParityError, RepositoryError, SettingsError
 from plurum.export import repository_from_onnx
-from plurum.export.configs import fused_config, member_config, text_of
 from plurum.export.manifest import read_manifest
+from plurum.export.repository.configs import fused_config, member_config, text_of
 from plurum.export.settings import Execution
 from plurum.run import Run
-from plurum.serving.staging import fill_in, read_config
+from plurum.serving.triton.staging import fill_in, read_config
 from plurum.spec import read_ensemble
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tuning.md"

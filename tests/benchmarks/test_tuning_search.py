@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plurum.benchmarks import tuning_search
-from plurum.benchmarks.load import Point, mean_of
-from plurum.benchmarks.tuning_plots import plot_from_result
-from plurum.benchmarks.tuning_result import Final, Objective, Trial, TuneResult, csv_from_result, gain_of
-from plurum.benchmarks.tuning_search import Journal, Search
-from plurum.benchmarks.tuning_variant import Placement, Variant
+from plurum.benchmarks.tools.load import Point, mean_of
+from plurum.benchmarks.tune import search as tuning_search
+from plurum.benchmarks.tune.plots import plot_from_result
+from plurum.benchmarks.tune.result import Final, Objective, Trial, TuneResult, csv_from_result, gain_of
+from plurum.benchmarks.tune.search import Journal, Search
+from plurum.benchmarks.tune.variant import Placement, Variant
 from plurum.errors import ServerError
 
 MOST = Objective(model="ensemble", clients=(4, 8))

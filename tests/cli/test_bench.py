@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from plurum.benchmarks.perf_analyzer import find_perf_analyzer, set_up_perf_analyzer
+from plurum.benchmarks.bench.perf_analyzer import find_perf_analyzer, set_up_perf_analyzer
 from plurum.errors import ServerError
 from plurum.serving import Server
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.comparison_report import COMPARISON_FILES
+from plurum.benchmarks.compare.report import COMPARISON_FILES
 from plurum.cli.main import run as command_line
 from plurum.run import Run
 

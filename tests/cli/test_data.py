@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from plurum.cli.main import run
-from plurum.training.data_report import DataReport
+from plurum.training.data.report import DataReport
 from tests.training.conftest import digit_arrays, write_classes, write_image
 
 LEAK = "1 image in more than one split, which flatters every score"

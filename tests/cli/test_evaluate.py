@@ -15,7 +15,7 @@ import pytest
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.spec import read_ensemble
-from plurum.training.judgement import Figure, Judgement
+from plurum.training.statistics.judgement import Figure, Judgement
 
 
 def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -57,7 +57,7 @@ def test_a_run_is_judged_into_its_own_report(fresh_run: Run) -> None:
 
 def test_it_computes_what_the_contract_says(by_torch: Judgement, run: Run) -> None:
     from plurum.models import model_from_checkpoint
-    from plurum.training.scoring import logits_of
+    from plurum.training.statistics.scoring import logits_of
     from plurum.voting import decide, softmax
 
     ensemble, table = run.ensemble(), run.table()

@@ -235,7 +235,7 @@ def test_memory_does_not_grow_with_answers(served: Server, scans: Path) -> None:
 import resource, sys, tracemalloc
 from pathlib import Path
 from plurum.client import EnsembleClient, PatientPool, listing_from_names
-from plurum.client.inquiry import Inquiry, Totals
+from plurum.client.bulk.inquiry import Inquiry, Totals
 tracemalloc.start()
 url, folder = sys.argv[1:]
 with EnsembleClient(url) as client:

@@ -14,10 +14,10 @@ import tifffile
 from PIL import Image
 
 from plurum.cli.predict_slides import SlideOptions, _Progress
-from plurum.client.heat_maps import SLIDE_FILES
+from plurum.client.slides.heat_maps import SLIDE_FILES
 from plurum.serving import Server
 from tests.cli.test_predict import predict
-from tests.client.slide_writer import Planted, write_slide_file
+from tests.client.slides.slide_writer import Planted, write_slide_file
 
 # Sixteen tiles across.
 CUT = ("--tile-size", 32, "--microns-per-pixel", 1.0)

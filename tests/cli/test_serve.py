@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from plurum.serving.leftovers import SHARED_MEMORY
-from plurum.serving.processes import ServerProcesses
+from plurum.serving.triton.leftovers import SHARED_MEMORY
+from plurum.serving.triton.processes import ServerProcesses
 
 NOBODY = 65534
 FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0")

@@ -13,19 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plurum.benchmarks import tuning, tuning_space
-from plurum.benchmarks.bench_requests import synthetic_images
-from plurum.benchmarks.load import Protocol, answers, closed_loop, open_loop, requests_of
-from plurum.benchmarks.tune_efficiency import efficiency
-from plurum.benchmarks.tuning_repository import read_artefacts
-from plurum.benchmarks.tuning_result import TuneResult
-from plurum.benchmarks.tuning_variant import AS_IS, Batching
+from plurum.benchmarks.claims.tune_efficiency import efficiency
+from plurum.benchmarks.tools.load import Protocol, answers, closed_loop, open_loop, requests_of
+from plurum.benchmarks.tools.requests import synthetic_images
+from plurum.benchmarks.tune import space as tuning_space
+from plurum.benchmarks.tune import tuning
+from plurum.benchmarks.tune.repository import read_artefacts
+from plurum.benchmarks.tune.result import TuneResult
+from plurum.benchmarks.tune.variant import AS_IS, Batching
 from plurum.cli.main import run as command_line
 from plurum.errors import ServerError
 from plurum.export import repository_from_onnx
 from plurum.run import Run
 from plurum.serving import Server
-from plurum.serving.staging import read_config
+from plurum.serving.triton.staging import read_config
 from plurum.spec import read_ensemble
 
 

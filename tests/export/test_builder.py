@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from plurum.errors import RepositoryError
-from plurum.export import engines, nvinfer
-from plurum.export.engines import engine_from_onnx, plan_from_onnx, read_plan
-from plurum.export.nvinfer import check_tensorrt, loaded_version, same_tensorrt, version_from_number
+from plurum.export.engines import build as engines
+from plurum.export.engines import nvinfer
+from plurum.export.engines.build import engine_from_onnx, plan_from_onnx, read_plan
+from plurum.export.engines.nvinfer import check_tensorrt, loaded_version, same_tensorrt, version_from_number
 
 FAKES = Path(__file__).parent / "fakes"
 VERSIONS = {"10": "10.13.2.6", "11": "11.0.1.3"}
@@ -99,7 +100,7 @@ def test_the_library_that_the_loader_finds_is_asked(tmp_path: Path, name: str, n
     (tmp_path / "fake.c").write_text(LIBRARY.format(number=number))
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / name, tmp_path / "fake.c"], check=True)
     told = subprocess.run(
-        [sys.executable, "-c", "from plurum.export.nvinfer import main; main()"],
+        [sys.executable, "-c", "from plurum.export.engines.nvinfer import main; main()"],
         env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)},
         capture_output=True,
         text=True,

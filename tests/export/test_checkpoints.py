@@ -18,8 +18,10 @@ from safetensors.torch import save_file
 
 from plurum.cli.main import run as command_line
 from plurum.errors import ContractError
-from plurum.export import PixelModel, onnx_from_model, repository, selection
+from plurum.export import PixelModel, onnx_from_model
 from plurum.export.doctor import check_repository
+from plurum.export.repository import assembly as repository
+from plurum.export.repository import selection
 from plurum.models import state_from_file
 from plurum.spec import read_ensemble
 
@@ -249,7 +251,9 @@ def test_a_full_disk_names_the_folder_for_temporary_files(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # Where every write fails with "no space left".
-    monkeypatch.setattr("plurum.export.checkpoints.save_file", lambda *_: Path("/dev/full").write_bytes(b"0" * 10_000))
+    monkeypatch.setattr(
+        "plurum.export.repository.checkpoints.save_file", lambda *_: Path("/dev/full").write_bytes(b"0" * 10_000)
+    )
     assert run_export(monkeypatch, checkpoints[0], *options) == 2
     error = capsys.readouterr().err
     assert "(TMPDIR): No space left on device" in error

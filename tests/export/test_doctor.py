@@ -17,14 +17,14 @@ from onnx import TensorProto, helper, numpy_helper
 from plurum.cli.main import run as command_line
 from plurum.errors import RepositoryError
 from plurum.export.doctor import check_repository
-from plurum.export.findings import (
+from plurum.export.manifest import read_manifest
+from plurum.export.repository.findings import (
     interface_faults,
     operator_faults,
     pixel_faults,
     precision_faults,
     quantisation_faults,
 )
-from plurum.export.manifest import read_manifest
 from plurum.spec import write_contract
 
 MEMBER = "resnet10t"
@@ -262,7 +262,7 @@ def test_quantisation_for_the_other_target() -> None:
 
 
 def test_a_batch_that_is_fixed(repository: Path) -> None:
-    from plurum.serving.staging import read_config
+    from plurum.serving.triton.staging import read_config
 
     model = onnx.load(graph_of(repository))
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from plurum.errors import RepositoryError
-from plurum.export.engines import RTX_MAGIC, Engine, build_engines, engine_from_onnx, read_plan, write_plan
-from plurum.export.graphs import onnx_from_module
+from plurum.export.engines.build import RTX_MAGIC, Engine, build_engines, engine_from_onnx, read_plan, write_plan
+from plurum.export.graphs.member import onnx_from_module
 
 
 class Tiny(nn.Module):

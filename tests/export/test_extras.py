@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from plurum.cli.main import run as command_line
-from plurum.export import selection
 from plurum.export.manifest import read_manifest
+from plurum.export.repository import selection
 from plurum.run import Run
 from plurum.spec import write_contract
 

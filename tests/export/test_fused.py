@@ -14,15 +14,16 @@ import torch
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
-from plurum.export import ExportSettings, repository_from_run, selection
-from plurum.export.fused import FUSED_OUTPUTS, VoteModel, fused_from_onnx, verdict_from_fused
-from plurum.export.graphs import onnx_from_module
-from plurum.export.runtimes import onnx_session
+from plurum.export import ExportSettings, repository_from_run
+from plurum.export.graphs.fused import FUSED_OUTPUTS, VoteModel, fused_from_onnx, verdict_from_fused
+from plurum.export.graphs.member import onnx_from_module
+from plurum.export.graphs.runtimes import onnx_session
+from plurum.export.repository import selection
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.spec import OUTPUTS
 from plurum.voting import VotingRule, decide, softmax
-from tests.pages import settled
+from tests.docs.pages import settled
 
 WEIGHTS = (0.5, 0.3, 0.2)
 RULES = {

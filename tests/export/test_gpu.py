@@ -12,10 +12,11 @@ import pytest
 import tritonclient.grpc
 
 from plurum.errors import RepositoryError
-from plurum.export import Budget, ExportSettings, build_engines, nvinfer, repository_from_run
+from plurum.export import Budget, ExportSettings, build_engines, repository_from_run
 from plurum.export.doctor import check_repository
-from plurum.export.engines import gpu_capability, plan_from_onnx, read_plan
-from plurum.export.nvinfer import loaded_version, same_tensorrt
+from plurum.export.engines import nvinfer
+from plurum.export.engines.build import gpu_capability, plan_from_onnx, read_plan
+from plurum.export.engines.nvinfer import loaded_version, same_tensorrt
 from plurum.export.settings import BUDGETS
 from plurum.files import sha256_of
 from plurum.run import Run

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 
-from plurum.export import ExportSettings, repository_from_run, selection
+from plurum.export import ExportSettings, repository_from_run
 from plurum.export.doctor import check_repository
+from plurum.export.repository import selection
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 

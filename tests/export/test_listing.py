@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.tuning_repository import read_artefacts, write_variant
-from plurum.benchmarks.tuning_space import forms
+from plurum.benchmarks.tune.repository import read_artefacts, write_variant
+from plurum.benchmarks.tune.space import forms
 from plurum.errors import RepositoryError
-from plurum.export import ExportSettings, repository_from_run, selection
+from plurum.export import ExportSettings, repository_from_run
 from plurum.export.doctor import check_repository
 from plurum.export.manifest import is_current, read_manifest
+from plurum.export.repository import selection
 from plurum.files import sha256_of
 from plurum.listing import Differences, check_exported, differences_from, listing_of
 from plurum.run import Run

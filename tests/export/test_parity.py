@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from plurum.errors import ParityError
-from plurum.export.parity import check_parity, member_parity, verdict_of, vote_parity
+from plurum.export.repository.parity import check_parity, member_parity, verdict_of, vote_parity
 from plurum.export.settings import BUDGETS, Budget, ExportSettings
-from plurum.training.scores import Answers, Scorer
+from plurum.training.statistics.metrics import Answers, Scorer
 from plurum.voting import VotingRule, softmax
 
 LOOSE = Budget(max_difference=1, flips=1, accuracy_loss=1, nll_increase=100, ece_increase=1, review_flips=1)

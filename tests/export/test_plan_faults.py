@@ -9,9 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from plurum.export import doctor, plan_faults
+from plurum.export import doctor
 from plurum.export.doctor import check_repository
-from plurum.export.engines import RTX_MAGIC, Plan
+from plurum.export.engines import plan_faults
+from plurum.export.engines.build import RTX_MAGIC, Plan
 from plurum.export.manifest import Manifest, read_manifest
 from plurum.files import sha256_of
 from plurum.spec import write_contract

@@ -19,18 +19,12 @@ from tritonclient.grpc import model_config_pb2
 
 from plurum.cli.main import run as command_line
 from plurum.errors import ParityError, SettingsError
-from plurum.export import (
-    Budget,
-    ExportSettings,
-    int8_from_onnx,
-    member_parity,
-    repository_from_run,
-    runtimes,
-    selection,
-)
-from plurum.export.repository import voted_choices
-from plurum.export.runtimes import Artefact
-from plurum.export.selection import Candidate, Choice
+from plurum.export import Budget, ExportSettings, int8_from_onnx, member_parity, repository_from_run
+from plurum.export.graphs import runtimes
+from plurum.export.graphs.runtimes import Artefact
+from plurum.export.repository import selection
+from plurum.export.repository.assembly import voted_choices
+from plurum.export.repository.selection import Candidate, Choice
 from plurum.export.settings import BUDGETS, Backend, Execution, Precision
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings

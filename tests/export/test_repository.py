@@ -17,9 +17,10 @@ from tritonclient.grpc import model_config_pb2
 
 from plurum.cli.main import run as command_line
 from plurum.errors import ContractError, OutputError, ParityError
-from plurum.export import ExportSettings, repository_from_onnx, repository_from_run, selection
-from plurum.export import graphs as graphs_module
+from plurum.export import ExportSettings, repository_from_onnx, repository_from_run
+from plurum.export.graphs import member as graphs_module
 from plurum.export.manifest import is_current
+from plurum.export.repository import selection
 from plurum.run import Run
 from plurum.spec import read_ensemble
 

@@ -14,7 +14,7 @@ TWO_AT_ONCE = """
 import sys, threading
 from pathlib import Path
 import numpy as np
-from plurum.export.runtimes import openvino_runner
+from plurum.export.graphs.runtimes import openvino_runner
 
 sys.setswitchinterval(1e-6)
 runners = [openvino_runner(Path(sys.argv[1]), ["LOGITS"], 1) for _ in range(2)]

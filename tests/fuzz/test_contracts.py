@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plurum.client.journal import Journal
-from plurum.client.listing import Listing
-from plurum.export.engines import read_plan
+from plurum.client.bulk.journal import Journal
+from plurum.client.bulk.listing import Listing
+from plurum.export.engines.build import read_plan
 from plurum.export.manifest import Manifest, read_manifest
 from plurum.questions import read_recorded
 from plurum.run import Run
-from plurum.serving.rehearsal import check_artefacts
-from plurum.serving.releases import Releases
+from plurum.serving.releases.rehearsal import check_artefacts
+from plurum.serving.releases.releases import Releases
 from plurum.spec import Ensemble, read_ensemble, read_member
-from plurum.training.data_report import read_data_report, report_lines
-from plurum.training.history import Epoch, read_history
-from plurum.training.trainings import unfinished_members
+from plurum.training.data.report import read_data_report, report_lines
+from plurum.training.learning.history import Epoch, read_history
+from plurum.training.learning.plan import unfinished_members
 from plurum.voting import decide
 from tests.fuzz.mutations import Fuzz, broken_bytes, broken_json
 

@@ -10,8 +10,8 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from plurum.serving.gateway.bodies import uploads_from_body
-from plurum.serving.gateway.forms import Upload
+from plurum.serving.gateway.messages.bodies import uploads_from_body
+from plurum.serving.gateway.messages.forms import Upload
 from tests.fuzz.wire_faults import broken, draws, outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]

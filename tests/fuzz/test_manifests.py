@@ -11,7 +11,7 @@ import pytest
 
 from plurum.client import listing_from_names
 from plurum.manifests import ManifestTable, read_manifest_table
-from plurum.training.manifests import files_from_manifest
+from plurum.training.data.manifests import files_from_manifest
 from tests.fuzz.mutations import Fuzz, broken_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]

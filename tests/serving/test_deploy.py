@@ -351,7 +351,7 @@ def test_the_image_needs_nothing_but_the_extras_that_it_installs() -> None:
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
         "import plurum.cli.serve, plurum.cli.gateway, plurum.serving.supervisor, plurum.serving.status\n"
-        "import plurum.serving.staging, plurum.serving.releases, plurum.serving.gateway\n"
+        "import plurum.serving.triton.staging, plurum.serving.releases.releases, plurum.serving.gateway\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -430,7 +430,7 @@ def test_the_page_s_prometheus_rule_holds_the_shipped_rules() -> None:
 
 
 def test_the_page_s_secrets_are_what_the_gateway_and_compose_read(tmp_path: Path) -> None:
-    from plurum.serving.gateway.keys import read_keys
+    from plurum.serving.gateway.connections.keys import read_keys
 
     if not shutil.which("openssl"):
         pytest.skip("there is no openssl on PATH")

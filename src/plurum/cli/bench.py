@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from plurum.benchmarks.bench_comparison import Comparison
-    from plurum.benchmarks.bench_result import BenchResult, Load
-    from plurum.benchmarks.perf_analyzer import PerfAnalyzer
-    from plurum.benchmarks.sweep import Sweep
+    from plurum.benchmarks.bench.comparison import Comparison
+    from plurum.benchmarks.bench.perf_analyzer import PerfAnalyzer
+    from plurum.benchmarks.bench.result import BenchResult, Load
+    from plurum.benchmarks.bench.sweep import Sweep
 
 __all__ = ["bench"]
 
@@ -76,7 +76,7 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
     if setup:
         _set_up()
         return
-    from plurum.benchmarks.sweep import Sweep
+    from plurum.benchmarks.bench.sweep import Sweep
 
     _check_out(out)
     wanted = Sweep(tuple(model or ()), _loads(concurrency, rate), images, seconds, repeats)
@@ -95,8 +95,8 @@ def _measured(repository: Path | None, urls: list[str], protocols: tuple[Protoco
     from rich.console import Console
 
     from plurum import __version__
-    from plurum.benchmarks.machine import versions
-    from plurum.benchmarks.sweep import sweep
+    from plurum.benchmarks.bench.sweep import sweep
+    from plurum.benchmarks.tools.machine import versions
     from plurum.errors import SettingsError
     from plurum.serving import Server, ServerSettings
 
@@ -116,7 +116,7 @@ def _measured(repository: Path | None, urls: list[str], protocols: tuple[Protoco
 
 
 def _analyzer(progress: Callable[[str], None]) -> PerfAnalyzer:
-    from plurum.benchmarks.perf_analyzer import find_perf_analyzer, set_up_perf_analyzer
+    from plurum.benchmarks.bench.perf_analyzer import find_perf_analyzer, set_up_perf_analyzer
 
     if found := find_perf_analyzer():
         return found
@@ -127,7 +127,7 @@ def _analyzer(progress: Callable[[str], None]) -> PerfAnalyzer:
 def _set_up() -> None:
     from rich.console import Console
 
-    from plurum.benchmarks.perf_analyzer import set_up_perf_analyzer
+    from plurum.benchmarks.bench.perf_analyzer import set_up_perf_analyzer
 
     with Console(stderr=True).status("setting up perf_analyzer"):
         analyzer = set_up_perf_analyzer()
@@ -151,7 +151,7 @@ def _addresses(urls: list[str]) -> dict[Protocol, str]:
 
 
 def _loads(concurrency: str, rate: str) -> tuple[Load, ...]:
-    from plurum.benchmarks.bench_result import Load
+    from plurum.benchmarks.bench.result import Load
     from plurum.errors import SettingsError
 
     loads = []
@@ -178,8 +178,8 @@ def _check_out(out: Path) -> None:
 
 
 def _write(result: BenchResult, out: Path) -> None:
-    from plurum.benchmarks.bench_plots import plots_from_result
-    from plurum.benchmarks.bench_result import csv_from_result
+    from plurum.benchmarks.bench.plots import plots_from_result
+    from plurum.benchmarks.bench.result import csv_from_result
     from plurum.files import whole_folder
 
     pictures = plots_from_result(result)
@@ -210,8 +210,8 @@ def _show(result: BenchResult, out: Path) -> None:
 
 
 def _compare(first: Path, second: Path, *, as_json: bool) -> None:
-    from plurum.benchmarks.bench_comparison import compare_benches
-    from plurum.benchmarks.bench_result import read_bench
+    from plurum.benchmarks.bench.comparison import compare_benches
+    from plurum.benchmarks.bench.result import read_bench
 
     comparison = compare_benches(read_bench(first), read_bench(second))
     if as_json:

@@ -78,8 +78,8 @@ def compare(  # noqa: PLR0913, PLR0917 - one parameter per option
     from plurum.errors import needs_extra
 
     with needs_extra("all", "matplotlib", "onnxruntime", "torch", "tritonclient"):
-        from plurum.benchmarks.architectures import CompareSettings, compare_architectures, contenders_of
-        from plurum.benchmarks.comparison_report import text_from_comparison, write_comparison
+        from plurum.benchmarks.compare.architectures import CompareSettings, compare_architectures, contenders_of
+        from plurum.benchmarks.compare.report import text_from_comparison, write_comparison
     from rich.console import Console
 
     from plurum.training import settings_from

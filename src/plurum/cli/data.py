@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from plurum.training.data_report import Count, DataReport
+    from plurum.training.data.report import Count, DataReport
 
 __all__ = ["data"]
 
@@ -47,8 +47,8 @@ def data(
       plurum data train.csv --tile-size 512 --json
     """
     from plurum.training import load_data
-    from plurum.training.data_plot import plot_from_data_report
-    from plurum.training.data_report import data_report, usable_rows
+    from plurum.training.data.report import data_report, usable_rows
+    from plurum.training.data.report_plot import plot_from_data_report
 
     images = load_data(source, seed, tile_size=tile_size, max_tiles=max_tiles, skip_unreadable=skip_unreadable)
     decoded = images.decoded()
@@ -69,7 +69,7 @@ def data(
 def _print(report: DataReport) -> None:
     from rich.console import Console
 
-    from plurum.training.data_report import report_lines
+    from plurum.training.data.report import report_lines
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(_table(report))

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from plurum.client import EnsembleClient, Prediction
     from plurum.run import Run
     from plurum.spec import Ensemble
-    from plurum.training.judge import JudgeSettings
-    from plurum.training.judgement import Judgement
+    from plurum.training.evaluation.judge import JudgeSettings
+    from plurum.training.statistics.judgement import Judgement
     from plurum.voting import Verdict
 
 __all__ = ["evaluate"]
@@ -57,9 +57,9 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
     """
     from plurum.errors import SettingsError
     from plurum.training import settings_from
-    from plurum.training.evaluation import judge_run
-    from plurum.training.judge import JudgeSettings
-    from plurum.training.report import check_folder, write_report
+    from plurum.training.evaluation.judge import JudgeSettings
+    from plurum.training.evaluation.report import check_folder, write_report
+    from plurum.training.evaluation.run import judge_run
 
     settings = settings_from(JudgeSettings, split=split, draws=draws, seed=seed)
     if http and url is None:
@@ -77,7 +77,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
 def _judge_served(path: Path, settings: JudgeSettings, url: str, *, http: bool) -> Judgement:
     from plurum.client import EnsembleClient
     from plurum.run import Run
-    from plurum.training.evaluation import judge_verdicts, splits_to_ask, subject_from_ensemble
+    from plurum.training.evaluation.run import judge_verdicts, splits_to_ask, subject_from_ensemble
 
     run = Run(path)
     ensemble = run.ensemble()
@@ -157,7 +157,7 @@ def _verdict(predictions: list[Prediction], served: tuple[str, ...], classes: tu
 def _print(judgement: Judgement, page: Path) -> None:
     from rich.console import Console
 
-    from plurum.training.wording import percent_text, verdict_lines
+    from plurum.training.statistics.wording import percent_text, verdict_lines
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(_comparison(judgement))
@@ -191,8 +191,8 @@ def _comparison(judgement: Judgement) -> Table:
     from rich import box
     from rich.table import Table
 
-    from plurum.training.scores import METRICS
-    from plurum.training.wording import beyond_chance, difference_text, figure_text
+    from plurum.training.statistics.metrics import METRICS
+    from plurum.training.statistics.wording import beyond_chance, difference_text, figure_text
 
     table = Table("metric", box=box.SIMPLE)
     for column in ("ensemble", f"best single: {judgement.best_single}", "difference"):
@@ -215,8 +215,8 @@ def _members(judgement: Judgement) -> Table:
     from rich import box
     from rich.table import Table
 
-    from plurum.training.scores import METRICS
-    from plurum.training.wording import number_text
+    from plurum.training.statistics.metrics import METRICS
+    from plurum.training.statistics.wording import number_text
 
     table = Table("member", box=box.SIMPLE)
     for name in _COLUMNS:

@@ -26,7 +26,7 @@ PACKED = (
     *("pyproject.toml", "README.md", "LICENSE", "src"),
     *("benchmarks", "client", "export", "model_repository", "serving", "training"),
 )
-_ASK = "from plurum.export.nvinfer import main; main()"
+_ASK = "from plurum.export.engines.nvinfer import main; main()"
 # Of ImageNet.
 _MEAN, _STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
@@ -161,7 +161,7 @@ def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportS
 
     from plurum.errors import OutputError, SettingsError, needs_extra
     from plurum.export import Labelled
-    from plurum.export.selection import evenly
+    from plurum.export.repository.selection import evenly
 
     with needs_extra("training", "sklearn", "pandas"):
         from plurum.training import load_data

@@ -70,7 +70,7 @@ def fit(  # noqa: PLR0913, PLR0917 - one parameter per option
       plurum fit runs/tiles --prior-from ward/2026
     """
     from plurum.training import FitSettings, fit_report, settings_from, write_fit
-    from plurum.training.report import check_folder
+    from plurum.training.evaluation.report import check_folder
 
     settings = settings_from(
         FitSettings,
@@ -127,7 +127,7 @@ def _table(report: FitReport) -> Table:
     from rich import box
     from rich.table import Table
 
-    from plurum.training.wording import difference_text
+    from plurum.training.statistics.wording import difference_text
 
     table = Table("member", box=box.SIMPLE)
     for column in ("weight", "NLL without it", "validation accuracy", "NLL", "test accuracy", "NLL"):
@@ -182,7 +182,7 @@ def _unfinished(report: FitReport) -> list[str]:
 
 
 def _left_out(report: FitReport) -> list[str]:
-    from plurum.training.wording import difference_text
+    from plurum.training.statistics.wording import difference_text
 
     lines = []
     for name in report.left_out:
@@ -225,7 +225,7 @@ def _prior(report: FitReport) -> list[str]:
 
 
 def _patients(report: FitReport) -> list[str]:
-    from plurum.training.wording import percent_text
+    from plurum.training.statistics.wording import percent_text
 
     level, rule = report.patient_level, report.ensemble.patient_rule
     if level is None or rule is None:
@@ -236,7 +236,7 @@ def _patients(report: FitReport) -> list[str]:
 
 
 def _beside_best(report: FitReport) -> str:
-    from plurum.training.wording import comparison_line
+    from plurum.training.statistics.wording import comparison_line
 
     if len(report.members) == 1:
         only = "a single finished member" if report.unfinished else "a single member"

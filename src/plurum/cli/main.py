@@ -15,7 +15,7 @@ from plurum import __version__
 from plurum.cli.bench import bench
 from plurum.cli.compare import compare
 from plurum.cli.data import data
-from plurum.cli.demo import demo
+from plurum.cli.demo.command import demo
 from plurum.cli.doctor import doctor
 from plurum.cli.evaluate import evaluate
 from plurum.cli.export import export

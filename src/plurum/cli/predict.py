@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from plurum.client import Answer, Served
-    from plurum.client.inquiry import Inquiry
-    from plurum.client.journal import Found
-    from plurum.client.listing import Listing
-    from plurum.client.pace import Pace
-    from plurum.client.slide_stream import SlideStream
+    from plurum.client.bulk.inquiry import Inquiry
+    from plurum.client.bulk.journal import Found
+    from plurum.client.bulk.listing import Listing
+    from plurum.client.bulk.pace import Pace
+    from plurum.client.slides.slide_stream import SlideStream
     from plurum.spec import PatientRule
 
 __all__ = ["predict"]
@@ -121,7 +121,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     from rich.console import Console
 
     from plurum.client import EnsembleClient
-    from plurum.client.listing import listing_from_names
+    from plurum.client.bulk.listing import listing_from_names
 
     console = Console(stderr=True)
     listing = listing_from_names(paths, sys.stdin.buffer)
@@ -147,7 +147,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
 
 
 def _check_patients(file: Path | None, listing: Listing) -> None:
-    from plurum.client.formats import format_from_path
+    from plurum.client.bulk.formats import format_from_path
     from plurum.errors import SettingsError
 
     if file and not listing.patients:
@@ -167,10 +167,10 @@ def _inquiry(
     rule: PatientRule | None,
 ) -> Inquiry:
     """Return who asks, with a journal where there is a file to come; it is let go of with the stack."""
-    from plurum.client.formats import format_from_path
-    from plurum.client.inquiry import Inquiry, Totals
-    from plurum.client.journal import Journal
-    from plurum.client.patients import PatientPool
+    from plurum.client.bulk.formats import format_from_path
+    from plurum.client.bulk.inquiry import Inquiry, Totals
+    from plurum.client.bulk.journal import Journal
+    from plurum.client.bulk.patients import PatientPool
 
     totals = Totals(PatientPool(served.classes, rule or served.patient_rule or "mean"))
     if out is None:
@@ -221,7 +221,7 @@ def _watched(
     """Yield the answers while a progress bar, or now and then a line, says how it goes."""
     from rich.progress import BarColumn, Progress, TextColumn
 
-    from plurum.client.pace import Pace
+    from plurum.client.bulk.pace import Pace
 
     begun_s = time.monotonic()
     pace = Pace(inquiry.left, begun_s)
@@ -294,7 +294,7 @@ class _Shown:
 
 
 def _show_patients(inquiry: Inquiry, file: Path | None, *, quiet: bool) -> None:
-    from plurum.client.report import patients_report, table_from_patients
+    from plurum.client.bulk.report import patients_report, table_from_patients
 
     answers = inquiry.totals.patients.answers()
     if file:

@@ -12,8 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from plurum.client import EnsembleClient, SlidePrediction
-    from plurum.client.pace import Pace
-    from plurum.client.slide_stream import SlideStream
+    from plurum.client.bulk.pace import Pace
+    from plurum.client.slides.slide_stream import SlideStream
     from plurum.spec import PatientRule
 
 __all__ = ["EveryImage", "HeatClass", "Microns", "OwnMicrons", "SlideOptions", "SlidesFolder", "TileSize"]
@@ -104,7 +104,7 @@ class SlideOptions:
             SettingsError: a value that can't be used.
         """
         from plurum.client import SlideSettings
-        from plurum.client.slide_stream import SlideStream
+        from plurum.client.slides.slide_stream import SlideStream
 
         settings = SlideSettings(
             tile_size=self.tile_size,
@@ -141,7 +141,7 @@ class _Progress:
         self._next_s = 0.0
 
     def __call__(self, path: str, done: int, total: int) -> None:
-        from plurum.client.pace import Pace
+        from plurum.client.bulk.pace import Pace
 
         now_s = time.monotonic()
         if self._pace is None or path != self._path:

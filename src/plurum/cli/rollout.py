@@ -14,7 +14,7 @@ from rich.console import Console
 from plurum.errors import ServerError, SettingsError, needs_extra
 
 if TYPE_CHECKING:
-    from plurum.serving.releases import Releases, Report
+    from plurum.serving.releases.releases import Releases, Report
 
 __all__ = ["rollout"]
 
@@ -59,7 +59,7 @@ def rollout(
       plurum rollout --releases live --json
     """
     with needs_extra("serving"):
-        from plurum.serving.releases import Order, Releases
+        from plurum.serving.releases.releases import Order, Releases
     if repository is not None and back:
         raise SettingsError("name either a model repository or --back")
     if ((percent is not None or shadow) and repository is None) or (percent is not None and shadow):

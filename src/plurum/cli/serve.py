@@ -16,9 +16,9 @@ import typer
 from plurum.errors import SettingsError, needs_extra
 
 if TYPE_CHECKING:
-    from plurum.serving.certificates import ServerTls
-    from plurum.serving.releases import Releases
-    from plurum.serving.snapshot import Snapshot
+    from plurum.serving.releases.releases import Releases
+    from plurum.serving.releases.snapshot import Snapshot
+    from plurum.serving.triton.certificates import ServerTls
 
 __all__ = ["serve"]
 
@@ -92,7 +92,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
-    from plurum.serving.certificates import ServerTls
+    from plurum.serving.triton.certificates import ServerTls
 
     if cert is None and key is None and client_ca is None:
         return None
@@ -104,7 +104,7 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerT
 @contextlib.contextmanager
 def _held(repository: Path | None, folder: Path | None) -> Iterator[tuple[Path, Releases | None]]:
     """Give what is served at first, and the folder of releases, which no other server may use meanwhile."""
-    from plurum.serving.releases import Releases
+    from plurum.serving.releases.releases import Releases
 
     if folder is None:
         if repository is None:

@@ -142,7 +142,7 @@ def _print(training: Training, out: Path) -> None:
     from rich.table import Table
 
     from plurum.run import Run
-    from plurum.training.data_report import read_data_report, report_lines
+    from plurum.training.data.report import read_data_report, report_lines
 
     console = Console(width=None if sys.stdout.isatty() else 120)
     for line in report_lines(read_data_report(Run(out))):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from plurum.benchmarks.tuning_result import TuneResult
+    from plurum.benchmarks.tune.result import TuneResult
 
 __all__ = ["tune"]
 
@@ -62,8 +62,8 @@ def tune(  # noqa: PLR0913, PLR0917 - one parameter per option
     from plurum.errors import needs_extra
 
     with needs_extra("all", "matplotlib", "onnx", "onnxruntime", "torch", "tritonclient.grpc"):
-        from plurum.benchmarks.tuning import TuneSettings
-        from plurum.benchmarks.tuning import tune as tuned
+        from plurum.benchmarks.tune.tuning import TuneSettings
+        from plurum.benchmarks.tune.tuning import tune as tuned
     from rich.console import Console
 
     from plurum.run import Run

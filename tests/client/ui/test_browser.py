@@ -19,7 +19,7 @@ from plurum.client.ui import ReviewStore
 from plurum.client.ui.pages import share
 from plurum.run import Run
 from plurum.serving import Server
-from plurum.training.manifests import files_from_manifest
+from plurum.training.data.manifests import files_from_manifest
 from tests.client.ui.answers import png, prediction
 from tests.client.ui.browser import NEEDS_BROWSER, Tab, page_at
 from tests.client.ui.conftest import Desk

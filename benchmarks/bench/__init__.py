@@ -1,0 +1,1 @@
+"""Load tests of one served ensemble: `plurum bench`."""

@@ -1,0 +1,141 @@
+"""Two results of `plurum bench`, point by point: faster, slower, or no difference beyond noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from plurum.benchmarks.bench.result import BenchResult, Case
+from plurum.errors import DataError
+from plurum.spec import Contract
+
+__all__ = ["Comparison", "Ratio", "compare_benches"]
+
+Verdict = Literal["better", "worse", "no difference beyond noise"]
+_CONFIDENCE = 0.95
+# Whether more of it is better.
+_FIELDS = {"images_per_s": True, "p50_ms": False, "p99_ms": False}
+
+
+class Ratio(Contract):
+    """One figure of the second result over the same of the first.
+
+    Attributes:
+        case: In words; `all` for the geometric mean over all cases.
+        field: Of `Measurement`.
+        first: Median over turns; None for all cases together.
+        second: Likewise.
+        ratio: Second over first, of geometric means over turns.
+        low: Of its 95% interval.
+        high: Likewise.
+        verdict: Of the second; by whether the interval holds 1.
+    """
+
+    case: str
+    field: str
+    first: float | None
+    second: float | None
+    ratio: float
+    low: float
+    high: float
+    verdict: Verdict
+
+
+class Comparison(Contract):
+    """Two results beside each other.
+
+    Attributes:
+        ratios: All cases together first, then each.
+        only_first: Cases that the second result does not have.
+        only_second: Likewise.
+        differences: What else is not alike: machine, versions, images.
+    """
+
+    ratios: tuple[Ratio, ...]
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    differences: tuple[str, ...]
+
+
+def compare_benches(first: BenchResult, second: BenchResult) -> Comparison:
+    """Return every ratio that both results have, with what the turns' own scatter makes of it.
+
+    Intervals are Welch's, of the difference of mean logarithms over turns. They know the noise within each result; a
+    machine that was slower throughout one of them looks like a worse result.
+
+    Raises:
+        DataError: no case in common, or fewer than two turns in one of them.
+    """
+    for result in (first, second):
+        if result.repeats < 2:
+            raise DataError(f"the bench of {result.asked} has {result.repeats} turn: measure with --repeats 2 or more")
+    cases = [case for case in first.cases() if case in second.cases()]
+    if not cases:
+        raise DataError("the two benches have no model, protocol and load in common")
+    ratios = [
+        _ratio("all", field, _together(first, cases, field), _together(second, cases, field)) for field in _FIELDS
+    ]
+    for case in cases:
+        ratios += [_ratio(str(case), field, first.values(case, field), second.values(case, field)) for field in _FIELDS]
+    return Comparison(
+        ratios=tuple(ratios),
+        only_first=tuple(str(case) for case in first.cases() if case not in cases),
+        only_second=tuple(str(case) for case in second.cases() if case not in cases),
+        differences=tuple(_differences(first, second)),
+    )
+
+
+def _together(result: BenchResult, cases: list[Case], field: str) -> list[float]:
+    """Return each turn's geometric mean over `cases`; throughput is nothing to compare where the rate was given."""
+    if field == "images_per_s":
+        cases = [case for case in cases if case.load.kind == "concurrency"] or cases
+    return [float(value) for value in stats.gmean([result.values(case, field) for case in cases], axis=0)]
+
+
+def _ratio(case: str, field: str, first: list[float], second: list[float]) -> Ratio:
+    middle, half = _welch(np.log(first), np.log(second))
+    low, high = middle - half, middle + half
+    verdict: Verdict = "no difference beyond noise"
+    if low > 0 or high < 0:
+        verdict = "better" if (middle > 0) == _FIELDS[field] else "worse"
+    medians = (None, None) if case == "all" else (float(np.median(first)), float(np.median(second)))
+    return Ratio(
+        case=case,
+        field=field,
+        first=medians[0],
+        second=medians[1],
+        ratio=math.exp(middle),
+        low=math.exp(low),
+        high=math.exp(high),
+        verdict=verdict,
+    )
+
+
+def _welch(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return the difference of the means and half of its interval (Welch 1947)."""
+    squares = [float(turns.var(ddof=1)) / len(turns) for turns in (first, second)]
+    middle = float(second.mean() - first.mean())
+    # Turns that are alike to the last digit have no scatter.
+    if not sum(squares):
+        return middle, 0.0
+    freedom = sum(squares) ** 2 / sum(
+        square**2 / (len(turns) - 1) for square, turns in zip(squares, (first, second), strict=True)
+    )
+    return middle, float(stats.t.ppf((1 + _CONFIDENCE) / 2, freedom)) * math.sqrt(sum(squares))
+
+
+def _differences(first: BenchResult, second: BenchResult) -> list[str]:
+    pairs = {
+        **{name: (first.machine.get(name), second.machine.get(name)) for name in ("processor", "cores")},
+        **{
+            name: (first.versions.get(name), second.versions.get(name))
+            for name in sorted({*first.versions, *second.versions})
+        },
+        "images": (first.images, second.images),
+        "seconds a turn": (first.seconds, second.seconds),
+    }
+    return [f"{name}: {one} and {other}" for name, (one, other) in pairs.items() if one != other]

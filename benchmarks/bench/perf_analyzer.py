@@ -1,0 +1,265 @@
+"""Triton's own load generator: finding it, setting it up where there is none, and asking it for one point.
+
+A `perf_analyzer` on PATH (NVIDIA's SDK container, `pip install perf-analyzer` where glibc is 2.38 or newer) is taken as
+it is. Otherwise the binary inside the `tritonclient` 2.51.0 wheel is unpacked into a folder of the user's cache, with
+the two libraries that it needs; nothing is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from plurum.benchmarks.bench.result import Load, Target
+from plurum.errors import ServerError
+from plurum.files import whole_folder
+
+__all__ = ["PerfAnalyzer", "find_perf_analyzer", "set_up_perf_analyzer"]
+
+# The last wheel with the binary inside; it runs with glibc 2.35 and newer.
+_VERSION = "2.51.0"
+_WHEELS = {
+    f"tritonclient=={_VERSION}": ("data/bin/perf_analyzer", "perf_analyzer"),
+    "nvidia-cuda-runtime-cu12": ("lib/libcudart.so.12", "libcudart.so.12"),
+}
+_LIBB64 = "libb64.so.0d"
+_OTHERWISE = "or put a perf_analyzer on PATH (NVIDIA's SDK container has one; pip install perf-analyzer, glibc >= 2.38)"
+_DOWNLOAD_S, _RUN_S, _LAST_ANSWERS_S = 300, 60, 5
+# perf_analyzer takes three windows and reports their mean. Whether they are alike is not for it to judge: it would go
+# on measuring for as long as it likes the noise better, and the repeats that we compare would not be alike.
+_WINDOWS, _ANY_DEVIATION = 3, 999
+_COLUMNS = {
+    "images_per_s": "Inferences/Second",
+    "latency_ms": "Avg latency",
+    "p50_ms": "p50 latency",
+    "p90_ms": "p90 latency",
+    "p95_ms": "p95 latency",
+    "p99_ms": "p99 latency",
+}
+
+
+@dataclass(frozen=True)
+class PerfAnalyzer:
+    """A perf_analyzer that runs here.
+
+    Attributes:
+        binary: What to run.
+        libraries: Folder with the libraries that it needs; None for one that needs nothing of ours.
+        version: As it says itself.
+    """
+
+    binary: Path
+    libraries: Path | None
+    version: str
+
+    def measure(
+        self, target: Target, url: str, load: Load, data: Path, seconds: float, batch_size: int = 1
+    ) -> dict[str, float]:
+        """Return images per second and latencies in ms of one point, under the names of `Measurement`'s fields.
+
+        Args:
+            target: The model and the protocol.
+            url: HOST:PORT of that protocol.
+            load: How it is asked.
+            data: The requests, a JSON file of perf_analyzer's kind; they are sent in turn.
+            seconds: Length of the measurement; in all it takes a little longer.
+            batch_size: Images in one request.
+
+        Raises:
+            ServerError: it ended with an error, or without a result.
+        """
+        with tempfile.TemporaryDirectory(prefix="plurum_bench_") as folder:
+            table = Path(folder) / "result.csv"
+            window_ms = max(1, round(1000 * seconds / _WINDOWS))
+            said = self._run(
+                *("-m", target.model, "-u", url, "-i", target.protocol, "--input-data", str(data)),
+                *("-p", str(window_ms), "-r", str(_WINDOWS), "-s", str(_ANY_DEVIATION)),
+                *("-b", str(batch_size), *_load_arguments(load)),
+                *("--verbose-csv", "-f", str(table)),
+                timeout_s=_RUN_S + 10 * seconds,
+            )
+            row = _only_row(table)
+        if row is None:
+            raise ServerError(
+                f"perf_analyzer measured nothing of {target.model} at {load} in windows of {window_ms} ms "
+                f"(a third of --seconds): {_reason(said)}"
+            )
+        # Its latencies are in microseconds.
+        return {
+            field: float(row[column]) * (1e-3 if field.endswith("_ms") else 1.0) for field, column in _COLUMNS.items()
+        }
+
+    def _run(self, *arguments: str, timeout_s: float) -> str:
+        """Return what it said on both its outputs; it never outlives this call."""
+        with subprocess.Popen(
+            [self.binary, *arguments],
+            env=_environment(self.libraries),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # Ctrl-C is for us: we pass it on, and wait no longer than we like.
+            start_new_session=True,
+        ) as process:
+            try:
+                return process.communicate(timeout=timeout_s)[0]
+            except subprocess.TimeoutExpired as error:
+                raise ServerError(f"perf_analyzer did not end within {timeout_s:g} s and was stopped") from error
+            finally:
+                _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End it once its requests are answered: a gRPC request that is given up in mid-flight can crash Triton 2.51."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_LAST_ANSWERS_S)
+    finally:
+        process.kill()
+
+
+def find_perf_analyzer() -> PerfAnalyzer | None:
+    """Return the `perf_analyzer` on PATH, else the one that was set up before, if there is either.
+
+    Raises:
+        ServerError: there is one, and it can't be run.
+    """
+    if found := shutil.which("perf_analyzer"):
+        return _checked(Path(found), None)
+    folder = _cache()
+    return _checked(folder / "perf_analyzer", folder) if (folder / "perf_analyzer").is_file() else None
+
+
+def set_up_perf_analyzer() -> PerfAnalyzer:
+    """Unpack perf_analyzer and its libraries into the user's cache, whole or not at all, and return it.
+
+    Raises:
+        OutputError: the cache can't be written to.
+        ServerError: this is no x86-64 Linux, a wheel can't be had, or a library is missing.
+    """
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise ServerError(f"perf_analyzer is set up on x86-64 Linux only, this is {platform.platform()}; {_OTHERWISE}")
+    with whole_folder(_cache()) as folder:
+        for requirement, (member, name) in _WHEELS.items():
+            _unpack(requirement, member, folder / name)
+        (folder / "perf_analyzer").chmod(0o755)
+        if not _loads(folder):
+            _fetch_libb64(folder)
+        _checked(folder / "perf_analyzer", folder)
+    return _checked(_cache() / "perf_analyzer", _cache())
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "plurum" / f"perf_analyzer-{_VERSION}"
+
+
+def _unpack(requirement: str, member: str, to: Path) -> None:
+    """Download a wheel, without installing it, and take one file out of it."""
+    with tempfile.TemporaryDirectory(prefix="plurum_bench_") as folder:
+        arguments = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", folder)
+        done = _said(sys.executable, "-m", "pip", "download", *arguments, requirement)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done is None or not wheels:
+            raise ServerError(f"perf_analyzer can't be set up: pip could not download {requirement}; {_OTHERWISE}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            name = next((name for name in wheel.namelist() if name.endswith(member)), None)
+            if name is None:
+                raise ServerError(f"perf_analyzer can't be set up: {wheels[0].name} holds no {member}; {_OTHERWISE}")
+            to.write_bytes(wheel.read(name))
+
+
+def _fetch_libb64(folder: Path) -> None:
+    """Unpack Debian's and Ubuntu's package, which is on no Python index; nothing is installed, no root is needed."""
+    with tempfile.TemporaryDirectory(prefix="plurum_bench_") as place:
+        # apt hands the download to a user of its own, who must be able to reach the folder.
+        Path(place).chmod(0o755)
+        if _said("apt-get", "download", "libb64-0d", place=place) is not None:
+            for package in Path(place).glob("libb64-0d*.deb"):
+                _said("dpkg-deb", "-x", package.name, "unpacked", place=place)
+        for library in Path(place).glob(f"unpacked/**/{_LIBB64}"):
+            shutil.copyfile(library, folder / _LIBB64)
+            return
+    raise ServerError(
+        f"perf_analyzer needs the library {_LIBB64}; install it (Debian, Ubuntu: apt-get install libb64-0d) and run "
+        f"plurum bench --setup again, {_OTHERWISE}"
+    )
+
+
+def _said(*command: str, place: str | None = None) -> str | None:
+    """Return what a command said, or None where it failed or isn't there."""
+    try:
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True, timeout=_DOWNLOAD_S)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def _loads(folder: Path) -> bool:
+    with contextlib.suppress(ServerError):
+        _checked(folder / "perf_analyzer", folder)
+        return True
+    return False
+
+
+def _checked(binary: Path, libraries: Path | None) -> PerfAnalyzer:
+    try:
+        done = subprocess.run(
+            [binary, "--version"],
+            env=_environment(libraries),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_RUN_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ServerError(f"{binary} can't be run: {error}; plurum bench --setup sets up another") from error
+    said = f"{done.stdout} {done.stderr}"
+    if "Perf Analyzer" not in said and "Version" not in said:
+        raise ServerError(f"{binary} can't be run: {_reason(said)}; plurum bench --setup sets up another")
+    return PerfAnalyzer(binary, libraries, said.partition("Version")[2].split()[0])
+
+
+def _environment(libraries: Path | None) -> dict[str, str]:
+    environment = dict(os.environ)
+    if libraries is not None:
+        places = [str(libraries), environment.get("LD_LIBRARY_PATH", "")]
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, places))
+    return environment
+
+
+def _load_arguments(load: Load) -> Iterator[str]:
+    if load.kind == "concurrency":
+        yield from ("--concurrency-range", f"{load.value:g}")
+    else:
+        # Asynchronous: otherwise at most four requests are under way, and who waits is not counted as waiting.
+        yield from ("--request-rate-range", f"{load.value:g}", "--request-distribution", "poisson", "--async")
+
+
+def _only_row(table: Path) -> dict[str, str] | None:
+    if not table.is_file():
+        return None
+    with table.open(newline="", encoding="utf-8") as file:
+        return next(csv.DictReader(file), None)
+
+
+def _reason(said: str) -> str:
+    """Return the line that tells what went wrong, or the last one."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()]
+    return (telling or lines or ["it said nothing"])[0 if telling else -1]

@@ -1,0 +1,1 @@
+"""A script for each claim that the documentation makes."""

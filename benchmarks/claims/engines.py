@@ -1,0 +1,130 @@
+"""Do graphs build as TensorRT engines, and how large are they? Without a GPU.
+
+    python -m plurum.benchmarks.claims.engines
+
+For each architecture, with random weights and the batch statistics of noise: the ONNX graph in FP32 and in FP16, and
+the engine that TensorRT-RTX builds of each; then the first three members and their vote as one FP16 graph. Measured:
+sizes, the FP16 graph's largest difference of a probability from the FP32 one on ONNX Runtime, the largest value of an
+FP16 tensor, and seconds to build. Not measured: speed, and whether Triton's TensorRT builds and loads the same; that
+needs a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from plurum.benchmarks.tools.machine import versions
+from plurum.spec import ImageSpec
+
+__all__ = ["engine_table", "engines"]
+
+_ARCHS = ("resnet18", "efficientnet_b0", "densenet121", "convnext_atto", "vit_tiny_patch16_224")
+_CLASSES = 10
+_IMAGES = 4
+_FUSED = 3
+_MAX_BATCH_SIZE = 16
+
+
+def engines(
+    work: Annotated[Path, typer.Option(help="Where the graphs go.")] = Path("runs/engines"),
+    arch: Annotated[list[str], typer.Option(help="A timm architecture; repeat for more.")] = list(_ARCHS),  # noqa: B006
+    size: Annotated[int, typer.Option(min=32, help="Height and width of the images.")] = 224,
+) -> None:
+    """Build all engines: a table on standard error, one line of JSON on standard output."""
+    console = Console(stderr=True, width=110)
+    with console.status("engines") as status:
+        rows = engine_table(work, arch, size, status.update)
+    table = Table("", "ONNX FP32", "ONNX FP16", "engine FP32", "engine FP16", "FP16 / FP32", "difference", "largest")
+    for name, row in rows.items():
+        sizes = [f"{row[key]:.1f} MB" for key in ("onnx_fp32", "onnx_fp16", "engine_fp32", "engine_fp16")]
+        ratio = f"{row['engine_fp16'] / row['engine_fp32']:.2f}"
+        table.add_row(name, *sizes, ratio, f"{row['difference']:.1e}", f"{row['largest']:.3g}")
+    console.print(table)
+    typer.echo(json.dumps({"size": size, "engines": rows, "versions": versions()}))
+
+
+def engine_table(
+    work: Path, archs: Sequence[str], size: int, progress: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Return sizes in MB, differences and seconds, by architecture and for the fused graph of the first three."""
+    from plurum.export.graphs.float16 import fp16_from_onnx, overflow_audit
+    from plurum.export.graphs.fused import fused_from_onnx
+    from plurum.export.graphs.member import PixelModel, onnx_from_model
+    from plurum.voting import VotingRule
+
+    work.mkdir(parents=True, exist_ok=True)
+    image = ImageSpec(height=size, width=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    pixels = _pixels(size)
+    rows = {}
+    for arch in archs:
+        progress(arch)
+        single, half = work / f"{arch}.fp32.onnx", work / f"{arch}.fp16.onnx"
+        onnx_from_model(PixelModel(_model(arch, size), image), single)
+        fp16_from_onnx(single, pixels, half)
+        rows[arch] = _row(single, half, pixels) | {"largest": overflow_audit(single, half, pixels).absmax}
+    together = list(archs[:_FUSED])
+    progress("fused")
+    for precision in ("fp32", "fp16"):
+        graphs = [work / f"{arch}.{precision}.onnx" for arch in together]
+        rule = VotingRule((1 / len(graphs),) * len(graphs), temperature=1.5, quantiles=(0.5,) * _CLASSES)
+        fused_from_onnx(graphs, rule, _CLASSES, work / f"fused.{precision}.onnx")
+    largest = max(rows[arch]["largest"] for arch in together)
+    rows["fused"] = _row(work / "fused.fp32.onnx", work / "fused.fp16.onnx", pixels) | {"largest": largest}
+    return rows
+
+
+def _row(single: Path, half: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
+    from plurum.export.engines.build import engine_from_onnx
+
+    row = {"difference": float(np.abs(_probabilities(single, pixels) - _probabilities(half, pixels)).max())}
+    for precision, path in (("fp32", single), ("fp16", half)):
+        row[f"onnx_{precision}"] = path.stat().st_size / 1e6
+        start = time.perf_counter()
+        row[f"engine_{precision}"] = len(engine_from_onnx(path, _MAX_BATCH_SIZE, "tensorrt_rtx").data) / 1e6
+        row[f"seconds_{precision}"] = time.perf_counter() - start
+    return row
+
+
+def _probabilities(path: Path, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    from plurum.export.graphs.runtimes import onnx_session
+    from plurum.spec import INPUT_PIXELS
+    from plurum.voting import softmax
+
+    session = onnx_session(path)
+    answers = dict(
+        zip([one.name for one in session.get_outputs()], session.run(None, {INPUT_PIXELS: pixels}), strict=True)
+    )
+    return np.asarray(answers["PROBABILITIES"] if "PROBABILITIES" in answers else softmax(answers["LOGITS"]))
+
+
+def _model(arch: str, size: int) -> Any:
+    """Return the architecture with random weights and sane batch statistics."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model(arch, num_classes=_CLASSES).train()
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.randn(4, 3, size, size))
+    return model.eval()
+
+
+def _pixels(size: int) -> npt.NDArray[np.uint8]:
+    """Return images of large coloured squares."""
+    coarse = np.random.default_rng(0).integers(0, 256, (_IMAGES, 8, 8, 3), dtype=np.uint8)
+    return coarse.repeat(size // 8, axis=1).repeat(size // 8, axis=2)
+
+
+if __name__ == "__main__":
+    typer.run(engines)

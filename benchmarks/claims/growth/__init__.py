@@ -1,0 +1,1 @@
+"""What one more member costs, on Plurum and on other servers."""

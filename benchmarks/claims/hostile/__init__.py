@@ -1,0 +1,1 @@
+"""Hostile requests while honest clients carry on: `python -m plurum.benchmarks.claims.hostile`."""

@@ -1,0 +1,185 @@
+"""Hostile requests against everything that listens, while honest clients go on.
+
+    python -m plurum.benchmarks.claims.hostile
+
+Starts `plurum serve`, a gateway with TLS and keys and one without, and `plurum ui`, on 127.0.0.1. Sends kind after kind
+of hostile requests to each of them, to Triton's own ports and to the command line, and nowhere else. Meanwhile five
+honest clients send known images at a steady pace, each over a connection of its own, from another process.
+
+Claimed, and exit code 1 otherwise: honest clients never get a wrong answer, and wait at most 1 s for a right one while
+gateway, page or command line are attacked, at most 5 s while Triton's own ports are, where one request can end it; no
+request is answered with 500 and none leaves a traceback; memory stays within bounds; nothing is left after the end.
+Not measured: a network, several machines, days.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from plurum.benchmarks.claims.hostile.attack import Attack, Surroundings
+from plurum.benchmarks.claims.hostile.campaign import (
+    TARGETS,
+    HonestCommand,
+    Plan,
+    Watchers,
+    attacks,
+    carry_out,
+    one_of_each,
+)
+from plurum.benchmarks.claims.hostile.report import Campaign
+from plurum.benchmarks.claims.hostile.services import Services
+from plurum.benchmarks.claims.hostile.witness import Witness
+from plurum.benchmarks.claims.soak import jpegs
+from plurum.benchmarks.tools.command import run_as_program
+from plurum.benchmarks.tools.machine import machine, versions
+from plurum.benchmarks.tools.members import random_repository
+from plurum.errors import SettingsError
+from plurum.files import write_text
+from plurum.serving.triton.metrics import metrics_at
+from plurum.spec import read_ensemble
+
+_ARCHS, _SIZE, _IMAGES, _CLASSES = ("test_resnet", "test_byobnet"), 64, 8, 5
+_QUICK_REQUESTS, _QUICK_SECONDS = 25, 2.0
+_HOLD_S = 5.0
+
+
+def hostile(  # noqa: PLR0913, PLR0917 - one parameter per option
+    work: Annotated[Path, typer.Option(help="Keeps the exported graphs for the next run.")] = Path("runs/hostile"),
+    repository: Annotated[Path | None, typer.Option(help="Serve this one instead of random weights.")] = None,
+    target: Annotated[list[str], typer.Option(help=f"Only this one of {', '.join(TARGETS)}; repeat for more.")] = [],  # noqa: B006
+    kind: Annotated[list[str], typer.Option(help="Only kinds whose name holds this; repeat for more.")] = [],  # noqa: B006
+    requests: Annotated[int, typer.Option(min=1, help="Of each kind; costly kinds send a fraction.")] = 600,
+    deadly: Annotated[int, typer.Option(min=1, help="Of each kind that can end Triton, at its own ports.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for a kind at a target.")] = 30.0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Skip the kinds that have not had their turn by then.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Connections that attack at once.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    slack: Annotated[
+        float, typer.Option(min=1, help="Allow outages this many times as long, where others use the machine too.")
+    ] = 1.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few requests of each kind at one target, in some minutes.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Write every attack and the summary as JSON.")] = None,
+    list_kinds: Annotated[bool, typer.Option("--list", help="Name the kinds, and attack nothing.")] = False,
+) -> None:
+    """Attack everything: tables on standard error, one line of JSON on standard output; exit code 1 for a broken claim.
+
+    Ctrl-C ends everything that was started.
+
+    [bold]Examples[/bold]
+
+      python -m plurum.benchmarks.claims.hostile --quick
+
+      python -m plurum.benchmarks.claims.hostile --target gateway --kind JPEG --requests 5000
+
+      python -m plurum.benchmarks.claims.hostile --seed 1 --out hostile.json
+    """
+    chosen = _chosen(target, kind)
+    if list_kinds:
+        sys.stdout.writelines(f"{one.target}\t{one.name}\n" for one in chosen)
+        return
+    plan = Plan(requests, deadly, seconds, threads, seed)
+    if quick:
+        chosen = one_of_each(chosen)
+        plan = Plan(_QUICK_REQUESTS, 1, _QUICK_SECONDS, threads, seed)
+    console = Console(stderr=True)
+    state = machine()
+    # SIGTERM ends what was started, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with console.status("members") as status:
+        say = status.update if console.is_terminal else _say
+        served = repository or random_repository(work, _ARCHS, _SIZE, 16, say, classes=_CLASSES)
+        campaign = _fought(chosen, plan, served, minutes, say)
+    campaign.slack = slack
+    console.print(*campaign.tables())
+    for line in campaign.broken():
+        console.print(f"[red]broken:[/red] {line}", soft_wrap=True, highlight=False)
+    report = {**campaign.summary(), "plan": vars(plan), "slack": slack, "machine": state, "versions": versions()}
+    sys.stdout.write(json.dumps(report) + "\n")
+    if out is not None:
+        write_text(out, json.dumps({**report, "rows": campaign.rows()}, indent=1) + "\n")
+    if campaign.broken():
+        raise typer.Exit(1)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def _chosen(targets: list[str], kinds: list[str]) -> list[Attack]:
+    """Return the attacks to carry out.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if unknown := sorted(set(targets) - set(TARGETS)):
+        raise SettingsError(f"--target: expected one of {', '.join(TARGETS)}, got {unknown[0]!r}.")
+    named = [one for one in attacks() if not targets or one.target in targets]
+    chosen = [one for one in named if not kinds or any(word in one.name for word in kinds)]
+    if not chosen:
+        raise SettingsError(f"--kind: expected a part of a kind's name, got {', '.join(kinds)}. See --list.")
+    return chosen
+
+
+def _fought(
+    chosen: list[Attack], plan: Plan, repository: Path, minutes: float | None, say: Callable[[str], None]
+) -> Campaign:
+    image = read_ensemble(repository / "ensemble.json").image
+    images = jpegs(image.height, image.width, _IMAGES)
+    campaign, start = Campaign(), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="hostile_") as name:
+        folder = Path(name)
+        # Its temporary folder stands for /tmp, which others can enter.
+        folder.chmod(0o755)
+        (folder / "files").mkdir()
+        with Services(repository, folder) as services:
+            hold_s = min(plan.seconds, _HOLD_S)
+            files = (repository, folder / "files", services.temporary)
+            known = Surroundings(services.places, images, services.key, *files, services.header(), hold_s)
+            with Witness(services.places, services.key, images, services.temporary) as witness:
+                watchers = Watchers(services, witness, HonestCommand(known))
+                for number, attack in enumerate(chosen, 1):
+                    if minutes is not None and time.monotonic() - start > 60 * minutes:
+                        campaign.skipped = len(chosen) - number + 1
+                        break
+                    say(f"{number} of {len(chosen)}: {attack.target}, {attack.name}")
+                    campaign.tallies[attack] = carry_out(attack, plan, known, watchers)
+                campaign.held = witness.held
+            status = f"http://127.0.0.1:{services.places['status'].port}/metrics"
+            campaign.restarts = int(metrics_at(status).get("plurum_restarts_total{}", 0))
+            campaign.ended = services.ended
+        logs = ("serve", "gateway", "gateway-tls", "ui")
+        campaign.tracebacks = {one: services.log(one).count("Traceback (most recent call last)") for one in logs}
+        campaign.left = [f"plurum {name}, killed" for name in services.stuck]
+        campaign.left += _left(services.temporary, campaign.held.shared_memory, folder)
+    campaign.took_s = time.monotonic() - start
+    return campaign
+
+
+def _left(temporary: Path, shared: set[str], folder: Path) -> list[str]:
+    """Return what lies around: temporary files, shared memory, and what an attacker's code would have left."""
+    # The log of the last Triton that failed is for people to read.
+    logs = sorted(temporary.glob("plurum_*_triton.log"))[:1]
+    left = [str(path.relative_to(temporary)) for path in temporary.iterdir() if path not in logs]
+    left += [f"/dev/shm/{name}" for name in sorted(shared) if os.path.exists(f"/dev/shm/{name}")]  # noqa: S108, PTH110
+    left += [f"{path.name} (an attacker's)" for path in (folder / "files").rglob("ran")]
+    return left
+
+
+if __name__ == "__main__":
+    run_as_program(hostile)

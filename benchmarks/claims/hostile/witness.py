@@ -1,0 +1,231 @@
+"""A process beside the attack: honest clients, and an observer of what the attacked processes hold.
+
+It is a process of its own, so that making attacks takes no time from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from plurum.benchmarks.claims.hostile.honest import HonestClient, Seen, honest_clients
+from plurum.benchmarks.claims.hostile.wires import Place
+
+__all__ = ["Held", "Witness"]
+
+_SAMPLE_S, _MAPS_S, _START_S = 0.25, 2.0, 120.0
+_SHARED_MEMORY = "/dev/shm/"  # noqa: S108 (where Linux keeps it)
+
+
+@dataclass
+class Held:
+    """What the processes held at their worst.
+
+    Attributes:
+        rss_bytes: Highest resident memory of one process, by what it is.
+        files: Most open file descriptors, likewise.
+        shared_memory: Names in /dev/shm that they have mapped.
+        shared_bytes: Most that those names held together.
+        temporary_bytes: Most that lay in their temporary folder.
+        open_to_others: Regions and temporary files that another user could have read.
+    """
+
+    rss_bytes: dict[str, int] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    shared_memory: set[str] = field(default_factory=set)
+    shared_bytes: int = 0
+    temporary_bytes: int = 0
+    open_to_others: set[str] = field(default_factory=set)
+
+
+class Witness:
+    """The process, to be used in a `with` block.
+
+    Args:
+        places: Where the targets listen.
+        key: Of the gateway with TLS.
+        images: JPEG files of honest clients.
+        temporary: The temporary folder of the attacked processes.
+    """
+
+    def __init__(self, places: dict[str, Place], key: str, images: list[bytes], temporary: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._end = context.Event()
+        self._came, sender = context.Pipe(duplex=False)
+        arguments = (sender, self._end, places, os.getpid(), key, images, temporary)
+        self._process = context.Process(target=_witness, args=arguments, daemon=True)
+        self._lock = threading.Lock()
+        self._seen: list[Seen] = []
+        self.held = Held()
+
+    def __enter__(self) -> Witness:
+        self._process.start()
+        if not self._came.poll(_START_S) or self._came.recv() != "ready":
+            raise RuntimeError("the honest clients did not start")
+        threading.Thread(target=self._read, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._process.join(30)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def take(self, since_s: float) -> list[Seen]:
+        """Return what honest clients have seen, after each has had a response to a request sent after `since_s`."""
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            with self._lock:
+                if len({one.client for one in self._seen if one.start_s >= since_s}) == len(_CLIENTS):
+                    seen, self._seen = self._seen, []
+                    return seen
+            time.sleep(0.02)
+        with self._lock:
+            seen, self._seen = self._seen, []
+        return [
+            *seen,
+            *(Seen(name, since_s, time.monotonic(), 1, False, "no response") for name in _missing(seen, since_s)),
+        ]
+
+    def _read(self) -> None:
+        while True:
+            try:
+                came = self._came.recv()
+            except (EOFError, OSError):
+                return
+            with self._lock:
+                if isinstance(came, Held):
+                    self.held = came
+                else:
+                    self._seen.append(came)
+
+
+_CLIENTS = ("Triton, gRPC", "Triton, HTTP", "gateway", "gateway, TLS", "page")
+
+
+def _missing(seen: Iterable[Seen], since_s: float) -> set[str]:
+    return set(_CLIENTS) - {one.client for one in seen if one.start_s >= since_s}
+
+
+def _witness(
+    sender: Connection, end: Event, places: dict[str, Place], owner: int, key: str, images: list[bytes], temporary: Path
+) -> None:
+    clients = honest_clients(places, key, images)
+    lock = threading.Lock()
+
+    def tell(what: Any) -> None:
+        with lock, contextlib.suppress(OSError):
+            sender.send(what)
+
+    def ask(client: HonestClient) -> None:
+        while not end.is_set():
+            if (seen := client.once(end.is_set)) is not None:
+                tell(seen)
+
+    tell("ready")
+    threads = [threading.Thread(target=ask, args=[client]) for client in clients]
+    for thread in threads:
+        thread.start()
+    observer = _Observer(owner, temporary)
+    while not end.wait(_SAMPLE_S):
+        observer.look()
+        tell(observer.held)
+    for thread in threads:
+        thread.join()
+
+
+class _Observer:
+    """Looks at the processes below one process, the owner of all that is attacked."""
+
+    def __init__(self, owner: int, temporary: Path) -> None:
+        self._owner, self._temporary = psutil.Process(owner), temporary
+        self._mapped_at = 0.0
+        self.held = Held()
+
+    def look(self) -> None:
+        found = {}
+        for process in self._owner.children(recursive=True):
+            # Processes end while we look.
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.pid != os.getpid() and (name := _name_of(process)):
+                    found[process] = name
+                    _raise(self.held.rss_bytes, name, _peak_bytes(process.pid))
+                    _raise(self.held.files, name, process.num_fds())
+        if time.monotonic() - self._mapped_at > _MAPS_S:
+            self._mapped_at = time.monotonic()
+            self._look_at_files(list(found))
+
+    def _look_at_files(self, processes: list[psutil.Process]) -> None:
+        for process in processes:
+            with contextlib.suppress(psutil.Error, OSError):
+                lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+                self.held.shared_memory |= {
+                    line.partition(_SHARED_MEMORY)[2] for line in lines if _SHARED_MEMORY in line
+                }
+        regions = [Path(_SHARED_MEMORY) / name for name in self.held.shared_memory]
+        sizes: defaultdict[bool, int] = defaultdict(int)
+        for path in (*regions, *self._temporary.rglob("*")):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                sizes[path.parent == Path(_SHARED_MEMORY)] += status.st_size
+                if path.is_file() and _is_open(path, self._temporary):
+                    self.held.open_to_others.add(str(path))
+        self.held.shared_bytes = max(self.held.shared_bytes, sizes[True])
+        self.held.temporary_bytes = max(self.held.temporary_bytes, sizes[False])
+
+
+def _name_of(process: psutil.Process) -> str:
+    """Return what a process is, by its command line; empty where it is none of those attacked."""
+    command = process.cmdline()
+    if not command or "plurum.benchmarks.claims.hostile" in command or "multiprocessing" in " ".join(command):
+        return ""
+    program = Path(command[0]).name
+    words = command[command.index("plurum") + 1 :] if "plurum" in command else []
+    # Attackers of the command line have a folder each.
+    is_command = "command-" in process.cwd()
+    if program == "tritonserver":
+        name = "Triton"
+    elif "stub" in program:
+        parts = Path(command[1]).parts if len(command) > 1 else ()
+        name = f"stub of {parts[-3]}" if len(parts) >= 3 else "stub"
+    elif any(word.endswith("/decoder.py") for word in command):
+        name = "decoder"
+    elif words and words[0] in {"serve", "gateway", "ui"} and not is_command:
+        name = f"plurum {words[0]}" + (" with TLS" if "--tls-cert" in words else "")
+    else:
+        name = "commands" if words or is_command else "others"
+    return name
+
+
+def _peak_bytes(process: int) -> int:
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+def _raise(most: dict[str, int], name: str, value: int) -> None:
+    most[name] = max(most.get(name, 0), value)
+
+
+def _is_open(path: Path, root: Path) -> bool:
+    """Whether another user could read a file: by its mode, and those of the folders below `root`."""
+    if not path.stat().st_mode & 0o004:
+        return False
+    below = path.relative_to(root).parents if path.is_relative_to(root) else ()
+    return all((root / one).stat().st_mode & 0o001 for one in below)

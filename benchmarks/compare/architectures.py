@@ -1,0 +1,314 @@
+"""Architectures on the same images and splits, side by side: what each answers, and what each costs.
+
+Measured here: test scores with bootstrap intervals over patients, sizes, operations, memory in a process of its own,
+latency and throughput in three runtimes, all votes of 2 and more. Not measured: a GPU, serving, decoding.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from plurum.benchmarks.compare.comparison import RUNTIMES, Compared, Comparison, Runtime, Vote, pareto_front, points_of
+from plurum.benchmarks.compare.contenders import (
+    Contender,
+    check_checkpoints,
+    contenders_from_checkpoints,
+    contenders_from_run,
+    model_from_contender,
+)
+from plurum.benchmarks.compare.costs import costs_of, graph_of, versions
+from plurum.benchmarks.compare.speed import graph_logits, speeds_of
+from plurum.benchmarks.compare.votes import metrics_of, subsets_of, votes_of
+from plurum.benchmarks.tools.machine import machine
+from plurum.errors import ContractError, DataError, OutputError, SettingsError
+from plurum.run import Run, Split
+from plurum.training import FitSettings, TrainOptions, TrainSettings, settings_from, train_run
+from plurum.training.fitting.votes import Known
+from plurum.training.statistics.bootstrap import Bootstrap
+from plurum.training.statistics.calibration import groups_of
+from plurum.training.statistics.metrics import Answers
+from plurum.training.statistics.scoring import logits_of
+from plurum.voting import softmax
+
+__all__ = ["CompareSettings", "compare_architectures", "contenders_of"]
+
+Floats = npt.NDArray[np.float64]
+# More votes than this would take longer than anybody looks at them.
+_MOST_VOTES = 1000
+# Below this, intervals from so few are rough.
+_FEW = 30
+_EPOCHS = 8
+
+
+class CompareSettings(BaseModel):
+    """Options of `plurum compare` beside those of training.
+
+    Attributes:
+        max_members: Of the ensembles that are looked at.
+        batch_size: Images a batch where throughput is measured.
+        rounds: Turns that each measured case gets.
+        seconds: Length of a turn.
+        draws: Of the bootstraps behind all intervals.
+        seed: What they are drawn from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_members: Annotated[int, Field(ge=1, le=20)] = 5
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 5
+    seconds: Annotated[float, Field(gt=0, le=600)] = 0.3
+    draws: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What everybody answers to the images of a split.
+
+    Attributes:
+        known: By PyTorch, `[images, contenders, classes]`, with the truth.
+        by_runtime: The same of other runtimes, by name and runtime, `[images, classes]`.
+    """
+
+    known: Known
+    by_runtime: dict[tuple[str, Runtime], Floats]
+
+
+def contenders_of(
+    data: str, archs: Sequence[str], checkpoints: Sequence[str], out: Path, seed: int, training: dict[str, Any]
+) -> tuple[Run, tuple[Contender, ...]]:
+    """Return who is compared, and the run whose images they are compared on; what is not trained yet is trained.
+
+    Args:
+        data: A run, which is only read, or images as `plurum train` takes them; the run is then `out/run`.
+        archs: timm's names; of a run, none for all of its members.
+        checkpoints: As `contenders_from_checkpoints` takes them.
+        out: The comparison's folder.
+        seed: Of what is trained.
+        training: Other fields of `TrainSettings` that are not left to their defaults.
+
+    Raises:
+        SettingsError: no architecture, or options of training for a run that is only read.
+        PlurumError: what training and reading raise.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file; name a folder for the comparison")
+    check_checkpoints(checkpoints)
+    if Run(Path(data)).settings_file.is_file():
+        if training:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in training)
+            raise SettingsError(f"{data} is a run, of which nothing is trained again; leave out {named}")
+        run = Run(Path(data))
+        found = contenders_from_run(run, archs)
+    else:
+        if not archs:
+            raise SettingsError(f"no architecture to train on {data}; name at least one with --arch")
+        run = Run(out / "run")
+        settings = settings_from(
+            TrainSettings, archs=tuple(dict.fromkeys(archs)), seed=seed, **{"epochs": _EPOCHS, **training}
+        )
+        train_run(data, settings, run.path, TrainOptions())
+        found = contenders_from_run(run, archs, "trained")
+    return run, _named_apart((*found, *contenders_from_checkpoints(run, checkpoints)))
+
+
+def compare_architectures(
+    run: Run, contenders: Sequence[Contender], work: Path, settings: CompareSettings, progress: Callable[[str], None]
+) -> Comparison:
+    """Return the comparison of what `contenders_of` gave.
+
+    Args:
+        run: Whose images.
+        contenders: Who.
+        work: Keeps graphs and what does not change, for the next time.
+        settings: How.
+        progress: Is told what is being done.
+
+    Raises:
+        ContractError: a checkpoint is missing or broken, or answers with numbers that are none.
+        DataError: a split has no image.
+        SettingsError: more ensembles than anybody looks at.
+        MissingExtraError: a package of training or export is not installed.
+    """
+    _check_number(contenders, settings)
+    folders = {one.name: work / one.name for one in contenders}
+    costs = {one.name: costs_of(one, run, folders[one.name], settings.batch_size, progress) for one in contenders}
+    validation = _answered(run, "validation", contenders, {}, settings, progress)
+    test = _answered(run, "test", contenders, folders, settings, progress)
+    state = machine()
+    with _threads_kept():
+        pixels = _batch(run, settings.batch_size)
+        speeds = speeds_of(contenders, folders, pixels, settings.rounds, settings.seconds, progress)
+    bootstrap = Bootstrap(test.known.groups, settings.draws, settings.seed)
+    compared = tuple(
+        Compared(
+            name=one.name,
+            arch=one.arch,
+            origin=one.origin,
+            epochs=one.epochs,
+            training_s=one.training_s,
+            **_scores(one.name, index, test, bootstrap),
+            costs=costs[one.name],
+            speed=speeds[one.name],
+        )
+        for index, one in enumerate(contenders)
+    )
+    votes = votes_of(
+        [one.name for one in compared],
+        [one.speed["onnx_fp32"].latency_ms.median for one in compared],
+        validation.known,
+        test.known,
+        settings.max_members,
+        FitSettings(select="all", draws=settings.draws, seed=settings.seed),
+        lambda _, name: progress(f"vote: {name}"),
+    )
+    return _comparison(run, settings, compared, votes, state)
+
+
+def _comparison(
+    run: Run,
+    settings: CompareSettings,
+    compared: tuple[Compared, ...],
+    votes: tuple[Vote, ...],
+    state: dict[str, str | int | float],
+) -> Comparison:
+    data, table = run.data(), run.table()
+    patients = {table.patients[row] for row in table.rows("test")} - {""}
+    return Comparison(
+        data=data.source,
+        fingerprint=data.fingerprint,
+        classes=len(data.classes),
+        height=data.image.height,
+        width=data.image.width,
+        images={split: len(table.rows(split)) for split in ("train", "validation", "test")},
+        patients=len(patients),
+        draws=settings.draws,
+        drawn="patients" if patients else "images",
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        turns=settings.rounds,
+        compared=compared,
+        votes=votes,
+        front=pareto_front(points_of(compared, votes)),
+        machine=state,
+        versions=versions(),
+        notes=tuple(_notes(compared, votes, state, len(patients) or len(table.rows("test")))),
+    )
+
+
+def _check_number(contenders: Sequence[Contender], settings: CompareSettings) -> None:
+    number = len(subsets_of(len(contenders), settings.max_members))
+    if number > _MOST_VOTES:
+        raise SettingsError(
+            f"{len(contenders)} architectures make {number:,} ensembles of up to {settings.max_members}; lower "
+            f"--max-members, so that at most {_MOST_VOTES:,} are looked at"
+        )
+
+
+def _named_apart(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
+    """Return them with -2, -3, … behind names that come again."""
+    seen: Counter[str] = Counter()
+    apart = []
+    for one in contenders:
+        seen[one.name] += 1
+        apart.append(one if seen[one.name] == 1 else replace(one, name=f"{one.name}-{seen[one.name]}"))
+    return tuple(apart)
+
+
+def _answered(
+    run: Run,
+    split: Split,
+    contenders: Sequence[Contender],
+    folders: dict[str, Path],
+    settings: CompareSettings,
+    progress: Callable[[str], None],
+) -> _Answered:
+    """Ask everybody about a split: in PyTorch, and with the graphs in `folders`, where there are any."""
+    table, pixels = run.table(), run.pixels()
+    rows = table.rows(split)
+    if not len(rows):
+        raise DataError(f"{run.path} has no {split} images; compare on data that has some")
+    answers: list[Floats] = []
+    by_runtime: dict[tuple[str, Runtime], Floats] = {}
+    for one in contenders:
+        progress(f"{one.name}: {len(rows):,} {split} images")
+        answers.append(_sane(one, softmax(logits_of(model_from_contender(one).model, pixels, rows, one.image))))
+        for runtime in RUNTIMES:
+            if runtime != "pytorch" and one.name in folders:
+                graph = graph_of(folders[one.name], runtime)
+                by_runtime[one.name, runtime] = _sane(
+                    one, softmax(graph_logits(graph, pixels, rows, settings.batch_size))
+                )
+    groups = groups_of([table.patients[row] for row in rows])
+    return _Answered(Known(np.stack(answers, axis=1), table.labels[rows], groups, run.data().classes), by_runtime)
+
+
+def _sane(contender: Contender, probabilities: Floats) -> Floats:
+    if not np.isfinite(probabilities).all():
+        raise ContractError(f"{contender.name} answers NaN; train it again, or leave it out")
+    return probabilities
+
+
+def _scores(name: str, index: int, test: _Answered, bootstrap: Bootstrap) -> dict[str, Any]:
+    labels = test.known.labels
+    by_runtime = {"pytorch": test.known.answers[:, index]}
+    by_runtime |= {runtime: found for (owner, runtime), found in test.by_runtime.items() if owner == name}
+    metrics = {
+        runtime: metrics_of(Answers(found, found.argmax(axis=1), labels), bootstrap)
+        for runtime, found in by_runtime.items()
+    }
+    return {
+        "metrics": metrics["pytorch"],
+        "accuracy": {runtime: figures["accuracy"] for runtime, figures in metrics.items()},
+    }
+
+
+def _batch(run: Run, size: int) -> npt.NDArray[np.uint8]:
+    """Return one batch of test images, the same again where there are fewer."""
+    rows = run.table().rows("test")
+    return np.array(run.pixels()[np.resize(rows, size)])
+
+
+@contextmanager
+def _threads_kept() -> Any:
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _notes(
+    compared: Sequence[Compared], votes: Sequence[Vote], state: dict[str, str | int | float], drawn: int
+) -> list[str]:
+    notes = []
+    if others := [one.name for one in compared if one.origin == "checkpoint"]:
+        notes.append(
+            f"{', '.join(others)}: trained elsewhere; its figures flatter it if it has seen any of these test images."
+        )
+    if drawn < _FEW:
+        notes.append(f"Only {drawn} patients or images are drawn from: intervals from so few are rough.")
+    if len(votes) > 1:
+        notes.append(
+            f"{len(votes)} ensembles are looked at and no interval is widened for that: about one in forty that gains "
+            f"nothing looks worth its cost by chance."
+        )
+    # What came before speed was measured keeps up to all cores busy by itself.
+    if float(state["load_1min"]) > float(state["cores"]):
+        notes.append(
+            f"The machine was busy before speed was measured (load average {state['load_1min']} on {state['cores']} "
+            f"cores): compare speeds with each other, and not with those of another run."
+        )
+    return notes

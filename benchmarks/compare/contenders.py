@@ -1,0 +1,162 @@
+"""Who is compared: architectures that are trained here, members of a run, checkpoints from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from plurum.errors import ContractError, SettingsError, needs_extra
+from plurum.files import sha256_of
+from plurum.run import Run
+from plurum.spec import ImageSpec, Member, read_member
+
+if TYPE_CHECKING:
+    from plurum.export import PixelModel
+
+__all__ = [
+    "Contender",
+    "check_checkpoints",
+    "contenders_from_checkpoints",
+    "contenders_from_run",
+    "model_from_contender",
+]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An architecture with its weights.
+
+    Attributes:
+        name: Of the member.
+        arch: What `timm.create_model` takes.
+        origin: Where the weights come from.
+        source: The member's folder, or a file of weights.
+        checkpoint: The file with the weights.
+        sha256: Of that file.
+        classes: Names, in the order of the outputs.
+        image: What it expects.
+        epochs: It was trained for; None where that is not known.
+        training_s: What they took, seconds; None where that is not known.
+    """
+
+    name: str
+    arch: str
+    origin: Literal["trained", "run", "checkpoint"]
+    source: Path
+    checkpoint: Path
+    sha256: str
+    classes: tuple[str, ...]
+    image: ImageSpec
+    epochs: int | None
+    training_s: float | None
+
+
+def contenders_from_run(
+    run: Run, archs: Sequence[str], origin: Literal["trained", "run"] = "run"
+) -> tuple[Contender, ...]:
+    """Return the run's members of these architectures, in their order; all members where none is named.
+
+    Raises:
+        ContractError: the folder is no run, or has no finished member of one of them.
+    """
+    members = run.members()
+    if missing := [arch for arch in archs if arch not in {member.arch for member in members}]:
+        raise ContractError(
+            f"{run.path} has no finished member of the architecture {missing[0]!r}, only of "
+            f"{', '.join(sorted({member.arch for member in members}))}; train it there, or leave out --arch to compare "
+            f"all"
+        )
+    wanted = [member for arch in dict.fromkeys(archs) for member in members if member.arch == arch]
+    return tuple(_of_member(member, run.member_folder(member.name), origin) for member in wanted or members)
+
+
+def check_checkpoints(named: Sequence[str]) -> None:
+    """Make sure that checkpoints are there before anything is trained.
+
+    Raises:
+        SettingsError: one is neither a member's folder nor `ARCH=FILE`, or of an architecture that timm has not.
+        ContractError: a file is missing.
+    """
+    from plurum.training.learning.architectures import check_architectures
+
+    for one in named:
+        if Path(one).is_dir():
+            continue
+        arch, equals, path = one.partition("=")
+        if not (arch and equals and path):
+            raise SettingsError(f"--checkpoint is {one!r}: ARCH=FILE or a member's folder is needed")
+        check_architectures([arch])
+        if not Path(path).is_file():
+            raise ContractError(f"--checkpoint {one}: {path} is missing")
+
+
+def contenders_from_checkpoints(run: Run, named: Sequence[str]) -> tuple[Contender, ...]:
+    """Return checkpoints as `--checkpoint` names them: a member's folder, or `ARCH=FILE`.
+
+    Raises:
+        SettingsError: as `check_checkpoints`.
+        ContractError: a checkpoint is missing, broken, or of other classes or images than the run's.
+    """
+    check_checkpoints(named)
+    return tuple(_of_checkpoint(run, one) for one in named)
+
+
+def model_from_contender(contender: Contender) -> PixelModel:
+    """Return the model, which takes uint8 pixels `[batch, height, width, 3]`, on the CPU in evaluation mode.
+
+    Raises:
+        ContractError: its checkpoint is missing, broken, or not of its architecture.
+    """
+    with needs_extra("training"):
+        from plurum.training import ensemble_from_checkpoints
+    with needs_extra("export"):
+        from plurum.export import PixelModel
+    loaded = ensemble_from_checkpoints(
+        [contender.source], arch=contender.arch, classes=contender.classes, image=contender.image
+    )
+    return PixelModel(loaded.models[0], contender.image).eval()
+
+
+def _of_member(member: Member, folder: Path, origin: Literal["trained", "run", "checkpoint"]) -> Contender:
+    from plurum.training.learning.history import read_history
+
+    history = read_history(folder / "history.csv") if (folder / "history.csv").is_file() else ()
+    return Contender(
+        name=member.name,
+        arch=member.arch,
+        origin=origin,
+        source=folder,
+        checkpoint=folder / member.checkpoint,
+        sha256=member.sha256,
+        classes=member.classes,
+        image=member.image,
+        epochs=member.epochs,
+        training_s=sum(epoch.seconds for epoch in history) if history else None,
+    )
+
+
+def _of_checkpoint(run: Run, named: str) -> Contender:
+    data = run.data()
+    if (folder := Path(named)).is_dir():
+        member = read_member(folder / "member.json")
+        if member.classes != data.classes or member.image != data.image:
+            raise ContractError(
+                f"--checkpoint {named} was trained on other classes or another image spec than {run.path}; compare "
+                f"what has learnt the same images"
+            )
+        return _of_member(member, folder, "checkpoint")
+    arch, _, path = named.partition("=")
+    return Contender(
+        name=Path(path).stem,
+        arch=arch,
+        origin="checkpoint",
+        source=Path(path),
+        checkpoint=Path(path),
+        sha256=sha256_of(Path(path)),
+        classes=data.classes,
+        image=data.image,
+        epochs=None,
+        training_s=None,
+    )

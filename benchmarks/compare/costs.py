@@ -1,0 +1,116 @@
+"""What an architecture costs: weights, operations, bytes on disk, memory; and the graphs that its speed is taken of.
+
+Kept under the comparison's folder, so that the same command again does nothing twice.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from plurum.benchmarks.compare.comparison import Costs, Runtime
+from plurum.benchmarks.compare.contenders import Contender, model_from_contender
+from plurum.benchmarks.compare.memory import memory_of_graph, memory_of_model
+from plurum.errors import needs_extra
+from plurum.files import whole_folder
+from plurum.run import Run
+
+__all__ = ["CALIBRATION_IMAGES", "costs_of", "flops_of", "graph_of", "versions"]
+
+# As many as `plurum export` takes by default.
+CALIBRATION_IMAGES = 128
+_PACKAGES = ("plurum", "numpy", "onnx", "onnxruntime", "timm", "torch")
+_GRAPHS: tuple[Runtime, ...] = ("onnx_fp32", "onnx_int8")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that figures depend on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def graph_of(folder: Path, runtime: Runtime) -> Path:
+    """Return where a contender's graph lies in its folder."""
+    return folder / f"{runtime}.onnx"
+
+
+def costs_of(contender: Contender, run: Run, folder: Path, batch_size: int, progress: Callable[[str], None]) -> Costs:
+    """Return what the contender costs, and leave its FP32 and INT8 graphs in `folder`; what is there is used again.
+
+    Args:
+        contender: Whose.
+        run: Whose training images calibrate INT8.
+        folder: Keeps graphs and costs.
+        batch_size: Of the answers during which memory is watched.
+        progress: Is told what is being done.
+
+    Raises:
+        ContractError: the checkpoint is missing or broken.
+        MissingExtraError: PyTorch, ONNX or ONNX Runtime is not installed.
+    """
+    key = " ".join([contender.sha256, run.data().fingerprint, str(batch_size), *versions().values()])
+    if (kept := _kept(folder)) is not None and kept.key == key:
+        return kept
+    with whole_folder(folder) as hidden:
+        _write_graphs(contender, run, hidden, progress)
+        costs = _measured(contender, hidden, key, _spread(run, batch_size), progress)
+        (hidden / "costs.json").write_text(costs.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return costs
+
+
+def flops_of(contender: Contender) -> int:
+    """Return the floating-point operations that one image takes, counted by PyTorch as it answers."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = model_from_contender(contender)
+    pixels = torch.zeros(1, contender.image.height, contender.image.width, 3, dtype=torch.uint8)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(pixels)
+    return int(counter.get_total_flops())
+
+
+def _kept(folder: Path) -> Costs | None:
+    try:
+        return Costs.model_validate_json((folder / "costs.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _write_graphs(contender: Contender, run: Run, folder: Path, progress: Callable[[str], None]) -> None:
+    with needs_extra("export"):
+        from plurum.export import int8_from_onnx, onnx_from_model
+    progress(f"{contender.name}: to ONNX")
+    onnx_from_model(model_from_contender(contender), graph_of(folder, "onnx_fp32"))
+    progress(f"{contender.name}: to INT8")
+    int8_from_onnx(graph_of(folder, "onnx_fp32"), _spread(run, CALIBRATION_IMAGES), graph_of(folder, "onnx_int8"))
+
+
+def _measured(
+    contender: Contender, folder: Path, key: str, pixels: npt.NDArray[np.uint8], progress: Callable[[str], None]
+) -> Costs:
+    progress(f"{contender.name}: operations and memory")
+    parameters = sum(weights.numel() for weights in model_from_contender(contender).parameters())
+    graphs = {runtime: graph_of(folder, runtime) for runtime in _GRAPHS}
+    files: dict[Runtime, Path] = {"pytorch": contender.checkpoint, **graphs}
+    return Costs(
+        key=key,
+        parameters=parameters,
+        gflops=flops_of(contender) / 1e9,
+        size_mb={runtime: file.stat().st_size / 1e6 for runtime, file in files.items()},
+        memory_mb={
+            "pytorch": memory_of_model(contender, pixels),
+            **{runtime: memory_of_graph(path, pixels) for runtime, path in graphs.items()},
+        },
+    )
+
+
+def _spread(run: Run, most: int) -> npt.NDArray[np.uint8]:
+    """Return up to so many training images, evenly spread, as neighbours may be of one class or patient."""
+    rows = run.table().rows("train")
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64))]
+    return np.array(run.pixels()[chosen])

@@ -1,0 +1,82 @@
+"""How much memory a model takes while it answers, in a process of its own.
+
+The process ends with the measurement, so that nothing another model has left behind is counted. It imports what it
+needs before the model is loaded; what it held by then is told too, as for small models that is most of it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.benchmarks.compare.comparison import Memory
+from plurum.telemetry import import_onnxruntime
+
+if TYPE_CHECKING:
+    from plurum.benchmarks.compare.contenders import Contender
+
+__all__ = ["memory_of_graph", "memory_of_model"]
+
+_ANSWERS = 3
+
+
+def memory_of_graph(path: Path, pixels: npt.NDArray[np.uint8]) -> Memory:
+    """Return what a process holds that runs the ONNX file `path` on uint8 `[batch, height, width, 3]`."""
+    return _apart(_graph, path, pixels)
+
+
+def memory_of_model(contender: Contender, pixels: npt.NDArray[np.uint8]) -> Memory:
+    """Return what a process holds that runs the contender in PyTorch on uint8 `[batch, height, width, 3]`."""
+    return _apart(_model, contender, pixels)
+
+
+def _apart(work: Callable[..., Memory], *arguments: Any) -> Memory:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _graph(path: Path, pixels: npt.NDArray[np.uint8]) -> Memory:
+    onnxruntime = import_onnxruntime()
+
+    from plurum.spec import INPUT_PIXELS, LOGITS
+
+    idle = _peak_mb()
+    # As `plurum.export.graphs.runtimes.onnx_session` has it, whose module imports PyTorch.
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    for _ in range(_ANSWERS):
+        session.run([LOGITS], {INPUT_PIXELS: pixels})
+    return Memory(idle=idle, peak=_peak_mb())
+
+
+def _model(contender: Contender, pixels: npt.NDArray[np.uint8]) -> Memory:
+    import torch
+
+    from plurum import export
+    from plurum.benchmarks.compare.contenders import model_from_contender
+    from plurum.training.inference import ensembles
+
+    # Both are there to be imported before memory is looked at.
+    _ = export, ensembles
+    torch.set_num_threads(1)
+    idle = _peak_mb()
+    model = model_from_contender(contender)
+    with torch.inference_mode():
+        for _ in range(_ANSWERS):
+            model(torch.from_numpy(pixels))
+    return Memory(idle=idle, peak=_peak_mb())
+
+
+def _peak_mb() -> float:
+    """Return the most that this process ever held, in MB; getrusage would count what its parent held, too."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return int(found[1]) * 1024 / 1e6 if found else float("nan")

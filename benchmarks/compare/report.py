@@ -1,0 +1,217 @@
+"""A comparison as files: CSV for spreadsheets, JSON for programs, text, pictures and one page for people."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from plurum.benchmarks.compare.comparison import RUNTIMES, SHOWN_METRICS, Compared, Comparison, Vote
+from plurum.benchmarks.compare.page import PAGE
+from plurum.benchmarks.compare.plots import PICTURES, plots_from_comparison
+from plurum.errors import needs_extra
+from plurum.files import whole_file, write_text
+from plurum.training.statistics.judgement import Figure
+from plurum.training.statistics.metrics import METRICS
+from plurum.training.statistics.wording import beyond_chance, difference_text, figure_text, number_text
+
+__all__ = [
+    "COMPARISON_FILES",
+    "csv_from_comparison",
+    "front_lines",
+    "html_from_comparison",
+    "text_from_comparison",
+    "write_comparison",
+]
+
+COMPARISON_FILES = (
+    "comparison_results.csv",
+    "comparison_results.json",
+    "comparison_report.txt",
+    *(f"{name}.png" for name in PICTURES),
+    "comparison_report.html",
+)
+_WIDTH = 150
+_EACH = " / ".join(RUNTIMES.values())
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> Path:
+    """Write the comparison's files into `folder`, each whole or not at all, the page last, and return the page's path.
+
+    Raises:
+        OutputError: `folder` is a file or can't be written to.
+        MissingExtraError: matplotlib or Jinja2 is not installed.
+    """
+    pictures = plots_from_comparison(comparison)
+    page = html_from_comparison(comparison, pictures)
+    write_text(folder / "comparison_results.csv", csv_from_comparison(comparison))
+    write_text(folder / "comparison_results.json", comparison.model_dump_json(indent=1) + "\n")
+    write_text(folder / "comparison_report.txt", text_from_comparison(comparison))
+    for name, picture in pictures.items():
+        with whole_file(folder / f"{name}.png") as hidden:
+            hidden.write_bytes(picture)
+    write_text(folder / "comparison_report.html", page)
+    return folder / "comparison_report.html"
+
+
+def csv_from_comparison(comparison: Comparison) -> str:
+    """Return all figures as CSV, one row per architecture, then one per ensemble; an empty cell is not known."""
+    rows = [_member_row(one) for one in comparison.compared] + [_vote_row(vote) for vote in comparison.votes]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    return file.getvalue()
+
+
+def front_lines(comparison: Comparison) -> list[str]:
+    """Return what matters most, a sentence each: the Pareto front, and which ensembles are worth their cost."""
+    steps = "; ".join(
+        f"{point.name} ({RUNTIMES[point.runtime]}) {point.accuracy:.4f} in {point.latency_ms:.2f} ms"
+        for point in comparison.front
+    )
+    lines = [f"Pareto front of accuracy and latency, the fastest first: {steps}."]
+    if comparison.votes:
+        worth = [vote.name for vote in comparison.votes if vote.verdict == "worth its cost"]
+        lines.append(
+            f"Worth their cost: {'; '.join(worth)}."
+            if worth
+            else "No ensemble is worth its cost: none is better beyond chance than the best of what is cheaper."
+        )
+    return lines
+
+
+def text_from_comparison(comparison: Comparison) -> str:
+    """Return the comparison as plain text, with tables of up to 150 columns."""
+    from rich.console import Console
+
+    file = io.StringIO()
+    console = Console(file=file, width=_WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
+    images = ", ".join(f"{split} {count:,}" for split, count in comparison.images.items())
+    console.print(
+        f"{comparison.data}: {images} images of {comparison.classes} classes, {comparison.height} x {comparison.width} "
+        f"pixels; in brackets: 95% intervals from {comparison.draws:,} draws of {comparison.drawn}"
+    )
+    _print_table(console, ["test images", *(METRICS[key].title for key in SHOWN_METRICS)], _metric_cells(comparison))
+    costs = ["costs", "parameters", "GFLOPs", "training", f"MB on disk\n{_EACH}", f"peak MB of memory\n{_EACH}"]
+    _print_table(console, costs, _cost_cells(comparison))
+    speeds = ["speed", f"ms an image\n{_EACH}", f"images/s\n{_EACH}"]
+    _print_table(console, speeds, _speed_cells(comparison))
+    if comparison.votes:
+        votes = ["ensembles", "ms", "accuracy", "NLL", "beside", "accuracy gained", "NLL change", "verdict"]
+        _print_table(console, votes, _vote_cells(comparison))
+    for line in (*front_lines(comparison), *(f"note: {note}" for note in comparison.notes)):
+        console.print(line)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def html_from_comparison(comparison: Comparison, pictures: dict[str, bytes]) -> str:
+    """Return the page, with the pictures (PNG, by name) inside; it asks for nothing from outside.
+
+    Raises:
+        MissingExtraError: Jinja2 is not installed.
+    """
+    with needs_extra("training"):
+        from jinja2 import Environment, StrictUndefined
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {
+        "beyond_chance": beyond_chance,
+        "difference": difference_text,
+        "number": number_text,
+        "training": _training,
+    }
+    return environment.from_string(PAGE).render(
+        c=comparison,
+        lines=front_lines(comparison),
+        metrics=METRICS,
+        pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
+        runtimes=RUNTIMES,
+        shown=SHOWN_METRICS,
+    )
+
+
+def _member_row(one: Compared) -> dict[str, object]:
+    row: dict[str, object] = {"kind": "architecture", "name": one.name, "arch": one.arch, "origin": one.origin}
+    for name, figure in one.metrics.items():
+        row |= _cells(name, figure)
+    for runtime in RUNTIMES:
+        if runtime != "pytorch":
+            row |= _cells(f"accuracy_{runtime}", one.accuracy[runtime])
+    row |= {"parameters": one.costs.parameters, "gflops": one.costs.gflops, "epochs": _known(one.epochs)}
+    row["training_s"] = _known(one.training_s)
+    for runtime in RUNTIMES:
+        memory, speed = one.costs.memory_mb[runtime], one.speed[runtime]
+        row |= {
+            f"size_mb_{runtime}": one.costs.size_mb[runtime],
+            f"peak_memory_mb_{runtime}": memory.peak,
+            f"idle_memory_mb_{runtime}": memory.idle,
+            f"latency_ms_{runtime}": speed.latency_ms.median,
+            f"images_per_s_{runtime}": speed.images_per_s.median,
+        }
+    return row
+
+
+def _vote_row(vote: Vote) -> dict[str, object]:
+    row: dict[str, object] = {"kind": "ensemble", "name": vote.name, **_cells("accuracy", vote.accuracy)}
+    row |= {**_cells("nll", vote.nll), "latency_ms_onnx_fp32": vote.latency_ms, "beside": " + ".join(vote.beside)}
+    row |= {**_cells("accuracy_gained", vote.accuracy_gained), **_cells("nll_change", vote.nll_change)}
+    return {**row, "verdict": vote.verdict}
+
+
+def _cells(name: str, figure: Figure) -> dict[str, object]:
+    return {name: _known(figure.value), f"{name}_low": _known(figure.low), f"{name}_high": _known(figure.high)}
+
+
+def _known(value: float | None) -> float | str:
+    return "" if value is None else value
+
+
+def _training(one: Compared) -> str:
+    return "–" if one.training_s is None else f"{one.training_s:,.0f} s"
+
+
+def _metric_cells(comparison: Comparison) -> Iterator[list[str]]:
+    for one in comparison.compared:
+        yield [one.name, *(figure_text(one.metrics[key]).replace(" ", "\n") for key in SHOWN_METRICS)]
+
+
+def _cost_cells(comparison: Comparison) -> Iterator[list[str]]:
+    for one in comparison.compared:
+        costs = one.costs
+        sizes = " / ".join(f"{costs.size_mb[runtime]:.1f}" for runtime in RUNTIMES)
+        memory = " / ".join(f"{costs.memory_mb[runtime].peak:.0f}" for runtime in RUNTIMES)
+        yield [one.name, f"{costs.parameters:,}", f"{costs.gflops:.4g}", _training(one), sizes, memory]
+
+
+def _speed_cells(comparison: Comparison) -> Iterator[list[str]]:
+    for one in comparison.compared:
+        latencies = " / ".join(f"{one.speed[runtime].latency_ms.median:.2f}" for runtime in RUNTIMES)
+        rates = " / ".join(f"{one.speed[runtime].images_per_s.median:,.0f}" for runtime in RUNTIMES)
+        yield [one.name, latencies, rates]
+
+
+def _vote_cells(comparison: Comparison) -> Iterator[list[str]]:
+    for vote in comparison.votes:
+        scores = (figure_text(vote.accuracy), figure_text(vote.nll))
+        changes = (difference_text(vote.accuracy_gained), difference_text(vote.nll_change))
+        cells = [vote.name, f"{vote.latency_ms:.2f}", *scores, " + ".join(vote.beside), *changes]
+        yield [*(cell.replace(" (", "\n(").replace(" + ", "\n+ ") for cell in cells), vote.verdict]
+
+
+def _print_table(console: object, titles: list[str], rows: Iterator[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    assert isinstance(console, Console)  # noqa: S101 - for the type checker; the import is a slow one
+    table = Table(box=box.SIMPLE)
+    for index, title in enumerate(titles):
+        table.add_column(Text(title), justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)

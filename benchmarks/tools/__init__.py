@@ -1,0 +1,1 @@
+"""Load, members, machines and servers that the benchmarks share."""

@@ -1,0 +1,1 @@
+"""The search for the fastest repository that serves the same predictions: `plurum tune`."""

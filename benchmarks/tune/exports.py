@@ -1,0 +1,56 @@
+"""The same members in other precisions, each made, checked and refused by export itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from plurum.benchmarks.tune.repository import Artefacts, read_artefacts
+from plurum.errors import MissingExtraError, ParityError
+from plurum.export import ExportSettings, repository_from_run
+from plurum.run import Run
+
+__all__ = ["exports_from_run"]
+
+# The reference first; `auto` takes, member by member, the fastest that passes.
+_PRECISIONS = ("fp32", "bf16", "int8", "auto")
+
+
+def exports_from_run(
+    run: Run, own: Artefacts, work: Path, progress: Callable[[str], None]
+) -> tuple[list[Artefacts], list[str]]:
+    """Return the run's exports that pass export's gate and are not what `own` is, and why others are not there.
+
+    Each has the fused form, and takes as large a request as `own`.
+
+    Args:
+        run: What `own` was exported from.
+        own: What there is already.
+        work: Keeps the exports; a second call makes none again.
+        progress: Told what is being done, a line each.
+    """
+    found: list[Artefacts] = []
+    notes = []
+    known = [_graphs(own)]
+    for precision in _PRECISIONS:
+        wanted = {"precision": precision, "fused": True, "max_batch_size": own.max_batch_size}
+        path = work / f"exported-{precision}"
+        progress(f"export in {precision}, checked against PyTorch")
+        try:
+            repository_from_run(run, path, ExportSettings.model_validate(wanted))
+        except (ParityError, MissingExtraError) as error:
+            notes.append(f"{precision} was not tried: {error}")
+            continue
+        artefacts = read_artefacts(precision, path)
+        if (graphs := _graphs(artefacts)) not in known:
+            known.append(graphs)
+            found.append(artefacts)
+    return found, notes
+
+
+def _graphs(artefacts: Artefacts) -> dict[str, tuple[str, str, bool]]:
+    """Return what tells exports apart: graphs, and what they are computed by and in."""
+    return {
+        model: (sha256, artefacts.backends[model][0], artefacts.rounds(model))
+        for model, sha256 in artefacts.hashes.items()
+    }

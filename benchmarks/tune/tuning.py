@@ -1,0 +1,207 @@
+"""From a repository to the same one, served as fast as this machine can: what `plurum tune` does."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from plurum.benchmarks.tools.machine import machine, versions
+from plurum.benchmarks.tools.requests import encoded_from_folder, synthetic_images
+from plurum.benchmarks.tune.exports import exports_from_run
+from plurum.benchmarks.tune.plots import plot_from_result
+from plurum.benchmarks.tune.repository import Artefacts, read_artefacts, write_variant
+from plurum.benchmarks.tune.result import Final, Gain, Objective, TuneResult, csv_from_result, gain_of, medians_of
+from plurum.benchmarks.tune.search import WORTH, Journal, Search, preferable
+from plurum.benchmarks.tune.space import batchings, forms, members, precisions
+from plurum.benchmarks.tune.variant import AS_IS, Backend, Variant
+from plurum.errors import ContractError, SettingsError
+from plurum.files import whole_folder
+from plurum.run import Run
+from plurum.serving import usable_cores
+
+__all__ = ["TuneSettings", "tune"]
+
+Positive = Annotated[float, Field(gt=0)]
+_IMAGES = 8
+
+
+class TuneSettings(BaseModel):
+    """Options of `plurum tune`.
+
+    Attributes:
+        model: Who is asked: `ensemble` takes encoded images, `ensemble_pixels` decoded ones.
+        latency_ms: What 99 % of the answers must not take longer than; None where only throughput counts.
+        clients: Loads in requests in flight; empty takes four a core and, with a latency, fewer too.
+        seconds: Length of the first turn of each stage.
+        turns: Of the comparison at the end.
+        images: A folder with images to send, or None for synthetic ones.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Literal["ensemble", "ensemble_pixels"] = "ensemble"
+    latency_ms: Positive | None = None
+    clients: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    seconds: Annotated[float, Field(ge=0.1)] = 2.0
+    turns: Annotated[int, Field(ge=1)] = 5
+    images: Path | None = None
+
+    def objective(self, cores: int) -> Objective:
+        """Return what is best on a machine of so many cores."""
+        usual = (4 * cores,) if self.latency_ms is None else (1, cores, 2 * cores, 4 * cores)
+        clients = tuple(sorted(set(self.clients or usual)))
+        return Objective(model=self.model, clients=clients, latency_ms=self.latency_ms)
+
+
+def tune(
+    repository: Path,
+    out: Path,
+    run: Run | None,
+    settings: TuneSettings,
+    progress: Callable[[str], None] = lambda _: None,
+) -> TuneResult:
+    """Find the fastest way to serve `repository` on this machine, and put a repository served so at `out`.
+
+    What was measured is kept beside `out` until it is done, so that the same call goes on where one was interrupted.
+
+    Args:
+        repository: As export writes it; for a GPU, with the plans that `--build-engines` adds.
+        out: A new or empty folder, or a repository of ours; written whole or not at all.
+        run: What `repository` was exported from, to try other precisions; None tries what lies in it.
+        settings: Objective and effort.
+        progress: Told what is being done, a line each.
+
+    Raises:
+        ContractError: the run is another ensemble's.
+        OutputError: `out` holds something else or can't be written to.
+        RepositoryError: it is no repository that can be tuned.
+        ServerError: it can't be served.
+        SettingsError: `out` is `repository` itself, or a run is given of which a GPU knows one precision only.
+    """
+    _claim(out, repository)
+    own = read_artefacts(AS_IS, repository)
+    if run is not None and run.ensemble() != own.ensemble:
+        raise ContractError(f"{repository} was not exported from {run.path} as it is now: their ensembles differ")
+    if run is not None and _on_gpu(own):
+        raise SettingsError(f"{repository} is for a GPU, which has no other precisions to try; leave out --run")
+    # Before the load that we make ourselves.
+    state = machine()
+    objective = settings.objective(usable_cores())
+    encoded = (
+        synthetic_images(own.ensemble.image) if settings.images is None else encoded_from_folder(settings.images)
+    )[:_IMAGES]
+    work = out.parent / f".{out.name}.tuning"
+    others, notes = exports_from_run(run, own, work, progress) if run is not None else ([], [])
+    notes += _untried(own)
+    everything = {one.name: one for one in (own, *others)}
+    key = _key(settings, objective, [one.fingerprint() for one in everything.values()], encoded)
+    journal = Journal(work / "journal.json", key)
+    with (
+        Search(everything, objective, encoded, settings.seconds, journal, work / "served", progress) as search,
+        whole_folder(out) as hidden,
+    ):
+        best = _searched(search, everything, usable_cores(), _backends())
+        write_variant(everything[best.artefacts], best, hidden, trial=False)
+        finals = search.final(hidden, settings.turns, 2 * settings.seconds)
+        gain = gain_of(finals, objective)
+        chosen, reason = _verdict(best, finals, objective, gain)
+        if chosen is None:
+            _copy_as_it_was(own, hidden)
+        result = TuneResult(
+            repository=str(repository),
+            objective=objective,
+            images=f"{len(encoded)} {'synthetic JPEGs' if settings.images is None else f'images of {settings.images}'}",
+            machine=state,
+            versions=versions(),
+            notes=tuple(notes),
+            trials=tuple(journal.trials),
+            best=best,
+            finals=tuple(finals),
+            gain=gain,
+            chosen=chosen,
+            reason=reason,
+        )
+        (hidden / "tuning.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (hidden / "tuning.csv").write_text(csv_from_result(result), encoding="utf-8")
+        (hidden / "tuning.png").write_bytes(plot_from_result(result))
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def _claim(out: Path, repository: Path) -> None:
+    """Refuse what the result would take the place of, before anything is measured."""
+    from plurum.export.repository.assembly import claim
+
+    claim(out)
+    if out.exists() and out.resolve() == repository.resolve():
+        raise SettingsError(f"--out {out} is the repository itself, which is kept as it is; name another folder")
+
+
+def _on_gpu(own: Artefacts) -> bool:
+    return any("tensorrt" in known for known in own.backends.values())
+
+
+def _untried(own: Artefacts) -> list[str]:
+    notes = []
+    if "fused" not in own.forms:
+        notes.append("the fused form was not tried: plurum export --fused adds it")
+    if "openvino" not in _backends() and not _on_gpu(own):
+        notes.append("OpenVINO was not tried: it is not installed; pip install 'plurum[openvino]'")
+    return notes
+
+
+def _backends() -> tuple[Backend, ...]:
+    here: tuple[Backend, ...] = ("onnxruntime",)
+    return (*here, "openvino") if importlib.util.find_spec("openvino") is not None else here
+
+
+def _key(settings: TuneSettings, objective: Objective, fingerprints: list[str], images: list[bytes]) -> str:
+    """Return the SHA-256 over all that the search depends on: with another one, it starts afresh."""
+    state = {name: value for name, value in machine().items() if name != "load_1min"}
+    parts = [str(settings.seconds), objective.model_dump_json(), str(state), str(versions()), *fingerprints]
+    digest = hashlib.sha256("\n".join(parts).encode())
+    for image in images:
+        digest.update(image)
+    return digest.hexdigest()
+
+
+def _searched(search: Search, artefacts: dict[str, Artefacts], cores: int, backends: tuple[Backend, ...]) -> Variant:
+    """Return the best variant, stage by stage."""
+    own, *others = artefacts.values()
+    best = search.best("form, shape and backend", forms(own, cores, backends))
+    best = search.best("precision", precisions(best, own, others, cores), best)
+    taken = artefacts[best.artefacts]
+    best = search.best("member by member", members(best, taken, backends), best)
+    return search.best("batching", batchings(best, taken.max_batch_size), best)
+
+
+def _verdict(best: Variant, finals: list[Final], objective: Objective, gain: Gain) -> tuple[Variant | None, str]:
+    """Return what is written, None for the repository as it was, and why in a line."""
+    before, after = (medians_of(finals, side) for side in ("before", "after"))
+    was, now = objective.best(before), objective.best(after)
+    merits = [objective.merit(points) for points in (before, after)]
+    # Of rates the turns' pairs decide; where a latency is missed, who comes nearer to it.
+    if min(merits) > 0:
+        better = preferable(gain.ratio, now.p99_ms, was.p99_ms)
+    else:
+        better = merits[1] > merits[0] + (WORTH - 1) * abs(merits[0])
+    figures = (
+        f"{now.images_per_s:.1f} images/s and p99 {now.p99_ms:.0f} ms with {now.clients} in flight against "
+        f"{was.images_per_s:.1f} and {was.p99_ms:.0f} ms with {was.clients} before, {gain}, both measured in the same "
+        "run"
+    )
+    missed = "" if merits[1] > 0 else f"; no load keeps p99 <= {objective.latency_ms:g} ms"
+    if better:
+        return best, f"{best}: {figures}{missed}"
+    return None, f"as it was, for the best found, {best}, is not clearly better: {figures}{missed}"
+
+
+def _copy_as_it_was(own: Artefacts, folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(own.path, folder, ignore=shutil.ignore_patterns("tuning.*", ".*"))

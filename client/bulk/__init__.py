@@ -1,0 +1,1 @@
+"""Many images at once: `plurum predict`, its journal and its files."""

@@ -1,0 +1,1 @@
+"""Clients of a served ensemble, over gRPC and HTTP."""

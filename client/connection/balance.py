@@ -1,0 +1,128 @@
+"""Which of several servers is asked next: one after the other of those that answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plurum.client.connection.calls import Call
+from plurum.client.connection.transport import CallError, Transport
+
+__all__ = ["Balance"]
+
+# A server that is away is looked for after the first, then twice as long each time, up to the second; seconds.
+_AWAY_S, _LONGEST_AWAY_S = 0.25, 5.0
+# While nobody else answers, either.
+_LOOK_S = 0.25
+# One that does not even say that it lives within this is looked for in vain.
+_LIVE_S = 2.0
+
+
+@dataclass
+class _Server:
+    """One of several.
+
+    Attributes:
+        transport: The way to it.
+        up: Whether it answered when it was last heard of; None before it was ever asked.
+        failures: How often in a row it was asked in vain.
+        failed_s: When it last was; of `time.monotonic`.
+        look: The question whether it lives, while that has no answer.
+    """
+
+    transport: Transport
+    up: bool | None = None
+    failures: int = 0
+    failed_s: float = 0.0
+    look: Call[bool] | None = None
+
+
+class Balance:
+    """Round robin over the servers that answer; those that do not are looked for beside what is asked of the others.
+
+    A single server is always asked itself. May be used from several threads.
+    """
+
+    def __init__(self, transports: Sequence[Transport]) -> None:
+        self._servers = [_Server(transport) for transport in transports]
+        self._single = len(transports) == 1
+        self._turn = 0
+        self._lock = threading.Lock()
+        self._last_error: tuple[Transport, CallError] | None = None
+
+    def __len__(self) -> int:
+        return len(self._servers)
+
+    @property
+    def transports(self) -> list[Transport]:
+        """All of them."""
+        return [server.transport for server in self._servers]
+
+    @property
+    def addresses(self) -> str:
+        """Theirs, for messages."""
+        return ", ".join(transport.address for transport in self.transports)
+
+    @property
+    def last_error(self) -> tuple[Transport, CallError] | None:
+        """Who was last asked in vain, and why."""
+        return self._last_error
+
+    def choose(self) -> Transport | None:
+        """Return whose turn it is, and begin to look for those that are due; None while nobody is known to answer."""
+        if self._single:
+            return self._servers[0].transport
+        with self._lock:
+            up = [server for server in self._servers if server.up]
+            due = [server for server in self._servers if self._is_due(server, alone=not up)]
+            self._turn += 1
+            chosen = up[self._turn % len(up)].transport if up else None
+        # Outside the lock: a call that fails at once tells so at once, in this thread.
+        for server in due:
+            self._look(server)
+        return chosen
+
+    def looks(self) -> tuple[Call[Any], ...]:
+        """Return the questions under way to those that may be back."""
+        with self._lock:
+            return tuple(server.look for server in self._servers if server.look)
+
+    def others_answer(self, transport: Transport) -> bool:
+        """Whether there is somebody else to ask."""
+        with self._lock:
+            return any(server.up for server in self._servers if server.transport is not transport)
+
+    def failed(self, transport: Transport, error: CallError) -> None:
+        """Note that one did not answer: the others are asked until it is back."""
+        self._last_error = (transport, error)
+        with self._lock:
+            (server,) = (server for server in self._servers if server.transport is transport)
+            server.up, server.failed_s = False, time.monotonic()
+            server.failures += 1
+
+    def _is_due(self, server: _Server, *, alone: bool) -> bool:
+        if server.up or server.look:
+            return False
+        wait_s = _LOOK_S if alone else min(_LONGEST_AWAY_S, _AWAY_S * 2 ** min(server.failures, 10))
+        return server.up is None or time.monotonic() - server.failed_s >= wait_s
+
+    def _look(self, server: _Server) -> None:
+        look = server.transport.live(_LIVE_S)
+        with self._lock:
+            if server.look:
+                return
+            server.look = look
+
+        def note(ended: Any) -> None:
+            error = ended.exception()
+            if error is not None:
+                self.failed(server.transport, error if isinstance(error, CallError) else CallError(str(error), "away"))
+            with self._lock:
+                server.look = None
+                if error is None:
+                    server.up, server.failures = True, 0
+
+        look.add_done_callback(note)

@@ -1,0 +1,177 @@
+"""Over HTTP, by the standard library, with tritonclient's bodies: its own HTTP client is for one thread alone.
+
+Each call has a connection of its own, since an idle one would keep a Triton that is told to end from ending, and a
+thread of its own. Hanging up hurts no Triton.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, ClassVar, TypeVar
+
+import numpy.typing as npt
+
+from plurum.client.connection.calls import Call
+from plurum.client.connection.transport import (
+    DATA_TYPES,
+    Access,
+    CallError,
+    Fault,
+    Outputs,
+    Place,
+    WireProtocol,
+    names_from_statistics,
+)
+from plurum.errors import ServerError, needs_extra
+
+__all__ = ["HttpTransport"]
+
+T = TypeVar("T")
+_FAULTS: dict[int, Fault] = {
+    400: "refused",
+    413: "refused",
+    415: "refused",
+    422: "spent",
+    404: "missing",
+    408: "busy",
+    429: "busy",
+    502: "busy",
+    503: "busy",
+    504: "busy",
+}
+
+
+class _HttpCall(Call[T]):
+    def __init__(self) -> None:
+        super().__init__()
+        self.connection: http.client.HTTPConnection | None = None
+
+    def give_up(self) -> None:
+        """Hang up."""
+        sock = self.connection.sock if self.connection else None
+        # Its thread, which waits for bytes, finds none.
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+class HttpTransport:
+    """See `Transport`."""
+
+    protocol: ClassVar[WireProtocol] = "http"
+
+    def __init__(self, place: Place, access: Access) -> None:
+        with needs_extra("client"):
+            import tritonclient.http as triton
+        self.address = place.address
+        self._triton = triton
+        self._headers = access.headers
+        self._context = access.tls.context() if place.secure else None
+
+    def live(self, timeout_s: float) -> Call[bool]:
+        """See `Transport`."""
+        return self._begin("GET", "/v2/health/live", timeout_s, lambda *_: True)
+
+    def metadata(self, model: str, timeout_s: float) -> Call[dict[str, Any]]:
+        """See `Transport`."""
+        return self._begin("GET", f"/v2/models/{model}", timeout_s, self._json)
+
+    def config(self, model: str, timeout_s: float) -> Call[dict[str, Any]]:
+        """See `Transport`."""
+        return self._begin("GET", f"/v2/models/{model}/config", timeout_s, self._json)
+
+    def models(self, timeout_s: float) -> Call[list[str]]:
+        """See `Transport`."""
+        names = lambda *answer: names_from_statistics(self._json(*answer)["model_stats"])  # noqa: E731
+        return self._begin("GET", "/v2/models/stats", timeout_s, names)
+
+    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Outputs]:
+        """See `Transport`."""
+        given = self._triton.InferInput(name, tensor.shape, DATA_TYPES[tensor.dtype])
+        given.set_data_from_numpy(tensor, binary_data=True)
+        body, json_bytes = self._triton.InferenceServerClient.generate_request_body([given])
+        headers = {"Inference-Header-Content-Length": str(json_bytes)}
+        return self._begin("POST", f"/v2/models/{model}/infer", timeout_s, self._outputs, body, headers)
+
+    def close(self, patience_s: float) -> None:
+        """See `Transport`: there is no connection to let go of, and no call whose end could hurt."""
+
+    def _begin(
+        self,
+        method: str,
+        path: str,
+        timeout_s: float,
+        read: Callable[[bytes, int | None], T],
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+    ) -> Call[T]:
+        call: _HttpCall[T] = _HttpCall()
+
+        def work() -> None:
+            try:
+                call.set_result(read(*self._send(call, method, path, timeout_s, body, headers or {})))
+            except Exception as error:
+                call.set_exception(error)
+
+        # A daemon: a program that ends does not wait for a server that does not answer.
+        threading.Thread(target=work, name="plurum-client-http", daemon=True).start()
+        return call
+
+    def _send(
+        self, call: _HttpCall[Any], method: str, path: str, timeout_s: float, body: bytes, headers: dict[str, str]
+    ) -> tuple[bytes, int | None]:
+        """Return an answer's body and, of one with tensors in it, how long its JSON part is."""
+        # Whoever waits has hung up by then; this is for a server that can't even be reached.
+        connection = self._connection(timeout_s + 1.0)
+        call.connection = connection
+        fault: Fault = "away"
+        try:
+            connection.connect()
+            fault = "lost"
+            connection.request(method, path, body, headers | self._headers | {"Connection": "close"})
+            response = connection.getresponse()
+            answer, length = response.read(), response.getheader("Inference-Header-Content-Length")
+        except OSError as error:
+            raise CallError(error.strerror or str(error) or repr(error), fault) from error
+        except http.client.IncompleteRead as error:
+            raise CallError("the answer broke off", fault) from error
+        except http.client.HTTPException as error:
+            raise CallError("what answers there does not speak HTTP", "away") from error
+        finally:
+            connection.close()
+        if response.status != http.client.OK:
+            usual: Fault = "broken" if response.status >= 500 else "denied"
+            wait = response.getheader("Retry-After") or ""
+            wait_s = float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else 0.0
+            again = response.getheader("X-Should-Retry") != "false"
+            raise CallError(_error_text(answer), _FAULTS.get(response.status, usual) if again else "spent", wait_s)
+        return answer, None if length is None else int(length)
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        if self._context is None:
+            return http.client.HTTPConnection(self.address, timeout=timeout_s)
+        return http.client.HTTPSConnection(self.address, timeout=timeout_s, context=self._context)
+
+    def _json(self, answer: bytes, _: int | None) -> Any:
+        try:
+            return json.loads(answer)
+        except (ValueError, RecursionError) as error:
+            raise ServerError(f"what answers at {self.address} is no Triton: it sends no JSON") from error
+
+    def _outputs(self, answer: bytes, json_bytes: int | None) -> Outputs:
+        result = self._triton.InferenceServerClient.parse_response_body(answer, header_length=json_bytes)
+        said = result.get_response()
+        tensors = {output["name"]: result.as_numpy(output["name"]) for output in said["outputs"]}
+        return Outputs(tensors, str(said.get("model_version", "")))
+
+
+def _error_text(answer: bytes) -> str:
+    try:
+        return str(json.loads(answer)["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return answer[:200].decode("utf-8", "replace") or "an error without a word"

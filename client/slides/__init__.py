@@ -1,0 +1,1 @@
+"""Predictions for images that are too large to send whole."""

@@ -1,0 +1,181 @@
+"""What a slide's tiles say, drawn over the slide; and the files that are kept of it.
+
+Legend: `[height, width]` arrays of pictures, `[rows, columns]` of tiles.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.client.slides.slide_answers import SlidePrediction
+from plurum.errors import SettingsError, needs_extra
+from plurum.files import whole_file, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["SLIDE_FILES", "HeatMap", "heat_map", "tile_grid", "write_slide"]
+
+HeatMap = Literal["probability", "uncertainty"]
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+
+SLIDE_FILES = ("probability.png", "uncertainty.png", "tiles.parquet", "slide.json")
+_DPI = 110
+# Inches: of the longer side of the slide, and what stands around it.
+_LONGER, _AROUND = 7.0, (2.2, 1.5)
+# Room for the words above, and for the bar beside.
+_NARROWEST, _LOWEST = 4.5, 2.5
+# Both are read by people with other colour vision too, and printed in grey (van der Walt & Smith 2015).
+_COLOURS: dict[HeatMap, str] = {"probability": "viridis", "uncertainty": "inferno"}
+_OPACITY = 0.65
+_FAILED = "#d81b60"
+
+
+def tile_grid(slide: SlidePrediction, values: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
+    """Return `values` where their tiles lie, and the limits between neighbouring tiles.
+
+    Args:
+        slide: Whose tiles.
+        values: One per row of its tile table.
+
+    Returns:
+        `[rows, columns]`, NaN where no tile was asked about; `[columns + 1]` and `[rows + 1]`, limits in pixels of
+        level 0: where tiles overlap, in the middle of that.
+    """
+    table = slide.tiles
+    grid = np.full((len(slide.tops), len(slide.lefts)), np.nan)
+    rows, columns = np.searchsorted(slide.tops, table["y"]), np.searchsorted(slide.lefts, table["x"])
+    grid[rows, columns] = np.asarray(values, dtype=np.float64)
+    across, down = int(table["width"].iloc[0]), int(table["height"].iloc[0])
+    return grid, _limits(slide.lefts, across, slide.width), _limits(slide.tops, down, slide.height)
+
+
+def heat_map(slide: SlidePrediction, kind: HeatMap = "probability", heat_class: str | None = None) -> bytes:
+    """Return a PNG: the slide in grey, its tiles in colours, a colour bar, axes in millimetres where those are known.
+
+    Args:
+        slide: What to show.
+        kind: `probability` of a class, or `uncertainty`: a tile's entropy over the logarithm of the number of classes.
+            Both run from 0 to 1, so that slides can be compared.
+        heat_class: Whose probability; by default the winner's.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        SettingsError: there is no such class, or no such kind.
+    """
+    file = io.BytesIO()
+    # The same slide gives the same bytes: no software version inside.
+    _figure(slide, kind, heat_class).savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+    return file.getvalue()
+
+
+def write_slide(slide: SlidePrediction, folder: Path, heat_class: str | None = None) -> None:
+    """Write `SLIDE_FILES` to `folder`, each whole or not at all: both heat maps, the tile table, the slide's answer.
+
+    Raises:
+        MissingExtraError: matplotlib or pyarrow is not installed.
+        OutputError: the folder can't be written to.
+        SettingsError: there is no such class.
+    """
+    with needs_extra("slides", "pyarrow", "matplotlib"):
+        pictures = [heat_map(slide, "probability", heat_class), heat_map(slide, "uncertainty")]
+    for name, picture in zip(SLIDE_FILES, pictures, strict=False):
+        with whole_file(folder / name, private=True) as hidden:
+            hidden.write_bytes(picture)
+    with whole_file(folder / SLIDE_FILES[2], private=True) as hidden:
+        slide.tiles.to_parquet(hidden, engine="pyarrow", index=False)
+    write_text(folder / SLIDE_FILES[3], json.dumps(slide.to_dict(), indent=2) + "\n", private=True)
+
+
+def _figure(slide: SlidePrediction, kind: HeatMap, heat_class: str | None = None) -> Figure:
+    """Return the picture before it is a PNG; its first axes are in pixels of level 0."""
+    with needs_extra("slides"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    values, words = _values(slide, kind, heat_class)
+    longer = max(slide.width, slide.height)
+    width, height = max(_NARROWEST, _LONGER * slide.width / longer), max(_LOWEST, _LONGER * slide.height / longer)
+    figure = Figure(figsize=(width + _AROUND[0], height + _AROUND[1]), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(_grey(slide.thumbnail), extent=(0, slide.width, slide.height, 0))
+    grid, columns, rows = tile_grid(slide, values)
+    tiles = axes.pcolormesh(columns, rows, grid, cmap=_COLOURS[kind], vmin=0, vmax=1, alpha=_OPACITY, linewidth=0)
+    bar = figure.colorbar(tiles, ax=axes, fraction=0.05, pad=0.02)
+    bar.set_label(words)
+    _mark(figure, axes, slide)
+    axes.set(xlim=(0, slide.width), ylim=(slide.height, 0))
+    return figure
+
+
+def _values(slide: SlidePrediction, kind: HeatMap, heat_class: str | None) -> tuple[Floats, str]:
+    """Return one number from 0 to 1 per tile, NaN for one without an answer, and what it is."""
+    if kind == "uncertainty":
+        most = math.log(len(slide.classes))
+        return slide.tiles["entropy"].to_numpy(
+            dtype=np.float64
+        ) / most, f"uncertainty: entropy / log {len(slide.classes)}"
+    if kind != "probability":
+        raise SettingsError(f"there is no heat map of {kind!r}; it is 'probability' or 'uncertainty'")
+    name = slide.answer.label if heat_class is None else heat_class
+    if name not in slide.classes:
+        raise SettingsError(f"there is no class {name!r}; the ensemble knows {', '.join(slide.classes)}")
+    return slide.tiles[f"p_{name}"].to_numpy(dtype=np.float64), f"probability of {_plain(name)}"
+
+
+def _limits(starts: tuple[int, ...], length: int, whole: int) -> Floats:
+    first = np.asarray(starts, dtype=np.float64)
+    return np.concatenate([[0.0], (first[:-1] + length + first[1:]) / 2, [float(whole)]])
+
+
+def _grey(pixels: Bytes) -> Bytes:
+    """Return luminance (ITU-R 601-2) as RGB, pale: what lies under colours must not change how they are read."""
+    colours = pixels[..., :3].astype(np.float64) if pixels.ndim == 3 else pixels[..., None].astype(np.float64)
+    weights = (0.299, 0.587, 0.114) if colours.shape[-1] == 3 else (1.0,)
+    pale = np.rint(190 + 0.25 * (colours @ np.asarray(weights))).astype(np.uint8)
+    return np.repeat(pale[..., None], 3, axis=-1)
+
+
+def _mark(figure: Figure, axes: Axes, slide: SlidePrediction) -> None:
+    """Say what is seen: title, units, and what is no colour of the bar."""
+    look = ", a person should look" if slide.answer.review else ""
+    words = f"{_plain(slide.path.name)}: {_plain(slide.answer.label)} {slide.answer.confidence:.1%}{look}"
+    figure.suptitle(words, size=10, x=0.02, horizontalalignment="left")
+    _measure(axes, slide)
+    lines = [f"{slide.tiles_asked:,} tiles asked, {slide.tiles_skipped:,} without tissue"]
+    failed = slide.tiles[slide.tiles["error"].notna()]
+    if len(failed):
+        x, y = failed["x"] + failed["width"] / 2, failed["y"] + failed["height"] / 2
+        axes.plot(x.to_numpy(), y.to_numpy(), "x", color=_FAILED, markersize=5)
+        lines.append(f"x: {len(failed):,} without an answer")
+    axes.set_xlabel(f"{axes.get_xlabel()}\n{', '.join(lines)}", size=9)
+
+
+def _measure(axes: Axes, slide: SlidePrediction) -> None:
+    """Number the axes in millimetres, or in pixels where nobody knows how large those are."""
+    from matplotlib.ticker import FuncFormatter, MultipleLocator
+
+    unit = 1000 / slide.microns_per_pixel if slide.microns_per_pixel else 1.0
+    longest = max(slide.width, slide.height) / unit
+    magnitude = 10.0 ** math.floor(math.log10(longest / 5))
+    step = next(factor * magnitude for factor in (1, 2, 5, 10) if longest / (factor * magnitude) <= 6)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MultipleLocator(step * unit))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:,.6g}"))
+    axes.tick_params(labelsize=8)
+    axes.set_xlabel("mm" if slide.microns_per_pixel else "pixels of the file")
+
+
+def _plain(text: str) -> str:
+    """Return a name that leaves room for the others, in which matplotlib finds no formula."""
+    text = text if len(text) <= 36 else f"{text[:35]}…"
+    return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")

@@ -1,0 +1,1 @@
+"""ONNX graphs of members and of the whole vote, in every precision."""

@@ -1,0 +1,198 @@
+"""The whole ensemble as one graph: members, vote, uncertainty, prediction set and review flag.
+
+    PIXELS                uint8   [batch, height, width, 3]
+    PROBABILITIES         float32 [batch, classes]
+    INDEX                 int32   [batch, 1]      of the winning class; names are strings, which TensorRT has not
+    ENTROPY               float32 [batch, 1]
+    DISAGREEMENT          float32 [batch, 1]
+    STD                   float32 [batch, classes]
+    MEMBER_PROBABILITIES  float32 [batch, members, classes]
+    PREDICTION_SET        bool    [batch, classes]
+    REVIEW                bool    [batch, 1]
+
+The vote is `plurum.voting.decide` in float32. It is joined to the members' graphs as they are published, so that what
+is fused is what was checked: INT8 and FP16 members keep their precision, and the vote computes in FP32.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from plurum.export.graphs.member import onnx_from_module
+from plurum.export.graphs.runtimes import onnx_session, openvino_runner
+from plurum.export.settings import Backend
+from plurum.spec import INPUT_PIXELS, LOGITS
+from plurum.voting import Verdict, VotingRule
+
+__all__ = ["FUSED_OUTPUTS", "VoteModel", "fused_from_onnx", "verdict_from_fused"]
+
+FUSED_OUTPUTS = (
+    "PROBABILITIES",
+    "INDEX",
+    "ENTROPY",
+    "DISAGREEMENT",
+    "STD",
+    "MEMBER_PROBABILITIES",
+    "PREDICTION_SET",
+    "REVIEW",
+)
+# The smallest normal float32: log of it is finite.
+_TINY = float(np.finfo(np.float32).tiny)
+_STACKED_FLOOR = 1e-6
+# What rounding to float32 may move: a share of votes that equals a fitted limit must still equal it here.
+_ROUNDING = 1e-6
+_BATCH = 16
+
+
+class VoteModel(nn.Module):
+    """`plurum.voting.decide` as a module: logits `[batch, members, classes]`, float32 → the outputs above.
+
+    A logit of ±infinity becomes NaN, which the step behind the graph refuses; the voter takes it for ±1e30.
+    """
+
+    def __init__(self, rule: VotingRule) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Vote."""
+        members = logits.softmax(dim=-1)
+        weights = _tensor(self.rule.weights).view(1, -1, 1)
+        mean = (members * weights).sum(dim=1)
+        probabilities, index = self._hard(members, mean) if self.rule.mode == "hard" else self._soft(members, mean)
+        winner = torch.arange(logits.shape[2]) == index
+        inside = winner
+        if self.rule.quantiles is not None:
+            # A hard vote's tie may be decided otherwise than by the lower index; the voter's set then holds both.
+            first = torch.arange(logits.shape[2]) == probabilities.argmax(dim=-1, keepdim=True)
+            inside = winner | first | (1.0 - probabilities <= _tensor(self.rule.quantiles) + _ROUNDING)
+        confidence = (probabilities * winner).sum(dim=-1, keepdim=True)
+        sure = confidence >= self.rule.review_threshold - _ROUNDING
+        review = ~sure | (inside.to(torch.int32).sum(dim=-1, keepdim=True) > 1)
+        # Members first, then classes: the other way round a tensor of [batch, members, 1] is summed over its members,
+        # which OpenVINO 2026.4 does wrongly from the second image of a batch on.
+        expected = -(members * members.clamp(min=_TINY).log() * weights).sum(dim=1).sum(dim=-1, keepdim=True)
+        disagreement = _entropy(mean) - expected
+        std = ((members - mean.unsqueeze(1)).square() * weights).sum(dim=1).sqrt()
+        return (
+            probabilities,
+            index.to(torch.int32),
+            _entropy(probabilities),
+            disagreement.clamp(min=0.0),
+            std,
+            members,
+            inside,
+            review,
+        )
+
+    def _soft(self, members: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        rule, vote = self.rule, mean
+        if rule.mode == "stack":
+            features = members.clamp(min=_STACKED_FLOOR).log().flatten(1)
+            scores = features @ _tensor(rule.coefficients or ()).T + _tensor(rule.intercepts or ())
+            vote = scores.softmax(dim=-1)
+        if rule.temperature != 1.0:
+            vote = (vote.clamp(min=_TINY).log() / rule.temperature).softmax(dim=-1)
+        if rule.prior_ratio is not None:
+            shared = vote * _tensor(rule.prior_ratio)
+            vote = shared / shared.sum(dim=-1, keepdim=True)
+        return vote, vote.argmax(dim=-1, keepdim=True)
+
+    def _hard(self, members: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        votes = torch.arange(members.shape[2]) == members.argmax(dim=-1, keepdim=True)
+        shares = (votes * _tensor(self.rule.weights).view(1, -1, 1)).sum(dim=1)
+        tied = shares >= shares.max(dim=-1, keepdim=True).values - _ROUNDING
+        return shares, torch.where(tied, mean, -1.0).argmax(dim=-1, keepdim=True)
+
+
+def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path: Path) -> None:
+    """Write the members' `graphs`, PIXELS → LOGITS each, and their vote to `path` as one graph.
+
+    Args:
+        graphs: In the rule's order.
+        rule: How they vote.
+        classes: How many.
+        path: Where the fused graph goes.
+
+    Raises:
+        onnx.checker.ValidationError: what came out is no valid ONNX.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        vote_path = Path(folder) / "vote.onnx"
+        sample = torch.zeros(2, len(graphs), classes)
+        onnx_from_module(VoteModel(rule), sample, vote_path, (LOGITS,), FUSED_OUTPUTS)
+        vote = onnx.compose.add_prefix(onnx.load(vote_path), "vote/", rename_outputs=False)
+    members = [
+        onnx.compose.add_prefix(onnx.load(graph), f"{index}/", rename_inputs=False)
+        for index, graph in enumerate(graphs)
+    ]
+    nodes: list[Any] = []
+    stacked = []
+    for index, member in enumerate(members):
+        nodes.extend(member.graph.node)
+        stacked.append(f"stacked/{index}")
+        nodes.append(helper.make_node("Unsqueeze", [f"{index}/{LOGITS}", "stacked/axis"], [stacked[-1]]))
+    nodes.append(helper.make_node("Concat", stacked, [f"vote/{LOGITS}"], axis=1))
+    axis = helper.make_tensor("stacked/axis", TensorProto.INT64, [1], [1])
+    parts = [*members, vote]
+    graph = helper.make_graph(
+        [*nodes, *vote.graph.node],
+        "ensemble_fused",
+        list(members[0].graph.input),
+        list(vote.graph.output),
+        [axis, *(tensor for part in parts for tensor in part.graph.initializer)],
+    )
+    opsets = {one.domain: one for part in parts for one in part.opset_import}
+    model = helper.make_model(graph, opset_imports=list(opsets.values()), ir_version=vote.ir_version)
+    onnx.save(model, path)
+    onnx.checker.check_model(path, full_check=True)
+
+
+def verdict_from_fused(path: Path, pixels: npt.NDArray[np.uint8], backend: Backend = "onnxruntime") -> Verdict:
+    """Return what the fused graph at `path` answers to `pixels`, uint8 `[images, height, width, 3]`.
+
+    Args:
+        path: The graph.
+        pixels: What is asked.
+        backend: What computes it; ONNX Runtime for TensorRT.
+    """
+    if backend == "openvino":
+        answer = openvino_runner(path, FUSED_OUTPUTS)
+    else:
+        session = onnx_session(path)
+
+        def answer(batch: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+            return list(session.run(list(FUSED_OUTPUTS), {INPUT_PIXELS: batch}))
+
+    batches = [answer(np.array(pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)]
+    parts = [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
+    probabilities, index, entropy, disagreement, std, members, inside, review = parts
+    return Verdict(
+        probabilities=probabilities.astype(np.float64),
+        label=index[:, 0].astype(np.int64),
+        entropy=entropy[:, 0].astype(np.float64),
+        disagreement=disagreement[:, 0].astype(np.float64),
+        std=std.astype(np.float64),
+        member_probabilities=members.astype(np.float64),
+        prediction_set=inside,
+        review=review[:, 0],
+    )
+
+
+def _tensor(values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """Return the entropy over the last axis, which stays with size 1, in nats."""
+    return -(probabilities * probabilities.clamp(min=_TINY).log()).sum(dim=-1, keepdim=True).clamp(max=0.0)

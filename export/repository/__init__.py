@@ -1,0 +1,1 @@
+"""Model repositories: their parts, their configuration and the checks before they are published."""

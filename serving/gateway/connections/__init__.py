@@ -1,0 +1,1 @@
+"""The gateway's connections: limits, TLS handshakes, keys and logging."""

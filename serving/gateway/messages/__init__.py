@@ -1,0 +1,1 @@
+"""Requests and responses of the gateway: bodies, forms, tensors and JSON."""

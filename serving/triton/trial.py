@@ -1,0 +1,25 @@
+"""A release on trial beside the public one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["ReleaseTrial"]
+
+
+class ReleaseTrial(BaseModel):
+    """A release that answers some requests in place of the public one, or is compared with it.
+
+    Attributes:
+        release: The release's tag.
+        percent: The percentage of requests that it answers, 0 to 100.
+        shadow: Whether its responses are only compared with the public release's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    release: str
+    percent: Annotated[float, Field(ge=0, le=100)] = 0.0
+    shadow: bool = False

@@ -1,0 +1,1 @@
+"""Slides: images too large to decode whole."""

@@ -1,0 +1,154 @@
+"""Slides that are no TIFFs which tifffile can read by tiles: scanners' own formats, by OpenSlide, and small images.
+
+Legend: `[height, width, 3]` arrays are uint8, 0 to 255, RGB.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.errors import ImageError
+from plurum.images import TooLargeImageError, UnreadableImageError, eight_bit, open_image
+from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
+from plurum.slides.slides import Level, Slide
+
+if TYPE_CHECKING:
+    from openslide import OpenSlide
+
+__all__ = ["ScannerSlide", "WholeImage", "open_slide"]
+
+Bytes = npt.NDArray[np.uint8]
+
+# Side of what is read at once where a whole level is wanted: 16 MB.
+_PIECE = 2048
+
+
+class ScannerSlide:
+    """An open slide, as `plurum.slides.slides.Slide` is one; what was never scanned is white.
+
+    Raises:
+        ImageError: OpenSlide can't read it either.
+        ModuleNotFoundError: OpenSlide is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from openslide import OpenSlide, OpenSlideError
+
+        self.path = path
+        try:
+            self._slide: OpenSlide = OpenSlide(path)
+        except (OpenSlideError, OSError) as error:
+            raise ImageError(f"OpenSlide can't read it: {error}") from error
+
+    def __enter__(self) -> ScannerSlide:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._slide.close()
+
+    @functools.cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """From the largest to the smallest."""
+        sizes = zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
+        return tuple(Level(width, height, float(scale)) for (width, height), scale in sizes)
+
+    @functools.cached_property
+    def microns_per_pixel(self) -> float | None:
+        """Of level 0, the mean of both directions; None where the file does not say."""
+        try:
+            sizes = [float(self._slide.properties[f"openslide.mpp-{axis}"]) for axis in "xy"]
+        except (KeyError, ValueError):
+            return None
+        return float(np.sqrt(sizes[0] * sizes[1])) or None
+
+    def region(self, x: int, y: int, width: int, height: int, level: int = 0) -> Bytes:
+        """Return the pixels of a rectangle inside the image; all numbers are in pixels of `level`.
+
+        Raises:
+            ImageError: its data are corrupt or truncated; level and place are named.
+        """
+        from openslide import OpenSlideError
+        from PIL import Image
+
+        scale = self.levels[level].scale
+        try:
+            layer = self._slide.read_region((round(x * scale), round(y * scale)), level, (width, height))
+        except OpenSlideError as error:
+            place = f"{width} x {height} pixels of level {level}, at pixel ({x}, {y})"
+            raise ImageError(f"image is corrupt or truncated: {place}: {error}") from error
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"))
+
+    def sampled(self, level: int, step: int) -> Iterator[tuple[int, int, Bytes]]:
+        """Yield every `step`-th pixel of a level, piece by piece, each with the row and column where it belongs.
+
+        Raises:
+            ImageError: as for `region`.
+        """
+        size, side = self.levels[level], max(1, _PIECE // step) * step
+        for y in range(0, size.height, side):
+            for x in range(0, size.width, side):
+                piece = self.region(x, y, min(side, size.width - x), min(side, size.height - y), level)
+                yield y // step, x // step, piece[::step, ::step]
+
+
+class WholeImage:
+    """An image that may be decoded at once, cut as a slide is.
+
+    Raises:
+        UnreadableImageError: see `plurum.images`.
+        OSError: the file can't be read.
+    """
+
+    microns_per_pixel: float | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pixels = np.asarray(eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES))))
+        height, width = self._pixels.shape[:2]
+        self.levels = (Level(width, height, 1.0),)
+
+    def region(self, x: int, y: int, width: int, height: int, level: int = 0) -> Bytes:  # noqa: ARG002 - there is one
+        """Return the pixels of a rectangle inside the image; there is one level."""
+        return np.ascontiguousarray(self._pixels[y : y + height, x : x + width])
+
+    def sampled(self, level: int, step: int) -> Iterator[tuple[int, int, Bytes]]:  # noqa: ARG002 - likewise
+        """Yield every `step`-th pixel."""
+        yield 0, 0, self._pixels[::step, ::step]
+
+
+def open_slide(path: Path, stack: ExitStack) -> Slide | ScannerSlide | WholeImage:
+    """Return an open slide, closed with `stack`: read by tifffile, else by OpenSlide, else whole where it is small.
+
+    Raises:
+        ImageError: nobody can read it; OpenSlide is named where it is not installed.
+        MissingExtraError: tifffile is not installed.
+    """
+    try:
+        check_regular(path)
+        return stack.enter_context(Slide(path))
+    except OSError as error:
+        raise ImageError(f"can't be read: {error.strerror}") from error
+    except ImageError as error:
+        reason = str(error)
+    try:
+        return stack.enter_context(ScannerSlide(path))
+    except ImageError as error:
+        more = str(error)
+    except ModuleNotFoundError:
+        more = "OpenSlide may read it, and is not installed: pip install 'plurum[openslide]'"
+    try:
+        return WholeImage(path)
+    except TooLargeImageError as error:
+        raise ImageError(f"{reason}; {more}") from error
+    except (UnreadableImageError, OSError) as error:
+        raise ImageError(f"{error}; {more}") from error

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from plurum.client import EnsembleClient
+from plurum.client.connection.transport import WireProtocol, place_from_url
+from plurum.errors import ServerError, SettingsError
+
+PROTOCOLS: tuple[WireProtocol, ...] = ("grpc", "http")
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@contextmanager
+def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A port where something else than Triton answers each who comes; gives its address."""
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        held: list[socket.socket] = []
+
+        def serve() -> None:
+            while True:
+                try:
+                    guest, _ = door.accept()
+                except OSError:
+                    return
+                held.append(guest)
+                answer(guest)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{door.getsockname()[1]}"
+        finally:
+            # Closing alone does not wake a thread that waits in accept.
+            door.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for guest in held:
+                guest.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "expected"),
+    [
+        (None, None, ("grpc", "127.0.0.1:8001")),
+        (None, "grpc", ("grpc", "127.0.0.1:8001")),
+        (None, "http", ("http", "127.0.0.1:8000")),
+        ("localhost:9000", None, ("grpc", "localhost:9000")),
+        ("10.0.0.7:9000", "http", ("http", "10.0.0.7:9000")),
+        ("triton", "http", ("http", "triton:8000")),
+        ("http://127.0.0.1:9000", None, ("http", "127.0.0.1:9000")),
+        ("http://127.0.0.1:9000/", "http", ("http", "127.0.0.1:9000")),
+        ("grpc://127.0.0.1", None, ("grpc", "127.0.0.1:8001")),
+        ("[::1]:9000", None, ("grpc", "[::1]:9000")),
+        ("http://[::1]", None, ("http", "[::1]:8000")),
+        ("https://gateway.example", None, ("http", "gateway.example:443")),
+        ("https://127.0.0.1:8080", "http", ("http", "127.0.0.1:8080")),
+        ("grpcs://triton", "grpc", ("grpc", "triton:8001")),
+    ],
+)
+def test_where_a_url_leads(url: str | None, protocol: WireProtocol | None, expected: tuple[str, str]) -> None:
+    place = place_from_url(url, protocol)
+    assert (place.protocol, place.address, place.secure) == (*expected, "s://" in str(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol"),
+    [
+        ("https://127.0.0.1:8000", "grpc"),
+        ("ftp://127.0.0.1", None),
+        ("http://127.0.0.1:8000", "grpc"),
+        ("grpc://127.0.0.1:8001", "http"),
+        ("127.0.0.1:notaport", None),
+        ("127.0.0.1:99999", None),
+        ("http://", None),
+        (":8001", None),
+        ("127.0.0.1:8000/base", "http"),
+        ("user:secret@127.0.0.1:8000", "http"),
+        ("127.0.0.1:8000", "carrier pigeon"),
+    ],
+)
+def test_what_leads_nowhere_is_refused(url: str, protocol: WireProtocol | None) -> None:
+    with pytest.raises(SettingsError):
+        place_from_url(url, protocol)
+
+
+@pytest.mark.parametrize("options", [{"timeout_s": 0}, {"timeout_s": float("nan")}, {"concurrency": 0}])
+def test_numbers_that_can_not_be_used_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(SettingsError):
+        EnsembleClient(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_server_that_is_away_is_one_line_that_says_how_to_mend_it(protocol: WireProtocol, free_port: int) -> None:
+    name = {"grpc": "gRPC", "http": "HTTP"}[protocol]
+    with EnsembleClient(f"127.0.0.1:{free_port}", protocol) as client, pytest.raises(ServerError) as caught:
+        client.predict([b"image"])
+    assert str(caught.value) == (
+        f"no {name} server answers at 127.0.0.1:{free_port} (Connection refused); "
+        "start one with: plurum serve REPO, or name another with --url"
+    )
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_proxy_of_the_environment_is_not_asked(
+    protocol: WireProtocol, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy for the web would be asked for 127.0.0.1, too, and would look for the server on its own machine."""
+    asked: list[socket.socket] = []
+    with listening(asked.append) as proxy:
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://{proxy}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        with EnsembleClient(f"127.0.0.1:{free_port}", protocol) as client, pytest.raises(ServerError, match="refused"):
+            client.predict([b"image"])
+    assert asked == []
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_server_that_never_answers_is_waited_for_no_longer_than_told(protocol: WireProtocol) -> None:
+    with (
+        listening(lambda _: None) as address,
+        EnsembleClient(address, protocol, timeout_s=0.4) as client,
+        pytest.raises(ServerError, match=r"did not answer within 0\.4 s"),
+    ):
+        client.predict([b"image"])
+
+
+def test_what_speaks_no_http_is_said_so() -> None:
+    def greet(guest: socket.socket) -> None:
+        guest.recv(4096)
+        guest.sendall(b"220 mail.example.org ready\r\n")
+        guest.shutdown(socket.SHUT_WR)
+
+    with (
+        listening(greet) as address,
+        EnsembleClient(address, "http") as client,
+        pytest.raises(ServerError, match="does not speak HTTP"),
+    ):
+        client.predict([b"image"])
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (200, b"<html>Welcome</html>", "is no Triton: it sends no JSON"),
+        (200, b'{"hello": 1}', "is no Triton"),
+        (200, b"[]", "is no Triton"),
+        (200, b'{"outputs": []}', "model 'ensemble' at .* is none of Plurum's"),
+        (200, b'{"outputs": [{"name": "MEMBER_PROBABILITIES"}]}', "is none of Plurum's"),
+        (404, b"<html>Nothing here</html>", "has no model 'ensemble'"),
+        (500, b"", "does not describe 'ensemble': an error without a word"),
+    ],
+)
+def test_a_web_server_is_said_to_be_no_triton(status: int, body: bytes, message: str) -> None:
+    class Web(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Web) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with (
+                EnsembleClient(f"http://127.0.0.1:{server.server_port}") as client,
+                pytest.raises(ServerError, match=message),
+            ):
+                client.predict([b"image"])
+        finally:
+            server.shutdown()
+            thread.join()

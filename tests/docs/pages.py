@@ -1,0 +1,29 @@
+"""Triton's /metrics page, which is a second or so behind what was answered."""
+
+from __future__ import annotations
+
+import time
+
+from plurum.serving.triton.metrics import metrics_at
+
+__all__ = ["settled"]
+
+# Longer than the page lags behind, on a machine that has other things to do too.
+_QUIET_S, _LONGEST_S = 2.0, 30.0
+
+
+def settled(url: str) -> dict[str, float]:
+    """Return the samples of the page at `url` once the voter's counts no longer change."""
+    deadline = time.monotonic() + _LONGEST_S
+    last, since = metrics_at(url), time.monotonic()
+    while time.monotonic() - since < _QUIET_S and time.monotonic() < deadline:
+        time.sleep(0.1)
+        now = metrics_at(url)
+        if _voters(now) != _voters(last):
+            since = time.monotonic()
+        last = now
+    return last
+
+
+def _voters(samples: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in samples.items() if name.startswith("plurum_")}

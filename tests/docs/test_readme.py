@@ -1,0 +1,141 @@
+"""Every command in the README runs as it stands there, or is known to need what this machine lacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+if TYPE_CHECKING:
+    from tests.conftest import Demo
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines() if line
+]
+# `make test` runs this very test; `make demo` is an installation and then `plurum demo`, which test_demo.py runs.
+MAKE = ["make demo", "make test"]
+NEEDS_A_GPU = [command for command in COMMANDS if command.startswith("docker run --gpus")]
+BENCHMARK = "python -m plurum.benchmarks.tools.throughput"
+PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
+
+
+def test_the_commands_are_those_that_are_run_here() -> None:
+    of_plurum = [command for command in COMMANDS if command.startswith("plurum ")]
+    assert sorted(COMMANDS) == sorted([*MAKE, *NEEDS_A_GPU, *of_plurum, BENCHMARK])
+    text_before = README.split(NEEDS_A_GPU[0])[0].rsplit("\n\n", 2)[-2]
+    assert "needs a GPU" in text_before
+    for target in ("demo", "test", "lint"):
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+def test_links_inside_the_repository_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text())]
+    assert len(links) > 1
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Path:
+    """A working directory with a person's own images: PNG per class, and a MedMNIST-format file."""
+    folder = tmp_path_factory.mktemp("readme")
+    digits = load_digits()
+    images = (digits.images * 255 / 16).astype(np.uint8)
+    for index in np.flatnonzero(digits.target < 3)[:180]:
+        path = folder / "my_images" / f"class_{digits.target[index]}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[index]).resize((28, 28)).save(path)
+    colour = np.stack([np.kron(image, np.ones((4, 4), np.uint8))[2:30, 2:30] for image in images[:400]])
+    rgb = np.repeat(colour[..., None], 3, axis=3)
+    labels = digits.target[:400, None].astype(np.uint8)
+    parts = {"train": slice(0, 240), "val": slice(240, 320), "test": slice(320, 400)}
+    arrays = {f"{part}_images": rgb[rows] for part, rows in parts.items()}
+    arrays |= {f"{part}_labels": labels[rows] for part, rows in parts.items()}
+    np.savez(folder / "pathmnist.npz", **arrays)
+    Image.fromarray(rgb[0]).save(folder / "image.jpg")
+    shutil.copytree(demo.folder / "runs", folder / "runs")
+    return folder
+
+
+@contextmanager
+def serving(command: str, folder: Path) -> Iterator[str]:
+    """Run a `plurum serve` of the README on free ports and give the gRPC address that it prints."""
+    words = [sys.executable, "-m", *command.split(), *PORTS]
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            for line in server.stdout:
+                if found := re.search(r"gRPC\W+(127\.0\.0\.1:\d+)", line):
+                    yield found[1]
+                    break
+            else:
+                pytest.fail(f"{command} printed no gRPC address")
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(30)
+    assert server.returncode == 0
+
+
+def plurum(command: str, folder: Path, *options: str) -> str:
+    words = [sys.executable, "-m", *command.split(), *options]
+    ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, f"{command}: {ended.stderr}"
+    return ended.stdout
+
+
+def test_the_commands_run_in_their_order(folder: Path) -> None:
+    address = ""
+    with ExitStack() as terminal:
+        for command in (command for command in COMMANDS if command.startswith("plurum ")):
+            if command.startswith("plurum serve"):
+                terminal.close()
+                address = terminal.enter_context(serving(command, folder))
+            elif command.startswith("plurum predict"):
+                plurum(command, folder, "--url", address)
+            else:
+                plurum(command, folder)
+    rows = (folder / "answers.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(list((folder / "runs" / "demo" / "held_out").rglob("*.png")))
+
+
+def test_both_of_ones_own_runs_are_served_and_answer(folder: Path) -> None:
+    for run, images in (("mine", "my_images"), ("pathmnist", "image.jpg")):
+        with serving(f"plurum serve runs/{run}/model_repository", folder) as address:
+            answers = plurum(f"plurum predict {images} --json", folder, "--url", address)
+            assert len(answers.splitlines()) == (180 if run == "mine" else 1)
+
+
+def test_the_python_example_runs(folder: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    with serving("plurum serve runs/demo/model_repository", folder) as address:
+        script = example.replace("EnsembleClient()", f"EnsembleClient({address!r})")
+        environment = os.environ | {"PYTHONWARNINGS": "error"}
+        said = subprocess.run(
+            [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=True
+        )
+    assert said.stdout.strip()
+
+
+def test_the_benchmark_runs(folder: Path) -> None:
+    """With one small member for a moment: the figures in the README took minutes."""
+    small = ["--arch", "resnet10t", "--size", "32", "--rounds", "1", "--seconds", "0.2"]
+    words = [sys.executable, *BENCHMARK.split()[1:], *small]
+    ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout)["ratio"] > 0

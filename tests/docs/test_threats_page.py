@@ -1,0 +1,28 @@
+"""docs/threats.md claims what a test shows, and each test that it names exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent.parent
+PAGE = TESTS.parent / "docs" / "threats.md"
+
+
+def rows() -> list[list[str]]:
+    """The cells of each row below "Defended"."""
+    text = PAGE.read_text(encoding="utf-8").partition("## Defended")[2].partition("## Not defended")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith(("|---", "| Threat"))]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_each_row_names_tests_that_exist() -> None:
+    assert len(rows()) > 25
+    for threat, _, shown in rows():
+        named = re.findall(r"`([\w/]+)::(\w+)`", shown)
+        assert named, threat
+        for file, name in named:
+            tree = ast.parse((TESTS / f"{file}.py").read_text(encoding="utf-8"))
+            functions = {one.name for one in ast.walk(tree) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)}
+            assert f"test_{name}" in functions, f"{threat}: {file}::{name}"

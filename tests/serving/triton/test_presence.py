@@ -1,0 +1,110 @@
+"""A process that is gone is missed; one that was replaced is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from plurum.serving.triton.presence import Presence
+from plurum.serving.triton.processes import MARK, ServerProcesses
+
+Start = Callable[[str], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> ServerProcesses:
+    """Those that this test starts."""
+    name = f"plurum_{uuid.uuid4().hex}"
+    monkeypatch.setenv(MARK, name)
+    return ServerProcesses(name, os.getsid(0))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a process that looks like a model's; it ends with its standard input."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def stub(model: str) -> subprocess.Popen[bytes]:
+        script = tmp_path / "models" / model / "1" / "model.py"
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text("echo\nread line\n")
+        words = ["triton_python_backend_stub", str(script)]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(words, executable="/bin/sh", stdin=pipe, stdout=pipe))
+        assert started[-1].stdout is not None
+        assert started[-1].stdout.readline() == b"\n"
+        return started[-1]
+
+    yield stub
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def presence_of(processes: ServerProcesses, *, loaded: bool = True, instances: int = 1) -> Presence:
+    return Presence(processes, lambda model: 0 if model == "ensemble" else instances, lambda _: loaded)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def test_who_dies_is_missed_until_another_is_there(processes: ServerProcesses, start: Start) -> None:
+    presence = presence_of(processes)
+    voter, _ = start("voter"), start("preprocess")
+    presence.watch(["voter", "preprocess", "ensemble"])
+    assert presence.missing() == ()
+    end(voter)
+    assert presence.missing() == ("voter",)
+    other = start("voter")
+    assert processes.stubs()[psutil.Process(other.pid)] == "voter"
+    assert presence.missing() == ()
+    end(other)
+    assert presence.missing() == ("voter",)
+    presence.forget("voter")
+    assert presence.missing() == ()
+    assert "voter" not in presence
+
+
+def test_of_two_instances_both_must_come_back(processes: ServerProcesses, start: Start) -> None:
+    presence = presence_of(processes, instances=2)
+    first, _ = start("voter"), start("voter")
+    presence.watch(["voter"])
+    end(first)
+    start("voter")
+    assert presence.missing() == ("voter",)
+    start("voter")
+    assert presence.missing() == ()
+
+
+def test_a_former_version_is_neither_missed_nor_taken_for_the_present_one(
+    processes: ServerProcesses, start: Start
+) -> None:
+    presence = presence_of(processes)
+    former = start("voter")
+    presence.watch(["voter"])
+    presence.loads_anew("voter")
+    assert "voter" not in presence
+    present = start("voter")
+    presence.watch(["voter"])
+    end(present)
+    assert presence.missing() == ("voter",)
+    present = start("voter")
+    assert presence.missing() == ()
+    end(former)
+    assert presence.missing() == ()
+
+
+def test_what_triton_does_not_serve_is_not_missed(processes: ServerProcesses, start: Start) -> None:
+    presence = presence_of(processes, loaded=False)
+    voter = start("voter")
+    presence.watch(["voter"])
+    end(voter)
+    assert presence.missing() == ()

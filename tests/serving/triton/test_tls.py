@@ -1,0 +1,331 @@
+"""Triton's gRPC over TLS: who is answered, who is refused, and what is said of files that can't be used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from tritonclient.utils import InferenceServerException
+
+from plurum.client import EnsembleClient, Tls
+from plurum.errors import ServerError
+from plurum.run import Run
+from plurum.serving import Server
+from plurum.serving.triton.certificates import ServerTls, check_certificates
+from plurum.serving.triton.settings import Ports, server_arguments
+from tests.cli.test_serve import command, server_of, serving
+from tests.serving.triton.test_server import FREE, nothing_is_left
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - what these tests are about
+
+
+@dataclass(frozen=True)
+class Authority:
+    """Signs certificates for this machine; its own is `ca`."""
+
+    folder: Path
+
+    @property
+    def ca(self) -> Path:
+        return self.folder / "ca.pem"
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """Return a certificate and its private key."""
+        cert, key, request = (self.folder / f"{name}.{end}" for end in ("pem", "key", "csr"))
+        names = self.folder / "names"
+        names.write_text("subjectAltName=IP:127.0.0.1,IP:10.231.87.1")
+        _openssl("req -newkey", *_EC, "-subj", f"/CN={name}", "-keyout", key, "-out", request)
+        signing = ("-CA", self.ca, "-CAkey", self.folder / "ca.key", "-CAcreateserial", "-extfile", names)
+        _openssl("x509 -req -days 1", "-in", request, *signing, "-out", cert)
+        # openssl leaves the mode of a file that is there already.
+        key.chmod(0o600)
+        return cert, key
+
+    def server(self, *, mutual: bool) -> ServerTls:
+        """Return what a server is started with."""
+        cert, key = self.issue("server")
+        return ServerTls(cert=cert, key=key, client_ca=self.ca if mutual else None)
+
+    def client(self, name: str = "clinic") -> Tls:
+        """Return what a client shows that believes us and is known to us."""
+        cert, key = self.issue(name)
+        return Tls(ca_file=self.ca, cert_file=cert, key_file=key)
+
+
+_EC = ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+
+
+def _openssl(words: str, *more: object) -> None:
+    subprocess.run(["openssl", *words.split(), *map(str, more)], check=True, capture_output=True)
+
+
+def new_authority(folder: Path) -> Authority:
+    folder.mkdir()
+    _openssl(
+        "req -x509 -days 1 -subj /CN=authority -newkey", *_EC, "-keyout", folder / "ca.key", "-out", folder / "ca.pem"
+    )
+    return Authority(folder)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return new_authority(tmp_path_factory.mktemp("tls") / "ours")
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return new_authority(tmp_path_factory.mktemp("tls") / "theirs")
+
+
+def here(server: Server) -> str:
+    """Return where to ask a server that listens everywhere."""
+    return server.urls.grpc.replace(EVERYWHERE, "127.0.0.1")
+
+
+def is_answered(url: str, tls: Tls, run: Run) -> bool:
+    """Whether this client is answered; one that isn't does not get as far as TLS goes."""
+    said = ""
+    with EnsembleClient(url, tls=tls, timeout_s=3) as client:
+        try:
+            return len(client.predict(np.array(run.pixels()[:2]))) == 2
+        except ServerError as error:
+            said = str(error)
+    assert "no gRPC server answers" in said
+    return False
+
+
+def listening(ports: set[int]) -> dict[int, str]:
+    """Return the addresses, as the kernel writes them, that listen on these ports."""
+    lines = [
+        line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:]
+    ]
+    places = [words[1].split(":") for words in lines if words[3] == "0A"]
+    return {int(port, 16): address for address, port in places if int(port, 16) in ports}
+
+
+def test_what_triton_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tls = ServerTls(cert=Path("cert.pem"), key=Path("key.pem"))
+    settings = FREE.model_copy(update={"grpc_tls": tls, "grpc_host": EVERYWHERE})
+    told = server_arguments(settings, Ports(1, 2, 3), "models", "name")
+    assert {f"--grpc-server-cert={tmp_path}/cert.pem", f"--grpc-server-key={tmp_path}/key.pem"} <= set(told)
+    assert {"--grpc-use-ssl=true", "--grpc-address=0.0.0.0", "--http-address=127.0.0.1"} <= set(told)
+    assert not any(word.startswith(("--grpc-use-ssl-mutual", "--grpc-root-cert")) for word in told)
+    both = settings.model_copy(update={"grpc_tls": tls.model_copy(update={"client_ca": Path("ca.pem")})})
+    told = server_arguments(both, Ports(1, 2, 3), "models", "name")
+    assert {"--grpc-use-ssl-mutual=true", f"--grpc-root-cert={tmp_path}/ca.pem"} <= set(told)
+    assert not any("ssl" in word.partition("=")[0] for word in server_arguments(FREE, Ports(1, 2, 3), "models", "name"))
+
+
+def test_files_that_can_not_be_used_are_one_line_each(authority: Authority, tmp_path: Path) -> None:
+    cert, key = authority.issue("server")
+    other_cert, other_key = authority.issue("other")
+    locked, rsa, garbage, torn = (tmp_path / name for name in ("locked.key", "rsa.key", "garbage.pem", "torn.pem"))
+    _openssl("pkey -aes128 -passout pass:x", "-in", key, "-out", locked)
+    _openssl("genrsa", "-out", rsa, "2048")
+    edwards, torn_key, shorter = (tmp_path / name for name in ("edwards.key", "torn.key", "shorter-torn.key"))
+    _openssl("genpkey -algorithm ed25519", "-out", edwards)
+    torn_key.write_bytes(key.read_bytes()[:60])
+    shorter.write_bytes(key.read_bytes()[:58])
+    garbage.write_bytes(os.urandom(500))
+    torn.write_bytes(cert.read_bytes()[:200])
+    faults = [
+        (tmp_path / "no.pem", key, None, r"no\.pem can't be read: No such file or directory; change --grpc-tls-cert"),
+        (cert, tmp_path / "no.key", None, r"no\.key can't be read: No such file .*change --grpc-tls-key"),
+        (cert, key, tmp_path / "no.pem", r"no\.pem can't be read: .*change --grpc-tls-client-ca"),
+        (tmp_path, key, None, r"can't be read: it is a folder, not a regular file; change --grpc-tls-cert"),
+        (garbage, key, None, r"garbage\.pem holds no certificate in PEM .*change --grpc-tls-cert"),
+        (key, cert, None, r"server\.key holds no certificate in PEM"),
+        (cert, garbage, None, r"garbage\.pem holds no private key in PEM .*change --grpc-tls-key"),
+        (cert, key, garbage, r"garbage\.pem holds no certificate in PEM .*change --grpc-tls-client-ca"),
+        (cert, edwards, None, r"edwards\.key is an Edwards key \(Ed25519\), which gRPC can't use"),
+        (cert, torn_key, None, r"torn\.key can't be used for TLS \("),
+        (cert, shorter, None, r"shorter-torn\.key can't be used for TLS \("),
+        (torn, key, None, r"torn\.pem and .*server\.key can't be used for TLS \("),
+        (cert, key, torn, r"torn\.pem can't be used as clients' authority \("),
+        (cert, locked, None, r"the private key in .*locked\.key has a password, and Triton can't ask for it"),
+        (cert, other_key, None, r"other\.key is not the private key of the first certificate in .*server\.pem"),
+        (cert, rsa, None, r"rsa\.key is not the private key of the first certificate in .*server\.pem"),
+        (other_cert, key, None, r"server\.key is not the private key of the first certificate in .*other\.pem"),
+    ]
+    for cert_file, key_file, client_ca, message in faults:
+        with pytest.raises(ServerError, match=message) as raised:
+            check_certificates(ServerTls(cert=cert_file, key=key_file, client_ca=client_ca))
+        assert "\n" not in str(raised.value)
+    check_certificates(ServerTls(cert=cert, key=key, client_ca=authority.ca))
+
+
+def test_a_key_that_others_can_read_is_warned_of(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    tls = authority.server(mutual=False)
+    tls.key.chmod(0o600)
+    check_certificates(tls)
+    assert caplog.messages == []
+    tls.key.chmod(0o644)
+    check_certificates(tls)
+    assert caplog.messages == [
+        f"others on this machine can read the private key in {tls.key}; run: chmod 600 {tls.key}"
+    ]
+
+
+@pytest.mark.triton
+def test_a_client_that_believes_the_right_authority_is_answered(
+    repository: Path, run: Run, authority: Authority, another: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = FREE.model_copy(update={"grpc_tls": authority.server(mutual=False), "grpc_host": EVERYWHERE})
+    with Server(repository, settings) as server:
+        assert server.urls.grpc.startswith(f"grpcs://{EVERYWHERE}:")
+        assert [one for one in caplog.messages if "gRPC" in one] == [
+            "whoever reaches gRPC on 0.0.0.0 may ask: --grpc-tls-client-ca lets in those with a certificate alone"
+        ]
+        url = here(server)
+        assert is_answered(url, Tls(ca_file=authority.ca), run)
+        assert not is_answered(url, Tls(ca_file=another.ca), run)
+        assert not is_answered(url, Tls(), run)
+        assert not is_answered(url.removeprefix("grpcs://"), Tls(), run)
+    assert nothing_is_left(server)
+
+
+@pytest.fixture(scope="module")
+def mutual(repository: Path, authority: Authority) -> Iterator[Server]:
+    settings = FREE.model_copy(update={"grpc_tls": authority.server(mutual=True), "grpc_host": EVERYWHERE})
+    with Server(repository, settings) as server:
+        yield server
+
+
+@pytest.mark.triton
+def test_with_mutual_tls_only_who_shows_a_certificate_of_ours_is_answered(
+    mutual: Server, run: Run, authority: Authority, another: Authority
+) -> None:
+    url = here(mutual)
+    assert is_answered(url, authority.client(), run)
+    assert not is_answered(url, Tls(ca_file=authority.ca), run)
+    cert, key = another.issue("clinic")
+    assert not is_answered(url, Tls(ca_file=authority.ca, cert_file=cert, key_file=key), run)
+    assert not is_answered(url.removeprefix("grpcs://"), Tls(), run)
+    assert is_answered(url, authority.client("another-clinic"), run)
+
+
+@pytest.mark.triton
+def test_only_grpc_leaves_this_machine(mutual: Server) -> None:
+    urls = mutual.urls
+    http, grpc, metrics = (urlsplit(url).port or 0 for url in (urls.http, urls.grpc, urls.metrics))
+    assert listening({http, metrics}) == {http: "0100007F", metrics: "0100007F"}
+    # Everywhere, as IPv4 or as IPv6 has it.
+    assert set(listening({grpc})[grpc].removeprefix("0000000000000000FFFF0000")) == {"0"}
+
+
+@contextlib.contextmanager
+def tritons_client(server: Server, tls: Tls) -> Iterator[Any]:
+    address = urlsplit(here(server)).netloc
+    files = {"root_certificates": tls.ca_file, "private_key": tls.key_file, "certificate_chain": tls.cert_file}
+    with tritonclient.grpc.InferenceServerClient(
+        address, ssl=True, **{name: str(file) for name, file in files.items()}
+    ) as client:
+        yield client
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(
+    "manage",
+    [
+        lambda client: client.get_system_shared_memory_status(),
+        lambda client: client.load_model("voter"),
+        lambda client: client.unload_model("voter"),
+        lambda client: client.get_model_repository_index(),
+        lambda client: client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}),
+        lambda client: client.update_log_settings({"log_verbose_level": 1}),
+    ],
+    ids=["shared", "load", "unload", "index", "trace", "log"],
+)
+def test_a_certificate_does_not_open_management(mutual: Server, authority: Authority, manage: Any) -> None:
+    with (
+        tritons_client(mutual, authority.client()) as client,
+        pytest.raises(InferenceServerException, match="protocol is restricted"),
+    ):
+        manage(client)
+
+
+@pytest.mark.triton
+def test_requests_in_flight_go_all_the_way_with_mutual_tls(
+    slow: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers: queue.Queue[tuple[float, Any]] = queue.Queue()
+    tensor = tritonclient.grpc.InferInput("PIXELS", [8, 32, 32, 3], "UINT8")
+    tensor.set_data_from_numpy(np.zeros((8, 32, 32, 3), np.uint8))
+    settings = FREE.model_copy(update={"grpc_tls": authority.server(mutual=True), "exit_timeout_s": 30})
+    with contextlib.ExitStack() as asking, Server(slow, settings) as server:
+        client = asking.enter_context(tritons_client(server, authority.client()))
+        # The handshake takes its time on a busy machine.
+        assert client.is_server_live()
+        for _ in range(150):
+            client.async_infer(
+                "ensemble_pixels", [tensor], lambda result, error: answers.put((time.monotonic(), error or result))
+            )
+        time.sleep(0.3)
+        end = time.monotonic()
+    assert answers.qsize() == 150
+    outcomes = [answers.get() for _ in range(150)]
+    assert len([when for when, _ in outcomes if when > end]) > 20
+    assert [str(answer) for _, answer in outcomes if isinstance(answer, Exception)] == []
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert nothing_is_left(server)
+
+
+def options(tls: ServerTls) -> list[str]:
+    files = {"cert": tls.cert, "key": tls.key, "client-ca": tls.client_ca}
+    return [word for name, file in files.items() if file for word in (f"--grpc-tls-{name}", str(file))]
+
+
+@pytest.mark.triton
+def test_a_server_started_anew_wants_the_same_certificates(repository: Path, run: Run, authority: Authority) -> None:
+    words = ("--json", "--grpc-host", EVERYWHERE, *options(authority.server(mutual=True)))
+    with serving(repository, *words) as (process, line):
+        urls = json.loads(line)
+        url, http = urls["grpc"].replace(EVERYWHERE, "127.0.0.1"), urlsplit(urls["http"]).port or 0
+        known = authority.client()
+        assert is_answered(url, known, run)
+        os.kill(server_of(process).session, signal.SIGKILL)
+        # The certificate was renewed in the meantime.
+        authority.server(mutual=True)
+        deadline = time.monotonic() + 60
+        while not is_answered(url, known, run):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert not is_answered(url, Tls(ca_file=authority.ca), run)
+        assert listening({http}) == {http: "0100007F"}
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    Path(err.splitlines()[0].split()[-1]).unlink()
+
+
+@pytest.mark.triton
+def test_wrong_files_end_plurum_serve_with_one_line(repository: Path, authority: Authority, tmp_path: Path) -> None:
+    tls = authority.server(mutual=False)
+    for words, message in (
+        (
+            options(tls.model_copy(update={"cert": tmp_path / "no.pem"})),
+            f"{tmp_path}/no.pem can't be read: No such file",
+        ),
+        (options(tls.model_copy(update={"key": authority.issue("other")[1]})), "is not the private key of"),
+        (options(tls)[:2], "a certificate and its private key go together"),
+    ):
+        done = subprocess.run(command(repository, *words), capture_output=True, text=True, check=False, timeout=60)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("plurum: ")
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1

@@ -1,0 +1,143 @@
+"""The data folder of a run: whole, the same pixels, found again, refused when the source is another."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plurum.errors import DataError, OutputError
+from plurum.run import Run
+from plurum.training import TrainSettings, load_data
+from plurum.training.data.store import image_spec, store_data
+from tests.training.conftest import digit_arrays, write_classes, write_image
+
+SETTINGS = TrainSettings(archs=("a",), image_size=16)
+
+
+@pytest.mark.parametrize(("side", "size"), [(8, 32), (28, 32), (32, 32), (33, 64), (224, 224)])
+def test_arrays_keep_their_size_where_a_network_can_halve_it_five_times(tmp_path: Path, side: int, size: int) -> None:
+    arrays = {
+        name: array if "labels" in name else np.zeros((len(array), 8, side), np.uint8)
+        for name, array in digit_arrays().items()
+    }
+    np.savez(tmp_path / "a.npz", **arrays)
+    image = image_spec(load_data(str(tmp_path / "a.npz")), TrainSettings(archs=("a",)))
+    assert (image.height, image.width) == (size, size)
+
+
+def test_files_are_brought_to_224_and_any_size_may_be_asked_for(tmp_path: Path) -> None:
+    data = load_data(str(write_classes(tmp_path, {"CE": 3, "LAA": 3})))
+    assert image_spec(data, TrainSettings(archs=("a",))).height == 224
+    image = image_spec(data, TrainSettings(archs=("a",), image_size=48, colour="grey", resize="crop"))
+    assert (image.height, image.width, image.colour, image.resize) == (48, 48, "grey", "crop")
+
+
+def test_what_is_stored_is_what_was_there(archive: Path, tmp_path: Path) -> None:
+    run, data = Run(tmp_path / "run"), load_data(str(archive))
+    contract = store_data(run, data, SETTINGS)
+    assert contract == run.data()
+    assert contract.source == str(archive)
+    assert contract.classes == data.classes
+    np.testing.assert_array_equal(run.pixels(), data.pixels(contract.image))
+    table = run.table()
+    assert table.splits == data.table.splits
+    assert table.sources == data.table.sources
+    np.testing.assert_array_equal(table.labels, data.table.labels)
+
+
+def test_patients_images_and_names_are_their_owners_alone_whatever_the_umask(archive: Path, tmp_path: Path) -> None:
+    former = os.umask(0)
+    try:
+        store_data(Run(tmp_path / "run"), load_data(str(archive)), SETTINGS)
+    finally:
+        os.umask(former)
+    assert (tmp_path / "run" / "data").stat().st_mode & 0o777 == 0o700
+
+
+def test_mean_and_std_are_those_of_training_pixels(archive: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    image = store_data(run, load_data(str(archive)), SETTINGS).image
+    pixels = run.pixels()[run.table().rows("train")] / 255
+    np.testing.assert_allclose(image.mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(image.std, pixels.std(axis=(0, 1, 2)), rtol=1e-9)
+
+
+def test_pretrained_members_get_imagenets(archive: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"pretrained": True})
+    image = store_data(Run(tmp_path / "run"), load_data(str(archive)), settings).image
+    assert image.mean == (0.485, 0.456, 0.406)
+    assert image.std == (0.229, 0.224, 0.225)
+
+
+def test_pixels_that_never_change_can_be_normalised(tmp_path: Path) -> None:
+    arrays = {name: array if "labels" in name else np.full_like(array, 255) for name, array in digit_arrays().items()}
+    np.savez(tmp_path / "a.npz", **arrays)
+    image = store_data(Run(tmp_path / "run"), load_data(str(tmp_path / "a.npz")), SETTINGS).image
+    assert image.mean == pytest.approx((1, 1, 1))
+    assert image.std == pytest.approx((1 / 255,) * 3)
+
+
+def test_a_disk_without_room_for_the_pixels_is_refused_before_they_are_written(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def full(_file: int, _start: int, size: int) -> None:
+        asked.append(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    run = Run(tmp_path / "run")
+    with pytest.raises(OutputError, match=r"data can't be written: No space left on device"):
+        store_data(run, load_data(str(archive)), SETTINGS)
+    assert asked[0] > 320 * 16 * 16 * 3
+    assert list(run.path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_no_bus_error(archive: Path, tmp_path: Path) -> None:
+    """In a process of its own: a write into a map that has no room ends it by a signal."""
+    (tmp_path / "small").mkdir()
+    command = [sys.executable, "-m", "plurum", "train", str(archive), "--arch", "test_byobnet", "--out", "small/run"]
+    mounted = 'mount -t tmpfs -o size=200k none small && exec "$@"'
+    probe = ["unshare", "-m", "sh", "-c", mounted, "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*probe, "true"], cwd=tmp_path, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    done = subprocess.run([*probe, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "plurum: small/run/data can't be written: No space left on device\n"
+
+
+def test_it_is_decoded_once(archive: Path, tmp_path: Path) -> None:
+    run, data = Run(tmp_path / "run"), load_data(str(archive))
+    first = store_data(run, data, SETTINGS)
+    inode = (run.data_folder / "pixels.npy").stat().st_ino
+    assert store_data(run, data, SETTINGS) == first
+    assert (run.data_folder / "pixels.npy").stat().st_ino == inode
+
+
+def test_another_source_is_refused(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "data", {"CE": 4, "LAA": 4})
+    run = Run(tmp_path / "run")
+    store_data(run, load_data(str(folder)), SETTINGS)
+    with pytest.raises(OutputError, match=r"is not what .*run was begun with"):
+        store_data(run, load_data(str(folder), seed=1), SETTINGS)
+    write_image(folder / "CE" / "0.png", 77, (30, 30))
+    with pytest.raises(OutputError, match="start over with --fresh"):
+        store_data(run, load_data(str(folder)), SETTINGS)
+
+
+def test_nothing_is_left_of_a_folder_with_a_broken_image(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "data", {"CE": 4, "LAA": 4})
+    (folder / "CE" / "0.png").write_bytes(b"broken")
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    with pytest.raises(DataError, match=r"CE/0.png"):
+        store_data(run, load_data(str(folder)), SETTINGS)
+    assert list(run.path.iterdir()) == []

@@ -1,0 +1,198 @@
+"""The report's files: for spreadsheets, for programs, for people."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plurum.errors import OutputError
+from plurum.spec import Review
+from plurum.training.evaluation.judge import Asked, JudgeSettings, Subject, judge
+from plurum.training.evaluation.plots import plots_from_judgement
+from plurum.training.evaluation.report import REPORT_FILES, csv_from_judgement, html_from_judgement, write_report
+from plurum.training.statistics.judgement import Figure, Judgement
+from plurum.training.statistics.wording import beyond_chance, difference_text, figure_text, percent_text, verdict_lines
+from plurum.voting import VotingRule, decide, softmax
+
+# Names that are markup, a formula and a row of a spreadsheet, if one lets them.
+CLASSES = ("<script>alert(1)</script>", "$x_1$ & more", 'a "quoted", long name that no axis has room for')
+PICTURES = {"comparison", "confusion", "roc", "precision_recall", "reliability", "risk_coverage"}
+PICTURES |= {"prediction_sets", "diversity"}
+
+
+def judged(members: int = 2, classes: tuple[str, ...] = CLASSES, *, patients: bool = True) -> Judgement:
+    rng = np.random.default_rng(0)
+    names = tuple(f"member_{index}" for index in range(members))
+    rule = VotingRule((1 / members,) * members, quantiles=(0.9,) * len(classes), review_threshold=0.5)
+    subject = Subject("clots", classes, names, "PyTorch", alpha=0.1, review=Review(threshold=0.5, risk=0.05))
+    labels = np.repeat(rng.integers(0, len(classes), 40), 4)
+    logits = rng.normal(0, 1, (160, members, len(classes)))
+    logits[np.arange(160), :, labels] += 1.5
+    asked = Asked(decide(softmax(logits), rule), labels, [f"p{index // 4}" if patients else "" for index in range(160)])
+    return judge(subject, asked, asked, JudgeSettings(draws=100))
+
+
+@pytest.fixture(scope="module")
+def judgement() -> Judgement:
+    return judged()
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and gathers what a page names and shows."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "data"}]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        # Cells and rows may close themselves; ours don't.
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def test_the_page_holds_all_and_asks_for_nothing(judgement: Judgement) -> None:
+    pictures = plots_from_judgement(judgement)
+    text = html_from_judgement(judgement, pictures)
+    page = Page(text)
+    assert page.open == []
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert len(page.addresses) == len(PICTURES)
+    shown = {base64.b64decode(address.removeprefix("data:image/png;base64,")) for address in page.addresses}
+    assert shown == set(pictures.values())
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert "prefers-color-scheme: dark" in text
+    for name in CLASSES:
+        assert name in page.text
+    for line in verdict_lines(judgement):
+        assert line in page.text
+    assert figure_text(judgement.ensemble.metrics["aurc"]) in page.text
+    assert "Patient by patient" in page.text
+
+
+def test_pictures_are_whole_and_none_is_empty(judgement: Judgement) -> None:
+    pictures = plots_from_judgement(judgement)
+    assert set(pictures) == PICTURES
+    for name, picture in pictures.items():
+        image = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))
+        assert image.shape[0] > 100, name
+        assert image.shape[1] > 300, name
+        assert (image < 250).mean() > 0.01, name
+    assert plots_from_judgement(judgement) == pictures
+
+
+def test_plots_leave_nothing_behind(judgement: Judgement) -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    plots_from_judgement(judgement)
+    assert dict(mpl.rcParams) == before
+    import sys
+
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_the_csv_holds_every_figure(judgement: Judgement) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_from_judgement(judgement))))
+    assert set(rows[0]) == {"name", "class", "metric", "value", "low", "high"}
+    found = {(row["name"], row["class"], row["metric"]): row for row in rows}
+    assert len(found) == len(rows)
+    nll = judgement.judged[2].metrics["nll"]
+    row = found["member_0", "", "nll"]
+    assert [float(row[key]) for key in ("value", "low", "high")] == pytest.approx(
+        [nll.value, nll.low, nll.high], rel=1e-5
+    )
+    recall = judgement.ensemble.per_class[CLASSES[2]]["recall"]
+    assert float(found["ensemble", CLASSES[2], "recall"]["value"]) == pytest.approx(recall.value, rel=1e-5)
+    difference = judgement.differences["accuracy"].value
+    assert float(found["ensemble - best single", "", "accuracy"]["value"]) == pytest.approx(difference, abs=1e-6)
+    level = judgement.patient_level
+    assert level is not None
+    patient = level.by_rule["best single"]["max"].accuracy.value
+    assert float(found["best single", "", "patient_accuracy_max"]["value"]) == pytest.approx(patient)
+    assert ("best single", "", "patient_nll_majority") not in found
+
+
+def test_a_report_is_written_and_written_again(judgement: Judgement, tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "report"
+    page = write_report(judgement, folder)
+    assert page == folder / "report.html"
+    assert {file.name for file in folder.iterdir()} == {*REPORT_FILES, *(f"{name}.png" for name in PICTURES)}
+    assert Judgement.model_validate_json((folder / "metrics.json").read_text(encoding="utf-8")) == judgement
+    (folder / "notes.txt").write_text("mine")
+    write_report(judged(members=1, patients=False), folder)
+    # A single member has no pairs: the old picture of some must not stay.
+    assert not (folder / "diversity.png").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert "How differently members err" not in page.read_text(encoding="utf-8")
+    assert "Patient by patient" not in page.read_text(encoding="utf-8")
+
+
+def test_a_file_in_the_way_is_named(judgement: Judgement, tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("mine")
+    with pytest.raises(OutputError, match="report is a file; name a folder"):
+        write_report(judgement, tmp_path / "report")
+    assert (tmp_path / "report").read_text() == "mine"
+
+
+def test_many_classes_and_many_members_still_make_a_report(tmp_path: Path) -> None:
+    many = judged(members=5, classes=tuple(f"class {index}" for index in range(40)))
+    page = Page(write_report(many, tmp_path).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert "class 39" in page.text
+
+
+def test_what_does_not_exist_is_a_dash() -> None:
+    none = Figure(value=None, low=None, high=None)
+    assert (figure_text(none), figure_text(None), difference_text(none), percent_text(none)) == ("–", "–", "–", "none")
+    assert figure_text(Figure(value=0.5, low=None, high=None)) == "0.5000"
+    assert figure_text(Figure(value=0.5, low=0.25, high=0.75)) == "0.5000 (0.2500–0.7500)"
+    assert difference_text(Figure(value=-1e-9, low=-0.5, high=0.25)) == "+0.0000 (-0.5000 to +0.2500)"
+    assert percent_text(Figure(value=0.5, low=0.25, high=1)) == "50.0% (25.0%–100.0%)"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "higher", "lower"),
+    [(0.1, 0.2, "better", "worse"), (-0.2, -0.1, "worse", "better"), (-0.1, 0.1, "", ""), (0.0, 0.1, "", "")],
+)
+def test_a_difference_counts_when_its_interval_excludes_0(low: float, high: float, higher: str, lower: str) -> None:
+    figure = Figure(value=(low + high) / 2, low=low, high=high)
+    assert beyond_chance(figure, "higher") == higher
+    assert beyond_chance(figure, "lower") == lower
+
+
+def test_the_verdict_says_what_the_vote_is_worth(judgement: Judgement) -> None:
+    def said(accuracy: tuple[float, float], nll: tuple[float, float]) -> str:
+        differences = dict(judgement.differences)
+        for name, (low, high) in (("accuracy", accuracy), ("nll", nll)):
+            differences[name] = Figure(value=(low + high) / 2, low=low, high=high)
+        return verdict_lines(judgement.model_copy(update={"differences": differences}))[1]
+
+    assert said((0.1, 0.2), (-0.2, -0.1)).startswith("Beyond chance, it is better than its best single member, ")
+    assert said((-0.2, -0.1), (0.1, 0.2)).startswith("Beyond chance, it is worse than its best single member, ")
+    assert said((-0.2, 0.1), (-0.1, 0.2)).startswith("Beyond chance, it is neither better nor worse than ")
+    assert "better in accuracy, +0.1500 (+0.1000 to +0.2000), and worse in NLL" in said((0.1, 0.2), (0.1, 0.2))
+    assert "no vote to be judged" in verdict_lines(judged(members=1))[1]

@@ -1,0 +1,142 @@
+"""What a fit says of itself, and the files it leaves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from plurum.cli.main import run as command_line
+from plurum.files import sha256_of
+from plurum.run import Run
+from plurum.spec import write_contract
+from plurum.training import FitReport, FitSettings, fit_report, write_fit
+from plurum.training.settings import Begun
+from plurum.training.statistics.judgement import Figure
+
+
+@pytest.fixture(scope="module")
+def copy(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with two patients of each class in each split."""
+    run = Run(Path(shutil.copytree(trained.path, tmp_path_factory.mktemp("findings") / "run")))
+    text = (run.data_folder / "items.csv").read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    with (run.data_folder / "items.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for number, row in enumerate(rows):
+            writer.writerow(row | {"patient": f"{row['split']}-{row['label']}-{number % 2}"})
+    return run
+
+
+def ruin(run: Run, name: str) -> None:
+    """Make a member surely wrong: whatever it is sure of, it calls by the next class."""
+    path = run.member_folder(name) / "checkpoint.safetensors"
+    weights = load_file(path)
+    head = {key: 8 * value.roll(1, 0) for key, value in weights.items() if key.startswith("head.fc.")}
+    assert head
+    save_file({**weights, **head}, path)
+    file = run.member_folder(name) / "member.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sha256": sha256_of(path)}))
+
+
+@pytest.fixture(scope="module")
+def report(copy: Run) -> FitReport:
+    return fit_report(copy.path, FitSettings(select="all"))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "nll", "outcome"),
+    [
+        ((0.01, 0.05), (-0.2, 0.1), "better"),
+        ((-0.01, 0.05), (-0.2, -0.1), "better"),
+        ((-0.01, 0.05), (-0.2, 0.1), "no different"),
+        ((-0.05, -0.01), (-0.2, 0.1), "worse"),
+        ((-0.01, 0.05), (0.1, 0.2), "worse"),
+        ((0.01, 0.05), (0.1, 0.2), "mixed"),
+        # What four decimals do not show is nothing.
+        ((0.0, 0.0), (-4e-5, -1e-5), "no different"),
+    ],
+)
+def test_the_outcome_is_what_is_beyond_chance(
+    report: FitReport, accuracy: tuple[float, float], nll: tuple[float, float], outcome: str
+) -> None:
+    differences = {
+        name: Figure(value=sum(ends) / 2, low=ends[0], high=ends[1])
+        for name, ends in (("accuracy", accuracy), ("nll", nll))
+    }
+    assert report.model_copy(update={"differences": differences}).outcome == outcome
+
+
+def test_files_are_the_report_and_two_pictures(report: FitReport, tmp_path: Path) -> None:
+    paths = write_fit(report, tmp_path / "report")
+    assert {path.name for path in paths} == {"fit.json", "fit_members.png", "fit_review.png"}
+    assert sorted(paths) == sorted((tmp_path / "report").iterdir())
+    assert FitReport.model_validate_json((tmp_path / "report" / "fit.json").read_text()) == report
+    for path in paths[1:]:
+        with Image.open(path) as picture:
+            # Something is drawn, in more than two colours.
+            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 2
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--select", "greedy"), ("--select", "all"), ("--mode", "hard"), ("--mode", "stack")]
+)
+def test_the_command_takes_a_single_member_too(
+    copy: Run,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
+    shutil.rmtree(run.member_folder("test_resnet"))
+    begun = Begun.model_validate_json(run.settings_file.read_bytes())
+    alone = begun.settings.model_copy(update={"archs": ("test_byobnet",)})
+    write_contract(run.settings_file, begun.model_copy(update={"settings": alone}))
+    monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), *options])
+    with pytest.raises(SystemExit) as caught:
+        command_line()
+    printed = capsys.readouterr().out
+    assert not caught.value.code
+    assert run.ensemble().voting.weights == (1.0,)
+    assert "the run has a single member, so that there is no vote to be judged" in printed
+    assert "patients, by mean: " in printed
+    assert " of 8 test patients right (max: " in printed
+
+
+def test_the_command_names_a_member_that_is_not_finished(
+    copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
+    shutil.rmtree(run.member_folder("test_resnet"))
+    monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), "--draws", "100"])
+    with pytest.raises(SystemExit):
+        command_line()
+    printed = capsys.readouterr().out
+    assert "the run has a single finished member, so that there is no vote to be judged" in printed
+    assert (
+        "not finished, and so not asked: test_resnet; the plurum train command that the run was begun with finishes "
+        "it; then fit again\n"
+    ) in printed
+
+
+def test_who_is_kept_without_a_say_is_not_left_out(
+    copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two members of which one gets no weight, `all` keeps both, and the table says 0."""
+    run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
+    ruin(run, "test_byobnet")
+    for options, said in (((), "left out"), (("--select", "all"), "0.000")):
+        monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), *options])
+        with pytest.raises(SystemExit):
+            command_line()
+        row = next(line for line in capsys.readouterr().out.splitlines() if "test_byobnet" in line)
+        assert said in row
+    assert len(run.ensemble().members) == 2

@@ -1,0 +1,50 @@
+"""One answer per patient, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from plurum.training.statistics.patients import patients_of
+
+NAMES = ["b", "a", "", "b", "b", "torn", "torn", "a"]
+LABELS = np.array([1, 0, 1, 1, 1, 0, 1, 0])
+PROBABILITIES = np.array([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5], [0.4, 0.6], [0.4, 0.6], [1, 0], [1, 0], [0.2, 0.8]])
+
+
+def test_whose_images_they_are() -> None:
+    patients = patients_of(NAMES, LABELS)
+    assert patients is not None
+    assert patients.names == ("a", "b")
+    assert patients.torn == ("torn",)
+    assert patients.labels.tolist() == [0, 1]
+    assert [patients.names[owner] for owner in patients.owner] == [NAMES[row] for row in patients.rows]
+    assert sorted(patients.rows) == [0, 1, 3, 4, 7]
+
+
+def test_mean_max_and_majority() -> None:
+    patients = patients_of(NAMES, LABELS)
+    assert patients is not None
+    winners = PROBABILITIES.argmax(axis=1)
+    mean = patients.probabilities(PROBABILITIES, winners, "mean")
+    np.testing.assert_allclose(mean, [[0.4, 0.6], [1.7 / 3, 1.3 / 3]])
+    highest = patients.probabilities(PROBABILITIES, winners, "max")
+    np.testing.assert_allclose(highest, [[0.6 / 1.4, 0.8 / 1.4], [0.9 / 1.5, 0.6 / 1.5]])
+    majority = patients.probabilities(PROBABILITIES, winners, "majority")
+    np.testing.assert_allclose(majority, [[0.5, 0.5], [1 / 3, 2 / 3]], atol=1e-6)
+    # One image each way: the higher mean decides.
+    assert majority.argmax(axis=1).tolist() == [1, 1]
+    for rows in (mean, highest, majority):
+        np.testing.assert_allclose(rows.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("names", [[""] * 3, []])
+def test_without_names_there_are_none(names: list[str]) -> None:
+    assert patients_of(names, np.zeros(len(names), dtype=np.int64)) is None
+
+
+def test_all_of_them_torn_leaves_none() -> None:
+    patients = patients_of(["a", "a"], np.array([0, 1]))
+    assert patients is not None
+    assert patients.names == ()
+    assert patients.torn == ("a",)

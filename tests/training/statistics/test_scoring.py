@@ -1,0 +1,43 @@
+"""What members answer: in evaluation mode, in float32, and leaving the model as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from plurum.models import normalised
+from plurum.run import Run
+from plurum.training.inference.ensembles import ensemble_from_models
+from plurum.training.learning.architectures import model_from_arch
+from plurum.training.statistics.scoring import device_of, logits_of
+
+
+def test_logits_are_those_of_evaluation_mode_whatever_mode_the_model_is_in(trained: Run) -> None:
+    image, pixels, rows = trained.data().image, trained.pixels(), np.array([5, 200, 17])
+    model = model_from_arch("test_byobnet", 4, 0).eval()
+    with torch.inference_mode():
+        expected = model(normalised(torch.from_numpy(pixels[rows]), image)).numpy()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for training in (False, True):
+        model.train(training)
+        logits = logits_of(model, pixels, rows, image, batch_size=2)
+        np.testing.assert_allclose(logits, expected, atol=1e-6)
+        assert model.training is training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+class Means(nn.Module):
+    """Answers the mean of each channel, and has no weights."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.mean(dim=(2, 3))
+
+
+def test_a_model_without_weights_answers_too(trained: Run) -> None:
+    image, pixels, rows = trained.data().image, trained.pixels(), np.array([5, 200])
+    expected = normalised(torch.from_numpy(pixels[rows]), image).mean(dim=(2, 3)).numpy()
+    np.testing.assert_allclose(logits_of(Means(), pixels, rows, image), expected, atol=1e-6)
+    ensemble = ensemble_from_models([Means()], classes=("a", "b", "c"), image=image)
+    assert ensemble(pixels[rows]).shape == (2, 3)
+    assert device_of(nn.BatchNorm1d(3, affine=False, device="meta")).type == "meta"

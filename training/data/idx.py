@@ -1,0 +1,113 @@
+"""IDX files, the format of MNIST and of its kin: http://yann.lecun.com/exdb/mnist describes it."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.errors import DataError
+from plurum.regular_files import open_regular
+from plurum.run import Split, Table
+from plurum.training.data.arrays import images_from_arrays
+from plurum.training.data.labelled_images import LabelledImages, check_classes
+from plurum.training.data.splits import draw_split
+
+__all__ = ["array_from_idx", "holds_idx", "images_from_idx"]
+
+# MNIST's names of the splits; validation is drawn from train.
+_SPLITS: dict[str, Split] = {"train": "train", "t10k": "test"}
+_UNSIGNED_BYTE = 8
+# All of MNIST takes 55 MB.
+_MAX_BYTES = 1 << 33
+
+
+def holds_idx(folder: Path) -> bool:
+    """Whether `folder` holds MNIST's training images."""
+    return any(folder.glob("train-images?idx3-ubyte*"))
+
+
+def images_from_idx(folder: Path, seed: int) -> LabelledImages:
+    """Return the images of a folder with MNIST's four files, plain or as `.gz`.
+
+    `t10k` is the test split; a fifth of each class of `train` is drawn for validation.
+
+    Raises:
+        DataError: a file is missing, broken, or does not fit the others.
+    """
+    images = [_found(folder, f"{part}-images?idx3-ubyte", 3) for part in _SPLITS]
+    parts = [_found(folder, f"{part}-labels?idx1-ubyte", 1) for part in _SPLITS]
+    for part, array, some in zip(_SPLITS, images, parts, strict=True):
+        if len(array) != len(some):
+            raise DataError(f"{folder} has {len(array):,} {part} images and {len(some):,} {part} labels")
+        if array.size == 0:
+            raise DataError(f"{folder} has no {part} image: their shape is {list(array.shape)}")
+    if images[0].shape[1:] != images[1].shape[1:]:
+        shapes = " and ".join(str(list(array.shape)) for array in images)
+        raise DataError(f"{folder} has splits of different shapes: {shapes}")
+    labels = np.concatenate(parts).astype(np.int64)
+    highest = int(parts[0].max())
+    if labels.max() > highest:
+        raise DataError(
+            f"{folder} has the label {labels.max()}; the labels of its training images go from 0 to {highest}"
+        )
+    classes = tuple(str(index) for index in range(highest + 1))
+    check_classes(folder, classes)
+    given = tuple(split for split, some in zip(_SPLITS.values(), parts, strict=True) for _ in some)
+    patients = ("",) * len(labels)
+    splits = draw_split(labels, patients, given, classes, seed)
+    sources = tuple(f"{folder}/{part}/{i}" for part, some in zip(_SPLITS, parts, strict=True) for i in range(len(some)))
+    return images_from_arrays(str(folder), classes, Table(sources, labels, patients, splits), images)
+
+
+def array_from_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
+    """Return the array of unsigned bytes that an IDX file holds, plain or as `.gz`.
+
+    Raises:
+        DataError: it can't be read, holds another type or number of dimensions, or more or less than it says.
+    """
+    try:
+        with ExitStack() as stack:
+            file: BinaryIO = stack.enter_context(open_regular(path))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.GzipFile(fileobj=file))  # type: ignore[assignment]
+            return _array(path, file, dimensions)
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise DataError(f"{path} can't be read: {error or 'too little memory'}") from error
+
+
+def _array(path: Path, file: BinaryIO, dimensions: int) -> npt.NDArray[np.uint8]:
+    head = file.read(4 + 4 * dimensions)
+    if len(head) < 4 + 4 * dimensions or head[:2] != b"\0\0":
+        raise DataError(f"{path} is no IDX file: {len(head)} bytes that begin with {head[:4]!r}")
+    if head[2] != _UNSIGNED_BYTE or head[3] != dimensions:
+        raise DataError(
+            f"{path} has {head[3]} dimensions of type {head[2]:#04x}; {dimensions} of unsigned bytes (0x08) are needed"
+        )
+    shape = struct.unpack(f">{dimensions}I", head[4:])
+    needed = math.prod(shape)
+    if needed > _MAX_BYTES:
+        raise DataError(f"{path} says that it holds {list(shape)} values; at most {_MAX_BYTES:,} are read")
+    # One more, to see whether there is any; what a .gz would unpack to beyond is left in it.
+    data = file.read(needed + 1)
+    if len(data) != needed:
+        raise DataError(
+            f"{path} is truncated or too long: {len(data):,} bytes of values{' at least' * (len(data) > needed)}, "
+            f"{needed:,} are needed for {list(shape)}"
+        )
+    return np.frombuffer(data, np.uint8).reshape(shape)
+
+
+def _found(folder: Path, pattern: str, dimensions: int) -> npt.NDArray[np.uint8]:
+    files = sorted([*folder.glob(pattern), *folder.glob(f"{pattern}.gz")])
+    if not files:
+        name = pattern.replace("?", "-")
+        raise DataError(f"{folder} has no {name} or {name}.gz, which MNIST's format asks for")
+    return array_from_idx(files[0], dimensions)

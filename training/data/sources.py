@@ -1,0 +1,81 @@
+"""Where labelled images come from, by what the user named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from plurum.errors import DataError, SettingsError
+from plurum.training.data.archives import images_from_archive
+from plurum.training.data.arrays import DIGITS, images_from_digits
+from plurum.training.data.folders import files_from_folder
+from plurum.training.data.idx import holds_idx, images_from_idx
+from plurum.training.data.labelled_files import images_from_files
+from plurum.training.data.labelled_images import LabelledImages
+from plurum.training.data.manifests import files_from_manifest
+from plurum.training.data.tiles import Tiling
+
+__all__ = ["load_data"]
+
+_TABLES = (".tsv", ".tab", ".txt", ".xls", ".xlsx", ".ods", ".parquet", ".json", ".jsonl")
+
+
+def load_data(
+    source: str,
+    seed: int = 0,
+    *,
+    tile_size: int | None = None,
+    max_tiles: int = 16,
+    skip_unreadable: bool = False,
+) -> LabelledImages:
+    """Return the labelled images that `source` names; nothing is decoded yet, but to choose tiles.
+
+    - `digits`: scikit-learn's 1,797 handwritten digits, 8 × 8 pixels.
+    - A `.npz` of MedMNIST's format, in its own splits.
+    - A `.csv` with a row per image: path, label and, where they are known, patient and split.
+    - A folder with MNIST's four IDX files, plain or `.gz`.
+    - A folder with a folder per class: `CLASS/image.png`, or `CLASS/PATIENT/image.png` where patients are known.
+      Folders called `train`, `val` and `test` may stand above the classes.
+
+    Args:
+        source: One of these.
+        seed: What the splits are drawn from, where the source has none.
+        tile_size: Side of the tiles that a larger image is cut into, in pixels of the file; None leaves images whole.
+        max_tiles: Of one image: those with the most tissue.
+        skip_unreadable: Leave out images that can't be read instead of refusing them.
+
+    Raises:
+        DataError: nothing is there, or nothing that can be learnt from.
+        SettingsError: tiles that can't be had.
+        MissingExtraError: scikit-learn or tifffile is not installed.
+    """
+    tiling = Tiling(tile_size, max_tiles) if tile_size is not None else None
+    path = Path(source)
+    if arrays := _arrays(source, seed):
+        if tiling:
+            raise SettingsError(f"{source} holds arrays, which --tile-size does not cut; leave it out")
+        return replace(arrays, skip_unreadable=skip_unreadable)
+    if path.is_dir():
+        files = files_from_folder(path)
+    elif path.is_file() and path.suffix.lower() == ".csv":
+        files = files_from_manifest(path)
+    else:
+        what = f"{source} is no image data" if path.exists() else f"there is no {source}"
+        if path.exists() and path.suffix.lower() in _TABLES:
+            what = f"{source} is a table of a kind that is not read; save it as CSV UTF-8 (.csv)"
+        raise DataError(
+            f"{what}: name a folder with a folder per class or with MNIST's files, a .csv that lists images, a "
+            f"MedMNIST .npz file, or the word {DIGITS!r}"
+        )
+    return images_from_files(files, seed, tiling, skip=skip_unreadable)
+
+
+def _arrays(source: str, seed: int) -> LabelledImages | None:
+    path = Path(source)
+    if source == DIGITS:
+        return images_from_digits(seed)
+    if path.is_dir() and holds_idx(path):
+        return images_from_idx(path, seed)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return images_from_archive(path)
+    return None

@@ -1,0 +1,151 @@
+"""The run's data folder: every image as members see it, decoded once."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.errors import OutputError
+from plurum.files import whole_folder
+from plurum.run import DataContract, Run
+from plurum.spec import ImageSpec, write_contract
+from plurum.training.data.labelled_images import LabelledImages
+from plurum.training.data.report import data_report, report_warnings, usable_rows
+from plurum.training.settings import TrainSettings
+
+__all__ = ["image_spec", "store_data"]
+
+_LOG = logging.getLogger(__name__)
+
+# What timm's weights were trained with.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_BLOCK = 1024
+
+
+def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataContract:
+    """Fill the run's data folder, whole or not at all, or find it filled with the same, and return its contract.
+
+    Mean and std are measured on the training images' pixels, or ImageNet's where members start from timm's weights.
+
+    Images that can't be read are left out if `data` says so; `report.json` names them, and what else is to be known.
+
+    Raises:
+        DataError: some images can't be read.
+        OutputError: the folder holds other data, or can't be written.
+    """
+    image = image_spec(data, settings)
+    if (run.data_folder / "contract.json").is_file():
+        found = run.data()
+        if found.source_fingerprint != data.fingerprint or not _are_of(run, data):
+            raise OutputError(
+                f"{data.name} is not what {run.path} was begun with: its files, sizes or times changed; name another "
+                f"--out, or start over with --fresh"
+            )
+        return found
+    with whole_folder(run.data_folder, private=True) as folder:
+        pixels, data = _store_pixels(folder, data, image)
+        if not settings.pretrained:
+            mean, std = _moments(pixels, data.table.rows("train"))
+            image = image.model_copy(update={"mean": mean, "std": std})
+        _write_items(folder / "items.csv", data)
+        contract = DataContract(
+            source=data.name,
+            fingerprint=_fingerprint(pixels, data.table.labels),
+            source_fingerprint=data.fingerprint,
+            classes=data.classes,
+            image=image,
+        )
+        write_contract(folder / "contract.json", contract)
+    _LOG.info("%s: %d images of %d x %d stored", data.name, len(data), image.width, image.height)
+    return contract
+
+
+def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple[npt.NDArray[np.uint8], LabelledImages]:
+    """Write `pixels.npy` and `report.json`, and return the pixels and the images that could be read."""
+    pixels = _mapped(folder / "pixels.npy", len(data), image)
+    decoded = data.decoded(image, pixels)
+    rows = usable_rows(data, decoded)
+    report = data_report(data, decoded)
+    (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    for line in (*report.notes, *report_warnings(report)):
+        _LOG.warning("%s: %s", data.name, line)
+    if len(rows) < len(data):
+        everything, pixels = pixels, _mapped(folder / "usable.npy", len(rows), image)
+        for start in range(0, len(rows), _BLOCK):
+            pixels[start : start + _BLOCK] = everything[rows[start : start + _BLOCK]]
+        (folder / "usable.npy").replace(folder / "pixels.npy")
+        data = data.taken(rows)
+    pixels.flush()
+    return pixels, data
+
+
+def _mapped(path: Path, images: int, image: ImageSpec) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
+    shape = (images, image.height, image.width, 3)
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
+    # The file is as long as that, but holds nothing yet: on a full disk the first write into the map would be a bus
+    # error, which ends the process without a word.
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return pixels  # type: ignore[no-any-return]
+
+
+def _are_of(run: Run, data: LabelledImages) -> bool:
+    """Whether the run's images are all `data`'s, in the same splits; those that can't be read are not among them."""
+    splits = dict(zip(data.table.sources, data.table.splits, strict=True))
+    stored = run.table()
+    return all(splits.get(source) == split for source, split in zip(stored.sources, stored.splits, strict=True))
+
+
+def image_spec(data: LabelledImages, settings: TrainSettings) -> ImageSpec:
+    """Return how pixels are made of `data`; mean and std are ImageNet's until `store_data` measures them."""
+    size = settings.image_size
+    if size is None:
+        # Most networks halve their input five times: 32 leaves one cell.
+        size = 224 if data.side is None else max(32, -(-data.side // 32) * 32)
+    return ImageSpec(
+        height=size,
+        width=size,
+        colour=settings.colour,
+        resize=settings.resize,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+    )
+
+
+def _moments(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel of the images `rows`, on a scale of 0 to 1."""
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for start in range(0, len(rows), _BLOCK):
+        block = pixels[rows[start : start + _BLOCK]]
+        for channel in range(3):
+            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    values = np.arange(256) / 255
+    mean = shares @ values
+    # A channel that never changes would be divided by 0.
+    std = np.sqrt(np.maximum(shares @ values**2 - mean**2, 1 / 255**2))
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _fingerprint(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> str:
+    digest = hashlib.sha256(labels.tobytes())
+    for start in range(0, len(pixels), _BLOCK):
+        digest.update(np.ascontiguousarray(pixels[start : start + _BLOCK]).data)
+    return digest.hexdigest()
+
+
+def _write_items(path: Path, data: LabelledImages) -> None:
+    table = data.table
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "source", "label", "patient", "split"])
+        for index, source in enumerate(table.sources):
+            label = data.classes[table.labels[index]]
+            writer.writerow([index, source, label, table.patients[index], table.splits[index]])

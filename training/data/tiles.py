@@ -1,0 +1,176 @@
+"""Cutting large images into tiles, and keeping those with the most tissue."""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from plurum.errors import ImageError, SettingsError
+from plurum.images import (
+    FORMATS,
+    MAX_PIXELS,
+    MIN_SIDE,
+    TooLargeImageError,
+    UnreadableImageError,
+    eight_bit,
+    open_image,
+    too_large,
+)
+from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
+from plurum.slides.slides import Slide
+from plurum.slides.tissue import LEAST_TISSUE, is_background, tile_starts, tissue_share
+
+__all__ = ["Picture", "Tiling", "pictures_from_file"]
+
+# A tile is judged by at least 32 × 32 points of it.
+_SAMPLES = 32
+# Below, a file is read without a look at its header first.
+_SMALL_BYTES = 1 << 25
+_DECODING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How larger images are cut.
+
+    Attributes:
+        size: Side of a tile, in pixels of the file.
+        most: Tiles of one image that are kept.
+    """
+
+    size: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if not (self.size >= MIN_SIDE and self.size**2 <= MAX_PIXELS):
+            highest = int(MAX_PIXELS**0.5)
+            raise SettingsError(f"--tile-size {self.size} can't be had: {MIN_SIDE} to {highest:,} pixels are possible")
+        if self.most < 1:
+            raise SettingsError(f"--max-tiles {self.most} can't be had: 1 is the least")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file, or a rectangle of one.
+
+    Attributes:
+        path: The file.
+        box: x, y, width and height in its pixels, from the top left; None is all of it.
+        fault: Why it can't be read, where that is known already.
+    """
+
+    path: Path
+    box: tuple[int, int, int, int] | None = None
+    fault: str = ""
+
+    @property
+    def source(self) -> str:
+        """The file's path; a rectangle's as a media fragment (W3C): `slide.tif#xywh=0,512,512,512`."""
+        return f"{self.path}#xywh={','.join(map(str, self.box))}" if self.box else str(self.path)
+
+    def encoded(self) -> bytes:
+        """Return the file's bytes, or the rectangle as a PNG.
+
+        Raises:
+            ImageError: it can't be read.
+            UnreadableImageError: likewise, found while decoding; TooLargeImageError where --tile-size would help.
+            OSError: the file can't be opened.
+        """
+        if self.fault:
+            raise ImageError(self.fault)
+        if self.box is None:
+            if check_regular(self.path).st_size > _SMALL_BYTES and _is_large(size := _header(self.path)):
+                raise TooLargeImageError(too_large(*size))
+            return read_regular(self.path, MAX_IMAGE_BYTES)
+        buffer = io.BytesIO()
+        Image.fromarray(_region(self.path, self.box)).save(buffer, format="PNG", compress_level=1)
+        return buffer.getvalue()
+
+
+def pictures_from_file(path: Path, tiling: Tiling) -> list[Picture]:
+    """Return the tiles of an image, from the top left, or the image whole where it is no larger than a tile.
+
+    A tile counts as tissue where it is no background by `is_background`, at points of a coarse grid. Tiles with less
+    than `LEAST_TISSUE` are dropped; of the others, those with the most are kept. What can't be read is returned whole,
+    with its fault.
+    """
+    try:
+        if max(_header(path)) <= tiling.size:
+            return [Picture(path)]
+        tissue, cell, width, height = _tissue(path, tiling.size)
+    except (ImageError, UnreadableImageError) as error:
+        return [Picture(path, fault=str(error))]
+    except OSError as error:
+        return [Picture(path, fault=f"can't be read: {error.strerror or error}")]
+    boxes = [
+        (x, y, min(tiling.size, width), min(tiling.size, height))
+        for y in tile_starts(height, tiling.size)
+        for x in tile_starts(width, tiling.size)
+    ]
+    shares = [tissue_share(tissue, cell, box) for box in boxes]
+    best = sorted(range(len(boxes)), key=lambda index: -shares[index])[: tiling.most]
+    kept = [index for index in sorted(best) if shares[index] >= LEAST_TISSUE]
+    if not kept:
+        return [Picture(path, fault=f"no tile of {tiling.size} pixels has {LEAST_TISSUE:.0%} of tissue")]
+    return [Picture(path, boxes[index]) for index in kept]
+
+
+def _tissue(path: Path, size: int) -> tuple[npt.NDArray[np.bool_], float, int, int]:
+    """Return where there is tissue on a coarse grid, the width of its cells, and the image's width and height."""
+    if _is_large(_header(path)):
+        with Slide(path) as slide:
+            return *slide.tissue(_SAMPLES, size), slide.width, slide.height
+    step = max(1, size // _SAMPLES)
+    pixels = _whole(path)
+    return ~is_background(pixels[::step, ::step]), step, pixels.shape[1], pixels.shape[0]
+
+
+def _region(path: Path, box: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
+    x, y, width, height = box
+    if _is_large(_header(path)):
+        with Slide(path) as slide:
+            return slide.region(x, y, width, height)
+    return np.ascontiguousarray(_whole(path)[y : y + height, x : x + width])
+
+
+def _whole(path: Path) -> npt.NDArray[np.uint8]:
+    """Return all pixels of an image that may be decoded at once, as members see them but for the size."""
+    status = path.stat()
+    # The tiles of an image are asked for one after the other, by several threads: the first decodes for all.
+    with _DECODING:
+        return _decoded(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _decoded(path: Path, _size_bytes: int, _changed_ns: int) -> npt.NDArray[np.uint8]:
+    return np.asarray(eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES))))
+
+
+def _header(path: Path) -> tuple[int, int]:
+    """Return width and height as the file's header has them; large TIFFs' too, which Pillow takes for bombs."""
+    try:
+        check_regular(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                return image.size
+    except Image.DecompressionBombError:
+        with Slide(path) as slide:
+            return slide.width, slide.height
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("no JPEG, PNG or TIFF image") from error
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise UnreadableImageError(f"image is corrupt or truncated: {error}") from error
+
+
+def _is_large(size: tuple[int, int]) -> bool:
+    return size[0] * size[1] > MAX_PIXELS

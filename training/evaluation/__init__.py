@@ -1,0 +1,1 @@
+"""Evaluation of a fitted ensemble, and its report."""

@@ -1,0 +1,1 @@
+"""Fitting of the vote: weights, temperature, prediction sets and review threshold."""

@@ -1,0 +1,31 @@
+"""The files that a fit leaves in a run's report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from plurum.files import whole_file, write_text
+from plurum.training.fitting.report import FitReport
+
+__all__ = ["write_fit"]
+
+
+def write_fit(report: FitReport, folder: Path) -> tuple[Path, ...]:
+    """Write `fit.json`, `fit_members.png` and `fit_review.png` into `folder`, each whole or not at all.
+
+    Returns:
+        Where they are.
+
+    Raises:
+        OutputError: `folder` is a file or can't be written to.
+        MissingExtraError: matplotlib is not installed.
+    """
+    from plurum.training.fitting.plots import plots_from_fit
+
+    paths = [folder / "fit.json"]
+    write_text(paths[0], report.model_dump_json(indent=1) + "\n")
+    for name, picture in plots_from_fit(report).items():
+        paths.append(folder / f"{name}.png")
+        with whole_file(paths[-1]) as hidden:
+            hidden.write_bytes(picture)
+    return tuple(paths)

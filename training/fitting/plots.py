@@ -1,0 +1,67 @@
+"""The pictures of a fit, as PNG."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from plurum.training.canvas import BLUE, GREY, RED, figure_of, png_from_figure, shortened, tidied
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from plurum.training.fitting.report import FitReport
+
+__all__ = ["plots_from_fit"]
+
+
+def plots_from_fit(report: FitReport) -> dict[str, bytes]:
+    """Return the pictures of a fit by name, each a PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    return {"fit_members": png_from_figure(_members(report)), "fit_review": png_from_figure(_review(report))}
+
+
+def _members(report: FitReport) -> Figure:
+    """Each member's weight, and what the vote would lose without it."""
+    rows = list(report.members.items())
+    figure = figure_of(9.5, 1.6 + 0.34 * len(rows))
+    weights, losses = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
+    for y, (name, member) in enumerate(rows):
+        left_out = name in report.left_out
+        colour = RED if left_out else BLUE
+        weights.barh(y, member.weight, color=BLUE, height=0.6)
+        if left_out:
+            weights.text(0.01, y, "left out", color=RED, va="center")
+        added = member.contribution
+        if added is not None and added.value is not None and added.low is not None and added.high is not None:
+            losses.plot([added.low, added.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
+            losses.plot(added.value, y, "o", color=colour, markersize=6)
+    losses.axvline(0, color=GREY, linewidth=1)
+    tidied(weights, "weight in the vote", "")
+    tidied(losses, "validation NLL more without it (nats)\nright of 0: the vote is better with it", "")
+    losses.tick_params(axis="y", length=0)
+    weights.set_xlim(left=0)
+    weights.set_yticks(range(len(rows)), [shortened(name) for name, _ in rows])
+    weights.set_ylim(len(rows) - 0.5, -0.5)
+    return figure
+
+
+def _review(report: FitReport) -> Figure:
+    """Validation images by confidence: how many are answered, how many of those wrongly, and where review begins."""
+    figure = figure_of(7.4, 4.4)
+    axes = figure.subplots()
+    curve, review = report.risk_coverage, report.ensemble.review
+    axes.plot(curve.x, curve.y, color=BLUE, linewidth=2, label="validation images")
+    if review.risk is not None:
+        axes.axhline(review.risk, color=RED, linewidth=1, linestyle=":", label=f"risk wished for: {review.risk:.2%}")
+        within = [x for x, y in zip(curve.x, curve.y, strict=True) if y <= review.risk]
+        if within:
+            label = f"answered without a person:\nconfidence of {review.threshold:.4f} or more"
+            axes.axvspan(0, max(within), color=BLUE, alpha=0.1, linewidth=0, label=label)
+    tidied(axes, "coverage (share of images answered, surest first)", "risk (share of wrong answers)")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.1 * max(*curve.y, review.risk or 0.0, 0.01))
+    axes.legend(loc="upper left", frameon=False)
+    return figure

@@ -1,0 +1,175 @@
+"""A model and what moves it, one step after the other."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
+from torch.nn import functional
+
+from plurum.errors import SettingsError
+from plurum.models import normalised
+from plurum.training.data.examples import Batches, Examples
+from plurum.training.learning.augmentation import augmented, mixed
+from plurum.training.learning.distributed import World
+from plurum.training.learning.precision import Precision, autocast
+from plurum.training.learning.schedule import learning_rate_at
+from plurum.training.settings import TrainSettings
+
+__all__ = ["Learner", "copied"]
+
+
+class Learner:
+    """AdamW with all that a step takes: schedule, augmentation, mixed precision, accumulation, clipping, averaging.
+
+    What a step draws at random follows from the seed and the number of the step alone, so that a learner that goes
+    on from a saved `state` does what it would have done.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        examples: Examples,
+        seed: int,
+        precision: Precision,
+        device: torch.device,
+        world: World,
+    ) -> None:
+        self.settings = settings
+        self.examples = examples
+        self.seed = seed
+        self.precision: Precision = precision
+        self.device = device
+        self.world = world
+        self.batches = Batches(examples, settings, seed, world.size)
+        self.class_weights = torch.from_numpy(self.batches.weights).to(device)
+        self.taken = 0
+        self.cycle_began = 0
+        self.rate = 0.0
+        model = model.to(device).to(memory_format=torch.channels_last)
+        if world.size > 1 and device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = model
+        self.optimizer = _optimizer(model, settings)
+        # Off, it passes losses and gradients through.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.average: ModelEmaV3 | None = None
+        self.begin_cycle()
+        # These two share their weights with the model; its own names are what is saved.
+        self.parallel = world.parallel(model, device)
+        self.forward: Any = torch.compile(self.parallel) if settings.compile else self.parallel
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model whose answers count: the average where there is one."""
+        averaged: nn.Module = self.model if self.average is None else self.average.module
+        return averaged
+
+    def begin_cycle(self) -> None:
+        """Let the average, if there is one, begin anew: cycles must not resemble each other."""
+        self.cycle_began = self.taken
+        if self.settings.ema:
+            # Its decay rises from 0, so that the first steps are soon forgotten.
+            self.average = ModelEmaV3(self.model, decay=self.settings.ema, use_warmup=True, foreach=True)
+
+    def step(self, rows: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Learn from the images `rows` and return their mean loss and the gradient's norm, scalars on the device.
+
+        The loss is this process's part of it: the sum over all processes is that of the step.
+
+        Raises:
+            SettingsError: the model can't be compiled.
+        """
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, self.taken, self.world.rank]).generate_state(1)[0]))
+        self.rate = learning_rate_at(self.taken, len(self.batches), self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        passes = self.batches.passes(rows)
+        # Passes are divided by what the whole step counts, so that accumulation changes no gradient.
+        counted = float(self.batches.weights[self.examples.labels[rows]].sum())
+        loss = torch.zeros((), device=self.device)
+        for number, part in enumerate(passes, 1):
+            with self._unsynchronised() if number < len(passes) else contextlib.nullcontext():
+                sum_of_losses = self._losses(self.world.share(part))
+                # Over processes gradients are averaged, not added.
+                self.scaler.scale(sum_of_losses * (self.world.size / counted)).backward()
+            loss += sum_of_losses.detach() / counted
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm or float("inf"))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.taken += 1
+        if self.average is not None:
+            self.average.update(self.model, step=self.taken - self.cycle_began)
+        return loss, norm
+
+    def inputs(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return the images `rows` as the model learns from them, `[images, 3, height, width]`, normalised."""
+        pixels = torch.from_numpy(self.examples.pixels[rows]).to(self.device, non_blocking=True)
+        changed = augmented(pixels, self.settings)
+        return normalised(changed, self.examples.image).contiguous(memory_format=torch.channels_last)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a later `restore` needs, tensors and plain values; tensors are not copied."""
+        return {
+            "taken": self.taken,
+            "cycle_began": self.cycle_began,
+            "rate": self.rate,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.module.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.taken, self.cycle_began, self.rate = state["taken"], state["cycle_began"], state["rate"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
+
+    def _losses(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        labels = torch.from_numpy(self.examples.labels[rows]).to(self.device, non_blocking=True)
+        images, targets = mixed(self.inputs(rows), labels, self.examples.classes, self.settings)
+        with autocast(self.precision, self.device):
+            try:
+                logits = self.forward(images)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise SettingsError(
+                    f"torch.compile can't compile this model here ({reason}); train without --compile"
+                ) from error
+        return functional.cross_entropy(
+            logits.float(),
+            targets,
+            weight=self.class_weights,
+            label_smoothing=self.settings.label_smoothing,
+            reduction="sum",
+        )
+
+    def _unsynchronised(self) -> contextlib.AbstractContextManager[object]:
+        return self.parallel.no_sync() if self.world.size > 1 else contextlib.nullcontext()  # type: ignore[operator]
+
+
+def copied(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the model's state on the CPU; tensors that share memory are parted, as safetensors asks for."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    parameters = list(model.parameters())
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Metrics, calibration, intervals and the values that an evaluation states."""
