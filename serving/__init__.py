@@ -1,4 +1,4 @@
-"""Starting, watching and ending a Triton server, and the Python-based backends of the embedded one."""
+"""Start, supervise and stop a Triton server; includes the Python-based backends of the embedded server."""
 
 from plurum.serving.supervisor import SupervisionSettings, Supervisor
 from plurum.serving.triton.cores import usable_cores

@@ -1,4 +1,4 @@
-"""HTTP for health and metrics: small responses to anybody, from threads that no client can hold or multiply."""
+"""HTTP server for health and metrics, with limits on the number and duration of connections."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LONGEST_S = 10.0
 
 
 class SmallHttpServer(http.server.ThreadingHTTPServer):
-    """A server that has at most 64 connections, each for at most 10 s.
+    """An HTTP server with at most 64 connections, each for at most 10 s.
 
-    One connection more closes the oldest, so that a new client is answered however many others hold theirs open.
+    A further connection closes the oldest one, so that clients that hold connections open can't block others.
 
     Args:
-        host: Address to listen on, IPv4 or IPv6, or a name.
-        port: 0 takes a free one.
-        handler: Answers a request.
+        host: Address to listen on: IPv4, IPv6 or a host name.
+        port: Port to listen on; 0 picks a free port.
+        handler: Class that handles a request.
 
     Raises:
         OSError: the port can't be listened on.
@@ -38,7 +38,7 @@ class SmallHttpServer(http.server.ThreadingHTTPServer):
         super().__init__((host, port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread, and let go of the oldest connection if there are too many."""
+        """Handle a request in a thread, and close the oldest connection if there are too many."""
         with self._lock:
             self._deadlines[request] = time.monotonic() + _LONGEST_S
             crowded = list(self._deadlines)[:-_MOST_CONNECTIONS]
@@ -46,23 +46,23 @@ class SmallHttpServer(http.server.ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection that is done with."""
+        """Close a completed connection."""
         with self._lock:
             self._deadlines.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Let go of connections that have lasted too long; called twice a second."""
+        """Close connections that have exceeded their time limit; called twice a second."""
         now = time.monotonic()
         with self._lock:
             late = [one for one, deadline in self._deadlines.items() if deadline < now]
         self._break(late)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that has gone away is no fault of ours, and a line for each would fill disks."""
+        """Log nothing: disconnected clients are not faults, and one line for each would fill the disk."""
 
     def _break(self, connections: list[socket.socket]) -> None:
-        """Have the threads of connections end: what they read or write fails at once."""
+        """Shut connections down, so that reads and writes of their threads fail at once."""
         for one in connections:
             with self._lock:
                 self._deadlines.pop(one, None)

@@ -1,10 +1,10 @@
-"""A server's health as others may see it: a readiness that tells the truth, and what was healed, over HTTP.
+"""Health of a supervised server over HTTP: a readiness check based on real inferences, and metrics of faults.
 
-Triton's own readiness says 200 while a Python model's process is dead. A load balancer asks here:
+Triton's own readiness endpoint returns 200 even after a Python model's process has exited. Use these in load balancers:
 
-    GET /v2/health/live    200 as long as somebody watches the server
-    GET /v2/health/ready   200 while its ensemble answers, else 503 and why
-    GET /metrics           Prometheus' text format
+    GET /v2/health/live    200 as long as the supervisor runs
+    GET /v2/health/ready   200 while the ensemble responds, else 503 and the reason
+    GET /metrics           Prometheus text format
 """
 
 from __future__ import annotations
@@ -23,108 +23,110 @@ from plurum.serving.small_server import SmallHttpServer
 
 __all__ = ["Status", "StatusServer"]
 
-# Without an answer for so long nobody vouches for the server, not even by saying that it is away.
+# Not ready if no inference was confirmed for this long, in case the supervisor itself hangs.
 _STALE_S = 15.0
-# A file system that has gone away can hold up whoever reads it for ever.
+# A file system that is unreachable can block the thread that reads it.
 _UNREADABLE_S = 60.0
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class Status:
-    """What the one who watches a server knows about it; others read it at any time.
+    """Status of a server. The supervisor updates it; other threads read it at any time.
 
     Attributes:
-        registry: Its metrics.
-        faults: Counts by `kind`: `died`, `model_died`, `late`, `error`, `away`, `start`.
-        reloads: Counts of models loaded anew, by `model`.
-        restarts: Counts of servers started anew.
-        questions: Histogram of how long an answered question took, seconds.
+        registry: Registry of the status metrics.
+        faults: Counter of faults by `kind`: `died`, `model_died`, `late`, `error`, `away`, `start`.
+        reloads: Counter of reloaded models, by `model`.
+        restarts: Counter of restarts of Triton.
+        probes: Histogram of the duration of successful probes, seconds.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.faults = Counter("plurum_faults", "Faults noticed.", ["kind"], registry=self.registry)
-        # There from the start, so that Prometheus sees the first one as an increase.
+        self.faults = Counter("plurum_faults", "Detected faults.", ["kind"], registry=self.registry)
+        # Create the series now, so that Prometheus sees the first fault as an increase.
         for kind in ("died", "model_died", "late", "error", "away", "start"):
             self.faults.labels(kind)
-        self.reloads = Counter("plurum_model_reloads", "Models loaded anew.", ["model"], registry=self.registry)
-        self.restarts = Counter("plurum_restarts", "Tritons started anew.", registry=self.registry)
+        self.reloads = Counter("plurum_model_reloads", "Reloaded models.", ["model"], registry=self.registry)
+        self.restarts = Counter("plurum_restarts", "Restarts of Triton.", registry=self.registry)
         self._failed_starts = Gauge(
-            "plurum_failed_starts", "Starts of Triton that failed since it last answered.", registry=self.registry
+            "plurum_failed_starts", "Consecutive failed starts of Triton.", registry=self.registry
         )
         self._copied = Gauge("plurum_repository_bytes", "Size of the copy that is served.", registry=self.registry)
         self._copying = Gauge(
-            "plurum_repository_copy_seconds", "How long copying and hashing it took.", registry=self.registry
+            "plurum_repository_copy_seconds", "Time to copy and hash the repository.", registry=self.registry
         )
         changed = Gauge(
-            "plurum_repository_changed", "1 while the repository is gone or not what is served.", registry=self.registry
+            "plurum_repository_changed",
+            "1 while the repository is missing or differs from the copy that is served.",
+            registry=self.registry,
         )
-        changed.set_function(lambda: float(self.repository() is not None))
+        changed.set_function(lambda: float(self.repository_difference() is not None))
         self._difference: str | None = None
-        self._looked_at: float | None = None
-        self.questions = Histogram(
+        self._checked_at: float | None = None
+        self.probes = Histogram(
             "plurum_probe_seconds",
-            "How long the server's own question took.",
+            "Duration of the supervisor's own inference request.",
             buckets=_BUCKETS,
             registry=self.registry,
         )
-        ready = Gauge("plurum_ready", "1 while the ensemble answers.", registry=self.registry)
-        ready.set_function(lambda: float(self.reason() is None))
-        self._answered = Gauge(
-            "plurum_last_answer_timestamp_seconds", "When the ensemble last answered.", registry=self.registry
+        ready = Gauge("plurum_ready", "1 while the ensemble responds.", registry=self.registry)
+        ready.set_function(lambda: float(self.unready_reason() is None))
+        self._last_response = Gauge(
+            "plurum_last_answer_timestamp_seconds", "Time of the ensemble's last response.", registry=self.registry
         )
-        self._reason: str | None = "it is starting"
-        self._answered_at = time.monotonic()
+        self._reason: str | None = "the server is starting"
+        self._confirmed_at = time.monotonic()
 
-    def answers(self) -> None:
-        """Say that the server has just answered."""
-        self._answered.set_to_current_time()
-        self._answered_at = time.monotonic()
+    def mark_ready(self) -> None:
+        """Record that the server has just responded."""
+        self._last_response.set_to_current_time()
+        self._confirmed_at = time.monotonic()
         self._reason = None
 
-    def is_away(self, reason: str) -> None:
-        """Say why it does not answer."""
+    def mark_unready(self, reason: str) -> None:
+        """Record why the server does not respond."""
         self._reason = reason
 
-    def has_failed_to_start(self, times: int) -> None:
-        """Say how many starts have failed since the server last answered."""
-        self._failed_starts.set(times)
+    def set_failed_starts(self, count: int) -> None:
+        """Record the number of consecutive failed starts."""
+        self._failed_starts.set(count)
 
-    def has_copied(self, size_bytes: int, took_s: float) -> None:
-        """Say how large the copy of the repository is, and how long it took."""
+    def set_copy(self, size_bytes: int, took_s: float) -> None:
+        """Record the size of the repository's copy, and the time that copying took."""
         self._copied.set(size_bytes)
         self._copying.set(took_s)
 
-    def repository_is(self, difference: str | None) -> None:
-        """Say how the repository differs from the copy that is served, or that it does not."""
+    def set_repository_difference(self, difference: str | None) -> None:
+        """Record how the repository differs from the copy that is served; None if it does not."""
         self._difference = difference
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
 
-    def repository(self) -> str | None:
-        """Return how the repository differs from the copy that is served, or None where it does not."""
-        silent = 0.0 if self._looked_at is None else time.monotonic() - self._looked_at
-        if self._difference is None and silent > _UNREADABLE_S:
-            return f"it could not be looked at for {silent:.0f} s"
+    def repository_difference(self) -> str | None:
+        """Return how the repository differs from the copy that is served, or None if it does not."""
+        age_s = 0.0 if self._checked_at is None else time.monotonic() - self._checked_at
+        if self._difference is None and age_s > _UNREADABLE_S:
+            return f"the repository could not be checked for {age_s:.0f} s"
         return self._difference
 
-    def reason(self) -> str | None:
-        """Return why no question should be sent to the server, or None while it answers."""
-        silent = time.monotonic() - self._answered_at
-        if self._reason is None and silent > _STALE_S:
-            return f"it was last seen to answer {silent:.0f} s ago"
+    def unready_reason(self) -> str | None:
+        """Return why the server should get no requests, or None while it responds."""
+        age_s = time.monotonic() - self._confirmed_at
+        if self._reason is None and age_s > _STALE_S:
+            return f"the last confirmed response was {age_s:.0f} s ago"
         return self._reason
 
 
 class StatusServer:
-    """Says over HTTP what a `Status` holds, in a thread of its own; to be used in a `with` block.
+    """HTTP server of a `Status`, in a separate thread; for use in a `with` block.
 
     Args:
-        status: What is said.
+        status: Status to serve.
         host: Address to listen on.
-        port: 0 takes a free one.
+        port: Port to listen on; 0 picks a free port.
 
     Raises:
-        OSError: the port can't be listened on.
+        ServerError: the port can't be listened on.
     """
 
     def __init__(self, status: Status, host: str, port: int) -> None:
@@ -132,8 +134,10 @@ class StatusServer:
         try:
             self._server = SmallHttpServer(host, port, handler)
         except OSError as error:
-            reason = f"port {port} on {host} can't be listened on: {error.strerror}"
-            raise ServerError(f"{reason}; end what uses it or change --status-port") from error
+            raise ServerError(
+                f"--status-port: expected a port that can be listened on, got {port} on {host}: {error.strerror}. "
+                "Stop the program that uses it, or change --status-port."
+            ) from error
         self.url = f"http://{host}:{self._server.server_address[1]}"
 
     def __enter__(self) -> StatusServer:
@@ -148,28 +152,30 @@ class StatusServer:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """One question about the status."""
+    """Handler of one status request."""
 
     status: Status
-    # Who connects and says nothing is not waited for.
+    # Time limit for clients that connect but send nothing, seconds.
     timeout = 5.0
 
     def do_GET(self) -> None:
         if self.path == "/metrics":
-            self._say(HTTPStatus.OK, generate_latest(self.status.registry), CONTENT_TYPE_LATEST)
+            self._respond(HTTPStatus.OK, generate_latest(self.status.registry), CONTENT_TYPE_LATEST)
         elif self.path == "/v2/health/live":
-            self._say(HTTPStatus.OK, b"")
+            self._respond(HTTPStatus.OK, b"")
         elif self.path == "/v2/health/ready":
-            reason = self.status.reason()
+            reason = self.status.unready_reason()
             code = HTTPStatus.OK if reason is None else HTTPStatus.SERVICE_UNAVAILABLE
-            self._say(code, b"" if reason is None else f"{reason}\n".encode())
+            self._respond(code, b"" if reason is None else f"{reason}\n".encode())
         else:
-            self._say(HTTPStatus.NOT_FOUND, b"ask for /v2/health/live, /v2/health/ready or /metrics\n")
+            self._respond(
+                HTTPStatus.NOT_FOUND, b"unknown path; available: /v2/health/live, /v2/health/ready, /metrics\n"
+            )
 
     def log_message(self, *_: object) -> None:
-        """Say nothing: a load balancer asks every second."""
+        """Log nothing: load balancers send a request every second."""
 
-    def _say(self, code: HTTPStatus, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+    def _respond(self, code: HTTPStatus, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

@@ -34,7 +34,7 @@ from plurum.benchmarks.tools.load import pixel_rate
 from plurum.benchmarks.tools.machine import machine, versions
 from plurum.benchmarks.tools.members import random_repository
 from plurum.serving import Server, ServerSettings, usable_cores
-from plurum.serving.triton.metrics import answered
+from plurum.serving.triton.metrics import count_responses
 
 __all__ = ["Turns", "difference", "metrics_cost", "without_metrics"]
 
@@ -119,11 +119,11 @@ def _measured(servers: dict[str, Server], pixels: npt.NDArray[np.uint8], turns: 
         # Whoever comes second has a warmer machine, or a busier one.
         for side in sorted(servers, reverse=bool(turn % 2)):
             server = servers[side]
-            before, images = _processor_ms(server), answered(server.urls.metrics, [_MODEL], timeout_s=10)
+            before, images = _processor_ms(server), count_responses(server.urls.metrics, [_MODEL], timeout_s=10)
             figures[_RATE][side].append(pixel_rate(server.urls.grpc, _MODEL, pixels, clients, seconds))
             # What is put aside at the end belongs to this turn.
             time.sleep(_LAST_COUNT_S)
-            images = answered(server.urls.metrics, [_MODEL], timeout_s=10) - images
+            images = count_responses(server.urls.metrics, [_MODEL], timeout_s=10) - images
             for figure, spent in _processor_ms(server).items():
                 figures[figure][side].append((spent - before[figure]) / images)
     return figures

@@ -1,1 +1,1 @@
-"""Releases of a repository, and the rollout from one to another."""
+"""Releases of a repository, and rollouts from one release to another."""

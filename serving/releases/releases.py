@@ -1,12 +1,12 @@
-"""The releases that a server has been given, and which of them is public: a folder that outlives the server.
+"""Folder with the releases of a server and the name of the public one; it outlives the server.
 
     FOLDER/releases/TAG/     a model repository as it was exported; never changed. TAG is a hash of its content
-    FOLDER/state.json        which release is public, which was before, which is on trial
-    FOLDER/order.json        what `plurum rollout` asks for; taken away by the server once it has read it
-    FOLDER/report.json       what has become of the last order
+    FOLDER/state.json        the public release, the previous one, and the one on trial
+    FOLDER/order.json        a request from `plurum rollout`; the server removes it after reading it
+    FOLDER/report.json       progress and outcome of the last order
     FOLDER/lock              held by the server
 
-Whoever may write into the folder decides what is served: it is its owner's alone.
+Write access to the folder decides what is served, so only its owner has it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from plurum.files import is_locked, locked, sha256_of, whole_folder, write_text
 from plurum.regular_files import read_regular
 from plurum.serving.triton.trial import ReleaseTrial
 
-__all__ = ["Order", "Releases", "Report", "State"]
+__all__ = ["ReleaseState", "Releases", "RolloutOrder", "RolloutReport"]
 
 _TAG_LENGTH = 8
 Kind = TypeVar("Kind", bound="_Document")
@@ -34,13 +34,13 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class State(_Document):
-    """Which releases there are.
+class ReleaseState(_Document):
+    """The releases of a server.
 
     Attributes:
-        current: The tag of the public one.
-        previous: Of the one before, to go back to.
-        trial: The one on trial.
+        current: Tag of the public release.
+        previous: Tag of the release before it, for a rollback; None if there is none.
+        trial: Release on trial; None if there is none.
     """
 
     current: str
@@ -48,14 +48,15 @@ class State(_Document):
     trial: ReleaseTrial | None = None
 
 
-class Order(_Document):
-    """What a server is asked to do.
+class RolloutOrder(_Document):
+    """Rollout that a server should perform.
 
     Attributes:
-        number: Told apart by it.
-        release: The tag to make public; None goes back: from a trial to the public release, else to the one before.
-        percent: Try the release on this share of questions first.
-        shadow: Only compare its answers with the public one's.
+        number: Number that identifies the order.
+        release: Tag of the release to make public. None ends a trial or, without a trial, rolls back to the previous
+            release.
+        percent: If given, try the release on this percentage of requests first.
+        shadow: If True, only compare the release's predictions with those of the public release.
     """
 
     number: int
@@ -64,13 +65,13 @@ class Order(_Document):
     shadow: bool = False
 
 
-class Report(_Document):
-    """What has become of an order.
+class RolloutReport(_Document):
+    """Progress and outcome of an order.
 
     Attributes:
-        number: The order's.
-        lines: What was done, a line each.
-        outcome: None while it is under way.
+        number: Number of the order.
+        lines: Completed steps, one line each.
+        outcome: Outcome of the order; None while it is in progress.
     """
 
     number: int
@@ -79,25 +80,25 @@ class Report(_Document):
 
 
 class Releases:
-    """The folder."""
+    """Folder with the releases of a server."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock: int | None = None
-        self._state: State | None = None
+        self._state: ReleaseState | None = None
 
     def add(self, repository: Path) -> str:
-        """Copy a model repository, unless it is here already, and return its tag.
+        """Copy a model repository into the folder, unless it is there already, and return its tag.
 
         Raises:
-            OutputError: the folder can't be written to, or holds something else.
-            RepositoryError: `repository` is none.
+            OutputError: the folder can't be written to, or holds other files.
+            RepositoryError: `repository` is not a model repository, or changed meanwhile.
         """
         if not (repository / "ensemble.json").is_file():
             raise RepositoryError(
-                f"{repository} holds no ensemble.json; a repository that plurum export wrote is expected"
+                f"{repository}: expected a model repository with an ensemble.json. Create one with: plurum export RUN"
             )
-        self._make()
+        self._create()
         tag = _tag_of(repository)
         if not self.path(tag).is_dir():
             with whole_folder(self.path(tag)) as hidden:
@@ -107,98 +108,104 @@ class Releases:
         return tag
 
     def path(self, tag: str) -> Path:
-        """Return where a release is."""
+        """Return the path of a release."""
         return self.folder / "releases" / tag
 
-    def hold(self) -> None:
-        """Say that a server serves from here, until `let_go` or the end of this process.
+    def lock(self) -> None:
+        """Lock the folder for a server, until `unlock` or the end of this process.
 
         Raises:
-            OutputError: another one does.
+            OutputError: another server holds the lock.
         """
-        self._make()
+        self._create()
         self._lock = locked(self.folder / "lock")
         if self._lock is None:
-            raise OutputError(f"{self.folder} is served already; end that server or name another folder")
+            raise OutputError(
+                f"{self.folder}: expected a folder that no server uses, got one in use. "
+                "Stop that server, or give another folder."
+            )
 
-    def let_go(self) -> None:
-        """Say that the server has ended."""
+    def unlock(self) -> None:
+        """Release the lock when the server has stopped."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = self._state = None
 
     def is_served(self) -> bool:
-        """Whether a server serves from here."""
+        """Return True if a server holds the lock."""
         return is_locked(self.folder / "lock")
 
-    def state(self) -> State | None:
-        """Return what is public, or None before anything was.
+    def state(self) -> ReleaseState | None:
+        """Return the state, or None if no release was ever public.
 
-        Who holds the folder is the only one who changes that, and knows it even when the folder has gone.
+        Only the holder of the lock changes the state, and it keeps it in memory in case the folder disappears.
         """
         if self._lock is None:
-            return _read(self.folder / "state.json", State)
+            return _read(self.folder / "state.json", ReleaseState)
         if self._state is None:
-            self._state = _read(self.folder / "state.json", State)
+            self._state = _read(self.folder / "state.json", ReleaseState)
         return self._state
 
-    def keep(self, state: State) -> None:
-        """Write down what is public.
+    def write_state(self, state: ReleaseState) -> None:
+        """Write the state.
 
         Raises:
-            OutputError: it can't be written, or the folder has gone.
+            OutputError: the file can't be written, or the folder no longer exists.
         """
         self._check_there()
         write_text(self.folder / "state.json", state.model_dump_json(indent=2) + "\n")
         self._state = state
 
-    def order(self, order: Order) -> None:
-        """Ask the server for something."""
+    def place_order(self, order: RolloutOrder) -> None:
+        """Write an order for the server."""
         write_text(self.folder / "order.json", order.model_dump_json() + "\n")
 
-    def take_order(self) -> Order | None:
-        """Return what the server is asked for, once."""
+    def take_order(self) -> RolloutOrder | None:
+        """Return and remove the order, or return None if there is none."""
         path = self.folder / "order.json"
         try:
-            return _read(path, Order)
+            return _read(path, RolloutOrder)
         finally:
-            # One that can't be read is asked for once, too.
+            # Remove an unreadable order too, so that it is reported once.
             path.unlink(missing_ok=True)
 
-    def report(self) -> Report | None:
-        """Return what has become of the last order."""
-        return _read(self.folder / "report.json", Report)
+    def read_report(self) -> RolloutReport | None:
+        """Return the report of the last order, or None if there is none."""
+        return _read(self.folder / "report.json", RolloutReport)
 
-    def tell(self, report: Report) -> None:
-        """Say what has become of an order.
+    def write_report(self, report: RolloutReport) -> None:
+        """Write the report of an order.
 
         Raises:
-            OutputError: it can't be written, or the folder has gone.
+            OutputError: the file can't be written, or the folder no longer exists.
         """
         self._check_there()
         write_text(self.folder / "report.json", report.model_dump_json() + "\n")
 
     def _check_there(self) -> None:
-        # Writing would make a new one, with nothing else in it.
+        # Writing would create a new folder without releases.
         if not self.folder.is_dir():
-            raise OutputError(f"{self.folder} has gone")
+            raise OutputError(f"{self.folder} no longer exists")
 
-    def _make(self) -> None:
+    def _create(self) -> None:
         known = {"releases", "state.json", "order.json", "report.json", "lock"}
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             strangers = sorted(path.name for path in self.folder.iterdir() if path.name.lstrip(".") not in known)
         except OSError as error:
-            raise OutputError(f"{self.folder} can't be a folder of releases: {error.strerror}") from error
-        # Files that are being written begin with a dot and end at random.
+            raise OutputError(f"{self.folder} can't be used as a folder of releases: {error.strerror}") from error
+        # Files that are still being written start with a dot.
         strangers = [name for name in strangers if not name.startswith(".")]
         if strangers:
-            raise OutputError(f"{self.folder} holds something else ({strangers[0]}); name a new or an empty folder")
+            raise OutputError(
+                f"{self.folder}: expected a new, empty or existing folder of releases, got one that holds "
+                f"{strangers[0]}. Give another folder."
+            )
 
 
 def _tag_of(repository: Path) -> str:
     digest = hashlib.sha256()
-    # Also what links lead to, since it is copied.
+    # Follow links, because `add` copies their targets.
     found = (Path(folder, name) for folder, _, names in os.walk(repository, followlinks=True) for name in names)
     for path in sorted(found):
         if path.is_file():
@@ -212,4 +219,4 @@ def _read(path: Path, kind: type[Kind]) -> Kind | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        raise OutputError(f"{path} can't be read: {error}; remove it") from error
+        raise OutputError(f"{path} can't be read: {error}. Remove the file.") from error

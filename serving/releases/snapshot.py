@@ -1,7 +1,7 @@
-"""A server's own copies of model repositories, so that a restart needs nothing that others can change or take away.
+"""Private copies of model repositories, so that a restart does not depend on files that others can change or remove.
 
-Each file is hashed while it is copied: what was compared with `export.json` is what Triton loads. Links are replaced
-by what they lead to, and compiled Python is left behind, since Python would prefer it to the source that was compared.
+Each file is hashed while it is copied, so Triton loads exactly what was compared with `export.json`. Links are replaced
+by their targets. Compiled Python is not copied, because Python would prefer it to the source that was compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Snapshot", "Snapshots"]
 _log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 20
-# What Triton itself needs in the same place.
+# Space that Triton itself needs in the same folder.
 _SPARE_BYTES = 1 << 26
 _COMPILED = "__pycache__"
 
@@ -37,11 +37,11 @@ class Snapshot:
     """A copy of one repository.
 
     Attributes:
-        path: The copy.
-        repository: What was copied.
+        path: Folder of the copy.
+        repository: Repository that was copied.
         hashes: SHA-256 of each file, by its path in the repository.
-        size_bytes: Of all files.
-        took_s: How long copying and hashing took, seconds.
+        size_bytes: Total size of the files.
+        took_s: Time that copying and hashing took, seconds.
     """
 
     path: Path
@@ -52,11 +52,11 @@ class Snapshot:
     _seen: dict[str, tuple[int, int, int]] = field(repr=False)
 
     def translate(self, message: str) -> str:
-        """Return a message about the copy as one about the repository."""
+        """Return a message with the repository's path in place of the copy's."""
         return message.replace(str(self.path), str(self.repository))
 
     def difference(self) -> str | None:
-        """Return in words how the repository differs from this copy by now, or None.
+        """Return a description of how the repository now differs from this copy, or None if it does not.
 
         A file is read again only if it was written to or replaced.
         """
@@ -68,9 +68,9 @@ class Snapshot:
         except RepositoryError as error:
             return str(error)
         except FileNotFoundError:
-            return "it has gone"
+            return "the repository no longer exists"
         except OSError as error:
-            return f"it can't be read: {error.strerror}"
+            return f"the repository can't be read: {error.strerror}"
 
     def _difference_of(self, name: str, file: Path | None) -> str | None:
         if name not in self.hashes or file is None:
@@ -84,10 +84,7 @@ class Snapshot:
 
 
 class Snapshots:
-    """The copies of a server, in a temporary folder of its own, by tag.
-
-    `TMPDIR` says where temporary folders are.
-    """
+    """Copies of a server's releases by tag, in a private temporary folder below `TMPDIR`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -95,10 +92,10 @@ class Snapshots:
         self._taken: dict[str, Snapshot] = {}
 
     def take(self, repository: Path, tag: str = "") -> Snapshot:
-        """Copy a repository, unless the copy for `tag` is here already.
+        """Copy a repository, unless a copy for `tag` exists, and return the copy.
 
         Raises:
-            RepositoryError: it is no repository, holds something else than files and folders, or there is no space.
+            RepositoryError: `repository` is not a model repository, holds special files, or there is no space.
         """
         if tag not in self._taken:
             if self._folder is None:
@@ -112,11 +109,11 @@ class Snapshots:
         return self._taken[tag]
 
     def has(self, tag: str) -> bool:
-        """Whether there is a copy for `tag`."""
+        """Return True if there is a copy for `tag`."""
         return tag in self._taken
 
     def keep(self, tags: set[str]) -> None:
-        """Remove all copies but these."""
+        """Remove all copies except those of `tags`."""
         for tag in set(self._taken) - tags:
             shutil.rmtree(self._taken.pop(tag).path, ignore_errors=True)
 
@@ -139,7 +136,7 @@ def _copy(repository: Path, path: Path) -> Snapshot:
             seen[name] = _signature(file)
             hashes[name] = _hash(file, path / name)
         for model in model_folders(repository):
-            # Triton wants a version folder even of models that have no file in it.
+            # Triton requires a version folder even for models without files in it.
             for version in model.iterdir():
                 if version.is_dir() and version.name != _COMPILED:
                     (path / model.name / version.name).mkdir(parents=True, exist_ok=True)
@@ -161,7 +158,7 @@ def _check_space(repository: Path, size: int) -> None:
 
 
 def _files_of(repository: Path) -> Iterator[tuple[str, Path]]:
-    """Give every file that Triton could load or that says something of it, with its path in the repository."""
+    """Yield every file that Triton could load, and the metadata files, each with its path in the repository."""
     models = model_folders(repository)
     for file in sorted(repository.iterdir()):
         if file.is_file() and not file.name.startswith(".") and (is_listed(file.name) or file.name == "export.json"):
@@ -174,7 +171,7 @@ def _files_in(folder: Path, name: str, above: tuple[tuple[int, int], ...]) -> It
     about = folder.stat()
     here = (about.st_dev, about.st_ino)
     if here in above:
-        raise RepositoryError(f"{folder}: expected a folder, got a link to one that holds it. Remove the link.")
+        raise RepositoryError(f"{folder}: expected a folder, got a link to a folder that contains it. Remove the link.")
     for part in sorted(folder.iterdir()):
         if part.is_dir():
             if part.name != _COMPILED:
@@ -189,7 +186,7 @@ def _signature(file: Path) -> tuple[int, int, int]:
 
 
 def _hash(file: Path, copy: Path | None = None) -> str:
-    """Return the SHA-256 of a file, of which a copy is made meanwhile."""
+    """Return the SHA-256 of a file; write a copy meanwhile if `copy` is given."""
     digest = hashlib.sha256()
     with contextlib.ExitStack() as opened:
         source = opened.enter_context(open_regular(file))
@@ -197,7 +194,7 @@ def _hash(file: Path, copy: Path | None = None) -> str:
         if copy is not None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             target = opened.enter_context(copy.open("xb"))
-        # Several threads and their buffers would gain little: the disk or the hash is the limit.
+        # More threads would gain little: the disk or the hash is the bottleneck.
         while block := source.read(_BLOCK_BYTES):
             digest.update(block)
             if target is not None:

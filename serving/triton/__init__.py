@@ -1,1 +1,1 @@
-"""One Triton server: its settings, processes and files, from start to end."""
+"""One Triton server: settings, processes and files from start to stop."""

@@ -1,4 +1,4 @@
-"""What Triton has loaded, and loading and unloading it through its manager models."""
+"""Query Triton for its loaded models, and load and unload models through the manager models."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from plurum.serving.triton.metrics import models_at
 
 __all__ = ["MANAGERS", "Admin", "ManagerLostError"]
 
-# The models that load and unload others. Triton never restarts a process of its own: each loads the other again.
+# The models that load and unload others. Triton never restarts their processes, so each reloads the other.
 MANAGERS = ("plurum_manager_1", "plurum_manager_2")
 
 _HEALTH_S = 1.0
 _POLL_S = 0.1
-# For the manager's own word on a failure that Triton has logged.
+# Time for the manager to report a failure that Triton has already logged.
 _GRACE_S = 1.0
 
 
 class ManagerLostError(ServerError):
     """A manager model exited or hung while it loaded or unloaded a model.
 
-    Triton's Python backend frees the text of a failed load while the manager still reads it, so that some failed loads
-    end the manager.
+    Triton's Python backend frees the error text of a failed load while the manager still reads it. Some failed loads
+    therefore crash the manager.
 
     Attributes:
-        manager: The manager model's name; another one is there to load it again.
-        reason: Why Triton could not load the model; None where it has not logged a failure.
+        manager: Name of the manager model; the other manager reloads it.
+        reason: The failure that Triton logged for the model; None if it logged none.
     """
 
     def __init__(self, action: str, model: str, manager: str, reason: str | None) -> None:
@@ -45,12 +45,12 @@ class ManagerLostError(ServerError):
 
 
 class Admin:
-    """Management of one server.
+    """Management interface of one server.
 
     Args:
         http: URL of the HTTP endpoint, with scheme.
         metrics: URL of the metrics page, with scheme and path.
-        folder: Where the manager models' sockets are.
+        folder: Folder with the manager models' sockets.
         log: Triton's log.
     """
 
@@ -58,48 +58,48 @@ class Admin:
         self._address, self._metrics, self._folder, self._log = urlsplit(http).netloc, metrics, folder, log
 
     def is_ready(self) -> bool:
-        """Whether Triton says that it is ready, which it also does when a model's process has exited."""
+        """Return True if Triton reports that it is ready; it also does so after a model's process has exited."""
         try:
             return self._status_of("/v2/health/ready") == http.HTTPStatus.OK
         except (OSError, http.client.HTTPException):
             return False
 
     def is_loaded(self, model: str) -> bool:
-        """Whether Triton accepts requests for a model, be its processes alive or not; True where it does not say."""
+        """Return True if Triton accepts requests for a model, even if its processes exited, or does not respond."""
         try:
             return self._status_of(f"/v2/models/{model}/ready") == http.HTTPStatus.OK
         except (OSError, http.client.HTTPException):
             return True
 
     def load(self, model: str, timeout_s: float) -> None:
-        """Load a model, or load it again where its files have changed.
+        """Load a model, or reload it if its files have changed.
 
         Raises:
-            ManagerLostError: the manager model exited or hung meanwhile, or was late.
-            ServerError: Triton could not.
+            ManagerLostError: the manager model exited, hung or timed out.
+            ServerError: Triton could not load the model.
         """
         self._manage("load", model, timeout_s)
 
     def unload(self, model: str, timeout_s: float) -> None:
-        """Unload a model; requests in flight are answered first, after this has returned.
+        """Unload a model; Triton completes requests in flight first, which may take longer than this call.
 
         Raises:
-            ManagerLostError: the manager model exited or hung meanwhile, or was late.
-            ServerError: Triton could not.
+            ManagerLostError: the manager model exited, hung or timed out.
+            ServerError: Triton could not unload the model.
         """
         self._manage("unload", model, timeout_s)
 
-    def in_memory(self, timeout_s: float) -> set[str]:
-        """Return the models that are loaded or still have requests inside.
+    def list_in_memory(self, timeout_s: float) -> set[str]:
+        """Return the models that are loaded or still have requests in flight.
 
         Raises:
-            ServerError: Triton did not say so in time.
+            ServerError: the metrics page could not be read in time.
         """
         try:
-            # An unloaded model's counters leave the page with the model itself, after its last request.
+            # Triton removes an unloaded model's counters together with the model, after its last request.
             return models_at(self._metrics, timeout_s)
         except OSError as error:
-            raise ServerError(f"Triton does not say what is loaded: {error!r}") from error
+            raise ServerError(f"the models that Triton has loaded could not be listed: {error!r}") from error
 
     def _manage(self, action: str, model: str, timeout_s: float) -> None:
         since = self._log.size()
@@ -108,22 +108,22 @@ class Admin:
             manager, connection = self._connect(timeout_s)
             with connection:
                 connection.sendall(request)
-                line = self._response(connection, model, since, timeout_s)
+                line = self._receive(connection, model, since, timeout_s)
                 if not line:
-                    # Where it hangs, it would keep every later request waiting.
+                    # A hanging manager would block every later request.
                     _kill_peer(connection)
         except OSError as error:
-            raise ServerError(f"Triton can't be told to {action} {model}: {error!r}") from error
+            raise ServerError(f"no manager model could be reached to {action} {model}: {error!r}") from error
         if not line:
             raise ManagerLostError(action, model, manager, self._log.load_failure(model, since))
         refusal = json.loads(line)["error"]
         if refusal is not None:
-            # The reason begins after what the Python backend puts before it; after it comes a Python trace.
+            # The Python backend puts a prefix before the reason and a Python traceback after it.
             reason = (refusal.partition("message: ")[2] or refusal).partition("\nAt:")[0]
             raise ServerError(f"Triton could not {action} {model}: {' '.join(reason.split())[:400]}")
 
-    def _response(self, connection: socket.socket, model: str, since: int, timeout_s: float) -> bytes:
-        """Return the manager's line; an empty one where it has exited, is late, or hangs after a failed load."""
+    def _receive(self, connection: socket.socket, model: str, since: int, timeout_s: float) -> bytes:
+        """Return the manager's line; an empty one if it exited, timed out, or hangs after a failed load."""
         line, deadline, has_failed = b"", time.monotonic() + timeout_s, False
         connection.settimeout(_POLL_S)
         while not line.endswith(b"\n"):
@@ -143,13 +143,13 @@ class Admin:
         return line
 
     def _connect(self, timeout_s: float) -> tuple[str, socket.socket]:
-        """Return a manager that listens, and a connection to it.
+        """Return the name of a manager that accepts connections, and a connection to it.
 
         Raises:
-            OSError: none does.
+            OSError: neither manager accepts connections.
         """
         failure = OSError("no manager model listens")
-        # Through the folder's descriptor: a socket's path may have 107 bytes.
+        # Connect through the folder's descriptor: a socket's path is limited to 107 bytes.
         folder = os.open(self._folder, os.O_PATH | os.O_DIRECTORY)
         try:
             for name in MANAGERS:
@@ -167,7 +167,7 @@ class Admin:
         raise failure
 
     def _status_of(self, path: str) -> int:
-        # A connection for each request: an idle one would keep Triton from ending.
+        # One connection per request: an idle connection would delay Triton's shutdown.
         connection = http.client.HTTPConnection(self._address, timeout=_HEALTH_S)
         try:
             connection.request("GET", path, headers={"Connection": "close"})

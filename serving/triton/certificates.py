@@ -1,4 +1,4 @@
-"""The certificates of Triton's gRPC port, checked before Triton reads them: it would say little of what is wrong."""
+"""Check the certificates of Triton's gRPC port before Triton reads them, because its own error messages say little."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ __all__ = ["ServerTls", "check_certificates"]
 _log = logging.getLogger(__name__)
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----([^-]+)")
-# Ed25519 and Ed448, as a key in PKCS #8 names them near its beginning (RFC 8410): no gRPC shakes hands with those.
+# Object identifiers of Ed25519 and Ed448 in PKCS #8 (RFC 8410): gRPC supports neither.
 _EDWARDS = (bytes.fromhex("06032b6570"), bytes.fromhex("06032b6571"))
 _LOCKED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
-# The last one where the key is of another kind, such as RSA for a certificate on an elliptic curve.
-_OTHERS_KEY = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
+# OpenSSL reports the last one if the key type differs, such as RSA for an elliptic-curve certificate.
+_MISMATCHES = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
 
 
 class ServerTls(BaseModel):
     """TLS on Triton's gRPC port; all files are PEM.
 
     Attributes:
-        cert: The server's certificate, followed by those between it and an authority.
-        key: Its private key, without a password.
-        client_ca: Certificates of the authorities whose clients may ask (mutual TLS); None lets everyone ask.
+        cert: The server's certificate, followed by the intermediate certificates.
+        key: The server's private key, without a password.
+        client_ca: Certificates of the authorities that sign client certificates (mutual TLS). None accepts every
+            client.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,26 +43,26 @@ class ServerTls(BaseModel):
 
 
 def check_certificates(tls: ServerTls) -> None:
-    """Make sure that Triton can use these files, and warn of a private key that others can read.
+    """Check that Triton can use these files, and warn if other users can read the private key.
 
     Raises:
-        ServerError: a file can't be read or is no PEM, the key has a password, or is another certificate's.
+        ServerError: a file can't be read or is not PEM, or the key has a password or belongs to another certificate.
     """
     _check_certificate(tls.cert, "--grpc-tls-cert")
     _check_key(tls.key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # Without a password a key that is locked in a way of its own would have OpenSSL ask at the terminal.
+        # The empty password keeps OpenSSL from prompting at the terminal.
         context.load_cert_chain(tls.cert, tls.key, password="")
     except (OSError, ValueError) as error:
-        if isinstance(error, ssl.SSLError) and error.reason in _OTHERS_KEY:
+        if isinstance(error, ssl.SSLError) and error.reason in _MISMATCHES:
             raise ServerError(
-                f"{tls.key} is not the private key of the first certificate in {tls.cert}; "
-                "change --grpc-tls-key or --grpc-tls-cert"
+                f"--grpc-tls-key: expected the private key of the first certificate in {tls.cert}, got {tls.key}. "
+                "Change --grpc-tls-key or --grpc-tls-cert."
             ) from error
         raise ServerError(
-            f"{tls.cert} and {tls.key} can't be used for TLS ({_reason(error)}); "
-            "change --grpc-tls-cert or --grpc-tls-key"
+            f"--grpc-tls-cert, --grpc-tls-key: expected a usable certificate and key, got {tls.cert} and {tls.key} "
+            f"({_reason(error)}). Change one of them."
         ) from error
     if tls.client_ca is not None:
         _check_certificate(tls.client_ca, "--grpc-tls-client-ca")
@@ -69,36 +70,44 @@ def check_certificates(tls: ServerTls) -> None:
             context.load_verify_locations(tls.client_ca)
         except OSError as error:
             raise ServerError(
-                f"{tls.client_ca} can't be used as clients' authority ({_reason(error)}); change --grpc-tls-client-ca"
+                f"--grpc-tls-client-ca: expected certificates of authorities, got {tls.client_ca} ({_reason(error)}). "
+                "Give a PEM file of CA certificates."
             ) from error
     if tls.key.stat().st_mode & 0o077:
-        _log.warning("others on this machine can read the private key in %s; run: chmod 600 %s", tls.key, tls.key)
+        _log.warning("other users of this machine can read the private key %s; run: chmod 600 %s", tls.key, tls.key)
 
 
 def _check_certificate(path: Path, option: str) -> None:
     if _CERTIFICATE not in _read(path, option):
-        raise ServerError(f"{path} holds no certificate in PEM (-----BEGIN CERTIFICATE-----); change {option}")
+        raise ServerError(
+            f"{option}: expected a certificate in PEM (-----BEGIN CERTIFICATE-----), got {path}. Give a PEM file."
+        )
 
 
 def _check_key(path: Path) -> None:
     text = _read(path, "--grpc-tls-key")
     if any(mark in text for mark in _LOCKED):
         raise ServerError(
-            f"the private key in {path} has a password, and Triton can't ask for it; give --grpc-tls-key one without: "
-            f"openssl pkey -in {path} -out open.pem"
+            f"--grpc-tls-key: expected a private key without a password, got {path}, which has one. "
+            f"Run: openssl pkey -in {path} -out open.pem"
         )
     key = _KEY.search(text)
     if key is None:
-        raise ServerError(f"{path} holds no private key in PEM (-----BEGIN PRIVATE KEY-----); change --grpc-tls-key")
+        raise ServerError(
+            f"--grpc-tls-key: expected a private key in PEM (-----BEGIN PRIVATE KEY-----), got {path}. Give a PEM file."
+        )
     if _is_edwards(key[1]):
-        raise ServerError(f"{path} is an Edwards key (Ed25519), which gRPC can't use; make one of P-256 or RSA")
+        raise ServerError(
+            f"--grpc-tls-key: expected a P-256 or RSA key, got {path}, an Edwards key (Ed25519), which gRPC does not "
+            "support. Generate a P-256 or RSA key."
+        )
 
 
 def _is_edwards(base: bytes) -> bool:
     try:
         return any(kind in base64.b64decode(base)[:20] for kind in _EDWARDS)
     except ValueError:
-        # Cut short: OpenSSL says so.
+        # The file is truncated; OpenSSL reports that.
         return False
 
 
@@ -106,7 +115,9 @@ def _read(path: Path, option: str) -> bytes:
     try:
         return read_regular(path, MAX_SECRET_BYTES)
     except OSError as error:
-        raise ServerError(f"{path} can't be read: {error.strerror}; change {option}") from error
+        raise ServerError(
+            f"{option}: expected a readable file, got {path}: {error.strerror}. Give another file."
+        ) from error
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""Number of CPU cores that this process may use."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ __all__ = ["usable_cores"]
 
 
 def usable_cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Return the number of whole cores that affinity and CPU quotas leave us, at least 1.
+    """Return the number of whole cores that CPU affinity and quotas allow, at least 1.
 
     Args:
-        cgroups: Where the control groups are mounted, version 1 or 2.
-        own: The file that names the control group of this process.
+        cgroups: Mount point of the control groups, version 1 or 2.
+        own: File that names the control group of this process.
     """
     quotas = [*_quotas_v2(cgroups, own), *_quotas_v1(cgroups)]
     return max(1, int(min([len(os.sched_getaffinity(0)), *quotas])))
 
 
 def _quotas_v2(cgroups: Path, own: Path) -> list[float]:
-    """Return the quotas, in cores, of this process's control group and of those above it."""
+    """Return the CPU quotas, in cores, of this process's control group and its parents."""
     try:
         lines = own.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -40,7 +40,7 @@ def _quotas_v2(cgroups: Path, own: Path) -> list[float]:
 
 def _quotas_v1(cgroups: Path) -> list[float]:
     quota, period = (_text(cgroups / "cpu" / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
-    # A quota of -1 is none.
+    # A quota of -1 means no limit.
     return [int(quota) / int(period)] if quota.isdigit() and period.isdigit() else []
 
 

@@ -1,8 +1,7 @@
-"""Letting requests in flight finish before a server is told to end.
+"""Complete requests in flight before the server is told to stop.
 
-Triton's own drain does not know ensembles: from SIGTERM on, their next steps are refused, and most requests in flight
-are lost. So the ensembles are unloaded first: Triton refuses new requests for them and completes those inside, and
-only then is the server told to end.
+Triton's own drain does not know ensembles: after SIGTERM it refuses their next steps, and most requests in flight are
+lost. The ensembles are therefore unloaded first: Triton refuses new requests for them and completes those in flight.
 """
 
 from __future__ import annotations
@@ -20,21 +19,22 @@ _POLL_S = 0.05
 
 
 def drain(admin: Admin, ensembles: list[str], timeout_s: float) -> None:
-    """Unload `ensembles` and wait until no request is inside them, at most for `timeout_s`.
+    """Unload `ensembles` and wait until they have no request in flight, at most `timeout_s`.
 
     Args:
-        admin: Of the server.
-        ensembles: Names of models.
-        timeout_s: After it, or when the server does not answer, what is still inside is given up.
+        admin: Management interface of the server.
+        ensembles: Names of the ensemble models.
+        timeout_s: Time limit, seconds. Requests still in flight then, or when the server fails to respond, are
+            abandoned.
     """
     deadline = time.monotonic() + timeout_s
     try:
         for model in ensembles:
             admin.unload(model, timeout_s)
         while time.monotonic() < deadline:
-            if admin.in_memory(timeout_s).isdisjoint(ensembles):
+            if admin.list_in_memory(timeout_s).isdisjoint(ensembles):
                 return
             time.sleep(_POLL_S)
-        _log.warning("requests were still in flight after %g s and are given up", timeout_s)
+        _log.warning("requests still in flight after %g s were abandoned", timeout_s)
     except ServerError as error:
-        _log.warning("requests in flight could not be waited for: %s", error)
+        _log.warning("could not wait for requests in flight: %s", error)

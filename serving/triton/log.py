@@ -1,4 +1,4 @@
-"""Triton's log: forwarded line by line, and searched for why a server failed."""
+"""Triton's log: forward its lines to `logging`, and search it for the reason of a failure."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _log = logging.getLogger(__name__)
 # E0102 03:04:05.678901 23 model_lifecycle.cc:654] "failed to load 'x' version 1: Internal: …"
 _ERROR = re.compile(r'^E\d{4} [^\]]*\] "?(?P<text>.*)')
 _FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)", re.DOTALL)
-# A stack trace, its line ends written as two characters; the log keeps it.
+# A Python traceback whose line breaks are escaped; messages leave it out, the log file keeps it.
 _TRACE = re.compile(r"\\n\\n?At:.*", re.DOTALL)
 _STOPPED = b'"All models are stopped, unloading models"'
-# An error at every start without a GPU.
+# Triton logs this error at every start without a GPU.
 _HARMLESS = ("CudaDriverHelper has not been initialized",)
 _LONGEST = 400
 
 
 class TritonLog:
-    """The file that Triton's output goes to."""
+    """The log file that receives Triton's output."""
 
     _kept: ClassVar[Path | None] = None
 
@@ -35,54 +35,54 @@ class TritonLog:
         self._read = 0
 
     def create(self) -> BinaryIO:
-        """Return the file, new, empty and closed to other users, to write to.
+        """Create the log file, closed to other users, and return it opened for writing.
 
-        It names patients' images where requests fail; in a temporary folder that others write to, too, a name that is
-        taken is somebody's trap.
+        The log names patients' images of failed requests. Other users write to the temporary folder too, so a file
+        that already has this name is never opened.
 
         Raises:
-            ServerError: it can't be made.
+            ServerError: the file can't be created.
         """
         try:
-            # Of a start before this one.
+            # An earlier start may have left one.
             self.path.unlink(missing_ok=True)
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise ServerError(f"Triton's log {self.path} can't be made: {error.strerror}") from error
+            raise ServerError(f"Triton's log {self.path} can't be created: {error.strerror}") from error
         return open(descriptor, "wb")  # noqa: PTH123 (by descriptor; the caller closes it)
 
     def keep(self) -> None:
-        """Leave the file for people to read, in place of the one that this process kept before.
+        """Keep the log file for inspection, and remove the one that this process kept before.
 
-        Clients that end Triton again and again would fill the disk otherwise.
+        Repeated crashes would otherwise fill the disk.
         """
         former, TritonLog._kept = TritonLog._kept, self.path
         if former is not None and former != self.path:
             former.unlink(missing_ok=True)
 
     def forward(self) -> None:
-        """Pass what has been added since the last call to `logging`, at level DEBUG."""
+        """Pass the lines added since the last call to `logging`, at level DEBUG."""
         if not self.path.is_file():
             return
         with self.path.open("rb") as file:
             file.seek(self._read)
             added = file.read()
-        # A line that is still being written waits for its end.
+        # Leave an incomplete last line for the next call.
         whole = added[: added.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.decode(errors="replace").splitlines():
             _log.debug("%s", line)
 
     def size(self) -> int:
-        """Return how many bytes the log has."""
+        """Return the size of the log in bytes."""
         return self.path.stat().st_size if self.path.is_file() else 0
 
     def load_failure(self, model: str, since: int) -> str | None:
-        """Return why Triton could not load a model, shortened, or None where it has not logged a failure.
+        """Return the shortened reason why Triton could not load a model, or None if it logged no failure.
 
         Args:
-            model: The model's name.
-            since: Offset in bytes into the log; failures before it are ignored.
+            model: Name of the model.
+            since: Offset into the log, bytes; earlier failures are ignored.
         """
         if not self.path.is_file():
             return None
@@ -95,12 +95,12 @@ class TritonLog:
                 return _shortened(failure["reason"])
         return None
 
-    def says_stopped(self) -> bool:
-        """Return whether Triton has logged that no request is left, and that it unloads its models."""
+    def has_stopped(self) -> bool:
+        """Return True if Triton has logged that no request is left and that it unloads its models."""
         return self.path.is_file() and _STOPPED in self.path.read_bytes()
 
     def reason(self) -> str:
-        """Return the first model's failure, else the first error, else the last line, shortened."""
+        """Return the first model's load failure, else the first error, else the last line, shortened."""
         text = self.path.read_text(errors="replace") if self.path.is_file() else ""
         errors = [match["text"] for match in map(_ERROR.match, text.splitlines()) if match]
         errors = [error for error in errors if not error.startswith(_HARMLESS)]

@@ -1,6 +1,6 @@
-"""A real question: Triton says ready while a model's process is dead, so only an answer counts.
+"""Check a server's health with real inference requests, because Triton reports ready after a model's process exited.
 
-Asked over HTTP: a gRPC request that is given up in mid-flight can crash Triton 2.51, an HTTP one can't.
+Probes use HTTP: a gRPC request that is cancelled in flight can crash Triton 2.51; an HTTP request can't.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from PIL import Image
 from plurum.errors import ServerError
 from plurum.spec import IMAGE, INPUT_PIXELS, Ensemble
 
-__all__ = ["PROBE_ID", "NoAnswerError", "Probe", "reason_of"]
+__all__ = ["PROBE_ID", "Probe", "ProbeError", "reason_of"]
 
-# The voter leaves requests of this name out of its metrics.
+# The voter does not count requests with this id in its metrics.
 PROBE_ID = "plurum-probe"
 _CHAINS = ("ensemble", "ensemble_pixels", "ensemble_fused")
 
 
-class NoAnswerError(ServerError):
-    """A question was not answered.
+class ProbeError(ServerError):
+    """A probe request failed.
 
     Attributes:
-        kind: `late` where nothing came in time, `away` where nobody listens or the connection broke, `busy` where a
-            queue is full, `error` where the answer was an error.
+        kind: `late` if no response arrived in time, `away` if the connection was refused or lost, `busy` if a queue is
+            full, `error` if the response is an error.
     """
 
     def __init__(self, message: str, kind: Literal["late", "away", "busy", "error"]) -> None:
@@ -39,79 +39,80 @@ class NoAnswerError(ServerError):
 
 
 class Probe:
-    """Asks the models of a server that take images, about a grey one unless told otherwise.
+    """Sends inference requests to the models of a server that take images.
 
     Args:
-        url: Of the HTTP endpoint, with scheme.
-        ensemble: States the size of the image.
-        models: Names of models in the repository, those of a release with its tag at the end.
+        url: URL of the HTTP endpoint, with scheme.
+        ensemble: Metadata of the ensemble, which states the image size.
+        models: Names of the models in the repository; models of a release end with its tag.
 
     Attributes:
-        chains: Those of them that can be asked.
+        chains: Names of the models that take images.
     """
 
     def __init__(self, url: str, ensemble: Ensemble, models: list[str]) -> None:
         self._address = urlsplit(url).netloc
         self.chains = [name for name in models if name.partition("-")[0] in _CHAINS]
         grey = np.full((1, ensemble.image.height, ensemble.image.width, 3), 128, np.uint8)
-        self._questions = {name: _question(name, grey) for name in self.chains}
+        self._requests = {name: _encode_request(name, grey) for name in self.chains}
 
-    def ask(self, chain: str, timeout_s: float) -> None:
-        """Ask one of `chains`.
+    def check(self, chain: str, timeout_s: float) -> None:
+        """Send a grey image to one of `chains`.
 
         Raises:
-            NoAnswerError: there was no answer within `timeout_s`, or it was an error.
+            ProbeError: there was no response within `timeout_s`, or it was an error.
         """
-        self._answer(chain, self._questions[chain], timeout_s)
+        self._send(chain, self._requests[chain], timeout_s)
 
-    def probabilities(self, chain: str, pixels: npt.NDArray[np.uint8], timeout_s: float) -> npt.NDArray[np.float64]:
-        """Return what one of `chains` says of images, `[images, classes]`, one question each.
+    def predict(self, chain: str, pixels: npt.NDArray[np.uint8], timeout_s: float) -> npt.NDArray[np.float64]:
+        """Return the probabilities that one of `chains` predicts, `[images, classes]`; one request per image.
 
         Args:
-            chain: Its name.
-            pixels: uint8 `[images, height, width, 3]`.
-            timeout_s: For each question.
+            chain: Name of the model.
+            pixels: Images, uint8 `[images, height, width, 3]`.
+            timeout_s: Time limit of each request, seconds.
 
         Raises:
-            NoAnswerError: there was no answer, or it was an error.
+            ProbeError: there was no response, or it was an error.
         """
-        answers = []
+        predictions = []
         for image in pixels:
-            outputs = json.loads(self._answer(chain, _question(chain, image[None]), timeout_s))["outputs"]
-            answers += [output["data"] for output in outputs if output["name"] == "PROBABILITIES"]
-        return np.array(answers, dtype=np.float64)
+            outputs = json.loads(self._send(chain, _encode_request(chain, image[None]), timeout_s))["outputs"]
+            predictions += [output["data"] for output in outputs if output["name"] == "PROBABILITIES"]
+        return np.array(predictions, dtype=np.float64)
 
-    def _answer(self, chain: str, question: tuple[bytes, bytes], timeout_s: float) -> bytes:
-        header, data = question
+    def _send(self, chain: str, request: tuple[bytes, bytes], timeout_s: float) -> bytes:
+        header, data = request
         connection = http.client.HTTPConnection(self._address, timeout=timeout_s)
         try:
-            # An idle connection would keep a Triton that is told to end from ending.
+            # An idle connection would delay Triton's shutdown.
             headers = {"Inference-Header-Content-Length": str(len(header)), "Connection": "close"}
             connection.request("POST", f"/v2/models/{chain}/infer", header + data, headers)
-            answer = connection.getresponse()
-            text = answer.read()
+            response = connection.getresponse()
+            text = response.read()
         except TimeoutError as error:
-            raise NoAnswerError(f"{chain} did not answer within {timeout_s:.1f} s", "late") from error
+            raise ProbeError(f"{chain} did not respond within {timeout_s:.1f} s", "late") from error
         except (OSError, http.client.HTTPException) as error:
-            raise NoAnswerError(f"{chain} can't be asked: {error!r}", "away") from error
+            raise ProbeError(f"{chain} can't be reached: {error!r}", "away") from error
         finally:
             connection.close()
-        if answer.status != http.client.OK:
-            busy = answer.status == http.client.SERVICE_UNAVAILABLE
-            raise NoAnswerError(f"{chain} answered: {reason_of(text)}", "busy" if busy else "error")
+        if response.status != http.client.OK:
+            is_busy = response.status == http.client.SERVICE_UNAVAILABLE
+            raise ProbeError(f"{chain} returned an error: {reason_of(text)}", "busy" if is_busy else "error")
         return text
 
 
-def _question(chain: str, pixels: npt.NDArray[np.uint8]) -> tuple[bytes, bytes]:
+def _encode_request(chain: str, pixels: npt.NDArray[np.uint8]) -> tuple[bytes, bytes]:
     """Return a request of KServe's v2 protocol with its binary extension: the JSON header, and the tensor.
 
-    All outputs are asked for: without LABEL, which comes from a step of its own, `ensemble_fused` answers an error.
+    The request names no outputs and so gets all of them: without LABEL, which a separate step computes,
+    `ensemble_fused` returns an error.
     """
     if chain.partition("-")[0] == "ensemble":
         file = io.BytesIO()
         Image.fromarray(pixels[0]).save(file, "PNG")
         png = file.getvalue()
-        # BYTES elements carry their length in front, little-endian.
+        # Each BYTES element starts with its length, little-endian.
         name, shape, datatype, data = IMAGE, [1, 1], "BYTES", len(png).to_bytes(4, "little") + png
     else:
         name, shape, datatype, data = INPUT_PIXELS, list(pixels.shape), "UINT8", pixels.tobytes()
@@ -121,7 +122,7 @@ def _question(chain: str, pixels: npt.NDArray[np.uint8]) -> tuple[bytes, bytes]:
 
 
 def reason_of(text: bytes) -> str:
-    """Return what Triton says in the body of an answer that is an error."""
+    """Return Triton's message from the body of an error response."""
     try:
         return str(json.loads(text)["error"])
     except (ValueError, KeyError, TypeError):

@@ -1,8 +1,8 @@
-"""The processes of one server: Triton, and everything that Triton has started.
+"""Find the processes of one server: Triton, and everything that Triton has started.
 
-A command line proves nothing, as every user may write any words into one. What counts is what the kernel keeps: the
-session that Triton leads, which no other user's process can enter, and the user. The server's name in the environment
-tells its processes from those of a later session with the same number.
+A command line proves nothing, because every user can choose one. Processes are therefore identified by what the kernel
+guarantees: their user, and the session that Triton leads, which no other user's process can join. The server's name
+in the environment distinguishes them from a later session with the same number.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _GONE_S, _POLL_S = 5.0, 0.02
 
 @dataclass(frozen=True)
 class ServerProcesses:
-    """The processes of a server, found anew at each call.
+    """The processes of a server, looked up at each call.
 
     Attributes:
-        name: The server's, which its processes have in their environment under `MARK`.
-        session: The session that Triton leads: its process id.
+        name: Name of the server, which its processes have in their environment under `MARK`.
+        session: Session that Triton leads, equal to Triton's process id.
     """
 
     name: str
@@ -37,34 +37,34 @@ class ServerProcesses:
 
     @classmethod
     def started_by(cls, owner: int) -> ServerProcesses | None:
-        """Return those of the server that the process `owner` has started, or None where it has started none."""
+        """Return the processes of the server that the process `owner` started, or None if it started none."""
         for child in psutil.Process(owner).children():
-            # It may end while we look, and has no environment until it has become the launcher.
+            # The child may exit meanwhile, and has no environment until it has become the launcher.
             with contextlib.suppress(psutil.Error):
                 if (name := child.environ().get(MARK)) is not None:
                     return cls(name, child.pid)
         return None
 
     def find(self) -> list[psutil.Process]:
-        """Return those that live, Triton's own included."""
+        """Return the running processes, including Triton itself."""
         found = []
         for pid in psutil.pids():
-            # Processes end while we look.
+            # Processes may exit meanwhile.
             with contextlib.suppress(OSError, psutil.Error):
                 if os.getsid(pid) == self.session and self._is_ours(process := psutil.Process(pid)):
                     found.append(process)
         return found
 
     def stubs(self) -> dict[psutil.Process, str]:
-        """Return the processes in which Python models and Python-based backends run: the model of each.
+        """Return the processes of Python models and Python-based backends, each with its model's name.
 
-        There is one for each instance. Triton never starts a dead one again, and goes on saying that its model is
+        Each instance has one process. Triton never restarts a process that has exited, and still reports its model as
         ready.
         """
         found = {}
         for process in self.find():
             with contextlib.suppress(psutil.Error):
-                # The second word is .../models/MODEL/VERSION/FILE; one that is just starting or ending may have none.
+                # The second word is .../models/MODEL/VERSION/FILE; a starting or exiting process may have none.
                 command, file, *_ = [*process.cmdline(), "", ""]
                 parts = Path(file).parts
                 if command.endswith(_STUB) and len(parts) >= 3:
@@ -72,10 +72,10 @@ class ServerProcesses:
         return found
 
     def end(self) -> None:
-        """Kill those that are left, and wait until they are gone.
+        """Kill the remaining processes and wait until they have exited, at most 5 s.
 
-        Models whose server has died can ignore a request to end. Killed processes stay for a moment, the longer the
-        more memory they hold; one that the kernel can't end in time is left to it.
+        Models whose server has exited can ignore SIGTERM. A killed process takes longer to exit the more memory it
+        holds.
         """
         deadline = time.monotonic() + _GONE_S
         while (left := self.find()) and time.monotonic() < deadline:
@@ -91,9 +91,9 @@ class ServerProcesses:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether `process` lives: not ended, no zombie, not another program of the same id.
+    """Return True if `process` runs: it has not exited, is not a zombie, and its id was not reused.
 
-    One that was stopped (SIGSTOP) holds on to its requests for ever, and is killed here.
+    A stopped process (SIGSTOP) would hold its requests for ever; this function kills it and returns False.
     """
     try:
         if not process.is_running():

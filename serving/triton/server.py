@@ -1,4 +1,4 @@
-"""One Triton server: started, asked a question, watched, and ended with nothing left of it."""
+"""Start a Triton server, check it with a first inference, watch it, and stop it without leaving anything behind."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from plurum.serving.triton.certificates import check_certificates
 from plurum.serving.triton.cores import usable_cores
 from plurum.serving.triton.drain import drain
 from plurum.serving.triton.installation import find_triton, lay_out
-from plurum.serving.triton.leftovers import OwnedFolder, sweep_dead_servers, sweep_environments, sweep_shared_memory
+from plurum.serving.triton.leftovers import OwnedFolder, sweep_environments, sweep_killed_servers, sweep_shared_memory
 from plurum.serving.triton.log import TritonLog
-from plurum.serving.triton.presence import Presence
-from plurum.serving.triton.probe import NoAnswerError, Probe
+from plurum.serving.triton.model_processes import ModelProcesses
+from plurum.serving.triton.probe import Probe, ProbeError
 from plurum.serving.triton.processes import MARK, ServerProcesses, is_alive
-from plurum.serving.triton.settings import Ports, ServerSettings, claimed_ports, exposures, server_arguments
+from plurum.serving.triton.settings import Ports, ServerSettings, claim_ports, find_exposures, server_arguments
 from plurum.serving.triton.surroundings import check_folder, check_names, check_shared_memory, name_failures
 from plurum.serving.triton.trial import ReleaseTrial
 from plurum.spec import Ensemble, read_ensemble
@@ -38,9 +38,9 @@ __all__ = ["Server", "Urls"]
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
-# Triton 2.51 can crash while it loads Python models on a busy machine, before it has answered anything.
+# Triton 2.51 can crash while it loads Python models on a busy machine.
 _STARTS = 3
-# On top of Triton's own time-out for requests in flight: to unload the models.
+# Time to unload the models, in addition to Triton's own time-out for requests in flight.
 _UNLOAD_S = 5.0
 _FLUSH_S = 0.2
 _LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -48,12 +48,12 @@ _LAUNCHER = Path(__file__).with_name("launcher.py")
 
 @dataclass(frozen=True)
 class Urls:
-    """Where a server answers.
+    """Addresses of a server's endpoints.
 
     Attributes:
-        http: With scheme.
-        grpc: HOST:PORT, with `grpcs://` before it where TLS is spoken.
-        metrics: With scheme and path.
+        http: URL of the HTTP endpoint, with scheme.
+        grpc: HOST:PORT of the gRPC endpoint; with TLS it starts with `grpcs://`.
+        metrics: URL of the metrics page, with scheme and path.
     """
 
     http: str
@@ -62,19 +62,19 @@ class Urls:
 
 
 class Server:
-    """A Triton server of a model repository, to be used in a `with` block: inside it, questions are answered.
+    """A Triton server of a model repository, for use in a `with` block; inside the block it serves requests.
 
-    The thread that starts a server must outlive it: when that thread ends, the kernel ends Triton.
+    The thread that starts a server must outlive it: when that thread ends, the kernel terminates Triton.
 
     Args:
-        repository: A model repository.
-        settings: Where it listens, and for how long it waits.
-        release: A tag that is put behind the names of the repository's models, so that those of another release can
-            be loaded beside them; its ensembles are public under their own names too.
+        repository: Model repository to serve.
+        settings: Addresses, ports and time-outs; None uses the defaults.
+        release: Tag appended to the names of the repository's models, so that models of another release can be loaded
+            beside them. The release's ensembles are public under their own names too. Empty for none.
 
     Attributes:
-        name: Begins the names of the server's shared memory, and tells its processes from others'.
-        log: Triton's; its file is removed at the end unless the server failed.
+        name: Prefix of the server's shared memory; it also identifies the server's processes.
+        log: Log of Triton; its file is removed at the end unless the server failed.
     """
 
     def __init__(self, repository: Path, settings: ServerSettings | None = None, release: str = "") -> None:
@@ -98,13 +98,13 @@ class Server:
             try:
                 self.wait_ready()
             except BaseException as error:
-                crashed = (
+                has_crashed = (
                     isinstance(error, ServerError) and self._process is not None and (self._process.poll() or 0) < 0
                 )
                 self.stop()
-                if not (crashed and left):
+                if not (has_crashed and left):
                     raise
-                _log.warning("started once more: %s", error)
+                _log.warning("starting Triton again: %s", error)
             else:
                 break
         return self
@@ -116,10 +116,10 @@ class Server:
 
     @property
     def urls(self) -> Urls:
-        """Where the server answers.
+        """Addresses of the server's endpoints.
 
         Raises:
-            ServerError: it was not started.
+            ServerError: the server was not started.
         """
         if self._ports is None:
             raise ServerError("the server was not started")
@@ -132,13 +132,13 @@ class Server:
         )
 
     def start(self) -> None:
-        """Check what can be checked, then start Triton; it is not ready when this returns.
+        """Check the repository and the machine, then start Triton; it is not ready when this returns.
 
         Raises:
             ContractError: the repository's `ensemble.json` is broken.
             MissingExtraError: the extra `serving` is not installed.
-            RepositoryError: there is no repository, or a config in it can't be read.
-            ServerError: there is no Triton, it can't run here, a port is taken, or certificates can't be used.
+            RepositoryError: `repository` is not a model repository, or a config in it can't be read.
+            ServerError: no Triton was found, it can't run here, a port is in use, or the certificates can't be used.
         """
         try:
             with name_failures():
@@ -148,10 +148,10 @@ class Server:
             raise
 
     def wait_ready(self) -> None:
-        """Wait until the ensemble has answered a question or, in a repository without one, until Triton is ready.
+        """Wait until the ensemble has completed an inference or, without an ensemble, until Triton is ready.
 
         Raises:
-            ServerError: the server ended, answered with an error, or took longer than its time-out.
+            ServerError: the server exited, returned an error, or exceeded its start time-out.
         """
         deadline = time.monotonic() + self._settings.start_timeout_s
         while not self._admin.is_ready():
@@ -159,104 +159,104 @@ class Server:
             if time.monotonic() > deadline:
                 raise self._failure(f"was not ready after {self._settings.start_timeout_s:g} s")
             time.sleep(_POLL_S)
-        self._ask(max(1.0, deadline - time.monotonic()))
-        self._presence.watch(self._staged.configs)
+        self._check_inference(max(1.0, deadline - time.monotonic()))
+        self._model_processes.watch(self._staged.configs)
         self._ready, self._ready_s = True, time.time()
 
     def check(self) -> None:
-        """Forward what Triton has logged, and make sure that it still runs.
+        """Forward Triton's new log lines, and check that Triton still runs.
 
         Raises:
-            ServerError: it has ended by itself, or was not started.
+            ServerError: Triton has exited, or was not started.
         """
         self.log.forward()
         if self._process is None:
             raise ServerError("the server was not started")
-        # A Triton that was stopped (SIGSTOP) is killed by this, and noticed at the next look.
+        # `is_alive` kills a stopped Triton (SIGSTOP); the next check reports it.
         with contextlib.suppress(psutil.Error):
             is_alive(psutil.Process(self._process.pid))
         code = self._process.poll()
         if code is not None:
-            raise self._failure(f"{'ended by itself' if self._ready else 'did not start'} (exit code {code})")
+            raise self._failure(f"{'exited unexpectedly' if self._ready else 'did not start'} (exit code {code})")
 
     def probe(self) -> Probe | None:
-        """Return who asks the server's ensemble, or None in a repository without one."""
+        """Return a probe of the server's ensembles, or None if the repository has no ensemble."""
         public = [name for name in self._staged.configs if not (self._release and "-" in name)]
         return None if self._ensemble is None else Probe(self.urls.http, self._ensemble, public)
 
     @property
     def max_batch_size(self) -> int:
-        """The largest batch that any of its models takes; at least 1."""
+        """Largest batch that any of the models accepts; at least 1."""
         return max((config.max_batch_size for config in self._staged.configs.values()), default=1) or 1
 
     def processes(self) -> list[int]:
-        """Return the ids of its processes: Triton's, and those of Python models and backends."""
+        """Return the process ids of Triton and of its Python models and backends."""
         return [] if self._processes is None else [process.pid for process in self._processes.find()]
 
     def stubs(self) -> dict[int, str]:
-        """Return the processes of its Python models and backends: the model of each, by process id."""
+        """Return the model names of the processes of Python models and backends, by process id."""
         found = {} if self._processes is None else self._processes.stubs()
         return {process.pid: model for process, model in found.items()}
 
-    def died(self) -> tuple[str, ...]:
-        """Return the models, sorted, of which a process has died or was stopped, though Triton serves them.
+    def find_unhealthy_models(self) -> tuple[str, ...]:
+        """Return the models, sorted, that Triton serves although one of their processes has exited or was stopped.
 
-        A model that is being loaded or unloaded is none of them.
+        Models that are being loaded or unloaded are left out.
         """
-        return self._presence.missing()
+        return self._model_processes.find_unhealthy()
 
     def reload(self, model: str, timeout_s: float) -> None:
-        """Have Triton load a model anew, in new processes, unless that is under way or it is no longer served.
+        """Reload a model in new processes; do nothing if it is being reloaded already or is no longer served.
 
         Raises:
-            ServerError: it could not, or not in time.
+            ServerError: Triton could not reload the model in time.
         """
-        if model not in self._presence:
+        if model not in self._model_processes:
             return
         with name_failures():
             self._staged.touch(model)
         self._load(model, timeout_s)
 
     def add_release(self, repository: Path, tag: str, timeout_s: float) -> Probe:
-        """Load the models of another release beside those that are served, and return who can ask its ensembles.
+        """Load the models of another release beside those that are served, and return a probe of its ensembles.
 
         Args:
-            repository: The release.
-            tag: Put behind its models' names.
-            timeout_s: For each model.
+            repository: Model repository of the release.
+            tag: Tag appended to its models' names.
+            timeout_s: Time limit for each model, seconds.
 
         Raises:
-            ContractError: its contract is broken.
-            RepositoryError: it is no repository.
-            ServerError: a model could not be loaded, or not in time; those that were stay until `remove_release`.
+            ContractError: the release's `ensemble.json` is broken.
+            RepositoryError: `repository` is not a model repository.
+            ServerError: a model could not be loaded in time; models loaded before it stay until `remove_release`.
         """
         with name_failures():
             self._staged.add(repository, tag)
-        models = self._staged.of(tag)
+        models = self._staged.models_of(tag)
         check_names(repository, models)
         for model in models:
             self._load(model, timeout_s)
         return Probe(self.urls.http, read_ensemble(repository / "ensemble.json"), models)
 
-    def for_rehearsal(self, repository: Path, tag: str) -> Server:
-        """Return a server of another release, with this one's settings, that only this machine reaches.
+    def create_rehearsal_server(self, repository: Path, tag: str) -> Server:
+        """Return a server of another release, with this server's settings, that only this machine can reach.
 
-        A release that can't be loaded, or that crashes Triton, must not do so inside the server that others use:
-        Triton's Python backend reads freed memory after a load that fails.
+        A release that fails to load, or crashes Triton, must not do so inside the public server: Triton's Python
+        backend reads freed memory after a failed load.
         """
         here: dict[str, object] = {"host": "127.0.0.1", "grpc_host": None, "grpc_tls": None}
         here |= dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0)
         return Server(repository, self._settings.model_copy(update=here), tag)
 
     def has_release(self, tag: str) -> bool:
-        """Whether the models of a release are loaded."""
-        return bool(self._staged.of(tag))
+        """Return True if the models of a release are loaded."""
+        return bool(self._staged.models_of(tag))
 
     def publish(self, tag: str, timeout_s: float) -> None:
-        """Have a loaded release answer under the public names; requests in flight end with the one they began with.
+        """Serve a loaded release under the public names; requests in flight keep their release.
 
         Raises:
-            ServerError: Triton could not, or not in time.
+            ServerError: Triton could not load the public ensembles in time.
         """
         with name_failures():
             chains = self._staged.publish(tag)
@@ -264,10 +264,10 @@ class Server:
             self._load(chain, timeout_s)
 
     def put_on_trial(self, trial: ReleaseTrial, current: str, timeout_s: float) -> None:
-        """Have a loaded release answer a share of the public questions, or be compared with the one that does.
+        """Route a fraction of the public requests to a loaded release, or compare it with the public release.
 
         Raises:
-            ServerError: Triton could not, or not in time.
+            ServerError: Triton could not load the front models in time.
         """
         with name_failures():
             fronts = self._staged.put_on_trial(trial, current)
@@ -275,63 +275,63 @@ class Server:
             self._load(front, timeout_s)
 
     def remove_release(self, tag: str, timeout_s: float) -> None:
-        """Unload the models of a release that is not public, and forget them."""
-        models = self._staged.of(tag)
-        # Forgotten first, so that nobody misses their processes.
+        """Unload and remove the models of a release that is not public."""
+        models = self._staged.models_of(tag)
+        # Stop watching their processes first, so that their exit is not taken for a fault.
         for model in models:
-            self._presence.forget(model)
+            self._model_processes.forget(model)
         self._staged.remove(tag)
         for model in reversed(models):
             try:
                 self._admin.unload(model, timeout_s)
             except ServerError as error:
-                # It may never have been loaded.
+                # The model may never have been loaded.
                 _log.debug("%s", error)
 
     def _load(self, model: str, timeout_s: float) -> None:
-        self._presence.loads_anew(model)
+        self._model_processes.expect_reload(model)
         self._admin.load(model, timeout_s)
-        self._presence.watch([model])
+        self._model_processes.watch([model])
 
-    def stop(self, *, answer: bool = True) -> None:
-        """End the server: every process and file of it goes.
+    def stop(self, *, drain: bool = True) -> None:
+        """Stop the server, and remove all its processes and files.
 
         Args:
-            answer: Let requests in flight be answered first; for a server that does not answer that is time lost.
+            drain: If True, complete requests in flight first. Give False for a server that does not respond.
         """
         process, self._process = self._process, None
-        with contextlib.ExitStack() as tidying:
-            # Last in, first out; each is done whatever becomes of the others.
-            tidying.callback(self._remove_files)
-            tidying.callback(sweep_shared_memory, self.name)
-            tidying.callback(lambda: sweep_environments(self._launched_s, self._ready_s or time.time()))
-            tidying.callback(self._end_processes, process)
-            if answer and process is not None and process.poll() is None:
+        with contextlib.ExitStack() as cleanup:
+            # Callbacks run in reverse order, and each runs even if another fails.
+            cleanup.callback(self._remove_files)
+            cleanup.callback(sweep_shared_memory, self.name)
+            cleanup.callback(lambda: sweep_environments(self._launched_s, self._ready_s or time.time()))
+            cleanup.callback(self._end_processes, process)
+            if drain and process is not None and process.poll() is None:
                 if self._ready:
                     self._drain()
                 process.send_signal(signal.SIGTERM)
                 self._wait_until_stopped(process)
 
     def _wait_until_stopped(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait until no request is left, or for the longest time that Triton may take to end."""
-        most = self._settings.exit_timeout_s + _UNLOAD_S
-        deadline = time.monotonic() + most
+        """Wait until no request is left, at most as long as Triton may take to exit."""
+        timeout_s = self._settings.exit_timeout_s + _UNLOAD_S
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_S)
                 return
-            if self.log.says_stopped():
-                # Unloading takes seconds and changes nothing that outlives the processes. Sent responses still leave.
+            if self.log.has_stopped():
+                # Don't wait for the models to unload, which takes seconds. Responses already sent still leave.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_FLUSH_S)
                 return
-        _log.warning("Triton took more than %g s to end and is killed", most)
+        _log.warning("Triton did not exit within %g s and was killed", timeout_s)
 
     def _end_processes(self, process: subprocess.Popen[bytes] | None) -> None:
         if self._processes is not None:
             self._processes.end()
         if process is not None:
-            # It may not be Triton yet, but what becomes it.
+            # This may still be the launcher, which is not in `_processes` yet.
             process.kill()
             process.wait()
 
@@ -346,7 +346,7 @@ class Server:
 
     def _launch(self) -> None:
         command, environment, folder = self._prepare()
-        # Python models take the working directory for a place to import from.
+        # An empty working directory, because Python models import from it.
         empty = folder.path / "empty"
         empty.mkdir()
         _log.debug("starting %s in %s", command[0], folder.path)
@@ -362,32 +362,32 @@ class Server:
                 stdin=gate,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C at a terminal is for us; we pass it on in our own time.
+                # Ctrl-C at a terminal must reach only this process, which stops Triton in order.
                 start_new_session=True,
             )
             self._processes = ServerProcesses(self.name, self._process.pid)
-            self._presence = Presence(self._processes, self._staged.instances, self._admin.is_loaded)
+            self._model_processes = ModelProcesses(self._processes, self._staged.instances, self._admin.is_loaded)
             folder.record(self._process.pid)
             os.write(opened, b".")
 
     def _prepare(self) -> tuple[list[str], dict[str, str], OwnedFolder]:
-        """Check everything, and return Triton's command line, its environment and the folder laid out for it."""
+        """Check the prerequisites, and return Triton's command line, its environment and its prepared folder."""
         with needs_extra("serving"):
-            from plurum.serving.triton.staging import Staged, are_complete, model_folders
+            from plurum.serving.triton.staging import StagedRepository, are_complete, model_folders
         model_folders(self._repository)
         contract = self._repository / "ensemble.json"
         self._ensemble = read_ensemble(contract) if contract.is_file() else None
         triton = find_triton()
         if self._settings.grpc_tls is not None:
             check_certificates(self._settings.grpc_tls)
-        sweep_dead_servers()
-        self._ports = claimed_ports(self._settings)
-        for warning in exposures(self._settings, from_wheel=triton.wheel is not None):
+        sweep_killed_servers()
+        self._ports = claim_ports(self._settings)
+        for warning in find_exposures(self._settings, from_wheel=triton.wheel is not None):
             _log.warning("%s", warning)
         self._folder = OwnedFolder(self.name)
         check_folder(self._folder.path, runs_code=triton.wheel is not None)
         self._admin = Admin(self.urls.http, self.urls.metrics, self._folder.path, self.log)
-        self._staged = Staged(self._folder.path / "models", usable_cores(), cpu_only=not triton.uses_gpu)
+        self._staged = StagedRepository(self._folder.path / "models", usable_cores(), cpu_only=not triton.uses_gpu)
         self._staged.add(self._repository, self._release)
         self._staged.add_managers()
         if self._release:
@@ -401,26 +401,26 @@ class Server:
         return [str(triton.binary), *arguments, *layout.arguments], layout.environment, self._folder
 
     def _drain(self) -> None:
-        # A front model's questions go through the ensembles, which must stay until it is done.
+        # Front models send their requests to the ensembles, so unload the fronts first.
         for models in (self._staged.fronts, self._staged.chains):
             if models:
                 drain(self._admin, models, self._settings.exit_timeout_s)
 
-    def _ask(self, timeout_s: float) -> None:
+    def _check_inference(self, timeout_s: float) -> None:
         if (probe := self.probe()) is None:
             return
         start = time.monotonic()
         for chain in probe.chains:
             try:
-                probe.ask(chain, timeout_s)
-            except NoAnswerError as error:
-                raise self._failure(f"did not answer a first question ({error})") from error
-        _log.debug("first questions answered in %.3f s", time.monotonic() - start)
+                probe.check(chain, timeout_s)
+            except ProbeError as error:
+                raise self._failure(f"failed a first inference ({error})") from error
+        _log.debug("first inferences completed in %.3f s", time.monotonic() - start)
 
     def _failure(self, what: str) -> ServerError:
         self._failed = True
         reason = self.log.reason()
         if self._folder is not None:
-            # The view is gone by the time this is read.
+            # The staged folder is removed before the user reads this message.
             reason = reason.replace(str(self._folder.path / "models"), str(self._repository))
-        return ServerError(f"Triton {what}: {reason}; its whole log is in {self.log.path}")
+        return ServerError(f"Triton {what}: {reason.rstrip('.')}. Its complete log is in {self.log.path}")

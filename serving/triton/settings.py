@@ -1,4 +1,4 @@
-"""What a server may be asked for, and what that means on Triton's command line."""
+"""Settings of a server, and their translation into Triton's command line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from plurum.errors import ServerError, SettingsError
 from plurum.serving.triton.certificates import ServerTls
 
-__all__ = ["Ports", "ServerSettings", "claimed_ports", "exposures", "faces_a_network", "server_arguments"]
+__all__ = ["Ports", "ServerSettings", "claim_ports", "find_exposures", "is_exposed", "server_arguments"]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-# Endpoints that no client needs: loading a model runs code, and several holes of this version of Triton lie behind
-# them. A request passes if it has this header, whose name no client can send: a line break ends a header in HTTP/1, and
-# gRPC closes a connection on which such a name is sent. It is no secret, so it may stand in Triton's arguments.
+# Endpoints that no client needs: loading a model runs code, and several vulnerabilities of this version of Triton lie
+# behind them. Triton requires this header, whose name no client can send: a line break ends a header in HTTP/1, and
+# gRPC closes a connection that sends one. The name is not a secret, so it may appear in Triton's arguments.
 _MANAGEMENT = ("shared-memory", "model-repository", "trace", "logging")
 _UNSENDABLE = "No client\ncan send this"
 
@@ -26,15 +26,15 @@ class ServerSettings(BaseModel):
     """Options of `plurum serve`.
 
     Attributes:
-        host: Address to listen on, IPv4 or a name.
-        grpc_host: Another one for gRPC, which can face a network while HTTP, of which one request can end Triton 2.51,
-            stays on this machine; None takes `host`.
-        http_port: 0 takes a free one, likewise below.
-        grpc_port: Likewise.
-        metrics_port: Likewise.
-        grpc_tls: Certificates for gRPC; None leaves it unencrypted.
-        start_timeout_s: How long the server may take until it answers, seconds.
-        exit_timeout_s: How long requests in flight are waited for at the end, whole seconds.
+        host: Address to listen on, an IPv4 address or a host name.
+        grpc_host: Separate address for gRPC, so that gRPC can face a network while HTTP stays on this machine; a single
+            HTTP request can crash Triton 2.51. None uses `host`.
+        http_port: Port for HTTP; 0 picks a free port.
+        grpc_port: Port for gRPC; 0 picks a free port.
+        metrics_port: Port for metrics; 0 picks a free port.
+        grpc_tls: Certificates for gRPC; None leaves gRPC unencrypted.
+        start_timeout_s: Maximum time until the server has completed its first inference, seconds.
+        exit_timeout_s: Maximum time to wait for requests in flight at shutdown, whole seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +50,7 @@ class ServerSettings(BaseModel):
 
     @property
     def grpc_address(self) -> str:
-        """Where gRPC listens."""
+        """Address that gRPC listens on."""
         return self.host if self.grpc_host is None else self.grpc_host
 
 
@@ -63,82 +63,85 @@ class Ports:
     metrics: int
 
 
-def claimed_ports(settings: ServerSettings) -> Ports:
-    """Return the ports that `settings` mean, with free ones in place of zeros.
+def claim_ports(settings: ServerSettings) -> Ports:
+    """Return the ports of `settings`, with free ports in place of zeros.
 
     Raises:
-        ServerError: a port is taken, or can't be listened on.
-        SettingsError: two of them are the same.
+        ServerError: a port is in use, or can't be listened on.
+        SettingsError: two ports are the same.
     """
-    wanted = {"http": settings.http_port, "grpc": settings.grpc_port, "metrics": settings.metrics_port}
-    stated = [port for port in wanted.values() if port]
+    requested = {"http": settings.http_port, "grpc": settings.grpc_port, "metrics": settings.metrics_port}
+    stated = [port for port in requested.values() if port]
     if len(set(stated)) < len(stated):
-        raise SettingsError(f"HTTP, gRPC and metrics need a port each, got {', '.join(map(str, stated))}")
+        raise SettingsError(
+            f"ports: expected different ports for HTTP, gRPC and metrics, got {', '.join(map(str, stated))}. "
+            "Change one of them."
+        )
     held: dict[str, socket.socket] = {}
     try:
-        # Stated ones first, and all held at once, so that none of the free ones is taken twice.
-        for name in sorted(wanted, key=lambda name: wanted[name] == 0):
-            apart = name == "grpc" and settings.grpc_host is not None
-            host, option = (settings.grpc_address, "--grpc-host") if apart else (settings.host, "--host")
-            held[name] = _listener(host, wanted[name], option, f"--{name}-port")
+        # Claim stated ports first and hold all of them, so that no port is assigned twice.
+        for name in sorted(requested, key=lambda name: requested[name] == 0):
+            is_separate = name == "grpc" and settings.grpc_host is not None
+            host, option = (settings.grpc_address, "--grpc-host") if is_separate else (settings.host, "--host")
+            held[name] = _listener(host, requested[name], option, f"--{name}-port")
         return Ports(**{name: one.getsockname()[1] for name, one in held.items()})
     finally:
         for one in held.values():
             one.close()
 
 
-def faces_a_network(host: str) -> bool:
-    """Whether others than this machine can reach what listens on `host`; a port there has been claimed before."""
+def is_exposed(host: str) -> bool:
+    """Return True if other machines can reach a server that listens on `host`, an address whose port was claimed."""
     return not ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
 
 
-def exposures(settings: ServerSettings, *, from_wheel: bool) -> list[str]:
-    """Return what strangers can do where they can reach the server, in words; its ports have been claimed before.
+def find_exposures(settings: ServerSettings, *, from_wheel: bool) -> list[str]:
+    """Return a warning for each way in which the network can misuse the server; its ports have been claimed before.
 
     Args:
-        settings: As asked for.
-        from_wheel: Whether Triton is the one inside the wheel.
+        settings: Settings of the server.
+        from_wheel: True if Triton comes from the `nvidia-pytriton` wheel.
     """
-    said = []
-    if from_wheel and faces_a_network(settings.host):
-        said.append(
-            f"a single HTTP request can end this version of Triton: on {settings.host} put a gateway before it, "
+    warnings = []
+    if from_wheel and is_exposed(settings.host):
+        warnings.append(
+            f"a single HTTP request can crash this version of Triton: put a gateway in front of {settings.host}, "
             "or serve from NVIDIA's container"
         )
-    if not faces_a_network(settings.grpc_address):
-        return said
+    if not is_exposed(settings.grpc_address):
+        return warnings
     if settings.grpc_tls is None:
-        said.append(
-            f"gRPC on {settings.grpc_address} is unencrypted, and whoever reaches it may ask: give --grpc-tls-cert, "
-            "--grpc-tls-key and --grpc-tls-client-ca"
+        warnings.append(
+            f"gRPC on {settings.grpc_address} is unencrypted and open to every client that reaches it: give "
+            "--grpc-tls-cert, --grpc-tls-key and --grpc-tls-client-ca"
         )
     elif settings.grpc_tls.client_ca is None:
-        said.append(
-            f"whoever reaches gRPC on {settings.grpc_address} may ask: --grpc-tls-client-ca lets in those with a "
-            "certificate alone"
+        warnings.append(
+            f"gRPC on {settings.grpc_address} is open to every client that reaches it: --grpc-tls-client-ca admits "
+            "only clients with a certificate"
         )
-    return said
+    return warnings
 
 
 def server_arguments(settings: ServerSettings, ports: Ports, repository: str, name: str) -> list[str]:
     """Return Triton's command line without the binary.
 
     Args:
-        settings: As asked for.
-        ports: None of them 0.
-        repository: The folder with the models.
-        name: Begins the names of this server's shared memory, and tells its processes from others'.
+        settings: Settings of the server.
+        ports: Claimed ports, none of them 0.
+        repository: Folder with the models.
+        name: Prefix of this server's shared memory; it also identifies the server's processes.
     """
     lock = f"{','.join(_MANAGEMENT)}:{_UNSENDABLE}=1"
     arguments = [
         f"--model-repository={repository}",
-        # All are loaded at the start; ensembles are unloaded before the end.
+        # Load all models at the start; `drain` unloads the ensembles before the end.
         "--model-control-mode=explicit",
         "--load-model=*",
         "--exit-on-error=true",
         f"--exit-timeout-secs={settings.exit_timeout_s}",
         f"--backend-config=python,shm-region-prefix-name={name}",
-        # Triton's own addresses are 0.0.0.0.
+        # Triton's defaults are 0.0.0.0.
         f"--http-address={settings.host}",
         f"--grpc-address={settings.grpc_address}",
         f"--metrics-address={settings.host}",
@@ -156,7 +159,7 @@ def server_arguments(settings: ServerSettings, ports: Ports, repository: str, na
 
 
 def _tls_arguments(tls: ServerTls) -> list[str]:
-    # Triton has another working directory.
+    # Absolute paths: Triton runs in another working directory.
     arguments = [
         "--grpc-use-ssl=true",
         f"--grpc-server-cert={tls.cert.absolute()}",
@@ -171,16 +174,20 @@ def _listener(host: str, port: int, host_option: str, port_option: str) -> socke
     try:
         address = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)[0][4]
     except OSError as error:
-        raise ServerError(f"{host!r} is no IPv4 address or name: {error.strerror}; change {host_option}") from error
+        raise ServerError(
+            f"{host_option}: expected an IPv4 address or a host name, got {host!r} ({error.strerror}). "
+            "Give another address."
+        ) from error
     one = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        # As servers do: connections of an earlier one that are still closing don't count.
+        # Like Triton itself, allow a port on which an earlier server's connections are still closing.
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         one.bind(address)
         one.listen()
     except OSError as error:
         one.close()
         raise ServerError(
-            f"port {port} on {host} can't be listened on: {error.strerror}; end what uses it or change {port_option}"
+            f"{port_option}: expected a port that can be listened on, got {port} on {host}: {error.strerror}. "
+            f"Stop the program that uses it, or change {port_option}."
         ) from error
     return one

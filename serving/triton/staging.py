@@ -1,12 +1,12 @@
-"""The view of a repository that Triton is given: the same models by links, the configs filled in for this machine.
+"""Stage a repository for Triton: link to its models, and complete their configs for this machine.
 
-What a `config.pbtxt` states wins. What it leaves open (how many instances, how many threads) is filled in from the
-cores there are. Nothing is ever written into the repository itself.
+Values stated in a `config.pbtxt` are kept. Missing values (the numbers of instances and threads) follow from the
+number of cores. The repository itself is never written to.
 
-Every member gets as many one-thread instances as there are cores, although an ensemble's members then compete for
-them: tried with resnet18, efficientnet_b0 and densenet121 on two cores, nothing else answered as many images a second,
-neither one instance of two threads, nor one of one, nor Triton's rate limiter handing out the cores.
-More threads an instance answer a single client sooner; who wants that states it in the config.
+Every member gets as many one-thread instances as there are cores, although the members then compete for them. With
+resnet18, efficientnet_b0 and densenet121 on two cores, this gave the highest throughput. Slower were one instance of
+two threads, one instance of one thread, and Triton's rate limiter. More threads per instance lower the latency for a
+single client; state them in the config if you need that.
 """
 
 from __future__ import annotations
@@ -26,39 +26,42 @@ from plurum.serving.triton.admin import MANAGERS
 from plurum.serving.triton.trial import ReleaseTrial
 from plurum.spec import version_from_release
 
-__all__ = ["Staged", "are_complete", "fill_in", "model_folders", "read_config", "stage"]
+__all__ = ["StagedRepository", "are_complete", "complete_config", "model_folders", "read_config", "stage"]
 
 _CONFIG = "config.pbtxt"
 _MODELS = Path(__file__).parents[2] / "model_repository"
-# The steps of a fused ensemble, as export names them.
+# Names that export gives the steps of a fused ensemble.
 _FUSED, _LABELS = "fused", "labels"
 _FRONT, _OPENVINO = _MODELS / "trial" / "model.py", _MODELS / "openvino" / "model.py"
 _NAMING = _MODELS / "labels" / "labels.py"
 _MANAGER = _MODELS / "manager" / "model.py"
-# A file system may keep no finer times.
+# The coarsest resolution of file times.
 _STEP_NS = 1_000_000_000
-# More instances than this repeat a model's weights in memory for little; cores beyond go to threads.
+# Each instance holds a copy of the weights, so more instances gain little; further cores become threads.
 _MAX_INSTANCES = 4
-# What a backend calls the threads of an instance.
+# Each backend's parameter for the number of threads per instance.
 _THREADS = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}
 
 
 def model_folders(repository: Path) -> list[Path]:
-    """Return the folders of `repository` that are models, by name.
+    """Return the model folders of `repository`, sorted by name.
 
     Raises:
-        RepositoryError: it is no folder, or one without a model.
+        RepositoryError: the repository is not a folder, or holds no model.
     """
     if not repository.is_dir():
-        what = "a file" if repository.exists() else "not there"
-        raise RepositoryError(f"{repository} is {what}; a model repository is a folder: plurum export RUN writes one")
-    # Hidden folders are being written, or are kept aside.
+        what = "a file" if repository.exists() else "nothing: the path does not exist"
+        raise RepositoryError(
+            f"{repository}: expected a model repository folder, got {what}. Create one with: plurum export RUN"
+        )
+    # Hidden folders are still being written, or are set aside.
     folders = sorted(
         path for path in repository.iterdir() if (path / _CONFIG).is_file() and not path.name.startswith(".")
     )
     if not folders:
         raise RepositoryError(
-            f"{repository} is no model repository: no folder in it has a {_CONFIG}; plurum export RUN writes one"
+            f"{repository} is not a model repository: no folder in it has a {_CONFIG}. "
+            "Create one with: plurum export RUN"
         )
     return folders
 
@@ -67,32 +70,32 @@ def read_config(model: Path) -> Any:
     """Return the ModelConfig of the folder `model`.
 
     Raises:
-        RepositoryError: it can't be read.
+        RepositoryError: the config can't be read.
     """
     path = model / _CONFIG
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise RepositoryError(f"{path} is no model configuration: {error}") from error
+        raise RepositoryError(f"{path} is not a model configuration: {error}") from error
 
 
 def are_complete(configs: list[Any]) -> bool:
-    """Whether no config needs Triton to ask a model about its inputs and outputs, which takes a second start."""
+    """Return True if every config states inputs and outputs, so that Triton need not start models twice to get them."""
     return all(config.input and config.output for config in configs)
 
 
 def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: str = "") -> list[Any]:
-    """Fill `folder` with a view of `repository` and return its configs, each with its model's name.
+    """Stage `repository` in `folder` and return its configs, each with its model's name.
 
     Args:
-        repository: With models.
-        folder: Made where there is none; models of other releases in it stay.
-        cores: For every model at once: one answer of an ensemble asks all of them.
-        cpu_only: Whether members compute on the CPU. Otherwise Triton places them on its GPUs by itself.
-        tag: Of the release, which then stands at the end of its models' names, so that several can be loaded.
+        repository: Model repository.
+        folder: Folder to stage in; created if missing. Models of other releases in it stay.
+        cores: Number of cores, which all models share: each prediction of an ensemble needs all of them.
+        cpu_only: If True, members compute on the CPU. Otherwise Triton places them on its GPUs.
+        tag: Tag of the release, appended to its models' names so that several releases can be loaded; empty for none.
 
     Raises:
-        RepositoryError: it is no repository, or a config in it can't be read.
+        RepositoryError: `repository` is not a model repository, or a config in it can't be read.
     """
     models = model_folders(repository)
     folder.mkdir(exist_ok=True)
@@ -105,7 +108,7 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: st
         del configs[repository / _LABELS]
     for model, config in configs.items():
         config.name = config.name or model.name
-        fill_in(config, cores, cpu_only=cpu_only)
+        complete_config(config, cores, cpu_only=cpu_only)
         if tag:
             config.name = f"{config.name}-{tag}"
             for step in config.ensemble_scheduling.step:
@@ -116,15 +119,15 @@ def stage(repository: Path, folder: Path, cores: int, *, cpu_only: bool, tag: st
             if part.name != _CONFIG:
                 (staged / part.name).symlink_to(part.resolve())
         if config.backend == "openvino":
-            _compute_by_openvino(staged, config, labels if model.name == _FUSED else None)
+            _use_openvino_model(staged, config, labels if model.name == _FUSED else None)
         _write_config(staged, config)
     return list(configs.values())
 
 
-def fill_in(config: Any, cores: int, *, cpu_only: bool) -> None:
-    """Complete `config` in place: instances, and the threads of each."""
+def complete_config(config: Any, cores: int, *, cpu_only: bool) -> None:
+    """Complete `config` in place: the number of instances, and the threads of each."""
     instances = _stated_instances(config)
-    # OpenVINO computes on the CPU wherever it is.
+    # OpenVINO computes on the CPU even on machines with a GPU.
     if config.backend == "openvino" or (config.backend == "onnxruntime" and cpu_only):
         name = _THREADS[config.backend]
         stated = config.parameters[name].string_value if name in config.parameters else ""
@@ -135,20 +138,20 @@ def fill_in(config: Any, cores: int, *, cpu_only: bool) -> None:
         if not stated:
             config.parameters[name].string_value = str(max(1, cores // instances))
     elif config.name == "preprocess" and not instances:
-        # Decoding keeps a core busy and remembers nothing. The voter stays single: it counts what it answers.
+        # Decoding is CPU-bound and stateless. The voter keeps a single instance because it counts its predictions.
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=min(cores, _MAX_INSTANCES))
 
 
 def _fold_labels(repository: Path, configs: dict[str, Any]) -> Path | None:
-    """Let the fused graph's own process name and count the winners where it is ours: a step less for each answer.
+    """Merge the labels model into Plurum's OpenVINO model of the fused graph, which saves a step per prediction.
 
-    Takes the labels model out of the ensembles in `configs`, by folder, and returns its version folder, whose files
-    belong beside the graph; None where nothing changes.
+    Remove the labels model from the ensembles in `configs`, which are keyed by folder name. Return its version folder,
+    whose files belong beside the graph, or None if nothing changes.
     """
     version = repository / _LABELS / "1"
     if not {_FUSED, _LABELS} <= set(configs) or configs[_FUSED].backend != "openvino":
         return None
-    # Our model asks the labels of its own time; a repository from before has others.
+    # The OpenVINO model needs the current labels.py; an older repository holds another version.
     copy = version / _NAMING.name
     if not copy.is_file() or copy.read_bytes() != _NAMING.read_bytes():
         return None
@@ -164,11 +167,10 @@ def _fold_labels(repository: Path, configs: dict[str, Any]) -> Path | None:
     return version
 
 
-def _compute_by_openvino(staged: Path, config: Any, labels: Path | None) -> None:
-    """Put our Python model beside the graph in each version of `staged`, and let `config` name it.
+def _use_openvino_model(staged: Path, config: Any, labels: Path | None) -> None:
+    """Link Plurum's OpenVINO model, and the files of `labels`, into each version of `staged`, and adapt `config`.
 
-    Triton's own backend of that name is in some installations only, and takes only batches of `max_batch_size`.
-    Files of the folder `labels` are put there too.
+    Triton's own OpenVINO backend exists only in some installations, and accepts only batches of `max_batch_size`.
     """
     for version in [part for part in staged.iterdir() if part.name.isdigit()]:
         beside = [*(labels.iterdir() if labels else ()), *version.iterdir()]
@@ -178,22 +180,22 @@ def _compute_by_openvino(staged: Path, config: Any, labels: Path | None) -> None
         for name, file in files.items():
             (version / name).symlink_to(file)
     config.backend = "python"
-    # Under that name the Python backend would look for its own file.
+    # The Python backend would take default_model_filename for its own script.
     config.parameters["graph"].string_value = config.default_model_filename
     config.ClearField("default_model_filename")
 
 
-class Staged:
-    """The folder that Triton is given, and the configs of the models in it.
+class StagedRepository:
+    """The folder that Triton serves from, and the configs of the models in it.
 
     Args:
-        folder: Made by the first `add`.
-        cores: As in `stage`, likewise below.
-        cpu_only: Whether members compute on the CPU.
+        folder: Folder to stage in; the first `add` creates it.
+        cores: Number of cores that all models share.
+        cpu_only: If True, members compute on the CPU. Otherwise Triton places them on its GPUs.
 
     Attributes:
-        configs: By the model's name.
-        fronts: The public names under which a front model stands, while a release is on trial.
+        configs: Configs by model name.
+        fronts: Public names that front models serve while a release is on trial.
     """
 
     def __init__(self, folder: Path, cores: int, *, cpu_only: bool) -> None:
@@ -204,50 +206,54 @@ class Staged:
 
     @property
     def chains(self) -> list[str]:
-        """The ensembles."""
+        """Names of the ensembles."""
         return [name for name, config in self.configs.items() if config.ensemble_scheduling.step]
 
     def instances(self, model: str) -> int:
-        """Return how many instances a model has, on GPUs each of them; an ensemble, or what was removed, has none."""
+        """Return a model's number of instances (per GPU on GPUs); 0 for ensembles and removed models."""
         config = self.configs.get(model)
         return 0 if config is None or config.ensemble_scheduling.step else _stated_instances(config) or 1
 
     def processes(self, *, all_backends: bool) -> int:
-        """Return how many Python processes the models have; with the wheel's Triton those of all backends have them."""
+        """Return the number of Python processes of the models.
+
+        Args:
+            all_backends: If True, count every backend, as all of them run in Python on the wheel's Triton.
+        """
         names = [name for name, config in self.configs.items() if all_backends or config.backend == "python"]
         return sum(map(self.instances, names))
 
     def add(self, repository: Path, tag: str = "") -> None:
-        """Stage a repository, its models' names with `tag` behind them where there is one.
+        """Stage a repository; append `tag`, if not empty, to its models' names.
 
         Raises:
-            RepositoryError: it is no repository, or a config in it can't be read.
+            RepositoryError: `repository` is not a model repository, or a config in it can't be read.
         """
         configs = stage(repository, self.folder, self._cores, cpu_only=self._cpu_only, tag=tag)
         self.configs.update({config.name: config for config in configs})
 
     def add_managers(self) -> None:
-        """Stage the models that load and unload others for us."""
+        """Stage the manager models, which load and unload the others."""
         for name in MANAGERS:
             version = _only_version(self.folder / name, 1)
             (version / "model.py").symlink_to(_MANAGER.resolve())
             config = pb.ModelConfig(name=name, backend="python")
-            # Triton wants to know of one of each.
+            # Triton requires at least one input and one output.
             config.input.add(name="NONE", data_type=pb.TYPE_BOOL, dims=[1])
             config.output.add(name="NOTHING", data_type=pb.TYPE_BOOL, dims=[1])
             config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
             _write_config(version.parent, config)
             self.configs[name] = config
 
-    def of(self, tag: str) -> list[str]:
-        """Return the models of a release, ensembles last: they can be loaded once their steps are."""
+    def models_of(self, tag: str) -> list[str]:
+        """Return the models of a release, ensembles last because their steps must be loaded first."""
         models = [name for name in self.configs if name.endswith(f"-{tag}")]
         return sorted(models, key=lambda name: name in self.chains)
 
     def publish(self, tag: str) -> list[str]:
-        """Make a release's ensembles the public ones, and return under which names: to be loaded then."""
+        """Make a release's ensembles public, and return their public names, which the caller must load."""
         public = []
-        for chain in self.of(tag):
+        for chain in self.models_of(tag):
             if chain in self.chains:
                 config = pb.ModelConfig()
                 config.CopyFrom(self.configs[chain])
@@ -260,13 +266,13 @@ class Staged:
         return public
 
     def put_on_trial(self, trial: ReleaseTrial, current: str) -> list[str]:
-        """Put a front model in the place of each public ensemble that both releases have, and return their names."""
+        """Replace each public ensemble that both releases have by a front model, and return their names."""
         fronts = []
-        for chain in self.of(current):
+        for chain in self.models_of(current):
             name = chain.removesuffix(f"-{current}")
             candidate = f"{name}-{trial.release}"
             if chain in self.chains and candidate in self.configs:
-                # Which of the two answers, it can't say: Python models of Triton 2.51 add nothing to an answer.
+                # A Python model of Triton 2.51 can't add parameters to a response, so the release is not named there.
                 version = _only_version(self.folder / name, 1)
                 (version / "model.py").unlink(missing_ok=True)
                 (version / "model.py").symlink_to(_FRONT.resolve())
@@ -278,14 +284,14 @@ class Staged:
         return fronts
 
     def touch(self, model: str) -> None:
-        """Make Triton load a model anew: it passes over one whose files have not changed since it was loaded."""
+        """Mark a model as changed: Triton does not reload a model whose files are unchanged."""
         _touch(self.folder / model)
 
     def remove(self, tag: str) -> None:
-        """Take a release away."""
-        for model in self.of(tag):
+        """Remove a release."""
+        for model in self.models_of(tag):
             self.configs.pop(model)
-        # Also what was left by an `add` that failed half-way.
+        # An `add` that failed may have left folders that have no config.
         for model_folder in self.folder.glob(f"*-{tag}"):
             shutil.rmtree(model_folder, ignore_errors=True)
 
@@ -295,11 +301,11 @@ def _stated_instances(config: Any) -> int:
 
 
 def _front_config(name: str, chain: Any, parts: dict[str, str], trial: ReleaseTrial) -> Any:
-    """Return the config of a front model: what `chain` takes and gives, and whom to ask how often."""
+    """Return the config of a front model: the inputs and outputs of `chain`, and the parameters of the trial."""
     config = pb.ModelConfig(name=name, backend="python", max_batch_size=chain.max_batch_size)
     config.input.extend(chain.input)
     config.output.extend(chain.output)
-    # While one instance waits for its answers, the other passes on what has come since.
+    # While one instance waits for responses, the others forward further requests.
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=_MAX_INSTANCES)
     config.dynamic_batching.SetInParent()
     config.parameters["contract"].string_value = chain.parameters["contract"].string_value
@@ -309,7 +315,7 @@ def _front_config(name: str, chain: Any, parts: dict[str, str], trial: ReleaseTr
 
 
 def _only_version(model: Path, number: int) -> Path:
-    """Return the folder of a model's version, and take those of others away: Triton serves the highest."""
+    """Create and return the folder of a model's version, and remove other versions: Triton serves the highest."""
     version = model / str(number)
     version.mkdir(parents=True, exist_ok=True)
     for other in model.iterdir():
@@ -319,14 +325,14 @@ def _only_version(model: Path, number: int) -> Path:
 
 
 def _touch(model: Path) -> None:
-    """Make a file of a model newer than all others: Triton looks for a later time, and clocks can jump back."""
+    """Give a model a file that is newer than all its others: Triton compares times, and clocks can jump back."""
     times = [time.time_ns()]
     for folder, _, files in os.walk(model, followlinks=True):
         for name in (".", *files):
-            # A link may lead nowhere.
+            # A link may be broken.
             with contextlib.suppress(OSError):
                 times.append(Path(folder, name).stat().st_mtime_ns)
-    # Triton reads no file of this name.
+    # Triton ignores files with this name.
     mark = model / "loaded_anew"
     mark.touch(mode=0o600)
     newest = max(times) + _STEP_NS
@@ -334,7 +340,7 @@ def _touch(model: Path) -> None:
 
 
 def _write_config(model: Path, config: Any) -> None:
-    # The folder may be in use.
+    # Replace the file atomically: Triton may be reading the folder.
     hidden = model / f".{_CONFIG}"
     hidden.write_text(text_format.MessageToString(config), encoding="utf-8")
     hidden.replace(model / _CONFIG)

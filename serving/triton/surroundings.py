@@ -1,6 +1,6 @@
-"""Whether Triton can work where it is started: the path of its folder, what may run there, and shared memory.
+"""Check that Triton can run here: the path of its folder, permission to execute programs there, and shared memory.
 
-Where it can't, Triton 2.51 does not say so: it waits for processes that never started until its time is up.
+Triton 2.51 does not report such problems: it waits until the start time-out for processes that never started.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from plurum.errors import RepositoryError, ServerError
 
 __all__ = ["check_folder", "check_names", "check_shared_memory", "name_failures"]
 
-# Triton starts Python models by a line for bash, without quotes, and their Python reads paths as ASCII. A colon would
-# divide LD_LIBRARY_PATH.
+# Triton starts Python models through an unquoted bash command, and their Python reads paths as ASCII. A colon would
+# split LD_LIBRARY_PATH.
 _PLAIN = re.compile(r"[A-Za-z0-9_./@%+=,~^-]+")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.@%+=,~^-]+")
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where Linux keeps it)
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (fixed by Linux)
 _INSTANCE_BYTES = 1 << 20
 
 
 def check_folder(folder: Path, *, runs_code: bool) -> None:
-    """Make sure that Triton can be started in `folder`, which is below the temporary folder.
+    """Check that Triton can be started in `folder`, which is below the temporary folder.
 
     Args:
-        folder: There already.
-        runs_code: Whether libraries are loaded from it.
+        folder: An existing folder.
+        runs_code: True if libraries are loaded from the folder.
 
     Raises:
-        ServerError: its path has characters that Triton can't take, or nothing may be executed there.
+        ServerError: the path has characters that Triton can't handle, or programs may not be executed there.
     """
     place = tempfile.gettempdir()
     if not _PLAIN.fullmatch(str(folder)):
@@ -48,10 +48,10 @@ def check_folder(folder: Path, *, runs_code: bool) -> None:
 
 
 def check_names(repository: Path, models: list[str]) -> None:
-    """Make sure that Triton can start models of these names.
+    """Check that Triton can start models with these names.
 
     Raises:
-        RepositoryError: a name has characters that Triton can't take.
+        RepositoryError: a name has characters that Triton can't handle.
     """
     for model in models:
         if not _PLAIN_NAME.fullmatch(model):
@@ -61,10 +61,10 @@ def check_names(repository: Path, models: list[str]) -> None:
 
 
 def check_shared_memory(instances: int) -> None:
-    """Make sure that there is shared memory for so many instances of Python models.
+    """Check that there is enough shared memory for this number of Python model instances.
 
     Raises:
-        ServerError: there is not, or it can't be written to.
+        ServerError: shared memory is missing, too small or not writable.
     """
     try:
         status = os.statvfs(_SHARED_MEMORY)
@@ -73,7 +73,7 @@ def check_shared_memory(instances: int) -> None:
     if status.f_flag & os.ST_RDONLY or not os.access(_SHARED_MEMORY, os.W_OK):
         raise ServerError(f"{_SHARED_MEMORY}: expected a folder that can be written to. Mount it writable.")
     free, needed = status.f_bavail * status.f_frsize, instances * _INSTANCE_BYTES
-    # A file system of size 0 has no limit of its own.
+    # A file system of size 0 has no limit.
     if status.f_blocks and free < needed:
         raise ServerError(
             f"{_SHARED_MEMORY}: expected at least {needed >> 20} MiB free, one for each instance of a model, got "
@@ -83,7 +83,7 @@ def check_shared_memory(instances: int) -> None:
 
 @contextmanager
 def name_failures() -> Iterator[None]:
-    """Raise what the system refuses in the block, a full disk mostly, as a `ServerError` that names the place."""
+    """Turn an `OSError` raised in the block, such as a full disk, into a `ServerError` that names the file."""
     try:
         yield
     except OSError as error:

@@ -10,12 +10,12 @@ __all__ = ["ReleaseTrial"]
 
 
 class ReleaseTrial(BaseModel):
-    """A release that answers some requests in place of the public one, or is compared with it.
+    """A release that handles some requests in place of the public one, or is compared with it.
 
     Attributes:
         release: The release's tag.
-        percent: The percentage of requests that it answers, 0 to 100.
-        shadow: Whether its responses are only compared with the public release's.
+        percent: The percentage of requests that it handles, 0 to 100.
+        shadow: If True, its responses are only compared with the public release's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

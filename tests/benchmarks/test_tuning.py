@@ -27,7 +27,7 @@ from plurum.export.manifest import read_manifest
 from plurum.export.repository.configs import fused_config, member_config, text_of
 from plurum.export.settings import Execution
 from plurum.run import Run
-from plurum.serving.triton.staging import fill_in, read_config
+from plurum.serving.triton.staging import complete_config, read_config
 from plurum.spec import read_ensemble
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tuning.md"
@@ -145,7 +145,7 @@ def test_other_precisions_come_through_exports_own_gate(
 def served_as(folder: Path, model: str) -> Any:
     """A model's config as `plurum serve` completes it, on a machine of 16 cores."""
     config = read_config(folder / model)
-    fill_in(config, 16, cpu_only=True)
+    complete_config(config, 16, cpu_only=True)
     return config
 
 
@@ -261,7 +261,7 @@ def test_on_a_gpu_there_is_no_other_precision(run: Run, for_a_gpu: Path, tmp_pat
 
 
 def test_what_can_not_be_tuned_is_one_line(fused: Path, tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="is not there"):
+    with pytest.raises(RepositoryError, match="does not exist"):
         read_artefacts(AS_IS, tmp_path / "absent")
     own = read_artefacts(AS_IS, fused)
     other = write(own, forms(own, 2, BOTH)[0], tmp_path / "other")

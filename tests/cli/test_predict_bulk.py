@@ -132,7 +132,7 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(repository: Pat
         port = int(first.urls.grpc.rpartition(":")[2])
         options = (scans, "--url", first.urls.grpc, "--batch-size", 1, "--concurrency", 1)
         process = begun(tmp_path / "out.csv", *options, images=20)
-        first.stop(answer=False)
+        first.stop(drain=False)
     with process, Server(repository, ServerSettings(http_port=0, grpc_port=port, metrics_port=0)):
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said

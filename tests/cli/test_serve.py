@@ -152,7 +152,7 @@ def test_it_says_where_it_answers_and_starts_triton_again_when_that_dies(reposit
         _, err = process.communicate(timeout=30)
     assert process.returncode == 0
     first, second = err.splitlines()
-    assert re.search(r"not ready: Triton ended by itself \(exit code -9\): .*its whole log is in \S+$", first)
+    assert re.search(r"not ready: Triton exited unexpectedly \(exit code -9\): .*Its complete log is in \S+$", first)
     assert re.search(r"ready again after \d+\.\d s$", second)
     log = Path(first.split()[-1])
     assert leftovers(server) == [log]
@@ -174,14 +174,14 @@ def test_killed_outright_it_leaves_no_server_and_the_next_one_clears_up(reposito
         assert leftovers(server) == []
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
-    assert "a server was killed here before and is cleared away" in err
+    assert "removing the remains of a server that was killed" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("absent", *FREE), "absent is not there; a model repository is a folder"),
-        ((".", *FREE), "is no model repository: no folder in it has a config.pbtxt"),
+        (("absent", *FREE), "absent: expected a model repository folder, got nothing"),
+        ((".", *FREE), "is not a model repository: no folder in it has a config.pbtxt"),
     ],
 )
 def test_wrong_use_is_one_line(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:

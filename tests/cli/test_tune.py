@@ -144,7 +144,7 @@ def test_what_is_served_is_set_against_what_could_be(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("absent", "--out", "out"), "absent is not there; a model repository is a folder"),
+        (("absent", "--out", "out"), "absent: expected a model repository folder, got nothing"),
         (("REPO", "--out", "precious"), "precious holds something else than a model repository"),
         (("REPO", "--out", "REPO"), "is the repository itself, which is kept as it is; name another folder"),
         (("REPO", "--out", "out", "--clients", "4,x"), "--clients 4,x: whole numbers above 0"),

@@ -36,28 +36,28 @@ def asked(url: str) -> tuple[int, str]:
 def test_readiness_is_what_is_known_and_liveness_is_not() -> None:
     status = Status()
     with StatusServer(status, "127.0.0.1", 0) as said:
-        assert asked(f"{said.url}/v2/health/ready") == (503, "it is starting\n")
-        status.answers()
+        assert asked(f"{said.url}/v2/health/ready") == (503, "the server is starting\n")
+        status.mark_ready()
         assert asked(f"{said.url}/v2/health/ready") == (200, "")
-        status.is_away("the process of voter has died")
-        assert asked(f"{said.url}/v2/health/ready") == (503, "the process of voter has died\n")
+        status.mark_unready("the process of voter exited")
+        assert asked(f"{said.url}/v2/health/ready") == (503, "the process of voter exited\n")
         assert asked(f"{said.url}/v2/health/live") == (200, "")
         assert asked(f"{said.url}/elsewhere")[0] == 404
         status.faults.labels("late").inc()
         page = asked(f"{said.url}/metrics")[1]
         assert 'plurum_faults_total{kind="late"} 1.0' in page
         assert "plurum_ready 0.0" in page
-        with pytest.raises(ServerError, match=r"port \d+ on 127\.0\.0\.1 can't be listened on: Address already in use"):
+        with pytest.raises(ServerError, match=r"got \d+ on 127\.0\.0\.1: Address already in use"):
             StatusServer(status, "127.0.0.1", int(said.url.rpartition(":")[2]))
 
 
 def test_who_was_last_seen_long_ago_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     status = Status()
-    status.answers()
-    assert status.reason() is None
+    status.mark_ready()
+    assert status.unready_reason() is None
     late = time.monotonic() + 60
     monkeypatch.setattr(time, "monotonic", lambda: late)
-    assert status.reason() == "it was last seen to answer 60 s ago"
+    assert status.unready_reason() == "the last confirmed response was 60 s ago"
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
 def heal_dead(supervisor: Supervisor) -> None:
     """Do what `watch` does, once."""
     time.sleep(0.3)
-    fault = supervisor._dead()
+    fault = supervisor._find_exited()
     assert fault is not None
     supervisor._heal(fault)
-    assert supervisor.status.reason() is None
+    assert supervisor.status.unready_reason() is None
 
 
 def failed_starts(status: Status) -> float:
@@ -98,7 +98,7 @@ def test_it_serves_on_and_starts_again_when_the_repository_has_gone(
         kept = supervisor.snapshot.path
         assert kept.parent.stat().st_mode & 0o777 == 0o700
         shutil.rmtree(copy)
-        wait_until(lambda: status.repository() == "it has gone")
+        wait_until(lambda: status.repository_difference() == "the repository no longer exists")
         assert b"plurum_repository_changed 1.0" in generate_latest(status.registry)
         voter = next(process for process, model in supervisor._server.stubs().items() if model == "voter")
         os.kill(voter, signal.SIGKILL)
@@ -106,12 +106,12 @@ def test_it_serves_on_and_starts_again_when_the_repository_has_gone(
         os.kill(supervisor._server.processes()[0], signal.SIGKILL)
         heal_dead(supervisor)
         shutil.copytree(repository, copy)
-        wait_until(lambda: status.repository() is None)
+        wait_until(lambda: status.repository_difference() is None)
     assert not kept.exists()
     told = [record.getMessage() for record in caplog.records if str(copy) in record.getMessage()]
     assert len(told) == 2
-    assert told[0].endswith("what was copied at the start is served on")
-    assert told[1].endswith("is again what is served")
+    assert told[0].endswith("the server keeps serving its copy")
+    assert told[1].endswith("matches the copy that is served again")
 
 
 @pytest.mark.triton
@@ -123,13 +123,13 @@ def test_a_server_that_can_not_be_started_again_is_tried_until_it_can(repository
         os.kill(supervisor._server.processes()[0], signal.SIGKILL)
         taken = socket.socket()
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        wait_until(lambda: supervisor._dead() is not None)
-        supervisor._server.stop(answer=False)
+        wait_until(lambda: supervisor._find_exited() is not None)
+        supervisor._server.stop(drain=False)
         taken.bind(("127.0.0.1", port))
         taken.listen()
         threading.Thread(target=_let_go_after_ten_starts, args=(status, taken), daemon=True).start()
         supervisor._restart()
-        assert supervisor.status.reason() is None
+        assert supervisor.status.unready_reason() is None
         page = generate_latest(status.registry).decode()
         assert "plurum_failed_starts 0.0" in page
         assert failed_starts(status) >= 10
@@ -162,5 +162,5 @@ def test_nothing_vouches_for_an_unlisted_repository_which_is_said(
     copy = shutil.copytree(repository, tmp_path / "repository")
     (copy / "export.json").unlink()
     with Supervisor(copy, FREE) as supervisor:
-        assert supervisor.status.reason() is None
-    assert f"{copy}: no export.json lists its files, so nobody knows if one was changed" in caplog.messages
+        assert supervisor.status.unready_reason() is None
+    assert f"{copy}: no export.json lists its files, so changes to them can't be detected" in caplog.messages

@@ -14,7 +14,7 @@ from rich.console import Console
 from plurum.errors import ServerError, SettingsError, needs_extra
 
 if TYPE_CHECKING:
-    from plurum.serving.releases.releases import Releases, Report
+    from plurum.serving.releases.releases import Releases, RolloutReport
 
 __all__ = ["rollout"]
 
@@ -59,7 +59,7 @@ def rollout(
       plurum rollout --releases live --json
     """
     with needs_extra("serving"):
-        from plurum.serving.releases.releases import Order, Releases
+        from plurum.serving.releases.releases import Releases, RolloutOrder
     if repository is not None and back:
         raise SettingsError("name either a model repository or --back")
     if ((percent is not None or shadow) and repository is None) or (percent is not None and shadow):
@@ -70,16 +70,16 @@ def rollout(
     if repository is not None or back:
         if not folder.is_served():
             raise ServerError(f"nobody serves from {releases}; start plurum serve --releases {releases}")
-        order = Order(
+        order = RolloutOrder(
             number=time.time_ns(),
             release=None if repository is None else folder.add(repository),
             percent=percent,
             shadow=shadow,
         )
-        folder.order(order)
+        folder.place_order(order)
         report = _followed(folder, order.number, Console(stderr=True, highlight=False))
         if report.outcome == "refused":
-            raise ServerError(f"{report.lines[-1]}; what was public is public still")
+            raise ServerError(f"{report.lines[-1].rstrip('.')}. The public release is unchanged.")
     state = folder.state()
     if state is not None:
         sys.stdout.write(
@@ -90,12 +90,12 @@ def rollout(
         )
 
 
-def _followed(releases: Releases, number: int, console: Console) -> Report:
+def _followed(releases: Releases, number: int, console: Console) -> RolloutReport:
     """Print what is done as it is done, and return the whole once that is all."""
     printed = 0
     with console.status("waiting for the server"):
         while True:
-            report = releases.report()
+            report = releases.read_report()
             if report is not None and report.number == number:
                 for line in report.lines[printed : None if report.outcome is None else -1]:
                     console.print(line)

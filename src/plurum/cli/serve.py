@@ -112,7 +112,7 @@ def _held(repository: Path | None, folder: Path | None) -> Iterator[tuple[Path, 
         yield repository, None
         return
     releases = Releases(folder)
-    releases.hold()
+    releases.lock()
     try:
         state = releases.state()
         if state is None and repository is None:
@@ -121,7 +121,7 @@ def _held(repository: Path | None, folder: Path | None) -> Iterator[tuple[Path, 
             typer.echo(f"{state.current} is public in {folder} and is served; change it with plurum rollout", err=True)
         yield repository or folder, releases
     finally:
-        releases.let_go()
+        releases.unlock()
 
 
 @contextlib.contextmanager

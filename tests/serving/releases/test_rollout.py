@@ -26,7 +26,7 @@ from plurum.questions import QUESTIONS, read_recorded
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.serving.releases.rehearsal import check_artefacts, rehearse
-from plurum.serving.releases.releases import Order, Releases, Report, State
+from plurum.serving.releases.releases import Releases, ReleaseState, RolloutOrder, RolloutReport
 from plurum.serving.releases.rollout import Rollout
 from plurum.serving.triton.metrics import metrics_at
 from plurum.serving.triton.probe import Probe
@@ -144,12 +144,12 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (_forget_the_voters_rule, "voter/1/voting.py is missing"),
     (_add_a_version, " was not exported"),
     (_cut_short_with_a_right_hash, "Load model from"),
-    (_compute_otherwise, "answers otherwise than its artefacts did"),
+    (_compute_otherwise, "expected probabilities within"),
     (_break_the_voter, "broken voter"),
-    (_vote_otherwise, "answers otherwise than its artefacts did"),
+    (_vote_otherwise, "expected probabilities within"),
     (_forget_the_answers, "does not say what its export was answered"),
-    (_fail_the_gate, "its gate did not pass"),
-    (_other_classes, "clients count on them"),
+    (_fail_the_gate, "the export.s gate did not pass"),
+    (_other_classes, "classes: expected"),
 ]
 
 
@@ -167,7 +167,11 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
             done = live.rollout(other)
             assert done.returncode == 0, done.stderr
             first, second = (json.loads(done.stdout)[name] for name in ("previous", "current"))
-            for line in (f"{second} is loaded beside {first}", f"{second} answers as its artefacts did", "is public"):
+            for line in (
+                f"{second} is loaded beside {first}",
+                f"{second} predicts what it predicted at export",
+                "is public",
+            ):
                 assert line in done.stderr
             assert {release_at(live.urls[name], pixels) for name in ("grpc", "http")} == {second}
             back = live.rollout("--back")
@@ -182,7 +186,7 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
                 assert refused.returncode == 2, spoil
                 (line,) = [line for line in refused.stderr.splitlines() if line.startswith("plurum: ")]
                 assert reason in line
-                assert line.endswith("what was public is public still")
+                assert line.endswith("The public release is unchanged.")
                 asked_for = live.rollout()
                 assert asked_for.returncode == 0, (spoil, asked_for.stderr, live.said())
                 assert json.loads(asked_for.stdout)["current"] == second
@@ -289,38 +293,38 @@ def test_a_release_is_kept_as_it_was_and_once(repository: Path, tmp_path: Path) 
     (copy / "parity.json").write_text("{}")
     assert releases.add(copy) != tag
     check_artefacts(releases.path(tag))
-    with pytest.raises(RepositoryError, match=r"holds no ensemble\.json"):
+    with pytest.raises(RepositoryError, match=r"expected a model repository with an ensemble\.json"):
         releases.add(tmp_path)
     (tmp_path / "live" / "thesis.odt").touch()
-    with pytest.raises(OutputError, match=r"holds something else \(thesis\.odt\)"):
+    with pytest.raises(OutputError, match=r"got one that holds thesis\.odt"):
         releases.add(repository)
 
 
 def test_one_server_holds_the_folder(tmp_path: Path) -> None:
     releases, second = Releases(tmp_path / "live"), Releases(tmp_path / "live")
     assert not releases.is_served()
-    releases.hold()
+    releases.lock()
     assert second.is_served()
-    with pytest.raises(OutputError, match="is served already"):
-        second.hold()
-    releases.let_go()
+    with pytest.raises(OutputError, match="got one in use"):
+        second.lock()
+    releases.unlock()
     assert not second.is_served()
 
 
 def test_orders_are_taken_once_and_what_is_written_is_read(tmp_path: Path) -> None:
     releases = Releases(tmp_path)
     assert releases.take_order() is None
-    releases.order(Order(number=1, release="ab"))
-    assert releases.take_order() == Order(number=1, release="ab")
+    releases.place_order(RolloutOrder(number=1, release="ab"))
+    assert releases.take_order() == RolloutOrder(number=1, release="ab")
     assert releases.take_order() is None
     (tmp_path / "order.json").write_text("{")
     with pytest.raises(OutputError, match=r"order\.json can't be read"):
         releases.take_order()
     assert releases.take_order() is None
-    releases.keep(State(current="ab"))
-    assert releases.state() == State(current="ab")
-    releases.tell(Report(number=1, lines=("x",)))
-    assert releases.report() == Report(number=1, lines=("x",))
+    releases.write_state(ReleaseState(current="ab"))
+    assert releases.state() == ReleaseState(current="ab")
+    releases.write_report(RolloutReport(number=1, lines=("x",)))
+    assert releases.read_report() == RolloutReport(number=1, lines=("x",))
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(OutputError, match=r"state\.json can't be read"):
         releases.state()
@@ -348,10 +352,12 @@ class FakeServer:
         self.publish(trial.release, timeout_s)
 
 
-def carried_out(releases: Releases, order: Order, error: Exception | None = None) -> tuple[Report, FakeServer]:
+def carried_out(
+    releases: Releases, order: RolloutOrder, error: Exception | None = None
+) -> tuple[RolloutReport, FakeServer]:
     server = FakeServer(releases, error)
     Rollout(cast("Server", server), releases, order).run()
-    report = releases.report()
+    report = releases.read_report()
     assert report is not None
     return report, server
 
@@ -362,36 +368,36 @@ def two(repository: Path, tmp_path: Path) -> Releases:
     releases = Releases(tmp_path / "live")
     for name in ("first", "second"):
         shutil.copytree(repository, releases.path(name))
-    releases.keep(State(current="first"))
+    releases.write_state(ReleaseState(current="first"))
     return releases
 
 
 def test_a_server_that_starts_anew_meanwhile_begins_with_what_is_becoming_public(two: Releases) -> None:
-    report, server = carried_out(two, Order(number=1, release="second"))
+    report, server = carried_out(two, RolloutOrder(number=1, release="second"))
     assert (report.outcome, report.lines[-2:]) == ("done", ("second is public", "done"))
-    assert server.found[1] == State(current="second", previous="first") == two.state()
+    assert server.found[1] == ReleaseState(current="second", previous="first") == two.state()
 
 
 @pytest.mark.parametrize("percent", [None, 5])
 def test_what_fails_leaves_the_state_as_it_was(two: Releases, percent: float | None) -> None:
-    report, server = carried_out(two, Order(number=1, release="second", percent=percent), ServerError("planted"))
+    report, server = carried_out(two, RolloutOrder(number=1, release="second", percent=percent), ServerError("planted"))
     assert (report.outcome, report.lines[-1]) == ("refused", "planted")
-    assert two.state() == server.found[-1] == State(current="first")
+    assert two.state() == server.found[-1] == ReleaseState(current="first")
 
 
 def test_the_outcome_is_told_whatever_happens(two: Releases) -> None:
-    report, _ = carried_out(two, Order(number=7, release="second"), RuntimeError("planted"))
+    report, _ = carried_out(two, RolloutOrder(number=7, release="second"), RuntimeError("planted"))
     assert (report.number, report.outcome) == (7, "refused")
-    assert report.lines[-1] == "it failed unexpectedly: RuntimeError('planted')"
+    assert report.lines[-1] == "unexpected error: RuntimeError('planted')"
 
 
 def test_a_share_is_answered_by_members_of_the_same_names_alone(two: Releases) -> None:
     path = two.path("second") / "ensemble.json"
     path.write_text(path.read_text().replace('"name": "resnet10t"', '"name": "another"'))
-    report, _ = carried_out(two, Order(number=1, release="second", percent=5))
+    report, _ = carried_out(two, RolloutOrder(number=1, release="second", percent=5))
     assert report.outcome == "refused"
-    assert report.lines[-1].startswith("its members are another, regnetx_002, those that are public resnet10t, regnetx")
-    report, _ = carried_out(two, Order(number=2, release="second", shadow=True))
+    assert report.lines[-1].startswith("members: expected resnet10t, regnetx")
+    report, _ = carried_out(two, RolloutOrder(number=2, release="second", shadow=True))
     assert report.outcome == "done"
 
 
@@ -415,7 +421,7 @@ class FakeProbe:
     def __init__(self, answers: npt.NDArray[np.float64]) -> None:
         self._answers = answers
 
-    def probabilities(self, *_: object) -> npt.NDArray[np.float64]:
+    def predict(self, *_: object) -> npt.NDArray[np.float64]:
         return self._answers
 
 
@@ -425,9 +431,9 @@ def test_a_release_answers_as_was_recorded_or_is_refused(repository: Path, tmp_p
     assert recorded.tolerance == 1e-3
     assert rehearse(cast("Probe", FakeProbe(answers + 9e-4)), repository, ensemble, 1) == pytest.approx(9e-4)
     for wrong in (answers + 2e-3, np.full_like(answers, np.nan)):
-        with pytest.raises(RepositoryError, match="answers otherwise than its artefacts did"):
+        with pytest.raises(RepositoryError, match="expected probabilities within"):
             rehearse(cast("Probe", FakeProbe(wrong)), repository, ensemble, 1)
     other = shutil.copytree(repository, tmp_path / "other")
     write_contract(other / QUESTIONS, recorded.model_copy(update={"probabilities": recorded.probabilities[:2]}))
-    with pytest.raises(RepositoryError, match=r"is of shape \(2, 10\), \(4, 10\) is needed"):
+    with pytest.raises(RepositoryError, match=r"expected shape \(4, 10\), got \(2, 10\)"):
         rehearse(cast("Probe", FakeProbe(answers)), other, ensemble, 1)

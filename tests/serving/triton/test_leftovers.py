@@ -17,8 +17,8 @@ import pytest
 from plurum.serving.triton.leftovers import (
     SHARED_MEMORY,
     OwnedFolder,
-    sweep_dead_servers,
     sweep_environments,
+    sweep_killed_servers,
     sweep_shared_memory,
 )
 from plurum.serving.triton.processes import MARK
@@ -75,7 +75,7 @@ def abandoned(temporary: Path, name: str) -> Path:
 def test_an_owned_folder_is_left_alone_until_it_is_removed(temporary: Path, name: str, memory: Path) -> None:
     folder = OwnedFolder(name)
     assert folder.path.stat().st_mode & 0o777 == 0o700
-    sweep_dead_servers()
+    sweep_killed_servers()
     assert folder.path.exists()
     assert memory.exists()
     folder.remove()
@@ -89,7 +89,7 @@ def test_what_a_killed_owner_left_is_cleared_away(temporary: Path, name: str) ->
     outcome = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     folder, process = outcome.stdout.split()
     assert Path(folder).is_dir()
-    sweep_dead_servers()
+    sweep_killed_servers()
     assert list(temporary.iterdir()) == []
     assert list(SHARED_MEMORY.glob(f"{name}*")) == []
     assert not psutil.pid_exists(int(process)) or psutil.Process(int(process)).status() == psutil.STATUS_ZOMBIE
@@ -101,7 +101,7 @@ def test_a_recorded_number_that_is_another_process_by_now_is_not_ended(temporary
     other = subprocess.Popen(words, env=environment, stdin=subprocess.PIPE, start_new_session=True)
     try:
         (abandoned(temporary, name) / "lock").write_text(str(other.pid))
-        sweep_dead_servers()
+        sweep_killed_servers()
         assert list(temporary.iterdir()) == []
         assert other.poll() is None
     finally:
@@ -111,7 +111,7 @@ def test_a_recorded_number_that_is_another_process_by_now_is_not_ended(temporary
 @pytest.mark.parametrize("record", ["", "-1", "1", "abc", "9" * 30, "\x00"])
 def test_whatever_a_lock_holds(temporary: Path, name: str, record: str) -> None:
     (abandoned(temporary, name) / "lock").write_text(record)
-    sweep_dead_servers()
+    sweep_killed_servers()
     assert list(temporary.iterdir()) == []
 
 
@@ -127,7 +127,7 @@ def test_no_link_is_followed(
     fifo = temporary / f"{name}fifo"
     fifo.mkdir(mode=0o700)
     (fifo / "lock").mkdir()
-    sweep_dead_servers()
+    sweep_killed_servers()
     assert folder.exists()
     assert planted.exists()
     assert not (elsewhere / "created").exists()
@@ -137,7 +137,7 @@ def test_no_link_is_followed(
 def test_a_folder_that_others_may_write_to_is_left_alone(temporary: Path, name: str, memory: Path) -> None:
     folder = abandoned(temporary, name)
     folder.chmod(0o777)
-    sweep_dead_servers()
+    sweep_killed_servers()
     assert folder.exists()
     assert memory.exists()
 
@@ -146,7 +146,7 @@ def test_a_folder_that_others_may_write_to_is_left_alone(temporary: Path, name: 
 def test_others_folders_and_memory_are_left_alone(temporary: Path, name: str, memory: Path) -> None:
     folder = abandoned(temporary, name)
     os.chown(folder, NOBODY, NOBODY)
-    sweep_dead_servers()
+    sweep_killed_servers()
     assert folder.exists()
     os.chown(memory, NOBODY, NOBODY)
     sweep_shared_memory(name)

@@ -227,12 +227,12 @@ def test_a_manager_that_dies_is_loaded_again_by_the_other(repository: Path) -> N
             lost = managers_of(server)[0]
             os.kill(lost, signal.SIGKILL)
             time.sleep(0.3)
-            fault = supervisor._dead()
+            fault = supervisor._find_exited()
             assert fault is not None
             supervisor._heal(fault)
             assert supervisor._server is server
             assert lost not in managers_of(server)
-            assert supervisor._dead() is None
+            assert supervisor._find_exited() is None
         server.reload("voter", 10)
 
 
@@ -242,7 +242,7 @@ def test_when_both_managers_die_triton_is_started_again(repository: Path) -> Non
         for process in managers_of(former):
             os.kill(process, signal.SIGKILL)
         time.sleep(0.3)
-        fault = supervisor._dead()
+        fault = supervisor._find_exited()
         assert fault is not None
         supervisor._heal(fault)
         assert supervisor._server is not former

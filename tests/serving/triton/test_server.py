@@ -121,7 +121,7 @@ def test_a_server_that_dies_is_noticed_and_cleared_away(repository: Path) -> Non
         # Its models' processes outlive it.
         os.kill(triton_of(server), signal.SIGKILL)
         time.sleep(0.5)
-        with pytest.raises(ServerError, match=rf"ended by itself \(exit code -9\).*{server.log.path}"):
+        with pytest.raises(ServerError, match=rf"exited unexpectedly \(exit code -9\).*{server.log.path}"):
             server.check()
     assert nothing_is_left(server)
     assert server.log.path.is_file()
@@ -137,7 +137,7 @@ def test_a_broken_graph_is_named_with_the_reason(repository: Path, tmp_path: Pat
     with pytest.raises(ServerError) as raised, server:
         pass
     assert "did not start (exit code 1): model 'resnet10t' can't be loaded" in str(raised.value)
-    assert f"Load model from {graph} failed:Protobuf parsing failed.; its whole log is in" in str(raised.value)
+    assert f"Load model from {graph} failed:Protobuf parsing failed. Its complete log is in" in str(raised.value)
     assert nothing_is_left(server)
     assert "Protobuf parsing failed" in server.log.path.read_text()
     server.log.path.unlink()
@@ -149,7 +149,7 @@ def test_ready_means_answered(repository: Path, tmp_path: Path) -> None:
     with (broken / "voter" / "1" / "model.py").open("a") as file:
         file.write("\n\ndef fail(*_):\n    raise ValueError('out of order')\n\nTritonPythonModel.execute = fail\n")
     server = Server(broken, FREE)
-    with pytest.raises(ServerError, match=r"did not answer a first question .*out of order"), server:
+    with pytest.raises(ServerError, match=r"failed a first inference .*out of order"), server:
         pass
     assert nothing_is_left(server)
     server.log.path.unlink()
@@ -170,7 +170,7 @@ def test_what_is_wrong_before_the_start_leaves_nothing(repository: Path, tmp_pat
         with pytest.raises(ServerError, match="change --grpc-port"):
             one.start()
     other = Server(tmp_path, FREE)
-    with pytest.raises(RepositoryError, match="is no model repository"):
+    with pytest.raises(RepositoryError, match="is not a model repository"):
         other.start()
     half = tmp_path / "half"
     shutil.copytree(repository, half)

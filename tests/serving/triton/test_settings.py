@@ -9,13 +9,13 @@ import pytest
 
 from plurum.errors import ServerError, SettingsError
 from plurum.serving import ServerSettings
-from plurum.serving.triton.settings import Ports, claimed_ports, faces_a_network, server_arguments
+from plurum.serving.triton.settings import Ports, claim_ports, is_exposed, server_arguments
 
 FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
 
 
 def test_free_ports_differ() -> None:
-    ports = claimed_ports(FREE)
+    ports = claim_ports(FREE)
     assert len({ports.http, ports.grpc, ports.metrics}) == 3
     assert min(ports.http, ports.grpc, ports.metrics) > 0
 
@@ -25,20 +25,20 @@ def test_a_port_in_use_is_named_with_its_option(name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServerError, match=rf"port {port} on 127\.0\.0\.1 .* in use; .* change --{name}-port"):
-            claimed_ports(FREE.model_copy(update={f"{name}_port": port}))
+            claim_ports(FREE.model_copy(update={f"{name}_port": port}))
 
 
 def test_the_same_port_twice() -> None:
-    with pytest.raises(SettingsError, match="need a port each, got 9000, 9000"):
-        claimed_ports(ServerSettings(http_port=9000, grpc_port=9000, metrics_port=0))
+    with pytest.raises(SettingsError, match="expected different ports for HTTP, gRPC and metrics, got 9000, 9000"):
+        claim_ports(ServerSettings(http_port=9000, grpc_port=9000, metrics_port=0))
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no such host", "::1"])
 def test_a_host_that_is_not_ours(host: str) -> None:
     with pytest.raises(ServerError, match=re.escape(host)):
-        claimed_ports(FREE.model_copy(update={"host": host}))
+        claim_ports(FREE.model_copy(update={"host": host}))
     with pytest.raises(ServerError, match=rf"{re.escape(host)}.* change --grpc-(host|port)"):
-        claimed_ports(FREE.model_copy(update={"grpc_host": host}))
+        claim_ports(FREE.model_copy(update={"grpc_host": host}))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_host_that_is_not_ours(host: str) -> None:
     [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True), ("203.0.113.7", True)],  # noqa: S104
 )
 def test_what_others_can_reach(host: str, outside: bool) -> None:
-    assert faces_a_network(host) is outside
+    assert is_exposed(host) is outside
 
 
 def test_management_needs_a_header_that_no_client_can_send() -> None:

@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from plurum.errors import RepositoryError
-from plurum.serving.triton.staging import Staged, are_complete, model_folders, read_config, stage
+from plurum.serving.triton.staging import StagedRepository, are_complete, model_folders, read_config, stage
 
 NAMING = Path(__file__).resolve().parents[3] / "model_repository" / "labels" / "labels.py"
 
@@ -139,10 +139,10 @@ def test_the_view_is_links_and_the_repository_stays(tmp_path: Path) -> None:
 
 
 def test_where_there_is_no_repository(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match=r"absent is not there; a model repository is a folder"):
+    with pytest.raises(RepositoryError, match=r"absent: expected a model repository folder, got nothing"):
         model_folders(tmp_path / "absent")
     (tmp_path / "file").touch()
-    with pytest.raises(RepositoryError, match=r"file is a file; a model repository is a folder"):
+    with pytest.raises(RepositoryError, match=r"file: expected a model repository folder, got a file"):
         model_folders(tmp_path / "file")
     (tmp_path / "something").mkdir()
     with pytest.raises(RepositoryError, match=r"no folder in it has a config\.pbtxt; plurum export RUN"):
@@ -151,7 +151,7 @@ def test_where_there_is_no_repository(tmp_path: Path) -> None:
 
 def test_a_config_that_is_none(tmp_path: Path) -> None:
     write_model(tmp_path, "member", "max_batch_sice: 3")
-    with pytest.raises(RepositoryError, match=r"member/config\.pbtxt is no model configuration: .*max_batch_sice"):
+    with pytest.raises(RepositoryError, match=r"member/config\.pbtxt is not a model configuration: .*max_batch_sice"):
         read_config(tmp_path / "member")
 
 
@@ -166,9 +166,9 @@ def test_complete_configs(tmp_path: Path) -> None:
 def test_a_release_that_could_not_be_staged_leaves_nothing(tmp_path: Path) -> None:
     write_model(tmp_path / "repository", "a", 'backend: "python"')
     write_model(tmp_path / "repository", "b", "backend: ")
-    staged = Staged(tmp_path / "staged", 2, cpu_only=True)
+    staged = StagedRepository(tmp_path / "staged", 2, cpu_only=True)
     for _ in range(2):
-        with pytest.raises(RepositoryError, match="is no model configuration"):
+        with pytest.raises(RepositoryError, match="is not a model configuration"):
             staged.add(tmp_path / "repository", "tag")
         staged.remove("tag")
         assert list(staged.folder.iterdir()) == []
@@ -178,7 +178,7 @@ def test_an_ensemble_has_no_instances_and_what_states_none_has_one(tmp_path: Pat
     write_model(tmp_path / "repository", "chain", "ensemble_scheduling { step { model_name: 'voter' } }")
     write_model(tmp_path / "repository", "voter", 'backend: "python"')
     write_model(tmp_path / "repository", "member", 'backend: "onnxruntime"')
-    staged = Staged(tmp_path / "staged", 2, cpu_only=True)
+    staged = StagedRepository(tmp_path / "staged", 2, cpu_only=True)
     staged.add(tmp_path / "repository")
     assert {name: staged.instances(name) for name in staged.configs} == {"chain": 0, "member": 2, "voter": 1}
     # A rollout may remove what the supervisor is just looking at.

@@ -144,23 +144,33 @@ def test_files_that_can_not_be_used_are_one_line_each(authority: Authority, tmp_
     garbage.write_bytes(os.urandom(500))
     torn.write_bytes(cert.read_bytes()[:200])
     faults = [
-        (tmp_path / "no.pem", key, None, r"no\.pem can't be read: No such file or directory; change --grpc-tls-cert"),
-        (cert, tmp_path / "no.key", None, r"no\.key can't be read: No such file .*change --grpc-tls-key"),
-        (cert, key, tmp_path / "no.pem", r"no\.pem can't be read: .*change --grpc-tls-client-ca"),
-        (tmp_path, key, None, r"can't be read: it is a folder, not a regular file; change --grpc-tls-cert"),
-        (garbage, key, None, r"garbage\.pem holds no certificate in PEM .*change --grpc-tls-cert"),
-        (key, cert, None, r"server\.key holds no certificate in PEM"),
-        (cert, garbage, None, r"garbage\.pem holds no private key in PEM .*change --grpc-tls-key"),
-        (cert, key, garbage, r"garbage\.pem holds no certificate in PEM .*change --grpc-tls-client-ca"),
-        (cert, edwards, None, r"edwards\.key is an Edwards key \(Ed25519\), which gRPC can't use"),
-        (cert, torn_key, None, r"torn\.key can't be used for TLS \("),
-        (cert, shorter, None, r"shorter-torn\.key can't be used for TLS \("),
-        (torn, key, None, r"torn\.pem and .*server\.key can't be used for TLS \("),
-        (cert, key, torn, r"torn\.pem can't be used as clients' authority \("),
-        (cert, locked, None, r"the private key in .*locked\.key has a password, and Triton can't ask for it"),
-        (cert, other_key, None, r"other\.key is not the private key of the first certificate in .*server\.pem"),
-        (cert, rsa, None, r"rsa\.key is not the private key of the first certificate in .*server\.pem"),
-        (other_cert, key, None, r"server\.key is not the private key of the first certificate in .*other\.pem"),
+        (tmp_path / "no.pem", key, None, r"--grpc-tls-cert: .*no\.pem: No such file or directory"),
+        (cert, tmp_path / "no.key", None, r"--grpc-tls-key: .*no\.key: No such file"),
+        (cert, key, tmp_path / "no.pem", r"--grpc-tls-client-ca: .*no\.pem: "),
+        (tmp_path, key, None, r"--grpc-tls-cert: .*: it is a folder, not a regular file"),
+        (garbage, key, None, r"--grpc-tls-cert: expected a certificate in PEM .*garbage\.pem"),
+        (key, cert, None, r"expected a certificate in PEM .*server\.key"),
+        (cert, garbage, None, r"--grpc-tls-key: expected a private key in PEM .*garbage\.pem"),
+        (cert, key, garbage, r"--grpc-tls-client-ca: expected a certificate in PEM .*garbage\.pem"),
+        (cert, edwards, None, r"edwards\.key, an Edwards key \(Ed25519\), which gRPC does not support"),
+        (cert, torn_key, None, r"torn\.key \("),
+        (cert, shorter, None, r"shorter-torn\.key \("),
+        (torn, key, None, r"torn\.pem and .*server\.key \("),
+        (cert, key, torn, r"--grpc-tls-client-ca: .* got .*torn\.pem \("),
+        (cert, locked, None, r"without a password, got .*locked\.key"),
+        (
+            cert,
+            other_key,
+            None,
+            r"expected the private key of the first certificate in .*server\.pem, got .*other\.key",
+        ),
+        (cert, rsa, None, r"expected the private key of the first certificate in .*server\.pem, got .*rsa\.key"),
+        (
+            other_cert,
+            key,
+            None,
+            r"expected the private key of the first certificate in .*other\.pem, got .*server\.key",
+        ),
     ]
     for cert_file, key_file, client_ca, message in faults:
         with pytest.raises(ServerError, match=message) as raised:
@@ -177,7 +187,7 @@ def test_a_key_that_others_can_read_is_warned_of(authority: Authority, caplog: p
     tls.key.chmod(0o644)
     check_certificates(tls)
     assert caplog.messages == [
-        f"others on this machine can read the private key in {tls.key}; run: chmod 600 {tls.key}"
+        f"other users of this machine can read the private key {tls.key}; run: chmod 600 {tls.key}"
     ]
 
 
@@ -189,7 +199,10 @@ def test_a_client_that_believes_the_right_authority_is_answered(
     with Server(repository, settings) as server:
         assert server.urls.grpc.startswith(f"grpcs://{EVERYWHERE}:")
         assert [one for one in caplog.messages if "gRPC" in one] == [
-            "whoever reaches gRPC on 0.0.0.0 may ask: --grpc-tls-client-ca lets in those with a certificate alone"
+            (
+                "gRPC on 0.0.0.0 is open to every client that reaches it: --grpc-tls-client-ca admits only "
+                "clients with a certificate"
+            )
         ]
         url = here(server)
         assert is_answered(url, Tls(ca_file=authority.ca), run)
@@ -319,9 +332,12 @@ def test_wrong_files_end_plurum_serve_with_one_line(repository: Path, authority:
     for words, message in (
         (
             options(tls.model_copy(update={"cert": tmp_path / "no.pem"})),
-            f"{tmp_path}/no.pem can't be read: No such file",
+            f"{tmp_path}/no.pem: No such file",
         ),
-        (options(tls.model_copy(update={"key": authority.issue("other")[1]})), "is not the private key of"),
+        (
+            options(tls.model_copy(update={"key": authority.issue("other")[1]})),
+            "expected the private key of the first certificate",
+        ),
         (options(tls)[:2], "a certificate and its private key go together"),
     ):
         done = subprocess.run(command(repository, *words), capture_output=True, text=True, check=False, timeout=60)

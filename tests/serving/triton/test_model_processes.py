@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from plurum.serving.triton.presence import Presence
+from plurum.serving.triton.model_processes import ModelProcesses
 from plurum.serving.triton.processes import MARK, ServerProcesses
 
 Start = Callable[[str], subprocess.Popen[bytes]]
@@ -47,8 +47,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def presence_of(processes: ServerProcesses, *, loaded: bool = True, instances: int = 1) -> Presence:
-    return Presence(processes, lambda model: 0 if model == "ensemble" else instances, lambda _: loaded)
+def presence_of(processes: ServerProcesses, *, loaded: bool = True, instances: int = 1) -> ModelProcesses:
+    return ModelProcesses(processes, lambda model: 0 if model == "ensemble" else instances, lambda _: loaded)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -60,16 +60,16 @@ def test_who_dies_is_missed_until_another_is_there(processes: ServerProcesses, s
     presence = presence_of(processes)
     voter, _ = start("voter"), start("preprocess")
     presence.watch(["voter", "preprocess", "ensemble"])
-    assert presence.missing() == ()
+    assert presence.find_unhealthy() == ()
     end(voter)
-    assert presence.missing() == ("voter",)
+    assert presence.find_unhealthy() == ("voter",)
     other = start("voter")
     assert processes.stubs()[psutil.Process(other.pid)] == "voter"
-    assert presence.missing() == ()
+    assert presence.find_unhealthy() == ()
     end(other)
-    assert presence.missing() == ("voter",)
+    assert presence.find_unhealthy() == ("voter",)
     presence.forget("voter")
-    assert presence.missing() == ()
+    assert presence.find_unhealthy() == ()
     assert "voter" not in presence
 
 
@@ -79,9 +79,9 @@ def test_of_two_instances_both_must_come_back(processes: ServerProcesses, start:
     presence.watch(["voter"])
     end(first)
     start("voter")
-    assert presence.missing() == ("voter",)
+    assert presence.find_unhealthy() == ("voter",)
     start("voter")
-    assert presence.missing() == ()
+    assert presence.find_unhealthy() == ()
 
 
 def test_a_former_version_is_neither_missed_nor_taken_for_the_present_one(
@@ -90,16 +90,16 @@ def test_a_former_version_is_neither_missed_nor_taken_for_the_present_one(
     presence = presence_of(processes)
     former = start("voter")
     presence.watch(["voter"])
-    presence.loads_anew("voter")
+    presence.expect_reload("voter")
     assert "voter" not in presence
     present = start("voter")
     presence.watch(["voter"])
     end(present)
-    assert presence.missing() == ("voter",)
+    assert presence.find_unhealthy() == ("voter",)
     present = start("voter")
-    assert presence.missing() == ()
+    assert presence.find_unhealthy() == ()
     end(former)
-    assert presence.missing() == ()
+    assert presence.find_unhealthy() == ()
 
 
 def test_what_triton_does_not_serve_is_not_missed(processes: ServerProcesses, start: Start) -> None:
@@ -107,4 +107,4 @@ def test_what_triton_does_not_serve_is_not_missed(processes: ServerProcesses, st
     voter = start("voter")
     presence.watch(["voter"])
     end(voter)
-    assert presence.missing() == ()
+    assert presence.find_unhealthy() == ()

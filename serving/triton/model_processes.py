@@ -1,7 +1,7 @@
-"""Which processes the models of a server have, so that one that is missing is noticed.
+"""Track the processes of a server's models, to detect a process that has exited.
 
-Triton says that a model is ready while its process is dead, and lets those of former versions live on for as long as
-somebody waits for their answers.
+Triton reports a model as ready even after its process has exited. It also keeps the processes of earlier versions
+running until their requests in flight are complete.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import psutil
 
 from plurum.serving.triton.processes import ServerProcesses, is_alive
 
-__all__ = ["Presence"]
+__all__ = ["ModelProcesses"]
 
 
-class Presence:
-    """The processes of each model's present version.
+class ModelProcesses:
+    """The processes of each model's current version.
 
     Args:
-        processes: The server's.
-        instances: Says how many processes a model has; none where it is an ensemble or no Python runs it.
-        is_loaded: Says whether Triton serves a model.
+        processes: The processes of the server.
+        instances: Returns the number of processes of a model; 0 for ensembles and models that do not run in Python.
+        is_loaded: Returns True if Triton serves a model.
     """
 
     def __init__(
@@ -32,34 +32,34 @@ class Presence:
         self._former: set[psutil.Process] = set()
 
     def __contains__(self, model: str) -> bool:
-        """Whether its processes would be missed."""
+        """Return True if the model's processes are watched."""
         return model in self._present
 
     def watch(self, models: Iterable[str]) -> None:
-        """Miss the processes of these models' present versions from now on."""
+        """Watch the processes of these models' current versions from now on."""
         stubs = self._processes.stubs()
         for model in models:
-            # An ensemble has none, whatever had its name before.
+            # An ensemble has no process; a process with its name belongs to an earlier model.
             found = {process for process, of in stubs.items() if of == model and self._instances(model)}
-            # Where Triton found nothing new to load they are still the same.
+            # If Triton found nothing new to load, the earlier processes are still the current ones.
             present = found - self._former or found
             self._former -= present
             self._present[model] = frozenset(present)
         self._former &= stubs.keys()
 
-    def loads_anew(self, model: str) -> None:
-        """Miss no process of a model until it is watched again; those that it has are of a former version."""
+    def expect_reload(self, model: str) -> None:
+        """Stop watching a model until `watch` is called again; its current processes become those of an old version."""
         self._present.pop(model, None)
         self._former |= {process for process, of in self._processes.stubs().items() if of == model}
 
     def forget(self, model: str) -> None:
-        """Miss no process of a model that will be unloaded."""
+        """Stop watching a model that will be unloaded."""
         self._present.pop(model, None)
 
-    def missing(self) -> tuple[str, ...]:
-        """Return the models, sorted, of which a process has died or was stopped, though Triton serves them.
+    def find_unhealthy(self) -> tuple[str, ...]:
+        """Return the models, sorted, that Triton serves although one of their processes has exited or was stopped.
 
-        A model that is being loaded or unloaded is none of them: its processes come and go.
+        Models that are being loaded or unloaded are left out, because their processes come and go.
         """
         lost = [model for model, processes in list(self._present.items()) if not self._run(processes)]
         if not lost:
@@ -69,7 +69,7 @@ class Presence:
             known = self._present.get(model, frozenset())
             others = {process for process, of in stubs.items() if of == model} - known - self._former
             if others and len(others) >= self._instances(model) and self._run(others):
-                # Somebody else has loaded it anew.
+                # The other manager has reloaded the model.
                 self._present[model] = frozenset(others)
             elif self._is_loaded(model) and model in self._present:
                 missing.append(model)
