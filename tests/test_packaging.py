@@ -56,7 +56,7 @@ def test_the_wheel_holds_every_room_with_its_files(wheel: Path) -> None:
         assert f"plurum/model_repository/{needed}" in packed
     for model in ("voter", "preprocess", "labels", "openvino", "trial", "manager"):
         assert f"plurum/model_repository/{model}/model.py" in packed
-    assert "plurum/benchmarks/guard.json" in packed
+    assert "plurum/benchmarks/claims/guard.json" in packed
     # Type checkers of programs that import plurum.client look for it.
     assert "plurum/py.typed" in packed
     page = ROOT / "client" / "ui"

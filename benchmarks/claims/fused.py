@@ -25,7 +25,7 @@ from rich.table import Table
 from plurum.benchmarks.tools.load import pixel_rate
 from plurum.benchmarks.tools.machine import machine, versions
 from plurum.benchmarks.tools.members import random_repository
-from plurum.benchmarks.tools.throughput import Case, measure
+from plurum.benchmarks.tools.turns import Case, measure
 from plurum.serving import Server, ServerSettings
 
 __all__ = ["fused"]

@@ -46,7 +46,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from plurum.benchmarks.tools.machine import machine, processor_s, versions
 from plurum.benchmarks.tools.members import random_repository
-from plurum.benchmarks.tools.throughput import Case, measure
+from plurum.benchmarks.tools.turns import Case, measure
 from plurum.serving import Server, ServerSettings
 
 __all__ = ["added_ms", "gateway", "ratios"]

@@ -40,7 +40,7 @@ from plurum.benchmarks.tools.load import Protocol, closed_loop, open_loop, reque
 from plurum.benchmarks.tools.machine import machine, processor_s, versions
 from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.requests import decoded, synthetic_images
-from plurum.benchmarks.tools.throughput import Case, measure
+from plurum.benchmarks.tools.turns import Case, measure
 from plurum.benchmarks.tune.repository import Artefacts, read_artefacts
 from plurum.benchmarks.tune.search import served
 from plurum.benchmarks.tune.tuning import TuneSettings, tune

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from plurum.benchmarks.compare.comparison import RUNTIMES, Runtime, Speed, Spread
 from plurum.benchmarks.compare.contenders import Contender, model_from_contender
 from plurum.benchmarks.compare.costs import graph_of
-from plurum.benchmarks.tools.throughput import Case, measure
+from plurum.benchmarks.tools.turns import Case, measure
 from plurum.serving import usable_cores
 
 __all__ = ["graph_logits", "latency_turn", "speeds_of", "throughput_turn"]

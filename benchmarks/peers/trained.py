@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from plurum.benchmarks.peers.material import Material
-from plurum.benchmarks.tools.precision import served_accuracy
+from plurum.benchmarks.tools.accuracy import served_accuracy
 from plurum.benchmarks.tools.trained import trained_run
 from plurum.benchmarks.tune.tuning import TuneSettings, tune
 from plurum.files import whole_file, whole_folder

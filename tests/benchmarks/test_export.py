@@ -22,7 +22,7 @@ def report_of(module: str, *options: object) -> Any:
 @pytest.mark.timeout(900)
 def test_all_architectures_build_in_half_the_size(tmp_path: Path) -> None:
     """Residual, squeeze-and-excite, dense, ConvNeXt and transformer members, and three of them fused."""
-    rows = report_of("engines", "--work", tmp_path)["engines"]
+    rows = report_of("claims.engines", "--work", tmp_path)["engines"]
     assert set(rows) == {
         "resnet18",
         "efficientnet_b0",
@@ -45,7 +45,7 @@ def test_all_architectures_build_in_half_the_size(tmp_path: Path) -> None:
 @pytest.mark.triton
 def test_the_fused_graph_beside_the_chain(tmp_path: Path) -> None:
     options = ("--arch", "test_resnet", "--size", 32, "--rounds", 1, "--seconds", 0.2)
-    report = report_of("fused", "--work", tmp_path, *options)
+    report = report_of("claims.fused", "--work", tmp_path, *options)
     chain, fused = (report["latency_ms"][model][0] for model in ("ensemble_pixels", "ensemble_fused"))
     assert report["ratio"] == pytest.approx(chain / fused, abs=1e-3)
     assert report["machine"]["cores"] >= 1
@@ -55,7 +55,7 @@ def test_the_fused_graph_beside_the_chain(tmp_path: Path) -> None:
 @pytest.mark.triton
 def test_precisions_beside_fp32(tmp_path: Path) -> None:
     options = ("--arch", "test_resnet", "--arch", "test_byobnet", "--size", 32, "--epochs", 2, "--rounds", 1)
-    report = report_of("precision", "--work", tmp_path, *options, "--seconds", 0.2)
+    report = report_of("claims.precision", "--work", tmp_path, *options, "--seconds", 0.2)
     assert report["test_images"] >= 1000
     rates = report["images_per_s"]
     assert report["ratio"] == pytest.approx(rates["auto"][0] / rates["fp32"][0], abs=1e-3)

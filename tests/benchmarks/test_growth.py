@@ -60,7 +60,7 @@ def test_the_picture_has_a_column_for_each_axis(result: GrowthResult) -> None:
 
 
 def run_growth(*options: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "plurum.benchmarks.claims.growth.run", *map(str, options)]
+    words = [sys.executable, "-m", "plurum.benchmarks.claims.growth", *map(str, options)]
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 

@@ -328,10 +328,10 @@ def test_bad_options_are_one_line(tmp_path: Path) -> None:
 def test_the_options_on_the_pages_are_there(page: str) -> None:
     """The commands themselves take minutes; other tests run the same with little."""
     text = (Path(__file__).parent.parent.parent / "docs" / page).read_text(encoding="utf-8")
-    found = re.findall(r"python -m (plurum\.benchmarks\.\w+)(.*)", text)
+    found = re.findall(r"python -m (plurum\.benchmarks[.\w]+)(.*)", text)
     assert found
     for module, words in found:
-        place = f"{module}.__main__" if module.endswith("peers") else module
+        place = f"{module}.__main__" if module.endswith(("peers", "growth")) else module
         command = getattr(importlib.import_module(place), module.rpartition(".")[2])
         known = {f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters}
         assert set(re.findall(r"--[\w-]+", words)) <= known, words

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.tools.throughput import compare, measure
+from plurum.benchmarks.claims.throughput import compare
+from plurum.benchmarks.tools.turns import measure
 
 
 def test_the_best_served_case_is_compared_with_the_best_plain_loop() -> None:
@@ -51,7 +52,7 @@ def test_every_case_is_warmed_up_and_has_its_turn_in_every_round() -> None:
 def test_it_runs_and_says_what_it_ran_on(tmp_path: Path) -> None:
     options = {"work": tmp_path, "arch": "resnet10t", "size": 32, "rounds": 1, "seconds": 0.1}
     outcome = subprocess.run(
-        [sys.executable, "-m", "plurum.benchmarks.tools.throughput"]
+        [sys.executable, "-m", "plurum.benchmarks.claims.throughput"]
         + [part for name, value in options.items() for part in (f"--{name}", str(value))],
         capture_output=True,
         text=True,

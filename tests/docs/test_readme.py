@@ -30,7 +30,7 @@ COMMANDS = [
 # `make test` runs this very test; `make demo` is an installation and then `plurum demo`, which test_demo.py runs.
 MAKE = ["make demo", "make test"]
 NEEDS_A_GPU = [command for command in COMMANDS if command.startswith("docker run --gpus")]
-BENCHMARK = "python -m plurum.benchmarks.tools.throughput"
+BENCHMARK = "python -m plurum.benchmarks.claims.throughput"
 PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]

@@ -55,7 +55,7 @@ def test_inside_it_the_builder_is_pinned_to_tritons_tensorrt(tmp_path: Path, fou
             "plurum export --build-engines /repository",
         ]
         assert (tmp_path / "plurum" / "src" / "plurum" / "export").is_symlink()
-        assert (tmp_path / "plurum" / "src" / "plurum" / "export" / "nvinfer.py").is_file()
+        assert (tmp_path / "plurum" / "src" / "plurum" / "export" / "engines" / "nvinfer.py").is_file()
     else:
         assert ended.returncode != 0
         assert log.read_text().splitlines() == [install]

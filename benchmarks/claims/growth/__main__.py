@@ -1,6 +1,6 @@
 """How the cost of an answer grows: with members, classes, the size of images, and clients.
 
-    python -m plurum.benchmarks.claims.growth.run --out runs/growth
+    python -m plurum.benchmarks.claims.growth --out runs/growth
 
 One thing grows at a time while the others stay: three members, two classes, 64 x 64 pixels, eight clients. Measured at
 each point: images per second through `ensemble` (JPEG in) asked over gRPC by so many clients; the time of an answer;

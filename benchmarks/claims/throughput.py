@@ -1,6 +1,6 @@
 """Served throughput over in-process throughput of the same members: what serving costs.
 
-    python -m plurum.benchmarks.tools.throughput
+    python -m plurum.benchmarks.claims.throughput
 
 Measured, on one machine in one run: images per second through `ensemble_pixels` of a server that `plurum serve`
 would start, asked over gRPC from this machine by 1 to 16 clients, one image a request; and images per second of the
@@ -16,9 +16,7 @@ rounds. Not measured: decoding of images, a network, accuracy (weights are rando
 from __future__ import annotations
 
 import json
-import random
 import statistics
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -33,11 +31,10 @@ from plurum.benchmarks.tools.load import pixel_rate
 from plurum.benchmarks.tools.local import LocalMembers
 from plurum.benchmarks.tools.machine import machine, versions
 from plurum.benchmarks.tools.members import random_repository
+from plurum.benchmarks.tools.turns import Case, measure
 from plurum.serving import Server, ServerSettings, usable_cores
 
-__all__ = ["compare", "measure", "throughput"]
-
-Case = Callable[[float], float]
+__all__ = ["compare", "throughput"]
 
 _ARCHS = ("resnet18", "efficientnet_b0", "densenet121")
 _CLIENTS = (1, 2, 4, 8, 16)
@@ -69,23 +66,6 @@ def throughput(
     console.print(f"{report['served']} over {report['local']}: [bold]{report['ratio']:.3f}[/bold]")
     result = {"members": arch, "size": size, "rounds": rounds, "seconds": seconds, "images_per_s": figures}
     typer.echo(json.dumps({**report, **result, "machine": state, "versions": versions()}))
-
-
-def measure(
-    cases: dict[str, Case], rounds: int, seconds: float, progress: Callable[[str], None]
-) -> dict[str, list[float]]:
-    """Return each case's images per second in every round, after a turn of warm-up that is not counted."""
-    for name, case in cases.items():
-        progress(f"warm-up: {name}")
-        case(min(1.0, seconds))
-    figures: dict[str, list[float]] = {name: [] for name in cases}
-    order = random.Random(0)  # noqa: S311 (an order, not a secret)
-    for turn in range(rounds):
-        # Another order each time: what else the machine does must not always hit the same case.
-        for name in order.sample(list(cases), len(cases)):
-            progress(f"round {turn + 1} of {rounds}: {name}")
-            figures[name].append(cases[name](seconds))
-    return figures
 
 
 def compare(figures: dict[str, list[float]]) -> dict[str, str | float]:

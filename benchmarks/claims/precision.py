@@ -1,6 +1,6 @@
 """A repository in the precisions that `auto` chooses beside the same in FP32: images per second, and accuracy.
 
-    python -m plurum.benchmarks.tools.precision
+    python -m plurum.benchmarks.claims.precision
 
 Trains members on scikit-learn's digits, enlarged (once; the run is kept), exports them in FP32 and with
 `--precision auto`, and serves both. Measured, in one run: images per second through `ensemble_pixels` of each over
@@ -19,25 +19,21 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import typer
 from rich.console import Console
 from rich.table import Table
-from tritonclient.grpc import InferenceServerClient, InferInput
 
+from plurum.benchmarks.tools.accuracy import served_accuracy
 from plurum.benchmarks.tools.load import pixel_rate
 from plurum.benchmarks.tools.machine import machine, versions
-from plurum.benchmarks.tools.throughput import Case, measure
 from plurum.benchmarks.tools.trained import trained_run
-from plurum.run import Run
+from plurum.benchmarks.tools.turns import Case, measure
 from plurum.serving import Server, ServerSettings
-from plurum.spec import INPUT_PIXELS
 
-__all__ = ["precision", "served_accuracy"]
+__all__ = ["precision"]
 
 _ARCHS = ("resnet18", "resnet10t")
 _CLIENTS = 8
-_BATCH = 16
 _MODEL = "ensemble_pixels"
 
 
@@ -85,25 +81,6 @@ def precision(
     console.print(f"auto answers [bold]{ratio:.2f}[/bold] times as many images a second as fp32")
     result = {"ratio": round(ratio, 4), "images_per_s": rates, "accuracy": accuracies, "test_images": images}
     typer.echo(json.dumps({**result, "artefacts": reasons, "size": size, "machine": state, "versions": versions()}))
-
-
-def served_accuracy(url: str, run: Run) -> float:
-    """Return the accuracy of what the server at `url` answers to the run's test images, 0 to 1."""
-    table, pixels, classes = run.table(), run.pixels(), run.ensemble().classes
-    rows = table.rows("test")
-    right = 0
-    with InferenceServerClient(url) as client:
-        for start in range(0, len(rows), _BATCH):
-            batch = rows[start : start + _BATCH]
-            labels = _asked(client, np.array(pixels[batch]))
-            right += sum(label == classes[table.labels[row]] for label, row in zip(labels, batch, strict=True))
-    return right / len(rows)
-
-
-def _asked(client: InferenceServerClient, pixels: npt.NDArray[np.uint8]) -> list[str]:
-    tensor = InferInput(INPUT_PIXELS, list(pixels.shape), "UINT8")
-    tensor.set_data_from_numpy(pixels)
-    return [label.decode() for label in client.infer(_MODEL, [tensor]).as_numpy("LABEL")[:, 0]]
 
 
 if __name__ == "__main__":
