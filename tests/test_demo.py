@@ -33,7 +33,8 @@ def test_it_says_what_it_found(demo: Demo) -> None:
     assert [protocol for protocol, _ in served] == ["gRPC", "HTTP"]
     assert min(float(accuracy) for _, accuracy in served) >= 0.97
     assert all(float(difference) <= 1e-3 for difference in re.findall(r"probabilities within (\S+);", demo.output))
-    assert re.search(r'plurum_predictions_total\{class="\w+",ensemble="\S+"\} 0 -> [1-9]', demo.output)
+    labels = r'class="\w+",ensemble="demo",release="[0-9a-f]{12}"'
+    assert re.search(rf"plurum_predictions_total\{{{labels}\}} 0 -> [1-9]", demo.output)
     # Four minutes of two cores; by the clock it would measure what else the machine does.
     assert demo.cpu_s < 480
 

@@ -92,4 +92,4 @@ def test_the_same_request_is_answered_before_and_after(run: Run, served: Server,
     member = after["member_probabilities"]["resnet10t"]
     assert max(member, key=member.__getitem__) == before["label"]
     assert max(member.values()) == pytest.approx(before["confidence"], abs=1e-4)
-    assert said.stdout.startswith("ask a person" if after["review"] else after["label"])
+    assert said.stdout.startswith("needs review" if after["review"] else after["label"])

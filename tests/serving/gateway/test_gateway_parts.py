@@ -661,10 +661,11 @@ def test_the_page_names_what_there_is() -> None:
     fields = {f"--{name.replace('_', '-')}" for name in GatewaySettings.model_fields}
     assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) - fields == {"--data-binary"}
     defaults = GatewaySettings()
-    assert f"{defaults.receive_s:.0f} s for all of it, {defaults.receive_s / 3:.0f} s for its head" in PAGE
-    assert f"every {defaults.question_s:.0f} s\nwhile nobody asks" in PAGE
-    assert f"within {defaults.question_s + defaults.answer_s:.0f} s it notices" in PAGE
-    assert f"{defaults.away_s:.0f} s at most" in PAGE
+    text = " ".join(PAGE.split())
+    assert f"{defaults.receive_s:.0f} s for the whole request, {defaults.receive_s / 3:.0f} s for its head" in text
+    assert f"its own probe every {defaults.question_s:.0f} s while no client sends requests" in text
+    assert f"unresponsive Triton within {defaults.question_s + defaults.answer_s:.0f} s" in text
+    assert f"as their deadline allows, at most {defaults.away_s:.0f} s" in text
 
 
 def test_the_pages_way_to_make_a_key_makes_one(tmp_path: Path) -> None:
