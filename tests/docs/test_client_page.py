@@ -1,4 +1,4 @@
-"""The Python on docs/asking.md runs as it stands there, against a real server."""
+"""The Python on docs/client.md runs as it stands there, against a real server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def examples(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-EXAMPLES = examples("asking.md")
+EXAMPLES = examples("client.md")
 
 
 def test_every_public_function_has_an_example() -> None:
