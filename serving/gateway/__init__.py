@@ -1,4 +1,4 @@
-"""The door to a network: an HTTP gateway that owns what Triton does not, and asks it over loopback gRPC."""
+"""HTTP gateway between a network and Triton: keys, limits, deadlines and retries; it calls Triton over local gRPC."""
 
 from plurum.serving.gateway.server import GatewayUrls, run_gateway
 from plurum.serving.gateway.settings import GatewaySettings

@@ -1,8 +1,8 @@
-"""Places at Triton: so many requests have one, so many more wait for one, the rest are refused at once.
+"""Admission control: a limited number of requests run on Triton, a limited number wait, and the rest are refused.
 
-Nor does a request wait that would not be answered in time, as far as can be told: it would be late after all, and make
-those behind it late. Bulk requests let others go first: they get a place when nobody else waits, and where no more can
-wait, the one that came last makes room.
+A request that is expected to miss its deadline is refused instead of queued: it would delay the requests behind it.
+Bulk requests have lower priority: they run only if no other request waits. If the queue is full, the newest bulk
+request is refused to make room.
 """
 
 from __future__ import annotations
@@ -11,57 +11,57 @@ import asyncio
 import math
 from collections import deque
 
-from plurum.serving.gateway.deadlines import Deadline
-from plurum.serving.gateway.pace import Pace
+from plurum.serving.gateway.deadlines import RequestDeadline
 from plurum.serving.gateway.refusals import RefusalError, late
+from plurum.serving.gateway.wait_estimator import WaitEstimator
 
 __all__ = ["Admission"]
 
-# Of the time that is left a request must be expected to need no more than this share: others take longer than the mean.
-_SURE = 0.8
+# A request may use at most this fraction of its remaining time, as half of the requests take longer than the mean.
+_SAFE_FRACTION = 0.8
 
 
 class Admission:
-    """First come, first served among equals; of one event loop.
+    """Queue for Triton, in order of arrival within each priority; for use in one event loop.
 
     Args:
-        places: How many requests Triton is given at once.
-        waiting: How many wait for a place.
-        longest_s: No request waits that is expected to be answered later than this; bulk ones may.
+        places: Maximum number of requests in progress on Triton.
+        waiting: Maximum number of waiting requests.
+        longest_s: Refuse requests whose expected response time exceeds this, seconds; bulk requests are exempt.
     """
 
     def __init__(self, places: int, waiting: int, longest_s: float = math.inf) -> None:
         self.taken = 0
         self._longest_s = longest_s
-        self._pace = Pace(places)
+        self._estimator = WaitEstimator(places)
         self._places = places
         self._waiting = waiting
         self._queues: dict[bool, deque[asyncio.Future[None]]] = {False: deque(), True: deque()}
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """Number of waiting requests."""
         return sum(map(len, self._queues.values()))
 
     @property
     def full(self) -> bool:
-        """Whether no place is free."""
+        """True if no place is free."""
         return self.taken >= self._places
 
-    async def enter(self, deadline: Deadline, *, accepted: bool = False) -> bool:
-        """Take a place, and return whether it had to be waited for; `leave` gives it back.
+    async def enter(self, deadline: RequestDeadline, *, accepted: bool = False) -> bool:
+        """Take a place, and return True if the request had to wait for it; `leave` gives the place back.
 
         Args:
-            deadline: Until when waiting makes sense, and whether others go first.
-            accepted: Whether the request had a place before: what was begun is not refused.
+            deadline: RequestDeadline and priority of the request.
+            accepted: True if the request had a place before; a started request is not refused.
 
         Raises:
-            RefusalError: there is no place, nor one to wait for; none came free in time; or, of a bulk request, it
-                had to make room.
+            RefusalError: all places and the queue are full, no place became free in time, or a bulk request had to make
+                room.
         """
         if not self.full:
             self.taken += 1
-            self._pace.took(self.taken)
+            self._estimator.took(self.taken)
             return False
         if not accepted:
             self.check(deadline)
@@ -81,15 +81,15 @@ class Admission:
             self._give_up(turn, queue)
             raise
         finally:
-            # An error that it holds would hold this frame, and the callers' with their bodies, for long.
+            # An error in `turn` would keep this frame and its callers', with their bodies, in memory.
             del turn
         return True
 
-    def check(self, deadline: Deadline) -> None:
-        """Refuse what `enter` would refuse now: at once, while most of what is to be done for it is still to come.
+    def check(self, deadline: RequestDeadline) -> None:
+        """Refuse a request that `enter` would refuse now, before more work is spent on it.
 
         Raises:
-            RefusalError: there is no place, nor one to wait for.
+            RefusalError: all places and the queue are full, or the request would miss its deadline.
         """
         if not self.full:
             return
@@ -98,26 +98,26 @@ class Admission:
             raise self._busy()
 
     def leave(self) -> None:
-        """Give a place to who has waited longest, bulk requests last, or back."""
+        """Give the place to the request that has waited longest, to bulk requests last, or free it."""
         for queue in self._queues.values():
             if queue:
                 queue.popleft().set_result(None)
-                self._pace.left(self.taken)
+                self._estimator.left(self.taken)
                 return
         self.taken -= 1
-        self._pace.left(self.taken)
+        self._estimator.left(self.taken)
 
     def _busy(self) -> RefusalError:
-        return RefusalError(503, "busy", f"{self.taken} requests are being answered and {self.waiting} wait already")
+        return RefusalError(503, "busy", f"{self.taken} requests are in progress and {self.waiting} are waiting")
 
-    def _check_time(self, deadline: Deadline) -> None:
+    def _check_time(self, deadline: RequestDeadline) -> None:
         ahead = self.taken + (self.waiting if deadline.bulk else len(self._queues[False]))
-        expected_s = self._pace.expected_s(ahead + 1)
-        if expected_s > min(_SURE * deadline.left_s, math.inf if deadline.bulk else self._longest_s):
+        expected_s = self._estimator.expected_s(ahead + 1)
+        if expected_s > min(_SAFE_FRACTION * deadline.left_s, math.inf if deadline.bulk else self._longest_s):
             raise RefusalError(
                 503,
                 "busy",
-                f"{self.taken} requests are being answered and {self.waiting} wait already: an answer would take about "
+                f"{self.taken} requests are in progress and {self.waiting} are waiting: a response would take about "
                 f"{expected_s:.1f} s",
             )
 

@@ -1,4 +1,4 @@
-"""The paths of a gateway, and what happens behind each."""
+"""Routes and endpoints of the gateway."""
 
 from __future__ import annotations
 
@@ -18,30 +18,35 @@ from starlette.types import Scope
 from plurum import __version__
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.asking import Asking
-from plurum.serving.gateway.connections.door import Door
 from plurum.serving.gateway.connections.keys import Keys
-from plurum.serving.gateway.deadlines import Deadline, is_bulk, stated_s
+from plurum.serving.gateway.connections.middleware import GatewayMiddleware
+from plurum.serving.gateway.deadlines import RequestDeadline, is_bulk, stated_s
 from plurum.serving.gateway.health import Health
 from plurum.serving.gateway.messages.answers import predictions_from_response
 from plurum.serving.gateway.messages.bodies import Bodies, uploads_from_body
 from plurum.serving.gateway.messages.forms import Upload
-from plurum.serving.gateway.messages.kserve import Question, body_from_response, question_from_body, question_from_raw
+from plurum.serving.gateway.messages.kserve import (
+    InferenceRequest,
+    body_from_response,
+    request_from_body,
+    request_from_raw,
+)
 from plurum.serving.gateway.messages.tensors import check_image
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError, away
 from plurum.serving.gateway.settings import GatewaySettings
-from plurum.serving.gateway.triton import ENSEMBLE, PUBLIC, Served, Triton, image_request
+from plurum.serving.gateway.triton import ENSEMBLE, PUBLIC, ServedEnsemble, TritonConnection, image_request
 
 __all__ = ["gateway_app"]
 
 _JSON_SIZE = "inference-header-content-length"
-# Files of a form by this name are answered with a list, however many there are.
-_LISTED = "files"
-Answer = dict[str, Any]
+# A form field of this name always gets a list as its response, even for one file.
+_LIST_FIELD = "files"
+JsonObject = dict[str, Any]
 
 
-def gateway_app(settings: GatewaySettings, keys: Keys | None, metrics: GatewayMetrics) -> Door:
-    """Return the whole application, for an ASGI server with lifespan."""
+def gateway_app(settings: GatewaySettings, keys: Keys | None, metrics: GatewayMetrics) -> GatewayMiddleware:
+    """Return the ASGI application of the gateway; the ASGI server must support lifespan events."""
     gateway = _Gateway(settings, metrics)
     routes = [
         Route("/predict", gateway.predict, methods=["POST"]),
@@ -54,11 +59,11 @@ def gateway_app(settings: GatewaySettings, keys: Keys | None, metrics: GatewayMe
         Route("/v2/models/{model}/ready", gateway.model_ready),
     ]
     router = Router(routes, redirect_slashes=False, lifespan=gateway.lifespan)
-    return Door(router, keys, metrics, gateway, access_log=settings.access_log)
+    return GatewayMiddleware(router, keys, metrics, gateway, access_log=settings.access_log)
 
 
 class _Gateway:
-    """The endpoints; their names are the routes of metrics."""
+    """The endpoints; their method names are the `route` labels of the metrics."""
 
     _admission: Admission
     _health: Health
@@ -72,9 +77,9 @@ class _Gateway:
 
     @asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
-        """Hold the connection to Triton, and watch it."""
+        """Open the connection to Triton, and watch it until shutdown."""
         settings = self._settings
-        triton = Triton(settings.triton)
+        triton = TritonConnection(settings.triton)
         self._admission = Admission(settings.max_in_flight, settings.max_waiting, settings.longest_wait_s)
         self._metrics.watch(self._admission, lambda: self._bodies.held_bytes)
         self._health = Health(triton, settings, self._metrics)
@@ -92,14 +97,14 @@ class _Gateway:
 
     @property
     def full(self) -> bool:
-        """Whether no request can be answered without waiting."""
+        """True if every further request would have to wait."""
         return self._admission.full
 
-    def look(self, scope: Scope, headers: Headers) -> None:
-        """Refuse a POST request by its head, if what there is to be done for it would end with that.
+    def check_head(self, scope: Scope, headers: Headers) -> None:
+        """Refuse a POST request by its head, before its body is read, if there is no place for it.
 
         Raises:
-            RefusalError: there is no place for it, nor one to wait for; or its deadline is none.
+            RefusalError: all places and the queue are full, or the deadline header is invalid.
         """
         endpoint = self._asks.get(scope["path"])
         if endpoint is not None:
@@ -107,51 +112,53 @@ class _Gateway:
             self._admission.check(self._deadline(headers))
 
     async def predict(self, request: Request) -> Response:
-        """Answer one image with an object, several with a list in which each has an answer or an error of its own."""
+        """Classify images: one image returns an object; several return a list of predictions or errors."""
         deadline = self._deadline(request.headers)
-        # Before its body is read and taken apart.
+        # Refuse before the body is read and parsed.
         self._admission.check(deadline)
         async with self._bodies.read(request) as body:
             uploads = uploads_from_body(request.headers, body, self._settings.max_files)
-            if len(uploads) == 1 and uploads[0].field != _LISTED:
+            if len(uploads) == 1 and uploads[0].field != _LIST_FIELD:
                 (answer,) = await self._predictions(request, uploads, deadline)
                 return JSONResponse(answer)
-            answers: list[Answer] = []
+            answers: list[JsonObject] = []
             size = (await self._served(deadline)).max_batch_size or 1
             for start in range(0, len(uploads), size):
                 answers += await self._each(request, uploads[start : start + size], deadline, accepted=start > 0)
         return JSONResponse([{"file": one.name} | answer for one, answer in zip(uploads, answers, strict=True)])
 
     async def infer(self, request: Request) -> Response:
-        """Answer a KServe v2 request."""
+        """Run a KServe v2 inference request."""
         model = _public(request)
         deadline = self._deadline(request.headers)
         self._admission.check(deadline)
         async with self._bodies.read(request) as body:
-            question = await self._question(request, model, body, deadline)
-            deadline = deadline.sooner(question.timeout_s)
-            response = await self._asking.ask(question.request, deadline, request.is_disconnected)
-        content, json_size = body_from_response(response, question)
+            inference = await self._parse_request(request, model, body, deadline)
+            deadline = deadline.sooner(inference.timeout_s)
+            response = await self._asking.ask(inference.request, deadline, request.is_disconnected)
+        content, json_size = body_from_response(response, inference)
         if json_size is None:
             return Response(content, media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={_JSON_SIZE: str(json_size)})
 
-    async def _question(self, request: Request, model: str, body: bytearray, deadline: Deadline) -> Question:
-        json_size, request_id = request.headers.get(_JSON_SIZE), request.scope["visit"].id
+    async def _parse_request(
+        self, request: Request, model: str, body: bytearray, deadline: RequestDeadline
+    ) -> InferenceRequest:
+        json_size, request_id = request.headers.get(_JSON_SIZE), request.scope["record"].id
         if json_size == "0":
-            return question_from_raw(model, body, await self._served(deadline, model), request_id)
-        return question_from_body(model, body, json_size, request_id)
+            return request_from_raw(model, body, await self._served(deadline, model), request_id)
+        return request_from_body(model, body, json_size, request_id)
 
     async def server(self, _: Request) -> Response:
-        """Say who answers; not which Triton stands behind."""
+        """Return the name and version of the gateway, without details of Triton."""
         return JSONResponse({"name": "plurum-gateway", "version": __version__, "extensions": ["binary_tensor_data"]})
 
     async def live(self, _: Request) -> Response:
-        """Say that this process runs."""
+        """Return 200: this process runs."""
         return Response(status_code=200)
 
     async def ready(self, _: Request) -> Response:
-        """Say whether Triton has answered a question lately."""
+        """Return 200 if Triton has recently completed an inference."""
         if not self._health.answering:
             raise away()
         return Response(status_code=200)
@@ -160,7 +167,7 @@ class _Gateway:
         """Describe a public model."""
         name = _public(request)
         metadata = (await self._served(self._deadline(request.headers), name)).models[name]
-        described: Answer = {"name": name, "versions": list(metadata.versions), "platform": "ensemble"}
+        described: JsonObject = {"name": name, "versions": list(metadata.versions), "platform": "ensemble"}
         for kind in ("inputs", "outputs"):
             described[kind] = [
                 {"name": one.name, "datatype": one.datatype, "shape": list(one.shape)}
@@ -169,7 +176,7 @@ class _Gateway:
         return JSONResponse(described)
 
     async def config(self, request: Request) -> Response:
-        """Say what a client needs of a model's config: names of classes and members, and how many images at once."""
+        """Return the parts of a model's config that clients need: names, and the maximum batch size."""
         name = _public(request)
         served = await self._served(self._deadline(request.headers), name)
         contract = {"classes": served.classes, "members": [{"name": member} for member in served.members]}
@@ -177,21 +184,21 @@ class _Gateway:
         return JSONResponse({"name": name, "max_batch_size": served.max_batch_size, "parameters": parameters})
 
     async def model_ready(self, request: Request) -> Response:
-        """Say the same as `ready`, of a model that is served."""
+        """Return 200 if the model is served and Triton has recently completed an inference."""
         name = _public(request)
         await self._served(self._deadline(request.headers), name)
         return await self.ready(request)
 
-    def _deadline(self, headers: Headers) -> Deadline:
+    def _deadline(self, headers: Headers) -> RequestDeadline:
         settings = self._settings
         seconds = stated_s(headers.get("x-deadline-ms"), settings.deadline_s, settings.max_deadline_s)
-        return Deadline.after(seconds, bulk=is_bulk(headers.get("x-priority")))
+        return RequestDeadline.after(seconds, bulk=is_bulk(headers.get("x-priority")))
 
-    async def _served(self, deadline: Deadline, model: str = ENSEMBLE) -> Served:
-        """Return what is served, once that is known.
+    async def _served(self, deadline: RequestDeadline, model: str = ENSEMBLE) -> ServedEnsemble:
+        """Return the description of the served ensemble; wait for it if necessary.
 
         Raises:
-            RefusalError: Triton has not said so, or does not serve `model`.
+            RefusalError: Triton does not respond in time, or does not serve `model`.
         """
         if self._health.served is None:
             await self._health.back(deadline)
@@ -202,9 +209,9 @@ class _Gateway:
         return self._health.served
 
     async def _each(
-        self, request: Request, uploads: list[Upload], deadline: Deadline, *, accepted: bool
-    ) -> list[Answer]:
-        """Return an answer or an error for each; where they are refused together, each is asked about alone."""
+        self, request: Request, uploads: list[Upload], deadline: RequestDeadline, *, accepted: bool
+    ) -> list[JsonObject]:
+        """Return a prediction or an error for each file; retry files one by one if they are refused together."""
         try:
             return await self._predictions(request, uploads, deadline, accepted=accepted)
         except RefusalError as refusal:
@@ -216,22 +223,22 @@ class _Gateway:
         return [answer for one in uploads for answer in await self._each(request, [one], deadline, accepted=True)]
 
     async def _predictions(
-        self, request: Request, uploads: list[Upload], deadline: Deadline, *, accepted: bool = False
-    ) -> list[Answer]:
+        self, request: Request, uploads: list[Upload], deadline: RequestDeadline, *, accepted: bool = False
+    ) -> list[JsonObject]:
         for one in uploads:
             check_image(one.data)
-        question = image_request([one.data for one in uploads], request.scope["visit"].id)
-        response = await self._asking.ask(question, deadline, request.is_disconnected, accepted=accepted)
+        wire = image_request([one.data for one in uploads], request.scope["record"].id)
+        response = await self._asking.ask(wire, deadline, request.is_disconnected, accepted=accepted)
         served = await self._served(deadline)
         try:
             return predictions_from_response(response, served)
         except ValueError:
-            # Another release was put in place a moment ago, with other members.
+            # Another release, with other members, may just have become public.
             await self._health.check()
             try:
                 return predictions_from_response(response, await self._served(deadline))
             except ValueError as error:
-                raise RefusalError(500, "failed", f"Triton's answer can't be read: {error}") from error
+                raise RefusalError(500, "failed", f"Triton's response can't be read: {error}") from error
 
 
 def _public(request: Request) -> str:
@@ -242,4 +249,4 @@ def _public(request: Request) -> str:
 
 
 def _unknown(name: str) -> RefusalError:
-    return RefusalError(404, "unknown", f"there is no model {name[:60]!r}, but perhaps {', '.join(PUBLIC)}")
+    return RefusalError(404, "unknown", f"unknown model {name[:60]!r}; available: {', '.join(PUBLIC)}")

@@ -18,12 +18,12 @@ from typing import Any, Literal
 import grpc.aio
 
 from plurum.serving.gateway.admission import Admission
-from plurum.serving.gateway.deadlines import Deadline
+from plurum.serving.gateway.deadlines import RequestDeadline
 from plurum.serving.gateway.health import Health
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.quarantine import Quarantine
 from plurum.serving.gateway.refusals import RefusalError, away, late, lost, refusal_from_rpc, suspect
-from plurum.serving.gateway.triton import Triton, WireRequest
+from plurum.serving.gateway.triton import TritonConnection, WireRequest
 
 __all__ = ["Asking"]
 
@@ -54,7 +54,7 @@ class _Attempt:
     """
 
     request: WireRequest
-    deadline: Deadline
+    deadline: RequestDeadline
     gone: Gone
     inside: bool = False
     failures: int = 0
@@ -66,7 +66,7 @@ class Asking:
     A call to Triton is never cancelled: when who asked is told that it is late, the call keeps its place until it ends.
     """
 
-    def __init__(self, triton: Triton, health: Health, admission: Admission, metrics: GatewayMetrics) -> None:
+    def __init__(self, triton: TritonConnection, health: Health, admission: Admission, metrics: GatewayMetrics) -> None:
         self._triton = triton
         self._health = health
         self._admission = admission
@@ -74,7 +74,7 @@ class Asking:
         self._quarantine = Quarantine()
         self._calls: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, request: WireRequest, deadline: Deadline, gone: Gone, *, accepted: bool = False) -> Any:
+    async def ask(self, request: WireRequest, deadline: RequestDeadline, gone: Gone, *, accepted: bool = False) -> Any:
         """Return Triton's answer, a ModelInferResponse.
 
         Args:
@@ -101,7 +101,7 @@ class Asking:
                 raise away()
             if not self._health.answering:
                 raise lost()
-            self._metrics.thrown_away.inc()
+            self._metrics.late_responses.inc()
             raise late(deadline.seconds)
         finally:
             # An error would hold this frame, the frame the call, and the call the error: with the body, for long.
@@ -132,7 +132,7 @@ class Asking:
                 if fate == "own":
                     raise self._refusal(error, attempt.request) from error
             else:
-                self._health.answered(attempt.request.model)
+                self._health.note_response(attempt.request.model)
                 return response
             finally:
                 attempt.inside = False
@@ -166,7 +166,7 @@ class Asking:
             if attempt.failures:
                 self._quarantine.leave()
             raise
-        self._metrics.asked_again.inc()
+        self._metrics.retries.inc()
 
     async def _fate(self, error: Any, model: str, *, sound: bool) -> Fate:
         """Say whether an error says something of the request, or that the server or one of its models is away.

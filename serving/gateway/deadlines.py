@@ -1,4 +1,4 @@
-"""Until when a request's answer is worth something."""
+"""Deadlines and priorities of requests."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from plurum.serving.gateway.refusals import RefusalError
 
-__all__ = ["Deadline", "is_bulk", "stated_s"]
+__all__ = ["RequestDeadline", "is_bulk", "stated_s"]
 
 
 @dataclass(frozen=True)
-class Deadline:
-    """A moment.
+class RequestDeadline:
+    """RequestDeadline of a request.
 
     Attributes:
-        at: On the monotonic clock.
-        seconds: How far away it was when the request came.
-        bulk: Whether the request lets those of others go before it.
+        at: Time of the deadline on the monotonic clock, seconds.
+        seconds: Time between the arrival of the request and the deadline, seconds.
+        bulk: True if the request has lower priority than others.
     """
 
     at: float
@@ -26,27 +26,27 @@ class Deadline:
     bulk: bool = False
 
     @classmethod
-    def after(cls, seconds: float, *, bulk: bool = False) -> Deadline:
-        """Return the moment that is so many seconds away."""
+    def after(cls, seconds: float, *, bulk: bool = False) -> RequestDeadline:
+        """Return the deadline that is `seconds` from now."""
         return cls(time.monotonic() + seconds, seconds, bulk)
 
     @property
     def left_s(self) -> float:
-        """Seconds until then, at least 0."""
+        """Remaining time, seconds, at least 0."""
         return max(0.0, self.at - time.monotonic())
 
-    def sooner(self, seconds: float | None) -> Deadline:
-        """Return this one, or the one so long after the same start if that comes first."""
+    def sooner(self, seconds: float | None) -> RequestDeadline:
+        """Return this deadline, or the one `seconds` after the request's arrival if that is earlier."""
         if seconds is None or seconds >= self.seconds:
             return self
-        return Deadline(self.at - self.seconds + seconds, seconds, self.bulk)
+        return RequestDeadline(self.at - self.seconds + seconds, seconds, self.bulk)
 
 
 def stated_s(text: str | None, usual_s: float, most_s: float) -> float:
-    """Return the seconds that the header X-Deadline-Ms states, at most `most_s`; `usual_s` where there is none.
+    """Return the seconds that the header X-RequestDeadline-Ms states, at most `most_s`; `usual_s` without a header.
 
     Raises:
-        RefusalError: it is no number of milliseconds above 0.
+        RefusalError: the header is not a positive number of milliseconds.
     """
     if text is None:
         return usual_s
@@ -55,16 +55,16 @@ def stated_s(text: str | None, usual_s: float, most_s: float) -> float:
     except ValueError:
         milliseconds = math.nan
     if not 0 < milliseconds < math.inf:
-        raise RefusalError(400, "malformed", f"X-Deadline-Ms is {text[:40]!r}: milliseconds above 0 are needed")
+        raise RefusalError(400, "malformed", f"X-RequestDeadline-Ms: expected milliseconds above 0, got {text[:40]!r}")
     return min(milliseconds / 1000, most_s)
 
 
 def is_bulk(text: str | None) -> bool:
-    """Whether the header X-Priority says that a request lets others go before it.
+    """Return True if the header X-Priority is `bulk`: the request then has lower priority than others.
 
     Raises:
-        RefusalError: it says neither `bulk` nor `interactive`.
+        RefusalError: the header is neither `bulk` nor `interactive`.
     """
     if text not in {None, "bulk", "interactive"}:
-        raise RefusalError(400, "malformed", f"X-Priority is {str(text)[:40]!r}: it is bulk, or interactive")
+        raise RefusalError(400, "malformed", f"X-Priority: expected bulk or interactive, got {str(text)[:40]!r}")
     return text == "bulk"

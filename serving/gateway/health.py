@@ -1,6 +1,6 @@
-"""Whether Triton answers: asked, not believed. Triton 2.51 says ready while a model's process is dead.
+"""Health of Triton, based on completed inferences: Triton 2.51 reports ready after a model's process has exited.
 
-An answer to anybody's request is as good as one to a question of ours; we ask only while nobody else does.
+Completed requests of clients count as much as the gateway's own probes, which it sends only while clients send none.
 """
 
 from __future__ import annotations
@@ -13,81 +13,81 @@ from typing import Any
 
 import grpc.aio
 
-from plurum.serving.gateway.deadlines import Deadline
+from plurum.serving.gateway.deadlines import RequestDeadline
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.settings import GatewaySettings
-from plurum.serving.gateway.triton import ENSEMBLE, Served, Triton, known_question
+from plurum.serving.gateway.triton import ENSEMBLE, ServedEnsemble, TritonConnection, probe_request
 
 __all__ = ["Health"]
 
 _log = logging.getLogger(__name__)
 
-# How often a Triton that is away is looked for.
+# Interval of checks while Triton does not respond.
 _LOOK_S = 0.1
-# These share every step but the first: an answer of the first shows that all of them work.
+# This model shares all its steps with `ensemble`, so a response of that shows that it works too.
 _SHOWN_BY_ENSEMBLE = "ensemble_pixels"
 
 
 class Health:
-    """What is known of one Triton.
+    """Health of one Triton server.
 
     Attributes:
-        served: What it says of its ensemble; None until it has said so.
+        served: Description of the served ensemble; None until Triton has returned it.
     """
 
-    def __init__(self, triton: Triton, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
-        self.served: Served | None = None
+    def __init__(self, triton: TritonConnection, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+        self.served: ServedEnsemble | None = None
         self._triton = triton
         self._settings = settings
         self._metrics = metrics
         self._answering = asyncio.Event()
         self._went_at = time.monotonic()
-        # None until the first look.
+        # None until the first check.
         self._here: bool | None = None
         self._was_here = False
-        self._answered_at: dict[str, float] = {}
-        self._questions: dict[str, asyncio.Task[Any]] = {}
+        self._responded_at: dict[str, float] = {}
+        self._probes: dict[str, asyncio.Task[Any]] = {}
         self._check: asyncio.Task[None] | None = None
         self._doubted = asyncio.Event()
 
     @property
     def answering(self) -> bool:
-        """Whether the last question, ours or anybody's, was answered in time."""
+        """True if the last request, a client's or a probe, was completed in time."""
         return self._answering.is_set()
 
-    def answered(self, model: str) -> None:
-        """Take note of an answer to somebody's request."""
-        self._answered_at[model] = time.monotonic()
+    def note_response(self, model: str) -> None:
+        """Note that a request to `model` was completed."""
+        self._responded_at[model] = time.monotonic()
 
     async def watch(self) -> None:
-        """Look again and again, sooner while Triton is away; for a task of its own."""
+        """Check Triton at intervals, shorter while it does not respond; run this in a separate task."""
         while True:
             try:
                 await self.check()
             except Exception:
-                # A defect of ours must not look like health.
-                _log.exception("Triton can't be asked")
-                self._gone("it can't be asked")
+                # An unexpected error must not pass for health.
+                _log.exception("Triton can't be checked")
+                self._gone("it can't be checked")
             self._doubted.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._doubted.wait(), self._settings.question_s if self.answering else _LOOK_S)
 
     async def check(self, *, anew: bool = False) -> bool:
-        """Look now, together with whoever else wants to know; return whether Triton answers.
+        """Check Triton now, or join a check in progress; return True if Triton responds.
 
         Args:
-            anew: Whether an answer of a moment ago is not good enough.
+            anew: If True, ignore earlier responses.
         """
         if self._check is None or self._check.done():
             if anew:
-                self._answered_at.clear()
+                self._responded_at.clear()
             self._check = asyncio.create_task(self._look())
-        # Whoever waits may be cancelled; the look goes on.
+        # A caller may be cancelled; the check continues.
         await asyncio.shield(self._check)
         return self.answering
 
-    async def back(self, deadline: Deadline) -> bool:
-        """Wait until Triton answers again, and return whether it does before `deadline` or before hope is lost."""
+    async def back(self, deadline: RequestDeadline) -> bool:
+        """Wait until Triton responds again; return False if it does not before `deadline` or within `away_s`."""
         self._gone("a request was lost")
         self._doubted.set()
         patience_s = self._went_at + self._settings.away_s - time.monotonic()
@@ -96,17 +96,17 @@ class Health:
         return self.answering
 
     async def finish(self) -> None:
-        """Wait for questions of ours that are still unanswered, not for ever."""
-        if pending := [question for question in self._questions.values() if not question.done()]:
+        """Wait for probes in progress, at most `answer_s`."""
+        if pending := [probe for probe in self._probes.values() if not probe.done()]:
             await asyncio.wait(pending, timeout=self._settings.answer_s)
 
     async def _look(self) -> None:
         try:
-            self.served = await self._triton.served()
+            self.served = await self._triton.describe()
             for model in self.served.models:
-                await self._ask(model, self.served)
+                await self._probe(model, self.served)
         except grpc.aio.AioRpcError as error:
-            # Triton's own "not now": it lives, and has better to do than to answer us.
+            # UNAVAILABLE over an established connection means that Triton runs and is busy.
             busy = (
                 error.code() == grpc.StatusCode.UNAVAILABLE and self._triton.connected and await self._takes_requests()
             )
@@ -117,32 +117,32 @@ class Health:
         else:
             self._came()
 
-    async def _ask(self, model: str, served: Served) -> None:
-        """Ask `model` the known question, unless it has answered one lately.
+    async def _probe(self, model: str, served: ServedEnsemble) -> None:
+        """Send a probe to `model`, unless it has completed a request recently.
 
         Raises:
-            TimeoutError: there was no answer in time, neither to this question nor to anybody's.
+            TimeoutError: neither the probe nor a client's request was completed in time.
         """
-        asked_at = time.monotonic()
+        started_at = time.monotonic()
         if (
             max(self._last(model), self._last(ENSEMBLE) if model == _SHOWN_BY_ENSEMBLE else 0)
-            > asked_at - self._settings.question_s
+            > started_at - self._settings.question_s
         ):
             return
-        question = self._questions.get(model)
-        # One at a time: a question that is still unanswered is waited for again, as it must not be cancelled.
-        if question is None:
-            question = self._questions[model] = asyncio.ensure_future(self._triton.infer(known_question(model, served)))
-        await asyncio.wait({question}, timeout=self._settings.answer_s)
-        if question.done():
-            del self._questions[model]
-            question.result()
-            self.answered(model)
-        elif self._last(model) < asked_at:
-            raise TimeoutError(f"{model} has not answered a question within {self._settings.answer_s:g} s")
+        probe = self._probes.get(model)
+        # One probe at a time: it must not be cancelled, so wait again for one that is in progress.
+        if probe is None:
+            probe = self._probes[model] = asyncio.ensure_future(self._triton.infer(probe_request(model, served)))
+        await asyncio.wait({probe}, timeout=self._settings.answer_s)
+        if probe.done():
+            del self._probes[model]
+            probe.result()
+            self.note_response(model)
+        elif self._last(model) < started_at:
+            raise TimeoutError(f"{model} has not completed a probe within {self._settings.answer_s:g} s")
 
     def _last(self, model: str) -> float:
-        return self._answered_at.get(model, 0.0)
+        return self._responded_at.get(model, 0.0)
 
     async def _takes_requests(self) -> bool:
         try:
@@ -154,7 +154,7 @@ class Health:
         if self._here:
             return
         self._here = True
-        _log.log(logging.WARNING if self._was_here else logging.INFO, "Triton answers")
+        _log.log(logging.WARNING if self._was_here else logging.INFO, "Triton responds")
         if self._was_here:
             self._metrics.returns.inc()
         self._was_here = True
@@ -165,8 +165,8 @@ class Health:
         if self._here is False:
             return
         self._here = False
-        _log.warning("Triton does not answer: %s", " ".join(reason.split())[:300])
-        self._answered_at.clear()
+        _log.warning("Triton does not respond: %s", " ".join(reason.split())[:300])
+        self._responded_at.clear()
         self._went_at = time.monotonic()
         self._metrics.ready.set(0)
         self._answering.clear()

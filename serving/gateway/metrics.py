@@ -1,4 +1,4 @@
-"""What a gateway counts, on a page of its own."""
+"""Metrics of a gateway, served on a separate port."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 
 
 class GatewayMetrics:
-    """One gateway's; every request counts once in `requests`, and once more in `refused` if it got no answer."""
+    """Metrics of one gateway. `requests` counts every request; `refused` also counts those without a prediction."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -28,40 +28,40 @@ class GatewayMetrics:
         )
         self.latency = Histogram(
             "plurum_gateway_request_seconds",
-            "From a request's head to its answer, by route.",
+            "Time from a request's head to its response, by route.",
             ("route",),
             buckets=_BUCKETS_S,
             registry=self.registry,
         )
         self.refused = Counter(
-            "plurum_gateway_refused", "Requests and files without an answer.", ("reason",), registry=self.registry
+            "plurum_gateway_refused", "Refused requests and files.", ("reason",), registry=self.registry
         )
-        self.thrown_away = Counter(
-            "plurum_gateway_thrown_away", "Triton's answers that came after the deadline.", registry=self.registry
+        self.late_responses = Counter(
+            "plurum_gateway_thrown_away", "Triton's responses after the deadline.", registry=self.registry
         )
-        self.asked_again = Counter(
+        self.retries = Counter(
             "plurum_gateway_asked_again",
-            "Requests that Triton was asked a second time, as it went away at the first.",
+            "Requests that were retried because Triton failed.",
             registry=self.registry,
         )
         self.returns = Counter(
             "plurum_gateway_triton_returns",
-            "Times that Triton answered again after it had not.",
+            "Times that Triton responded again after it had failed.",
             registry=self.registry,
         )
-        self.ready = Gauge("plurum_gateway_ready", "1 while Triton answers questions.", registry=self.registry)
+        self.ready = Gauge("plurum_gateway_ready", "1 while Triton responds.", registry=self.registry)
         self.connections_refused = Counter(
             "plurum_gateway_connections_refused",
-            "Connections closed by us before there was a whole request: too many, too slow, too large or no HTTP.",
+            "Connections closed before a complete request: too many, too slow, too large or not HTTP.",
             ("reason",),
             registry=self.registry,
         )
 
     def watch(self, admission: Admission, buffered_bytes: Callable[[], int]) -> None:
-        """Show who is being answered and who waits, whenever the page is read."""
+        """Add gauges for requests in progress, waiting requests and buffered bytes."""
         for name, text, value in (
-            ("in_flight", "Requests that Triton has.", lambda: admission.taken),
+            ("in_flight", "Requests in progress on Triton.", lambda: admission.taken),
             ("waiting", "Requests that wait for a place.", lambda: admission.waiting),
-            ("buffered_bytes", "Bodies that are held.", buffered_bytes),
+            ("buffered_bytes", "Bytes of request bodies in memory.", buffered_bytes),
         ):
             Gauge(f"plurum_gateway_{name}", text, registry=self.registry).set_function(value)

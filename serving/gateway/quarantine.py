@@ -1,4 +1,4 @@
-"""Requests that were inside Triton when it failed: each may be why, so they are asked again one after the other."""
+"""Retry the requests that were in progress when Triton failed one at a time, because any of them may be the cause."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["Quarantine"]
 
 
 class Quarantine:
-    """One place; of one event loop.
+    """A single place for retries; for use in one event loop.
 
-    What had been in flight for long when Triton failed comes last, and bulk requests after all others: a request that
-    hangs has been there longest, and those that suffered with it are answered before it is tried again.
+    Requests that had been in progress longest come last, and bulk requests after all others. A request that hangs has
+    been in progress longest, so the others are completed before it is retried.
     """
 
     def __init__(self) -> None:
@@ -25,18 +25,18 @@ class Quarantine:
         """Wait for the place; `leave` gives it back.
 
         Args:
-            in_flight_s: How long the request had been inside Triton.
-            bulk: Whether the request lets others go first.
+            in_flight_s: Time that the request had been in progress when Triton failed, seconds.
+            bulk: True if the request has lower priority than others.
         """
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         heapq.heappush(self._waiting, (bulk, in_flight_s, next(self._order), turn))
-        # Not at once: those that failed together come together, and are put in order first.
+        # Deferred, so that requests that failed together are all queued and ordered first.
         loop.call_soon(self._next)
         await turn
 
     def leave(self) -> None:
-        """Let the next one in."""
+        """Give the place to the next request."""
         self._taken = False
         self._next()
 

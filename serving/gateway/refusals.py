@@ -1,4 +1,4 @@
-"""Why a request gets no answer, in HTTP's terms."""
+"""Reasons for which a request is refused, with their HTTP status codes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Any, Literal
 
 __all__ = ["Reason", "RefusalError", "away", "late", "lost", "refusal_from_rpc", "suspect"]
 
-# Of `plurum_gateway_refused_total`.
+# Values of the label `reason` of `plurum_gateway_refused_total`.
 Reason = Literal[
-    "malformed",  # what was sent is no request, or no image
-    "no_key",  # none, or one that is not in the file
-    "unknown",  # no such path or model
-    "too_large",  # body, head, or number of files
-    "slow",  # did not arrive in time
-    "gone",  # who asked went away before there was an answer
-    "busy",  # no place free, nor one to wait for
+    "malformed",  # the request or the image is invalid
+    "no_key",  # the key is missing or not in the file
+    "unknown",  # the path or model does not exist
+    "too_large",  # the body, the head or the number of files exceeds a limit
+    "slow",  # the request did not arrive in time
+    "gone",  # the client disconnected before there was a response
+    "busy",  # all places and the queue are full
     "late",  # the deadline passed
-    "away",  # Triton does not answer
-    "lost",  # likewise, and it has the request
-    "suspect",  # Triton failed twice while it had the request
-    "failed",  # Triton answered with a fault of its own
+    "away",  # Triton does not respond, and has not received the request
+    "lost",  # Triton does not respond, and has received the request
+    "suspect",  # Triton failed twice during the request
+    "failed",  # Triton returned an internal error
 ]
 _FROM_RPC: dict[str, tuple[int, Reason]] = {
     "INVALID_ARGUMENT": (400, "malformed"),
@@ -34,12 +34,12 @@ _LONGEST = 500
 
 
 class RefusalError(Exception):
-    """A request that gets no answer.
+    """A request is refused.
 
     Attributes:
-        status: Of HTTP.
-        reason: A word for metrics and logs.
-        text: A line for who asked.
+        status: HTTP status code.
+        reason: Reason for metrics and logs.
+        text: One-line message for the client.
     """
 
     def __init__(self, status: int, reason: Reason, text: str) -> None:
@@ -50,41 +50,41 @@ class RefusalError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What HTTP wants said beside the status."""
+        """HTTP headers of the response."""
         if self.status == 401:
             return {"www-authenticate": "Bearer"}
         if self.reason in {"lost", "suspect"}:
-            # It may be why Triton fails; clients that know this header don't send it again by themselves.
+            # The request may be why Triton fails; clients that know this header don't retry it automatically.
             return {"x-should-retry": "false"}
-        # Sooner there is hardly a place free again.
+        # A place hardly becomes free sooner.
         return {"retry-after": "1"} if self.status == 503 else {}
 
 
 def away() -> RefusalError:
-    """Return what a request is told while Triton does not answer."""
-    return RefusalError(503, "away", "Triton does not answer at the moment")
+    """Return the error of a request while Triton does not respond."""
+    return RefusalError(503, "away", "Triton does not respond at the moment")
 
 
 def late(seconds: float) -> RefusalError:
-    """Return what a request is told whose deadline has passed."""
-    return RefusalError(504, "late", f"no answer within the request's deadline of {seconds * 1000:.0f} ms")
+    """Return the error of a request whose deadline has passed."""
+    return RefusalError(504, "late", f"no response within the request's deadline of {seconds * 1000:.0f} ms")
 
 
 def lost() -> RefusalError:
-    """Return what a request is told that Triton was given, while Triton does not answer.
+    """Return the error of a request that Triton has received, while Triton does not respond.
 
-    Not 503, which clients take as an invitation to ask again: it may be why Triton does not answer.
+    The status is not 503, on which clients retry: the request may be why Triton does not respond.
     """
-    return RefusalError(504, "lost", "Triton was given the request and does not answer; do not send it again unchanged")
+    return RefusalError(504, "lost", "Triton received the request and does not respond; do not send it again unchanged")
 
 
 def suspect() -> RefusalError:
-    """Return what a request is told during which Triton failed twice."""
-    return RefusalError(422, "suspect", "Triton failed twice while it had the request; it is not tried again")
+    """Return the error of a request during which Triton failed twice."""
+    return RefusalError(422, "suspect", "Triton failed twice while it processed the request; it is not retried")
 
 
 def refusal_from_rpc(error: Any) -> RefusalError:
-    """Return what the error of a call to Triton means for who asked; of a fault inside, its first line."""
+    """Return the client's error for a failed call to Triton, with the first line of Triton's message."""
     status, reason = _FROM_RPC.get(error.code().name, (500, "failed"))
-    lines = (error.details() or "").strip().splitlines() or ["Triton gives no reason"]
+    lines = (error.details() or "").strip().splitlines() or ["Triton gave no reason"]
     return RefusalError(status, reason, lines[0][:_LONGEST])

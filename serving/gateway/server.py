@@ -1,4 +1,4 @@
-"""A gateway as a process: its sockets, its end."""
+"""Run a gateway as a process: sockets, signals and shutdown."""
 
 from __future__ import annotations
 
@@ -25,29 +25,34 @@ from plurum.serving.gateway.connections.connection import connection_class
 from plurum.serving.gateway.connections.handshakes import Handshakes
 from plurum.serving.gateway.connections.keys import Keys, read_keys
 from plurum.serving.gateway.metrics import GatewayMetrics
-from plurum.serving.gateway.settings import GatewaySettings, is_loopback, listener
+from plurum.serving.gateway.settings import GatewaySettings, is_loopback, open_listener
 from plurum.serving.small_server import SmallHttpServer
 
 __all__ = ["GatewayUrls", "run_gateway"]
 
 _log = logging.getLogger(__name__)
 
-# Of glibc's malloc.h: what is larger has pages of its own, which go back to the system when it is freed.
+# From glibc's malloc.h: larger allocations get separate pages, which return to the system when freed.
 _M_MMAP_THRESHOLD, _OWN_PAGES_BYTES = -3, 1 << 20
-# Objects more than before, until garbage is looked for.
+# Number of new objects that triggers garbage collection.
 _GARBAGE = 10_000
 
 
 @dataclass(frozen=True)
 class GatewayUrls:
-    """Where a gateway answers, with schemes; `metrics` with its path."""
+    """URLs of a gateway.
+
+    Attributes:
+        http: URL of the API, with scheme.
+        metrics: URL of the metrics page, with scheme and path.
+    """
 
     http: str
     metrics: str
 
 
 class _Uvicorn(uvicorn.Server):
-    """Ends well on SIGINT, SIGTERM and SIGHUP, where uvicorn would drain and then raise the signal again."""
+    """A uvicorn server that exits normally on SIGINT, SIGTERM and SIGHUP, where uvicorn would re-raise the signal."""
 
     def __init__(self, config: uvicorn.Config, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
         super().__init__(config)
@@ -59,7 +64,7 @@ class _Uvicorn(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen; for TLS by ourselves, as handshakes count."""
+        """Start to listen; with TLS through `Handshakes`, which counts handshakes as connections."""
         if self.config.ssl is None or sockets is None:
             await super().startup(sockets)
             return
@@ -75,7 +80,7 @@ class _Uvicorn(uvicorn.Server):
         self._accepting = asyncio.create_task(handshakes.accept(sockets[0]))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, and let those that are open finish."""
+        """Accept no more connections, and let the open ones finish."""
         if self._accepting is not None:
             self._accepting.cancel()
         await super().shutdown(sockets)
@@ -88,24 +93,24 @@ class _Uvicorn(uvicorn.Server):
 
 
 def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], None]) -> None:
-    """Answer requests until SIGINT, SIGTERM or SIGHUP; then what was accepted is answered first.
+    """Serve requests until SIGINT, SIGTERM or SIGHUP; accepted requests are completed first.
 
-    A second SIGINT ends at once. Under `nohup` SIGHUP stays ignored.
+    A second SIGINT stops the gateway at once. Under `nohup`, SIGHUP stays ignored.
 
     Args:
-        settings: Options.
-        announce: Called once the sockets listen.
+        settings: Settings of the gateway.
+        announce: Function that is called when the sockets listen.
 
     Raises:
         ServerError: a port can't be listened on.
-        SettingsError: keys or certificates that can't be used.
+        SettingsError: the keys or certificates can't be used.
     """
     keys = read_keys(settings.keys) if settings.keys is not None else None
     _check_certificate(settings)
-    # A moment of creation beside every counter doubles the page and helps nobody.
+    # Creation times of all counters would double the page.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     metrics = GatewayMetrics()
-    sock = listener(settings.host, settings.port, "--port")
+    sock = open_listener(settings.host, settings.port, "--port")
     try:
         if not is_loopback(sock):
             _warn(settings, keys)
@@ -116,7 +121,7 @@ def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], Non
             http=connection_class(settings, metrics, app),
             ws="none",
             lifespan="on",
-            # Of uvicorn's own only defects: a line for each piece of garbage would fill disks.
+            # Log only uvicorn's errors: a line for each invalid request would fill the disk.
             log_config=None,
             log_level=logging.ERROR,
             access_log=False,
@@ -130,7 +135,7 @@ def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], Non
         metrics_url = _serve_metrics(settings, metrics)
         scheme = "http" if settings.tls_cert is None else "https"
         announce(GatewayUrls(f"{scheme}://{_bracketed(settings.host)}:{sock.getsockname()[1]}", metrics_url))
-        # What was made so far stays, and what a request makes goes without being looked for; hardly ever there is more.
+        # Exclude all existing objects from garbage collection; reference counting frees those of a request.
         gc.freeze()
         gc.set_threshold(_GARBAGE)
         _give_bodies_own_pages()
@@ -143,8 +148,8 @@ def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], Non
 
 
 def _give_bodies_own_pages() -> None:
-    """Have memory of bodies go back to the system; by itself glibc keeps up to twice 32 MiB, and more in fragments."""
-    # Other C libraries do so, or can't be told.
+    """Return the memory of bodies to the system; by default glibc keeps up to twice 32 MiB, and more in fragments."""
+    # Other C libraries have no `mallopt`.
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES)
 
@@ -155,8 +160,8 @@ def _serve_metrics(settings: GatewaySettings, metrics: GatewayMetrics) -> str:
         server = SmallHttpServer(settings.metrics_host, settings.metrics_port, handler)
     except OSError as error:
         raise ServerError(
-            f"port {settings.metrics_port} on {settings.metrics_host} can't be listened on: {error.strerror}; "
-            "end what uses it or change --metrics-port"
+            f"--metrics-port: expected a port that can be listened on, got {settings.metrics_port} on "
+            f"{settings.metrics_host}: {error.strerror}. Stop the program that uses it, or change --metrics-port."
         ) from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return f"http://{_bracketed(settings.metrics_host)}:{server.server_port}/metrics"
@@ -168,22 +173,25 @@ def _check_certificate(settings: GatewaySettings) -> None:
     try:
         for file in (settings.tls_cert, settings.tls_key):
             read_regular(file, MAX_SECRET_BYTES)
-        # A key that is locked would have OpenSSL ask at the terminal.
+        # The empty password keeps OpenSSL from prompting at the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password="")
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"{settings.tls_cert} and {settings.tls_key} are no certificate with its private key, in PEM and "
-            f"without a password: {error.strerror if isinstance(error, OSError) else error}"
+            "--tls-cert, --tls-key: expected a certificate and its private key, in PEM and without a password, got "
+            f"{settings.tls_cert} and {settings.tls_key}: {error.strerror if isinstance(error, OSError) else error}"
         ) from error
 
 
 def _warn(settings: GatewaySettings, keys: Keys | None) -> None:
     if keys is None:
-        _log.warning("whoever reaches %s may ask: name those who may in a file and give --keys FILE", settings.host)
+        _log.warning(
+            "every client that reaches %s may send requests: list the permitted keys in a file and give --keys FILE",
+            settings.host,
+        )
     if settings.tls_cert is None:
         _log.warning(
-            "images and keys cross the network unencrypted: give --tls-cert and --tls-key, or put a proxy "
-            "that speaks TLS before %s",
+            "images and keys cross the network unencrypted: give --tls-cert and --tls-key, or put a TLS proxy in "
+            "front of %s",
             settings.host,
         )
 

@@ -1,4 +1,4 @@
-"""What a gateway may be asked for."""
+"""Settings of a gateway, and its listening sockets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plurum.errors import ServerError, SettingsError
 
-__all__ = ["COPIES", "GatewaySettings", "checked", "is_loopback", "listener"]
+__all__ = ["COPIES", "GatewaySettings", "is_loopback", "open_listener", "settings_from_options"]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# On its way to Triton a body is in memory so many times: as it came, as a message, and in gRPC's buffers.
+# Copies of a body in memory on its way to Triton: as received, as a message, and in gRPC's buffers.
 COPIES = 3
-# HOST:PORT, or a Unix socket as gRPC names it.
+# HOST:PORT, or a Unix socket in gRPC's notation.
 _TARGET = re.compile(r"unix:\S+|(\[[0-9a-fA-F:]+\]|[^\s:/]+):\d{1,5}")
 
 
@@ -28,32 +28,31 @@ class GatewaySettings(BaseModel):
     """Options of `plurum gateway`.
 
     Attributes:
-        triton: Where Triton answers over gRPC: HOST:PORT or unix:PATH.
+        triton: Triton's gRPC address: HOST:PORT or unix:PATH.
         host: Address to listen on.
-        port: 0 takes a free one.
-        metrics_host: Address of /metrics. It has a port of its own, on this machine alone unless told otherwise: it
-            names who asks how often, and Prometheus has no key.
-        metrics_port: 0 takes a free one.
-        keys: File with the keys of those who may ask; None lets everyone ask.
-        tls_cert: Certificate chain, PEM; None speaks plain HTTP.
-        tls_key: Its private key, PEM.
-        max_in_flight: Requests that Triton is given at once.
-        max_waiting: Requests that wait for a place among those; more are refused at once.
-        longest_wait_s: Nor does a request wait that is expected to be answered later than this, unless it is bulk: who
-            asks after a rush would wait for all of it.
-        max_connections: Open connections; more are closed at once.
-        max_body_mib: Of one request.
-        max_buffered_mib: Memory for the bodies of all requests together, each with its copies.
-        max_files: Images in one request to /predict.
-        deadline_s: How long a request may take that does not say so itself.
-        max_deadline_s: The most that a request may ask for.
-        receive_s: How long a request may take to arrive; its head a third of that.
-        keep_alive_s: How long an idle connection stays open.
-        question_s: How often Triton is asked a question of ours while nobody else asks.
-        answer_s: How long it may take to answer that; with `question_s`, when it is noticed that it does not answer.
-        away_s: Requests wait for a Triton that has gone away, at most so long after it went.
-        drain_s: How long requests in flight are waited for at the end.
-        access_log: Whether each request is a line of JSON on standard output.
+        port: Port to listen on; 0 picks a free port.
+        metrics_host: Address of /metrics, which has a separate port. The default is this machine only: the page shows
+            the clients' names and request counts, and Prometheus sends no key.
+        metrics_port: Port of /metrics; 0 picks a free port.
+        keys: File with the clients' keys; None accepts requests without a key.
+        tls_cert: Certificate chain, PEM; None serves plain HTTP.
+        tls_key: Private key of the certificate, PEM.
+        max_in_flight: Maximum number of requests in progress on Triton.
+        max_waiting: Maximum number of waiting requests; further requests are refused at once.
+        longest_wait_s: Refuse requests whose expected response time exceeds this, seconds. Bulk requests are exempt.
+        max_connections: Maximum number of open connections; further connections are closed at once.
+        max_body_mib: Maximum size of one request body, MiB.
+        max_buffered_mib: Memory for the bodies of all requests with their copies, MiB.
+        max_files: Maximum number of images in one request to /predict.
+        deadline_s: RequestDeadline of requests that state none, seconds.
+        max_deadline_s: Maximum deadline that a request may state, seconds.
+        receive_s: Maximum time for a request to arrive, seconds; its head must arrive in a third of it.
+        keep_alive_s: Time that an idle connection stays open, seconds.
+        question_s: Interval of the gateway's own health requests while no client sends requests, seconds.
+        answer_s: Time limit of a health request, seconds. A failure is detected within `question_s` + `answer_s`.
+        away_s: Maximum time that requests wait for Triton to respond again, seconds since it stopped responding.
+        drain_s: Maximum time to wait for requests in progress at shutdown, seconds.
+        access_log: If True, write one line of JSON per request to standard output.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -86,29 +85,32 @@ class GatewaySettings(BaseModel):
     @model_validator(mode="after")
     def _parts_agree(self) -> GatewaySettings:
         if not _TARGET.fullmatch(self.triton):
-            raise ValueError(f"triton is {self.triton!r}, and HOST:PORT or unix:PATH is needed (gRPC, no http://)")
+            raise ValueError(f"triton: expected HOST:PORT or unix:PATH (gRPC, without http://), got {self.triton!r}.")
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("a certificate and its private key belong together; give both")
+            raise ValueError("tls_cert, tls_key: expected both or neither, got only one. Give both.")
         if self.max_buffered_mib < COPIES * self.max_body_mib:
             raise ValueError(
                 f"max_buffered_mib: expected at least {COPIES * self.max_body_mib}, {COPIES} times max_body_mib, got "
                 f"{self.max_buffered_mib}. Give --max-buffered-mib."
             )
         if self.deadline_s > self.max_deadline_s:
-            raise ValueError(f"a deadline of {self.deadline_s:g} s is beyond the longest of {self.max_deadline_s:g} s")
+            raise ValueError(
+                f"deadline_s: expected at most max_deadline_s = {self.max_deadline_s:g}, got {self.deadline_s:g}. "
+                "Give --deadline-s or --max-deadline-s."
+            )
         return self
 
     @property
     def max_body_bytes(self) -> int:
-        """Of one request."""
+        """Maximum size of one request body, bytes."""
         return self.max_body_mib << 20
 
 
-def checked(**options: object) -> GatewaySettings:
-    """Return the settings of these options.
+def settings_from_options(**options: object) -> GatewaySettings:
+    """Return the settings for command-line options.
 
     Raises:
-        SettingsError: all that is wrong with them.
+        SettingsError: an option is invalid; the message lists all errors.
     """
     from pydantic import ValidationError
 
@@ -122,23 +124,24 @@ def checked(**options: object) -> GatewaySettings:
         raise SettingsError("; ".join(faults).replace("Value error, ", "")) from error
 
 
-def listener(host: str, port: int, option: str) -> socket.socket:
+def open_listener(host: str, port: int, option: str) -> socket.socket:
     """Return a socket that listens on `host` and `port`.
 
     Raises:
-        ServerError: it can't be listened on; `option` is what would change that.
+        ServerError: the port can't be listened on; the message names `option` as the one to change.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        # The socket's own words repeat the address; a name that is none has a negative number.
+        # The socket's own message repeats the address; a failed name lookup has a negative errno.
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise ServerError(
-            f"port {port} on {host} can't be listened on: {reason}; end what uses it or change {option}"
+            f"{option}: expected a port that can be listened on, got {port} on {host}: {reason}. "
+            f"Stop the program that uses it, or change {option}."
         ) from error
 
 
 def is_loopback(one: socket.socket) -> bool:
-    """Whether only this machine can reach what listens there."""
+    """Return True if only this machine can reach the listening socket."""
     return ipaddress.ip_address(one.getsockname()[0]).is_loopback

@@ -1,7 +1,7 @@
-"""Triton over gRPC, as raw protobuf: image bytes go through as they came, and nothing is ever cancelled.
+"""Call Triton over gRPC with raw protobuf: image bytes are forwarded unchanged, and no inference is ever cancelled.
 
-Triton 2.51 can crash when a request through an ensemble is cancelled in flight, so no call to `infer` has a deadline
-of its own, and whoever awaits one must let it end.
+Triton 2.51 can crash when a request through an ensemble is cancelled in flight. Calls to `infer` therefore have no
+deadline, and callers must let them complete.
 """
 
 from __future__ import annotations
@@ -22,22 +22,31 @@ from tritonclient.grpc import service_pb2 as pb
 from plurum.serving.triton.probe import PROBE_ID
 from plurum.spec import IMAGE, INPUT_PIXELS
 
-__all__ = ["ENSEMBLE", "PUBLIC", "Served", "Triton", "WireRequest", "image_request", "known_question", "wire_request"]
+__all__ = [
+    "ENSEMBLE",
+    "PUBLIC",
+    "ServedEnsemble",
+    "TritonConnection",
+    "WireRequest",
+    "image_request",
+    "probe_request",
+    "wire_request",
+]
 
 ENSEMBLE = "ensemble"
-# What a network may ask; members, preprocess and voter are nobody's business.
+# Models that clients may use; members, preprocess and voter are internal.
 PUBLIC = (ENSEMBLE, "ensemble_pixels", "ensemble_fused")
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A restarted Triton is found at once: gRPC's own backoff goes up to two minutes.
+    # Reconnect to a restarted Triton at once: gRPC's default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
-# Questions about models need no computing.
+# Time limit for metadata requests, which need no computing.
 _DESCRIBE_S = 2.0
-# What stands before each tensor of a serialized request: its field's number, and that bytes with a length follow.
+# Prefix of each tensor in a serialized request: the field's number, and the wire type of length-delimited bytes.
 _RAW_TAG = bytes([pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2])
 
 Buffer = bytes | bytearray | memoryview
@@ -45,12 +54,12 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class WireRequest:
-    """A request for Triton as it goes over the wire.
+    """An inference request in wire format.
 
     Attributes:
-        model: Its name.
-        id: Of the request.
-        wire: A serialized ModelInferRequest.
+        model: Name of the model.
+        id: Id of the request.
+        wire: Serialized ModelInferRequest.
     """
 
     model: str
@@ -59,16 +68,16 @@ class WireRequest:
 
 
 @dataclass(frozen=True)
-class Served:
-    """What Triton says of the ensemble.
+class ServedEnsemble:
+    """Description of the ensemble that Triton serves.
 
     Attributes:
-        ensemble: Its name, as in metrics and reports.
-        classes: Names, in the order of the outputs.
-        members: Likewise.
-        height: Of the image that members see, pixels.
-        width: Likewise.
-        max_batch_size: Most images in one request.
+        ensemble: Name of the ensemble, as in metrics and reports.
+        classes: Class names, in the order of the outputs.
+        members: Member names, in the order of the outputs.
+        height: Height of the members' input image, pixels.
+        width: Width of the members' input image, pixels.
+        max_batch_size: Maximum number of images in one request.
         models: Metadata of the public models that are served, by name.
     """
 
@@ -81,13 +90,13 @@ class Served:
     models: dict[str, Any]
 
 
-class Triton:
-    """A connection to one server, of the event loop that runs when it is made.
+class TritonConnection:
+    """A connection to one server; it belongs to the event loop in which it is created.
 
-    Every method raises `grpc.aio.AioRpcError` when there is no answer, or one that is an error.
+    Every method raises `grpc.aio.AioRpcError` if there is no response, or if it is an error.
 
     Args:
-        target: HOST:PORT or unix:PATH.
+        target: Address of the server: HOST:PORT or unix:PATH.
     """
 
     def __init__(self, target: str) -> None:
@@ -99,28 +108,28 @@ class Triton:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands: an error that came over it is Triton's own word."""
+        """True if the connection is established, so that an error came from Triton itself."""
         return bool(self._channel.get_state() == grpc.ChannelConnectivity.READY)
 
     def infer(self, request: WireRequest) -> Any:
-        """Begin a request and return the call, which is never cancelled, and never awaited by one alone."""
+        """Start an inference and return the call. Never cancel it, nor await it directly: that would cancel it too."""
         return self._infer(request)
 
     async def is_ready(self, model: str) -> bool:
-        """Whether Triton would take requests for `model`, which does not mean that it answers them."""
+        """Return True if Triton accepts requests for `model`, which does not mean that it completes them."""
         answer = await self._ready(pb.ModelReadyRequest(name=model), timeout=_DESCRIBE_S)
         return bool(answer.ready)
 
-    async def served(self) -> Served:
-        """Ask what is served.
+    async def describe(self) -> ServedEnsemble:
+        """Return a description of the served ensemble.
 
         Raises:
-            ValueError: the ensemble is none of Plurum's.
+            ValueError: the ensemble was not exported by Plurum.
         """
         config = (await self._config(pb.ModelConfigRequest(name=ENSEMBLE), timeout=_DESCRIBE_S)).config
         try:
             contract = json.loads(config.parameters["contract"].string_value)
-            return Served(
+            return ServedEnsemble(
                 ensemble=str(contract["name"]),
                 classes=tuple(contract["classes"]),
                 members=tuple(member["name"] for member in contract["members"]),
@@ -130,10 +139,10 @@ class Triton:
                 models=await self._models(),
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"the model {ENSEMBLE!r} states no contract") from error
+            raise ValueError(f"the config of the model {ENSEMBLE!r} has no valid parameter 'contract'") from error
 
     async def close(self) -> None:
-        """Let go of the connection; calls that have not ended by now are lost with it."""
+        """Close the connection; calls that have not completed are lost."""
         await self._channel.close()
 
     async def _models(self) -> dict[str, Any]:
@@ -142,7 +151,7 @@ class Triton:
             try:
                 found[name] = await self._metadata(pb.ModelMetadataRequest(name=name), timeout=_DESCRIBE_S)
             except grpc.aio.AioRpcError:
-                # An export without it. Every export has the ensemble: without it Triton is still loading.
+                # Only the ensemble is in every export; if it is missing, Triton is still loading.
                 if not self.connected or name == ENSEMBLE:
                     raise
         return found
@@ -156,7 +165,7 @@ class Triton:
 
 
 class _Serialized:
-    """What gRPC needs of a message, for one that is serialized already."""
+    """A message type for gRPC whose messages are already serialized."""
 
     @staticmethod
     def SerializeToString(request: WireRequest) -> bytes:  # noqa: N802 (protobuf's name)
@@ -166,11 +175,11 @@ class _Serialized:
 def wire_request(described: Any, tensors: Sequence[Sequence[Buffer]]) -> WireRequest:
     """Return a request whose tensors are copied once, where protobuf would copy them three times.
 
-    Messages that stand one behind the other are one message: behind the description comes each tensor as a field.
+    Concatenated protobuf messages form one message, so each tensor is appended to the description as a field.
 
     Args:
-        described: A ModelInferRequest without contents.
-        tensors: Of each input the bytes, in parts.
+        described: ModelInferRequest without tensor contents.
+        tensors: Bytes of each input, in parts.
     """
     wire: list[Buffer] = [described.SerializeToString()]
     for parts in tensors:
@@ -179,14 +188,14 @@ def wire_request(described: Any, tensors: Sequence[Sequence[Buffer]]) -> WireReq
 
 
 def image_request(images: Sequence[Buffer], request_id: str) -> WireRequest:
-    """Return the request for the ensemble's answers to encoded images; BYTES is a length and the bytes, each."""
+    """Return a request to classify encoded images; each BYTES element is a length followed by the bytes."""
     described = pb.ModelInferRequest(model_name=ENSEMBLE, id=request_id)
     described.inputs.add(name=IMAGE, datatype="BYTES", shape=(len(images), 1))
     return wire_request(described, [[part for one in images for part in (struct.pack("<I", len(one)), one)]])
 
 
-def known_question(model: str, served: Served) -> WireRequest:
-    """Return a request about a grey image, under the name that the voter does not count."""
+def probe_request(model: str, served: ServedEnsemble) -> WireRequest:
+    """Return a request with a grey image, under the id that the voter does not count."""
     if model == ENSEMBLE:
         file = io.BytesIO()
         Image.new("RGB", (served.width, served.height), (128, 128, 128)).save(file, "PNG")
@@ -198,7 +207,7 @@ def known_question(model: str, served: Served) -> WireRequest:
 
 
 def _varint(number: int) -> bytes:
-    """Return a length as protobuf writes it: seven bits a byte, the lowest first."""
+    """Return a number in protobuf's varint encoding: seven bits per byte, lowest first."""
     found = bytearray()
     while number > 127:
         found.append(number & 127 | 128)

@@ -37,7 +37,7 @@ def test_it_says_where_it_answers_and_a_signal_ends_it_well(end: signal.Signals)
             process.kill()
     assert (process.returncode, out) == (0, "")
     assert err.count("\n") == 1
-    assert "Triton does not answer: failed to connect" in err
+    assert "Triton does not respond: failed to connect" in err
 
 
 def test_facing_a_network_without_keys_or_tls_is_warned_of() -> None:
@@ -54,19 +54,19 @@ def test_facing_a_network_without_keys_or_tls_is_warned_of() -> None:
             _, err = process.communicate(timeout=15)
         finally:
             process.kill()
-    assert "whoever reaches 0.0.0.0 may ask" in err
+    assert "every client that reaches 0.0.0.0 may send requests" in err
     assert "images and keys cross the network unencrypted" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--triton", "http://127.0.0.1:8000"), "HOST:PORT or unix:PATH is needed"),
-        (("--keys", "absent"), "the keys in absent can't be read: No such file"),
-        (("--tls-cert", "cert.pem"), "give both"),
-        (("--tls-cert", "junk", "--tls-key", "junk"), "are no certificate with its private key"),
-        (("--deadline-s", "200"), "beyond the longest of 120 s"),
-        (("--host", "192.0.2.1"), "port 0 on 192.0.2.1 can't be listened on"),
+        (("--triton", "http://127.0.0.1:8000"), "expected HOST:PORT or unix:PATH"),
+        (("--keys", "absent"), "--keys: expected a readable text file, got absent: No such file"),
+        (("--tls-cert", "cert.pem"), "Give both"),
+        (("--tls-cert", "junk", "--tls-key", "junk"), "expected a certificate and its private key"),
+        (("--deadline-s", "200"), "expected at most max_deadline_s = 120, got 200"),
+        (("--host", "192.0.2.1"), "got 0 on 192.0.2.1: "),
     ],
 )
 def test_wrong_use_is_one_line(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:
@@ -89,6 +89,6 @@ def test_a_port_that_is_taken_is_one_line(option: str) -> None:
         )
     assert outcome.returncode == 2
     assert outcome.stderr == (
-        f"plurum: port {port} on 127.0.0.1 can't be listened on: Address already in use; "
-        f"end what uses it or change {option}\n"
+        f"plurum: {option}: expected a port that can be listened on, got {port} on 127.0.0.1: Address already in use. "
+        f"Stop the program that uses it, or change {option}.\n"
     )

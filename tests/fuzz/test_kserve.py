@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from plurum.serving.gateway.messages.kserve import Question, question_from_body
+from plurum.serving.gateway.messages.kserve import InferenceRequest, request_from_body
 from plurum.serving.gateway.messages.tensors import check_tensor
 from tests.fuzz.wire_faults import broken, draws, odd_json, outcome
 
@@ -69,8 +69,8 @@ def _input(draw: random.Random) -> tuple[bytes, str | None]:
     return text + (broken(draw, behind, 2) if draw.random() < 0.3 else behind), size
 
 
-def _check(question: Question) -> None:
-    request = pb.ModelInferRequest.FromString(question.request.wire)
+def _check(inference: InferenceRequest) -> None:
+    request = pb.ModelInferRequest.FromString(inference.request.wire)
     assert len(request.inputs) == len(request.raw_input_contents) > 0
     for given, raw in zip(request.inputs, request.raw_input_contents, strict=True):
         assert all(size >= 1 for size in given.shape)
@@ -80,19 +80,19 @@ def _check(question: Question) -> None:
         if given.datatype == "UINT8":
             assert len(raw) == math.prod(given.shape)
     assert not request.parameters
-    assert question.timeout_s is None or 0 < question.timeout_s < 1e8
-    json.dumps({"id": question.id})
+    assert inference.timeout_s is None or 0 < inference.timeout_s < 1e8
+    json.dumps({"id": inference.id})
 
 
 def test_kserve_requests_broken_at_random() -> None:
     taken = refused = 0
     for draw in draws("KServe"):
         body, size = _input(draw)
-        question = outcome(lambda: question_from_body("ensemble", body, size, "ours"), (size, body))  # noqa: B023
-        if question is None:
+        inference = outcome(lambda: request_from_body("ensemble", body, size, "ours"), (size, body))  # noqa: B023
+        if inference is None:
             refused += 1
         else:
-            _check(question)
+            _check(inference)
             taken += 1
     # Both happen, or nothing is tested.
     assert min(taken, refused) > 20

@@ -1,4 +1,4 @@
-"""HTTP connections that can't be held open or flooded: what uvicorn's parser leaves to a proxy in front of it."""
+"""HTTP connections with limits on time and size, which uvicorn's parser leaves to a proxy in front of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from plurum.serving.gateway.connections.door import Door
+from plurum.serving.gateway.connections.middleware import GatewayMiddleware
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.settings import GatewaySettings
 
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
     from starlette.types import Scope
     from uvicorn._types import ASGI3Application
 
-__all__ = ["Connection", "connection_class"]
+__all__ = ["GatewayConnection", "connection_class"]
 
-# Before a request is accepted a connection holds its head and no more: so many bytes, in so many fields.
+# Limits of a request's head: bytes and number of fields.
 _MAX_HEAD_BYTES, _MAX_FIELDS = 32 << 10, 128
-# The parser keeps an unfinished field, so it is given pieces of this size: limits are looked at after each.
+# The parser buffers an incomplete field, so it gets pieces of this size, and limits are checked after each.
 _PIECE_BYTES = 32 << 10
-# Until a closed connection is gone for good, whether or not its last answer was read.
-_LAST_WORDS_S = 5.0
-# Each piece of a body costs as much as any other: of more than so many, the mean must be of some size.
+# Time until a closed connection is aborted, whether or not the client read the last response.
+_LINGER_S = 5.0
+# Each piece of a body costs the same time, so a body of many pieces must have a minimum mean piece size.
 _MANY_PIECES, _SMALL_PIECE = 4096, 64
-# Requests that came before the answer to the first, and their bytes: uvicorn would queue any number of them.
+# Limits of pipelined requests and their bytes; uvicorn would queue any number.
 _MAX_PIPELINED, _MAX_PIPELINED_BYTES = 16, 64 << 10
 
 
 class _StopError(Exception):
-    """Raised out of the parser's callbacks, so that it leaves the rest of what came alone."""
+    """Stops the parser from within its callbacks."""
 
 
-class Connection(HttpToolsProtocol):
-    """One client's, with a clock: a request's head and the whole of it must arrive in time.
+class GatewayConnection(HttpToolsProtocol):
+    """A client's connection with time limits for a request's head and for the complete request.
 
-    After an answer that did not wait for the rest of the body, that rest is read for a while, so that the client gets
-    to see the answer.
+    If a response was sent before the whole body had arrived, the rest of the body is read for a while, so that the
+    client can read the response.
     """
 
     settings: ClassVar[GatewaySettings]
     metrics: ClassVar[GatewayMetrics]
-    door: ClassVar[Door]
+    middleware: ClassVar[GatewayMiddleware]
 
     _clock: asyncio.TimerHandle | None = None
     _running: RequestResponseCycle | None = None
@@ -51,32 +51,32 @@ class Connection(HttpToolsProtocol):
     _requests = 0
     _pieces = 0
     _body_bytes = 0
-    # What is no body: heads, sizes and extensions of chunks, trailers. All of a request, and since its last body byte.
+    # Bytes of heads, chunk sizes and extensions, and trailers: of the request, and since its last body byte.
     _framing_bytes = 0
     _framing_since_body = 0
     _pipelined_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take one connection more, unless there are too many."""
+        """Accept a connection, unless too many are open."""
         crowded = len(self.connections) >= self.settings.max_connections
         super().connection_made(transport)
         if crowded:
             self._refuse(503, "crowded", "too many connections are open")
         else:
-            self._wind_up(self.settings.receive_s / 3)
+            self._start_clock(self.settings.receive_s / 3)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock, and tell the request that is being answered: uvicorn tells only the last that came."""
+        """Stop the clock, and notify the running request; uvicorn notifies only the last one that arrived."""
         self._stop()
         if self._running is not None:
             self._running.disconnected = not self._running.response_complete
             self._running.message_event.set()
         super().connection_lost(exc)
-        # Who still reads would have a closed connection go on, which is an error.
+        # A pending read would otherwise resume a closed transport, which is an error.
         self.flow.read_paused = False
 
     def data_received(self, data: bytes) -> None:
-        """Parse bytes from the client, and refuse the connection where they exceed a limit."""
+        """Parse bytes from the client, and refuse the connection if they exceed a limit."""
         view = memoryview(data)
         for start in range(0, len(view), _PIECE_BYTES):
             if self.transport.is_closing():
@@ -85,11 +85,11 @@ class Connection(HttpToolsProtocol):
 
     def _parse(self, piece: memoryview) -> None:
         request, body_bytes = self._requests, self._body_bytes
-        # The parser takes any buffer.
+        # The parser accepts any buffer.
         super().data_received(piece)  # type: ignore[arg-type]
         if self.transport.is_closing():
             return
-        # A piece in which a request began may hold the end of the one before: it counts for neither.
+        # A piece in which a request starts may also hold the end of the one before, so it counts for neither.
         came = self._body_bytes - body_bytes
         framing = len(piece) - came if self._requests == request else 0
         self._framing_bytes += framing
@@ -104,28 +104,28 @@ class Connection(HttpToolsProtocol):
             and not self.transport.is_closing()
         ):
             # Bytes between requests have stopped uvicorn's clock for idle connections.
-            self._wind_up(self.settings.receive_s / 3)
+            self._start_clock(self.settings.receive_s / 3)
 
     def _check_framing(self) -> None:
         if self._pipelined_bytes > _MAX_PIPELINED_BYTES:
-            self._refuse(400, "malformed", "too many bytes before the first answer")
+            self._refuse(400, "malformed", "too many bytes before the first response")
         elif self._in_head and self._framing_bytes > _MAX_HEAD_BYTES:
             self._refuse(431, "too_large", "the request's head is too large")
         elif self._framing_since_body > _MAX_HEAD_BYTES:
             self._refuse(431, "too_large", "chunk extensions or trailers are too large")
         elif self._framing_bytes > _MAX_HEAD_BYTES + self._body_bytes:
-            self._refuse(400, "malformed", "the body is smaller than what its chunks say about it")
+            self._refuse(400, "malformed", "the chunk headers are larger than the body")
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Start the clock of a new request."""
         self._in_head = True
         self._requests += 1
         self._pieces = self._body_bytes = self._framing_bytes = self._framing_since_body = 0
-        self._wind_up(self.settings.receive_s / 3)
+        self._start_clock(self.settings.receive_s / 3)
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a field of its head; trailers say nothing that we need, and are dropped."""
+        """Add a field of the request's head; trailers are not needed, and are dropped."""
         if not self._in_head:
             return
         if len(self.headers) >= _MAX_FIELDS:
@@ -134,48 +134,48 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Its head is whole."""
+        """Start the clock of the body when the head is complete."""
         self._in_head = False
         self._framing_bytes = self._framing_since_body = 0
-        self._wind_up(self.settings.receive_s)
+        self._start_clock(self.settings.receive_s)
         if len(self.pipeline) >= _MAX_PIPELINED:
-            self._refuse(400, "malformed", "too many requests before the first answer")
+            self._refuse(400, "malformed", "too many requests before the first response")
             raise _StopError
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of its body."""
+        """Check and pass on a piece of the body."""
         self._pieces += 1
         self._body_bytes += len(body)
         if self._pieces > _MANY_PIECES and self._body_bytes < self._pieces * _SMALL_PIECE:
-            self._refuse(400, "malformed", "the body comes in too many small chunks")
+            self._refuse(400, "malformed", "the body has too many small chunks")
             raise _StopError
         if self.cycle.response_complete and self._body_bytes > 2 * self.settings.max_body_bytes:
             self.transport.abort()
             raise _StopError
-        # Nobody reads the body of another method: uvicorn would keep it until the answer.
+        # No endpoint reads the body of another method; uvicorn would keep it until the response.
         if self.cycle.scope["method"] == "POST":
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """It is whole."""
+        """Stop the clock when the request is complete."""
         self._stop()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Drop what came of a body that was not read to its end, and go on with the next request."""
+        """Drop the unread part of a body, and continue with the next request."""
         for cycle in (self.cycle, self._running):
             if cycle is not None and cycle.response_complete:
                 cycle.body = bytearray()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """The client does not read what it is sent."""
-        self._wind_up(self.settings.receive_s)
+        """Start the clock while the client does not read the response."""
+        self._start_clock(self.settings.receive_s)
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Stop the clock when the client reads again."""
         self._stop()
         super().resume_writing()
 
@@ -185,13 +185,13 @@ class Connection(HttpToolsProtocol):
             self._close()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, or what was stopped."""
+        """Respond to bytes that are not HTTP, or that a callback stopped."""
         if not self.transport.is_closing():
             self._refuse(400, "malformed", msg)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        """Begin with a request; what is refused by its head is answered here, without a task and what comes with it."""
-        refusal = None if self.flow.write_paused else self.door.shut(cast("Scope", cycle.scope))
+        """Start a request; if its head alone gets it refused, respond here, without the cost of a task."""
+        refusal = None if self.flow.write_paused else self.middleware.refuse_early(cast("Scope", cycle.scope))
         if refusal is None:
             self._running = cycle
             super()._start_asgi_task(cycle, app)
@@ -203,9 +203,9 @@ class Connection(HttpToolsProtocol):
         self.on_response_complete()
 
     def _refuse(self, status: int, reason: str, text: str) -> None:
-        """Close the connection with an answer, unless one has begun."""
+        """Close the connection with an error response, unless a response has started."""
         self.metrics.connections_refused.labels(reason).inc()
-        if not self._may_answer():
+        if not self._may_respond():
             self.transport.abort()
             return
         self._write(status, text, {}, close=True)
@@ -218,22 +218,22 @@ class Connection(HttpToolsProtocol):
         lines += ["connection: close\r\n\r\n" if close else "\r\n", body]
         self.transport.write(STATUS_LINE[status] + "".join(lines).encode())
 
-    def _may_answer(self) -> bool:
-        """Whether no answer has begun, to this request or, while its head comes, to the one before."""
+    def _may_respond(self) -> bool:
+        """Return True if no response has started to this request or, while its head arrives, to the one before."""
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None:
             return True
         if self.pipeline:
-            # It would be read as the answer to a request before.
+            # The client would take it for the response to an earlier request.
             return False
         return cycle.response_complete if self._in_head else not cycle.response_started
 
     def _close(self) -> None:
         self.transport.close()
-        # What was written may never be read.
-        self.loop.call_later(_LAST_WORDS_S, self.transport.abort)
+        # The client may never read what was written.
+        self.loop.call_later(_LINGER_S, self.transport.abort)
 
-    def _wind_up(self, seconds: float) -> None:
+    def _start_clock(self, seconds: float) -> None:
         self._stop()
         self._clock = self.loop.call_later(seconds, self._too_slow)
 
@@ -248,6 +248,12 @@ class Connection(HttpToolsProtocol):
             self._refuse(408, "slow", "the request did not arrive in time")
 
 
-def connection_class(settings: GatewaySettings, metrics: GatewayMetrics, door: Door) -> type[Connection]:
-    """Return the class of one gateway's connections: uvicorn makes them, and tells them nothing of ours."""
-    return type("GatewayConnection", (Connection,), {"settings": settings, "metrics": metrics, "door": door})
+def connection_class(
+    settings: GatewaySettings, metrics: GatewayMetrics, middleware: GatewayMiddleware
+) -> type[GatewayConnection]:
+    """Return the connection class of one gateway; class attributes carry what uvicorn does not pass to connections."""
+    return type(
+        "BoundGatewayConnection",
+        (GatewayConnection,),
+        {"settings": settings, "metrics": metrics, "middleware": middleware},
+    )

@@ -1,7 +1,7 @@
-"""TLS handshakes that count as connections from their first moment, and have little time.
+"""TLS handshakes that count towards the connection limit from the start, and have a short time limit.
 
-An event loop that listens by itself tells of a connection only when its handshake is done, and waits a minute for that:
-any number of them could be held open.
+An event loop's own TLS server reports a connection only after its handshake, for which it waits a minute. Clients
+could hold any number of unfinished handshakes open.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ __all__ = ["Handshakes"]
 
 _log = logging.getLogger(__name__)
 
-# While no connection can be taken, as the process has too many files open.
+# Pause when no connection can be accepted because the process has too many open files.
 _PAUSE_S = 0.1
-# How long a client may take to agree that a connection ends.
+# Time limit for the client to confirm the end of a connection.
 _GOODBYE_S = 3.0
 
 
 class Handshakes:
-    """Takes connections from a socket, and makes protocols of those whose handshake succeeds.
+    """Accepts connections from a socket, and creates protocols for those whose handshake succeeds.
 
     Args:
-        context: Certificate and private key.
-        make: Makes the protocol of a connection.
-        open_connections: Says how many connections there are whose handshake is done.
-        most: Connections, with those that are in a handshake; more are closed.
-        refused: Told why one was closed: crowded, slow or malformed.
-        timeout_s: How long a handshake may take.
+        context: TLS context with certificate and private key.
+        make: Function that creates the protocol of a connection.
+        open_connections: Function that returns the number of connections whose handshake is complete.
+        most: Maximum number of connections, including those in a handshake; further ones are closed.
+        refused: Function that is called with the reason when a connection is closed: crowded, slow or malformed.
+        timeout_s: Time limit of a handshake, seconds.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Handshakes:
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def accept(self, listening: socket.socket) -> None:
-        """Take connections, until cancelled."""
+        """Accept connections until cancelled."""
         loop = asyncio.get_running_loop()
         listening.setblocking(False)
         while True:
             try:
                 connection, _ = await loop.sock_accept(listening)
             except OSError as error:
-                _log.error("no connection can be taken: %s", error.strerror)
+                _log.error("no connection can be accepted: %s", error.strerror)
                 await asyncio.sleep(_PAUSE_S)
                 continue
             if self._open_connections() + len(self._under_way) >= self._most:
@@ -77,6 +77,6 @@ class Handshakes:
                 ssl_shutdown_timeout=_GOODBYE_S,
             )
         except OSError as error:
-            # What was sent is no TLS, or not in time.
+            # The client sent something other than TLS, or not in time.
             self._refused("slow" if isinstance(error, ConnectionAbortedError) else "malformed")
             connection.close()

@@ -1,4 +1,4 @@
-"""Who may ask: keys in a file, of which nothing but the hashes is kept in memory."""
+"""Keys of permitted clients, read from a file; only their hashes stay in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Keys", "read_keys"]
 _log = logging.getLogger(__name__)
 
 _HASHED = re.compile(r"(?P<name>[A-Za-z0-9_.-]{1,64}):(?P<digest>[0-9a-f]{64})")
-# What `openssl rand -hex 8` gives is the least that can't be tried out.
+# Length of the output of `openssl rand -hex 8`; shorter keys could be guessed.
 _SHORTEST = 16
 
 
@@ -25,7 +25,7 @@ class Keys:
     """The keys of a file.
 
     Args:
-        digests: SHA-256 of each key, by the name of who has it.
+        digests: SHA-256 of each key, by the name of its owner.
     """
 
     def __init__(self, digests: Mapping[str, bytes]) -> None:
@@ -33,13 +33,13 @@ class Keys:
 
     @property
     def names(self) -> list[str]:
-        """Who has one."""
+        """Names of the owners, sorted."""
         return sorted(self._digests)
 
     def owner(self, headers: Mapping[str, str]) -> str | None:
-        """Return the name of who sent the key in `headers` (lower case), or None.
+        """Return the name of the owner of the key in `headers` (lower-case names), or None.
 
-        Every key is compared, each in a time that does not depend on where it differs.
+        Every key is compared in constant time.
         """
         scheme, _, token = headers.get("authorization", "").partition(" ")
         presented = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
@@ -52,20 +52,22 @@ class Keys:
 
 
 def read_keys(path: Path) -> Keys:
-    """Return the keys of a file: a line each, either the key itself or NAME:SHA256, the key's hash in hexadecimal.
+    """Return the keys of a file, one per line: the key itself, or NAME:SHA256 with the key's hash in hexadecimal.
 
-    Empty lines and those that begin with # don't count. A key that stands there itself is called after its line.
+    Empty lines and lines that start with # are ignored. A key given without a name is named after its line.
 
     Raises:
-        SettingsError: it can't be read, holds no key, or a line of it is none.
+        SettingsError: the file can't be read, holds no key, or has an invalid line.
     """
     try:
         lines = read_regular(path, MAX_SECRET_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
-        raise SettingsError(f"the keys in {path} can't be read: {reason}") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(
+            f"--keys: expected a readable text file, got {path}: {reason}. Give another file."
+        ) from error
     if path.stat().st_mode & 0o077:
-        _log.warning("others on this machine can read the keys in %s; run: chmod 600 %s", path, path)
+        _log.warning("other users of this machine can read the keys in %s; run: chmod 600 %s", path, path)
     digests: dict[str, bytes] = {}
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
@@ -75,14 +77,19 @@ def read_keys(path: Path) -> Keys:
         elif len(line) >= _SHORTEST and line.isascii() and " " not in line:
             name, digest = f"line-{number}", hashlib.sha256(line.encode()).digest()
         else:
-            # The line itself may be a secret.
+            # Don't show the line: it may be a secret.
             raise SettingsError(
-                f"line {number} of {path} is no key: {_SHORTEST} or more ASCII characters without spaces, "
-                "or NAME:SHA256 are needed"
+                f"--keys: expected {_SHORTEST} or more ASCII characters without spaces, or NAME:SHA256, got an invalid "
+                f"line {number} of {path}. Correct the line."
             )
         if name in digests or digest in digests.values():
-            raise SettingsError(f"line {number} of {path} repeats a name or a key")
+            raise SettingsError(
+                f"--keys: expected different names and keys, got a repeated one in line {number} of {path}. "
+                "Remove the line."
+            )
         digests[name] = digest
     if not digests:
-        raise SettingsError(f"there is no key in {path}; one a line is needed (openssl rand -hex 32 makes one)")
+        raise SettingsError(
+            f"--keys: expected at least one key, got none in {path}. Add one, for example from: openssl rand -hex 32"
+        )
     return Keys(digests)

@@ -1,4 +1,4 @@
-"""Bodies of requests, read within limits: each of them, and the memory of all of them together."""
+"""Read request bodies within two limits: the size of each body, and the memory of all bodies together."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ __all__ = ["Bodies", "uploads_from_body"]
 
 
 class Bodies:
-    """What is being read and held.
+    """Bodies that are being read or processed.
 
     Args:
-        limit_bytes: Of one body.
-        total_bytes: Memory that all may take at once, with their copies.
+        limit_bytes: Maximum size of one body.
+        total_bytes: Maximum memory of all bodies together, including their copies.
+
+    Attributes:
+        held_bytes: Bytes of all bodies in memory, without copies.
     """
 
     def __init__(self, limit_bytes: int, total_bytes: int) -> None:
@@ -30,14 +33,13 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytearray]:
-        """Give the body of a request, which counts as held until the block ends.
+        """Yield the body of a request, which counts as held until the block ends.
 
-        Nothing is read of a body whose head tells that it would be refused. How long it may take to arrive is the
-        connection's matter.
+        A body whose stated length exceeds a limit is refused before it is read. The connection limits the time.
 
         Raises:
-            ClientDisconnect: the client went away, or the connection was closed as too slow.
-            RefusalError: it is too large, encoded, or there is no room for it.
+            ClientDisconnect: the client disconnected, or the connection was closed as too slow.
+            RefusalError: the body is too large or encoded, or too much memory is in use.
         """
         self._check(self._stated(request.headers))
         body = bytearray()
@@ -53,33 +55,31 @@ class Bodies:
             self.held_bytes -= held
 
     def _stated(self, headers: Headers) -> int:
-        """Return how long a body is said to be; 0 where that is not said."""
+        """Return the stated length of a body, bytes; 0 if it is not stated."""
         _check_encoding(headers)
         stated = headers.get("content-length", "")
-        # The parser has refused what is no number.
+        # The parser has already refused invalid numbers.
         return int(stated) if stated.isascii() and stated.isdigit() else 0
 
     def _check(self, size: int, held: int = 0) -> None:
         if size > self._limit_bytes:
             raise RefusalError(413, "too_large", f"the body is larger than {self._limit_bytes >> 20} MiB")
         if COPIES * (self.held_bytes - held + size) > self._total_bytes:
-            raise RefusalError(503, "busy", "no memory is left for another body at the moment")
+            raise RefusalError(503, "busy", "no memory is available for another body at the moment")
 
 
 def uploads_from_body(headers: Headers, body: bytearray, max_files: int) -> list[Upload]:
-    """Return the files of a multipart form, or the body itself as the one image that it is.
+    """Return the files of a multipart form, or the whole body as one image.
 
     Raises:
-        RefusalError: it is neither, or holds too many files.
+        RefusalError: the content type is not supported, or the form is invalid or holds too many files.
     """
     content_type = headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return uploads_from_form(content_type, body, max_files)
     if kind == "application/json" or kind.startswith("multipart/"):
-        raise RefusalError(
-            415, "malformed", f"an image is needed as the body, or files of a multipart form; not {kind[:60]}"
-        )
+        raise RefusalError(415, "malformed", f"Content-Type: expected an image or multipart/form-data, got {kind[:60]}")
     return [Upload("", "", memoryview(body))]
 
 
@@ -88,5 +88,5 @@ def _check_encoding(headers: Headers) -> None:
         for value in headers.getlist(name):
             if value.strip().lower() not in {"identity", "chunked" if name == "transfer-encoding" else "identity"}:
                 raise RefusalError(
-                    415, "malformed", f"{name}: bodies are taken as they are, not {value[:40]!r}; send it unencoded"
+                    415, "malformed", f"{name}: expected an unencoded body, got {value[:40]!r}. Send it unencoded."
                 )

@@ -1,8 +1,7 @@
-"""Files of a multipart form (RFC 7578), split at its boundary without copying them.
+"""Split a multipart form (RFC 7578) into its files without copying them.
 
-The form is read strictly, since whoever reads it loosely can lose a file of it without a word: it is whole, ends with
-its last boundary, and names are UTF-8. The boundary stands nowhere else, so splitting takes one search for each part,
-however the form is made.
+Parsing is strict, because a lenient parser can lose files silently: the form must be complete, end with its closing
+boundary, and use UTF-8 names. Each part takes one search for the boundary, whatever the form contains.
 """
 
 from __future__ import annotations
@@ -17,25 +16,25 @@ from plurum.serving.gateway.refusals import RefusalError
 
 __all__ = ["Upload", "uploads_from_form"]
 
-# RFC 2046: up to 70 of these, the last of which is no space.
+# RFC 2046: up to 70 of these characters, the last of which is not a space.
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
-# RFC 9110's token, and a value without control characters.
+# A header line: a token of RFC 9110, and a value without control characters.
 _LINE = re.compile(rb"(?P<name>[0-9A-Za-z!#$%&'*+.^_`|~-]+):[ \t]*(?P<value>[^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
 _HEAD_BYTES = 4096
-# Beside its files a form may have a few fields, which are not read.
+# Limits of form fields that are not files; their contents are ignored.
 _MAX_FIELDS, _FIELD_BYTES = 16, 4096
-# What says that a part stands there as it is.
+# Encodings under which a part's bytes are unchanged.
 _PLAIN = frozenset({b"", b"7bit", b"8bit", b"binary", b"identity"})
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An image as it was sent.
+    """An uploaded image.
 
     Attributes:
-        field: The form's field that it came in.
-        name: The file's, as the client calls it; empty where it has none.
-        data: Its bytes, a view of the body.
+        field: Name of its form field; empty if the body is the image.
+        name: File name from the client; empty if there is none.
+        data: Bytes of the image, a view of the body.
     """
 
     field: str
@@ -47,12 +46,12 @@ def uploads_from_form(content_type: str, body: bytearray, max_files: int) -> lis
     """Return the files of a form.
 
     Args:
-        content_type: The request's header, with the boundary.
-        body: The whole form.
-        max_files: At most so many files are taken.
+        content_type: Content-Type header of the request, with the boundary.
+        body: The complete form.
+        max_files: Maximum number of files.
 
     Raises:
-        RefusalError: it is no form, is cut off, is encoded, or holds no file or too many.
+        RefusalError: the form is invalid, truncated or encoded, or holds no files or too many.
     """
     uploads: list[Upload] = []
     fields = 0
@@ -62,13 +61,13 @@ def uploads_from_form(content_type: str, body: bytearray, max_files: int) -> lis
         if name is None:
             fields += 1
             if fields > _MAX_FIELDS or len(data) > _FIELD_BYTES:
-                raise _malformed(f"at most {_MAX_FIELDS} fields of {_FIELD_BYTES} bytes are taken beside files")
+                raise _malformed(f"form fields: expected at most {_MAX_FIELDS} of {_FIELD_BYTES} bytes besides files")
             continue
         if len(uploads) == max_files:
-            raise RefusalError(413, "too_large", f"too many files: at most {max_files} are taken in one request")
+            raise RefusalError(413, "too_large", f"files: expected at most {max_files} in one request, got more")
         uploads.append(Upload(field, name, data))
     if not uploads:
-        raise _malformed("the form holds no file; curl sends one with -F file=@IMAGE")
+        raise _malformed("files: expected at least 1, got 0. With curl, send one with -F file=@IMAGE.")
     return uploads
 
 
@@ -78,34 +77,34 @@ def _boundary(content_type: str) -> bytes:
         raise RefusalError(415, "malformed", f"charset: expected utf-8 or none, got {charset.decode('latin-1')[:40]!r}")
     boundary = options.get(b"boundary", b"")
     if not _BOUNDARY.fullmatch(boundary):
-        raise _malformed("Content-Type: expected a boundary of 1 to 70 characters as RFC 2046 has them")
+        raise _malformed("Content-Type: expected a boundary of 1 to 70 characters that RFC 2046 permits")
     return boundary
 
 
 def _parts(body: bytearray, boundary: bytes) -> Iterator[tuple[int, int]]:
-    """Yield where each part stands in a form, its head included; of endless parts no more than are asked for."""
+    """Yield start and end of each part of a form, including its head; lazily, so that a limit can stop it early."""
     delimiter = b"\r\n--" + boundary
-    # The first may stand at the very beginning.
+    # The first boundary may have no line break before it.
     first = 2 if body.startswith(b"\r\n") else 0
     if not body.startswith(delimiter[2:], first):
-        raise _malformed("the form does not begin with its boundary")
+        raise _malformed("the form does not start with its boundary")
     at = first + len(delimiter) - 2
     while not body.startswith(b"--", at):
         if not body.startswith(b"\r\n", at):
-            raise _malformed("the form's boundary is followed by something else than a line's end")
-        # A part without any head begins with the empty line that ends it.
+            raise _malformed("the form's boundary is not followed by a line break")
+        # A part without a head starts with the empty line that would end the head.
         end = body.find(delimiter, at)
         if end < 0:
-            raise _malformed("the form is cut off: its last boundary is missing")
+            raise _malformed("the form is truncated: its last boundary is missing")
         yield at + 2, end + 2
         at = end + len(delimiter)
     if body[at + 2 : at + 2 + _HEAD_BYTES].strip() or len(body) > at + 2 + _HEAD_BYTES:
-        raise _malformed("bytes stand behind the form's last boundary")
+        raise _malformed("there are bytes after the form's last boundary")
 
 
 def _part(part: memoryview) -> tuple[str, str | None, memoryview]:
-    """Return a part's field, the file's name (None where it is no file), and its data."""
-    # The line's end before the boundary belongs to the boundary.
+    """Return a part's field name, its file name (None if it is not a file), and its data."""
+    # The line break before the boundary belongs to the boundary.
     part = part[:-2]
     head, end, _ = bytes(part[:_HEAD_BYTES]).partition(b"\r\n\r\n")
     if not end:
@@ -114,7 +113,7 @@ def _part(part: memoryview) -> tuple[str, str | None, memoryview]:
     for line in head.split(b"\r\n"):
         found = _LINE.fullmatch(line)
         if found is None or found["name"].lower() in headers:
-            raise _malformed(f"a part of the form has a bad line in its head: {line[:40]!r}")
+            raise _malformed(f"a part of the form has an invalid line in its head: {line[:40]!r}")
         headers[found["name"].lower()] = found["value"]
     return *_names(headers), part[len(head) + 4 :]
 
@@ -124,18 +123,18 @@ def _names(headers: dict[bytes, bytes]) -> tuple[str, str | None]:
         if (encoding := headers.get(header, b"").lower()) not in _PLAIN:
             raise RefusalError(415, "malformed", f"{header.decode()}: expected none, got {encoding[:40]!r}")
     if headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
-        raise RefusalError(415, "malformed", "a form within a form is not taken; send each file as a part of its own")
+        raise RefusalError(415, "malformed", "nested forms are not supported. Send each file as a separate part.")
     disposition = headers.get(b"content-disposition", b"")
     kind, options = parse_options_header(disposition)
     if kind != b"form-data" or b"name" not in options:
         raise _malformed("a part of the form has no Content-Disposition: form-data with a name")
     if b"filename" not in options and b"filename*" in disposition.lower():
-        raise _malformed("filename*: expected filename, which RFC 7578 has in forms")
+        raise _malformed("filename*: expected filename, as RFC 7578 requires in forms")
     try:
         file = options[b"filename"].decode() if b"filename" in options else None
         return options[b"name"].decode(), file
     except UnicodeDecodeError as error:
-        raise _malformed("a name in the form is no UTF-8") from error
+        raise _malformed("a name in the form is not UTF-8") from error
 
 
 def _malformed(text: str) -> RefusalError:

@@ -1,4 +1,4 @@
-"""The KServe v2 infer call over HTTP: JSON, and the extension that carries tensors as bytes behind it.
+"""The KServe v2 inference protocol over HTTP: JSON, and the extension that appends tensors as bytes.
 
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol and
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -16,27 +16,27 @@ from tritonclient.grpc import service_pb2 as pb
 from plurum.serving.gateway.messages.answers import values_from_raw
 from plurum.serving.gateway.messages.tensors import check_image, check_tensor, raw_from_json
 from plurum.serving.gateway.refusals import RefusalError
-from plurum.serving.gateway.triton import ENSEMBLE, Buffer, Served, WireRequest, image_request, wire_request
+from plurum.serving.gateway.triton import ENSEMBLE, Buffer, ServedEnsemble, WireRequest, image_request, wire_request
 from plurum.spec import INPUT_PIXELS
 
-__all__ = ["MAX_JSON_BYTES", "Question", "body_from_response", "question_from_body", "question_from_raw"]
+__all__ = ["MAX_JSON_BYTES", "InferenceRequest", "body_from_response", "request_from_body", "request_from_raw"]
 
-# Numbers as text take long to read, and everybody waits meanwhile; beyond this, tensors are sent as bytes.
+# Parsing numbers from text blocks the event loop, so larger tensors must be sent as bytes.
 MAX_JSON_BYTES = 4 << 20
 _DATATYPES = ("BYTES", "UINT8")
 _BINARY_SIZE, _BINARY, _ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
-# Triton's name for what a request may take, in microseconds; no request waits for a year.
+# Triton's parameter for a request's time limit, in microseconds, and the largest accepted value, a year.
 _TIMEOUT, _LONGEST_US = "timeout", 365 * 86400 * 10**6
 _SHARED, _CLASSIFICATION = "shared_memory_region", "classification"
 
 Parameters = dict[str, Any]
-# Names are printable ASCII: Triton reads them up to the first zero byte.
+# Names must be printable ASCII: Triton reads them only up to the first zero byte.
 Name = Annotated[str, Field(pattern=r"\A[!-~]{1,128}\z")]
 Size = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class _Part(BaseModel):
-    # "1" is no number, nor is true.
+    # Strict: accept neither "1" nor true as a number.
     model_config = ConfigDict(strict=True)
 
 
@@ -61,15 +61,15 @@ class _Body(_Part):
 
 
 @dataclass(frozen=True)
-class Question:
-    """A request, and how its answer is wanted.
+class InferenceRequest:
+    """A parsed request, with the requested format of its response.
 
     Attributes:
-        request: For Triton.
-        id: As the client calls it; None where it does not.
-        timeout_s: What it may take; None where it does not say so.
-        binary: Whether outputs are wanted as bytes, by name, where that is said.
-        all_binary: Whether the others are.
+        request: Request for Triton.
+        id: Id from the client; None if it gave none.
+        timeout_s: Time limit from the client, seconds; None if it gave none.
+        binary: Per output name, True if the client requested binary data.
+        all_binary: True if the client requested binary data for the outputs that `binary` does not name.
     """
 
     request: WireRequest
@@ -79,21 +79,21 @@ class Question:
     all_binary: bool = False
 
 
-def question_from_body(model: str, body: Buffer, json_size: str | None, request_id: str) -> Question:
-    """Return what a body asks of `model`.
+def request_from_body(model: str, body: Buffer, json_size: str | None, request_id: str) -> InferenceRequest:
+    """Parse the body of a request to `model`.
 
     Args:
-        model: Its name.
-        body: JSON, and perhaps tensors behind it.
-        json_size: The header Inference-Header-Content-Length: how many bytes of it are JSON.
-        request_id: Under which Triton is asked.
+        model: Name of the model.
+        body: JSON, optionally followed by binary tensors.
+        json_size: Header Inference-Header-Content-Length: the number of bytes that are JSON; None if all are.
+        request_id: Id of the request to Triton.
 
     Raises:
-        RefusalError: it is no such request, or one for what is not offered here.
+        RefusalError: the request is invalid, or uses a feature that the gateway does not offer.
     """
     text, tensors = _divided(memoryview(body), json_size)
     parsed = _parsed(text)
-    # Parameters are ours to obey: some that Triton knows change how it queues, or whose memory it reads.
+    # Don't forward the parameters: some of them change Triton's queueing, or make it read shared memory.
     described = pb.ModelInferRequest(model_name=model, id=request_id)
     contents: list[list[Buffer]] = []
     for given in parsed.inputs:
@@ -102,13 +102,13 @@ def question_from_body(model: str, body: Buffer, json_size: str | None, request_
         described.inputs.add(name=given.name, datatype=given.datatype, shape=given.shape)
         contents.append([raw])
     if tensors:
-        raise _malformed(f"{len(tensors)} bytes behind the last tensor belong to none")
+        raise _malformed(f"the body: expected no bytes after the last tensor, got {len(tensors)}")
     outputs = parsed.outputs or []
-    for wanted in outputs:
-        if {_SHARED, _CLASSIFICATION} & wanted.parameters.keys():
-            raise _malformed("outputs in shared memory or as classification strings are not offered here")
-        described.outputs.add(name=wanted.name)
-    return Question(
+    for output in outputs:
+        if {_SHARED, _CLASSIFICATION} & output.parameters.keys():
+            raise _malformed("outputs in shared memory or as classification strings are not supported")
+        described.outputs.add(name=output.name)
+    return InferenceRequest(
         request=wire_request(described, contents),
         id=parsed.id,
         timeout_s=_timeout_s(parsed.parameters),
@@ -117,66 +117,71 @@ def question_from_body(model: str, body: Buffer, json_size: str | None, request_
     )
 
 
-def question_from_raw(model: str, body: Buffer, served: Served, request_id: str) -> Question:
-    """Return what a body without JSON asks: one image for the model's only input. Outputs are bytes, as Triton's are.
+def request_from_raw(model: str, body: Buffer, served: ServedEnsemble, request_id: str) -> InferenceRequest:
+    """Return the request for a body without JSON: one image. All outputs are binary, as in Triton.
 
     Args:
-        model: Its name.
-        body: An encoded image, without a length before it, for the model `ensemble`; else pixels.
-        served: How large pixels are.
-        request_id: Under which Triton is asked.
+        model: Name of the model.
+        body: Encoded image without a length prefix for the model `ensemble`; pixels for the others.
+        served: Description of the ensemble, which states the image size.
+        request_id: Id of the request to Triton.
 
     Raises:
-        RefusalError: it is of another size than one image, or base64 text.
+        RefusalError: the body has the wrong size, or is base64 text.
     """
     view = memoryview(body)
     if model == ENSEMBLE:
         check_image(view)
-        return Question(image_request([view], request_id), all_binary=True)
+        return InferenceRequest(image_request([view], request_id), all_binary=True)
     shape = (1, served.height, served.width, 3)
     check_tensor(INPUT_PIXELS, "UINT8", shape, view)
     described = pb.ModelInferRequest(model_name=model, id=request_id)
     described.inputs.add(name=INPUT_PIXELS, datatype="UINT8", shape=shape)
-    return Question(wire_request(described, [[view]]), all_binary=True)
+    return InferenceRequest(wire_request(described, [[view]]), all_binary=True)
 
 
-def body_from_response(response: Any, question: Question) -> tuple[bytes, int | None]:
-    """Return the body of an answer and, where tensors stand behind its JSON, how long that is."""
-    outputs, behind = [], []
+def body_from_response(response: Any, request: InferenceRequest) -> tuple[bytes, int | None]:
+    """Return the body of a response and, if tensors follow its JSON, the length of the JSON in bytes."""
+    outputs, appended = [], []
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         described: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
-        if question.binary.get(output.name, question.all_binary):
+        if request.binary.get(output.name, request.all_binary):
             described["parameters"] = {_BINARY_SIZE: len(raw)}
-            behind.append(raw)
+            appended.append(raw)
         else:
             described["data"] = values_from_raw(output.datatype, raw)
         outputs.append(described)
-    answer: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
-    if question.id is not None:
-        answer["id"] = question.id
+    body: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
+    if request.id is not None:
+        body["id"] = request.id
     try:
-        text = json.dumps(answer | {"outputs": outputs}, allow_nan=False).encode()
+        text = json.dumps(body | {"outputs": outputs}, allow_nan=False).encode()
     except ValueError as error:
-        raise RefusalError(500, "failed", "the answer holds numbers that JSON has not; ask for binary data") from error
-    return b"".join([text, *behind]), len(text) if behind else None
+        raise RefusalError(
+            500, "failed", "the response holds NaN or infinity, which JSON can't express. Request binary data."
+        ) from error
+    return b"".join([text, *appended]), len(text) if appended else None
 
 
 def _divided(body: memoryview, json_size: str | None) -> tuple[bytes, memoryview]:
     size = len(body)
     if json_size is not None:
         if not (json_size.isascii() and json_size.isdigit() and len(json_size) < 12 and int(json_size) <= len(body)):
-            raise _malformed(f"Inference-Header-Content-Length is {json_size[:20]!r}, the body has {len(body)} bytes")
+            raise _malformed(
+                f"Inference-Header-Content-Length: expected at most {len(body)}, the body's size, got "
+                f"{json_size[:20]!r}"
+            )
         size = int(json_size)
     if size > MAX_JSON_BYTES:
         raise RefusalError(
-            413, "too_large", f"{size} bytes of JSON, at most {MAX_JSON_BYTES} are read: send tensors as binary data"
+            413, "too_large", f"JSON: expected at most {MAX_JSON_BYTES} bytes, got {size}. Send tensors as binary data."
         )
     return bytes(body[:size]), body[size:]
 
 
 def _parsed(text: bytes) -> _Body:
     try:
-        # UTF-8 and nothing else.
+        # Decode first: `json` would also accept UTF-16 and UTF-32.
         return _Body.model_validate(_JSON.decode(text.decode()))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
@@ -184,7 +189,7 @@ def _parsed(text: bytes) -> _Body:
         raise _malformed(f"{place[:100]}: {fault['msg']}") from error
     except UnicodeDecodeError as error:
         raise _malformed(
-            "the body: expected JSON in UTF-8 before any tensor; is the header's length of it right?"
+            "the body: expected JSON in UTF-8 before the tensors. Check Inference-Header-Content-Length."
         ) from error
     except RecursionError as error:
         raise _malformed("the body: JSON is nested too deep") from error
@@ -192,41 +197,46 @@ def _parsed(text: bytes) -> _Body:
         raise _malformed(f"the body: expected JSON: {str(error)[:100]}") from error
 
 
-# What would be read by a guess: a name that stands there twice, a number that is none.
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+# Refuse what has no defined meaning in JSON: repeated names, NaN and infinity.
+def _dict_from_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice in one object")
+        raise ValueError("an object repeats a name")
     return found
 
 
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON's")
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a JSON number")
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
+_JSON = json.JSONDecoder(object_pairs_hook=_dict_from_pairs, parse_constant=_refuse_constant)
 
 
 def _raw(given: _Input, tensors: memoryview) -> tuple[memoryview, memoryview]:
-    """Return an input's bytes, and what is left behind them of the body's tensors."""
+    """Return an input's bytes, and the rest of the body's binary tensors."""
     if given.datatype not in _DATATYPES:
-        raise _malformed(f"{given.name[:40]} is of type {given.datatype[:20]!r}; IMAGE is BYTES, PIXELS is UINT8")
+        raise _malformed(
+            f"{given.name[:40]}: expected BYTES for IMAGE or UINT8 for PIXELS, got {given.datatype[:20]!r}"
+        )
     if _SHARED in given.parameters:
-        raise _malformed("inputs in shared memory are not offered here")
+        raise _malformed("inputs in shared memory are not supported")
     if _BINARY_SIZE not in given.parameters:
         return memoryview(raw_from_json(given.name, given.datatype, given.data)), tensors
     if given.data is not None:
-        raise _malformed(f"{given.name[:40]} has both data and {_BINARY_SIZE}; give one")
+        raise _malformed(f"{given.name[:40]}: expected data or {_BINARY_SIZE}, got both. Give one.")
     size = given.parameters[_BINARY_SIZE]
     if type(size) is not int or not 0 <= size <= len(tensors):
-        raise _malformed(f"{given.name[:40]} is said to have {_shown(size)} bytes, {len(tensors)} are there")
+        raise _malformed(
+            f"{given.name[:40]}: expected a {_BINARY_SIZE} of at most the remaining {len(tensors)} bytes, got "
+            f"{_shorten(size)}"
+        )
     return tensors[:size], tensors[size:]
 
 
 def _flag(parameters: Parameters, name: str) -> bool:
     value = parameters.get(name, False)
     if not isinstance(value, bool):
-        raise _malformed(f"the parameter {name}: expected true or false, got {_shown(value)}")
+        raise _malformed(f"the parameter {name}: expected true or false, got {_shorten(value)}")
     return value
 
 
@@ -235,13 +245,13 @@ def _timeout_s(parameters: Parameters) -> float | None:
     if microseconds is None:
         return None
     if type(microseconds) is not int or microseconds <= 0:
-        raise _malformed(f"the parameter {_TIMEOUT}: expected microseconds above 0, got {_shown(microseconds)}")
-    # A whole number of JSON's has any number of digits; a float has not.
+        raise _malformed(f"the parameter {_TIMEOUT}: expected microseconds above 0, got {_shorten(microseconds)}")
+    # Clamp before dividing: a JSON integer may be too large for a float.
     return min(microseconds, _LONGEST_US) / 1e6
 
 
-def _shown(value: Any) -> str:
-    """Return a value in few letters; of lists and objects, which may be deep, no more than what they are."""
+def _shorten(value: Any) -> str:
+    """Return a short text for a value; only the type of lists and objects, which may be deeply nested."""
     return f"{value!r:.40}" if isinstance(value, str | int | float) else f"a {type(value).__name__}"
 
 

@@ -1,4 +1,4 @@
-"""Tensors that come from outside: numbers and text of JSON as bytes, and bytes held to what is said of them."""
+"""Validate tensors from clients: convert JSON values to bytes, and check bytes against the stated shape."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from plurum.spec import IMAGE, INPUT_PIXELS
 
 __all__ = ["check_image", "check_tensor", "raw_from_json"]
 
-# More images are in no request; each costs a look.
+# No request holds more images, and each element costs time to check.
 _MAX_ELEMENTS = 4096
 _MAX_DEPTH = 8
 _SHAPES = {IMAGE: ("[batch, 1]", 2), INPUT_PIXELS: ("[batch, height, width, 3]", 4)}
-# How JPEG, PNG and TIFF begin in base64, and what browsers put before it.
+# First characters of JPEG, PNG and TIFF in base64, and of a data URL.
 _BASE64 = (b"/9j/", b"iVBORw0KGg", b"SUkqA", b"SUkrA", b"TU0AK", b"data:")
 
 
 def check_tensor(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> None:
-    """Hold an input to its shape.
+    """Check an input against its stated shape.
 
     Args:
-        name: Of the tensor.
+        name: Name of the tensor.
         datatype: BYTES or UINT8.
-        shape: As it is said to be, each size at least 1.
-        raw: Its bytes; those of BYTES each with a length before them.
+        shape: Stated shape, each size at least 1.
+        raw: Contents; each element of BYTES has a length before it.
 
     Raises:
-        RefusalError: name, type, shape and bytes don't agree.
+        RefusalError: name, type, shape and contents don't agree.
     """
     text = list(shape)
     if name in _SHAPES and len(text) != (rank := _SHAPES[name][1]):
@@ -49,13 +49,13 @@ def check_tensor(name: str, datatype: str, shape: Sequence[int], raw: memoryview
     at = count = 0
     while at < len(raw) and count <= expected:
         if at + 4 > len(raw):
-            raise _malformed(f"{name[:40]}: the length of element {count} is cut off")
+            raise _malformed(f"{name[:40]}: the length of element {count} is truncated")
         (size,) = struct.unpack_from("<I", raw, at)
         at += 4 + size
         if at > len(raw):
             raise _malformed(
-                f"{name[:40]}: element {count} is said to have {size} bytes, {len(raw) - at + size} are there. "
-                "Send a length of 4 bytes, little-endian, and the bytes."
+                f"{name[:40]}: expected {size} bytes in element {count}, as its length states, got "
+                f"{len(raw) - at + size}. Send a length of 4 bytes, little-endian, and the bytes."
             )
         if name == IMAGE:
             check_image(raw[at - size : at])
@@ -65,31 +65,31 @@ def check_tensor(name: str, datatype: str, shape: Sequence[int], raw: memoryview
 
 
 def check_image(data: memoryview) -> None:
-    """Refuse base64 text by name; whether other bytes are an image is said by who decodes them.
+    """Refuse base64 text; the decoder refuses other invalid images.
 
     Raises:
         RefusalError: an image was sent as base64.
     """
     if bytes(data[:12]).startswith(_BASE64):
-        raise _malformed(f"{IMAGE} holds base64 text. Send the raw bytes.")
+        raise _malformed(f"{IMAGE}: expected the bytes of an image, got base64 text. Send the raw bytes.")
 
 
 def raw_from_json(name: str, datatype: str, data: Any) -> bytes:
-    """Return the bytes of a tensor that is given as JSON, flat or nested.
+    """Return the bytes of a tensor that is given as a flat or nested JSON list.
 
     Raises:
-        RefusalError: the values are not of that type.
+        RefusalError: the values do not match `datatype`.
     """
     try:
         leaves = _leaves(data)
         if datatype == "BYTES":
             if not all(isinstance(leaf, str) for leaf in leaves):
                 raise ValueError("expected strings")
-            # As Triton takes them: the text's own bytes. An image is hardly ever text; it is sent as binary data.
+            # Like Triton, use the text's UTF-8 bytes. Images are hardly ever text; clients send them as binary data.
             return b"".join(struct.pack("<I", len(text)) + text for text in (leaf.encode() for leaf in leaves))
         if not {*map(type, leaves)} <= {int, float}:
             raise ValueError("expected numbers")
-        # Floats take any number there is, and never more than 8 bytes for one.
+        # Convert through float64, which holds a number of any size in 8 bytes.
         values = np.array(leaves, dtype=np.float64)
         with np.errstate(invalid="ignore"):
             pixels = values.astype(np.uint8)
@@ -97,11 +97,11 @@ def raw_from_json(name: str, datatype: str, data: Any) -> bytes:
             raise ValueError("expected whole numbers from 0 to 255")
         return pixels.tobytes()
     except (ValueError, OverflowError) as error:
-        raise _malformed(f"{name[:40]}: data are no {datatype}: {str(error)[:100]}") from error
+        raise _malformed(f"{name[:40]}: the data are not {datatype}: {str(error)[:100]}") from error
 
 
 def _leaves(data: Any) -> list[Any]:
-    """Return the values of lists that are nested evenly."""
+    """Return the values of evenly nested lists."""
     if not isinstance(data, list):
         raise ValueError("expected a list")  # noqa: TRY004 (the sender's mistake)
     leaves: list[Any] = data

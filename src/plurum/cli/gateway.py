@@ -68,9 +68,9 @@ def gateway(  # noqa: PLR0913, PLR0917 - one parameter per option
         "tritonclient.grpc",
     ):
         from plurum.serving.gateway import run_gateway
-        from plurum.serving.gateway.settings import checked
+        from plurum.serving.gateway.settings import settings_from_options
 
-    settings = checked(
+    settings = settings_from_options(
         triton=triton,
         host=host,
         port=port,

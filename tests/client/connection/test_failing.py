@@ -282,7 +282,7 @@ def test_no_server_at_all_is_refused() -> None:
 def faulty(served: Server, statuses: list[int], seen: list[str | None]) -> Iterator[str]:
     """The real server over HTTP, which first answers questions about images with these statuses; notes their keys."""
 
-    class Door(BaseHTTPRequestHandler):
+    class Refuser(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.forward(None)
 
@@ -317,7 +317,7 @@ def faulty(served: Server, statuses: list[int], seen: list[str | None]) -> Itera
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuser) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

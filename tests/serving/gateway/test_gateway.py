@@ -382,7 +382,7 @@ NOT_A_REQUEST: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
         {},
     ),
     "another encoding on the way": (415, "/predict", b"", {"Transfer-Encoding": "gzip, chunked"}),
-    "a deadline of words": (400, "/predict", b"x", {"X-Deadline-Ms": "soon"}),
+    "a deadline of words": (400, "/predict", b"x", {"X-RequestDeadline-Ms": "soon"}),
     "no JSON": (400, "/v2/models/ensemble/infer", b"\xff\xfe{", {}),
     "nested": (400, "/v2/models/ensemble/infer", b'{"inputs":' + b"[" * 100_000, {}),
     "nested data": (
@@ -473,9 +473,13 @@ def test_what_is_said_of_an_image_must_be_so(door: Gateway, images: list[bytes])
         ([0, 1], one, "inputs.0.shape.0: Input should be greater than or equal to 1"),
         ([2, 1], one, "IMAGE: expected 2 elements for shape [2, 1], got 1"),
         ([1, 1], one * 2, "IMAGE: expected 1 elements for shape [1, 1], got 2"),
-        ([1, 1], images[0], "is said to have"),
-        ([1, 1], one[:3], "the length of element 0 is cut off"),
-        ([1, 1], counted(base64.b64encode(images[0])), "IMAGE holds base64 text. Send the raw bytes."),
+        ([1, 1], images[0], "bytes in element 0, as its length states, got"),
+        ([1, 1], one[:3], "the length of element 0 is truncated"),
+        (
+            [1, 1],
+            counted(base64.b64encode(images[0])),
+            "IMAGE: expected the bytes of an image, got base64 text. Send the raw bytes.",
+        ),
     ]
     for shape, raw, text in told:
         body, headers = tensor(shape, raw)
@@ -494,13 +498,22 @@ def test_base64_is_told_wherever_it_is_sent(door: Gateway, images: list[bytes]) 
     texts = [base64.b64encode(image) for image in images[:3]]
     for text in (*texts, b"data:image/png;base64," + texts[0]):
         reply = door.predict(text)
-        assert (reply.status, reply.json["error"]) == (400, "IMAGE holds base64 text. Send the raw bytes.")
+        assert (reply.status, reply.json["error"]) == (
+            400,
+            "IMAGE: expected the bytes of an image, got base64 text. Send the raw bytes.",
+        )
     body, kind = form(("files", "good", images[0]), ("files", "text", texts[0]))
     good, bad = door.send("POST", "/predict", body, Content_Type=kind).json
     assert "label" in good
-    assert bad == {"file": "text", "error": "IMAGE holds base64 text. Send the raw bytes."}
+    assert bad == {
+        "file": "text",
+        "error": "IMAGE: expected the bytes of an image, got base64 text. Send the raw bytes.",
+    }
     raw = door.send("POST", "/v2/models/ensemble/infer", texts[0], Inference_Header_Content_Length="0")
-    assert (raw.status, raw.json["error"]) == (400, "IMAGE holds base64 text. Send the raw bytes.")
+    assert (raw.status, raw.json["error"]) == (
+        400,
+        "IMAGE: expected the bytes of an image, got base64 text. Send the raw bytes.",
+    )
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(door: Gateway) -> None:
@@ -622,7 +635,7 @@ def test_more_than_it_can_take_is_refused_at_once_and_a_signal_lets_the_rest_fin
             for reply, took_s in replies:
                 if reply.status == 503:
                     assert reply.headers["retry-after"] == "1"
-                    assert "wait already" in reply.json["error"]
+                    assert "are waiting" in reply.json["error"]
                     assert took_s < 2
             last = [pool.submit(ask, at) for at in range(4)]
             deadline = time.monotonic() + 5
@@ -687,7 +700,7 @@ def check_that_a_dead_voter_is_noticed(server: Server, one: Gateway, image: byte
     with urllib.request.urlopen(f"{server.urls.http}/v2/health/ready", timeout=5) as triton:
         assert triton.status == 200
     reply = one.predict(image, X_Deadline_Ms="500")
-    assert (reply.status, reply.json["error"]) == (503, "Triton does not answer at the moment")
+    assert (reply.status, reply.json["error"]) == (503, "Triton does not respond at the moment")
     assert one.count("ready{}") == 0
 
 
@@ -714,4 +727,4 @@ def test_without_triton_it_says_so(images: list[bytes]) -> None:
             one.send("GET", "/v2/models/ensemble"),
         ):
             assert (reply.status, reply.headers["retry-after"]) == (503, "1")
-            assert reply.json == {"error": "Triton does not answer at the moment"}
+            assert reply.json == {"error": "Triton does not respond at the moment"}

@@ -32,15 +32,20 @@ from uvicorn.server import ServerState
 from plurum.errors import ServerError, SettingsError
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.connections.connection import connection_class
-from plurum.serving.gateway.connections.door import Door
 from plurum.serving.gateway.connections.keys import read_keys
-from plurum.serving.gateway.deadlines import Deadline, is_bulk, stated_s
+from plurum.serving.gateway.connections.middleware import GatewayMiddleware
+from plurum.serving.gateway.deadlines import RequestDeadline, is_bulk, stated_s
 from plurum.serving.gateway.messages.answers import bytes_from_raw
-from plurum.serving.gateway.messages.kserve import MAX_JSON_BYTES, Question, body_from_response, question_from_body
+from plurum.serving.gateway.messages.kserve import (
+    MAX_JSON_BYTES,
+    InferenceRequest,
+    body_from_response,
+    request_from_body,
+)
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError
-from plurum.serving.gateway.settings import GatewaySettings, checked, listener
-from plurum.serving.gateway.triton import ENSEMBLE, Triton, image_request
+from plurum.serving.gateway.settings import GatewaySettings, open_listener, settings_from_options
+from plurum.serving.gateway.triton import ENSEMBLE, TritonConnection, image_request
 from plurum.serving.triton.metrics import metrics_at
 
 LONG = 60.0
@@ -58,17 +63,17 @@ def test_those_who_wait_come_in_their_order_and_the_rest_is_refused() -> None:
         admission, order = Admission(2, 2), []
 
         async def visit(name: str) -> None:
-            await admission.enter(Deadline.after(LONG))
+            await admission.enter(RequestDeadline.after(LONG))
             order.append(name)
 
         visits = [asyncio.create_task(visit(name)) for name in "abcd"]
         await asyncio.sleep(0)
         assert (order, admission.taken, admission.waiting) == (["a", "b"], 2, 2)
-        with pytest.raises(RefusalError, match="2 requests are being answered and 2 wait already") as refused:
-            await admission.enter(Deadline.after(LONG))
+        with pytest.raises(RefusalError, match="2 requests are in progress and 2 are waiting") as refused:
+            await admission.enter(RequestDeadline.after(LONG))
         assert (refused.value.status, refused.value.headers) == (503, {"retry-after": "1"})
         # What was begun goes on.
-        begun = asyncio.create_task(admission.enter(Deadline.after(LONG), accepted=True))
+        begun = asyncio.create_task(admission.enter(RequestDeadline.after(LONG), accepted=True))
         await asyncio.sleep(0)
         for _ in range(3):
             admission.leave()
@@ -77,7 +82,7 @@ def test_those_who_wait_come_in_their_order_and_the_rest_is_refused() -> None:
         assert (order, admission.taken, admission.waiting) == (list("abcd"), 2, 0)
         admission.leave()
         admission.leave()
-        assert (admission.taken, await admission.enter(Deadline.after(LONG))) == (0, False)
+        assert (admission.taken, await admission.enter(RequestDeadline.after(LONG))) == (0, False)
 
     run(scene)
 
@@ -87,44 +92,44 @@ def test_bulk_requests_let_others_go_first_and_make_room() -> None:
         admission, order = Admission(1, 2), []
 
         async def visit(name: str, *, bulk: bool) -> None:
-            await admission.enter(Deadline.after(LONG, bulk=bulk))
+            await admission.enter(RequestDeadline.after(LONG, bulk=bulk))
             order.append(name)
 
         await visit("first", bulk=True)
         visits = [asyncio.create_task(visit(name, bulk=True)) for name in ("early", "late")]
         await asyncio.sleep(0)
         urgent = asyncio.create_task(visit("urgent", bulk=False))
-        with pytest.raises(RefusalError, match="1 requests are being answered and 2 wait already"):
+        with pytest.raises(RefusalError, match="1 requests are in progress and 2 are waiting"):
             await visits[1]
         # Neither a bulk request nor, where none waits, another one makes room.
-        with pytest.raises(RefusalError, match="2 wait already"):
+        with pytest.raises(RefusalError, match="2 are waiting"):
             await visit("bulk", bulk=True)
         # Told before anything is done for it, too.
-        with pytest.raises(RefusalError, match="2 wait already"):
-            admission.check(Deadline.after(LONG, bulk=True))
+        with pytest.raises(RefusalError, match="2 are waiting"):
+            admission.check(RequestDeadline.after(LONG, bulk=True))
         for _ in range(2):
             admission.leave()
             await asyncio.sleep(0.01)
         await asyncio.gather(urgent, visits[0])
         assert order == ["first", "urgent", "early"]
         admission.leave()
-        admission.check(Deadline.after(LONG))
+        admission.check(RequestDeadline.after(LONG))
         assert (admission.taken, admission.waiting) == (0, 0)
 
     run(scene)
     assert [is_bulk(text) for text in (None, "interactive", "bulk")] == [False, False, True]
-    with pytest.raises(RefusalError, match="X-Priority is 'high': it is bulk, or interactive"):
+    with pytest.raises(RefusalError, match="X-Priority: expected bulk or interactive, got 'high'"):
         is_bulk("high")
 
 
 def test_who_waits_too_long_or_goes_leaves_no_hole() -> None:
     async def scene() -> None:
         admission = Admission(1, 5)
-        await admission.enter(Deadline.after(LONG))
+        await admission.enter(RequestDeadline.after(LONG))
         with pytest.raises(RefusalError, match="within the request's deadline of 10 ms"):
-            await admission.enter(Deadline.after(0.01))
-        gone = asyncio.create_task(admission.enter(Deadline.after(LONG)))
-        called = asyncio.create_task(admission.enter(Deadline.after(LONG)))
+            await admission.enter(RequestDeadline.after(0.01))
+        gone = asyncio.create_task(admission.enter(RequestDeadline.after(LONG)))
+        called = asyncio.create_task(admission.enter(RequestDeadline.after(LONG)))
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.sleep(0)
@@ -140,12 +145,12 @@ def test_who_waits_too_long_or_goes_leaves_no_hole() -> None:
 
 
 def test_the_sooner_of_two_deadlines_holds() -> None:
-    deadline = Deadline.after(LONG)
+    deadline = RequestDeadline.after(LONG)
     assert deadline.sooner(None) is deadline
     assert deadline.sooner(99) is deadline
     assert deadline.sooner(2).seconds == 2
     assert 1.9 < deadline.sooner(2).left_s <= 2
-    assert Deadline.after(-1).left_s == 0
+    assert RequestDeadline.after(-1).left_s == 0
     assert stated_s(None, 30, 120) == 30
     assert stated_s("1500", 30, 120) == 1.5
     assert stated_s("9e9", 30, 120) == 120
@@ -153,7 +158,7 @@ def test_the_sooner_of_two_deadlines_holds() -> None:
 
 @pytest.mark.parametrize("text", ["", "soon", "0", "-1", "nan", "inf", "1,5"])
 def test_a_deadline_that_is_none(text: str) -> None:
-    with pytest.raises(RefusalError, match="milliseconds above 0 are needed"):
+    with pytest.raises(RefusalError, match="expected milliseconds above 0, got"):
         stated_s(text, 30, 120)
 
 
@@ -179,12 +184,12 @@ def test_keys_are_found_by_either_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("", "there is no key"),
-        ("# nothing\n", "there is no key"),
-        ("hunter2\n", "line 1 of .* is no key: 16 or more"),
-        ("long enough but of words\n", "line 1 of .* is no key"),
-        (f"a:{'0' * 64}\na:{'1' * 64}\n", "line 2 of .* repeats"),
-        (f"a:{'0' * 64}\nb:{'0' * 64}\n", "line 2 of .* repeats"),
+        ("", "expected at least one key"),
+        ("# nothing\n", "expected at least one key"),
+        ("hunter2\n", "expected 16 or more .*line 1 of"),
+        ("long enough but of words\n", "expected 16 or more .*line 1 of"),
+        (f"a:{'0' * 64}\na:{'1' * 64}\n", "got a repeated one in line 2 of"),
+        (f"a:{'0' * 64}\nb:{'0' * 64}\n", "got a repeated one in line 2 of"),
     ],
 )
 def test_a_file_that_holds_no_keys(tmp_path: Path, text: str, fault: str) -> None:
@@ -199,7 +204,7 @@ def test_keys_that_others_can_read_are_warned_of(tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         read_keys(path)
     assert "chmod 600" in caplog.text
-    with pytest.raises(SettingsError, match="can't be read: No such file"):
+    with pytest.raises(SettingsError, match=r"--keys: .*: No such file"):
         read_keys(tmp_path / "absent")
 
 
@@ -208,31 +213,31 @@ def test_keys_that_others_can_read_are_warned_of(tmp_path: Path, caplog: pytest.
     [
         ({"triton": "http://127.0.0.1:8000"}, "HOST:PORT or unix:PATH"),
         ({"triton": "localhost"}, "HOST:PORT or unix:PATH"),
-        ({"tls_cert": "cert.pem"}, "give both"),
+        ({"tls_cert": "cert.pem"}, "Give both"),
         ({"max_body_mib": 200}, "expected at least 600, 3 times max_body_mib, got 512. Give --max-buffered-mib"),
-        ({"deadline_s": 500.0}, "beyond the longest of 120 s"),
+        ({"deadline_s": 500.0}, "expected at most max_deadline_s = 120, got 500"),
         ({"deadline_s": -1.0}, "--deadline-s Input should be greater than 0"),
     ],
 )
 def test_settings_that_can_not_be_used(options: dict[str, object], fault: str) -> None:
     with pytest.raises(SettingsError, match=fault):
-        checked(**options)
+        settings_from_options(**options)
 
 
 @pytest.mark.parametrize("triton", ["127.0.0.1:8001", "[::1]:8001", "triton.local:8001", "unix:/run/triton.sock:8001"])
 def test_places_where_triton_can_be(triton: str) -> None:
-    assert checked(triton=triton).triton == triton
+    assert settings_from_options(triton=triton).triton == triton
 
 
 def test_a_port_that_is_taken() -> None:
-    with listener("127.0.0.1", 0, "--port") as taken:
+    with open_listener("127.0.0.1", 0, "--port") as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ServerError, match=f"port {port} on 127.0.0.1 can't be listened on: .*change --port"):
-            listener("127.0.0.1", port, "--port")
+        with pytest.raises(ServerError, match=f"--port: .* got {port} on 127.0.0.1: .*change --port"):
+            open_listener("127.0.0.1", port, "--port")
 
 
-def parsed(question: Question) -> Any:
-    return pb.ModelInferRequest.FromString(question.request.wire)
+def parsed(request: InferenceRequest) -> Any:
+    return pb.ModelInferRequest.FromString(request.request.wire)
 
 
 def body(*inputs: dict[str, Any], behind: bytes = b"", **rest: Any) -> tuple[bytes, str]:
@@ -246,8 +251,8 @@ def test_tensors_behind_the_json_go_through_as_they_are() -> None:
     second = {"name": "OTHER", "shape": [2], "datatype": "UINT8", "data": [[0], [255]]}
     third = {"name": "MORE", "shape": [1], "datatype": "UINT8", "parameters": {"binary_data_size": 1}}
     sent, size = body(first, second, third, behind=image + b"z", id="mine", parameters={"timeout": 1500, "priority": 3})
-    question = question_from_body("ensemble", sent, size, "ours")
-    request = parsed(question)
+    inference = request_from_body("ensemble", sent, size, "ours")
+    request = parsed(inference)
     assert list(request.raw_input_contents) == [image, b"\x00\xff", b"z"]
     assert [(one.name, one.datatype, list(one.shape)) for one in request.inputs] == [
         ("IMAGE", "BYTES", [1, 1]),
@@ -257,7 +262,7 @@ def test_tensors_behind_the_json_go_through_as_they_are() -> None:
     # Nothing that tells Triton how to queue.
     assert not request.parameters
     assert (request.id, request.model_name) == ("ours", "ensemble")
-    assert (question.request.id, question.id, question.timeout_s) == ("ours", "mine", 0.0015)
+    assert (inference.request.id, inference.id, inference.timeout_s) == ("ours", "mine", 0.0015)
 
 
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=3), st.text(max_size=5))
@@ -271,7 +276,7 @@ def test_a_request_is_on_the_wire_what_protobuf_would_make_of_it(images: list[by
 
 def test_text_becomes_its_bytes() -> None:
     sent, _ = body({"name": "IMAGE", "shape": [2, 1], "datatype": "BYTES", "data": [["é"], ["xyz"]]})
-    (raw,) = parsed(question_from_body("ensemble", sent, None, "")).raw_input_contents
+    (raw,) = parsed(request_from_body("ensemble", sent, None, "")).raw_input_contents
     assert bytes_from_raw(raw) == ["é".encode(), b"xyz"]
 
 
@@ -281,37 +286,37 @@ def test_text_becomes_its_bytes() -> None:
         ([256], [1], "expected whole numbers from 0 to 255"),
         ([-1], [1], "expected whole numbers"),
         ([1.5], [1], "expected whole numbers"),
-        ([float("nan")], [1], "NaN is no number of JSON's"),
-        ([float("-inf")], [1], "-Infinity is no number of JSON's"),
+        ([float("nan")], [1], "NaN is not a JSON number"),
+        ([float("-inf")], [1], "-Infinity is not a JSON number"),
         ([1e300], [1], "expected whole numbers"),
-        ([10**400], [1], "data are no UINT8: int too large"),
-        (["12"], [1], "data are no UINT8: expected numbers"),
-        ([True], [1], "data are no UINT8: expected numbers"),
-        ([None], [1], "data are no UINT8: expected numbers"),
+        ([10**400], [1], "the data are not UINT8: int too large"),
+        (["12"], [1], "the data are not UINT8: expected numbers"),
+        ([True], [1], "the data are not UINT8: expected numbers"),
+        ([None], [1], "the data are not UINT8: expected numbers"),
         ([1, 2], [3], r"expected 3 bytes for shape \[3\], got 2"),
-        ([[1], [2, 3]], [3], "data are no UINT8: expected lists of equal length"),
-        ([[1], 2], [2], "data are no UINT8: expected lists of equal length"),
+        ([[1], [2, 3]], [3], "the data are not UINT8: expected lists of equal length"),
+        ([[1], 2], [2], "the data are not UINT8: expected lists of equal length"),
         ([[[[[[[[[1]]]]]]]]], [1], "at most 8 dimensions"),
-        ({"a": 1}, [1], "data are no UINT8: expected a list"),
-        (None, [1], "data are no UINT8: expected a list"),
-        (1, [1], "data are no UINT8: expected a list"),
+        ({"a": 1}, [1], "the data are not UINT8: expected a list"),
+        (None, [1], "the data are not UINT8: expected a list"),
+        (1, [1], "the data are not UINT8: expected a list"),
     ],
 )
 def test_data_that_are_no_pixels(data: Any, shape: list[int], fault: str) -> None:
     sent, _ = body({"name": "OTHER", "shape": shape, "datatype": "UINT8", "data": data})
     with pytest.raises(RefusalError, match=fault):
-        question_from_body("ensemble_pixels", sent, None, "")
+        request_from_body("ensemble_pixels", sent, None, "")
 
 
 def test_a_timeout_may_have_any_number_of_digits_and_must_be_one() -> None:
     one = {"name": "OTHER", "shape": [1], "datatype": "UINT8", "data": [1]}
     for timeout, seconds in ((1, 1e-6), (10**400, 365 * 86400.0), (None, None)):
         sent, _ = body(one, parameters={"timeout": timeout})
-        assert question_from_body("ensemble", sent, None, "").timeout_s == seconds
+        assert request_from_body("ensemble", sent, None, "").timeout_s == seconds
     for wrong in (0, -1, True, 0.5, "1", [1], {"a": 1}):
         sent, _ = body(one, parameters={"timeout": wrong})
         with pytest.raises(RefusalError, match="the parameter timeout: expected microseconds above 0, got"):
-            question_from_body("ensemble", sent, None, "")
+            request_from_body("ensemble", sent, None, "")
 
 
 @pytest.mark.parametrize("wrong", [1, "true", None, []])
@@ -323,19 +328,19 @@ def test_whether_outputs_are_bytes_is_said_by_true_or_false(wrong: Any) -> None:
     ):
         sent, _ = body(one, **rest)
         with pytest.raises(RefusalError, match="expected true or false, got"):
-            question_from_body("ensemble", sent, None, "")
+            request_from_body("ensemble", sent, None, "")
 
 
 def test_json_that_is_too_long_is_not_read() -> None:
-    with pytest.raises(RefusalError, match="send tensors as binary data") as refused:
-        question_from_body("ensemble", b" " * (MAX_JSON_BYTES + 1), None, "")
+    with pytest.raises(RefusalError, match="Send tensors as binary data") as refused:
+        request_from_body("ensemble", b" " * (MAX_JSON_BYTES + 1), None, "")
     assert refused.value.status == 413
 
 
 @given(st.binary(max_size=300), st.none() | st.text(max_size=8) | st.integers(-5, 400).map(str))
 def test_any_bytes_are_a_request_or_refused(sent: bytes, size: str | None) -> None:
     with pytest.raises(RefusalError):
-        question_from_body("ensemble", sent, size, "")
+        request_from_body("ensemble", sent, size, "")
 
 
 JSON = st.recursive(
@@ -357,7 +362,7 @@ def test_any_json_is_a_request_or_refused(tensor: dict[str, Any], parameters: An
     sent, size = body(tensor, behind=behind, parameters=parameters)
     refusals, requests = [], []
     try:
-        requests.append(parsed(question_from_body("ensemble", sent, size, "")))
+        requests.append(parsed(request_from_body("ensemble", sent, size, "")))
     except RefusalError as refusal:
         refusals.append(refusal)
     assert len(refusals) + len(requests) == 1
@@ -375,9 +380,9 @@ def test_answers_are_text_or_bytes_as_wanted() -> None:
         response.raw_output_contents.append(raw)
     one = {"name": "OTHER", "shape": [1], "datatype": "UINT8", "data": [1]}
     sent, _ = body(one, outputs=[{"name": "ENTROPY", "parameters": {"binary_data": True}}, {"name": "LABEL"}])
-    question = question_from_body("ensemble", sent, None, "")
-    assert [wanted.name for wanted in parsed(question).outputs] == ["ENTROPY", "LABEL"]
-    answer, size = body_from_response(response, question)
+    inference = request_from_body("ensemble", sent, None, "")
+    assert [wanted.name for wanted in parsed(inference).outputs] == ["ENTROPY", "LABEL"]
+    answer, size = body_from_response(response, inference)
     assert size is not None
     assert answer[size:] == struct.pack("<f", 0.5)
     described = {output["name"]: output for output in json.loads(answer[:size])["outputs"]}
@@ -410,7 +415,7 @@ def test_a_defect_is_an_answer_and_a_line_in_the_log(caplog: pytest.LogCaptureFi
     async def scene() -> None:
         metrics = GatewayMetrics()
         scope = {"type": "http", "method": "GET", "path": "/v2", "headers": [], "client": ("127.0.0.1", 1)}
-        await Door(broken, None, metrics, None, access_log=False)(scope, receive, send)
+        await GatewayMiddleware(broken, None, metrics, None, access_log=False)(scope, receive, send)
         assert b'plurum_gateway_refused_total{reason="failed"} 1.0' in generate_latest(metrics.registry)
 
     run(scene)
@@ -516,7 +521,7 @@ def test_who_does_not_read_what_is_sent_is_cut_off() -> None:
 
     async def scene() -> None:
         metrics = GatewayMetrics()
-        door = Door(app, None, metrics, None, access_log=False)
+        door = GatewayMiddleware(app, None, metrics, None, access_log=False)
         config = uvicorn.Config(door, log_config=None, lifespan="off")
         made = connection_class(GatewaySettings(receive_s=0.05), metrics, door)
         connection, transport = made(config, ServerState(), {}), FakeTransport()
@@ -556,7 +561,7 @@ def test_who_leaves_with_a_second_request_on_its_way_leaves_no_error(caplog: pyt
 
     async def scene() -> None:
         metrics = GatewayMetrics()
-        door = Door(app, None, metrics, None, access_log=False)
+        door = GatewayMiddleware(app, None, metrics, None, access_log=False)
         made = connection_class(GatewaySettings(), metrics, door)
         connection, transport = made(uvicorn.Config(door, log_config=None), ServerState(), {}), ClosedTransport()
         connection.connection_made(transport)
@@ -576,7 +581,7 @@ class Full:
 
     full = True
 
-    def look(self, scope: Any, headers: Any) -> None:  # noqa: ARG002 (a protocol's names)
+    def check_head(self, scope: Any, headers: Any) -> None:  # noqa: ARG002 (a protocol's names)
         if scope["path"] == "/predict":
             raise RefusalError(503, "busy", "no place is free")
 
@@ -591,7 +596,7 @@ def test_who_is_refused_by_the_head_is_answered_before_the_body_has_come() -> No
 
     async def scene() -> None:
         metrics, behind = GatewayMetrics(), Full()
-        door = Door(app, None, metrics, behind, access_log=False)
+        door = GatewayMiddleware(app, None, metrics, behind, access_log=False)
         made = connection_class(GatewaySettings(), metrics, door)
         connection, transport = made(uvicorn.Config(door, log_config=None), ServerState(), {}), FakeTransport()
         connection.connection_made(transport)
@@ -686,8 +691,8 @@ def test_a_triton_that_is_still_loading_serves_nothing_yet(monkeypatch: pytest.M
 
     async def scene() -> None:
         nonlocal missing
-        triton = Triton("127.0.0.1:9")
-        monkeypatch.setattr(Triton, "connected", True)
+        triton = TritonConnection("127.0.0.1:9")
+        monkeypatch.setattr(TritonConnection, "connected", True)
         monkeypatch.setattr(triton, "_metadata", metadata)
         with pytest.raises(grpc.aio.AioRpcError):
             await triton._models()

@@ -79,7 +79,7 @@ def test_what_hangs_triton_is_asked_once(poisonous: Path, image: bytes) -> None:
         # The gateway has asked its own question: it knows that Triton answers what it sends.
         time.sleep(2)
         status, answer = predict(stack.gateway, image, X_Request_ID="hang")
-        assert (status, answer["error"].partition(";")[0]) == (504, "Triton was given the request and does not answer")
+        assert (status, answer["error"].partition(";")[0]) == (504, "Triton received the request and does not respond")
         assert predict(stack.gateway, image) == expected
         assert metrics_at(stack.metrics)['plurum_gateway_refused_total{reason="lost"}'] == 1
     assert (poisonous.parent / "seen").read_text() == "x"
@@ -107,7 +107,7 @@ def test_what_ends_triton_twice_is_refused_for_good_and_costs_others_no_answer(p
         answers = [one for future in others for one in future.result()]
         assert (status, answer) == (
             422,
-            {"error": "Triton failed twice while it had the request; it is not tried again"},
+            {"error": "Triton failed twice while it processed the request; it is not retried"},
         )
         assert len(answers) > 20
         assert all(one == expected for one in answers)

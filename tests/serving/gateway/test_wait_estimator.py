@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from plurum.serving.gateway.admission import Admission
-from plurum.serving.gateway.deadlines import Deadline
-from plurum.serving.gateway.pace import Pace
+from plurum.serving.gateway.deadlines import RequestDeadline
 from plurum.serving.gateway.refusals import RefusalError
+from plurum.serving.gateway.wait_estimator import WaitEstimator
 
 
 class Clock:
@@ -19,14 +19,14 @@ class Clock:
         return self.now
 
 
-def full(pace: Pace, places: int) -> None:
+def full(pace: WaitEstimator, places: int) -> None:
     for taken in range(places):
         pace.took(taken + 1)
 
 
 def test_the_pace_is_that_of_a_crowd_and_bursts_are_averaged() -> None:
     clock = Clock()
-    pace = Pace(4, clock)
+    pace = WaitEstimator(4, clock)
     full(pace, 4)
     assert pace.expected_s(100) == 0
     for _ in range(8):
@@ -50,26 +50,24 @@ def test_the_pace_is_that_of_a_crowd_and_bursts_are_averaged() -> None:
 def test_who_would_be_late_does_not_wait() -> None:
     async def scene() -> None:
         admission = Admission(1, 100, longest_s=1.0)
-        await admission.enter(Deadline.after(60))
+        await admission.enter(RequestDeadline.after(60))
         for _ in range(20):
-            waiting = asyncio.create_task(admission.enter(Deadline.after(60)))
+            waiting = asyncio.create_task(admission.enter(RequestDeadline.after(60)))
             await asyncio.sleep(0.02)
             admission.leave()
             await waiting
         # About 20 ms each: this one and the one before it take 40.
-        with pytest.raises(
-            RefusalError, match="1 requests are being answered and 0 wait already: an answer would take"
-        ):
-            await admission.enter(Deadline.after(0.03))
-        crowd = [asyncio.create_task(admission.enter(Deadline.after(60))) for _ in range(60)]
+        with pytest.raises(RefusalError, match="1 requests are in progress and 0 are waiting: a response would take"):
+            await admission.enter(RequestDeadline.after(0.03))
+        crowd = [asyncio.create_task(admission.enter(RequestDeadline.after(60))) for _ in range(60)]
         await asyncio.sleep(0)
         refused = [one for one in crowd if one.done()]
         assert 5 < len(refused) < 40
         assert all(isinstance(one.exception(), RefusalError) for one in refused)
         # Bulk requests have time, and what was begun goes on.
         others = [
-            asyncio.create_task(admission.enter(Deadline.after(60, bulk=True))),
-            asyncio.create_task(admission.enter(Deadline.after(0.01), accepted=True)),
+            asyncio.create_task(admission.enter(RequestDeadline.after(60, bulk=True))),
+            asyncio.create_task(admission.enter(RequestDeadline.after(0.01), accepted=True)),
         ]
         await asyncio.sleep(0)
         assert not any(one.done() for one in others)

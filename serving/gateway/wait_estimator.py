@@ -1,4 +1,4 @@
-"""How fast places at Triton come free, told from those that lately did while there were hardly any left."""
+"""Estimate how long a request waits for a place, from the rate at which places became free under load."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-__all__ = ["Pace"]
+__all__ = ["WaitEstimator"]
 
-# Answers come in bursts, a batch of Triton's each: fewer than some of those say little.
+# Triton completes requests in batches, so an estimate needs several of them.
 _LAST, _ENOUGH = 128, 16
 
 
-class Pace:
-    """Told whenever a place is taken or left; of one event loop.
+class WaitEstimator:
+    """Estimator of waiting times; call it whenever a place is taken or freed. For use in one event loop.
 
-    Where more requests are taken on than can be answered in time, each waits until it is too late, and Triton is busy
-    with those alone. So it must be known beforehand how long waiting takes.
+    If more requests are accepted than can be completed in time, each of them waits until its deadline has passed, and
+    Triton works only on late requests. Waiting times must therefore be known in advance.
 
     Args:
-        places: How many there are.
-        clock: Seconds, always rising.
+        places: Number of places.
+        clock: Monotonic clock, seconds.
     """
 
     def __init__(self, places: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._places, self._clock = places, clock
         self._intervals: deque[float] = deque()
         self._sum_s = 0.0
-        # When the last place was left, while most are taken: with fewer, Triton is not at its limit.
+        # Time at which the last place was freed, while most places are taken; with fewer, Triton is not saturated.
         self._since: float | None = None
 
     def took(self, taken: int) -> None:
-        """Say that a place was taken, and how many are now."""
+        """Note that a place was taken; `taken` places are now in use."""
         if taken == self._places and self._since is None:
             self._since = self._clock()
 
     def left(self, taken: int) -> None:
-        """Say that a request was answered, and how many places are taken now."""
+        """Note that a request was completed; `taken` places are now in use."""
         if self._since is None:
             return
         now = self._clock()
@@ -47,7 +47,7 @@ class Pace:
         self._since = now if 2 * taken > self._places else None
 
     def expected_s(self, requests: int) -> float:
-        """Return how long it takes to answer so many, the last one included; 0 while that is not known."""
+        """Return the expected time to complete this number of requests, seconds; 0 while it is unknown."""
         if len(self._intervals) < _ENOUGH:
             return 0.0
         return requests * self._sum_s / len(self._intervals)
