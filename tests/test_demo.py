@@ -29,7 +29,7 @@ def test_it_says_what_it_found(demo: Demo) -> None:
         assert member.validation is not None
         assert re.search(rf"{member.name}.*{member.validation.accuracy:.4f}", demo.output)
     assert re.search(rf"the ensemble.*{ensemble.scores['validation'].accuracy:.4f}", demo.output)
-    served = re.findall(r"over (gRPC|HTTP): \d+ held-out images, accuracy of the served answers (\d\.\d+)", demo.output)
+    served = re.findall(r"over (gRPC|HTTP): \d+ held-out images, accuracy of the served labels (\d\.\d+)", demo.output)
     assert [protocol for protocol, _ in served] == ["gRPC", "HTTP"]
     assert min(float(accuracy) for _, accuracy in served) >= 0.97
     assert all(float(difference) <= 1e-3 for difference in re.findall(r"probabilities within (\S+);", demo.output))
@@ -75,7 +75,7 @@ def test_a_second_run_uses_again_what_is_done(demo: Demo) -> None:
     again = demo.again()
     assert files_of(demo.folder / "runs" / "demo") == before
     assert again.took_s < demo.took_s / 2
-    accuracies = r"accuracy of the served answers (\d\.\d+)"
+    accuracies = r"accuracy of the served labels (\d\.\d+)"
     assert re.findall(accuracies, again.output) == re.findall(accuracies, demo.output)
 
 

@@ -1,4 +1,4 @@
-"""Plurum: out of many image classifiers, one calibrated answer, and how far to trust it."""
+"""Combine image classifiers into one calibrated prediction with an uncertainty estimate."""
 
 __all__ = ["__version__"]
 

@@ -1,4 +1,4 @@
-"""`python -m plurum` is `plurum`."""
+"""Run the command line as `python -m plurum`."""
 
 from plurum.cli.main import run
 

@@ -111,14 +111,14 @@ def test_ctrl_c_leaves_no_result_and_no_process(served: Server, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ((), "name either a model repository or, with --url, a running server"),
-        ((".", "--url", "127.0.0.1:8001"), "name either"),
-        (("--url", "nowhere"), "--url nowhere: HOST:PORT for gRPC, or http://HOST:PORT, is expected"),
-        (("--url", "a:1", "--url", "b:1"), "two servers for grpc"),
-        ((".", "--concurrency", "1,x"), "--concurrency 1,x: numbers above 0"),
-        ((".", "--rate", "0"), "--rate 0: numbers above 0"),
-        ((".", "--concurrency", ""), "neither --concurrency nor --rate"),
-        ((".", "--out", "."), ". holds something else than the result of a bench"),
+        ((), "REPO, --url: expected exactly one of them"),
+        ((".", "--url", "127.0.0.1:8001"), "expected exactly one of them"),
+        (("--url", "nowhere"), "--url: expected HOST:PORT for gRPC or http://HOST:PORT, got nowhere"),
+        (("--url", "a:1", "--url", "b:1"), "got two for grpc"),
+        ((".", "--concurrency", "1,x"), "--concurrency: expected comma-separated numbers above 0, got 1,x"),
+        ((".", "--rate", "0"), "--rate: expected comma-separated numbers above 0, got 0"),
+        ((".", "--concurrency", ""), "expected at least one load"),
+        ((".", "--out", "."), "--out: . holds files that plurum bench did not write"),
         (("--compare", "a", "b"), "a can't be read: No such file or directory"),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_server_of_other_classes_or_sizes_is_refused(served: Server, fresh_run
     assert "null, one, two" in line
     fresh_run.ensemble_file.write_text(text.replace('"height": 32', '"height": 64'), encoding="utf-8")
     line = refused(fresh_run.path, "--url", address, "--out", tmp_path / "out")
-    assert "takes 32 × 32 pixels, the run's images have 64 × 32" in line
+    assert "images of 64 × 32 pixels, got 32 × 32 at" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(fresh_run: Run, tmp_path: 
     assert "is no run" in refused(tmp_path / "nowhere")
     assert "--split is 'train'" in refused(fresh_run.path, "--split", "train")
     assert "--draws is 5" in refused(fresh_run.path, "--draws", 5)
-    assert "say which with --url" in refused(fresh_run.path, "--http")
+    assert "Add --url HOST:PORT" in refused(fresh_run.path, "--http")
     (tmp_path / "file").write_text("mine")
     assert "is a file; name a folder" in refused(fresh_run.path, "--out", tmp_path / "file")
     checkpoint = fresh_run.checkpoint(read_ensemble(fresh_run.ensemble_file).members[1])

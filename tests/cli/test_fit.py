@@ -59,11 +59,11 @@ def test_what_was_found_out_is_left_in_the_report(
     report = FitReport.model_validate_json((copy.report_folder / "fit.json").read_text())
     assert report.ensemble == read_ensemble(copy.ensemble_file)
     assert report.select == "greedy"
-    assert "prior: corrected for classes that come as zero 0.190 (here " in printed
+    assert "prior: corrected for class fractions zero 0.190 (here " in printed
     for name in ("fit_members.png", "fit_review.png"):
         with Image.open(copy.report_folder / name) as picture:
             assert min(picture.size) > 150
-    assert "on test images the ensemble" in printed or "answers alone, as no other member" in printed
+    assert "on test images the ensemble" in printed or "is the only member kept, as no other member" in printed
 
 
 def test_json_is_the_whole_report(
@@ -90,9 +90,9 @@ def test_json_is_the_whole_report(
         (("--select", "greedy", "--mode", "hard"), "--select greedy gives weights to a soft vote, and --mode hard has"),
         (("--l2", 0), "--l2 is 0.0: "),
         (("--patient-rule", "median"), "--patient-rule is 'median': "),
-        (("--prior", "CE"), "--prior is 'CE': CLASS=SHARE is needed, once per class"),
-        (("--prior", "CE=0.5", "--prior", "CE=0.5"), "--prior is 'CE=0.5': CLASS=SHARE is needed, once per class"),
-        (("--prior", "CE=most"), "--prior is 'CE=most': 'most' is no number"),
+        (("--prior", "CE"), "--prior: expected CLASS=SHARE once per class, such as CE=0.7, got 'CE'"),
+        (("--prior", "CE=0.5", "--prior", "CE=0.5"), "--prior: expected CLASS=SHARE once per class, "),
+        (("--prior", "CE=most"), "--prior: expected a number after =, such as CE=0.7, got 'CE=most'"),
         (("--prior", "CE=1.5"), "--prior is 1.5: "),
         (("--prior", "CE=0.5", "--prior", "LAA=0.4"), "--prior adds up to 0.9, not to 1"),
         (("--prior", "CE=0.5", "--prior-from", "ward"), "--prior states what --prior-from estimates"),

@@ -28,7 +28,7 @@ def test_it_says_where_it_answers_and_a_signal_ends_it_well(end: signal.Signals)
             lines = [process.stdout.readline() for _ in range(4)]
             assert re.fullmatch(r"HTTP     http://127\.0\.0\.1:\d+\n", lines[0])
             assert re.fullmatch(r"metrics  http://127\.0\.0\.1:\d+/metrics\n", lines[1])
-            assert lines[2] == f"ask it:  curl --data-binary @IMAGE {lines[0].split()[1]}/predict\n"
+            assert lines[2] == f"try it:  curl --data-binary @IMAGE {lines[0].split()[1]}/predict\n"
             # It has begun to look for Triton by then.
             time.sleep(0.5)
             process.send_signal(end)

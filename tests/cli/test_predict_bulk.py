@@ -78,7 +78,7 @@ def test_killed_it_goes_on_where_it_was(served: Server, scans: Path, tmp_path: P
     assert not out.exists()
     done = predict(*options, "--out", out, "--json")
     assert done.returncode == 0
-    before = int(done.stderr.split(b"going on: ")[1].split(b" of 300 images were answered before\n")[0])
+    before = int(done.stderr.split(b"resuming: ")[1].split(b" of 300 images already have predictions\n")[0])
     assert before >= 20
     # What was answered before is not asked about again.
     assert len(done.stdout.splitlines()) == 300 - before
@@ -95,7 +95,7 @@ def test_interrupted_it_says_how_to_go_on(served: Server, scans: Path, tmp_path:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b" of 300 images were asked about; the same command goes on\n" in said
+    assert b" of 300 images are done; run the same command again to resume\n" in said
 
 
 def test_a_server_that_comes_back_loses_nothing(scans: Path, way: Relay, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_server_that_stays_away_ends_with_three_and_the_rest_is_asked_of_anoth
     assert process.returncode == 3
     (line,) = said.decode().splitlines()
     assert line.startswith("plurum: no HTTP server answers at")
-    assert line.endswith(" of 300 images were asked about; the same command goes on")
+    assert line.endswith(" of 300 images are done; run the same command again to resume")
     assert not out.exists()
     assert predict(scans, "--url", served.urls.grpc, "--out", out).returncode == 0
     assert len({row["path"] for row in rows(out)}) == len(rows(out)) == 300
@@ -212,13 +212,13 @@ def test_patients_of_a_manifest_have_an_answer_each(served: Server, run: Run, sc
 def test_without_patients_there_is_no_file_of_them(served: Server, scans: Path, tmp_path: Path) -> None:
     done = predict(scans, "--url", served.urls.grpc, "--patients", tmp_path / "patients.csv")
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == b"plurum: --patients needs a CSV manifest with a column patient; none was given\n"
+    assert done.stderr == b"plurum: --patients: expected a CSV manifest with a column patient, got none\n"
 
 
 def test_a_long_table_ends_and_says_so(served: Server, scans: Path) -> None:
     done = predict(scans, "--url", served.urls.grpc)
     assert len(done.stdout.splitlines()) == 101
-    assert b"and 200 more rows; --out FILE or --json gives them all\n" in done.stderr
+    assert b"and 200 more rows; use --out FILE or --json to get all\n" in done.stderr
 
 
 def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(served: Server, scans: Path) -> None:

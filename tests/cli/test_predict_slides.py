@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from plurum.cli.predict_slides import SlideOptions, _Progress
+from plurum.cli.predict_slides import SlideOptions, _SlideProgress
 from plurum.client.slides.heat_maps import SLIDE_FILES
 from plurum.serving import Server
 from tests.cli.test_predict import predict
@@ -47,7 +47,7 @@ def test_a_slide_has_a_row_and_a_folder(served: Server, slide: Path, tmp_path: P
     assert row.split()[:3] == [str(slide), said["label"], f"{said['confidence']:.3f}"]
     assert said["tiles_asked"] + said["tiles_skipped"] == 16 * 16
     cut, totals = done.stderr.splitlines()
-    tiles = f"{said['tiles_asked']} tiles asked about, {said['tiles_skipped']} without tissue"
+    tiles = f"{said['tiles_asked']} tiles classified, {said['tiles_skipped']} without tissue"
     assert cut == f"{slide}: {tiles}; on level 2, 1 µm per pixel"
     assert totals == f"1 answered, {int(said['review'])} to review, 0 failed"
     assert sorted(path.name for path in (tmp_path / "out" / "slide").iterdir()) == sorted(SLIDE_FILES)
@@ -87,7 +87,7 @@ def test_a_run_goes_on_after_the_slides_that_have_an_answer(served: Server, slid
     assert "of something else" in other.stderr or "--fresh" in other.stderr
     again = predict(*words, *CUT)
     assert again.returncode == 0
-    assert "going on: 2 of 3 images were answered before" in again.stderr
+    assert "resuming: 2 of 3 images already have predictions" in again.stderr
     assert f"{tmp_path / 'b.svs'}: " in again.stderr
     assert f"{tmp_path / 'a.svs'}: " not in again.stderr
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["a", "b"]
@@ -129,7 +129,7 @@ def test_options_that_can_not_be_had(served: Server, slide: Path, options: tuple
 def test_progress_is_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now, lines = [0.0], list[str]()
     monkeypatch.setattr("plurum.cli.predict_slides.time.monotonic", lambda: now[0])
-    progress = _Progress(lines.append)
+    progress = _SlideProgress(lines.append)
     for done in range(1, 101):
         now[0] += 0.5
         progress("a.tif", done, 200)
@@ -139,6 +139,6 @@ def test_progress_is_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_slides_answers_depend_on_is_noted_where_something_was_chosen() -> None:
-    assert SlideOptions(None, None, None, None, None, every=False).about("mean") == {}
-    chosen = SlideOptions(None, 0.5, None, 64, None, every=False).about("mean")
+    assert SlideOptions(None, None, None, None, None, every=False).journal_settings("mean") == {}
+    chosen = SlideOptions(None, 0.5, None, 64, None, every=False).journal_settings("mean")
     assert chosen == {"slides": {"microns_per_pixel": "0.5", "tile_size": "64", "rule": "mean"}}

@@ -100,7 +100,7 @@ def test_ctrl_c_keeps_what_was_measured_and_leaves_no_server(repository: Path, t
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (130, "plurum: interrupted; the same command goes on where it was\n")
+    assert (process.returncode, said) == (130, "plurum: interrupted; run the same command again to resume\n")
     assert json.loads(journal.read_text())["trials"]
     assert not out.exists()
     assert list(mine.glob("plurum_*")) == []
@@ -147,7 +147,7 @@ def test_what_is_served_is_set_against_what_could_be(repository: Path) -> None:
         (("absent", "--out", "out"), "absent: expected a model repository folder, got nothing"),
         (("REPO", "--out", "precious"), "precious holds something else than a model repository"),
         (("REPO", "--out", "REPO"), "is the repository itself, which is kept as it is; name another folder"),
-        (("REPO", "--out", "out", "--clients", "4,x"), "--clients 4,x: whole numbers above 0"),
+        (("REPO", "--out", "out", "--clients", "4,x"), "--clients: expected comma-separated integers above 0, got 4,x"),
         (("REPO", "--out", "out", "--latency-ms", "0"), "--latency-ms is 0.0: Input should be greater than 0"),
         (("REPO", "--out", "out", "--model", "fused"), "--model is 'fused'"),
         (("REPO", "--out", "out", "--images", "precious"), "precious"),

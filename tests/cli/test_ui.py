@@ -53,7 +53,7 @@ def test_it_says_where_it_listens_and_a_signal_ends_it_well(end: signal.Signals,
             assert process.stdout is not None
             lines = [process.stdout.readline() for _ in range(3)]
             assert re.fullmatch(r"page     http://127\.0\.0\.1:\d+\n", lines[0])
-            assert lines[1:] == [f"reviews  {tmp_path / 'data' / 'plurum' / 'reviews'}\n", "end it:  Ctrl-C\n"]
+            assert lines[1:] == [f"reviews  {tmp_path / 'data' / 'plurum' / 'reviews'}\n", "stop it: Ctrl-C\n"]
             # Its socket listens before that is said.
             socket.create_connection(("127.0.0.1", int(lines[0].rsplit(":", 1)[1])), timeout=10).close()
             process.send_signal(end)

@@ -1,1 +1,1 @@
-"""The command line: one thin command per file; heavy imports inside the handlers, so that help answers at once."""
+"""The command line: one command per file, with heavy imports inside the handlers so that `--help` is fast."""

@@ -1,4 +1,4 @@
-"""`plurum bench`: how fast a server answers, by Triton's own load generator."""
+"""`plurum bench`: measure a server with Triton's own load generator."""
 
 from __future__ import annotations
 
@@ -28,39 +28,47 @@ Protocol = Literal["grpc", "http"]
 
 def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
     repository: Annotated[
-        Path | None, typer.Argument(help="A model repository; it is served while it is measured.", metavar="REPO")
+        Path | None, typer.Argument(help="Model repository to serve and measure.", metavar="REPO")
     ] = None,
     url: Annotated[
         list[str] | None,
         typer.Option(
-            help="Ask a running server instead: HOST:PORT is gRPC, http://HOST:PORT is HTTP; repeat for both."
+            help="Running server to measure instead: HOST:PORT for gRPC, http://HOST:PORT for HTTP; repeat for both."
         ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Repeat for more.", show_default="ensemble, ensemble_pixels, ensemble_fused: those served"),
+        typer.Option(
+            help="Model to measure; repeat for several.",
+            show_default="those of ensemble, ensemble_pixels and ensemble_fused that are served",
+        ),
     ] = None,
-    protocol: Annotated[Literal["grpc", "http", "both"], typer.Option(help="With REPO: how it is asked.")] = "grpc",
-    concurrency: Annotated[str, typer.Option(help="Requests in flight, one after the other.")] = "1,2,4,8",
-    rate: Annotated[str, typer.Option(help="Also: requests per second at random moments, as in `10,20`.")] = "",
+    protocol: Annotated[Literal["grpc", "http", "both"], typer.Option(help="Protocol to measure with REPO.")] = "grpc",
+    concurrency: Annotated[str, typer.Option(help="Comma-separated numbers of requests in flight.")] = "1,2,4,8",
+    rate: Annotated[
+        str, typer.Option(help="Comma-separated request rates per second, with Poisson arrivals, such as `10,20`.")
+    ] = "",
     images: Annotated[
-        Path | None, typer.Option(help="A folder with images to send.", show_default="synthetic JPEGs")
+        Path | None, typer.Option(help="Folder of images to send.", show_default="synthetic JPEGs")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.3, help="Length of a turn.")] = 5.0,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of every model, protocol and load.")] = 3,
-    out: Annotated[Path, typer.Option(help="Folder for results and pictures, written whole or not at all.")] = Path(
+    seconds: Annotated[float, typer.Option(min=0.3, help="Seconds per measurement.")] = 5.0,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Measurements of each combination of model, protocol and load.")
+    ] = 3,
+    out: Annotated[Path, typer.Option(help="Output folder for results and plots, written atomically.")] = Path(
         "runs/bench"
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")] = False,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Measure nothing: is the result B better than A?")
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Compare result B with result A instead of measuring."),
     ] = None,
-    setup: Annotated[bool, typer.Option("--setup", help="Only set perf_analyzer up in your cache folder.")] = False,
+    setup: Annotated[bool, typer.Option("--setup", help="Only install perf_analyzer in your cache folder.")] = False,
 ) -> None:
-    """Measure throughput and latency of a server with perf_analyzer, and where the time of a request goes.
+    """Measure a server's throughput and latency with perf_analyzer, and break down the time of a request.
 
-    perf_analyzer comes from PATH; where there is none it is downloaded once into your cache folder. The result is
-    bench.json, bench.csv, latency_throughput.png and breakdown.png.
+    perf_analyzer is taken from PATH, or downloaded once into your cache folder. The result is bench.json, bench.csv,
+    latency_throughput.png and breakdown.png.
 
     [bold]Examples[/bold]
 
@@ -79,11 +87,11 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
     from plurum.benchmarks.bench.sweep import Sweep
 
     _check_out(out)
-    wanted = Sweep(tuple(model or ()), _loads(concurrency, rate), images, seconds, repeats)
-    # As Ctrl-C: what was started is ended, what was begun is removed.
+    plan = Sweep(tuple(model or ()), _loads(concurrency, rate), images, seconds, repeats)
+    # SIGTERM cleans up as Ctrl-C does: it stops the processes and removes partial output.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     protocols: tuple[Protocol, ...] = ("grpc", "http") if protocol == "both" else (protocol,)
-    result = _measured(repository, url or [], protocols, wanted)
+    result = _measure(repository, url or [], protocols, plan)
     _write(result, out)
     if as_json:
         sys.stdout.write(result.model_dump_json() + "\n")
@@ -91,7 +99,7 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
         _show(result, out)
 
 
-def _measured(repository: Path | None, urls: list[str], protocols: tuple[Protocol, ...], wanted: Sweep) -> BenchResult:
+def _measure(repository: Path | None, urls: list[str], protocols: tuple[Protocol, ...], plan: Sweep) -> BenchResult:
     from rich.console import Console
 
     from plurum import __version__
@@ -101,18 +109,18 @@ def _measured(repository: Path | None, urls: list[str], protocols: tuple[Protoco
     from plurum.serving import Server, ServerSettings
 
     if (repository is None) == (not urls):
-        raise SettingsError("name either a model repository or, with --url, a running server")
+        raise SettingsError("REPO, --url: expected exactly one of them, a model repository or a running server")
     with ExitStack() as stack:
         status = stack.enter_context(Console(stderr=True).status("perf_analyzer"))
         analyzer = _analyzer(status.update)
         if repository is None:
-            return sweep(analyzer, _addresses(urls), wanted, ", ".join(urls), {"plurum": __version__}, status.update)
+            return sweep(analyzer, _addresses(urls), plan, ", ".join(urls), {"plurum": __version__}, status.update)
         status.update("starting the server")
         settings = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
         server = stack.enter_context(Server(repository, settings))
         known: dict[Protocol, str] = {"grpc": server.urls.grpc, "http": server.urls.http.removeprefix("http://")}
-        places = {protocol: known[protocol] for protocol in protocols}
-        return sweep(analyzer, places, wanted, str(repository), versions(), status.update)
+        addresses = {protocol: known[protocol] for protocol in protocols}
+        return sweep(analyzer, addresses, plan, str(repository), versions(), status.update)
 
 
 def _analyzer(progress: Callable[[str], None]) -> PerfAnalyzer:
@@ -143,9 +151,11 @@ def _addresses(urls: list[str]) -> dict[Protocol, str]:
         address = url.removeprefix("http://").rstrip("/")
         host, _, port = address.rpartition(":")
         if not host or "/" in host or not port.isdigit():
-            raise SettingsError(f"--url {url}: HOST:PORT for gRPC, or http://HOST:PORT, is expected")
+            raise SettingsError(f"--url: expected HOST:PORT for gRPC or http://HOST:PORT, got {url}")
         if protocol in found:
-            raise SettingsError(f"--url names two servers for {protocol}; one bench asks one server")
+            raise SettingsError(
+                f"--url: expected one server per protocol, got two for {protocol}. Measure one at a time."
+            )
         found[protocol] = address
     return found
 
@@ -160,21 +170,21 @@ def _loads(concurrency: str, rate: str) -> tuple[Load, ...]:
         for part in filter(None, (part.strip() for part in text.split(","))):
             whole = part.isdecimal() if kind == "concurrency" else part.replace(".", "", 1).isdecimal()
             if not whole or float(part) <= 0:
-                raise SettingsError(f"--{kind} {text}: numbers above 0 with commas between them are expected")
+                raise SettingsError(f"--{kind}: expected comma-separated numbers above 0, got {text}")
             loads.append(Load(kind=kind, value=float(part)))
     if not loads:
-        raise SettingsError("neither --concurrency nor --rate says how much to ask")
+        raise SettingsError("--concurrency, --rate: expected at least one load, got none")
     return tuple(dict.fromkeys(loads))
 
 
 def _check_out(out: Path) -> None:
-    """Refuse what the result would take the place of, before anything is measured."""
+    """Refuse, before measuring, an output folder whose content the result would overwrite."""
     from plurum.errors import OutputError
 
     if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; name a folder with --out")
+        raise OutputError(f"--out: expected a folder, got the file {out}")
     if out.is_dir() and {path.name for path in out.iterdir()} - _FILES:
-        raise OutputError(f"{out} holds something else than the result of a bench; name another folder with --out")
+        raise OutputError(f"--out: {out} holds files that plurum bench did not write. Choose another folder.")
 
 
 def _write(result: BenchResult, out: Path) -> None:
@@ -203,8 +213,8 @@ def _show(result: BenchResult, out: Path) -> None:
         cells = [*(f"{value:.1f}" for value in figures), *(f"{value:.2f}" for value in latencies)]
         table.add_row(case.target.model, case.target.protocol, str(case.load), *cells)
     _print(table)
-    state, turns = result.machine, "turn" if result.repeats == 1 else "turns"
-    typer.echo(f"medians of {result.repeats} {turns} of {result.seconds:g} s; sent: {result.images}")
+    state, runs = result.machine, "measurement" if result.repeats == 1 else "measurements"
+    typer.echo(f"medians of {result.repeats} {runs} of {result.seconds:g} s; sent: {result.images}")
     typer.echo(f"{state['processor']}, {state['cores']} cores; load average before: {state['load_1min']}")
     typer.echo(f"result: {out}")
 
@@ -219,7 +229,7 @@ def _compare(first: Path, second: Path, *, as_json: bool) -> None:
     else:
         _print(_ratios(comparison))
         for one in comparison.differences:
-            typer.echo(f"not alike: {one}")
+            typer.echo(f"differs: {one}")
         for name, cases in ((first, comparison.only_first), (second, comparison.only_second)):
             if cases:
                 typer.echo(f"only in {name}: {', '.join(cases)}")
@@ -242,5 +252,5 @@ def _ratios(comparison: Comparison) -> Table:
 def _print(table: Table) -> None:
     from rich.console import Console
 
-    # A pipe has no width: there a row is a line, however long.
+    # A pipe has no width, so each row stays on one line.
     Console(width=None if sys.stdout.isatty() else 10_000).print(table, soft_wrap=True)

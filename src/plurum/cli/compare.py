@@ -21,49 +21,53 @@ def compare(  # noqa: PLR0913, PLR0917 - one parameter per option
     data: Annotated[
         str,
         typer.Argument(
-            help="Images as `plurum train` takes them, such as a folder with a folder per class or the word "
-            "[bold]digits[/bold]; or a run, whose members are compared.",
+            help="Labelled images in a form that `plurum train` accepts, such as a folder per class or the word "
+            "[bold]digits[/bold]; or a run, to compare its members.",
             metavar="DATA",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the report, the graphs and what is trained.", metavar="OUT")],
+    out: Annotated[
+        Path, typer.Option(help="Output folder for the report, the graphs and the trained members.", metavar="OUT")
+    ],
     archs: Annotated[
         list[str] | None,
-        typer.Option("--arch", help="A timm architecture; once per architecture [dim]\\[a run: all members][/dim]."),
+        typer.Option("--arch", help="A timm architecture; repeat for several [dim]\\[of a run: all members][/dim]."),
     ] = None,
     checkpoints: Annotated[
         list[str] | None,
         typer.Option(
             "--checkpoint",
-            help="Weights that exist, beside those: a member's folder, or ARCH=FILE (.safetensors, .pt).",
+            help="Existing weights to compare as well: a member's folder, or ARCH=FILE (.safetensors, .pt).",
             metavar="SOURCE",
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, _option(panel=_TRAINING, help="How often each sees the training images [dim]\\[8][/dim].")
+    epochs: Annotated[int | None, _option(panel=_TRAINING, help="Training epochs [dim]\\[8][/dim].")] = None,
+    learning_rate: Annotated[
+        float | None, _option(panel=_TRAINING, help="Learning rate of AdamW [dim]\\[0.001][/dim].")
     ] = None,
-    learning_rate: Annotated[float | None, _option(panel=_TRAINING, help="Of AdamW [dim]\\[0.001][/dim].")] = None,
-    batch_size: Annotated[int | None, _option(panel=_TRAINING, help="Images per pass [dim]\\[32][/dim].")] = None,
+    batch_size: Annotated[
+        int | None, _option(panel=_TRAINING, help="Images per forward pass [dim]\\[32][/dim].")
+    ] = None,
     image_size: Annotated[
-        int | None, _option(panel=_TRAINING, help="Height and width [dim]\\[as plurum train][/dim].")
+        int | None, _option(panel=_TRAINING, help="Height and width in pixels [dim]\\[default of plurum train][/dim].")
     ] = None,
     pretrained: Annotated[
-        bool, _option("--pretrained", panel=_TRAINING, help="Start from timm's weights (a download).")
+        bool, _option("--pretrained", panel=_TRAINING, help="Start from timm's pretrained weights (downloads them).")
     ] = False,
-    max_members: Annotated[int, _option(panel=_MEASURING, help="Of the ensembles that are looked at.")] = 5,
-    rounds: Annotated[int, _option(panel=_MEASURING, help="Turns that each architecture and runtime gets.")] = 5,
-    seconds: Annotated[float, _option(panel=_MEASURING, help="Length of a turn.")] = 0.3,
+    max_members: Annotated[int, _option(panel=_MEASURING, help="Largest number of members in an ensemble.")] = 5,
+    rounds: Annotated[int, _option(panel=_MEASURING, help="Speed measurements per architecture and runtime.")] = 5,
+    seconds: Annotated[float, _option(panel=_MEASURING, help="Seconds per speed measurement.")] = 0.3,
     draws: Annotated[
-        int, _option(panel=_MEASURING, help="Of the bootstraps, by patient, behind the intervals.")
+        int, _option(panel=_MEASURING, help="Bootstrap resamples, by patient, for the confidence intervals.")
     ] = 1000,
-    seed: Annotated[int, typer.Option(help="What trainings and draws are taken from.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole comparison as JSON.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed of training and bootstrap.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the full comparison as JSON.")] = False,
 ) -> None:
-    """Train architectures on the same images and splits, and compare what they answer and what they cost.
+    """Train architectures on the same images and splits, and compare their accuracy, speed and size.
 
-    Scores have 95 % intervals; speed is measured on the processor, in PyTorch, ONNX FP32 and ONNX INT8. Ensembles of
-    them are looked at too: which are worth their cost? The same command again goes on where it was interrupted, and
-    measures speed anew.
+    Scores have 95 % intervals. Speed is measured on the CPU, in PyTorch, ONNX FP32 and ONNX INT8. Ensembles of the
+    architectures are compared too. Run the same command again to resume an interrupted comparison; speed is measured
+    again.
 
     [bold]Examples[/bold]
 
@@ -89,7 +93,7 @@ def compare(  # noqa: PLR0913, PLR0917 - one parameter per option
     )
     training = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "image_size": image_size}
     training["pretrained"] = pretrained or None
-    # Where DATA is a run nothing is trained, and what was asked for of training is refused.
+    # With a run as DATA nothing is trained, so training options are refused.
     given = {name: value for name, value in training.items() if value is not None}
     run, contenders = contenders_of(data, archs or (), checkpoints or (), out, seed, given)
     with Console(stderr=True).status("comparing") as status:

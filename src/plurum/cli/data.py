@@ -1,4 +1,4 @@
-"""`plurum data`: what is to be known of images before anything is learnt from them."""
+"""`plurum data`: report on labelled images before training."""
 
 from __future__ import annotations
 
@@ -20,25 +20,23 @@ def data(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder with a folder per class or with MNIST's files, a .csv that lists images, a MedMNIST .npz "
-            "file, or the word [bold]digits[/bold] for scikit-learn's.",
+            help="A folder with one subfolder per class, a folder of MNIST files, a CSV manifest, a MedMNIST .npz "
+            "file, or the word [bold]digits[/bold] for scikit-learn's digits.",
             metavar="DATA",
         ),
     ],
     tile_size: Annotated[
-        int | None, typer.Option(help="Cut larger images into tiles of this side, in pixels of the file.")
+        int | None, typer.Option(help="Cut larger images into square tiles of this many pixels a side.")
     ] = None,
-    max_tiles: Annotated[int, typer.Option(help="Tiles of one image: those with the most tissue.")] = 16,
-    skip_unreadable: Annotated[
-        bool, typer.Option("--skip-unreadable", help="Leave out images that can't be read.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="What splits are drawn from.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Draw the counts as a PNG.", metavar="FILE")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+    max_tiles: Annotated[int, typer.Option(help="Most tiles per image; those with the most tissue are kept.")] = 16,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Skip images that can't be read.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed of the splits.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Plot the counts to this PNG file.", metavar="FILE")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
 ) -> None:
-    """Read all images as `plurum train` would, and say what is in them and what is wrong with them.
+    """Read all images as `plurum train` would, and report their counts and faults.
 
-    Nothing is trained, and nothing written but --plot.
+    Trains nothing and writes no file other than --plot.
 
     [bold]Examples[/bold]
 
@@ -62,7 +60,7 @@ def data(
 
         with whole_file(plot) as hidden:
             hidden.write_bytes(plot_from_data_report(report))
-    # The report is said before it: it names all that can't be read.
+    # After the report, which names every unreadable image.
     usable_rows(images, decoded)
 
 
@@ -93,5 +91,5 @@ def _table(report: DataReport) -> Table:
 
 
 def _cell(count: Count) -> str:
-    """Return the images, and behind them the patients where they are known."""
+    """Return the number of images, followed by the number of patients if known."""
     return f"{count.images:,} ({count.patients:,})" if count.patients else f"{count.images:,}"

@@ -1,4 +1,4 @@
-"""`plurum doctor`: is a model repository what it says it is?"""
+"""`plurum doctor`: check a model repository."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ _SIGNS = {"ok": "ok", "error": "ERROR", "skipped": "skipped"}
 
 
 def doctor(
-    repository: Annotated[Path, typer.Argument(help="A model repository from `plurum export`.", metavar="REPO")],
+    repository: Annotated[Path, typer.Argument(help="Model repository written by `plurum export`.", metavar="REPO")],
     as_json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
 ) -> None:
-    """Check a model repository without serving it, a line for each check; exit code 1 on any error.
+    """Check a model repository without serving it; exit with code 1 on any error.
 
-    Graphs load and are what their configs, their manifest and the contract say; every member reaches the vote; FP16
-    and INT8 are what they claim and legal for their target; plans fit this TensorRT and this GPU; nothing lies around.
+    Checks that graphs load and match their configs, the manifest and ensemble.json; that every member reaches the
+    vote; that FP16 and INT8 are as declared and supported by the target; that plans fit this TensorRT and this GPU;
+    and that there are no stray files.
 
     [bold]Examples[/bold]
 

@@ -1,4 +1,4 @@
-"""`plurum evaluate`: how good an ensemble is, and how sure one can be of that."""
+"""`plurum evaluate`: evaluate an ensemble, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ _COLUMNS = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "nll", "ece", "aur
 
 
 def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
-    run: Annotated[Path, typer.Argument(help="A run that `plurum fit` has fitted.", metavar="RUN")],
-    split: Annotated[str, typer.Option(help="test or validation: which of the run's images.")] = "test",
+    run: Annotated[Path, typer.Argument(help="A run fitted by `plurum fit`.", metavar="RUN")],
+    split: Annotated[str, typer.Option(help="Images of the run to evaluate on: test or validation.")] = "test",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the report.", show_default="RUN/report, or RUN/report/served with --url"),
+        typer.Option(help="Output folder for the report.", show_default="RUN/report, or RUN/report/served with --url"),
     ] = None,
-    draws: Annotated[int, typer.Option(help="Of the bootstrap, by patient, that intervals come from.")] = 1000,
-    seed: Annotated[int, typer.Option(help="What they are drawn from.")] = 0,
+    draws: Annotated[int, typer.Option(help="Bootstrap resamples, by patient, for the confidence intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap.")] = 0,
     url: Annotated[
-        str | None, typer.Option(help="Ask the server at HOST:PORT instead of PyTorch, and judge what it answers.")
+        str | None, typer.Option(help="Evaluate the predictions of the server at HOST:PORT instead of PyTorch's.")
     ] = None,
-    http: Annotated[bool, typer.Option("--http", help="Ask it over HTTP instead of gRPC.")] = False,
+    http: Annotated[bool, typer.Option("--http", help="Send requests over HTTP instead of gRPC.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON instead of tables.")] = False,
 ) -> None:
-    """Judge an ensemble, its members and the best of them on images that none has learnt from.
+    """Evaluate an ensemble, its members and the best member on held-out images.
 
-    Writes metrics.csv, metrics.json, pictures and one self-contained report.html.
+    Writes metrics.csv, metrics.json, plots and one self-contained report.html.
 
     [bold]Examples[/bold]
 
@@ -63,7 +63,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
 
     settings = settings_from(JudgeSettings, split=split, draws=draws, seed=seed)
     if http and url is None:
-        raise SettingsError("--http says how to ask a server; say which with --url HOST:PORT")
+        raise SettingsError("--http: expected together with --url. Add --url HOST:PORT.")
     folder = out or (run / "report" / "served" if url else run / "report")
     check_folder(folder)
     judgement = _judge_served(run, settings, url, http=http) if url else judge_run(run, settings)
@@ -84,11 +84,11 @@ def _judge_served(path: Path, settings: JudgeSettings, url: str, *, http: bool) 
     with EnsembleClient(url, "http" if http else None) as client:
         _check_served(client, ensemble, url)
         members = client.served.members
-        verdicts = {split: _asked(client, run, split, ensemble.classes) for split in splits_to_ask(settings)}
+        verdicts = {split: _predict_split(client, run, split, ensemble.classes) for split in splits_to_ask(settings)}
     expected = tuple(member.name for member in ensemble.members)
     note = (
-        f"The server's members are {', '.join(members)}; the run's are {', '.join(expected)}, and what was wished for "
-        f"(coverage, risk, threshold) is the run's."
+        f"The server's members are {', '.join(members)}; the run's are {', '.join(expected)}. The targets (coverage, "
+        f"risk, threshold) are the run's."
     )
     notes = () if members == expected else (note,)
     subject = subject_from_ensemble(ensemble, f"the server at {url}", members, notes)
@@ -99,39 +99,39 @@ def _check_served(client: EnsembleClient, ensemble: Ensemble, url: str) -> None:
     from plurum.errors import ContractError
 
     served, image = client.served, ensemble.image
-    # A server that keeps its config to itself calls classes by their numbers.
+    # A server that does not disclose its config names classes by their indices.
     if served.classes not in {ensemble.classes, tuple(map(str, range(len(ensemble.classes))))}:
         raise ContractError(
-            f"the server at {url} tells {', '.join(served.classes)} apart, the run {', '.join(ensemble.classes)}; "
-            f"serve what was exported from this run"
+            f"--url: expected a server with the run's classes {', '.join(ensemble.classes)}, "
+            f"got {', '.join(served.classes)} at {url}. Serve the export of this run."
         )
     if served.pixels_shape and served.pixels_shape[:2] != (image.height, image.width):
         height, width, _ = served.pixels_shape
         raise ContractError(
-            f"the server at {url} takes {height} × {width} pixels, the run's images have {image.height} × "
-            f"{image.width}; serve what was exported from this run"
+            f"--url: expected a server for images of {image.height} × {image.width} pixels, "
+            f"got {height} × {width} at {url}. Serve the export of this run."
         )
 
 
-def _asked(client: EnsembleClient, run: Run, split: str, classes: tuple[str, ...]) -> Verdict:
-    """Return what the server answers to the run's images of a split."""
+def _predict_split(client: EnsembleClient, run: Run, split: str, classes: tuple[str, ...]) -> Verdict:
+    """Return the server's predictions for the run's images of a split."""
     from plurum.client import Failure
     from plurum.errors import ServerError
     from plurum.training.progress import shown
 
     pixels, rows = run.pixels(), run.table().rows(split)  # type: ignore[arg-type]
     predictions: list[Prediction] = []
-    with shown(f"asking about {split} images", len(rows)) as progress:
+    with shown(f"predicting {split} images", len(rows)) as progress:
         for answer in client.stream(pixels[row] for row in rows):
             if isinstance(answer, Failure):
-                raise ServerError(f"the server has no answer to {split} image {answer.index}: {answer.reason}")
+                raise ServerError(f"no prediction for {split} image {answer.index}: {answer.reason}")
             predictions.append(answer)
             progress(1, "")
     return _verdict(predictions, client.served.classes, classes)
 
 
 def _verdict(predictions: list[Prediction], served: tuple[str, ...], classes: tuple[str, ...]) -> Verdict:
-    """Return predictions as arrays; labels have their real names, classes those that the server gives them."""
+    """Return predictions as arrays; labels use the run's class names, the other fields the server's."""
     import numpy as np
 
     from plurum.errors import ContractError
@@ -139,7 +139,7 @@ def _verdict(predictions: list[Prediction], served: tuple[str, ...], classes: tu
 
     unknown = {prediction.label for prediction in predictions} - set(classes)
     if unknown:
-        raise ContractError(f"the server answers {min(unknown)!r}, which is no class of the run")
+        raise ContractError(f"the server predicts {min(unknown)!r}, which is not a class of the run")
     return Verdict(
         probabilities=np.array([list(prediction.probabilities.values()) for prediction in predictions]),
         label=np.array([classes.index(prediction.label) for prediction in predictions], dtype=np.int64),
@@ -166,22 +166,22 @@ def _print(judgement: Judgement, page: Path) -> None:
     lines = [
         *verdict_lines(judgement),
         (
-            f"Prediction sets hold the true class of {percent_text(sets.coverage)} of the images, and "
+            f"Prediction sets contain the true class of {percent_text(sets.coverage)} of the images, and "
             f"{sets.mean_size:.2f} classes on average."
         ),
         (
-            f"{percent_text(review.share)} of the answers go to a person; of the others, "
-            f"{percent_text(review.accuracy_kept)} are right."
+            f"{percent_text(review.share)} of the predictions need review; of the others, "
+            f"{percent_text(review.accuracy_kept)} are correct."
         ),
     ]
     if level := judgement.patient_level:
         rule = judgement.patient_rule or "mean"
         right = level.by_rule["ensemble"][rule].accuracy
-        lines.append(f"Of {level.patients:,} patients, {percent_text(right)} are answered rightly, {_RULES[rule]}.")
+        lines.append(f"Of {level.patients:,} patients, {percent_text(right)} are classified correctly, {_RULES[rule]}.")
     if diversity := judgement.diversity:
         lines.append(
-            f"Two members differ on {diversity.disagreement:.1%} of the images, on average; at least one is right on "
-            f"{diversity.oracle_accuracy:.1%}."
+            f"Two members disagree on {diversity.disagreement:.1%} of the images, on average; at least one member is "
+            f"correct on {diversity.oracle_accuracy:.1%}."
         )
     for line in (*lines, *judgement.notes, f"report: {page}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

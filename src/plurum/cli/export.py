@@ -1,4 +1,4 @@
-"""`plurum export`: from a fitted run to a model repository."""
+"""`plurum export`: write a model repository from a fitted run or from checkpoints."""
 
 from __future__ import annotations
 
@@ -19,60 +19,75 @@ if TYPE_CHECKING:
 
 __all__ = ["export"]
 
-# Named by release, as a plan loads with no other TensorRT than the one that built it.
+# Pinned to a release: a plan loads only with the TensorRT version that built it.
 CONTAINER = "nvcr.io/nvidia/tritonserver:26.07-py3"
-# What of a clone a wheel is made of.
+# The parts of a clone that a wheel is built from.
 PACKED = (
     *("pyproject.toml", "README.md", "LICENSE", "src"),
     *("benchmarks", "client", "export", "model_repository", "serving", "training"),
 )
-_ASK = "from plurum.export.engines.nvinfer import main; main()"
-# Of ImageNet.
+_PRINT_VERSION = "from plurum.export.engines.nvinfer import main; main()"
+# ImageNet's.
 _MEAN, _STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
 
 def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     source: Annotated[
         list[Path],
-        typer.Argument(
-            help="A run that `plurum fit` has filled, or checkpoints of your own.", metavar="RUN|CHECKPOINT…"
-        ),
+        typer.Argument(help="A run fitted by `plurum fit`, or your own checkpoints.", metavar="RUN|CHECKPOINT…"),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Where the model repository goes [dim]\\[RUN/model_repository][/dim].")
+        Path | None, typer.Option(help="Folder of the model repository to write [dim]\\[RUN/model_repository][/dim].")
     ] = None,
-    target: Annotated[str, typer.Option(help="cpu or gpu: what will serve.")] = "cpu",
+    target: Annotated[str, typer.Option(help="Hardware to serve on: cpu or gpu.")] = "cpu",
     precision: Annotated[
-        str, typer.Option(help="fp32, bf16 or int8 for a CPU, fp32 or fp16 for a GPU; auto chooses by member.")
+        str, typer.Option(help="fp32, bf16 or int8 on a CPU, fp32 or fp16 on a GPU; auto chooses per member.")
     ] = "fp32",
-    fused: Annotated[bool, typer.Option("--fused", help="Add ensemble_fused: members and vote in one graph.")] = False,
-    max_batch_size: Annotated[int, typer.Option(help="Largest batch the server takes, 1 to 1024.")] = 16,
+    fused: Annotated[
+        bool, typer.Option("--fused", help="Add the model ensemble_fused: members and vote in one graph.")
+    ] = False,
+    max_batch_size: Annotated[int, typer.Option(help="Largest batch that the server accepts, 1 to 1024.")] = 16,
     tolerance: Annotated[
-        float, typer.Option(help="Largest difference of a probability between PyTorch and an FP32 graph, 0 to 1.")
+        float,
+        typer.Option(help="Largest allowed difference in any probability between PyTorch and an FP32 graph, 0 to 1."),
     ] = 1e-4,
     build_engines: Annotated[
         bool,
-        typer.Option("--build-engines", help="RUN is a repository of --target gpu: build its TensorRT plans here."),
+        typer.Option(
+            "--build-engines",
+            help="Build the TensorRT plans of RUN, a repository exported with --target gpu, on this machine.",
+        ),
     ] = False,
     arch: Annotated[
-        list[str] | None, typer.Option(help="Of checkpoints: timm's architecture; one for all or one for each.")
+        list[str] | None, typer.Option(help="timm architecture of the checkpoints: one for all or one for each.")
     ] = None,
-    classes: Annotated[str | None, typer.Option(help="Of checkpoints: the classes' names, as CE,LAA.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Comma-separated class names of the checkpoints, such as CE,LAA.")
+    ] = None,
     images: Annotated[
         str | None,
         typer.Option(
-            help="Of checkpoints: labelled images, as `plurum train` takes them, for any precision.",
+            help="Labelled images to check checkpoints with, as for `plurum train`; allows every precision.",
             metavar="DATA",
         ),
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Of checkpoints: height and width they take.")] = 224,
-    mean: Annotated[str, typer.Option(help="Of checkpoints: what their images were normalised by.")] = _MEAN,
-    std: Annotated[str, typer.Option(help="Likewise.")] = _STD,
-    as_json: Annotated[bool, typer.Option("--json", help="Print how each artefact compared as JSON.")] = False,
+    image_size: Annotated[int, typer.Option(help="Height and width in pixels of the checkpoints' input images.")] = 224,
+    mean: Annotated[
+        str, typer.Option(help="Per-channel mean used to normalise the checkpoints' inputs, on a scale of 0 to 1.")
+    ] = _MEAN,
+    std: Annotated[
+        str,
+        typer.Option(
+            help="Per-channel standard deviation used to normalise the checkpoints' inputs, on a scale of 0 to 1."
+        ),
+    ] = _STD,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each artefact's comparison with PyTorch as JSON.")
+    ] = False,
 ) -> None:
     """Export the members, check each and their vote against PyTorch, and assemble a Triton model repository.
 
-    Nothing is written when an artefact, or the vote, answers otherwise on the run's validation images.
+    Writes nothing if the outputs of an artefact or of the vote differ from PyTorch's by more than the tolerance.
 
     [bold]Examples[/bold]
 
@@ -110,8 +125,8 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     )
     if source[0].is_file() or arch:
         if out is None or not classes:
-            raise SettingsError("checkpoints need --arch, --classes and --out: what they are, tell apart, and become")
-        place, checked_on = out, "validation images" if images else "generated images"
+            raise SettingsError("--arch, --classes, --out: expected all three with checkpoints. Add the missing ones.")
+        repository, checked_on = out, "validation images" if images else "generated images"
         with Console(stderr=True).status("exporting") as status, tempfile.TemporaryDirectory() as folder:
             names, spec = [name.strip() for name in classes.split(",")], _image(image_size, mean, std)
             labelled = _labelled(images, names, spec, settings, Path(folder)) if images else None
@@ -120,19 +135,26 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
             )
     else:
         if len(source) > 1:
-            raise SettingsError(f"{len(source)} runs are named, {', '.join(map(str, source))}; export one at a time")
+            raise SettingsError(
+                f"RUN: expected one run, got {len(source)}: {', '.join(map(str, source))}. Export one at a time."
+            )
         if images:
-            raise SettingsError("--images is for checkpoints; a run has labelled images of its own")
-        place, checked_on = out or source[0] / "model_repository", "validation images"
+            raise SettingsError("--images: expected only with checkpoints; a run has its own labelled images")
+        repository, checked_on = out or source[0] / "model_repository", "validation images"
         with Console(stderr=True).status("exporting") as status:
-            exported = repository_from_run(Run(source[0]), place, settings, status.update)
+            exported = repository_from_run(Run(source[0]), repository, settings, status.update)
     if as_json:
         parities = [parity.model_dump() for parity in exported.parities]
         published = [artefact.model_dump() for artefact in exported.artefacts]
-        report = {"repository": str(place), "unchanged": exported.unchanged, "parity": parities, "artefacts": published}
+        report = {
+            "repository": str(repository),
+            "unchanged": exported.unchanged,
+            "parity": parities,
+            "artefacts": published,
+        }
         sys.stdout.write(json.dumps(report) + "\n")
     else:
-        _print(exported, place, checked_on)
+        _print(exported, repository, checked_on)
 
 
 def _image(size: int, mean: str, std: str) -> ImageSpec:
@@ -146,17 +168,17 @@ def _image(size: int, mean: str, std: str) -> ImageSpec:
         try:
             red, green, blue = (float(part) for part in text.split(","))
         except ValueError as error:
-            raise SettingsError(f"--{option} is {text!r}; it is three numbers, as {_MEAN}") from error
+            raise SettingsError(f"--{option}: expected three numbers such as {_MEAN}, got {text!r}") from error
         values[option] = (red, green, blue)
     try:
         return ImageSpec(height=size, width=size, mean=values["mean"], std=values["std"])
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        raise SettingsError(f"{fault['loc'][0]} is {fault['input']!r}: {fault['msg']}") from error
+        raise SettingsError(f"{fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}") from error
 
 
 def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportSettings, folder: Path) -> Labelled:
-    """Return those of the images that `data` names which an export uses, as members see them, in a file of `folder`."""
+    """Return the images of `data` that an export uses, at the members' input size, in a file of `folder`."""
     import numpy as np
 
     from plurum.errors import OutputError, SettingsError, needs_extra
@@ -170,20 +192,21 @@ def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportS
         logging.getLogger(__name__).warning("%s: %s", data, note)
     if sorted(loaded.classes) != sorted(classes):
         raise SettingsError(
-            f"--images {data} tells apart {', '.join(loaded.classes)}; --classes are {', '.join(classes)}: they are to "
-            f"be the same, in the order of the checkpoints' outputs"
+            f"--classes: expected the classes of --images {data}, {', '.join(loaded.classes)}, "
+            f"got {', '.join(classes)}. List them in the order of the checkpoints' outputs."
         )
     parts = [loaded.table.rows("validation"), loaded.table.rows("train")]
     if not all(map(len, parts)):
         raise SettingsError(
-            f"--images {data} has {len(parts[0])} validation and {len(parts[1])} training images; name more"
+            f"--images: expected validation and training images, got {len(parts[0])} and {len(parts[1])} in {data}. "
+            f"Add images."
         )
-    most = (settings.parity_images, settings.calibration_images)
-    loaded = loaded.taken(np.concatenate([evenly(rows, count) for rows, count in zip(parts, most, strict=True)]))
+    limits = (settings.parity_images, settings.calibration_images)
+    loaded = loaded.taken(np.concatenate([evenly(rows, count) for rows, count in zip(parts, limits, strict=True)]))
     shape = (len(loaded), image.height, image.width, 3)
     try:
         pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
-        # On a full disk, the first write into what is not there yet would end the process without a word.
+        # Allocate now: on a full disk, writing to a sparse memory map kills the process with SIGBUS.
         with (folder / "pixels.npy").open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, (folder / "pixels.npy").stat().st_size)
     except OSError as error:
@@ -209,22 +232,22 @@ def _build(repository: Path, *, as_json: bool) -> None:
     sys.stdout.write(f"check it with: plurum doctor {repository}\n")
 
 
-def _print(exported: Exported, place: Path, images: str) -> None:
+def _print(exported: Exported, repository: Path, images: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 140)
-    table = Table(title=f"beside PyTorch, on {exported.parities[0].images} {images}")
+    table = Table(title=f"differences from PyTorch, on {exported.parities[0].images} {images}")
     for column in (
         "",
         "precision",
-        "other labels",
+        "label changes",
         "largest difference",
         "mean",
         "Δaccuracy",
         "ΔNLL",
         "ΔECE",
-        "reviews",
+        "review changes",
     ):
         table.add_column(column, justify="right" if column else "left")
     for one in exported.parities:
@@ -236,29 +259,29 @@ def _print(exported: Exported, place: Path, images: str) -> None:
     for artefact in exported.artefacts:
         console.print(f"{artefact.model}: {artefact.precision}, {artefact.reason}", soft_wrap=True, highlight=False)
     if exported.unchanged:
-        sys.stdout.write(f"nothing to do: {place} is of exactly this run and these settings already\n")
-    sys.stdout.write(f"model repository: {place}\n")
+        sys.stdout.write(f"nothing to do: {repository} is up to date with this run and these settings\n")
+    sys.stdout.write(f"model repository: {repository}\n")
     if any(artefact.backend == "tensorrt" for artefact in exported.artefacts):
         sys.stdout.write(
-            "its TensorRT plans are built where it is served, on that GPU and inside that container, from a clone of "
-            f"Plurum:\n{_container_command(place.resolve())}\n"
+            "build its TensorRT plans on the GPU and in the container that will serve it, from a clone of "
+            f"Plurum:\n{_container_command(repository.resolve())}\n"
         )
     else:
-        sys.stdout.write(f"serve it with: plurum serve {place}\n")
+        sys.stdout.write(f"serve it with: plurum serve {repository}\n")
 
 
 def _container_command(repository: Path) -> str:
-    """Return the command that builds the plans of `repository` with the TensorRT that the container's Triton loads."""
+    """Return the command that builds the plans of `repository` with the TensorRT version of the container's Triton."""
     import plurum
 
     root = Path(plurum.__file__).resolve().parents[2]
-    # As setuptools writes beside what it packs, it is given a copy, without what else lies in the clone.
+    # setuptools writes into its source folder, so build from a copy of the packaged parts.
     clone = shlex.quote(str(root)) if (root / "pyproject.toml").is_file() else '"$PWD"'
     steps = (
         "mkdir /tmp/plurum",
         f"cd /clone && cp -r {' '.join(PACKED)} /tmp/plurum",
         'pip install --break-system-packages "/tmp/plurum[export]" polygraphy',
-        f'version=$(python3 -c "{_ASK}")',
+        f'version=$(python3 -c "{_PRINT_VERSION}")',
         'pip install --break-system-packages "tensorrt==$version"',
         "plurum export --build-engines /repository",
     )

@@ -1,4 +1,4 @@
-"""`plurum fit`: from members to an ensemble."""
+"""`plurum fit`: fit an ensemble from a run's members."""
 
 from __future__ import annotations
 
@@ -18,42 +18,46 @@ __all__ = ["fit"]
 
 
 def fit(  # noqa: PLR0913, PLR0917 - one parameter per option
-    run: Annotated[Path, typer.Argument(help="A run that `plurum train` has filled.", metavar="RUN")],
+    run: Annotated[Path, typer.Argument(help="A run trained by `plurum train`.", metavar="RUN")],
     mode: Annotated[
         str,
         typer.Option(
-            help="soft averages probabilities, hard counts winners, stack fits a logistic regression to them."
+            help="Voting mode: soft averages probabilities, hard counts votes, stack fits a logistic regression."
         ),
     ] = "soft",
     select: Annotated[
         str,
         typer.Option(
-            help="backward leaves out members that spoil the vote, greedy takes the most helpful again and again, all "
-            "takes all."
+            help="Member selection: backward drops members that worsen the vote, greedy adds the most helpful member "
+            "repeatedly, all keeps every member."
         ),
     ] = "backward",
-    l2: Annotated[float, typer.Option(help="Penalty on the coefficients of --mode stack.")] = 1.0,
-    alpha: Annotated[float, typer.Option(help="Share of true classes that a prediction set may miss.")] = 0.1,
-    risk: Annotated[float, typer.Option(help="Share of wrong answers among those that no person looks at.")] = 0.01,
+    l2: Annotated[float, typer.Option(help="L2 penalty on the coefficients of --mode stack.")] = 1.0,
+    alpha: Annotated[
+        float, typer.Option(help="Target fraction of prediction sets that miss the true class, 0 to 1.")
+    ] = 0.1,
+    risk: Annotated[float, typer.Option(help="Target error rate among predictions that skip review, 0 to 1.")] = 0.01,
     prior: Annotated[
         list[str] | None,
-        typer.Option(help="A class's share where the ensemble will serve; once per class.", metavar="CLASS=SHARE"),
+        typer.Option(help="Expected fraction of a class in production; repeat for every class.", metavar="CLASS=SHARE"),
     ] = None,
     prior_from: Annotated[
         Path | None,
-        typer.Option(help="Estimate those shares from unlabelled images: a folder, or a .csv with a column path."),
+        typer.Option(
+            help="Unlabelled production images to estimate class fractions from: a folder or a .csv manifest."
+        ),
     ] = None,
     patient_rule: Annotated[
-        str, typer.Option(help="mean, max or majority: how the answers to a patient's images become one.")
+        str, typer.Option(help="Rule that combines the predictions of a patient's images: mean, max or majority.")
     ] = "mean",
-    draws: Annotated[int, typer.Option(help="Of the bootstraps, by patient, that votes are compared by.")] = 1000,
-    seed: Annotated[int, typer.Option(help="What those, and the folds of --mode stack, are drawn from.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all that was found out as JSON.")] = False,
+    draws: Annotated[int, typer.Option(help="Bootstrap resamples, by patient, for comparing votes.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap and of the folds of --mode stack.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
 ) -> None:
-    """Fit how the members vote, on the run's validation images, and write RUN/ensemble.json.
+    """Fit the vote of the members on the run's validation images, and write RUN/ensemble.json.
 
-    A member without which the vote is better beyond chance is left out. The others keep equal weights unless others
-    are better beyond chance. What was found out goes to RUN/report/fit.json, with two pictures.
+    Drops a member if the vote is significantly better without it. The others keep equal weights unless fitted weights
+    are significantly better (95 % interval excludes 0). Writes RUN/report/fit.json and two plots.
 
     [bold]Examples[/bold]
 
@@ -95,19 +99,19 @@ def fit(  # noqa: PLR0913, PLR0917 - one parameter per option
 
 
 def _shares(stated: list[str] | None) -> dict[str, float] | None:
-    """Return what `CLASS=SHARE` options state, by class."""
+    """Return the fractions of the `CLASS=SHARE` options, by class."""
     from plurum.errors import SettingsError
 
     shares: dict[str, float] = {}
     for text in stated or ():
-        # A class may have = in its name, a share has none.
+        # Class names may contain =.
         name, _, share = text.rpartition("=")
         if not name or name in shares:
-            raise SettingsError(f"--prior is {text!r}: CLASS=SHARE is needed, once per class, as in --prior CE=0.7")
+            raise SettingsError(f"--prior: expected CLASS=SHARE once per class, such as CE=0.7, got {text!r}")
         try:
             shares[name] = float(share)
         except ValueError as error:
-            raise SettingsError(f"--prior is {text!r}: {share!r} is no number; CE=0.7 would be one") from error
+            raise SettingsError(f"--prior: expected a number after =, such as CE=0.7, got {text!r}") from error
     return shares or None
 
 
@@ -119,7 +123,7 @@ def _print(report: FitReport, run: Path) -> None:
     console.print(_table(report))
     for line in _lines(report):
         console.print(escape(line), highlight=False, soft_wrap=True)
-    console.print(f"pictures: {escape(str(run / 'report'))}/fit_*.png", highlight=False, soft_wrap=True)
+    console.print(f"plots: {escape(str(run / 'report'))}/fit_*.png", highlight=False, soft_wrap=True)
     console.print(f"next: plurum export {escape(str(run))}", highlight=False, soft_wrap=True)
 
 
@@ -147,7 +151,7 @@ def _cells(scores: Scores) -> tuple[str, str]:
 
 
 def _lines(report: FitReport) -> list[str]:
-    """Return what the table does not say."""
+    """Return the results that the table does not contain."""
     ensemble = report.ensemble
     alpha = ensemble.conformal.alpha if ensemble.conformal else 1.0
     reviewed, covered, stacked = report.reviewed, report.covered, ensemble.voting.mode == "stack"
@@ -159,14 +163,14 @@ def _lines(report: FitReport) -> list[str]:
         *_prior(report),
         (
             f"prediction sets: {covered['test']:.1%} of test images have their true class in them "
-            f"(wished for: {1 - alpha:.1%})"
+            f"(target: {1 - alpha:.1%})"
         ),
         (
             f"review: below a confidence of {ensemble.review.threshold:.4f}, or with more than one class in the set: "
-            f"{reviewed['validation']:.1%} of validation answers, {reviewed['test']:.1%} of test answers"
+            f"{reviewed['validation']:.1%} of validation predictions, {reviewed['test']:.1%} of test predictions"
         ),
         *_patients(report),
-        _beside_best(report),
+        _compared_with_best(report),
     ]
 
 
@@ -175,8 +179,8 @@ def _unfinished(report: FitReport) -> list[str]:
         return []
     names, many = ", ".join(report.unfinished), len(report.unfinished) > 1
     line = (
-        f"not finished, and so not asked: {names}; the plurum train command that the run was begun with finishes "
-        f"{'them' if many else 'it'}; then fit again"
+        f"not finished, so left out: {names}; run the same plurum train command again to finish "
+        f"{'them' if many else 'it'}, then fit again"
     )
     return [line]
 
@@ -188,13 +192,13 @@ def _left_out(report: FitReport) -> list[str]:
     for name in report.left_out:
         tried, figure = report.weights_tried, report.members[name].contribution
         if report.select == "greedy":
-            lines.append(f"left out: {name}, which greedy selection never takes")
+            lines.append(f"left out: {name}, which greedy selection never chose")
         elif tried is not None and name in tried:
-            lines.append(f"left out: {name}, which has no say by the fitted weights; --select all would keep it")
+            lines.append(f"left out: {name}, whose fitted weight is 0; --select all keeps it")
         elif figure is not None:
             lines.append(
-                f"left out: {name}, without which the vote's NLL is {difference_text(figure)}, lower beyond chance; "
-                f"--select all would keep it"
+                f"left out: {name}; without it the vote's NLL is {difference_text(figure)}, significantly lower; "
+                f"--select all keeps it"
             )
     return lines
 
@@ -203,15 +207,15 @@ def _weights(report: FitReport) -> str:
     low, high = report.nll_saved
     interval = f"{low:+.4f} to {high:+.4f} nats of NLL"
     if report.weights_tried is None:
-        return f"stacking saves {interval} against equal weights, on images that no fold has seen"
+        return f"stacking saves {interval} against equal weights, on images held out by cross-validation"
     if report.ensemble.voting.mode == "hard":
-        return "weights: equal, as for every hard vote"
+        return "weights: equal, as in every hard vote"
     if len(report.weights_tried) == 1:
         return "weights: a single member votes"
     tried = ", ".join(f"{weight:.3f}" for weight in report.weights_tried.values())
     if report.select == "greedy":
         return f"weights: {tried}, by greedy selection, save {interval} against equal ones of the same members"
-    taken = "taken" if low > 0 else "not beyond chance, so the weights stay equal"
+    taken = "taken" if low > 0 else "not significant, so the weights stay equal"
     return f"weights: {tried} would save {interval}: {taken}"
 
 
@@ -221,7 +225,7 @@ def _prior(report: FitReport) -> list[str]:
         return []
     shares = zip(report.prior.items(), ratio, strict=True)
     said = ", ".join(f"{name} {share:.3f} (here {share / times:.3f})" for (name, share), times in shares)
-    return [f"prior: corrected for classes that come as {said}; in all scores, images count accordingly"]
+    return [f"prior: corrected for class fractions {said}; all scores weight images accordingly"]
 
 
 def _patients(report: FitReport) -> list[str]:
@@ -230,23 +234,25 @@ def _patients(report: FitReport) -> list[str]:
     level, rule = report.patient_level, report.ensemble.patient_rule
     if level is None or rule is None:
         return []
-    right = {name: scores.accuracy for name, scores in level.by_rule["ensemble"].items()}
-    others = ", ".join(f"{name}: {percent_text(figure)}" for name, figure in right.items() if name != rule)
-    return [f"patients, by {rule}: {percent_text(right[rule])} of {level.patients} test patients right ({others})"]
+    accuracies = {name: scores.accuracy for name, scores in level.by_rule["ensemble"].items()}
+    others = ", ".join(f"{name}: {percent_text(figure)}" for name, figure in accuracies.items() if name != rule)
+    return [
+        f"patients, by {rule}: {percent_text(accuracies[rule])} of {level.patients} test patients correct ({others})"
+    ]
 
 
-def _beside_best(report: FitReport) -> str:
+def _compared_with_best(report: FitReport) -> str:
     from plurum.training.statistics.wording import comparison_line
 
     if len(report.members) == 1:
         only = "a single finished member" if report.unfinished else "a single member"
-        return f"the run has {only}, so that there is no vote to be judged"
+        return f"the run has {only}, so there is no vote to evaluate"
     if [member.name for member in report.ensemble.members] == [report.best_single]:
-        return f"{report.best_single} answers alone, as no other member makes the vote better"
+        return f"{report.best_single} is the only member kept, as no other member improves the vote"
     said = {
         "better": "the ensemble beats its best member",
         "no different": "the ensemble is no different from its best member",
-        "mixed": "the ensemble is in part better, in part worse than its best member",
+        "mixed": "the ensemble is better than its best member by some metrics and worse by others",
         "worse": "the ensemble is worse than its best member",
     }[report.outcome]
     sentence = comparison_line(report.differences, report.best_single)

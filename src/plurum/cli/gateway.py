@@ -1,4 +1,4 @@
-"""`plurum gateway`."""
+"""`plurum gateway`: run the HTTP gateway in front of Triton."""
 
 from __future__ import annotations
 
@@ -19,35 +19,37 @@ __all__ = ["gateway"]
 
 
 def gateway(  # noqa: PLR0913, PLR0917 - one parameter per option
-    triton: Annotated[str, typer.Option(help="Where Triton answers over gRPC: HOST:PORT or unix:PATH.")] = (
-        "127.0.0.1:8001"
-    ),
+    triton: Annotated[str, typer.Option(help="Triton's gRPC address: HOST:PORT or unix:PATH.")] = ("127.0.0.1:8001"),
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
-    metrics_host: Annotated[str, typer.Option(help="Address of /metrics, which needs no key.")] = "127.0.0.1",
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8081,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
+    metrics_host: Annotated[str, typer.Option(help="Address to serve /metrics on, without API keys.")] = "127.0.0.1",
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of /metrics; 0 takes a free one.")] = 8081,
     keys: Annotated[
-        Path | None, typer.Option(help="File with those who may ask: a line each, NAME:SHA256 or the key itself.")
+        Path | None, typer.Option(help="File of API keys, one client per line: NAME:SHA256 or the key itself.")
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain in PEM: speak HTTPS.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key in PEM.")] = None,
-    max_in_flight: Annotated[int, typer.Option(min=1, help="Requests that Triton is given at once.")] = 16,
-    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that wait; more are refused at once.")] = 64,
-    max_body_mib: Annotated[int, typer.Option(min=1, help="Largest body of a request, MiB.")] = 32,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain in PEM; enables HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of --tls-cert in PEM.")] = None,
+    max_in_flight: Annotated[int, typer.Option(min=1, help="Most requests sent to Triton at the same time.")] = 16,
+    max_waiting: Annotated[
+        int, typer.Option(min=0, help="Most requests waiting; further ones are refused immediately.")
+    ] = 64,
+    max_body_mib: Annotated[int, typer.Option(min=1, help="Largest request body in MiB.")] = 32,
     max_files: Annotated[int, typer.Option(min=1, help="Most images in one request to /predict.")] = 64,
-    deadline_s: Annotated[float, typer.Option(help="For requests that state none, seconds.")] = 30.0,
-    max_deadline_s: Annotated[float, typer.Option(help="The most that a request may ask for, seconds.")] = 120.0,
-    receive_s: Annotated[float, typer.Option(help="How long a request may take to arrive, seconds.")] = 30.0,
+    deadline_s: Annotated[float, typer.Option(help="Default deadline of a request, in seconds.")] = 30.0,
+    max_deadline_s: Annotated[float, typer.Option(help="Longest deadline that a request may set, in seconds.")] = 120.0,
+    receive_s: Annotated[
+        float, typer.Option(help="Longest time for a request to arrive completely, in seconds.")
+    ] = 30.0,
     access_log: Annotated[
-        bool, typer.Option("--access-log", help="Each request as a line of JSON on standard output.")
+        bool, typer.Option("--access-log", help="Write each request as a line of JSON to standard output.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Say where it answers as one line of JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the URLs as one line of JSON.")] = False,
 ) -> None:
-    """Face a network for a Triton server on this machine, until Ctrl-C.
+    """Run an HTTP gateway for a Triton server on this machine, until Ctrl-C.
 
-    POST /predict takes an image as the body or images in a form; POST /v2/models/ensemble/infer takes KServe v2
-    requests. Too many at once, too large, too slow or without a key are refused; a Triton that restarts costs time, not
-    errors. Ctrl-C or SIGTERM answers first what was accepted.
+    POST /predict accepts an image as the body, or images in a form. POST /v2/models/ensemble/infer accepts KServe v2
+    requests. The gateway refuses requests that are too many, too large, too slow or without a key. While Triton
+    restarts, requests wait instead of failing. Ctrl-C or SIGTERM completes accepted requests first.
 
     [bold]Examples[/bold]
 
@@ -96,6 +98,6 @@ def _announce(urls: GatewayUrls, *, as_json: bool) -> None:
         typer.echo(json.dumps(asdict(urls)))
     else:
         typer.echo(f"HTTP     {urls.http}\nmetrics  {urls.metrics}")
-        typer.echo(f"ask it:  curl --data-binary @IMAGE {urls.http}/predict\nend it:  Ctrl-C")
-    # Who started us may read this through a pipe, and waits for it.
+        typer.echo(f"try it:  curl --data-binary @IMAGE {urls.http}/predict\nstop it: Ctrl-C")
+    # The parent process may wait for this line on a pipe.
     sys.stdout.flush()

@@ -34,7 +34,7 @@ from plurum.telemetry import forbid_telemetry
 __all__ = ["app", "run"]
 
 _log = logging.getLogger(__name__)
-# The commands that write down where they found something.
+# Commands that record paths in JSON files.
 _WRITE_PATHS = {"bench", "compare", "evaluate", "export", "fit", "train", "tune"}
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Out of many image classifiers, one calibrated answer, and how far to trust it.",
+    help="Combine image classifiers into one calibrated prediction with an uncertainty estimate.",
 )
 
 
@@ -55,16 +55,16 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    _version_wanted: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which and exit.")
+    _show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more, to standard error.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log debug messages to standard error.")] = False,
 ) -> None:
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     if verbose:
-        # Ours alone: libraries tell of every chunk of every file.
+        # Only our logger: libraries log every chunk of every file.
         logging.getLogger("plurum").setLevel(logging.DEBUG)
 
 
@@ -86,10 +86,10 @@ app.command()(ui)
 
 
 def run() -> None:
-    """Run the command line; what Plurum raises on purpose becomes one line on standard error and its exit code."""
+    """Run the command line; print a `PlurumError` as one line on standard error and exit with its code."""
     forbid_telemetry()
     prepare_streams()
-    # So a terminal says that it does not know its width; Rich would print nothing.
+    # Terminals of unknown width set COLUMNS to 0, with which Rich prints nothing.
     if os.environ.get("COLUMNS") == "0":
         del os.environ["COLUMNS"]
     try:
@@ -97,7 +97,7 @@ def run() -> None:
         try:
             app()
         finally:
-            # Here, so that a full disk is said by us and not by the interpreter at its exit.
+            # Flush here, so that we report a full disk and not the interpreter at exit.
             sys.stdout.flush()
     except PlurumError as error:
         sys.stderr.write(f"plurum: {' '.join(str(error).split())}\n")
@@ -106,7 +106,7 @@ def run() -> None:
         sys.stderr.write("plurum: interrupted\n")
         sys.exit(130)
     except BrokenPipeError:
-        # The reader (head, say) has seen enough; keep the interpreter from complaining at its exit.
+        # The reader (such as head) has closed the pipe; keep the interpreter from reporting it at exit.
         close_output()
         sys.exit(141)
     except OSError as error:
@@ -117,10 +117,10 @@ def run() -> None:
 
 
 def _check_arguments(arguments: list[str]) -> None:
-    """Make sure that paths which go into files of JSON are text.
+    """Check that paths to be recorded in JSON are valid UTF-8.
 
     Raises:
-        SettingsError: one is not UTF-8.
+        SettingsError: an argument is not valid UTF-8.
     """
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     for argument in arguments:
@@ -129,7 +129,7 @@ def _check_arguments(arguments: list[str]) -> None:
 
 
 def _reason(error: OSError) -> str:
-    """Say what the system refused, and of which file where it says so."""
+    """Return the reason of an operating system error, with the file if known."""
     if isinstance(error, ConnectionError | TimeoutError) or error.strerror is None:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]

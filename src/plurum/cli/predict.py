@@ -1,4 +1,4 @@
-"""`plurum predict`: ask a served ensemble about images."""
+"""`plurum predict`: classify images with a served ensemble."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["predict"]
 
-# More rows than this are for a file or a program.
+# Most rows of a table on standard output.
 _ROWS = 100
-# Seconds between two looks at a progress bar, and two lines of progress where there is no terminal.
+# Seconds between updates of the progress bar, and between progress lines without a terminal.
 _BAR_S, _LINE_S = 0.5, 10.0
 
 
@@ -47,44 +47,56 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Images (JPEG, PNG, TIFF), folders that hold some, patterns in quotes ('scans/**/*.png'), "
-            "CSV manifests with a column path, or - for paths on standard input."
+            help="Images (JPEG, PNG, TIFF), folders of images, quoted patterns ('scans/**/*.png'), CSV manifests with "
+            "a column path, or - to read paths from standard input."
         ),
     ],
     url: Annotated[
         list[str] | None,
         typer.Option(
-            help="The server: host:port, or http(s)://host:port. Several, each with --url, are asked in turn.",
+            help="Server: HOST:PORT for gRPC or http(s)://HOST:PORT; repeat to use several in turn.",
             show_default="this machine",
         ),
     ] = None,
-    http: Annotated[bool, typer.Option("--http", help="Ask over HTTP (port 8000) instead of gRPC (8001).")] = False,
+    http: Annotated[bool, typer.Option("--http", help="Use HTTP (port 8000) instead of gRPC (port 8001).")] = False,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the answers to FILE: .csv, .jsonl or .parquet. Killed, the same command goes on.",
+            help="Write predictions to FILE (.csv, .jsonl or .parquet). Run the same command again to resume.",
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Ask anew about what an earlier run has answered.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Discard the predictions of an earlier run instead of resuming it.")
+    ] = False,
     patients: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write an answer per patient to FILE too, where a manifest names patients."),
+        typer.Option(
+            metavar="FILE", help="Write one prediction per patient to FILE; needs a manifest with a column patient."
+        ),
     ] = None,
     patient_rule: Annotated[
         Literal["mean", "max", "majority"] | None,
-        typer.Option(help="How a patient's images become one answer.", show_default="as fitted, else mean"),
+        typer.Option(
+            help="Rule that combines the predictions of a patient's images.", show_default="as fitted, else mean"
+        ),
     ] = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a table.")] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")
+    ] = False,
     review_only: Annotated[
-        bool, typer.Option("--review-only", help="Show only what a person should look at, and what has no answer.")
+        bool,
+        typer.Option("--review-only", help="Show only predictions that need review, and images without a prediction."),
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images in one request.", show_default="as many as are answered soon")
+        int | None, typer.Option(min=1, help="Images per request.", show_default="adapted to the server's speed")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 6,
+    concurrency: Annotated[int, typer.Option(min=1, help="Most requests in flight.")] = 6,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to try for one request; a server may restart meanwhile.")
+        float,
+        typer.Option(
+            metavar="SECONDS", help="Longest time for one request, retries included, so that a server may restart."
+        ),
     ] = 60.0,
     slides: SlidesFolder = None,
     microns_per_pixel: Microns = None,
@@ -93,14 +105,14 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     heat_class: HeatClass = None,
     slide: EveryImage = False,
 ) -> None:
-    """Ask a served ensemble about images, and how far to trust what it says.
+    """Classify images with a served ensemble, with the uncertainty of each prediction.
 
-    Answers go to standard output, in the order of the images; all else goes to standard error. With --out they are kept
-    as they come, in a hidden file beside FILE: a run that was killed or broken off goes on where it was when the same
-    command is given again, and asks once more about what had no answer. FILE appears when all have been asked about.
+    Prints predictions to standard output in the order of the images, and everything else to standard error. With --out,
+    predictions are saved to a hidden file beside FILE as they arrive. Run the same command again to resume an
+    interrupted run; it retries images that failed. FILE is written atomically at the end.
 
-    Exit code 0: every image has an answer; 1: some have none, each named; 2: nothing could be asked; 3: broken off, as
-    when the server stays away; 130: interrupted.
+    Exit code 0: every image has a prediction; 1: some images failed, each named; 2: no request could be sent;
+    3: stopped early because the server stayed unavailable; 130: interrupted.
 
     [bold]Examples[/bold]
 
@@ -131,15 +143,15 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
         client = EnsembleClient(url or None, "http" if http else None, concurrency=concurrency, timeout_s=timeout)
         stack.enter_context(client)
         stream = options.stream(client, patient_rule, lambda text: _line(console, text))
-        about = options.about(patient_rule)
-        inquiry = _inquiry(stack, client.served, listing, out, about, fresh=fresh, rule=patient_rule)
+        settings = options.journal_settings(patient_rule)
+        inquiry = _inquiry(stack, client.served, listing, out, settings, fresh=fresh, rule=patient_rule)
         if inquiry.journal:
-            _tell(inquiry.journal.found, len(listing), console)
-        shown = _Shown(json_lines=json_lines, review_only=review_only)
-        _ask(inquiry, stream, batch_size, shown, console)
+            _report_resumed(inquiry.journal.found, len(listing), console)
+        output = _PredictionOutput(json_lines=json_lines, review_only=review_only)
+        _predict(inquiry, stream, batch_size, output, console)
         if out:
             inquiry.write(out)
-    shown.end()
+    output.end()
     _show_patients(inquiry, patients, quiet=json_lines)
     sys.stderr.write(f"{inquiry.totals.words}\n")
     if inquiry.totals.failed:
@@ -151,7 +163,7 @@ def _check_patients(file: Path | None, listing: Listing) -> None:
     from plurum.errors import SettingsError
 
     if file and not listing.patients:
-        raise SettingsError("--patients needs a CSV manifest with a column patient; none was given")
+        raise SettingsError("--patients: expected a CSV manifest with a column patient, got none")
     if file:
         format_from_path(file, ())
 
@@ -161,12 +173,12 @@ def _inquiry(
     served: Served,
     listing: Listing,
     out: Path | None,
-    about: dict[str, Any],
+    settings: dict[str, Any],
     *,
     fresh: bool,
     rule: PatientRule | None,
 ) -> Inquiry:
-    """Return who asks, with a journal where there is a file to come; it is let go of with the stack."""
+    """Return the inquiry; with `out` it has a journal, which `stack` closes."""
     from plurum.client.bulk.formats import format_from_path
     from plurum.client.bulk.inquiry import Inquiry, Totals
     from plurum.client.bulk.journal import Journal
@@ -176,57 +188,59 @@ def _inquiry(
     if out is None:
         return Inquiry(listing, totals)
     form = format_from_path(out, served.classes)
-    about = {"classes": served.classes, "ensemble": served.contract, "format": out.suffix.lower()} | about
-    journal = stack.enter_context(Journal(out, listing, about, fresh=fresh))
+    settings = {"classes": served.classes, "ensemble": served.contract, "format": out.suffix.lower()} | settings
+    journal = stack.enter_context(Journal(out, listing, settings, fresh=fresh))
     return Inquiry(listing, totals, journal, form)
 
 
-def _tell(found: Found, total: int, console: Console) -> None:
-    """Say what an earlier run has left."""
+def _report_resumed(found: Found, total: int, console: Console) -> None:
+    """Report what is reused from an earlier run."""
     if found.answered:
-        _line(console, f"going on: {found.answered:,} of {total:,} images were answered before")
+        _line(console, f"resuming: {found.answered:,} of {total:,} images already have predictions")
     if found.changed:
-        _line(console, f"{found.changed:,} images have changed since and are asked about again")
+        _line(console, f"{found.changed:,} images have changed since and are classified again")
     if found.unlisted:
-        _line(console, f"{found.unlisted:,} answers are about images that are no longer listed, and are left out")
+        _line(console, f"{found.unlisted:,} predictions of images that are no longer listed are dropped")
 
 
-def _ask(inquiry: Inquiry, stream: SlideStream, batch_size: int | None, shown: _Shown, console: Console) -> None:
-    """Ask about everything, and show it.
+def _predict(
+    inquiry: Inquiry, stream: SlideStream, batch_size: int | None, output: _PredictionOutput, console: Console
+) -> None:
+    """Send all requests, and show the predictions.
 
     Raises:
-        BrokenOffError: no server answers any more.
+        BrokenOffError: no server is available any more.
     """
     from plurum.client import Failure
     from plurum.errors import BrokenOffError, ServerError
 
     try:
-        for path, answer in _watched(inquiry, stream, batch_size, console):
+        for path, answer in _with_progress(inquiry, stream, batch_size, console):
             if isinstance(answer, Failure):
                 _line(console, f"{answer.name}: {answer.reason}")
-            shown.add(path, answer)
+            output.add(path, answer)
     except (ServerError, KeyboardInterrupt) as error:
-        more = f"{inquiry.done:,} of {inquiry.left:,} images were asked about"
+        more = f"{inquiry.done:,} of {inquiry.left:,} images are done"
         if inquiry.journal:
-            more += "; the same command goes on"
+            more += "; run the same command again to resume"
         if isinstance(error, ServerError):
             raise BrokenOffError(f"{error}; {more}") from error
         _line(console, more)
         raise
 
 
-def _watched(
+def _with_progress(
     inquiry: Inquiry, stream: SlideStream, batch_size: int | None, console: Console
 ) -> Iterator[tuple[str, Answer]]:
-    """Yield the answers while a progress bar, or now and then a line, says how it goes."""
+    """Yield the predictions while showing a progress bar or, without a terminal, progress lines."""
     from rich.progress import BarColumn, Progress, TextColumn
 
     from plurum.client.bulk.pace import Pace
 
-    begun_s = time.monotonic()
-    pace = Pace(inquiry.left, begun_s)
-    # Left to itself Rich would send what goes to standard output to standard error, too.
-    columns = (TextColumn("Asking"), BarColumn(), TextColumn("{task.description}"))
+    start_s = time.monotonic()
+    pace = Pace(inquiry.left, start_s)
+    # By default Rich would redirect standard output to standard error.
+    columns = (TextColumn("Predicting"), BarColumn(), TextColumn("{task.description}"))
     bar = Progress(
         *columns,
         console=console,
@@ -236,7 +250,7 @@ def _watched(
         disable=not console.is_terminal,
     )
     every_s = _BAR_S if console.is_terminal else _LINE_S
-    next_s = begun_s if console.is_terminal else begun_s + every_s
+    next_s = start_s if console.is_terminal else start_s + every_s
     with bar:
         task = bar.add_task("", total=inquiry.left)
         for path, answer in inquiry.answers(stream, batch_size):
@@ -245,10 +259,10 @@ def _watched(
             if now_s >= next_s:
                 next_s = now_s + every_s
                 pace.note(inquiry.done, now_s)
-                _say(pace, now_s, console, bar, task)
+                _show_pace(pace, now_s, console, bar, task)
 
 
-def _say(pace: Pace, now_s: float, console: Console, bar: Progress, task: TaskID) -> None:
+def _show_pace(pace: Pace, now_s: float, console: Console, bar: Progress, task: TaskID) -> None:
     if console.is_terminal:
         bar.update(task, completed=pace.done, description=pace.words(now_s), refresh=True)
     else:
@@ -256,12 +270,12 @@ def _say(pace: Pace, now_s: float, console: Console, bar: Progress, task: TaskID
 
 
 @dataclass
-class _Shown:
-    """What goes to standard output: lines at once, a table of the first rows in the end.
+class _PredictionOutput:
+    """Writer to standard output: JSON lines as they come, or a table of the first rows at the end.
 
     Attributes:
-        json_lines: Which of the two.
-        review_only: Whether what needs no person's look is left out.
+        json_lines: If True, write JSON lines; otherwise a table.
+        review_only: If True, leave out predictions that need no review.
     """
 
     json_lines: bool
@@ -270,7 +284,7 @@ class _Shown:
     _more: int = 0
 
     def add(self, path: str, answer: Answer) -> None:
-        """Show one, or keep it for the table."""
+        """Write a prediction, or keep it for the table."""
         if self.review_only and not getattr(answer, "review", True):
             return
         if self.json_lines:
@@ -284,13 +298,13 @@ class _Shown:
             self._more += 1
 
     def end(self) -> None:
-        """Show the table."""
+        """Write the table."""
         from plurum.client import table_from_answers
 
         if not self.json_lines:
             _show(table_from_answers(self._rows))
         if self._more:
-            sys.stderr.write(f"and {self._more:,} more rows; --out FILE or --json gives them all\n")
+            sys.stderr.write(f"and {self._more:,} more rows; use --out FILE or --json to get all\n")
 
 
 def _show_patients(inquiry: Inquiry, file: Path | None, *, quiet: bool) -> None:
@@ -305,9 +319,9 @@ def _show_patients(inquiry: Inquiry, file: Path | None, *, quiet: bool) -> None:
 
 
 def _line(console: Console, text: str) -> None:
-    """Write a line to standard error, above a progress bar where there is one."""
-    shown = text.encode("utf-8", "replace").decode("utf-8")
-    console.print(shown, markup=False, highlight=False, soft_wrap=True)
+    """Write a line to standard error, above the progress bar if there is one."""
+    printable = text.encode("utf-8", "replace").decode("utf-8")
+    console.print(printable, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(table: Table) -> None:
@@ -315,6 +329,6 @@ def _show(table: Table) -> None:
 
     console = Console()
     if not console.is_terminal:
-        # A pipe has no width: there a row is a line, however long.
+        # A pipe has no width, so each row stays on one line.
         console = Console(width=console.measure(table, options=console.options.update(width=10_000)).maximum)
     console.print(table, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The part of `plurum predict` that is about slides: its options, and who answers where there may be some."""
+"""Slide options of `plurum predict`, and the stream of predictions that they configure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["EveryImage", "HeatClass", "Microns", "OwnMicrons", "SlideOptions", "SlidesFolder", "TileSize"]
 
 _PANEL = "Slides: images too large to send"
-# Seconds between two lines of progress.
+# Seconds between two progress lines.
 _LINE_S = 10.0
 
 SlidesFolder = Annotated[
@@ -27,7 +27,7 @@ SlidesFolder = Annotated[
     typer.Option(
         "--slides",
         metavar="FOLDER",
-        help="Keep each slide's heat maps, tile table and answer in FOLDER/NAME.",
+        help="Save each slide's heat maps, tile table and prediction to FOLDER/NAME.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -35,8 +35,8 @@ Microns = Annotated[
     float | None,
     typer.Option(
         "--microns-per-pixel",
-        help="Of the image that tiles are cut from.",
-        show_default="the file's own pixels",
+        help="Resolution to cut tiles at, in µm per pixel.",
+        show_default="the file's own resolution",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -44,7 +44,7 @@ OwnMicrons = Annotated[
     float | None,
     typer.Option(
         "--file-microns-per-pixel",
-        help="Of the file's own pixels, where it doesn't say.",
+        help="Resolution of the file in µm per pixel, if its metadata lack it.",
         show_default=False,
         rich_help_panel=_PANEL,
     ),
@@ -53,8 +53,8 @@ TileSize = Annotated[
     int | None,
     typer.Option(
         "--tile-size",
-        help="Side of a tile, in pixels: what the members were trained with.",
-        show_default="the size that the server takes",
+        help="Side of a tile in pixels, as the members were trained with.",
+        show_default="the server's input size",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -62,8 +62,8 @@ HeatClass = Annotated[
     str | None,
     typer.Option(
         "--heat-class",
-        help="Whose probability the heat map shows.",
-        show_default="each slide's winner",
+        help="Class whose probability the heat map shows.",
+        show_default="each slide's predicted class",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -74,15 +74,15 @@ EveryImage = Annotated[
 
 @dataclass(frozen=True)
 class SlideOptions:
-    """What was asked for.
+    """Slide options of a command.
 
     Attributes:
-        folder: Where what is kept of slides goes; None keeps nothing.
-        microns_per_pixel: See `plurum.client.SlideSettings`.
-        file_microns_per_pixel: Likewise.
-        tile_size: Likewise.
-        heat_class: Whose probability the heat map shows.
-        every: Whether every image is a slide.
+        folder: Folder for each slide's heat maps, tile table and prediction; None saves nothing.
+        microns_per_pixel: Resolution to cut tiles at, in µm per pixel; None is the file's own.
+        file_microns_per_pixel: Resolution of files whose metadata lack it, in µm per pixel.
+        tile_size: Side of a tile in pixels; None is the server's input size.
+        heat_class: Class whose probability the heat map shows; None is each slide's predicted class.
+        every: If True, cut every image into tiles, whatever its size.
     """
 
     folder: Path | None
@@ -92,16 +92,16 @@ class SlideOptions:
     heat_class: str | None
     every: bool
 
-    def about(self, rule: PatientRule | None) -> dict[str, Any]:
-        """Return what slides' answers depend on, and whether their files are there; nothing where all is as usual."""
+    def journal_settings(self, rule: PatientRule | None) -> dict[str, Any]:
+        """Return the settings that slide predictions depend on, for the journal; empty if all are defaults."""
         chosen = {name: str(value) for name, value in asdict(self).items() if value}
         return {"slides": chosen | {"rule": rule}} if chosen else {}
 
     def stream(self, client: EnsembleClient, rule: PatientRule | None, line: Callable[[str], None]) -> SlideStream:
-        """Return who answers for images and slides, and writes a line of progress with `line` now and then.
+        """Return a stream that predicts images and slides, and reports progress with `line`.
 
         Raises:
-            SettingsError: a value that can't be used.
+            SettingsError: an option has an invalid value.
         """
         from plurum.client import SlideSettings
         from plurum.client.slides.slide_stream import SlideStream
@@ -118,21 +118,21 @@ class SlideOptions:
             folder=self.folder,
             heat_class=self.heat_class,
             every=self.every,
-            progress=_Progress(line),
-            finished=lambda slide: line(_words(slide)),
+            progress=_SlideProgress(line),
+            finished=lambda slide: line(_summary(slide)),
         )
 
 
-def _words(slide: SlidePrediction) -> str:
-    """Say how a slide was cut: what was asked for by default may be another size than the members have learnt."""
+def _summary(slide: SlidePrediction) -> str:
+    """Return how a slide was cut, as the defaults may differ from what the members were trained with."""
     microns = slide.microns_per_pixel
     size = "pixels of unknown size" if microns is None else f"{microns * slide.scale:.3g} µm per pixel"
-    tiles = f"{slide.tiles_asked:,} tiles asked about, {slide.tiles_skipped:,} without tissue"
+    tiles = f"{slide.tiles_asked:,} tiles classified, {slide.tiles_skipped:,} without tissue"
     return f"{slide.path}: {tiles}; on level {slide.level}, {size}"
 
 
-class _Progress:
-    """Says how far a slide is, at most every ten seconds."""
+class _SlideProgress:
+    """Reports the progress of a slide, at most every ten seconds."""
 
     def __init__(self, line: Callable[[str], None]) -> None:
         self._line = line

@@ -1,4 +1,4 @@
-"""`plurum rollout`."""
+"""`plurum rollout`: replace the public release of a running server."""
 
 from __future__ import annotations
 
@@ -24,29 +24,35 @@ _POLL_S = 0.1
 def rollout(
     repository: Annotated[
         Path | None,
-        typer.Argument(help="The model repository that should become public.", metavar="REPO", show_default=False),
+        typer.Argument(help="Model repository to make public.", metavar="REPO", show_default=False),
     ] = None,
-    releases: Annotated[Path, typer.Option(help="The folder that `plurum serve --releases` serves from.")] = Path(
+    releases: Annotated[Path, typer.Option(help="Releases folder of a running `plurum serve --releases`.")] = Path(
         "releases"
     ),
     percent: Annotated[
         float | None,
-        typer.Option(min=0.01, max=100, help="Try REPO on this share of the questions first.", show_default=False),
+        typer.Option(
+            min=0.01, max=100, help="Trial: send this percentage of requests to REPO first.", show_default=False
+        ),
     ] = None,
     shadow: Annotated[
-        bool, typer.Option("--shadow", help="Ask REPO too, and only compare its answers (on Triton's /metrics).")
+        bool,
+        typer.Option(
+            "--shadow",
+            help="Trial: send requests to REPO as well and only compare its responses (on Triton's /metrics).",
+        ),
     ] = False,
     back: Annotated[
-        bool, typer.Option("--back", help="End a trial, else make the release before public again.")
+        bool, typer.Option("--back", help="End a trial or, without one, roll back to the previous release.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what is public as one line of JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the public release as one line of JSON.")] = False,
 ) -> None:
-    """Change what a running server serves, without a question lost.
+    """Replace the release of a running server without losing a request.
 
-    The new release is loaded beside the old one and asked first: its export's gate must have passed, its files must be
-    those that did, and it must answer as they do when they are computed here. Then the public ensemble becomes its.
-    The old one stays loaded, to go back to. With --percent or --shadow the new one is on trial first: who asks never
-    sees it fail. Without REPO and --back it says what is public.
+    Loads the new release beside the old one and checks it first. The export must have passed its parity checks, its
+    files must be unchanged, and its predictions must match those computed here. Then the new release becomes public;
+    the old one stays loaded for a rollback. With --percent or --shadow the new release goes on trial first; its
+    failures never reach clients. Without REPO and --back, prints the public release.
 
     [bold]Examples[/bold]
 
@@ -61,15 +67,19 @@ def rollout(
     with needs_extra("serving"):
         from plurum.serving.releases.releases import Releases, RolloutOrder
     if repository is not None and back:
-        raise SettingsError("name either a model repository or --back")
+        raise SettingsError("REPO, --back: expected one of them, got both")
     if ((percent is not None or shadow) and repository is None) or (percent is not None and shadow):
-        raise SettingsError("--percent or --shadow, one of them, is for a model repository to be tried")
+        raise SettingsError("--percent, --shadow: expected one of them, together with REPO")
     folder = Releases(releases)
     if folder.state() is None:
-        raise SettingsError(f"{releases} holds no releases; plurum serve REPO --releases {releases} makes them")
+        raise SettingsError(
+            f"--releases: {releases} has no releases. Start a server: plurum serve REPO --releases {releases}."
+        )
     if repository is not None or back:
         if not folder.is_served():
-            raise ServerError(f"nobody serves from {releases}; start plurum serve --releases {releases}")
+            raise ServerError(
+                f"--releases: no running server uses {releases}. Start one: plurum serve --releases {releases}."
+            )
         order = RolloutOrder(
             number=time.time_ns(),
             release=None if repository is None else folder.add(repository),
@@ -77,7 +87,7 @@ def rollout(
             shadow=shadow,
         )
         folder.place_order(order)
-        report = _followed(folder, order.number, Console(stderr=True, highlight=False))
+        report = _follow(folder, order.number, Console(stderr=True, highlight=False))
         if report.outcome == "refused":
             raise ServerError(f"{report.lines[-1].rstrip('.')}. The public release is unchanged.")
     state = folder.state()
@@ -85,13 +95,13 @@ def rollout(
         sys.stdout.write(
             json.dumps(state.model_dump(mode="json")) + "\n"
             if as_json
-            else f"public    {state.current}\nbefore    {state.previous or 'none'}\n"
+            else f"public    {state.current}\nprevious  {state.previous or 'none'}\n"
             f"on trial  {state.trial.release if state.trial else 'none'}\n"
         )
 
 
-def _followed(releases: Releases, number: int, console: Console) -> RolloutReport:
-    """Print what is done as it is done, and return the whole once that is all."""
+def _follow(releases: Releases, number: int, console: Console) -> RolloutReport:
+    """Print the steps of the rollout as they happen, and return the final report."""
     printed = 0
     with console.status("waiting for the server"):
         while True:
@@ -103,5 +113,5 @@ def _followed(releases: Releases, number: int, console: Console) -> RolloutRepor
                 if report.outcome is not None:
                     return report
             if not releases.is_served():
-                raise ServerError(f"the server that served from {releases.folder} has ended")
+                raise ServerError(f"the server that uses {releases.folder} has exited")
             time.sleep(_POLL_S)

@@ -1,4 +1,4 @@
-"""`plurum serve`."""
+"""`plurum serve`: serve a model repository on Triton."""
 
 from __future__ import annotations
 
@@ -26,35 +26,41 @@ __all__ = ["serve"]
 def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
     repository: Annotated[
         Path | None,
-        typer.Argument(help="A model repository, as `plurum export` writes it.", metavar="REPO", show_default=False),
+        typer.Argument(help="Model repository written by `plurum export`.", metavar="REPO", show_default=False),
     ] = None,
     releases: Annotated[
         Path | None,
-        typer.Option(help="A folder for releases: what is public there is served, and `plurum rollout` changes it."),
+        typer.Option(help="Releases folder: its public release is served, and `plurum rollout` replaces it."),
     ] = None,
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8002,
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of HTTP; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of gRPC; 0 takes a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of /metrics; 0 takes a free one.")] = 8002,
     status_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="For a truthful /v2/health/ready and what was healed; 0: a free one.")
+        int,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port of the status page: /v2/health/ready from real inferences, and restarts; 0 takes a free one.",
+        ),
     ] = 8003,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     grpc_host: Annotated[
-        str | None, typer.Option(help="Address for gRPC alone, to face a network with.", show_default="that of --host")
+        str | None,
+        typer.Option(help="Address to listen on for gRPC only, such as 0.0.0.0.", show_default="that of --host"),
     ] = None,
-    grpc_tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain in PEM: gRPC over TLS.")] = None,
-    grpc_tls_key: Annotated[Path | None, typer.Option(help="Its private key in PEM.")] = None,
+    grpc_tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain in PEM; enables TLS for gRPC.")] = None,
+    grpc_tls_key: Annotated[Path | None, typer.Option(help="Private key of --grpc-tls-cert in PEM.")] = None,
     grpc_tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Who signs clients' certificates, PEM: who has none is refused (mutual TLS).")
+        Path | None, typer.Option(help="Certificate authority of client certificates in PEM; enables mutual TLS.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Say where it answers as one line of JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the URLs as one line of JSON.")] = False,
 ) -> None:
     """Serve a model repository on Triton until Ctrl-C.
 
-    Takes tritonserver from PATH, else the one that the package nvidia-pytriton brings. Says where it answers once it
-    has answered a real question, and goes on asking: a model or a server that has died, hangs or answers with errors is
-    noticed within seconds and started anew. Ctrl-C, SIGTERM or SIGHUP lets requests in flight finish and
-    leaves nothing behind.
+    Uses tritonserver from PATH, or else the one in the package nvidia-pytriton. Prints its URLs after a successful
+    test inference, and repeats that inference at intervals. A model or server that exits, hangs or returns errors is
+    restarted within seconds. Ctrl-C, SIGTERM or SIGHUP completes requests in flight, then stops all processes and
+    removes temporary files.
 
     [bold]Examples[/bold]
 
@@ -84,10 +90,10 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
     with (
         _interruptible(),
         _held(repository, releases) as (first, held),
-        StatusServer(status, host, status_port) as said,
+        StatusServer(status, host, status_port) as status_server,
         Supervisor(first, settings, status=status, releases=held) as supervisor,
     ):
-        _announce({**asdict(supervisor.urls), "status": said.url}, supervisor.snapshot, as_json=as_json)
+        _announce({**asdict(supervisor.urls), "status": status_server.url}, supervisor.snapshot, as_json=as_json)
         supervisor.watch()
 
 
@@ -97,18 +103,18 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerT
     if cert is None and key is None and client_ca is None:
         return None
     if cert is None or key is None:
-        raise SettingsError("a certificate and its private key go together: give --grpc-tls-cert and --grpc-tls-key")
+        raise SettingsError("--grpc-tls-cert, --grpc-tls-key: expected both, got one. Add the other.")
     return ServerTls(cert=cert, key=key, client_ca=client_ca)
 
 
 @contextlib.contextmanager
 def _held(repository: Path | None, folder: Path | None) -> Iterator[tuple[Path, Releases | None]]:
-    """Give what is served at first, and the folder of releases, which no other server may use meanwhile."""
+    """Yield the repository to serve first, and the releases folder, locked against other servers."""
     from plurum.serving.releases.releases import Releases
 
     if folder is None:
         if repository is None:
-            raise SettingsError("name a model repository, or with --releases a folder that holds one")
+            raise SettingsError("REPO, --releases: expected at least one of them, got none")
         yield repository, None
         return
     releases = Releases(folder)
@@ -116,9 +122,13 @@ def _held(repository: Path | None, folder: Path | None) -> Iterator[tuple[Path, 
     try:
         state = releases.state()
         if state is None and repository is None:
-            raise SettingsError(f"{folder} holds no release yet; name a model repository: plurum serve REPO --releases")
+            raise SettingsError(
+                f"--releases: {folder} has no release yet. Add one: plurum serve REPO --releases {folder}."
+            )
         if state is not None and repository is not None and releases.add(repository) != state.current:
-            typer.echo(f"{state.current} is public in {folder} and is served; change it with plurum rollout", err=True)
+            typer.echo(
+                f"serving {state.current}, the public release of {folder}; use plurum rollout to replace it", err=True
+            )
         yield repository or folder, releases
     finally:
         releases.unlock()
@@ -126,7 +136,7 @@ def _held(repository: Path | None, folder: Path | None) -> Iterator[tuple[Path, 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP end the block; later ones don't interrupt the clean-up."""
+    """End the block on Ctrl-C, SIGTERM or SIGHUP; further signals don't interrupt the clean-up."""
 
     def interrupt(*_: object) -> NoReturn:
         for number in former:
@@ -134,7 +144,7 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     numbers = [signal.SIGINT, signal.SIGTERM]
-    # Under nohup a server outlives its terminal.
+    # Under nohup the server outlives its terminal.
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     former = {number: signal.signal(number, interrupt) for number in numbers}
@@ -153,14 +163,14 @@ def _announce(urls: dict[str, str], copy: Snapshot, *, as_json: bool) -> None:
         labels = {"http": "HTTP", "grpc": "gRPC"}
         for name, url in urls.items():
             typer.echo(f"{labels.get(name, name):8} {url}")
-        # The command knows the system's authorities alone, and has no certificate of its own.
+        # plurum predict trusts only the system's authorities and has no client certificate.
         secure = urls["grpc"].startswith("grpcs://")
-        ask = (
+        example = (
             f"EnsembleClient('{urls['grpc']}', tls=Tls(...))"
             if secure
             else f"plurum predict IMAGE --url {urls['grpc']}"
         )
-        typer.echo(f"served   a copy of {copy.repository}: {copy.size_bytes / 1e6:.1f} MB in {copy.took_s:.2f} s")
-        typer.echo(f"ask it:  {ask}\nend it:  Ctrl-C")
-    # Who started us may read this through a pipe, and waits for it.
+        typer.echo(f"serving  a copy of {copy.repository}: {copy.size_bytes / 1e6:.1f} MB in {copy.took_s:.2f} s")
+        typer.echo(f"try it:  {example}\nstop it: Ctrl-C")
+    # The parent process may wait for these lines on a pipe.
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Standard input, output and error, whatever this process was started with."""
+"""Preparation of standard input, output and error, which may be closed or of a limited encoding."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ _HANDLER = "plurum"
 
 
 def prepare_streams() -> None:
-    """Open those that are closed on nothing, and let every text be written to standard output.
+    """Open closed standard streams on /dev/null, and make standard output accept every text.
 
-    Bytes of a path that are not text come out as they are; letters that the locale does not have, as their numbers.
+    Undecodable bytes of a path are written unchanged, and characters outside the locale's encoding as escapes.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # The next file to be opened would get this number, and what is meant for the terminal would go into it.
+            # Otherwise the next opened file gets this descriptor, and terminal output is written into it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (as long as the process)
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     codecs.register_error(_HANDLER, _encode)
-    # Tests and notebooks put something else in its place.
+    # Tests and notebooks replace it.
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors=_HANDLER)
 
 
 def close_output() -> None:
-    """Throw away what can't be written to standard output, which Python would try again at its exit."""
+    """Discard unwritten standard output, which Python would try to write again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -40,10 +40,10 @@ def _encode(error: UnicodeError) -> tuple[bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    return b"".join(map(_encoded, text)), error.end
+    return b"".join(map(_escape, text)), error.end
 
 
-def _encoded(letter: str) -> bytes:
+def _escape(letter: str) -> bytes:
     if "\udc80" <= letter <= "\udcff":
         return letter.encode("utf-8", "surrogateescape")
     return letter.encode("ascii", "backslashreplace")

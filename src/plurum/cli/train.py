@@ -1,4 +1,4 @@
-"""`plurum train`: from labelled images to members."""
+"""`plurum train`: train members on labelled images."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 
-_MEMBERS, _DATA, _STEPS = "Members", "Images", "Learning"
-_CHANGES, _WORK = "Changes to training images", "How the work is done"
+_MEMBERS, _DATA, _STEPS = "Members", "Images", "Optimisation"
+_CHANGES, _WORK = "Augmentation", "Execution"
 
 
 def _option(*names: str, panel: str, help: str) -> Any:  # noqa: A002 - Typer's name
@@ -28,77 +28,102 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option
     data: Annotated[
         str,
         typer.Argument(
-            help="A folder with a folder per class or with MNIST's files, a .csv that lists images, a MedMNIST .npz "
-            "file, or the word [bold]digits[/bold] for scikit-learn's.",
+            help="A folder with one subfolder per class, a folder of MNIST files, a CSV manifest, a MedMNIST .npz "
+            "file, or the word [bold]digits[/bold] for scikit-learn's digits.",
             metavar="DATA",
         ),
     ],
     archs: Annotated[
-        list[str], _option("--arch", panel=_MEMBERS, help="A timm architecture; give it once per member.")
+        list[str], _option("--arch", panel=_MEMBERS, help="A timm architecture; repeat for every member.")
     ],
-    out: Annotated[Path, typer.Option(help="The run's folder: new, empty, or a run to go on with.", metavar="RUN")],
-    seeds: Annotated[int, _option(panel=_MEMBERS, help="Train all of them so often, from other seeds.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the run: new, empty, or a run to resume.", metavar="RUN")],
+    seeds: Annotated[
+        int, _option(panel=_MEMBERS, help="Train every architecture this many times, with different seeds.")
+    ] = 1,
     snapshots: Annotated[
-        int, _option(panel=_MEMBERS, help="Cut each training into cycles; every cycle's best is a member.")
+        int,
+        _option(
+            panel=_MEMBERS, help="Learning-rate cycles per training; the best weights of each cycle become a member."
+        ),
     ] = 1,
     pretrained: Annotated[
-        bool, _option("--pretrained", panel=_MEMBERS, help="Start from timm's weights (a download).")
+        bool, _option("--pretrained", panel=_MEMBERS, help="Start from timm's pretrained weights (downloads them).")
     ] = False,
-    seed: Annotated[int, _option(panel=_MEMBERS, help="What splits, weights and batches are drawn from.")] = 0,
+    seed: Annotated[int, _option(panel=_MEMBERS, help="Random seed of splits, weights and batches.")] = 0,
     image_size: Annotated[
         int | None,
-        _option(panel=_DATA, help="Height and width [dim]\\[arrays: their own, at least 32; files: 224][/dim]."),
+        _option(
+            panel=_DATA, help="Height and width in pixels [dim]\\[arrays: their own, at least 32; files: 224][/dim]."
+        ),
     ] = None,
-    colour: Annotated[str, _option(panel=_DATA, help="rgb or grey.")] = "rgb",
-    resize: Annotated[str, _option(panel=_DATA, help="stretch, or crop the centre to a square first.")] = "stretch",
+    colour: Annotated[str, _option(panel=_DATA, help="Colour mode: rgb or grey.")] = "rgb",
+    resize: Annotated[
+        str, _option(panel=_DATA, help="Resize rule: stretch, or crop to crop the centre to a square first.")
+    ] = "stretch",
     tile_size: Annotated[
-        int | None, _option(panel=_DATA, help="Cut larger files into squares of so many of their pixels.")
+        int | None, _option(panel=_DATA, help="Cut larger images into square tiles of this many pixels a side.")
     ] = None,
-    max_tiles: Annotated[int, _option(panel=_DATA, help="Squares of one file: those with the most in them.")] = 16,
+    max_tiles: Annotated[
+        int, _option(panel=_DATA, help="Most tiles per image; those with the most tissue are kept.")
+    ] = 16,
     skip_unreadable: Annotated[
-        bool, _option("--skip-unreadable", panel=_DATA, help="Leave out images that can't be read.")
+        bool, _option("--skip-unreadable", panel=_DATA, help="Skip images that can't be read.")
     ] = False,
-    epochs: Annotated[int, _option(panel=_STEPS, help="How often each member sees the training images.")] = 20,
-    batch_size: Annotated[int, _option(panel=_STEPS, help="Images per pass.")] = 32,
-    accumulate: Annotated[int, _option(panel=_STEPS, help="Passes per step: a larger batch in less memory.")] = 1,
-    learning_rate: Annotated[float, _option(panel=_STEPS, help="Of AdamW, after warm-up.")] = 1e-3,
-    weight_decay: Annotated[float, _option(panel=_STEPS, help="Of AdamW.")] = 0.05,
-    warmup_share: Annotated[float, _option(panel=_STEPS, help="Share of steps in which the rate rises.")] = 0.1,
-    clip_norm: Annotated[float, _option(panel=_STEPS, help="Cut gradients to this norm; 0 leaves them whole.")] = 1.0,
-    label_smoothing: Annotated[float, _option(panel=_STEPS, help="0 to below 1.")] = 0.0,
+    epochs: Annotated[int, _option(panel=_STEPS, help="Training epochs per member.")] = 20,
+    batch_size: Annotated[int, _option(panel=_STEPS, help="Images per forward pass.")] = 32,
+    accumulate: Annotated[
+        int, _option(panel=_STEPS, help="Gradient accumulation: forward passes per optimiser step.")
+    ] = 1,
+    learning_rate: Annotated[float, _option(panel=_STEPS, help="Learning rate of AdamW after warm-up.")] = 1e-3,
+    weight_decay: Annotated[float, _option(panel=_STEPS, help="Weight decay of AdamW.")] = 0.05,
+    warmup_share: Annotated[float, _option(panel=_STEPS, help="Fraction of steps for learning-rate warm-up.")] = 0.1,
+    clip_norm: Annotated[float, _option(panel=_STEPS, help="Largest gradient norm; 0 disables clipping.")] = 1.0,
+    label_smoothing: Annotated[float, _option(panel=_STEPS, help="Label smoothing, 0 to below 1.")] = 0.0,
     balance: Annotated[
-        str, _option(panel=_STEPS, help="Against unequal classes: none, weights (in the loss) or sampling.")
+        str, _option(panel=_STEPS, help="Class balancing: none, weights (in the loss) or sampling.")
     ] = "none",
-    ema: Annotated[float, _option(panel=_STEPS, help="Keep a moving average of the weights, say 0.999.")] = 0.0,
+    ema: Annotated[
+        float,
+        _option(
+            panel=_STEPS, help="Decay of an exponential moving average of the weights, such as 0.999; 0 disables it."
+        ),
+    ] = 0.0,
     patience: Annotated[
-        int | None, _option(panel=_STEPS, help="Stop after so many epochs that were no better.")
+        int | None, _option(panel=_STEPS, help="Stop after this many epochs without improvement.")
     ] = None,
-    shift: Annotated[float, _option(panel=_CHANGES, help="Move by up to this share of their size.")] = 0.1,
-    flip: Annotated[bool, _option("--flip", panel=_CHANGES, help="Mirror every other one.")] = False,
-    rotate: Annotated[float, _option(panel=_CHANGES, help="Turn by up to so many degrees; 180 for tissue.")] = 0.0,
-    jitter: Annotated[float, _option(panel=_CHANGES, help="Change colours by up to this share, say 0.2.")] = 0.0,
-    mixup: Annotated[float, _option(panel=_CHANGES, help="Alpha of MixUp, say 0.2.")] = 0.0,
-    cutmix: Annotated[float, _option(panel=_CHANGES, help="Alpha of CutMix, say 1.")] = 0.0,
+    shift: Annotated[
+        float, _option(panel=_CHANGES, help="Largest random shift, as a fraction of the image size.")
+    ] = 0.1,
+    flip: Annotated[bool, _option("--flip", panel=_CHANGES, help="Mirror half of the images, left to right.")] = False,
+    rotate: Annotated[float, _option(panel=_CHANGES, help="Largest random rotation in degrees; 180 for tissue.")] = 0.0,
+    jitter: Annotated[
+        float, _option(panel=_CHANGES, help="Largest random colour change, as a fraction, such as 0.2.")
+    ] = 0.0,
+    mixup: Annotated[float, _option(panel=_CHANGES, help="Alpha of MixUp, such as 0.2; 0 disables it.")] = 0.0,
+    cutmix: Annotated[float, _option(panel=_CHANGES, help="Alpha of CutMix, such as 1; 0 disables it.")] = 0.0,
     precision: Annotated[
         str,
-        _option(panel=_WORK, help="auto (fp16 on CUDA, bf16 on CPUs that gain by it, else fp32), fp32, bf16 or fp16."),
+        _option(
+            panel=_WORK,
+            help="fp32, bf16, fp16, or auto: fp16 on CUDA, bf16 on CPUs that compute in it, else fp32.",
+        ),
     ] = "auto",
-    compile: Annotated[bool, _option("--compile", panel=_WORK, help="Use torch.compile.")] = False,  # noqa: A002
-    jobs: Annotated[int, _option(panel=_WORK, help="Train so many members at a time.")] = 1,
+    compile: Annotated[bool, _option("--compile", panel=_WORK, help="Compile models with torch.compile.")] = False,  # noqa: A002
+    jobs: Annotated[int, _option(panel=_WORK, help="Members to train in parallel.")] = 1,
     tensorboard: Annotated[
-        bool, _option("--tensorboard", panel=_WORK, help="Write RUN/tensorboard, for [dim]tensorboard --logdir[/dim].")
+        bool, _option("--tensorboard", panel=_WORK, help="Write TensorBoard logs to RUN/tensorboard.")
     ] = False,
     save_every_s: Annotated[
-        float, _option(panel=_WORK, help="Seconds between two savings of an unfinished member.")
+        float, _option(panel=_WORK, help="Seconds between checkpoints of an unfinished member.")
     ] = 30.0,
     fresh: Annotated[
-        bool, _option("--fresh", panel=_WORK, help="Start over in a run that holds another training.")
+        bool, _option("--fresh", panel=_WORK, help="Start over in a folder that holds another run.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the members' contracts as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the members' metadata as JSON.")] = False,
 ) -> None:
     """Train one member per --arch, on the same images and splits.
 
-    The same command again goes on where it was interrupted.
+    Run the same command again to resume an interrupted training.
 
     [bold]Examples[/bold]
 
@@ -115,11 +140,11 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option
     given = locals()
     from plurum.training import TrainOptions, TrainSettings, settings_from, train_run
 
-    settings = settings_from(TrainSettings, **_of(TrainSettings, given))
+    settings = settings_from(TrainSettings, **_select(TrainSettings, given))
     try:
-        training = train_run(data, settings, out, settings_from(TrainOptions, **_of(TrainOptions, given)))
+        training = train_run(data, settings, out, settings_from(TrainOptions, **_select(TrainOptions, given)))
     except KeyboardInterrupt:
-        sys.stderr.write("plurum: interrupted; the same command goes on where it was\n")
+        sys.stderr.write("plurum: interrupted; run the same command again to resume\n")
         raise typer.Exit(130) from None
     if not training.is_first:
         return
@@ -130,8 +155,8 @@ def train(  # noqa: PLR0913, PLR0917 - one parameter per option
         _print(training, out)
 
 
-def _of(kind: type[BaseModel], given: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the command's parameters that are fields of `kind`."""
+def _select(kind: type[BaseModel], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the command's parameters that are fields of `kind`."""
     return {name: value for name, value in given.items() if name in kind.model_fields}
 
 
@@ -162,5 +187,5 @@ def _print(training: Training, out: Path) -> None:
         )
     console.print(table)
     if training.reused:
-        console.print(f"finished before, and reused: {', '.join(training.reused)}", highlight=False)
+        console.print(f"reused from an earlier run: {', '.join(training.reused)}", highlight=False)
     console.print(f"next: plurum fit {escape(str(out))}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`plurum tune`: the fastest way to serve a repository on this machine."""
+"""`plurum tune`: find the fastest serving configuration on this machine."""
 
 from __future__ import annotations
 
@@ -18,38 +18,39 @@ __all__ = ["tune"]
 def tune(  # noqa: PLR0913, PLR0917 - one parameter per option
     repository: Annotated[
         Path,
-        typer.Argument(
-            help="A model repository, as `plurum export` writes it; for a GPU, with its plans.", metavar="REPO"
-        ),
+        typer.Argument(help="Model repository written by `plurum export`; for a GPU, with its plans.", metavar="REPO"),
     ],
-    out: Annotated[Path, typer.Option(help="Where the tuned repository goes, whole or not at all.", metavar="TUNED")],
+    out: Annotated[Path, typer.Option(help="Folder of the tuned repository, written atomically.", metavar="TUNED")],
     run: Annotated[
         Path | None,
-        typer.Option(help="What REPO was exported from: tries bf16 and int8 too, each through export's gate."),
+        typer.Option(help="Run that REPO was exported from; adds bf16 and int8, with export's parity checks."),
     ] = None,
     latency_ms: Annotated[
         float | None,
-        typer.Option(help="What 99% of the answers must not take longer than [dim]\\[only throughput counts][/dim]."),
+        typer.Option(help="Limit of the 99th percentile latency in ms [dim]\\[none: highest throughput][/dim]."),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Who is asked: ensemble (encoded images) or ensemble_pixels (decoded ones).")
+        str, typer.Option(help="Model to measure: ensemble (encoded images) or ensemble_pixels (decoded images).")
     ] = "ensemble",
     clients: Annotated[
         str,
-        typer.Option(help="Loads in requests in flight, as `4,8` [dim]\\[4 a core; with a latency fewer too][/dim]."),
+        typer.Option(
+            help="Comma-separated numbers of requests in flight, such as `4,8` "
+            "[dim]\\[4 per core; fewer too with a latency limit][/dim]."
+        ),
     ] = "",
     images: Annotated[
-        Path | None, typer.Option(help="A folder with images to send [dim]\\[synthetic JPEGs][/dim].")
+        Path | None, typer.Option(help="Folder of images to send [dim]\\[synthetic JPEGs][/dim].")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Length of the first, shortest turns.")] = 2.0,
-    turns: Annotated[int, typer.Option(help="Of REPO and TUNED side by side at the end.")] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything that was measured as JSON.")] = False,
+    seconds: Annotated[float, typer.Option(help="Seconds of the first, shortest measurements.")] = 2.0,
+    turns: Annotated[int, typer.Option(help="Final measurements of REPO and of TUNED.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all measurements as JSON.")] = False,
 ) -> None:
-    """Find the fastest way to serve a repository on this machine: form, instances, threads, backend, batching.
+    """Find the fastest configuration of a repository on this machine: form, instances, threads, backend, batching.
 
-    Every way is served and measured as a whole, under load and beside REPO as it is; the best third gets longer turns,
-    until one is left. TUNED holds every figure in tuning.json and tuning.csv, drawn in tuning.png. The same command
-    again goes on where it was interrupted.
+    Serves and measures every configuration under load, next to the unchanged REPO. The best third is measured longer,
+    until one is left. Writes all measurements to TUNED as tuning.json, tuning.csv and tuning.png. Run the same command
+    again to resume an interrupted search.
 
     [bold]Examples[/bold]
 
@@ -63,7 +64,7 @@ def tune(  # noqa: PLR0913, PLR0917 - one parameter per option
 
     with needs_extra("all", "matplotlib", "onnx", "onnxruntime", "torch", "tritonclient.grpc"):
         from plurum.benchmarks.tune.tuning import TuneSettings
-        from plurum.benchmarks.tune.tuning import tune as tuned
+        from plurum.benchmarks.tune.tuning import tune as tune_repository
     from rich.console import Console
 
     from plurum.run import Run
@@ -78,13 +79,13 @@ def tune(  # noqa: PLR0913, PLR0917 - one parameter per option
         turns=turns,
         images=images,
     )
-    # As Ctrl-C: what was started is ended, what was begun is removed.
+    # SIGTERM cleans up as Ctrl-C does: it stops the processes and removes partial output.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Console(stderr=True).status("tuning") as status:
-            result = tuned(repository, out, None if run is None else Run(run), settings, status.update)
+            result = tune_repository(repository, out, None if run is None else Run(run), settings, status.update)
     except KeyboardInterrupt:
-        sys.stderr.write("plurum: interrupted; the same command goes on where it was\n")
+        sys.stderr.write("plurum: interrupted; run the same command again to resume\n")
         raise typer.Exit(130) from None
     if as_json:
         sys.stdout.write(result.model_dump_json() + "\n")
@@ -97,7 +98,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdecimal() and int(part) for part in parts):
-        raise SettingsError(f"--clients {text}: whole numbers above 0 with commas between them are expected")
+        raise SettingsError(f"--clients: expected comma-separated integers above 0, got {text}")
     return tuple(map(int, parts))
 
 
@@ -105,15 +106,15 @@ def _show(result: TuneResult, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    # A pipe has no width: there a row is a line, however long.
+    # A pipe has no width, so each row stays on one line.
     console = Console(width=None if sys.stdout.isatty() else 10_000)
-    tried = Table("", "turns of s", "images/s", "p99 ms", "over REPO's", box=None)
-    final = Table("at the end", "in flight", "images/s", "p50 ms", "p99 ms", box=None)
+    tried = Table("", "seconds", "images/s", "p99 ms", "vs. REPO", box=None)
+    final = Table("final", "in flight", "images/s", "p50 ms", "p99 ms", box=None)
     for column in (*tried.columns[1:], *final.columns[1:]):
         column.justify = "right"
     for stage in dict.fromkeys(trial.stage for trial in result.trials):
         tried.add_row(f"[bold]{stage}[/bold]")
-        # Each variant's longest turn, which is its last.
+        # The last measurement of a variant is its longest.
         last = {trial.variant.model_dump_json(): trial for trial in result.trials if trial.stage == stage}
         for trial in sorted(last.values(), key=lambda one: one.seconds, reverse=True):
             if trial.error:
@@ -130,6 +131,6 @@ def _show(result: TuneResult, out: Path) -> None:
     console.print(final, soft_wrap=True)
     for note in result.notes:
         typer.echo(note)
-    typer.echo(f"wanted: {result.objective}; sent: {result.images}")
+    typer.echo(f"target: {result.objective}; sent: {result.images}")
     typer.echo(f"chosen: {result.reason}")
     typer.echo(f"serve it with: plurum serve {out}")

@@ -1,4 +1,4 @@
-"""`plurum ui`: a page for people."""
+"""`plurum ui`: serve a web page for predictions and reviews."""
 
 from __future__ import annotations
 
@@ -18,37 +18,35 @@ def ui(  # noqa: PLR0913, PLR0917 - one parameter per option
     url: Annotated[
         list[str] | None,
         typer.Option(
-            help="The server: host:port, or http(s)://host:port. Several, each with --url, are asked in turn.",
+            help="Server: HOST:PORT for gRPC or http(s)://HOST:PORT; repeat to use several in turn.",
             show_default="this machine",
         ),
     ] = None,
-    http: Annotated[bool, typer.Option("--http", help="Ask over HTTP (port 8000) instead of gRPC (8001).")] = False,
-    run: Annotated[
-        Path | None, typer.Option(help="The run that is served: show where its members looked (Grad-CAM).")
-    ] = None,
+    http: Annotated[bool, typer.Option("--http", help="Use HTTP (port 8000) instead of gRPC (port 8001).")] = False,
+    run: Annotated[Path | None, typer.Option(help="Run that is served; enables Grad-CAM maps of its members.")] = None,
     store: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of what is sent to review, with the images.",
+            help="Folder of reviews and their images.",
             show_default="$XDG_DATA_HOME/plurum/reviews, ~/.local/share/plurum/reviews",
         ),
     ] = None,
-    reviewer: Annotated[str, typer.Option(help="Who decides, as it is written beside every decision.")] = "",
+    reviewer: Annotated[str, typer.Option(help="Name of the reviewer, recorded with every decision.")] = "",
     export: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write what was decided to FILE, whole or not at all, and show no page."),
+        typer.Option(metavar="FILE", help="Write the decisions to FILE atomically and exit."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. There is NO login: whoever reaches it sees all images.")
+        str, typer.Option(help="Address to listen on. There is NO login: everyone who can connect sees all images.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8085,
-    timeout_s: Annotated[float, typer.Option(help="How long an answer may take, seconds.")] = 20.0,
-    max_image_mib: Annotated[int, typer.Option(min=1, help="Largest file of an image, MiB.")] = 64,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8085,
+    timeout_s: Annotated[float, typer.Option(help="Longest time for a prediction, in seconds.")] = 20.0,
+    max_image_mib: Annotated[int, typer.Option(min=1, help="Largest image file in MiB.")] = 64,
 ) -> None:
-    """Show a page for people: drop images, see each answer and how far to trust it, decide what was sent to review.
+    """Serve a web page to drop images on, to see predictions with their uncertainty, and to decide reviews.
 
-    What people confirm or correct is kept in --store, and exported as a CSV that plurum train reads. Only what is sent
-    to review is written to the disk. Ctrl-C ends it; nothing that was decided is lost.
+    Decisions are saved to --store; --export writes them as a CSV manifest for plurum train. Only images sent to review
+    are written to disk. Ctrl-C stops the page; no decision is lost.
 
     [bold]Examples[/bold]
 
@@ -77,12 +75,12 @@ def ui(  # noqa: PLR0913, PLR0917 - one parameter per option
 
 def _default_store() -> Path:
     data = os.environ.get("XDG_DATA_HOME", "")
-    # A relative one is to be ignored (XDG Base Directory Specification).
+    # The XDG Base Directory Specification says to ignore relative paths.
     root = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
     return root / "plurum" / "reviews"
 
 
 def _announce(url: str, folder: Path) -> None:
-    typer.echo(f"page     {url}\nreviews  {folder}\nend it:  Ctrl-C")
-    # Who started us may read this through a pipe, and waits for it.
+    typer.echo(f"page     {url}\nreviews  {folder}\nstop it: Ctrl-C")
+    # The parent process may wait for these lines on a pipe.
     sys.stdout.flush()

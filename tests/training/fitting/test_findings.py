@@ -106,9 +106,9 @@ def test_the_command_takes_a_single_member_too(
     printed = capsys.readouterr().out
     assert not caught.value.code
     assert run.ensemble().voting.weights == (1.0,)
-    assert "the run has a single member, so that there is no vote to be judged" in printed
+    assert "the run has a single member, so there is no vote to evaluate" in printed
     assert "patients, by mean: " in printed
-    assert " of 8 test patients right (max: " in printed
+    assert " of 8 test patients correct (max: " in printed
 
 
 def test_the_command_names_a_member_that_is_not_finished(
@@ -120,10 +120,9 @@ def test_the_command_names_a_member_that_is_not_finished(
     with pytest.raises(SystemExit):
         command_line()
     printed = capsys.readouterr().out
-    assert "the run has a single finished member, so that there is no vote to be judged" in printed
+    assert "the run has a single finished member, so there is no vote to evaluate" in printed
     assert (
-        "not finished, and so not asked: test_resnet; the plurum train command that the run was begun with finishes "
-        "it; then fit again\n"
+        "not finished, so left out: test_resnet; run the same plurum train command again to finish it, then fit again\n"
     ) in printed
 
 

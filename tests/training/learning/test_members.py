@@ -247,7 +247,7 @@ def test_ctrl_c_leaves_no_member_and_no_process_behind(tmp_path: Path, archive: 
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors == "plurum: interrupted; the same command goes on where it was\n"
+    assert errors == "plurum: interrupted; run the same command again to resume\n"
     wait_for_the_end_of(process.pid)
     assert not (out / "members").exists()
 

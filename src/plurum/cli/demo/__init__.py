@@ -1,1 +1,1 @@
-"""The main job on real images: `plurum demo`."""
+"""`plurum demo`: an end-to-end run on real images."""

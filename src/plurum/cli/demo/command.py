@@ -1,4 +1,4 @@
-"""`plurum demo`: the main job on real images, from training to served answers."""
+"""`plurum demo`: run every stage on real images, from training to served predictions."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ __all__ = ["demo"]
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The run's folder; what is done in it already is used again.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder of the run; completed steps are reused.")] = Path("runs/demo"),
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Remove an earlier run in that folder and start afresh.")
+        bool, typer.Option("--fresh", help="Remove an earlier run in that folder and start over.")
     ] = False,
 ) -> None:
-    """Do the main job on scikit-learn's digits, 1,797 real images: three classifiers, one served answer.
+    """Run every stage on scikit-learn's digits, 1,797 real images, with three classifiers.
 
-    Trains, fits, exports, starts a Triton server on free ports, asks it about the held-out images over gRPC and
-    HTTP, compares the answers with PyTorch's own, reads /metrics, and stops the server. At most four minutes on two
-    cores; a second run uses again what is done.
+    Trains, fits, exports and starts a Triton server on free ports. Sends the held-out images over gRPC and HTTP,
+    compares the predictions with PyTorch's, reads /metrics and stops the server. Takes at most four minutes on two
+    cores; a second run reuses completed steps.
 
     [bold]Examples[/bold]
 
@@ -33,5 +31,5 @@ def demo(
     from plurum.errors import needs_extra
 
     with needs_extra("all", "torch", "timm", "sklearn", "onnx", "onnxscript", "onnxruntime", "tritonclient.grpc"):
-        from plurum.cli.demo.job import main_job
-    main_job(out, fresh=fresh)
+        from plurum.cli.demo.job import run_demo
+    run_demo(out, fresh=fresh)

@@ -1,8 +1,8 @@
-"""The main job on real images: train, fit, export, serve, ask over gRPC and HTTP, measure.
+"""The stages of `plurum demo`: train, fit, export, serve, predict over gRPC and HTTP, read metrics.
 
-RUN/                    as `plurum.run` draws it
-RUN/held_out/CLASS/     the test images as PNG, which the server is asked about
-RUN/model_repository/   what is served
+RUN/                    a run, see `plurum.run`
+RUN/held_out/CLASS/     the test images as PNG files, which are sent to the server
+RUN/model_repository/   the served model repository
 """
 
 from __future__ import annotations
@@ -42,42 +42,42 @@ from plurum.training import (
 from plurum.voting import Verdict, decide, softmax
 
 __all__ = [
-    "Comparison",
     "HeldOut",
-    "compared",
-    "grown",
-    "main_job",
+    "ServedComparison",
+    "compare_predictions",
+    "increased_samples",
     "pytorch_verdict",
+    "run_demo",
     "write_held_out",
 ]
 
 DATA = "digits"
-# Images of 32 x 32 gain nothing from bf16.
+# bf16 is no faster for images of 32 x 32 pixels.
 SETTINGS = TrainSettings(
     archs=("resnet10t", "dla46_c", "ese_vovnet19b_slim_dw"), epochs=8, learning_rate=3e-3, precision="fp32"
 )
 TOLERANCE = 1e-3
-"""Largest difference of a probability between a served answer and PyTorch's own."""
+"""Largest difference of a probability between a served prediction and PyTorch's."""
 WATCHED = (
     "plurum_predictions_total",
     "plurum_reviews_total",
     "plurum_confidence_count",
     "nv_inference_request_success",
 )
-# Stricter than the default, so that digits, which are easy, leave something for a person to look at.
+# Stricter than the default, so that some of the digits, which are easy, need review.
 RISK = 0.002
 _SHOWN = 8
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The run's test images, what they are, and what PyTorch says of them.
+    """The run's test images with their labels and PyTorch's predictions.
 
     Attributes:
-        paths: Of the image files.
-        labels: `[images]`, int64, the truth.
-        verdict: PyTorch's own members and the same vote.
-        classes: Names, in the order of the labels.
+        paths: Paths of the image files.
+        labels: True classes, int64 `[images]`.
+        verdict: Vote over the members' outputs in PyTorch.
+        classes: Class names, in the order of the labels.
     """
 
     paths: list[Path]
@@ -87,11 +87,11 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Served answers beside PyTorch's own for the same images.
+class ServedComparison:
+    """Comparison of served predictions with PyTorch's for the same images.
 
     Attributes:
-        accuracy: Of the served labels, 0 to 1.
+        accuracy: Accuracy of the served labels, 0 to 1.
         max_difference: Largest difference of any probability, 0 to 1.
     """
 
@@ -99,12 +99,12 @@ class Comparison:
     max_difference: float
 
 
-def main_job(out: Path, *, fresh: bool = False) -> None:
-    """Do all of it, and say on standard output what came of it.
+def run_demo(out: Path, *, fresh: bool = False) -> None:
+    """Run all stages, and print the results to standard output.
 
     Raises:
-        OutputError: `out` holds something else than a run.
-        ParityError: a graph or the server answers otherwise than PyTorch.
+        OutputError: `out` is not a run.
+        ParityError: outputs of a graph or of the server differ from PyTorch's.
         ServerError: the server does not start.
     """
     start = time.monotonic()
@@ -119,21 +119,21 @@ def main_job(out: Path, *, fresh: bool = False) -> None:
     with Console(stderr=True).status("exporting") as status:
         exported = repository_from_run(run, repository, ExportSettings(), status.update)
     if exported.unchanged:
-        say.print(f"{repository} is of exactly these members already")
+        say.print(f"{repository} is up to date with these members")
     else:
-        say.print(f"exported to {repository}, every graph as PyTorch on real images (parity.json)")
+        say.print(f"exported to {repository}; every graph matches PyTorch on real images (parity.json)")
     held_out = _held_out(run, ensemble)
-    say.rule("4. serve on Triton, ask over gRPC and HTTP, measure")
+    say.rule("4. serve on Triton, predict over gRPC and HTTP, read metrics")
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         before = metrics_at(server.urls.metrics)
-        answers = _asked(server.urls.grpc, "grpc", held_out.paths)
+        answers = _predict(server.urls.grpc, "grpc", held_out.paths)
         _say_least_certain(say, held_out, answers)
         _say_comparison(say, held_out, answers, "gRPC")
-        _say_comparison(say, held_out, _asked(server.urls.http, "http", held_out.paths), "HTTP")
-        say.print(f"lines of {server.urls.metrics} that grew:", soft_wrap=True)
-        # The voter counts within a second.
+        _say_comparison(say, held_out, _predict(server.urls.http, "http", held_out.paths), "HTTP")
+        say.print(f"counters of {server.urls.metrics} that increased:", soft_wrap=True)
+        # The voter publishes its counts within a second.
         time.sleep(1)
-        for sample, old, new in grown(before, metrics_at(server.urls.metrics), *WATCHED):
+        for sample, old, new in increased_samples(before, metrics_at(server.urls.metrics), *WATCHED):
             say.print(f"  {sample} {old:g} -> {new:g}", highlight=False, soft_wrap=True, markup=False)
     _say_places(say, run, repository, report, time.monotonic() - start)
 
@@ -152,7 +152,7 @@ def write_held_out(run: Run, images: LabelledImages) -> list[Path]:
 
 
 def pytorch_verdict(run: Run, ensemble: Ensemble) -> Verdict:
-    """Return what PyTorch itself and the same vote say about the run's test images."""
+    """Return the vote over the members' outputs in PyTorch for the run's test images."""
     pixels = torch.from_numpy(np.array(run.pixels()[run.table().rows("test")]))
     logits = []
     for member in ensemble.members:
@@ -162,11 +162,11 @@ def pytorch_verdict(run: Run, ensemble: Ensemble) -> Verdict:
     return decide(softmax(np.stack(logits, axis=1)), ensemble.rule)
 
 
-def compared(answers: list[Prediction], held_out: HeldOut) -> Comparison:
-    """Compare served answers with PyTorch's verdict on the same images.
+def compare_predictions(answers: list[Prediction], held_out: HeldOut) -> ServedComparison:
+    """Compare served predictions with PyTorch's for the same images.
 
     Raises:
-        ParityError: another label, or a probability that differs by more than `TOLERANCE`.
+        ParityError: a label differs, or a probability differs by more than `TOLERANCE`.
     """
     served = np.array([[answer.probabilities[name] for name in held_out.classes] for answer in answers])
     difference = float(np.abs(served - held_out.verdict.probabilities).max())
@@ -174,14 +174,14 @@ def compared(answers: list[Prediction], held_out: HeldOut) -> Comparison:
     flips = int(np.count_nonzero(given != held_out.verdict.label))
     if flips or not difference <= TOLERANCE:
         raise ParityError(
-            f"the server answers otherwise than PyTorch: {flips} other labels of {len(answers)}, probabilities differ "
-            f"by up to {difference:.2g}, at most {TOLERANCE:g} is allowed"
+            f"served predictions differ from PyTorch's: {flips} of {len(answers)} labels, and probabilities by up to "
+            f"{difference:.2g}; at most {TOLERANCE:g} is allowed"
         )
-    return Comparison(float(np.mean(given == held_out.labels)), difference)
+    return ServedComparison(float(np.mean(given == held_out.labels)), difference)
 
 
-def grown(before: dict[str, float], after: dict[str, float], *names: str) -> list[tuple[str, float, float]]:
-    """Return (sample, before, after) of the samples of `names` that grew."""
+def increased_samples(before: dict[str, float], after: dict[str, float], *names: str) -> list[tuple[str, float, float]]:
+    """Return (sample, before, after) for each sample of the metrics `names` that increased."""
     return [
         (sample, before.get(sample, 0.0), value)
         for sample, value in after.items()
@@ -195,7 +195,7 @@ def _held_out(run: Run, ensemble: Ensemble) -> HeldOut:
     return HeldOut(paths, table.labels[table.rows("test")], pytorch_verdict(run, ensemble), ensemble.classes)
 
 
-def _asked(url: str, protocol: Literal["grpc", "http"], paths: list[Path]) -> list[Prediction]:
+def _predict(url: str, protocol: Literal["grpc", "http"], paths: list[Path]) -> list[Prediction]:
     with EnsembleClient(url, protocol=protocol) as client:
         return client.predict(paths)
 
@@ -222,18 +222,18 @@ def _say_least_certain(say: Console, held_out: HeldOut, answers: list[Prediction
             f"{held_out.classes[winner]} {held_out.verdict.probabilities[index, winner]:.5f}",
             f"{answer.entropy:.3f}",
             f"{answer.disagreement:.3f}",
-            "a person" if answer.review else "",
+            "yes" if answer.review else "",
         )
-    say.print(f"the {_SHOWN} least certain answers beside PyTorch's own:")
+    say.print(f"the {_SHOWN} least certain predictions, compared with PyTorch's:")
     say.print(table)
 
 
 def _say_comparison(say: Console, held_out: HeldOut, answers: list[Prediction], protocol: str) -> None:
-    comparison = compared(answers, held_out)
+    comparison = compare_predictions(answers, held_out)
     say.print(
-        f"over {protocol}: {len(answers)} held-out images, accuracy of the served answers "
+        f"over {protocol}: {len(answers)} held-out images, accuracy of the served labels "
         f"{comparison.accuracy:.4f}; labels equal PyTorch's, probabilities within {comparison.max_difference:.1e}; "
-        f"{sum(answer.review for answer in answers)} sent to a person",
+        f"{sum(answer.review for answer in answers)} need review",
         soft_wrap=True,
     )
 
@@ -242,11 +242,11 @@ def _say_places(say: Console, run: Run, repository: Path, report: Path, took_s: 
     say.rule(f"done in {took_s:.0f} s")
     for what, place in (
         ("members", run.path / "members"),
-        ("how they vote", run.ensemble_file),
-        ("how good it is", report),
+        ("vote", run.ensemble_file),
+        ("evaluation", report),
         ("held-out images", run.path / "held_out"),
         ("model repository", repository),
     ):
         say.print(f"{what + ':':18}{place}", soft_wrap=True, highlight=False)
     say.print(f"serve it: plurum serve {repository}", soft_wrap=True, highlight=False)
-    say.print(f"ask it:   plurum predict {run.path / 'held_out'}", soft_wrap=True, highlight=False)
+    say.print(f"try it:   plurum predict {run.path / 'held_out'}", soft_wrap=True, highlight=False)
