@@ -38,12 +38,12 @@ from plurum.export.repository.findings import (
 )
 from plurum.files import sha256_of
 from plurum.listing import differences_from
-from plurum.questions import QUESTIONS
+from plurum.probes import PROBES_FILE
 from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["Finding", "check_repository"]
 
-_FILES = {"ensemble.json", "export.json", "parity.json", QUESTIONS, "timing.cache"} | {
+_FILES = {"ensemble.json", "export.json", "parity.json", PROBES_FILE, "timing.cache"} | {
     f"tuning.{kind}" for kind in ("json", "csv", "png")
 }
 

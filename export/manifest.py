@@ -16,7 +16,7 @@ from plurum import __version__
 from plurum.errors import RepositoryError
 from plurum.export.settings import Backend, ExportSettings, Precision, Target
 from plurum.listing import differences_from, listing_of, plans_of
-from plurum.questions import QUESTIONS
+from plurum.probes import PROBES_FILE
 from plurum.regular_files import read_regular
 from plurum.spec import Contract, Ensemble, Sha256, write_contract
 
@@ -135,6 +135,6 @@ def is_current(repository: Path, ensemble: Ensemble, settings: ExportSettings) -
         manifest = read_manifest(repository)
     except RepositoryError:
         return False
-    if manifest.inputs != inputs_of(ensemble, settings) or QUESTIONS not in (manifest.files or ()):
+    if manifest.inputs != inputs_of(ensemble, settings) or PROBES_FILE not in (manifest.files or ()):
         return False
     return not differences_from(manifest.files or {}, repository, manifest.plans)

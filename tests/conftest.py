@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from plurum.export import ExportSettings, repository_from_run
 from plurum.files import sha256_of
 from plurum.images import pixels_from_image
-from plurum.models import model_from_checkpoint, normalised
+from plurum.models import model_from_checkpoint, normalise
 from plurum.run import DataContract, Run
 from plurum.serving import Server, ServerSettings
 from plurum.spec import Conformal, Ensemble, FittedOn, ImageSpec, Member, Review, Scores, Voting, write_contract
@@ -74,7 +74,7 @@ def _learn_a_little(model: torch.nn.Module, run: Run) -> None:
     torch.set_num_threads(1)
     for _ in range(12):
         for batch in rows[torch.randperm(len(rows))].split(64):
-            loss = torch.nn.functional.cross_entropy(model(normalised(pixels[batch], IMAGE)), labels[batch])
+            loss = torch.nn.functional.cross_entropy(model(normalise(pixels[batch], IMAGE)), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -108,7 +108,7 @@ def _dividing(run: Run, members: tuple[Member, ...]) -> tuple[float, float]:
     """
     pixels = torch.from_numpy(np.array(run.pixels()[40:48]))
     with torch.inference_mode():
-        logits = [model_from_checkpoint(one, run.checkpoint(one))(normalised(pixels, IMAGE)).numpy() for one in members]
+        logits = [model_from_checkpoint(one, run.checkpoint(one))(normalise(pixels, IMAGE)).numpy() for one in members]
     vote = temper(soft_vote(softmax(np.stack(logits, axis=1)), WEIGHTS), TEMPERATURE)
     second, first = np.sort(vote, axis=1)[:, -2:].T
     return float(np.median(first)), float(1 - np.sort(second)[-2:].mean())

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from plurum.errors import ContractError
 from plurum.files import sha256_of
-from plurum.models import model_from_checkpoint, normalised
+from plurum.models import model_from_checkpoint, normalise
 from plurum.spec import ImageSpec, Member, Scores
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
@@ -65,7 +65,7 @@ def test_another_file_than_the_contract_names_is_refused(checkpoint: Path) -> No
     with checkpoint.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x01")
-    with pytest.raises(ContractError, match="its SHA-256 is another"):
+    with pytest.raises(ContractError, match="its SHA-256 differs"):
         model_from_checkpoint(contract, checkpoint)
 
 
@@ -98,7 +98,7 @@ def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path) -> None:
 def test_normalisation_is_that_of_the_contract() -> None:
     pixels = np.zeros((1, 32, 32, 3), dtype=np.uint8)
     pixels[0, 3, 5] = (255, 51, 102)
-    answer = normalised(torch.from_numpy(pixels), IMAGE)
+    answer = normalise(torch.from_numpy(pixels), IMAGE)
     assert answer.shape == (1, 3, 32, 32)
     assert answer.dtype == torch.float32
     torch.testing.assert_close(answer[0, :, 3, 5], torch.tensor([1.0, -0.2, 0.4]))

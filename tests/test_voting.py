@@ -22,7 +22,7 @@ from plurum.voting import (
     hard_vote,
     mutual_information,
     prediction_sets,
-    rule_from_contract,
+    rule_from_ensemble,
     soft_vote,
     softmax,
     spread,
@@ -304,8 +304,8 @@ def test_a_rule_is_read_from_the_contract() -> None:
         "conformal": {"alpha": 0.1, "quantiles": [0.4, 0.6]},
         "review": {"threshold": 0.8, "risk": None},
     }
-    assert rule_from_contract(contract) == VotingRule((0.3, 0.7), "hard", 2.0, (0.4, 0.6), 0.8)
-    assert rule_from_contract({**contract, "conformal": None}).quantiles is None
+    assert rule_from_ensemble(contract) == VotingRule((0.3, 0.7), "hard", 2.0, (0.4, 0.6), 0.8)
+    assert rule_from_ensemble({**contract, "conformal": None}).quantiles is None
     voting = {
         "mode": "stack",
         "weights": [1.0],
@@ -314,5 +314,5 @@ def test_a_rule_is_read_from_the_contract() -> None:
         "intercepts": [0.1, -0.1],
         "prior_ratio": [2.0, 0.5],
     }
-    rule = rule_from_contract({**contract, "voting": voting})
+    rule = rule_from_ensemble({**contract, "voting": voting})
     assert (rule.coefficients, rule.intercepts, rule.prior_ratio) == (((1.0, 0.0), (0.0, 1.0)), (0.1, -0.1), (2.0, 0.5))

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from plurum.benchmarks.bench.result import Load, Target
 from plurum.errors import ServerError
-from plurum.files import whole_folder
+from plurum.files import atomic_folder
 
 __all__ = ["PerfAnalyzer", "find_perf_analyzer", "set_up_perf_analyzer"]
 
@@ -154,7 +154,7 @@ def set_up_perf_analyzer() -> PerfAnalyzer:
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise ServerError(f"perf_analyzer is set up on x86-64 Linux only, this is {platform.platform()}; {_OTHERWISE}")
-    with whole_folder(_cache()) as folder:
+    with atomic_folder(_cache()) as folder:
         for requirement, (member, name) in _WHEELS.items():
             _unpack(requirement, member, folder / name)
         (folder / "perf_analyzer").chmod(0o755)

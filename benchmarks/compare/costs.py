@@ -17,7 +17,7 @@ from plurum.benchmarks.compare.comparison import Costs, Runtime
 from plurum.benchmarks.compare.contenders import Contender, model_from_contender
 from plurum.benchmarks.compare.memory import memory_of_graph, memory_of_model
 from plurum.errors import needs_extra
-from plurum.files import whole_folder
+from plurum.files import atomic_folder
 from plurum.run import Run
 
 __all__ = ["CALIBRATION_IMAGES", "costs_of", "flops_of", "graph_of", "versions"]
@@ -55,7 +55,7 @@ def costs_of(contender: Contender, run: Run, folder: Path, batch_size: int, prog
     key = " ".join([contender.sha256, run.data().fingerprint, str(batch_size), *versions().values()])
     if (kept := _kept(folder)) is not None and kept.key == key:
         return kept
-    with whole_folder(folder) as hidden:
+    with atomic_folder(folder) as hidden:
         _write_graphs(contender, run, hidden, progress)
         costs = _measured(contender, hidden, key, _spread(run, batch_size), progress)
         (hidden / "costs.json").write_text(costs.model_dump_json(indent=1) + "\n", encoding="utf-8")

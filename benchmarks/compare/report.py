@@ -12,7 +12,7 @@ from plurum.benchmarks.compare.comparison import RUNTIMES, SHOWN_METRICS, Compar
 from plurum.benchmarks.compare.page import PAGE
 from plurum.benchmarks.compare.plots import PICTURES, plots_from_comparison
 from plurum.errors import needs_extra
-from plurum.files import whole_file, write_text
+from plurum.files import atomic_file, write_text
 from plurum.training.statistics.judgement import Figure
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.wording import beyond_chance, difference_text, figure_text, number_text
@@ -50,7 +50,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     write_text(folder / "comparison_results.json", comparison.model_dump_json(indent=1) + "\n")
     write_text(folder / "comparison_report.txt", text_from_comparison(comparison))
     for name, picture in pictures.items():
-        with whole_file(folder / f"{name}.png") as hidden:
+        with atomic_file(folder / f"{name}.png") as hidden:
             hidden.write_bytes(picture)
     write_text(folder / "comparison_report.html", page)
     return folder / "comparison_report.html"

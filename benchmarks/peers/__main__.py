@@ -33,7 +33,7 @@ from plurum.benchmarks.peers.trained import accuracy_of, trained_material
 from plurum.benchmarks.tools.command import run_as_program
 from plurum.errors import OutputError, SettingsError
 from plurum.export.settings import BUDGETS
-from plurum.files import whole_file, whole_folder, write_text
+from plurum.files import atomic_file, atomic_folder, write_text
 
 _ARCHS = ("resnet18", "efficientnet_b0", "densenet121")
 _FILES = {"peers.json", "peers.csv", "peers.png", "peers.md"}
@@ -96,7 +96,7 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
     _write(result, table, out)
     if page is not None:
         write_text(page, page_with_table(page, table))
-        with whole_file(_picture(page)) as hidden:
+        with atomic_file(_picture(page)) as hidden:
             shutil.copyfile(out / "peers.png", hidden)
     typer.echo(table)
     typer.echo(f"result: {out}")
@@ -104,7 +104,7 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
 
 def _write(result: PeersResult, table: str, out: Path) -> None:
     picture = plot_from_result(result)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         (folder / "peers.json").write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / "peers.csv").write_text(csv_from_result(result), encoding="utf-8")
         (folder / "peers.md").write_text(table, encoding="utf-8")

@@ -14,7 +14,7 @@ import venv
 from pathlib import Path
 
 from plurum.errors import ServerError
-from plurum.files import whole_folder
+from plurum.files import atomic_folder
 
 __all__ = ["Environment", "environment_of"]
 
@@ -51,7 +51,7 @@ def environment_of(requirements: tuple[str, ...]) -> Environment:
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(root).expanduser() / "plurum" / "peers" / digest
     if not (folder / "bin" / "python").exists():
-        with whole_folder(folder) as hidden:
+        with atomic_folder(folder) as hidden:
             _make(hidden, packages, requirements)
     return Environment(folder)
 

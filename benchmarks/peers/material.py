@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from plurum.benchmarks.tools.members import random_model, random_repository
 from plurum.errors import ContractError
-from plurum.files import whole_file, whole_folder
+from plurum.files import atomic_file, atomic_folder
 from plurum.serving import usable_cores
 from plurum.serving.triton.staging import read_config
 from plurum.spec import Ensemble, read_ensemble
@@ -67,7 +67,7 @@ def material_of(
     for arch in archs:
         path = work / "weights" / f"{arch}.safetensors"
         if not path.is_file():
-            with whole_file(path) as hidden:
+            with atomic_file(path) as hidden:
                 save_file(random_model(arch).state_dict(), hidden)
     if repository is None:
         repository = one_thread_instances(graphs, work / "one-thread")
@@ -78,7 +78,7 @@ def material_of(
     images = []
     for index, encoded in enumerate(jpegs(size)):
         images.append(work / "images" / f"{size}-{index}.jpg")
-        with whole_file(images[-1]) as hidden:
+        with atomic_file(images[-1]) as hidden:
             hidden.write_bytes(encoded)
     return Material(contract, graphs, repository, work / "weights", tuple(images))
 
@@ -104,7 +104,7 @@ def one_thread_instances(repository: Path, out: Path) -> Path:
 
     Members have that by themselves. Many clients at once want it; a single one is answered sooner by all cores.
     """
-    with whole_folder(out) as hidden:
+    with atomic_folder(out) as hidden:
         shutil.copytree(repository, hidden, dirs_exist_ok=True)
         config = read_config(hidden / "fused")
         config.instance_group[0].count = usable_cores()

@@ -14,7 +14,7 @@ from plurum.benchmarks.peers.material import Material
 from plurum.benchmarks.tools.accuracy import served_accuracy
 from plurum.benchmarks.tools.trained import trained_run
 from plurum.benchmarks.tune.tuning import TuneSettings, tune
-from plurum.files import whole_file, whole_folder
+from plurum.files import atomic_file, atomic_folder
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.spec import Ensemble, Review, Voting, write_contract
@@ -48,7 +48,7 @@ def trained_material(
     graphs = work / "model_repository"
     repository_from_run(run, graphs, ExportSettings(fused=True), progress)
     for member in contract.members:
-        with whole_file(work / "weights" / f"{member.arch}.safetensors") as hidden:
+        with atomic_file(work / "weights" / f"{member.arch}.safetensors") as hidden:
             save_file(model_from_checkpoint(member, run.checkpoint(member)).state_dict(), hidden)
     if repository is None:
         repository = work / "tuned"
@@ -59,7 +59,7 @@ def trained_material(
         file = io.BytesIO()
         Image.fromarray(np.array(run.pixels()[row])).save(file, "JPEG", quality=95)
         images.append(work / "images" / f"{size}-{index}.jpg")
-        with whole_file(images[-1]) as hidden:
+        with atomic_file(images[-1]) as hidden:
             hidden.write_bytes(file.getvalue())
     return Material(contract, graphs, repository, work / "weights", tuple(images)), run
 
@@ -88,7 +88,7 @@ def voting_by_the_mean(run: Run, out: Path) -> Run:
         scores={},
     )
     if not out.is_dir():
-        with whole_folder(out) as hidden:
+        with atomic_folder(out) as hidden:
             shutil.copytree(run.path, hidden, dirs_exist_ok=True)
     write_contract(Run(out).ensemble_file, plain)
     return Run(out)

@@ -77,12 +77,12 @@ def random_model(arch: str, classes: int = 2) -> nn.Module:
 def _export(arch: str, classes: int, image: ImageSpec, graph: Path, progress: Callable[[str], None]) -> int:
     """Write the graph unless it is there; return how many weights the model has."""
     from plurum.export import PixelModel, onnx_from_model
-    from plurum.files import whole_file
+    from plurum.files import atomic_file
 
     model = random_model(arch, classes)
     if not graph.is_file():
         progress(f"{arch}: to ONNX")
-        with whole_file(graph) as hidden:
+        with atomic_file(graph) as hidden:
             onnx_from_model(PixelModel(model, image), hidden)
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from plurum.errors import needs_extra
-from plurum.files import whole_file
+from plurum.files import atomic_file
 from plurum.run import Run
 
 __all__ = ["trained_run"]
@@ -49,5 +49,5 @@ def _write(path: Path) -> None:
     images = np.kron((digits.images * 255 / 16).astype(np.uint8), np.ones((1, 4, 4), np.uint8))
     arrays = {f"{part}_images": images[order[rows]] for part, rows in _PARTS.items()}
     arrays |= {f"{part}_labels": digits.target[order[rows], None].astype(np.uint8) for part, rows in _PARTS.items()}
-    with whole_file(path) as hidden, hidden.open("wb") as file:
+    with atomic_file(path) as hidden, hidden.open("wb") as file:
         np.savez(file, **arrays)

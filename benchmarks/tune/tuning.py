@@ -21,7 +21,7 @@ from plurum.benchmarks.tune.search import WORTH, Journal, Search, preferable
 from plurum.benchmarks.tune.space import batchings, forms, members, precisions
 from plurum.benchmarks.tune.variant import AS_IS, Backend, Variant
 from plurum.errors import ContractError, SettingsError
-from plurum.files import whole_folder
+from plurum.files import atomic_folder
 from plurum.run import Run
 from plurum.serving import usable_cores
 
@@ -104,7 +104,7 @@ def tune(
     journal = Journal(work / "journal.json", key)
     with (
         Search(everything, objective, encoded, settings.seconds, journal, work / "served", progress) as search,
-        whole_folder(out) as hidden,
+        atomic_folder(out) as hidden,
     ):
         best = _searched(search, everything, usable_cores(), _backends())
         write_variant(everything[best.artefacts], best, hidden, trial=False)

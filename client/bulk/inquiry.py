@@ -14,7 +14,7 @@ from plurum.client.bulk.listing import Listing
 from plurum.client.bulk.patients import PatientPool
 from plurum.client.connection.payload import AnyImage
 from plurum.client.connection.predictions import Answer, Failure
-from plurum.files import whole_file
+from plurum.files import atomic_file
 
 __all__ = ["Inquiry", "Totals"]
 
@@ -131,7 +131,7 @@ class Inquiry:
             *(["patient"] if self.listing.patients else []),
             *(["expected"] if self.listing.labels else []),
         ]
-        with whole_file(file, private=True) as hidden:
+        with atomic_file(file, private=True) as hidden:
             rows = self.form.writer(hidden, columns)
             try:
                 for place, path, entry in self.journal.entries():

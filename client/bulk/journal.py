@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from plurum.client.bulk.listing import Listing
 from plurum.errors import OutputError
-from plurum.files import locked
+from plurum.files import lock_file
 
 __all__ = ["Entry", "Found", "Journal", "Stamp", "stamp_of"]
 
@@ -84,7 +84,7 @@ class Journal:
         self.found = Found()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = locked(self.path)
+            lock = lock_file(self.path)
         except OSError as error:
             raise OutputError(f"{path} can't be written: {error.strerror}") from error
         if lock is None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from plurum.client.connection.predictions import Answer, Failure
 from plurum.spec import PatientRule
-from plurum.voting import pooled
+from plurum.voting import pool_groups
 
 __all__ = ["PatientAnswer", "PatientPool", "patients_from_answers"]
 
@@ -61,7 +61,7 @@ class PatientPool:
 
     Attributes:
         classes: Names, in the order of the probabilities.
-        rule: How the answers to a patient's images become one; see `plurum.voting.pooled`.
+        rule: How the answers to a patient's images become one; see `plurum.voting.pool_groups`.
     """
 
     classes: Sequence[str]
@@ -102,7 +102,7 @@ class PatientPool:
     def _answer(self, patient: str, one: _Sums) -> PatientAnswer:
         if not one.images:
             return PatientAnswer(patient, "", float("nan"), {}, 0, 0, one.failed)
-        (row,) = pooled(self.rule, [one.images], one.sums[None], one.highest[None], one.wins[None])
+        (row,) = pool_groups(self.rule, [one.images], one.sums[None], one.highest[None], one.wins[None])
         winner = int(row.argmax())
         return PatientAnswer(
             patient=patient,

@@ -13,7 +13,7 @@ from rich.text import Text
 from plurum.client.bulk.formats import Format, RowWriter, Subject, format_from_path
 from plurum.client.bulk.patients import PatientAnswer
 from plurum.client.connection.predictions import Answer, Failure
-from plurum.files import whole_file
+from plurum.files import atomic_file
 
 __all__ = [
     "AnswersReport",
@@ -50,7 +50,7 @@ def answers_report(path: Path, classes: Sequence[str]) -> Iterator[AnswersReport
         SettingsError: another suffix.
     """
     form = format_from_path(path, classes)
-    with whole_file(path, private=True) as hidden:
+    with atomic_file(path, private=True) as hidden:
         rows = form.writer(hidden, ("path",))
         try:
             yield AnswersReport(form, rows)
@@ -70,7 +70,7 @@ def patients_report(path: Path, answers: Sequence[PatientAnswer], classes: Seque
         SettingsError: another suffix.
     """
     form = format_from_path(path, classes)
-    with whole_file(path, private=True) as hidden:
+    with atomic_file(path, private=True) as hidden:
         form.write_patients(hidden, answers)
 
 

@@ -61,7 +61,7 @@ class SlidePrediction:
             of a tile on average; in the prediction set the winner and what at least half of the tiles can't rule out.
             A person should look when at least half of the tiles ask for it, when a tile has no answer, or when the
             slide is less sure than every tile that asks for nothing.
-        rule: How the tiles' answers became one; see `plurum.voting.pooled`.
+        rule: How the tiles' answers became one; see `plurum.voting.pool_groups`.
         tiles_asked: How many tiles show tissue.
         tiles_skipped: How many show too little, and were not asked about.
         tiles_review: How many of the asked a person should look at.

@@ -22,7 +22,7 @@ from plurum.client.slides.slide_answers import SlideAnswers, SlidePrediction, Ti
 from plurum.errors import ImageError, SettingsError
 from plurum.images import MAX_PIXELS, MIN_SIDE
 from plurum.slides.scanners import open_slide
-from plurum.slides.slides import AnySlide, coarsest, thumbnail
+from plurum.slides.slides import AnySlide, coarsest_level, thumbnail_from_slide
 from plurum.slides.tissue import LEAST_TISSUE, tile_starts, tissue_mask, tissue_share
 from plurum.spec import PatientRule
 
@@ -98,7 +98,7 @@ def predict_slide(
     with ExitStack() as stack:
         try:
             slide = open_slide(path, stack)
-            small, cell = thumbnail(slide, _thumbnail_side(slide, settings, served))
+            small, cell = thumbnail_from_slide(slide, _thumbnail_side(slide, settings, served))
             tiles = _tiles(slide, settings, served, (tissue_mask(small), cell))
             if not tiles.boxes:
                 raise ImageError(f"none of its {tiles.skipped:,} tiles shows {settings.least_tissue:.0%} of tissue")
@@ -167,7 +167,7 @@ def _tiles(
     slide: AnySlide, settings: SlideSettings, served: Served, tissue: tuple[npt.NDArray[np.bool_], float]
 ) -> Tiles:
     zoom = _zoom(slide, settings)
-    number = coarsest(slide.levels, zoom)
+    number = coarsest_level(slide.levels, zoom)
     level = slide.levels[number]
     size = max(MIN_SIDE, round(_side(settings, served) * zoom / level.scale))
     lefts, tops = tile_starts(level.width, size), tile_starts(level.height, size)

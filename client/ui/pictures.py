@@ -11,7 +11,7 @@ from PIL import Image
 
 from plurum.client.connection.predictions import Prediction
 from plurum.errors import ImageError
-from plurum.images import UnreadableImageError, eight_bit, open_image
+from plurum.images import UnreadableImageError, open_image, to_eight_bit
 
 __all__ = ["Asked", "Recent", "readable", "shown", "suffix_of"]
 
@@ -33,7 +33,7 @@ def readable(data: bytes) -> Image.Image:
         ImageError: it can't be read, or is larger than is decoded at once.
     """
     try:
-        return eight_bit(open_image(data))
+        return to_eight_bit(open_image(data))
     except UnreadableImageError as error:
         raise ImageError(str(error)) from error
 

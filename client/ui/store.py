@@ -23,7 +23,7 @@ from typing import Any
 from plurum.client.connection.predictions import Prediction
 from plurum.client.ui.pictures import suffix_of
 from plurum.errors import OutputError
-from plurum.files import whole_file
+from plurum.files import atomic_file
 
 __all__ = ["DecidedError", "Decision", "Item", "Progress", "ReviewStore"]
 
@@ -179,7 +179,7 @@ class ReviewStore:
         file = f"images/{sha256}{suffix_of(data)}"
         # Before its row, so that no row is ever without its image.
         if not (self.folder / file).exists():
-            with whole_file(self.folder / file, private=True) as hidden:
+            with atomic_file(self.folder / file, private=True) as hidden:
                 hidden.write_bytes(data)
         row = (sha256, file, name, json.dumps(prediction.to_dict()), "person" if by_person else "ensemble", _now())
         with self._transaction() as database:

@@ -25,7 +25,7 @@ from plurum.export.engines import builder
 from plurum.export.engines.builder import profile_of
 from plurum.export.engines.nvinfer import check_tensorrt
 from plurum.export.manifest import read_manifest
-from plurum.files import sha256_of, whole_file
+from plurum.files import atomic_file, sha256_of
 from plurum.regular_files import read_regular
 from plurum.spec import Contract, Sha256, write_contract
 
@@ -100,9 +100,7 @@ def engine_from_onnx(path: Path, max_batch_size: int, flavour: Flavour, timing_c
     for package in (flavour, "polygraphy"):
         if importlib.util.find_spec(package) is None:
             extra = "plurum[tensorrt-rtx]" if flavour == "tensorrt_rtx" else package
-            raise MissingExtraError(
-                f"this needs the package {package!r}, which is not installed; run: pip install '{extra}'"
-            )
+            raise MissingExtraError(f"package {package!r} is not installed; run: pip install '{extra}'")
     with tempfile.TemporaryDirectory() as folder:
         built, cache = Path(folder) / "engine", Path(folder) / "timing.cache"
         if timing_cache is not None and timing_cache.is_file():
@@ -123,7 +121,7 @@ def engine_from_onnx(path: Path, max_batch_size: int, flavour: Flavour, timing_c
         )
         if timing_cache is not None and cache.is_file():
             # From a copy: Polygraphy leaves a lock beside it, and a repository holds no file that is half-written.
-            with whole_file(timing_cache) as hidden:
+            with atomic_file(timing_cache) as hidden:
                 shutil.copyfile(cache, hidden)
         return Engine(built.read_bytes(), told["version"], inputs, outputs)
 
@@ -161,7 +159,7 @@ def write_plan(engine: Engine, plan: Path) -> None:
     """
     if engine.data.startswith(RTX_MAGIC):
         raise RepositoryError(f"{plan.name} was built by TensorRT-RTX, which Triton does not load; it was not written")
-    with whole_file(plan) as hidden:
+    with atomic_file(plan) as hidden:
         hidden.write_bytes(engine.data)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from plurum.export.settings import OPSET
-from plurum.models import normalised
+from plurum.models import normalise
 from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec
 
 __all__ = ["PixelModel", "onnx_from_model", "onnx_from_module"]
@@ -32,7 +32,7 @@ class PixelModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalise and classify."""
-        logits: Tensor = self.model(normalised(pixels, self.image))
+        logits: Tensor = self.model(normalise(pixels, self.image))
         return logits
 
 

@@ -41,9 +41,9 @@ from plurum.export.repository.configs import (
 from plurum.export.repository.parity import Parity, check_parity, verdict_of, vote_parity
 from plurum.export.repository.selection import Choice, Sample, choose, evenly
 from plurum.export.settings import Backend, Execution, ExportSettings, Precision
-from plurum.files import sha256_of, whole_folder
+from plurum.files import atomic_folder, sha256_of
 from plurum.models import model_from_checkpoint
-from plurum.questions import QUESTIONS, Recorded, made_up_images
+from plurum.probes import PROBES_FILE, RecordedProbes, probe_images
 from plurum.regular_files import read_regular
 from plurum.run import Run, Split
 from plurum.spec import Ensemble, write_contract
@@ -111,7 +111,7 @@ def repository_from_run(
     if is_current(out, ensemble, settings):
         return _exported_before(out)
     sample = _sample(run, settings)
-    with whole_folder(out) as hidden, tempfile.TemporaryDirectory() as folder:
+    with atomic_folder(out) as hidden, tempfile.TemporaryDirectory() as folder:
         choices = []
         for member in ensemble.members:
             model = PixelModel(model_from_checkpoint(member, run.checkpoint(member)), member.image)
@@ -126,7 +126,7 @@ def repository_from_run(
             fused, parity = _fuse(ensemble, choices, sample, settings, hidden)
             published, parities = (*published, fused), (*parities, parity)
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
-        write_contract(hidden / QUESTIONS, recorded_answers(ensemble, list(artefacts.values()), settings))
+        write_contract(hidden / PROBES_FILE, recorded_answers(ensemble, list(artefacts.values()), settings))
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_manifest(hidden, ensemble, settings, published)
     return Exported(unchanged=False, parities=parities, artefacts=published)
@@ -148,7 +148,7 @@ def repository_from_onnx(
         OutputError: `out` holds something else or can't be written to.
     """
     claim(out)
-    with whole_folder(out) as hidden:
+    with atomic_folder(out) as hidden:
         for member in ensemble.members:
             (hidden / member.name / "1").mkdir(parents=True)
             shutil.copyfile(graphs[member.name], hidden / member.name / "1" / "model.onnx")
@@ -229,12 +229,12 @@ def voted_choices(
         choices = [one.back_to_fp32(reason) if one is worst else one for one in choices]
 
 
-def recorded_answers(ensemble: Ensemble, artefacts: Sequence[Artefact], settings: ExportSettings) -> Recorded:
+def recorded_answers(ensemble: Ensemble, artefacts: Sequence[Artefact], settings: ExportSettings) -> RecordedProbes:
     """Return what the members' artefacts, in the contract's order, and the vote over them answer to made-up images."""
-    pixels = made_up_images(ensemble.image.height, ensemble.image.width)
+    pixels = probe_images(ensemble.image.height, ensemble.image.width)
     verdict = verdict_of((softmax(logits_from_artefact(one, pixels)) for one in artefacts), ensemble.rule)
     coarsest = max((one.precision for one in artefacts), key=_COARSENESS.index)
-    return Recorded(
+    return RecordedProbes(
         probabilities=tuple(map(tuple, verdict.probabilities.tolist())),
         tolerance=max(_PROCESSORS_DIFFER, settings.budget(coarsest).max_difference),
     )

@@ -35,7 +35,7 @@ class TritonPythonModel:
         contract = json.loads((here / "ensemble.json").read_text(encoding="utf-8"))
         self.members = [member["name"] for member in contract["members"]]
         self.inputs = [f"LOGITS_{index}" for index in range(len(self.members))]
-        self.rule = voting.rule_from_contract(contract)
+        self.rule = voting.rule_from_ensemble(contract)
         self.classes = np.array([name.encode() for name in contract["classes"]], dtype=np.object_)
         self.metrics = Metrics(here)
 

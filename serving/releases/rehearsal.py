@@ -14,7 +14,7 @@ import numpy as np
 
 from plurum.errors import RepositoryError
 from plurum.listing import check_exported
-from plurum.questions import made_up_images, read_recorded
+from plurum.probes import probe_images, read_recorded_probes
 from plurum.serving.triton.probe import Probe, ProbeError
 from plurum.spec import Ensemble
 
@@ -73,9 +73,9 @@ def rehearse(probe: Probe, repository: Path, ensemble: Ensemble, timeout_s: floa
         RepositoryError: an ensemble does not respond, or its probabilities differ from the recorded ones by more than
             the tolerance.
     """
-    recorded = read_recorded(repository)
+    recorded = read_recorded_probes(repository)
     expected = np.array(recorded.probabilities)
-    pixels = made_up_images(ensemble.image.height, ensemble.image.width)
+    pixels = probe_images(ensemble.image.height, ensemble.image.width)
     if expected.shape != (len(pixels), len(ensemble.classes)):
         raise RepositoryError(
             f"recorded probabilities: expected shape {(len(pixels), len(ensemble.classes))}, got {expected.shape}. "

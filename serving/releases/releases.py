@@ -20,7 +20,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plurum.errors import OutputError, RepositoryError
-from plurum.files import is_locked, locked, sha256_of, whole_folder, write_text
+from plurum.files import atomic_folder, is_locked, lock_file, sha256_of, write_text
 from plurum.regular_files import read_regular
 from plurum.serving.triton.trial import ReleaseTrial
 
@@ -101,7 +101,7 @@ class Releases:
         self._create()
         tag = _tag_of(repository)
         if not self.path(tag).is_dir():
-            with whole_folder(self.path(tag)) as hidden:
+            with atomic_folder(self.path(tag)) as hidden:
                 shutil.copytree(repository, hidden, dirs_exist_ok=True)
                 if _tag_of(hidden) != tag:
                     raise RepositoryError(f"{repository}: changed while it was copied. Run the same command again.")
@@ -118,7 +118,7 @@ class Releases:
             OutputError: another server holds the lock.
         """
         self._create()
-        self._lock = locked(self.folder / "lock")
+        self._lock = lock_file(self.folder / "lock")
         if self._lock is None:
             raise OutputError(
                 f"{self.folder}: expected a folder that no server uses, got one in use. "

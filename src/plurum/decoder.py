@@ -1,11 +1,11 @@
-"""A process that decodes images and can be ended alone: its time and memory are limited by the kernel.
+"""Image decoding in a separate process, whose time and memory the kernel limits.
 
-libjpeg, zlib and libtiff can't be interrupted inside a process. What an image costs is bounded by its structure before
-it is decoded (`plurum.images`); this bounds what no structure tells, such as a fault of a decoder.
+libjpeg, zlib and libtiff can't be interrupted within a process. `plurum.images` bounds the cost of an image by its
+structure before decoding. This module bounds everything else, such as a bug in a decoder.
 
     python decoder.py RULE
 
-Export copies it beside the preprocess model that runs inside Triton. NumPy and Pillow only.
+Export copies this file beside the preprocess model that runs inside Triton. It needs only NumPy and Pillow.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ else:
 
 __all__ = ["CPU_S", "MEMORY_BYTES", "WALL_S", "Decoder", "DecoderError", "main"]
 
-# Of one image. The slowest of 64 megapixels that encoders write takes 4.3 s of a core of 2.5 GHz and 0.9 GiB.
+# Limits per image. The slowest image of 64 megapixels from a usual encoder takes 4.3 s on a 2.5 GHz core and 0.9 GiB.
 CPU_S, WALL_S, MEMORY_BYTES = 10.0, 30.0, 3 << 29
-# Whoever asks for small images comes first.
+# Large images yield the CPU to requests for small ones.
 _NICENESS = 5
 _SET_DEATH_SIGNAL = 1
 _HEAD = struct.Struct("<BQ")
@@ -47,18 +47,18 @@ _TOO_LARGE = f"image takes more than {MEMORY_BYTES >> 20:,} MiB of memory to dec
 
 
 class DecoderError(RuntimeError):
-    """The process can't be started, or ends without the fault of an image."""
+    """The decoder process can't be started, or exits for a reason other than the image."""
 
 
 class Decoder:
-    """Decodes one image after the other in a process that is started when it is first needed, and anew when it ended.
+    """Image decoder in a child process, which starts at the first image and restarts after an exit.
 
-    The process ends with the thread that first called `pixels`.
+    The process exits with the thread that first called `pixels`.
 
     Args:
-        rule: Height, width, colour and resize rule, as `pixels_from_image` takes them.
-        cpu_s: Computing time of one image at most.
-        memory_bytes: Of the process, addresses that it may use.
+        rule: Keyword arguments of `pixels_from_image`: height, width, colour and resize rule.
+        cpu_s: Limit of CPU time per image, in seconds.
+        memory_bytes: Limit of the process's address space.
     """
 
     def __init__(self, rule: dict[str, Any], cpu_s: float = CPU_S, memory_bytes: int = MEMORY_BYTES) -> None:
@@ -71,52 +71,52 @@ class Decoder:
         """Return the `[height, width, 3]` pixels of an encoded image.
 
         Args:
-            data: The image.
-            within_s: After how long the process is ended.
+            data: The encoded image.
+            within_s: Seconds after which the process is killed.
 
         Raises:
-            DecoderError: the process can't be started, or ends without the image's fault.
-            UnreadableImageError: the image is none that is read, or takes too much time or memory.
+            DecoderError: the process can't be started, or exits for a reason other than the image.
+            UnreadableImageError: the image can't be decoded, or takes too much time or memory.
         """
-        process = self._started()
-        late = threading.Timer(within_s, process.kill)
-        late.start()
+        process = self._start()
+        timer = threading.Timer(within_s, process.kill)
+        timer.start()
         try:
-            kind, answer = _exchange(process, data)
+            kind, reply = _exchange(process, data)
         except (OSError, EOFError) as error:
             process.kill()
             raise self._fault(process.wait(), within_s) from error
         finally:
-            late.cancel()
+            timer.cancel()
         if kind == _LARGE:
-            # It may be about to end, and what is left of the image in its pipe is of no use.
+            # The process may be about to exit, and its pipe may still hold the rest of the image.
             self.close()
         if kind != _PIXELS:
-            raise UnreadableImageError(answer.decode())
-        return np.frombuffer(answer, np.uint8).reshape(self._shape)
+            raise UnreadableImageError(reply.decode())
+        return np.frombuffer(reply, np.uint8).reshape(self._shape)
 
     def close(self) -> None:
-        """End the process."""
+        """Kill the process and close its pipes."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
-                    # What was not written any more is of no use.
+                    # Closing flushes unwritten data, which nobody reads.
                     with contextlib.suppress(OSError):
                         pipe.close()
             self._process = None
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.close()
         program = _python()
         environment = {
-            # Inside Triton's stub the packages are found by what its interpreter was told.
+            # Triton's stub finds packages only by its interpreter's path.
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""),
-            # Threads of a library for matrices, each with addresses of its own, are of no use here.
+            # OpenBLAS threads are not needed and would use up the address space.
             "OPENBLAS_NUM_THREADS": "1",
         }
         try:
@@ -130,23 +130,23 @@ class Decoder:
         return self._process
 
     def _fault(self, code: int, within_s: float) -> Exception:
-        """Return why the process ended while it had an image."""
+        """Return the error for a process that exited while decoding an image."""
         if code == -signal.SIGPROF:
             return UnreadableImageError(f"image takes more than {self._cpu_s:g} s to decode")
         if code == -signal.SIGKILL:
             return UnreadableImageError(f"image takes more than {within_s:.0f} s to decode on this busy machine")
         if code < 0:
-            return UnreadableImageError(f"image broke its decoder (signal {-code})")
-        return DecoderError(f"the process that decodes large images ended (exit code {code})")
+            return UnreadableImageError(f"image crashed its decoder (signal {-code})")
+        return DecoderError(f"the process that decodes large images exited (exit code {code})")
 
 
 def _python() -> str:
-    """Return an interpreter like this one; in an embedded one `sys.executable` may be another program, or none."""
+    """Return a Python interpreter; in an embedded one `sys.executable` may be another program or empty."""
     if Path(sys.executable or "").name.startswith("python"):
         return sys.executable
     found = shutil.which("python3")
     if found is None:
-        raise DecoderError("there is no python3 on PATH, which decodes large images")
+        raise DecoderError("python3 is not on PATH; it is needed to decode large images")
     return found
 
 
@@ -154,7 +154,7 @@ def _exchange(process: subprocess.Popen[bytes], data: bytes) -> tuple[int, bytes
     stdin, stdout = process.stdin, process.stdout
     if stdin is None or stdout is None:
         raise OSError("no pipes")
-    # It may answer, that this is too large, before it has read all.
+    # The process may refuse a large image before it has read all of it.
     with contextlib.suppress(BrokenPipeError):
         _write(stdin, _HEAD.pack(0, len(data)), data)
     return _read(stdout)
@@ -168,11 +168,11 @@ def _write(pipe: IO[bytes], *parts: bytes) -> None:
 
 
 def _read(pipe: IO[bytes]) -> tuple[int, bytes]:
-    kind, size = _HEAD.unpack(_exactly(pipe, _HEAD.size))
-    return kind, _exactly(pipe, size)
+    kind, size = _HEAD.unpack(_read_exactly(pipe, _HEAD.size))
+    return kind, _read_exactly(pipe, size)
 
 
-def _exactly(pipe: IO[bytes], size: int) -> bytes:
+def _read_exactly(pipe: IO[bytes], size: int) -> bytes:
     whole = bytearray(size)
     rest = memoryview(whole)
     while rest:
@@ -183,7 +183,7 @@ def _exactly(pipe: IO[bytes], size: int) -> bytes:
 
 
 def main() -> None:
-    """Decode what comes in until nothing comes any more."""
+    """Decode images from standard input until it ends."""
     parent = os.getppid()
     ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
@@ -199,17 +199,17 @@ def main() -> None:
         except EOFError:
             return
         except MemoryError:
-            # What is left of it in the pipe can't be told from the next.
-            _answer(_LARGE, _TOO_LARGE.encode())
+            # The rest of this image in the pipe can't be told from the next one.
+            _reply(_LARGE, _TOO_LARGE.encode())
             return
-        # The signal's default action ends the process, whatever a decoder is at.
+        # The signal's default action kills the process even inside a decoder.
         signal.setitimer(signal.ITIMER_PROF, options["cpu_s"])
-        kind, answer = _decoded(data, options["rule"])
+        kind, reply = _decode(data, options["rule"])
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _answer(kind, answer)
+        _reply(kind, reply)
 
 
-def _decoded(data: bytes, rule: dict[str, Any]) -> tuple[int, bytes]:
+def _decode(data: bytes, rule: dict[str, Any]) -> tuple[int, bytes]:
     try:
         return _PIXELS, pixels_from_image(open_image(data), **rule).tobytes()
     except UnreadableImageError as error:
@@ -218,8 +218,8 @@ def _decoded(data: bytes, rule: dict[str, Any]) -> tuple[int, bytes]:
         return _LARGE, _TOO_LARGE.encode()
 
 
-def _answer(kind: int, answer: bytes) -> None:
-    _write(sys.stdout.buffer, _HEAD.pack(kind, len(answer)), answer)
+def _reply(kind: int, reply: bytes) -> None:
+    _write(sys.stdout.buffer, _HEAD.pack(kind, len(reply)), reply)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Everything Plurum raises on purpose.
+"""Exceptions that Plurum raises.
 
-    PlurumError                 one clear line for the person at the keyboard; exit code 2
-    ├── DataError               labelled images that can't be learnt from
-    │   └── ImageError          one image that can't be read
-    ├── ContractError           an ensemble.json or member.json that is none
-    ├── SettingsError           an option with a value that can't be used
-    ├── OutputError             a place that can't be written to, or that holds something else
-    ├── RepositoryError         a folder that is no model repository of ours
-    ├── MissingExtraError       a package that an extra of the installation brings
-    ├── ServerError             a server that does not start, is away, or refuses
-    ├── BrokenOffError          what was begun and can be gone on with; exit code 3
-    └── ParityError             an exported model that answers otherwise than its original; exit code 1
+    PlurumError                 base class, shown as one line; exit code 2
+    ├── DataError               labelled images that can't be used for training
+    │   └── ImageError          an image that can't be read
+    ├── ContractError           an invalid ensemble.json or member.json
+    ├── SettingsError           an option with an invalid value
+    ├── OutputError             an output path that can't be written to, or holds other files
+    ├── RepositoryError         a folder that is not a model repository
+    ├── MissingExtraError       a package of an extra that is not installed
+    ├── ServerError             a server that does not start, is unavailable or refuses a request
+    ├── InterruptedRunError     a run that stopped early and can be resumed; exit code 3
+    └── ParityError             an exported model whose outputs differ from the original's; exit code 1
 
-A message says what is wrong, what was received, what was expected and how to mend it, in one line.
+A message states in one line what is wrong, what was received, what was expected and how to fix it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 __all__ = [
-    "BrokenOffError",
     "ContractError",
     "DataError",
     "ImageError",
+    "InterruptedRunError",
     "MissingExtraError",
     "OutputError",
     "ParityError",
@@ -39,61 +39,65 @@ __all__ = [
 
 
 class PlurumError(Exception):
-    """What a user can mend; the command line prints its one line and exits with `exit_code`."""
+    """Base class of errors that the user can fix; the command line prints them as one line.
+
+    Attributes:
+        exit_code: Exit code of the command line.
+    """
 
     exit_code: ClassVar[int] = 2
 
 
 class DataError(PlurumError):
-    """Labelled images that can't be learnt from."""
+    """Labelled images can't be used for training."""
 
 
 class ImageError(DataError):
-    """One image that can't be read: no image, truncated, too large, of a kind we don't take."""
+    """An image can't be read: it is not an image, truncated, too large or of an unsupported kind."""
 
 
 class ContractError(PlurumError):
-    """An `ensemble.json` or `member.json` that is missing, malformed or of another version."""
+    """An `ensemble.json` or `member.json` is missing, malformed or of another version."""
 
 
 class SettingsError(PlurumError):
-    """An option with a value that can't be used."""
+    """An option has an invalid value."""
 
 
 class OutputError(PlurumError):
-    """A place that can't be written to, or that holds something else."""
+    """An output path can't be written to, or holds other files."""
 
 
 class RepositoryError(PlurumError):
-    """A folder that is no model repository, or one that can't be served."""
+    """A folder is not a model repository, or can't be served."""
 
 
 class MissingExtraError(PlurumError):
-    """A package that an extra of the installation brings is not installed."""
+    """A package of an installation extra is missing."""
 
 
 class ServerError(PlurumError):
-    """A server that does not start, is away, or refuses what was asked."""
+    """A server does not start, is unavailable or refuses a request."""
 
 
-class BrokenOffError(PlurumError):
-    """What was begun and could not be ended; the same command goes on with it."""
+class InterruptedRunError(PlurumError):
+    """A run stopped early; the same command resumes it."""
 
     exit_code: ClassVar[int] = 3
 
 
 class ParityError(PlurumError):
-    """An exported model that answers otherwise than the model it came from."""
+    """Outputs of an exported model differ from those of its original."""
 
     exit_code: ClassVar[int] = 1
 
 
 @contextmanager
 def needs_extra(extra: str, *modules: str) -> Iterator[None]:
-    """Import `modules` and run a block that imports more, naming `extra` if any of them is missing.
+    """Import `modules` and run the block, which may import more; name `extra` if a package is missing.
 
     Raises:
-        MissingExtraError: a package outside Plurum can't be found.
+        MissingExtraError: a third-party package is missing.
     """
     try:
         for module in modules:
@@ -103,5 +107,5 @@ def needs_extra(extra: str, *modules: str) -> Iterator[None]:
         if error.name is None or error.name.split(".")[0] == "plurum":
             raise
         raise MissingExtraError(
-            f"this needs the package {error.name!r}, which is not installed; run: pip install 'plurum[{extra}]'"
+            f"package {error.name!r} is not installed; run: pip install 'plurum[{extra}]'"
         ) from error

@@ -1,4 +1,4 @@
-"""Walk folders of images: through links, each folder once, without what operating systems leave behind."""
+"""Walk folders of images: follow links, visit each folder once, skip hidden and system files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from plurum.manifests import IMAGE_SUFFIXES
 
 __all__ = ["ImageTree", "is_image_name", "is_leftover", "skipped_text"]
 
-# Beside hidden ones: of macOS, of a Synology, of Windows, of Linux.
+# Files and folders that macOS, Synology, Windows and Linux leave behind.
 _LEFTOVERS = frozenset(
     {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"}
 )
@@ -20,18 +20,18 @@ _LINK = "links to folders that are read anyway"
 
 
 class ImageTree:
-    """The images below a folder.
+    """Images in a folder and its subfolders.
 
-    A link to a folder outside is followed once. One to a folder inside, or to one that holds this one, would give
-    images twice or for ever: it is counted, not followed.
+    A link to a folder outside is followed once. A link to a folder inside, or to a parent of this one, would list
+    images twice or without end; it is counted, not followed.
 
     Args:
         top: The folder.
-        within: Folders that are read anyway.
+        within: Folders that are read separately, so that links to them are not followed.
 
     Attributes:
-        skipped: How many files and links were left out so far, by their extension or by the reason.
-        hidden: How many files and folders were left out as hidden, or as left behind by an operating system.
+        skipped: Number of skipped files and links so far, by extension or reason.
+        hidden: Number of skipped hidden and system files and folders so far.
     """
 
     def __init__(self, top: Path, *within: Path) -> None:
@@ -44,28 +44,28 @@ class ImageTree:
             self._note(PurePath(os.path.realpath(folder)))
 
     def paths(self) -> Iterator[str]:
-        """Yield the images, folder by folder in sorted order; they are named as the folder was.
+        """Yield the paths of images in sorted order, folder by folder, starting with `top` as given.
 
         Raises:
             DataError: a folder can't be read.
         """
-        places = [str(self.top)]
-        while places:
-            place = places.pop()
-            # What `Path` would write, and takes longer for.
-            before = "" if place == "." else f"{place.removeprefix('./').rstrip('/')}/"
+        pending = [str(self.top)]
+        while pending:
+            current = pending.pop()
+            # The same text as `Path` would give, but faster.
+            prefix = "" if current == "." else f"{current.removeprefix('./').rstrip('/')}/"
             folders = []
-            for entry in _entries(place):
+            for entry in _entries(current):
                 if is_leftover(entry.name):
                     self.hidden += 1
                 elif _is_folder(entry):
                     if not entry.is_symlink() or self._is_new(entry.path):
-                        folders.append(before + entry.name)
+                        folders.append(prefix + entry.name)
                 elif is_image_name(entry.name):
-                    yield before + entry.name
+                    yield prefix + entry.name
                 else:
                     self.skipped[PurePath(entry.name).suffix.lower()] += 1
-            places += reversed(folders)
+            pending += reversed(folders)
 
     def _is_new(self, link: str) -> bool:
         real = PurePath(os.path.realpath(link))
@@ -81,31 +81,31 @@ class ImageTree:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name, without its folders, is taken for an image where nobody named it."""
+    """Return True if a file name, without folders, is that of an image."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or something that an operating system leaves behind."""
+    """Return True if a file or folder name is hidden or that of a system file."""
     return name.startswith(".") or name in _LEFTOVERS
 
 
 def skipped_text(skipped: Counter[str]) -> str:
-    """Return what `ImageTree.skipped` counts, in words: `12 .dcm, 3 .webp`; the most frequent first."""
+    """Return `ImageTree.skipped` as text, the most frequent first: `12 .dcm, 3 .webp`."""
     return ", ".join(f"{count:,} {what or 'without an extension'}" for what, count in skipped.most_common())
 
 
-def _entries(place: str) -> list[os.DirEntry[str]]:
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(place) as entries:
+        with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"{place} can't be read: {error.strerror}") from error
+        raise DataError(f"{folder} can't be read: {error.strerror}") from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link to itself, say.
+        # Such as a link to itself.
         return False

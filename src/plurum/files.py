@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writing of files and folders, and file locks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from plurum.errors import OutputError
 
-__all__ = ["is_locked", "locked", "sha256_of", "whole_file", "whole_folder", "write_text"]
+__all__ = ["atomic_file", "atomic_folder", "is_locked", "lock_file", "sha256_of", "write_text"]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -31,10 +31,10 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def locked(path: Path) -> int | None:
-    """Lock the file `path`, which is made where there is none, and return its descriptor; None where it is locked.
+def lock_file(path: Path) -> int | None:
+    """Lock the file `path`, created if missing, and return its descriptor; None if it is already locked.
 
-    Closing the descriptor lets go of it, and so does the end of this process, however it comes.
+    Closing the descriptor releases the lock, as does the exit of the process, however it happens.
     """
     lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
@@ -46,10 +46,10 @@ def locked(path: Path) -> int | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody has locked the file `path`; no if there is none."""
+    """Return True if the file `path` exists and is locked."""
     if not path.is_file():
         return False
-    lock = locked(path)
+    lock = lock_file(path)
     if lock is None:
         return True
     os.close(lock)
@@ -57,18 +57,18 @@ def is_locked(path: Path) -> bool:
 
 
 @contextmanager
-def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
-    """Give a path to write to; it becomes `path` when the block ends well and is removed when it doesn't.
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Yield a temporary path to write to; rename it to `path` if the block succeeds, otherwise remove it.
 
     Args:
-        path: A file that is already there keeps its permissions; a new one gets what the user's umask leaves.
-        private: Keep a new file to its owner (0600) from its first moment, whatever the umask.
+        path: The file. An existing file keeps its permissions; a new one follows the umask.
+        private: If True, create a new file with permissions 0600, whatever the umask.
 
     Raises:
-        OutputError: the folder can't be made or written to, `path` is a folder, or the disk is full.
+        OutputError: the folder can't be created or written to, `path` is a folder, or the disk is full.
     """
     if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file")
+        raise OutputError(f"expected a file, got the folder {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         former, hidden = _mode_of(path), _beside(path)
@@ -84,7 +84,7 @@ def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
             os.fsync(file.fileno())
         hidden.replace(path)
     except BrokenPipeError:
-        # Not of this file: whoever reads what the block prints has gone.
+        # Not about this file: the reader of the block's standard output has gone.
         raise
     except OSError as error:
         raise OutputError(f"{path} can't be written: {_reason(error)}") from error
@@ -93,27 +93,27 @@ def whole_file(path: Path, *, private: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all; `private` as in `whole_file`."""
-    with whole_file(path, private=private) as hidden:
+    """Write `text` to `path` in UTF-8, atomically; `private` as in `atomic_file`."""
+    with atomic_file(path, private=private) as hidden:
         hidden.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def whole_folder(path: Path, *, private: bool = False) -> Iterator[Path]:
-    """Give an empty folder to fill; it takes the place of `path` in one step when the block ends well.
+def atomic_folder(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary folder to fill; it atomically replaces `path` if the block succeeds.
 
-    Until then whatever was at `path` stays as it was; what it held is removed afterwards.
+    Until then the old content of `path` is unchanged; it is removed afterwards.
 
     Args:
-        path: A folder that is already there hands on its permissions; a new one gets what the user's umask leaves.
-        private: Keep a new folder to its owner (0700) from its first moment, whatever the umask.
+        path: The folder. An existing folder passes on its permissions; a new one follows the umask.
+        private: If True, create a new folder with permissions 0700, whatever the umask.
 
     Raises:
-        OutputError: the folder can't be made or written to, `path` is a mount point, or the disk is full.
+        OutputError: the folder can't be created or written to, `path` is a mount point, or the disk is full.
     """
     if path.is_mount():
-        # Said before the work, not after it: the kernel swaps no mount points.
-        raise OutputError(f"{path} is a mount point, which can't be replaced in one step; name a new folder inside it")
+        # Refuse before the work is done: the kernel can't exchange mount points.
+        raise OutputError(f"{path} is a mount point, which can't be replaced atomically. Name a folder inside it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         former, hidden = _mode_of(path), _beside(path)
@@ -134,12 +134,12 @@ def whole_folder(path: Path, *, private: bool = False) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
-    """Return a hidden name in the same folder that nobody has."""
+    """Return an unused hidden name in the same folder."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _mode_of(path: Path) -> int | None:
-    """Return the permissions of what is at `path`, or None where nothing is."""
+    """Return the permissions of `path`, or None if it does not exist."""
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
@@ -147,16 +147,16 @@ def _mode_of(path: Path) -> int | None:
 
 
 def _reason(error: OSError) -> str:
-    """Return what the system said; of the many failures of a copied folder, the first."""
+    """Return the system's reason; for a folder copy, that of the first failure."""
     if isinstance(error, shutil.Error) and isinstance(failures := error.args[0], list):
         return str(failures[0][-1])
     return error.strerror or str(error)
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two folders in one step (renameat2(2)), so that no reader ever finds neither.
+    """Exchange two folders atomically (renameat2(2)), so that readers always find one of them.
 
-    A file system without that step (NFS, some FUSE ones) takes three; for a moment a reader then finds neither.
+    File systems without it (NFS, some FUSE ones) need three renames, between which readers find neither for a moment.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     names = (os.fsencode(one), os.fsencode(other))

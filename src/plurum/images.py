@@ -1,7 +1,7 @@
-"""From an encoded image to the pixels a model sees: the one rule for training and serving. NumPy and Pillow only.
+"""Decoding of images into the pixels a model sees, the same in training and serving.
 
-Export copies this file beside the preprocess model that runs inside Triton, so that what a member was trained on
-and what it is asked about went through the same code.
+Export copies this file beside the preprocess model that runs inside Triton, so that training and serving share the
+code. It needs only NumPy and Pillow.
 
 Legend: `[height, width, 3]` arrays are uint8, 0 to 255, RGB.
 """
@@ -32,14 +32,14 @@ if TYPE_CHECKING or __package__:
         Structure,
         TooLargeImageError,
         UnreadableImageError,
-        too_large,
+        too_large_text,
     )
     from plurum.image_structure.jpeg_structure import jpeg_scan, jpeg_structure, structure_from_scan, with_more_data
     from plurum.image_structure.png_structure import has_all_rows, png_structure
     from plurum.image_structure.tiff_structure import tiff_structure
 else:
-    # Inside Triton they lie beside this file.
-    from image_limits import MAX_PIXELS, MIN_SIDE, Structure, TooLargeImageError, UnreadableImageError, too_large
+    # Inside Triton these modules are next to this file.
+    from image_limits import MAX_PIXELS, MIN_SIDE, Structure, TooLargeImageError, UnreadableImageError, too_large_text
     from jpeg_structure import jpeg_scan, jpeg_structure, structure_from_scan, with_more_data
     from png_structure import has_all_rows, png_structure
     from tiff_structure import tiff_structure
@@ -51,13 +51,13 @@ __all__ = [
     "Structure",
     "TooLargeImageError",
     "UnreadableImageError",
-    "eight_bit",
     "is_nearly_black",
     "open_image",
     "pixels_from_image",
-    "sized",
+    "resize_to_pixels",
     "structure_of",
-    "too_large",
+    "to_eight_bit",
+    "too_large_text",
 ]
 
 FORMATS = ("JPEG", "PNG", "TIFF")
@@ -67,16 +67,16 @@ _STRUCTURES = (
     ((b"\x89PNG\r\n\x1a\n",), png_structure),
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff_structure),
 )
-# By the structure it is known what comes: Pillow need not look for who reads it.
+# The structure tells the format, so Pillow need not try its plugins.
 _READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "JPEG": JpegImageFile,
     "PNG": PngImageFile,
     "TIFF": TiffImageFile,
 }
-# What a decoder of JPEGs makes of it is anything but the grey that it fills up with: made once, by a random generator.
+# Random bytes, which a JPEG decoder does not turn into the grey that it fills gaps with.
 _JUNK = bytes.fromhex("6bd1a94c83e27f15b09c2e57d84361aa1df4c07b3896e5524a8f70c9136db25e")
 _ROWS = 256
-# 12 bits of 16, by their high bytes.
+# The limit of 12-bit values in the high byte of 16 bits.
 _NEARLY_BLACK = 16
 _HIGH_BYTE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _EIGHT_BIT_MODES = (
@@ -98,34 +98,36 @@ _EIGHT_BIT_MODES = (
 
 
 def structure_of(data: bytes) -> Structure:
-    """Return what the bytes say of an image, without decoding it.
+    """Return the structure of an encoded image without decoding it.
 
     Raises:
         TooLargeImageError: more than `MAX_PIXELS` in all.
-        UnreadableImageError: not a JPEG, PNG or TIFF, truncated, smaller than `MIN_SIDE` on a side, one that costs more
-            to decode than honest images do, that holds several pictures, or of a kind that is not read.
+        UnreadableImageError: not a JPEG, PNG or TIFF, truncated, smaller than `MIN_SIDE` on a side, too costly to
+            decode, with several pictures, or of an unsupported kind.
     """
     for starts, structure in _STRUCTURES:
         if data.startswith(starts):
             return structure(data)
-    raise UnreadableImageError(f"{len(data)} bytes that are no JPEG, PNG or TIFF image (they begin with {data[:8]!r})")
+    raise UnreadableImageError(
+        f"{len(data)} bytes that are not a JPEG, PNG or TIFF image (they start with {data[:8]!r})"
+    )
 
 
 def open_image(data: bytes, structure: Structure | None = None) -> Image.Image:
     """Return the decoded image of a JPEG, PNG or TIFF.
 
-    What it would cost is known from its structure, and refused, before anything is decoded.
+    Images that are too costly are refused by their structure, before decoding.
 
     Args:
-        data: The file.
-        structure: What `structure_of` returned for it, if that was asked before.
+        data: Content of the file.
+        structure: Result of `structure_of` for `data`, if already computed.
 
     Raises:
         TooLargeImageError: more than `MAX_PIXELS` in all.
-        UnreadableImageError: as for `structure_of`, or the decoder finds it broken.
+        UnreadableImageError: as for `structure_of`, or the decoder finds the image corrupt.
     """
     structure = structure or structure_of(data)
-    image = _decoded(structure.clean or data, structure)
+    image = _decode(structure.clean or data, structure)
     _check_complete(image, structure.clean or data, structure)
     _check_values(image, structure)
     image.info["turned"] = structure.turned
@@ -133,28 +135,27 @@ def open_image(data: bytes, structure: Structure | None = None) -> Image.Image:
 
 
 def is_nearly_black(image: Image.Image) -> bool:
-    """Whether no value of what `eight_bit` returned is above 15 of 255.
+    """Return True if no value of an image from `to_eight_bit` exceeds 15 of 255.
 
-    Such are 16-bit files whose values go to 4,095, as cameras of 12 bits leave them: nothing else tells them from
-    pictures of the dark.
+    This indicates 16-bit files with values up to 4,095, as 12-bit cameras write them. Only the values can tell.
     """
     return int(np.max(image.getextrema())) < _NEARLY_BLACK
 
 
-def _decoded(data: bytes, structure: Structure) -> Image.Image:
+def _decode(data: bytes, structure: Structure) -> Image.Image:
     _silence_decoders()
     try:
         with warnings.catch_warnings():
-            # Pillow warns of odd metadata that does not touch the pixels.
+            # Pillow warns of unusual metadata that does not affect the pixels.
             warnings.simplefilter("ignore")
             image = _READERS[structure.kind](io.BytesIO(data))
             if structure.bits < 8 and image.mode in {"1", "L"} and "transparency" in image.info:
                 _scale_transparency(image, structure.bits)
             image.load()
     except SyntaxError as error:
-        # Pillow's word for a header that it does not take, though the structure is sound.
+        # Pillow raises SyntaxError for a header that it does not support, though the structure is valid.
         raise UnreadableImageError(f"a {structure.kind} that can't be decoded here ({structure.about})") from error
-    # What Pillow's decoders raise on broken files, found by feeding them such.
+    # Exceptions of Pillow's decoders on broken files, found by fuzzing.
     except (
         ArithmeticError,
         AssertionError,
@@ -173,33 +174,33 @@ def _decoded(data: bytes, structure: Structure) -> Image.Image:
 
 
 def _scale_transparency(image: Image.Image, bits: int) -> None:
-    """Bring the grey that is transparent to the scale of the pixels, which Pillow spreads over 0 to 255."""
+    """Scale the transparent grey value to 0 to 255, as Pillow scales the pixels."""
     image.info["transparency"] = (image.info["transparency"] & ((1 << bits) - 1)) * 255 // ((1 << bits) - 1)
 
 
 def _check_complete(image: Image.Image, data: bytes, structure: Structure) -> None:
-    """Make sure that the pixels are those of the file, not what a decoder fills up with where they end too early.
+    """Check that all pixels come from the file, as decoders fill in missing ones.
 
-    libtiff notices that by itself, but for the JPEGs in a TIFF.
+    libtiff checks this itself, except for JPEGs in a TIFF.
     """
     if structure.kind == "PNG":
         last = image.crop((0, image.height - 1, image.width, image.height))
-        # Rows that are missing are zeros.
+        # Missing rows are decoded as zeros.
         if not any(last.tobytes()) and not has_all_rows(data):
             raise UnreadableImageError("image is truncated: a PNG whose last rows are missing")
-    in_one = structure.sequential and not _has_flat_grey(image, image.size, everywhere=structure.restarts)
-    if structure.kind == "JPEG" and not in_one:
+    is_complete = structure.sequential and not _has_flat_grey(image, image.size, everywhere=structure.restarts)
+    if structure.kind == "JPEG" and not is_complete:
         _check_stream(image, data, structure)
     for end, stream in structure.streams:
         scan = structure_from_scan(jpeg_scan(stream))
         if structure.turned or not scan.sequential or _has_flat_grey(image, end, everywhere=False):
-            _check_stream(_decoded(stream, scan), stream, scan)
+            _check_stream(_decode(stream, scan), stream, scan)
 
 
 def _check_stream(image: Image.Image, data: bytes, structure: Structure) -> None:
-    """Make sure that the JPEG `data`, decoded as `image`, has all of its pixels."""
-    # A decoder that has all it needs passes over what is added.
-    longer = _decoded(with_more_data(data, structure.scans, _JUNK), structure)
+    """Check that the JPEG `data`, decoded as `image`, has all of its pixels."""
+    # A decoder with complete data skips the added bytes.
+    longer = _decode(with_more_data(data, structure.scans, _JUNK), structure)
     for top in range(0, image.height, _ROWS):
         box = (0, top, image.width, min(top + _ROWS, image.height))
         if image.crop(box).tobytes() != longer.crop(box).tobytes():
@@ -207,16 +208,16 @@ def _check_stream(image: Image.Image, data: bytes, structure: Structure) -> None
 
 
 def _has_flat_grey(image: Image.Image, end: tuple[int, int], *, everywhere: bool) -> bool:
-    """Whether the last block of 8 × 8 pixels before `end`, or any, may be the grey that libjpeg fills up with."""
+    """Return True if the last block of 8 × 8 pixels before `end`, or any block, may be the grey fill of libjpeg."""
     if not everywhere:
-        # Nearly all images are told by their last pixel; of colours, by its first.
+        # The first channel of the last pixel excludes nearly all images.
         last = image.getpixel((end[0] - 1, end[1] - 1))
         if not 126 <= (last[0] if isinstance(last, tuple) else last or 0) <= 129:
             return False
         left, top = (end[0] - 1) // 8 * 8, (end[1] - 1) // 8 * 8
         return bool(_is_grey(image.crop((left, top, *end))).all())
     across, down = image.width // 8, image.height // 8
-    # A pixel of each block tells nearly all of the others.
+    # One pixel per block excludes nearly all images.
     middles = image.resize((across, down), Image.Resampling.NEAREST, (0, 0, across * 8, down * 8))
     if not _is_grey(middles).reshape(down, across, -1).all(axis=-1).any():
         return False
@@ -225,31 +226,31 @@ def _has_flat_grey(image: Image.Image, end: tuple[int, int], *, everywhere: bool
 
 
 def _is_grey(image: Image.Image) -> npt.NDArray[np.bool_]:
-    """Tell where values are 128, give or take what a conversion of colours changes."""
+    """Return where values are 128, with a tolerance for colour conversion."""
     return np.asarray(np.asarray(image) - np.uint8(126) <= 3)
 
 
 def _check_values(image: Image.Image, structure: Structure) -> None:
-    """Make sure that the pixels' values can be understood.
+    """Check that the range of the pixel values is known.
 
     Raises:
-        UnreadableImageError: a colour that its palette doesn't have, or 16 bits of which the high byte is empty.
+        UnreadableImageError: a colour index outside the palette, or 16-bit values with an empty high byte.
     """
     if image.mode == "P" and image.palette is not None:
         most = int(np.asarray(image).max())
         colours = len(image.palette.palette) // len(image.palette.mode)
         if most >= colours:
             raise UnreadableImageError(f"image is corrupt: colour {most} of a palette of {colours}")
-    # Where a file says that so many bits count, they are to be the high ones.
+    # If the file states the number of significant bits, they must be the high ones.
     least = max(256, 1 << structure.stated_bits if structure.stated_bits < 16 else 0)
     if structure.bits == 16 and _largest(image) < least:
         raise UnreadableImageError(
-            f"image of 16 bits whose values are all below {least:,}, so that it would be dark: scale them up to 65,535"
+            f"image of 16 bits whose values are all below {least:,}, so it would be dark: scale them up to 65,535"
         )
 
 
 def _largest(image: Image.Image) -> int:
-    """Return the largest value of a 16-bit image, opacity aside; of colours, which Pillow reduces, a lower bound."""
+    """Return the largest value of a 16-bit image without opacity; for colours, which Pillow reduces, a lower bound."""
     if image.mode in {*_HIGH_BYTE_MODES, "I"}:
         return int(np.asarray(image).max())
     highest = np.reshape(image.getextrema(), (-1, 2))[:, 1]
@@ -267,18 +268,18 @@ def pixels_from_image(
 ) -> npt.NDArray[np.uint8]:
     """Return the `[height, width, 3]` pixels a member sees.
 
-    In this order: the EXIF orientation is applied; 16-bit values keep their high byte; transparent pixels are laid
-    over white; `grey` reduces to luminance (ITU-R 601-2); the image is brought to size with antialiased bilinear
-    interpolation, either as a whole (`stretch`) or cut to the target's shape around its centre first (`crop`).
+    Steps, in this order: apply the EXIF orientation; keep the high byte of 16-bit values; composite transparent pixels
+    over white; with `grey`, convert to luminance (ITU-R 601-2); resize with antialiased bilinear interpolation. With
+    `stretch` the aspect ratio is ignored; with `crop` the centre is cropped to the target's aspect ratio first.
 
     Raises:
-        UnreadableImageError: pixels that are neither 8- nor 16-bit (32-bit and floating point have no known range).
+        UnreadableImageError: pixels are neither 8- nor 16-bit (32-bit and floating point have no known range).
     """
-    return sized(eight_bit(image), height=height, width=width, colour=colour, resize=resize)
+    return resize_to_pixels(to_eight_bit(image), height=height, width=width, colour=colour, resize=resize)
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Return `image` at its own size, upright, 8-bit, opaque: of mode L where it has one channel, else RGB.
+def to_eight_bit(image: Image.Image) -> Image.Image:
+    """Return `image` at its own size, upright, 8-bit and opaque, of mode L if it has one channel, else RGB.
 
     Raises:
         UnreadableImageError: as for `pixels_from_image`.
@@ -286,7 +287,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
     return _eight_bit(_upright(image))
 
 
-def sized(
+def resize_to_pixels(
     image: Image.Image,
     *,
     height: int,
@@ -294,10 +295,10 @@ def sized(
     colour: Literal["rgb", "grey"] = "rgb",
     resize: Literal["stretch", "crop"] = "stretch",
 ) -> npt.NDArray[np.uint8]:
-    """Return the `[height, width, 3]` pixels of what `eight_bit` returned."""
+    """Return the resized `[height, width, 3]` pixels of an image from `to_eight_bit`."""
     grey_or_rgb = image.convert("L") if colour == "grey" else image
     size = (width, height)
-    # Pillow would copy an image that needs nothing.
+    # Avoid the copy that Pillow makes even without a change.
     if grey_or_rgb.size == size:
         result = grey_or_rgb
     elif resize == "crop":
@@ -308,7 +309,7 @@ def sized(
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Looking for what isn't there takes longer than bringing a small image to size.
+    # Searching for absent EXIF data takes longer than resizing a small image.
     if image.info.get("turned") is False:
         return image
     try:
@@ -318,15 +319,15 @@ def _upright(image: Image.Image) -> Image.Image:
                 return image
             return ImageOps.exif_transpose(image)
     except (ArithmeticError, AttributeError, OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-        # Unreadable metadata says nothing about the orientation; the pixels are whole.
+        # Unreadable metadata give no orientation; the pixels are complete.
         return image
 
 
 @functools.cache
 def _silence_decoders() -> None:
-    """Keep the TIFF decoders from writing to standard error; what matters of that reaches us as exceptions."""
+    """Keep the TIFF decoders from writing to standard error; errors arrive as exceptions."""
     logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
-    # libtiff does so behind Python's back. A Pillow that was not linked as the wheels are keeps its noise.
+    # libtiff writes from C. This fails, harmlessly, with a Pillow that is not linked as its wheels are.
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(_imaging.__file__)
         library.TIFFSetErrorHandler(None)
@@ -334,16 +335,14 @@ def _silence_decoders() -> None:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Return `image` as RGB or, where it has one channel, as L."""
+    """Return `image` as RGB, or as L if it has one channel."""
     if image.mode in _HIGH_BYTE_MODES:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "I" and image.format == "PNG":
         # Older Pillows open 16-bit grey PNGs in this mode.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode not in _EIGHT_BIT_MODES:
-        raise UnreadableImageError(
-            f"image has pixels of mode {image.mode!r}: 8- or 16-bit grey, palette or colour is needed"
-        )
+        raise UnreadableImageError(f"image mode: expected 8- or 16-bit grey, palette or colour, got {image.mode!r}")
     if image.mode == "La":
         image = image.convert("LA")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:

@@ -1,7 +1,7 @@
-"""What a repository holds, file by file: an export writes the list, and the next one and the doctor compare.
+"""Listing of a repository's files: written by an export, and checked by the next export, the doctor and the server.
 
-Graphs alone do not make an answer: Triton serves the highest version folder that it finds, the voter votes by the
-contract beside it, and a chain asks what its config names.
+All files matter, not only graphs. Triton serves the highest version folder, the voter reads the ensemble.json beside
+it, and an ensemble runs the models that its config names.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from plurum.files import sha256_of
 
 __all__ = ["Differences", "check_exported", "differences_from", "is_listed", "listing_of", "plans_of"]
 
-# The list itself; what TensorRT remembers of its builds; tune's evidence; what Triton's Python compiles.
+# The listing itself, TensorRT's timing cache, results of `plurum tune`, and bytecode of Triton's Python.
 _UNLISTED = re.compile(r"export\.json|timing\.cache|tuning\.(json|csv|png)|[^/]+/1/__pycache__(/[^/]+\.pyc)?")
 _CONFIG = "config.pbtxt"
 
 
 @dataclass(frozen=True)
 class Differences:
-    """What is otherwise than listed; paths relative to the repository, folders with a slash at their end.
+    """Differences between a repository and its listing, as relative paths; folders end with a slash.
 
     Attributes:
-        missing: Listed, and not there.
-        changed: Of another SHA-256.
-        extra: There, and not listed.
+        missing: Listed paths that do not exist.
+        changed: Files whose SHA-256 differs.
+        extra: Paths that are not listed.
     """
 
     missing: tuple[str, ...]
@@ -37,11 +37,11 @@ class Differences:
     extra: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
+        """Return True if there is any difference."""
         return bool(self.missing or self.changed or self.extra)
 
     def first(self) -> str | None:
-        """Return one of them in words, or None where there is none."""
+        """Return a description of one difference, or None if there is none."""
         for names, what in (
             (self.missing, "is missing"),
             (self.changed, "is not the file that was exported"),
@@ -53,52 +53,58 @@ class Differences:
 
 
 def is_listed(name: str) -> bool:
-    """Whether an export answers for a file of this path in a repository."""
+    """Return True if an export lists files of this relative path."""
     return not _UNLISTED.fullmatch(name)
 
 
 def listing_of(repository: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file that an export answers for, by its path in the repository."""
+    """Return the SHA-256 of every file that an export lists, by relative path."""
     names = (path.relative_to(repository).as_posix() for path in sorted(repository.rglob("*")) if path.is_file())
     return {name: sha256_of(repository / name) for name in names if is_listed(name)}
 
 
 def plans_of(graphs: Iterable[str]) -> set[str]:
-    """Return what is built beside these graphs on the GPU that serves them: plans, and what is known of each."""
+    """Return the paths of the TensorRT plans of these graphs and of the plans' metadata."""
     return {Path(graph).with_name(name).as_posix() for graph in graphs for name in ("model.plan", "model.plan.json")}
 
 
 def check_exported(repository: Path, hashes: Mapping[str, str] | None = None) -> bool:
-    """Make sure that the files of a repository are those that were exported, and return whether that can be known.
+    """Check that the files of a repository are those that were exported.
 
     Args:
-        repository: The folder.
+        repository: Folder of the repository.
         hashes: SHA-256 of every file in it; None computes them.
 
     Returns:
-        False where no `export.json` lists the files: nothing then vouches for them.
+        True if `export.json` lists the files, so that the check is complete.
 
     Raises:
-        RepositoryError: a file is missing, was changed or was not exported, or `export.json` can't be read.
+        RepositoryError: a file is missing, changed or not exported, or `export.json` can't be read.
     """
     found = listing_of(repository) if hashes is None else {name: one for name, one in hashes.items() if is_listed(name)}
     record = _record_of(repository)
-    # The voter votes by the copy beside it, clients are told of the other. A list vouches for each by itself.
-    contract = found.get("ensemble.json") if record.listing is None else None
+    # The voter reads the copy beside it, clients the one at the top; without a listing, compare the two.
+    ensemble_sha256 = found.get("ensemble.json") if record.listing is None else None
     copies = [name for name in found if re.fullmatch(r"[^/]+/[0-9]+/ensemble\.json", name)]
-    stated = record.hashes | ({} if contract is None else dict.fromkeys(copies, contract))
+    stated = record.hashes | ({} if ensemble_sha256 is None else dict.fromkeys(copies, ensemble_sha256))
     changed = tuple(name for name, sha256 in stated.items() if found.get(name, sha256) != sha256)
     differences = Differences((), changed, ())
     if record.listing is not None and not changed:
         differences = differences_from(record.listing, repository, record.plans, found)
-    if told := differences.first():
-        raise RepositoryError(f"{told}; export it again with plurum export")
+    if difference := differences.first():
+        raise RepositoryError(f"{difference}; export it again with plurum export")
     return record.listing is not None
 
 
 @dataclass(frozen=True)
 class _Record:
-    """What `export.json`, and the files beside plans, say: the list, hashes of graphs and plans, what may have come."""
+    """Content of `export.json` and of the plans' metadata.
+
+    Attributes:
+        listing: SHA-256 by relative path; None in exports without a listing.
+        hashes: SHA-256 of graphs and plans by relative path.
+        plans: Relative paths of plans and their metadata, which may have been built since.
+    """
 
     listing: dict[str, str] | None
     hashes: dict[str, str]
@@ -112,7 +118,7 @@ def _record_of(repository: Path) -> _Record:
         listing = manifest.get("files")
         if listing is not None and not all(isinstance(one, str) for one in dict(listing).values()):
             raise ValueError("files has other values than SHA-256")
-        # Exports before files were listed have the hashes of graphs alone.
+        # Exports from before listings record only the hashes of graphs.
         hashes = {one["file"]: one["sha256"] for one in manifest["artefacts"]} if listing is None else {}
         plans = plans_of(one["file"] for one in manifest["artefacts"] if one["backend"] == "tensorrt")
         for name in plans:
@@ -129,26 +135,26 @@ def _record_of(repository: Path) -> _Record:
 def differences_from(
     listing: Mapping[str, str], repository: Path, later: Collection[str] = (), found: Mapping[str, str] | None = None
 ) -> Differences:
-    """Compare `repository` with its list.
+    """Return the differences between `repository` and its listing.
 
     Args:
-        listing: As `listing_of` returned it.
-        repository: The folder.
-        later: What may have come since, such as plans.
-        found: What `listing_of` returns now; None calls it.
+        listing: Result of `listing_of` at the export.
+        repository: Folder of the repository.
+        later: Relative paths that may have been added since, such as plans.
+        found: Current result of `listing_of`; None computes it.
     """
     found = listing_of(repository) if found is None else found
-    # Triton wants a version folder even of models that have no file in it.
+    # Triton needs a version folder even for models without files in it.
     versions = {name.removesuffix(_CONFIG) + "1/" for name in listing if re.fullmatch(rf"[^/]+/{_CONFIG}", name)}
     known = versions | {f"{parent.as_posix()}/" for name in listing for parent in Path(name).parents}
-    strange = [name for name in found if name not in listing and name not in later]
+    unlisted = [name for name in found if name not in listing and name not in later]
     folders = (path.relative_to(repository).as_posix() for path in sorted(repository.rglob("*")) if path.is_dir())
     empty = [
         f"{name}/"
         for name in folders
         if f"{name}/" not in known
         and not _UNLISTED.fullmatch(name)
-        and not any(one.startswith(f"{name}/") for one in strange)
+        and not any(one.startswith(f"{name}/") for one in unlisted)
     ]
     return Differences(
         missing=tuple(
@@ -156,5 +162,5 @@ def differences_from(
             + [name for name in sorted(versions) if not (repository / name).is_dir()]
         ),
         changed=tuple(name for name, sha256 in listing.items() if found.get(name, sha256) != sha256),
-        extra=(*strange, *empty),
+        extra=(*unlisted, *empty),
     )

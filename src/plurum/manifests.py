@@ -1,8 +1,8 @@
-"""CSV manifests: a row per image. Training and `plurum predict` read them by the same rules.
+"""CSV manifests with a row per image, read in the same way by training and by `plurum predict`.
 
-A manifest is read as a spreadsheet shows it, or refused: UTF-8, or UTF-16 with a byte order mark; commas, semicolons,
-tabs or bars between cells, or what a first line `sep=;` names. Rows without any text are skipped, cells that a short
-row lacks are empty, and blanks around a cell don't count.
+A manifest is read as a spreadsheet shows it, or refused. Its encoding is UTF-8, or UTF-16 with a byte order mark. The
+delimiter is a comma, semicolon, tab or bar, or the one that a first line such as `sep=;` names. Rows without text are
+skipped, missing cells at the end of a row are empty, and blanks around a cell are removed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "read_manifest_table",
 ]
 
-# What a column may be called, whatever the case; the first that is there counts.
+# Accepted names of a column, in any case; the first one present is used.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "path": ("path", "image_path", "filepath", "file", "filename", "image", "image_id"),
     "label": ("label", "class", "target"),
@@ -38,25 +38,25 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "split": ("split", "set", "partition"),
 }
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
-# What pandas, R and databases write where a value is missing.
+# Texts that pandas, R and databases write for a missing value.
 _MISSING = frozenset(
     {"nan", "NaN", "NAN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "#NA", "NULL", "null", "None", "NaT"}
 )
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-# Excel and LibreOffice take the delimiter from such a first line.
+# Excel and LibreOffice read the delimiter from such a first line.
 _NAMED = re.compile(r'(?:sep=(.)|"sep=(.)")[\r\n]*', re.IGNORECASE)
-# A file without line ends would lie in memory whole.
+# Without a limit, a file without line ends would be read into memory completely.
 _MAX_LINE = 1 << 20
 
 
 @dataclass(frozen=True)
 class ManifestTable:
-    """The columns of a manifest that Plurum knows.
+    """Known columns of a manifest.
 
     Attributes:
-        columns: By Plurum's names of the columns: their cells, without blanks at the ends, one per row.
-        lines: The line of the file where each row begins, from 1.
+        columns: Cells without blanks at the ends, one per row, by the column's name in `COLUMNS`.
+        lines: Line of the file where each row starts, from 1.
     """
 
     columns: dict[str, list[str]]
@@ -66,21 +66,21 @@ class ManifestTable:
         return len(self.lines)
 
     def cells(self, name: str) -> list[str]:
-        """Return the cells of a column; empty ones where the manifest has no such column."""
+        """Return the cells of a column; empty cells if the manifest lacks it."""
         return self.columns.get(name) or [""] * len(self)
 
 
 def read_manifest_table(path: Path, needed: Sequence[str]) -> ManifestTable:
-    """Return the columns of the manifest `path` that Plurum knows.
+    """Return the known columns of the manifest `path`.
 
     Args:
-        path: A CSV with a header.
-        needed: Those of `COLUMNS` that must be there.
+        path: A CSV file with a header.
+        needed: Required columns, by their names in `COLUMNS`.
 
     Raises:
-        DataError: it can't be read as text; its delimiter is unclear; a column is missing or there twice; there is no
-            row, or one with more cells than the header; a label or patient is a word for a missing value, or spelled
-            in two ways.
+        DataError: the file is not readable text; its delimiter is ambiguous; a column is missing or duplicated; there
+            are no rows, or a row has more cells than the header; a label or patient is a text for a missing value, or
+            spelled in two ways.
     """
     try:
         with open_regular(path) as file:
@@ -104,15 +104,15 @@ def read_manifest_table(path: Path, needed: Sequence[str]) -> ManifestTable:
 
 
 def file_from_manifest(manifest: Path, name: str) -> Path | None:
-    """Return the file that a row names, if it is there.
+    """Return the file that a row names, or None if it does not exist.
 
-    A name is relative to the manifest, or to a folder beside it of its name (`train/` for `train.csv`); an extension
-    may be left out.
+    A name is relative to the manifest, or to a folder beside it with the manifest's name (`train/` for `train.csv`).
+    The extension is optional.
 
     Raises:
-        DataError: without its extension, it may be any of several files.
+        DataError: the name has no extension and matches several files.
     """
-    # macOS takes letters apart in names of files, and spreadsheets put them together.
+    # File names from macOS may use decomposed letters, and spreadsheets composed ones.
     forms = dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)))
     for folder in (manifest.parent, manifest.parent / manifest.stem):
         for form in forms:
@@ -121,14 +121,14 @@ def file_from_manifest(manifest: Path, name: str) -> Path | None:
             found = [file for suffix in IMAGE_SUFFIXES if is_there(file := folder / f"{form}{suffix}")]
             if len(found) > 1:
                 names = ", ".join(file.name for file in found)
-                raise DataError(f"{manifest} names {name}, which may be any of {names}; write its extension, too")
+                raise DataError(f"{manifest} names {name}, which matches {names}; add the extension")
             if found:
                 return found[0]
     return None
 
 
 def is_there(file: Path) -> bool:
-    """Whether a manifest's path is a file; no for one that none could have, too long, say."""
+    """Return True if a manifest's path is a file; False also for invalid paths, such as too long ones."""
     try:
         return file.is_file()
     except (OSError, ValueError):
@@ -139,7 +139,7 @@ def _read(path: Path, file: TextIO, needed: Sequence[str]) -> ManifestTable:
     named = _NAMED.fullmatch(file.readline(_MAX_LINE))
     delimiters = [named[1] or named[2]] if named else list(_DELIMITERS)
     if not set(delimiters) <= set(_DELIMITERS):
-        raise DataError(f"{path} names {delimiters[0]!r} as its delimiter; {', '.join(_DELIMITERS.values())} are read")
+        raise DataError(f"{path}: expected {', '.join(_DELIMITERS.values())} as delimiter, got {delimiters[0]!r}")
     above = 1 if named else 0
     header, delimiter = _header(path, file, delimiters, above, needed)
     chosen = _chosen(header)
@@ -162,7 +162,7 @@ def _read(path: Path, file: TextIO, needed: Sequence[str]) -> ManifestTable:
 def _header(
     path: Path, file: TextIO, delimiters: Sequence[str], above: int, needed: Sequence[str]
 ) -> tuple[list[str], str]:
-    """Return the header's cells, and the delimiter: the only one that makes cells of it with the needed names."""
+    """Return the header's cells and the delimiter, the only one that yields the needed columns."""
     headers: dict[str, list[str]] = {}
     for delimiter in delimiters:
         try:
@@ -175,16 +175,16 @@ def _header(
     dividing = [delimiter for delimiter, header in fitting.items() if len(header) > 1]
     if len(dividing) > 1:
         names = " and ".join(_DELIMITERS[delimiter] for delimiter in dividing)
-        raise DataError(f"{path} has {names} in its header; say what divides cells in a first line such as sep=;")
+        raise DataError(f"{path} has {names} in its header; name the delimiter in a first line such as sep=;")
     if not fitting:
         raise DataError(_missing_columns(path, max(headers.values(), key=len), needed))
-    # A single column is divided by nothing.
+    # A single column has no delimiter.
     delimiter = dividing[0] if dividing else next(iter(fitting))
     header = fitting[delimiter]
     known = [name.lower() for name in header]
     for number in _chosen(header).values():
         if (times := known.count(known[number])) > 1:
-            raise DataError(f"{path} has {times} columns {known[number]}; one is needed")
+            raise DataError(f"{path}: expected one column {known[number]}, got {times}")
     return header, delimiter
 
 
@@ -192,21 +192,21 @@ def _missing_columns(path: Path, header: Sequence[str], needed: Sequence[str]) -
     chosen = _chosen(header)
     missing = [f"{name} (or {', '.join(COLUMNS[name][1:])})" for name in needed if name not in chosen]
     had = ", ".join(header) or "none"
-    hint = f"; cells are divided by {', '.join(_DELIMITERS.values())}" if len(header) == 1 else ""
+    hint = f"; expected delimiters are {', '.join(_DELIMITERS.values())}" if len(header) == 1 else ""
     return f"{path} has no column {' and none '.join(missing)}; it has: {had[:300]}{hint}"
 
 
 class _NotACsvError(DataError):
-    """Text whose quotes don't end, or end in the middle of a cell."""
+    """A quote is not closed, or is closed in the middle of a cell."""
 
 
 def _rows(path: Path, file: TextIO, delimiter: str, above: int) -> Iterator[tuple[int, list[str]]]:
-    """Yield every row with any text, from the header on, its cells stripped, with the line where it begins."""
+    """Yield every row with text, from the header on, as stripped cells, with the line where it starts."""
     file.seek(0)
     lines = _lines(path, file)
     for _ in range(above):
         next(lines)
-    # As LibreOffice does: a quote counts though blanks stand in front of it.
+    # As in LibreOffice, a quote may follow blanks.
     reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
     while True:
         line = above + reader.line_num + 1
@@ -233,7 +233,7 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
 
 
 def _chosen(header: Sequence[str]) -> dict[str, int]:
-    """Return the number of each column that we know."""
+    """Return the index of each known column."""
     theirs = {name.lower(): number for number, name in reversed(list(enumerate(header)))}
     return {
         ours: theirs[names[0]]
@@ -246,8 +246,8 @@ def _refuse_missing(path: Path, table: ManifestTable, name: str) -> None:
     for line, cell in zip(table.lines, table.cells(name), strict=True):
         if cell in _MISSING:
             raise DataError(
-                f"{path}: line {line} has the {name} {cell!r}, which stands for a missing value in pandas and R; leave "
-                f"the cell empty where it is not known, and give a {name} that is called so another name"
+                f"{path}: line {line} has the {name} {cell!r}, which means a missing value in pandas and R; leave the "
+                f"cell empty if the {name} is unknown, or rename the {name}"
             )
 
 

@@ -1,4 +1,4 @@
-"""From a member's contract and checkpoint to a PyTorch module."""
+"""PyTorch modules from members' metadata and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from plurum.state_dicts import check_finite, read_state_dict, tensors_from_safet
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["model_from_checkpoint", "model_from_tensors", "normalised", "state_from_file"]
+__all__ = ["model_from_checkpoint", "model_from_tensors", "normalise", "state_from_file"]
 
 _NAMED = 2
-# PyTorch fills it in where it is missing, as before version 0.4.1.
+# PyTorch adds it if missing, as in checkpoints from before version 0.4.1.
 _OPTIONAL = "num_batches_tracked"
 
 
 def model_from_checkpoint(member: Member, checkpoint: Path) -> nn.Module:
-    """Return the member with its weights, on the CPU in float32, in evaluation mode.
+    """Return the member as a module with its weights, on the CPU in float32, in evaluation mode.
 
-    It takes normalised pixels, float32 `[batch, 3, height, width]`, and answers logits `[batch, classes]`.
+    The module maps normalised pixels, float32 `[batch, 3, height, width]`, to logits `[batch, classes]`.
 
     Raises:
-        ContractError: the file is missing, not the one the contract names, holds NaN, or does not fit the architecture.
+        ContractError: the file is missing, differs from the one in `member.json`, has NaN, or does not fit the
+            architecture.
         MissingExtraError: timm, torch or safetensors is not installed.
     """
     with needs_extra("training", "timm", "torch", "safetensors"):
@@ -36,7 +37,7 @@ def model_from_checkpoint(member: Member, checkpoint: Path) -> nn.Module:
         raise ContractError(f"{checkpoint} is missing; train the member {member.name!r} again")
     try:
         if sha256_of(checkpoint) != member.sha256:
-            raise ContractError(f"{checkpoint} is not the file that member.json names: its SHA-256 is another")
+            raise ContractError(f"{checkpoint} is not the file that member.json names: its SHA-256 differs")
         tensors = tensors_from_safetensors(checkpoint)
     except OSError as error:
         raise ContractError(f"{checkpoint} can't be read: {error.strerror}") from error
@@ -48,23 +49,23 @@ def model_from_checkpoint(member: Member, checkpoint: Path) -> nn.Module:
 
 
 def model_from_tensors(path: Path, tensors: Mapping[str, Tensor], arch: str, classes: int) -> nn.Module:
-    """Return a model of timm's with these weights, on the CPU in float32, in evaluation mode.
+    """Return a timm model with these weights, on the CPU in float32, in evaluation mode.
 
     Args:
-        path: Where they come from, for messages.
-        tensors: By the names that the architecture gives them.
-        arch: What `timm.create_model` takes; nothing is downloaded.
-        classes: How many logits it answers.
+        path: Source of the weights, for messages.
+        tensors: Weights by the architecture's names.
+        arch: Architecture for `timm.create_model`; nothing is downloaded.
+        classes: Number of classes, which is the number of logits.
 
     Raises:
         SettingsError: timm has no such architecture.
-        ContractError: the weights are of another one, of other classes or channels.
+        ContractError: the weights don't fit the architecture, the number of classes or of channels.
     """
     import timm
 
-    # Others would be fetched from a network, or read from a folder.
+    # create_model would download other names, or read them from a folder.
     if not timm.is_model(arch):
-        raise SettingsError(f"timm has no architecture {arch!r}; timm.list_models() names those that it has")
+        raise SettingsError(f"timm has no architecture {arch!r}; timm.list_models() lists all")
     try:
         model: nn.Module = timm.create_model(arch, num_classes=classes)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
@@ -76,10 +77,10 @@ def model_from_tensors(path: Path, tensors: Mapping[str, Tensor], arch: str, cla
     return model.eval()
 
 
-def normalised(pixels: Tensor, image: ImageSpec) -> Tensor:
-    """Return uint8 pixels `[batch, height, width, 3]` as float32 `[batch, 3, height, width]`, normalised.
+def normalise(pixels: Tensor, image: ImageSpec) -> Tensor:
+    """Return uint8 pixels `[batch, height, width, 3]` as normalised float32 `[batch, 3, height, width]`.
 
-    In the order that TensorRT's parser takes: cast first, then transpose, then scale.
+    Casts first, then transposes, then scales: the order that TensorRT's parser needs.
     """
     import torch
 

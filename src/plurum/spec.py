@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from plurum.errors import ContractError
 from plurum.files import write_text
 from plurum.regular_files import read_regular
-from plurum.voting import VotingRule, rule_from_contract
+from plurum.voting import VotingRule, rule_from_ensemble
 
 __all__ = [
     "IMAGE",
@@ -69,7 +69,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]
 
 
-# How the answers to a patient's images become one; `plurum.voting.pooled` carries it out.
+# How the answers to a patient's images become one; `plurum.voting.pool_groups` carries it out.
 PatientRule = Literal["mean", "max", "majority"]
 
 
@@ -313,7 +313,7 @@ class Ensemble(Contract):
     @property
     def rule(self) -> VotingRule:
         """The numbers that `plurum.voting.decide` takes."""
-        return rule_from_contract(self.model_dump())
+        return rule_from_ensemble(self.model_dump())
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Ensemble:

@@ -23,9 +23,9 @@ __all__ = [
     "entropy",
     "hard_vote",
     "mutual_information",
-    "pooled",
+    "pool_groups",
     "prediction_sets",
-    "rule_from_contract",
+    "rule_from_ensemble",
     "soft_vote",
     "softmax",
     "spread",
@@ -97,7 +97,7 @@ class Verdict:
     review: Bools
 
 
-def rule_from_contract(contract: Mapping[str, Any]) -> VotingRule:
+def rule_from_ensemble(contract: Mapping[str, Any]) -> VotingRule:
     """Return the rule that a parsed `ensemble.json` states."""
     voting, conformal = contract["voting"], contract["conformal"]
     # Contracts from before these existed have none.
@@ -213,7 +213,7 @@ def prediction_sets(probabilities: Floats, quantiles: npt.ArrayLike) -> Bools:
     return np.asarray(inside)
 
 
-def pooled(
+def pool_groups(
     rule: Literal["mean", "max", "majority"], counts: npt.ArrayLike, sums: Floats, highest: Floats, wins: Floats
 ) -> Floats:
     """Return one row of probabilities per group of images, such as a patient's, `[groups, classes]`, each summing to 1.

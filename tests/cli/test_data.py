@@ -118,7 +118,7 @@ def test_the_seed_draws_the_splits_and_the_plot_is_written(tmp_path: Path, data:
     data.said(tmp_path / "data", "--plot", tmp_path / "new" / "plot.png")
     with Image.open(tmp_path / "new" / "plot.png") as picture:
         assert picture.format == "PNG"
-    assert "is a folder; name a file" in data.refused(tmp_path / "data", "--plot", tmp_path)
+    assert "expected a file, got the folder" in data.refused(tmp_path / "data", "--plot", tmp_path)
 
 
 def test_what_is_no_data_is_refused(tmp_path: Path, data: CommandLine) -> None:

@@ -142,7 +142,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(fresh_run: Run, tmp_path: 
     assert "is a file; name a folder" in refused(fresh_run.path, "--out", tmp_path / "file")
     checkpoint = fresh_run.checkpoint(read_ensemble(fresh_run.ensemble_file).members[1])
     checkpoint.write_bytes(b"broken")
-    assert "its SHA-256 is another" in refused(fresh_run.path)
+    assert "its SHA-256 differs" in refused(fresh_run.path)
     fresh_run.ensemble_file.unlink()
     assert "has no ensemble.json; write it with: plurum fit" in refused(fresh_run.path)
     assert not fresh_run.report_folder.exists()

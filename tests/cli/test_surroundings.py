@@ -152,9 +152,9 @@ def test_an_output_that_is_full_is_one_line(arguments: list[str]) -> None:
 @NEEDS_MOUNTS
 def test_a_mount_point_is_no_place_for_a_whole_folder(tmp_path: Path) -> None:
     out = place(tmp_path, "out")
-    code = "from plurum.files import whole_folder; from pathlib import Path; import sys\n"
-    code += "with whole_folder(Path(sys.argv[1])): pass"
+    code = "from plurum.files import atomic_folder; from pathlib import Path; import sys\n"
+    code += "with atomic_folder(Path(sys.argv[1])): pass"
     ended = subprocess.run(
         namespace({out: "size=1m"}, [sys.executable, "-c", code, out]), capture_output=True, text=True, check=False
     )
-    assert "is a mount point, which can't be replaced in one step; name a new folder inside it" in ended.stderr
+    assert "is a mount point, which can't be replaced atomically" in ended.stderr

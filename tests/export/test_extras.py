@@ -51,7 +51,7 @@ def test_a_precision_names_the_extra_that_makes_it(
     monkeypatch.setitem(sys.modules, package, None)
     assert plurum(monkeypatch, "export", run.path, "--out", tmp_path / "out", *options) == 2
     error = capsys.readouterr().err
-    assert f"{package!r}, which is not installed; run: pip install 'plurum[{extra}]'" in error
+    assert f"{package!r} is not installed; run: pip install 'plurum[{extra}]'" in error
     assert error.strip().count("\n") == 0
     assert not (tmp_path / "out").exists()
 
@@ -74,4 +74,4 @@ def test_the_doctor_says_what_would_prove_that_graphs_build(
     assert len(lines) == 2
     for line in lines:
         assert line.startswith("skipped")
-        assert line.endswith(f"{package!r}, which is not installed; run: pip install 'plurum[tensorrt-rtx]'")
+        assert line.endswith(f"{package!r} is not installed; run: pip install 'plurum[tensorrt-rtx]'")

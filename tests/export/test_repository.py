@@ -174,7 +174,7 @@ def test_a_folder_that_holds_something_else_is_refused(run: Run, tmp_path: Path)
 def test_a_checkpoint_that_was_edited_is_refused(fresh_run: Run) -> None:
     checkpoint = fresh_run.member_folder("resnet10t") / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1] + b"!")
-    with pytest.raises(ContractError, match="SHA-256 is another"):
+    with pytest.raises(ContractError, match="SHA-256 differs"):
         repository_from_run(fresh_run, fresh_run.path / "out", ExportSettings())
     assert not (fresh_run.path / "out").exists()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from plurum.errors import OutputError
-from plurum.files import sha256_of, whole_file, whole_folder, write_text
+from plurum.files import atomic_file, atomic_folder, sha256_of, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -33,7 +33,7 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
 
 def test_a_file_appears_when_the_block_ends_well(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.txt"
-    with whole_file(path) as hidden:
+    with atomic_file(path) as hidden:
         hidden.write_text("new")
         assert not path.exists()
     assert path.read_text() == "new"
@@ -43,7 +43,7 @@ def test_a_file_appears_when_the_block_ends_well(tmp_path: Path) -> None:
 def test_the_old_file_stays_until_then(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with whole_file(path) as hidden:
+    with atomic_file(path) as hidden:
         hidden.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -55,7 +55,7 @@ def test_the_old_file_stays_when_the_block_raises(tmp_path: Path, error: type[Ba
     path.write_text("old")
 
     def write_half() -> None:
-        with whole_file(path) as hidden:
+        with atomic_file(path) as hidden:
             hidden.write_text("half of the n")
             raise error
 
@@ -93,13 +93,13 @@ def test_a_place_that_can_not_be_is_named(tmp_path: Path) -> None:
         write_text(tmp_path / "file" / "below", "text")
     with (
         pytest.raises(OutputError, match=r"below can't be written: (Not a directory|File exists)"),
-        whole_folder(tmp_path / "file" / "below"),
+        atomic_folder(tmp_path / "file" / "below"),
     ):
         pass
 
 
 def test_a_folder_is_no_place_for_a_file(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="is a folder; name a file"):
+    with pytest.raises(OutputError, match="expected a file, got the folder"):
         write_text(tmp_path, "text")
     assert names(tmp_path) == []
 
@@ -108,7 +108,7 @@ def test_others_may_read_what_was_written(tmp_path: Path) -> None:
     mask = os.umask(0o027)
     try:
         write_text(tmp_path / "file", "text")
-        with whole_folder(tmp_path / "folder"):
+        with atomic_folder(tmp_path / "folder"):
             pass
     finally:
         os.umask(mask)
@@ -118,7 +118,7 @@ def test_others_may_read_what_was_written(tmp_path: Path) -> None:
 
 def test_a_folder_appears_when_the_block_ends_well(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder"
-    with whole_folder(path) as hidden:
+    with atomic_folder(path) as hidden:
         (hidden / "one").write_text("1")
         assert not path.exists()
     assert names(path) == ["one"]
@@ -129,7 +129,7 @@ def test_a_new_folder_takes_the_old_ones_place(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old").write_text("")
-    with whole_folder(path) as hidden:
+    with atomic_folder(path) as hidden:
         (hidden / "new").write_text("")
         assert names(path) == ["old"]
     assert names(path) == ["new"]
@@ -142,7 +142,7 @@ def test_the_old_folder_stays_when_the_block_raises(tmp_path: Path) -> None:
     (path / "old").write_text("")
 
     def fill_half() -> None:
-        with whole_folder(path) as hidden:
+        with atomic_folder(path) as hidden:
             (hidden / "new").write_text("")
             raise RuntimeError
 
@@ -154,7 +154,7 @@ def test_the_old_folder_stays_when_the_block_raises(tmp_path: Path) -> None:
 
 def test_no_reader_ever_finds_neither_folder(tmp_path: Path) -> None:
     path = tmp_path / "folder"
-    with whole_folder(path) as hidden:
+    with atomic_folder(path) as hidden:
         (hidden / "here").write_text("")
     missed: list[int] = []
     looks: list[None] = []
@@ -170,7 +170,7 @@ def test_no_reader_ever_finds_neither_folder(tmp_path: Path) -> None:
     reader.start()
     try:
         for _ in range(200):
-            with whole_folder(path) as hidden:
+            with atomic_folder(path) as hidden:
                 (hidden / "here").write_text("")
     finally:
         done.set()
@@ -193,9 +193,9 @@ def test_what_is_private_is_so_from_its_first_moment(
 ) -> None:
     former = os.umask(mask)
     try:
-        with whole_file(tmp_path / "file", private=private) as hidden:
+        with atomic_file(tmp_path / "file", private=private) as hidden:
             assert mode_of(hidden) == modes[0]
-        with whole_folder(tmp_path / "folder", private=private) as hidden:
+        with atomic_folder(tmp_path / "folder", private=private) as hidden:
             assert mode_of(hidden) == modes[1]
     finally:
         os.umask(former)
@@ -208,7 +208,7 @@ def test_what_is_written_again_is_as_closed_as_its_owner_made_it(tmp_path: Path,
         path = tmp_path / f"{mode:o}"
         path.write_text("old")
         path.chmod(mode)
-        with whole_file(path, private=private) as hidden:
+        with atomic_file(path, private=private) as hidden:
             # Nobody else reads what is not finished.
             assert mode_of(hidden) == 0o600
             hidden.write_text("new")
@@ -216,7 +216,7 @@ def test_what_is_written_again_is_as_closed_as_its_owner_made_it(tmp_path: Path,
     folder = tmp_path / "folder"
     folder.mkdir()
     folder.chmod(0o750)
-    with whole_folder(folder, private=private):
+    with atomic_folder(folder, private=private):
         pass
     assert mode_of(folder) == 0o750
 
@@ -230,7 +230,7 @@ def test_the_umask_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "umask", change)
     for _ in range(2):
         write_text(tmp_path / "text", "text")
-        with whole_folder(tmp_path / "folder"):
+        with atomic_folder(tmp_path / "folder"):
             pass
 
 
@@ -246,7 +246,7 @@ def test_a_file_system_that_swaps_nothing_in_one_step(tmp_path: Path, monkeypatc
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Libc)
     path = tmp_path / "folder"
     for name in ("one", "two"):
-        with whole_folder(path) as hidden:
+        with atomic_folder(path) as hidden:
             (hidden / name).write_text("")
         assert names(path) == [name]
     assert names(tmp_path) == ["folder"]
@@ -258,7 +258,7 @@ def test_a_copy_that_fails_names_its_first_failure_alone(tmp_path: Path) -> None
         (tmp_path / "source" / name).symlink_to("nowhere")
 
     def copy() -> None:
-        with whole_folder(tmp_path / "copy") as hidden:
+        with atomic_folder(tmp_path / "copy") as hidden:
             shutil.copytree(tmp_path / "source", hidden, dirs_exist_ok=True)
 
     with pytest.raises(OutputError, match=r"copy can't be written: .*No such file or directory: '[^']*'$"):

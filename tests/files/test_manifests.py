@@ -183,13 +183,13 @@ def test_each_form(tmp_path: Path, text: str, paths: list[str], labels: list[str
             "line 2 has 3 cells, and the header 2; put cells in double quotes that hold commas",
         ),
         ("path;label\na.png;CE\nb;c.png;CE\n", "line 3 has 3 cells, and the header 2; .* hold semicolons"),
-        ("path:label\na.png:CE\n", "it has: path:label; cells are divided by commas, semicolons, tabs, bars"),
-        ("path,x;path\na;b\n", "has commas and semicolons in its header; say what divides cells in a first line"),
-        ("sep=:\npath:label\na:b\n", "names ':' as its delimiter; commas, semicolons, tabs, bars are read"),
+        ("path:label\na.png:CE\n", "it has: path:label; expected delimiters are commas, semicolons, tabs, bars"),
+        ("path,x;path\na;b\n", "has commas and semicolons in its header; name the delimiter in a first line"),
+        ("sep=:\npath:label\na:b\n", "expected commas, semicolons, tabs, bars as delimiter, got ':'"),
         ('path,label\n"a.png,CE\n', "the row from line 2 on: unexpected end of data"),
         ('path,label\n"a".png,CE\n', "the row from line 2 on: ',' expected after '\"'"),
-        ("path,label\na.png,nan\n", "line 2 has the label 'nan', which stands for a missing value"),
-        ("path,patient\na.png,p\nb.png,NA\n", "line 3 has the patient 'NA', which stands for a missing value"),
+        ("path,label\na.png,nan\n", "line 2 has the label 'nan', which means a missing value"),
+        ("path,patient\na.png,p\nb.png,NA\n", "line 3 has the patient 'NA', which means a missing value"),
         ("path,label\na.png,1\nb.png,1.0\n", "has the labels '1' and '1.0', which are one name in different spellings"),
         ("path,label\na.png,CE\nb.png,ce\n", "has the labels 'CE' and 'ce', which are one name"),
         ("path,patient\na.png,12\nb.png,12.0\n", "has the patients '12' and '12.0', which are one name"),
@@ -210,7 +210,7 @@ def test_a_name_without_its_extension_means_one_file(tmp_path: Path) -> None:
     for name in ("a.png", "a.tif", "b.png", "c", "c.png", "Ha\u0308matom.png"):
         (tmp_path / name).write_bytes(b"")
     manifest = tmp_path / "images.csv"
-    with pytest.raises(DataError, match=r"names a, which may be any of a\.png, a\.tif; write its extension"):
+    with pytest.raises(DataError, match=r"names a, which matches a\.png, a\.tif; add the extension"):
         file_from_manifest(manifest, "a")
     assert file_from_manifest(manifest, "b") == tmp_path / "b.png"
     assert file_from_manifest(manifest, "c") == tmp_path / "c"

@@ -17,7 +17,7 @@ from plurum.client.bulk.journal import Journal
 from plurum.client.bulk.listing import Listing
 from plurum.export.engines.build import read_plan
 from plurum.export.manifest import Manifest, read_manifest
-from plurum.questions import read_recorded
+from plurum.probes import read_recorded_probes
 from plurum.run import Run
 from plurum.serving.releases.rehearsal import check_artefacts
 from plurum.serving.releases.releases import Releases
@@ -191,7 +191,7 @@ def _readers(folder: Path) -> dict[str, Callable[[], Any]]:
         "run.json": lambda: unfinished_members(run),
         "export.json": exported,
         "parity.json": lambda: check_artefacts(folder),
-        "questions.json": lambda: read_recorded(folder),
+        "questions.json": lambda: read_recorded_probes(folder),
         "model.plan.json": lambda: read_plan(folder / "model.plan"),
         "state.json": lambda: Releases(folder).state(),
     }

@@ -52,7 +52,7 @@ def test_what_is_no_image_is_told_and_the_process_lives_on(decoder: Decoder) -> 
     data = saved(Image.fromarray(smooth()))
     decoder.pixels(data)
     (process,) = processes()
-    with pytest.raises(UnreadableImageError, match="no JPEG, PNG or TIFF image"):
+    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG or TIFF image"):
         decoder.pixels(b"patient")
     decoder.pixels(data)
     assert processes() == [process]
@@ -109,14 +109,14 @@ def test_a_decoder_that_breaks_on_an_image_is_told(decoder: Decoder) -> None:
     process.send_signal(signal.SIGSTOP)
     threading.Timer(0.3, process.send_signal, (signal.SIGSEGV,)).start()
     threading.Timer(0.4, process.send_signal, (signal.SIGCONT,)).start()
-    with pytest.raises(UnreadableImageError, match="image broke its decoder"):
+    with pytest.raises(UnreadableImageError, match="image crashed its decoder"):
         decoder.pixels(saved(Image.fromarray(smooth())))
 
 
 def test_without_an_interpreter_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "")
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(DecoderError, match="no python3 on PATH"):
+    with pytest.raises(DecoderError, match="python3 is not on PATH"):
         Decoder(RULE).pixels(b"")
 
 

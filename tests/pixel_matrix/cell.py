@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plurum.images import UnreadableImageError, eight_bit, open_image
+from plurum.images import UnreadableImageError, open_image, to_eight_bit
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -36,7 +36,7 @@ class Cell:
 def outcome(cell: Cell) -> str:
     """Return `equal`, `refused: …` or `DIFFERENT: …` of a cell."""
     try:
-        pixels = np.asarray(eight_bit(open_image(cell.data)).convert("RGB")).astype(int)
+        pixels = np.asarray(to_eight_bit(open_image(cell.data)).convert("RGB")).astype(int)
     except UnreadableImageError as error:
         return f"refused: {error}"
     if cell.reference is None:

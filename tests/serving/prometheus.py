@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plurum.files import whole_folder
+from plurum.files import atomic_folder
 
 NAMES = ("prometheus", "promtool")
 DOWNLOAD_S, START_S = 300, 20
@@ -56,7 +56,7 @@ def set_up(folder: Path) -> str | None:
         packages = list(place.glob("prometheus_*.deb"))
         if not packages or not said_well("dpkg-deb", "-x", packages[0].name, "unpacked", place=place):
             return "no prometheus on PATH, and apt-get download prometheus does not bring one"
-        with whole_folder(folder) as hidden:
+        with atomic_folder(folder) as hidden:
             for name_ in NAMES:
                 shutil.copy(place / "unpacked" / "usr" / "bin" / name_, hidden / name_)
     return None

@@ -16,7 +16,7 @@ from PIL import Image
 
 from plurum.errors import ImageError, MissingExtraError
 from plurum.slides.scanners import ScannerSlide, WholeImage, open_slide
-from plurum.slides.slides import Level, Slide, coarsest, thumbnail
+from plurum.slides.slides import Level, Slide, coarsest_level, thumbnail_from_slide
 
 SIZES = (640, 320, 160)
 PIXELS = [np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8) for side in SIZES]
@@ -65,7 +65,7 @@ def test_what_is_kept_for_neighbours_is_bounded(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(("most", "level"), [(0.5, 0), (1, 0), (1.9, 0), (1.995, 1), (2, 1), (3.9, 1), (4, 2), (50, 2)])
 def test_the_coarsest_level_that_is_fine_enough(tmp_path: Path, most: float, level: int) -> None:
     with Slide(write_pyramid(tmp_path / "slide.tif")) as slide:
-        assert coarsest(slide.levels, most) == level
+        assert coarsest_level(slide.levels, most) == level
 
 
 @pytest.mark.parametrize(("side", "level", "step"), [(640, 0, 1), (639, 0, 2), (320, 1, 1), (100, 2, 2), (53, 2, 4)])
@@ -73,7 +73,7 @@ def test_a_thumbnail_is_every_so_many_pixels_of_the_coarsest_level_that_will_do(
     tmp_path: Path, side: int, level: int, step: int
 ) -> None:
     with Slide(write_pyramid(tmp_path / "slide.tif")) as slide:
-        small, cell = thumbnail(slide, side)
+        small, cell = thumbnail_from_slide(slide, side)
     assert cell == step * 2**level
     np.testing.assert_array_equal(small, PIXELS[level][::step, ::step])
     assert side / 2 < small.shape[0] <= side
@@ -186,7 +186,7 @@ def test_what_tifffile_can_not_read_openslide_does(tmp_path: Path) -> None:
         assert isinstance(slide, ScannerSlide)
         assert slide.levels == (Level(640, 640, 1),)
         np.testing.assert_array_equal(slide.region(30, 50, 100, 90), PIXELS[0][50:140, 30:130])
-        small, cell = thumbnail(slide, 100)
+        small, cell = thumbnail_from_slide(slide, 100)
     assert cell == 7
     np.testing.assert_array_equal(small, PIXELS[0][::7, ::7])
 
@@ -255,7 +255,7 @@ def test_a_small_image_of_any_kind_is_cut_too(tmp_path: Path, monkeypatch: pytes
         assert isinstance(image, WholeImage)
         assert image.levels == (Level(320, 320, 1),)
         np.testing.assert_array_equal(image.region(30, 50, 100, 90), PIXELS[1][50:140, 30:130])
-        small, cell = thumbnail(image, 100)
+        small, cell = thumbnail_from_slide(image, 100)
     np.testing.assert_array_equal(small, PIXELS[1][::4, ::4])
     assert cell == 4
 

@@ -16,7 +16,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from plurum.errors import DataError, ImageError
-from plurum.images import TooLargeImageError, UnreadableImageError, eight_bit, is_nearly_black, open_image, sized
+from plurum.images import (
+    TooLargeImageError,
+    UnreadableImageError,
+    is_nearly_black,
+    open_image,
+    resize_to_pixels,
+    to_eight_bit,
+)
 from plurum.run import Table
 from plurum.spec import ImageSpec
 from plurum.spellings import check_spellings
@@ -122,9 +129,9 @@ class LabelledImages:
 
         def one(index: int) -> Decoded:
             try:
-                flat = eight_bit(open_image(self.encoded(index)))
+                flat = to_eight_bit(open_image(self.encoded(index)))
                 if image is not None and out is not None:
-                    out[index] = sized(
+                    out[index] = resize_to_pixels(
                         flat, height=image.height, width=image.width, colour=image.colour, resize=image.resize
                     )
             except TooLargeImageError as error:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import OutputError
-from plurum.files import whole_folder
+from plurum.files import atomic_folder
 from plurum.run import DataContract, Run
 from plurum.spec import ImageSpec, write_contract
 from plurum.training.data.labelled_images import LabelledImages
@@ -49,7 +49,7 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataC
                 f"--out, or start over with --fresh"
             )
         return found
-    with whole_folder(run.data_folder, private=True) as folder:
+    with atomic_folder(run.data_folder, private=True) as folder:
         pixels, data = _store_pixels(folder, data, image)
         if not settings.pretrained:
             mean, std = _moments(pixels, data.table.rows("train"))

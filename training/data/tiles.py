@@ -21,9 +21,9 @@ from plurum.images import (
     MIN_SIDE,
     TooLargeImageError,
     UnreadableImageError,
-    eight_bit,
     open_image,
-    too_large,
+    to_eight_bit,
+    too_large_text,
 )
 from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
 from plurum.slides.slides import Slide
@@ -89,7 +89,7 @@ class Picture:
             raise ImageError(self.fault)
         if self.box is None:
             if check_regular(self.path).st_size > _SMALL_BYTES and _is_large(size := _header(self.path)):
-                raise TooLargeImageError(too_large(*size))
+                raise TooLargeImageError(too_large_text(*size))
             return read_regular(self.path, MAX_IMAGE_BYTES)
         buffer = io.BytesIO()
         Image.fromarray(_region(self.path, self.box)).save(buffer, format="PNG", compress_level=1)
@@ -152,7 +152,7 @@ def _whole(path: Path) -> npt.NDArray[np.uint8]:
 
 @functools.lru_cache(maxsize=1)
 def _decoded(path: Path, _size_bytes: int, _changed_ns: int) -> npt.NDArray[np.uint8]:
-    return np.asarray(eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES))))
+    return np.asarray(to_eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES))))
 
 
 def _header(path: Path) -> tuple[int, int]:

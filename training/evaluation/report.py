@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plurum.errors import OutputError, needs_extra
-from plurum.files import whole_file, write_text
+from plurum.files import atomic_file, write_text
 from plurum.training.evaluation.page import PAGE
 from plurum.training.evaluation.plots import plots_from_judgement
 from plurum.training.statistics.judgement import Figure, Judgement
@@ -65,7 +65,7 @@ def write_report(judgement: Judgement, folder: Path) -> Path:
     write_text(folder / "metrics.csv", csv_from_judgement(judgement))
     write_text(folder / "metrics.json", judgement.model_dump_json(indent=1) + "\n")
     for name, picture in pictures.items():
-        with whole_file(folder / f"{name}.png") as hidden:
+        with atomic_file(folder / f"{name}.png") as hidden:
             hidden.write_bytes(picture)
     if "diversity" not in pictures:
         (folder / "diversity.png").unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plurum.errors import OutputError, needs_extra
-from plurum.files import sha256_of, whole_folder
+from plurum.files import atomic_folder, sha256_of
 from plurum.run import DataContract, Run
 from plurum.spec import Member, write_contract
 from plurum.training.learning.history import write_history
@@ -31,7 +31,7 @@ def write_member(
     with needs_extra("training"):
         from safetensors import SafetensorError
         from safetensors.torch import save_file
-    with whole_folder(run.member_folder(name)) as folder:
+    with atomic_folder(run.member_folder(name)) as folder:
         try:
             save_file(snapshot.weights, folder / "checkpoint.safetensors")
         except SafetensorError as error:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from plurum.errors import SettingsError
-from plurum.models import normalised
+from plurum.models import normalise
 from plurum.training.data.examples import Batches, Examples
 from plurum.training.learning.augmentation import augmented, mixed
 from plurum.training.learning.distributed import World
@@ -114,7 +114,7 @@ class Learner:
         """Return the images `rows` as the model learns from them, `[images, 3, height, width]`, normalised."""
         pixels = torch.from_numpy(self.examples.pixels[rows]).to(self.device, non_blocking=True)
         changed = augmented(pixels, self.settings)
-        return normalised(changed, self.examples.image).contiguous(memory_format=torch.channels_last)
+        return normalise(changed, self.examples.image).contiguous(memory_format=torch.channels_last)
 
     def state(self) -> dict[str, Any]:
         """Return all that a later `restore` needs, tensors and plain values; tensors are not copied."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from plurum.errors import OutputError
-from plurum.files import whole_file
+from plurum.files import atomic_file
 from plurum.regular_files import open_regular
 
 __all__ = ["StateFile"]
@@ -56,7 +56,7 @@ class StateFile:
         Raises:
             OutputError: it can't be written, the disk being full, say; what was there before still is.
         """
-        with whole_file(self.path) as hidden:
+        with atomic_file(self.path) as hidden:
             try:
                 torch.save(state, hidden)
             except RuntimeError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plurum.errors import OutputError, PlurumError, SettingsError, needs_extra
-from plurum.files import whole_file
+from plurum.files import atomic_file
 from plurum.regular_files import read_regular
 from plurum.run import Run
 from plurum.spec import Member, read_member, write_contract
@@ -226,7 +226,7 @@ def _draw(run: Run, wanted: list[Wanted]) -> None:
         histories[training.name] = read_history(run.member_folder(training.members[0]) / "history.csv")
         members = [read_member(run.member_folder(name) / "member.json") for name in training.members]
         kept[training.name] = [member.best_epoch for member in members if member.best_epoch]
-    with whole_file(run.report_folder / "training.png") as hidden:
+    with atomic_file(run.report_folder / "training.png") as hidden:
         hidden.write_bytes(plot_from_histories(histories, kept))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.spec import PatientRule
-from plurum.voting import pooled
+from plurum.voting import pool_groups
 
 __all__ = ["RULES", "Patients", "patients_of"]
 
@@ -38,7 +38,7 @@ class Patients:
     torn: tuple[str, ...]
 
     def probabilities(self, images: Floats, winners: Ints, rule: PatientRule) -> Floats:
-        """Return one row per patient, `[patients, classes]`, each summing to 1; see `plurum.voting.pooled`.
+        """Return one row per patient, `[patients, classes]`, each summing to 1; see `plurum.voting.pool_groups`.
 
         Args:
             images: Probabilities `[images, classes]` of all images.
@@ -50,7 +50,7 @@ class Patients:
         np.add.at(sums, self.owner, theirs)
         np.maximum.at(highest, self.owner, theirs)
         np.add.at(wins, (self.owner, winners[self.rows]), 1.0)
-        return pooled(rule, np.bincount(self.owner, minlength=len(self.names)), sums, highest, wins)
+        return pool_groups(rule, np.bincount(self.owner, minlength=len(self.names)), sums, highest, wins)
 
 
 def patients_of(patients: Sequence[str], labels: Ints) -> Patients | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from plurum.models import normalised
+from plurum.models import normalise
 from plurum.spec import ImageSpec, Scores
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def logits_of(
     with torch.inference_mode():
         for start in range(0, len(rows), batch_size):
             batch = torch.from_numpy(pixels[rows[start : start + batch_size]]).to(device)
-            answers.append(model(normalised(batch, image)).double().cpu().numpy())
+            answers.append(model(normalise(batch, image)).double().cpu().numpy())
     model.train(was_training)
     return np.concatenate(answers)
 

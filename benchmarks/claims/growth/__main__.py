@@ -28,7 +28,7 @@ from plurum.benchmarks.claims.growth.result import Axis, GrowthResult, TurnOfGro
 from plurum.benchmarks.tools.command import run_as_program
 from plurum.benchmarks.tools.machine import machine, versions
 from plurum.errors import OutputError, SettingsError
-from plurum.files import whole_folder
+from plurum.files import atomic_folder
 
 __all__ = ["growth"]
 
@@ -60,7 +60,7 @@ def growth(
         arch=ARCH, turns=tuple(turns), rounds=rounds, seconds=seconds, machine=state, versions=versions()
     )
     picture = plot_from_growth(result)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         (folder / "growth.json").write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (folder / "growth.csv").write_text(csv_from_growth(result), encoding="utf-8")
         (folder / "growth.png").write_bytes(picture)

@@ -190,10 +190,10 @@ def _check_out(out: Path) -> None:
 def _write(result: BenchResult, out: Path) -> None:
     from plurum.benchmarks.bench.plots import plots_from_result
     from plurum.benchmarks.bench.result import csv_from_result
-    from plurum.files import whole_folder
+    from plurum.files import atomic_folder
 
     pictures = plots_from_result(result)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         (folder / "bench.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (folder / "bench.csv").write_text(csv_from_result(result), encoding="utf-8")
         for name, picture in pictures.items():

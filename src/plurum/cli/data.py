@@ -56,9 +56,9 @@ def data(
     else:
         _print(report)
     if plot:
-        from plurum.files import whole_file
+        from plurum.files import atomic_file
 
-        with whole_file(plot) as hidden:
+        with atomic_file(plot) as hidden:
             hidden.write_bytes(plot_from_data_report(report))
     # After the report, which names every unreadable image.
     usable_rows(images, decoded)

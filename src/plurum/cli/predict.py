@@ -209,10 +209,10 @@ def _predict(
     """Send all requests, and show the predictions.
 
     Raises:
-        BrokenOffError: no server is available any more.
+        InterruptedRunError: no server is available any more.
     """
     from plurum.client import Failure
-    from plurum.errors import BrokenOffError, ServerError
+    from plurum.errors import InterruptedRunError, ServerError
 
     try:
         for path, answer in _with_progress(inquiry, stream, batch_size, console):
@@ -224,7 +224,7 @@ def _predict(
         if inquiry.journal:
             more += "; run the same command again to resume"
         if isinstance(error, ServerError):
-            raise BrokenOffError(f"{error}; {more}") from error
+            raise InterruptedRunError(f"{error}; {more}") from error
         _line(console, more)
         raise
 

@@ -15,7 +15,7 @@ __all__ = [
     "UnreadableImageError",
     "check_size",
     "check_work",
-    "too_large",
+    "too_large_text",
 ]
 
 # 64 megapixels decode to 192 MB: above that, an image is a slide and is read by tiles, or it is a bomb.
@@ -68,7 +68,7 @@ class Structure(NamedTuple):
     sequential: bool = False
 
 
-def too_large(width: int, height: int) -> str:
+def too_large_text(width: int, height: int) -> str:
     """Return what is said of an image of so many pixels, if they are more than `MAX_PIXELS`."""
     return f"image of {width} x {height} pixels is too large: at most {MAX_PIXELS:,} pixels are decoded"
 
@@ -81,7 +81,7 @@ def check_size(width: int, height: int) -> None:
         UnreadableImageError: fewer than `MIN_SIDE` on a side.
     """
     if width * height > MAX_PIXELS:
-        raise TooLargeImageError(too_large(width, height))
+        raise TooLargeImageError(too_large_text(width, height))
     if min(width, height) < MIN_SIDE:
         raise UnreadableImageError(
             f"image of {width} x {height} pixels is too small: at least {MIN_SIDE} x {MIN_SIDE} are needed"

@@ -21,7 +21,7 @@ if TYPE_CHECKING or __package__:
         UnreadableImageError,
         check_size,
         check_work,
-        too_large,
+        too_large_text,
     )
 else:
     from image_limits import (
@@ -31,7 +31,7 @@ else:
         UnreadableImageError,
         check_size,
         check_work,
-        too_large,
+        too_large_text,
     )
 
 __all__ = ["JpegScan", "jpeg_scan", "jpeg_structure", "structure_from_scan", "with_more_data"]
@@ -239,7 +239,7 @@ class _Reader:
             self.components[name] = _Component(across, down)
         if not 0 < width * height <= MAX_PIXELS:
             raise (
-                TooLargeImageError(too_large(width, height))
+                TooLargeImageError(too_large_text(width, height))
                 if width * height
                 else UnreadableImageError("image is corrupt: a JPEG without a size")
             )

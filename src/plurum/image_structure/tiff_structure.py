@@ -19,7 +19,7 @@ if TYPE_CHECKING or __package__:
         UnreadableImageError,
         check_size,
         check_work,
-        too_large,
+        too_large_text,
     )
     from plurum.image_structure.jpeg_structure import jpeg_scan
 else:
@@ -30,7 +30,7 @@ else:
         UnreadableImageError,
         check_size,
         check_work,
-        too_large,
+        too_large_text,
     )
     from jpeg_structure import jpeg_scan
 
@@ -112,7 +112,7 @@ def tiff_structure(data: bytes) -> Structure:
         for page in pages:
             # Slides have several pages; that they are too large says more.
             if (width := file.number(page, _WIDTH, 0)) * (height := file.number(page, _HEIGHT, 0)) > MAX_PIXELS:
-                raise TooLargeImageError(too_large(width, height))
+                raise TooLargeImageError(too_large_text(width, height))
         page = _the_image(pages)
         kind = _Kind(file, page)
         check_size(kind.width, kind.height)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import ImageError
-from plurum.images import TooLargeImageError, UnreadableImageError, eight_bit, open_image
+from plurum.images import TooLargeImageError, UnreadableImageError, open_image, to_eight_bit
 from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
 from plurum.slides.slides import Level, Slide
 
@@ -113,7 +113,7 @@ class WholeImage:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._pixels = np.asarray(eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES))))
+        self._pixels = np.asarray(to_eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES))))
         height, width = self._pixels.shape[:2]
         self.levels = (Level(width, height, 1.0),)
 

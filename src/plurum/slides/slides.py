@@ -29,7 +29,7 @@ from plurum.slides.tissue import is_background
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
-__all__ = ["AnySlide", "Level", "Slide", "coarsest", "thumbnail"]
+__all__ = ["AnySlide", "Level", "Slide", "coarsest_level", "thumbnail_from_slide"]
 
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
@@ -174,7 +174,7 @@ class Slide:
         Raises:
             ImageError: its data are corrupt or truncated.
         """
-        number = coarsest(self.levels, size / samples)
+        number = coarsest_level(self.levels, size / samples)
         level = self.levels[number]
         step = max(1, int(size / level.scale / samples))
         found = np.zeros((-(-level.height // step), -(-level.width // step)), dtype=np.bool_)
@@ -261,7 +261,7 @@ class Slide:
         return (pixels[..., 0] if page.ndim == 2 else pixels).astype(np.uint8)
 
 
-def coarsest(levels: tuple[Level, ...], most: float) -> int:
+def coarsest_level(levels: tuple[Level, ...], most: float) -> int:
     """Return the coarsest level on which a pixel is at most `most` of level 0's pixels wide; level 0 if there is none.
 
     Scales are a little off where a level's size was rounded; that counts as equal.
@@ -269,7 +269,7 @@ def coarsest(levels: tuple[Level, ...], most: float) -> int:
     return max((number for number, level in enumerate(levels) if level.scale <= most * 1.005), default=0)
 
 
-def thumbnail(slide: AnySlide, side: int) -> tuple[Bytes, float]:
+def thumbnail_from_slide(slide: AnySlide, side: int) -> tuple[Bytes, float]:
     """Return the whole slide made small, and how many of level 0's pixels one of these is wide.
 
     Every so-many-th pixel is taken, piece by piece: the slide never lies in memory whole.
@@ -282,7 +282,7 @@ def thumbnail(slide: AnySlide, side: int) -> tuple[Bytes, float]:
         ImageError: its data are corrupt or truncated.
     """
     longer = max(slide.levels[0].width, slide.levels[0].height)
-    number = coarsest(slide.levels, longer / side)
+    number = coarsest_level(slide.levels, longer / side)
     level = slide.levels[number]
     step = -(-max(level.width, level.height) // side)
     whole: Bytes | None = None

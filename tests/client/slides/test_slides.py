@@ -163,7 +163,7 @@ def test_glass_alone_and_what_is_no_slide_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"glass.tif: none of its 64 tiles shows 10% of tissue"):
         ask(Painter(), path)
     path.write_bytes(b"no slide")
-    with pytest.raises(ImageError, match=r"glass.tif: 8 bytes that are no JPEG, PNG or TIFF"):
+    with pytest.raises(ImageError, match=r"glass.tif: 8 bytes that are not a JPEG, PNG or TIFF"):
         ask(Painter(), path)
 
 

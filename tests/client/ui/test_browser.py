@@ -98,7 +98,7 @@ def test_a_file_that_is_no_image_spoils_no_other(desk: Desk) -> None:
     tab.answers(2)
     failed = tab.until(lambda: tab.one(".answer.broken"))
     assert "notes <b>.png" in failed.text
-    assert "No answer: 15 bytes that are no JPEG, PNG or TIFF image" in failed.text
+    assert "No answer: 15 bytes that are not a JPEG, PNG or TIFF image" in failed.text
     assert not tab.one("#away").is_displayed()
     tab.size(1120, 1240)
     desk.picture(tab, "ask")
@@ -272,4 +272,4 @@ def test_a_run_that_is_not_the_served_one_is_named(desk: Desk, run: Run) -> None
     tab.upload(desk.images[0])
     tab.answers(1)
     tab.one(".evidence summary").click()
-    assert tab.until(lambda: "its members have other weights" in tab.text(".maps"))
+    assert tab.until(lambda: "its members' weights differ" in tab.text(".maps"))

@@ -206,8 +206,8 @@ def test_a_file_that_is_too_large_is_not_asked_about(page: Page) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "0 bytes that are no JPEG, PNG or TIFF image"),
-        (b"GIF89a", "6 bytes that are no JPEG, PNG or TIFF image"),
+        (b"", "0 bytes that are not a JPEG, PNG or TIFF image"),
+        (b"GIF89a", "6 bytes that are not a JPEG, PNG or TIFF image"),
         (png(1)[:60], "image is corrupt or truncated"),
         (bomb(), "image of 60000 x 60000 pixels is too large: at most 64,000,000 pixels are decoded"),
     ],

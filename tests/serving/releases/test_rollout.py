@@ -22,7 +22,7 @@ from plurum.export import ExportSettings
 from plurum.export.graphs.runtimes import Artefact
 from plurum.export.repository.assembly import recorded_answers
 from plurum.listing import listing_of
-from plurum.questions import QUESTIONS, read_recorded
+from plurum.probes import PROBES_FILE, read_recorded_probes
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.serving.releases.rehearsal import check_artefacts, rehearse
@@ -43,7 +43,7 @@ def other(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     graphs = [
         Artefact(one.name, "fp32", "onnxruntime", folder / one.name / "1" / "model.onnx") for one in ensemble.members
     ]
-    write_contract(folder / QUESTIONS, recorded_answers(ensemble, graphs, ExportSettings()))
+    write_contract(folder / PROBES_FILE, recorded_answers(ensemble, graphs, ExportSettings()))
     _listed(folder)
     return folder
 
@@ -123,7 +123,7 @@ def _add_a_version(folder: Path) -> None:
 
 
 def _forget_the_answers(folder: Path) -> None:
-    (folder / QUESTIONS).unlink()
+    (folder / PROBES_FILE).unlink()
     _listed(folder)
 
 
@@ -147,7 +147,7 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (_compute_otherwise, "expected probabilities within"),
     (_break_the_voter, "broken voter"),
     (_vote_otherwise, "expected probabilities within"),
-    (_forget_the_answers, "does not say what its export was answered"),
+    (_forget_the_answers, "has no valid predictions"),
     (_fail_the_gate, "the export.s gate did not pass"),
     (_other_classes, "classes: expected"),
 ]
@@ -426,7 +426,7 @@ class FakeProbe:
 
 
 def test_a_release_answers_as_was_recorded_or_is_refused(repository: Path, tmp_path: Path) -> None:
-    ensemble, recorded = read_ensemble(repository / "ensemble.json"), read_recorded(repository)
+    ensemble, recorded = read_ensemble(repository / "ensemble.json"), read_recorded_probes(repository)
     answers = np.array(recorded.probabilities)
     assert recorded.tolerance == 1e-3
     assert rehearse(cast("Probe", FakeProbe(answers + 9e-4)), repository, ensemble, 1) == pytest.approx(9e-4)
@@ -434,6 +434,6 @@ def test_a_release_answers_as_was_recorded_or_is_refused(repository: Path, tmp_p
         with pytest.raises(RepositoryError, match="expected probabilities within"):
             rehearse(cast("Probe", FakeProbe(wrong)), repository, ensemble, 1)
     other = shutil.copytree(repository, tmp_path / "other")
-    write_contract(other / QUESTIONS, recorded.model_copy(update={"probabilities": recorded.probabilities[:2]}))
+    write_contract(other / PROBES_FILE, recorded.model_copy(update={"probabilities": recorded.probabilities[:2]}))
     with pytest.raises(RepositoryError, match=r"expected shape \(4, 10\), got \(2, 10\)"):
         rehearse(cast("Probe", FakeProbe(answers)), other, ensemble, 1)

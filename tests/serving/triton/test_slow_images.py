@@ -115,7 +115,7 @@ def test_what_takes_too_much_is_refused_by_name(service: tuple[psutil.Process, i
     # Neighbours in a batch that is put aside are named as well.
     status, text = asked(port, slow_image(), b"no image")
     assert status == 400
-    assert "IMAGE[1] of 2: 8 bytes that are no JPEG" in text
+    assert "IMAGE[1] of 2: 8 bytes that are not a JPEG" in text
     assert asked(port, slow_image(), SMALL) == (200, "")
     assert "ready again" not in log.read_text()
 
@@ -124,7 +124,7 @@ def test_a_decoder_that_is_killed_takes_its_image_with_it_alone(service: tuple[p
     process, port, log = service
     slow = slow_image()
     assert asked(port, slow) == (200, "")
-    for number, said in ((signal.SIGSEGV, "image broke its decoder"), (signal.SIGPROF, "image takes more than 10 s")):
+    for number, said in ((signal.SIGSEGV, "image crashed its decoder"), (signal.SIGPROF, "image takes more than 10 s")):
         answers: list[tuple[int, str]] = []
         sender = threading.Thread(target=lambda found=answers: found.append(asked(port, slow)))
         sender.start()

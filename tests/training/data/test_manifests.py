@@ -162,8 +162,8 @@ def test_the_fingerprint_follows_labels_and_patients(folder: Path) -> None:
         ("path,label", ["a/0.png,CE", "a/1.png,LAA"], "class 'CE' has 1 image, and none for"),
         ("path,label", ["a/0.png,CE", f"{'a' * 300}.png,CE"], r"line 3 names a{300}\.png, which is not there"),
         ("path,label", ["a/0.png,CE", f"{'a/' * 3000}b.png,CE"], r"line 3 names .*b\.png, which is not there"),
-        ("path,label,Label", ["a/0.png,CE,LAA"], "has 2 columns label; one is needed"),
-        ("path,label,path", ["a/0.png,CE,a/1.png"], "has 2 columns path; one is needed"),
+        ("path,label,Label", ["a/0.png,CE,LAA"], "expected one column label, got 2"),
+        ("path,label,path", ["a/0.png,CE,a/1.png"], "expected one column path, got 2"),
     ],
 )
 def test_each_fault_is_one_line(folder: Path, header: str, rows: list[str], message: str) -> None:

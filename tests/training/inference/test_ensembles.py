@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from plurum.errors import ContractError, DataError, SettingsError
-from plurum.models import model_from_checkpoint, normalised
+from plurum.models import model_from_checkpoint, normalise
 from plurum.run import Run
 from plurum.spec import ImageSpec
 from plurum.training import ensemble_from_checkpoints, ensemble_from_models, ensemble_from_run
@@ -41,7 +41,7 @@ def test_a_runs_ensemble_answers_as_its_contract_says(run: Run) -> None:
     ensemble, pixels = run.ensemble(), some_pixels(run)
     whole = ensemble_from_run(run.path)
     with torch.inference_mode():
-        batch = normalised(torch.from_numpy(pixels), ensemble.image)
+        batch = normalise(torch.from_numpy(pixels), ensemble.image)
         logits = [model_from_checkpoint(one, run.checkpoint(one))(batch).numpy() for one in ensemble.members]
     expected = decide(softmax(np.stack(logits, axis=1)), ensemble.rule)
     verdict = whole.predict_with_uncertainty(pixels)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from plurum.models import normalised
+from plurum.models import normalise
 from plurum.run import Run
 from plurum.training.inference.ensembles import ensemble_from_models
 from plurum.training.learning.architectures import model_from_arch
@@ -17,7 +17,7 @@ def test_logits_are_those_of_evaluation_mode_whatever_mode_the_model_is_in(train
     image, pixels, rows = trained.data().image, trained.pixels(), np.array([5, 200, 17])
     model = model_from_arch("test_byobnet", 4, 0).eval()
     with torch.inference_mode():
-        expected = model(normalised(torch.from_numpy(pixels[rows]), image)).numpy()
+        expected = model(normalise(torch.from_numpy(pixels[rows]), image)).numpy()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for training in (False, True):
         model.train(training)
@@ -36,7 +36,7 @@ class Means(nn.Module):
 
 def test_a_model_without_weights_answers_too(trained: Run) -> None:
     image, pixels, rows = trained.data().image, trained.pixels(), np.array([5, 200])
-    expected = normalised(torch.from_numpy(pixels[rows]), image).mean(dim=(2, 3)).numpy()
+    expected = normalise(torch.from_numpy(pixels[rows]), image).mean(dim=(2, 3)).numpy()
     np.testing.assert_allclose(logits_of(Means(), pixels, rows, image), expected, atol=1e-6)
     ensemble = ensemble_from_models([Means()], classes=("a", "b", "c"), image=image)
     assert ensemble(pixels[rows]).shape == (2, 3)

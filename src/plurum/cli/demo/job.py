@@ -21,8 +21,8 @@ from rich.table import Table
 from plurum.client import EnsembleClient, Prediction
 from plurum.errors import ParityError
 from plurum.export import ExportSettings, repository_from_run
-from plurum.files import whole_folder
-from plurum.models import model_from_checkpoint, normalised
+from plurum.files import atomic_folder
+from plurum.models import model_from_checkpoint, normalise
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.serving.triton.metrics import metrics_at
@@ -144,7 +144,7 @@ def write_held_out(run: Run, images: LabelledImages) -> list[Path]:
     rows = table.rows("test")
     names = [Path(classes[table.labels[row]], f"{row:05d}.png") for row in rows]
     if not folder.is_dir():
-        with whole_folder(folder) as hidden:
+        with atomic_folder(folder) as hidden:
             for row, name in zip(rows, names, strict=True):
                 (hidden / name).parent.mkdir(exist_ok=True)
                 (hidden / name).write_bytes(images.encoded(int(row)))
@@ -158,7 +158,7 @@ def pytorch_verdict(run: Run, ensemble: Ensemble) -> Verdict:
     for member in ensemble.members:
         model = model_from_checkpoint(member, run.checkpoint(member))
         with torch.inference_mode():
-            logits.append(torch.cat([model(normalised(batch, member.image)) for batch in pixels.split(64)]).numpy())
+            logits.append(torch.cat([model(normalise(batch, member.image)) for batch in pixels.split(64)]).numpy())
     return decide(softmax(np.stack(logits, axis=1)), ensemble.rule)
 
 
