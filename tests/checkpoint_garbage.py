@@ -1,4 +1,4 @@
-"""What is no checkpoint, or none that should be trusted."""
+"""What is not a checkpoint, or none that should be trusted."""
 
 from __future__ import annotations
 

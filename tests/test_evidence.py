@@ -154,16 +154,16 @@ def test_another_run_than_the_served_one_is_named(run: Run) -> None:
     assert not evidence.mismatch(classes, names, weights)
     assert not evidence.mismatch(classes, names, ())
     assert "its members' weights differ" in evidence.mismatch(classes, names, ("0" * 64, weights[1]))
-    assert "classes or members are others" in evidence.mismatch(classes, names[:1], weights[:1])
-    assert "classes or members are others" in evidence.mismatch(classes[::-1], names, weights)
+    assert "classes or members differ" in evidence.mismatch(classes, names[:1], weights[:1])
+    assert "classes or members differ" in evidence.mismatch(classes[::-1], names, weights)
 
 
 def test_what_can_not_be_shown_is_one_line(run: Run, fresh_run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="no JPEG, PNG or TIFF"):
+    with pytest.raises(ImageError, match="not a JPEG, PNG or TIFF"):
         Evidence(run).maps(b"no image", "five")
     with pytest.raises(ContractError, match="got 'eleven'"):
         Evidence(run).maps(png(np.array(run.pixels()[40])), "eleven")
-    with pytest.raises(ContractError, match="is no run"):
+    with pytest.raises(ContractError, match="is not a run"):
         Evidence(Run(tmp_path))
     shutil.rmtree(fresh_run.member_folder("resnet10t"))
     with pytest.raises(ContractError, match=r"checkpoint\.safetensors is missing"):

@@ -91,7 +91,7 @@ def test_another_number_of_classes_is_refused(checkpoint: Path) -> None:
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"\x80\x04no weights")
-    with pytest.raises(ContractError, match="is no checkpoint: its safetensors are broken"):
+    with pytest.raises(ContractError, match="is not a checkpoint: its safetensors are corrupt"):
         model_from_checkpoint(member(path), path)
 
 

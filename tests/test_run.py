@@ -55,13 +55,13 @@ def test_a_new_an_empty_and_a_known_folder_can_be_claimed(run: Run, tmp_path: Pa
 
 def test_a_file_can_not_be_claimed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="is a file; name a new folder"):
+    with pytest.raises(OutputError, match="expected a folder, got the file"):
         Run(tmp_path / "file").claim()
 
 
 def test_a_folder_with_something_else_can_not_be_claimed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(OutputError, match="holds something else than a run"):
+    with pytest.raises(OutputError, match="is not a run and not empty"):
         Run(tmp_path).claim()
 
 
@@ -69,7 +69,7 @@ def test_what_a_killed_process_left_of_a_run_that_never_began_is_nothing(tmp_pat
     (tmp_path / ".run.json.x7f").write_text("")
     Run(tmp_path).claim()
     (tmp_path / ".git").mkdir()
-    with pytest.raises(OutputError, match="holds something else than a run"):
+    with pytest.raises(OutputError, match="is not a run and not empty"):
         Run(tmp_path).claim()
 
 
@@ -83,7 +83,7 @@ def test_members_are_sorted_and_hidden_ones_are_none(run: Run) -> None:
 
 def test_what_is_no_run_says_how_to_make_one(tmp_path: Path) -> None:
     for question in (Run(tmp_path).members, Run(tmp_path).ensemble):
-        with pytest.raises(ContractError, match=r"is no run: .* plurum train DATA --out"):
+        with pytest.raises(ContractError, match=r"is not a run: .* plurum train DATA --out"):
             question()
 
 
@@ -94,7 +94,7 @@ def test_a_run_without_members_says_how_to_finish_it(run: Run) -> None:
 
 
 def test_a_run_that_is_not_fitted_says_how_to_fit_it(run: Run) -> None:
-    with pytest.raises(ContractError, match=r"has no ensemble\.json; write it with: plurum fit"):
+    with pytest.raises(ContractError, match=r"has no ensemble\.json. Fit the run: plurum fit"):
         run.ensemble()
 
 
@@ -174,7 +174,7 @@ def test_pickled_pixels_are_refused(run: Run) -> None:
 @pytest.mark.parametrize("content", ["", "{}", '{"version": 2}'])
 def test_a_broken_data_contract_is_named(run: Run, content: str) -> None:
     (run.data_folder / "contract.json").write_text(content)
-    with pytest.raises(ContractError, match=r"contract\.json is no data contract of version 1"):
+    with pytest.raises(ContractError, match=r"contract\.json is not valid data metadata of version 1"):
         run.data()
     (run.data_folder / "contract.json").unlink()
     with pytest.raises(ContractError, match=r"contract\.json can't be read"):

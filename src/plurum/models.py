@@ -90,12 +90,12 @@ def normalise(pixels: Tensor, image: ImageSpec) -> Tensor:
 
 
 def state_from_file(path: Path) -> dict[str, Any]:
-    """Return the tensors of `plurum.state_dicts.read_state_dict`, by their names."""
+    """Return the tensors from `plurum.state_dicts.read_state_dict`, by name."""
     return dict(read_state_dict(path).tensors)
 
 
 def _misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """Return in which way the weights are not the model's; nothing where they are."""
+    """Return how the weights differ from the model's; empty if they fit."""
     expected: dict[str, Tensor] = model.state_dict()
     shared = [name for name in expected if name in tensors]
     shapes = {name: (list(tensors[name].shape), list(expected[name].shape)) for name in shared}
@@ -104,24 +104,24 @@ def _misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     for name in (f"{layer}.weight" for layer in _names(layers.get("classifier"))):
         if name in others and others[name][0][1:] == others[name][1][1:]:
             got, needed = (shape[0] for shape in others[name])
-            return f"it answers {got:,} classes ({name} is {others[name][0]}); named: {needed:,}"
+            return f"it has {got:,} classes ({name} is {others[name][0]}); expected {needed:,}"
     for name in (f"{layer}.weight" for layer in _names(layers.get("first_conv"))):
         if name in others and others[name][0][:1] == others[name][1][:1] and len(others[name][0]) > 1:
             got, needed = (shape[1] for shape in others[name])
-            return f"its first layer takes {got} channels ({name} is {others[name][0]}), and images have {needed}"
+            return f"its first layer takes {got} channels ({name} is {others[name][0]}), but images have {needed}"
     kinds = [name for name in shared if tensors[name].is_floating_point() != expected[name].is_floating_point()]
     faults = {
         "missing": [name for name in expected if name not in tensors and not name.endswith(_OPTIONAL)],
         "unexpected": [name for name in tensors if name not in expected],
-        "of another shape": [f"{name}: {pair[0]}, not {pair[1]}" for name, pair in others.items()],
-        "of another type": [f"{name}: {tensors[name].dtype}, not {expected[name].dtype}" for name in kinds],
+        "with another shape": [f"{name}: {pair[0]}, not {pair[1]}" for name, pair in others.items()],
+        "with another type": [f"{name}: {tensors[name].dtype}, not {expected[name].dtype}" for name in kinds],
     }
     counted = [f"{len(names):,} {fault} ({_some(names)})" for fault, names in faults.items() if names]
     return f"of {len(expected):,} tensors, {', '.join(counted)}" if counted else ""
 
 
 def _names(layers: str | Iterable[str] | None) -> tuple[str, ...]:
-    """Return the names that timm keeps as one, as several, or not at all."""
+    """Return the layer names of timm's config, which holds one, several or none."""
     return (layers,) if isinstance(layers, str) else tuple(layers or ())
 
 

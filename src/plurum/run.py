@@ -1,15 +1,15 @@
-"""The folder that training fills and everything after it reads.
+"""Folder of a run, written by training and fitting and read by all later stages.
 
-RUN/run.json                        what was asked for: data, settings, seed (marks the folder as ours)
-RUN/data/pixels.npy                 uint8 [images, height, width, 3], every image as members see it
+RUN/run.json                        data source, settings and seed; marks the folder as a run
+RUN/data/pixels.npy                 uint8 [images, height, width, 3], every image at the members' input size
 RUN/data/items.csv                  index,source,label,patient,split: one row per image, in the same order
 RUN/data/contract.json              classes, image spec and fingerprint
-RUN/data/report.json                what was found out about the images: counts, sizes, duplicates, leaks
+RUN/data/report.json                counts, sizes, duplicates and leaks of the images
 RUN/members/NAME/                   checkpoint.safetensors, member.json, history.csv
-RUN/unfinished/NAME.pt              the state of a training that has not ended yet
-RUN/tensorboard/NAME/               if asked for: what TensorBoard shows
-RUN/ensemble.json                   how the members vote (written by fit)
-RUN/report/                         for people
+RUN/unfinished/NAME.pt              training state of an unfinished member
+RUN/tensorboard/NAME/               TensorBoard logs, with --tensorboard
+RUN/ensemble.json                   the fitted ensemble (written by fit)
+RUN/report/                         reports of fit and evaluate
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class DataContract(Contract):
-    """What lies in `RUN/data`.
+    """Metadata of `RUN/data`, stored in its contract.json.
 
     Attributes:
-        source: As it was named to `plurum train`.
+        version: Version of this format.
+        source: Data source as given to `plurum train`.
         fingerprint: SHA-256 over pixels and labels.
-        source_fingerprint: SHA-256 by which `plurum train` knows that the source is unchanged, without decoding it;
-            None where another program filled the folder.
-        classes: Names, in the order of the labels.
-        image: How the pixels were made.
+        source_fingerprint: SHA-256 that tells `plurum train`, without decoding, that the source is unchanged; None if
+            another program wrote the folder.
+        classes: Class names, in the order of the labels.
+        image: Image spec that the pixels were prepared by.
     """
 
     version: Literal[1] = 1
@@ -56,13 +57,13 @@ class DataContract(Contract):
 
 @dataclass(frozen=True)
 class Table:
-    """One row per image, in the order of `pixels.npy`.
+    """Labels, patients and splits, one row per image in the order of `pixels.npy`.
 
     Attributes:
-        sources: Where each came from: a file, or a name such as `digits/17`.
-        labels: `[images]`, int64, indices into the classes.
-        patients: One per image; empty strings where none is known.
-        splits: `train`, `validation` or `test`, one per image.
+        sources: Source of each image: a file, or a name such as `digits/17`.
+        labels: Class indices, int64 `[images]`.
+        patients: Patient of each image; empty if unknown.
+        splits: Split of each image: `train`, `validation` or `test`.
     """
 
     sources: tuple[str, ...]
@@ -75,7 +76,7 @@ class Table:
         return np.flatnonzero(np.asarray(self.splits) == split)
 
     def taken(self, rows: npt.NDArray[np.int64]) -> Table:
-        """Return the rows of these indices, in their order."""
+        """Return a table of the rows with these indices, in their order."""
         return Table(
             sources=tuple(self.sources[row] for row in rows),
             labels=self.labels[rows],
@@ -85,79 +86,83 @@ class Table:
 
 
 class Run:
-    """A run's folder, by its path."""
+    """Folder of a run.
+
+    Args:
+        path: Path of the folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
     def settings_file(self) -> Path:
-        """Marks a folder as a run."""
+        """Path of run.json, which marks a folder as a run."""
         return self.path / "run.json"
 
     @property
     def data_folder(self) -> Path:
-        """Pixels, items and their contract."""
+        """Path of the folder with pixels, items and their metadata."""
         return self.path / "data"
 
     @property
     def ensemble_file(self) -> Path:
-        """How the members vote."""
+        """Path of ensemble.json."""
         return self.path / "ensemble.json"
 
     @property
     def report_folder(self) -> Path:
-        """For people."""
+        """Path of the folder with reports."""
         return self.path / "report"
 
     def member_folder(self, name: str) -> Path:
-        """Where the member `name` lies."""
+        """Return the folder of the member `name`."""
         return self.path / "members" / name
 
     def checkpoint(self, member: Member) -> Path:
-        """The file with a member's weights."""
+        """Return the path of a member's weights."""
         return self.member_folder(member.name) / member.checkpoint
 
     def claim(self) -> None:
-        """Make sure that the folder is free or a run already.
+        """Check that the folder is missing, empty or a run.
 
         Raises:
-            OutputError: it is a file, or holds something else.
+            OutputError: the path is a file, or the folder holds other files.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{self.path} is a file; name a new folder, or one that holds a run")
-        # What a process was writing when it was killed does not count.
-        begun = f".{self.settings_file.name}."
+            raise OutputError(f"expected a folder, got the file {self.path}")
+        # Ignore temporary files of a killed process.
+        temporary = f".{self.settings_file.name}."
         if (
             self.path.is_dir()
             and not self.settings_file.is_file()
-            and any(not path.name.startswith(begun) for path in self.path.iterdir())
+            and any(not path.name.startswith(temporary) for path in self.path.iterdir())
         ):
-            raise OutputError(f"{self.path} holds something else than a run; name a new or an empty folder")
+            raise OutputError(f"{self.path} is not a run and not empty. Choose a new or empty folder.")
 
     def check(self) -> None:
-        """Make sure that the folder is a run.
+        """Check that the folder is a run.
 
         Raises:
-            ContractError: it is none.
+            ContractError: the folder is not a run.
         """
         if not self.settings_file.is_file():
             raise ContractError(
-                f"{self.path} is no run: it has no run.json; make one with: plurum train DATA --out {self.path}"
+                f"{self.path} is not a run: it has no run.json. Create a run: plurum train DATA --out {self.path}"
             )
 
     def members(self) -> tuple[Member, ...]:
         """Return the finished members, by name.
 
         Raises:
-            ContractError: the folder is no run, has no finished member, or one with a broken `member.json`.
+            ContractError: the folder is not a run, has no finished member, or has an invalid `member.json`.
         """
         self.check()
-        # Hidden folders are members that are being written, or were when the power went.
+        # Hidden folders are members being written, or left by a power cut.
         files = sorted((self.path / "members").glob("[!.]*/member.json"))
         if not files:
             raise ContractError(
-                f"{self.path} has no finished member; finish it with: plurum train DATA --out {self.path}"
+                f"{self.path} has no finished member. Finish the training: plurum train DATA --out {self.path}"
             )
         return tuple(read_member(file) for file in files)
 
@@ -165,18 +170,18 @@ class Run:
         """Return the fitted ensemble.
 
         Raises:
-            ContractError: the folder is no run, or not fitted yet, or its ensemble.json is broken.
+            ContractError: the folder is not a run, is not fitted yet, or has an invalid ensemble.json.
         """
         self.check()
         if not self.ensemble_file.is_file():
-            raise ContractError(f"{self.path} has no ensemble.json; write it with: plurum fit {self.path}")
+            raise ContractError(f"{self.path} has no ensemble.json. Fit the run: plurum fit {self.path}")
         return read_ensemble(self.ensemble_file)
 
     def data(self) -> DataContract:
-        """Return what lies in the data folder.
+        """Return the metadata of the data folder.
 
         Raises:
-            ContractError: nothing, or something broken.
+            ContractError: the metadata are missing or invalid.
         """
         path = self.data_folder / "contract.json"
         try:
@@ -184,14 +189,16 @@ class Run:
         except OSError as error:
             raise ContractError(f"{path} can't be read: {error.strerror}") from error
         except ValidationError as error:
-            raise ContractError(f"{path} is no data contract of version 1: {error.errors()[0]['msg']}") from error
+            raise ContractError(
+                f"{path} is not valid data metadata of version 1: {error.errors()[0]['msg']}"
+            ) from error
 
     def table(self) -> Table:
         """Return labels, patients and splits of all images.
 
         Raises:
-            ContractError: the table is missing, names a class or a split that there isn't, or has not one row per image
-                in the order of the pixels.
+            ContractError: the table is missing, names an unknown class or split, or does not have one row per image in
+                the order of the pixels.
         """
         classes = {name: index for index, name in enumerate(self.data().classes)}
         path = self.data_folder / "items.csv"
@@ -212,24 +219,24 @@ class Run:
             raise ContractError(f"{path} can't be read: {error!r}") from error
 
     def _check_rows(self, path: Path, indices: list[str]) -> None:
-        """Make sure that a table's rows are those of the pixels: sorted by a spreadsheet, they would be mixed up."""
+        """Check that the rows are in the order of the pixels; a spreadsheet may have sorted them."""
         for number, index in enumerate(indices):
             if index != str(number):
                 raise ContractError(
-                    f"{path} has the index {index!r} in its row {number}, counted from 0; rows must be in the order of "
-                    f"pixels.npy: sort them by index"
+                    f"{path}: expected index {number} in row {number}, counted from 0, got {index!r}. Sort the rows by "
+                    f"index, as in pixels.npy."
                 )
         images = len(self.pixels())
         if len(indices) != images:
             raise ContractError(
-                f"{path} has {len(indices):,} rows, and pixels.npy {images:,} images; one each is needed"
+                f"{path}: expected a row for each of the {images:,} images in pixels.npy, got {len(indices):,} rows"
             )
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """Return all pixels, `[images, height, width, 3]`, mapped from the file and not to be written to.
+        """Return all pixels, uint8 `[images, height, width, 3]`, as a read-only memory map.
 
         Raises:
-            ContractError: the file is missing or broken.
+            ContractError: the file is missing or corrupt.
         """
         path = self.data_folder / "pixels.npy"
         try:
@@ -237,12 +244,12 @@ class Run:
             pixels: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
         except OSError as error:
             raise ContractError(f"{path} can't be read: {error.strerror or error}") from error
-        # On a broken header, NumPy stumbles over more than a ValueError.
+        # On a corrupt header, NumPy raises more than ValueError.
         except Exception as error:
             raise ContractError(f"{path} can't be read: {error}") from error
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
             raise ContractError(
-                f"{path} holds {pixels.dtype} {list(pixels.shape)}; uint8 [images, height, width, 3] is needed"
+                f"{path}: expected uint8 [images, height, width, 3], got {pixels.dtype} {list(pixels.shape)}"
             )
         return pixels
 
@@ -251,4 +258,4 @@ def _split(text: str) -> Split:
     for split in _SPLITS:
         if text == split:
             return split
-    raise ValueError(f"no split called {text!r}")
+    raise ValueError(f"unknown split {text!r}")

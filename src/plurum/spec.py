@@ -1,7 +1,7 @@
-"""The contract: what the members expect and answer, and how they vote.
+"""Schemas of member.json and ensemble.json: inputs, outputs and vote of the members.
 
-`member.json` lies beside a member's weights, `ensemble.json` at the top of a run and of a model repository.
-Export, server, client and benchmarks read them; nobody repeats a constant.
+`member.json` lies beside a member's weights, `ensemble.json` at the top of a run and of a model repository. Export,
+server, client and benchmarks read them, so that no constant is defined twice.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ __all__ = [
     "write_contract",
 ]
 
-# Tensor names on the wire.
+# Tensor names in requests and responses.
 IMAGE = "IMAGE"
 INPUT_PIXELS = "PIXELS"
 LOGITS = "LOGITS"
-# Name → (Triton data type, dims with C classes and M members), as every served model answers them.
+# Outputs of every served model: name → (Triton data type, dims with C classes and M members).
 OUTPUTS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "PROBABILITIES": ("TYPE_FP32", ("C",)),
     "LABEL": ("TYPE_STRING", (1,)),
@@ -69,14 +69,14 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]
 
 
-# How the answers to a patient's images become one; `plurum.voting.pool_groups` carries it out.
+# Rule that combines the predictions of a patient's images; `plurum.voting.pool_groups` implements it.
 PatientRule = Literal["mean", "max", "majority"]
 
 
 def _moderate(value: float) -> float:
-    # Wider than any fit reaches; beyond, the vote would overflow to NaN.
+    # Wider than the range of any fit; beyond it, the vote would overflow to NaN.
     if value and not 1e-100 <= abs(value) <= 1e100:
-        raise ValueError(f"must lie between 1e-100 and 1e100, without its sign, and is {value}")
+        raise ValueError(f"expected an absolute value between 1e-100 and 1e100, got {value}")
     return value
 
 
@@ -94,21 +94,21 @@ Classes = Annotated[tuple[Text, ...], Field(min_length=2), AfterValidator(_disti
 
 
 class Contract(BaseModel):
-    """Frozen; unknown keys are refused."""
+    """Base class of schemas: instances are frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ImageSpec(Contract):
-    """How an image becomes a member's input; `plurum.images` carries it out.
+    """Input of a member: size, colour and normalisation; `plurum.images` implements it.
 
     Attributes:
-        height: Pixels.
-        width: Pixels.
-        colour: `grey` reduces to luminance first; the three channels are then equal.
-        resize: `stretch` ignores the aspect ratio, `crop` cuts the centre to it first.
-        mean: Per channel, on a scale of 0 to 1; subtracted inside the graph.
-        std: Per channel, on the same scale; divided by inside the graph.
+        height: Height in pixels.
+        width: Width in pixels.
+        colour: Colour mode; `grey` converts to luminance, so that the three channels are equal.
+        resize: Resize rule; `stretch` ignores the aspect ratio, `crop` crops the centre to it first.
+        mean: Per-channel mean that the graph subtracts, on a scale of 0 to 1.
+        std: Per-channel standard deviation that the graph divides by, on a scale of 0 to 1.
     """
 
     height: Annotated[int, Field(ge=8, le=4096)]
@@ -124,12 +124,12 @@ class ImageSpec(Contract):
 
 
 class Scores(Contract):
-    """How well answers fitted labels.
+    """Scores of predictions against labels.
 
     Attributes:
-        images: How many were asked.
-        accuracy: 0 to 1.
-        nll: Mean negative log-likelihood of the true class, nats.
+        images: Number of images.
+        accuracy: Fraction of correct predictions, 0 to 1.
+        nll: Mean negative log-likelihood of the true class, in nats.
     """
 
     images: Annotated[int, Field(ge=1)]
@@ -138,24 +138,24 @@ class Scores(Contract):
 
 
 class Member(Contract):
-    """One trained classifier, as `member.json` states it.
+    """Metadata of a trained classifier, stored in `member.json`.
 
-    What is known of its training is None where its weights came from elsewhere.
+    Attributes about the training are None if the weights come from elsewhere.
 
     Attributes:
-        version: Of this format.
-        name: Of the folder, the Triton model and the metric label.
-        arch: What `timm.create_model` takes.
+        version: Version of this format.
+        name: Name of the member, used for its folder, its Triton model and its metric label.
+        arch: Architecture for `timm.create_model`.
         checkpoint: File with the weights (safetensors), relative to `member.json`.
-        sha256: Of that file.
-        classes: Names, in the order of the outputs.
-        image: What it was trained on.
-        parameters: How many weights it has.
-        seed: What its training drew from.
-        precision: Arithmetic of its training.
-        epochs: How many it saw.
-        best_epoch: The one whose weights were kept, from 1.
-        validation: Its scores on the run's validation images.
+        sha256: SHA-256 of the checkpoint.
+        classes: Class names, in the order of the outputs.
+        image: Image spec of the training.
+        parameters: Number of weights.
+        seed: Random seed of the training.
+        precision: Arithmetic of the training.
+        epochs: Number of epochs trained.
+        best_epoch: Epoch whose weights were kept, from 1.
+        validation: Scores on the run's validation images.
     """
 
     version: Literal[1] = 1
@@ -174,17 +174,18 @@ class Member(Contract):
 
 
 class Voting(Contract):
-    """How members' answers become one.
+    """Vote that combines the members' outputs.
 
     Attributes:
-        mode: Soft votes average probabilities, hard votes count winners, stacked ones ask a logistic regression.
-        weights: One per member, in their order; together 1. Equal where the vote is stacked.
-        temperature: Applied after averaging or stacking.
-        tie_rule: What decides a hard vote's tie, in words; there is one rule.
-        coefficients: Of stacking, `[classes][members * classes]`, on log-probabilities, the first member's first.
-        intercepts: Of stacking, one per class.
-        prior_ratio: One per class: its share among the images to be served over that among those the vote was fitted
-            on; applied to the tempered vote. None where both are alike.
+        mode: Voting mode: `soft` averages probabilities, `hard` counts votes, `stack` uses a logistic regression.
+        weights: Weights of the members, which sum to 1; equal if the vote is stacked.
+        temperature: Temperature applied after averaging or stacking.
+        tie_rule: Rule for ties of a hard vote; there is only one.
+        coefficients: Stacking coefficients of log-probabilities, `[classes][members * classes]`, the first member's
+            classes first.
+        intercepts: Stacking intercepts, one per class.
+        prior_ratio: Ratio of each class's fraction in production to its fraction in the fitting data, applied to the
+            tempered vote; None if they are equal.
     """
 
     mode: Literal["soft", "hard", "stack"] = "soft"
@@ -198,14 +199,14 @@ class Voting(Contract):
     @model_validator(mode="after")
     def _parts_agree(self) -> Voting:
         if not math.isclose(sum(self.weights), 1.0, abs_tol=1e-6):
-            raise ValueError(f"weights add up to {sum(self.weights)}, not to 1")
+            raise ValueError(f"weights: expected a sum of 1, got {sum(self.weights)}")
         stacked = self.coefficients is not None, self.intercepts is not None
         if self.mode == "stack" and not all(stacked):
             raise ValueError("a stacked vote needs coefficients and intercepts")
         if self.mode != "stack" and any(stacked):
-            raise ValueError(f"coefficients and intercepts are of stacked votes, this is a {self.mode} one")
+            raise ValueError(f"coefficients and intercepts: expected only with mode stack, got mode {self.mode}")
         if self.mode == "hard" and self.prior_ratio is not None:
-            raise ValueError("prior_ratio corrects probabilities, and a hard vote's shares are none")
+            raise ValueError("prior_ratio: not supported with mode hard, whose vote fractions are not probabilities")
         return self
 
 
@@ -213,8 +214,8 @@ class Conformal(Contract):
     """Class-conditional conformal prediction sets.
 
     Attributes:
-        alpha: The stated share of true classes that a set may miss, per class.
-        quantiles: One per class: the largest `1 - probability` that stays in the set.
+        alpha: Target fraction of sets that miss the true class, per class.
+        quantiles: Largest `1 - probability` at which a class stays in the set, one per class.
     """
 
     alpha: Annotated[float, Field(gt=0, lt=1)]
@@ -222,11 +223,11 @@ class Conformal(Contract):
 
 
 class Review(Contract):
-    """When an answer goes to a person.
+    """Condition under which a prediction needs review.
 
     Attributes:
-        threshold: Winners less probable than this go.
-        risk: The share of wrong answers among those that don't, as wished for when the threshold was chosen.
+        threshold: Confidence below which a prediction needs review.
+        risk: Target error rate of the other predictions, for which the threshold was chosen.
     """
 
     threshold: Share = 0.0
@@ -234,12 +235,12 @@ class Review(Contract):
 
 
 class FittedOn(Contract):
-    """What the numbers of an ensemble rest on.
+    """Data that an ensemble was fitted on.
 
     Attributes:
-        data: As it was named to `plurum train`.
+        data: Data source as given to `plurum train`.
         fingerprint: SHA-256 over pixels and labels.
-        images: Counts by split.
+        images: Number of images by split.
     """
 
     data: Text
@@ -248,15 +249,15 @@ class FittedOn(Contract):
 
 
 class Baseline(Contract):
-    """What the ensemble answered to the validation images: what a server's answers are compared with, to see drift.
+    """Statistics of the predictions for validation images, the reference for detecting drift of a server.
 
     Attributes:
-        images: How many were asked.
-        class_shares: Of the answers by winning class, one per class, together 1.
-        confidence_limits: Rising, between 0 and 1: upper limits of the bins of the winner's probability but the last.
-        confidence_shares: Of the answers by bin, one more than limits, together 1.
-        review_share: Of the answers that a person should look at.
-        dissent_shares: Of the answers that a member differs from, one per member.
+        images: Number of images.
+        class_shares: Fraction of predictions by class, one per class, which sum to 1.
+        confidence_limits: Upper limits of all bins of confidence but the last, increasing, between 0 and 1.
+        confidence_shares: Fraction of predictions by bin, one more than limits, which sum to 1.
+        review_share: Fraction of predictions that need review.
+        dissent_shares: Fraction of predictions that a member disagrees with, one per member.
     """
 
     images: Annotated[int, Field(ge=1)]
@@ -269,32 +270,32 @@ class Baseline(Contract):
     @model_validator(mode="after")
     def _parts_agree(self) -> Baseline:
         if list(self.confidence_limits) != sorted(set(self.confidence_limits)):
-            raise ValueError("confidence_limits must rise")
+            raise ValueError("confidence_limits must increase")
         if len(self.confidence_shares) != len(self.confidence_limits) + 1:
             shares, limits = len(self.confidence_shares), len(self.confidence_limits)
-            raise ValueError(f"{shares} confidence_shares for the bins that {limits} confidence_limits make")
+            raise ValueError(f"confidence_shares: expected {limits + 1} for {limits} confidence_limits, got {shares}")
         return self
 
 
 class Ensemble(Contract):
-    """Members, how they vote and what that was fitted on, as `ensemble.json` states it.
+    """Members, their vote and the data it was fitted on, stored in `ensemble.json`.
 
     Attributes:
-        version: Of this format.
-        name: In metrics and reports.
-        classes: Names, in the order of the outputs.
-        image: What all members expect.
-        members: In the order of `voting.weights` and of `MEMBER_PROBABILITIES`; `checkpoint` is relative to the
+        version: Version of this format.
+        name: Name in metrics and reports.
+        classes: Class names, in the order of the outputs.
+        image: Image spec of all members.
+        members: Members in the order of `voting.weights` and of `MEMBER_PROBABILITIES`; `checkpoint` is relative to the
             member's own folder, `members/NAME`.
-        voting: How they vote.
-        conformal: Prediction sets, or None for the winner alone.
-        review: When a person should look.
-        patient_rule: How the answers to a patient's images become one, for those who know whose images they are: a
-            server answers images. None where the fit knew no patient.
-        data: What all this was fitted on.
-        scores: By split: the ensemble's own. A stacked vote's validation images are answered by regressions that have
-            not seen them; with a prior ratio, each image counts as many times as that of its class.
-        baseline: What was answered at the fit, likewise counted; None where a fit did not write it down.
+        voting: Vote of the members.
+        conformal: Prediction sets; None returns the predicted class alone.
+        review: Condition for review.
+        patient_rule: Rule that clients use to combine the predictions of a patient's images, as a server predicts
+            single images; None if the fit knew no patients.
+        data: Data of the fit.
+        scores: Scores of the ensemble by split. A stacked vote predicts validation images by cross-validation. With a
+            prior ratio, each image is weighted by the ratio of its class.
+        baseline: Statistics of the validation predictions, weighted in the same way; None in older files.
     """
 
     version: Literal[1] = 1
@@ -312,7 +313,7 @@ class Ensemble(Contract):
 
     @property
     def rule(self) -> VotingRule:
-        """The numbers that `plurum.voting.decide` takes."""
+        """Voting rule for `plurum.voting.decide`."""
         return rule_from_ensemble(self.model_dump())
 
     @model_validator(mode="after")
@@ -321,10 +322,10 @@ class Ensemble(Contract):
         if len(set(names)) < len(names):
             raise ValueError(f"two members share a name: {', '.join(names)}")
         if reserved := RESERVED_NAMES.intersection(names):
-            raise ValueError(f"a member is called {min(reserved)!r}, which a model repository keeps for itself")
+            raise ValueError(f"member name {min(reserved)!r} is reserved in model repositories")
         for member in self.members:
             if member.classes != self.classes or member.image != self.image:
-                raise ValueError(f"member {member.name!r} has other classes or another image spec than the ensemble")
+                raise ValueError(f"classes or image spec of member {member.name!r} differ from the ensemble's")
         if len(self.voting.weights) != len(self.members):
             raise ValueError(f"{len(self.voting.weights)} weights for {len(self.members)} members")
         self._check_shapes()
@@ -334,7 +335,7 @@ class Ensemble(Contract):
         return self
 
     def _check_baseline(self) -> None:
-        """Make sure that the baseline is of this ensemble's classes and members."""
+        """Check that the baseline matches the numbers of classes and members."""
         if self.baseline is None:
             return
         if len(self.baseline.class_shares) != len(self.classes):
@@ -343,7 +344,7 @@ class Ensemble(Contract):
             raise ValueError(f"{len(self.baseline.dissent_shares)} dissent shares for {len(self.members)} members")
 
     def _check_shapes(self) -> None:
-        """Make sure that what the vote holds per class and member is of this ensemble's."""
+        """Check that the vote's parameters match the numbers of classes and members."""
         classes, columns = len(self.classes), len(self.members) * len(self.classes)
         for row in self.voting.coefficients or ():
             if len(row) != columns:
@@ -355,15 +356,15 @@ class Ensemble(Contract):
 
 
 def version_from_release(tag: str) -> int:
-    """Return Triton's version of what answers publicly for a release: its tag as a number; 1 for what has no tag.
+    """Return the Triton model version for a release: its tag as a number, or 1 without a tag.
 
-    Triton says with every answer which version it is of, through an ensemble and over both protocols.
+    Triton reports the version with every response, through an ensemble and over both protocols.
     """
     return int(tag, 16) if _TAG.fullmatch(tag) else 1
 
 
 def release_from_version(version: str) -> str | None:
-    """Return the tag of the release that an answer of this version is of; None where it tells of none."""
+    """Return the release tag for a Triton model version; None if it does not encode one."""
     return f"{int(version):08x}" if version.isascii() and version.isdigit() and 1 < int(version) < 1 << 32 else None
 
 
@@ -371,25 +372,25 @@ _C = TypeVar("_C", bound=Contract)
 
 
 def read_ensemble(path: Path) -> Ensemble:
-    """Return the ensemble that the file `path` states.
+    """Return the ensemble stored in the file `path`.
 
     Raises:
-        ContractError: missing, not JSON, or not of this format.
+        ContractError: the file is missing, not JSON, or not of this format.
     """
     return _read(path, Ensemble)
 
 
 def read_member(path: Path) -> Member:
-    """Return the member that the file `path` states.
+    """Return the member stored in the file `path`.
 
     Raises:
-        ContractError: missing, not JSON, or not of this format.
+        ContractError: the file is missing, not JSON, or not of this format.
     """
     return _read(path, Member)
 
 
 def write_contract(path: Path, contract: Contract) -> None:
-    """Write `contract` to `path` as indented JSON, whole or not at all."""
+    """Write `contract` to `path` as indented JSON, atomically."""
     write_text(path, contract.model_dump_json(indent=2) + "\n")
 
 
@@ -400,7 +401,7 @@ def _read(path: Path, kind: type[_C]) -> _C:
         raise ContractError(f"{path} can't be read: {error.strerror}") from error
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {re.sub('^Value error, ', '', fault['msg'])}"
+            f"{'.'.join(map(str, fault['loc'])) or 'file'}: {re.sub('^Value error, ', '', fault['msg'])}"
             for fault in error.errors(include_url=False)
         )
-        raise ContractError(f"{path} is no {kind.__name__.lower()} contract of version 1: {faults}") from error
+        raise ContractError(f"{path} is not valid {kind.__name__.lower()} metadata of version 1: {faults}") from error

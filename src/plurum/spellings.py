@@ -1,4 +1,4 @@
-"""Names that a person takes for one, and a computer for two: `CE` and `ce`, `1` and `1.0`, NFC and NFD."""
+"""Detection of different spellings of one name: `CE` and `ce`, `1` and `1.0`, NFC and NFD."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from collections.abc import Iterable
 
 __all__ = ["check_spellings"]
 
-# A spreadsheet shows 7, 7.0 and 007 alike.
+# Spreadsheets show 7, 7.0 and 007 in the same way.
 _NUMBER = re.compile(r"(-?)\+?0*([0-9]+?)(?:\.([0-9]*?)0*)?")
 
 
 def check_spellings(where: object, noun: str, plural: str, names: Iterable[str]) -> None:
-    """Make sure that no two of `names` are spellings of one.
+    """Check that no two of `names` are spellings of the same name.
 
     Args:
-        where: What they are of, for the message.
-        noun: What they name, such as `class`.
-        plural: Of `noun`.
-        names: Each once.
+        where: Source of the names, for the message.
+        noun: Kind of thing that is named, such as `class`.
+        plural: Plural of `noun`.
+        names: Distinct names.
 
     Raises:
-        ValueError: two are; both are named.
+        ValueError: two names are spellings of the same name; the message has both.
     """
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(_plain(name), name)
         if other != name:
             one, two = sorted((other, name))
-            # Letters that look alike are told by their numbers.
+            # Show code points of letters that look the same.
             alike = unicodedata.normalize("NFKC", one) == unicodedata.normalize("NFKC", two)
             shown = f"{one!a} and {two!a}" if alike else f"{one!r} and {two!r}"
             raise ValueError(
                 f"{where} has the {plural} {shown}, which are one name in different spellings (case, blanks, Unicode "
-                f"form, or a number such as 1 and 1.0); spell one {noun} alike everywhere, and name two so that they "
-                f"differ in more than that"
+                f"form, or a number such as 1 and 1.0); use one spelling per {noun}, and names that differ in more"
             )
 
 
@@ -44,5 +43,5 @@ def _plain(name: str) -> str:
     if number := _NUMBER.fullmatch(plain):
         sign, whole, part = number.groups()
         return f"{sign}{whole}.{part or ''}"
-    # Some letters fall apart as their case is folded.
+    # Case folding decomposes some letters.
     return unicodedata.normalize("NFKC", plain)

@@ -1,4 +1,4 @@
-"""State dicts in files that strangers may have written: read without running code, and checked before they are used."""
+"""Reading of untrusted checkpoint files: no code in them is run, and their tensors are validated."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 
 __all__ = ["StateDict", "check_finite", "read_state_dict", "tensors_from_safetensors"]
 
-# Under which of these other programs keep the weights, the first that is there; averaged ones (EMA) come first, as
-# timm takes them.
+# Keys under which other programs store the weights; the first one present is used. Averaged weights (EMA) come first,
+# as in timm.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "model_state")
-# What DataParallel, torch.compile, Lightning and others put before all names.
+# Prefixes that DataParallel, torch.compile, Lightning and others add to all names.
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
-# How many models torch.optim.swa_utils.AveragedModel has averaged, beside their weights.
+# torch.optim.swa_utils.AveragedModel stores this count beside the weights.
 _COUNTER = "n_averaged"
 _NAMED = 3
-# Of the library, too.
+# The limit of the safetensors library.
 _MAX_HEADER = 100_000_000
-_RATHER = "save a state dict: torch.save(model.state_dict(), ...) or safetensors"
+_FIX = "save a state dict: torch.save(model.state_dict(), ...) or safetensors"
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """What a checkpoint holds of a model.
+    """State dict of a model, read from a checkpoint.
 
     Attributes:
-        tensors: By name, as the model names them where it is not wrapped; dense, finite, on the CPU.
-        note: Which weights were taken where the file holds several; empty where there was no choice.
+        tensors: Tensors by the names of the unwrapped model; dense, finite, on the CPU.
+        note: Which weights were used if the file holds several; empty otherwise.
     """
 
     tensors: dict[str, Tensor]
@@ -47,12 +47,13 @@ class StateDict:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Return the state dict that a file of safetensors or of `torch.save` holds.
+    """Return the state dict in a file of safetensors or `torch.save`.
 
-    Code in the file is never run. Of averaged weights (EMA) and others, the averaged ones are taken.
+    Never runs code in the file. Prefers averaged weights (EMA) to others.
 
     Raises:
-        ContractError: it holds none, more than tensors, or tensors that are no plain finite numbers.
+        ContractError: the file has no state dict, has more than tensors, or has tensors that are not plain finite
+            numbers.
         MissingExtraError: torch or safetensors is not installed.
     """
     with needs_extra("training", "torch", "safetensors"):
@@ -62,21 +63,21 @@ def read_state_dict(path: Path) -> StateDict:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
-        raise ContractError(f"{path} is no file ({error.strerror}); name a checkpoint, or a run's folder") from error
+        raise ContractError(f"{path} is not a file ({error.strerror}); name a checkpoint, or a run's folder") from error
     if start[8:] == b"{":
-        return _cleaned(path, tensors_from_safetensors(path), "", size)
+        return _clean(path, tensors_from_safetensors(path), "", size)
     if not start.startswith((b"PK\3\4", b"\x80")):
-        raise ContractError(f"{path} is no checkpoint, neither of safetensors nor of torch.save; {_RATHER}")
-    held, note = _weights(path, _unpickled(path))
-    return _cleaned(path, held, note, size)
+        raise ContractError(f"{path} is not a checkpoint, neither of safetensors nor of torch.save; {_FIX}")
+    held, note = _weights(path, _unpickle(path))
+    return _clean(path, held, note, size)
 
 
 def tensors_from_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        ContractError: it is broken, or names a tensor twice.
-        OSError: it can't be read.
+        ContractError: the file is corrupt, or names a tensor twice.
+        OSError: the file can't be read.
     """
     from safetensors.torch import load_file
 
@@ -84,22 +85,22 @@ def tensors_from_safetensors(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = file.read(min(length, _MAX_HEADER))
-        # The library takes the last of tensors with one name.
+        # The library silently keeps the last of several tensors with the same name.
         json.loads(header, object_pairs_hook=_distinct)
         return dict(load_file(path))
     except OSError:
         raise
-    # Whatever the file makes the library stumble over.
+    # A corrupt file can make the library raise any exception.
     except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ContractError(f"{path} is no checkpoint: its safetensors are broken ({reason})") from error
+        raise ContractError(f"{path} is not a checkpoint: its safetensors are corrupt ({reason})") from error
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Make sure that all values are finite as float32, in which members compute.
+    """Check that all values are finite in float32, the type that members compute in.
 
     Raises:
-        ContractError: some are not; the first tensor is named.
+        ContractError: some values are not finite; the message names the first such tensor.
     """
     import torch
 
@@ -111,21 +112,21 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
             nan, wrong = int(values.isnan().sum()), int((~torch.isfinite(values)).sum())
             raise ContractError(
                 f"{path} has weights that are not finite: {name!r} holds {nan:,} NaN and {wrong - nan:,} infinite "
-                f"values, of {values.numel():,}; its training diverged: take a checkpoint from before"
+                f"values, of {values.numel():,}; its training diverged: use an earlier checkpoint"
             )
 
 
-def _unpickled(path: Path) -> object:
-    """Return what `torch.save` wrote, if it is tensors and plain values alone."""
+def _unpickle(path: Path) -> object:
+    """Return the content of a `torch.save` file, if it has only tensors and plain values."""
     import torch
 
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
-                    raise ContractError(f"{path} is no checkpoint: it is a compressed ZIP; {_RATHER}")
-        # timm keeps the options of its training as such a namespace; PyTorch warns of TorchScript, which it refuses.
-        # Given a path, torch.load goes by its suffix.
+                    raise ContractError(f"{path} is not a checkpoint: it is a compressed ZIP; {_FIX}")
+        # timm stores its training options as a Namespace. PyTorch warns of TorchScript, which it refuses.
+        # Pass a file, as torch.load interprets the suffix of a path.
         with (
             path.open("rb") as file,
             warnings.catch_warnings(),
@@ -135,16 +136,16 @@ def _unpickled(path: Path) -> object:
             return torch.load(file, map_location="cpu", weights_only=True)
     except ContractError:
         raise
-    # On the bytes of a stranger, the unpickler stumbles over anything: KeyError and IndexError on text, say.
+    # On untrusted bytes, the unpickler can raise anything, such as KeyError and IndexError on text.
     except Exception as error:
         raise ContractError(
-            f"{path} is no checkpoint that can be read without running code in it: it is damaged, or holds more than "
-            f"tensors; {_RATHER}"
+            f"{path} is not a checkpoint that can be read without running its code: it is corrupt, or has more than "
+            f"tensors; {_FIX}"
         ) from error
 
 
 def _weights(path: Path, held: object) -> tuple[dict[str, Any], str]:
-    """Return the weights among what a training has saved, and a note on which they are."""
+    """Return the weights within a saved training state, and a note on which they are."""
     note = ""
     while isinstance(held, Mapping):
         found = [key for key in _NESTED if isinstance(held.get(key), Mapping)]
@@ -154,23 +155,22 @@ def _weights(path: Path, held: object) -> tuple[dict[str, Any], str]:
         others = [key for key, value in held.items() if key != chosen and _holds_tensors(value)]
         if others:
             kind = "averaged weights (EMA)" if "ema" in chosen else "weights"
-            note = f"the {kind} under {chosen!r} were taken, not those under {_some(map(repr, others))}"
+            note = f"used the {kind} under {chosen!r}, not those under {_some(map(repr, others))}"
         held = held[chosen]
     if not isinstance(held, Mapping) or not held:
-        raise ContractError(f"{path} holds no state dict; save model.state_dict(): tensors by their names")
+        raise ContractError(f"{path} has no state dict; save model.state_dict(): tensors by name")
     odd = [key for key, value in held.items() if not isinstance(key, str) or not _is_tensor(value)]
     if odd:
         raise ContractError(
-            f"{path} holds no state dict: {_some(map(repr, odd))} {'are' if len(odd) > 1 else 'is'} no tensor; save "
-            f"model.state_dict(): tensors by their names"
+            f"{path} has no state dict: expected only tensors, got {_some(map(repr, odd))}; save model.state_dict()"
         )
     return dict(held), note
 
 
-def _cleaned(path: Path, tensors: dict[str, Tensor], note: str, size: int) -> StateDict:
-    """Return the tensors under the model's own names, once they are known to be plain numbers."""
+def _clean(path: Path, tensors: dict[str, Tensor], note: str, size: int) -> StateDict:
+    """Return the tensors under the unwrapped model's names, after validating them."""
     if not tensors:
-        raise ContractError(f"{path} holds no state dict: it has no tensor; save model.state_dict()")
+        raise ContractError(f"{path} has no state dict: it has no tensor; save model.state_dict()")
     tensors = {name: value for name, value in tensors.items() if name.rpartition(".")[2] != _COUNTER}
     while prefix := next((one for one in _PREFIXES if all(name.startswith(one) for name in tensors)), ""):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -180,27 +180,27 @@ def _cleaned(path: Path, tensors: dict[str, Tensor], note: str, size: int) -> St
 
 
 def _check_plain(path: Path, tensors: Mapping[str, Tensor], size: int) -> None:
-    """Make sure that every tensor is dense numbers that lie in the file."""
+    """Check that every tensor has dense real numbers that are stored in the file."""
     import torch
 
     storages: dict[int, int] = {}
     for name, tensor in tensors.items():
         kinds = {
             "sparse": tensor.layout != torch.strided,
-            "on no device, without values": tensor.is_meta,
+            "on the meta device, without values": tensor.is_meta,
             "quantised": tensor.is_quantized,
             "nested": tensor.is_nested,
-            "of complex numbers": tensor.is_complex(),
+            "complex": tensor.is_complex(),
         }
         if wrong := [kind for kind, is_so in kinds.items() if is_so]:
-            raise ContractError(f"{path} has a tensor {name!r} that is {wrong[0]}; dense real numbers are needed")
+            raise ContractError(f"{path} has a tensor {name!r} that is {wrong[0]}; expected dense real numbers")
         storage = tensor.untyped_storage()
-        # A number repeated a million times over takes a file of 4 bytes, and all memory once it is copied.
+        # A broadcast tensor takes 4 bytes in the file, and all memory when it is copied.
         if tensor.numel() * tensor.element_size() > storage.nbytes():
-            raise ContractError(f"{path} has a tensor {name!r} with more values than the file holds; {_RATHER}")
+            raise ContractError(f"{path} has a tensor {name!r} with more values than the file has; {_FIX}")
         storages[storage.data_ptr()] = storage.nbytes()
     if sum(storages.values()) > size:
-        raise ContractError(f"{path} is no checkpoint: its tensors are larger than the file; is it damaged?")
+        raise ContractError(f"{path} is not a checkpoint: its tensors are larger than the file; it may be corrupt")
 
 
 def _is_tensor(value: object) -> bool:

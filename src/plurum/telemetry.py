@@ -1,4 +1,4 @@
-"""ONNX Runtime's own reports: since 1.29 its Linux packages send events to their maker unless a variable forbids it."""
+"""Opt-out of ONNX Runtime's telemetry, which its Linux packages send by default since version 1.29."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ _VARIABLE = "ORT_DISABLE_TELEMETRY"
 
 
 def forbid_telemetry(environment: MutableMapping[str, str] | None = None) -> None:
-    """Keep ONNX Runtime from reporting, from writing a device identifier, and from writing to the temporary folder.
+    """Stop ONNX Runtime from sending telemetry, and from writing a device identifier and temporary files.
 
-    It reads the variable once, when it is imported. A value that a user has set is left as it is.
+    ONNX Runtime reads the variable once, when it is imported. A value set by the user is kept.
 
     Args:
-        environment: Of a process to be started; None is this one's own.
+        environment: Environment of a process to be started; None is this process's.
     """
     (os.environ if environment is None else environment).setdefault(_VARIABLE, "1")
 
 
 def import_onnxruntime() -> Any:
-    """Return the package `onnxruntime`, imported with its reports forbidden.
+    """Return the package `onnxruntime`, imported with telemetry disabled.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: the package is not installed.
     """
     forbid_telemetry()
     import onnxruntime

@@ -1,6 +1,6 @@
-"""From what the members say to one answer and how uncertain it is. NumPy only.
+"""Votes and uncertainty from the members' probabilities. NumPy only.
 
-The one place where votes and uncertainty are computed: training's fit, the voter inside Triton (export copies
+This is the only place where votes and uncertainty are computed. Training's fit, the voter inside Triton (export copies
 this file beside the voter) and the tests all use it.
 
 Shapes: `[batch, members, classes]` for members, `[batch, classes]` for their vote. All arithmetic is float64;
@@ -41,25 +41,28 @@ Bools = npt.NDArray[np.bool_]
 # The smallest positive normal float64: log of it is finite, and adding it to a probability changes nothing.
 _TINY = float(np.finfo(np.float64).tiny)
 _LOGIT_LIMIT = 1e30
-# What stacking sees of a smaller probability: how far below it lies says more about float32 than about the image.
+# Lower limit of the probabilities for stacking; smaller ones depend on float32 rounding more than on the image.
 _STACKED_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
 class VotingRule:
-    """All the numbers that turn member probabilities into a verdict.
+    """Parameters that turn member probabilities into a verdict.
 
     Attributes:
-        weights: One per member, each ≥ 0, together 1; where the vote is stacked, of disagreement and spread alone.
-        mode: `soft` averages probabilities, `hard` counts votes, `stack` asks a logistic regression.
-        temperature: Applied after averaging (Rahaman & Thiery, arXiv 2007.08792) or stacking; > 0, 1 for hard votes.
-        quantiles: One per class: the largest `1 - probability` at which the class stays in the prediction set.
-            None keeps the winner alone.
-        review_threshold: A verdict whose winner has a smaller probability goes to a person; 0 to 1.
-        coefficients: Of stacking, `[classes][members * classes]`, the first member's classes first; else None.
-        intercepts: Of stacking, one per class; else None.
-        prior_ratio: One per class, > 0: its share among the images to be served over that among those the vote was
-            fitted on. None where both are alike. Hard votes have none.
+        weights: Weights of the members, each ≥ 0, which sum to 1. A stacked vote uses them only for disagreement and
+            spread.
+        mode: Voting mode: `soft` averages probabilities, `hard` counts votes, `stack` uses a logistic regression.
+        temperature: Temperature after averaging (Rahaman & Thiery, arXiv 2007.08792) or stacking; > 0, 1 for hard
+            votes.
+        quantiles: Largest `1 - probability` at which a class stays in the prediction set, one per class; None keeps
+            only the predicted class.
+        review_threshold: Confidence below which a prediction needs review, 0 to 1.
+        coefficients: Stacking coefficients, `[classes][members * classes]`, the first member's classes first; None
+            for other modes.
+        intercepts: Stacking intercepts, one per class; None for other modes.
+        prior_ratio: Ratio of each class's fraction in production to its fraction in the fitting data, > 0; None if
+            they are equal, and for hard votes.
     """
 
     weights: tuple[float, ...]
@@ -74,17 +77,17 @@ class VotingRule:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The ensemble's answers to a batch.
+    """Predictions of the ensemble for a batch.
 
     Attributes:
-        probabilities: `[batch, classes]`, rows sum to 1.
-        label: `[batch]`, int64, the index of the winning class.
-        entropy: `[batch]`, predictive entropy of `probabilities`, 0 to log(classes).
-        disagreement: `[batch]`, mutual information between answer and member, 0 when all say the same.
-        std: `[batch, classes]`, standard deviation over members, weighted as the vote is.
-        member_probabilities: `[batch, members, classes]`.
-        prediction_set: `[batch, classes]`, never empty: the winner is always in it.
-        review: `[batch]`, True when a person should look.
+        probabilities: Probabilities of the vote, `[batch, classes]`; rows sum to 1.
+        label: Index of the predicted class, int64 `[batch]`.
+        entropy: Predictive entropy of `probabilities`, `[batch]`, 0 to log(classes).
+        disagreement: Mutual information between prediction and member, `[batch]`; 0 if all members agree.
+        std: Standard deviation over members with the weights of the vote, `[batch, classes]`.
+        member_probabilities: Probabilities of the members, `[batch, members, classes]`.
+        prediction_set: Classes in the prediction set, `[batch, classes]`; always includes the predicted class.
+        review: True if the prediction needs review, `[batch]`.
     """
 
     probabilities: Floats
@@ -97,17 +100,17 @@ class Verdict:
     review: Bools
 
 
-def rule_from_ensemble(contract: Mapping[str, Any]) -> VotingRule:
-    """Return the rule that a parsed `ensemble.json` states."""
-    voting, conformal = contract["voting"], contract["conformal"]
-    # Contracts from before these existed have none.
+def rule_from_ensemble(ensemble: Mapping[str, Any]) -> VotingRule:
+    """Return the voting rule of a parsed `ensemble.json`."""
+    voting, conformal = ensemble["voting"], ensemble["conformal"]
+    # Older files lack these keys.
     coefficients, intercepts, ratio = (voting.get(key) for key in ("coefficients", "intercepts", "prior_ratio"))
     return VotingRule(
         weights=tuple(voting["weights"]),
         mode=voting["mode"],
         temperature=voting["temperature"],
         quantiles=None if conformal is None else tuple(conformal["quantiles"]),
-        review_threshold=contract["review"]["threshold"],
+        review_threshold=ensemble["review"]["threshold"],
         coefficients=None if coefficients is None else tuple(map(tuple, coefficients)),
         intercepts=None if intercepts is None else tuple(intercepts),
         prior_ratio=None if ratio is None else tuple(ratio),
@@ -115,9 +118,9 @@ def rule_from_ensemble(contract: Mapping[str, Any]) -> VotingRule:
 
 
 def softmax(logits: npt.ArrayLike) -> Floats:
-    """Return probabilities over the last axis of `logits` of any shape; ±infinity is taken as ±1e30.
+    """Return probabilities over the last axis of `logits`; ±infinity is replaced by ±1e30.
 
-    NaN stays NaN: a member that computes nonsense must not look like one that is merely unsure.
+    NaN stays NaN, so that a failed member does not look like an uncertain one.
     """
     bounded = np.clip(np.asarray(logits, dtype=np.float64), -_LOGIT_LIMIT, _LOGIT_LIMIT)
     shifted = np.exp(bounded - bounded.max(axis=-1, keepdims=True))
@@ -130,9 +133,9 @@ def soft_vote(members: Floats, weights: npt.ArrayLike) -> Floats:
 
 
 def hard_vote(members: Floats, weights: npt.ArrayLike) -> Floats:
-    """Return each class's share of the weighted votes, `[batch, classes]`.
+    """Return each class's fraction of the weighted votes, `[batch, classes]`.
 
-    A member votes for its most probable class; where two are equally probable, for the one with the lower index.
+    A member votes for its most probable class; if two are equally probable, for the one with the lower index.
     """
     votes = np.zeros_like(members)
     np.put_along_axis(votes, members.argmax(axis=-1)[..., None], 1.0, axis=-1)
@@ -140,22 +143,25 @@ def hard_vote(members: Floats, weights: npt.ArrayLike) -> Floats:
 
 
 def stacking_features(members: Floats) -> Floats:
-    """Return what stacking sees of `[batch, members, classes]`: log-probabilities `[batch, members * classes]`.
+    """Return the features for stacking, log-probabilities `[batch, members * classes]`.
 
-    Probabilities below 1e-6 count as 1e-6.
+    Probabilities below 1e-6 are raised to 1e-6.
+
+    Args:
+        members: Probabilities of the members, `[batch, members, classes]`.
     """
     return np.asarray(np.log(np.maximum(members, _STACKED_FLOOR)).reshape(len(members), -1))
 
 
 def stacked_vote(members: Floats, coefficients: npt.ArrayLike, intercepts: npt.ArrayLike) -> Floats:
-    """Return what a multinomial logistic regression makes of the members' log-probabilities, `[batch, classes]`.
+    """Return the prediction of a multinomial logistic regression on log-probabilities, `[batch, classes]`.
 
     Stacked generalisation (Wolpert 1992; Ting & Witten 1999).
 
     Args:
-        members: `[batch, members, classes]`.
-        coefficients: `[classes, members * classes]`, the first member's classes first.
-        intercepts: `[classes]`.
+        members: Probabilities of the members, `[batch, members, classes]`.
+        coefficients: Coefficients `[classes, members * classes]`, the first member's classes first.
+        intercepts: Intercepts `[classes]`.
     """
     logits = stacking_features(members) @ np.asarray(coefficients, dtype=np.float64).T
     return softmax(logits + np.asarray(intercepts, dtype=np.float64))
@@ -169,27 +175,27 @@ def temper(probabilities: Floats, temperature: float) -> Floats:
 
 
 def with_prior(probabilities: Floats, ratio: npt.ArrayLike | None) -> Floats:
-    """Return `probabilities` `[batch, classes]` as they are where classes are `ratio` times as frequent.
+    """Return `probabilities` `[batch, classes]` corrected for classes that are `ratio` times as frequent.
 
-    Bayes' rule for classes that look as before and come in other shares (Saerens, Latinne & Decaestecker 2002, 2.2).
+    Bayes' rule for a change of class frequencies alone (Saerens, Latinne & Decaestecker 2002, 2.2).
     """
     if ratio is None:
         return probabilities
-    weighed = probabilities * np.asarray(ratio, dtype=np.float64)
-    return np.asarray(weighed / weighed.sum(axis=-1, keepdims=True))
+    weighted = probabilities * np.asarray(ratio, dtype=np.float64)
+    return np.asarray(weighted / weighted.sum(axis=-1, keepdims=True))
 
 
 def entropy(probabilities: Floats) -> Floats:
     """Return the Shannon entropy over the last axis, in nats, 0 to log(classes)."""
     plogp = probabilities * np.log(np.maximum(probabilities, _TINY))
-    # Rounding can leave -0.0 or -1e-17 behind for a certain answer.
+    # Rounding can give -0.0 or -1e-17 for a certain prediction.
     return np.asarray(np.maximum(-plogp.sum(axis=-1), 0.0))
 
 
 def mutual_information(members: Floats, weights: npt.ArrayLike) -> Floats:
-    """Return the mutual information `[batch]` between the answer and the member asked, in nats.
+    """Return the mutual information `[batch]` between prediction and member, in nats.
 
-    Entropy of the mean less the mean of the entropies: "how much the members disagree" (Houlsby et al., arXiv
+    Entropy of the mean minus the mean of the entropies, a measure of the members' disagreement (Houlsby et al., arXiv
     1112.5745; Gal 2016, 3.3.1). 0 for identical members, at most log(members).
     """
     expected = entropy(members) @ np.asarray(weights, dtype=np.float64)
@@ -203,10 +209,10 @@ def spread(members: Floats, weights: npt.ArrayLike) -> Floats:
 
 
 def prediction_sets(probabilities: Floats, quantiles: npt.ArrayLike) -> Bools:
-    """Return which classes stay in the conformal prediction set, `[batch, classes]`.
+    """Return the conformal prediction sets, `[batch, classes]`.
 
-    A class stays while `1 - probability` is at most its own quantile (class-conditional split conformal
-    prediction, Vovk 2012). The winner always stays, so that no set is empty; coverage can only grow by that.
+    A class is in the set if `1 - probability` is at most its quantile (class-conditional split conformal prediction,
+    Vovk 2012). The predicted class is always in the set, so no set is empty; this can only increase coverage.
     """
     inside = 1.0 - probabilities <= np.asarray(quantiles, dtype=np.float64)
     np.put_along_axis(inside, probabilities.argmax(axis=-1)[..., None], values=True, axis=-1)
@@ -216,17 +222,17 @@ def prediction_sets(probabilities: Floats, quantiles: npt.ArrayLike) -> Bools:
 def pool_groups(
     rule: Literal["mean", "max", "majority"], counts: npt.ArrayLike, sums: Floats, highest: Floats, wins: Floats
 ) -> Floats:
-    """Return one row of probabilities per group of images, such as a patient's, `[groups, classes]`, each summing to 1.
+    """Return one row of probabilities per group of images, such as a patient's, `[groups, classes]`, summing to 1.
 
-    `mean` averages the probabilities of a group's images; `max` takes each class's highest, over their sum; `majority`
-    is the share of images that a class wins, and equal shares go to the class with the higher mean.
+    `mean` averages the probabilities of a group's images. `max` takes the highest of each class, divided by their sum.
+    `majority` is the fraction of images predicted as a class; ties go to the class with the higher mean.
 
     Args:
-        rule: How they become one.
-        counts: `[groups]`, images of each, at least 1.
-        sums: `[groups, classes]`, the images' probabilities added up.
-        highest: `[groups, classes]`, the highest of each class.
-        wins: `[groups, classes]`, how many images each class wins.
+        rule: Rule that combines the images of a group.
+        counts: Number of images, `[groups]`, at least 1.
+        sums: Sums of the images' probabilities, `[groups, classes]`.
+        highest: Highest probabilities, `[groups, classes]`.
+        wins: Numbers of images predicted as each class, `[groups, classes]`.
     """
     if rule == "max":
         return np.asarray(highest / highest.sum(axis=1, keepdims=True))
@@ -234,22 +240,22 @@ def pool_groups(
     mean = np.asarray(sums / images)
     if rule == "mean":
         return mean
-    # Too little to count for anything but between equals: shares differ by 1 / images at least.
+    # Small enough to only break ties, as fractions differ by at least 1 / images.
     return np.asarray((wins / images + 1e-9 * mean) / (1 + 1e-9))
 
 
 def decide(members: Floats, rule: VotingRule) -> Verdict:
     """Return the verdict on member probabilities `[batch, members, classes]`.
 
-    A soft or stacked vote is tempered first, then corrected for the classes' shares; sets and review are by what comes
-    of that. A hard vote's tie goes to the tied class with the higher soft vote; a tie left after that, and one of the
-    others, to the class with the lower index. An answer goes to review when its winner's probability is below the
-    rule's threshold, when more than one class is in its prediction set, or when a member answers NaN.
+    A soft or stacked vote is tempered, then corrected for class frequencies; prediction sets and review use the result.
+    Ties of a hard vote go to the class with the higher soft vote. Remaining ties, and those of other votes, go to the
+    class with the lower index. A prediction needs review if its confidence is below the rule's threshold, if its
+    prediction set has more than one class, or if a member returns NaN.
     """
     mean = soft_vote(members, rule.weights)
     if rule.mode == "hard":
         probabilities = hard_vote(members, rule.weights)
-        # Sums of weights differ by rounding, so ties are looked for with a tolerance.
+        # Sums of weights differ by rounding, so compare with a tolerance.
         tied = probabilities >= probabilities.max(axis=-1, keepdims=True) - 1e-9
         label = np.where(tied, mean, -1.0).argmax(axis=-1)
     else:
@@ -271,6 +277,6 @@ def decide(members: Floats, rule: VotingRule) -> Verdict:
         std=spread(members, rule.weights),
         member_probabilities=members,
         prediction_set=inside,
-        # Not `confidence <`: NaN is never sure of itself. A hard vote would count a member's NaN as a winner.
+        # Not `confidence <`, so that NaN needs review. A hard vote would count a member's NaN as a vote.
         review=~(confidence >= rule.review_threshold) | (inside.sum(axis=-1) > 1) | np.isnan(members).any(axis=(1, 2)),
     )

@@ -134,7 +134,7 @@ def test_a_server_that_is_away_is_one_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_one_line_and_leaves_nothing(fresh_run: Run, tmp_path: Path) -> None:
-    assert "is no run" in refused(tmp_path / "nowhere")
+    assert "is not a run" in refused(tmp_path / "nowhere")
     assert "--split is 'train'" in refused(fresh_run.path, "--split", "train")
     assert "--draws is 5" in refused(fresh_run.path, "--draws", 5)
     assert "Add --url HOST:PORT" in refused(fresh_run.path, "--http")
@@ -144,7 +144,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(fresh_run: Run, tmp_path: 
     checkpoint.write_bytes(b"broken")
     assert "its SHA-256 differs" in refused(fresh_run.path)
     fresh_run.ensemble_file.unlink()
-    assert "has no ensemble.json; write it with: plurum fit" in refused(fresh_run.path)
+    assert "has no ensemble.json. Fit the run: plurum fit" in refused(fresh_run.path)
     assert not fresh_run.report_folder.exists()
 
 

@@ -117,6 +117,6 @@ def test_what_is_no_run_is_one_line(
 ) -> None:
     assert plurum(monkeypatch, "fit", tmp_path) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith(f"plurum: {tmp_path} is no run: it has no run.json; make one with: plurum train ")
+    assert printed.startswith(f"plurum: {tmp_path} is not a run: it has no run.json. Create a run: plurum train ")
     assert printed.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

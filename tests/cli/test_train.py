@@ -135,7 +135,7 @@ def test_a_folder_of_something_else_is_one_line(
     (tmp_path / "thesis.tex").write_text("precious")
     assert plurum(monkeypatch, "train", folder, "--arch", "test_byobnet", "--out", tmp_path) == 2
     assert capsys.readouterr().err == (
-        f"plurum: {tmp_path} holds something else than a run; name a new or an empty folder\n"
+        f"plurum: {tmp_path} is not a run and not empty. Choose a new or empty folder.\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -166,8 +166,8 @@ def test_a_graph_that_sees_other_colours_is_caught(
         (["--images", "/nowhere"], "there is no /nowhere"),
         (["--arch", "vit_nowhere", "--arch", ARCH], "timm has no architecture 'vit_nowhere'"),
         (["--arch", ARCH, "--arch", ARCH], "3 --arch for 2 checkpoints"),
-        (["--classes", "CE,LAA,other"], "it answers 2 classes (fc.weight is [2, 96]); named: 3"),
-        (["--classes", "CE"], "it answers 2 classes (fc.weight is [2, 96]); named: 1"),
+        (["--classes", "CE,LAA,other"], "it has 2 classes (fc.weight is [2, 96]); expected 3"),
+        (["--classes", "CE"], "it has 2 classes (fc.weight is [2, 96]); expected 1"),
         (["--classes", "CE,CE"], "these checkpoints make no ensemble: a class is named twice"),
         (["--mean", "0.5"], "--mean: expected three numbers"),
         (["--std", "0,0,0"], "std: "),
@@ -196,12 +196,12 @@ def test_a_pickle_of_more_than_tensors_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="can be read without running code in it"):
         state_from_file(tmp_path / "whole.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ContractError, match="holds no state dict"):
+    with pytest.raises(ContractError, match="has no state dict"):
         state_from_file(tmp_path / "list.pt")
     (tmp_path / "text.safetensors").write_text("text")
-    with pytest.raises(ContractError, match="is no checkpoint"):
+    with pytest.raises(ContractError, match="is not a checkpoint"):
         state_from_file(tmp_path / "text.safetensors")
-    with pytest.raises(ContractError, match="is no file"):
+    with pytest.raises(ContractError, match="is not a file"):
         state_from_file(tmp_path / "absent.pt")
 
 

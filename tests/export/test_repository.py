@@ -182,7 +182,7 @@ def test_a_checkpoint_that_was_edited_is_refused(fresh_run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is no run"),
+        (["nowhere"], "nowhere is not a run"),
         (["nowhere", "--images", "digits"], "--images: expected only with checkpoints"),
         (["nowhere", "--tolerance", "7"], "--tolerance is 7.0"),
     ],

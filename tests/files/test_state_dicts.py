@@ -57,7 +57,7 @@ def test_averaged_weights_are_taken_as_timm_takes_them_and_said(
     state = read_state_dict(file)
     assert same(state.tensors, negated(weights))
     assert same(state.tensors, timm.models.load_state_dict(str(file)))
-    assert state.note == f"the averaged weights (EMA) under '{averaged}' were taken, not those under '{raw}'"
+    assert state.note == f"used the averaged weights (EMA) under '{averaged}', not those under '{raw}'"
 
 
 def test_a_training_without_an_average_has_its_weights_taken(file: Path, weights: Tensors) -> None:
@@ -73,7 +73,7 @@ def test_weights_that_are_left_are_named_whatever_they_are_called(file: Path, we
     torch.save({"model": weights, "teacher": negated(weights), "optimizer": {"state": {0: weights}}, "ema": 0.99}, file)
     state = read_state_dict(file)
     assert same(state.tensors, weights)
-    assert state.note == "the weights under 'model' were taken, not those under 'teacher'"
+    assert state.note == "used the weights under 'model', not those under 'teacher'"
 
 
 def test_the_average_of_torchvision_and_of_pytorch_is_read(file: Path, weights: Tensors) -> None:
@@ -177,14 +177,14 @@ def test_the_planted_code_would_run_where_it_is_trusted(tmp_path: Path) -> None:
     [
         (
             {"fc.weight": torch.zeros(7, 96), "fc.bias": torch.zeros(7)},
-            r"it answers 7 classes \(fc\.weight is \[7, 96\]\); named: 2",
+            r"it has 7 classes \(fc\.weight is \[7, 96\]\); expected 2",
         ),
         ({"conv1.0.weight": None}, r"of \d+ tensors, 1 missing \(conv1\.0\.weight\)$"),
         ({"head.weight": torch.zeros(2), "head.bias": torch.zeros(2)}, r"2 unexpected \(head\.weight, head\.bias\)$"),
-        ({"fc.weight": torch.zeros(2, 5)}, r"1 of another shape \(fc\.weight: \[2, 5\], not \[2, 96\]\)$"),
+        ({"fc.weight": torch.zeros(2, 5)}, r"1 with another shape \(fc\.weight: \[2, 5\], not \[2, 96\]\)$"),
         (
             {"fc.weight": torch.zeros(2, 96, dtype=torch.int8)},
-            r"1 of another type \(fc\.weight: torch\.int8, not torch\.float32\)$",
+            r"1 with another type \(fc\.weight: torch\.int8, not torch\.float32\)$",
         ),
     ],
 )

@@ -271,7 +271,7 @@ def test_compressed_text_does_not_fill_memory() -> None:
 
 def test_several_pages_are_refused() -> None:
     first, second = Image.fromarray(gradient()), Image.new("RGB", (16, 16), "red")
-    with pytest.raises(UnreadableImageError, match="a TIFF that holds 2 pages: save the one that is meant alone"):
+    with pytest.raises(UnreadableImageError, match="a TIFF with 2 pages: save the wanted one alone"):
         seen(encoded(first, "TIFF", save_all=True, append_images=[second]))
 
 

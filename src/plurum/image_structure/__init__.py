@@ -1,1 +1,1 @@
-"""The structure of JPEG, PNG and TIFF files, checked before they are decoded."""
+"""Checks of the structure of JPEG, PNG and TIFF files before decoding."""

@@ -1,4 +1,4 @@
-"""What an encoded image may be and cost, and the errors for those that are refused.
+"""Limits on the size and cost of encoded images, and the errors for refused ones.
 
 Export copies this file, the structure modules and `images.py` beside the preprocess model that runs inside Triton.
 """
@@ -18,39 +18,39 @@ __all__ = [
     "too_large_text",
 ]
 
-# 64 megapixels decode to 192 MB: above that, an image is a slide and is read by tiles, or it is a bomb.
+# 64 megapixels decode to 192 MB. A larger image is a slide, which is read by tiles, or a decompression bomb.
 MAX_PIXELS = 64_000_000
-# There is nothing to classify in fewer than 8 × 8 pixels.
+# Fewer than 8 × 8 pixels have nothing to classify.
 MIN_SIDE = 8
-# Pixels that a decoder may visit: a progressive JPEG of MAX_PIXELS with the ten scans that encoders write stays below.
+# Most pixels that a decoder may visit; a progressive JPEG of MAX_PIXELS with the usual ten scans stays below.
 _MAX_WORK = 25 * MAX_PIXELS
 
 
 class UnreadableImageError(ValueError):
-    """The bytes are no image, or one that is truncated, too large, too small or of a kind we don't take."""
+    """The bytes are not an image, or the image is truncated, too large, too small or of an unsupported kind."""
 
 
 class TooLargeImageError(UnreadableImageError):
-    """More pixels than are decoded at once; such an image is read by tiles."""
+    """The image has too many pixels to decode at once; it can be read by tiles."""
 
 
 class Structure(NamedTuple):
-    """What the bytes of an image say of it before anything is decoded.
+    """Structure of an encoded image, read without decoding it.
 
     Attributes:
-        kind: Its format.
-        width: As stored, before its orientation is applied, pixels.
-        height: As stored, pixels.
-        work: Upper bound of the pixels that the decoder visits; a pixel counts once per scan of a JPEG.
-        bits: Per sample.
-        stated_bits: Per sample, those that count by the file's own word.
-        about: How its pixels are stored, for messages.
-        turned: Whether metadata that may state an orientation are there.
-        clean: The bytes to decode: without what a decoder would unfold and nobody needs; empty if they are all.
-        streams: Of a TIFF compressed by JPEG, each strip's or tile's JPEG, and where it ends, column and row.
-        scans: Of a JPEG, where the entropy-coded data of each scan begin and end.
-        restarts: Whether a JPEG has restart markers.
-        sequential: Whether a JPEG brings all of its pixels in one scan.
+        kind: File format.
+        width: Stored width in pixels, before the orientation is applied.
+        height: Stored height in pixels, before the orientation is applied.
+        work: Upper bound of the pixels that the decoder visits; each scan of a JPEG visits a pixel again.
+        bits: Bits per sample.
+        stated_bits: Significant bits per sample, as stated in the file.
+        about: Description of the pixel format, for messages.
+        turned: True if metadata that may state an orientation are present.
+        clean: Bytes to decode, without unneeded compressed metadata; empty if that is the whole file.
+        streams: JPEG of each strip or tile of a JPEG-compressed TIFF, with the column and row where it ends.
+        scans: Start and end of the entropy-coded data of each scan of a JPEG.
+        restarts: True if a JPEG has restart markers.
+        sequential: True if a JPEG has all of its pixels in one scan.
     """
 
     kind: Literal["JPEG", "PNG", "TIFF"]
@@ -69,16 +69,16 @@ class Structure(NamedTuple):
 
 
 def too_large_text(width: int, height: int) -> str:
-    """Return what is said of an image of so many pixels, if they are more than `MAX_PIXELS`."""
+    """Return the message for an image with more than `MAX_PIXELS`."""
     return f"image of {width} x {height} pixels is too large: at most {MAX_PIXELS:,} pixels are decoded"
 
 
 def check_size(width: int, height: int) -> None:
-    """Make sure that an image of this size is decoded.
+    """Check that an image of this size can be decoded.
 
     Raises:
-        TooLargeImageError: more than `MAX_PIXELS` in all.
-        UnreadableImageError: fewer than `MIN_SIDE` on a side.
+        TooLargeImageError: the image has more than `MAX_PIXELS`.
+        UnreadableImageError: the image has fewer than `MIN_SIDE` pixels on a side.
     """
     if width * height > MAX_PIXELS:
         raise TooLargeImageError(too_large_text(width, height))
@@ -89,10 +89,10 @@ def check_size(width: int, height: int) -> None:
 
 
 def check_work(work: int) -> None:
-    """Make sure that decoding an image visits no more pixels than honest images need.
+    """Check that decoding an image visits no more pixels than usual images need.
 
     Raises:
-        UnreadableImageError: it does.
+        UnreadableImageError: decoding would visit too many pixels.
     """
     if work > _MAX_WORK:
         raise UnreadableImageError(f"image would take too long to decode: {work:,} pixel visits, at most {_MAX_WORK:,}")

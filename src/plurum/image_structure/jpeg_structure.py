@@ -1,6 +1,6 @@
-"""The structure of a JPEG (ITU-T T.81), read without decoding it: what it costs, and whether all of it is there.
+"""Structure of a JPEG (ITU-T T.81), read without decoding it: its cost and completeness.
 
-libjpeg fills what is missing with grey and repeats what is repeated: both are refused here.
+libjpeg fills in missing data with grey and decodes repeated data again; this module refuses both.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ else:
 
 __all__ = ["JpegScan", "jpeg_scan", "jpeg_structure", "structure_from_scan", "with_more_data"]
 
-# An encoder writes a dozen; extended XMP and ICC profiles take up to some hundred.
+# Encoders write about a dozen; extended XMP and ICC profiles take up to several hundred.
 _MAX_SEGMENTS = 1000
-# Ten are usual; optimisers write up to some dozens.
+# Ten are usual; optimisers write up to several dozen.
 _MAX_SCANS = 64
 _MAX_FILL = 64
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _MARKER_OR_RESTART = re.compile(rb"\xff[^\x00\xff]")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _SOI, _EOI, _SOS, _DHT, _DRI, _APP1, _APP2, _APP14 = 0xD8, 0xD9, 0xDA, 0xC4, 0xDD, 0xE1, 0xE2, 0xEE
-# In the metadata of a phone's map of how bright to show its picture.
+# Names in the metadata of a phone's HDR gain map.
 _GAIN_MAPS = (b"hdrgm:", b"HDRGainMap")
 _FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
 _REFUSED = {
@@ -65,7 +65,7 @@ _REFUSED = {
     0xDF: "hierarchical",
     0xF7: "JPEG-LS",
 }
-# What may stand between segments; restart markers and others without a body may not.
+# Markers that may start a segment; restart markers and others without a body may not.
 _KNOWN = {*range(0xC0, 0xD0), *range(0xD9, 0xF0), 0xF7, 0xFE}
 _COMPLETE = [0] * 64
 
@@ -74,26 +74,26 @@ _COMPLETE = [0] * 64
 class _Component:
     across: int
     down: int
-    # Of each coefficient, the lowest bit that was sent; None before its first scan.
+    # Lowest bit received of each coefficient; None before its first scan.
     lowest: list[int | None] = field(default_factory=lambda: [None] * 64)
 
 
 @dataclass
 class JpegScan:
-    """What was found in one JPEG stream.
+    """Result of scanning one JPEG stream.
 
     Attributes:
-        width: Pixels.
-        height: Pixels.
-        components: Their number.
-        work: Pixels that are visited, once per scan.
-        sequential: Whether it is baseline or extended, not progressive.
-        scans: Where the entropy-coded data of each scan begins and ends.
-        end: Behind its last byte.
-        restarts: Whether it has restart markers.
-        adobe: Whether it has Adobe's marker, by which colours of four components are understood.
-        turned: Whether EXIF or XMP is there, which may state an orientation.
-        pictures: The payload of its multi-picture index; empty without one.
+        width: Width in pixels.
+        height: Height in pixels.
+        components: Number of colour components.
+        work: Number of pixels that a decoder visits, summed over scans.
+        sequential: True if it is baseline or extended, not progressive.
+        scans: Start and end of the entropy-coded data of each scan.
+        end: Offset after the last byte.
+        restarts: True if it has restart markers.
+        adobe: True if it has Adobe's marker, which defines the colours of four components.
+        turned: True if it has EXIF or XMP, which may state an orientation.
+        pictures: Payload of the multi-picture index; empty without one.
     """
 
     width: int = 0
@@ -113,20 +113,20 @@ def jpeg_structure(data: bytes) -> Structure:
     """Return the structure of a JPEG file.
 
     Raises:
-        TooLargeImageError: more than `MAX_PIXELS`.
-        UnreadableImageError: it is truncated, costs more than honest images do, holds several pictures, or is of a
-            kind that is not read, which is named.
+        TooLargeImageError: the image has more than `MAX_PIXELS`.
+        UnreadableImageError: the image is truncated, too costly to decode, one of several pictures, or of an
+            unsupported kind, which the message names.
     """
     scan = jpeg_scan(data)
     check_size(scan.width, scan.height)
     if scan.components == 4 and not scan.adobe:
-        raise UnreadableImageError("JPEG of 4 colours without Adobe's marker: how to read its colours is not known")
+        raise UnreadableImageError("JPEG of 4 colours without Adobe's marker: the meaning of its colours is unknown")
     _check_pictures(data, scan)
     return structure_from_scan(scan)
 
 
 def structure_from_scan(scan: JpegScan) -> Structure:
-    """Return the structure of a stream."""
+    """Return the structure for a scanned stream."""
     return Structure(
         "JPEG",
         scan.width,
@@ -141,13 +141,13 @@ def structure_from_scan(scan: JpegScan) -> Structure:
 
 
 def jpeg_scan(data: bytes) -> JpegScan:
-    """Return what one JPEG stream holds; it may go on behind its end.
+    """Return the scan of one JPEG stream; more data may follow its end.
 
     Raises:
-        TooLargeImageError: more than `MAX_PIXELS`.
+        TooLargeImageError: the image has more than `MAX_PIXELS`.
         UnreadableImageError: as for `jpeg_structure`.
     """
-    reader = _Reader()
+    reader = _JpegReader()
     reader.read(data)
     if not reader.found.scans:
         raise UnreadableImageError("image is corrupt or truncated: a JPEG without pixels")
@@ -155,8 +155,8 @@ def jpeg_scan(data: bytes) -> JpegScan:
     return reader.found
 
 
-class _Reader:
-    """Walks a stream from marker to marker."""
+class _JpegReader:
+    """Reader of a stream, marker by marker."""
 
     def __init__(self) -> None:
         self.found = JpegScan()
@@ -167,7 +167,7 @@ class _Reader:
 
     def read(self, data: bytes) -> None:
         if data[:2] != b"\xff\xd8":
-            raise UnreadableImageError("image is corrupt: JPEG data that do not begin as such")
+            raise UnreadableImageError("image is corrupt: JPEG data without a start (SOI)")
         place = 2
         while True:
             marker, place = self._marker(data, place)
@@ -186,7 +186,7 @@ class _Reader:
                 raise UnreadableImageError(f"image is corrupt: JPEG segment {marker:#x} is too short") from error
 
     def _marker(self, data: bytes, place: int) -> tuple[int, int]:
-        """Return the marker at `place`, and where it ends."""
+        """Return the marker at `place`, and its end."""
         start = place
         while data.startswith(b"\xff\xff", place):
             place += 1
@@ -196,9 +196,7 @@ class _Reader:
             raise UnreadableImageError("image is corrupt or truncated: JPEG without an end (EOI)")
         marker = data[place + 1]
         if data[place] != 0xFF or marker not in _KNOWN:
-            raise UnreadableImageError(
-                f"image is corrupt: bytes {data[place : place + 2]!r} where a JPEG marker belongs"
-            )
+            raise UnreadableImageError(f"image is corrupt: bytes {data[place : place + 2]!r} instead of a JPEG marker")
         self._segments += 1
         if self._segments > _MAX_SEGMENTS:
             raise UnreadableImageError(f"image would take too long to read: more than {_MAX_SEGMENTS} JPEG segments")
@@ -206,7 +204,7 @@ class _Reader:
 
     def _segment(self, marker: int, body: bytes) -> None:
         if marker in _REFUSED:
-            raise UnreadableImageError(f"a JPEG that is not read here: {_REFUSED[marker]}")
+            raise UnreadableImageError(f"unsupported JPEG: {_REFUSED[marker]}")
         if marker in _FRAMES:
             self._frame(body, _FRAMES[marker])
         elif marker == _DHT:
@@ -225,9 +223,9 @@ class _Reader:
         if self.components:
             raise UnreadableImageError("image is corrupt: a JPEG with two frames")
         if bits != 8:
-            raise UnreadableImageError(f"a JPEG that is not read here: {bits} bits per sample, 8 are read")
+            raise UnreadableImageError(f"unsupported JPEG: {bits} bits per sample, expected 8")
         if count not in {1, 3, 4} or len(body) != 6 + 3 * count:
-            raise UnreadableImageError(f"a JPEG that is not read here: {count} colours; 1, 3 or 4 are read")
+            raise UnreadableImageError(f"unsupported JPEG: {count} colours, expected 1, 3 or 4")
         found = self.found
         found.width, found.height, found.components = width, height, count
         found.sequential = kind != "progressive"
@@ -245,10 +243,10 @@ class _Reader:
             )
 
     def _scan(self, data: bytes, body: bytes, start: int) -> int:
-        """Check a scan whose entropy-coded data begin at `start`; return where the next marker is."""
+        """Check a scan whose entropy-coded data start at `start`; return the place of the next marker."""
         count = body[0]
         if not self.components or not 1 <= count <= len(self.components) or len(body) != 4 + 2 * count:
-            raise UnreadableImageError("image is corrupt: a JPEG scan of no known colours")
+            raise UnreadableImageError("image is corrupt: a JPEG scan without known colours")
         names, tables = body[1 : 1 + 2 * count : 2], body[2 : 2 + 2 * count : 2]
         if len(set(names)) != count or not set(names) <= set(self.components):
             raise UnreadableImageError("image is corrupt: a JPEG scan of unknown colours")
@@ -276,10 +274,10 @@ class _Reader:
         return end
 
     def _progress(self, names: bytes, first: int, last: int, bits: int) -> None:
-        """Note which coefficients a scan brings, and to which bit; each must be the next."""
+        """Record the coefficients and bits of a scan; they must follow the earlier scans."""
         high, low = bits >> 4, bits & 15
         if self.found.sequential:
-            # libjpeg, too, takes these for granted, whatever a sequential scan says.
+            # libjpeg also assumes these values, whatever a sequential scan states.
             first, last, high, low = 0, 63, 0, 0
         elif last > 63 or first > last or (first == 0) != (last == 0) or (first and len(names) > 1):
             raise UnreadableImageError("image is corrupt: a JPEG scan of impossible coefficients")
@@ -292,7 +290,7 @@ class _Reader:
             lowest[first : last + 1] = sent
 
     def _blocks(self, names: bytes) -> tuple[int, dict[int, int]]:
-        """Return how many units (MCUs) a scan has, and how many blocks of 8 × 8 of each colour."""
+        """Return the number of units (MCUs) of a scan, and of 8 × 8 blocks of each colour."""
         found, parts = self.found, self.components.values()
         across, down = max([one.across for one in parts]), max([one.down for one in parts])
         if len(names) > 1:
@@ -305,9 +303,9 @@ class _Reader:
         return units, {names[0]: units}
 
     def _least_bits(self, names: bytes, tables: bytes, first: int, high: int) -> dict[int, int]:
-        """Return how many bits a block of each colour takes at least, by the shortest codes of its tables."""
+        """Return the fewest bits of a block of each colour, by the shortest codes of its tables."""
         if not self.found.sequential and (first or high):
-            # A run can say of many blocks that nothing changes; a refined first coefficient is one bit.
+            # A run can leave many blocks unchanged; a refined first coefficient takes one bit.
             return dict.fromkeys(names, 0 if first else 1)
         bits = {}
         for name, numbers in zip(names, tables, strict=True):
@@ -323,12 +321,12 @@ class _Reader:
         least = sum(number * bits[name] for name, number in blocks.items()) // 8
         if size < least:
             raise UnreadableImageError(
-                f"image is truncated: a JPEG scan of {size:,} bytes, and {self.found.width} x {self.found.height} "
+                f"image is truncated: a JPEG scan of {size:,} bytes, but {self.found.width} x {self.found.height} "
                 f"pixels take at least {least:,}"
             )
 
     def check_complete(self) -> None:
-        """Make sure that every coefficient of every colour was sent to its last bit."""
+        """Check that every coefficient of every colour is complete."""
         for one in self.components.values():
             if one.lowest == _COMPLETE:
                 continue
@@ -339,23 +337,23 @@ class _Reader:
 
 @functools.lru_cache(maxsize=64)
 def _shortest_codes(tables: bytes) -> dict[int, int]:
-    """Return the length of the shortest code of each of the Huffman tables; most files have the same."""
+    """Return the shortest code length of each Huffman table; cached, as most files share their tables."""
     place, shortest = 0, {}
     while place < len(tables):
         name, counts = tables[place], tables[place + 1 : place + 17]
         total = sum(counts)
         if len(counts) < 16 or not 0 < total <= 256 or place + 17 + total > len(tables):
             raise UnreadableImageError("image is corrupt: a JPEG's Huffman table is broken")
-        # By length, how many codes there are; none of the shortest lengths.
+        # Counts of codes by length; the counts of the shortest lengths are zero.
         shortest[name] = 17 - len(counts.lstrip(b"\0"))
         place += 17 + total
     return shortest
 
 
 def with_more_data(data: bytes, scans: Sequence[tuple[int, int]], junk: bytes) -> bytes:
-    """Return the JPEG with `junk` behind the entropy-coded data of each interval of each scan.
+    """Return the JPEG with `junk` after the entropy-coded data of each interval of each scan.
 
-    A decoder that had enough data skips it, one that hadn't decodes it: only then the pixels differ.
+    A decoder skips it if the data are complete, and decodes it otherwise, which changes the pixels.
     """
     parts, place = [], 0
     for start, end in scans:
@@ -365,23 +363,23 @@ def with_more_data(data: bytes, scans: Sequence[tuple[int, int]], junk: bytes) -
 
 
 def _check_pictures(data: bytes, scan: JpegScan) -> None:
-    """Make sure that what follows the first picture is none of its own (CIPA DC-007).
+    """Check that no other independent picture follows the first (CIPA DC-007).
 
     Raises:
-        UnreadableImageError: a panorama, a stereo pair, or pictures one after the other.
+        UnreadableImageError: the file is a panorama, a stereo pair, or a sequence of pictures.
     """
     if not scan.pictures:
         if data[scan.end : scan.end + 3] == b"\xff\xd8\xff":
-            raise UnreadableImageError("a JPEG that holds several pictures: save the one that is meant alone")
+            raise UnreadableImageError("a JPEG with several pictures: save the wanted one alone")
         return
     try:
         kinds = _picture_kinds(scan.pictures)
     except (struct.error, ValueError) as error:
         raise UnreadableImageError("image is corrupt: a JPEG's index of pictures can't be read") from error
-    # Thumbnails (1) belong to the primary picture (3), and so do gain maps, which have no kind and say what they are.
+    # Thumbnails (1) belong to the primary picture (3). So do gain maps, which have no kind but a name.
     gain_map = any(data.find(name, scan.end) >= 0 for name in _GAIN_MAPS)
     if [kind for kind in kinds[1:] if kind >> 16 != 1 and not (kind == 0 and gain_map)]:
-        raise UnreadableImageError(f"a JPEG that holds {len(kinds)} pictures: save the one that is meant alone")
+        raise UnreadableImageError(f"a JPEG with {len(kinds)} pictures: save the wanted one alone")
 
 
 def _picture_kinds(index: bytes) -> list[int]:

@@ -1,4 +1,4 @@
-"""The structure of a PNG (ISO/IEC 15948), read without unfolding it: what it costs, and what of it is decoded."""
+"""Structure of a PNG (ISO/IEC 15948), read without decompressing it: its cost, and the chunks to decode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ else:
 
 __all__ = ["has_all_rows", "png_structure"]
 
-# By colour type: samples per pixel, and the bits they may have.
+# Samples per pixel and allowed bits, by colour type.
 _COLOURS = {
     0: (1, (1, 2, 4, 8, 16)),
     2: (3, (8, 16)),
@@ -22,16 +22,16 @@ _COLOURS = {
     4: (2, (8, 16)),
     6: (4, (8, 16)),
 }
-# Chunks of pixels are 8 KB in most files; small ones cost more than the bytes in them.
+# Pixel chunks have 8 KB in most files; many small ones cost more than their bytes.
 _FEW_CHUNKS, _CHUNK_BYTES = 1000, 1024
-# No byte of Deflate stands for more.
-_MOST_UNFOLDED = 1032
-# What makes pixels; the rest are remarks, of which some are compressed.
+# Largest compression ratio of Deflate.
+_MAX_RATIO = 1032
+# Text chunks, some of which are compressed; they don't affect pixels.
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-# Of the remarks, these may state an orientation; each is read once.
+# Keywords of text chunks that may state an orientation; each is read once.
 _TURNING = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
 _DECODED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", *_TURNING)
-# Adam7: first column and row, and the steps to the next, of each pass.
+# Adam7: first column and row of each pass, and the steps between columns and rows.
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _PIECE = 1 << 18
 
@@ -40,9 +40,9 @@ def png_structure(data: bytes) -> Structure:
     """Return the structure of a PNG.
 
     Raises:
-        TooLargeImageError: more than `MAX_PIXELS`.
-        UnreadableImageError: it is truncated, costs more than honest images do, is animated, or is of a kind that is
-            not read, which is named.
+        TooLargeImageError: the image has more than `MAX_PIXELS`.
+        UnreadableImageError: the image is truncated, too costly to decode, animated, or of an unsupported kind, which
+            the message names.
     """
     kinds: set[bytes] = set()
     stated = 16
@@ -73,26 +73,26 @@ def png_structure(data: bytes) -> Structure:
 
 
 def has_all_rows(data: bytes) -> bool:
-    """Whether the compressed pixels of a PNG of sound structure unfold to as many bytes as its size takes."""
+    """Return True if the compressed pixels of a valid PNG have as many bytes as its size needs."""
     width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
-    due, unfolder = _unfolded(width, height, bits * _COLOURS[colour][0], interlaced), zlib.decompressobj()
+    due, inflater = _raw_size(width, height, bits * _COLOURS[colour][0], interlaced), zlib.decompressobj()
     for kind, start, end in _chunks(data):
         if kind != b"IDAT":
             continue
         rest = data[start:end]
-        while due > 0 and rest and not unfolder.eof:
+        while due > 0 and rest and not inflater.eof:
             try:
-                due -= len(unfolder.decompress(rest, _PIECE))
+                due -= len(inflater.decompress(rest, _PIECE))
             except zlib.error:
                 return False
-            rest = unfolder.unconsumed_tail
-    while due > 0 and not unfolder.eof and (more := unfolder.decompress(b"", _PIECE)):
+            rest = inflater.unconsumed_tail
+    while due > 0 and not inflater.eof and (more := inflater.decompress(b"", _PIECE)):
         due -= len(more)
     return due <= 0
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, and where the body begins and ends, of each chunk up to the last."""
+    """Yield kind, start and end of the body of each chunk up to the last."""
     place, size = 8, len(data)
     while place + 12 <= size:
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -107,7 +107,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _name(kind: bytes, data: bytes, start: int) -> bytes:
-    """Return a chunk's kind; of a remark that may state an orientation, its keyword."""
+    """Return a chunk's kind, or the keyword of a text chunk that may state an orientation."""
     if kind not in _TEXTS:
         return kind
     return next((key for key in _TURNING if data.startswith(key, start)), kind)
@@ -115,10 +115,10 @@ def _name(kind: bytes, data: bytes, start: int) -> bytes:
 
 def _check_chunk(kind: bytes, begin: bytes) -> None:
     if kind == b"acTL" and begin[:4] != b"\0\0\0\1":
-        raise UnreadableImageError("a PNG that holds several pictures (APNG): save the one that is meant alone")
-    # A capital letter in front: without it the pixels are not understood.
+        raise UnreadableImageError("a PNG with several pictures (APNG): save the wanted one alone")
+    # A capital first letter marks a critical chunk, without which the pixels can't be decoded.
     if kind not in _DECODED and not kind[0] & 0x20:
-        raise UnreadableImageError(f"image is corrupt: a PNG with a chunk {kind!r} that is not known")
+        raise UnreadableImageError(f"image is corrupt: a PNG with an unknown chunk {kind!r}")
 
 
 def _structure(data: bytes, kinds: set[bytes], pixel_bytes: int) -> Structure:
@@ -130,21 +130,21 @@ def _structure(data: bytes, kinds: set[bytes], pixel_bytes: int) -> Structure:
         raise UnreadableImageError("image is corrupt: a PNG without the palette that its pixels need")
     if b"tRNS" in kinds and bits == 16:
         raise UnreadableImageError(
-            "a PNG of 16 bits with a transparent colour (tRNS), which is not read here: save it with an alpha channel"
+            "a PNG of 16 bits with a transparent colour (tRNS), which is not supported: save it with an alpha channel"
         )
     check_size(width, height)
-    due = _unfolded(width, height, bits * samples, interlaced)
-    if pixel_bytes * _MOST_UNFOLDED < due:
+    due = _raw_size(width, height, bits * samples, interlaced)
+    if pixel_bytes * _MAX_RATIO < due:
         raise UnreadableImageError(
-            f"image is truncated: {pixel_bytes:,} bytes of pixels can't unfold to the {due:,} of {width} x {height}"
+            f"image is truncated: {pixel_bytes:,} compressed bytes can't hold the {due:,} of {width} x {height} pixels"
         )
     work = max(width * height, due // 3) * (1 + interlaced) + len(data)
     check_work(work)
     return Structure("PNG", width, height, work, bits, about="PNG", turned=bool(kinds & {b"eXIf", *_TURNING}))
 
 
-def _unfolded(width: int, height: int, pixel_bits: int, interlaced: int) -> int:
-    """Return how many bytes all rows take, each with its filter's number in front."""
+def _raw_size(width: int, height: int, pixel_bits: int, interlaced: int) -> int:
+    """Return the decompressed size of all rows in bytes, each with its filter byte."""
     total = 0
     for left, top, across, down in _PASSES if interlaced else ((0, 0, 1, 1),):
         columns, rows = -(-(width - left) // across), -(-(height - top) // down)

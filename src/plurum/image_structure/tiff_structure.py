@@ -1,7 +1,7 @@
-"""The structure of a TIFF (Adobe TIFF 6.0, BigTIFF), read without decoding it.
+"""Structure of a TIFF (Adobe TIFF 6.0, BigTIFF), read without decoding it: its image, cost and kind.
 
-Which page is the image, what it costs, and whether it is of a kind of which the decoder's pixels were held to those of
-an independent reader (`tests/test_pixel_matrix.py`): all others are refused by name.
+Kinds are supported if the decoder's pixels were compared with an independent reader's (`tests/test_pixel_matrix.py`).
+All others are refused by name.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ else:
 __all__ = ["tiff_structure"]
 
 _MAX_PAGES, _MAX_ENTRIES = 1000, 400
-# Of all pages together; and strips or tiles, of which those compressed by JPEG cost more to look at.
+# Most tags of all pages, and most strips or tiles, of which JPEG-compressed ones cost more to check.
 _MAX_TAGS, _MAX_SEGMENTS, _MAX_STREAMS, _MAX_TABLES = 10_000, 30_000, 5000, 1 << 14
-# Bytes of a value, by its type: those of numbers, then others.
+# Struct formats of the integer types, and bytes per value of all types.
 _NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q", 13: "I", 18: "Q"}
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _SUBFILE, _OLD_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
@@ -84,10 +84,10 @@ _PHOTOMETRICS = {
     32803: "colour filter array",
     34892: "linear raw",
 }
-# Others have no predictor, and the decoders don't agree on what a file that states one means.
+# Other compressions have no predictor, and decoders differ on files that state one.
 _PREDICTED = (5, 8, 32946, 50000)
 _PLAIN, _JPEG = (1, 5, 8, 32773, 32946, 50000), 7
-# What is read: by photometric, the bits of all samples; of other samples only opacity, in the second tuple.
+# Supported kinds by photometric: bits, number of colour samples, and bits with an opacity sample.
 _READ: dict[int, tuple[tuple[int, ...], int, tuple[int, ...]]] = {
     0: ((1, 2, 4, 8), 1, ()),
     1: ((1, 2, 4, 8, 16), 1, (8,)),
@@ -99,22 +99,22 @@ _READ: dict[int, tuple[tuple[int, ...], int, tuple[int, ...]]] = {
 
 
 def tiff_structure(data: bytes) -> Structure:
-    """Return the structure of the one image in a TIFF; smaller copies and masks of it are passed over.
+    """Return the structure of the only image in a TIFF; reduced copies and masks are ignored.
 
     Raises:
-        TooLargeImageError: more than `MAX_PIXELS`.
-        UnreadableImageError: it is truncated, costs more than honest images do, holds several images, or is of a kind
-            that is not read, which is named.
+        TooLargeImageError: the image has more than `MAX_PIXELS`.
+        UnreadableImageError: the image is truncated, too costly to decode, one of several, or of an unsupported kind,
+            which the message names.
     """
     try:
-        file = _File(data)
+        file = _TiffReader(data)
         pages = list(file.pages())
         for page in pages:
-            # Slides have several pages; that they are too large says more.
+            # Check first: for slides, which have several pages, the size is the better reason.
             if (width := file.number(page, _WIDTH, 0)) * (height := file.number(page, _HEIGHT, 0)) > MAX_PIXELS:
                 raise TooLargeImageError(too_large_text(width, height))
-        page = _the_image(pages)
-        kind = _Kind(file, page)
+        page = _image_page(pages)
+        kind = _PixelFormat(file, page)
         check_size(kind.width, kind.height)
         kind.check()
         work = kind.segments_work()
@@ -136,16 +136,22 @@ def tiff_structure(data: bytes) -> Structure:
 
 
 @dataclass(frozen=True)
-class _Page:
-    """Where an image file directory is, and where its values are, by tag: type, number and place."""
+class _TiffPage:
+    """Image file directory of a page.
+
+    Attributes:
+        place: Offset of the directory.
+        entries: Type, number and offset of the values, by tag.
+        subfile: Value of NewSubfileType.
+    """
 
     place: int
     entries: dict[int, tuple[int, int, int]]
     subfile: int
 
 
-class _File:
-    """Byte order and offsets' size, and what follows from them."""
+class _TiffReader:
+    """Reader of the directories of a TIFF."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -157,7 +163,7 @@ class _File:
         self._offset = self.order + ("Q" if self.big else "I")
         (self.first,) = struct.unpack_from(self._offset, data, 8 if self.big else 4)
 
-    def pages(self) -> Iterator[_Page]:
+    def pages(self) -> Iterator[_TiffPage]:
         place, seen = self.first, set[int]()
         budget, tags = len(self.data), 0
         while place:
@@ -167,12 +173,12 @@ class _File:
             page, following, size = self._page(place)
             budget, tags = budget - size, tags + len(page.entries)
             if budget < 0 or tags > _MAX_TAGS:
-                raise UnreadableImageError("image is corrupt: TIFF tags without number, or that share their values")
+                raise UnreadableImageError("image is corrupt: too many TIFF tags, or tags that share their values")
             yield page
             place = following
 
-    def _page(self, place: int) -> tuple[_Page, int, int]:
-        """Return the directory at `place`, where the next is, and how many bytes its values take."""
+    def _page(self, place: int) -> tuple[_TiffPage, int, int]:
+        """Return the directory at `place`, the offset of the next one, and the bytes of its values."""
         (count,) = struct.unpack_from(self.order + ("Q" if self.big else "H"), self.data, place)
         if count > _MAX_ENTRIES:
             raise UnreadableImageError(f"image is corrupt: a TIFF directory of {count:,} tags")
@@ -190,54 +196,54 @@ class _File:
             if start + size > len(self.data):
                 raise UnreadableImageError(f"image is corrupt or truncated: TIFF tag {tag} reaches beyond its end")
             if tag in entries:
-                raise UnreadableImageError(f"image is corrupt: TIFF tag {tag} is there twice")
+                raise UnreadableImageError(f"image is corrupt: TIFF tag {tag} is duplicated")
             entries[tag] = kind, values, start
         (following,) = struct.unpack_from(self._offset, self.data, place + head + count * entry)
-        page = _Page(place, entries, 0)
-        return _Page(place, entries, self._subfile(page)), following, total
+        page = _TiffPage(place, entries, 0)
+        return _TiffPage(place, entries, self._subfile(page)), following, total
 
-    def _subfile(self, page: _Page) -> int:
+    def _subfile(self, page: _TiffPage) -> int:
         old = {2: 1, 3: 2}.get(self.number(page, _OLD_SUBFILE, 1), 0)
         return self.number(page, _SUBFILE, old)
 
-    def numbers(self, page: _Page, tag: int) -> tuple[int, ...]:
-        """Return the values of a tag that holds whole numbers; none where it is missing."""
+    def numbers(self, page: _TiffPage, tag: int) -> tuple[int, ...]:
+        """Return the values of an integer tag; empty if it is missing."""
         kind, count, start = page.entries.get(tag, (3, 0, 0))
         if kind not in _NUMBERS:
-            raise UnreadableImageError(f"image is corrupt: TIFF tag {tag} holds no whole numbers")
+            raise UnreadableImageError(f"image is corrupt: TIFF tag {tag} is not of integers")
         return struct.unpack_from(f"{self.order}{count}{_NUMBERS[kind]}", self.data, start)
 
-    def number(self, page: _Page, tag: int, default: int) -> int:
-        """Return the value of a tag of one number."""
+    def number(self, page: _TiffPage, tag: int, default: int) -> int:
+        """Return the first value of an integer tag, or `default`."""
         return (self.numbers(page, tag) or (default,))[0]
 
-    def bytes_of(self, page: _Page, tag: int) -> bytes:
-        """Return a tag's value as it is in the file."""
+    def bytes_of(self, page: _TiffPage, tag: int) -> bytes:
+        """Return the bytes of a tag's value."""
         kind, count, start = page.entries.get(tag, (1, 0, 0))
         return self.data[start : start + count * _SIZES.get(kind, 1)]
 
     def beginning_with(self, place: int) -> bytes:
-        """Return the file with the directory at `place` as its first."""
+        """Return the file with the directory at `place` as the first."""
         at, size = (8, 8) if self.big else (4, 4)
         return self.data[:at] + struct.pack(self._offset, place) + self.data[at + size :]
 
 
-def _the_image(pages: list[_Page]) -> _Page:
-    """Return the page that is the image: the only one that is no smaller copy (1) and no mask (4) of another."""
+def _image_page(pages: list[_TiffPage]) -> _TiffPage:
+    """Return the page of the image, the only one that is not a reduced copy (1) or a mask (4)."""
     whole = [page for page in pages if not page.subfile & 5]
     if not pages:
         raise UnreadableImageError("image is corrupt or truncated: a TIFF without pages")
     if not whole:
-        raise UnreadableImageError("a TIFF that holds reduced copies or masks alone, without the image itself")
+        raise UnreadableImageError("a TIFF with only reduced copies or masks, without the image itself")
     if len(whole) > 1:
-        raise UnreadableImageError(f"a TIFF that holds {len(whole)} pages: save the one that is meant alone")
+        raise UnreadableImageError(f"a TIFF with {len(whole)} pages: save the wanted one alone")
     return whole[0]
 
 
-class _Kind:
-    """How the pixels of a page are stored."""
+class _PixelFormat:
+    """Pixel format of a page."""
 
-    def __init__(self, file: _File, page: _Page) -> None:
+    def __init__(self, file: _TiffReader, page: _TiffPage) -> None:
         self._file, self._page = file, page
         self.width, self.height = self.number(_WIDTH, 0), self.number(_HEIGHT, 0)
         self.samples = self.number(_SAMPLES, 1)
@@ -248,65 +254,65 @@ class _Kind:
         self.streams: list[tuple[tuple[int, int], bytes]] = []
 
     def number(self, tag: int, default: int) -> int:
-        """Return the value of a tag of one number."""
+        """Return the first value of an integer tag, or `default`."""
         return self._file.number(self._page, tag, default)
 
     def numbers(self, tag: int) -> tuple[int, ...]:
-        """Return the values of a tag."""
+        """Return the values of an integer tag."""
         return self._file.numbers(self._page, tag)
 
     def about(self) -> str:
-        """Return how the pixels are stored, in words."""
+        """Return a description of the pixel format."""
         compression = _COMPRESSIONS.get(self.compression, str(self.compression))
         colours = _PHOTOMETRICS.get(self.photometric, str(self.photometric))
         bits = self.bits[0] if len(set(self.bits)) == 1 else "/".join(map(str, self.bits[:8]))
         return f"TIFF, {bits} bits, samples {self.samples}, colours {colours}, compression {compression}"
 
     def refuse(self, what: str) -> UnreadableImageError:
-        """Return the error that names how the image is stored, and `what` of it is not read."""
+        """Return the error for an unsupported pixel format, with the reason `what`."""
         return UnreadableImageError(
             f"a TIFF that can't be decoded here, {what} ({self.about()}): save it as 8- or 16-bit grey or RGB, "
             f"uncompressed or with LZW"
         )
 
     def check(self) -> None:
-        """Make sure that the image is of a kind that is read correctly."""
+        """Check that the pixel format is supported."""
         known, count, with_opacity = _READ.get(self.photometric, ((), 0, ()))
         bits, extra = self.bits[0], self.numbers(_EXTRA)
         if not count:
-            raise self.refuse("such colours are not read")
+            raise self.refuse("its colours are not supported")
         if bits not in known or set(self.bits) != {bits} or len(self.bits) not in {1, self.samples}:
-            raise self.refuse("its bits are not read")
+            raise self.refuse("its bits are not supported")
         if set(self.numbers(_FORMAT)) - {1}:
             raise self.refuse("signed or floating-point values have no known range")
         if self.samples != count + len(extra) or len(extra) > 1 or (extra and bits not in with_opacity):
-            raise self.refuse("its samples are not read")
+            raise self.refuse("its samples are not supported")
         if extra and (extra[0] > 2 or self.planar):
-            raise self.refuse("its samples are not read")
+            raise self.refuse("its samples are not supported")
         if self.planar and bits == 16 and self.compression == 1:
-            raise self.refuse("16 bits in separate planes are read with compression alone")
+            raise self.refuse("16 bits in separate planes are supported only with compression")
         if self.number(_DEPTH, 1) != 1 or self.number(_TILE_DEPTH, 1) != 1:
-            raise self.refuse("a volume is no image")
+            raise self.refuse("it is a volume")
         self._check_compression(bits)
         self._check_values(bits)
 
     def _check_compression(self, bits: int) -> None:
-        # What fax machines send (CCITT) has no sign by which a decoder notices that it is cut off.
+        # In CCITT (fax) compression, decoders can't detect truncation.
         if self.compression not in (*_PLAIN, _JPEG):
-            raise self.refuse("its compression is not read")
+            raise self.refuse("its compression is not supported")
         if self.compression == _JPEG and (bits != 8 or self.photometric not in {0, 1, 2, 6} or self.numbers(_EXTRA)):
-            raise self.refuse("its compression is not read")
+            raise self.refuse("its compression is not supported")
         if self.photometric == 6 and (self.compression != _JPEG or self.planar):
-            raise self.refuse("YCbCr is read with JPEG compression alone")
+            raise self.refuse("YCbCr is supported only with JPEG compression")
         if self.number(_PREDICTOR, 1) not in ({1, 2} if self.compression in _PREDICTED else {1}):
-            raise self.refuse("its predictor is not read")
+            raise self.refuse("its predictor is not supported")
         if self.number(_FILL_ORDER, 1) != 1:
-            raise self.refuse("its order of bits is not read")
+            raise self.refuse("its order of bits is not supported")
         if self.number(_INKS, 1) != 1:
-            raise self.refuse("inks other than CMYK are not read")
+            raise self.refuse("inks other than CMYK are not supported")
 
     def _check_values(self, bits: int) -> None:
-        """Make sure that values go from 0 to the most that their bits hold."""
+        """Check that values use the full range of their bits."""
         most = max(*self.numbers(_MAX_VALUE), *self.numbers(_SMAX_VALUE), 0, 0)
         if bits == 16 and 255 < most < 65535 and most & (most + 1) == 0:
             raise self.refuse(f"its values end at {most:,}, not at 65,535: scale them")
@@ -318,12 +324,10 @@ class _Kind:
                 raise self.refuse("its palette has 8 bits, not 16: save it as RGB")
         description = self._file.bytes_of(self._page, _DESCRIPTION)
         if description.startswith(b"ImageJ=") and b"\nimages=" in description and b"\nimages=1\n" not in description:
-            raise UnreadableImageError(
-                "a TIFF that holds several images (ImageJ's stack): save the one that is meant alone"
-            )
+            raise UnreadableImageError("a TIFF with several images (ImageJ's stack): save the wanted one alone")
 
     def segments_work(self) -> int:
-        """Return how many pixels all strips or tiles hold, after checking that they are there."""
+        """Return the number of pixels in all strips or tiles, after checking that they are present."""
         tiled = bool(self.numbers(_TILES))
         if tiled == bool(self.numbers(_STRIPS)):
             raise UnreadableImageError("image is corrupt: a TIFF with neither strips nor tiles, or with both")
@@ -361,7 +365,7 @@ class _Kind:
         return work
 
     def _segment_work(self, offset: int, count: int, size: tuple[int, int], end: tuple[int, int]) -> int:
-        """Return how many pixels one strip or tile holds, after checking that its bytes suffice."""
+        """Return the number of pixels in a strip or tile, after checking that it has enough bytes."""
         columns, rows = size
         samples = 1 if self.planar else self.samples
         if self.compression == _JPEG:
@@ -376,13 +380,11 @@ class _Kind:
             return scan.work
         due = rows * -(-columns * samples * self.bits[0] // 8)
         if self.compression == 1 and count < due:
-            raise UnreadableImageError(
-                f"image is truncated: {count:,} of {due:,} bytes of a TIFF strip or tile are there"
-            )
+            raise UnreadableImageError(f"image is truncated: a TIFF strip or tile has {count:,} of {due:,} bytes")
         return max(rows * columns, due // 3) + count
 
     def _stream(self, data: bytes) -> bytes:
-        """Return the JPEG of a strip or tile with the tables that it shares with others."""
+        """Return the JPEG of a strip or tile, with the shared tables added."""
         tables = self._file.bytes_of(self._page, _TABLES)
         if not tables:
             return data

@@ -326,7 +326,7 @@ def test_what_can_not_be_fitted_is_refused_and_writes_nothing(run: Run, tmp_path
 
 
 def test_what_is_no_finished_run_is_refused(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=r"is no run: it has no run\.json"):
+    with pytest.raises(ContractError, match=r"is not a run: it has no run\.json"):
         fit_run(tmp_path)
     shutil.rmtree(run.path / "members")
     with pytest.raises(ContractError, match="has no finished member"):

@@ -134,10 +134,10 @@ def test_checkpoints_that_are_none_are_refused(run: Run, tmp_path: Path) -> None
     (tmp_path / "text.pt").write_text("no weights")
     torch.save([1, 2], tmp_path / "list.pt")
     for name, message in {
-        "whole.pt": "is no checkpoint",
-        "text.pt": "is no checkpoint",
-        "list.pt": r"holds no state dict; save model\.state_dict",
-        "none.pt": "is no file .*; name a checkpoint",
+        "whole.pt": "is not a checkpoint",
+        "text.pt": "is not a checkpoint",
+        "list.pt": r"has no state dict; save model\.state_dict",
+        "none.pt": "is not a file .*; name a checkpoint",
     }.items():
         with pytest.raises(ContractError, match=message) as caught:
             ensemble_from_checkpoints([tmp_path / name], arch=one.arch, **known)

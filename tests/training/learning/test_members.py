@@ -113,7 +113,7 @@ def test_fresh_keeps_the_old_run_where_the_new_one_is_refused(copy: Run, tmp_pat
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, archive: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     for fresh in (False, True):
-        with pytest.raises(OutputError, match="holds something else than a run"):
+        with pytest.raises(OutputError, match="is not a run and not empty"):
             train_run(str(archive), SETTINGS, tmp_path, TrainOptions(fresh=fresh))
     (tmp_path / "run.json").write_text('{"of": "another program"}')
     (tmp_path / "data").mkdir()
