@@ -30,6 +30,8 @@ class SmallHttpServer(http.server.ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    # The library's 5 would make a client wait a second or more for its place behind a burst of others.
+    request_queue_size = 128
 
     def __init__(self, host: str, port: int, handler: type[http.server.BaseHTTPRequestHandler]) -> None:
         self._deadlines: dict[socket.socket, float] = {}

@@ -26,8 +26,6 @@ from plurum.training import (
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
 
 WAYS: dict[str, tuple[dict[str, Any], int]] = {
-    "architectures": ({"archs": ("test_byobnet", "test_resnet")}, 2),
-    "seeds": ({"archs": ("test_byobnet",), "seeds": 2}, 2),
     "snapshots": ({"archs": ("test_resnet",), "snapshots": 3, "ema": 0.9}, 3),
     "all of them": ({"archs": ("test_byobnet", "test_resnet"), "seeds": 2, "snapshots": 2}, 8),
 }

@@ -198,14 +198,14 @@ def wait_for_the_end_of(group: int) -> None:
 
 @pytest.mark.slow
 def test_a_training_that_is_killed_at_random_goes_on_as_if_it_had_not_been(tmp_path: Path, archive: Path) -> None:
-    """SIGKILL, five times, at moments spread over reading data, learning, saving and writing the member."""
+    """SIGKILL, three times, at moments spread over reading data, learning, saving and writing the member."""
     options = ["--epochs", "12", "--ema", "0.9", "--save-every-s", "0", "--mixup", "0.2", "--flip"]
     whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
     began = time.monotonic()
     subprocess.run(train_command(archive, whole.path, *options), env=ENVIRONMENT, check=True, capture_output=True)
     took_s = time.monotonic() - began
     draws, kills, states = random.Random(time.time_ns()), 0, []
-    while kills < 5:
+    while kills < 3:
         with subprocess.Popen(
             train_command(archive, killed.path, *options),
             env=ENVIRONMENT,
