@@ -26,7 +26,7 @@ from plurum.run import Run
 from plurum.serving import Server
 from plurum.voting import Verdict, decide, softmax
 from tests.conftest import ARCHS, CLASSES
-from tests.docs.pages import settled
+from tests.docs.pages import wait_for_counts
 
 pytestmark = pytest.mark.triton
 
@@ -243,9 +243,9 @@ def predictions(samples: dict[str, float]) -> float:
 def test_metrics_count_what_was_answered(
     served: Server, repository: Path, verdict: Verdict, images: npt.NDArray[np.uint8]
 ) -> None:
-    before = settled(served.urls.metrics)
+    before = wait_for_counts(served.urls.metrics)
     ask(served, "grpc", "ensemble_pixels", "PIXELS", images)
-    after = settled(served.urls.metrics)
+    after = wait_for_counts(served.urls.metrics)
     release = hashlib.sha256((repository / "ensemble.json").read_bytes()).hexdigest()[:12]
 
     def grew(name: str, **labels: str) -> float:
@@ -272,13 +272,13 @@ def test_metrics_count_what_was_answered(
 
 
 def test_the_servers_own_question_is_no_prediction(served: Server, images: npt.NDArray[np.uint8]) -> None:
-    before = predictions(settled(served.urls.metrics))
+    before = predictions(wait_for_counts(served.urls.metrics))
     tensor = tritonclient.grpc.InferInput("PIXELS", [8, 32, 32, 3], "UINT8")
     tensor.set_data_from_numpy(images)
     with tritonclient.grpc.InferenceServerClient(served.urls.grpc) as client:
         client.infer("ensemble_pixels", [tensor], request_id="plurum-probe")
         client.infer("ensemble_pixels", [tensor], request_id="mine")
-    assert predictions(settled(served.urls.metrics)) == before + 8
+    assert predictions(wait_for_counts(served.urls.metrics)) == before + 8
 
 
 def test_latency_summaries_are_on_the_page(served: Server) -> None:

@@ -1,4 +1,4 @@
-"""Triton's /metrics page, which is a second or so behind what was answered."""
+"""Read Triton's /metrics page, which lags about a second behind the predictions."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import time
 
 from plurum.serving.triton.metrics import metrics_at
 
-__all__ = ["settled"]
+__all__ = ["wait_for_counts"]
 
-# Longer than the page lags behind, on a machine that has other things to do too.
+# Longer than the page lags behind on a busy machine.
 _QUIET_S, _LONGEST_S = 2.0, 30.0
 
 
-def settled(url: str) -> dict[str, float]:
+def wait_for_counts(url: str) -> dict[str, float]:
     """Return the samples of the page at `url` once the voter's counts no longer change."""
     deadline = time.monotonic() + _LONGEST_S
     last, since = metrics_at(url), time.monotonic()

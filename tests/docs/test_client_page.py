@@ -1,4 +1,4 @@
-"""The Python on docs/client.md runs as it stands there, against a real server."""
+"""Run the Python of docs/client.md unchanged, against a real server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plurum.run import Run
 from plurum.serving import Server
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-# What is asked about slides has a page and a test of its own.
+# The functions for slides have their own page and test.
 OF_SLIDES = {"heat_map", "predict_slide", "write_slide"}
 
 

@@ -1,4 +1,4 @@
-"""The commands of docs/comparing.md run as they stand there, with smaller architectures and shorter turns."""
+"""Run the commands of docs/comparing.md, with smaller architectures and shorter turns."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         for name in ("compared", "joined")
     )
     assert [one.origin for one in first.compared] == ["trained"] * 2
-    # The same members and images give the same scores, trained here or not.
+    # The same members and images give the same scores, wherever they were trained.
     member, checkpoint = joined.compared
     assert (member.origin, checkpoint.origin) == ("run", "checkpoint")
     assert [one.metrics for one in joined.compared] == [one.metrics for one in first.compared]

@@ -1,4 +1,4 @@
-"""Every command of docs/data.md runs on data of its form, and its example says what the page says."""
+"""Run every command of docs/data.md on data of its form, and compare the example's output with the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INSTALLED = "/usr/share/datasets/fashion-mnist"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with data of every form, under the names of the page."""
+    """Return a working directory with data of every form, named as on the page."""
     write_classes(tmp_path / "my_images", {"CE": 5, "LAA": 5})
     for number in range(6):
         write_image(tmp_path / "slides" / ("CE", "LAA")[number % 2] / f"{number}.tif", number, (600, 600))

@@ -1,4 +1,4 @@
-"""The commands of the pages in docs/ run as they stand there, one after the other, in an empty folder."""
+"""Run the commands of pages in docs/ one after another in an empty folder."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.training.conftest import digit_arrays
 from tests.training.data.test_idx import idx
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
-# For a moment, with what is small: the figures on the pages took minutes.
+# Small inputs and short runs: the figures on the pages took minutes.
 SMALL = {
     "python -m plurum.benchmarks.claims.training": (
         "--arch test_byobnet --size 32 --batch-size 8 --rounds 1 --steps 1 --epochs 1 --accuracy-size 32"
     ),
 }
-# 70,000 images of Debian's package, an hour: some digits in files of the same form stand in for them.
+# Debian's package has 70,000 images and takes an hour: some digits in the same format replace them.
 INSTALLED, HOUR_LONG = "/usr/share/datasets/fashion-mnist", "--epochs 8 --batch-size 128"
 PROGRAMS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
@@ -49,7 +49,7 @@ def write_idx(folder: Path, arrays: dict[str, npt.NDArray[np.uint8]]) -> None:
 
 @contextmanager
 def serving(command: str) -> Iterator[dict[str, str]]:
-    """Run a `plurum serve` on free ports; give them by the usual ones."""
+    """Run `plurum serve` on free ports; yield the free port of each default one."""
     words = [sys.executable, "-m", *shlex.split(command), *PORTS]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
         found: dict[str, str] = {}
@@ -91,7 +91,7 @@ def do(command: str, ports: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_commands_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_idx(tmp_path / "fashion-mnist", digit_arrays())
-    # Pages say how their own pictures came there.
+    # Pages contain the commands that copy their pictures.
     (tmp_path / "docs" / "images" / Path(page).stem).mkdir(parents=True)
     with ExitStack() as terminal:
         ports: dict[str, str] = {}

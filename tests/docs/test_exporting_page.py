@@ -1,4 +1,4 @@
-"""The commands of docs/exporting.md run as they stand there, with members that train in a moment."""
+"""Run the commands of docs/exporting.md with members that train quickly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands and the Python of docs/fitting.md run as they stand there, with shorter trainings."""
+"""Run the commands and the Python of docs/fitting.md with shorter trainings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def blocks(kind: str) -> list[str]:
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for command in "".join(blocks("sh")).splitlines():
-        # The clots are the reader's.
+        # The reader has these data, not the test.
         if "runs/clots" in command:
             continue
         words = shlex.split(command.replace("--epochs 5", "--epochs 1"))
@@ -48,6 +48,6 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(verdict, Verdict)
     assert verdict.probabilities.shape == (3, 10)
     others: dict[str, object] = {"classes": run.data().classes, "image": run.data().image}
-    # Whose models vote in the second half is the reader's too.
+    # The second half needs the reader's own models.
     exec(elsewhere.replace("b.pt", "a.safetensors").split("ensemble = ensemble_from_models")[0], others)  # noqa: S102
     assert callable(others["ensemble"])

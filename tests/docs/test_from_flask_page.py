@@ -1,4 +1,4 @@
-"""docs/from-flask.md: the request before, and the same request after, on the same image."""
+"""Run the programs of docs/from-flask.md: the same request before and after, on the same image."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def free_port() -> str:
 
 @contextlib.contextmanager
 def running(folder: Path, *words: str) -> Iterator[None]:
-    """A server of the page; ended with the block."""
+    """Run a server of the page until the block ends."""
     process = subprocess.Popen(
         [sys.executable, "-m", *words], cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
@@ -48,8 +48,8 @@ def running(folder: Path, *words: str) -> Iterator[None]:
         process.wait(20)
 
 
-def asked(command: str, folder: Path) -> Any:
-    """What a command of the page prints, once who is asked listens."""
+def run_request(command: str, folder: Path) -> Any:
+    """Run a command of the page as soon as its server listens, and return what it prints."""
     until = time.monotonic() + 60
     while True:
         done = subprocess.run(
@@ -78,17 +78,17 @@ def test_the_same_request_is_answered_before_and_after(run: Run, served: Server,
     port = free_port()
     curl = COMMANDS[1].replace("5000", port)
     with running(tmp_path, *COMMANDS[0].replace("5000", port).split()):
-        before = asked(curl, tmp_path)
-    # In the place of the page's `plurum serve` stands the server of all tests, elsewhere.
+        before = run_request(curl, tmp_path)
+    # The server of all tests replaces the page's `plurum serve`.
     with running(
         tmp_path, *COMMANDS[3].replace("5000", port).split(), "--triton", served.urls.grpc, "--metrics-port", "0"
     ):
-        after = asked(curl, tmp_path)
+        after = run_request(curl, tmp_path)
         code = AFTER.replace("5000", port)
         said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert before.keys() == {"label", "confidence"}
     assert before.keys() <= after.keys()
-    # The one model says now what it said then.
+    # The one model predicts the same before and after.
     member = after["member_probabilities"]["resnet10t"]
     assert max(member, key=member.__getitem__) == before["label"]
     assert max(member.values()) == pytest.approx(before["confidence"], abs=1e-4)

@@ -1,4 +1,4 @@
-"""Every command in the README runs as it stands there, or is known to need what this machine lacks."""
+"""Run every command of the README, except those that need what this machine lacks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines() if line
 ]
-# `make test` runs this very test; `make demo` is an installation and then `plurum demo`, which test_demo.py runs.
+# `make test` runs this test; `make demo` installs and then runs `plurum demo`, as test_demo.py does.
 MAKE = ["make demo", "make test"]
 NEEDS_A_GPU = [command for command in COMMANDS if command.startswith("docker run --gpus")]
 BENCHMARK = "python -m plurum.benchmarks.claims.throughput"
@@ -48,7 +48,7 @@ def test_the_commands_are_those_that_are_run_here() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Path:
-    """A working directory with a person's own images: PNG per class, and a MedMNIST-format file."""
+    """Return a working directory with a user's images: PNGs by class, and a file in MedMNIST's format."""
     folder = tmp_path_factory.mktemp("readme")
     digits = load_digits()
     images = (digits.images * 255 / 16).astype(np.uint8)
@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Path:
 
 @contextmanager
 def serving(command: str, folder: Path) -> Iterator[str]:
-    """Run a `plurum serve` of the README on free ports and give the gRPC address that it prints."""
+    """Run a `plurum serve` of the README on free ports and yield its gRPC address."""
     words = [sys.executable, "-m", *command.split(), *PORTS]
     with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -128,7 +128,7 @@ def test_the_python_example_runs(folder: Path) -> None:
 
 
 def test_the_benchmark_runs(folder: Path) -> None:
-    """With one small member for a moment: the figures in docs/measuring.md took minutes."""
+    """Run the benchmark briefly with one small member: the figures in docs/measuring.md took minutes."""
     small = ["--arch", "resnet10t", "--size", "32", "--rounds", "1", "--seconds", "0.2"]
     words = [sys.executable, *BENCHMARK.split()[1:], *small]
     ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)

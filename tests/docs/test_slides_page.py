@@ -1,4 +1,4 @@
-"""The Python and the commands on docs/slides.md run as they stand there, against a real server."""
+"""Run the Python and the commands of docs/slides.md against a real server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_examples_and_the_commands_run(served: Server, tmp_path: Path) -> No
         assert min(picture.size) > 500
     assert len(COMMANDS) == 1
     for command in COMMANDS:
-        # Of this size a slide is one because it is called one.
+        # An image of this size is a slide only with `--slide`.
         words = [*shlex.split(command)[1:], "--slide", "--url", served.urls.grpc]
         words[words.index("512")] = "64"
         subprocess.run([sys.executable, "-m", "plurum", *words], cwd=tmp_path, capture_output=True, check=True)

@@ -1,4 +1,4 @@
-"""docs/threats.md claims what a test shows, and each test that it names exists."""
+"""Check that docs/threats.md names a test for each claim, and that these tests exist."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAGE = TESTS.parent / "docs" / "threats.md"
 
 
 def rows() -> list[list[str]]:
-    """The cells of each row below "Defended"."""
+    """Return the cells of each row below "Defended"."""
     text = PAGE.read_text(encoding="utf-8").partition("## Defended")[2].partition("## Not defended")[0]
     lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith(("|---", "| Threat"))]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]

@@ -1,4 +1,4 @@
-"""However members came about, they are fitted, judged, exported and served, and served answers are the vote's."""
+"""Fit, evaluate, export and serve members from every source, and compare served predictions with PyTorch's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_way_to_members_ends_in_served_answers(way: str, tmp_path: Path) -
     run = Run(tmp_path / "run")
     settings = TrainSettings(**values, epochs=6, learning_rate=5e-3, precision="fp32")
     assert len(train_run("digits", settings, run.path).members) == members
-    # All of them: which are worth it is the fit's own tests' subject.
+    # Keep all members: the fit's own tests cover selection.
     ensemble = fit_run(run.path, FitSettings(select="all"))
     assert len(ensemble.members) == members
     judgement = judge_run(run.path, JudgeSettings())

@@ -23,7 +23,7 @@ from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.spec import OUTPUTS
 from plurum.voting import VotingRule, decide, softmax
-from tests.docs.pages import settled
+from tests.docs.pages import wait_for_counts
 
 WEIGHTS = (0.5, 0.3, 0.2)
 RULES = {
@@ -176,7 +176,7 @@ def test_any_answer_can_be_asked_for_alone(fused_server: Server, run: Run, model
 @pytest.mark.triton
 def test_both_ways_are_counted_together(fused_server: Server, run: Run) -> None:
     def counted() -> float:
-        samples = settled(fused_server.urls.metrics)
+        samples = wait_for_counts(fused_server.urls.metrics)
         return sum(value for sample, value in samples.items() if sample.startswith("plurum_predictions_total{"))
 
     before = counted()

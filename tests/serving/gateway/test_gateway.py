@@ -33,7 +33,7 @@ from plurum.client import EnsembleClient
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.serving.triton.metrics import metrics_at
-from tests.docs.pages import settled
+from tests.docs.pages import wait_for_counts
 from tests.serving.triton.test_server import triton_of
 
 pytestmark = pytest.mark.triton
@@ -554,7 +554,7 @@ def test_a_request_keeps_its_name_unless_that_is_the_probes(door: Gateway, serve
     assert door.predict(images[0], X_Request_ID="visit-7").headers["x-request-id"] == "visit-7"
 
     def predictions() -> float:
-        samples = settled(served.urls.metrics)
+        samples = wait_for_counts(served.urls.metrics)
         return sum(value for name, value in samples.items() if name.startswith("plurum_predictions_total"))
 
     before = predictions()
