@@ -89,7 +89,7 @@ def test_what_is_no_run_says_how_to_make_one(tmp_path: Path) -> None:
 
 def test_a_run_without_members_says_how_to_finish_it(run: Run) -> None:
     (run.member_folder("one") / "member.json").unlink()
-    with pytest.raises(ContractError, match=r"no finished member; .* plurum train"):
+    with pytest.raises(ContractError, match=r"no finished member\. .* plurum train"):
         run.members()
 
 
@@ -130,11 +130,11 @@ def test_a_broken_table_is_named(run: Run, old: str, new: str) -> None:
     [
         (
             ITEMS.replace("1,b", "9,b"),
-            r"items\.csv has the index '9' in its row 1, counted from 0; .*sort them by index",
+            r"items\.csv: expected index 1 in row 1, counted from 0, got '9'\. Sort the rows",
         ),
-        ("\n".join(sorted(ITEMS.split("\n")[:4], reverse=True)), r"has the index '2' in its row 0, counted from 0"),
-        (ITEMS + "3,d.png,CE,p2,test\n", r"items\.csv has 4 rows, and pixels\.npy 3 images"),
-        (ITEMS[: ITEMS.index("2,c")], r"items\.csv has 2 rows, and pixels\.npy 3 images"),
+        ("\n".join(sorted(ITEMS.split("\n")[:4], reverse=True)), r"expected index 0 in row 0, counted from 0, got '2'"),
+        (ITEMS + "3,d.png,CE,p2,test\n", r"items\.csv: expected a row for each of the 3 images in pixels\.npy, got 4"),
+        (ITEMS[: ITEMS.index("2,c")], r"items\.csv: expected a row for each of the 3 images in pixels\.npy, got 2"),
     ],
 )
 def test_a_table_that_is_not_of_the_pixels_is_refused(run: Run, items: str, message: str) -> None:

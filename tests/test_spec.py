@@ -209,7 +209,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_member_is_no_ensemble(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match="no ensemble contract"):
+    with pytest.raises(ContractError, match="is not valid ensemble metadata"):
         read_ensemble(written(tmp_path, member("one")))
 
 

@@ -202,7 +202,7 @@ def test_how_weights_do_not_fit_is_said_in_a_line(
 def test_a_stem_for_grey_images_is_named(file: Path) -> None:
     torch.save(timm.create_model("resnet10t", num_classes=2, in_chans=1).state_dict(), file)
     with pytest.raises(
-        ContractError, match=r"its first layer takes 1 channels \(conv1\.0\.weight is \[24, 1, 3, 3\]\), and images"
+        ContractError, match=r"its first layer takes 1 channels \(conv1\.0\.weight is \[24, 1, 3, 3\]\), but images"
     ):
         model_from_tensors(file, read_state_dict(file).tensors, "resnet10t", 2)
 

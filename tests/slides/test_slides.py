@@ -55,11 +55,11 @@ def test_regions_of_every_level_are_its_pixels(tmp_path: Path, subifds: bool) ->
 
 
 def test_what_is_kept_for_neighbours_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plurum.slides.slides._KEPT_BYTES", 5 * 64 * 64 * 3)
+    monkeypatch.setattr("plurum.slides.slides._CACHE_BYTES", 5 * 64 * 64 * 3)
     with Slide(write_pyramid(tmp_path / "slide.tif")) as slide:
         for x in range(0, 600, 40):
             np.testing.assert_array_equal(slide.region(x, 0, 40, 40), PIXELS[0][:40, x : x + 40])
-        assert len(slide._kept) == 5
+        assert len(slide._cache) == 5
 
 
 @pytest.mark.parametrize(("most", "level"), [(0.5, 0), (1, 0), (1.9, 0), (1.995, 1), (2, 1), (3.9, 1), (4, 2), (50, 2)])
@@ -235,7 +235,10 @@ def test_what_nobody_can_read_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
         open_slide(tmp_path / "away.svs", stack)
     Image.fromarray(PIXELS[0]).save(tmp_path / "large.png")
     monkeypatch.setattr("plurum.image_structure.image_limits.MAX_PIXELS", 100_000)
-    with ExitStack() as stack, pytest.raises(ImageError, match=r"no TIFF that can be read by tiles: .*OpenSlide can't"):
+    with (
+        ExitStack() as stack,
+        pytest.raises(ImageError, match=r"not a TIFF that can be read by tiles: .*OpenSlide can't"),
+    ):
         open_slide(tmp_path / "large.png", stack)
     monkeypatch.setitem(sys.modules, "openslide", None)
     with ExitStack() as stack, pytest.raises(ImageError, match=r"not installed: pip install 'plurum\[openslide\]'"):

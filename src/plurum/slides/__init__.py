@@ -1,1 +1,1 @@
-"""Slides: images too large to decode whole."""
+"""Reading of slides: images too large to decode as a whole."""

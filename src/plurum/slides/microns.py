@@ -1,6 +1,6 @@
-"""How large a slide's pixels are, by what its file says.
+"""Resolution of a slide, from the metadata of its file.
 
-All numbers are micrometres per pixel, the mean of both directions: microscopes' pixels are square, or nearly.
+All numbers are micrometres per pixel, the mean of both directions, as pixels of microscopes are almost square.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 __all__ = ["microns_from_tiff"]
 
-# By OME's names; without one, micrometres.
+# Units by OME's names; the default is micrometres.
 _OME_UNITS = {"": 1.0, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
-# By the number in the tag ResolutionUnit: inch and centimetre.
+# Units by the value of the tag ResolutionUnit: inch and centimetre.
 _TIFF_UNITS = {2: 25_400.0, 3: 10_000.0}
-# No microscope's pixels are larger: 1,270 per inch. Screens' and printers' are, and programs write those by habit.
+# Pixels of microscopes are smaller (20 µm is 1,270 per inch). Programs often write the resolution of a screen instead.
 _LARGEST = 20.0
 
 
 def microns_from_tiff(file: TiffFile) -> float | None:
-    """Return what OME-XML, Aperio's image description or the resolution tags say, in this order; None if none does."""
+    """Return the resolution from OME-XML, Aperio's description or the resolution tags, in this order."""
     description = str(file.pages.first.description)
     if file.is_ome:
-        return _sane(*_from_ome(file.ome_metadata or ""))
+        return _plausible(*_from_ome(file.ome_metadata or ""))
     if aperio := re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", description):
-        return _sane(_number(aperio[1]), _number(aperio[1]))
-    return _sane(*_from_tags(file))
+        return _plausible(_number(aperio[1]), _number(aperio[1]))
+    return _plausible(*_from_tags(file))
 
 
 def _from_ome(xml: str) -> tuple[float, float]:
@@ -62,6 +62,6 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def _sane(across: float, down: float) -> float | None:
+def _plausible(across: float, down: float) -> float | None:
     mean = math.sqrt(across * down) if across > 0 and down > 0 else 0.0
     return mean if 0 < mean <= _LARGEST else None

@@ -1,4 +1,4 @@
-"""Slides that are no TIFFs which tifffile can read by tiles: scanners' own formats, by OpenSlide, and small images.
+"""Slides that tifffile can't read by tiles: scanners' own formats, read by OpenSlide, and small images.
 
 Legend: `[height, width, 3]` arrays are uint8, 0 to 255, RGB.
 """
@@ -27,15 +27,18 @@ __all__ = ["ScannerSlide", "WholeImage", "open_slide"]
 
 Bytes = npt.NDArray[np.uint8]
 
-# Side of what is read at once where a whole level is wanted: 16 MB.
+# Side of the squares in which a whole level is read, 16 MB each.
 _PIECE = 2048
 
 
 class ScannerSlide:
-    """An open slide, as `plurum.slides.slides.Slide` is one; what was never scanned is white.
+    """An open slide with the methods of `plurum.slides.slides.Slide`, read by OpenSlide; unscanned areas are white.
+
+    Args:
+        path: Path of the file.
 
     Raises:
-        ImageError: OpenSlide can't read it either.
+        ImageError: OpenSlide can't read the file.
         ModuleNotFoundError: OpenSlide is not installed.
     """
 
@@ -58,13 +61,13 @@ class ScannerSlide:
 
     @functools.cached_property
     def levels(self) -> tuple[Level, ...]:
-        """From the largest to the smallest."""
+        """Levels from the largest to the smallest."""
         sizes = zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
         return tuple(Level(width, height, float(scale)) for (width, height), scale in sizes)
 
     @functools.cached_property
     def microns_per_pixel(self) -> float | None:
-        """Of level 0, the mean of both directions; None where the file does not say."""
+        """Resolution of level 0 in µm per pixel, the mean of both directions; None if unknown."""
         try:
             sizes = [float(self._slide.properties[f"openslide.mpp-{axis}"]) for axis in "xy"]
         except (KeyError, ValueError):
@@ -72,10 +75,10 @@ class ScannerSlide:
         return float(np.sqrt(sizes[0] * sizes[1])) or None
 
     def region(self, x: int, y: int, width: int, height: int, level: int = 0) -> Bytes:
-        """Return the pixels of a rectangle inside the image; all numbers are in pixels of `level`.
+        """Return the pixels of a rectangle inside the image, given in pixels of `level`.
 
         Raises:
-            ImageError: its data are corrupt or truncated; level and place are named.
+            ImageError: the data are corrupt or truncated; the message names level and place.
         """
         from openslide import OpenSlideError
         from PIL import Image
@@ -88,8 +91,8 @@ class ScannerSlide:
             raise ImageError(f"image is corrupt or truncated: {place}: {error}") from error
         return np.asarray(Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB"))
 
-    def sampled(self, level: int, step: int) -> Iterator[tuple[int, int, Bytes]]:
-        """Yield every `step`-th pixel of a level, piece by piece, each with the row and column where it belongs.
+    def sample(self, level: int, step: int) -> Iterator[tuple[int, int, Bytes]]:
+        """Yield every `step`-th pixel of a level in pieces, each with its row and column in the result.
 
         Raises:
             ImageError: as for `region`.
@@ -102,10 +105,13 @@ class ScannerSlide:
 
 
 class WholeImage:
-    """An image that may be decoded at once, cut as a slide is.
+    """An image that is decoded at once, with the methods of a slide.
+
+    Args:
+        path: Path of the file.
 
     Raises:
-        UnreadableImageError: see `plurum.images`.
+        UnreadableImageError: the image can't be decoded, see `plurum.images`.
         OSError: the file can't be read.
     """
 
@@ -117,20 +123,20 @@ class WholeImage:
         height, width = self._pixels.shape[:2]
         self.levels = (Level(width, height, 1.0),)
 
-    def region(self, x: int, y: int, width: int, height: int, level: int = 0) -> Bytes:  # noqa: ARG002 - there is one
-        """Return the pixels of a rectangle inside the image; there is one level."""
+    def region(self, x: int, y: int, width: int, height: int, level: int = 0) -> Bytes:  # noqa: ARG002 - the only level
+        """Return the pixels of a rectangle inside the image, which has one level."""
         return np.ascontiguousarray(self._pixels[y : y + height, x : x + width])
 
-    def sampled(self, level: int, step: int) -> Iterator[tuple[int, int, Bytes]]:  # noqa: ARG002 - likewise
-        """Yield every `step`-th pixel."""
+    def sample(self, level: int, step: int) -> Iterator[tuple[int, int, Bytes]]:  # noqa: ARG002 - the only level
+        """Yield every `step`-th pixel of the image in one piece."""
         yield 0, 0, self._pixels[::step, ::step]
 
 
 def open_slide(path: Path, stack: ExitStack) -> Slide | ScannerSlide | WholeImage:
-    """Return an open slide, closed with `stack`: read by tifffile, else by OpenSlide, else whole where it is small.
+    """Return an open slide, which `stack` closes: read by tifffile, else by OpenSlide, else as a whole if it is small.
 
     Raises:
-        ImageError: nobody can read it; OpenSlide is named where it is not installed.
+        ImageError: no reader can open the file; the message names OpenSlide if it is not installed.
         MissingExtraError: tifffile is not installed.
     """
     try:
@@ -145,7 +151,7 @@ def open_slide(path: Path, stack: ExitStack) -> Slide | ScannerSlide | WholeImag
     except ImageError as error:
         more = str(error)
     except ModuleNotFoundError:
-        more = "OpenSlide may read it, and is not installed: pip install 'plurum[openslide]'"
+        more = "OpenSlide, which may read it, is not installed: pip install 'plurum[openslide]'"
     try:
         return WholeImage(path)
     except TooLargeImageError as error:

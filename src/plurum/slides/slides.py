@@ -1,4 +1,4 @@
-"""Large TIFFs, read by regions: only the tiles or strips that a region touches are decoded.
+"""Reading of large TIFFs by regions: only the tiles or strips of a region are decoded.
 
 Legend: `[height, width]` and `[height, width, samples]` arrays are uint8, 0 to 255: grey, RGB or RGBA.
 """
@@ -37,20 +37,20 @@ Bools = npt.NDArray[np.bool_]
 _KINDS = ("MINISBLACK", "MINISWHITE", "RGB", "YCBCR")
 _JPEG = 7
 _UPRIGHT = 1
-# What tifffile and its decoders raise on broken files.
-_BROKEN = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, struct.error)
-# Of decoded tiles that the next regions may need, too.
-_KEPT_BYTES = 96 << 20
+# Exceptions of tifffile and its decoders on corrupt files.
+_DECODE_ERRORS = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, struct.error)
+# Size of the cache of decoded tiles, which neighbouring regions reuse.
+_CACHE_BYTES = 96 << 20
 
 
 @dataclass(frozen=True)
 class Level:
-    """One size in which a slide holds its image; level 0 is the largest.
+    """Resolution level of a slide; level 0 is the largest.
 
     Attributes:
-        width: In its own pixels.
-        height: Likewise.
-        scale: How many of level 0's pixels one of its own is wide.
+        width: Width in pixels of this level.
+        height: Height in pixels of this level.
+        scale: Width of a pixel of this level in pixels of level 0.
     """
 
     width: int
@@ -59,28 +59,31 @@ class Level:
 
 
 class AnySlide(Protocol):
-    """What is needed of a slide, whoever reads it."""
+    """Protocol of a slide, independent of the library that reads it."""
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """From the largest to the smallest."""
+        """Levels from the largest to the smallest."""
 
     @property
     def microns_per_pixel(self) -> float | None:
-        """Of level 0; None where the file does not say."""
+        """Resolution of level 0 in µm per pixel; None if unknown."""
 
     def region(self, x: int, y: int, width: int, height: int, level: int = 0) -> Bytes:
-        """The pixels of a rectangle, in pixels of its level."""
+        """Return the pixels of a rectangle, given in pixels of its level."""
 
-    def sampled(self, level: int, step: int) -> Iterator[tuple[int, int, Bytes]]:
-        """Pieces of every `step`-th pixel of a level, each with the row and the column where it belongs."""
+    def sample(self, level: int, step: int) -> Iterator[tuple[int, int, Bytes]]:
+        """Yield every `step`-th pixel of a level in pieces, each with its row and column in the result."""
 
 
 class Slide:
     """An open TIFF: `with Slide(path) as slide: slide.region(x, y, width, height)`.
 
+    Args:
+        path: Path of the file.
+
     Raises:
-        ImageError: it is no TIFF, or one of a kind that can't be read by regions.
+        ImageError: the file is not a TIFF, or can't be read by regions.
         MissingExtraError: tifffile is not installed.
     """
 
@@ -89,22 +92,22 @@ class Slide:
             from tifffile import TiffFile, TiffFileError
         _silence_tifffile()
         self.path = path
-        self._kept: OrderedDict[tuple[int, int], Bytes] = OrderedDict()
-        self._kept_bytes = 0
+        self._cache: OrderedDict[tuple[int, int], Bytes] = OrderedDict()
+        self._cache_bytes = 0
         stack = ExitStack()
         try:
             self._file = stack.enter_context(TiffFile(path))
             first = self._file.pages.first
-        except (TiffFileError, *_BROKEN) as error:
+        except (TiffFileError, *_DECODE_ERRORS) as error:
             stack.close()
             raise ImageError(
-                f"image has more than the {MAX_PIXELS:,} pixels that are decoded at once, and is no TIFF that can be "
-                f"read by tiles: {error}"
+                f"image has more than the {MAX_PIXELS:,} pixels that are decoded at once, and is not a TIFF that can "
+                f"be read by tiles: {error}"
             ) from error
         with stack:
             if first.is_reduced or first.is_mask:
                 raise ImageError("its first page is a reduced copy or a mask: save the image itself as the first")
-            self._page = _checked(first)
+            self._page = _check_page(first)
             stack.pop_all()
         self.width, self.height = int(self._page.imagewidth), int(self._page.imagelength)
 
@@ -114,15 +117,15 @@ class Slide:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._kept.clear()
+        self._cache.clear()
         self._file.close()
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """From the largest to the smallest; looked up when first asked for.
+        """Levels from the largest to the smallest, read at first access.
 
         Raises:
-            ImageError: a level is missing, or of a kind that can't be read by regions.
+            ImageError: a level is missing, or can't be read by regions.
         """
         return tuple(
             Level(int(page.imagewidth), int(page.imagelength), self.width / page.imagewidth) for page in self._pages
@@ -130,86 +133,87 @@ class Slide:
 
     @functools.cached_property
     def microns_per_pixel(self) -> float | None:
-        """Of level 0, by OME-XML, Aperio's description or the resolution tags; None where none of them says."""
+        """Resolution of level 0 in µm per pixel, see `microns_from_tiff`; None if unknown."""
         return microns_from_tiff(self._file)
 
     def region(self, x: int, y: int, width: int, height: int, level: int = 0) -> Bytes:
-        """Return the pixels of a rectangle inside the image; all numbers are in pixels of `level`.
+        """Return the pixels of a rectangle inside the image, given in pixels of `level`.
 
         Raises:
-            ImageError: its data are corrupt or truncated; level and tile are named.
+            ImageError: the data are corrupt or truncated; the message names level and tile.
         """
-        rows, columns, across = _grid(self._page_of(level))
+        rows, columns, across = _segment_grid(self._page_of(level))
         tops = range(y // rows, -(-(y + height) // rows))
         lefts = range(x // columns, -(-(x + width) // columns))
         whole = np.concatenate(
-            [np.concatenate([self._kept_segment(level, top * across + left) for left in lefts], axis=1) for top in tops]
+            [
+                np.concatenate([self._cached_segment(level, top * across + left) for left in lefts], axis=1)
+                for top in tops
+            ]
         )
         y0, x0 = y % rows, x % columns
         return np.ascontiguousarray(whole[y0 : y0 + height, x0 : x0 + width])
 
-    def sampled(self, level: int, step: int) -> Iterator[tuple[int, int, Bytes]]:
-        """Yield every `step`-th pixel of a level, piece by piece, each with the row and column where it belongs.
+    def sample(self, level: int, step: int) -> Iterator[tuple[int, int, Bytes]]:
+        """Yield every `step`-th pixel of a level in pieces, each with its row and column in the result.
 
         Raises:
-            ImageError: its data are corrupt or truncated; level and tile are named.
+            ImageError: the data are corrupt or truncated; the message names level and tile.
         """
         page = self._page_of(level)
-        rows, columns, across = _grid(page)
+        rows, columns, across = _segment_grid(page)
         for index in range(math.prod(page.chunked[:2])):
             top, left = index // across * rows, index % across * columns
             piece = self._segment(level, index)[-top % step :: step, -left % step :: step]
             yield -(-top // step), -(-left // step), piece
 
     def tissue(self, samples: int, size: int) -> tuple[Bools, float]:
-        """Return where there is tissue, on a coarse grid, and how many of the image's pixels a cell of it is wide.
+        """Return a coarse grid that is True where there is tissue, and the width of its cells in pixels of the image.
 
-        It is sampled on the lowest level of the image's pyramid that has enough pixels, if it has one, segment by
-        segment: the image never lies in memory whole.
+        Samples the smallest level with enough pixels, segment by segment, so that the image is never in memory as a
+        whole.
 
         Args:
-            samples: How many cells at least a square of `size` pixels shall be wide.
-            size: In pixels of the image.
+            samples: Least number of cells across a square of `size` pixels.
+            size: Side of the square in pixels of the image.
 
         Raises:
-            ImageError: its data are corrupt or truncated.
+            ImageError: the data are corrupt or truncated.
         """
         number = coarsest_level(self.levels, size / samples)
         level = self.levels[number]
         step = max(1, int(size / level.scale / samples))
         found = np.zeros((-(-level.height // step), -(-level.width // step)), dtype=np.bool_)
-        for y, x, piece in self.sampled(number, step):
+        for y, x, piece in self.sample(number, step):
             found[y : y + piece.shape[0], x : x + piece.shape[1]] = ~is_background(piece)
         return found, level.scale * step
 
     @functools.cached_property
     def _pages(self) -> list[TiffPage]:
-        """The pages of the levels."""
+        """Pages of the levels."""
         try:
             first = self._file.series[0]
             if len(first.pages) > 1:
-                raise ImageError(
-                    f"image has {len(first.pages):,} pages of equal rank: save the one that is meant alone"
-                )
+                raise ImageError(f"image has {len(first.pages):,} pages of equal rank: save the wanted one alone")
             pages = [level.keyframe for level in first.levels]
-            missing = self._missing([page.offset for page in pages])
-        except _BROKEN as error:
+            missing = self._missing_level([page.offset for page in pages])
+        except _DECODE_ERRORS as error:
             raise ImageError(f"image is corrupt or truncated: a level of its pyramid can't be read: {error}") from error
         if missing:
             raise ImageError(f"image is corrupt or truncated: {missing}")
         levels = [self._page]
         for number, page in enumerate(pages[1:], 1):
             if page.dtype == self._page.dtype and page.imagewidth < levels[-1].imagewidth:
-                levels.append(_checked(page, f"level {number} of the "))
+                levels.append(_check_page(page, f"level {number} of the "))
         return levels
 
-    def _missing(self, found: list[int]) -> str:
-        """Return which level's directory can't be found that the file promises; tifffile only logs that."""
+    def _missing_level(self, found: list[int]) -> str:
+        """Return which level's directory is referenced but missing, which tifffile only logs; empty if none."""
         tiff, handle, offset = self._file.tiff, self._file.filehandle, self._file.pages.first.offset
         seen: set[int] = set()
         while offset and offset not in seen:
             if offset + tiff.tagnosize > handle.size:
-                return f"level {len(found)} is missing: it should begin at byte {offset:,} of {handle.size:,}"
+                return f"level {len(found)} is missing: it should start at byte {offset:,} of {handle.size:,}"
             seen.add(offset)
             handle.seek(offset)
             (tags,) = struct.unpack(tiff.tagnoformat, handle.read(tiff.tagnosize))
@@ -217,39 +221,39 @@ class Slide:
             (offset,) = struct.unpack(tiff.offsetformat, handle.read(tiff.offsetsize))
         for number, place in enumerate(self._file.pages.first.subifds or (), 1):
             if place not in found:
-                return f"level {number} is missing: at byte {place:,} of {handle.size:,} it does not begin"
+                return f"level {number} is missing: it does not start at byte {place:,} of {handle.size:,}"
         return ""
 
     def _page_of(self, level: int) -> TiffPage:
-        # Regions of level 0 alone need no look at the others.
+        # Level 0 alone needs no other pages.
         return self._pages[level] if level else self._page
 
-    def _kept_segment(self, level: int, index: int) -> Bytes:
-        """Return a segment, which neighbouring regions need again."""
-        if (level, index) in self._kept:
-            self._kept.move_to_end((level, index))
-            return self._kept[level, index]
-        segment = self._kept[level, index] = self._segment(level, index)
-        self._kept_bytes += segment.nbytes
-        while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
-            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+    def _cached_segment(self, level: int, index: int) -> Bytes:
+        """Return a segment from the cache, or decode it."""
+        if (level, index) in self._cache:
+            self._cache.move_to_end((level, index))
+            return self._cache[level, index]
+        segment = self._cache[level, index] = self._segment(level, index)
+        self._cache_bytes += segment.nbytes
+        while self._cache_bytes > _CACHE_BYTES and len(self._cache) > 1:
+            self._cache_bytes -= self._cache.popitem(last=False)[1].nbytes
         return segment
 
     def _segment(self, level: int, index: int) -> Bytes:
-        """Return the pixels of a tile or strip, cut at the image's edges."""
+        """Return the pixels of a tile or strip, cropped at the image's edges."""
         page = self._page_of(level)
-        rows, columns, across = _grid(page)
+        rows, columns, across = _segment_grid(page)
         row, column = divmod(index, across)
         height, width = min(rows, page.imagelength - row * rows), min(columns, page.imagewidth - column * columns)
         try:
-            data = _data(page, index)
+            data = _segment_data(page, index)
             if data is None:
                 return np.zeros((height, width, page.samplesperpixel)[: page.ndim], dtype=np.uint8)
             options = {"jpegtables": page.jpegtables} if page.jpegtables else {}
             decoded = page.decode(data, index, **options)[0]
             if decoded is None or decoded.shape[1] < height or decoded.shape[2] < width:
                 raise ValueError("it is too short")
-        except _BROKEN as error:
+        except _DECODE_ERRORS as error:
             place = f"tile (column {column}, row {row}) of level {level}, at pixel ({column * columns}, {row * rows})"
             raise ImageError(f"image is corrupt or truncated: {place}: {error}") from error
         pixels = np.asarray(decoded[0, :height, :width])
@@ -262,31 +266,31 @@ class Slide:
 
 
 def coarsest_level(levels: tuple[Level, ...], most: float) -> int:
-    """Return the coarsest level on which a pixel is at most `most` of level 0's pixels wide; level 0 if there is none.
+    """Return the coarsest level with a scale of at most `most`; level 0 if there is none.
 
-    Scales are a little off where a level's size was rounded; that counts as equal.
+    Allows a small tolerance, as scales are inexact where a level's size was rounded.
     """
     return max((number for number, level in enumerate(levels) if level.scale <= most * 1.005), default=0)
 
 
 def thumbnail_from_slide(slide: AnySlide, side: int) -> tuple[Bytes, float]:
-    """Return the whole slide made small, and how many of level 0's pixels one of these is wide.
+    """Return a thumbnail of the whole slide, and the width of its pixels in pixels of level 0.
 
-    Every so-many-th pixel is taken, piece by piece: the slide never lies in memory whole.
+    Samples pixels piece by piece, so that the slide is never in memory as a whole.
 
     Args:
-        slide: Any.
-        side: How long the longer side is at most; it is at least half of that where the slide has so many pixels.
+        slide: Slide of any kind.
+        side: Largest length of the longer side; it is at least half of that if the slide has enough pixels.
 
     Raises:
-        ImageError: its data are corrupt or truncated.
+        ImageError: the data are corrupt or truncated.
     """
     longer = max(slide.levels[0].width, slide.levels[0].height)
     number = coarsest_level(slide.levels, longer / side)
     level = slide.levels[number]
     step = -(-max(level.width, level.height) // side)
     whole: Bytes | None = None
-    for y, x, piece in slide.sampled(number, step):
+    for y, x, piece in slide.sample(number, step):
         if whole is None:
             whole = np.zeros((-(-level.height // step), -(-level.width // step), *piece.shape[2:]), dtype=np.uint8)
         whole[y : y + piece.shape[0], x : x + piece.shape[1]] = piece
@@ -297,20 +301,20 @@ def thumbnail_from_slide(slide: AnySlide, side: int) -> tuple[Bytes, float]:
 
 @functools.cache
 def _silence_tifffile() -> None:
-    """Keep tifffile's complaints about broken files to itself; what matters of them is raised here."""
+    """Stop tifffile from logging corrupt files, for which this module raises exceptions."""
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
-def _grid(page: TiffPage) -> tuple[int, int, int]:
-    """Return a segment's height and width, and how many of them lie side by side."""
+def _segment_grid(page: TiffPage) -> tuple[int, int, int]:
+    """Return the height and width of segments, and the number of segments per row."""
     return int(page.chunks[0]), int(page.chunks[1]), int(page.chunked[1])
 
 
-def _data(page: TiffPage, index: int) -> bytes | None:
-    """Return a segment as it is in the file; None for one that was never written, which libtiff reads as zeros too.
+def _segment_data(page: TiffPage, index: int) -> bytes | None:
+    """Return the encoded segment; None if it was never written, which libtiff also reads as zeros.
 
     Raises:
-        ValueError: the file ends before it does.
+        ValueError: the segment is truncated.
     """
     count = page.databytecounts[index]
     if count == 0:
@@ -326,10 +330,10 @@ def _data(page: TiffPage, index: int) -> bytes | None:
 
 
 def _check_jpeg(page: TiffPage, data: bytes) -> None:
-    """Make sure that a tile's JPEG is whole, and no larger than the tile: decoders make up what is missing, in grey.
+    """Check that a tile's JPEG is complete and not larger than the tile, as decoders fill in missing data.
 
     Raises:
-        ValueError: it is not.
+        ValueError: the JPEG is truncated or too large.
     """
     tables = page.jpegtables or b""
     scan = jpeg_scan(tables[:-2] + data[2:] if tables else data)
@@ -337,12 +341,12 @@ def _check_jpeg(page: TiffPage, data: bytes) -> None:
         raise ValueError(f"it holds a JPEG of {scan.width} x {scan.height} pixels")
 
 
-def _checked(page: TiffPage, which: str = "") -> TiffPage:
-    """Return `page` if it can be read by regions as `plurum.images` would read the whole."""
+def _check_page(page: TiffPage, which: str = "") -> TiffPage:
+    """Return `page` if reading it by regions gives the same pixels as `plurum.images`; otherwise raise."""
     kind = _kind(page)
     tag = page.tags.get("Orientation")
     if page.dtype not in (np.uint8, np.uint16) or page.bitspersample not in {8, 16}:
-        raise ImageError(f"{which}image has pixels of type {page.dtype}: 8- or 16-bit grey or colour is needed")
+        raise ImageError(f"{which}image has pixels of type {page.dtype}: expected 8- or 16-bit grey or colour")
     most = page.tags.valueof("MaxSampleValue", 0)
     if page.bitspersample == 16 and isinstance(most, int) and 255 < most < 65_535 and most & (most + 1) == 0:
         raise ImageError(f"{which}image has values that end at {most:,}, not at 65,535: scale them")
@@ -363,5 +367,5 @@ def _checked(page: TiffPage, which: str = "") -> TiffPage:
 
 
 def _kind(page: TiffPage) -> str:
-    """Return how the samples are to be understood, by TIFF's name for it; of a kind without a name, its number."""
+    """Return TIFF's name of the photometric interpretation, or its number if it has no name."""
     return str(getattr(page.photometric, "name", page.photometric))

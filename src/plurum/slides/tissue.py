@@ -1,4 +1,4 @@
-"""Where a slide shows tissue and where glass, and how it is cut into tiles. NumPy only.
+"""Detection of tissue on slides, and their division into tiles. NumPy only.
 
 Legend: `[height, width]` and `[height, width, samples]` arrays are uint8, 0 to 255: grey, RGB or RGBA.
 """
@@ -13,35 +13,35 @@ __all__ = ["LEAST_TISSUE", "is_background", "otsu_threshold", "tile_starts", "ti
 Bytes = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
-# Share of a tile: with less, there is little but glass to see.
+# Least fraction of tissue in a tile; tiles with less are mostly glass.
 LEAST_TISSUE = 0.1
-# Glass is a little below white, what the scanner left out is black; tissue is stained.
+# Glass is slightly darker than white, unscanned areas are black, and tissue is stained.
 _NEARLY_WHITE, _NEARLY_EMPTY = 220, 10
-# How far below white the darkest channel of glass may lie: of the fixed rule, and at most.
+# Largest darkness (255 minus the darkest channel) of glass: of the fixed rule, and the limit for Otsu's threshold.
 _FIXED, _DARKEST = 255 - _NEARLY_WHITE, 90
-# Otsu parts whatever it is given. Two kinds of pixels differ by more than one kind does, and the lighter is glass.
+# Otsu's method splits any data. Accept the split only if both parts differ enough and the lighter one can be glass.
 _LEAST_CONTRAST, _DARKEST_GLASS = 40, 70
 
 
 def is_background(pixels: Bytes) -> Bools:
-    """Return which pixels show no tissue: all channels at least 220 (glass) or at most 10 (never scanned).
+    """Return which pixels show no tissue: all channels at least 220 (glass) or at most 10 (unscanned).
 
     Args:
-        pixels: `[height, width]` or `[height, width, samples]`; a fourth sample, opacity, plays no part.
+        pixels: Pixels, `[height, width]` or `[height, width, samples]`; a fourth sample, opacity, is ignored.
     """
     colours = _colours(pixels)
     return np.asarray(np.all(colours >= _NEARLY_WHITE, axis=-1) | _is_empty(colours), dtype=np.bool_)
 
 
 def tissue_mask(pixels: Bytes) -> Bools:
-    """Return which pixels show tissue, by what this slide's own glass looks like.
+    """Return which pixels show tissue, with a threshold adapted to the slide's glass.
 
-    A pixel is as dark as its darkest channel: stain takes light from one channel at least. Otsu's threshold between
-    glass and tissue is taken where there are two kinds of pixels and the lighter one can be glass. A slide that is all
-    tissue or all glass has one kind; then the rule of `is_background` holds, which also is the least that is taken.
+    The darkness of a pixel is that of its darkest channel, as stain absorbs light in at least one channel. Otsu's
+    threshold separates glass and tissue if there are two kinds of pixels and the lighter one can be glass. Otherwise,
+    as on slides with only tissue or only glass, the rule of `is_background` applies. It is also the lowest threshold.
 
     Args:
-        pixels: `[height, width]` or `[height, width, samples]`, a whole slide made small.
+        pixels: Thumbnail of a whole slide, `[height, width]` or `[height, width, samples]`.
     """
     colours = _colours(pixels)
     darkness, empty = 255 - colours.min(axis=-1), _is_empty(colours)
@@ -49,10 +49,11 @@ def tissue_mask(pixels: Bytes) -> Bools:
 
 
 def otsu_threshold(values: Bytes) -> int | None:
-    """Return the value that parts `values` best into those at most as large and those larger; None if all are equal.
+    """Return the best threshold between lower and higher `values`; None if all are equal.
 
-    Best is where the variance between both is largest (Otsu 1979, "A threshold selection method from gray-level
-    histograms"); of several such values, as between two far peaks, the middle one.
+    It maximises the variance between the two classes (Otsu 1979, "A threshold selection method from gray-level
+    histograms"). The lower class includes the threshold. If several thresholds are equivalent, as between two distant
+    peaks, the middle one is returned.
     """
     counts = np.bincount(values.ravel(), minlength=256).astype(np.float64)
     below = np.cumsum(counts)
@@ -69,18 +70,18 @@ def otsu_threshold(values: Bytes) -> int | None:
 
 
 def tile_starts(length: int, size: int) -> list[int]:
-    """Return where tiles of `size` begin along `length` pixels: as few as cover it, evenly spread."""
+    """Return the starts of the fewest tiles of `size` that cover `length` pixels, evenly spaced."""
     count = -(-length // size)
     return [0] if count <= 1 else [round(index * (length - size) / (count - 1)) for index in range(count)]
 
 
 def tissue_share(tissue: Bools, cell: float, box: tuple[int, int, int, int]) -> float:
-    """Return the share of a rectangle that shows tissue, 0 to 1.
+    """Return the fraction of a rectangle that shows tissue, 0 to 1.
 
     Args:
-        tissue: On a coarse grid.
-        cell: How many pixels a cell of it is wide.
-        box: x, y, width and height in pixels.
+        tissue: Coarse grid, True where there is tissue.
+        cell: Width of a grid cell in pixels.
+        box: Rectangle as x, y, width and height in pixels.
     """
     x, y, width, height = box
     rows = slice(int(y / cell), max(int(y / cell) + 1, int((y + height) / cell)))
