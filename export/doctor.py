@@ -1,7 +1,7 @@
-"""Is a model repository what it says it is? Static checks, a line each; nothing is served and nothing is changed.
+"""Static checks of a model repository. Nothing is served and nothing is changed.
 
-Every check has a name, so that a finding can be looked up and counted. What can't be known here (TensorRT is not
-installed, there is no GPU) is skipped and says so; it is no success.
+Every check has a name, so that findings can be looked up and counted. A check that can't run here, for example
+without TensorRT or a GPU, is reported as skipped, not as passed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tritonclient.grpc import model_config_pb2 as pb
 from plurum.errors import MissingExtraError, PlurumError, RepositoryError
 from plurum.export.engines.build import engine_from_onnx, read_plan
 from plurum.export.engines.plan_faults import build_faults, machine_faults, size_faults
-from plurum.export.manifest import Manifest, Published, read_manifest
+from plurum.export.manifest import ExportManifest, PublishedGraph, read_manifest
 from plurum.export.repository.agreement import (
-    contract_faults,
+    config_faults,
     copy_faults,
     expected_configs,
     file_faults,
-    stated_faults,
+    parameter_faults,
     wiring_faults,
 )
 from plurum.export.repository.findings import (
@@ -49,13 +49,13 @@ _FILES = {"ensemble.json", "export.json", "parity.json", PROBES_FILE, "timing.ca
 
 
 class Finding(BaseModel):
-    """What one check said of one thing.
+    """Result of one check of one subject.
 
     Attributes:
-        check: Its name.
-        subject: A model, a file, or the repository.
-        state: `skipped` where it can't be known here.
-        detail: Why, in words; empty where all is well.
+        check: Name of the check.
+        subject: Name of a model, of a file, or of the repository.
+        state: Outcome; `skipped` if the check can't run here.
+        detail: Explanation in words; empty if the check passed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,33 +67,33 @@ class Finding(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Repository:
+class _LoadedRepository:
     path: Path
     ensemble: Ensemble
-    manifest: Manifest
+    manifest: ExportManifest
     configs: dict[str, Any]
 
 
 def check_repository(path: Path, progress: Callable[[str], None] = lambda _: None) -> list[Finding]:
-    """Return what every check says of the repository at `path`.
+    """Run every check on the repository at `path` and return the findings.
 
     Raises:
-        RepositoryError: it is no repository of ours.
+        RepositoryError: `path` is not a repository written by `plurum export`.
     """
-    repository, findings = _opened(path)
+    repository, findings = _read_repository(path)
     if repository is None:
         return findings
     for published in repository.manifest.artefacts:
         progress(published.model)
         findings += _graph_findings(repository, published)
-    findings += _whole_findings(repository)
+    findings += _repository_findings(repository)
     return findings
 
 
-def _opened(path: Path) -> tuple[_Repository | None, list[Finding]]:
-    """Read what all checks need; what can't be read is an error itself."""
+def _read_repository(path: Path) -> tuple[_LoadedRepository | None, list[Finding]]:
+    """Read the files that all checks need; an unreadable file is a finding."""
     if not (path / "voter" / "config.pbtxt").is_file():
-        raise RepositoryError(f"{path} is no model repository of ours; plurum export RUN writes one")
+        raise RepositoryError(f"{path} is not a Plurum model repository; create one with plurum export RUN")
     configs, findings = {}, []
     for file in sorted(path.glob("*/config.pbtxt")):
         try:
@@ -105,10 +105,10 @@ def _opened(path: Path) -> tuple[_Repository | None, list[Finding]]:
     except PlurumError as error:
         findings.append(Finding(check="manifest", subject=path.name, state="error", detail=str(error)))
         return None, findings
-    return _Repository(path, ensemble, manifest, configs), findings
+    return _LoadedRepository(path, ensemble, manifest, configs), findings
 
 
-def _graph_findings(repository: _Repository, published: Published) -> Iterator[Finding]:
+def _graph_findings(repository: _LoadedRepository, published: PublishedGraph) -> Iterator[Finding]:
     path, name = repository.path / published.file, published.model
     yield _finding("hash", name, _hash_faults(path, published))
     faults = load_faults(path)
@@ -126,15 +126,15 @@ def _graph_findings(repository: _Repository, published: Published) -> Iterator[F
         yield from _plan_findings(repository, published, model)
 
 
-def _hash_faults(path: Path, published: Published) -> list[str]:
+def _hash_faults(path: Path, published: PublishedGraph) -> list[str]:
     if not path.is_file():
         return [f"{published.file} is missing"]
     if sha256_of(path) != published.sha256:
-        return [f"{published.file} was changed since it was exported: its SHA-256 is another"]
+        return [f"{published.file} was changed since it was exported: its SHA-256 differs"]
     return []
 
 
-def _build_finding(repository: _Repository, published: Published) -> Finding:
+def _build_finding(repository: _LoadedRepository, published: PublishedGraph) -> Finding:
     """Parse and build with TensorRT-RTX, which needs no GPU."""
     try:
         engine_from_onnx(repository.path / published.file, repository.manifest.max_batch_size, "tensorrt_rtx")
@@ -145,12 +145,12 @@ def _build_finding(repository: _Repository, published: Published) -> Finding:
     return Finding(check="build", subject=published.model, state="ok")
 
 
-def _plan_findings(repository: _Repository, published: Published, model: Any) -> Iterator[Finding]:
+def _plan_findings(repository: _LoadedRepository, published: PublishedGraph, model: Any) -> Iterator[Finding]:
     graph = repository.path / published.file
     plan, name = graph.with_name("model.plan"), published.model
     if not plan.is_file():
-        told = f"not built yet; on the GPU that will serve: plurum export --build-engines {repository.path}"
-        yield Finding(check="plan", subject=name, state="skipped", detail=told)
+        detail = f"not built yet; on the GPU that will serve: plurum export --build-engines {repository.path}"
+        yield Finding(check="plan", subject=name, state="skipped", detail=detail)
         return
     try:
         about = read_plan(plan)
@@ -167,15 +167,15 @@ def _plan_findings(repository: _Repository, published: Published, model: Any) ->
         yield _finding("plan's machine", name, faults)
 
 
-def _whole_findings(repository: _Repository) -> Iterator[Finding]:
+def _repository_findings(repository: _LoadedRepository) -> Iterator[Finding]:
     path, ensemble = repository.path, repository.ensemble
-    yield from _listed_findings(repository)
+    yield from _file_findings(repository)
     graphs = {one.model: one.sha256 for one in repository.manifest.artefacts}
     members = [member.name for member in ensemble.members]
     faults = [f"member {name} has no graph" for name in members if name not in graphs]
     hashes = {graphs[name]: name for name in members if name in graphs}
     if not faults and len(hashes) < len(members):
-        faults.append("two members have the very same graph, so that one of them votes twice")
+        faults.append("two members have the same graph, which therefore votes twice")
     yield _finding("members", path.name, faults)
     for name, expected in expected_configs(ensemble, repository.manifest).items():
         config = repository.configs.get(name)
@@ -183,27 +183,27 @@ def _whole_findings(repository: _Repository) -> Iterator[Finding]:
             if not (path / name / "config.pbtxt").is_file():
                 yield _finding("config", name, ["config.pbtxt is missing"])
             continue
-        yield _finding("config", name, stated_faults(config, expected))
+        yield _finding("config", name, config_faults(config, expected))
         if expected.platform == "ensemble":
             yield _finding("wiring", name, wiring_faults(config, members, repository.configs))
-            yield _finding("contract", name, contract_faults(config, ensemble))
+            yield _finding("contract", name, parameter_faults(config, ensemble))
     for copy in sorted(path.glob("*/1/ensemble.json")):
         yield _finding("contract", copy.parent.parent.name, copy_faults(copy, path))
 
 
-def _listed_findings(repository: _Repository) -> Iterator[Finding]:
-    """Compare every file with the manifest's list, where it has one."""
+def _file_findings(repository: _LoadedRepository) -> Iterator[Finding]:
+    """Compare every file with the manifest's list, if it has one."""
     path, manifest = repository.path, repository.manifest
     if manifest.files is None:
-        told = "export.json does not list the files, as exports before this version; export it again"
-        yield Finding(check="files", subject=path.name, state="skipped", detail=told)
+        detail = "export.json lists no files, because an older version wrote it; export again"
+        yield Finding(check="files", subject=path.name, state="skipped", detail=detail)
         known = _FILES | set(expected_configs(repository.ensemble, manifest))
         extra = sorted(one.name for one in path.iterdir() if one.name not in known)
     else:
         differences = differences_from(manifest.files, path, manifest.plans)
         yield _finding("files", path.name, file_faults(differences, manifest))
         extra = list(differences.extra)
-    yield _finding("leftovers", path.name, [f"{name} is not of this export" for name in extra])
+    yield _finding("leftovers", path.name, [f"{name} does not belong to this export" for name in extra])
 
 
 def _finding(check: str, subject: str, faults: list[str]) -> Finding:

@@ -1,7 +1,7 @@
-"""What a repository was made of, beside it: REPO/export.json.
+"""Manifest of an exported repository, REPO/export.json: its inputs and its files.
 
-By it a second export knows that there is nothing to do, and `plurum doctor` that nothing was changed, lost or added
-since.
+With it, a repeated export finds that nothing has to be done, and `plurum doctor` finds changed, missing and extra
+files.
 """
 
 from __future__ import annotations
@@ -20,28 +20,36 @@ from plurum.probes import PROBES_FILE
 from plurum.regular_files import read_regular
 from plurum.spec import Contract, Ensemble, Sha256, write_contract
 
-__all__ = ["MANIFEST", "Manifest", "Published", "inputs_of", "is_current", "read_manifest", "write_manifest"]
+__all__ = [
+    "MANIFEST",
+    "ExportManifest",
+    "PublishedGraph",
+    "hash_inputs",
+    "is_current",
+    "read_manifest",
+    "write_manifest",
+]
 
 MANIFEST = "export.json"
-# Another number where the same inputs make other graphs, or other code beside them, than before.
+# Increase it when the same inputs give other graphs, or other code beside them.
 _RECIPE = "4"
-# What has a say in what a graph is made like.
+# Packages whose version affects the graphs.
 _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nvidia-modelopt")
 
 
-class Published(Contract):
-    """One file that a server loads.
+class PublishedGraph(Contract):
+    """A graph in the repository that a server loads.
 
     Attributes:
-        model: Its Triton model.
-        file: Relative to the repository.
-        sha256: Of the file.
-        size_bytes: Of the file.
-        precision: What most of it computes in.
-        backend: What serves it.
-        reason: Why this precision, in words.
-        latency_ms: By precision and backend, one image on one thread of the machine that exported; empty where not
-            measured.
+        model: Name of the Triton model.
+        file: Path relative to the repository.
+        sha256: SHA-256 of the file.
+        size_bytes: Size of the file in bytes.
+        precision: Precision of most of the graph.
+        backend: Backend that serves the graph.
+        reason: Reason for this precision, in words.
+        latency_ms: Latency of one image on one thread of the exporting machine, by precision and backend; empty if
+            not measured.
     """
 
     model: str
@@ -54,17 +62,18 @@ class Published(Contract):
     latency_ms: dict[str, float]
 
 
-class Manifest(Contract):
-    """What was exported, from what, by what.
+class ExportManifest(Contract):
+    """Contents of `export.json`: what was exported, from which inputs, with which versions.
 
     Attributes:
-        inputs: SHA-256 over the contract, the settings and the versions: equal inputs make equal repositories.
-        target: What will serve.
+        version: Version of the file format.
+        inputs: SHA-256 over `ensemble.json`, the settings and the versions; equal inputs give equal repositories.
+        target: Hardware that will serve.
         max_batch_size: Largest batch of every model.
-        versions: Of the packages that made it.
-        artefacts: Every graph.
-        files: SHA-256 of every file but this one, by its path in the repository; None where it was exported before
-            files were listed.
+        versions: Versions of the packages that made the repository.
+        artefacts: Every graph in the repository.
+        files: SHA-256 of every file except `export.json`, by path in the repository; None in older exports, which
+            list no files.
     """
 
     version: int = 1
@@ -72,23 +81,23 @@ class Manifest(Contract):
     target: Target
     max_batch_size: int
     versions: dict[str, str]
-    artefacts: tuple[Published, ...]
+    artefacts: tuple[PublishedGraph, ...]
     files: dict[str, Sha256] | None = None
 
     @property
     def plans(self) -> set[str]:
-        """What `--build-engines` adds, relative to the repository."""
+        """Files that `--build-engines` adds, relative to the repository."""
         return plans_of(one.file for one in self.artefacts if one.backend == "tensorrt")
 
 
-def inputs_of(ensemble: Ensemble, settings: ExportSettings) -> str:
-    """Return the SHA-256 over all that an export depends on; the contract names every checkpoint's own."""
+def hash_inputs(ensemble: Ensemble, settings: ExportSettings) -> str:
+    """Return the SHA-256 over all inputs of an export; `ensemble` holds the SHA-256 of every checkpoint."""
     parts = [_RECIPE, ensemble.model_dump_json(), settings.model_dump_json(), *sorted(map(str, _versions().items()))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of the packages that make graphs, those that are installed."""
+    """Return the versions of the installed packages that affect the graphs."""
     found = {"plurum": __version__}
     for name in _TOOLS:
         try:
@@ -98,28 +107,30 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def read_manifest(repository: Path) -> Manifest:
+def read_manifest(repository: Path) -> ExportManifest:
     """Return the manifest of `repository`.
 
     Raises:
-        RepositoryError: it has none, or a broken one.
+        RepositoryError: the manifest is missing or invalid.
     """
     path = repository / MANIFEST
     try:
-        return Manifest.model_validate_json(read_regular(path))
+        return ExportManifest.model_validate_json(read_regular(path))
     except OSError as error:
         raise RepositoryError(f"{path} can't be read: {error.strerror}; export the run again") from error
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]["msg"]
-        raise RepositoryError(f"{path} is no export manifest of version 1: {fault}; export the run again") from error
+        raise RepositoryError(
+            f"{path} is not an export manifest of version 1: {fault}; export the run again"
+        ) from error
 
 
 def write_manifest(
-    repository: Path, ensemble: Ensemble, settings: ExportSettings, artefacts: tuple[Published, ...]
+    repository: Path, ensemble: Ensemble, settings: ExportSettings, artefacts: tuple[PublishedGraph, ...]
 ) -> None:
-    """Write the manifest into `repository`, which holds everything else already."""
-    manifest = Manifest(
-        inputs=inputs_of(ensemble, settings),
+    """Write the manifest of `repository`, after all its other files."""
+    manifest = ExportManifest(
+        inputs=hash_inputs(ensemble, settings),
         target=settings.target,
         max_batch_size=settings.max_batch_size,
         versions=_versions(),
@@ -130,11 +141,11 @@ def write_manifest(
 
 
 def is_current(repository: Path, ensemble: Ensemble, settings: ExportSettings) -> bool:
-    """Whether `repository` was made of exactly this, and holds what was made, unchanged, and nothing else."""
+    """Return True if `repository` was exported from these inputs and its files are unchanged and complete."""
     try:
         manifest = read_manifest(repository)
     except RepositoryError:
         return False
-    if manifest.inputs != inputs_of(ensemble, settings) or PROBES_FILE not in (manifest.files or ()):
+    if manifest.inputs != hash_inputs(ensemble, settings) or PROBES_FILE not in (manifest.files or ()):
         return False
     return not differences_from(manifest.files or {}, repository, manifest.plans)

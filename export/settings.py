@@ -1,4 +1,4 @@
-"""What an export may be asked for, and how far an artefact may be from PyTorch."""
+"""Settings of an export, and the tolerances between an artefact and PyTorch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 
 
 class Execution(NamedTuple):
-    """How a graph is served: what it computes in, and what computes it."""
+    """Precision and backend that a graph is served with."""
 
     precision: Precision
     backend: Backend
@@ -37,7 +37,7 @@ class Execution(NamedTuple):
         return f"{self.precision} {self.backend}"
 
 
-# What each target offers, the reference first. Neither library has a fast FP16 on a CPU, and ONNX Runtime no BF16.
+# Executions of each target, the reference first. Neither library has a fast FP16 on CPUs; ONNX Runtime has no BF16.
 EXECUTIONS: dict[Target, tuple[Execution, ...]] = {
     "cpu": (
         Execution("fp32", "onnxruntime"),
@@ -48,20 +48,20 @@ EXECUTIONS: dict[Target, tuple[Execution, ...]] = {
     "gpu": (Execution("fp32", "tensorrt"), Execution("fp16", "tensorrt")),
 }
 
-# A single member may flip this many times as many labels, and lose as much, as the vote that averages over them.
+# A single member's limits are this many times those of the vote, which averages over members.
 MEMBER_SLACK = 5.0
 
 
 class Budget(BaseModel):
-    """How much the vote may change by a conversion, on the held-out labelled images.
+    """Limits on how much a conversion may change the vote on the held-out labelled images.
 
     Attributes:
         max_difference: Largest difference of any probability, 0 to 1.
-        flips: Largest share of images with another label.
+        flips: Largest fraction of images whose label changes.
         accuracy_loss: Largest loss of accuracy, 0 to 1.
         nll_increase: Largest increase of the mean negative log-likelihood, nats.
         ece_increase: Largest increase of the expected calibration error, 0 to 1.
-        review_flips: Largest share of images that go to a person and did not, or the other way round.
+        review_flips: Largest fraction of images whose review flag changes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,7 +76,7 @@ class Budget(BaseModel):
 
 _EXACT = {"flips": 0.0002, "accuracy_loss": 0.0002, "nll_increase": 0.001, "ece_increase": 0.001, "review_flips": 0.002}
 _COARSE = {"flips": 0.002, "accuracy_loss": 0.002, "nll_increase": 0.01, "ece_increase": 0.01, "review_flips": 0.02}
-# BF16 keeps 8 bits of a number, as INT8 does; FP16 keeps 11 and is held to what FP32 is held to but for the tail.
+# BF16 and INT8 keep 8 significant bits; FP16 keeps 11, and has FP32's limits except for the largest difference.
 BUDGETS: dict[Precision, Budget] = {
     "fp32": Budget(max_difference=1e-4, **_EXACT),
     "fp16": Budget(max_difference=0.02, **_EXACT),
@@ -89,15 +89,15 @@ class ExportSettings(BaseModel):
     """Options of `plurum export`.
 
     Attributes:
-        target: What will serve.
-        precision: Of all members; `auto` takes, per member, the fastest that passes, on a GPU target FP16; `int8` the
-            faster of its two forms.
-        fused: Whether `ensemble_fused`, members and vote in one graph, is added.
-        max_batch_size: Largest batch that the repository takes in one request or puts together itself.
+        target: Hardware that will serve.
+        precision: Precision of all members. `auto` chooses per member: on CPUs the fastest that passes, on GPUs FP16
+            where it passes. `int8` takes the faster of its two forms.
+        fused: If True, add `ensemble_fused`, members and vote in one graph.
+        max_batch_size: Largest batch of one request, and of the batches that the server forms.
         tolerance: Largest difference of a probability between PyTorch and an FP32 graph, 0 to 1.
-        parity_images: How many of the run's validation images artefacts are checked on, at most.
-        calibration_images: How many of the run's training images INT8 and FP16 are calibrated on, at most.
-        budgets: What each precision may change; the vote is held to the loosest budget among its members'.
+        parity_images: Largest number of the run's validation images to check artefacts on.
+        calibration_images: Largest number of the run's training images to calibrate INT8 and FP16 on.
+        budgets: Tolerances of each precision; the vote gets those of its members' coarsest precision.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,11 +116,11 @@ class ExportSettings(BaseModel):
         known = list(dict.fromkeys(one.precision for one in EXECUTIONS[self.target]))
         if self.precision not in {*known, "auto"}:
             raise ValueError(
-                f"precision {self.precision!r} is not for target {self.target!r}; it takes {', '.join(known)} or auto"
+                f"--precision: expected {', '.join(known)} or auto for --target {self.target}, got {self.precision}"
             )
         return self
 
     def budget(self, precision: Precision) -> Budget:
-        """Return what artefacts of `precision` are held to."""
+        """Return the tolerances of artefacts in `precision`."""
         budget = self.budgets[precision]
         return budget.model_copy(update={"max_difference": self.tolerance}) if precision == "fp32" else budget

@@ -1,6 +1,6 @@
-"""Images → members: data sets, splits by patient, trainer and checkpoints; and members → an ensemble that is fitted.
+"""Train members from labelled images, and fit and evaluate the ensemble of them.
 
-What imports PyTorch, the trainer and ensembles that can be called, is imported when it is first asked for.
+Names that need PyTorch, such as `Trainer` and `ImageEnsemble`, are imported on first access.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ from plurum.training.data.examples import Examples
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.report import DataReport, data_report, read_data_report, report_lines
 from plurum.training.data.sources import load_data
-from plurum.training.evaluation.judge import JudgeSettings
+from plurum.training.evaluation.evaluate import EvaluationSettings
 from plurum.training.evaluation.report import write_report
-from plurum.training.evaluation.run import judge_run
+from plurum.training.evaluation.run import evaluate_run
 from plurum.training.fitting.fit import fit_report, fit_run
 from plurum.training.fitting.output import write_fit
 from plurum.training.fitting.report import FitReport
-from plurum.training.learning.run import Training, TrainOptions, train_run
+from plurum.training.learning.run import TrainedRun, TrainOptions, train_run
 from plurum.training.settings import FitSettings, TrainSettings, settings_from
-from plurum.training.statistics.judgement import Judgement
+from plurum.training.statistics.results import Evaluation
+
+# Names of earlier versions.
+Training = TrainedRun
+JudgeSettings, Judgement, judge_run = EvaluationSettings, Evaluation, evaluate_run
 
 if typing.TYPE_CHECKING:
     from plurum.training.inference.ensembles import (
@@ -29,10 +33,14 @@ if typing.TYPE_CHECKING:
         ensemble_from_models,
         ensemble_from_run,
     )
-    from plurum.training.learning.trainer import Trained, Trainer
+    from plurum.training.learning.trainer import TrainedModel, Trainer
+
+    Trained = TrainedModel
 
 __all__ = [
     "DataReport",
+    "Evaluation",
+    "EvaluationSettings",
     "Examples",
     "FitReport",
     "FitSettings",
@@ -43,12 +51,15 @@ __all__ = [
     "TrainOptions",
     "TrainSettings",
     "Trained",
+    "TrainedModel",
+    "TrainedRun",
     "Trainer",
     "Training",
     "data_report",
     "ensemble_from_checkpoints",
     "ensemble_from_models",
     "ensemble_from_run",
+    "evaluate_run",
     "fit_report",
     "fit_run",
     "judge_run",
@@ -64,6 +75,7 @@ __all__ = [
 _LATER = {
     "ImageEnsemble": "inference.ensembles",
     "Trained": "learning.trainer",
+    "TrainedModel": "learning.trainer",
     "Trainer": "learning.trainer",
     "ensemble_from_checkpoints": "inference.ensembles",
     "ensemble_from_models": "inference.ensembles",
@@ -78,4 +90,4 @@ def __getattr__(name: str) -> object:
 
     with needs_extra("training"):
         module = importlib.import_module(f"plurum.training.{_LATER[name]}")
-    return getattr(module, name)
+    return getattr(module, "TrainedModel" if name == "Trained" else name)

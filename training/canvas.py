@@ -1,6 +1,6 @@
-"""What all pictures share: figures that need no display, colours that most people can tell apart, PNG bytes.
+"""Shared parts of all plots: figures that need no display, colours for colour-blind readers, PNG bytes.
 
-Figures are made as objects, without pyplot: nothing global is touched.
+Figures are created without pyplot, so no global state changes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "COLOURS", "GREY", "ORANGE", "RED", "figure_of", "png_from_figure", "shortened", "tidied"]
+__all__ = ["BLUE", "COLOURS", "GREY", "ORANGE", "RED", "create_figure", "png_from_figure", "shorten_name", "tidy_axes"]
 
 _DPI = 110
 BLUE, ORANGE, GREY, RED = "#0067a5", "#d55e00", "#8a8f98", "#b3261e"
-# Okabe & Ito's, which most people with other colour vision can tell apart, then more.
+# Okabe and Ito's palette, which most colour-blind readers can tell apart, then more colours.
 COLOURS = (
     "#0072b2",
     "#e69f00",
@@ -33,8 +33,8 @@ COLOURS = (
 )
 
 
-def figure_of(width: float, height: float) -> Figure:
-    """Return an empty figure, in inches.
+def create_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of this width and height, in inches.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -44,8 +44,8 @@ def figure_of(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def tidied(axes: Axes, xlabel: str, ylabel: str) -> None:
-    """Label the axes, and leave of frame and grid what helps to read them."""
+def tidy_axes(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """Label the axes, draw a light grid, and hide the top and right frame lines."""
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(color="#e3e5e8", linewidth=0.7)
@@ -56,11 +56,11 @@ def tidied(axes: Axes, xlabel: str, ylabel: str) -> None:
 def png_from_figure(figure: Figure) -> bytes:
     """Return the figure as a PNG; the same figure gives the same bytes."""
     file = io.BytesIO()
-    # No software version inside.
+    # Without matplotlib's version in the metadata, so that the bytes depend on the figure alone.
     figure.savefig(file, format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
     return file.getvalue()
 
 
-def shortened(name: str) -> str:
-    """Return a name that leaves room for the plot, and in which matplotlib finds no formula."""
+def shorten_name(name: str) -> str:
+    """Return a name of at most 24 characters in which matplotlib finds no formula."""
     return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")

@@ -1,20 +1,20 @@
-"""Progress on standard error: bars where a person looks, nothing where none does (the log tells it there)."""
+"""Progress bars on standard error if it is a terminal; elsewhere the log reports progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["shown"]
+__all__ = ["show_progress"]
 
 
 @contextmanager
-def shown(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Give a function that takes how many more are done and a note that stands behind the bar.
+def show_progress(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """Show a progress bar and yield a function that advances it by a count and sets the note behind it.
 
     Args:
-        description: What is going on; stands before the bar.
-        total: How many there are.
+        description: Name of the activity, shown before the bar.
+        total: Number of items.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,8 +1,9 @@
-"""What a training and a fit may be asked for, and what a run remembers of it."""
+"""Settings of training and fitting, and the settings that a run records in `run.json`."""
 
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from plurum.errors import SettingsError
 from plurum.spec import Contract, PatientRule, Text
 
-__all__ = ["Begun", "FitSettings", "TrainSettings", "settings_from"]
+__all__ = ["FitSettings", "RunSettings", "TrainSettings", "settings_from"]
 
 _S = TypeVar("_S", bound=BaseModel)
 
@@ -19,41 +20,46 @@ class TrainSettings(BaseModel):
     """Options of `plurum train`.
 
     Attributes:
-        archs: What `timm.create_model` takes, one per member; a name that comes twice is trained twice, from
-            different seeds.
-        seeds: How often all of `archs` are trained, each time from other seeds.
-        snapshots: Into how many cycles a training is cut; each becomes a member (Huang et al., arXiv 1704.00109).
-        epochs: How often each member sees the training images, over all its cycles.
-        batch_size: Images per forward pass, over all devices together; at least 2, for batch normalisation.
-        accumulate: Passes whose gradients make one step: a batch of `batch_size * accumulate` in less memory.
-        learning_rate: Of AdamW, after warm-up.
-        weight_decay: Of AdamW; spares biases and normalisation.
-        warmup_share: Share of all steps in which the learning rate rises; it falls by a cosine afterwards, and once
-            per cycle where there are several.
-        clip_norm: Gradients are cut to this norm: early steps at a full learning rate throw some architectures off
-            otherwise. 0 leaves them whole.
-        label_smoothing: 0 to below 1.
-        balance: Against unequal classes: `weights` weighs each image by 1 / images of its class, `sampling` draws
-            all classes equally often.
-        shift: Training images are moved by up to this share of their size, at random; 0 to 0.5.
-        flip: Mirror every other training image; wrong where left and right mean something, as in digits.
-        rotate: Turn training images by up to so many degrees either way; 180 for tissue, which has no up.
-        jitter: Change brightness, contrast and saturation by up to this share, hue by an eighth of it; 0 to 1.
-        mixup: Alpha of MixUp (arXiv 1710.09412); 0 mixes nothing.
-        cutmix: Alpha of CutMix (arXiv 1905.04899); with MixUp too, each batch takes one of them.
-        ema: Decay of an exponential moving average of the weights, which is what is then judged and kept; 0 is none.
-        patience: Stop after so many epochs without a better validation NLL; None never does.
-        compile: Let `torch.compile` make the model faster; it needs a C++ compiler, and minutes.
-        seed: What splits, weights, batches and augmentation are drawn from; member i takes `seed + i`.
-        precision: `auto` is fp16 on CUDA, bf16 on CPUs that compute in it where images are large, else fp32.
-        pretrained: Start from timm's weights, which are downloaded, and normalise as ImageNet's.
-        image_size: Height and width of what members see; None is the data's own (at least 32) for arrays and 224
-            for files.
-        colour: As in the image spec.
-        resize: As in the image spec.
-        tile_size: Cut larger images of files into squares of so many of their pixels; None takes each as a whole.
-        max_tiles: Of one image; those with the most in them.
-        skip_unreadable: Leave out images that can't be read, rather than refuse the data.
+        archs: Architecture names for `timm.create_model`, one per member. A repeated name is trained again from
+            another seed.
+        seeds: Number of times that all of `archs` are trained, each time from new seeds.
+        snapshots: Number of learning-rate cycles per training; each cycle yields a member (Huang et al., arXiv
+            1704.00109).
+        epochs: Passes over the training images per training, over all its cycles.
+        batch_size: Images per forward pass, over all devices; at least 2, for batch normalisation.
+        accumulate: Forward passes whose gradients make one step: a batch of `batch_size * accumulate` in less memory.
+        learning_rate: Peak learning rate of AdamW, after warm-up.
+        weight_decay: Weight decay of AdamW; not applied to biases and normalisation layers.
+        warmup_share: Fraction of all steps in which the learning rate rises. It then falls along a cosine, once per
+            cycle.
+        clip_norm: Largest gradient norm; larger gradients are scaled down to it, because early steps at the full
+            learning rate make some architectures diverge. 0 disables clipping.
+        label_smoothing: Label smoothing, from 0 to below 1.
+        balance: Treatment of unequal classes: `weights` weighs each image by 1 / images of its class, `sampling`
+            draws all classes equally often.
+        shift: Largest random shift of training images, as a fraction of their size; 0 to 0.5.
+        flip: If True, mirror half of the training images at random. Not for images in which left and right differ,
+            such as digits.
+        rotate: Largest random rotation of training images, in degrees either way; 180 suits tissue, which has no
+            fixed orientation.
+        jitter: Largest relative change of brightness, contrast and saturation; hue changes by an eighth of it. 0 to 1.
+        mixup: Alpha of MixUp (arXiv 1710.09412); 0 disables it.
+        cutmix: Alpha of CutMix (arXiv 1905.04899); 0 disables it. With MixUp too, each batch gets one of the two.
+        ema: Decay of an exponential moving average of the weights, which is then validated and saved; 0 disables it.
+        patience: Epochs without a better validation NLL after which a training stops; None disables early stopping.
+        compile: If True, compile the model with `torch.compile`, which needs a C++ compiler and takes minutes.
+        seed: Random seed of splits, weights, batches and augmentation; member i uses `seed + i`.
+        precision: Training precision. `auto` is fp16 on CUDA, bf16 for large images on CPUs that compute in it, else
+            fp32.
+        pretrained: If True, download timm's pretrained weights, start from them and normalise as for ImageNet.
+        image_size: Height and width of the members' input in pixels. None is 224 for files, and for arrays their own
+            size, at least 32.
+        colour: Colour mode of the image spec.
+        resize: Resize rule of the image spec.
+        tile_size: Side of the square tiles that larger image files are cut into, in pixels of the file; None keeps
+            images whole.
+        max_tiles: Largest number of tiles per image; the tiles with the most tissue are kept.
+        skip_unreadable: If True, leave out unreadable images instead of refusing the data.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,15 +99,19 @@ class TrainSettings(BaseModel):
     def _parts_agree(self) -> TrainSettings:
         if self.snapshots > self.epochs:
             raise ValueError(
-                f"--snapshots is {self.snapshots} and --epochs {self.epochs}; each snapshot takes one epoch at least"
+                f"--snapshots: expected at most {self.epochs}, the number of --epochs, got {self.snapshots}. "
+                f"Each snapshot takes at least one epoch"
             )
         if self.snapshots > 1 and self.patience is not None:
-            raise ValueError("--patience would end a training before its --snapshots; name one of the two")
+            raise ValueError(
+                "--patience: can't be combined with --snapshots, because it would end a training before its last "
+                "snapshot. Leave one of them out"
+            )
         return self
 
     @property
     def trained_archs(self) -> tuple[str, ...]:
-        """One per training, in their order: all of `archs`, as often as there are seeds."""
+        """Architecture of each training, in order: all of `archs`, repeated once per seed."""
         return self.archs * self.seeds
 
 
@@ -109,18 +119,18 @@ class FitSettings(BaseModel):
     """Options of `plurum fit`.
 
     Attributes:
-        mode: Soft votes average probabilities, hard votes count winners, `stack` fits a logistic regression to what
-            the members answer.
-        select: Which members vote: `backward` leaves out those without which the vote is better beyond chance,
-            `greedy` takes who helps most, again and again, `all` takes all.
-        l2: Strength of the penalty on stacking's coefficients, scikit-learn's 1 / C.
-        alpha: The share of true classes that a prediction set may miss, per class.
-        risk: The share of wrong answers wished for among those that no person looks at.
-        prior: The share of each class among the images to be served, by name, where it is not as in the data.
-        prior_from: Unlabelled images to estimate it from: a folder, or a CSV with a column `path`.
-        patient_rule: How the answers to a patient's images become one, where patients are known.
-        draws: Of the bootstraps that compare votes.
-        seed: What those, and stacking's folds, are drawn from.
+        mode: Voting mode: `soft` averages probabilities, `hard` counts votes, `stack` fits a logistic regression to
+            the members' probabilities.
+        select: Member selection: `backward` removes members without which the vote is better by a statistically
+            significant margin, `greedy` repeatedly adds the member that helps most, `all` keeps all.
+        l2: Strength of the L2 penalty on stacking's coefficients, scikit-learn's 1 / C.
+        alpha: Largest fraction of images whose true class the prediction set may miss, per class.
+        risk: Target error rate among predictions that are not sent to review.
+        prior: Fraction of each class among the images to be served, by class name; None takes those of the data.
+        prior_from: Unlabelled images to estimate `prior` from: a folder, or a CSV with a column `path`.
+        patient_rule: Rule that combines the predictions for a patient's images, where patients are known.
+        draws: Number of bootstrap resamples for comparing votes.
+        seed: Random seed of the bootstrap and of stacking's folds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -139,23 +149,27 @@ class FitSettings(BaseModel):
     @model_validator(mode="after")
     def _parts_agree(self) -> FitSettings:
         if self.select == "greedy" and self.mode != "soft":
-            raise ValueError(f"--select greedy gives weights to a soft vote, and --mode {self.mode} has none")
+            raise ValueError(
+                f"--select: greedy selects the weights of a soft vote; expected --mode soft, got --mode {self.mode}"
+            )
         if self.prior is not None and self.prior_from is not None:
-            raise ValueError("--prior states what --prior-from estimates; name one of them")
+            raise ValueError("--prior: can't be combined with --prior-from, which estimates it. Leave one of them out")
         if self.mode == "hard" and (self.prior or self.prior_from):
-            raise ValueError("--prior corrects probabilities, and the shares of --mode hard are none")
+            raise ValueError(
+                "--prior: corrects probabilities, and --mode hard has vote counts instead. Choose --mode soft or stack"
+            )
         if self.prior is not None and not math.isclose(sum(self.prior.values()), 1.0, abs_tol=1e-6):
-            raise ValueError(f"--prior adds up to {sum(self.prior.values()):g}, not to 1")
+            raise ValueError(f"--prior: expected a sum of 1, got {sum(self.prior.values()):g}")
         return self
 
 
-class Begun(Contract):
-    """What a run was begun with, as `run.json` states it.
+class RunSettings(Contract):
+    """Data source and settings of a run, as `run.json` records them.
 
     Attributes:
-        version: Of this format.
-        data: As it was named to `plurum train`.
-        settings: All of them, defaults too.
+        version: Version of the file format.
+        data: Data source, as given to `plurum train`.
+        settings: All training settings, defaults included.
     """
 
     version: Literal[1] = 1
@@ -164,10 +178,10 @@ class Begun(Contract):
 
 
 def settings_from(kind: type[_S], **values: Any) -> _S:
-    """Return the settings that `values` state.
+    """Return settings of type `kind` with these values.
 
     Raises:
-        SettingsError: some can't be used; all of them are named, as options of the command line.
+        SettingsError: some values are invalid; the message names them all as command-line options.
     """
     try:
         return kind(**values)
@@ -178,4 +192,7 @@ def settings_from(kind: type[_S], **values: Any) -> _S:
 def _fault(loc: tuple[int | str, ...], msg: str, input: object, **_: object) -> str:  # noqa: A002 - pydantic's name
     if not loc:
         return msg.removeprefix("Value error, ")
-    return f"--{str(loc[0]).replace('_', '-')} is {input!r}: {msg}"
+    option = str(loc[0]).replace("_", "-")
+    expected = msg.removeprefix("Value error, ").replace("Input should be ", "expected ", 1)
+    expected = re.sub("^expected (?=greater|less)", "expected a number ", expected)
+    return f"--{option}: {expected}, got {input!r}"

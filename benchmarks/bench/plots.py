@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plurum.benchmarks.bench.result import BenchResult, Breakdown, Case, Target
-from plurum.training.canvas import COLOURS, figure_of, png_from_figure, shortened, tidied
+from plurum.training.canvas import COLOURS, create_figure, png_from_figure, shorten_name, tidy_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def _targets(result: BenchResult) -> list[Target]:
 def _curves(result: BenchResult) -> Figure:
     """Latency over throughput, a curve for each target, medians with the lowest and the highest turn."""
     kinds = [kind for kind in _KINDS if any(case.load.kind == kind for case in result.cases())]
-    figure = figure_of(1.0 + 6.0 * len(kinds), 4.8)
+    figure = create_figure(1.0 + 6.0 * len(kinds), 4.8)
     panels = figure.subplots(1, len(kinds), squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
         for place, target in enumerate(_targets(result)):
@@ -54,7 +54,7 @@ def _curves(result: BenchResult) -> Figure:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.tick_params(axis="y", which="minor", labelsize=7)
-        tidied(axes, "images per second", "latency, ms (solid: median, dashed: 99th percentile)")
+        tidy_axes(axes, "images per second", "latency, ms (solid: median, dashed: 99th percentile)")
         axes.margins(x=0.12)
     # Below: inside it would hide points.
     figure.legend(
@@ -68,7 +68,7 @@ def _curve(axes: Axes, result: BenchResult, cases: list[Case], place: int) -> No
     rates = [result.median(case, "images_per_s") for case in cases]
     for field, style in (("p50_ms", "-"), ("p99_ms", "--")):
         values = [result.median(case, field) for case in cases]
-        label = f"{shortened(cases[0].target.model)}, {_protocol(cases[0].target)}" if style == "-" else None
+        label = f"{shorten_name(cases[0].target.model)}, {_protocol(cases[0].target)}" if style == "-" else None
         axes.errorbar(
             rates,
             values,
@@ -109,7 +109,7 @@ def _breakdowns(result: BenchResult) -> Figure:
         alike = [one for one in found if one.case.load.kind == found[0].case.load.kind]
         rows.append(alike if len(alike) == 1 else [alike[0], alike[-1]])
     heights = [len(row[0].steps) + 2 for row in rows]
-    figure = figure_of(11.0, 1.2 + 0.32 * sum(heights) + 0.6 * len(rows))
+    figure = create_figure(11.0, 1.2 + 0.32 * sum(heights) + 0.6 * len(rows))
     grid = figure.subplots(
         len(rows), len(rows[0]), squeeze=False, sharex="row", sharey="row", gridspec_kw={"height_ratios": heights}
     )
@@ -122,7 +122,7 @@ def _breakdowns(result: BenchResult) -> Figure:
 
 
 def _panel(axes: Axes, breakdown: Breakdown) -> None:
-    names = [*(shortened(step.model) for step in breakdown.steps), _HOP[0], _OUTSIDE[0]]
+    names = [*(shorten_name(step.model) for step in breakdown.steps), _HOP[0], _OUTSIDE[0]]
     for y, step in enumerate(breakdown.steps):
         start = 0.0
         for field, (_, colour) in _PARTS.items():
@@ -134,8 +134,8 @@ def _panel(axes: Axes, breakdown: Breakdown) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     case = breakdown.case
-    axes.set_title(f"{shortened(case.target.model)}, {_protocol(case.target)}, {case.load}", fontsize=9, loc="left")
-    tidied(axes, "ms of a request, mean", "")
+    axes.set_title(f"{shorten_name(case.target.model)}, {_protocol(case.target)}, {case.load}", fontsize=9, loc="left")
+    tidy_axes(axes, "ms of a request, mean", "")
 
 
 def _protocol(target: Target) -> str:

@@ -33,7 +33,7 @@ from plurum.training.learning.distributed import ALONE
 from plurum.training.learning.optimizer_step import Learner
 from plurum.training.learning.precision import Precision
 from plurum.training.learning.trainer import Trainer, threads_for
-from plurum.training.progress import shown
+from plurum.training.progress import show_progress
 
 __all__ = ["accuracy", "speeds", "training"]
 
@@ -81,7 +81,7 @@ def speeds(arch: str, size: int, batch_size: int, rounds: int, steps: int) -> di
         name: Learner(model_from_arch(arch, 10, 0), settings, examples, 0, name, device, ALONE) for name in _PRECISIONS
     }
     found: dict[Precision, list[float]] = {name: [] for name in _PRECISIONS}
-    with threads_for(batch_size, examples.image), shown(f"{arch} at {size}", rounds) as progress:
+    with threads_for(batch_size, examples.image), show_progress(f"{arch} at {size}", rounds) as progress:
         for turn in range(rounds + 1):
             # The first turn warms up.
             for name in _PRECISIONS if turn % 2 else _PRECISIONS[::-1]:
@@ -101,7 +101,7 @@ def accuracy(arch: str, size: int, batch_size: int, epochs: int) -> dict[Precisi
     examples, found = _examples(size), dict[Precision, float]()
     for name in _PRECISIONS:
         trainer = Trainer(TrainSettings(archs=(arch,), batch_size=batch_size, epochs=epochs, precision=name))
-        with shown(f"{arch} in {name}", trainer.steps(examples)) as progress:
+        with show_progress(f"{arch} in {name}", trainer.steps(examples)) as progress:
             trained = trainer.fit(model_from_arch(arch, 10, 0), examples, 0, progress=progress)
         found[name] = trained.history[-1].validation_accuracy
     return found

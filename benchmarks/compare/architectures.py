@@ -32,11 +32,11 @@ from plurum.benchmarks.tools.machine import machine
 from plurum.errors import ContractError, DataError, OutputError, SettingsError
 from plurum.run import Run, Split
 from plurum.training import FitSettings, TrainOptions, TrainSettings, settings_from, train_run
-from plurum.training.fitting.votes import Known
+from plurum.training.fitting.votes import ValidationPredictions
 from plurum.training.statistics.bootstrap import Bootstrap
-from plurum.training.statistics.calibration import groups_of
-from plurum.training.statistics.metrics import Answers
-from plurum.training.statistics.scoring import logits_of
+from plurum.training.statistics.calibration import number_patients
+from plurum.training.statistics.metrics import LabelledPredictions
+from plurum.training.statistics.scoring import predict_logits
 from plurum.voting import softmax
 
 __all__ = ["CompareSettings", "compare_architectures", "contenders_of"]
@@ -80,7 +80,7 @@ class _Answered:
         by_runtime: The same of other runtimes, by name and runtime, `[images, classes]`.
     """
 
-    known: Known
+    known: ValidationPredictions
     by_runtime: dict[tuple[str, Runtime], Floats]
 
 
@@ -242,15 +242,17 @@ def _answered(
     by_runtime: dict[tuple[str, Runtime], Floats] = {}
     for one in contenders:
         progress(f"{one.name}: {len(rows):,} {split} images")
-        answers.append(_sane(one, softmax(logits_of(model_from_contender(one).model, pixels, rows, one.image))))
+        answers.append(_sane(one, softmax(predict_logits(model_from_contender(one).model, pixels, rows, one.image))))
         for runtime in RUNTIMES:
             if runtime != "pytorch" and one.name in folders:
                 graph = graph_of(folders[one.name], runtime)
                 by_runtime[one.name, runtime] = _sane(
                     one, softmax(graph_logits(graph, pixels, rows, settings.batch_size))
                 )
-    groups = groups_of([table.patients[row] for row in rows])
-    return _Answered(Known(np.stack(answers, axis=1), table.labels[rows], groups, run.data().classes), by_runtime)
+    groups = number_patients([table.patients[row] for row in rows])
+    return _Answered(
+        ValidationPredictions(np.stack(answers, axis=1), table.labels[rows], groups, run.data().classes), by_runtime
+    )
 
 
 def _sane(contender: Contender, probabilities: Floats) -> Floats:
@@ -261,10 +263,10 @@ def _sane(contender: Contender, probabilities: Floats) -> Floats:
 
 def _scores(name: str, index: int, test: _Answered, bootstrap: Bootstrap) -> dict[str, Any]:
     labels = test.known.labels
-    by_runtime = {"pytorch": test.known.answers[:, index]}
+    by_runtime = {"pytorch": test.known.predictions[:, index]}
     by_runtime |= {runtime: found for (owner, runtime), found in test.by_runtime.items() if owner == name}
     metrics = {
-        runtime: metrics_of(Answers(found, found.argmax(axis=1), labels), bootstrap)
+        runtime: metrics_of(LabelledPredictions(found, found.argmax(axis=1), labels), bootstrap)
         for runtime, found in by_runtime.items()
     }
     return {

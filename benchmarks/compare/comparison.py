@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from plurum.training.statistics.judgement import Figure
+from plurum.training.statistics.results import Estimate
 
 __all__ = [
     "RUNTIMES",
@@ -117,8 +117,8 @@ class Compared(_Value):
     origin: Literal["trained", "run", "checkpoint"]
     epochs: int | None
     training_s: float | None
-    metrics: dict[str, Figure]
-    accuracy: dict[Runtime, Figure]
+    metrics: dict[str, Estimate]
+    accuracy: dict[Runtime, Estimate]
     costs: Costs
     speed: dict[Runtime, Speed]
 
@@ -143,12 +143,12 @@ class Vote(_Value):
     members: tuple[str, ...]
     weights: tuple[float, ...]
     temperature: float
-    accuracy: Figure
-    nll: Figure
+    accuracy: Estimate
+    nll: Estimate
     latency_ms: float
     beside: tuple[str, ...]
-    accuracy_gained: Figure
-    nll_change: Figure
+    accuracy_gained: Estimate
+    nll_change: Estimate
     verdict: Literal["worth its cost", "no better", "worse"]
 
     @property

@@ -98,8 +98,8 @@ Decoding is not in it.</p>
 <th>accuracy gained</th><th>NLL</th><th>verdict</th></tr>
 {% for vote in c.votes %}<tr><td>{{ vote.name }}</td><td>{{ "%.2f ms"|format(vote.latency_ms) }}</td>
 {{ cell(vote.accuracy) }}{{ cell(vote.nll) }}<td>{{ vote.beside|join(" + ") }}</td>
-<td class="{{ vote.accuracy_gained|beyond_chance("higher") }}">{{ vote.accuracy_gained|difference }}</td>
-<td class="{{ vote.nll_change|beyond_chance("lower") }}">{{ vote.nll_change|difference }}</td>
+<td class="{{ vote.accuracy_gained|significant_change("higher") }}">{{ vote.accuracy_gained|difference }}</td>
+<td class="{{ vote.nll_change|significant_change("lower") }}">{{ vote.nll_change|difference }}</td>
 <td class="{{ {"worth its cost": "better", "worse": "worse"}.get(vote.verdict, "") }}">{{ vote.verdict }}</td></tr>
 {% endfor %}</table></div>
 <p class="faint">Soft votes, fitted on validation images. The alternative is whatever has a lower latency and the lowest

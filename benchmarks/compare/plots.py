@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from plurum.benchmarks.compare.comparison import RUNTIMES, SHOWN_METRICS, Comparison, Runtime, Spread, Vote
-from plurum.training.canvas import BLUE, COLOURS, GREY, ORANGE, figure_of, png_from_figure, shortened, tidied
-from plurum.training.statistics.judgement import Figure
+from plurum.training.canvas import BLUE, COLOURS, GREY, ORANGE, create_figure, png_from_figure, shorten_name, tidy_axes
 from plurum.training.statistics.metrics import METRICS
+from plurum.training.statistics.results import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def _accuracy(comparison: Comparison) -> Drawing:
     rows = [(_name(one.name), one.metrics["accuracy"], BLUE) for one in comparison.compared]
     rows += [(_vote_name(vote), vote.accuracy, ORANGE) for vote in votes]
     lines = sum(1 + name.count("\n") for name, *_ in rows)
-    figure = figure_of(9.0, 1.5 + 0.36 * max(lines, len(rows)))
+    figure = create_figure(9.0, 1.5 + 0.36 * max(lines, len(rows)))
     axes = figure.subplots()
     for y, (_, accuracy, colour) in enumerate(rows):
         _interval(axes, y, accuracy, colour)
@@ -47,7 +47,7 @@ def _accuracy(comparison: Comparison) -> Drawing:
     if votes:
         shown = "ensemble" if len(votes) == len(comparison.votes) else f"ensemble (the best {len(votes)})"
         axes.plot([], [], "o-", color=ORANGE, label=shown)
-    tidied(axes, f"accuracy on {comparison.images['test']:,} test images (lines: 95% intervals)", "")
+    tidy_axes(axes, f"accuracy on {comparison.images['test']:,} test images (lines: 95% intervals)", "")
     _rows(axes, [name for name, *_ in rows])
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
@@ -55,12 +55,12 @@ def _accuracy(comparison: Comparison) -> Drawing:
 
 def _metrics(comparison: Comparison) -> Drawing:
     """All metrics of all architectures, one panel each, as they have different ranges."""
-    figure = figure_of(12.5, 1.7 + 0.42 * len(comparison.compared))
+    figure = create_figure(12.5, 1.7 + 0.42 * len(comparison.compared))
     panels = figure.subplots(1, len(SHOWN_METRICS), sharey=True)
     for axes, metric in zip(panels, SHOWN_METRICS, strict=True):
         for y, one in enumerate(comparison.compared):
             _interval(axes, y, one.metrics[metric], _colour(y))
-        tidied(axes, METRICS[metric].title, "")
+        tidy_axes(axes, METRICS[metric].title, "")
         axes.locator_params(axis="x", nbins=3)
         axes.ticklabel_format(axis="x", useOffset=False)
         axes.tick_params(axis="y", length=0)
@@ -72,7 +72,7 @@ def _metrics(comparison: Comparison) -> Drawing:
 
 def _size(comparison: Comparison) -> Drawing:
     """Accuracy over size on disk, in FP32 and in INT8."""
-    figure = figure_of(9.0, 4.8)
+    figure = create_figure(9.0, 4.8)
     axes = figure.subplots()
     for index, one in enumerate(comparison.compared):
         for runtime in ("onnx_fp32", "onnx_int8"):
@@ -82,14 +82,14 @@ def _size(comparison: Comparison) -> Drawing:
     axes.plot([], [], "o", color=GREY, label="filled: ONNX FP32")
     axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: ONNX INT8")
     _log(axes)
-    tidied(axes, "size on disk (MB, logarithmic)", "accuracy on test images\n(lines: 95% intervals)")
+    tidy_axes(axes, "size on disk (MB, logarithmic)", "accuracy on test images\n(lines: 95% intervals)")
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
 def _speed(comparison: Comparison) -> Drawing:
     """Latency and throughput by architecture and runtime."""
-    figure = figure_of(11.5, 1.6 + 0.66 * len(comparison.compared))
+    figure = create_figure(11.5, 1.6 + 0.66 * len(comparison.compared))
     latency, throughput = figure.subplots(1, 2, sharey=True)
     for place, runtime in enumerate(RUNTIMES):
         for row, one in enumerate(comparison.compared):
@@ -97,9 +97,11 @@ def _speed(comparison: Comparison) -> Drawing:
             _bar(latency, y, one.speed[runtime].latency_ms, colour)
             _bar(throughput, y, one.speed[runtime].images_per_s, colour)
         latency.plot([], [], "s", markersize=9, color=_RUNTIME_COLOURS[runtime], label=RUNTIMES[runtime])
-    tidied(latency, "latency: ms per image, one thread\nshorter is better", "")
+    tidy_axes(latency, "latency: ms per image, one thread\nshorter is better", "")
     size, cores = comparison.batch_size, comparison.machine["cores"]
-    tidied(throughput, f"throughput: images/s, batches of {size}, one on each of {cores} cores\nlonger is better", "")
+    tidy_axes(
+        throughput, f"throughput: images/s, batches of {size}, one on each of {cores} cores\nlonger is better", ""
+    )
     for axes in (latency, throughput):
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
@@ -113,7 +115,7 @@ def _speed(comparison: Comparison) -> Drawing:
 
 def _front(comparison: Comparison) -> Drawing:
     """Accuracy over latency: members, votes, and the front that no other point beats."""
-    figure = figure_of(9.5, 5.0)
+    figure = create_figure(9.5, 5.0)
     axes = figure.subplots()
     for index, one in enumerate(comparison.compared):
         for runtime in ("onnx_fp32", "onnx_int8"):
@@ -129,14 +131,14 @@ def _front(comparison: Comparison) -> Drawing:
     axes.plot([], [], "o", color=GREY, label="filled: ONNX FP32")
     axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: ONNX INT8")
     _log(axes)
-    tidied(
+    tidy_axes(
         axes, "latency of one image, one thread; of ensembles: added up (ms, logarithmic)", "accuracy on test images"
     )
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
-def _interval(axes: Axes, y: float, figure: Figure, colour: str) -> None:
+def _interval(axes: Axes, y: float, figure: Estimate, colour: str) -> None:
     if figure.value is None:
         return
     if figure.low is not None and figure.high is not None:
@@ -144,7 +146,7 @@ def _interval(axes: Axes, y: float, figure: Figure, colour: str) -> None:
     axes.plot(figure.value, y, "o", color=colour, markersize=6)
 
 
-def _cross(axes: Axes, x: float, figure: Figure, style: dict[str, Any], label: str | None) -> None:
+def _cross(axes: Axes, x: float, figure: Estimate, style: dict[str, Any], label: str | None) -> None:
     if figure.value is None:
         return
     if figure.low is not None and figure.high is not None:
@@ -195,7 +197,7 @@ def _colour(index: int) -> str:
 
 
 def _name(name: str) -> str:
-    return shortened(name)
+    return shorten_name(name)
 
 
 def _vote_name(vote: Vote) -> str:
@@ -203,4 +205,8 @@ def _vote_name(vote: Vote) -> str:
     if len(vote.name) <= 40:
         return vote.name.replace("$", r"\$")
     first, *others = vote.members
-    return shortened(first) + f" + {len(others)} more" if len(others) > 2 else "\n+ ".join(map(shortened, vote.members))
+    return (
+        shorten_name(first) + f" + {len(others)} more"
+        if len(others) > 2
+        else "\n+ ".join(map(shorten_name, vote.members))
+    )

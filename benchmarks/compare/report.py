@@ -13,9 +13,9 @@ from plurum.benchmarks.compare.page import PAGE
 from plurum.benchmarks.compare.plots import PICTURES, plots_from_comparison
 from plurum.errors import needs_extra
 from plurum.files import atomic_file, write_text
-from plurum.training.statistics.judgement import Figure
 from plurum.training.statistics.metrics import METRICS
-from plurum.training.statistics.wording import beyond_chance, difference_text, figure_text, number_text
+from plurum.training.statistics.results import Estimate
+from plurum.training.statistics.wording import difference_text, figure_text, number_text, significant_change
 
 __all__ = [
     "COMPARISON_FILES",
@@ -119,7 +119,7 @@ def html_from_comparison(comparison: Comparison, pictures: dict[str, bytes]) -> 
         from jinja2 import Environment, StrictUndefined
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {
-        "beyond_chance": beyond_chance,
+        "significant_change": significant_change,
         "difference": difference_text,
         "number": number_text,
         "training": _training,
@@ -162,7 +162,7 @@ def _vote_row(vote: Vote) -> dict[str, object]:
     return {**row, "verdict": vote.verdict}
 
 
-def _cells(name: str, figure: Figure) -> dict[str, object]:
+def _cells(name: str, figure: Estimate) -> dict[str, object]:
     return {name: _known(figure.value), f"{name}_low": _known(figure.low), f"{name}_high": _known(figure.high)}
 
 

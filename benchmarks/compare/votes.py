@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.benchmarks.compare.comparison import SHOWN_METRICS, Vote
-from plurum.training.fitting.votes import FittedVote, Known, fitted_vote
+from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_vote
 from plurum.training.settings import FitSettings
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval, percentile_interval
-from plurum.training.statistics.judgement import Figure
-from plurum.training.statistics.metrics import Answers, Scorer
-from plurum.training.statistics.scoring import losses_of
-from plurum.training.statistics.wording import beyond_chance
+from plurum.training.statistics.metrics import LabelledPredictions, Scorer
+from plurum.training.statistics.results import Estimate
+from plurum.training.statistics.scoring import compute_losses
+from plurum.training.statistics.wording import significant_change
 
 __all__ = ["metrics_of", "subsets_of", "votes_of"]
 
@@ -60,8 +60,8 @@ def subsets_of(members: int, largest: int) -> list[tuple[int, ...]]:
 def votes_of(
     names: Sequence[str],
     latencies_ms: Sequence[float],
-    validation: Known,
-    test: Known,
+    validation: ValidationPredictions,
+    test: ValidationPredictions,
     largest: int,
     settings: FitSettings,
     progress: Callable[[int, str], None] = lambda _count, _note: None,
@@ -86,7 +86,7 @@ def votes_of(
     return tuple(sorted(votes, key=lambda vote: vote.latency_ms))
 
 
-def metrics_of(answers: Answers, bootstrap: Bootstrap) -> dict[str, Figure]:
+def metrics_of(answers: LabelledPredictions, bootstrap: Bootstrap) -> dict[str, Estimate]:
     """Return the shown metrics of answers to the images of the bootstrap's groups, with 95 % intervals."""
     scorer = Scorer(answers)
     plain = scorer(np.ones((len(answers.labels), 1), dtype=np.float32)).overall
@@ -98,18 +98,22 @@ def metrics_of(answers: Answers, bootstrap: Bootstrap) -> dict[str, Figure]:
 
 
 def _candidate(
-    members: tuple[int, ...], latencies_ms: Sequence[float], validation: Known, test: Known, settings: FitSettings
+    members: tuple[int, ...],
+    latencies_ms: Sequence[float],
+    validation: ValidationPredictions,
+    test: ValidationPredictions,
+    settings: FitSettings,
 ) -> _Candidate:
     rows = np.array(members, dtype=np.int64)
-    vote = fitted_vote(validation.of(rows), settings)
-    fitted = vote.verdict(validation.answers[:, rows]).probabilities
-    verdict = vote.verdict(test.answers[:, rows])
+    vote = fit_vote(validation.of(rows), settings)
+    fitted = vote.verdict(validation.predictions[:, rows]).probabilities
+    verdict = vote.verdict(test.predictions[:, rows])
     return _Candidate(
         members=members,
         vote=vote,
-        validation_nll=float(losses_of(fitted, validation.labels).mean()),
+        validation_nll=float(compute_losses(fitted, validation.labels).mean()),
         right=(verdict.label == test.labels).astype(np.float64),
-        losses=losses_of(verdict.probabilities, test.labels),
+        losses=compute_losses(verdict.probabilities, test.labels),
         latency_ms=sum(latencies_ms[index] for index in members),
     )
 
@@ -133,17 +137,17 @@ def _vote(one: _Candidate, candidates: Sequence[_Candidate], names: Sequence[str
     )
 
 
-def _verdict(gained: Figure, change: Figure) -> Literal["worth its cost", "no better", "worse"]:
-    said = {beyond_chance(gained, "higher"), beyond_chance(change, "lower")}
+def _verdict(gained: Estimate, change: Estimate) -> Literal["worth its cost", "no better", "worse"]:
+    said = {significant_change(gained, "higher"), significant_change(change, "lower")}
     if "better" in said and "worse" not in said:
         return "worth its cost"
     return "worse" if "worse" in said and "better" not in said else "no better"
 
 
-def _mean(values: Floats, bootstrap: Bootstrap) -> Figure:
+def _mean(values: Floats, bootstrap: Bootstrap) -> Estimate:
     return _figure(float(values.mean()), *mean_interval(values, bootstrap))
 
 
-def _figure(*numbers: float) -> Figure:
+def _figure(*numbers: float) -> Estimate:
     value, low, high = (None if np.isnan(number) else float(number) for number in numbers)
-    return Figure(value=value, low=low, high=high)
+    return Estimate(value=value, low=low, high=high)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from plurum.benchmarks.peers.result import PeersResult
-from plurum.training.canvas import BLUE, GREY, figure_of, png_from_figure, tidied
+from plurum.training.canvas import BLUE, GREY, create_figure, png_from_figure, tidy_axes
 
 __all__ = ["plot_from_result"]
 
@@ -21,7 +21,7 @@ def plot_from_result(result: PeersResult) -> bytes:
     """
     most, fewest = result.clients[0], result.clients[-1]
     order = sorted(result.contenders, key=lambda one: result.rate(one.name, most))
-    figure = figure_of(12.5, 1.6 + 0.36 * len(order))
+    figure = create_figure(12.5, 1.6 + 0.36 * len(order))
     panels = figure.subplots(1, 3, sharey=True)
     rates = [result.rates(one.name, most) for one in order]
     middles = [result.rate(one.name, most) for one in order]
@@ -52,7 +52,7 @@ def plot_from_result(result: PeersResult) -> bytes:
             axes.annotate(said, (edge, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
         axes.margins(x=0.16)
         axes.set_xlim(left=0)
-        tidied(axes, label, "")
+        tidy_axes(axes, label, "")
     panels[0].set_yticks(range(len(order)), [one.title for one in order])
     panels[0].set_title("lines: lowest to highest turn", fontsize=8, loc="left")
     return png_from_figure(figure)

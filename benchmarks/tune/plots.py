@@ -6,7 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from plurum.benchmarks.tune.result import Side, Trial, TuneResult
-from plurum.training.canvas import COLOURS, GREY, figure_of, png_from_figure, tidied
+from plurum.training.canvas import COLOURS, GREY, create_figure, png_from_figure, tidy_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ def plot_from_result(result: TuneResult) -> bytes:
     rows = _rows(result)
     names = [*(textwrap.fill(name, _WIDEST) for _, name, _ in rows), *(f"{one}: {_SIDES[one]}" for one in _SIDES)]
     most_lines = max(name.count("\n") for name in names) + 1
-    figure = figure_of(10.5, 1.3 + (0.13 + 0.14 * most_lines) * len(names))
+    figure = create_figure(10.5, 1.3 + (0.13 + 0.14 * most_lines) * len(names))
     axes = figure.subplots()
     longest = max((trial.seconds for trial in result.trials), default=1.0)
     stages = list(dict.fromkeys(stage for stage, _, _ in rows))
@@ -44,7 +44,7 @@ def plot_from_result(result: TuneResult) -> bytes:
     axes.tick_params(axis="y", labelsize=8)
     axes.set_ylim(len(rows) + len(_SIDES) - 0.4, -0.6)
     axes.set_xlim(left=0)
-    tidied(axes, "images per second over those of the repository as it was; larger dots are longer turns", "")
+    tidy_axes(axes, "images per second over those of the repository as it was; larger dots are longer turns", "")
 
     handles = [axes.scatter([], [], 50, color=COLOURS[index], label=stage) for index, stage in enumerate(stages)]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)

@@ -136,9 +136,9 @@ def tune(
 
 def _claim(out: Path, repository: Path) -> None:
     """Refuse what the result would take the place of, before anything is measured."""
-    from plurum.export.repository.assembly import claim
+    from plurum.export.repository.assembly import check_output_folder
 
-    claim(out)
+    check_output_folder(out)
     if out.exists() and out.resolve() == repository.resolve():
         raise SettingsError(f"--out {out} is the repository itself, which is kept as it is; name another folder")
 

@@ -1,8 +1,8 @@
-"""From an ONNX graph to a TensorRT engine: the plan that Triton loads, or the proof that one would build.
+"""Build TensorRT engines from ONNX graphs: plans for Triton, or a proof that a graph builds.
 
-One build path, two flavours of the same interface: `tensorrt`, on the GPU that will serve, makes plans;
-`tensorrt_rtx`, which needs no GPU, proves that a graph parses and builds. What the latter makes begins with `vtrt`, is
-for no Triton, and is never put into a repository.
+Two flavours share one interface. `tensorrt`, on the GPU that will serve, builds plans. `tensorrt_rtx` needs no GPU and
+proves that a graph parses and builds. Its engines start with `vtrt`; Triton does not load them, and they never go into
+a repository.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from plurum.spec import Contract, Sha256, write_contract
 __all__ = [
     "RTX_MAGIC",
     "Engine",
+    "EnginePlan",
     "Flavour",
-    "Plan",
     "build_engines",
     "engine_from_onnx",
     "gpu_capability",
@@ -51,10 +51,10 @@ class Engine:
     """A built engine.
 
     Attributes:
-        data: What the builder serialised.
-        version: Of the builder.
-        inputs: By name: type and dims, -1 where free, as the parser understood them.
-        outputs: Likewise.
+        data: Engine as serialised by the builder.
+        version: Version of the builder.
+        inputs: Type and dims of each input by name, as parsed; -1 for a dynamic dimension.
+        outputs: Type and dims of each output by name, as parsed; -1 for a dynamic dimension.
     """
 
     data: bytes
@@ -63,16 +63,17 @@ class Engine:
     outputs: dict[str, tuple[str, tuple[int, ...]]]
 
 
-class Plan(Contract):
-    """What a plan was built from, and for what; lies beside it as `model.plan.json`.
+class EnginePlan(Contract):
+    """Manifest of a TensorRT plan, stored beside it as `model.plan.json`.
 
     Attributes:
-        tensorrt: Version of the builder; a plan loads with no other.
-        compute_capability: Of the GPU, such as 8.9; a plan runs on no other.
-        onnx_sha256: Of the graph.
-        plan_sha256: Of the plan.
+        version: Version of the file format.
+        tensorrt: Version of the builder; the plan loads only with this version.
+        compute_capability: Compute capability of the GPU, such as 8.9; the plan runs only on GPUs of this capability.
+        onnx_sha256: SHA-256 of the ONNX graph.
+        plan_sha256: SHA-256 of the plan.
         profile: Smallest, typical and largest batch.
-        flags: Of the network.
+        flags: Flags of the TensorRT network.
     """
 
     version: int = 1
@@ -88,10 +89,10 @@ def engine_from_onnx(path: Path, max_batch_size: int, flavour: Flavour, timing_c
     """Build the graph at `path`, strongly typed, for batches from 1 to `max_batch_size`.
 
     Args:
-        path: The ONNX file, with its precision in it.
+        path: ONNX file, which states the precision of every tensor.
         max_batch_size: Largest batch of the profile.
-        flavour: Whose builder.
-        timing_cache: File in which what was timed is kept for the next build; `tensorrt` only.
+        flavour: Package that builds.
+        timing_cache: File that keeps kernel timings for the next build; `tensorrt` only.
 
     Raises:
         MissingExtraError: the builder, or Polygraphy, is not installed.
@@ -110,37 +111,37 @@ def engine_from_onnx(path: Path, max_batch_size: int, flavour: Flavour, timing_c
             [sys.executable, builder.__file__, flavour, *arguments], capture_output=True, text=True, check=False
         )
         try:
-            told = json.loads(ended.stdout.splitlines()[-1])
+            report = json.loads(ended.stdout.splitlines()[-1])
         except (IndexError, ValueError) as error:
-            reason = (ended.stderr.strip().splitlines() or [f"its builder ended with code {ended.returncode}"])[-1]
+            reason = (ended.stderr.strip().splitlines() or [f"its builder exited with code {ended.returncode}"])[-1]
             raise RepositoryError(f"TensorRT parses {path} and can't build it: {reason}") from error
-        if "error" in told:
-            raise RepositoryError(told["error"])
+        if "error" in report:
+            raise RepositoryError(report["error"])
         inputs, outputs = (
-            {name: (kind, tuple(dims)) for name, (kind, dims) in told[key].items()} for key in ("inputs", "outputs")
+            {name: (kind, tuple(dims)) for name, (kind, dims) in report[key].items()} for key in ("inputs", "outputs")
         )
         if timing_cache is not None and cache.is_file():
-            # From a copy: Polygraphy leaves a lock beside it, and a repository holds no file that is half-written.
+            # Polygraphy worked on a copy, because it leaves a lock file beside the cache and does not write atomically.
             with atomic_file(timing_cache) as hidden:
                 shutil.copyfile(cache, hidden)
-        return Engine(built.read_bytes(), told["version"], inputs, outputs)
+        return Engine(built.read_bytes(), report["version"], inputs, outputs)
 
 
-def plan_from_onnx(path: Path, max_batch_size: int, plan: Path, timing_cache: Path | None = None) -> Plan:
+def plan_from_onnx(path: Path, max_batch_size: int, plan: Path, timing_cache: Path | None = None) -> EnginePlan:
     """Build the plan of the graph at `path` for this machine's GPU, and write it and its manifest.
 
     Raises:
         MissingExtraError: TensorRT is not installed.
-        RepositoryError: there is no GPU here, TensorRT is another than Triton's, or the graph does not build.
+        RepositoryError: this machine has no GPU, TensorRT's version differs from Triton's, or the graph does not build.
     """
     capability = gpu_capability()
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         check_tensorrt(importlib.metadata.version("tensorrt"))
     engine = engine_from_onnx(path, max_batch_size, "tensorrt", timing_cache)
-    # What built may be another than what pip names.
+    # The imported library may have another version than pip's metadata states.
     check_tensorrt(engine.version)
     write_plan(engine, plan)
-    manifest = Plan(
+    manifest = EnginePlan(
         tensorrt=engine.version,
         compute_capability=capability,
         onnx_sha256=sha256_of(path),
@@ -155,7 +156,7 @@ def write_plan(engine: Engine, plan: Path) -> None:
     """Write an engine as a plan that Triton loads.
 
     Raises:
-        RepositoryError: TensorRT-RTX made it.
+        RepositoryError: TensorRT-RTX built the engine.
     """
     if engine.data.startswith(RTX_MAGIC):
         raise RepositoryError(f"{plan.name} was built by TensorRT-RTX, which Triton does not load; it was not written")
@@ -163,39 +164,41 @@ def write_plan(engine: Engine, plan: Path) -> None:
         hidden.write_bytes(engine.data)
 
 
-def read_plan(plan: Path) -> Plan:
-    """Return what lies beside `plan` about it.
+def read_plan(plan: Path) -> EnginePlan:
+    """Read the manifest beside `plan`.
 
     Raises:
-        RepositoryError: nothing, or something broken.
+        RepositoryError: the manifest is missing or invalid.
     """
     path = plan.with_name(plan.name + ".json")
     try:
-        return Plan.model_validate_json(read_regular(path))
+        return EnginePlan.model_validate_json(read_regular(path))
     except (OSError, ValueError) as error:
-        raise RepositoryError(f"{path} is no plan's manifest; build the plan again: {error}") from error
+        raise RepositoryError(f"{path} is not a plan's manifest; build the plan again: {error}") from error
 
 
-def build_engines(repository: Path, progress: Callable[[str], None] = lambda _: None) -> dict[str, Plan]:
-    """Finish a repository of `--target gpu` on the GPU that will serve it: a plan beside every graph for TensorRT.
+def build_engines(repository: Path, progress: Callable[[str], None] = lambda _: None) -> dict[str, EnginePlan]:
+    """Build a TensorRT plan beside every graph of a repository exported with `--target gpu`.
+
+    Run it on the GPU that will serve the repository.
 
     Args:
-        repository: Of ours, for a GPU.
-        progress: Told what is being done, a line each.
+        repository: Repository exported with `--target gpu`.
+        progress: Called with one line per step.
 
     Raises:
         MissingExtraError: TensorRT is not installed.
-        RepositoryError: it is no such repository, there is no GPU here, or a graph does not build.
+        RepositoryError: `repository` is not such a repository, this machine has no GPU, or a graph does not build.
     """
     manifest = read_manifest(repository)
-    wanted = [one for one in manifest.artefacts if one.backend == "tensorrt"]
-    if not wanted:
-        raise RepositoryError(f"{repository} has nothing for TensorRT; export it with --target gpu")
+    graphs = [one for one in manifest.artefacts if one.backend == "tensorrt"]
+    if not graphs:
+        raise RepositoryError(f"{repository} has no graph for TensorRT; export it with --target gpu")
     plans = {}
-    for one in wanted:
-        progress(f"{one.model}: TensorRT plan")
-        graph = repository / one.file
-        plans[one.model] = plan_from_onnx(
+    for published in graphs:
+        progress(f"{published.model}: TensorRT plan")
+        graph = repository / published.file
+        plans[published.model] = plan_from_onnx(
             graph, manifest.max_batch_size, graph.with_name("model.plan"), repository / "timing.cache"
         )
     return plans
@@ -205,10 +208,10 @@ def gpu_capability() -> str:
     """Return the compute capability of this machine's first GPU, such as 8.9.
 
     Raises:
-        RepositoryError: there is none.
+        RepositoryError: this machine has no GPU.
     """
     try:
-        told = subprocess.run(
+        ended = subprocess.run(
             ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"],
             capture_output=True,
             text=True,
@@ -217,7 +220,7 @@ def gpu_capability() -> str:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise RepositoryError(
-            "no GPU here (nvidia-smi does not answer); plans are built on the GPU that will serve, inside the "
+            "this machine has no GPU (nvidia-smi does not run); build plans on the GPU that will serve, inside the "
             "container that will serve: plurum export --build-engines REPO"
         ) from error
-    return told.stdout.splitlines()[0].strip()
+    return ended.stdout.splitlines()[0].strip()

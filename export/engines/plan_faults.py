@@ -1,6 +1,6 @@
-"""Checks of a TensorRT plan: is it of its graph, of its size, and of this machine's TensorRT and GPU?
+"""Checks of a TensorRT plan: against its graph, its expected size, and this machine's TensorRT and GPU.
 
-Each returns its faults in words; an empty list is well.
+Each check returns its faults in words; an empty list means that it passed.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import numpy as np
 from onnx import TensorProto
 
 from plurum.errors import RepositoryError
-from plurum.export.engines.build import RTX_MAGIC, Plan, gpu_capability
-from plurum.export.engines.nvinfer import loaded_version, same_tensorrt
+from plurum.export.engines.build import RTX_MAGIC, EnginePlan, gpu_capability
+from plurum.export.engines.nvinfer import is_same_tensorrt, loaded_version
 from plurum.files import sha256_of
 
 __all__ = ["build_faults", "machine_faults", "size_faults"]
 
-# What a weight takes in a graph, in bytes.
+# Size of a weight in bytes.
 _BYTES = {TensorProto.FLOAT: 4, TensorProto.FLOAT16: 2, TensorProto.INT8: 1, TensorProto.UINT8: 1}
-# Beside its weights a plan holds other things, up to 11 MB in engines of five architectures, whatever the precision:
-# with fewer bytes of weights than this it could be as large as in FP32 and still compute in its graph's precision.
-_JUDGED_BYTES = 12_000_000
-# A plan holds all weights of its graph; less of them, and a member was lost on the way.
+# Besides weights, a plan holds other data: up to 11 MB in engines of five architectures, in any precision. A plan with
+# fewer bytes of weights than this may be as large as in FP32 although it computes in its graph's precision.
+_MIN_CHECKED_BYTES = 12_000_000
+# A plan that holds a smaller fraction of its graph's weights lacks some of them.
 _ALL_WEIGHTS = 0.8
 
 
-def build_faults(plan: Path, about: Plan, graph: Path, max_batch_size: int) -> list[str]:
-    """Is it a plan for Triton, of the graph beside it, for batches as large as its config takes?"""
+def build_faults(plan: Path, about: EnginePlan, graph: Path, max_batch_size: int) -> list[str]:
+    """Check that Triton can load the plan, and that graph and largest batch match those it was built for."""
     faults = []
     with plan.open("rb") as file:
         if file.read(len(RTX_MAGIC)) == RTX_MAGIC:
@@ -44,29 +44,32 @@ def build_faults(plan: Path, about: Plan, graph: Path, max_batch_size: int) -> l
 
 
 def size_faults(size_bytes: int, model: Any) -> list[str]:
-    """Is a plan as large as its graph's weights are in their precision?
+    """Check that the size of a plan fits its graph's weights in their precision.
 
     Args:
-        size_bytes: Of the plan.
-        model: The graph it was built of.
+        size_bytes: Size of the plan in bytes.
+        model: ONNX model that it was built from.
     """
     numbers = {
         kind: sum(int(np.prod(one.dims)) for one in model.graph.initializer if one.data_type == kind) for kind in _BYTES
     }
     single = 4 * sum(numbers.values())
     own = sum(_BYTES[kind] * count for kind, count in numbers.items())
-    told = f"{size_bytes / 1e6:.1f} MB, and the graph's weights are {own / 1e6:.1f} MB"
+    sizes = f"{size_bytes / 1e6:.1f} MB, and the graph's weights are {own / 1e6:.1f} MB"
     if size_bytes < _ALL_WEIGHTS * own:
-        return [f"{told}: it does not hold all of them"]
-    if _JUDGED_BYTES < own < 0.75 * single and size_bytes >= single:
-        return [f"{told}: as large as in FP32, {single / 1e6:.1f} MB; it does not compute in its graph's precision"]
+        return [f"{sizes}: it does not hold all of them"]
+    if _MIN_CHECKED_BYTES < own < 0.75 * single and size_bytes >= single:
+        return [f"{sizes}: as large as in FP32, {single / 1e6:.1f} MB; it does not compute in its graph's precision"]
     return []
 
 
-def machine_faults(about: Plan) -> tuple[list[str], str]:
-    """Return what of this machine does not fit a plan, and what can't be known here; both empty where all is well.
+def machine_faults(about: EnginePlan) -> tuple[list[str], str]:
+    """Check a plan against this machine's TensorRT and GPU.
 
-    Triton's own TensorRT counts. Where it isn't found, that of Python is compared.
+    Compares with the TensorRT that Triton loads, or, if none is found, with the Python package.
+
+    Returns:
+        Faults, and the reason if the check can't run here; both empty if the plan fits this machine.
     """
     faults, here, named = [], loaded_version(), "Triton's"
     if here is None:
@@ -75,8 +78,8 @@ def machine_faults(about: Plan) -> tuple[list[str], str]:
             here = importlib.metadata.version("tensorrt")
         except importlib.metadata.PackageNotFoundError:
             built = f"TensorRT {about.tensorrt} for compute capability {about.compute_capability}"
-            return [], f"built by {built}; there is no TensorRT here to compare"
-    if not same_tensorrt(here, about.tensorrt):
+            return [], f"built by {built}; TensorRT is not installed here to compare"
+    if not is_same_tensorrt(here, about.tensorrt):
         faults.append(f"built by TensorRT {about.tensorrt}, {named} is {here}: it will not load; build it again")
     try:
         gpu = gpu_capability()

@@ -1,8 +1,8 @@
-"""The whole ensemble as one graph: members, vote, uncertainty, prediction set and review flag.
+"""Join members and vote into one graph, with uncertainty, prediction set and review flag.
 
     PIXELS                uint8   [batch, height, width, 3]
     PROBABILITIES         float32 [batch, classes]
-    INDEX                 int32   [batch, 1]      of the winning class; names are strings, which TensorRT has not
+    INDEX                 int32   [batch, 1]      winning class; an index, because TensorRT has no strings
     ENTROPY               float32 [batch, 1]
     DISAGREEMENT          float32 [batch, 1]
     STD                   float32 [batch, classes]
@@ -10,8 +10,8 @@
     PREDICTION_SET        bool    [batch, classes]
     REVIEW                bool    [batch, 1]
 
-The vote is `plurum.voting.decide` in float32. It is joined to the members' graphs as they are published, so that what
-is fused is what was checked: INT8 and FP16 members keep their precision, and the vote computes in FP32.
+The vote is `plurum.voting.decide` in float32. It is joined to the members' published graphs, so the fused graph
+contains the graphs that were checked. INT8 and FP16 members keep their precision; the vote computes in FP32.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ FUSED_OUTPUTS = (
 )
 # The smallest normal float32: log of it is finite.
 _TINY = float(np.finfo(np.float32).tiny)
-_STACKED_FLOOR = 1e-6
-# What rounding to float32 may move: a share of votes that equals a fitted limit must still equal it here.
+_LEAST_PROBABILITY = 1e-6
+# Tolerance for float32 rounding: a vote share that equals a fitted limit must still reach it.
 _ROUNDING = 1e-6
 _BATCH = 16
 
 
 class VoteModel(nn.Module):
-    """`plurum.voting.decide` as a module: logits `[batch, members, classes]`, float32 → the outputs above.
+    """`plurum.voting.decide` as a module: float32 logits `[batch, members, classes]` → the outputs above.
 
-    A logit of ±infinity becomes NaN, which the step behind the graph refuses; the voter takes it for ±1e30.
+    A logit of ±infinity becomes NaN, which the next step in Triton refuses; the voter treats it as ±1e30.
     """
 
     def __init__(self, rule: VotingRule) -> None:
@@ -65,7 +65,7 @@ class VoteModel(nn.Module):
         self.rule = rule
 
     def forward(self, logits: Tensor) -> tuple[Tensor, ...]:
-        """Vote."""
+        """Return the outputs of the vote, in the order of `FUSED_OUTPUTS`."""
         members = logits.softmax(dim=-1)
         weights = _tensor(self.rule.weights).view(1, -1, 1)
         mean = (members * weights).sum(dim=1)
@@ -73,14 +73,14 @@ class VoteModel(nn.Module):
         winner = torch.arange(logits.shape[2]) == index
         inside = winner
         if self.rule.quantiles is not None:
-            # A hard vote's tie may be decided otherwise than by the lower index; the voter's set then holds both.
+            # The tie rule of a hard vote may pick another class than the lower index; the set then holds both.
             first = torch.arange(logits.shape[2]) == probabilities.argmax(dim=-1, keepdim=True)
             inside = winner | first | (1.0 - probabilities <= _tensor(self.rule.quantiles) + _ROUNDING)
         confidence = (probabilities * winner).sum(dim=-1, keepdim=True)
         sure = confidence >= self.rule.review_threshold - _ROUNDING
         review = ~sure | (inside.to(torch.int32).sum(dim=-1, keepdim=True) > 1)
-        # Members first, then classes: the other way round a tensor of [batch, members, 1] is summed over its members,
-        # which OpenVINO 2026.4 does wrongly from the second image of a batch on.
+        # Sum over members first, then over classes. The other order sums a tensor of [batch, members, 1] over members,
+        # which OpenVINO 2026.4 gets wrong from the second image of a batch on.
         expected = -(members * members.clamp(min=_TINY).log() * weights).sum(dim=1).sum(dim=-1, keepdim=True)
         disagreement = _entropy(mean) - expected
         std = ((members - mean.unsqueeze(1)).square() * weights).sum(dim=1).sqrt()
@@ -98,7 +98,7 @@ class VoteModel(nn.Module):
     def _soft(self, members: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         rule, vote = self.rule, mean
         if rule.mode == "stack":
-            features = members.clamp(min=_STACKED_FLOOR).log().flatten(1)
+            features = members.clamp(min=_LEAST_PROBABILITY).log().flatten(1)
             scores = features @ _tensor(rule.coefficients or ()).T + _tensor(rule.intercepts or ())
             vote = scores.softmax(dim=-1)
         if rule.temperature != 1.0:
@@ -119,13 +119,13 @@ def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path
     """Write the members' `graphs`, PIXELS → LOGITS each, and their vote to `path` as one graph.
 
     Args:
-        graphs: In the rule's order.
-        rule: How they vote.
-        classes: How many.
-        path: Where the fused graph goes.
+        graphs: ONNX files of the members, in the rule's order.
+        rule: Voting rule.
+        classes: Number of classes.
+        path: File for the fused graph.
 
     Raises:
-        onnx.checker.ValidationError: what came out is no valid ONNX.
+        onnx.checker.ValidationError: the fused graph is not valid ONNX.
     """
     with tempfile.TemporaryDirectory() as folder:
         vote_path = Path(folder) / "vote.onnx"
@@ -159,22 +159,22 @@ def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path
 
 
 def verdict_from_fused(path: Path, pixels: npt.NDArray[np.uint8], backend: Backend = "onnxruntime") -> Verdict:
-    """Return what the fused graph at `path` answers to `pixels`, uint8 `[images, height, width, 3]`.
+    """Return the verdict of the fused graph at `path` on `pixels`.
 
     Args:
-        path: The graph.
-        pixels: What is asked.
-        backend: What computes it; ONNX Runtime for TensorRT.
+        path: ONNX file of the graph.
+        pixels: Images, uint8 `[images, height, width, 3]`.
+        backend: Backend that runs the graph; ONNX Runtime stands in for TensorRT.
     """
     if backend == "openvino":
-        answer = openvino_runner(path, FUSED_OUTPUTS)
+        infer = openvino_runner(path, FUSED_OUTPUTS)
     else:
         session = onnx_session(path)
 
-        def answer(batch: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+        def infer(batch: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
             return list(session.run(list(FUSED_OUTPUTS), {INPUT_PIXELS: batch}))
 
-    batches = [answer(np.array(pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)]
+    batches = [infer(np.array(pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)]
     parts = [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
     probabilities, index, entropy, disagreement, std, members, inside, review = parts
     return Verdict(
@@ -194,5 +194,5 @@ def _tensor(values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    """Return the entropy over the last axis, which stays with size 1, in nats."""
+    """Return the entropy in nats over the last axis, which is kept with size 1."""
     return -(probabilities * probabilities.clamp(min=_TINY).log()).sum(dim=-1, keepdim=True).clamp(max=0.0)

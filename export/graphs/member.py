@@ -1,8 +1,8 @@
-"""From a member to its ONNX graph.
+"""Export a member to an ONNX graph.
 
     PIXELS  uint8 [batch, height, width, 3]  →  LOGITS  float32 [batch, classes]
 
-Normalisation is inside: a quarter of the bytes on the wire, and no client can get it wrong.
+The graph includes normalisation: clients send a quarter of the bytes and can't normalise wrongly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["PixelModel", "onnx_from_model", "onnx_from_module"]
 
 
 class PixelModel(nn.Module):
-    """A member that takes pixels: uint8 `[batch, height, width, 3]` → float32 logits `[batch, classes]`."""
+    """Member with normalisation: uint8 pixels `[batch, height, width, 3]` → float32 logits `[batch, classes]`."""
 
     def __init__(self, model: nn.Module, image: ImageSpec) -> None:
         super().__init__()
@@ -31,18 +31,18 @@ class PixelModel(nn.Module):
         self.image = image
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise and classify."""
+        """Normalise `pixels` and return logits."""
         logits: Tensor = self.model(normalise(pixels, self.image))
         return logits
 
 
 def onnx_from_model(model: PixelModel, path: Path) -> None:
-    """Write `model` to `path` as one ONNX file, opset 20, batch dimension dynamic, and check it against the standard.
+    """Write `model` to `path` as one ONNX file of opset 20 with a dynamic batch dimension, and validate it.
 
     Raises:
-        onnx.checker.ValidationError: the exporter made a graph that is no valid ONNX.
+        onnx.checker.ValidationError: the exported graph is not valid ONNX.
     """
-    # A batch of 2: with 1 the exporter would take the batch for a constant.
+    # A batch of 2, because the exporter would treat a batch of 1 as a constant.
     sample = torch.zeros(2, model.image.height, model.image.width, 3, dtype=torch.uint8)
     onnx_from_module(model, sample, path, (INPUT_PIXELS,), (LOGITS,))
 
@@ -50,22 +50,22 @@ def onnx_from_model(model: PixelModel, path: Path) -> None:
 def onnx_from_module(
     module: nn.Module, sample: Tensor, path: Path, inputs: tuple[str], outputs: tuple[str, ...]
 ) -> None:
-    """Write a module of one input to `path` as one ONNX file whose first dimensions are free, and check it.
+    """Write a module with one input to `path` as one ONNX file with a dynamic batch dimension, and validate it.
 
     Args:
-        module: To export.
-        sample: Its input, of a batch of 2 or more.
-        path: Where the graph goes.
+        module: Module to export.
+        sample: Example input with a batch of at least 2.
+        path: File for the graph.
         inputs: Name of the input.
         outputs: Names of the outputs.
 
     Raises:
-        onnx.checker.ValidationError: the exporter made a graph that is no valid ONNX.
+        onnx.checker.ValidationError: the exported graph is not valid ONNX.
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # The exporter's own deprecations; what counts is checked below and in parity.
+        # The exporter warns about its own deprecated calls; the graph is checked below and by parity.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module.eval(),

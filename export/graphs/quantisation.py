@@ -1,12 +1,12 @@
-"""From an FP32 graph to an INT8 one for a CPU, calibrated on real images.
+"""Quantise an FP32 graph to INT8 for a CPU, calibrated on real images.
 
-Activations become uint8, weights int8 per channel (u8s8), which AVX512-VNNI multiplies fastest. TensorRT wants the
-other kind (int8 activations, no quantised bias), so that these graphs are for CPUs only.
+Activations become uint8, weights int8 per channel (u8s8), which AVX512-VNNI multiplies fastest. TensorRT needs int8
+activations and no quantised bias, so these graphs are for CPUs only.
 
-What is rounded depends on what computes it. ONNX Runtime's integer kernels take integers and give integers, and what
-lies between them is rounded too, lest numbers be converted to and fro. OpenVINO's give floating point, and round it
-for the next in the same pass as activation, normalisation or sum: there only what enters a heavy layer is rounded,
-which also answers nearer to FP32.
+The quantised operators depend on the backend. ONNX Runtime's integer kernels take and return integers, so the
+operators between them are quantised too, which saves conversions. OpenVINO's kernels return floating point, and
+quantise it for the next layer in the same pass as activation, normalisation or sum. There, only the inputs of heavy
+layers are quantised, which is also closer to FP32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from plurum.export.graphs.float16 import quiet_converters
+from plurum.export.graphs.float16 import silence_converters
 from plurum.export.settings import Backend
 from plurum.spec import INPUT_PIXELS
 from plurum.telemetry import forbid_telemetry
@@ -32,8 +32,8 @@ _HEAVY = ("Conv", "Gemm", "MatMul")
 _BETWEEN = ("Add", "Relu", "MaxPool", "GlobalAveragePool")
 
 
-class _Reader:
-    """Hands calibration images to ONNX Runtime, a batch at a time."""
+class _CalibrationReader:
+    """Calibration data reader for ONNX Runtime, one batch at a time."""
 
     def __init__(self, pixels: npt.NDArray[np.uint8]) -> None:
         self._batches: Iterator[npt.NDArray[np.uint8]] = iter(
@@ -50,23 +50,23 @@ def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path, back
     """Write the INT8 form of the graph `source` to `path`.
 
     Args:
-        source: An FP32 member graph.
-        pixels: uint8 `[images, height, width, 3]`: calibration images, which no accuracy is ever measured on.
-        path: Where the QDQ graph goes.
-        backend: What will compute it.
+        source: FP32 graph of a member.
+        pixels: Calibration images, uint8 `[images, height, width, 3]`; accuracy is never measured on them.
+        path: File for the QDQ graph.
+        backend: Backend that will run the graph.
     """
     forbid_telemetry()
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     inputs_alone = backend == "openvino"
-    with tempfile.TemporaryDirectory() as folder, quiet_converters():
+    with tempfile.TemporaryDirectory() as folder, silence_converters():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             path,
-            _Reader(pixels),
+            _CalibrationReader(pixels),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -76,8 +76,8 @@ def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path, back
             extra_options={
                 "WeightSymmetric": True,
                 "ActivationSymmetric": False,
-                # The mean of the batches' extremes (as arXiv 1806.08342 has it): one image that is not like the others
-                # would leave coarse steps for all.
+                # Average the batches' extremes (arXiv 1806.08342): otherwise one unusual image would make the
+                # quantisation steps coarse for all.
                 "CalibMovingAverage": True,
                 "OpTypesToExcludeOutputQuantization": [*_HEAVY] if inputs_alone else [],
             },
@@ -85,8 +85,8 @@ def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path, back
 
 
 def _operators(path: Path) -> list[str]:
-    """Return what to quantise: what is heavy and, where it is harmless, what lies between."""
+    """Return the operator types to quantise: heavy layers and, if accuracy allows, the operators between them."""
     present = {node.op_type for node in onnx.load(path).graph.node}
-    # The residual sums of transformers, which layer normalisation tames, have outliers that 8 bits can't hold:
-    # a ViT's logits moved by more than their own spread with Add, by a tenth of it without.
+    # The residual sums of transformers have outliers that 8 bits can't hold: with Add quantised, a ViT's logits moved
+    # by more than their own spread; without it, by a tenth of the spread.
     return [*_HEAVY] if "LayerNormalization" in present else [*_HEAVY, *_BETWEEN]

@@ -1,4 +1,4 @@
-"""Artefacts on this machine: what a graph answers, and how fast.
+"""Run artefacts on this machine: their logits and their latency.
 
 PIXELS  uint8 [images, height, width, 3]  →  LOGITS  float32 [images, classes]
 """
@@ -29,20 +29,20 @@ Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
 _BATCH = 16
-# What our OpenVINO backend compiles a graph for, where there is no Plurum to import this from.
+# Batch sizes that Plurum's OpenVINO backend compiles a graph for; it runs where Plurum is not installed.
 _TOGETHER = (4, 2, 1)
 _WARM_UP, _TIMED = 3, 15
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """One member in one precision, ready to be served.
+    """Graph of a member in one precision for one backend.
 
     Attributes:
-        member: Its name.
-        precision: What it computes in.
-        backend: What serves it.
-        path: The ONNX file.
+        member: Name of the member.
+        precision: Precision of the computation.
+        backend: Backend that will serve the graph.
+        path: ONNX file.
     """
 
     member: str
@@ -52,15 +52,15 @@ class Artefact:
 
     @property
     def execution(self) -> Execution:
-        """Precision and backend."""
+        """Precision and backend of the artefact."""
         return Execution(self.precision, self.backend)
 
 
 def onnx_session(path: Path, threads: int = 0) -> Any:
-    """Return an ONNX Runtime session on the CPU; 0 threads let it choose."""
+    """Return an ONNX Runtime session on the CPU; with `threads=0`, ONNX Runtime chooses their number."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Warnings about graphs are judged by parity and by `plurum doctor`.
+    # Errors only: parity and `plurum doctor` check the graphs.
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
@@ -68,25 +68,25 @@ def onnx_session(path: Path, threads: int = 0) -> Any:
 def openvino_runner(
     path: Path, outputs: Sequence[str], threads: int = 0, *, bf16: bool = False
 ) -> Callable[[Pixels], list[npt.NDArray[Any]]]:
-    """Return what our OpenVINO backend does with a batch, by a graph compiled for one, two and four images.
+    """Return a function that runs a batch as Plurum's OpenVINO backend does, with graphs for 4, 2 and 1 images.
 
     Args:
-        path: PIXELS → `outputs`, any batch.
-        outputs: What is returned, each `[images, …]`, in this order.
-        threads: Of an image; 0 lets OpenVINO choose.
-        bf16: Whether it computes in BF16, where the processor can.
+        path: ONNX file, PIXELS → `outputs`, with a dynamic batch dimension.
+        outputs: Names of the outputs to return, each `[images, …]`, in this order.
+        threads: Threads per inference; 0 lets OpenVINO choose.
+        bf16: If True, compute in BF16 on processors that support it.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
     """
     with needs_extra("openvino"):
         import openvino
-    # The precision is stated: left out, it is BF16 wherever the processor can.
+    # State the precision: OpenVINO's default is BF16 on processors that support it.
     options: dict[str, Any] = {"NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
     options["ENABLE_CPU_PINNING"] = False
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
-    # OpenVINO meets NumPy in its first call, and two threads that both make that one wait for each other forever.
+    # OpenVINO imports NumPy in its first call, and two threads that make it at once deadlock.
     openvino.Type.u8.to_dtype()
     core = openvino.Core()
     model = core.read_model(path)
@@ -96,37 +96,39 @@ def openvino_runner(
         models[size] = core.compile_model(model, "CPU", options)
 
     def run(batch: Pixels) -> list[npt.NDArray[Any]]:
-        row, answers = 0, []
+        row, results = 0, []
         for size, compiled in models.items():
             while len(batch) - row >= size:
-                answers.append(compiled({INPUT_PIXELS: batch[row : row + size]}))
+                results.append(compiled({INPUT_PIXELS: batch[row : row + size]}))
                 row += size
-        return [np.concatenate([answer[name] for answer in answers]) for name in outputs]
+        return [np.concatenate([result[name] for result in results]) for name in outputs]
 
     return run
 
 
 def logits_from_model(model: PixelModel, pixels: Pixels) -> Logits:
-    """Return what PyTorch answers, the reference."""
+    """Return PyTorch's logits, the reference."""
 
-    def answer(batch: Pixels) -> Logits:
+    def infer(batch: Pixels) -> Logits:
         with torch.inference_mode():
             return np.asarray(model(torch.from_numpy(batch)).numpy())
 
-    return _in_batches(answer, pixels)
+    return _run_in_batches(infer, pixels)
 
 
 def logits_from_artefact(artefact: Artefact, pixels: Pixels) -> Logits:
-    """Return what the artefact answers here; one for TensorRT is run by ONNX Runtime, which computes FP16 wider.
+    """Return the artefact's logits on this machine.
+
+    ONNX Runtime runs artefacts for TensorRT; on a CPU it computes FP16 in a wider type.
 
     Raises:
         MissingExtraError: OpenVINO is needed and not installed.
     """
-    return _in_batches(_runner(artefact, threads=0), pixels)
+    return _run_in_batches(_runner(artefact, threads=0), pixels)
 
 
 def latency_ms(artefact: Artefact, pixels: Pixels) -> float:
-    """Return the median time of one image on one thread, as `plurum serve` runs members, in milliseconds."""
+    """Return the median latency of one image on one thread, as `plurum serve` runs members, in milliseconds."""
     run, image = _runner(artefact, threads=1), np.ascontiguousarray(pixels[:1])
     times = []
     for _ in range(_WARM_UP + _TIMED):
@@ -144,6 +146,6 @@ def _runner(artefact: Artefact, threads: int) -> Callable[[Pixels], Logits]:
     return lambda batch: np.asarray(session.run([LOGITS], {INPUT_PIXELS: batch})[0])
 
 
-def _in_batches(answer: Callable[[Pixels], Logits], pixels: Pixels) -> Logits:
-    # Copies: a run's pixels are mapped from a file that must not be written to, which PyTorch warns of.
-    return np.concatenate([answer(np.array(pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)])
+def _run_in_batches(infer: Callable[[Pixels], Logits], pixels: Pixels) -> Logits:
+    # Copies, because a run's pixels are a read-only file mapping, which PyTorch warns about.
+    return np.concatenate([infer(np.array(pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)])

@@ -1,1 +1,1 @@
-"""Model repositories: their parts, their configuration and the checks before they are published."""
+"""Build Triton model repositories: graphs, configurations, and checks before publication."""

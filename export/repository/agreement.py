@@ -1,6 +1,6 @@
-"""Do a repository's parts agree: files with their list, configs with the contract, steps with models?
+"""Check that a repository's parts agree: files with the manifest, configs with `ensemble.json`, steps with models.
 
-Each check returns its faults in words; an empty list is well.
+Each check returns its faults in words; an empty list means that it passed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from tritonclient.grpc import model_config_pb2 as pb
 
-from plurum.export.manifest import Manifest
+from plurum.export.manifest import ExportManifest
 from plurum.export.repository.configs import (
     FUSED,
     LABELS,
@@ -26,11 +26,11 @@ from plurum.export.repository.configs import (
 from plurum.listing import Differences
 from plurum.spec import Ensemble
 
-__all__ = ["contract_faults", "copy_faults", "expected_configs", "file_faults", "stated_faults", "wiring_faults"]
+__all__ = ["config_faults", "copy_faults", "expected_configs", "file_faults", "parameter_faults", "wiring_faults"]
 
 
-def expected_configs(ensemble: Ensemble, manifest: Manifest) -> dict[str, Any]:
-    """Return what the contract wants of every model, by name: inputs, outputs and the largest batch."""
+def expected_configs(ensemble: Ensemble, manifest: ExportManifest) -> dict[str, Any]:
+    """Return the config of every model that `ensemble` needs, by name: inputs, outputs and the largest batch."""
     most = manifest.max_batch_size
     configs = [
         *(member_config(member, most) for member in ensemble.members),
@@ -45,44 +45,46 @@ def expected_configs(ensemble: Ensemble, manifest: Manifest) -> dict[str, Any]:
     return {str(config.name): config for config in configs}
 
 
-def stated_faults(config: Any, expected: Any) -> list[str]:
-    """Are the inputs and outputs that a config states, and the largest batch, those of the contract?"""
+def config_faults(config: Any, expected: Any) -> list[str]:
+    """Check that the name, inputs, outputs and largest batch in a config are the expected ones."""
     faults = []
     if config.name not in {"", expected.name}:
-        faults.append(f"config.pbtxt is of {config.name}")
+        faults.append(f"name: expected {expected.name} in config.pbtxt, got {config.name}")
     if config.max_batch_size != expected.max_batch_size:
-        faults.append(f"config.pbtxt takes batches of {config.max_batch_size}, not of {expected.max_batch_size}")
+        faults.append(
+            f"max_batch_size: expected {expected.max_batch_size} in config.pbtxt, got {config.max_batch_size}"
+        )
     for kind in ("input", "output"):
-        stated, wanted = _tensors(getattr(config, kind)), _tensors(getattr(expected, kind))
-        faults += [f"config.pbtxt states no {kind} {name}" for name in wanted if name not in stated]
-        faults += [f"config.pbtxt states the {kind} {name}, which is not one" for name in stated if name not in wanted]
+        stated, needed = _tensors(getattr(config, kind)), _tensors(getattr(expected, kind))
+        faults += [f"config.pbtxt lacks the {kind} {name}" for name in needed if name not in stated]
+        faults += [f"config.pbtxt has an unknown {kind} {name}" for name in stated if name not in needed]
         faults += [
-            f"{kind} {name} is {stated[name]} in config.pbtxt and {tensor} by the contract"
-            for name, tensor in wanted.items()
+            f"{kind} {name} is {stated[name]} in config.pbtxt and {tensor} by ensemble.json"
+            for name, tensor in needed.items()
             if stated.get(name, tensor) != tensor
         ]
     return faults
 
 
-def contract_faults(config: Any, ensemble: Ensemble) -> list[str]:
-    """Does a chain tell clients the contract that the repository has?"""
-    told = config.parameters["contract"].string_value if "contract" in config.parameters else ""
+def parameter_faults(config: Any, ensemble: Ensemble) -> list[str]:
+    """Check that the parameter `contract`, which clients read, equals `ensemble.json`."""
+    text = config.parameters["contract"].string_value if "contract" in config.parameters else ""
     try:
-        same = Ensemble.model_validate_json(told) == ensemble
+        same = Ensemble.model_validate_json(text) == ensemble
     except ValidationError:
-        return ["the parameter contract in config.pbtxt is no contract; clients read it"]
-    return [] if same else ["the parameter contract in config.pbtxt is another contract than ensemble.json"]
+        return ["the parameter contract in config.pbtxt, which clients read, is not the text of an ensemble.json"]
+    return [] if same else ["the parameter contract in config.pbtxt differs from ensemble.json"]
 
 
 def copy_faults(copy: Path, repository: Path) -> list[str]:
-    """Is the contract beside a Python model the repository's?"""
+    """Check that the `ensemble.json` beside a Python model equals the repository's."""
     if copy.read_bytes() == (repository / "ensemble.json").read_bytes():
         return []
-    return [f"{copy.relative_to(repository)} is another contract than the repository's"]
+    return [f"{copy.relative_to(repository)} differs from the repository's ensemble.json"]
 
 
-def file_faults(differences: Differences, manifest: Manifest) -> list[str]:
-    """Is every listed file there, as it was exported? Graphs are left to the check of their own."""
+def file_faults(differences: Differences, manifest: ExportManifest) -> list[str]:
+    """Check that every listed file is present and unchanged; graphs have a check of their own."""
     graphs = {one.file for one in manifest.artefacts}
     return [
         *(f"{name} is missing" for name in differences.missing if name not in graphs),
@@ -91,12 +93,12 @@ def file_faults(differences: Differences, manifest: Manifest) -> list[str]:
 
 
 def wiring_faults(config: Any, members: list[str], configs: dict[str, Any]) -> list[str]:
-    """Does every member reach the voter once, in the contract's order, and do all steps lead to models?"""
+    """Check that all steps name models, and that every member reaches the voter once, in the order of the ensemble."""
     steps = {step.model_name: step for step in config.ensemble_scheduling.step}
-    faults = [f"a step asks {name}, which is not in the repository" for name in steps if name not in configs]
+    faults = [f"a step calls {name}, which is not in the repository" for name in steps if name not in configs]
     if "voter" not in steps:
         if set(steps) - {"preprocess"} != {FUSED, LABELS}:
-            faults.append("no step asks the voter, nor the fused graph and its labels")
+            faults.append("no step calls the voter, or the fused graph and its labels")
         return faults
     makers = {
         tensor: step.model_name for step in config.ensemble_scheduling.step for tensor in step.output_map.values()
@@ -104,7 +106,8 @@ def wiring_faults(config: Any, members: list[str], configs: dict[str, Any]) -> l
     wired = [makers.get(steps["voter"].input_map.get(f"LOGITS_{index}", "")) for index in range(len(members))]
     faults += [f"member {name} does not reach the voter" for name in members if name not in wired]
     if not faults and wired != members:
-        faults.append(f"the voter hears {', '.join(map(str, wired))}; the contract's order is {', '.join(members)}")
+        order = ", ".join(map(str, wired))
+        faults.append(f"the voter gets {order}; the order in ensemble.json is {', '.join(members)}")
     return faults
 
 

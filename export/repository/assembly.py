@@ -1,12 +1,12 @@
-"""From members to a model repository that Triton serves.
+"""Assemble a Triton model repository from members.
 
-REPO/ensemble.json                      the contract (marks the folder as ours)
-REPO/parity.json                        how each artefact, and the vote, compared with PyTorch
-REPO/export.json                        what each artefact is and was made of
-REPO/questions.json                     what the artefacts answer to made-up images
-REPO/{ensemble,ensemble_pixels}         chains
-REPO/{preprocess,voter}/1               Python models, each with what it needs beside it
-REPO/MEMBER/1/model.onnx
+REPO/ensemble.json                      metadata of the ensemble
+REPO/parity.json                        differences of each artefact, and of the vote, from PyTorch
+REPO/export.json                        manifest of the export
+REPO/questions.json                     predictions for generated images, to check a release with
+REPO/{ensemble,ensemble_pixels}         Triton ensembles
+REPO/{preprocess,voter}/1               Python models, each with the modules that it imports
+REPO/MEMBER/1/model.onnx                graph of each member
 REPO/{ensemble_fused,fused,labels}      with --fused: one graph of members and vote, and its labels
 """
 
@@ -25,7 +25,7 @@ from plurum.errors import ContractError, OutputError, RepositoryError
 from plurum.export.graphs.fused import fused_from_onnx, verdict_from_fused
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, logits_from_artefact
-from plurum.export.manifest import Published, is_current, read_manifest, write_manifest
+from plurum.export.manifest import PublishedGraph, is_current, read_manifest, write_manifest
 from plurum.export.repository.configs import (
     FUSED,
     LABELS,
@@ -38,8 +38,8 @@ from plurum.export.repository.configs import (
     text_of,
     voter_config,
 )
-from plurum.export.repository.parity import Parity, check_parity, verdict_of, vote_parity
-from plurum.export.repository.selection import Choice, Sample, choose, evenly
+from plurum.export.repository.parity import Parity, check_parity, verdict_from_members, vote_parity
+from plurum.export.repository.selection import MemberChoice, ParitySample, choose_artefact, select_evenly
 from plurum.export.settings import Backend, Execution, ExportSettings, Precision
 from plurum.files import atomic_folder, sha256_of
 from plurum.models import model_from_checkpoint
@@ -49,9 +49,16 @@ from plurum.run import Run, Split
 from plurum.spec import Ensemble, write_contract
 from plurum.voting import softmax
 
-__all__ = ["Exported", "claim", "recorded_answers", "repository_from_onnx", "repository_from_run", "voted_choices"]
+__all__ = [
+    "ExportResult",
+    "check_output_folder",
+    "record_predictions",
+    "repository_from_onnx",
+    "repository_from_run",
+    "select_passing_choices",
+]
 
-# Which files of ours each Python model finds beside it.
+# Files of the package that are copied beside each Python model.
 _PREPROCESS = (
     ("model_repository", "preprocess", "model.py"),
     ("images.py",),
@@ -68,56 +75,56 @@ _LABELS = (
     ("model_repository", "voter", "metrics.py"),
     ("voting.py",),
 )
-# From the finest to the coarsest; the vote is held to the budget of the coarsest among its members.
+# From the finest to the coarsest; the vote gets the budget of its members' coarsest precision.
 _COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
-# Between one processor and another, of a probability.
+# Difference of a probability between processors.
 _PROCESSORS_DIFFER = 1e-3
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What came of an export.
+class ExportResult:
+    """Result of an export.
 
     Attributes:
-        unchanged: Whether the repository was already made of exactly this, so that nothing was done.
-        parities: Of every artefact and of the vote.
-        artefacts: What was published.
+        unchanged: True if the repository was already up to date, so that nothing was done.
+        parities: Parity of every artefact and of the vote.
+        artefacts: Graphs in the repository.
     """
 
     unchanged: bool
     parities: tuple[Parity, ...]
-    artefacts: tuple[Published, ...]
+    artefacts: tuple[PublishedGraph, ...]
 
 
 def repository_from_run(
     run: Run, out: Path, settings: ExportSettings, progress: Callable[[str], None] = lambda _: None
-) -> Exported:
-    """Export every member of a fitted run, check it, and put the repository at `out`, whole or not at all.
+) -> ExportResult:
+    """Export every member of a fitted run, check it, and write the repository to `out` atomically.
 
     Args:
-        run: With `ensemble.json`, checkpoints and data.
-        out: A new or empty folder, or a repository of ours, which stays until the new one takes its place.
+        run: Run with `ensemble.json`, checkpoints and data.
+        out: New or empty folder, or a Plurum repository, which stays in place until the new one replaces it.
         settings: Target, precision, batch size and budgets.
-        progress: Told what is being done, a line each.
+        progress: Called with one line per step.
 
     Raises:
-        ContractError: the run is not fitted, or something in it is broken.
-        MissingExtraError: the precision asked for needs a package that is not installed.
-        OutputError: `out` holds something else or can't be written to.
-        ParityError: an artefact or the vote answers otherwise than PyTorch; `out` stays as it was.
+        ContractError: the run is not fitted, or one of its files is invalid.
+        MissingExtraError: the requested precision needs a package that is not installed.
+        OutputError: `out` holds other files or can't be written.
+        ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
     """
     ensemble = run.ensemble()
-    claim(out)
+    check_output_folder(out)
     if is_current(out, ensemble, settings):
-        return _exported_before(out)
-    sample = _sample(run, settings)
+        return _read_previous_export(out)
+    sample = _load_sample(run, settings)
     with atomic_folder(out) as hidden, tempfile.TemporaryDirectory() as folder:
         choices = []
         for member in ensemble.members:
             model = PixelModel(model_from_checkpoint(member, run.checkpoint(member)), member.image)
-            choices.append(choose(member.name, model, sample, settings, Path(folder), progress))
-        choices, vote = voted_choices(ensemble, choices, sample, settings)
-        published = tuple(_publish(choice, hidden) for choice in choices)
+            choices.append(choose_artefact(member.name, model, sample, settings, Path(folder), progress))
+        choices, vote = select_passing_choices(ensemble, choices, sample, settings)
+        published = tuple(_copy_graph(choice, hidden) for choice in choices)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
         _assemble(ensemble, hidden, settings.max_batch_size, artefacts)
         parities = (*(choice.candidate.parity for choice in choices), vote)
@@ -126,28 +133,28 @@ def repository_from_run(
             fused, parity = _fuse(ensemble, choices, sample, settings, hidden)
             published, parities = (*published, fused), (*parities, parity)
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
-        write_contract(hidden / PROBES_FILE, recorded_answers(ensemble, list(artefacts.values()), settings))
+        write_contract(hidden / PROBES_FILE, record_predictions(ensemble, list(artefacts.values()), settings))
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_manifest(hidden, ensemble, settings, published)
-    return Exported(unchanged=False, parities=parities, artefacts=published)
+    return ExportResult(unchanged=False, parities=parities, artefacts=published)
 
 
 def repository_from_onnx(
     ensemble: Ensemble, graphs: Mapping[str, Path], out: Path, max_batch_size: int = 16, *, fused: bool = False
 ) -> None:
-    """Put a repository of graphs that exist already at `out`, whole or not at all; they are not checked here.
+    """Write a repository of existing graphs to `out` atomically, without checking the graphs.
 
     Args:
-        ensemble: The contract.
-        graphs: By member name; PIXELS → LOGITS as `plurum.export.graphs.member` writes them.
-        out: A new or empty folder, or a repository of ours.
-        max_batch_size: Largest batch.
-        fused: Whether `ensemble_fused` is added.
+        ensemble: Metadata of the ensemble.
+        graphs: ONNX files by member name, PIXELS → LOGITS as `plurum.export.graphs.member` writes them.
+        out: New or empty folder, or a Plurum repository.
+        max_batch_size: Largest batch of every model.
+        fused: If True, add `ensemble_fused`.
 
     Raises:
-        OutputError: `out` holds something else or can't be written to.
+        OutputError: `out` holds other files or can't be written.
     """
-    claim(out)
+    check_output_folder(out)
     with atomic_folder(out) as hidden:
         for member in ensemble.members:
             (hidden / member.name / "1").mkdir(parents=True)
@@ -158,63 +165,63 @@ def repository_from_onnx(
             _write_fused(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
 
 
-def claim(out: Path) -> None:
-    """Make sure that `out` is free or a repository of ours.
+def check_output_folder(out: Path) -> None:
+    """Check that `out` is new, empty or a Plurum repository.
 
     Raises:
-        OutputError: it is a file, or holds something else.
+        OutputError: `out` is a file, or a folder with other files.
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; name a new folder for the repository")
     if out.is_dir() and any(out.iterdir()) and not (out / "voter" / "config.pbtxt").is_file():
-        raise OutputError(f"{out} holds something else than a model repository; name a new or an empty folder")
+        raise OutputError(f"{out} is not empty and not a model repository; name a new or an empty folder")
 
 
-def _exported_before(out: Path) -> Exported:
+def _read_previous_export(out: Path) -> ExportResult:
     path = out / "parity.json"
     try:
         report = json.loads(read_regular(path))
         parities = tuple(Parity.model_validate(parity) for parity in report["artefacts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RepositoryError(f"{path} can't be read; remove {out} and export the run again: {error!r:.200}") from error
-    return Exported(unchanged=True, parities=parities, artefacts=read_manifest(out).artefacts)
+    return ExportResult(unchanged=True, parities=parities, artefacts=read_manifest(out).artefacts)
 
 
-def _sample(run: Run, settings: ExportSettings) -> Sample:
-    """Return the images to check on, and others to calibrate on, each a share of its split that is the same always.
+def _load_sample(run: Run, settings: ExportSettings) -> ParitySample:
+    """Return validation images to check on and training images to calibrate on; the choice is deterministic.
 
     Raises:
         ContractError: the run has no validation or no training image.
     """
     table, pixels = run.table(), run.pixels()
     parts = {}
-    wanted: tuple[tuple[Split, int], ...] = (
+    limits: tuple[tuple[Split, int], ...] = (
         ("validation", settings.parity_images),
         ("train", settings.calibration_images),
     )
-    for split, most in wanted:
+    for split, most in limits:
         rows = table.rows(split)
         if not len(rows):
-            raise ContractError(f"{run.path} has no {split} images, which an export needs; train on data that has some")
-        parts[split] = evenly(rows, most)
+            raise ContractError(f"{run.path} has no {split} images, which an export needs; train on data with some")
+        parts[split] = select_evenly(rows, most)
     held_out = parts["validation"]
-    return Sample(pixels[held_out], table.labels[held_out], pixels[parts["train"]])
+    return ParitySample(pixels[held_out], table.labels[held_out], pixels[parts["train"]])
 
 
-def voted_choices(
-    ensemble: Ensemble, choices: list[Choice], sample: Sample, settings: ExportSettings
-) -> tuple[list[Choice], Parity]:
-    """Return the choices with which the vote passes, and how it does.
+def select_passing_choices(
+    ensemble: Ensemble, choices: list[MemberChoice], sample: ParitySample, settings: ExportSettings
+) -> tuple[list[MemberChoice], Parity]:
+    """Return choices with which the vote passes, and the parity of the vote.
 
-    Where precisions are chosen here, the member that differs most goes back to FP32 until the vote passes.
+    With `precision="auto"`, the member that differs most returns to FP32, until the vote passes.
 
     Raises:
-        ParityError: it doesn't.
+        ParityError: the vote does not pass.
     """
-    original = verdict_of([choice.original for choice in choices], ensemble.rule)
+    original = verdict_from_members([choice.original for choice in choices], ensemble.rule)
     while True:
         precision = max((choice.taken.precision for choice in choices), key=_COARSENESS.index)
-        exported = verdict_of([choice.candidate.probabilities for choice in choices], ensemble.rule)
+        exported = verdict_from_members([choice.candidate.probabilities for choice in choices], ensemble.rule)
         parity = vote_parity(
             "vote", precision, original, exported, sample.labels, settings.budget(precision), ensemble.rule
         )
@@ -229,10 +236,16 @@ def voted_choices(
         choices = [one.back_to_fp32(reason) if one is worst else one for one in choices]
 
 
-def recorded_answers(ensemble: Ensemble, artefacts: Sequence[Artefact], settings: ExportSettings) -> RecordedProbes:
-    """Return what the members' artefacts, in the contract's order, and the vote over them answer to made-up images."""
+def record_predictions(ensemble: Ensemble, artefacts: Sequence[Artefact], settings: ExportSettings) -> RecordedProbes:
+    """Return the vote's predictions for generated images.
+
+    Args:
+        ensemble: Metadata of the ensemble.
+        artefacts: Artefacts of the members, in the order of `ensemble`.
+        settings: Budgets, which give the tolerance.
+    """
     pixels = probe_images(ensemble.image.height, ensemble.image.width)
-    verdict = verdict_of((softmax(logits_from_artefact(one, pixels)) for one in artefacts), ensemble.rule)
+    verdict = verdict_from_members((softmax(logits_from_artefact(one, pixels)) for one in artefacts), ensemble.rule)
     coarsest = max((one.precision for one in artefacts), key=_COARSENESS.index)
     return RecordedProbes(
         probabilities=tuple(map(tuple, verdict.probabilities.tolist())),
@@ -240,20 +253,22 @@ def recorded_answers(ensemble: Ensemble, artefacts: Sequence[Artefact], settings
     )
 
 
-def _publish(choice: Choice, repository: Path) -> Published:
+def _copy_graph(choice: MemberChoice, repository: Path) -> PublishedGraph:
     artefact = choice.candidate.artefact
     path = repository / choice.member / "1" / "model.onnx"
     path.parent.mkdir(parents=True)
     shutil.copyfile(artefact.path, path)
-    published = _published(repository, choice.member, artefact.precision, artefact.backend, choice.reason)
+    published = _published_from_file(repository, choice.member, artefact.precision, artefact.backend, choice.reason)
     measured = {str(execution): one.latency_ms for execution, one in choice.candidates.items()}
     times = {name: round(time, 3) for name, time in measured.items() if time is not None}
     return published.model_copy(update={"latency_ms": times})
 
 
-def _published(repository: Path, model: str, precision: Precision, backend: Backend, reason: str) -> Published:
+def _published_from_file(
+    repository: Path, model: str, precision: Precision, backend: Backend, reason: str
+) -> PublishedGraph:
     path = repository / model / "1" / "model.onnx"
-    return Published(
+    return PublishedGraph(
         model=model,
         file=str(path.relative_to(repository)),
         sha256=sha256_of(path),
@@ -266,38 +281,38 @@ def _published(repository: Path, model: str, precision: Precision, backend: Back
 
 
 def _fuse(
-    ensemble: Ensemble, choices: list[Choice], sample: Sample, settings: ExportSettings, repository: Path
-) -> tuple[Published, Parity]:
+    ensemble: Ensemble, choices: list[MemberChoice], sample: ParitySample, settings: ExportSettings, repository: Path
+) -> tuple[PublishedGraph, Parity]:
     """Add `ensemble_fused` to the repository.
 
     Raises:
-        ParityError: it answers otherwise than PyTorch.
+        ParityError: the fused graph differs from PyTorch by more than its budget.
     """
     taken = [choice.taken for choice in choices]
-    # OpenVINO rounds to BF16 as it compiles, all or nothing, and the vote is FP32: such a member is its FP32 graph.
+    # OpenVINO rounds a whole graph to BF16 when it compiles it, and the vote needs FP32: use the FP32 graph instead.
     inside: list[Precision] = ["fp32" if one.precision == "bf16" else one.precision for one in taken]
     backend: Backend = "tensorrt" if settings.target == "gpu" else "onnxruntime"
     if Execution("int8", "openvino") in taken:
-        # ONNX Runtime would compute what is rounded for OpenVINO in FP32.
+        # ONNX Runtime would run graphs that were quantised for OpenVINO in FP32.
         backend = "openvino"
     precision = max(inside, key=_COARSENESS.index)
     graphs = [choice.candidate.artefact.path for choice in choices]
     path = _write_fused(ensemble, graphs, repository, settings.max_batch_size, backend)
     names = (choice.member for choice in choices)
     _state_precisions(repository / LABELS / "1", dict(zip(names, inside, strict=True)))
-    original = verdict_of([choice.original for choice in choices], ensemble.rule)
+    original = verdict_from_members([choice.original for choice in choices], ensemble.rule)
     exported = verdict_from_fused(path, sample.pixels, backend)
     budget = settings.budget(precision)
     parity = vote_parity("ensemble_fused", precision, original, exported, sample.labels, budget, ensemble.rule)
     check_parity(parity)
-    reason = f"of {', '.join(f'{choice.member} in {one}' for choice, one in zip(choices, inside, strict=True))}"
-    return _published(repository, FUSED, precision, backend, reason), parity
+    reason = ", ".join(f"{choice.member} in {one}" for choice, one in zip(choices, inside, strict=True))
+    return _published_from_file(repository, FUSED, precision, backend, reason), parity
 
 
 def _write_fused(
     ensemble: Ensemble, graphs: Sequence[Path], repository: Path, max_batch_size: int, backend: Backend
 ) -> Path:
-    """Add the fused graph, its labels and their chain; return the graph's path."""
+    """Add the fused graph, its labels and their Triton ensemble; return the graph's path."""
     path = _write_config(repository, fused_config(ensemble, max_batch_size, backend)) / "model.onnx"
     fused_from_onnx(graphs, ensemble.rule, len(ensemble.classes), path)
     _add_python(_write_config(repository, labels_config(ensemble, max_batch_size)), ensemble, _LABELS)
@@ -306,7 +321,7 @@ def _write_fused(
 
 
 def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int, artefacts: Mapping[str, Artefact]) -> None:
-    """Add everything but the graphs; a member without an artefact is served by ONNX Runtime."""
+    """Add everything except the graphs; ONNX Runtime serves members without an artefact."""
     for member in ensemble.members:
         artefact = artefacts.get(member.name)
         made = (artefact.execution,) if artefact else ()
@@ -323,7 +338,7 @@ def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int, artefacts: 
 
 
 def _add_python(version: Path, ensemble: Ensemble, sources: tuple[tuple[str, ...], ...]) -> None:
-    """Give a Python model its code and the contract."""
+    """Copy a Python model's code and `ensemble.json` into its version folder."""
     write_contract(version / "ensemble.json", ensemble)
     for source in sources:
         with as_file(files("plurum").joinpath(*source)) as path:
@@ -331,12 +346,12 @@ def _add_python(version: Path, ensemble: Ensemble, sources: tuple[tuple[str, ...
 
 
 def _state_precisions(version: Path, precisions: Mapping[str, Precision]) -> None:
-    """Have a Python model know what each member computes in, for its metrics."""
+    """Write each member's precision beside a Python model, which states it in its metrics."""
     (version / "precisions.json").write_text(json.dumps(precisions) + "\n", encoding="utf-8")
 
 
 def _write_config(folder: Path, config: Any) -> Path:
-    """Write a model's config and return its version folder, which Triton wants even where it stays empty."""
+    """Write a model's config and return its version folder, which Triton needs even if it is empty."""
     version = folder / str(config.name) / "1"
     version.mkdir(parents=True, exist_ok=True)
     (version.parent / "config.pbtxt").write_text(text_of(config), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""From checkpoints that Plurum never trained to a model repository: a state dict each, and the architectures' names.
+"""Export checkpoints that Plurum did not train: one state dict per member, and the names of their architectures.
 
-They vote with equal weights, uncalibrated. Without labelled images their graphs are checked against PyTorch on
-generated ones. That is enough for FP32, whose graph is right or wrong on any image; coarser precisions need labelled
-images, to be calibrated and checked on.
+Members vote with equal weights, uncalibrated. Without labelled images, their graphs are checked against PyTorch on
+generated images. That suffices for FP32, because a wrong FP32 graph differs on any image. Coarser precisions need
+labelled images for calibration and checks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from plurum.errors import OutputError, SettingsError
-from plurum.export.repository.assembly import Exported, repository_from_run
+from plurum.export.repository.assembly import ExportResult, repository_from_run
 from plurum.export.settings import ExportSettings
 from plurum.files import sha256_of
 from plurum.models import model_from_tensors
@@ -32,7 +32,7 @@ from plurum.run import DataContract, Run, Split, Table
 from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Voting, write_contract
 from plurum.state_dicts import read_state_dict
 
-__all__ = ["Labelled", "repository_from_checkpoints"]
+__all__ = ["ExportImages", "repository_from_checkpoints"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ _GENERATED = 32
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images whose classes are known, decoded as the checkpoints' members see them.
+class ExportImages:
+    """Labelled images for an export, at the members' input size.
 
     Attributes:
-        source: As it was named by the user.
-        pixels: uint8 `[images, height, width, 3]`.
-        classes: The name of each image's class.
-        table: Where each came from, and its split: artefacts are checked on `validation` and calibrated on `train`.
+        source: Data source, as named by the user.
+        pixels: Images, uint8 `[images, height, width, 3]`.
+        classes: Class name of each image.
+        table: Source, patient and split of each image; `validation` checks artefacts, `train` calibrates them.
     """
 
     source: str
@@ -66,81 +66,80 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
     settings: ExportSettings,
     progress: Callable[[str], None] = lambda _: None,
     *,
-    labelled: Labelled | None = None,
-) -> Exported:
-    """Put a repository of `checkpoints` at `out`, whole or not at all; a member is called like its file.
+    labelled: ExportImages | None = None,
+) -> ExportResult:
+    """Write a repository of `checkpoints` to `out` atomically; each member is named after its file.
 
     Args:
-        checkpoints: Files with a state dict: safetensors, or PyTorch's own (read with `weights_only`).
-        archs: What `timm.create_model` takes: one for all, or one for each.
-        classes: Names, in the order of the outputs.
-        image: What they were trained on.
-        out: A new or empty folder, or a repository of ours.
-        settings: Of the export; FP32 alone where there are no labelled images.
-        progress: Told what is being done, a line each.
-        labelled: What to check and to calibrate on; None generates images.
+        checkpoints: Files with a state dict: safetensors, or PyTorch's own format (read with `weights_only`).
+        archs: Architecture names for `timm.create_model`: one for all files, or one per file.
+        classes: Class names, in the order of the outputs.
+        image: Image spec that the members were trained with.
+        out: New or empty folder, or a Plurum repository.
+        settings: Export settings; precisions other than FP32 need `labelled`.
+        progress: Called with one line per step.
+        labelled: Labelled images to check and calibrate on; None generates images.
 
     Raises:
-        ContractError: a file is no state dict, or does not fit its architecture.
-        OutputError: `out` holds something else or can't be written to.
-        ParityError: a graph answers otherwise than its original.
-        SettingsError: numbers of files and architectures differ, or the precision needs labelled images.
+        ContractError: a file is not a state dict, or does not fit its architecture.
+        OutputError: `out` holds other files or can't be written.
+        ParityError: a graph differs from its PyTorch model by more than its budget.
+        SettingsError: the numbers of files and architectures differ, or the precision needs labelled images.
     """
     if settings.precision != "fp32" and labelled is None:
         raise SettingsError(
-            f"--precision {settings.precision} is checked on labelled images, and checkpoints come without; name some "
-            f"with --images DATA, or export in fp32"
+            f"--precision: {settings.precision} needs labelled images to calibrate and check on. Name some with "
+            f"--images DATA, or choose fp32"
         )
     if len(archs) not in {1, len(checkpoints)}:
-        raise SettingsError(f"{len(archs)} --arch for {len(checkpoints)} checkpoints; name one for all or one for each")
+        expected = "1" if len(checkpoints) == 1 else f"1 or {len(checkpoints)}"
+        raise SettingsError(f"--arch: expected {expected} for {len(checkpoints)} checkpoints, got {len(archs)}")
     names = _member_names(checkpoints)
     of_each = list(archs) if len(archs) == len(checkpoints) else list(archs) * len(checkpoints)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
         try:
             members = tuple(
-                _member(run, name, file, arch, tuple(classes), image)
+                _create_member(run, name, file, arch, tuple(classes), image)
                 for name, file, arch in zip(names, checkpoints, of_each, strict=True)
             )
-            _write_run(run, members, tuple(classes), image, labelled or _generated(image, classes[0]))
+            _write_run(run, members, tuple(classes), image, labelled or _generate_images(image, classes[0]))
         except ValidationError as error:
             fault = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-            raise SettingsError(f"these checkpoints make no ensemble: {fault}") from error
+            raise SettingsError(f"these checkpoints do not form an ensemble: {fault}") from error
         except (OSError, SafetensorError) as error:
             reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
-            place = tempfile.gettempdir()
-            raise OutputError(f"copies of the checkpoints can't be written below {place} (TMPDIR): {reason}") from error
+            folder_name = tempfile.gettempdir()
+            raise OutputError(f"can't copy the checkpoints to {folder_name} (TMPDIR): {reason}") from error
         return repository_from_run(run, out, settings, progress)
 
 
 def _member_names(checkpoints: Sequence[Path]) -> list[str]:
-    """Return what each member is called: like its file, in letters that a model's name may have.
+    """Return each member's name: its file's name, restricted to characters that a Triton model name may have.
 
     Raises:
-        SettingsError: two would be called alike.
+        SettingsError: two members would have the same name.
     """
     names: dict[str, Path] = {}
     for file in checkpoints:
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", file.name.rsplit(".", 1)[0]).lstrip("_.-")[:100] or "member"
         if name in names:
-            raise SettingsError(
-                f"the members of {names[name]} and {file} would both be called {name!r}; rename one of the files"
-            )
+            raise SettingsError(f"{names[name]} and {file} give the same member name {name!r}; rename one of the files")
         names[name] = file
     return list(names)
 
 
-def _member(run: Run, name: str, file: Path, arch: str, classes: tuple[str, ...], image: ImageSpec) -> Member:
+def _create_member(run: Run, name: str, file: Path, arch: str, classes: tuple[str, ...], image: ImageSpec) -> Member:
     held = read_state_dict(file)
     if held.note:
         _LOG.warning("%s: %s", file, held.note)
     state = held.tensors
-    # Here already, so that a message names the file and not a copy of it.
+    # Load the model here, so that an error message names the file and not its copy.
     model_from_tensors(file, state, arch, len(classes))
     folder = run.member_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.safetensors"
-    # Copies: tensors that share memory are refused.
+    # Clone, because safetensors refuses tensors that share memory.
     save_file({key: value.detach().clone().contiguous() for key, value in state.items()}, checkpoint)
     return Member(
         name=name,
@@ -153,7 +152,7 @@ def _member(run: Run, name: str, file: Path, arch: str, classes: tuple[str, ...]
 
 
 def _write_run(
-    run: Run, members: tuple[Member, ...], classes: tuple[str, ...], image: ImageSpec, labelled: Labelled
+    run: Run, members: tuple[Member, ...], classes: tuple[str, ...], image: ImageSpec, labelled: ExportImages
 ) -> None:
     digest = hashlib.sha256("\n".join(labelled.classes).encode())
     for one in labelled.pixels:
@@ -182,8 +181,8 @@ def _write_run(
     write_contract(run.ensemble_file, ensemble)
 
 
-def _generated(image: ImageSpec, name: str) -> Labelled:
-    """Return coloured images, from large squares to single pixels of noise, all said to be of the class `name`."""
+def _generate_images(image: ImageSpec, name: str) -> ExportImages:
+    """Return generated images, from large coloured squares to noise of single pixels, all labelled `name`."""
     generator, images = np.random.default_rng(0), []
     for index in range(_GENERATED + 1):
         side = max(1, min(image.height, image.width) >> (index % 6))
@@ -199,4 +198,4 @@ def _generated(image: ImageSpec, name: str) -> Labelled:
         patients=("",) * count,
         splits=tuple(splits),
     )
-    return Labelled(_SOURCE, np.stack(images), (name,) * count, table)
+    return ExportImages(_SOURCE, np.stack(images), (name,) * count, table)

@@ -1,7 +1,6 @@
 """Triton model configurations, built as protobuf and written as text.
 
-What is left out here (how many instances, how many threads) depends on the machine that serves, and
-`plurum serve` fills it in there.
+The numbers of instances and threads are left out: they depend on the machine that serves, and `plurum serve` adds them.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def member_config(member: Member, max_batch_size: int, execution: Execution = EX
 
 
 def preprocess_config(ensemble: Ensemble, max_batch_size: int) -> Any:
-    """Return the config of the Python model that decodes: IMAGE → PIXELS."""
+    """Return the config of the Python model that decodes images: IMAGE → PIXELS."""
     config = _config("preprocess", max_batch_size, backend="python")
     config.input.append(_tensor(pb.ModelInput, IMAGE, "TYPE_STRING", (1,)))
     config.output.append(_pixels(pb.ModelOutput, ensemble))
@@ -54,18 +53,18 @@ def preprocess_config(ensemble: Ensemble, max_batch_size: int) -> Any:
 
 
 def voter_config(ensemble: Ensemble, max_batch_size: int) -> Any:
-    """Return the config of the Python model that votes: LOGITS_0 … LOGITS_{M-1} → the answers."""
+    """Return the config of the Python model that votes: LOGITS_0 … LOGITS_{M-1} → the outputs of the ensemble."""
     config = _config("voter", max_batch_size, backend="python")
     for index in range(len(ensemble.members)):
         config.input.append(_tensor(pb.ModelInput, f"{LOGITS}_{index}", "TYPE_FP32", (len(ensemble.classes),)))
-    config.output.extend(_answers(ensemble))
+    config.output.extend(_ensemble_outputs(ensemble))
     return config
 
 
 def ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encoded: bool) -> Any:
-    """Return the config that chains the models: from IMAGE where `encoded`, else from PIXELS, to the answers.
+    """Return the config of the Triton ensemble of all models; its input is IMAGE if `encoded`, else PIXELS.
 
-    Its parameter `contract` holds the text of `ensemble.json`, so that a client can learn the classes' names.
+    The parameter `contract` holds the text of `ensemble.json`, from which clients read the class names.
     """
     config = _ensemble_config(name, ensemble, max_batch_size, encoded=encoded)
     steps = config.ensemble_scheduling.step
@@ -77,43 +76,43 @@ def ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encod
 
 
 def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> Any:
-    """Return the config of the graph of members and vote: PIXELS → the answers, the winner by its index.
+    """Return the config of the fused graph: PIXELS → the outputs of the ensemble, with INDEX instead of LABEL.
 
-    One instance with all cores: who asks it wants one answer soon. Whether it serves many better than the chain, too,
-    is for `plurum tune` to find out.
+    On CPUs it has one instance with all cores, for a low latency of single requests. `plurum tune` finds out whether it
+    also has a higher throughput than the chain.
     """
-    # Whatever its members are in: the vote is FP32.
+    # The vote is FP32 in every precision of the members.
     config = _graph_config(FUSED, max_batch_size, Execution("fp32", backend))
     if backend != "tensorrt":
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     config.input.append(_pixels(pb.ModelInput, ensemble))
-    config.output.extend(one for one in _answers(ensemble) if one.name != "LABEL")
+    config.output.extend(one for one in _ensemble_outputs(ensemble) if one.name != "LABEL")
     config.output.append(_tensor(pb.ModelOutput, "INDEX", "TYPE_INT32", (1,)))
     return config
 
 
 def labels_config(ensemble: Ensemble, max_batch_size: int) -> Any:
-    """Return the config of the Python model that names the winner: INDEX and the answers without LABEL → the answers.
+    """Return the config of the Python model that turns INDEX into LABEL and passes all other outputs on.
 
-    All of them come from this last step: an ensemble of Triton's refuses a request for some of its outputs where the
+    All outputs come from this last step, because a Triton ensemble refuses a request for some of its outputs if the
     others come from an earlier step.
     """
     config = _config(LABELS, max_batch_size, backend="python")
     config.input.append(_tensor(pb.ModelInput, "INDEX", "TYPE_INT32", (1,)))
-    answers = _answers(ensemble)
+    outputs = _ensemble_outputs(ensemble)
     config.input.extend(
-        pb.ModelInput(name=one.name, data_type=one.data_type, dims=one.dims) for one in answers if one.name != "LABEL"
+        pb.ModelInput(name=one.name, data_type=one.data_type, dims=one.dims) for one in outputs if one.name != "LABEL"
     )
-    config.output.extend(answers)
+    config.output.extend(outputs)
     return config
 
 
 def fused_ensemble_config(
     ensemble: Ensemble, max_batch_size: int, name: str = "ensemble_fused", *, encoded: bool = False
 ) -> Any:
-    """Return the config that chains the fused graph and its labels: from IMAGE where `encoded`, else from PIXELS.
+    """Return the config of the Triton ensemble of the fused graph; its input is IMAGE if `encoded`, else PIXELS.
 
-    It answers what `ensemble_config` answers, and carries the same `contract`.
+    It has the same outputs and the same parameter `contract` as `ensemble_config`.
     """
     config = _ensemble_config(name, ensemble, max_batch_size, encoded=encoded)
     tensors = {name: f"{FUSED}_{name}" for name in ("INDEX", *OUTPUTS) if name != "LABEL"}
@@ -124,7 +123,7 @@ def fused_ensemble_config(
 
 
 def _ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encoded: bool) -> Any:
-    """Return the config of an ensemble that has only the step that decodes, where `encoded`."""
+    """Return the config of a Triton ensemble without steps, or with the decoding step if `encoded`."""
     config = _config(name, max_batch_size, platform="ensemble")
     config.parameters["contract"].string_value = ensemble.model_dump_json()
     if encoded:
@@ -132,7 +131,7 @@ def _ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, enco
         config.ensemble_scheduling.step.append(_step("preprocess", {IMAGE: IMAGE}, {INPUT_PIXELS: INPUT_PIXELS}))
     else:
         config.input.append(_pixels(pb.ModelInput, ensemble))
-    config.output.extend(_answers(ensemble))
+    config.output.extend(_ensemble_outputs(ensemble))
     return config
 
 
@@ -151,7 +150,7 @@ def _graph_config(name: str, max_batch_size: int, execution: Execution) -> Any:
 def _config(name: str, max_batch_size: int, **fields: str) -> Any:
     config = pb.ModelConfig(name=name, max_batch_size=max_batch_size, **fields)
     if fields.get("platform") != "ensemble":
-        # No delay: while an instance is busy the next batch gathers by itself, and an idle one need not wait.
+        # No queue delay: a batch forms while an instance is busy, and an idle instance starts at once.
         config.dynamic_batching.SetInParent()
     return config
 
@@ -164,7 +163,7 @@ def _pixels(kind: Any, contract: Ensemble | Member) -> Any:
     return _tensor(kind, INPUT_PIXELS, "TYPE_UINT8", (contract.image.height, contract.image.width, 3))
 
 
-def _answers(ensemble: Ensemble) -> list[Any]:
+def _ensemble_outputs(ensemble: Ensemble) -> list[Any]:
     sizes = {"C": len(ensemble.classes), "M": len(ensemble.members)}
     return [
         _tensor(pb.ModelOutput, name, data_type, [sizes[dim] if isinstance(dim, str) else dim for dim in dims])

@@ -1,6 +1,6 @@
-"""Checks of one graph: does it load, is it what its config and its manifest say, is it legal for its target?
+"""Checks of one graph: that it loads, matches its config and its manifest, and fits its target.
 
-Each returns its faults in words; an empty list is well.
+Each check returns its faults in words; an empty list means that it passed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.export.graphs.runtimes import onnx_session
-from plurum.export.manifest import Published
+from plurum.export.manifest import PublishedGraph
 from plurum.export.settings import OPSET
 from plurum.spec import INPUT_PIXELS
 
@@ -34,23 +34,23 @@ _TYPES = {
     "TYPE_FP32": TensorProto.FLOAT,
     "TYPE_BOOL": TensorProto.BOOL,
 }
-# Less than this share of the weights in a precision, and it is not what the graph is in. Normalisation and what
-# overflows stay FP32; of small graphs that is more.
+# Smallest fraction of weights in the stated precision. Normalisation and tensors that would overflow stay FP32, a
+# larger fraction in small graphs.
 _MOST = 0.5
 
 
 def load_faults(path: Path) -> list[str]:
-    """Is it valid ONNX that ONNX Runtime loads?"""
+    """Check that the file is valid ONNX and that ONNX Runtime loads it."""
     try:
         onnx.checker.check_model(path, full_check=True)
         onnx_session(path)
-    except Exception as error:  # ONNX, protobuf and ONNX Runtime raise what they like
+    except Exception as error:  # ONNX, protobuf and ONNX Runtime have no common base class of errors
         return [(str(error).strip().splitlines() or [type(error).__name__])[0]]
     return []
 
 
 def operator_faults(model: Any) -> list[str]:
-    """Is it of the opset, and without the operators, that TensorRT builds?"""
+    """Check that TensorRT builds the graph's opset and operators."""
     versions = {one.domain: one.version for one in model.opset_import}
     faults = []
     if versions.get("", 0) > OPSET:
@@ -61,7 +61,7 @@ def operator_faults(model: Any) -> list[str]:
 
 
 def interface_faults(model: Any, config: Any) -> list[str]:
-    """Are inputs and outputs, their types and their shapes those that config.pbtxt states?"""
+    """Check that the names, types and shapes of inputs and outputs match config.pbtxt."""
     faults = []
     for kind, stated, present in (
         ("input", config.input, model.graph.input),
@@ -81,15 +81,15 @@ def interface_faults(model: Any, config: Any) -> list[str]:
 
 
 def pixel_faults(model: Any) -> list[str]:
-    """Is PIXELS consumed by Cast alone? TensorRT takes bytes for nothing else (their shape may be asked for)."""
+    """Check that only Cast and Shape take PIXELS; TensorRT supports UINT8 in no other operator."""
     consumers = {node.op_type for node in model.graph.node if INPUT_PIXELS in node.input}
     if others := sorted(consumers - {"Cast", "Shape"}):
         return [f"PIXELS, which is UINT8, goes into {', '.join(others)} before it is cast"]
     return []
 
 
-def precision_faults(model: Any, published: Published) -> list[str]:
-    """Is most of its weight in the precision that the manifest claims?"""
+def precision_faults(model: Any, published: PublishedGraph) -> list[str]:
+    """Check that most weights have the precision that the manifest states."""
     kinds = {"fp16": (TensorProto.FLOAT16,), "int8": (TensorProto.INT8, TensorProto.UINT8)}.get(
         published.precision, (TensorProto.FLOAT,)
     )
@@ -98,12 +98,12 @@ def precision_faults(model: Any, published: Published) -> list[str]:
     total = sum(size for kind, size in sizes if kind in floats)
     share = sum(size for kind, size in sizes if kind in kinds) / max(1, total)
     if share < _MOST:
-        return [f"{share:.0%} of the weights are {published.precision.upper()}, which the manifest claims"]
+        return [f"only {share:.0%} of the weights are {published.precision.upper()}, the precision in the manifest"]
     return []
 
 
 def quantisation_faults(model: Any, backend: str) -> list[str]:
-    """Are quantisation's zero points and types those that its target takes?"""
+    """Check that the backend supports the types and zero points of the quantisation."""
     if backend != "tensorrt":
         return []
     zero_points = {
@@ -125,7 +125,7 @@ def _shape_faults(what: str, dims: list[int], tensor: Any, max_batch_size: int) 
     shape = [one.dim_value if one.HasField("dim_value") else -1 for one in tensor.shape.dim]
     if max_batch_size > 0:
         if shape[:1] != [-1]:
-            yield f"{what} has no free batch dimension, and config.pbtxt takes batches of {max_batch_size}"
+            yield f"{what} has no dynamic batch dimension, and config.pbtxt takes batches of {max_batch_size}"
         shape = shape[1:]
     if len(shape) != len(dims) or any(a != b and -1 not in {a, b} for a, b in zip(shape, dims, strict=False)):
         yield f"{what} is {shape} in the graph and {dims} in config.pbtxt"

@@ -1,8 +1,8 @@
-"""Does an artefact answer as the model it came from? The gate before anything is published.
+"""Compare an artefact's predictions with PyTorch's; only artefacts that pass are published.
 
-Both sides answer the same held-out labelled images; what is compared is what counts afterwards: labels, probabilities,
-accuracy, NLL, calibration, and which answers go to a person. A budget says how much of each may change. How uncertain a
-vote says it is must be what its own members make it, in whatever precision.
+Both predict the same held-out labelled images. Labels, probabilities, accuracy, NLL, calibration and review flags may
+change within a budget. The uncertainty of a vote must equal what `plurum.voting` computes from the same members'
+probabilities, in any precision.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from plurum.errors import ParityError
 from plurum.export.settings import MEMBER_SLACK, Budget, Precision
 from plurum.voting import Verdict, VotingRule, decide
 
-__all__ = ["Parity", "check_parity", "member_parity", "verdict_of", "vote_parity"]
+__all__ = ["Parity", "check_parity", "member_parity", "verdict_from_members", "vote_parity"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-# Of ECE, as many as Guo et al. (arXiv 1706.04599) took.
+# Number of bins of ECE, as in Guo et al. (arXiv 1706.04599).
 _BINS = 15
 _TINY = float(np.finfo(np.float64).tiny)
-# Nats: far more than float32 rounds off, and far less than a wrong sum.
+# In nats: far above float32 rounding, far below the effect of a wrong sum.
 _UNCERTAINTY_LIMIT = 1e-3
 
 
 class Parity(BaseModel):
-    """How far an artefact's answers are from PyTorch's on the same labelled images.
+    """Differences between an artefact's predictions and PyTorch's on the same labelled images.
 
     Attributes:
         subject: A member's name, `vote`, or `ensemble_fused`.
-        precision: Of the artefact; of a vote, the coarsest among its members.
-        images: How many were asked.
-        flips: How many got another label.
-        review_flips: How many go to a person and did not, or the other way round; None for a member.
-        uncertainty_difference: Largest difference of an entropy, a disagreement (nats) or a standard deviation from
-            what `plurum.voting` makes of the probabilities that the artefact's own members state; None for a member.
+        precision: Precision of the artefact; for a vote, the coarsest of its members.
+        images: Number of images.
+        flips: Number of images whose label changed.
+        review_flips: Number of images whose review flag changed; None for a member.
+        uncertainty_difference: Largest difference of an entropy, a disagreement (both in nats) or a standard deviation
+            from the value that `plurum.voting` computes from the artefact's member probabilities; None for a member.
         max_difference: Largest difference of any probability, 0 to 1.
-        mean_difference: Mean over images of the largest difference.
-        accuracy: PyTorch's, 0 to 1.
-        accuracy_change: The artefact's less PyTorch's; likewise the next two.
-        nll_change: Of the mean negative log-likelihood, nats.
-        ece_change: Of the expected calibration error.
-        faults: What breaks the budget, in words; empty where the artefact may be published.
+        mean_difference: Mean over images of each image's largest difference.
+        accuracy: Accuracy of PyTorch's predictions, 0 to 1.
+        accuracy_change: Accuracy of the artefact minus PyTorch's.
+        nll_change: Mean negative log-likelihood of the artefact minus PyTorch's, in nats.
+        ece_change: Expected calibration error of the artefact minus PyTorch's.
+        faults: Limits of the budget that were exceeded, in words; empty if the artefact may be published.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,20 +67,29 @@ class Parity(BaseModel):
 
     @property
     def passed(self) -> bool:
-        """Whether the artefact may be published."""
+        """True if the artefact may be published."""
         return not self.faults
 
 
 def member_parity(
     name: str, precision: Precision, original: Floats, exported: Floats, labels: Ints, budget: Budget
 ) -> Parity:
-    """Compare a member's probabilities, `[images, classes]`, with PyTorch's; `labels` `[images]` are the truth."""
+    """Compare a member's probabilities with PyTorch's.
+
+    Args:
+        name: Name of the member.
+        precision: Precision of the artefact.
+        original: Probabilities of the PyTorch model, `[images, classes]`.
+        exported: Probabilities of the artefact, `[images, classes]`.
+        labels: True classes, `[images]`.
+        budget: Budget of the vote; a member may differ `MEMBER_SLACK` times as much.
+    """
     slack = {
         field: min(1.0, getattr(budget, field) * MEMBER_SLACK) for field in Budget.model_fields if "_diff" not in field
     }
     winners = (original.argmax(axis=-1), exported.argmax(axis=-1))
-    parity = _compared(name, precision, (original, exported), winners, labels)
-    return _judged(parity, budget.model_copy(update=slack))
+    parity = _compare(name, precision, (original, exported), winners, labels)
+    return _check_budget(parity, budget.model_copy(update=slack))
 
 
 def vote_parity(
@@ -92,43 +101,55 @@ def vote_parity(
     budget: Budget,
     rule: VotingRule,
 ) -> Parity:
-    """Compare two verdicts by `rule` on the same images; `labels` `[images]` are the truth."""
+    """Compare the artefact's verdict with PyTorch's.
+
+    Args:
+        subject: `vote` or `ensemble_fused`.
+        precision: Coarsest precision of the members.
+        original: Verdict of the PyTorch models.
+        exported: Verdict of the artefacts, on the same images.
+        labels: True classes, `[images]`.
+        budget: Allowed differences.
+        rule: Voting rule of both verdicts.
+    """
     probabilities = (original.probabilities, exported.probabilities)
-    parity = _compared(subject, precision, probabilities, (original.label, exported.label), labels)
+    parity = _compare(subject, precision, probabilities, (original.label, exported.label), labels)
     flips = int(np.count_nonzero(original.review != exported.review))
-    # Against its own members: how far rounding moved those is judged by the probabilities.
+    # Compare with the artefact's own members; the probabilities show how far rounding moved them.
     expected = decide(exported.member_probabilities, rule)
     pairs = [(getattr(exported, name), getattr(expected, name)) for name in ("entropy", "disagreement", "std")]
-    # Not the built-in max: it may lose a NaN.
-    difference = float(np.max([np.abs(stated - right).max() for stated, right in pairs]))
-    return _judged(parity.model_copy(update={"review_flips": flips, "uncertainty_difference": difference}), budget)
+    # Not the built-in max, which may drop a NaN.
+    difference = float(np.max([np.abs(stated - correct).max() for stated, correct in pairs]))
+    return _check_budget(
+        parity.model_copy(update={"review_flips": flips, "uncertainty_difference": difference}), budget
+    )
 
 
-def verdict_of(members: Iterable[Floats], rule: VotingRule) -> Verdict:
-    """Return the vote over the members' probabilities, each `[images, classes]`."""
+def verdict_from_members(members: Iterable[Floats], rule: VotingRule) -> Verdict:
+    """Return the vote over the members' probabilities, `[images, classes]` each."""
     return decide(np.stack(list(members), axis=1), rule)
 
 
 def check_parity(parity: Parity, notes: Iterable[str] = ()) -> None:
-    """Refuse to go on with an artefact that breaks its budget.
+    """Refuse an artefact that exceeds its budget.
 
     Args:
-        parity: How it fared.
-        notes: What else there is to tell of it.
+        parity: Parity of the artefact.
+        notes: Additional sentences for the message.
 
     Raises:
-        ParityError: it does; the message says by what.
+        ParityError: the artefact exceeds its budget; the message names the limits.
     """
     if parity.faults:
         raise ParityError(
-            f"the {parity.precision.upper()} graph of {parity.subject} answers otherwise than PyTorch on "
-            f"{parity.images} images: {'; '.join(parity.faults)}; nothing was written. Take a finer "
+            f"the {parity.precision.upper()} graph of {parity.subject} differs from PyTorch on "
+            f"{parity.images} images: {'; '.join(parity.faults)}. Nothing was written. Choose a finer "
             f"--precision, train a member that has hardly learnt for longer, or allow more with --tolerance (FP32) or "
             f"ExportSettings(budgets=…)" + "".join(f"; {note}" for note in notes)
         )
 
 
-def _compared(
+def _compare(
     subject: str, precision: Precision, pair: tuple[Floats, Floats], winners: tuple[Ints, Ints], labels: Ints
 ) -> Parity:
     differences = np.abs(pair[0] - pair[1]).max(axis=1)
@@ -150,23 +171,23 @@ def _compared(
     )
 
 
-def _judged(parity: Parity, budget: Budget) -> Parity:
+def _check_budget(parity: Parity, budget: Budget) -> Parity:
     measured = {
         "probabilities differ by up to": (parity.max_difference, budget.max_difference),
-        "share of other labels": (parity.flips / parity.images, budget.flips),
+        "fraction of changed labels": (parity.flips / parity.images, budget.flips),
         "loss of accuracy": (-parity.accuracy_change, budget.accuracy_loss),
         "increase of NLL": (parity.nll_change, budget.nll_increase),
-        # One image that crosses the edge of a bin moves ECE by about this.
+        # A single image that crosses the edge of a bin changes ECE by about 1 / images.
         "increase of ECE": (parity.ece_change, max(budget.ece_increase, 1 / parity.images)),
     }
     if parity.review_flips is not None:
-        measured["share of other reviews"] = (parity.review_flips / parity.images, budget.review_flips)
+        measured["fraction of changed review flags"] = (parity.review_flips / parity.images, budget.review_flips)
     if parity.uncertainty_difference is not None:
-        measured["uncertainty differs from its members' by up to"] = (
+        measured["uncertainty differs from that of its members by up to"] = (
             parity.uncertainty_difference,
             _UNCERTAINTY_LIMIT,
         )
-    # Not `value > limit`: NaN never passes.
+    # `not value <= limit` rather than `value > limit`, so that NaN fails.
     faults = tuple(
         f"{what} {value:.2g} (at most {limit:.2g})" for what, (value, limit) in measured.items() if not value <= limit
     )

@@ -1,4 +1,4 @@
-"""How each member is served: in the precision asked for, or whatever is fastest and answers as PyTorch does."""
+"""Choose each member's precision and backend: the requested one, or the fastest that passes the parity check."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from plurum.export.repository.parity import Parity, check_parity, member_parity
 from plurum.export.settings import EXECUTIONS, Execution, ExportSettings
 from plurum.voting import softmax
 
-__all__ = ["Candidate", "Choice", "Sample", "choose", "evenly", "fastest"]
+__all__ = ["MemberCandidate", "MemberChoice", "ParitySample", "choose_artefact", "choose_fastest", "select_evenly"]
 
-# What is faster than FP32 by less than this is not worth what it changes.
+# Smallest speed-up over FP32 for which a coarser precision is chosen.
 _WORTH = 1.1
 
 
 @dataclass(frozen=True)
-class Sample:
-    """The run's images that an export works with.
+class ParitySample:
+    """Images of a run to check and calibrate artefacts on.
 
     Attributes:
-        pixels: uint8 `[images, height, width, 3]`: held out, what artefacts are checked on.
-        labels: `[images]`, int64: their true classes.
-        calibration: uint8 `[images, height, width, 3]`: of the training split.
+        pixels: Held-out images to check artefacts on, uint8 `[images, height, width, 3]`.
+        labels: True classes of `pixels`, int64 `[images]`.
+        calibration: Training images to calibrate on, uint8 `[images, height, width, 3]`.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -40,14 +40,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An artefact, and how it fared.
+class MemberCandidate:
+    """Artefact of a member, with the results of its check.
 
     Attributes:
-        artefact: The graph.
-        parity: With PyTorch.
-        probabilities: What it answers to the sample, `[images, classes]`.
-        latency_ms: One image on one thread; None where that was not measured.
+        artefact: Graph of the member.
+        parity: Differences from PyTorch.
+        probabilities: Predictions for the sample, `[images, classes]`.
+        latency_ms: Latency of one image on one thread; None if not measured.
     """
 
     artefact: Artefact
@@ -57,105 +57,105 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A member's candidates and the one that is taken.
+class MemberChoice:
+    """Candidates of a member, and the chosen one.
 
     Attributes:
-        member: Its name.
-        original: What PyTorch answers to the sample, `[images, classes]`.
-        candidates: By how they are executed, the reference first; those that were made.
-        taken: Which of them.
-        reason: Why, in words.
+        member: Name of the member.
+        original: PyTorch's probabilities for the sample, `[images, classes]`.
+        candidates: Candidates that could be built, by execution, the reference first.
+        taken: Execution of the chosen candidate.
+        reason: Reason for the choice, in words.
     """
 
     member: str
     original: npt.NDArray[np.float64]
-    candidates: dict[Execution, Candidate] = field(default_factory=dict)
+    candidates: dict[Execution, MemberCandidate] = field(default_factory=dict)
     taken: Execution = EXECUTIONS["cpu"][0]
-    reason: str = "as asked for"
+    reason: str = "as requested"
 
     @property
-    def candidate(self) -> Candidate:
-        """The one that is taken."""
+    def candidate(self) -> MemberCandidate:
+        """The chosen candidate."""
         return self.candidates[self.taken]
 
-    def back_to_fp32(self, reason: str) -> Choice:
-        """Return the choice of the reference instead."""
+    def back_to_fp32(self, reason: str) -> MemberChoice:
+        """Return this choice with the reference instead."""
         return replace(self, taken=next(iter(self.candidates)), reason=reason)
 
 
-def evenly(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
-    """Return at most `most` of the rows, evenly spread: neighbours may be of one class or patient."""
+def select_evenly(rows: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """Return at most `most` of the rows, evenly spaced, because neighbours may share a class or a patient."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64))]
 
 
-def choose(
+def choose_artefact(
     name: str,
     model: PixelModel,
-    sample: Sample,
+    sample: ParitySample,
     settings: ExportSettings,
     folder: Path,
     progress: Callable[[str], None],
-) -> Choice:
-    """Make the member's artefacts in `folder`, compare each with PyTorch, and take one.
+) -> MemberChoice:
+    """Build the member's artefacts in `folder`, compare each with PyTorch, and choose one.
 
     Raises:
-        MissingExtraError: the precision asked for needs a package that is not installed.
-        ParityError: no artefact that may be published came out.
+        MissingExtraError: the requested precision needs a package that is not installed.
+        ParityError: no artefact passes.
     """
     source = folder / f"{name}.fp32.onnx"
     progress(f"{name}: to ONNX")
     onnx_from_model(model, source)
-    choice = Choice(name, softmax(logits_from_model(model, sample.pixels)))
-    wanted = _wanted(settings)
+    choice = MemberChoice(name, softmax(logits_from_model(model, sample.pixels)))
+    executions = _candidate_executions(settings)
     notes: list[str] = []
-    for execution in wanted:
+    for execution in executions:
         try:
-            candidate = _candidate(choice, execution, source, sample, settings, progress)
+            candidate = _build_candidate(choice, execution, source, sample, settings, progress)
         except (MissingExtraError, ParityError) as error:
-            if len(wanted) == 1:
+            if len(executions) == 1:
                 raise
-            notes.append(f"{execution} was not made: {error}")
+            notes.append(f"{execution} was not built: {error}")
             continue
-        if settings.precision == "auto" and execution == wanted[0]:
-            # The reference, before the others take their time.
+        if settings.precision == "auto" and execution == executions[0]:
+            # Check the reference first, because building the others takes long.
             check_parity(candidate.parity)
         choice.candidates[execution] = candidate
     parities = [one.parity for one in choice.candidates.values()]
     if not any(one.passed for one in parities):
         check_parity(min(parities, key=lambda one: one.max_difference), notes)
-    if len(wanted) == 1:
-        return replace(choice, taken=wanted[0])
-    return fastest(choice, notes) if settings.target == "cpu" else _half_where_it_passes(choice, notes)
+    if len(executions) == 1:
+        return replace(choice, taken=executions[0])
+    return choose_fastest(choice, notes) if settings.target == "cpu" else _choose_fp16(choice, notes)
 
 
-def _wanted(settings: ExportSettings) -> list[Execution]:
+def _candidate_executions(settings: ExportSettings) -> list[Execution]:
     return [one for one in EXECUTIONS[settings.target] if settings.precision in {"auto", one.precision}]
 
 
-def _candidate(
-    choice: Choice,
+def _build_candidate(
+    choice: MemberChoice,
     execution: Execution,
     source: Path,
-    sample: Sample,
+    sample: ParitySample,
     settings: ExportSettings,
     progress: Callable[[str], None],
-) -> Candidate:
+) -> MemberCandidate:
     name, precision = choice.member, execution.precision
     progress(f"{name}: {execution}")
-    artefact = _artefact(name, execution, source, sample)
+    artefact = _build_artefact(name, execution, source, sample)
     progress(f"{name}: {execution} compared with PyTorch on {len(sample.pixels)} validation images")
     probabilities = softmax(logits_from_artefact(artefact, sample.pixels))
     budget = settings.budget(precision)
     parity = member_parity(name, precision, choice.original, probabilities, sample.labels, budget)
-    measured = settings.target == "cpu" and len(_wanted(settings)) > 1
-    return Candidate(artefact, parity, probabilities, latency_ms(artefact, sample.pixels) if measured else None)
+    measured = settings.target == "cpu" and len(_candidate_executions(settings)) > 1
+    return MemberCandidate(artefact, parity, probabilities, latency_ms(artefact, sample.pixels) if measured else None)
 
 
-def _artefact(name: str, execution: Execution, source: Path, sample: Sample) -> Artefact:
+def _build_artefact(name: str, execution: Execution, source: Path, sample: ParitySample) -> Artefact:
     path = source.with_name(f"{name}.{execution.precision}.{execution.backend}.onnx")
     if execution.backend == "openvino":
-        # Before what takes long.
+        # Check for the package before the slow conversion.
         with needs_extra("openvino", "openvino"):
             pass
     if execution.precision == "int8":
@@ -164,32 +164,32 @@ def _artefact(name: str, execution: Execution, source: Path, sample: Sample) -> 
         fp16_from_onnx(source, sample.calibration, path)
         check_overflow(name, overflow_audit(source, path, sample.calibration))
     else:
-        # OpenVINO rounds to BF16 as it compiles; the graph is the FP32 one.
+        # OpenVINO rounds the FP32 graph to BF16 when it compiles it.
         path = source
     return Artefact(name, execution.precision, execution.backend, path)
 
 
-def fastest(choice: Choice, notes: list[str]) -> Choice:
-    """Take what takes the least time among what may be published; FP32 unless another is clearly faster."""
+def choose_fastest(choice: MemberChoice, notes: list[str]) -> MemberChoice:
+    """Choose the fastest candidate that passes; FP32 unless another is clearly faster."""
     times = {execution: one.latency_ms or 0.0 for execution, one in choice.candidates.items()}
     best = min((execution for execution, one in choice.candidates.items() if one.parity.passed), key=times.__getitem__)
     reference = next(iter(times))
     if reference.precision == "fp32" and times[reference] < _WORTH * times[best]:
         best = reference
-    told = ", ".join(f"{execution} {time:.1f} ms" for execution, time in times.items())
+    timings = ", ".join(f"{execution} {time:.1f} ms" for execution, time in times.items())
     failed = [
-        f"{execution} would break its budget: {'; '.join(one.parity.faults)}"
+        f"{execution} exceeds its budget: {'; '.join(one.parity.faults)}"
         for execution, one in choice.candidates.items()
         if not one.parity.passed
     ]
-    return replace(choice, taken=best, reason="; ".join([f"the fastest that passes ({told})", *failed, *notes]))
+    return replace(choice, taken=best, reason="; ".join([f"the fastest that passes ({timings})", *failed, *notes]))
 
 
-def _half_where_it_passes(choice: Choice, notes: list[str]) -> Choice:
-    """Take FP16 where it may be published: it is what GPUs multiply fastest, and there may be none here to ask."""
-    reference, wanted = EXECUTIONS["gpu"]
-    half = choice.candidates.get(wanted)
+def _choose_fp16(choice: MemberChoice, notes: list[str]) -> MemberChoice:
+    """Choose FP16 if it passes; GPUs multiply it fastest, and the exporting machine may have no GPU to measure on."""
+    reference, fp16 = EXECUTIONS["gpu"]
+    half = choice.candidates.get(fp16)
     if half is not None and half.parity.passed:
-        return replace(choice, taken=wanted, reason="FP16 passes; its speed is not measured here")
-    faults = [] if half is None else [f"fp16 would break its budget: {'; '.join(half.parity.faults)}"]
+        return replace(choice, taken=fp16, reason="FP16 passes; its speed is not measured here")
+    faults = [] if half is None else [f"fp16 exceeds its budget: {'; '.join(half.parity.faults)}"]
     return replace(choice, taken=reference, reason="; ".join([*faults, *notes]))

@@ -27,9 +27,9 @@ from plurum.benchmarks.compare.votes import metrics_of, subsets_of, votes_of
 from plurum.errors import ContractError, SettingsError
 from plurum.run import Run
 from plurum.training import FitSettings
-from plurum.training.fitting.votes import Known
+from plurum.training.fitting.votes import ValidationPredictions
 from plurum.training.statistics.bootstrap import Bootstrap
-from plurum.training.statistics.metrics import Answers
+from plurum.training.statistics.metrics import LabelledPredictions
 from plurum.voting import softmax
 
 SETTINGS = FitSettings(select="all", draws=200)
@@ -52,13 +52,13 @@ def test_the_front_is_what_no_other_point_beats() -> None:
     assert [one.name for one in pareto_front(points)] == ["fast", "equal", "slow and best"]
 
 
-def known(seed: int, images: int = 400) -> Known:
+def known(seed: int, images: int = 400) -> ValidationPredictions:
     """Three members: a good one, another that errs independently of it, and one that knows little."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, images)
     truth = np.eye(3)[labels]
     answers = [softmax(strength * truth + rng.normal(0, 1.2, (images, 3))) for strength in (2.0, 2.0, 0.2)]
-    return Known(np.stack(answers, axis=1), labels, np.arange(images), CLASSES)
+    return ValidationPredictions(np.stack(answers, axis=1), labels, np.arange(images), CLASSES)
 
 
 def test_a_vote_is_worth_its_cost_where_it_beats_what_is_cheaper() -> None:
@@ -86,7 +86,7 @@ def test_a_vote_is_worth_its_cost_where_it_beats_what_is_cheaper() -> None:
 def test_the_alternative_is_chosen_on_validation_images() -> None:
     """On test images another would be better; a choice by those would be told apart."""
     validation, test = known(0), known(1)
-    swapped = Known(test.answers[:, [2, 1, 0]], test.labels, test.groups, CLASSES)
+    swapped = ValidationPredictions(test.predictions[:, [2, 1, 0]], test.labels, test.groups, CLASSES)
     votes = votes_of(["one", "two", "three"], [1.0, 9.0, 1.1], validation, swapped, 2, SETTINGS)
     by_members = {vote.members: vote for vote in votes}
     assert by_members["one", "three"].beside == ("one",)
@@ -99,7 +99,7 @@ def test_sets_are_counted_up_to_the_largest() -> None:
 
 def test_metrics_are_those_of_scikit_learn_with_intervals_around_them() -> None:
     one = known(3)
-    answers = Answers(one.answers[:, 0], one.answers[:, 0].argmax(axis=1), one.labels)
+    answers = LabelledPredictions(one.predictions[:, 0], one.predictions[:, 0].argmax(axis=1), one.labels)
     found = metrics_of(answers, Bootstrap(one.groups, 200, 0))
     truth, said = answers.labels, answers.winners
     expected = {

@@ -14,7 +14,7 @@ from plurum.cli.main import run
 from plurum.training.data.report import DataReport
 from tests.training.conftest import digit_arrays, write_classes, write_image
 
-LEAK = "1 image in more than one split, which flatters every score"
+LEAK = "1 image in more than one split, which inflates every score"
 
 
 @dataclass
@@ -122,7 +122,7 @@ def test_the_seed_draws_the_splits_and_the_plot_is_written(tmp_path: Path, data:
 
 
 def test_what_is_no_data_is_refused(tmp_path: Path, data: CommandLine) -> None:
-    assert "there is no " in data.refused(tmp_path / "nothing")
+    assert "does not exist" in data.refused(tmp_path / "nothing")
     arrays = digit_arrays()
     np.savez(tmp_path / "a.npz", **{name: array[:0] for name, array in arrays.items()})
     assert "train_images is empty" in data.refused(tmp_path / "a.npz")
@@ -142,4 +142,4 @@ def test_folders_taken_as_splits_and_files_not_read_are_said(tmp_path: Path, dat
     assert [line.split() for line in lines if line.split()[:1] == ["CE"]] == [["CE", "2", "2", "2"]]
     assert json.loads(data.said(tmp_path, "--json"))["notes"] == lines[-2:]
     (tmp_path / "other").mkdir()
-    assert "has folders called like splits (test and train and valid) and others (other)" in data.refused(tmp_path)
+    assert "has folders named like splits (test and train and valid) and others (other)" in data.refused(tmp_path)

@@ -15,7 +15,7 @@ import pytest
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.spec import read_ensemble
-from plurum.training.statistics.judgement import Figure, Judgement
+from plurum.training.statistics.results import Estimate, Evaluation
 
 
 def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -38,16 +38,16 @@ def refused(*arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def by_torch(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Judgement:
+def by_torch(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     done = evaluate(run.path, "--json", "--draws", 100, "--out", tmp_path_factory.mktemp("torch"))
     assert (done.returncode, done.stderr) == (0, "")
-    return Judgement.model_validate_json(done.stdout)
+    return Evaluation.model_validate_json(done.stdout)
 
 
 def test_a_run_is_judged_into_its_own_report(fresh_run: Run) -> None:
     done = evaluate(fresh_run.path, "--draws", 100)
     assert (done.returncode, done.stderr) == (0, "")
-    saved = Judgement.model_validate_json((fresh_run.report_folder / "metrics.json").read_bytes())
+    saved = Evaluation.model_validate_json((fresh_run.report_folder / "metrics.json").read_bytes())
     assert (saved.split, saved.images, saved.draws, saved.drawn) == ("test", 40, 100, "images")
     assert f"report: {fresh_run.report_folder / 'report.html'}" in done.stdout
     assert f"{saved.ensemble.metrics['brier'].value:.4f} (" in done.stdout
@@ -55,15 +55,15 @@ def test_a_run_is_judged_into_its_own_report(fresh_run: Run) -> None:
     assert "regnetx_002" in done.stdout
 
 
-def test_it_computes_what_the_contract_says(by_torch: Judgement, run: Run) -> None:
+def test_it_computes_what_the_contract_says(by_torch: Evaluation, run: Run) -> None:
     from plurum.models import model_from_checkpoint
-    from plurum.training.statistics.scoring import logits_of
+    from plurum.training.statistics.scoring import predict_logits
     from plurum.voting import decide, softmax
 
     ensemble, table = run.ensemble(), run.table()
     rows = table.rows("test")
     models = [model_from_checkpoint(member, run.checkpoint(member)) for member in ensemble.members]
-    answers = [softmax(logits_of(model, run.pixels(), rows, ensemble.image)) for model in models]
+    answers = [softmax(predict_logits(model, run.pixels(), rows, ensemble.image)) for model in models]
     verdict = decide(np.stack(answers, axis=1), ensemble.rule)
     assert by_torch.ensemble.metrics["accuracy"].value == pytest.approx((verdict.label == table.labels[rows]).mean())
     assert by_torch.review.share.value == pytest.approx(verdict.review.mean())
@@ -75,7 +75,7 @@ def test_it_computes_what_the_contract_says(by_torch: Judgement, run: Run) -> No
 def test_validation_images_are_said_to_flatter(run: Run, tmp_path: Path) -> None:
     done = evaluate(run.path, "--split", "validation", "--draws", 100, "--out", tmp_path / "report", "--seed", 7)
     assert done.returncode == 0
-    assert "its figures flatter it" in done.stdout
+    assert "its figures are too optimistic" in done.stdout
     saved = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
     assert (saved["split"], saved["seed"]) == ("validation", 7)
 
@@ -83,13 +83,13 @@ def test_validation_images_are_said_to_flatter(run: Run, tmp_path: Path) -> None
 @pytest.mark.triton
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_servers_answers_are_judged_as_pytorchs_are(
-    served: Server, run: Run, by_torch: Judgement, protocol: str, tmp_path: Path
+    served: Server, run: Run, by_torch: Evaluation, protocol: str, tmp_path: Path
 ) -> None:
     address = getattr(served.urls, protocol).removeprefix("http://").removeprefix("grpc://")
     options = ["--http"] if protocol == "http" else []
     done = evaluate(run.path, "--url", address, *options, "--json", "--draws", 100, "--out", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    found = Judgement.model_validate_json(done.stdout)
+    found = Evaluation.model_validate_json(done.stdout)
     assert found.answered_by == f"the server at {address}"
     assert found.notes == by_torch.notes
     for one, other in zip(found.judged, by_torch.judged, strict=True):
@@ -103,7 +103,7 @@ def test_a_servers_answers_are_judged_as_pytorchs_are(
     assert (tmp_path / "report.html").is_file()
 
 
-def assert_alike(one: Figure, other: Figure) -> None:
+def assert_alike(one: Estimate, other: Estimate) -> None:
     """The server computes in float32, in another order."""
     assert np.array([one.value, one.low, one.high], float) == pytest.approx(
         np.array([other.value, other.low, other.high], float), abs=2e-3, nan_ok=True

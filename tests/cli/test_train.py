@@ -52,7 +52,7 @@ def test_it_trains_goes_on_and_tells_what_is_next(
     assert [member["seed"] for member in report["members"]] == [0, 1]
     assert report["members"][0]["image"]["height"] == 32
     assert plurum(monkeypatch, *command, *small, "--seed", 3) == 2
-    assert "was begun with --seed 0 and not 3; " in capsys.readouterr().err
+    assert "--seed: expected 0, got 3. Use" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_it_trains_goes_on_and_tells_what_is_next(
     [
         (("--arch", "resnet19"), "timm has no architecture 'resnet19'; did you mean "),
         (("--arch", "vit_tiny_patch16_224", "--image-size", 32), "can't take images of 32 x 32 pixels"),
-        (("--epochs", 0), "--epochs is 0: "),
-        (("--epochs", -1, "--batch-size", 1), "--batch-size is 1: "),
-        (("--learning-rate", "nan"), "--learning-rate is nan: "),
-        (("--precision", "fp8"), "--precision is 'fp8': "),
-        (("--colour", "sepia"), "--colour is 'sepia': "),
-        (("--image-size", 4), "--image-size is 4: "),
-        (("--precision", "fp16"), "--precision fp16 needs a CUDA device"),
+        (("--epochs", 0), "--epochs: expected a number greater than or equal to 1, got 0"),
+        (("--epochs", -1, "--batch-size", 1), "--batch-size: expected a number greater than or equal to 2, got 1"),
+        (("--learning-rate", "nan"), "--learning-rate: expected a number greater than 0, got nan"),
+        (("--precision", "fp8"), "--precision: expected 'auto', 'fp32', 'bf16' or 'fp16', got 'fp8'"),
+        (("--colour", "sepia"), "--colour: expected 'rgb' or 'grey', got 'sepia'"),
+        (("--image-size", 4), "--image-size: expected a number greater than or equal to 8, got 4"),
+        (("--precision", "fp16"), "--precision: fp16 needs a CUDA device"),
     ],
 )
 def test_options_that_can_not_be_used_are_one_line(
@@ -91,15 +91,15 @@ def test_options_that_can_not_be_used_are_one_line(
 @pytest.mark.parametrize(
     ("counts", "broken", "line"),
     [
-        (None, False, "there is no "),
-        ({}, False, "has no folder in it"),
-        ({"CE": 4}, False, "has one folder in it, 'CE', and at least 2"),
+        (None, False, "does not exist"),
+        ({}, False, "expected a folder per class"),
+        ({"CE": 4}, False, "expected at least 2 folders of classes, got only 'CE'"),
         ({"CE": 4, "LAA": 0}, False, "class 'LAA' has no image"),
         ({"CE": 4, "LAA": 1}, False, "class 'LAA' has 1 image, and none for validation and test"),
         (
             {"CE": 4, "LAA": 4},
             True,
-            "1 of 8 images can't be read; mend or remove them, or leave them out with --skip-unreadable: ",
+            "1 of 8 images can't be read; repair or remove them, or leave them out with --skip-unreadable: ",
         ),
     ],
 )

@@ -145,10 +145,10 @@ def test_what_is_served_is_set_against_what_could_be(repository: Path) -> None:
     ("arguments", "reason"),
     [
         (("absent", "--out", "out"), "absent: expected a model repository folder, got nothing"),
-        (("REPO", "--out", "precious"), "precious holds something else than a model repository"),
+        (("REPO", "--out", "precious"), "precious is not empty and not a model repository"),
         (("REPO", "--out", "REPO"), "is the repository itself, which is kept as it is; name another folder"),
         (("REPO", "--out", "out", "--clients", "4,x"), "--clients: expected comma-separated integers above 0, got 4,x"),
-        (("REPO", "--out", "out", "--latency-ms", "0"), "--latency-ms is 0.0: Input should be greater than 0"),
+        (("REPO", "--out", "out", "--latency-ms", "0"), "--latency-ms: expected a number greater than 0, got 0.0"),
         (("REPO", "--out", "out", "--model", "fused"), "--model is 'fused'"),
         (("REPO", "--out", "out", "--images", "precious"), "precious"),
         (("REPO", "--out", "out", "--run", "absent"), "absent"),

@@ -13,12 +13,12 @@ from plurum.export import ExportSettings, repository_from_run
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.training import (
+    EvaluationSettings,
     FitSettings,
-    JudgeSettings,
     TrainSettings,
     ensemble_from_run,
+    evaluate_run,
     fit_run,
-    judge_run,
     train_run,
     write_report,
 )
@@ -40,8 +40,8 @@ def test_every_way_to_members_ends_in_served_answers(way: str, tmp_path: Path) -
     # Keep all members: the fit's own tests cover selection.
     ensemble = fit_run(run.path, FitSettings(select="all"))
     assert len(ensemble.members) == members
-    judgement = judge_run(run.path, JudgeSettings())
-    assert write_report(judgement, run.report_folder).is_file()
+    evaluation = evaluate_run(run.path, EvaluationSettings())
+    assert write_report(evaluation, run.report_folder).is_file()
     repository_from_run(run, run.path / "model_repository", ExportSettings())
     images = np.array(run.pixels()[run.table().rows("test")[:40]])
     expected = ensemble_from_run(run.path).predict_with_uncertainty(images)

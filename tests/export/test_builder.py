@@ -14,7 +14,7 @@ from plurum.errors import RepositoryError
 from plurum.export.engines import build as engines
 from plurum.export.engines import nvinfer
 from plurum.export.engines.build import engine_from_onnx, plan_from_onnx, read_plan
-from plurum.export.engines.nvinfer import check_tensorrt, loaded_version, same_tensorrt, version_from_number
+from plurum.export.engines.nvinfer import check_tensorrt, is_same_tensorrt, loaded_version, version_from_number
 
 FAKES = Path(__file__).parent / "fakes"
 VERSIONS = {"10": "10.13.2.6", "11": "11.0.1.3"}
@@ -74,7 +74,7 @@ def test_no_plan_is_built_that_triton_does_not_load(
     graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nvinfer, "loaded_version", lambda: "10.9.0")
-    with pytest.raises(RepositoryError, match=r"Triton loads 10\.9\.0, .*run: pip install 'tensorrt==10\.9\.0\.\*'"):
+    with pytest.raises(RepositoryError, match=r"expected 10\.9\.0, the .*run: pip install 'tensorrt==10\.9\.0\.\*'"):
         plan_from_onnx(graph, 16, tmp_path / "model.plan")
     assert not (tmp_path / "model.plan").exists()
 
@@ -87,9 +87,9 @@ def test_a_version_as_a_number(number: int, version: str) -> None:
 
 
 def test_which_versions_load_each_others_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert same_tensorrt("10.13.2", "10.13.2.6.post1")
-    assert not same_tensorrt("10.13.2", "10.13.3.9")
-    assert not same_tensorrt("10.1.3", "10.13.2")
+    assert is_same_tensorrt("10.13.2", "10.13.2.6.post1")
+    assert not is_same_tensorrt("10.13.2", "10.13.3.9")
+    assert not is_same_tensorrt("10.1.3", "10.13.2")
     monkeypatch.setattr(nvinfer, "loaded_version", lambda: None)
     check_tensorrt("10.13.2")
 

@@ -105,13 +105,13 @@ def test_with_labelled_images_other_precisions_are_checked_and_calibrated(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    samples: list[selection.Sample] = []
+    samples: list[selection.ParitySample] = []
 
-    def recording(name: str, model: PixelModel, sample: selection.Sample, *rest: Any) -> selection.Choice:
+    def recording(name: str, model: PixelModel, sample: selection.ParitySample, *rest: Any) -> selection.MemberChoice:
         samples.append(sample)
-        return selection.choose(name, model, sample, *rest)
+        return selection.choose_artefact(name, model, sample, *rest)
 
-    monkeypatch.setattr(repository, "choose", recording)
+    monkeypatch.setattr(repository, "choose_artefact", recording)
     words = [checkpoints[0], *options, "--classes", "LAA,CE", "--images", scans, "--precision", "auto"]
     assert run_export(monkeypatch, *words) == 0
     assert "validation images" in capsys.readouterr().out
@@ -154,23 +154,23 @@ def test_a_graph_that_sees_other_colours_is_caught(
 ) -> None:
     monkeypatch.setattr(selection, "onnx_from_model", lambda model, path: onnx_from_model(wrong(model), path))
     assert run_export(monkeypatch, checkpoints[0], *options) == 1
-    assert "FP32 graph of first answers otherwise than PyTorch on 32 images: probabilities" in capsys.readouterr().err
+    assert "FP32 graph of first differs from PyTorch on 32 images: probabilities" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--precision", "int8"], "--precision int8 is checked on labelled images"),
-        (["--images", "digits"], "--classes: expected the classes of --images digits, zero, one, two"),
+        (["--precision", "int8"], "--precision: int8 needs labelled images"),
+        (["--images", "digits"], "--images digits tells apart zero, one, two"),
         (["--images", "/nowhere"], "there is no /nowhere"),
         (["--arch", "vit_nowhere", "--arch", ARCH], "timm has no architecture 'vit_nowhere'"),
-        (["--arch", ARCH, "--arch", ARCH], "3 --arch for 2 checkpoints"),
-        (["--classes", "CE,LAA,other"], "it has 2 classes (fc.weight is [2, 96]); expected 3"),
-        (["--classes", "CE"], "it has 2 classes (fc.weight is [2, 96]); expected 1"),
-        (["--classes", "CE,CE"], "these checkpoints make no ensemble: a class is named twice"),
-        (["--mean", "0.5"], "--mean: expected three numbers"),
-        (["--std", "0,0,0"], "std: "),
+        (["--arch", ARCH, "--arch", ARCH], "--arch: expected 1 or 2 for 2 checkpoints, got 3"),
+        (["--classes", "CE,LAA,other"], "it answers 2 classes (fc.weight is [2, 96]); named: 3"),
+        (["--classes", "CE"], "it answers 2 classes (fc.weight is [2, 96]); named: 1"),
+        (["--classes", "CE,CE"], "these checkpoints do not form an ensemble: a class is named twice"),
+        (["--mean", "0.5"], "--mean is '0.5'; it is three numbers"),
+        (["--std", "0,0,0"], "std is"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -240,7 +240,7 @@ def test_two_files_of_one_name_are_refused(
         file.parent.mkdir()
         torch.save(models[0].state_dict(), file)
     assert run_export(monkeypatch, *files, *options) == 2
-    assert f"members of {files[0]} and {files[1]} would both be called 'best'" in capsys.readouterr().err
+    assert f"{files[0]} and {files[1]} give the same member name 'best'" in capsys.readouterr().err
 
 
 def test_a_full_disk_names_the_folder_for_temporary_files(

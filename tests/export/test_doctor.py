@@ -109,23 +109,31 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
         ("wiring", "ensemble_pixels"),
         "member resnet10t does not reach the voter",
     ),
-    "same graph twice": (copy_a_member, ("members", "broken"), "the very same graph"),
+    "same graph twice": (copy_a_member, ("members", "broken"), "the same graph"),
     "step to nowhere": (
         lambda path: edit_config(path, "ensemble", 'model_name: "voter"', 'model_name: "judge"'),
         ("wiring", "ensemble"),
-        "a step asks judge, which is not in the repository",
+        "a step calls judge, which is not in the repository",
     ),
     "another contract": (
         lambda path: (path / "voter" / "1" / "ensemble.json").write_text("{}"),
         ("contract", "voter"),
-        "voter/1/ensemble.json is another contract",
+        "voter/1/ensemble.json differs from",
     ),
-    "leftover": (lambda path: (path / "model.bak").touch(), ("leftovers", "broken"), "model.bak is not of this export"),
-    "another version": (add_a_version, ("leftovers", "broken"), f"{MEMBER}/2/model.onnx is not of this export"),
+    "leftover": (
+        lambda path: (path / "model.bak").touch(),
+        ("leftovers", "broken"),
+        "model.bak does not belong to this export",
+    ),
+    "another version": (
+        add_a_version,
+        ("leftovers", "broken"),
+        f"{MEMBER}/2/model.onnx does not belong to this export",
+    ),
     "another version, empty": (
         lambda path: (path / MEMBER / "2").mkdir(),
         ("leftovers", "broken"),
-        f"{MEMBER}/2/ is not of this export",
+        f"{MEMBER}/2/ does not belong to this export",
     ),
     "every contract edited": (
         edit_every_contract,
@@ -135,12 +143,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
     "every contract edited, and clients told another": (
         edit_every_contract,
         ("contract", "ensemble_pixels"),
-        "the parameter contract in config.pbtxt is another contract than ensemble.json",
+        "the parameter contract in config.pbtxt differs from ensemble.json",
     ),
     "clients told nothing": (
         lambda path: edit_config(path, "ensemble", 'key: "contract"', 'key: "covenant"'),
         ("contract", "ensemble"),
-        "the parameter contract in config.pbtxt is no contract",
+        "is not the text of an ensemble.json",
     ),
     "no chain": (lambda path: shutil.rmtree(path / "ensemble"), ("config", "ensemble"), "config.pbtxt is missing"),
     "no version folder": (
@@ -164,7 +172,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
     "wrong dtype of the voter": (
         lambda path: edit_config(path, "voter", "TYPE_BOOL", "TYPE_INT32"),
         ("config", "voter"),
-        "output PREDICTION_SET is TYPE_INT32 [10] in config.pbtxt and TYPE_BOOL [10] by the contract",
+        "output PREDICTION_SET is TYPE_INT32 [10] in config.pbtxt and TYPE_BOOL [10] by ensemble.json",
     ),
     "wrong dtype of preprocess": (
         lambda path: edit_config(path, "preprocess", "TYPE_UINT8", "TYPE_FP32"),
@@ -174,12 +182,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
     "wrong dtype of a chain": (
         lambda path: edit_config(path, "ensemble", "TYPE_STRING", "TYPE_UINT8"),
         ("config", "ensemble"),
-        "input IMAGE is TYPE_UINT8 [1] in config.pbtxt and TYPE_STRING [1] by the contract",
+        "input IMAGE is TYPE_UINT8 [1] in config.pbtxt and TYPE_STRING [1] by ensemble.json",
     ),
     "smaller batches": (
         lambda path: edit_config(path, "voter", "max_batch_size: 8", "max_batch_size: 4"),
         ("config", "voter"),
-        "takes batches of 4, not of 8",
+        "max_batch_size: expected 8 in config.pbtxt, got 4",
     ),
     "no manifest": (lambda path: (path / "export.json").unlink(), ("manifest", "broken"), "can't be read"),
 }
@@ -209,10 +217,10 @@ def test_an_export_from_before_files_were_listed_is_read(repository: Path, tmp_p
     del manifest["files"]
     (old / "export.json").write_text(json.dumps(manifest))
     (finding,) = [one for one in check_repository(old) if one.check == "files"]
-    assert (finding.state, finding.detail.endswith("; export it again")) == ("skipped", True)
+    assert (finding.state, finding.detail.endswith("; export again")) == ("skipped", True)
     assert found(old) == {}
     (old / "model.bak").touch()
-    assert found(old) == {("leftovers", "old"): "model.bak is not of this export"}
+    assert found(old) == {("leftovers", "old"): "model.bak does not belong to this export"}
 
 
 def small(operator: str = "Identity", opset: int = 20, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
@@ -244,7 +252,7 @@ def test_bytes_that_are_not_cast_first() -> None:
 
 def test_a_precision_that_is_only_claimed(repository: Path) -> None:
     entry = read_manifest(repository).artefacts[0].model_copy(update={"precision": "fp16"})
-    assert precision_faults(small(), entry) == ["0% of the weights are FP16, which the manifest claims"]
+    assert precision_faults(small(), entry) == ["only 0% of the weights are FP16, the precision in the manifest"]
     assert precision_faults(small(kind=TensorProto.FLOAT16), entry) == []
     assert precision_faults(small(), entry.model_copy(update={"precision": "fp32"})) == []
 
@@ -267,12 +275,12 @@ def test_a_batch_that_is_fixed(repository: Path) -> None:
     model = onnx.load(graph_of(repository))
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     assert interface_faults(model, read_config(repository / MEMBER)) == [
-        "input PIXELS has no free batch dimension, and config.pbtxt takes batches of 8"
+        "input PIXELS has no dynamic batch dimension, and config.pbtxt takes batches of 8"
     ]
 
 
 def test_what_is_no_repository(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match="is no model repository of ours; plurum export RUN writes one"):
+    with pytest.raises(RepositoryError, match="is not a Plurum model repository; create one with plurum export RUN"):
         check_repository(tmp_path)
 
 

@@ -68,10 +68,10 @@ def test_an_rtx_engine_never_becomes_a_plan(tmp_path: Path) -> None:
 
 
 def test_a_plan_without_its_manifest(tmp_path: Path) -> None:
-    with pytest.raises(RepositoryError, match=r"model\.plan\.json is no plan's manifest; build the plan again"):
+    with pytest.raises(RepositoryError, match=r"model\.plan\.json is not a plan's manifest; build the plan again"):
         read_plan(tmp_path / "model.plan")
 
 
 def test_a_repository_for_a_cpu_has_no_plans(repository: Path) -> None:
-    with pytest.raises(RepositoryError, match="has nothing for TensorRT; export it with --target gpu"):
+    with pytest.raises(RepositoryError, match="has no graph for TensorRT; export it with --target gpu"):
         build_engines(repository)

@@ -16,7 +16,7 @@ from plurum.export import Budget, ExportSettings, build_engines, repository_from
 from plurum.export.doctor import check_repository
 from plurum.export.engines import nvinfer
 from plurum.export.engines.build import gpu_capability, plan_from_onnx, read_plan
-from plurum.export.engines.nvinfer import loaded_version, same_tensorrt
+from plurum.export.engines.nvinfer import is_same_tensorrt, loaded_version
 from plurum.export.settings import BUDGETS
 from plurum.files import sha256_of
 from plurum.run import Run
@@ -47,7 +47,7 @@ def test_every_plan_has_its_manifest_and_the_doctor_agrees(built: Path) -> None:
         assert plan.plan_sha256 == sha256_of(graph.with_name("model.plan"))
         assert plan.compute_capability == gpu_capability()
         # What Triton loads, where it is here, and what built it are one.
-        assert same_tensorrt(plan.tensorrt, loaded_version() or plan.tensorrt)
+        assert is_same_tensorrt(plan.tensorrt, loaded_version() or plan.tensorrt)
     findings = check_repository(built)
     assert [one for one in findings if one.state == "error"] == []
     assert {one.check for one in findings if one.state == "ok"} >= {"plan", "plan's size", "plan's machine", "files"}

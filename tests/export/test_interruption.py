@@ -28,7 +28,8 @@ SETTINGS = ExportSettings(max_batch_size=4, fused=True)
 KILLED = """
 import hashlib, os, shutil, signal, sys
 from pathlib import Path
-from plurum.export import ExportSettings, repository_from_run, selection
+from plurum.export import ExportSettings, repository_from_run
+from plurum.export.repository import selection
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 run, out, graphs, *steps = sys.argv[1:]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from plurum.errors import ParityError
-from plurum.export.repository.parity import check_parity, member_parity, verdict_of, vote_parity
+from plurum.export.repository.parity import check_parity, member_parity, verdict_from_members, vote_parity
 from plurum.export.settings import BUDGETS, Budget, ExportSettings
-from plurum.training.statistics.metrics import Answers, Scorer
+from plurum.training.statistics.metrics import LabelledPredictions, Scorer
 from plurum.voting import VotingRule, softmax
 
 LOOSE = Budget(max_difference=1, flips=1, accuracy_loss=1, nll_increase=100, ece_increase=1, review_flips=1)
@@ -49,7 +49,9 @@ def test_accuracy_nll_and_ece_are_the_judges(logits: npt.NDArray[np.float64], se
     answers = softmax(logits)
     parity = member_parity("m", "fp32", even, answers, labels, LOOSE)
     one = np.ones((12, 1), dtype=np.float32)
-    figures = [Scorer(Answers(given, given.argmax(axis=1), labels))(one).overall for given in (even, answers)]
+    figures = [
+        Scorer(LabelledPredictions(given, given.argmax(axis=1), labels))(one).overall for given in (even, answers)
+    ]
     for name, change in (
         ("accuracy", parity.accuracy_change),
         ("nll", parity.nll_change),
@@ -62,7 +64,7 @@ def test_accuracy_nll_and_ece_are_the_judges(logits: npt.NDArray[np.float64], se
     ("field", "limit", "exported", "message"),
     [
         ("max_difference", 0.05, [[0.8, 0.2], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45]], "differ by up to 0.1"),
-        ("flips", 0.04, [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]], "share of other labels 0.25"),
+        ("flips", 0.04, [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]], "fraction of changed labels 0.25"),
         ("accuracy_loss", 0.04, [[0.4, 0.6], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45]], "loss of accuracy 0.25"),
         ("nll_increase", 0.005, [[0.9, 0.1], [0.51, 0.49], [0.2, 0.8], [0.55, 0.45]], "increase of NLL"),
         ("ece_increase", 0.01, [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.95, 0.05]], "increase of ECE"),
@@ -76,33 +78,33 @@ def test_every_budget_of_a_member_can_be_broken(
     assert member_parity("m", "int8", original, original, labels, strict).passed
     parity = member_parity("m", "int8", original, received, labels, strict)
     assert len(parity.faults) == 1
-    with pytest.raises(ParityError, match=f"INT8 graph of m answers otherwise than PyTorch on 20 .*{message}"):
+    with pytest.raises(ParityError, match=f"INT8 graph of m differs from PyTorch on 20 .*{message}"):
         check_parity(parity)
 
 
 def test_a_flipped_review_breaks_the_votes_budget() -> None:
     rule = VotingRule(weights=(1.0,), review_threshold=0.57)
-    original = verdict_of([ORIGINAL], rule)
-    exported = verdict_of([np.array([[0.9, 0.1], [0.56, 0.44], [0.2, 0.8], [0.55, 0.45]])], rule)
+    original = verdict_from_members([ORIGINAL], rule)
+    exported = verdict_from_members([np.array([[0.9, 0.1], [0.56, 0.44], [0.2, 0.8], [0.55, 0.45]])], rule)
     parity = vote_parity("vote", "int8", original, exported, LABELS, budget(review_flips=0.2), rule)
     assert (parity.review_flips, parity.flips) == (1, 0)
-    assert parity.faults == ("share of other reviews 0.25 (at most 0.2)",)
+    assert parity.faults == ("fraction of changed review flags 0.25 (at most 0.2)",)
 
 
 @pytest.mark.parametrize("name", ["entropy", "disagreement", "std"])
 @pytest.mark.parametrize("wrong", [0.01, np.nan])
 def test_an_uncertainty_must_be_what_its_own_members_make_it(name: str, wrong: float) -> None:
     rule = VotingRule(weights=(0.5, 0.5))
-    original = verdict_of([ORIGINAL, ORIGINAL], rule)
+    original = verdict_from_members([ORIGINAL, ORIGINAL], rule)
     # Coarse as its members are, its vote over them may be right all the same.
-    coarse = verdict_of([ORIGINAL, ORIGINAL + np.array([-0.02, 0.02])], rule)
+    coarse = verdict_from_members([ORIGINAL, ORIGINAL + np.array([-0.02, 0.02])], rule)
     fine = vote_parity("ensemble_fused", "int8", original, coarse, LABELS, LOOSE, rule)
     assert (fine.passed, fine.uncertainty_difference) == (True, 0)
     values = getattr(coarse, name).copy()
     values[2] += wrong
     parity = vote_parity("ensemble_fused", "int8", original, replace(coarse, **{name: values}), LABELS, LOOSE, rule)
     (fault,) = parity.faults
-    assert fault.startswith("uncertainty differs from its members' by up to")
+    assert fault.startswith("uncertainty differs from that of its members by up to")
 
 
 def test_nan_never_passes() -> None:
@@ -117,7 +119,7 @@ def test_a_member_may_lose_more_than_the_vote() -> None:
     exported[3] = [0.45, 0.55]
     strict = budget(flips=0.06)
     rule = VotingRule(weights=(1.0,))
-    verdicts = [verdict_of([given], rule) for given in (ORIGINAL, exported)]
+    verdicts = [verdict_from_members([given], rule) for given in (ORIGINAL, exported)]
     assert member_parity("m", "int8", ORIGINAL, exported, LABELS, strict).passed
     assert not vote_parity("vote", "int8", verdicts[0], verdicts[1], LABELS, strict, rule).passed
 

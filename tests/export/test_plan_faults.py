@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 from plurum.export import doctor
 from plurum.export.doctor import check_repository
 from plurum.export.engines import plan_faults
-from plurum.export.engines.build import RTX_MAGIC, Plan
-from plurum.export.manifest import Manifest, read_manifest
+from plurum.export.engines.build import RTX_MAGIC, EnginePlan
+from plurum.export.manifest import ExportManifest, read_manifest
 from plurum.files import sha256_of
 from plurum.spec import write_contract
 
@@ -37,7 +37,7 @@ def gpu_repository(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("importlib.metadata.version", lambda _: "10.13.2.6")
     monkeypatch.setattr(doctor, "engine_from_onnx", lambda *_: None)
     path = shutil.copytree(repository, tmp_path / "gpu")
-    manifest: Manifest = read_manifest(path)
+    manifest: ExportManifest = read_manifest(path)
     artefacts = tuple(
         one.model_copy(update={"backend": "tensorrt"}) if one.model == MEMBER else one for one in manifest.artefacts
     )
@@ -45,7 +45,7 @@ def gpu_repository(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     plan = graph_of(path).with_name("model.plan")
     # As large as its weights.
     plan.write_bytes(b"a plan".ljust(graph_of(path).stat().st_size))
-    about = Plan(
+    about = EnginePlan(
         tensorrt="10.13.2",
         compute_capability="8.9",
         onnx_sha256=sha256_of(graph_of(path)),
@@ -78,7 +78,7 @@ def test_a_plan_that_fits_is_well(gpu_repository: Path) -> None:
 )
 def test_a_plan_that_does_not_fit(gpu_repository: Path, change: dict[str, object], check: str, detail: str) -> None:
     path = graph_of(gpu_repository).with_name("model.plan.json")
-    about = Plan.model_validate_json(path.read_bytes())
+    about = EnginePlan.model_validate_json(path.read_bytes())
     write_contract(path, about.model_copy(update=change))
     assert detail in found(gpu_repository)[check, MEMBER]
 
@@ -128,4 +128,4 @@ def test_what_comes_later_is_no_fault(gpu_repository: Path) -> None:
     assert found(gpu_repository) == {}
     # A plan is no part of what ONNX Runtime serves.
     (gpu_repository / "regnetx_002" / "1" / "model.plan").touch()
-    assert found(gpu_repository) == {("leftovers", "gpu"): "regnetx_002/1/model.plan is not of this export"}
+    assert found(gpu_repository) == {("leftovers", "gpu"): "regnetx_002/1/model.plan does not belong to this export"}

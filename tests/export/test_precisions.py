@@ -23,8 +23,8 @@ from plurum.export import Budget, ExportSettings, int8_from_onnx, member_parity,
 from plurum.export.graphs import runtimes
 from plurum.export.graphs.runtimes import Artefact
 from plurum.export.repository import selection
-from plurum.export.repository.assembly import voted_choices
-from plurum.export.repository.selection import Candidate, Choice
+from plurum.export.repository.assembly import select_passing_choices
+from plurum.export.repository.selection import MemberCandidate, MemberChoice
 from plurum.export.settings import BUDGETS, Backend, Execution, Precision
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
@@ -83,7 +83,7 @@ def test_auto_says_why(mixed: Path, int8_backend: Backend) -> None:
     times = ["fp32 onnxruntime 10.0 ms", "bf16 openvino 10.0 ms", "int8 onnxruntime 10.0 ms", "int8 openvino 10.0 ms"]
     told = ", ".join(times).replace(f"int8 {int8_backend} 10.0", f"int8 {int8_backend} 1.0")
     assert reasons["resnet10t"] == f"the fastest that passes ({told})"
-    assert reasons["fused"] == "of resnet10t in int8, regnetx_002 in fp32"
+    assert reasons["fused"] == "resnet10t in int8, regnetx_002 in fp32"
 
 
 def test_each_backend_has_its_config(mixed: Path, int8_backend: Backend) -> None:
@@ -134,12 +134,12 @@ def test_what_is_rounded_is_what_its_backend_computes_fast(mixed: Path, int8_bac
     assert all(heavy) == (int8_backend == "openvino")
 
 
-def candidate(execution: Execution, took_ms: float, *, passes: bool = True) -> Candidate:
+def candidate(execution: Execution, took_ms: float, *, passes: bool = True) -> MemberCandidate:
     precision, backend = execution
     parity = member_parity("m", precision, EVEN, EVEN, np.zeros(4, np.int64), ANY)
-    faults = () if passes else ("share of other labels 0.5 (at most 0.01)",)
+    faults = () if passes else ("fraction of changed labels 0.5 (at most 0.01)",)
     artefact = Artefact("m", precision, backend, Path("m.onnx"))
-    return Candidate(artefact, parity.model_copy(update={"faults": faults}), EVEN, took_ms)
+    return MemberCandidate(artefact, parity.model_copy(update={"faults": faults}), EVEN, took_ms)
 
 
 @pytest.mark.parametrize(
@@ -152,20 +152,20 @@ def candidate(execution: Execution, took_ms: float, *, passes: bool = True) -> C
     ],
     ids=["fastest", "gate", "not worth it", "alone"],
 )
-def test_the_fastest_that_passes_is_taken(candidates: list[Candidate], taken: Execution) -> None:
-    choice = Choice("m", EVEN, {one.artefact.execution: one for one in candidates})
-    best = selection.fastest(choice, ["bf16 openvino was not made: nothing to make it with"])
+def test_the_fastest_that_passes_is_taken(candidates: list[MemberCandidate], taken: Execution) -> None:
+    choice = MemberChoice("m", EVEN, {one.artefact.execution: one for one in candidates})
+    best = selection.choose_fastest(choice, ["bf16 openvino was not built: nothing to build it with"])
     assert best.taken == taken
     assert "fp32 onnxruntime 10.0 ms" in best.reason
-    assert ("int8 onnxruntime would break its budget: share of other labels 0.5" in best.reason) == (taken == BF16)
-    assert best.reason.endswith("bf16 openvino was not made: nothing to make it with")
+    assert ("int8 onnxruntime exceeds its budget: fraction of changed labels 0.5" in best.reason) == (taken == BF16)
+    assert best.reason.endswith("bf16 openvino was not built: nothing to build it with")
 
 
 @pytest.mark.parametrize("passes", [True, False])
 def test_of_both_forms_of_int8_the_faster_that_passes_is_taken(passes: bool) -> None:
     """Neither is the reference, so that the second need not be faster by a tenth."""
     both = [candidate(INT8, 10, passes=passes), candidate(INT8_OPENVINO, 9.5)]
-    best = selection.fastest(Choice("m", EVEN, {one.artefact.execution: one for one in both}), [])
+    best = selection.choose_fastest(MemberChoice("m", EVEN, {one.artefact.execution: one for one in both}), [])
     assert best.taken == INT8_OPENVINO
     assert best.reason.startswith("the fastest that passes (int8 onnxruntime 10.0 ms, int8 openvino 9.5 ms)")
 
@@ -175,7 +175,7 @@ def test_int8_without_openvino_is_onnx_runtime_s(run: Run, tmp_path: Path, monke
     settings = ExportSettings(precision="int8", calibration_images=16, budgets=LOOSE)
     exported = repository_from_run(run, tmp_path / "out", settings)
     assert {(one.precision, one.backend) for one in exported.artefacts} == {("int8", "onnxruntime")}
-    assert "int8 openvino was not made: package 'openvino'" in exported.artefacts[0].reason
+    assert "int8 openvino was not built: this needs the package 'openvino'" in exported.artefacts[0].reason
 
 
 def test_auto_tries_nothing_where_the_reference_is_wrong_already(
@@ -183,7 +183,7 @@ def test_auto_tries_nothing_where_the_reference_is_wrong_already(
 ) -> None:
     monkeypatch.setattr(selection, "int8_from_onnx", lambda *_: pytest.fail("INT8 was made"))
     settings = ExportSettings(precision="auto", tolerance=1e-12)
-    with pytest.raises(ParityError, match="FP32 graph of resnet10t answers otherwise"):
+    with pytest.raises(ParityError, match="FP32 graph of resnet10t differs from PyTorch"):
         repository_from_run(run, tmp_path / "out", settings)
 
 
@@ -206,12 +206,12 @@ def test_a_member_with_which_the_vote_does_not_pass_goes_back(run: Run) -> None:
         made = {}
         for one in (FP32, execution):
             parity = member_parity(name, one.precision, answers[FP32], answers[one], labels, ANY)
-            made[one] = Candidate(Artefact(name, *one, Path()), parity, answers[one])
-        choices.append(Choice(name, answers[FP32], made, execution))
+            made[one] = MemberCandidate(Artefact(name, *one, Path()), parity, answers[one])
+        choices.append(MemberChoice(name, answers[FP32], made, execution))
     strict = ANY.model_copy(update={"max_difference": 0.009})
     settings = ExportSettings(precision="auto", budgets={**LOOSE, "int8": strict, "bf16": strict})
     pixels = np.zeros((4, 32, 32, 3), np.uint8)
-    voted, parity = voted_choices(ensemble, choices, selection.Sample(pixels, labels, pixels), settings)
+    voted, parity = select_passing_choices(ensemble, choices, selection.ParitySample(pixels, labels, pixels), settings)
     assert [choice.taken for choice in voted] == [BF16, FP32]
     assert voted[1].reason.startswith(
         "int8 onnxruntime passed alone, but with it the vote does not: probabilities differ"
@@ -241,7 +241,7 @@ def test_calibration_on_noise_is_caught_and_on_training_images_passes(
     monkeypatch.setattr(selection, "int8_from_onnx", on)
     settings = ExportSettings(precision="int8", calibration_images=16, budgets={**BUDGETS, "int8": HARDLY})
     if noise:
-        with pytest.raises(ParityError, match=r"INT8 graph of resnet10t answers otherwise than PyTorch.*nothing was"):
+        with pytest.raises(ParityError, match=r"INT8 graph of resnet10t differs from PyTorch.*Nothing was"):
             repository_from_run(run, tmp_path / "out", settings)
         assert not (tmp_path / "out").exists()
         return
@@ -275,12 +275,15 @@ def test_for_a_gpu_everything_but_the_plans_is_written(
     with pytest.raises(SystemExit) as exit_:
         command_line()
     assert exit_.value.code == 2
-    assert "no GPU here" in capsys.readouterr().err
+    assert "this machine has no GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("target", "precision", "message"),
-    [("cpu", "fp16", "precision 'fp16' is not for target 'cpu'"), ("gpu", "int8", "takes fp32, fp16 or auto")],
+    [
+        ("cpu", "fp16", "--precision: expected fp32, bf16, int8 or auto for --target cpu, got fp16"),
+        ("gpu", "int8", "expected fp32, fp16 or auto for --target gpu"),
+    ],
 )
 def test_a_precision_that_the_target_has_not(target: str, precision: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):

@@ -148,7 +148,7 @@ def test_wrong_normalisation_is_refused_and_the_old_repository_stays(
         right(graphs_module.PixelModel(model.model, shifted), path)
 
     monkeypatch.setattr(selection, "onnx_from_model", wrong)
-    with pytest.raises(ParityError, match=r"resnet10t answers otherwise than PyTorch.*up to.*nothing was written"):
+    with pytest.raises(ParityError, match=r"resnet10t differs from PyTorch.*up to.*Nothing was written"):
         repository_from_run(fresh_run, out, ExportSettings())
     assert kept.read_text() == "the old one"
     assert [path.name for path in fresh_run.path.glob(".model_repository*")] == []
@@ -166,7 +166,7 @@ def test_a_second_export_replaces_the_first_as_a_whole(run: Run, repository: Pat
 
 def test_a_folder_that_holds_something_else_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="holds something else than a model repository"):
+    with pytest.raises(OutputError, match="is not empty and not a model repository"):
         repository_from_run(run, tmp_path, ExportSettings())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -182,9 +182,9 @@ def test_a_checkpoint_that_was_edited_is_refused(fresh_run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is not a run"),
-        (["nowhere", "--images", "digits"], "--images: expected only with checkpoints"),
-        (["nowhere", "--tolerance", "7"], "--tolerance is 7.0"),
+        (["nowhere"], "nowhere is no run"),
+        (["nowhere", "--images", "digits"], "--images is for checkpoints"),
+        (["nowhere", "--tolerance", "7"], "--tolerance: expected a number less than 1, got 7.0"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(

@@ -18,8 +18,8 @@ from plurum.run import Run
 from plurum.spec import read_ensemble
 from plurum.training import load_data
 from plurum.training.data.report import read_data_report
-from plurum.training.data.tiles import Tiling, pictures_from_file
-from plurum.training.data.unlabelled import image_files
+from plurum.training.data.tiles import Tiling, regions_from_file
+from plurum.training.data.unlabelled import find_unlabelled_images
 
 pytestmark = pytest.mark.timeout(10)
 
@@ -80,13 +80,13 @@ def test_a_manifest_may_name_anything(make: Make, message: str, tmp_path: Path) 
     assert not is_slide(first)
     with pytest.raises(ImageError, match=message):
         item_from_image(0, first, None)
-    (picture,) = pictures_from_file(tmp_path / "a.tif", Tiling(64, 1))
+    (picture,) = regions_from_file(tmp_path / "a.tif", Tiling(64, 1))
     if make is not sparse:
         assert "not a regular file" in picture.fault
         with pytest.raises(DataError, match=r"line 2 names a\.tif, which is not a regular file"):
             load_data(str(manifest))
         with pytest.raises(DataError, match=r"aren't there: line 2 names a\.tif"):
-            image_files(manifest)
+            find_unlabelled_images(manifest)
 
 
 @every_kind

@@ -16,7 +16,7 @@ import pytest
 from plurum.client.bulk.journal import Journal
 from plurum.client.bulk.listing import Listing
 from plurum.export.engines.build import read_plan
-from plurum.export.manifest import Manifest, read_manifest
+from plurum.export.manifest import ExportManifest, read_manifest
 from plurum.probes import read_recorded_probes
 from plurum.run import Run
 from plurum.serving.releases.rehearsal import check_artefacts
@@ -181,7 +181,7 @@ _DOCUMENTS: dict[str, Any] = {
 def _readers(folder: Path) -> dict[str, Callable[[], Any]]:
     run = Run(folder)
 
-    def exported() -> Manifest:
+    def exported() -> ExportManifest:
         check_artefacts(folder)
         return read_manifest(folder)
 

@@ -1,1 +1,1 @@
-"""Labelled images: read, checked, split and stored."""
+"""Read, check, split and store labelled images."""

@@ -1,4 +1,4 @@
-"""Labelled images that come as arrays: scikit-learn's digits, MedMNIST archives, IDX files."""
+"""Labelled images from arrays: scikit-learn's digits, MedMNIST archives, IDX files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plurum.training.data.splits import stratified_splits
 
 __all__ = ["DIGITS", "images_from_arrays", "images_from_digits"]
 
-# The word that names scikit-learn's digits; a folder of that name is ./digits.
+# Name of scikit-learn's digits as a data source; a folder of that name is ./digits.
 DIGITS = "digits"
 _DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -41,13 +41,13 @@ def images_from_digits(seed: int) -> LabelledImages:
 def images_from_arrays(
     name: str, classes: tuple[str, ...], table: Table, parts: list[npt.NDArray[np.uint8]]
 ) -> LabelledImages:
-    """Return labelled images from arrays of one shape; an image is read as a PNG.
+    """Return labelled images from arrays of equally large images, which are read as PNG.
 
     Args:
-        name: As it was named by the user.
-        classes: Names, in the order of the labels.
+        name: Data source, as named by the user.
+        classes: Class names, in the order of the labels.
         table: One row per image, over all parts.
-        parts: `[images, height, width]` or `[images, height, width, 3]` each, uint8.
+        parts: Arrays of images, uint8 `[images, height, width]` or `[images, height, width, 3]` each.
     """
     digest = hashlib.sha256(table.labels.tobytes())
     for part in parts:

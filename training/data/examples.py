@@ -1,4 +1,4 @@
-"""What a model learns from, and in which order it sees it."""
+"""Training examples, and the order in which a model sees them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Examples:
-    """Images with a class each, to learn from and to be judged by.
+    """Labelled images for training and validation.
 
     Attributes:
-        pixels: `[images, height, width, 3]`, uint8; may be mapped from a file.
-        labels: `[images]`, int64.
-        train: Indices of the images to learn from.
-        validation: Indices of the images that choose the best epoch.
-        classes: How many there are.
-        image: How pixels are normalised.
+        pixels: Images, uint8 `[images, height, width, 3]`; may be mapped from a file.
+        labels: Classes, int64 `[images]`.
+        train: Indices of the training images.
+        validation: Indices of the validation images, which choose the best epoch.
+        classes: Number of classes.
+        image: Image spec, which states the normalisation.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -43,7 +43,7 @@ class Examples:
 
     @classmethod
     def of(cls, run: Run) -> Examples:
-        """Return what lies in the run's data folder."""
+        """Return the examples in the run's data folder."""
         table, data = run.table(), run.data()
         return cls(
             pixels=run.pixels(),
@@ -56,46 +56,51 @@ class Examples:
 
 
 def check_batches(settings: TrainSettings, parts: int, images: int | None = None) -> None:
-    """Make sure that each of so many processes gets two images of each batch, the least to normalise by.
+    """Check that each process gets at least two images of each batch, which batch normalisation needs.
+
+    Args:
+        settings: Training settings.
+        parts: Number of processes.
+        images: Number of training images, if known.
 
     Raises:
-        SettingsError: batches are too small, or all training images together, where their number is known.
+        SettingsError: batches, or all training images together, are too few.
     """
     if parts > 1 and settings.batch_size < 2 * parts:
         raise SettingsError(
-            f"--batch-size is {settings.batch_size} for {parts} processes, which divide each batch and need two images "
-            f"of it each: {2 * parts} at least, or start fewer"
+            f"--batch-size: expected at least {2 * parts}, two images for each of {parts} processes, "
+            f"got {settings.batch_size}. Increase it, or start fewer processes"
         )
     if parts > 1 and images is not None and images < 2 * parts:
         raise SettingsError(f"{images} training images are too few for {parts} processes; start fewer")
 
 
 class Batches:
-    """The steps of each epoch: which images, in which order, and what each counts.
+    """Images of each step of each epoch, and their weights in the loss.
 
-    An epoch is the same whenever it is asked for, so that a training can go on in the middle of one.
+    Epochs are deterministic, so that a training can resume in the middle of one.
 
     Attributes:
-        weights: `[classes]`, float32: what an image of each class counts in the loss; 1 on average over the images.
+        weights: Weight of an image of each class in the loss, float32 `[classes]`; 1 on average over the images.
     """
 
     def __init__(self, examples: Examples, settings: TrainSettings, seed: int, parts: int = 1) -> None:
-        """Take the training images of `examples`.
+        """Prepare the batches of the training images of `examples`.
 
         Args:
-            examples: Whose.
-            settings: Size of steps, and how classes are balanced.
-            seed: What the order is drawn from.
-            parts: Into how many each pass will be divided, one per process.
+            examples: Labelled images.
+            settings: Batch size, accumulation and class balance.
+            seed: Random seed of the order.
+            parts: Number of processes that divide each batch.
 
         Raises:
-            SettingsError: batches, or all images together, are too few to give each part two.
+            SettingsError: batches, or all images together, are too small to give each process two images.
         """
         self.rows = examples.train
         self.labels = examples.labels
         self.settings = settings
         self.seed = seed
-        # Batch normalisation has nothing to normalise by in a batch of one.
+        # Batch normalisation needs at least two images.
         self.least = 2 * parts
         check_batches(settings, parts, len(self.rows))
         counts = np.bincount(self.labels[self.rows], minlength=examples.classes)
@@ -109,7 +114,7 @@ class Batches:
         return whole + (rest >= self.least or whole == 0)
 
     def epoch(self, number: int) -> Iterator[Ints]:
-        """Yield the rows of each step of epoch `number`; a last one too small to normalise by is left out."""
+        """Yield the rows of each step of epoch `number`; a last step that is too small is left out."""
         rng = np.random.default_rng([self.seed, number])
         if self.settings.balance == "sampling":
             chances = self.shares[self.labels[self.rows]]
@@ -121,5 +126,5 @@ class Batches:
             yield order[step * size : (step + 1) * size]
 
     def passes(self, rows: Ints) -> list[Ints]:
-        """Return the rows of a step, divided into passes of about `batch_size`, none of them smaller."""
+        """Divide the rows of a step into forward passes of at least `batch_size` images, if there are as many."""
         return np.array_split(rows, max(1, len(rows) // self.settings.batch_size))

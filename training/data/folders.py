@@ -1,4 +1,4 @@
-"""Folders of images: a folder per class, or one per split with a folder per class in each."""
+"""Read folders of images: one folder per class, or one per split with a folder per class in each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from plurum.training.data.splits import split_from_word
 
 __all__ = ["files_from_folder"]
 
-# Names that hold data, and are hardly those of classes or patients: read as such, they would hide the real ones.
+# Names of folders that contain data and are hardly classes or patients; taken as such, they would hide the real ones.
 _CONTAINER = re.compile(
     r"(images?|imgs?|masks?|annotations?|labels?|data|datasets?|(fold|split|cv)[ _-]?\d+"
     r"|(train|training|val|valid|validation|test|testing|dev|eval|evaluation|holdout)"
@@ -32,7 +32,7 @@ _LOOSE = "outside of the classes' folders"
 
 @dataclass(frozen=True)
 class _Class:
-    """One class in one split: its folder, its images, and what else lies there."""
+    """Folder of one class in one split, its images, and its other files."""
 
     folder: Path
     images: tuple[Path, ...]
@@ -42,25 +42,25 @@ class _Class:
 def files_from_folder(path: Path) -> LabelledFiles:
     """Return the image files below a folder with a folder per class, or with a folder per split.
 
-    `CLASS/image.png`, or `CLASS/PATIENT/image.png` where patients are known; a patient's name means the same person in
-    every class. `train`, `val` (or `valid`, `validation`) and `test` may stand above the classes. What is hidden, of an
-    operating system or of another file type is left out, and told in the notes.
+    The layout is `CLASS/image.png`, or `CLASS/PATIENT/image.png` if patients are known. A patient's name means the same
+    person in every class. Folders `train`, `val` (or `valid`, `validation`) and `test` may contain the class folders.
+    Hidden files, files of operating systems and other file types are left out and counted in the notes.
 
     Raises:
-        DataError: there is no class, or one without an image; or the folders may be meant otherwise.
+        DataError: there is no class, a class has no image, or the layout is ambiguous.
     """
     folders = _folders(path)
     if not folders:
-        raise DataError(f"{path} has no folder in it; a folder per class is needed, as in {path}/CLASS/image.png")
+        raise DataError(f"{path}: expected a folder per class, as in {path}/CLASS/image.png, got none")
     splits = _split_folders(path, folders)
     if splits is None:
         if len(folders) == 1:
             raise DataError(
-                f"{path} has one folder in it, {folders[0].name!r}, and at least 2 classes are needed; if its folders "
-                f"are the classes, name {folders[0]}"
+                f"{path}: expected at least 2 folders of classes, got only {folders[0].name!r}. If its folders are the "
+                f"classes, name {folders[0]}"
             )
         _refuse_containers(path, folders)
-        return _labelled(path, {"train": [_class(path, folder) for folder in folders]}, _around(path), [])
+        return _label_files(path, {"train": [_class(path, folder) for folder in folders]}, _count_others(path), [])
     parts = {split: [_class(path, one) for one in _class_folders(folder)] for split, folder in splits.items()}
     _check_classes_agree(parts)
     *first, last = (folder.name for folder in splits.values())
@@ -68,8 +68,8 @@ def files_from_folder(path: Path) -> LabelledFiles:
     where = "them" if len(splits) > 1 else "it"
     taken = f"folders {names} are taken as splits" if len(splits) > 1 else f"folder {names} is taken as a split"
     note = f"the {taken}, and the folders in {where} as classes"
-    around = sum((_around(folder) for folder in splits.values()), _around(path))
-    return _labelled(path, parts, around, [note])
+    around = sum((_count_others(folder) for folder in splits.values()), _count_others(path))
+    return _label_files(path, parts, around, [note])
 
 
 def _folders(path: Path) -> list[Path]:
@@ -80,10 +80,10 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _split_folders(path: Path, folders: Sequence[Path]) -> dict[Split, Path] | None:
-    """Return the folders of the splits, train first; None where no folder is called like one.
+    """Return the folders of the splits, train first; None if no folder is named like a split.
 
     Raises:
-        DataError: other folders lie beside them, two are of one split, or none is for training.
+        DataError: there are other folders beside them, two folders of one split, or no folder for training.
     """
     named = [(split, folder) for folder in folders if (split := split_from_word(folder.name))]
     if not named:
@@ -92,28 +92,28 @@ def _split_folders(path: Path, folders: Sequence[Path]) -> dict[Split, Path] | N
     others = [folder.name for folder in folders if not split_from_word(folder.name)]
     if others:
         raise DataError(
-            f"{path} has folders called like splits ({words}) and others ({_some(others)}): if these are splits, move "
-            f"the others away; if all are classes, list the images in a .csv with a column label"
+            f"{path} has folders named like splits ({words}) and others ({_some(others)}). If the former are splits, "
+            f"move the others away; if all are classes, list the images in a .csv with a column label"
         )
     splits = dict(named)
     if len(splits) < len(named):
         raise DataError(f"{path} has several folders for one split ({words}); merge or rename them")
     if "train" not in splits:
-        raise DataError(f"{path} has the folders {words} and none called train; add one, or rename one")
+        raise DataError(f"{path} has the folders {words} and no folder train; add one, or rename one")
     order: tuple[Split, ...] = ("train", "validation", "test")
     return {split: splits[split] for split in order if split in splits}
 
 
 def _class_folders(split: Path) -> list[Path]:
-    """Return the folders of the classes of one split."""
+    """Return the class folders of one split."""
     folders = _folders(split)
     if loose := _loose_images(split):
         raise DataError(
-            f"{split} has images outside of a folder per class ({loose:,}), whose classes are not known; move them "
-            f"into {split}/CLASS, or away"
+            f"{split} has {loose:,} images outside of class folders, so their classes are unknown; move them into "
+            f"{split}/CLASS, or away"
         )
     if not folders:
-        raise DataError(f"{split} has no folder in it; a folder per class is needed, as in {split}/CLASS/image.png")
+        raise DataError(f"{split}: expected a folder per class, as in {split}/CLASS/image.png, got none")
     _refuse_containers(split, folders)
     return folders
 
@@ -126,9 +126,9 @@ def _check_classes_agree(parts: dict[Split, list[_Class]]) -> None:
             pair = folders[split], folders["train"]
             has, lacks = pair if odd[0] in some else reversed(pair)
             raise DataError(
-                f"{has} has a class {odd[0]!a}, and {lacks} has none called so; "
-                f"{len(odd)} name{'s are' if len(odd) > 1 else ' is'} in one alone: every split needs the same "
-                f"classes, spelled alike"
+                f"{has} has a class {odd[0]!a}, and {lacks} has not; "
+                f"{len(odd)} name{'s are' if len(odd) > 1 else ' is'} in one of them only. Every split needs the same "
+                f"classes, with the same spelling"
             )
 
 
@@ -136,7 +136,7 @@ def _refuse_containers(path: Path, folders: Sequence[Path]) -> None:
     """Refuse folders that are hardly classes.
 
     Raises:
-        DataError: one is called like something that holds data.
+        DataError: a folder has the usual name of a folder of data.
     """
     if odd := [folder for folder in folders if _CONTAINER.fullmatch(folder.name)]:
         others = _some([one.name for one in folders if one != odd[0]])
@@ -152,12 +152,12 @@ def _class(top: Path, folder: Path) -> _Class:
     images = tuple(sorted(map(Path, tree.paths())))
     for image in images:
         if not (name := str(image.relative_to(folder))).isprintable():
-            # It could be written neither to a table nor to a terminal.
-            raise DataError(f"{folder} / {name!a} has a name with unprintable characters; rename it")
+            # Neither a table nor a terminal could show such a name.
+            raise DataError(f"{folder} / {name!a} has a name with unprintable characters; rename the file")
     if not images:
         others = f", but {skipped_text(tree.skipped)}" if tree.skipped else ""
         raise DataError(
-            f"class {folder.name!r} has no image: {folder} holds no file with one of "
+            f"class {folder.name!r} has no image: expected a file in {folder} that ends in "
             f"{', '.join(IMAGE_SUFFIXES)}{others}"
         )
     patients = {_patient(image.relative_to(folder)) for image in images}
@@ -169,8 +169,8 @@ def _class(top: Path, folder: Path) -> _Class:
     return _Class(folder, images, tree)
 
 
-def _labelled(path: Path, parts: dict[Split, list[_Class]], around: Counter[str], notes: list[str]) -> LabelledFiles:
-    """Return the files of all splits; with one split alone, splits are still to be drawn."""
+def _label_files(path: Path, parts: dict[Split, list[_Class]], around: Counter[str], notes: list[str]) -> LabelledFiles:
+    """Return the files of all splits; with a single split, splits are drawn later."""
     everything = [(split, one) for split, some in parts.items() for one in some]
     classes = tuple(sorted({one.folder.name for _, one in everything}))
     rows = [(split, one.folder, image) for split, one in everything for image in one.images]
@@ -192,7 +192,7 @@ def _labelled(path: Path, parts: dict[Split, list[_Class]], around: Counter[str]
 
 
 def _same_folders(everything: Sequence[tuple[Split, _Class]]) -> list[str]:
-    """Return a note where all classes have the same folders in them, which may be classes below sites."""
+    """Return a note if all classes contain the same folders, which may be classes below sites."""
     found = [
         {_patient(image.relative_to(one.folder)) for image in one.images} - {""}
         for split, one in everything
@@ -203,8 +203,8 @@ def _same_folders(everything: Sequence[tuple[Split, _Class]]) -> list[str]:
     return []
 
 
-def _around(folder: Path) -> Counter[str]:
-    """Count what lies in `folder` itself, beside the folders."""
+def _count_others(folder: Path) -> Counter[str]:
+    """Count the files directly in `folder`, by the reason why they are not read."""
     entries = list(folder.iterdir())
     left = sum(is_leftover(entry.name) for entry in entries)
     counts = Counter({_HIDDEN: left, _LOOSE: _loose_images(folder)})

@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and of its kin: http://yann.lecun.com/exdb/mnist describes it."""
+"""Read IDX files, the format of MNIST and similar data sets; see http://yann.lecun.com/exdb/mnist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _MAX_BYTES = 1 << 33
 
 
 def holds_idx(folder: Path) -> bool:
-    """Whether `folder` holds MNIST's training images."""
+    """Return True if `folder` holds training images in MNIST's format."""
     return any(folder.glob("train-images?idx3-ubyte*"))
 
 
@@ -40,24 +40,22 @@ def images_from_idx(folder: Path, seed: int) -> LabelledImages:
     `t10k` is the test split; a fifth of each class of `train` is drawn for validation.
 
     Raises:
-        DataError: a file is missing, broken, or does not fit the others.
+        DataError: a file is missing, invalid, or does not match the others.
     """
-    images = [_found(folder, f"{part}-images?idx3-ubyte", 3) for part in _SPLITS]
-    parts = [_found(folder, f"{part}-labels?idx1-ubyte", 1) for part in _SPLITS]
+    images = [_find_array(folder, f"{part}-images?idx3-ubyte", 3) for part in _SPLITS]
+    parts = [_find_array(folder, f"{part}-labels?idx1-ubyte", 1) for part in _SPLITS]
     for part, array, some in zip(_SPLITS, images, parts, strict=True):
         if len(array) != len(some):
             raise DataError(f"{folder} has {len(array):,} {part} images and {len(some):,} {part} labels")
         if array.size == 0:
-            raise DataError(f"{folder} has no {part} image: their shape is {list(array.shape)}")
+            raise DataError(f"{folder} has no {part} image: the shape is {list(array.shape)}")
     if images[0].shape[1:] != images[1].shape[1:]:
         shapes = " and ".join(str(list(array.shape)) for array in images)
         raise DataError(f"{folder} has splits of different shapes: {shapes}")
     labels = np.concatenate(parts).astype(np.int64)
     highest = int(parts[0].max())
     if labels.max() > highest:
-        raise DataError(
-            f"{folder} has the label {labels.max()}; the labels of its training images go from 0 to {highest}"
-        )
+        raise DataError(f"{folder}: expected labels from 0 to {highest}, as of its training images, got {labels.max()}")
     classes = tuple(str(index) for index in range(highest + 1))
     check_classes(folder, classes)
     given = tuple(split for split, some in zip(_SPLITS.values(), parts, strict=True) for _ in some)
@@ -71,7 +69,8 @@ def array_from_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     """Return the array of unsigned bytes that an IDX file holds, plain or as `.gz`.
 
     Raises:
-        DataError: it can't be read, holds another type or number of dimensions, or more or less than it says.
+        DataError: the file is unreadable, has another type or number of dimensions, or its size does not match its
+            header.
     """
     try:
         with ExitStack() as stack:
@@ -86,28 +85,28 @@ def array_from_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
 def _array(path: Path, file: BinaryIO, dimensions: int) -> npt.NDArray[np.uint8]:
     head = file.read(4 + 4 * dimensions)
     if len(head) < 4 + 4 * dimensions or head[:2] != b"\0\0":
-        raise DataError(f"{path} is no IDX file: {len(head)} bytes that begin with {head[:4]!r}")
+        raise DataError(f"{path} is not an IDX file: {len(head)} bytes that start with {head[:4]!r}")
     if head[2] != _UNSIGNED_BYTE or head[3] != dimensions:
         raise DataError(
-            f"{path} has {head[3]} dimensions of type {head[2]:#04x}; {dimensions} of unsigned bytes (0x08) are needed"
+            f"{path}: expected {dimensions} dimensions of unsigned bytes (0x08), got {head[3]} of type {head[2]:#04x}"
         )
     shape = struct.unpack(f">{dimensions}I", head[4:])
     needed = math.prod(shape)
     if needed > _MAX_BYTES:
-        raise DataError(f"{path} says that it holds {list(shape)} values; at most {_MAX_BYTES:,} are read")
-    # One more, to see whether there is any; what a .gz would unpack to beyond is left in it.
+        raise DataError(f"{path}: expected at most {_MAX_BYTES:,} values, got a header with {list(shape)}")
+    # One byte more, to notice a file that is too long without unpacking all of it.
     data = file.read(needed + 1)
     if len(data) != needed:
         raise DataError(
-            f"{path} is truncated or too long: {len(data):,} bytes of values{' at least' * (len(data) > needed)}, "
-            f"{needed:,} are needed for {list(shape)}"
+            f"{path} is truncated or too long: expected {needed:,} bytes of values for {list(shape)}, got "
+            f"{'at least ' * (len(data) > needed)}{len(data):,}"
         )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
-def _found(folder: Path, pattern: str, dimensions: int) -> npt.NDArray[np.uint8]:
+def _find_array(folder: Path, pattern: str, dimensions: int) -> npt.NDArray[np.uint8]:
     files = sorted([*folder.glob(pattern), *folder.glob(f"{pattern}.gz")])
     if not files:
         name = pattern.replace("?", "-")
-        raise DataError(f"{folder} has no {name} or {name}.gz, which MNIST's format asks for")
+        raise DataError(f"{folder} has no {name} or {name}.gz, which MNIST's format requires")
     return array_from_idx(files[0], dimensions)

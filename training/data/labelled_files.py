@@ -1,4 +1,4 @@
-"""Labelled images that lie in files, whole or cut into tiles."""
+"""Labelled images from files, whole or cut into tiles."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from plurum.run import Split, Table
 from plurum.spellings import check_spellings
 from plurum.training.data.labelled_images import LabelledImages, check_classes
 from plurum.training.data.splits import SHARES, check_patients, check_splits, draw_split, stratified_splits
-from plurum.training.data.tiles import Picture, Tiling, pictures_from_file
-from plurum.training.progress import shown
+from plurum.training.data.tiles import ImageRegion, Tiling, regions_from_file
+from plurum.training.progress import show_progress
 
 __all__ = ["LabelledFiles", "images_from_files"]
 
@@ -29,14 +29,14 @@ class LabelledFiles:
     """Image files with a class each.
 
     Attributes:
-        name: As the user named them all.
-        root: The folder they lie below.
-        classes: Names, in the order of the labels.
-        paths: One per file.
-        labels: `[files]`, indices into the classes.
-        patients: One per file; empty strings where none is known.
-        splits: One per file; empty where they are to be drawn.
-        notes: What a reader of the data should know, such as what was left out, a sentence each.
+        name: Data source, as named by the user.
+        root: Folder that contains the files.
+        classes: Class names, in the order of the labels.
+        paths: Paths of the files.
+        labels: Class index of each file, `[files]`.
+        patients: Patient of each file; an empty string if unknown.
+        splits: Split of each file; empty if splits are to be drawn.
+        notes: Remarks for the user, such as files that were left out, one sentence each.
     """
 
     name: str
@@ -52,24 +52,24 @@ class LabelledFiles:
 def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *, skip: bool) -> LabelledImages:
     """Return the files' images, or their tiles, divided into splits.
 
-    Tiles have the label and the patient of their file. Where no patient is known, the file stands for one, so that
-    its tiles are neither divided nor taken for independent.
+    Tiles have the label and the patient of their file. If the patient is unknown, the file counts as a patient, so that
+    its tiles stay in one split and do not count as independent.
 
     Args:
-        files: With splits or without; where validation or test images are missing, they are drawn from train.
-        seed: What splits are drawn from.
-        tiling: How larger images are cut; None leaves them whole.
-        skip: Leave out images that can't be read.
+        files: Image files with or without splits; missing validation or test images are drawn from train.
+        seed: Random seed of the splits.
+        tiling: Tile size and number for larger images; None keeps them whole.
+        skip: If True, leave out unreadable images.
 
     Raises:
-        DataError: a class is not in every split, a patient in two, or a name is spelled in two ways.
+        DataError: a class is not in every split, a patient is in two, or a name has two spellings.
     """
     check_classes(files.name, files.classes)
     try:
         check_spellings(files.name, "patient", "patients", sorted(set(files.patients)))
     except ValueError as error:
         raise DataError(str(error)) from error
-    pictures = _pictures(files, tiling)
+    pictures = _find_regions(files, tiling)
     owners = np.repeat(np.arange(len(pictures)), [len(some) for some in pictures])
     flat = [picture for some in pictures for picture in some]
     labels = files.labels[owners]
@@ -86,20 +86,20 @@ def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *,
         table,
         _fingerprint(files, tiling),
         None,
-        lambda index: flat[index].encoded(),
+        lambda index: flat[index].read_encoded(),
         skip_unreadable=skip,
         notes=(*files.notes, *drawn),
     )
 
 
-def _pictures(files: LabelledFiles, tiling: Tiling | None) -> list[list[Picture]]:
+def _find_regions(files: LabelledFiles, tiling: Tiling | None) -> list[list[ImageRegion]]:
     if tiling is None:
-        return [[Picture(path)] for path in files.paths]
-    found: list[list[Picture]] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, shown("looking for tissue", len(files.paths)) as progress:
+        return [[ImageRegion(path)] for path in files.paths]
+    found: list[list[ImageRegion]] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, show_progress("looking for tissue", len(files.paths)) as progress:
         for start in range(0, len(files.paths), _BLOCK):
             block = files.paths[start : start + _BLOCK]
-            found += pool.map(lambda path: pictures_from_file(path, tiling), block)
+            found += pool.map(lambda path: regions_from_file(path, tiling), block)
             progress(len(block), "")
     return found
 
@@ -111,7 +111,7 @@ def _splits(
     given: tuple[Split, ...],
     seed: int,
 ) -> tuple[tuple[Split, ...], list[str]]:
-    """Return the split of each image, and a note where some were drawn though others were given."""
+    """Return the split of each image, and a note if some splits were drawn although others were given."""
     missing = [split for split in SHARES if split not in given]
     if not given or missing == ["validation", "test"]:
         note = [f"no images are given for {' and '.join(missing)}: all splits are drawn"] if given else []
@@ -131,7 +131,7 @@ def _fingerprint(files: LabelledFiles, tiling: Tiling | None) -> str:
             status = path.stat()
         except OSError as error:
             raise DataError(f"{path} can't be read: {error.strerror}") from error
-        # As make and rsync judge whether a file changed: reading all of them would take as long as decoding.
+        # Size and time, as make and rsync use: reading all files would take as long as decoding them.
         name = os.path.relpath(path, files.root)
         digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{label}\0{patient}\0".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Labelled images, and the pixels that members see of them.
+"""Labelled images, and their pixels at the members' input size.
 
 Legend: `[images, height, width, 3]` arrays are uint8, 0 to 255, RGB.
 """
@@ -27,29 +27,28 @@ from plurum.images import (
 from plurum.run import Table
 from plurum.spec import ImageSpec
 from plurum.spellings import check_spellings
-from plurum.training.progress import shown
+from plurum.training.progress import show_progress
 
-__all__ = ["Decoded", "LabelledImages", "check_classes", "check_readable"]
+__all__ = ["DecodedImage", "LabelledImages", "check_classes", "check_readable"]
 
-# How many images are in flight at once: enough for all cores, little to wait for after Ctrl-C.
+# Images in flight at once: enough for all cores, and few enough to stop soon after Ctrl-C.
 _BLOCK = 64
 _NAMED = 5
-# Of an image, while it is hashed.
+# Rows of an image that are hashed at once.
 _ROWS = 256
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """What is known of an image once it was decoded.
+class DecodedImage:
+    """Properties of a decoded image.
 
     Attributes:
-        width: Before it was brought to size, upright, in pixels; 0 where it can't be read.
-        height: Likewise.
-        sha256: Of its size and its pixels before they were brought to size, upright, 8-bit, RGB, in hexadecimal. The
-            same picture in another file, lossless format or with other metadata has the same; one compressed again
-            has not.
-        fault: Why it can't be read; empty where it can.
-        is_nearly_black: Whether all of it is darker than 16 of 255, as 12 bits in a 16-bit file are.
+        width: Width of the upright image before resizing, in pixels; 0 if unreadable.
+        height: Height of the upright image before resizing, in pixels; 0 if unreadable.
+        sha256: Hexadecimal SHA-256 of the size and the upright 8-bit RGB pixels before resizing. It is equal for the
+            same picture in another lossless format or with other metadata, and differs after new lossy compression.
+        fault: Reason why the image is unreadable; empty if it is readable.
+        is_nearly_black: True if all pixels are darker than 16 of 255, as with 12 bits in a 16-bit file.
     """
 
     width: int
@@ -61,17 +60,17 @@ class Decoded:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with a class each, divided into splits; nothing is decoded yet.
+    """Images with a class each, divided into splits, and decoded on demand.
 
     Attributes:
-        name: As it was named by the user.
-        classes: Names, in the order of the labels.
-        table: Sources, labels, patients and splits, one per image.
-        fingerprint: SHA-256 over what the images are, without decoding them: it changes when they do.
-        side: The longer side of images that are all of one size, in pixels; None for files.
-        read: Gives the encoded image of an index: a file's bytes, or a PNG.
-        skip_unreadable: Whether images that can't be read are left out, rather than refused.
-        notes: How the source was read, and what of it was not, a sentence each.
+        name: Data source, as named by the user.
+        classes: Class names, in the order of the labels.
+        table: Source, label, patient and split of each image.
+        fingerprint: SHA-256 that changes when the images change, computed without decoding them.
+        side: Longer side of equally large images, in pixels; None for files.
+        read: Function that returns the encoded image at an index: a file's bytes, or a PNG.
+        skip_unreadable: If True, leave out unreadable images instead of refusing the data.
+        notes: Remarks on how the source was read and what was left out, one sentence each.
     """
 
     name: str
@@ -86,11 +85,11 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.table.sources)
 
-    def encoded(self, index: int) -> bytes:
-        """Return the image `index` as a JPEG, PNG or TIFF, as one would send it to a server.
+    def read_encoded(self, index: int) -> bytes:
+        """Return the image at `index` as JPEG, PNG or TIFF, as a client would send it to a server.
 
         Raises:
-            ImageError: its file can't be read.
+            ImageError: the file can't be read.
         """
         try:
             return self.read(index)
@@ -98,84 +97,86 @@ class LabelledImages:
             raise ImageError(f"{self.table.sources[index]} can't be read: {error.strerror or error}") from error
 
     def taken(self, rows: npt.NDArray[np.int64]) -> LabelledImages:
-        """Return the images of these indices, under the same fingerprint."""
+        """Return the images at these indices, with the same fingerprint."""
         read = self.read
         return replace(self, table=self.table.taken(rows), read=lambda index: read(int(rows[index])))
 
     def pixels(self, image: ImageSpec, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
-        """Return all images as members see them, `[images, height, width, 3]`.
+        """Return all images at the members' input size, `[images, height, width, 3]`.
 
-        They go through `plurum.images`, as they will when they are served.
+        Images are converted by `plurum.images`, as in serving.
 
         Args:
-            image: Size, colour and resize rule; mean and std play no part.
-            out: Where to write them, such as a mapped file; a new array by default.
+            image: Size, colour mode and resize rule; mean and std are not used.
+            out: Array to write to, such as a mapped file; a new array by default.
 
         Raises:
-            DataError: some can't be read; the first are named, the others counted.
+            DataError: some images are unreadable; the message names the first and counts the others.
         """
         if out is None:
             out = np.empty((len(self), image.height, image.width, 3), dtype=np.uint8)
-        check_readable(self, self.decoded(image, out))
+        check_readable(self, self.decode(image, out))
         return out
 
-    def decoded(self, image: ImageSpec | None = None, out: npt.NDArray[np.uint8] | None = None) -> tuple[Decoded, ...]:
-        """Decode every image once and return what is then known of each.
+    def decode(
+        self, image: ImageSpec | None = None, out: npt.NDArray[np.uint8] | None = None
+    ) -> tuple[DecodedImage, ...]:
+        """Decode every image once and return the properties of each.
 
         Args:
-            image: Size, colour and resize rule of what is written to `out`.
-            out: Takes the pixels of those that can be read, `[images, height, width, 3]`.
+            image: Size, colour mode and resize rule of the pixels in `out`.
+            out: Array for the pixels of readable images, `[images, height, width, 3]`.
         """
 
-        def one(index: int) -> Decoded:
+        def one(index: int) -> DecodedImage:
             try:
-                flat = to_eight_bit(open_image(self.encoded(index)))
+                flat = to_eight_bit(open_image(self.read_encoded(index)))
                 if image is not None and out is not None:
                     out[index] = resize_to_pixels(
                         flat, height=image.height, width=image.width, colour=image.colour, resize=image.resize
                     )
             except TooLargeImageError as error:
-                return Decoded(0, 0, "", f"{error}; cut TIFFs of this size into tiles with --tile-size")
+                return DecodedImage(0, 0, "", f"{error}; cut TIFFs of this size into tiles with --tile-size")
             except (ImageError, UnreadableImageError) as error:
-                return Decoded(0, 0, "", str(error))
-            return Decoded(flat.width, flat.height, _sha256(flat), is_nearly_black=is_nearly_black(flat))
+                return DecodedImage(0, 0, "", str(error))
+            return DecodedImage(flat.width, flat.height, _sha256(flat), is_nearly_black=is_nearly_black(flat))
 
-        return tuple(self._each(one))
+        return tuple(self._decode_each(one))
 
-    def _each(self, one: Callable[[int], Decoded]) -> Iterator[Decoded]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool, shown("reading images", len(self)) as progress:
+    def _decode_each(self, one: Callable[[int], DecodedImage]) -> Iterator[DecodedImage]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, show_progress("reading images", len(self)) as progress:
             for start in range(0, len(self), _BLOCK):
                 block = range(start, min(start + _BLOCK, len(self)))
                 yield from pool.map(one, block)
                 progress(len(block), "")
 
 
-def check_readable(data: LabelledImages, decoded: Sequence[Decoded]) -> None:
-    """Make sure that all images can be read.
+def check_readable(data: LabelledImages, decoded: Sequence[DecodedImage]) -> None:
+    """Check that all images are readable.
 
     Raises:
-        DataError: some can't; the first are named, the others counted.
+        DataError: some images are unreadable; the message names the first and counts the others.
     """
     broken = [f"{source} ({one.fault})" for source, one in zip(data.table.sources, decoded, strict=True) if one.fault]
     if broken:
         more = f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
         raise DataError(
-            f"{len(broken)} of {len(data):,} images can't be read; mend or remove them, or leave them out with "
+            f"{len(broken)} of {len(data):,} images can't be read; repair or remove them, or leave them out with "
             f"--skip-unreadable: {'; '.join(broken[:_NAMED])}{more}"
         )
 
 
 def check_classes(name: object, classes: Sequence[str]) -> None:
-    """Make sure that there is something to tell apart, by names that can be written.
+    """Check that there are at least two classes, with printable names and one spelling each.
 
     Raises:
-        DataError: there is one class, one with an unprintable name, or one that is spelled in two ways.
+        DataError: there is only one class, a name is unprintable, or a name has two spellings.
     """
     if len(classes) < 2:
-        raise DataError(f"{name} has one class, {classes[0]!r}; at least 2 are needed")
+        raise DataError(f"{name}: expected at least 2 classes, got {classes[0]!r}")
     for one in classes:
         if not one.isprintable():
-            raise DataError(f"{name} has a class called {one!a}, with unprintable characters; rename it")
+            raise DataError(f"{name} has a class named {one!a}, with unprintable characters; rename it")
     try:
         check_spellings(name, "class", "classes", classes)
     except ValueError as error:
@@ -185,7 +186,7 @@ def check_classes(name: object, classes: Sequence[str]) -> None:
 def _sha256(image: Image.Image) -> str:
     digest = hashlib.sha256(f"{image.width} x {image.height}".encode())
     for top in range(0, image.height, _ROWS):
-        # By rows: as bytes, a large image would lie in memory twice.
+        # By rows, so that a large image is not copied as a whole.
         rows = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
         digest.update(rows.convert("RGB").tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""CSV manifests: one row per image, with its label and, where they are known, its patient and split."""
+"""Read CSV manifests: one row per image, with its label and optionally its patient and split."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _NEEDED = ("path", "label")
 
 
 def files_from_manifest(path: Path) -> LabelledFiles:
-    """Return the image files that a CSV lists, in its order.
+    """Return the image files that a CSV file lists, in its order.
 
-    Paths and the columns' names are as in `plurum.manifests`; other columns are ignored.
+    Paths and column names follow `plurum.manifests`; other columns are ignored.
 
     Raises:
-        DataError: a column is missing, or a row has no label, an unknown split or an image that is not there or listed
-            twice; the first is named, the others counted.
+        DataError: a column is missing, or a row has no label, an unknown split, or an image that is missing or listed
+            twice. The message names the first row and counts the others.
     """
     table = read_manifest_table(path, _NEEDED)
     columns, lines = table.columns, table.lines
@@ -35,10 +35,12 @@ def files_from_manifest(path: Path) -> LabelledFiles:
     _refuse(path, lines, (_split_fault(word) for word in words))
     found = [_file(path, name) for name in columns["path"]]
     _refuse(
-        path, lines, ("" if file else _absent(path, name) for file, name in zip(found, columns["path"], strict=True))
+        path,
+        lines,
+        ("" if file else _missing_text(path, name) for file, name in zip(found, columns["path"], strict=True)),
     )
     files = [file for file in found if file]
-    _refuse(path, lines, _repeated(files, columns["path"], columns["label"]))
+    _refuse(path, lines, _duplicate_faults(files, columns["path"], columns["label"]))
     classes = tuple(sorted(set(columns["label"])))
     index = {name: number for number, name in enumerate(classes)}
     return LabelledFiles(
@@ -53,7 +55,7 @@ def files_from_manifest(path: Path) -> LabelledFiles:
 
 
 def _file(manifest: Path, name: str) -> Path | None:
-    """Return the file that a row names, if it is there."""
+    """Return the file that a row names, or None if it does not exist."""
     if not name.isprintable():
         raise DataError(f"{manifest} names {name!a}, with unprintable characters; rename it")
     return file_from_manifest(manifest, name)
@@ -62,18 +64,18 @@ def _file(manifest: Path, name: str) -> Path | None:
 def _split_fault(word: str) -> str:
     if split_from_word(word):
         return ""
-    return f"has the split {word!r}; train, validation (or val) and test are known"
+    return f"has the split {word!r}; expected train, validation (or val) or test"
 
 
-def _absent(manifest: Path, name: str) -> str:
-    # `Path.exists` raises an error for names that no file could have.
+def _missing_text(manifest: Path, name: str) -> str:
+    # `Path.exists` raises an error for names that no file can have.
     if os.path.exists(manifest.parent / name):  # noqa: PTH110
         return f"names {name}, which is not a regular file"
-    hint = "; paths are divided by /, not by \\" if "\\" in name else ""
-    return f"names {name}, which is not there{hint}"
+    hint = "; separate folders by /, not by \\" if "\\" in name else ""
+    return f"names {name}, which does not exist{hint}"
 
 
-def _repeated(files: Sequence[Path], names: Sequence[str], labels: Sequence[str]) -> Iterator[str]:
+def _duplicate_faults(files: Sequence[Path], names: Sequence[str], labels: Sequence[str]) -> Iterator[str]:
     seen: dict[Path, str] = {}
     for file, name, label in zip(files, names, labels, strict=True):
         real = file.resolve()
@@ -87,7 +89,7 @@ def _repeated(files: Sequence[Path], names: Sequence[str], labels: Sequence[str]
 
 
 def _refuse(path: Path, lines: Iterable[int], faults: Iterable[str]) -> None:
-    """Raise an error that names the first fault and counts the others; an empty text is none."""
+    """Raise an error that names the first fault and counts the others; an empty text means no fault."""
     found = [(line, fault) for line, fault in zip(lines, faults, strict=False) if fault]
     if found:
         line, fault = found[0]

@@ -1,4 +1,4 @@
-"""What is to be known of images before anything is learnt from them: counts, sizes, duplicates, leaks."""
+"""Report on a data set before training: counts, sizes, duplicates, leaks between splits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from plurum.errors import ContractError, DataError
 from plurum.regular_files import read_regular
 from plurum.run import Run, Split
-from plurum.training.data.labelled_images import Decoded, LabelledImages, check_readable
+from plurum.training.data.labelled_images import DecodedImage, LabelledImages, check_readable
 from plurum.training.data.splits import SHARES, check_splits
 
 __all__ = [
-    "Count",
     "DataReport",
-    "Item",
-    "Range",
-    "Unreadable",
+    "ImageCounts",
+    "PixelRange",
+    "ReportedImage",
+    "UnreadableImage",
     "data_report",
     "read_data_report",
     "report_lines",
@@ -30,103 +30,104 @@ __all__ = [
 ]
 
 _NAMED = 3
-# A report names every image that can't be read.
+# A report names every unreadable image, so it can be large.
 _MAX_BYTES = 1 << 30
 
 
-class _Part(BaseModel):
+class _ReportModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Count(_Part):
-    """How many there are in a class and split.
+class ImageCounts(_ReportModel):
+    """Numbers of images and patients in a class and split.
 
     Attributes:
-        images: That can be read.
-        patients: That are known; an image without one counts for none.
+        images: Number of readable images.
+        patients: Number of known patients.
     """
 
     images: int
     patients: int
 
 
-class Range(_Part):
-    """Of all images, in pixels."""
+class PixelRange(_ReportModel):
+    """Range of a side over all images, in pixels."""
 
     lowest: int
     median: float
     highest: int
 
 
-class Item(_Part):
-    """One image."""
+class ReportedImage(_ReportModel):
+    """Source, label and split of one image."""
 
     source: str
     label: str
     split: Split
 
 
-class Unreadable(_Part):
-    """An image that can't be read, and why."""
+class UnreadableImage(_ReportModel):
+    """An unreadable image, and the reason."""
 
     source: str
     reason: str
 
 
-class DataReport(_Part):
-    """What `plurum data` says, and `RUN/data/report.json` keeps.
+class DataReport(_ReportModel):
+    """Report of `plurum data`, stored as `RUN/data/report.json`.
 
-    Images are the same where all their pixels are, as decoded and before they are brought to size: a copy in another
-    file format counts, one that was compressed anew does not.
+    Two images are equal if all their decoded pixels are equal before resizing. A copy in another lossless format is
+    equal; a copy with new lossy compression is not.
 
     Attributes:
-        source: As the user named it.
-        classes: Names, in the order of the labels.
-        counts: By class and split; images that can't be read are not in them.
-        splits: The same over all classes.
-        width: Of the images, tiles where they were cut.
-        height: Likewise.
-        duplicates: By split: images that are the same as an earlier one of their split.
-        across_splits: Images that are the same in several splits, each group with all its images.
-        other_label: Images that are the same and have different labels, likewise.
-        divided_patients: The splits of each patient who is in more than one.
-        unreadable: All images that can't be read.
-        nearly_black: Images that show nothing brighter than 15 of 255, as 12 bits in 16-bit files do.
-        notes: How the source was read, and what of it was not, a sentence each.
+        version: Version of the file format.
+        source: Data source, as named by the user.
+        classes: Class names, in the order of the labels.
+        counts: Counts of readable images by class and split.
+        splits: Counts of readable images by split, over all classes.
+        width: Range of the widths of images, or of tiles.
+        height: Range of the heights of images, or of tiles.
+        duplicates: Number of images per split that equal an earlier image of the split.
+        across_splits: Groups of equal images that are in more than one split.
+        other_label: Groups of equal images with more than one label.
+        divided_patients: Splits of each patient who is in more than one.
+        unreadable: All unreadable images.
+        nearly_black: Images with no value above 15 of 255, as with 12 bits in 16-bit files.
+        notes: Remarks on how the source was read and what was left out, one sentence each.
     """
 
     version: Literal[1] = 1
     source: str
     classes: tuple[str, ...]
-    counts: dict[str, dict[Split, Count]]
-    splits: dict[Split, Count]
-    width: Range
-    height: Range
+    counts: dict[str, dict[Split, ImageCounts]]
+    splits: dict[Split, ImageCounts]
+    width: PixelRange
+    height: PixelRange
     duplicates: dict[Split, int]
-    across_splits: tuple[tuple[Item, ...], ...]
-    other_label: tuple[tuple[Item, ...], ...]
+    across_splits: tuple[tuple[ReportedImage, ...], ...]
+    other_label: tuple[tuple[ReportedImage, ...], ...]
     divided_patients: dict[str, tuple[Split, ...]]
-    unreadable: tuple[Unreadable, ...]
+    unreadable: tuple[UnreadableImage, ...]
     nearly_black: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def data_report(data: LabelledImages, decoded: Sequence[Decoded]) -> DataReport:
-    """Return what is known of the images.
+def data_report(data: LabelledImages, decoded: Sequence[DecodedImage]) -> DataReport:
+    """Return the report on the images.
 
     Args:
-        data: The images.
-        decoded: What decoding each of them told.
+        data: Labelled images.
+        decoded: Properties of each image, in the same order.
 
     Raises:
-        DataError: not one can be read.
+        DataError: no image is readable.
     """
     rows = _readable(decoded)
     if not rows:
         check_readable(data, decoded)
     table = data.table
     of_split = {split: [row for row in rows if table.splits[row] == split] for split in SHARES}
-    groups = _same(data, decoded, rows)
+    groups = _group_equal_images(data, decoded, rows)
     return DataReport(
         source=data.name,
         classes=data.classes,
@@ -143,9 +144,9 @@ def data_report(data: LabelledImages, decoded: Sequence[Decoded]) -> DataReport:
         duplicates={split: len(some) - len({decoded[row].sha256 for row in some}) for split, some in of_split.items()},
         across_splits=tuple(group for group in groups if len({item.split for item in group}) > 1),
         other_label=tuple(group for group in groups if len({item.label for item in group}) > 1),
-        divided_patients=_divided(data, rows),
+        divided_patients=_divided_patients(data, rows),
         unreadable=tuple(
-            Unreadable(source=source, reason=one.fault)
+            UnreadableImage(source=source, reason=one.fault)
             for source, one in zip(table.sources, decoded, strict=True)
             if one.fault
         ),
@@ -154,11 +155,11 @@ def data_report(data: LabelledImages, decoded: Sequence[Decoded]) -> DataReport:
     )
 
 
-def usable_rows(data: LabelledImages, decoded: Sequence[Decoded]) -> npt.NDArray[np.int64]:
-    """Return the indices of the images that can be read, int64.
+def usable_rows(data: LabelledImages, decoded: Sequence[DecodedImage]) -> npt.NDArray[np.int64]:
+    """Return the indices of the readable images, int64.
 
     Raises:
-        DataError: some can't and shall not be left out, or a class is in a split no more without them.
+        DataError: some images are unreadable and may not be left out, or a split loses a class without them.
     """
     if not data.skip_unreadable:
         check_readable(data, decoded)
@@ -168,16 +169,16 @@ def usable_rows(data: LabelledImages, decoded: Sequence[Decoded]) -> npt.NDArray
         try:
             check_splits(kept.labels, kept.patients, kept.splits, data.classes)
         except DataError as error:
-            left_out = _counted(len(data) - len(rows), "image")
+            left_out = _count_text(len(data) - len(rows), "image")
             raise DataError(f"without {left_out} that can't be read, {error}") from error
     return rows
 
 
 def read_data_report(run: Run) -> DataReport:
-    """Return the report that `plurum train` left in a run.
+    """Return the report that `plurum train` wrote into a run.
 
     Raises:
-        ContractError: there is none, or a broken one.
+        ContractError: the report is missing or invalid.
     """
     path = run.data_folder / "report.json"
     try:
@@ -185,11 +186,11 @@ def read_data_report(run: Run) -> DataReport:
     except OSError as error:
         raise ContractError(f"{path} can't be read: {error.strerror}") from error
     except ValidationError as error:
-        raise ContractError(f"{path} is no data report of version 1: {error.errors()[0]['msg']}") from error
+        raise ContractError(f"{path} is not a data report of version 1: {error.errors()[0]['msg']}") from error
 
 
 def report_lines(report: DataReport) -> list[str]:
-    """Return the report in a few lines, what is wrong with the data at the end."""
+    """Return the report in a few lines, with the warnings at the end."""
     total = sum(count.images for count in report.splits.values())
     by_split = ", ".join(f"{split} {count.images:,}" for split, count in report.splits.items())
     lines = [f"{total:,} images of {len(report.classes)} classes: {by_split}"]
@@ -205,43 +206,49 @@ def report_lines(report: DataReport) -> list[str]:
 
 
 def report_warnings(report: DataReport) -> list[str]:
-    """Return what is wrong with the data, one line each; none where nothing is."""
+    """Return one line per problem of the data."""
     lines = []
     if groups := report.across_splits:
         lines.append(
-            f"{_counted(len(groups), 'image')} in more than one split, which flatters every score: {_named(groups)}"
+            f"{_count_text(len(groups), 'image')} in more than one split, which inflates every score: "
+            f"{_groups_text(groups)}"
         )
     if report.divided_patients:
         named = [f"{name} ({', '.join(found)})" for name, found in report.divided_patients.items()]
         lines.append(
-            f"{_counted(len(named), 'patient')} in more than one split, which flatters every score: {_first(named)}"
+            f"{_count_text(len(named), 'patient')} in more than one split, which inflates every score: "
+            f"{_first_text(named)}"
         )
     if groups := report.other_label:
-        lines.append(f"{_counted(len(groups), 'image')} with more than one label: {_named(groups, label=True)}")
+        lines.append(
+            f"{_count_text(len(groups), 'image')} with more than one label: {_groups_text(groups, label=True)}"
+        )
     if report.unreadable:
         named = [f"{one.source} ({one.reason})" for one in report.unreadable]
-        lines.append(f"{_counted(len(named), 'image')} that can't be read: {_first(named)}")
+        lines.append(f"{_count_text(len(named), 'image')} that can't be read: {_first_text(named)}")
     if report.nearly_black:
         lines.append(
-            f"{_counted(len(report.nearly_black), 'image')} nearly black, with no value above 15 of 255; 12 bits in a "
-            f"16-bit file look like this, scale them up to 65,535: {_first(report.nearly_black)}"
+            f"{_count_text(len(report.nearly_black), 'image')} nearly black, with no value above 15 of 255, as with 12 "
+            f"bits in a 16-bit file; if so, scale the values to 65,535: {_first_text(report.nearly_black)}"
         )
     return lines
 
 
-def _readable(decoded: Sequence[Decoded]) -> list[int]:
+def _readable(decoded: Sequence[DecodedImage]) -> list[int]:
     return [row for row, one in enumerate(decoded) if not one.fault]
 
 
-def _same(data: LabelledImages, decoded: Sequence[Decoded], rows: Sequence[int]) -> list[tuple[Item, ...]]:
-    """Return every group of images that are the same, in the order of their first."""
+def _group_equal_images(
+    data: LabelledImages, decoded: Sequence[DecodedImage], rows: Sequence[int]
+) -> list[tuple[ReportedImage, ...]]:
+    """Return every group of equal images, in the order of their first image."""
     found: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         found[decoded[row].sha256].append(row)
     table = data.table
     return [
         tuple(
-            Item(source=table.sources[row], label=data.classes[table.labels[row]], split=table.splits[row])
+            ReportedImage(source=table.sources[row], label=data.classes[table.labels[row]], split=table.splits[row])
             for row in same
         )
         for same in found.values()
@@ -249,7 +256,7 @@ def _same(data: LabelledImages, decoded: Sequence[Decoded], rows: Sequence[int])
     ]
 
 
-def _divided(data: LabelledImages, rows: Sequence[int]) -> dict[str, tuple[Split, ...]]:
+def _divided_patients(data: LabelledImages, rows: Sequence[int]) -> dict[str, tuple[Split, ...]]:
     where: dict[str, set[Split]] = defaultdict(set)
     for row in rows:
         if patient := data.table.patients[row]:
@@ -261,41 +268,43 @@ def _divided(data: LabelledImages, rows: Sequence[int]) -> dict[str, tuple[Split
     }
 
 
-def _count(data: LabelledImages, rows: Sequence[int]) -> Count:
-    return Count(images=len(rows), patients=len({data.table.patients[row] for row in rows} - {""}))
+def _count(data: LabelledImages, rows: Sequence[int]) -> ImageCounts:
+    return ImageCounts(images=len(rows), patients=len({data.table.patients[row] for row in rows} - {""}))
 
 
-def _range(values: Sequence[int]) -> Range:
-    return Range(lowest=min(values), median=float(np.median(values)), highest=max(values))
+def _range(values: Sequence[int]) -> PixelRange:
+    return PixelRange(lowest=min(values), median=float(np.median(values)), highest=max(values))
 
 
-def _range_text(found: Range) -> str:
+def _range_text(found: PixelRange) -> str:
     if found.lowest == found.highest:
         return f"{found.lowest:,}"
     return f"{found.lowest:,} to {found.highest:,} (median {found.median:,g})"
 
 
-def _counted(number: int, noun: str) -> str:
+def _count_text(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _named(groups: Sequence[Sequence[Item]], *, label: bool = False) -> str:
-    return _first(
+def _groups_text(groups: Sequence[Sequence[ReportedImage]], *, label: bool = False) -> str:
+    return _first_text(
         [
-            " = ".join(f"{item.source} ({item.label if label else item.split})" for item in _differing(group, label))
+            " = ".join(
+                f"{item.source} ({item.label if label else item.split})" for item in _representatives(group, label)
+            )
             for group in groups
         ]
     )
 
 
-def _differing(group: Sequence[Item], label: bool) -> list[Item]:
-    """Return the first image of each label, or of each split, in a group of the same images."""
-    first: dict[str, Item] = {}
+def _representatives(group: Sequence[ReportedImage], label: bool) -> list[ReportedImage]:
+    """Return the first image of each label, or of each split, in a group of equal images."""
+    first: dict[str, ReportedImage] = {}
     for item in group:
         first.setdefault(item.label if label else item.split, item)
     return list(first.values())
 
 
-def _first(named: Sequence[str]) -> str:
+def _first_text(named: Sequence[str]) -> str:
     more = f"; and {len(named) - _NAMED:,} more" if len(named) > _NAMED else ""
     return "; ".join(named[:_NAMED]) + more

@@ -1,11 +1,11 @@
-"""The picture of a data report: how many images each class has in each split."""
+"""Plot a data report: the number of images per class and split."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from plurum.run import Split
-from plurum.training.canvas import COLOURS, figure_of, png_from_figure
+from plurum.training.canvas import COLOURS, create_figure, png_from_figure
 from plurum.training.data.report import DataReport
 
 __all__ = ["plot_from_data_report"]
@@ -20,7 +20,7 @@ def plot_from_data_report(report: DataReport) -> bytes:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = figure_of(7, _FRAME + _ROW * len(report.classes))
+    figure = create_figure(7, _FRAME + _ROW * len(report.classes))
     axes = figure.add_subplot()
     ends = np.zeros(len(report.classes))
     for split, colour in zip(_SPLITS, COLOURS, strict=False):

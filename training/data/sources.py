@@ -1,4 +1,4 @@
-"""Where labelled images come from, by what the user named."""
+"""Load labelled images from the data source that the user names."""
 
 from __future__ import annotations
 
@@ -28,41 +28,43 @@ def load_data(
     max_tiles: int = 16,
     skip_unreadable: bool = False,
 ) -> LabelledImages:
-    """Return the labelled images that `source` names; nothing is decoded yet, but to choose tiles.
+    """Return the labelled images of `source`; images are decoded later, except to choose tiles.
+
+    `source` is one of:
 
     - `digits`: scikit-learn's 1,797 handwritten digits, 8 × 8 pixels.
-    - A `.npz` of MedMNIST's format, in its own splits.
-    - A `.csv` with a row per image: path, label and, where they are known, patient and split.
+    - A `.npz` file in MedMNIST's format, with its own splits.
+    - A `.csv` file with a row per image: path, label and optionally patient and split.
     - A folder with MNIST's four IDX files, plain or `.gz`.
-    - A folder with a folder per class: `CLASS/image.png`, or `CLASS/PATIENT/image.png` where patients are known.
-      Folders called `train`, `val` and `test` may stand above the classes.
+    - A folder with a folder per class: `CLASS/image.png`, or `CLASS/PATIENT/image.png` if patients are known.
+      Folders named `train`, `val` and `test` may contain the class folders.
 
     Args:
-        source: One of these.
-        seed: What the splits are drawn from, where the source has none.
-        tile_size: Side of the tiles that a larger image is cut into, in pixels of the file; None leaves images whole.
-        max_tiles: Of one image: those with the most tissue.
-        skip_unreadable: Leave out images that can't be read instead of refusing them.
+        source: Name or path of the data.
+        seed: Random seed of the splits, if the source has none.
+        tile_size: Side of the tiles that larger images are cut into, in pixels of the file; None keeps images whole.
+        max_tiles: Largest number of tiles per image; those with the most tissue are kept.
+        skip_unreadable: If True, leave out unreadable images instead of refusing the data.
 
     Raises:
-        DataError: nothing is there, or nothing that can be learnt from.
-        SettingsError: tiles that can't be had.
+        DataError: `source` does not exist, is not image data, or can't be learnt from.
+        SettingsError: invalid tile settings.
         MissingExtraError: scikit-learn or tifffile is not installed.
     """
     tiling = Tiling(tile_size, max_tiles) if tile_size is not None else None
     path = Path(source)
     if arrays := _arrays(source, seed):
         if tiling:
-            raise SettingsError(f"{source} holds arrays, which --tile-size does not cut; leave it out")
+            raise SettingsError(f"--tile-size: expected image files, got arrays in {source}. Leave the option out")
         return replace(arrays, skip_unreadable=skip_unreadable)
     if path.is_dir():
         files = files_from_folder(path)
     elif path.is_file() and path.suffix.lower() == ".csv":
         files = files_from_manifest(path)
     else:
-        what = f"{source} is no image data" if path.exists() else f"there is no {source}"
+        what = f"{source} is not image data" if path.exists() else f"{source} does not exist"
         if path.exists() and path.suffix.lower() in _TABLES:
-            what = f"{source} is a table of a kind that is not read; save it as CSV UTF-8 (.csv)"
+            what = f"{source} is a table in an unsupported format; save it as CSV UTF-8 (.csv)"
         raise DataError(
             f"{what}: name a folder with a folder per class or with MNIST's files, a .csv that lists images, a "
             f"MedMNIST .npz file, or the word {DIGITS!r}"

@@ -1,4 +1,4 @@
-"""Dividing images into training, validation and test: by class, and never through a patient."""
+"""Divide images into training, validation and test, by class, with each patient in one split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plurum.run import Split
 
 __all__ = ["SHARES", "check_patients", "check_splits", "draw_split", "split_from_word", "stratified_splits"]
 
-# Of the images of each class.
+# Fractions of the images of each class.
 SHARES: dict[Split, float] = {"train": 0.64, "validation": 0.16, "test": 0.2}
 _WORDS: dict[str, Split] = {
     "train": "train",
@@ -33,17 +33,18 @@ def stratified_splits(
     seed: int,
     shares: Mapping[Split, float] = SHARES,
 ) -> tuple[Split, ...]:
-    """Return the split of each image, such that every class is in every split, in `shares` as nearly as possible.
+    """Return a split for each image, such that every split has every class, as close to `shares` as possible.
 
-    All images of a patient go the same way, whatever their classes; an image without a patient (an empty string)
-    goes alone. Groups are shuffled, then placed from the largest to the smallest, each where most is missing.
+    All images of a patient get the same split, also if their classes differ. An image without a patient (an empty
+    string) is a group of its own. Groups are shuffled, then placed from the largest to the smallest, each into the
+    split that lacks most images.
 
     Args:
-        labels: `[images]`, indices into `classes`.
-        patients: One per image.
-        classes: Their names, for messages.
-        seed: What the shuffling draws from.
-        shares: Of the images of each class, adding up to 1.
+        labels: Indices into `classes`, `[images]`.
+        patients: Patient of each image.
+        classes: Class names, for messages.
+        seed: Random seed of the shuffling.
+        shares: Fraction of each class's images per split; the sum is 1.
 
     Raises:
         DataError: a class has too few images or patients to be in every split.
@@ -51,7 +52,7 @@ def stratified_splits(
     groups: dict[str | int, list[int]] = defaultdict(list)
     for row, patient in enumerate(patients):
         groups[patient or row].append(row)
-    # A patient with several classes counts for the one that most of the images show.
+    # A patient with several classes counts as the class of most of the images.
     strata: dict[int, list[list[int]]] = defaultdict(list)
     for rows in groups.values():
         strata[Counter(labels[rows].tolist()).most_common(1)[0][0]].append(rows)
@@ -59,7 +60,7 @@ def stratified_splits(
     rng = np.random.default_rng(seed)
     for _, stratum in sorted(strata.items()):
         order = rng.permutation(len(stratum))
-        for rows, split in _placed(sorted((stratum[i] for i in order), key=len, reverse=True), shares):
+        for rows, split in _place_groups(sorted((stratum[i] for i in order), key=len, reverse=True), shares):
             for row in rows:
                 splits[row] = split
     check_splits(labels, patients, splits, classes, shares)
@@ -74,12 +75,12 @@ def draw_split(
     seed: int,
     missing: Split = "validation",
 ) -> tuple[Split, ...]:
-    """Return `splits` with a fifth of each class's training images put into the split that is missing.
+    """Return `splits` with a fifth of each class's training images moved to the missing split.
 
     Raises:
         DataError: a class has too few images or patients to be in every split.
     """
-    # Else a class that has no training image would be said to have none for the missing split.
+    # First, so that the message for a class without training images names the training split.
     check_splits(labels, patients, splits, classes, [split for split in SHARES if split != missing])
     result = list(splits)
     rows = np.flatnonzero(np.asarray(splits) == "train")
@@ -91,15 +92,15 @@ def draw_split(
 
 
 def split_from_word(word: str) -> Split | None:
-    """Return the split that a folder or a cell means: `val`, `Valid` and `validation` are one; None for other words."""
+    """Return the split of a folder name or a cell, such as `val` or `Valid` for validation; None for other words."""
     return _WORDS.get(word.strip().lower())
 
 
 def check_patients(patients: Sequence[str], splits: Sequence[Split]) -> None:
-    """Make sure that no patient is in two splits.
+    """Check that no patient is in two splits.
 
     Raises:
-        DataError: some are; the first is named, the others counted.
+        DataError: some patients are; the message names the first and counts the others.
     """
     where: dict[str, dict[Split, None]] = defaultdict(dict)
     for patient, split in zip(patients, splits, strict=True):
@@ -108,10 +109,10 @@ def check_patients(patients: Sequence[str], splits: Sequence[Split]) -> None:
     divided = {patient: list(found) for patient, found in where.items() if len(found) > 1}
     if divided:
         first, found = next(iter(divided.items()))
-        more = f", and {_counted(len(divided) - 1, 'patient')} more" if len(divided) > 1 else ""
+        more = f", and {_count_text(len(divided) - 1, 'patient')} more" if len(divided) > 1 else ""
         raise DataError(
-            f"patient {first!r} is in {' and '.join(found)}{more}: what a model learnt of a patient would be "
-            f"counted as skill; give all images of a patient the same split"
+            f"patient {first!r} is in {' and '.join(found)}{more}, which would inflate every score. Give all images "
+            f"of a patient the same split"
         )
 
 
@@ -120,29 +121,29 @@ def check_splits(
     patients: Sequence[str],
     splits: Sequence[Split],
     classes: Sequence[str],
-    wanted: Iterable[Split] = tuple(SHARES),
+    required: Iterable[Split] = tuple(SHARES),
 ) -> None:
-    """Make sure that every class is in every split that is `wanted`.
+    """Check that every class is in every required split.
 
     Raises:
-        DataError: one is not; it is named with its count.
+        DataError: a class is not; the message names it with its number of images.
     """
-    where, wanted = np.asarray(splits), tuple(wanted)
+    where, required = np.asarray(splits), tuple(required)
     for index, name in enumerate(classes):
         rows = np.flatnonzero(labels == index)
-        missing = [split for split in wanted if not (where[rows] == split).any()]
+        missing = [split for split in required if not (where[rows] == split).any()]
         if missing:
             known = {patients[row] for row in rows} - {""}
-            of = f" of {_counted(len(known), 'patient')}" if known else ""
+            of = f" of {_count_text(len(known), 'patient')}" if known else ""
             raise DataError(
-                f"class {name!r} has {_counted(len(rows), 'image')}{of}, and none for {' and '.join(missing)}: "
-                f"at least {len(wanted)} {'patients' if known else 'images'} are needed, one for "
-                f"each of {', '.join(wanted)}"
+                f"class {name!r} has {_count_text(len(rows), 'image')}{of}, and none for {' and '.join(missing)}; "
+                f"expected at least {len(required)} {'patients' if known else 'images'}, one for "
+                f"each of {', '.join(required)}"
             )
 
 
-def _placed(groups: list[list[int]], shares: Mapping[Split, float]) -> list[tuple[list[int], Split]]:
-    """Return where each group of one class goes; no split stays empty where there are three groups."""
+def _place_groups(groups: list[list[int]], shares: Mapping[Split, float]) -> list[tuple[list[int], Split]]:
+    """Return the split of each group of one class; with three or more groups, no split stays empty."""
     total = sum(map(len, groups))
     missing = {split: share * total for split, share in shares.items()}
     empty = list(shares)
@@ -156,5 +157,5 @@ def _placed(groups: list[list[int]], shares: Mapping[Split, float]) -> list[tupl
     return placed
 
 
-def _counted(number: int, noun: str) -> str:
+def _count_text(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,4 +1,4 @@
-"""The run's data folder: every image as members see it, decoded once."""
+"""Store the images of a run at the members' input size, decoded once."""
 
 from __future__ import annotations
 
@@ -23,30 +23,29 @@ __all__ = ["image_spec", "store_data"]
 
 _LOG = logging.getLogger(__name__)
 
-# What timm's weights were trained with.
+# Normalisation of timm's pretrained weights.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _BLOCK = 1024
 
 
 def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataContract:
-    """Fill the run's data folder, whole or not at all, or find it filled with the same, and return its contract.
+    """Fill the run's data folder atomically, unless it already holds the same data, and return its `contract.json`.
 
-    Mean and std are measured on the training images' pixels, or ImageNet's where members start from timm's weights.
-
-    Images that can't be read are left out if `data` says so; `report.json` names them, and what else is to be known.
+    Mean and std are measured on the training images' pixels; with pretrained weights they are ImageNet's. Unreadable
+    images are left out if `data` allows it. `report.json` lists them.
 
     Raises:
-        DataError: some images can't be read.
+        DataError: some images are unreadable.
         OutputError: the folder holds other data, or can't be written.
     """
     image = image_spec(data, settings)
     if (run.data_folder / "contract.json").is_file():
         found = run.data()
-        if found.source_fingerprint != data.fingerprint or not _are_of(run, data):
+        if found.source_fingerprint != data.fingerprint or not _holds_same_images(run, data):
             raise OutputError(
-                f"{data.name} is not what {run.path} was begun with: its files, sizes or times changed; name another "
-                f"--out, or start over with --fresh"
+                f"{data.name} is not the data that {run.path} was started with: its files, sizes or times changed. "
+                f"Name another --out, or start over with --fresh"
             )
         return found
     with atomic_folder(run.data_folder, private=True) as folder:
@@ -68,16 +67,16 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataC
 
 
 def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple[npt.NDArray[np.uint8], LabelledImages]:
-    """Write `pixels.npy` and `report.json`, and return the pixels and the images that could be read."""
-    pixels = _mapped(folder / "pixels.npy", len(data), image)
-    decoded = data.decoded(image, pixels)
+    """Write `pixels.npy` and `report.json`, and return the pixels and the readable images."""
+    pixels = _create_mapped_file(folder / "pixels.npy", len(data), image)
+    decoded = data.decode(image, pixels)
     rows = usable_rows(data, decoded)
     report = data_report(data, decoded)
     (folder / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     for line in (*report.notes, *report_warnings(report)):
         _LOG.warning("%s: %s", data.name, line)
     if len(rows) < len(data):
-        everything, pixels = pixels, _mapped(folder / "usable.npy", len(rows), image)
+        everything, pixels = pixels, _create_mapped_file(folder / "usable.npy", len(rows), image)
         for start in range(0, len(rows), _BLOCK):
             pixels[start : start + _BLOCK] = everything[rows[start : start + _BLOCK]]
         (folder / "usable.npy").replace(folder / "pixels.npy")
@@ -86,28 +85,27 @@ def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple
     return pixels, data
 
 
-def _mapped(path: Path, images: int, image: ImageSpec) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
+def _create_mapped_file(path: Path, images: int, image: ImageSpec) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
     shape = (images, image.height, image.width, 3)
     pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
-    # The file is as long as that, but holds nothing yet: on a full disk the first write into the map would be a bus
-    # error, which ends the process without a word.
+    # Allocate the file's blocks now: on a full disk, a write into the map would end the process with a bus error.
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return pixels  # type: ignore[no-any-return]
 
 
-def _are_of(run: Run, data: LabelledImages) -> bool:
-    """Whether the run's images are all `data`'s, in the same splits; those that can't be read are not among them."""
+def _holds_same_images(run: Run, data: LabelledImages) -> bool:
+    """Return True if all images of the run are in `data`, in the same splits; unreadable images may be missing."""
     splits = dict(zip(data.table.sources, data.table.splits, strict=True))
     stored = run.table()
     return all(splits.get(source) == split for source, split in zip(stored.sources, stored.splits, strict=True))
 
 
 def image_spec(data: LabelledImages, settings: TrainSettings) -> ImageSpec:
-    """Return how pixels are made of `data`; mean and std are ImageNet's until `store_data` measures them."""
+    """Return the image spec for `data`; mean and std are ImageNet's until `store_data` measures them."""
     size = settings.image_size
     if size is None:
-        # Most networks halve their input five times: 32 leaves one cell.
+        # Most networks halve their input five times, so 32 pixels leave one cell.
         size = 224 if data.side is None else max(32, -(-data.side // 32) * 32)
     return ImageSpec(
         height=size,
@@ -129,7 +127,7 @@ def _moments(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> tupl
     shares = counts / counts.sum(axis=1, keepdims=True)
     values = np.arange(256) / 255
     mean = shares @ values
-    # A channel that never changes would be divided by 0.
+    # At least 1/255, so that a constant channel is not divided by 0.
     std = np.sqrt(np.maximum(shares @ values**2 - mean**2, 1 / 255**2))
     return tuple(mean.tolist()), tuple(std.tolist())
 

@@ -1,4 +1,4 @@
-"""Cutting large images into tiles, and keeping those with the most tissue."""
+"""Cut large images into tiles, and keep the tiles with the most tissue."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
 from plurum.slides.slides import Slide
 from plurum.slides.tissue import LEAST_TISSUE, is_background, tile_starts, tissue_share
 
-__all__ = ["Picture", "Tiling", "pictures_from_file"]
+__all__ = ["ImageRegion", "Tiling", "regions_from_file"]
 
-# A tile is judged by at least 32 × 32 points of it.
+# The tissue of a tile is measured at 32 × 32 points at least.
 _SAMPLES = 32
-# Below, a file is read without a look at its header first.
+# Smaller files are read without checking the image size in their header first.
 _SMALL_BYTES = 1 << 25
 _DECODING = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How larger images are cut.
+    """Tile size and number for larger images.
 
     Attributes:
         size: Side of a tile, in pixels of the file.
-        most: Tiles of one image that are kept.
+        most: Largest number of tiles that are kept per image.
     """
 
     size: int
@@ -53,19 +53,19 @@ class Tiling:
     def __post_init__(self) -> None:
         if not (self.size >= MIN_SIDE and self.size**2 <= MAX_PIXELS):
             highest = int(MAX_PIXELS**0.5)
-            raise SettingsError(f"--tile-size {self.size} can't be had: {MIN_SIDE} to {highest:,} pixels are possible")
+            raise SettingsError(f"--tile-size: expected {MIN_SIDE} to {highest:,} pixels, got {self.size}")
         if self.most < 1:
-            raise SettingsError(f"--max-tiles {self.most} can't be had: 1 is the least")
+            raise SettingsError(f"--max-tiles: expected at least 1, got {self.most}")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A file, or a rectangle of one.
+class ImageRegion:
+    """An image file, or a rectangle of one.
 
     Attributes:
-        path: The file.
-        box: x, y, width and height in its pixels, from the top left; None is all of it.
-        fault: Why it can't be read, where that is known already.
+        path: Path of the file.
+        box: x, y, width and height of the rectangle in pixels, from the top left; None for the whole image.
+        fault: Reason why the image is unreadable, if known already.
     """
 
     path: Path
@@ -74,15 +74,15 @@ class Picture:
 
     @property
     def source(self) -> str:
-        """The file's path; a rectangle's as a media fragment (W3C): `slide.tif#xywh=0,512,512,512`."""
+        """Path of the file, with a W3C media fragment for a rectangle: `slide.tif#xywh=0,512,512,512`."""
         return f"{self.path}#xywh={','.join(map(str, self.box))}" if self.box else str(self.path)
 
-    def encoded(self) -> bytes:
+    def read_encoded(self) -> bytes:
         """Return the file's bytes, or the rectangle as a PNG.
 
         Raises:
-            ImageError: it can't be read.
-            UnreadableImageError: likewise, found while decoding; TooLargeImageError where --tile-size would help.
+            ImageError: the image is known to be unreadable.
+            UnreadableImageError: decoding fails; TooLargeImageError if --tile-size would help.
             OSError: the file can't be opened.
         """
         if self.fault:
@@ -96,21 +96,21 @@ class Picture:
         return buffer.getvalue()
 
 
-def pictures_from_file(path: Path, tiling: Tiling) -> list[Picture]:
-    """Return the tiles of an image, from the top left, or the image whole where it is no larger than a tile.
+def regions_from_file(path: Path, tiling: Tiling) -> list[ImageRegion]:
+    """Return the tiles of an image, from the top left, or the whole image if it is not larger than a tile.
 
-    A tile counts as tissue where it is no background by `is_background`, at points of a coarse grid. Tiles with less
-    than `LEAST_TISSUE` are dropped; of the others, those with the most are kept. What can't be read is returned whole,
-    with its fault.
+    Tissue is the part that `is_background` does not match, at points of a coarse grid. Tiles with less than
+    `LEAST_TISSUE` are dropped; of the others, those with the most tissue are kept. An unreadable image is returned
+    whole, with its fault.
     """
     try:
         if max(_header(path)) <= tiling.size:
-            return [Picture(path)]
+            return [ImageRegion(path)]
         tissue, cell, width, height = _tissue(path, tiling.size)
     except (ImageError, UnreadableImageError) as error:
-        return [Picture(path, fault=str(error))]
+        return [ImageRegion(path, fault=str(error))]
     except OSError as error:
-        return [Picture(path, fault=f"can't be read: {error.strerror or error}")]
+        return [ImageRegion(path, fault=f"can't be read: {error.strerror or error}")]
     boxes = [
         (x, y, min(tiling.size, width), min(tiling.size, height))
         for y in tile_starts(height, tiling.size)
@@ -120,17 +120,17 @@ def pictures_from_file(path: Path, tiling: Tiling) -> list[Picture]:
     best = sorted(range(len(boxes)), key=lambda index: -shares[index])[: tiling.most]
     kept = [index for index in sorted(best) if shares[index] >= LEAST_TISSUE]
     if not kept:
-        return [Picture(path, fault=f"no tile of {tiling.size} pixels has {LEAST_TISSUE:.0%} of tissue")]
-    return [Picture(path, boxes[index]) for index in kept]
+        return [ImageRegion(path, fault=f"no tile of {tiling.size} pixels has at least {LEAST_TISSUE:.0%} tissue")]
+    return [ImageRegion(path, boxes[index]) for index in kept]
 
 
 def _tissue(path: Path, size: int) -> tuple[npt.NDArray[np.bool_], float, int, int]:
-    """Return where there is tissue on a coarse grid, the width of its cells, and the image's width and height."""
+    """Return a mask of tissue on a coarse grid, the width of its cells, and the image's width and height."""
     if _is_large(_header(path)):
         with Slide(path) as slide:
             return *slide.tissue(_SAMPLES, size), slide.width, slide.height
     step = max(1, size // _SAMPLES)
-    pixels = _whole(path)
+    pixels = _decode_whole(path)
     return ~is_background(pixels[::step, ::step]), step, pixels.shape[1], pixels.shape[0]
 
 
@@ -139,24 +139,24 @@ def _region(path: Path, box: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]
     if _is_large(_header(path)):
         with Slide(path) as slide:
             return slide.region(x, y, width, height)
-    return np.ascontiguousarray(_whole(path)[y : y + height, x : x + width])
+    return np.ascontiguousarray(_decode_whole(path)[y : y + height, x : x + width])
 
 
-def _whole(path: Path) -> npt.NDArray[np.uint8]:
-    """Return all pixels of an image that may be decoded at once, as members see them but for the size."""
+def _decode_whole(path: Path) -> npt.NDArray[np.uint8]:
+    """Return all pixels of an image that is small enough to be decoded at once, before resizing."""
     status = path.stat()
-    # The tiles of an image are asked for one after the other, by several threads: the first decodes for all.
+    # Several threads read the tiles of an image one after the other; the first decodes it for all.
     with _DECODING:
-        return _decoded(path, status.st_size, status.st_mtime_ns)
+        return _decode(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)
-def _decoded(path: Path, _size_bytes: int, _changed_ns: int) -> npt.NDArray[np.uint8]:
+def _decode(path: Path, _size_bytes: int, _changed_ns: int) -> npt.NDArray[np.uint8]:
     return np.asarray(to_eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES))))
 
 
 def _header(path: Path) -> tuple[int, int]:
-    """Return width and height as the file's header has them; large TIFFs' too, which Pillow takes for bombs."""
+    """Return width and height from the file's header, also of large TIFFs, which Pillow refuses."""
     try:
         check_regular(path)
         with warnings.catch_warnings():
@@ -167,7 +167,7 @@ def _header(path: Path) -> tuple[int, int]:
         with Slide(path) as slide:
             return slide.width, slide.height
     except UnidentifiedImageError as error:
-        raise UnreadableImageError("no JPEG, PNG or TIFF image") from error
+        raise UnreadableImageError("not a JPEG, PNG or TIFF image") from error
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:
         raise UnreadableImageError(f"image is corrupt or truncated: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Images without labels: where they are, and their pixels."""
+"""Find and read images without labels."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from plurum.manifests import IMAGE_SUFFIXES, file_from_manifest, read_manifest_t
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.spec import ImageSpec
 
-__all__ = ["image_files", "pixels_of"]
+__all__ = ["find_unlabelled_images", "iterate_pixels"]
 
 _LOG = logging.getLogger(__name__)
 
 
-def image_files(source: Path) -> tuple[Path, ...]:
-    """Return the images below the folder `source`, or those that the column `path` of the CSV `source` names.
+def find_unlabelled_images(source: Path) -> tuple[Path, ...]:
+    """Return the images below the folder `source`, or in the column `path` of the CSV file `source`.
 
-    Paths in a CSV are relative to it. Hidden files are none.
+    Paths in a CSV file are relative to its folder. Hidden files are left out.
 
     Raises:
-        DataError: there are none, one isn't there, or `source` is neither.
+        DataError: there is no image, a listed image is missing, or `source` is neither a folder nor a CSV file.
     """
     if source.is_dir():
         tree = ImageTree(source)
@@ -35,25 +35,25 @@ def image_files(source: Path) -> tuple[Path, ...]:
         if tree.skipped:
             _LOG.warning("%s: not read: %s", source, skipped_text(tree.skipped))
     elif source.suffix.lower() == ".csv" and source.is_file():
-        files = _named(source)
+        files = _files_from_csv(source)
     else:
-        raise DataError(f"{source} is neither a folder of images nor a .csv with a column path")
+        raise DataError(f"{source} is neither a folder of images nor a .csv file with a column path")
     if not files:
-        raise DataError(f"{source} holds no image; one ends in {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(f"{source} has no image; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
     return files
 
 
-def pixels_of(files: Sequence[Path], image: ImageSpec, batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the images' pixels in batches, uint8 `[batch, height, width, 3]`, as members see them.
+def iterate_pixels(files: Sequence[Path], image: ImageSpec, batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the images' pixels at the members' input size, in batches, uint8 `[batch, height, width, 3]`.
 
     Raises:
-        DataError: one can't be read.
+        DataError: an image is unreadable.
     """
     for start in range(0, len(files), batch_size):
         yield np.stack([_pixels(file, image) for file in files[start : start + batch_size]])
 
 
-def _named(path: Path) -> tuple[Path, ...]:
+def _files_from_csv(path: Path) -> tuple[Path, ...]:
     table = read_manifest_table(path, ["path"])
     found = [file_from_manifest(path, name) if name else None for name in table.cells("path")]
     missing = [
@@ -63,7 +63,7 @@ def _named(path: Path) -> tuple[Path, ...]:
     ]
     if missing:
         more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-        raise DataError(f"{path} names images that aren't there: {missing[0]}{more}")
+        raise DataError(f"{path} names images that do not exist: {missing[0]}{more}")
     return tuple(file for file in found if file)
 
 

@@ -1,1 +1,1 @@
-"""Evaluation of a fitted ensemble, and its report."""
+"""Evaluate a fitted ensemble, and write the report."""

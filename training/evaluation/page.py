@@ -1,4 +1,4 @@
-"""The report's page: one file with everything in it, for a screen, dark or light, and for paper."""
+"""HTML template of the report: one self-contained page for dark and light screens and for paper."""
 
 __all__ = ["PAGE"]
 
@@ -8,7 +8,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{{ j.name }}: judged on {{ j.split }} images</title>
+<title>{{ j.name }}: evaluation on {{ j.split }} images</title>
 <style>
 :root { --text: #1f2933; --faint: #5b6770; --line: #d9dee3; --back: #fff; --soft: #f4f6f8; --mark: #0067a5;
   --good: #0b6b3a; --bad: #a3261b; --note: #fff6df; }
@@ -48,27 +48,27 @@ dt { font-weight: 600; margin-top: .5rem; } dd { margin: 0; max-width: 46rem; }
 {% macro cell(figure) %}<td>{{ figure.value|number if figure else "–" }}
 {%- if figure and figure.low is not none %}<br><small>{{ "%.3f–%.3f"|format(figure.low, figure.high) }}</small>
 {%- endif %}</td>{% endmacro %}
-<h1>{{ j.name }}: judged on {{ j.split }} images</h1>
+<h1>{{ j.name }}: evaluation on {{ j.split }} images</h1>
 <p class="faint">{{ "{:,}".format(j.images) }} images
-{%- if j.patients %} of {{ "{:,}".format(j.patients) }} patients{% endif %}, {{ j.classes|length }} classes, answered by
-{{ j.answered_by }}. In brackets: 95% intervals from {{ "{:,}".format(j.draws) }} bootstrap draws of
+{%- if j.patients %} of {{ "{:,}".format(j.patients) }} patients{% endif %}, {{ j.classes|length }} classes,
+predicted by {{ j.answered_by }}. In brackets: 95% intervals from {{ "{:,}".format(j.draws) }} bootstrap draws of
 {{ j.drawn }} (seed {{ j.seed }}).</p>
 <div class="verdict">{% for line in verdict %}<p>{{ line }}</p>{% endfor %}</div>
 {% if j.notes %}<ul class="notes">{% for note in j.notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
 
-<h2>The ensemble beside its best member</h2>
+<h2>The ensemble and its best member</h2>
 <div class="wide"><table>
 <tr><th>metric</th><th>ensemble</th><th>best single ({{ j.best_single }})</th><th>difference</th></tr>
 {% for key, metric in metrics.items() %}{% set difference = j.differences[key] %}
 <tr><td>{{ metric.title }} <small>{{ "↑" if metric.better == "higher" else "↓" }}</small></td>
 <td>{{ j.judged[0].metrics[key]|figure }}</td><td>{{ j.judged[1].metrics[key]|figure }}</td>
-<td class="{{ difference|beyond_chance(metric.better) }}">{{ difference|difference }}</td></tr>
+<td class="{{ difference|significant_change(metric.better) }}">{{ difference|difference }}</td></tr>
 {% endfor %}</table></div>
-<p class="faint">↑ higher is better, ↓ lower is better; a difference is coloured where its interval excludes 0. The best
-single is the member with the lowest NLL on the images that the vote was fitted on, with a temperature of its own
-({{ "%.3f"|format(j.best_single_temperature) }}) fitted there too.</p>
-{{ picture("comparison", "Values and intervals of all", "Every member as it is, the best with its own temperature, and "
-  ~ "the vote of all. Lines are 95% intervals.") }}
+<p class="faint">↑ higher is better, ↓ lower is better; a difference is coloured if its interval excludes 0. The best
+single is the member with the lowest NLL on the images that the vote was fitted on, with its own temperature
+({{ "%.3f"|format(j.best_single_temperature) }}) fitted to them.</p>
+{{ picture("comparison", "Values and intervals of all", "Every member without temperature, the best member with "
+  ~ "its own temperature, and the vote. Lines are 95% intervals.") }}
 
 <h2>Members</h2>
 <div class="wide"><table>
@@ -83,41 +83,41 @@ single is the member with the lowest NLL on the images that the vote was fitted 
 {% for name in j.classes %}<tr><td>{{ name }}</td><td>{{ j.class_counts[loop.index0] }}</td>
 {%- for key in per_class %}{{ cell(j.judged[0].per_class[name][key]) }}{% endfor %}</tr>
 {% endfor %}</table></div>
-{{ picture("confusion", "Confusion matrix", "How many images of each class (row) got which answer (column).") }}
+{{ picture("confusion", "Confusion matrix", "Number of images by true class (row) and predicted class (column).") }}
 <div class="pair">
-{{ picture("roc", "ROC curves", "Each class against all others: what is found, over what is found wrongly.") }}
+{{ picture("roc", "ROC curves", "Each class against all others: true-positive rate over false-positive rate.") }}
 {{ picture("precision_recall", "Precision–recall curves",
-  "Each class against all others: how many of the finds are right, over what is found.") }}
+  "Each class against all others: precision over recall.") }}
 </div>
 
-<h2>How far to trust the probabilities</h2>
-{{ picture("reliability", "Reliability diagram", "Of answers of like confidence, the share that is right; on the "
-  ~ "dotted line, answers are as sure as they are right. ECE is the mean gap, weighted by the answers below.") }}
+<h2>Calibration of the probabilities</h2>
+{{ picture("reliability", "Reliability diagram", "Accuracy of predictions of similar confidence; on the dotted line, "
+  ~ "confidence equals accuracy. ECE is the mean gap, weighted by the numbers of predictions below.") }}
 
-<h2>What goes to a person</h2>
-<p>{{ j.review.share|percent }} of the answers go to a person: those less sure than
-{{ "%.4f"|format(j.review.threshold) }}, and those with more than one class in their prediction set. Of the answers that
-don't go, {{ j.review.accuracy_kept|percent }} are right; of those that do, {{ j.review.accuracy_sent|percent }}.</p>
-{{ picture("risk_coverage", "Risk–coverage curves", "When only the surest answers are given (left), fewer should be "
-  ~ "wrong. AURC is the mean height of a line.") }}
+<h2>Review</h2>
+<p>{{ j.review.share|percent }} of the predictions need review: those with a confidence below
+{{ "%.4f"|format(j.review.threshold) }}, and those with more than one class in their prediction set. Of the predictions
+without review, {{ j.review.accuracy_kept|percent }} are correct; of the others,
+{{ j.review.accuracy_sent|percent }}.</p>
+{{ picture("risk_coverage", "Risk–coverage curves", "With only the most confident predictions (left), the error rate "
+  ~ "should be lower. AURC is the mean height of a line.") }}
 
 <h2>Prediction sets</h2>
-<p>The true class is in the set of {{ j.sets.coverage|percent }} of the images
-{%- if j.sets.wished is not none %}; at least {{ "%.1f"|format(j.sets.wished * 100) }}% were wished for, in each class
-{%- endif %}. A set holds {{ "%.2f"|format(j.sets.mean_size) }} classes on average.</p>
+<p>The set contains the true class for {{ j.sets.coverage|percent }} of the images
+{%- if j.sets.wished is not none %} (target: {{ "%.1f"|format(j.sets.wished * 100) }}% in each class)
+{%- endif %}. A set has {{ "%.2f"|format(j.sets.mean_size) }} classes on average.</p>
 <div class="wide"><table>
 <tr><th>class</th><th>images</th><th>coverage</th><th>mean set size</th></tr>
 {% for name, sets in j.sets.by_class.items() %}<tr><td>{{ name }}</td><td>{{ sets.images }}</td>
 <td>{{ sets.coverage|figure }}</td>
 <td>{{ "–" if sets.mean_size is none else "%.2f"|format(sets.mean_size) }}</td></tr>
 {% endfor %}</table></div>
-{{ picture("prediction_sets", "Coverage by class, and sizes of sets", "Coverage with 95% intervals, and how many sets "
-  ~ "hold how many classes.") }}
+{{ picture("prediction_sets", "Coverage by class, and sizes of sets", "Coverage with 95% intervals, and the number of "
+  ~ "sets of each size.") }}
 {% if j.diversity %}
-<h2>How differently members err</h2>
-<p>Two members give different answers to {{ "%.1f"|format(j.diversity.disagreement * 100) }}% of the images, on
-average. At least one member is right on {{ "%.1f"|format(j.diversity.oracle_accuracy * 100) }}% of them: as many as
-always trusting the right one would give.
+<h2>Diversity of the members</h2>
+<p>Two members predict different classes for {{ "%.1f"|format(j.diversity.disagreement * 100) }}% of the images, on
+average. At least one member is correct for {{ "%.1f"|format(j.diversity.oracle_accuracy * 100) }}% of them.
 </p>
 <div class="wide"><table>
 <tr><th>members</th><th>disagreement</th><th>Q statistic</th><th>correlation of errors</th></tr>
@@ -125,20 +125,20 @@ always trusting the right one would give.
 <td>{{ "%.4f"|format(pair.disagreement) }}</td><td>{{ pair.q|number }}</td><td>{{ pair.correlation|number }}</td></tr>
 {% endfor %}</table></div>
 {{ picture("diversity", "Disagreement and Q between members",
-  "Q is 0 for members that err independently, 1 for those that err on the same images.") }}
+  "Q is 0 for members with independent errors, and 1 for members with errors on the same images.") }}
 {% endif %}{% if j.patient_level %}
-<h2>Patient by patient</h2>
-<p>{{ "{:,}".format(j.patient_level.patients) }} patients, each answered by all their images
-({{ "{:,}".format(j.patient_level.images) }}): by the mean of the probabilities, by each class's highest, or by the
-class that most images get.</p>
+<h2>Patients</h2>
+<p>{{ "{:,}".format(j.patient_level.patients) }} patients, each predicted from all images of the patient
+({{ "{:,}".format(j.patient_level.images) }} in total): by the mean of the probabilities, by each class's highest
+probability, or by the most frequent class.</p>
 <div class="wide"><table>
-<tr><th rowspan="2">who</th>{% for rule in rules %}<th colspan="2">{{ rule }}</th>{% endfor %}</tr>
+<tr><th rowspan="2">model</th>{% for rule in rules %}<th colspan="2">{{ rule }}</th>{% endfor %}</tr>
 <tr>{% for rule in rules %}<th>accuracy</th><th>NLL (nats)</th>{% endfor %}</tr>
 {% for name, by_rule in j.patient_level.by_rule.items() %}<tr><td>{{ name }}</td>
 {%- for rule in rules %}{{ cell(by_rule[rule].accuracy) }}{{ cell(by_rule[rule].nll) }}{% endfor %}
 </tr>{% endfor %}</table></div>
 {% endif %}
-<h2>What the numbers mean</h2>
+<h2>Definitions</h2>
 <dl>{% for word, meaning in meanings.items() %}<dt>{{ word }}</dt><dd>{{ meaning }}</dd>{% endfor %}</dl>
 </body>
 </html>

@@ -1,4 +1,4 @@
-"""A judgement as files: CSV for spreadsheets, JSON for programs, pictures and one page for people."""
+"""Write an evaluation to files: CSV, JSON, plots and one HTML page."""
 
 from __future__ import annotations
 
@@ -11,59 +11,60 @@ from pathlib import Path
 from plurum.errors import OutputError, needs_extra
 from plurum.files import atomic_file, write_text
 from plurum.training.evaluation.page import PAGE
-from plurum.training.evaluation.plots import plots_from_judgement
-from plurum.training.statistics.judgement import Figure, Judgement
+from plurum.training.evaluation.plots import plots_from_evaluation
 from plurum.training.statistics.metrics import BINS, METRICS, PER_CLASS
 from plurum.training.statistics.patients import RULES
+from plurum.training.statistics.results import Estimate, Evaluation
 from plurum.training.statistics.wording import (
-    beyond_chance,
     difference_text,
     figure_text,
     number_text,
     percent_text,
+    significant_change,
     verdict_lines,
 )
 
-__all__ = ["REPORT_FILES", "check_folder", "csv_from_judgement", "html_from_judgement", "write_report"]
+__all__ = ["REPORT_FILES", "check_folder", "csv_from_evaluation", "html_from_evaluation", "write_report"]
 
-# Besides the pictures.
+# Files of a report, apart from the plots.
 REPORT_FILES = ("metrics.csv", "metrics.json", "report.html")
-# What the table of members has room for.
+# Metrics in the table of members, which has limited room.
 _SHOWN = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "nll", "brier", "ece", "aurc")
 _MEANINGS = {
-    "accuracy": "Share of right answers.",
+    "accuracy": "Fraction of correct predictions.",
     "balanced accuracy, precision, recall, specificity, F1, ROC-AUC, average precision": (
-        "Each class against all others, then the mean over classes, each counting the same. Recall is also called "
-        "sensitivity, and its mean balanced accuracy."
+        "Each class against all others, then the unweighted mean over classes. Recall is also called sensitivity, and "
+        "its mean over classes balanced accuracy."
     ),
-    "NLL": "Mean of -log of the probability given to the true class, in nats: a sure wrong answer costs most.",
+    "NLL": "Mean of -log of the probability of the true class, in nats. Confident errors cost most.",
     "Brier score": "Mean over images of the squared differences between probabilities and truth, summed over classes.",
     "ECE": f"Expected calibration error: mean gap between confidence and accuracy over {BINS} bins of equal width.",
-    "AURC": (
-        "Area under the risk–coverage curve: the share of wrong answers among the surest 1, 2, … all images, averaged."
+    "AURC": ("Area under the risk–coverage curve: mean error rate among the 1, 2, … all most confident predictions."),
+    "AUGRC": (
+        "Area under the generalised risk–coverage curve: mean fraction of all images that are errors among the most "
+        "confident predictions."
     ),
-    "AUGRC": "Likewise, with the wrong answers' share of all images: how many wrong answers slip through, on average.",
     "95% interval": (
-        "Where the figure would fall in 95 of 100 samples like this one, found by drawing with replacement: patients "
-        "with all their images where patients are known, else images."
+        "Range in which the figure falls in 95 of 100 samples like this one, estimated by drawing with replacement: "
+        "patients with all their images if patients are known, else images."
     ),
 }
 
 
-def write_report(judgement: Judgement, folder: Path) -> Path:
-    """Write the report's files into `folder`, each whole or not at all, the page last, and return the page's path.
+def write_report(evaluation: Evaluation, folder: Path) -> Path:
+    """Write the report's files into `folder`, each atomically, and return the path of the page.
 
-    What else lies there stays, but for pictures of an earlier report that this one has not.
+    Other files in the folder stay, except plots of an earlier report that this one lacks.
 
     Raises:
-        OutputError: `folder` is a file or can't be written to.
+        OutputError: `folder` is a file or can't be written.
         MissingExtraError: matplotlib or Jinja2 is not installed.
     """
     check_folder(folder)
-    pictures = plots_from_judgement(judgement)
-    page = html_from_judgement(judgement, pictures)
-    write_text(folder / "metrics.csv", csv_from_judgement(judgement))
-    write_text(folder / "metrics.json", judgement.model_dump_json(indent=1) + "\n")
+    pictures = plots_from_evaluation(evaluation)
+    page = html_from_evaluation(evaluation, pictures)
+    write_text(folder / "metrics.csv", csv_from_evaluation(evaluation))
+    write_text(folder / "metrics.json", evaluation.model_dump_json(indent=1) + "\n")
     for name, picture in pictures.items():
         with atomic_file(folder / f"{name}.png") as hidden:
             hidden.write_bytes(picture)
@@ -74,7 +75,7 @@ def write_report(judgement: Judgement, folder: Path) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Make sure that a report can go there before the work for it begins.
+    """Check, before the evaluation starts, that a report can be written into `folder`.
 
     Raises:
         OutputError: `folder` is a file.
@@ -83,41 +84,41 @@ def check_folder(folder: Path) -> None:
         raise OutputError(f"{folder} is a file; name a folder for the report")
 
 
-def csv_from_judgement(judgement: Judgement) -> str:
-    """Return all figures as CSV: name, class (empty for all of them), metric, value, low, high.
+def csv_from_evaluation(evaluation: Evaluation) -> str:
+    """Return all figures as CSV: name, class (empty for all classes), metric, value, low, high.
 
-    `ensemble - best single` is the difference of the two; an empty cell is a figure that does not exist.
+    `ensemble - best single` is the difference of the two; an empty cell marks a missing figure.
     """
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(["name", "class", "metric", "value", "low", "high"])
-    for name, label, metric, figure in _figures(judgement):
+    for name, label, metric, figure in _estimates(evaluation):
         numbers = ("" if number is None else f"{number:.6g}" for number in (figure.value, figure.low, figure.high))
         rows.writerow([name, label, metric, *numbers])
     return file.getvalue()
 
 
-def _figures(judgement: Judgement) -> Iterator[tuple[str, str, str, Figure]]:
-    for judged in judgement.judged:
+def _estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Estimate]]:
+    for judged in evaluation.judged:
         for label, figures in {"": judged.metrics, **judged.per_class}.items():
             for metric, figure in figures.items():
                 yield judged.name, label, metric, figure
-    for metric, figure in judgement.differences.items():
+    for metric, figure in evaluation.differences.items():
         yield "ensemble - best single", "", metric, figure
-    yield "ensemble", "", "coverage", judgement.sets.coverage
-    for label, sets in judgement.sets.by_class.items():
+    yield "ensemble", "", "coverage", evaluation.sets.coverage
+    for label, sets in evaluation.sets.by_class.items():
         yield "ensemble", label, "coverage", sets.coverage
-    yield "ensemble", "", "review_share", judgement.review.share
-    yield "ensemble", "", "accuracy_without_review", judgement.review.accuracy_kept
-    for name, by_rule in judgement.patient_level.by_rule.items() if judgement.patient_level else ():
+    yield "ensemble", "", "review_share", evaluation.review.share
+    yield "ensemble", "", "accuracy_without_review", evaluation.review.accuracy_kept
+    for name, by_rule in evaluation.patient_level.by_rule.items() if evaluation.patient_level else ():
         for rule, scores in by_rule.items():
             yield name, "", f"patient_accuracy_{rule}", scores.accuracy
             if scores.nll:
                 yield name, "", f"patient_nll_{rule}", scores.nll
 
 
-def html_from_judgement(judgement: Judgement, pictures: dict[str, bytes]) -> str:
-    """Return the page, with the pictures (PNG, by name) inside; it asks for nothing from outside.
+def html_from_evaluation(evaluation: Evaluation, pictures: dict[str, bytes]) -> str:
+    """Return the HTML page with the plots (PNG, by name) embedded; it loads no external resources.
 
     Raises:
         MissingExtraError: Jinja2 is not installed.
@@ -126,19 +127,19 @@ def html_from_judgement(judgement: Judgement, pictures: dict[str, bytes]) -> str
         from jinja2 import Environment, StrictUndefined
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {
-        "beyond_chance": beyond_chance,
+        "significant_change": significant_change,
         "difference": difference_text,
         "figure": figure_text,
         "number": number_text,
         "percent": percent_text,
     }
     return environment.from_string(PAGE).render(
-        j=judgement,
+        j=evaluation,
         metrics=METRICS,
         per_class=PER_CLASS,
         shown=_SHOWN,
         rules=RULES,
         meanings=_MEANINGS,
-        verdict=verdict_lines(judgement),
+        verdict=verdict_lines(evaluation),
         pictures={name: base64.b64encode(picture).decode("ascii") for name, picture in pictures.items()},
     )

@@ -1,4 +1,4 @@
-"""From a fitted run to its judgement, with the answers of PyTorch or of a server."""
+"""Evaluate a fitted run, with predictions of PyTorch or of a server."""
 
 from __future__ import annotations
 
@@ -12,51 +12,63 @@ import numpy as np
 from plurum.errors import ContractError, DataError
 from plurum.run import Run
 from plurum.spec import Ensemble
-from plurum.training.evaluation.judge import Asked, JudgeSettings, Subject, judge
-from plurum.training.inference.answers import member_answers
-from plurum.training.progress import shown
-from plurum.training.statistics.judgement import Judgement
+from plurum.training.evaluation.evaluate import (
+    EvaluationSettings,
+    EvaluationSubject,
+    SplitPredictions,
+    evaluate_predictions,
+)
+from plurum.training.inference.predictions import predict_members
+from plurum.training.progress import show_progress
+from plurum.training.statistics.results import Evaluation
 from plurum.voting import Verdict, decide
 
-__all__ = ["JudgedSplit", "judge_run", "judge_verdicts", "splits_to_ask", "subject_from_ensemble"]
+__all__ = ["EvaluatedSplit", "evaluate_run", "evaluate_verdicts", "required_splits", "subject_from_ensemble"]
 
-JudgedSplit = Literal["validation", "test"]
+EvaluatedSplit = Literal["validation", "test"]
 
 
-def splits_to_ask(settings: JudgeSettings) -> tuple[JudgedSplit, ...]:
-    """Return whose images need answers: those to be judged, and those by which the best single member is chosen."""
+def required_splits(settings: EvaluationSettings) -> tuple[EvaluatedSplit, ...]:
+    """Return the splits that need predictions: the split to evaluate, and validation, which chooses the best member."""
     return ("validation",) if settings.split == "validation" else ("validation", settings.split)
 
 
-def judge_run(path: Path, settings: JudgeSettings) -> Judgement:
-    """Return the judgement of the run's ensemble, with its members' answers computed by PyTorch.
+def evaluate_run(path: Path, settings: EvaluationSettings) -> Evaluation:
+    """Evaluate the run's ensemble, with the members' predictions computed by PyTorch.
 
     Raises:
-        ContractError: the folder is no run, is not fitted, was fitted on other data, or has a broken member.
+        ContractError: the folder is not a run, is not fitted, was fitted on other data, or has an invalid member.
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm, safetensors, scikit-learn or SciPy is not installed.
     """
     run = Run(path)
     ensemble = run.ensemble()
-    answers = member_answers(run, ensemble.members, splits_to_ask(settings))
-    verdicts = {split: decide(probabilities, ensemble.rule) for split, probabilities in answers.items()}
+    predictions = predict_members(run, ensemble.members, required_splits(settings))
+    verdicts = {split: decide(probabilities, ensemble.rule) for split, probabilities in predictions.items()}
     subject = subject_from_ensemble(ensemble, "PyTorch", tuple(member.name for member in ensemble.members))
-    return judge_verdicts(run, subject, verdicts, settings)
+    return evaluate_verdicts(run, subject, verdicts, settings)
 
 
 def subject_from_ensemble(
     ensemble: Ensemble, answered_by: str, members: tuple[str, ...], notes: tuple[str, ...] = ()
-) -> Subject:
-    """Return who is to be judged, by the ensemble's contract; a server may have other `members` than that."""
+) -> EvaluationSubject:
+    """Return the ensemble to evaluate.
+
+    Args:
+        ensemble: Contents of `ensemble.json`.
+        answered_by: Source of the predictions: `PyTorch`, or the server's address.
+        members: Names of the members that predicted; a server may have other members than `ensemble`.
+        notes: Remarks on the predictions, one sentence each.
+    """
     if ensemble.voting.prior_ratio is not None:
         times = zip(ensemble.classes, ensemble.voting.prior_ratio, strict=True)
         said = ", ".join(f"{name} {ratio:.2f} times as often" for name, ratio in times)
         note = (
-            f"The vote is corrected for classes that come in other shares than here ({said}); the figures are of these "
-            f"images as they come, on which it would do better uncorrected."
+            f"The vote is corrected for other class frequencies than those of these images ({said}). The figures are "
+            f"for these images, on which the uncorrected vote would be better."
         )
         notes = (*notes, note)
-    return Subject(
+    return EvaluationSubject(
         name=ensemble.name,
         classes=ensemble.classes,
         members=members,
@@ -69,16 +81,16 @@ def subject_from_ensemble(
     )
 
 
-def judge_verdicts(
-    run: Run, subject: Subject, verdicts: Mapping[JudgedSplit, Verdict], settings: JudgeSettings
-) -> Judgement:
-    """Return the judgement of `verdicts` on the run's images, whoever gave them.
+def evaluate_verdicts(
+    run: Run, subject: EvaluationSubject, verdicts: Mapping[EvaluatedSplit, Verdict], settings: EvaluationSettings
+) -> Evaluation:
+    """Evaluate verdicts on the run's images.
 
     Args:
-        run: Whose labels and patients are the truth.
-        subject: Who answered.
-        verdicts: For each of `splits_to_ask`, one per image, in the order of the run's table.
-        settings: How to judge.
+        run: Run with labels and patients.
+        subject: Ensemble that gave the verdicts.
+        verdicts: Verdicts for each of `required_splits`, in the order of the run's table.
+        settings: Options of the evaluation.
 
     Raises:
         ContractError: the ensemble was fitted on other data than the run holds.
@@ -88,21 +100,21 @@ def judge_verdicts(
     if ensemble.data.fingerprint != run.data().fingerprint:
         raise ContractError(f"{run.ensemble_file} was fitted on other images than {run.data_folder} holds; fit again")
     table = run.table()
-    asked = {}
+    evaluated = {}
     for split, verdict in verdicts.items():
         rows = table.rows(split)
         if not len(rows):
-            raise DataError(f"{run.path} has no {split} images; train on data that has some")
-        asked[split] = Asked(verdict, table.labels[rows], [table.patients[row] for row in rows])
+            raise DataError(f"{run.path} has no {split} images; train on data with some")
+        evaluated[split] = SplitPredictions(verdict, table.labels[rows], [table.patients[row] for row in rows])
         if not (np.isfinite(verdict.probabilities).all() and np.isfinite(verdict.member_probabilities).all()):
-            raise DataError(f"{subject.answered_by} answers NaN to {split} images, which can't be judged")
+            raise DataError(f"{subject.answered_by} returns NaN for {split} images, which can't be evaluated")
     subject = replace(subject, notes=(*subject.notes, *_left_out(run, ensemble)))
-    with shown("judging", len(subject.members) + 2) as progress:
-        return judge(subject, asked[settings.split], asked["validation"], settings, progress)
+    with show_progress("evaluating", len(subject.members) + 2) as progress:
+        return evaluate_predictions(subject, evaluated[settings.split], evaluated["validation"], settings, progress)
 
 
 def _left_out(run: Run, ensemble: Ensemble) -> tuple[str, ...]:
-    """Return a note on the run's members that are not in its ensemble, if there are any."""
+    """Return a note on the run's members that are not in its ensemble, if any."""
     kept = {member.name for member in ensemble.members}
     said = []
     for member in run.members():
@@ -110,4 +122,4 @@ def _left_out(run: Run, ensemble: Ensemble) -> tuple[str, ...]:
             scores = member.validation
             known = f" (on validation images: accuracy {scores.accuracy:.4f}, NLL {scores.nll:.4f})" if scores else ""
             said.append(f"{member.name}{known}")
-    return (f"Not in the vote, and so not judged: {', '.join(said)}.",) if said else ()
+    return (f"Not in the vote, so not evaluated: {', '.join(said)}.",) if said else ()

@@ -1,1 +1,1 @@
-"""Fitting of the vote: weights, temperature, prediction sets and review threshold."""
+"""Fit the vote: weights, temperature, prediction sets and review threshold."""

@@ -1,4 +1,4 @@
-"""The files that a fit leaves in a run's report."""
+"""Write the files of a fit into a run's report folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["write_fit"]
 
 
 def write_fit(report: FitReport, folder: Path) -> tuple[Path, ...]:
-    """Write `fit.json`, `fit_members.png` and `fit_review.png` into `folder`, each whole or not at all.
+    """Write `fit.json`, `fit_members.png` and `fit_review.png` into `folder`, each atomically.
 
     Returns:
-        Where they are.
+        Paths of the files.
 
     Raises:
-        OutputError: `folder` is a file or can't be written to.
+        OutputError: `folder` is a file or can't be written.
         MissingExtraError: matplotlib is not installed.
     """
     from plurum.training.fitting.plots import plots_from_fit

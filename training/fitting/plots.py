@@ -1,10 +1,10 @@
-"""The pictures of a fit, as PNG."""
+"""Plot a fit, as PNG."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plurum.training.canvas import BLUE, GREY, RED, figure_of, png_from_figure, shortened, tidied
+from plurum.training.canvas import BLUE, GREY, RED, create_figure, png_from_figure, shorten_name, tidy_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ __all__ = ["plots_from_fit"]
 
 
 def plots_from_fit(report: FitReport) -> dict[str, bytes]:
-    """Return the pictures of a fit by name, each a PNG.
+    """Return the plots of a fit by name, each a PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -24,9 +24,9 @@ def plots_from_fit(report: FitReport) -> dict[str, bytes]:
 
 
 def _members(report: FitReport) -> Figure:
-    """Each member's weight, and what the vote would lose without it."""
+    """Plot each member's weight and contribution to the vote."""
     rows = list(report.members.items())
-    figure = figure_of(9.5, 1.6 + 0.34 * len(rows))
+    figure = create_figure(9.5, 1.6 + 0.34 * len(rows))
     weights, losses = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2))
     for y, (name, member) in enumerate(rows):
         left_out = name in report.left_out
@@ -39,28 +39,28 @@ def _members(report: FitReport) -> Figure:
             losses.plot([added.low, added.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
             losses.plot(added.value, y, "o", color=colour, markersize=6)
     losses.axvline(0, color=GREY, linewidth=1)
-    tidied(weights, "weight in the vote", "")
-    tidied(losses, "validation NLL more without it (nats)\nright of 0: the vote is better with it", "")
+    tidy_axes(weights, "weight in the vote", "")
+    tidy_axes(losses, "increase of validation NLL without the member (nats)\nabove 0: the vote is better with it", "")
     losses.tick_params(axis="y", length=0)
     weights.set_xlim(left=0)
-    weights.set_yticks(range(len(rows)), [shortened(name) for name, _ in rows])
+    weights.set_yticks(range(len(rows)), [shorten_name(name) for name, _ in rows])
     weights.set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
 
 def _review(report: FitReport) -> Figure:
-    """Validation images by confidence: how many are answered, how many of those wrongly, and where review begins."""
-    figure = figure_of(7.4, 4.4)
+    """Plot the risk–coverage curve of validation images, the target risk, and the range without review."""
+    figure = create_figure(7.4, 4.4)
     axes = figure.subplots()
     curve, review = report.risk_coverage, report.ensemble.review
     axes.plot(curve.x, curve.y, color=BLUE, linewidth=2, label="validation images")
     if review.risk is not None:
-        axes.axhline(review.risk, color=RED, linewidth=1, linestyle=":", label=f"risk wished for: {review.risk:.2%}")
+        axes.axhline(review.risk, color=RED, linewidth=1, linestyle=":", label=f"target risk: {review.risk:.2%}")
         within = [x for x, y in zip(curve.x, curve.y, strict=True) if y <= review.risk]
         if within:
-            label = f"answered without a person:\nconfidence of {review.threshold:.4f} or more"
+            label = f"without review:\nconfidence of at least {review.threshold:.4f}"
             axes.axvspan(0, max(within), color=BLUE, alpha=0.1, linewidth=0, label=label)
-    tidied(axes, "coverage (share of images answered, surest first)", "risk (share of wrong answers)")
+    tidy_axes(axes, "coverage (fraction of images kept, most confident first)", "risk (error rate)")
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.1 * max(*curve.y, review.risk or 0.0, 0.01))
     axes.legend(loc="upper left", frameon=False)

@@ -1,7 +1,7 @@
-"""How frequent classes are where the ensemble will be used, when that is not as among its validation images. NumPy.
+"""Correct a vote for class frequencies in service that differ from those of the validation images, with NumPy.
 
-What is assumed is label shift: a class looks as before, and only its share is another. It holds where a hospital sees
-more of one kind of patient; it does not where another scanner or stain makes the images.
+The method assumes label shift: images of a class look the same, and only the class frequencies differ. This holds if a
+hospital sees more patients of one kind. It does not hold for another scanner or stain.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from plurum.errors import DataError, SettingsError
 
-__all__ = ["estimated_shares", "prior_ratio", "shares_of", "stated_shares"]
+__all__ = ["class_frequencies", "estimate_frequencies", "frequencies_from_prior", "prior_ratio"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -21,50 +21,48 @@ Ints = npt.NDArray[np.int64]
 _MAX_ROUNDS = 10_000
 
 
-def shares_of(labels: Ints, classes: int) -> Floats:
-    """Return each class's share of `labels` `[images]`, `[classes]`."""
+def class_frequencies(labels: Ints, classes: int) -> Floats:
+    """Return the frequency of each class in `labels` `[images]`, `[classes]`."""
     return np.bincount(labels, minlength=classes) / len(labels)
 
 
-def stated_shares(prior: Mapping[str, float], classes: Sequence[str]) -> Floats:
-    """Return the shares that `prior` states, in the order of `classes`.
+def frequencies_from_prior(prior: Mapping[str, float], classes: Sequence[str]) -> Floats:
+    """Return the class frequencies of `prior`, in the order of `classes`.
 
     Raises:
-        SettingsError: it names another class, or leaves one out.
+        SettingsError: `prior` names an unknown class, or lacks one.
     """
     unknown = [name for name in prior if name not in classes]
     missing = [name for name in classes if name not in prior]
     if unknown:
-        raise SettingsError(
-            f"--prior names {', '.join(unknown)}, which is no class; the classes are {', '.join(classes)}"
-        )
+        raise SettingsError(f"--prior: unknown class {', '.join(unknown)}; available: {', '.join(classes)}")
     if missing:
-        raise SettingsError(f"--prior says nothing of {', '.join(missing)}; state a share for each class")
+        raise SettingsError(f"--prior: expected a frequency for each class, got none for {', '.join(missing)}")
     return np.array([prior[name] for name in classes])
 
 
 def prior_ratio(shares: Floats, fitted: Floats, classes: Sequence[str]) -> tuple[float, ...]:
-    """Return how many times as frequent each class is by `shares` as by `fitted`, both `[classes]`.
+    """Return the ratio of each class's frequency in `shares` to that in `fitted`, both `[classes]`.
 
     Raises:
-        DataError: a class has no validation image, so that nothing is known of how the members answer it.
+        DataError: a class has no validation image, so its frequency can't be corrected.
     """
     if not fitted.all():
         name = classes[int(np.argmin(fitted))]
-        raise DataError(f"class {name!r} has no validation image, so that its share can't be corrected")
+        raise DataError(f"class {name!r} has no validation image, so its frequency can't be corrected")
     return tuple((shares / fitted).tolist())
 
 
-def estimated_shares(probabilities: Floats, fitted: Floats) -> Floats:
-    """Return the shares of classes `[classes]` among unlabelled images, by the ensemble's answers to them.
+def estimate_frequencies(probabilities: Floats, fitted: Floats) -> Floats:
+    """Return class frequencies `[classes]` of unlabelled images, estimated from the ensemble's predictions.
 
-    The shares with the highest likelihood, by expectation-maximisation (Saerens, Latinne & Decaestecker 2002, 2.3).
-    It rests on calibrated answers (Alexandari, Kundaje & Shrikumar, arXiv 1901.06852): the tempered vote's. A class
-    that shows nowhere still gets half an image's share, as no images prove that there is none.
+    Maximum likelihood by expectation-maximisation (Saerens, Latinne & Decaestecker 2002, 2.3). It needs calibrated
+    probabilities (Alexandari, Kundaje & Shrikumar, arXiv 1901.06852), here those of the vote with temperature. Every
+    class gets the frequency of at least half an image, because no sample proves that a class is absent.
 
     Args:
-        probabilities: `[images, classes]`, uncorrected.
-        fitted: `[classes]`, shares where the vote was fitted, none of them 0.
+        probabilities: Uncorrected probabilities, `[images, classes]`.
+        fitted: Class frequencies of the validation images, `[classes]`; none is 0.
     """
     shares = fitted
     for _ in range(_MAX_ROUNDS):

@@ -1,4 +1,4 @@
-"""Results of a fit."""
+"""Report of a fit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from plurum.spec import Ensemble, Scores
 from plurum.training.statistics.curves import Curve
-from plurum.training.statistics.judgement import Figure, PatientLevel
 from plurum.training.statistics.metrics import METRICS
-from plurum.training.statistics.wording import beyond_chance
+from plurum.training.statistics.results import Estimate, PatientLevel
+from plurum.training.statistics.wording import significant_change
 
 __all__ = ["FitReport", "MemberFit"]
 
@@ -18,45 +18,45 @@ FittedSplit = Literal["validation", "test"]
 
 
 class MemberFit(BaseModel):
-    """One member of the run.
+    """Result of a fit for one member of the run.
 
     Attributes:
-        weight: In the vote; 0 for one that was left out, or has no say.
-        contribution: The validation NLL that the vote would have more without it, nats, when it was last looked at,
-            with a 95 % interval. None for a member that is alone.
-        scores: Its own, by split.
+        weight: Weight in the vote; 0 for a member that was left out.
+        contribution: Increase of the vote's validation NLL without the member, in nats, with its 95 % interval, as
+            computed last. None for a single member.
+        scores: Scores of the member alone, by split.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     weight: float
-    contribution: Figure | None
+    contribution: Estimate | None
     scores: dict[FittedSplit, Scores]
 
 
 class FitReport(BaseModel):
-    """What a fit found out.
+    """Report of a fit.
 
-    With a prior, images count as many times as their class is more frequent by it, in all figures but those of
-    contributions, of weights, and of patients.
+    With a prior, images are weighted by the ratio of their class's frequency in service to that in the data. This does
+    not apply to the figures of contributions, weights and patients.
 
     Attributes:
-        version: Of this format.
-        ensemble: As it was written.
-        members: All of the run's, by name, in the ensemble or not.
-        select: How members were chosen, as asked for.
-        weights_tried: What was fitted for those not spoiling the vote, by name, whether or not it was taken; None where
-            the vote is stacked.
-        nll_saved: 95 % interval of the validation NLL that these, or stacking, save against equal weights, nats, where
-            each image is answered by a fit that has not seen its patient.
-        reviewed: By split: the share of answers that go to a person.
-        covered: By split: the share of true classes that are in their prediction sets.
-        risk_coverage: Of validation images, surest first.
-        best_single: The member that answers validation images best, each at its own temperature.
-        differences: Ensemble less that member on test images, by `accuracy` and `nll`, with 95 % intervals.
-        patient_level: Of test images; None where no patient is known.
-        prior: By class: the shares that the vote is corrected for; None where it is not.
-        unfinished: Members that the run was begun with and that are not trained to their end, by name.
+        version: Version of the file format.
+        ensemble: Contents of `ensemble.json`.
+        members: Results of all members of the run by name, selected or not.
+        select: Method of member selection.
+        weights_tried: Weights fitted for the selected members, by name, whether or not they are used; None for a
+            stacked vote.
+        nll_saved: 95 % interval of the validation NLL that these weights, or stacking, save against equal weights, in
+            nats; each image is predicted by a fit without its patient.
+        reviewed: Fraction of predictions that need review, by split.
+        covered: Fraction of images whose prediction set contains the true class, by split.
+        risk_coverage: Risk–coverage curve of the validation images.
+        best_single: Member with the lowest NLL on validation images, each with its own temperature.
+        differences: Ensemble minus best member on test images, by `accuracy` and `nll`, with 95 % intervals.
+        patient_level: Scores of test images by patient; None if no patient is known.
+        prior: Class frequencies that the vote is corrected for, by class; None without correction.
+        unfinished: Names of planned members whose training is unfinished.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,15 +71,15 @@ class FitReport(BaseModel):
     covered: dict[FittedSplit, float]
     risk_coverage: Curve
     best_single: str
-    differences: dict[str, Figure]
+    differences: dict[str, Estimate]
     patient_level: PatientLevel | None
     prior: dict[str, float] | None
     unfinished: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Literal["better", "no different", "mixed", "worse"]:
-        """How the ensemble answers test images beside its best member, beyond chance."""
-        said = {beyond_chance(figure, METRICS[name].better) for name, figure in self.differences.items()} - {""}
+        """Statistically significant difference of the ensemble from its best member on test images."""
+        said = {significant_change(figure, METRICS[name].better) for name, figure in self.differences.items()} - {""}
         if len(said) == 2:
             return "mixed"
         return "better" if "better" in said else "worse" if "worse" in said else "no different"

@@ -1,4 +1,4 @@
-"""Stacking: a multinomial logistic regression on what the members answer. scikit-learn.
+"""Stacking: a multinomial logistic regression on the members' probabilities, with scikit-learn.
 
 Legend: members are probabilities `[images, members, classes]`, float64; labels and groups are `[images]`, int64.
 """
@@ -15,19 +15,19 @@ from plurum.errors import DataError, needs_extra
 from plurum.training.statistics.folds import FOLDS
 from plurum.voting import stacked_vote, stacking_features
 
-__all__ = ["Fold", "Stack", "cross_fitted", "fitted_stack", "out_of_fold"]
+__all__ = ["StackingFold", "StackingRegression", "cross_fit", "fit_stack", "predict_out_of_fold"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A fitted regression.
+class StackingRegression:
+    """Fitted regression of a stacked vote.
 
     Attributes:
-        coefficients: `[classes, members * classes]`, on log-probabilities, the first member's classes first.
-        intercepts: `[classes]`.
+        coefficients: Coefficients of log-probabilities, `[classes, members * classes]`, the first member's first.
+        intercepts: Intercepts, `[classes]`.
     """
 
     coefficients: Floats
@@ -35,45 +35,45 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Fold:
-    """A regression that has not seen some images.
+class StackingFold:
+    """Regression fitted without some of the images.
 
     Attributes:
-        rows: Indices of those.
-        stack: Fitted to all others.
+        rows: Indices of the images left out.
+        stack: Regression fitted to all other images.
     """
 
     rows: Ints
-    stack: Stack
+    stack: StackingRegression
 
 
-def fitted_stack(members: Floats, labels: Ints, l2: float) -> Stack:
+def fit_stack(members: Floats, labels: Ints, l2: float) -> StackingRegression:
     """Return the regression with the lowest NLL plus `l2 / 2` times the sum of its squared coefficients.
 
     Args:
-        members: What it sees, as `plurum.voting.stacking_features` shows it.
-        labels: Every class among them.
-        l2: > 0; one more image in the data makes it count for less.
+        members: Probabilities of the members, converted by `plurum.voting.stacking_features`.
+        labels: True classes; every class occurs.
+        l2: Strength of the penalty, > 0; its effect decreases with the number of images.
     """
     with needs_extra("training"):
         from sklearn.linear_model import LogisticRegression
     model = LogisticRegression(C=1 / l2, max_iter=10_000).fit(stacking_features(members), labels)
     if members.shape[2] > 2:
-        return Stack(model.coef_, model.intercept_)
-    # For two classes scikit-learn has the log-odds of the second: half of them for it, half against the first.
+        return StackingRegression(model.coef_, model.intercept_)
+    # For two classes scikit-learn fits the log-odds of the second; split them evenly between both classes.
     sides = np.array([[-0.5], [0.5]])
-    return Stack(sides * model.coef_, sides[:, 0] * model.intercept_)
+    return StackingRegression(sides * model.coef_, sides[:, 0] * model.intercept_)
 
 
-def cross_fitted(
+def cross_fit(
     members: Floats, labels: Ints, groups: Ints, classes: Sequence[str], *, l2: float, seed: int
-) -> tuple[Fold, ...]:
-    """Return regressions by whose answers to their own `rows` the vote can be judged: all images, each once.
+) -> tuple[StackingFold, ...]:
+    """Return cross-fitted regressions; each image is in the `rows` of one fold, whose regression was fitted without it.
 
-    No patient's images are on both sides. There are `FOLDS` folds, or as many as the rarest class has patients.
+    No patient is on both sides. There are `FOLDS` folds, or as many as the rarest class has patients.
 
     Raises:
-        DataError: a class has too few patients (or images, where none is known) to be in two folds.
+        DataError: a class has too few patients (or images, if no patient is known) for two folds.
     """
     with needs_extra("training"):
         from sklearn.model_selection import StratifiedGroupKFold
@@ -83,19 +83,19 @@ def cross_fitted(
     if folds > 1:
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         parts = list(splitter.split(members[:, 0], labels, groups))
-    # Patients with images of several classes can leave a fold without one of them.
+    # With patients of several classes, a fold can lack a class.
     if not parts or any(len(np.unique(labels[rows])) < len(classes) for rows, _ in parts):
         rarest = int(np.argmin(patients))
         raise DataError(
-            f"--mode stack needs validation images of every class from several patients, and class "
-            f"{classes[rarest]!r} has {patients[rarest]}; fit a soft vote, or add labelled images"
+            f"--mode: stack needs validation images of at least 2 patients in each class, got {patients[rarest]} in "
+            f"class {classes[rarest]!r}. Fit a soft vote, or add labelled images"
         )
-    return tuple(Fold(left_out, fitted_stack(members[rows], labels[rows], l2)) for rows, left_out in parts)
+    return tuple(StackingFold(left_out, fit_stack(members[rows], labels[rows], l2)) for rows, left_out in parts)
 
 
-def out_of_fold(members: Floats, folds: Sequence[Fold]) -> Floats:
-    """Return the answers `[images, classes]` of each image's own fold, to which it is new."""
-    answers = np.empty((len(members), members.shape[2]))
+def predict_out_of_fold(members: Floats, folds: Sequence[StackingFold]) -> Floats:
+    """Return each image's probabilities, `[images, classes]`, by the regression that was fitted without it."""
+    predictions = np.empty((len(members), members.shape[2]))
     for fold in folds:
-        answers[fold.rows] = stacked_vote(members[fold.rows], fold.stack.coefficients, fold.stack.intercepts)
-    return answers
+        predictions[fold.rows] = stacked_vote(members[fold.rows], fold.stack.coefficients, fold.stack.intercepts)
+    return predictions

@@ -1,7 +1,7 @@
-"""Fitting the weights of a soft vote to labels, and whether they are worth it. NumPy and SciPy.
+"""Fit the weights of a soft vote to labels, and measure their benefit, with NumPy and SciPy.
 
 Legend: members are probabilities `[images, members, classes]`, float64; labels are `[images]`, int64; weights are
-`[members]`, each ≥ 0, together 1.
+`[members]`, each ≥ 0, with a sum of 1.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ import numpy.typing as npt
 
 from plurum.errors import needs_extra
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
-from plurum.training.statistics.calibration import cautious_temperature, tempered_losses
+from plurum.training.statistics.calibration import fit_cautious_temperature, tempered_losses
 from plurum.training.statistics.folds import patient_folds
-from plurum.training.statistics.scoring import losses_of
+from plurum.training.statistics.scoring import compute_losses
 from plurum.voting import soft_vote, softmax, temper
 
-__all__ = ["equal_weights", "fitted_weights", "greedy_weights", "improvement_interval", "soft_losses"]
+__all__ = ["equal_weights", "fit_weights", "greedy_weights", "improvement_interval", "soft_losses"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-# From members and labels to weights.
+# Function from members and labels to weights.
 Fitter = Callable[[Floats, Ints], Floats]
 
 _MAX_ADDED = 50
-# Who has less of a say costs as much to serve as any other.
+# Smaller weights become 0, because a member costs the same to serve at any weight.
 _LEAST = 0.01
 _LOG_TEMPERATURES = (float(np.log(0.1)), float(np.log(10.0)))
-# Above float64's smallest, so that slopes of members that rule the truth out stay finite.
+# Smallest probability in the loss, so that gradients stay finite for members with a probability of 0.
 _SMALLEST = 1e-12
 
 
 def equal_weights(members: int) -> Floats:
-    """Return what each of so many members has in a vote of equals."""
+    """Return equal weights for `members` members."""
     return np.full(members, 1 / members)
 
 
 def soft_losses(members: Floats, labels: Ints, weights: Floats) -> Floats:
-    """Return each image's NLL `[images]` under the soft vote, at the temperature that suits it best, in nats."""
+    """Return each image's NLL of the soft vote, `[images]`, in nats, at the best temperature."""
     return tempered_losses(soft_vote(members, weights), labels)
 
 
-def fitted_weights(members: Floats, labels: Ints) -> Floats:
-    """Return the weights `[members]`, on the simplex, of the soft vote that has the lowest NLL once it is tempered.
+def fit_weights(members: Floats, labels: Ints) -> Floats:
+    """Return the weights `[members]` of the soft vote with the lowest NLL at its best temperature.
 
-    Weights and temperature are looked for together (sequential quadratic programming): without the temperature, the
-    surest members would win. It starts from equal weights and from the best member alone, and keeps equal ones where
-    others are no better, and where equal ones answer all images right: only members' sureness could then tell them
-    apart, which the temperature is there to mend. A weight below 0.01 becomes 0.
+    Weights and temperature are optimised together by sequential quadratic programming; without the temperature, the
+    most confident members would win. The search starts from equal weights and from the best member alone. Weights stay
+    equal if no others are better, or if the equal vote makes no error: then only confidence would tell members apart,
+    which the temperature corrects. Weights below 0.01 become 0.
     """
     with needs_extra("training"):
         from scipy.optimize import minimize
@@ -84,7 +84,7 @@ def fitted_weights(members: Floats, labels: Ints) -> Floats:
 
 
 def _tempered_nll(point: Floats, members: Floats, labels: Ints) -> tuple[float, Floats]:
-    """Return mean NLL and gradient at `[weights, log(temperature)]`."""
+    """Return the mean NLL and its gradient at `[weights, log(temperature)]`."""
     weights, temperature = point[:-1], np.exp(point[-1])
     vote = np.maximum(soft_vote(members, weights), _SMALLEST)
     logits = np.log(vote) / temperature
@@ -98,11 +98,11 @@ def _tempered_nll(point: Floats, members: Floats, labels: Ints) -> tuple[float, 
 
 
 def greedy_weights(members: Floats, labels: Ints) -> Floats:
-    """Return how often greedy selection takes each member, over all it takes; 0 for one it never takes.
+    """Return weights by greedy selection: how often each member is added, divided by all additions.
 
-    Ensemble selection (Caruana, Niculescu-Mizil, Crew & Ksikes 2004): it begins with as many of the best members as
-    are best together (sorted initialisation, 2.2), then adds the member, one it has already or not (with replacement,
-    2.1), whose vote lowers the NLL most, until none does. Each vote is scored at its own temperature.
+    Ensemble selection (Caruana, Niculescu-Mizil, Crew & Ksikes 2004). It starts with the best number of top members
+    (sorted initialisation, 2.2). Then it repeatedly adds the member that lowers the NLL most, also if selected before
+    (with replacement, 2.1), until no addition helps. Each vote is scored at its best temperature.
     """
     number = members.shape[1]
 
@@ -111,12 +111,12 @@ def greedy_weights(members: Floats, labels: Ints) -> Floats:
 
     one_more = np.eye(number, dtype=np.int64)
     ranked = sorted(range(number), key=lambda member: loss(one_more[member]))
-    beginnings = np.cumsum(one_more[ranked], axis=0)
-    losses = [loss(counts) for counts in beginnings]
-    counts, lowest = beginnings[int(np.argmin(losses))], min(losses)
+    starts = np.cumsum(one_more[ranked], axis=0)
+    losses = [loss(counts) for counts in starts]
+    counts, lowest = starts[int(np.argmin(losses))], min(losses)
     for _ in range(_MAX_ADDED):
         losses = [loss(counts + added) for added in one_more]
-        # Less than rounding could make of it is nothing gained.
+        # Ignore gains within rounding.
         if min(losses) >= lowest - 1e-9:
             break
         counts, lowest = counts + one_more[int(np.argmin(losses))], min(losses)
@@ -124,19 +124,20 @@ def greedy_weights(members: Floats, labels: Ints) -> Floats:
 
 
 def improvement_interval(members: Floats, labels: Ints, fit: Fitter, bootstrap: Bootstrap) -> tuple[float, float]:
-    """Return the 95 % interval of the NLL that the weights of `fit` save against equal ones, in nats per image.
+    """Return the 95 % interval of the NLL that the weights of `fit` save against equal weights, in nats per image.
 
-    No image is judged by weights that were fitted to it: they are fitted in five folds by patient, and so is the
-    temperature of each of the two votes, without which the weights of the surest member would win, since an average is
-    less sure than its parts. A paired bootstrap over the same patients: both are scored on the same draws (Efron &
-    Tibshirani 1993, 16). Nothing is saved where there is a single patient.
+    Cross-validation in five folds by patient: no image is scored with weights or temperatures that were fitted to it.
+    Both votes have a temperature; without it the most confident member would win, as averages are less confident. The
+    bootstrap over patients is paired (Efron & Tibshirani 1993, 16). With a single patient, the interval is 0 to 0.
     """
     saved = np.zeros(len(labels))
     for rows, unseen in patient_folds(labels, bootstrap.groups, bootstrap.seed):
 
         def losses(weights: Floats, rows: Ints = rows, unseen: Ints = unseen) -> Floats:
-            temperature = cautious_temperature(soft_vote(members[rows], weights), labels[rows], bootstrap.groups[rows])
-            return losses_of(temper(soft_vote(members[unseen], weights), temperature), labels[unseen])
+            temperature = fit_cautious_temperature(
+                soft_vote(members[rows], weights), labels[rows], bootstrap.groups[rows]
+            )
+            return compute_losses(temper(soft_vote(members[unseen], weights), temperature), labels[unseen])
 
         saved[unseen] = losses(equal_weights(members.shape[1])) - losses(fit(members[rows], labels[rows]))
     return mean_interval(saved, bootstrap)

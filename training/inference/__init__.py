@@ -1,1 +1,1 @@
-"""What trained members predict."""
+"""Compute predictions of trained members."""

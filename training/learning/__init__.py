@@ -1,1 +1,1 @@
-"""Training of the members."""
+"""Train the members."""

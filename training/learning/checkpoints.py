@@ -1,4 +1,4 @@
-"""Members on disk: weights, contract and history, whole or not at all."""
+"""Write members to disk: weights, `member.json` and history, atomically."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from plurum.files import atomic_folder, sha256_of
 from plurum.run import DataContract, Run
 from plurum.spec import Member, write_contract
 from plurum.training.learning.history import write_history
-from plurum.training.learning.trainer import Snapshot, Trained
+from plurum.training.learning.trainer import TrainedModel, TrainingSnapshot
 
 __all__ = ["write_member"]
 
 
 def write_member(
-    run: Run, contract: DataContract, name: str, arch: str, trained: Trained, snapshot: Snapshot
+    run: Run, contract: DataContract, name: str, arch: str, trained: TrainedModel, snapshot: TrainingSnapshot
 ) -> Member:
-    """Write the member's folder in one step and return its contract.
+    """Write the member's folder atomically and return the contents of its `member.json`.
 
     Args:
-        run: Where it goes.
-        contract: What it was trained on.
-        name: Of the member and of its folder.
-        arch: What `timm.create_model` takes.
-        trained: What came out of its training.
-        snapshot: The one of its snapshots that this member is.
+        run: Run that the member belongs to.
+        contract: Metadata of the training data.
+        name: Name of the member and of its folder.
+        arch: Architecture name for `timm.create_model`.
+        trained: Result of the training.
+        snapshot: Snapshot of the training that becomes this member.
 
     Raises:
         OutputError: the folder can't be written.
@@ -35,7 +35,7 @@ def write_member(
         try:
             save_file(snapshot.weights, folder / "checkpoint.safetensors")
         except SafetensorError as error:
-            # Its writer turns what the system said into this.
+            # The safetensors writer turns the system's OSError into this error.
             raise OutputError(f"{run.member_folder(name)} can't be written: {error}") from error
         write_history(folder / "history.csv", trained.history)
         member = Member(

@@ -1,4 +1,4 @@
-"""Several processes that train one model together, as `torchrun` starts them, or one alone."""
+"""Train one model in several processes, as started by `torchrun`, or in one."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["ALONE", "World", "joined"]
+__all__ = ["ALONE", "ProcessGroup", "join_processes"]
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class World:
-    """Who trains together.
+class ProcessGroup:
+    """Group of processes that train together.
 
     Attributes:
-        rank: Of this process, from 0; the first one writes all files.
-        size: How many processes there are.
+        rank: Rank of this process, from 0; the first process writes all files.
+        size: Number of processes.
     """
 
     rank: int = 0
@@ -33,32 +33,32 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """True for the process that writes files and messages."""
         return self.rank == 0
 
     def share(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return those of `rows` that are this process's."""
+        """Return this process's part of `rows`."""
         return rows[self.rank :: self.size]
 
     def wait(self) -> None:
-        """Return when all processes have come here."""
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             distributed.barrier()
 
     def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return `model` such that its gradients become the mean over all processes."""
+        """Return `model` wrapped such that gradients are averaged over all processes."""
         if self.size == 1:
             return model
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
-    def level(self, model: nn.Module) -> None:
-        """Give all processes the first one's buffers: running means, which each has from its own images."""
+    def synchronise_buffers(self, model: nn.Module) -> None:
+        """Copy the first process's buffers to all processes; running means differ, as each has its own images."""
         if self.size > 1:
             for buffer in model.buffers():
                 distributed.broadcast(buffer, 0)
 
-    def together(self, part: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.float64]:
-        """Return `[rows, …]`, put together from what each process has for its `share`."""
+    def gather(self, part: npt.NDArray[np.float64], rows: int) -> npt.NDArray[np.float64]:
+        """Return `[rows, …]`, gathered from each process's values for its `share`."""
         if self.size == 1:
             return part
         parts: list[Any] = [None] * self.size
@@ -68,7 +68,7 @@ class World:
             whole[rank :: self.size] = theirs
         return whole
 
-    def told(self, value: _T) -> _T:
+    def broadcast(self, value: _T) -> _T:
         """Return the first process's `value`."""
         if self.size == 1:
             return value
@@ -76,22 +76,22 @@ class World:
         distributed.broadcast_object_list(values, 0)
         return values[0]
 
-    def total(self, values: torch.Tensor) -> torch.Tensor:
+    def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum of `values` over all processes."""
         if self.size > 1:
             distributed.all_reduce(values)
         return values
 
 
-ALONE = World()
+ALONE = ProcessGroup()
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """Join the processes that `torchrun` started, if it did, for the time of a block.
+def join_processes() -> Iterator[ProcessGroup]:
+    """Join the process group that `torchrun` started, if any, and leave it at the end of the block.
 
-    `torchrun` says so in the environment: WORLD_SIZE, RANK and LOCAL_RANK. Each process takes the CUDA device of its
-    local rank where there are any (NCCL), and the CPU otherwise (Gloo).
+    `torchrun` sets the environment variables WORLD_SIZE, RANK and LOCAL_RANK. Each process uses the CUDA device of its
+    local rank (NCCL), or the CPU if there is no CUDA device (Gloo).
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
@@ -101,6 +101,6 @@ def joined() -> Iterator[World]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if on_cuda else "gloo")
     try:
-        yield World(distributed.get_rank(), distributed.get_world_size())
+        yield ProcessGroup(distributed.get_rank(), distributed.get_world_size())
     finally:
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""How trainings went, epoch by epoch: `history.csv` beside each member, and a picture of all."""
+"""Training history by epoch: `history.csv` of each member, and a plot of all."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 
 from plurum.errors import ContractError
 from plurum.regular_files import open_regular
-from plurum.training.canvas import COLOURS, figure_of, png_from_figure, tidied
+from plurum.training.canvas import COLOURS, create_figure, png_from_figure, tidy_axes
 
 __all__ = ["Epoch", "plot_from_histories", "read_history", "write_history"]
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of a history.
+    """Row of a training history.
 
     Attributes:
-        epoch: From 1.
-        train_loss: Mean cross-entropy over the epoch's augmented batches, nats.
-        validation_accuracy: 0 to 1.
-        validation_nll: Nats.
-        learning_rate: At the epoch's last step.
-        gradient_norm: Mean over the epoch's steps, before it is cut; without those that loss scaling skipped.
-        images_per_s: Trained on, validation not counted.
-        seconds: Of the whole epoch.
+        epoch: Number of the epoch, from 1.
+        train_loss: Mean cross-entropy over the epoch's augmented batches, in nats.
+        validation_accuracy: Accuracy on validation images, 0 to 1.
+        validation_nll: Mean negative log-likelihood on validation images, in nats.
+        learning_rate: Learning rate of the epoch's last step.
+        gradient_norm: Mean gradient norm before clipping, without the steps that loss scaling skipped.
+        images_per_s: Training images per second, without the time of validation.
+        seconds: Duration of the epoch, validation included.
     """
 
     epoch: int
@@ -50,10 +50,10 @@ def write_history(path: Path, history: Sequence[Epoch]) -> None:
 
 
 def read_history(path: Path) -> tuple[Epoch, ...]:
-    """Return the epochs that the CSV file `path` holds.
+    """Return the epochs in the CSV file `path`.
 
     Raises:
-        ContractError: it can't be read, or is no history.
+        ContractError: the file is unreadable, or is not a history.
     """
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
@@ -65,16 +65,16 @@ def read_history(path: Path) -> tuple[Epoch, ...]:
 
 
 def plot_from_histories(histories: Mapping[str, Sequence[Epoch]], kept: Mapping[str, Sequence[int]]) -> bytes:
-    """Return a picture of losses, accuracies and learning rates by epoch, as a PNG.
+    """Return a plot of losses, accuracies and learning rates by epoch, as PNG.
 
     Args:
-        histories: By the name of the training.
-        kept: The epochs whose weights became members, likewise.
+        histories: Epochs by name of the training.
+        kept: Epochs whose weights became members, by name of the training.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = figure_of(10.5, 3.6)
+    figure = create_figure(10.5, 3.6)
     loss, accuracy, rate = figure.subplots(1, 3)
     for number, (name, history) in enumerate(histories.items()):
         colour = COLOURS[number % len(COLOURS)]
@@ -87,11 +87,11 @@ def plot_from_histories(histories: Mapping[str, Sequence[Epoch]], kept: Mapping[
             axes.plot(epochs, values, color=colour, label=name if axes is loss else None)
             axes.plot(kept[name], [values[epoch - 1] for epoch in kept[name]], "o", color=colour, markersize=5)
         rate.plot(epochs, [epoch.learning_rate for epoch in history], color=colour)
-    tidied(loss, "epoch", "NLL, nats (dotted: training loss)")
-    tidied(accuracy, "epoch", "validation accuracy")
-    tidied(rate, "epoch", "learning rate at its end")
+    tidy_axes(loss, "epoch", "NLL, nats (dotted: training loss)")
+    tidy_axes(accuracy, "epoch", "validation accuracy")
+    tidy_axes(rate, "epoch", "learning rate at the end of the epoch")
     for axes in (loss, accuracy, rate):
         axes.xaxis.get_major_locator().set_params(integer=True)
     loss.set_ylim(bottom=0)
-    figure.legend(loc="outside upper center", ncols=min(4, len(histories)), frameon=False, title="dots: what is kept")
+    figure.legend(loc="outside upper center", ncols=min(4, len(histories)), frameon=False, title="dots: saved epochs")
     return png_from_figure(figure)

@@ -1,4 +1,4 @@
-"""Work done side by side, in processes of its own."""
+"""Run jobs in parallel, each in a separate process."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 from plurum.errors import PlurumError
 
-__all__ = ["Job", "run_side_by_side"]
+__all__ = ["ParallelJob", "run_in_parallel"]
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
-    """A piece of work.
+class ParallelJob:
+    """Function call for a separate process.
 
     Attributes:
-        name: In messages.
-        work: A function of a module, called with a slot's number, `arguments` and a function to tell of progress.
-        arguments: What can be pickled.
+        name: Name in messages.
+        work: Function of a module, called with the slot's number, `arguments` and a progress callback.
+        arguments: Arguments that can be pickled.
     """
 
     name: str
@@ -33,24 +33,24 @@ class Job:
     arguments: tuple[Any, ...]
 
 
-def run_side_by_side(jobs: Sequence[Job], at_once: int, progress: Callable[[int, str], None]) -> None:
-    """Do all `jobs`, `at_once` of them at a time, each in a process that ends when this one does.
+def run_in_parallel(jobs: Sequence[ParallelJob], at_once: int, progress: Callable[[int, str], None]) -> None:
+    """Run all `jobs`, at most `at_once` at a time, each in a process that ends with this one.
 
     Args:
-        jobs: In the order in which they begin.
-        at_once: How many; each of them has a slot, from 0, while it runs.
-        progress: Is told what the jobs tell.
+        jobs: Jobs in the order in which they start.
+        at_once: Number of slots, from 0; each running job has one.
+        progress: Called with the progress of the jobs.
 
     Raises:
-        PlurumError: what a job raised; the others are ended.
+        PlurumError: a job raised it, or its process exited; the other jobs are stopped.
     """
-    waiting, running = list(jobs), dict[Connection, tuple[int, Job, SpawnProcess]]()
+    waiting, running = list(jobs), dict[Connection, tuple[int, ParallelJob, SpawnProcess]]()
     try:
         while waiting or running:
             for slot in sorted(set(range(at_once)) - {slot for slot, *_ in running.values()}):
                 if waiting:
                     job = waiting.pop(0)
-                    running.update([_started(job, slot)])
+                    running.update([_start_process(job, slot)])
             for connection in wait(list(running)):
                 assert isinstance(connection, Connection)  # noqa: S101 - nothing else is waited for
                 _, job, process = running[connection]
@@ -61,8 +61,8 @@ def run_side_by_side(jobs: Sequence[Job], at_once: int, progress: Callable[[int,
                     process.join()
                     if process.exitcode:
                         raise PlurumError(
-                            f"{job.name}: its process ended with {process.exitcode}; is there enough memory? With the "
-                            f"same command the training goes on"
+                            f"{job.name}: its process exited with code {process.exitcode}; is there enough memory? Run "
+                            f"the same command again to resume"
                         ) from None
                     continue
                 if isinstance(message, PlurumError):
@@ -75,19 +75,19 @@ def run_side_by_side(jobs: Sequence[Job], at_once: int, progress: Callable[[int,
             connection.close()
 
 
-def _started(job: Job, slot: int) -> tuple[Connection, tuple[int, Job, SpawnProcess]]:
-    # Spawned: CUDA and OpenMP do not survive a fork.
+def _start_process(job: ParallelJob, slot: int) -> tuple[Connection, tuple[int, ParallelJob, SpawnProcess]]:
+    # Spawn, because CUDA and OpenMP do not survive a fork.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     level = logging.getLogger("plurum").getEffectiveLevel()
-    process = context.Process(target=_in_process, args=(job, slot, theirs, level), name=job.name, daemon=True)
+    process = context.Process(target=_run_in_process, args=(job, slot, theirs, level), name=job.name, daemon=True)
     process.start()
     theirs.close()
     return ours, (slot, job, process)
 
 
-def _in_process(job: Job, slot: int, connection: Connection, level: int) -> None:
-    # Ctrl-C reaches the parent too, which then ends us: two tracebacks would tell nobody more.
+def _run_in_process(job: ParallelJob, slot: int, connection: Connection, level: int) -> None:
+    # Ctrl-C reaches the parent too, which then terminates this process; ignoring it here avoids a second traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("plurum").setLevel(level)
@@ -96,7 +96,7 @@ def _in_process(job: Job, slot: int, connection: Connection, level: int) -> None
         try:
             connection.send((count, f"{job.name}: {note}" if note else ""))
         except BrokenPipeError:
-            # Whoever started us is gone, without a word: killed.
+            # The parent process was killed.
             raise SystemExit(1) from None
 
     try:

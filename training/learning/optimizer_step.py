@@ -1,4 +1,4 @@
-"""A model and what moves it, one step after the other."""
+"""Train a model step by step."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch.nn import functional
 from plurum.errors import SettingsError
 from plurum.models import normalise
 from plurum.training.data.examples import Batches, Examples
-from plurum.training.learning.augmentation import augmented, mixed
-from plurum.training.learning.distributed import World
+from plurum.training.learning.augmentation import augment, mix_pairs
+from plurum.training.learning.distributed import ProcessGroup
 from plurum.training.learning.precision import Precision, autocast
 from plurum.training.learning.schedule import learning_rate_at
 from plurum.training.settings import TrainSettings
 
-__all__ = ["Learner", "copied"]
+__all__ = ["Learner", "copy_state"]
 
 
 class Learner:
-    """AdamW with all that a step takes: schedule, augmentation, mixed precision, accumulation, clipping, averaging.
+    """AdamW with schedule, augmentation, mixed precision, gradient accumulation, clipping and weight averaging.
 
-    What a step draws at random follows from the seed and the number of the step alone, so that a learner that goes
-    on from a saved `state` does what it would have done.
+    The random numbers of a step depend only on the seed and the step's number, so that a learner resumed from a saved
+    `state` gives the same result as an uninterrupted one.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Learner:
         seed: int,
         precision: Precision,
         device: torch.device,
-        world: World,
+        world: ProcessGroup,
     ) -> None:
         self.settings = settings
         self.examples = examples
@@ -57,31 +57,31 @@ class Learner:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model
         self.optimizer = _optimizer(model, settings)
-        # Off, it passes losses and gradients through.
+        # A disabled scaler passes losses and gradients through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.average: ModelEmaV3 | None = None
         self.begin_cycle()
-        # These two share their weights with the model; its own names are what is saved.
+        # Both share their weights with the model, whose parameter names are saved.
         self.parallel = world.parallel(model, device)
         self.forward: Any = torch.compile(self.parallel) if settings.compile else self.parallel
 
     @property
-    def judged(self) -> nn.Module:
-        """The model whose answers count: the average where there is one."""
+    def validated_model(self) -> nn.Module:
+        """Model to validate and save: the average, if there is one."""
         averaged: nn.Module = self.model if self.average is None else self.average.module
         return averaged
 
     def begin_cycle(self) -> None:
-        """Let the average, if there is one, begin anew: cycles must not resemble each other."""
+        """Restart the average, if there is one, so that cycles stay independent."""
         self.cycle_began = self.taken
         if self.settings.ema:
-            # Its decay rises from 0, so that the first steps are soon forgotten.
+            # The decay rises from 0, so that the first steps lose their weight quickly.
             self.average = ModelEmaV3(self.model, decay=self.settings.ema, use_warmup=True, foreach=True)
 
     def step(self, rows: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Learn from the images `rows` and return their mean loss and the gradient's norm, scalars on the device.
+        """Take a step on the images `rows` and return their mean loss and the gradient norm, scalars on the device.
 
-        The loss is this process's part of it: the sum over all processes is that of the step.
+        The loss is this process's part; the sum over all processes is the loss of the step.
 
         Raises:
             SettingsError: the model can't be compiled.
@@ -91,13 +91,13 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
         passes = self.batches.passes(rows)
-        # Passes are divided by what the whole step counts, so that accumulation changes no gradient.
+        # Divide each pass by the weight of the whole step, so that accumulation does not change the gradient.
         counted = float(self.batches.weights[self.examples.labels[rows]].sum())
         loss = torch.zeros((), device=self.device)
         for number, part in enumerate(passes, 1):
             with self._unsynchronised() if number < len(passes) else contextlib.nullcontext():
                 sum_of_losses = self._losses(self.world.share(part))
-                # Over processes gradients are averaged, not added.
+                # Processes average gradients, so multiply by their number.
                 self.scaler.scale(sum_of_losses * (self.world.size / counted)).backward()
             loss += sum_of_losses.detach() / counted
         self.scaler.unscale_(self.optimizer)
@@ -111,13 +111,13 @@ class Learner:
         return loss, norm
 
     def inputs(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Return the images `rows` as the model learns from them, `[images, 3, height, width]`, normalised."""
+        """Return the images `rows`, augmented and normalised, `[images, 3, height, width]`."""
         pixels = torch.from_numpy(self.examples.pixels[rows]).to(self.device, non_blocking=True)
-        changed = augmented(pixels, self.settings)
+        changed = augment(pixels, self.settings)
         return normalise(changed, self.examples.image).contiguous(memory_format=torch.channels_last)
 
     def state(self) -> dict[str, Any]:
-        """Return all that a later `restore` needs, tensors and plain values; tensors are not copied."""
+        """Return the state for `restore`, in tensors and plain values; tensors are not copied."""
         return {
             "taken": self.taken,
             "cycle_began": self.cycle_began,
@@ -129,7 +129,7 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Resume from a state returned by `state`."""
         self.taken, self.cycle_began, self.rate = state["taken"], state["cycle_began"], state["rate"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -139,7 +139,7 @@ class Learner:
 
     def _losses(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         labels = torch.from_numpy(self.examples.labels[rows]).to(self.device, non_blocking=True)
-        images, targets = mixed(self.inputs(rows), labels, self.examples.classes, self.settings)
+        images, targets = mix_pairs(self.inputs(rows), labels, self.examples.classes, self.settings)
         with autocast(self.precision, self.device):
             try:
                 logits = self.forward(images)
@@ -160,8 +160,8 @@ class Learner:
         return self.parallel.no_sync() if self.world.size > 1 else contextlib.nullcontext()  # type: ignore[operator]
 
 
-def copied(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the model's state on the CPU; tensors that share memory are parted, as safetensors asks for."""
+def copy_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of the model's state on the CPU; no tensors share memory, as safetensors requires."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a training."""
+"""Device and numeric precision of a training."""
 
 from __future__ import annotations
 
@@ -19,30 +19,28 @@ _BF16_PIXELS = 64 * 64
 
 
 def training_device() -> torch.device:
-    """Return where members are trained: the current CUDA device, or the CPU where there is none."""
+    """Return the device to train on: the current CUDA device, or the CPU if there is none."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def precision_for(
-    wanted: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device, image: ImageSpec | None = None
+    setting: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device, image: ImageSpec | None = None
 ) -> Precision:
-    """Return the arithmetic to train in on `device`.
+    """Return the precision to train in on `device`.
 
-    `auto` follows what the device has: fp16 on CUDA, bf16 on CPUs that compute in it (AVX-512 BF16 or AMX), else
-    fp32. bf16 halves the memory traffic of large layers; on small images a CPU gains little by it, as
-    `benchmarks/claims/training.py` measures, and small depthwise layers can lose.
+    `auto` depends on the device: fp16 on CUDA, bf16 on CPUs that compute in it (AVX-512 BF16 or AMX), else fp32. bf16
+    halves the memory traffic of large layers. On small images a CPU gains little, as `benchmarks/claims/training.py`
+    measures, and small depthwise layers can become slower.
 
     Raises:
-        SettingsError: fp16 is asked for on something else than CUDA.
+        SettingsError: fp16 was requested without a CUDA device.
     """
-    if wanted == "fp16" and device.type != "cuda":
-        raise SettingsError(
-            f"--precision fp16 needs a CUDA device, and there is a {device.type}; use auto, bf16 or fp32"
-        )
-    if wanted != "auto":
-        return wanted
+    if setting == "fp16" and device.type != "cuda":
+        raise SettingsError(f"--precision: fp16 needs a CUDA device, got {device.type}. Choose auto, bf16 or fp32")
+    if setting != "auto":
+        return setting
     if device.type == "cuda":
         return "fp16"
     is_small = image is not None and image.height * image.width < _BF16_PIXELS
@@ -50,7 +48,7 @@ def precision_for(
 
 
 def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return the context in which a forward pass computes in `precision`."""
+    """Return a context in which forward passes compute in `precision`."""
     import torch
 
     if precision == "fp32":
@@ -61,6 +59,6 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
 def _cpu_has_bf16() -> bool:
     import torch
 
-    # PyTorch computes in bf16 on any CPU; these are the ones where it pays.
+    # PyTorch supports bf16 on any CPU; it is fast only on CPUs with these instructions.
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, test, bool)() for test in tests)

@@ -1,4 +1,4 @@
-"""Where an unfinished training is kept, so that it can go on after whatever ended it."""
+"""Save the state of an unfinished training, so that an interrupted training can resume."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ _LOG = logging.getLogger(__name__)
 
 
 class StateFile:
-    """A file with the last saved state of one training, whole at every moment."""
+    """File with the last saved state of one training, written atomically."""
 
     def __init__(self, path: Path, every_s: float = 30.0) -> None:
-        """Take the file `path`, to be written once in `every_s` seconds: that much work is lost at most."""
+        """Use the file `path`, written every `every_s` seconds; an interruption loses at most that much work."""
         self.path = path
         self.every_s = every_s
         self._last = time.monotonic()
 
     @property
     def is_due(self) -> bool:
-        """Whether the last writing is long enough ago."""
+        """True if the state should be written again."""
         return time.monotonic() - self._last >= self.every_s
 
     def read(self) -> dict[str, Any] | None:
-        """Return what was written last; None where nothing is, or nothing that can be read.
+        """Return the last written state; None if the file is missing or unreadable.
 
-        Nothing but tensors and plain values is unpickled.
+        Only tensors and plain values are unpickled.
         """
         try:
             with open_regular(self.path) as file:
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None
-        # On a broken file the unpickler stumbles over anything: KeyError and IndexError, too.
+        # A broken file makes the unpickler raise errors of any type, such as KeyError and IndexError.
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             _LOG.warning("%s can't be read (%s); this training starts over", self.path, reason)
@@ -51,24 +51,24 @@ class StateFile:
         return state
 
     def write(self, state: dict[str, Any]) -> None:
-        """Write `state`, tensors and plain values, in place of what is there.
+        """Replace the file by `state`, which holds tensors and plain values.
 
         Raises:
-            OutputError: it can't be written, the disk being full, say; what was there before still is.
+            OutputError: the file can't be written, for example on a full disk; the previous state is kept.
         """
         with atomic_file(self.path) as hidden:
             try:
                 torch.save(state, hidden)
             except RuntimeError as error:
-                # PyTorch's writer turns what the system said into this.
+                # PyTorch's writer turns the system's OSError into a RuntimeError.
                 raise OutputError(
-                    f"{self.path} can't be written: {str(error).splitlines()[0]}; is the disk full? The training goes "
-                    f"on from the last state that could be, with the same command"
+                    f"{self.path} can't be written: {str(error).splitlines()[0]}; is the disk full? Run the same "
+                    f"command again to resume from the last saved state"
                 ) from error
         self._last = time.monotonic()
 
     def remove(self) -> None:
-        """Remove the file, and its folder if it was the last: its training is over."""
+        """Remove the file after the training, and its folder if it is empty then."""
         self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()

@@ -1,4 +1,4 @@
-"""From labelled images to a run full of members."""
+"""Train the members of a run from labelled images."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from plurum.training.data.sources import load_data
 from plurum.training.data.store import image_spec, store_data
 from plurum.training.learning.architectures import check_architectures, check_input, model_from_arch
 from plurum.training.learning.history import plot_from_histories, read_history
-from plurum.training.learning.jobs import Job, run_side_by_side
-from plurum.training.learning.plan import Wanted, is_finished, trainings_of
+from plurum.training.learning.jobs import ParallelJob, run_in_parallel
+from plurum.training.learning.plan import TrainingPlan, is_finished, plan_trainings
 from plurum.training.learning.precision import precision_for, training_device
-from plurum.training.progress import shown
-from plurum.training.settings import Begun, TrainSettings
+from plurum.training.progress import show_progress
+from plurum.training.settings import RunSettings, TrainSettings
 
 if TYPE_CHECKING:
-    from plurum.training.learning.distributed import World
+    from plurum.training.learning.distributed import ProcessGroup
 
-__all__ = ["TrainOptions", "Training", "train_run"]
+__all__ = ["TrainOptions", "TrainedRun", "train_run"]
 
 _LOG = logging.getLogger(__name__)
 
 
 class TrainOptions(BaseModel):
-    """How a training is done; nothing here changes what comes out of it.
+    """Options of the execution of `plurum train`; they do not change the trained members.
 
     Attributes:
-        fresh: Remove what an earlier training and fit left in the run.
-        jobs: How many members are trained at a time, each in a process of its own.
-        tensorboard: Write what TensorBoard shows, to `RUN/tensorboard`.
-        save_every_s: Seconds between two savings of an unfinished member: that much work is lost at most.
+        fresh: If True, remove the results of earlier training and fitting from the run.
+        jobs: Number of members to train in parallel, each in a separate process.
+        tensorboard: If True, write TensorBoard events to `RUN/tensorboard`.
+        save_every_s: Seconds between saves of an unfinished member; an interruption loses at most that much work.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,13 +55,13 @@ class TrainOptions(BaseModel):
 
 
 @dataclass(frozen=True)
-class Training:
-    """A run that is filled.
+class TrainedRun:
+    """Result of training a run.
 
     Attributes:
-        members: In the order of the settings' architectures.
-        reused: Names of those that were finished before.
-        is_first: Whether this process speaks; under `torchrun` one does.
+        members: Members, in the order of the settings' architectures.
+        reused: Names of members that were finished before.
+        is_first: True for the process that prints messages; under `torchrun`, the first one.
     """
 
     members: tuple[Member, ...]
@@ -69,73 +69,73 @@ class Training:
     is_first: bool = True
 
 
-def train_run(source: str, settings: TrainSettings, out: Path, options: TrainOptions | None = None) -> Training:
-    """Train what `settings` ask for on the images that `source` names, and fill the run `out` with it.
+def train_run(source: str, settings: TrainSettings, out: Path, options: TrainOptions | None = None) -> TrainedRun:
+    """Train members on the images of `source` and write them to the run `out`.
 
-    A run that was begun with the same settings goes on where it ended, in the middle of a member too; trainings may
-    be added behind those it was begun with. All that can be refused is refused before anything is written, and where
-    data turn out to be unreadable, nothing is left behind. Under `torchrun` all processes train each member together.
+    A run that was started with the same settings resumes, also in the middle of a member. New trainings may follow
+    those that it was started with. Settings and data are checked before anything is written, and unreadable data leave
+    nothing behind. Under `torchrun`, all processes train each member together.
 
     Args:
-        source: As `load_data` takes it.
-        settings: For all members.
-        out: The run's folder, new, empty, or a run already.
-        options: How the work is done.
+        source: Data source, as for `load_data`.
+        settings: Settings of all members.
+        out: Folder of the run: new, empty, or an existing run.
+        options: Options of the execution.
 
     Raises:
         DataError: the images can't be learnt from.
-        SettingsError: an architecture, a size or a precision that can't be had.
-        OutputError: `out` holds something else, or a run that was begun otherwise, or the disk is full.
+        SettingsError: an architecture, a size or a precision is unavailable.
+        OutputError: `out` holds other files or a run with other settings, or the disk is full.
         MissingExtraError: PyTorch, timm, safetensors or scikit-learn is not installed.
     """
     with needs_extra("training"):
-        from plurum.training.learning.distributed import joined
+        from plurum.training.learning.distributed import join_processes
     options = options or TrainOptions()
     run = Run(out)
-    wanted = trainings_of(settings)
-    with joined() as world:
-        missing = _told(world, lambda: _prepared(source, settings, run, wanted, options, world.size))
+    plans = plan_trainings(settings)
+    with join_processes() as world:
+        missing = _share_result(world, lambda: _prepare(source, settings, run, plans, options, world.size))
         if options.jobs > 1 and len(missing) > 1:
-            _train_side_by_side(run, missing, settings, options)
+            _train_in_parallel(run, missing, settings, options)
         else:
             for member in missing:
                 _train(run, member, settings, options, world)
         if missing and world.is_first:
-            _draw(run, wanted)
-    names = [name for training in wanted for name in training.members]
-    reused = tuple(name for training in wanted if training not in missing for name in training.members)
+            _plot_histories(run, plans)
+    names = [name for training in plans for name in training.members]
+    reused = tuple(name for training in plans if training not in missing for name in training.members)
     members = tuple(read_member(run.member_folder(name) / "member.json") for name in names)
-    return Training(members, reused, world.is_first)
+    return TrainedRun(members, reused, world.is_first)
 
 
-def _told(world: World, prepare: Callable[[], list[Wanted]]) -> list[Wanted]:
-    """Return, in all processes, what the first one prepares; what it refuses, it says, and the others end silently."""
-    found: list[Wanted] | PlurumError = []
+def _share_result(world: ProcessGroup, prepare: Callable[[], list[TrainingPlan]]) -> list[TrainingPlan]:
+    """Call `prepare` in the first process and return its result in all; on an error, only the first reports it."""
+    result: list[TrainingPlan] | PlurumError = []
     if world.is_first:
         try:
-            found = prepare()
+            result = prepare()
         except PlurumError as error:
-            found = error
-    told = world.told(found)
-    if isinstance(told, PlurumError):
+            result = error
+    shared = world.broadcast(result)
+    if isinstance(shared, PlurumError):
         if world.is_first:
-            raise told
-        raise SystemExit(told.exit_code)
-    return told
+            raise shared
+        raise SystemExit(shared.exit_code)
+    return shared
 
 
-def _prepared(
-    source: str, settings: TrainSettings, run: Run, wanted: list[Wanted], options: TrainOptions, processes: int
-) -> list[Wanted]:
-    """Check all that can be checked, store the data, and return what is not trained yet."""
+def _prepare(
+    source: str, settings: TrainSettings, run: Run, plans: list[TrainingPlan], options: TrainOptions, processes: int
+) -> list[TrainingPlan]:
+    """Check settings and data, store the data, and return the trainings that are not finished."""
     fresh = options.fresh
     if processes > 1 and options.jobs > 1:
-        raise SettingsError(f"--jobs is {options.jobs} under torchrun, which divides each member; name one of them")
+        raise SettingsError(f"--jobs: expected 1 under torchrun, which divides each member, got {options.jobs}")
     check_batches(settings, processes)
     run.claim()
     check_architectures(settings.archs)
     precision_for(settings.precision, training_device())
-    _check_begun(run, settings, fresh=fresh)
+    _check_settings_unchanged(run, settings, fresh=fresh)
     data = load_data(
         source,
         settings.seed,
@@ -144,11 +144,11 @@ def _prepared(
         skip_unreadable=settings.skip_unreadable,
     )
     check_batches(settings, processes, len(data.table.rows("train")))
-    missing = [training for training in wanted if fresh or not is_finished(run, training)]
+    missing = [training for training in plans if fresh or not is_finished(run, training)]
     for training in missing:
         model = model_from_arch(training.arch, len(data.classes), training.seed, pretrained=settings.pretrained)
         check_input(model, training.arch, len(data.classes), image_spec(data, settings))
-    with _begun(run, Begun(data=source, settings=settings)):
+    with _mark_started(run, RunSettings(data=source, settings=settings)):
         if fresh:
             _clear(run)
         _clear_hidden(run)
@@ -156,25 +156,25 @@ def _prepared(
     return missing
 
 
-def _train_side_by_side(run: Run, missing: list[Wanted], settings: TrainSettings, options: TrainOptions) -> None:
+def _train_in_parallel(run: Run, missing: list[TrainingPlan], settings: TrainSettings, options: TrainOptions) -> None:
     from plurum.training.data.examples import Examples
     from plurum.training.learning.trainer import Trainer
 
-    jobs = [Job(training.name, _train_in_slot, (run.path, training, settings, options)) for training in missing]
+    jobs = [ParallelJob(training.name, _train_in_slot, (run.path, training, settings, options)) for training in missing]
     steps = len(missing) * Trainer(settings).steps(Examples.of(run))
-    with shown(f"{len(missing)} members, {options.jobs} at a time", steps) as progress:
-        run_side_by_side(jobs, options.jobs, progress)
+    with show_progress(f"{len(missing)} members, {options.jobs} at a time", steps) as progress:
+        run_in_parallel(jobs, options.jobs, progress)
 
 
 def _train_in_slot(
     slot: int,
     path: Path,
-    training: Wanted,
+    training: TrainingPlan,
     settings: TrainSettings,
     options: TrainOptions,
     progress: Callable[[int, str], None],
 ) -> None:
-    """Train on a share of this machine: the slot's CUDA device, or as many cores as come to one slot."""
+    """Train on the slot's part of this machine: a CUDA device, or an equal part of the cores."""
     import torch
 
     from plurum.training.learning.distributed import ALONE
@@ -187,13 +187,13 @@ def _train_in_slot(
 
 def _train(
     run: Run,
-    training: Wanted,
+    training: TrainingPlan,
     settings: TrainSettings,
     options: TrainOptions,
-    world: World,
+    world: ProcessGroup,
     progress: Callable[[int, str], None] | None = None,
 ) -> None:
-    """Train what is wanted, or go on with it, and write its members."""
+    """Start or resume a training, and write its members."""
     from plurum.training.data.examples import Examples
     from plurum.training.learning.checkpoints import write_member
     from plurum.training.learning.resume import StateFile
@@ -207,7 +207,7 @@ def _train(
     events = run.path / "tensorboard" / training.name if options.tensorboard and world.is_first else None
     with contextlib.ExitStack() as stack:
         if progress is None and world.is_first:
-            progress = stack.enter_context(shown(f"{training.name} ({precision})", trainer.steps(examples)))
+            progress = stack.enter_context(show_progress(f"{training.name} ({precision})", trainer.steps(examples)))
         try:
             trained = trainer.fit(model, examples, training.seed, state=state, events=events, progress=progress)
         except SettingsError as error:
@@ -219,10 +219,10 @@ def _train(
     world.wait()
 
 
-def _draw(run: Run, wanted: list[Wanted]) -> None:
-    """Write `report/training.png`: how all trainings of the run went."""
+def _plot_histories(run: Run, plans: list[TrainingPlan]) -> None:
+    """Write `report/training.png`, the plot of all trainings of the run."""
     histories, kept = {}, {}
-    for training in wanted:
+    for training in plans:
         histories[training.name] = read_history(run.member_folder(training.members[0]) / "history.csv")
         members = [read_member(run.member_folder(name) / "member.json") for name in training.members]
         kept[training.name] = [member.best_epoch for member in members if member.best_epoch]
@@ -230,15 +230,15 @@ def _draw(run: Run, wanted: list[Wanted]) -> None:
         hidden.write_bytes(plot_from_histories(histories, kept))
 
 
-def _check_begun(run: Run, settings: TrainSettings, *, fresh: bool) -> None:
-    """Make sure that the run, if it was begun before, was begun with these settings or may be started over."""
+def _check_settings_unchanged(run: Run, settings: TrainSettings, *, fresh: bool) -> None:
+    """Check that an existing run was started with these settings, or may be started over."""
     if not run.settings_file.is_file():
         return
     try:
-        before = Begun.model_validate_json(read_regular(run.settings_file)).settings
+        before = RunSettings.model_validate_json(read_regular(run.settings_file)).settings
     except (OSError, ValidationError) as error:
         raise OutputError(
-            f"{run.settings_file} was not written by plurum train, or by another version; name another --out"
+            f"{run.settings_file} was not written by this version of plurum train; name another --out"
         ) from error
     if fresh:
         return
@@ -246,34 +246,36 @@ def _check_begun(run: Run, settings: TrainSettings, *, fresh: bool) -> None:
     if settings.trained_archs[: len(before.trained_archs)] == before.trained_archs:
         for key in ("archs", "seeds"):
             del then[key], now[key]
-    differences = [f"--{key.replace('_', '-')} {then[key]} and not {now[key]}" for key in then if then[key] != now[key]]
+    differences = [
+        f"--{key.replace('_', '-')}: expected {then[key]}, got {now[key]}" for key in then if then[key] != now[key]
+    ]
     if differences:
         raise OutputError(
-            f"{run.path} was begun with {', '.join(differences)}; train with what it was begun with, name another "
-            f"--out, or start over with --fresh"
+            f"{run.path} was started with other settings: {'; '.join(differences)}. Use the original settings, name "
+            f"another --out, or start over with --fresh"
         )
 
 
 @contextlib.contextmanager
-def _begun(run: Run, begun: Begun) -> Iterator[None]:
-    """Mark the folder as a run while a block prepares it; undo that if the block fails in a run that is new."""
+def _mark_started(run: Run, started: RunSettings) -> Iterator[None]:
+    """Write `run.json` before the block prepares the run; remove it again if the block fails in a new run."""
     is_new = not run.settings_file.exists()
     made = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
     try:
-        write_contract(run.settings_file, begun)
+        write_contract(run.settings_file, started)
         yield
     except BaseException:
         if is_new:
             run.settings_file.unlink(missing_ok=True)
         for folder in made:
-            # What somebody else has put there meanwhile stays.
+            # A folder stays if others have put files there meanwhile.
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
 
 
 def _clear(run: Run) -> None:
-    """Remove what training and fit wrote; a model repository stays, as it may be being served."""
+    """Remove the results of training and fitting, but not a model repository, which may be in service."""
     run.ensemble_file.unlink(missing_ok=True)
     ours = ("members", "unfinished", "tensorboard")
     for folder in (run.report_folder, run.data_folder, *(run.path / name for name in ours)):
@@ -281,7 +283,7 @@ def _clear(run: Run) -> None:
 
 
 def _clear_hidden(run: Run) -> None:
-    """Remove what earlier processes were writing when they were killed; nobody else trains into this run meanwhile."""
+    """Remove partial files of processes that were killed; no other process may train into this run meanwhile."""
     for folder, names in (
         ("", ".data.*"),
         ("", f".{run.settings_file.name}.*"),

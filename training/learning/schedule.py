@@ -1,4 +1,4 @@
-"""The learning rate over a training, and the cycles it is cut into."""
+"""Learning-rate schedule of a training, and its cycles."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ __all__ = ["cycle_ends", "learning_rate_at"]
 
 
 def cycle_ends(settings: TrainSettings) -> tuple[int, ...]:
-    """Return the last epoch of each cycle, from 1; there are as many cycles as snapshots, as even as can be."""
+    """Return the last epoch of each cycle, counted from 1; there is one cycle per snapshot, of about equal length."""
     return tuple(settings.epochs * cycle // settings.snapshots for cycle in range(1, settings.snapshots + 1))
 
 
 def learning_rate_at(step: int, steps_per_epoch: int, settings: TrainSettings) -> float:
-    """Return the learning rate of `step`, from 0: a line up to its full value, then half a cosine down.
+    """Return the learning rate of `step`, counted from 0: a linear warm-up, then half a cosine down.
 
-    With several snapshots each cycle starts at the full value again (Loshchilov & Hutter, arXiv 1608.03983; Huang et
-    al., arXiv 1704.00109); the first alone begins with the line.
+    With several snapshots, each cycle restarts at the full value (Loshchilov & Hutter, arXiv 1608.03983; Huang et al.,
+    arXiv 1704.00109); only the first has a warm-up.
     """
     warmup = round(settings.warmup_share * settings.epochs * steps_per_epoch / settings.snapshots)
     if step < warmup:

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a training."""
+"""Write the events of a training for TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from plurum.errors import needs_extra
 from plurum.spec import ImageSpec
 from plurum.training.learning.history import Epoch
 
-__all__ = ["Events"]
+__all__ = ["EventWriter"]
 
 
-class Events:
-    """One training's event files, in a folder of its own."""
+class EventWriter:
+    """Writer of one training's event files."""
 
     def __init__(self, folder: Path, step: int = 0) -> None:
-        """Write to `folder`; what an interrupted training wrote there beyond `step` counts no more.
+        """Write to `folder`; events that an interrupted training wrote after `step` are discarded.
 
         Raises:
             MissingExtraError: TensorBoard is not installed.
@@ -27,11 +27,11 @@ class Events:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def close(self) -> None:
-        """Write what is left to write."""
+        """Write pending events and close the files."""
         self._writer.close()
 
     def images(self, inputs: torch.Tensor, image: ImageSpec) -> None:
-        """Show normalised images `[images, 3, height, width]`, as the model sees them in its first step."""
+        """Write normalised images `[images, 3, height, width]`, the model's input in its first step."""
         from torchvision.utils import make_grid
 
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (image.mean, image.std))
@@ -39,7 +39,7 @@ class Events:
         self._writer.add_image("train/images", make_grid(shown, nrow=4), 0)
 
     def epoch(self, epoch: Epoch, losses: list[float], norms: list[float], step: int) -> None:
-        """Show an epoch and its steps, of which `step` have been taken over all epochs."""
+        """Write an epoch and its steps; `step` is the number of steps over all epochs so far."""
         first = step - len(losses) + 1
         for number, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
             self._writer.add_scalar("train/loss", loss, number)

@@ -1,1 +1,1 @@
-"""Metrics, calibration, intervals and the values that an evaluation states."""
+"""Compute metrics, calibration, intervals and the results of an evaluation."""

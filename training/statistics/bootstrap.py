@@ -1,11 +1,11 @@
-"""How far a figure could be off: bootstrap intervals over patients, or over images where no patient is known.
+"""Bootstrap intervals over patients, or over images if no patient is known.
 
-Images of one patient resemble each other, so that a sample of images is a sample of fewer things than it seems: what
-is drawn with replacement is patients, each with all their images (cluster bootstrap, Field & Welsh 2007). Intervals
-are the percentiles of the draws (Efron & Tibshirani 1993, 13.3).
+Images of one patient resemble each other and are not independent. Patients are therefore drawn with replacement, each
+with all images (cluster bootstrap, Field & Welsh 2007). Intervals are percentiles of the draws (Efron & Tibshirani
+1993, 13.3).
 
-Legend: groups are `[images]`, int64, as `plurum.training.statistics.calibration.groups_of` numbers them; counts are
-`[images, draws]`, float32: how often each image is in each draw.
+Legend: groups are `[images]`, int64, as numbered by `plurum.training.statistics.calibration.number_patients`. Counts
+are `[images, draws]`, float32: how often each image occurs in each draw.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.float32]
 
-# The share of draws that an interval holds.
+# Confidence level of intervals.
 LEVEL = 0.95
-# What one block of counts may hold, so that memory does not grow with the draws: 8 MB.
+# Cells of one block of counts (8 MB), so that memory does not grow with the draws.
 _BLOCK_CELLS = 2_000_000
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Draws of groups with replacement, the same ones each time they are asked for.
+    """Reproducible draws of groups with replacement.
 
-    Figures of several models that are taken over the same blocks are therefore paired: the interval of their
-    difference is that of the draws' differences (Efron & Tibshirani 1993, 16).
+    Figures of several models over the same blocks are paired: the interval of their difference is that of the draws'
+    differences (Efron & Tibshirani 1993, 16).
 
     Attributes:
-        groups: `[images]`, from 0, without gaps.
-        draws: How many samples.
-        seed: What they are drawn from.
+        groups: Group of each image, `[images]`, from 0 without gaps.
+        draws: Number of draws.
+        seed: Random seed of the draws.
     """
 
     groups: Ints
@@ -46,7 +46,7 @@ class Bootstrap:
     seed: int
 
     def blocks(self) -> Iterator[Counts]:
-        """Yield the counts of some draws after the other, `[images, draws]`; there are `draws` of them together."""
+        """Yield counts in blocks, `[images, draws of the block]`; the blocks hold `draws` draws in total."""
         number = int(self.groups.max()) + 1
         size = max(1, _BLOCK_CELLS // len(self.groups))
         rng = np.random.default_rng(self.seed)
@@ -58,7 +58,7 @@ class Bootstrap:
 
 
 def percentile_interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
-    """Return the interval that holds the middle `level` of `values` `[draws]`, NaN left out; NaN where all are."""
+    """Return the interval of the middle `level` of `values` `[draws]` without NaN; NaN if all are NaN."""
     finite = values[~np.isnan(values)]
     if not len(finite):
         return float("nan"), float("nan")
@@ -69,13 +69,13 @@ def percentile_interval(values: Floats, level: float = LEVEL) -> tuple[float, fl
 def mean_interval(
     values: Floats, bootstrap: Bootstrap, *, level: float = LEVEL, weights: Floats | None = None
 ) -> tuple[float, float]:
-    """Return the interval of the mean of `values` `[images]`, one per image of the bootstrap's groups.
+    """Return the bootstrap interval of the mean of `values`.
 
     Args:
-        values: To be averaged.
-        bootstrap: Which draws.
-        level: The share of draws that the interval holds.
-        weights: `[images]`, as how many images each counts; None for one each.
+        values: Value of each image, `[images]`.
+        bootstrap: Bootstrap draws over the groups of these images.
+        level: Confidence level.
+        weights: Weight of each image, `[images]`; 1 by default.
     """
     weights = np.ones(len(values)) if weights is None else weights
     means = [(weights * values) @ counts / (weights @ counts) for counts in bootstrap.blocks()]

@@ -1,6 +1,6 @@
-"""What the plots are drawn from: ROC, precision–recall, reliability and risk–coverage curves.
+"""ROC, precision–recall, reliability and risk–coverage curves for plots.
 
-Curves are thinned to what an eye can tell apart, so that they fit into a report's JSON.
+Curves are thinned to a visually sufficient number of points, which keeps the report's JSON small.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from plurum.errors import needs_extra
-from plurum.training.statistics.metrics import BINS, Answers, confidence_bins
+from plurum.training.statistics.metrics import BINS, LabelledPredictions, confidence_bins
 
 __all__ = ["Bin", "Curve", "precision_recall_curve", "reliability_bins", "risk_coverage_curve", "roc_curve"]
 
@@ -21,11 +21,11 @@ _POINTS = 200
 
 
 class Curve(BaseModel):
-    """Points to be joined.
+    """Points of a curve.
 
     Attributes:
-        x: Ascending or descending.
-        y: As many.
+        x: Positions on the horizontal axis, ascending or descending.
+        y: Positions on the vertical axis, one per value of `x`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,14 +35,14 @@ class Curve(BaseModel):
 
 
 class Bin(BaseModel):
-    """Answers of like confidence.
+    """Predictions of similar confidence.
 
     Attributes:
-        low: Lower end of the bin; not in it.
-        high: Upper end; in it.
-        images: How many answers.
-        confidence: Their mean confidence; None where there are none.
-        accuracy: The share of right ones; likewise.
+        low: Lower end of the bin, exclusive.
+        high: Upper end of the bin, inclusive.
+        images: Number of predictions in the bin.
+        confidence: Mean confidence of these predictions; None if the bin is empty.
+        accuracy: Accuracy of these predictions; None if the bin is empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,28 +55,28 @@ class Bin(BaseModel):
 
 
 def roc_curve(probability: Floats, positive: Bools) -> Curve | None:
-    """Return false-positive rate → true-positive rate of one class; None without both kinds of images."""
+    """Return the ROC curve of one class; None unless there are positive and negative images."""
     if positive.all() or not positive.any():
         return None
     with needs_extra("training"):
         from sklearn import metrics
     fpr, tpr, _ = metrics.roc_curve(positive, probability)
-    return _thinned(fpr, tpr)
+    return _thin(fpr, tpr)
 
 
 def precision_recall_curve(probability: Floats, positive: Bools) -> Curve | None:
-    """Return recall → precision of one class; None without an image of it."""
+    """Return the precision–recall curve of one class; None without a positive image."""
     if not positive.any():
         return None
     with needs_extra("training"):
         from sklearn import metrics
     precision, recall, _ = metrics.precision_recall_curve(positive, probability)
-    return _thinned(recall[::-1], precision[::-1])
+    return _thin(recall[::-1], precision[::-1])
 
 
-def reliability_bins(answers: Answers) -> tuple[Bin, ...]:
-    """Return the answers by their confidence in `BINS` bins of equal width; what ECE is the mean gap of."""
-    confidence = answers.confidence
+def reliability_bins(predictions: LabelledPredictions) -> tuple[Bin, ...]:
+    """Return the predictions by confidence in `BINS` bins of equal width; ECE is their mean gap."""
+    confidence = predictions.confidence
     found = confidence_bins(confidence)
     bins = []
     for index in range(BINS):
@@ -88,33 +88,33 @@ def reliability_bins(answers: Answers) -> tuple[Bin, ...]:
                 high=(index + 1) / BINS,
                 images=int(inside.sum()),
                 confidence=float(confidence[inside].mean()) if some else None,
-                accuracy=float(1 - answers.wrong[inside].mean()) if some else None,
+                accuracy=float(1 - predictions.wrong[inside].mean()) if some else None,
             )
         )
     return tuple(bins)
 
 
-def risk_coverage_curve(answers: Answers, weights: Floats | None = None) -> Curve:
-    """Return the share of images answered, surest first → the share of wrong answers among those answered.
+def risk_coverage_curve(predictions: LabelledPredictions, weights: Floats | None = None) -> Curve:
+    """Return coverage → risk: the fraction of images kept, most confident first, → the error rate among them.
 
-    One point per distinct confidence, from the surest on.
+    The curve has one point per distinct confidence.
 
     Args:
-        answers: To the images.
-        weights: `[images]`, as how many images each counts; None for one each.
+        predictions: Predictions for the images.
+        weights: Weight of each image, `[images]`; 1 by default.
     """
-    weights = np.ones(len(answers.labels)) if weights is None else weights
-    confidence = answers.confidence
+    weights = np.ones(len(predictions.labels)) if weights is None else weights
+    confidence = predictions.confidence
     order = np.argsort(-confidence, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(confidence[order])), len(order) - 1)
     answered = np.cumsum(weights[order])[ends]
-    wrong = np.cumsum((weights * answers.wrong)[order])[ends]
-    return _thinned(answered / answered[-1], wrong / answered)
+    wrong = np.cumsum((weights * predictions.wrong)[order])[ends]
+    return _thin(answered / answered[-1], wrong / answered)
 
 
-def _thinned(x: Floats, y: Floats) -> Curve:
-    """Return at most `_POINTS` of the points, evenly along the way: steep stretches keep theirs."""
-    way = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
-    wanted = np.linspace(0, way[-1], _POINTS)
-    kept = np.unique(np.concatenate([[0, len(x) - 1], np.searchsorted(way, wanted).clip(0, len(x) - 1)]))
+def _thin(x: Floats, y: Floats) -> Curve:
+    """Return at most `_POINTS` of the points, evenly spaced along the curve's length."""
+    length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
+    targets = np.linspace(0, length[-1], _POINTS)
+    kept = np.unique(np.concatenate([[0, len(x) - 1], np.searchsorted(length, targets).clip(0, len(x) - 1)]))
     return Curve(x=tuple(np.round(x[kept], 5).tolist()), y=tuple(np.round(y[kept], 5).tolist()))

@@ -1,6 +1,6 @@
-"""How differently members err: a vote can only mend what not all of them get wrong. NumPy only.
+"""Diversity of members' errors, with NumPy: a vote can only correct errors that not all members make.
 
-Legend: winners are `[images, members]`, int64, each member's own answers; labels are `[images]`.
+Legend: winners are `[images, members]`, int64, the class that each member predicts; labels are `[images]`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Diversity", "Pair", "diversity_of", "error_correlation", "q_statistic"]
+__all__ = ["Diversity", "Pair", "error_correlation", "measure_diversity", "q_statistic"]
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
 class Pair(BaseModel):
-    """How differently two members answer.
+    """Diversity of two members.
 
     Attributes:
-        first: A member's name.
-        second: Another's.
-        disagreement: Share of images to which they give different classes, 0 to 1.
-        q: Yule's Q of their being right, -1 to 1: 0 for independent members, above 0 where they tend to be right
-            on the same images; None where it would be 0 / 0.
-        correlation: Of their errors, -1 to 1; None where one of them errs always or never.
+        first: Name of a member.
+        second: Name of another member.
+        disagreement: Fraction of images for which they predict different classes, 0 to 1.
+        q: Yule's Q of correct predictions, -1 to 1; 0 for independent members, above 0 if they tend to be correct on
+            the same images, None if it is undefined (0 / 0).
+        correlation: Correlation of their errors, -1 to 1; None if one of them is always or never wrong.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,16 +39,15 @@ class Pair(BaseModel):
 
 
 class Diversity(BaseModel):
-    """How differently the members answer.
+    """Diversity of an ensemble's members.
 
     Attributes:
-        pairs: Every two of them.
-        disagreement: Mean over pairs.
-        q: Mean over the pairs that have one; None where none has.
-        correlation: Likewise.
-        oracle_accuracy: Share of images that at least one member gets right: what always trusting the right one would
-            reach.
-        all_wrong: Share of images that every member gets wrong; together with the former 1.
+        pairs: Diversity of every pair of members.
+        disagreement: Mean disagreement over pairs.
+        q: Mean Q over pairs with a value; None if there is none.
+        correlation: Mean correlation over pairs with a value; None if there is none.
+        oracle_accuracy: Fraction of images that at least one member predicts correctly.
+        all_wrong: Fraction of images that every member predicts wrong, 1 - `oracle_accuracy`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +61,7 @@ class Diversity(BaseModel):
 
 
 def q_statistic(first: Bools, second: Bools) -> float | None:
-    """Return Yule's Q of two members' being right `[images]` (Kuncheva & Whitaker 2003); None for 0 / 0."""
+    """Return Yule's Q of two members' correct predictions `[images]` (Kuncheva & Whitaker 2003); None for 0 / 0."""
     both, neither = int((first & second).sum()), int((~first & ~second).sum())
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
     same, different = both * neither, only_first * only_second
@@ -70,14 +69,14 @@ def q_statistic(first: Bools, second: Bools) -> float | None:
 
 
 def error_correlation(first: Bools, second: Bools) -> float | None:
-    """Return the correlation of two members' being right, or wrong, `[images]` (Kuncheva & Whitaker 2003)."""
+    """Return the correlation of two members' correct predictions `[images]` (Kuncheva & Whitaker 2003), or None."""
     if first.all() or second.all() or not first.any() or not second.any():
         return None
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def diversity_of(winners: Ints, labels: Ints, names: tuple[str, ...]) -> Diversity | None:
-    """Return how differently the members `names` answer; None for a single one."""
+def measure_diversity(winners: Ints, labels: Ints, names: tuple[str, ...]) -> Diversity | None:
+    """Return the diversity of the members `names`; None for a single member."""
     if len(names) < 2:
         return None
     right = winners == labels[:, None]

@@ -1,4 +1,4 @@
-"""Parts of the validation images for what is fitted to one part to be judged by another.
+"""Folds of the validation images: fit to some of them, and evaluate on the others.
 
 Legend: labels and groups are `[images]`, int64; images of one patient share a group.
 """
@@ -13,17 +13,17 @@ import numpy.typing as npt
 __all__ = ["FOLDS", "Parts", "patient_folds"]
 
 Ints = npt.NDArray[np.int64]
-# Indices of the images to fit to, and of those to judge by.
+# Indices of the images to fit to, and of those to evaluate on.
 Parts = tuple[Ints, Ints]
 
 FOLDS = 5
 
 
 def patient_folds(labels: Ints, groups: Ints, seed: int, folds: int = FOLDS) -> Iterator[Parts]:
-    """Yield `folds` parts, or as many as there are patients: all others, and the part, each image in one of them.
+    """Yield `folds` pairs of images to fit to and images to evaluate on; every image is evaluated once.
 
-    No patient's images are on both sides, and each class's patients are spread evenly, by the class of their first
-    image. Nothing where there is a single patient: nobody else could judge.
+    No patient is on both sides. Each class's patients are spread evenly, by the class of their first image. There are
+    at most as many folds as patients, and none for a single patient.
     """
     _, first, patients = np.unique(groups, return_index=True, return_inverse=True)
     folds = min(folds, len(first))

@@ -1,11 +1,10 @@
-"""Metrics of answers, for all images at once or for each of many bootstrap draws at once. NumPy and SciPy.
+"""Metrics of predictions, for all images or for many bootstrap draws at once, with NumPy and SciPy.
 
-Every metric takes counts `[images, draws]`: how often each image is in each draw; a single row of ones gives the
-plain figure. That one formula serves both is what makes a thousand draws take seconds, where asking scikit-learn, to
-which each is tested to be equal, a thousand times would take minutes.
+Every metric takes counts `[images, draws]`: how often each image occurs in each draw. A single column of ones gives
+the plain figure. A thousand draws take seconds this way, and minutes with scikit-learn, whose values tests compare.
 
-A class without an image in a draw has no value there (NaN) and is left out of the means over classes; one that is
-never answered has a precision of 0.
+A class without an image in a draw has no value there (NaN) and is left out of the means over classes. A class that is
+never predicted has a precision of 0.
 """
 
 from __future__ import annotations
@@ -16,25 +15,25 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from plurum.training.statistics.scoring import losses_of
+from plurum.training.statistics.scoring import compute_losses
 
-__all__ = ["BINS", "METRICS", "PER_CLASS", "Answers", "Metric", "Scored", "Scorer", "confidence_bins"]
+__all__ = ["BINS", "METRICS", "PER_CLASS", "LabelledPredictions", "Metric", "MetricDraws", "Scorer", "confidence_bins"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.float32]
 
-# Of ECE and of the reliability diagram: as many as Guo et al. (arXiv 1706.04599) took.
+# Number of bins of ECE and of the reliability diagram, as in Guo et al. (arXiv 1706.04599).
 BINS = 15
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name for people.
+    """Title and direction of a metric.
 
     Attributes:
-        title: In tables and on axes, with its unit.
-        better: Which end is the good one.
+        title: Title in tables and on axes, with the unit.
+        better: Direction of better values.
     """
 
     title: str
@@ -56,18 +55,18 @@ METRICS: dict[str, Metric] = {
     "aurc": Metric("AURC", "lower"),
     "augrc": Metric("AUGRC", "lower"),
 }
-# Those that each class has too; above stands their mean over classes.
+# Metrics that each class has too; `METRICS` has their means over classes.
 PER_CLASS = ("precision", "recall", "specificity", "f1", "roc_auc", "average_precision")
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What was answered, and the truth.
+class LabelledPredictions:
+    """Predictions for labelled images.
 
     Attributes:
-        probabilities: `[images, classes]`, rows sum to 1.
-        winners: `[images]`, the classes answered.
-        labels: `[images]`, the true ones.
+        probabilities: Class probabilities, `[images, classes]`; rows sum to 1.
+        winners: Predicted classes, `[images]`.
+        labels: True classes, `[images]`.
     """
 
     probabilities: Floats
@@ -76,22 +75,22 @@ class Answers:
 
     @property
     def confidence(self) -> Floats:
-        """The winners' probabilities, `[images]`."""
+        """Probabilities of the predicted classes, `[images]`."""
         return np.take_along_axis(self.probabilities, self.winners[:, None], axis=-1)[:, 0]
 
     @property
     def wrong(self) -> npt.NDArray[np.bool_]:
-        """Which answers are, `[images]`."""
+        """Mask of wrong predictions, `[images]`."""
         return np.asarray(self.winners != self.labels)
 
 
 @dataclass(frozen=True)
-class Scored:
-    """All metrics of each draw.
+class MetricDraws:
+    """Metrics of each bootstrap draw.
 
     Attributes:
-        overall: By the names in `METRICS`, each `[draws]`.
-        per_class: By the names in `PER_CLASS`, each `[classes, draws]`.
+        overall: Values by the names in `METRICS`, `[draws]` each.
+        per_class: Values by the names in `PER_CLASS`, `[classes, draws]` each.
     """
 
     overall: dict[str, Floats]
@@ -99,9 +98,9 @@ class Scored:
 
 
 class _Ranking:
-    """Images from the highest score to the lowest; what lies between two hits falls together, and so do equal scores.
+    """Images ranked by score, the highest first, grouped into steps of equal scores.
 
-    Nothing that is computed here changes where no hit is, so that a rare class costs little.
+    Scores between two hits share a step too, because no figure changes there; so a rare class costs little.
     """
 
     def __init__(self, scores: Floats, hit: npt.NDArray[np.bool_]) -> None:
@@ -109,48 +108,48 @@ class _Ranking:
 
         _, rank = np.unique(-scores, return_inverse=True)
         hits = np.bincount(rank, weights=hit) > 0
-        # A new step begins with every score that has a hit, and after it.
+        # A new step starts at every score with a hit, and after it.
         step = np.cumsum(hits | np.append(False, hits[:-1]))[rank]
         shape = (int(step.max()) + 1, len(scores))
         ones, images = np.ones(len(scores), dtype=np.float32), np.arange(len(scores))
         self._steps = csr_array((ones, (step, images)), shape=shape)
         self._hits = csr_array((ones[hit], (step[hit], images[hit])), shape=shape)
 
-    def cumulated(self, counts: Counts) -> tuple[Floats, Floats]:
-        """Return how many images, and how many hits, there are up to each step: `[steps + 1, draws]`, 0 first."""
-        return _cumulated(self._steps @ counts), _cumulated(self._hits @ counts)
+    def cumulate(self, counts: Counts) -> tuple[Floats, Floats]:
+        """Return the numbers of images and of hits up to each step, `[steps + 1, draws]` each, starting with 0."""
+        return _cumulate(self._steps @ counts), _cumulate(self._hits @ counts)
 
 
 class Scorer:
-    """Computes all metrics of some answers; what no draw changes is computed once.
+    """Function that computes all metrics of some predictions; work that is equal for all draws is done once.
 
     Args:
-        answers: To be judged; all probabilities are finite.
+        predictions: Predictions with finite probabilities.
     """
 
-    def __init__(self, answers: Answers) -> None:
-        self._classes = answers.probabilities.shape[1]
-        self._sums = _image_sums(answers)
+    def __init__(self, predictions: LabelledPredictions) -> None:
+        self._classes = predictions.probabilities.shape[1]
+        self._sums = _image_sums(predictions)
         self._rankings = [
-            _Ranking(answers.probabilities[:, index], answers.labels == index) for index in range(self._classes)
+            _Ranking(predictions.probabilities[:, index], predictions.labels == index) for index in range(self._classes)
         ]
-        self._by_confidence = _Ranking(answers.confidence, answers.wrong)
+        self._by_confidence = _Ranking(predictions.confidence, predictions.wrong)
 
-    def __call__(self, counts: Counts) -> Scored:
+    def __call__(self, counts: Counts) -> MetricDraws:
         """Return all metrics for counts `[images, draws]`."""
         sums = self._sums.T @ counts
-        images, right, nll, brier = sums[:4]
-        tp, answered, true = sums[4 : 4 + 3 * self._classes].reshape(3, self._classes, -1)
-        # A bin's images weigh as many as they are, so that their number cancels out.
+        images, correct, nll, brier = sums[:4]
+        tp, predicted, true = sums[4 : 4 + 3 * self._classes].reshape(3, self._classes, -1)
+        # ECE weighs each bin by its number of images, which therefore cancels out.
         off = np.abs(sums[4 + 3 * self._classes :]).sum(axis=0)
-        per_class = _from_counts(tp, answered, true, images)
-        ranked = [_areas(*ranking.cumulated(counts)) for ranking in self._rankings]
+        per_class = _from_counts(tp, predicted, true, images)
+        ranked = [_areas(*ranking.cumulate(counts)) for ranking in self._rankings]
         per_class["roc_auc"] = np.stack([area for area, _ in ranked])
         per_class["average_precision"] = np.stack([precision for _, precision in ranked])
-        aurc, augrc = _risk_areas(*self._by_confidence.cumulated(counts))
+        aurc, augrc = _risk_areas(*self._by_confidence.cumulate(counts))
         means = {name: _mean(values) for name, values in per_class.items()}
         overall = {
-            "accuracy": right / images,
+            "accuracy": correct / images,
             "balanced_accuracy": means["recall"],
             **means,
             "nll": nll / images,
@@ -159,61 +158,61 @@ class Scorer:
             "aurc": aurc,
             "augrc": augrc,
         }
-        return Scored({name: overall[name] for name in METRICS}, {name: per_class[name] for name in PER_CLASS})
+        return MetricDraws({name: overall[name] for name in METRICS}, {name: per_class[name] for name in PER_CLASS})
 
 
 def confidence_bins(confidence: Floats) -> Ints:
-    """Return the bin of each confidence, 0 to `BINS - 1`: bin i holds those above i / BINS, up to (i + 1) / BINS."""
+    """Return the bin of each confidence, 0 to `BINS - 1`; bin i is the interval (i / BINS, (i + 1) / BINS]."""
     return np.asarray(np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1))
 
 
-def _image_sums(answers: Answers) -> Floats:
-    """Return what each image adds to the sums that the simple metrics are made of, `[images, sums]`.
+def _image_sums(predictions: LabelledPredictions) -> Floats:
+    """Return each image's terms in the sums that the simple metrics are computed from, `[images, sums]`.
 
-    Images, right answers, NLL, Brier; then, by class, right answers, answers and true ones; then, by bin of
-    confidence, confidence less right answers.
+    The sums are: images, correct predictions, NLL, Brier score; then, by class, correct predictions, predictions and
+    true images; then, by bin of confidence, confidence minus correctness.
     """
-    probabilities, winners, labels = answers.probabilities, answers.winners, answers.labels
+    probabilities, winners, labels = predictions.probabilities, predictions.winners, predictions.labels
     names = np.arange(probabilities.shape[1])
-    answered, true = winners[:, None] == names, labels[:, None] == names
-    right = winners == labels
-    binned = confidence_bins(answers.confidence)[:, None] == np.arange(BINS)
+    predicted, true = winners[:, None] == names, labels[:, None] == names
+    correct = winners == labels
+    binned = confidence_bins(predictions.confidence)[:, None] == np.arange(BINS)
     return np.column_stack(
         [
             np.ones(len(labels)),
-            right,
-            losses_of(probabilities, labels),
+            correct,
+            compute_losses(probabilities, labels),
             np.square(probabilities - true).sum(axis=1),
-            answered & true,
-            answered,
+            predicted & true,
+            predicted,
             true,
-            binned * (answers.confidence - right)[:, None],
+            binned * (predictions.confidence - correct)[:, None],
         ]
     )
 
 
-def _from_counts(tp: Floats, answered: Floats, true: Floats, images: Floats) -> dict[str, Floats]:
-    """Return what follows from the confusion matrix, each `[classes, draws]`."""
+def _from_counts(tp: Floats, predicted: Floats, true: Floats, images: Floats) -> dict[str, Floats]:
+    """Return the metrics of the confusion matrix, `[classes, draws]` each."""
     absent = true == 0
-    f1 = _ratio(2 * tp, answered + true)
-    precision = np.where(answered == 0, 0.0, _ratio(tp, answered))
+    f1 = _ratio(2 * tp, predicted + true)
+    precision = np.where(predicted == 0, 0.0, _ratio(tp, predicted))
     return {
         "precision": np.where(absent, np.nan, precision),
         "recall": _ratio(tp, true),
-        "specificity": np.where(absent, np.nan, _ratio(images - true - answered + tp, images - true)),
+        "specificity": np.where(absent, np.nan, _ratio(images - true - predicted + tp, images - true)),
         "f1": np.where(absent, np.nan, f1),
     }
 
 
-def _cumulated(steps: npt.NDArray[np.float32]) -> Floats:
-    """Return the sums up to each step, `[steps + 1, draws]`, of what each adds."""
+def _cumulate(steps: npt.NDArray[np.float32]) -> Floats:
+    """Return the cumulated sums over steps, `[steps + 1, draws]`, starting with 0."""
     out = np.zeros((len(steps) + 1, steps.shape[1]))
     np.cumsum(steps, axis=0, out=out[1:])
     return out
 
 
 def _areas(total: Floats, hits: Floats) -> tuple[Floats, Floats]:
-    """Return ROC-AUC (trapezoids) and average precision (steps), each `[draws]`, as scikit-learn has them."""
+    """Return ROC-AUC (trapezoids) and average precision (steps), `[draws]` each, as scikit-learn defines them."""
     positives = hits[-1]
     added = np.diff(hits, axis=0)
     missed = np.diff(total, axis=0) - added
@@ -223,12 +222,11 @@ def _areas(total: Floats, hits: Floats) -> tuple[Floats, Floats]:
 
 
 def _risk_areas(total: Floats, wrong: Floats) -> tuple[Floats, Floats]:
-    """Return AURC and AUGRC, each `[draws]`, lower is better.
+    """Return AURC and AUGRC, `[draws]` each; lower is better.
 
-    AURC is the mean, over answering the 1, 2, … all surest images, of the share of wrong answers among them (Geifman,
-    Uziel & El-Yaniv, arXiv 1805.08206); AUGRC that of wrong answers among all images (Traub et al., arXiv 2407.01032),
-    as an integral. Equally sure answers count as if in random order: between two distinct confidences, errors come
-    evenly.
+    AURC is the mean error rate among the 1, 2, … all most confident predictions (Geifman, Uziel & El-Yaniv, arXiv
+    1805.08206). AUGRC is the integral of their errors divided by all images (Traub et al., arXiv 2407.01032). Equally
+    confident predictions count as if in random order: errors are spread evenly over a step.
     """
     images = total[-1]
     added, errors = np.diff(total, axis=0), np.diff(wrong, axis=0)
@@ -242,12 +240,12 @@ def _risk_areas(total: Floats, wrong: Floats) -> tuple[Floats, Floats]:
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """Return the quotient, and NaN where it would be one by 0."""
+    """Return the quotient, with NaN for a division by 0."""
     out = np.full(numerator.shape, np.nan)
     return np.divide(numerator, denominator, out=out, where=denominator != 0)
 
 
 def _mean(values: Floats) -> Floats:
-    """Return the mean over classes of `[classes, draws]`, NaN left out; NaN where all are."""
+    """Return the mean over classes of `[classes, draws]` without NaN; NaN if all are NaN."""
     there = ~np.isnan(values)
     return _ratio(np.where(there, values, 0.0).sum(axis=0), there.sum(axis=0).astype(np.float64))

@@ -1,4 +1,4 @@
-"""From the answers to a patient's images to one answer for the patient. NumPy only."""
+"""Combine the predictions for a patient's images into one prediction, with NumPy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from plurum.spec import PatientRule
 from plurum.voting import pool_groups
 
-__all__ = ["RULES", "Patients", "patients_of"]
+__all__ = ["RULES", "Patients", "group_by_patient"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -21,14 +21,14 @@ RULES: tuple[PatientRule, ...] = ("mean", "max", "majority")
 
 @dataclass(frozen=True)
 class Patients:
-    """Whose images they are; images without a patient are left out, and so are patients whose images' labels differ.
+    """Patients and their images, without images of unknown patients and without patients with several labels.
 
     Attributes:
-        names: `[patients]`, sorted.
-        rows: `[images of theirs]`, indices into all images.
-        owner: `[images of theirs]`, indices into `names`.
-        labels: `[patients]`, the true classes.
-        torn: Those left out because their images have different labels.
+        names: Names of the patients, `[patients]`, sorted.
+        rows: Indices of their images into all images, `[their images]`.
+        owner: Index into `names` of each of these images, `[their images]`.
+        labels: True class of each patient, `[patients]`.
+        torn: Names of patients left out because their images have different labels.
     """
 
     names: tuple[str, ...]
@@ -38,12 +38,12 @@ class Patients:
     torn: tuple[str, ...]
 
     def probabilities(self, images: Floats, winners: Ints, rule: PatientRule) -> Floats:
-        """Return one row per patient, `[patients, classes]`, each summing to 1; see `plurum.voting.pool_groups`.
+        """Return the probabilities per patient, `[patients, classes]`; see `plurum.voting.pooled`.
 
         Args:
-            images: Probabilities `[images, classes]` of all images.
-            winners: `[images]`, their answers.
-            rule: How they become one.
+            images: Probabilities of all images, `[images, classes]`.
+            winners: Predicted classes of all images, `[images]`.
+            rule: Rule that combines the predictions for a patient's images.
         """
         theirs = images[self.rows]
         sums, highest, wins = np.zeros((3, len(self.names), images.shape[1]))
@@ -53,8 +53,13 @@ class Patients:
         return pool_groups(rule, np.bincount(self.owner, minlength=len(self.names)), sums, highest, wins)
 
 
-def patients_of(patients: Sequence[str], labels: Ints) -> Patients | None:
-    """Return whose the images are, with one patient's name per image (empty where none is known); None without any."""
+def group_by_patient(patients: Sequence[str], labels: Ints) -> Patients | None:
+    """Return the patients of the images, or None if none is known.
+
+    Args:
+        patients: Name of each image's patient; an empty string if unknown.
+        labels: True classes, `[images]`.
+    """
     known = np.array([bool(name) for name in patients], dtype=np.bool_)
     names, owner = np.unique(np.asarray(patients, dtype=np.str_)[known], return_inverse=True)
     if not len(names):

@@ -1,58 +1,64 @@
-"""A judgement in words and in figures with their intervals, the same on the page and in the terminal."""
+"""Text of an evaluation: sentences, and figures with their intervals, for the report and the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Literal
 
-from plurum.training.statistics.judgement import Figure, Judgement
 from plurum.training.statistics.metrics import METRICS
+from plurum.training.statistics.results import Estimate, Evaluation
 
 __all__ = [
-    "beyond_chance",
     "comparison_line",
     "difference_text",
     "figure_text",
     "number_text",
     "percent_text",
+    "significant_change",
     "verdict_lines",
 ]
 
 _NONE = "–"
 
 
-def verdict_lines(judgement: Judgement) -> list[str]:
-    """Return what matters most, a sentence each: how good the ensemble is, and whether the vote was worth it."""
-    metrics, best = judgement.ensemble.metrics, f"its best single member, {judgement.best_single}"
+def verdict_lines(evaluation: Evaluation) -> list[str]:
+    """Return the summary in one or two sentences: the ensemble's scores, and its difference from the best member."""
+    metrics, best = evaluation.ensemble.metrics, f"its best single member, {evaluation.best_single}"
     first = (
-        f"Of {judgement.images:,} {judgement.split} images, the ensemble answers {percent_text(metrics['accuracy'])} "
-        f"rightly, with an NLL of {figure_text(metrics['nll'])} nats."
+        f"On {evaluation.images:,} {evaluation.split} images, the ensemble has an accuracy of "
+        f"{percent_text(metrics['accuracy'])} and an NLL of {figure_text(metrics['nll'])} nats."
     )
-    if judgement.diversity is None:
-        return [first, "It has a single member, so that there is no vote to be judged."]
-    return [first, comparison_line(judgement.differences, best)]
+    if evaluation.diversity is None:
+        return [first, "It has a single member, so there is no vote to evaluate."]
+    return [first, comparison_line(evaluation.differences, best)]
 
 
-def comparison_line(differences: Mapping[str, Figure], best: str) -> str:
-    """Return a sentence on how the ensemble differs from `best` in accuracy and NLL, and whether beyond chance."""
+def comparison_line(differences: Mapping[str, Estimate], best: str) -> str:
+    """Return a sentence on the ensemble's differences from `best` in accuracy and NLL, and their significance."""
     said, changes = {}, {}
     for name in ("accuracy", "nll"):
         difference = differences[name]
-        said[name] = beyond_chance(difference, METRICS[name].better) or "neither better nor worse"
+        said[name] = significant_change(difference, METRICS[name].better)
         changes[name] = difference_text(difference)
+    in_words = {
+        name: f"significantly {direction}" if direction else "not significantly different"
+        for name, direction in said.items()
+    }
+    figures = f"in accuracy ({changes['accuracy']}) and in NLL ({changes['nll']})"
     if said["accuracy"] == said["nll"]:
-        return (
-            f"Beyond chance, it is {said['accuracy']} than {best}, in accuracy, {changes['accuracy']}, and in NLL, "
-            f"{changes['nll']}."
-        )
+        return f"It is {in_words['accuracy']} {'than' if said['nll'] else 'from'} {best}, {figures}."
     return (
-        f"Beyond chance, beside {best}, it is {said['accuracy']} in accuracy, {changes['accuracy']}, and "
-        f"{said['nll']} in NLL, {changes['nll']}."
+        f"Compared with {best}, it is {in_words['accuracy']} in accuracy ({changes['accuracy']}) and "
+        f"{in_words['nll']} in NLL ({changes['nll']})."
     )
 
 
-def beyond_chance(difference: Figure, better: Literal["higher", "lower"]) -> Literal["better", "worse", ""]:
-    """Return what a difference says where its interval excludes 0, to four decimals, and nothing where it doesn't."""
+def significant_change(difference: Estimate, better: Literal["higher", "lower"]) -> Literal["better", "worse", ""]:
+    """Return the direction of a statistically significant difference, whose interval excludes 0 to four decimals.
+
+    Returns:
+        `better` or `worse`; an empty text if the difference is not significant.
+    """
     if difference.low is None or difference.high is None:
         return ""
     low, high = round(difference.low, 4), round(difference.high, 4)
@@ -61,8 +67,8 @@ def beyond_chance(difference: Figure, better: Literal["higher", "lower"]) -> Lit
     return "better" if (low > 0) == (better == "higher") else "worse"
 
 
-def figure_text(figure: Figure | None) -> str:
-    """Return a figure and its interval, to four decimals; a dash for one that does not exist."""
+def figure_text(figure: Estimate | None) -> str:
+    """Return a figure and its interval with four decimals; a dash for a missing figure."""
     if figure is None or figure.value is None:
         return _NONE
     if figure.low is None or figure.high is None:
@@ -70,8 +76,8 @@ def figure_text(figure: Figure | None) -> str:
     return f"{figure.value:.4f} ({figure.low:.4f}–{figure.high:.4f})"
 
 
-def percent_text(figure: Figure) -> str:
-    """Return a share and its interval as percentages; `none` for one that does not exist."""
+def percent_text(figure: Estimate) -> str:
+    """Return a fraction and its interval as percentages; `none` for a missing figure."""
     if figure.value is None:
         return "none"
     if figure.low is None or figure.high is None:
@@ -79,8 +85,8 @@ def percent_text(figure: Figure) -> str:
     return f"{figure.value:.1%} ({figure.low:.1%}–{figure.high:.1%})"
 
 
-def difference_text(figure: Figure) -> str:
-    """Return a difference and its interval, with their signs."""
+def difference_text(figure: Estimate) -> str:
+    """Return a difference and its interval, with signs; a dash for a missing figure."""
     if figure.value is None or figure.low is None or figure.high is None:
         return _NONE
     # Adding 0 turns -0.0 into 0.0.
@@ -89,5 +95,5 @@ def difference_text(figure: Figure) -> str:
 
 
 def number_text(value: float | None) -> str:
-    """Return a number to four decimals; a dash for one that does not exist."""
+    """Return a number with four decimals; a dash for None."""
     return _NONE if value is None else f"{value:.4f}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import NullFormatter
 
 from plurum.benchmarks.claims.growth.result import Axis, GrowthResult
-from plurum.training.canvas import BLUE, COLOURS, figure_of, png_from_figure, tidied
+from plurum.training.canvas import BLUE, COLOURS, create_figure, png_from_figure, tidy_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ _PARTS = {"decoding": COLOURS[1], "members": COLOURS[0], "voter": COLOURS[3]}
 def plot_from_growth(result: GrowthResult) -> bytes:
     """Return a column for each axis: images per second, time of an answer, computing per image by part."""
     axes = result.axes()
-    figure = figure_of(1.2 + 3.3 * len(axes), 8.2)
+    figure = create_figure(1.2 + 3.3 * len(axes), 8.2)
     rows = figure.subplots(3, len(axes), squeeze=False)
     for number, axis in enumerate(axes):
         values = result.values(axis)
@@ -36,9 +36,9 @@ def plot_from_growth(result: GrowthResult) -> bytes:
         time_axes.plot(values, [result.p50_ms(axis, value) for value in values], "o-", color=BLUE, markersize=4)
         _bars(part_axes, result, axis)
         first = number == 0
-        tidied(rate_axes, "", "images per second" if first else "")
-        tidied(time_axes, "", "median time of an answer, ms" if first else "")
-        tidied(part_axes, _TITLES[axis], "computing per image, ms" if first else "")
+        tidy_axes(rate_axes, "", "images per second" if first else "")
+        tidy_axes(time_axes, "", "median time of an answer, ms" if first else "")
+        tidy_axes(part_axes, _TITLES[axis], "computing per image, ms" if first else "")
         for one in (rate_axes, time_axes):
             one.set_ylim(0, 1.1 * one.dataLim.y1)
             if axis != "members":

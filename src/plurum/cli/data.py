@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from plurum.training.data.report import Count, DataReport
+    from plurum.training.data.report import DataReport, ImageCounts
 
 __all__ = ["data"]
 
@@ -49,7 +49,7 @@ def data(
     from plurum.training.data.report_plot import plot_from_data_report
 
     images = load_data(source, seed, tile_size=tile_size, max_tiles=max_tiles, skip_unreadable=skip_unreadable)
-    decoded = images.decoded()
+    decoded = images.decode()
     report = data_report(images, decoded)
     if as_json:
         sys.stdout.write(report.model_dump_json() + "\n")
@@ -90,6 +90,6 @@ def _table(report: DataReport) -> Table:
     return table
 
 
-def _cell(count: Count) -> str:
+def _cell(count: ImageCounts) -> str:
     """Return the number of images, followed by the number of patients if known."""
     return f"{count.images:,} ({count.patients:,})" if count.patients else f"{count.images:,}"

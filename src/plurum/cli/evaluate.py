@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from plurum.client import EnsembleClient, Prediction
     from plurum.run import Run
     from plurum.spec import Ensemble
-    from plurum.training.evaluation.judge import JudgeSettings
-    from plurum.training.statistics.judgement import Judgement
+    from plurum.training.evaluation.evaluate import EvaluationSettings
+    from plurum.training.statistics.results import Evaluation
     from plurum.voting import Verdict
 
 __all__ = ["evaluate"]
@@ -57,16 +57,16 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
     """
     from plurum.errors import SettingsError
     from plurum.training import settings_from
-    from plurum.training.evaluation.judge import JudgeSettings
+    from plurum.training.evaluation.evaluate import EvaluationSettings
     from plurum.training.evaluation.report import check_folder, write_report
-    from plurum.training.evaluation.run import judge_run
+    from plurum.training.evaluation.run import evaluate_run
 
-    settings = settings_from(JudgeSettings, split=split, draws=draws, seed=seed)
+    settings = settings_from(EvaluationSettings, split=split, draws=draws, seed=seed)
     if http and url is None:
         raise SettingsError("--http: expected together with --url. Add --url HOST:PORT.")
     folder = out or (run / "report" / "served" if url else run / "report")
     check_folder(folder)
-    judgement = _judge_served(run, settings, url, http=http) if url else judge_run(run, settings)
+    judgement = _judge_served(run, settings, url, http=http) if url else evaluate_run(run, settings)
     page = write_report(judgement, folder)
     if as_json:
         sys.stdout.write(judgement.model_dump_json() + "\n")
@@ -74,17 +74,17 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
         _print(judgement, page)
 
 
-def _judge_served(path: Path, settings: JudgeSettings, url: str, *, http: bool) -> Judgement:
+def _judge_served(path: Path, settings: EvaluationSettings, url: str, *, http: bool) -> Evaluation:
     from plurum.client import EnsembleClient
     from plurum.run import Run
-    from plurum.training.evaluation.run import judge_verdicts, splits_to_ask, subject_from_ensemble
+    from plurum.training.evaluation.run import evaluate_verdicts, required_splits, subject_from_ensemble
 
     run = Run(path)
     ensemble = run.ensemble()
     with EnsembleClient(url, "http" if http else None) as client:
         _check_served(client, ensemble, url)
         members = client.served.members
-        verdicts = {split: _predict_split(client, run, split, ensemble.classes) for split in splits_to_ask(settings)}
+        verdicts = {split: _predict_split(client, run, split, ensemble.classes) for split in required_splits(settings)}
     expected = tuple(member.name for member in ensemble.members)
     note = (
         f"The server's members are {', '.join(members)}; the run's are {', '.join(expected)}. The targets (coverage, "
@@ -92,7 +92,7 @@ def _judge_served(path: Path, settings: JudgeSettings, url: str, *, http: bool) 
     )
     notes = () if members == expected else (note,)
     subject = subject_from_ensemble(ensemble, f"the server at {url}", members, notes)
-    return judge_verdicts(run, subject, verdicts, settings)
+    return evaluate_verdicts(run, subject, verdicts, settings)
 
 
 def _check_served(client: EnsembleClient, ensemble: Ensemble, url: str) -> None:
@@ -117,11 +117,11 @@ def _predict_split(client: EnsembleClient, run: Run, split: str, classes: tuple[
     """Return the server's predictions for the run's images of a split."""
     from plurum.client import Failure
     from plurum.errors import ServerError
-    from plurum.training.progress import shown
+    from plurum.training.progress import show_progress
 
     pixels, rows = run.pixels(), run.table().rows(split)  # type: ignore[arg-type]
     predictions: list[Prediction] = []
-    with shown(f"predicting {split} images", len(rows)) as progress:
+    with show_progress(f"predicting {split} images", len(rows)) as progress:
         for answer in client.stream(pixels[row] for row in rows):
             if isinstance(answer, Failure):
                 raise ServerError(f"no prediction for {split} image {answer.index}: {answer.reason}")
@@ -154,7 +154,7 @@ def _verdict(predictions: list[Prediction], served: tuple[str, ...], classes: tu
     )
 
 
-def _print(judgement: Judgement, page: Path) -> None:
+def _print(judgement: Evaluation, page: Path) -> None:
     from rich.console import Console
 
     from plurum.training.statistics.wording import percent_text, verdict_lines
@@ -187,12 +187,12 @@ def _print(judgement: Judgement, page: Path) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _comparison(judgement: Judgement) -> Table:
+def _comparison(judgement: Evaluation) -> Table:
     from rich import box
     from rich.table import Table
 
     from plurum.training.statistics.metrics import METRICS
-    from plurum.training.statistics.wording import beyond_chance, difference_text, figure_text
+    from plurum.training.statistics.wording import difference_text, figure_text, significant_change
 
     table = Table("metric", box=box.SIMPLE)
     for column in ("ensemble", f"best single: {judgement.best_single}", "difference"):
@@ -206,12 +206,12 @@ def _comparison(judgement: Judgement) -> Table:
             figure_text(ensemble.metrics[name]),
             figure_text(best.metrics[name]),
             difference_text(difference),
-            style=styles[beyond_chance(difference, metric.better)],
+            style=styles[significant_change(difference, metric.better)],
         )
     return table
 
 
-def _members(judgement: Judgement) -> Table:
+def _members(judgement: Evaluation) -> Table:
     from rich import box
     from rich.table import Table
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from plurum.export import Exported, ExportSettings, Labelled
+    from plurum.export import ExportImages, ExportResult, ExportSettings
     from plurum.spec import ImageSpec
 
 __all__ = ["export"]
@@ -177,13 +177,13 @@ def _image(size: int, mean: str, std: str) -> ImageSpec:
         raise SettingsError(f"{fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}") from error
 
 
-def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportSettings, folder: Path) -> Labelled:
+def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportSettings, folder: Path) -> ExportImages:
     """Return the images of `data` that an export uses, at the members' input size, in a file of `folder`."""
     import numpy as np
 
     from plurum.errors import OutputError, SettingsError, needs_extra
-    from plurum.export import Labelled
-    from plurum.export.repository.selection import evenly
+    from plurum.export import ExportImages
+    from plurum.export.repository.selection import select_evenly
 
     with needs_extra("training", "sklearn", "pandas"):
         from plurum.training import load_data
@@ -202,7 +202,9 @@ def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportS
             f"Add images."
         )
     limits = (settings.parity_images, settings.calibration_images)
-    loaded = loaded.taken(np.concatenate([evenly(rows, count) for rows, count in zip(parts, limits, strict=True)]))
+    loaded = loaded.taken(
+        np.concatenate([select_evenly(rows, count) for rows, count in zip(parts, limits, strict=True)])
+    )
     shape = (len(loaded), image.height, image.width, 3)
     try:
         pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
@@ -214,7 +216,7 @@ def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportS
             f"{len(loaded):,} images can't be written below {tempfile.gettempdir()} (TMPDIR): {error.strerror}"
         ) from error
     loaded.pixels(image, pixels)
-    return Labelled(data, pixels, tuple(loaded.classes[label] for label in loaded.table.labels), loaded.table)
+    return ExportImages(data, pixels, tuple(loaded.classes[label] for label in loaded.table.labels), loaded.table)
 
 
 def _build(repository: Path, *, as_json: bool) -> None:
@@ -232,7 +234,7 @@ def _build(repository: Path, *, as_json: bool) -> None:
     sys.stdout.write(f"check it with: plurum doctor {repository}\n")
 
 
-def _print(exported: Exported, repository: Path, images: str) -> None:
+def _print(exported: ExportResult, repository: Path, images: str) -> None:
     from rich.console import Console
     from rich.table import Table
 

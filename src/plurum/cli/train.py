@@ -11,7 +11,7 @@ import typer
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from plurum.training import Training
+    from plurum.training import TrainedRun
 
 __all__ = ["train"]
 
@@ -160,7 +160,7 @@ def _select(kind: type[BaseModel], given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in kind.model_fields}
 
 
-def _print(training: Training, out: Path) -> None:
+def _print(training: TrainedRun, out: Path) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape

@@ -9,7 +9,7 @@ import pytest
 
 from plurum.client import Failure, PatientPool, Prediction, patients_from_answers
 from plurum.spec import PatientRule
-from plurum.training.statistics.patients import patients_of
+from plurum.training.statistics.patients import group_by_patient
 
 CLASSES = ("CE", "LAA")
 
@@ -54,7 +54,7 @@ def test_it_is_what_training_makes_of_them(rule: PatientRule) -> None:
     draws = np.random.default_rng(0)
     shares, names = draws.random(200), [f"p{number}" for number in draws.integers(0, 20, 200)]
     images = np.stack([shares, 1 - shares], axis=1)
-    theirs = patients_of(names, np.zeros(200, dtype=np.int64))
+    theirs = group_by_patient(names, np.zeros(200, dtype=np.int64))
     assert theirs is not None
     expected = theirs.probabilities(images, images.argmax(axis=1), rule)
     ours = patients_from_answers(names, [prediction(share) for share in shares], CLASSES, rule)

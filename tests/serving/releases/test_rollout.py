@@ -20,7 +20,7 @@ from plurum.client import EnsembleClient
 from plurum.errors import OutputError, RepositoryError, ServerError
 from plurum.export import ExportSettings
 from plurum.export.graphs.runtimes import Artefact
-from plurum.export.repository.assembly import recorded_answers
+from plurum.export.repository.assembly import record_predictions
 from plurum.listing import listing_of
 from plurum.probes import PROBES_FILE, read_recorded_probes
 from plurum.run import Run
@@ -43,7 +43,7 @@ def other(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     graphs = [
         Artefact(one.name, "fp32", "onnxruntime", folder / one.name / "1" / "model.onnx") for one in ensemble.members
     ]
-    write_contract(folder / PROBES_FILE, recorded_answers(ensemble, graphs, ExportSettings()))
+    write_contract(folder / PROBES_FILE, record_predictions(ensemble, graphs, ExportSettings()))
     _listed(folder)
     return folder
 

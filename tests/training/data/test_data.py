@@ -45,8 +45,8 @@ def test_pixels_of_an_archive_are_those_of_its_arrays_as_png(archive: Path) -> N
     expected = np.concatenate([arrays[f"{part}_images"] for part in ("train", "val", "test")])
     pixels = data.pixels(same)
     np.testing.assert_array_equal(pixels, np.stack([expected] * 3, axis=-1))
-    assert data.encoded(200).startswith(b"\x89PNG")
-    np.testing.assert_array_equal(np.asarray(open_image(data.encoded(200))), expected[200])
+    assert data.read_encoded(200).startswith(b"\x89PNG")
+    np.testing.assert_array_equal(np.asarray(open_image(data.read_encoded(200))), expected[200])
 
 
 def test_pixels_go_where_they_are_wanted(archive: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
     data = load_data(str(tmp_path))
     (tmp_path / "LAA" / "1.png").unlink()
     with pytest.raises(ImageError, match=r"LAA/1.png can't be read: No such file"):
-        data.encoded(4)
+        data.read_encoded(4)
     with pytest.raises(DataError, match=r"1 of 6 images.*LAA/1.png"):
         data.pixels(IMAGE)
 

@@ -22,7 +22,7 @@ SETTINGS = TrainSettings(archs=("a",), image_size=16)
 
 
 def report_of(data: LabelledImages) -> DataReport:
-    return data_report(data, data.decoded())
+    return data_report(data, data.decode())
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_planted_leak_is_named_with_both_splits(leaky: Path) -> None:
     assert report.duplicates == {"train": 0, "validation": 0, "test": 1}
     *_, repeated, across, labels = report_lines(report)
     assert repeated == "repeated within test 1"
-    assert across.startswith("1 image in more than one split, which flatters every score: ")
+    assert across.startswith("1 image in more than one split, which inflates every score: ")
     assert f"{leaky}/train/0 (train) = {leaky}/val/1 (validation) = {leaky}/test/2 (test)" in across
     assert labels.startswith("1 image with more than one label: ")
 
@@ -92,7 +92,7 @@ def test_the_same_pixels_in_other_files_are_the_same_image(tmp_path: Path) -> No
     # And not the same: other pixels, other shape of the same bytes.
     grey.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "CE" / "t1.png")
     Image.fromarray(np.asarray(grey).reshape(12, 10)).save(tmp_path / "CE" / "t2.png")
-    decoded = load_data(str(tmp_path)).decoded()
+    decoded = load_data(str(tmp_path)).decode()
     hashes = [one.sha256 for one in decoded[5:12]]
     assert len(set(hashes[:5])) == 1
     assert len(set(hashes)) == 3
@@ -172,7 +172,7 @@ def test_a_class_emptied_by_leaving_out_is_refused(tmp_path: Path) -> None:
     (folder / "CE" / "1.png").write_bytes(b"no image")
     data = load_data(str(folder), skip_unreadable=True)
     with pytest.raises(DataError, match="without 1 image that can't be read, class 'CE' has 2 images, and none for"):
-        usable_rows(data, data.decoded())
+        usable_rows(data, data.decode())
     for file in folder.rglob("*.png"):
         file.write_bytes(b"")
     data = load_data(str(folder), skip_unreadable=True)
@@ -188,11 +188,11 @@ def test_the_report_lies_with_the_runs_data_and_its_warnings_in_the_log(
         store_data(run, data, SETTINGS)
     assert read_data_report(run) == report_of(data)
     assert [record.message.split(": ")[1] for record in caplog.records] == [
-        "1 image in more than one split, which flatters every score",
+        "1 image in more than one split, which inflates every score",
         "1 image with more than one label",
     ]
     (run.data_folder / "report.json").write_text("{}")
-    with pytest.raises(ContractError, match=r"report\.json is no data report of version 1"):
+    with pytest.raises(ContractError, match=r"report\.json is not a data report of version 1"):
         read_data_report(run)
     (run.data_folder / "report.json").unlink()
     with pytest.raises(ContractError, match=r"report\.json can't be read: No such file"):
@@ -235,9 +235,7 @@ def test_12_bits_in_16_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFi
     report = report_of(data)
     assert len(report.nearly_black) == 18
     line = report_lines(report)[-1]
-    assert line.startswith(
-        "18 images nearly black, with no value above 15 of 255; 12 bits in a 16-bit file look like this"
-    )
+    assert line.startswith("18 images nearly black, with no value above 15 of 255, as with 12 bits in a 16-bit file")
     assert line.endswith("; and 15 more")
     with caplog.at_level(logging.WARNING):
         store_data(Run(tmp_path / "run"), data, SETTINGS)

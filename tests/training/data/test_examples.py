@@ -76,7 +76,7 @@ def test_weights_make_all_classes_count_the_same() -> None:
 
 
 def test_batches_too_small_for_so_many_processes_are_refused() -> None:
-    with pytest.raises(SettingsError, match=r"--batch-size is 2 for 2 processes, .*: 4 at least, or start fewer"):
+    with pytest.raises(SettingsError, match=r"--batch-size: expected at least 4, .* for each of 2 processes, got 2"):
         batches(2, batch_size=2)
     assert len(batches(2, batch_size=4)) == 25
     assert len(batches(1, batch_size=2)) == 50

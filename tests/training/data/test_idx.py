@@ -49,26 +49,29 @@ def test_the_test_split_is_kept_and_validation_drawn_from_train(folder: Path) ->
         ours = [split for row, split in enumerate(table.splits[:240]) if table.labels[row] == label]
         assert ours.count("validation") == pytest.approx(len(ours) / 5, abs=1)
     assert table.sources[241] == f"{folder}/t10k/1"
-    np.testing.assert_array_equal(np.asarray(open_image(data.encoded(241))), ARRAYS["test_images"][1])
+    np.testing.assert_array_equal(np.asarray(open_image(data.read_encoded(241))), ARRAYS["test_images"][1])
     assert load_data(str(folder), seed=1).table.splits != table.splits
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is no IDX file: 0 bytes"),
-        (b"\0\0\x08\x03", "is no IDX file: 4 bytes"),
-        (b"\x89PNG" + b"\0" * 40, "is no IDX file"),
+        (b"", "is not an IDX file: 0 bytes"),
+        (b"\0\0\x08\x03", "is not an IDX file: 4 bytes"),
+        (b"\x89PNG" + b"\0" * 40, "is not an IDX file"),
         (
             idx(np.zeros((2, 3, 4), np.uint8))[:-1],
             r"truncated or too long: 23 bytes of values, 24 are needed .*\[2, 3, 4\]",
         ),
         (idx(np.zeros((2, 3, 4), np.uint8)) + b"\0", "truncated or too long: 25 bytes"),
-        (idx(np.zeros((2, 3), np.uint8)) + b"\0" * 9, "has 2 dimensions of type 0x08; 3 of unsigned bytes"),
-        (idx(np.zeros((2, 3, 4), np.uint8), kind=0x0D), "has 3 dimensions of type 0x0d"),
+        (
+            idx(np.zeros((2, 3), np.uint8)) + b"\0" * 9,
+            "expected 3 dimensions of unsigned bytes (0x08), got 2 of type 0x08",
+        ),
+        (idx(np.zeros((2, 3, 4), np.uint8), kind=0x0D), "got 3 of type 0x0d"),
         (
             struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31),
-            r"says that it holds \[2147483648, 2147483648, 2147483648\] values; at most",
+            r"expected at most .* values, got a header with \[2147483648, 2147483648, 2147483648\]",
         ),
     ],
 )
@@ -91,14 +94,14 @@ def test_broken_gzip_is_refused(tmp_path: Path) -> None:
     [
         ("t10k-labels-idx1-ubyte", None, "has no t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz"),
         ("t10k-labels-idx1-ubyte", idx(np.zeros(79, np.uint8)), "has 80 t10k images and 79 t10k labels"),
-        ("t10k-labels-idx1-ubyte", idx(np.full(80, 4, np.uint8)), "has the label 4; .* go from 0 to 3"),
+        ("t10k-labels-idx1-ubyte", idx(np.full(80, 4, np.uint8)), "expected labels from 0 to 3, .*, got 4"),
         ("t10k-labels-idx1-ubyte", idx(np.zeros(80, np.uint8)), "class '1' has .* and none for test"),
         (
             "t10k-images-idx3-ubyte",
             idx(np.zeros((80, 9, 8), np.uint8)),
             r"different shapes: \[240, 8, 8\] and \[80, 9, 8\]",
         ),
-        ("train-labels-idx1-ubyte", idx(np.zeros(240, np.uint8)), "has the label 3|has one class"),
+        ("train-labels-idx1-ubyte", idx(np.zeros(240, np.uint8)), "got 3|expected at least 2 classes"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(folder: Path, name: str, data: bytes | None, message: str) -> None:

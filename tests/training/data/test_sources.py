@@ -57,25 +57,28 @@ NO_THREE[NO_THREE == 3] = 0
     ("change", "message"),
     [
         ({"val_labels": None}, r"has no array 'val_labels'"),
-        ({"val_images": PIXELS.astype(np.float32)}, r"val_images has the type float32; uint8 is needed"),
-        ({"val_images": np.full(PIXELS.shape, np.nan)}, r"val_images has the type float64"),
-        ({"val_images": PIXELS.astype(np.int64)}, r"val_images has the type int64"),
-        ({"val_images": PIXELS[:, :, :, None]}, r"val_images has the shape \[80, 8, 8, 1\]"),
-        ({"val_images": np.zeros((80, 8, 8, 8, 3), np.uint8)}, r"has the shape \[80, 8, 8, 8, 3\]"),
+        ({"val_images": PIXELS.astype(np.float32)}, r"val_images: expected uint8, 0 to 255, got float32"),
+        ({"val_images": np.full(PIXELS.shape, np.nan)}, r"val_images: expected uint8, 0 to 255, got float64"),
+        ({"val_images": PIXELS.astype(np.int64)}, r"val_images: expected uint8, 0 to 255, got int64"),
+        ({"val_images": PIXELS[:, :, :, None]}, r"val_images: expected shape .*, got \[80, 8, 8, 1\]"),
+        ({"val_images": np.zeros((80, 8, 8, 8, 3), np.uint8)}, r"expected shape .*, got \[80, 8, 8, 8, 3\]"),
         ({"val_images": PIXELS[:0], "val_labels": LABELS[:0]}, r"val_images is empty"),
         ({"val_images": PIXELS[:70]}, r"70 val_images and 80 val_labels"),
         ({"val_images": np.zeros((80, 9, 8), np.uint8)}, r"different shapes: \[160, 8, 8\], \[80, 9, 8\]"),
-        ({"val_labels": LABELS.astype(np.float64)}, r"val_labels has the type float64; integers are needed"),
+        ({"val_labels": LABELS.astype(np.float64)}, r"val_labels: expected integers, one class per image, got float64"),
         ({"val_labels": np.repeat(LABELS, 14, axis=1)}, r"val_labels has 14 labels per image"),
-        ({"val_labels": LABELS[:, :, None]}, r"val_labels has the shape \[80, 1, 1\]"),
-        ({"val_labels": LABELS + np.uint8(1)}, r"has the label 4; the labels of its training images go from 0 to 3"),
-        ({"val_labels": LABELS.astype(np.int64) - 1}, r"has the label -1"),
+        ({"val_labels": LABELS[:, :, None]}, r"val_labels: expected shape \[images, 1\], got \[80, 1, 1\]"),
+        ({"val_labels": LABELS + np.uint8(1)}, r"expected labels from 0 to 3, as of its training images, got 4"),
+        (
+            {"val_labels": LABELS.astype(np.int64) - 1},
+            r"expected labels from 0 to 3, as of its training images, got -1",
+        ),
         ({"val_labels": NO_THREE}, r"class '3' has \d+ images, and none for validation"),
         (
             {f"{part}_labels": np.zeros((count, 1), np.uint8) for part, count in COUNTS.items()},
-            r"has one class, '0'; at least 2",
+            r"expected at least 2 classes, got '0'",
         ),
-        ({"val_images": np.array([{}] * 80, dtype=object)}, r"is no NumPy archive of plain arrays"),
+        ({"val_images": np.array([{}] * 80, dtype=object)}, r"is not a NumPy archive of plain arrays"),
     ],
 )
 def test_a_wrong_archive_is_refused(tmp_path: Path, change: Change, message: str) -> None:
@@ -89,18 +92,18 @@ def test_a_wrong_archive_is_refused(tmp_path: Path, change: Change, message: str
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="is no NumPy archive"):
+    with pytest.raises(DataError, match="is not a NumPy archive"):
         load_data(str(path))
 
 
 def test_a_truncated_archive_and_a_lone_array_are_refused(archive: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(archive.read_bytes()[:-400])
-    with pytest.raises(DataError, match="is no NumPy archive"):
+    with pytest.raises(DataError, match="is not a NumPy archive"):
         load_data(str(path))
     with path.open("wb") as file:
         np.save(file, PIXELS)
-    with pytest.raises(DataError, match="is no NumPy archive"):
+    with pytest.raises(DataError, match="is not a NumPy archive"):
         load_data(str(path))
 
 
@@ -122,7 +125,7 @@ def test_a_folder_per_class_is_read_in_order(tmp_path: Path) -> None:
     ]
     assert data.table.labels.tolist() == [0] * 6 + [1] * 5
     assert set(data.table.patients) == {""}
-    assert data.encoded(0) == (tmp_path / "CE" / "0.png").read_bytes()
+    assert data.read_encoded(0) == (tmp_path / "CE" / "0.png").read_bytes()
 
 
 def test_the_folder_below_the_class_is_the_patient_and_is_never_divided(tmp_path: Path) -> None:
@@ -147,10 +150,10 @@ def test_a_class_with_one_image_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({}, "has no folder in it; a folder per class is needed"),
+        ({}, "expected a folder per class"),
         (
             {"CE": 5},
-            "has one folder in it, 'CE', and at least 2 classes are needed; if its folders are the classes, name",
+            "expected at least 2 folders of classes, got only 'CE'. If its folders are the classes, name",
         ),
         ({"CE": 5, "LAA": 0}, "class 'LAA' has no image"),
     ],
@@ -175,7 +178,7 @@ def test_unprintable_names_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_or_no_data_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no .*nothing: name a folder"):
+    with pytest.raises(DataError, match=r"nothing does not exist: name a folder"):
         load_data(str(tmp_path / "nothing"))
     (tmp_path / "table.txt").write_text("a,b")
     with pytest.raises(DataError, match=r"table\.txt is a table of a kind that is not read; save it as CSV"):

@@ -116,7 +116,7 @@ def test_two_training_patients_of_a_class_are_enough_and_one_is_not() -> None:
         *["validation"] * 2,
     ]
     with pytest.raises(
-        DataError, match=r"2 images of 1 patient, and none for .*at least 2 patients .* train, validation"
+        DataError, match=r"2 images of 1 patient, and none for .*at least 2 patients, .* train, validation"
     ):
         draw_split(labels, ["a", "a", "c", "d", "e", "f"], given, CLASSES, seed=0)
 

@@ -126,7 +126,7 @@ def test_another_source_is_refused(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "data", {"CE": 4, "LAA": 4})
     run = Run(tmp_path / "run")
     store_data(run, load_data(str(folder)), SETTINGS)
-    with pytest.raises(OutputError, match=r"is not what .*run was begun with"):
+    with pytest.raises(OutputError, match=r"is not the data that .*run was started with"):
         store_data(run, load_data(str(folder), seed=1), SETTINGS)
     write_image(folder / "CE" / "0.png", 77, (30, 30))
     with pytest.raises(OutputError, match="start over with --fresh"):

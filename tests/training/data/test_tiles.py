@@ -21,7 +21,7 @@ from plurum.slides.tissue import is_background, tile_starts
 from plurum.spec import ImageSpec
 from plurum.training import load_data
 from plurum.training.data import tiles as tiles_module
-from plurum.training.data.tiles import Picture, Tiling, pictures_from_file
+from plurum.training.data.tiles import ImageRegion, Tiling, regions_from_file
 
 WHITE = 240
 IMAGE = ImageSpec(height=100, width=100, mean=(0, 0, 0), std=(1, 1, 1))
@@ -77,7 +77,7 @@ def test_the_tiles_with_most_tissue_are_kept_in_their_order(
         monkeypatch.setattr(tiles_module, "_is_large", lambda _size: True)
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, slide_pixels(300, 400), tile=(64, 48), photometric="rgb", compression="zlib")
-    pictures = pictures_from_file(path, Tiling(100, most))
+    pictures = regions_from_file(path, Tiling(100, most))
     half, whole = (0, 0, 100, 100), (200, 100, 100, 100)
     assert [picture.box for picture in pictures] == ([whole] if most == 1 else [half, whole])
     assert pictures[-1].source == f"{path}#xywh=200,100,100,100"
@@ -88,8 +88,8 @@ def test_small_images_stay_whole_and_long_ones_are_cut_along_one_side(tmp_path: 
     Image.fromarray(noise).save(tmp_path / "long.png")
     Image.fromarray(noise[:, :100]).save(tmp_path / "small.png")
     tiling = Tiling(100, 16)
-    assert pictures_from_file(tmp_path / "small.png", tiling) == [Picture(tmp_path / "small.png")]
-    boxes = [picture.box for picture in pictures_from_file(tmp_path / "long.png", tiling)]
+    assert regions_from_file(tmp_path / "small.png", tiling) == [ImageRegion(tmp_path / "small.png")]
+    boxes = [picture.box for picture in regions_from_file(tmp_path / "long.png", tiling)]
     assert boxes == [(0, 0, 100, 60), (75, 0, 100, 60), (150, 0, 100, 60)]
 
 
@@ -131,7 +131,7 @@ def test_a_tile_of_a_large_file_is_what_the_one_rule_makes_of_it(
     tifffile.imwrite(path, pixels, **(colour | options))
     whole = open_image(path.read_bytes())
     expected = pixels_from_image(whole.crop((40, 30, 140, 130)), height=100, width=100)
-    tile = open_image(Picture(path, (40, 30, 100, 100)).encoded())
+    tile = open_image(ImageRegion(path, (40, 30, 100, 100)).read_encoded())
     # Decoders of JPEG may differ by rounding.
     tolerance = 3 if options.get("compression") == "jpeg" else 0
     np.testing.assert_allclose(pixels_from_image(tile, height=100, width=100), expected, atol=tolerance)
@@ -156,10 +156,10 @@ def test_large_files_of_other_kinds_have_a_fault(
 ) -> None:
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, pixels, **options)
-    (picture,) = pictures_from_file(path, Tiling(32, 4))
+    (picture,) = regions_from_file(path, Tiling(32, 4))
     assert message in picture.fault
     with pytest.raises(ImageError, match="image"):
-        picture.encoded()
+        picture.read_encoded()
 
 
 def test_what_is_empty_broken_or_not_there_has_a_fault(tmp_path: Path) -> None:
@@ -170,11 +170,11 @@ def test_what_is_empty_broken_or_not_there_has_a_fault(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(whole.getvalue()[:2000])
     for name, fault in (
         ("glass.png", "no tile of 100 pixels has 10% of tissue"),
-        ("broken.png", "no JPEG, PNG or TIFF image"),
+        ("broken.png", "not a JPEG, PNG or TIFF image"),
         ("cut.png", "corrupt or truncated"),
         ("away.png", "No such file"),
     ):
-        (picture,) = pictures_from_file(tmp_path / name, Tiling(100, 4))
+        (picture,) = regions_from_file(tmp_path / name, Tiling(100, 4))
         assert fault in picture.fault
 
 
@@ -188,7 +188,7 @@ def test_a_truncated_slide_has_a_fault(tmp_path: Path) -> None:
         offset = file.pages.first.dataoffsets[0]
     broken[offset : offset + 40] = b"\xff" * 40
     path.write_bytes(broken)
-    (picture,) = pictures_from_file(path, Tiling(100, 4))
+    (picture,) = regions_from_file(path, Tiling(100, 4))
     assert "corrupt or truncated" in picture.fault
     with Slide(path) as slide, pytest.raises(ImageError, match="corrupt or truncated"):
         slide.region(0, 0, 10, 10)
@@ -223,7 +223,7 @@ def test_tiles_that_can_not_be_had_are_refused(size: int, most: int, option: str
 
 
 def test_arrays_are_not_cut() -> None:
-    with pytest.raises(SettingsError, match="digits holds arrays, which --tile-size does not cut"):
+    with pytest.raises(SettingsError, match="--tile-size: expected image files, got arrays in digits"):
         load_data("digits", tile_size=64)
 
 
@@ -231,14 +231,14 @@ BOUNDED = """
 import resource, sys
 import numpy as np, tifffile, zlib
 from pathlib import Path
-from plurum.training.data.tiles import Picture, Tiling, pictures_from_file
+from plurum.training.data.tiles import ImageRegion, Tiling, regions_from_file
 path = Path(sys.argv[1])
-pictures_from_file(path, Tiling(8, 1))  # imports
-Picture(path.with_name("small.tif"), (0, 0, 8, 8)).encoded()
+regions_from_file(path, Tiling(8, 1))  # imports
+ImageRegion(path.with_name("small.tif"), (0, 0, 8, 8)).read_encoded()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-pictures = pictures_from_file(path.with_name("large.tif"), Tiling(512, 4))
+pictures = regions_from_file(path.with_name("large.tif"), Tiling(512, 4))
 for picture in pictures:
-    picture.encoded()
+    picture.read_encoded()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, *(p.box[:2] for p in pictures))
 """
 

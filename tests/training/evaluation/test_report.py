@@ -15,11 +15,22 @@ from PIL import Image
 
 from plurum.errors import OutputError
 from plurum.spec import Review
-from plurum.training.evaluation.judge import Asked, JudgeSettings, Subject, judge
-from plurum.training.evaluation.plots import plots_from_judgement
-from plurum.training.evaluation.report import REPORT_FILES, csv_from_judgement, html_from_judgement, write_report
-from plurum.training.statistics.judgement import Figure, Judgement
-from plurum.training.statistics.wording import beyond_chance, difference_text, figure_text, percent_text, verdict_lines
+from plurum.training.evaluation.evaluate import (
+    EvaluationSettings,
+    EvaluationSubject,
+    SplitPredictions,
+    evaluate_predictions,
+)
+from plurum.training.evaluation.plots import plots_from_evaluation
+from plurum.training.evaluation.report import REPORT_FILES, csv_from_evaluation, html_from_evaluation, write_report
+from plurum.training.statistics.results import Estimate, Evaluation
+from plurum.training.statistics.wording import (
+    difference_text,
+    figure_text,
+    percent_text,
+    significant_change,
+    verdict_lines,
+)
 from plurum.voting import VotingRule, decide, softmax
 
 # Names that are markup, a formula and a row of a spreadsheet, if one lets them.
@@ -28,20 +39,22 @@ PICTURES = {"comparison", "confusion", "roc", "precision_recall", "reliability",
 PICTURES |= {"prediction_sets", "diversity"}
 
 
-def judged(members: int = 2, classes: tuple[str, ...] = CLASSES, *, patients: bool = True) -> Judgement:
+def judged(members: int = 2, classes: tuple[str, ...] = CLASSES, *, patients: bool = True) -> Evaluation:
     rng = np.random.default_rng(0)
     names = tuple(f"member_{index}" for index in range(members))
     rule = VotingRule((1 / members,) * members, quantiles=(0.9,) * len(classes), review_threshold=0.5)
-    subject = Subject("clots", classes, names, "PyTorch", alpha=0.1, review=Review(threshold=0.5, risk=0.05))
+    subject = EvaluationSubject("clots", classes, names, "PyTorch", alpha=0.1, review=Review(threshold=0.5, risk=0.05))
     labels = np.repeat(rng.integers(0, len(classes), 40), 4)
     logits = rng.normal(0, 1, (160, members, len(classes)))
     logits[np.arange(160), :, labels] += 1.5
-    asked = Asked(decide(softmax(logits), rule), labels, [f"p{index // 4}" if patients else "" for index in range(160)])
-    return judge(subject, asked, asked, JudgeSettings(draws=100))
+    asked = SplitPredictions(
+        decide(softmax(logits), rule), labels, [f"p{index // 4}" if patients else "" for index in range(160)]
+    )
+    return evaluate_predictions(subject, asked, asked, EvaluationSettings(draws=100))
 
 
 @pytest.fixture(scope="module")
-def judgement() -> Judgement:
+def evaluation() -> Evaluation:
     return judged()
 
 
@@ -74,9 +87,9 @@ class Page(HTMLParser):
             self.text += data
 
 
-def test_the_page_holds_all_and_asks_for_nothing(judgement: Judgement) -> None:
-    pictures = plots_from_judgement(judgement)
-    text = html_from_judgement(judgement, pictures)
+def test_the_page_holds_all_and_asks_for_nothing(evaluation: Evaluation) -> None:
+    pictures = plots_from_evaluation(evaluation)
+    text = html_from_evaluation(evaluation, pictures)
     page = Page(text)
     assert page.open == []
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
@@ -87,74 +100,74 @@ def test_the_page_holds_all_and_asks_for_nothing(judgement: Judgement) -> None:
     assert "prefers-color-scheme: dark" in text
     for name in CLASSES:
         assert name in page.text
-    for line in verdict_lines(judgement):
+    for line in verdict_lines(evaluation):
         assert line in page.text
-    assert figure_text(judgement.ensemble.metrics["aurc"]) in page.text
-    assert "Patient by patient" in page.text
+    assert figure_text(evaluation.ensemble.metrics["aurc"]) in page.text
+    assert "<h2>Patients</h2>" in page.text
 
 
-def test_pictures_are_whole_and_none_is_empty(judgement: Judgement) -> None:
-    pictures = plots_from_judgement(judgement)
+def test_pictures_are_whole_and_none_is_empty(evaluation: Evaluation) -> None:
+    pictures = plots_from_evaluation(evaluation)
     assert set(pictures) == PICTURES
     for name, picture in pictures.items():
         image = np.asarray(Image.open(io.BytesIO(picture)).convert("L"))
         assert image.shape[0] > 100, name
         assert image.shape[1] > 300, name
         assert (image < 250).mean() > 0.01, name
-    assert plots_from_judgement(judgement) == pictures
+    assert plots_from_evaluation(evaluation) == pictures
 
 
-def test_plots_leave_nothing_behind(judgement: Judgement) -> None:
+def test_plots_leave_nothing_behind(evaluation: Evaluation) -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    plots_from_judgement(judgement)
+    plots_from_evaluation(evaluation)
     assert dict(mpl.rcParams) == before
     import sys
 
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
-def test_the_csv_holds_every_figure(judgement: Judgement) -> None:
-    rows = list(csv.DictReader(io.StringIO(csv_from_judgement(judgement))))
+def test_the_csv_holds_every_figure(evaluation: Evaluation) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_from_evaluation(evaluation))))
     assert set(rows[0]) == {"name", "class", "metric", "value", "low", "high"}
     found = {(row["name"], row["class"], row["metric"]): row for row in rows}
     assert len(found) == len(rows)
-    nll = judgement.judged[2].metrics["nll"]
+    nll = evaluation.judged[2].metrics["nll"]
     row = found["member_0", "", "nll"]
     assert [float(row[key]) for key in ("value", "low", "high")] == pytest.approx(
         [nll.value, nll.low, nll.high], rel=1e-5
     )
-    recall = judgement.ensemble.per_class[CLASSES[2]]["recall"]
+    recall = evaluation.ensemble.per_class[CLASSES[2]]["recall"]
     assert float(found["ensemble", CLASSES[2], "recall"]["value"]) == pytest.approx(recall.value, rel=1e-5)
-    difference = judgement.differences["accuracy"].value
+    difference = evaluation.differences["accuracy"].value
     assert float(found["ensemble - best single", "", "accuracy"]["value"]) == pytest.approx(difference, abs=1e-6)
-    level = judgement.patient_level
+    level = evaluation.patient_level
     assert level is not None
     patient = level.by_rule["best single"]["max"].accuracy.value
     assert float(found["best single", "", "patient_accuracy_max"]["value"]) == pytest.approx(patient)
     assert ("best single", "", "patient_nll_majority") not in found
 
 
-def test_a_report_is_written_and_written_again(judgement: Judgement, tmp_path: Path) -> None:
+def test_a_report_is_written_and_written_again(evaluation: Evaluation, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "report"
-    page = write_report(judgement, folder)
+    page = write_report(evaluation, folder)
     assert page == folder / "report.html"
     assert {file.name for file in folder.iterdir()} == {*REPORT_FILES, *(f"{name}.png" for name in PICTURES)}
-    assert Judgement.model_validate_json((folder / "metrics.json").read_text(encoding="utf-8")) == judgement
+    assert Evaluation.model_validate_json((folder / "metrics.json").read_text(encoding="utf-8")) == evaluation
     (folder / "notes.txt").write_text("mine")
     write_report(judged(members=1, patients=False), folder)
     # A single member has no pairs: the old picture of some must not stay.
     assert not (folder / "diversity.png").exists()
     assert (folder / "notes.txt").read_text() == "mine"
-    assert "How differently members err" not in page.read_text(encoding="utf-8")
-    assert "Patient by patient" not in page.read_text(encoding="utf-8")
+    assert "Diversity of the members" not in page.read_text(encoding="utf-8")
+    assert "<h2>Patients</h2>" not in page.read_text(encoding="utf-8")
 
 
-def test_a_file_in_the_way_is_named(judgement: Judgement, tmp_path: Path) -> None:
+def test_a_file_in_the_way_is_named(evaluation: Evaluation, tmp_path: Path) -> None:
     (tmp_path / "report").write_text("mine")
     with pytest.raises(OutputError, match="report is a file; name a folder"):
-        write_report(judgement, tmp_path / "report")
+        write_report(evaluation, tmp_path / "report")
     assert (tmp_path / "report").read_text() == "mine"
 
 
@@ -166,12 +179,12 @@ def test_many_classes_and_many_members_still_make_a_report(tmp_path: Path) -> No
 
 
 def test_what_does_not_exist_is_a_dash() -> None:
-    none = Figure(value=None, low=None, high=None)
+    none = Estimate(value=None, low=None, high=None)
     assert (figure_text(none), figure_text(None), difference_text(none), percent_text(none)) == ("–", "–", "–", "none")
-    assert figure_text(Figure(value=0.5, low=None, high=None)) == "0.5000"
-    assert figure_text(Figure(value=0.5, low=0.25, high=0.75)) == "0.5000 (0.2500–0.7500)"
-    assert difference_text(Figure(value=-1e-9, low=-0.5, high=0.25)) == "+0.0000 (-0.5000 to +0.2500)"
-    assert percent_text(Figure(value=0.5, low=0.25, high=1)) == "50.0% (25.0%–100.0%)"
+    assert figure_text(Estimate(value=0.5, low=None, high=None)) == "0.5000"
+    assert figure_text(Estimate(value=0.5, low=0.25, high=0.75)) == "0.5000 (0.2500–0.7500)"
+    assert difference_text(Estimate(value=-1e-9, low=-0.5, high=0.25)) == "+0.0000 (-0.5000 to +0.2500)"
+    assert percent_text(Estimate(value=0.5, low=0.25, high=1)) == "50.0% (25.0%–100.0%)"
 
 
 @pytest.mark.parametrize(
@@ -179,20 +192,22 @@ def test_what_does_not_exist_is_a_dash() -> None:
     [(0.1, 0.2, "better", "worse"), (-0.2, -0.1, "worse", "better"), (-0.1, 0.1, "", ""), (0.0, 0.1, "", "")],
 )
 def test_a_difference_counts_when_its_interval_excludes_0(low: float, high: float, higher: str, lower: str) -> None:
-    figure = Figure(value=(low + high) / 2, low=low, high=high)
-    assert beyond_chance(figure, "higher") == higher
-    assert beyond_chance(figure, "lower") == lower
+    figure = Estimate(value=(low + high) / 2, low=low, high=high)
+    assert significant_change(figure, "higher") == higher
+    assert significant_change(figure, "lower") == lower
 
 
-def test_the_verdict_says_what_the_vote_is_worth(judgement: Judgement) -> None:
+def test_the_verdict_says_what_the_vote_is_worth(evaluation: Evaluation) -> None:
     def said(accuracy: tuple[float, float], nll: tuple[float, float]) -> str:
-        differences = dict(judgement.differences)
+        differences = dict(evaluation.differences)
         for name, (low, high) in (("accuracy", accuracy), ("nll", nll)):
-            differences[name] = Figure(value=(low + high) / 2, low=low, high=high)
-        return verdict_lines(judgement.model_copy(update={"differences": differences}))[1]
+            differences[name] = Estimate(value=(low + high) / 2, low=low, high=high)
+        return verdict_lines(evaluation.model_copy(update={"differences": differences}))[1]
 
-    assert said((0.1, 0.2), (-0.2, -0.1)).startswith("Beyond chance, it is better than its best single member, ")
-    assert said((-0.2, -0.1), (0.1, 0.2)).startswith("Beyond chance, it is worse than its best single member, ")
-    assert said((-0.2, 0.1), (-0.1, 0.2)).startswith("Beyond chance, it is neither better nor worse than ")
-    assert "better in accuracy, +0.1500 (+0.1000 to +0.2000), and worse in NLL" in said((0.1, 0.2), (0.1, 0.2))
-    assert "no vote to be judged" in verdict_lines(judged(members=1))[1]
+    assert said((0.1, 0.2), (-0.2, -0.1)).startswith("It is significantly better than its best single member, ")
+    assert said((-0.2, -0.1), (0.1, 0.2)).startswith("It is significantly worse than its best single member, ")
+    assert said((-0.2, 0.1), (-0.1, 0.2)).startswith("It is not significantly different from ")
+    assert "significantly better in accuracy (+0.1500 (+0.1000 to +0.2000)) and significantly worse in NLL" in said(
+        (0.1, 0.2), (0.1, 0.2)
+    )
+    assert "no vote to evaluate" in verdict_lines(judged(members=1))[1]

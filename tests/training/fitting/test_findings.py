@@ -17,8 +17,8 @@ from plurum.files import sha256_of
 from plurum.run import Run
 from plurum.spec import write_contract
 from plurum.training import FitReport, FitSettings, fit_report, write_fit
-from plurum.training.settings import Begun
-from plurum.training.statistics.judgement import Figure
+from plurum.training.settings import RunSettings
+from plurum.training.statistics.results import Estimate
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +64,11 @@ def report(copy: Run) -> FitReport:
         ((0.0, 0.0), (-4e-5, -1e-5), "no different"),
     ],
 )
-def test_the_outcome_is_what_is_beyond_chance(
+def test_the_outcome_is_what_is_significant(
     report: FitReport, accuracy: tuple[float, float], nll: tuple[float, float], outcome: str
 ) -> None:
     differences = {
-        name: Figure(value=sum(ends) / 2, low=ends[0], high=ends[1])
+        name: Estimate(value=sum(ends) / 2, low=ends[0], high=ends[1])
         for name, ends in (("accuracy", accuracy), ("nll", nll))
     }
     assert report.model_copy(update={"differences": differences}).outcome == outcome
@@ -97,7 +97,7 @@ def test_the_command_takes_a_single_member_too(
 ) -> None:
     run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
     shutil.rmtree(run.member_folder("test_resnet"))
-    begun = Begun.model_validate_json(run.settings_file.read_bytes())
+    begun = RunSettings.model_validate_json(run.settings_file.read_bytes())
     alone = begun.settings.model_copy(update={"archs": ("test_byobnet",)})
     write_contract(run.settings_file, begun.model_copy(update={"settings": alone}))
     monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), *options])

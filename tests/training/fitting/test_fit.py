@@ -20,17 +20,17 @@ from plurum.models import model_from_checkpoint
 from plurum.run import Run
 from plurum.spec import read_ensemble
 from plurum.training import (
+    EvaluationSettings,
     FitReport,
     FitSettings,
-    JudgeSettings,
+    evaluate_run,
     fit_report,
     fit_run,
-    judge_run,
 )
-from plurum.training.fitting.stacking import cross_fitted, fitted_stack, out_of_fold
+from plurum.training.fitting.stacking import cross_fit, fit_stack, predict_out_of_fold
 from plurum.training.fitting.weights import greedy_weights
-from plurum.training.statistics.calibration import conformal_quantiles, fitted_temperature, review_threshold
-from plurum.training.statistics.scoring import logits_of, scores_of
+from plurum.training.statistics.calibration import conformal_quantiles, fit_temperature, review_threshold
+from plurum.training.statistics.scoring import compute_scores, predict_logits
 from plurum.voting import Verdict, decide, soft_vote, softmax, temper
 
 Floats = npt.NDArray[np.float64]
@@ -48,11 +48,11 @@ def answers_of(run: Run, split: str) -> tuple[Floats, npt.NDArray[np.int64]]:
     """Members' probabilities `[images, members, classes]` and labels, from the files alone."""
     table = run.table()
     rows = np.flatnonzero(np.array(table.splits) == split)
-    answers = [
-        softmax(logits_of(model_from_checkpoint(member, run.checkpoint(member)), run.pixels(), rows, member.image))
+    predictions = [
+        softmax(predict_logits(model_from_checkpoint(member, run.checkpoint(member)), run.pixels(), rows, member.image))
         for member in run.members()
     ]
-    return np.stack(answers, axis=1), table.labels[rows]
+    return np.stack(predictions, axis=1), table.labels[rows]
 
 
 def confidence_of(verdict: Verdict) -> Floats:
@@ -63,18 +63,18 @@ def check_numbers(run: Run, report: FitReport) -> None:
     """Recompute what the report and the ensemble say."""
     ensemble = report.ensemble
     for split in ("validation", "test"):
-        answers, labels = answers_of(run, split)
+        predictions, labels = answers_of(run, split)
         kept = [index for index, member in enumerate(run.members()) if member in ensemble.members]
-        answers = answers[:, kept]
-        verdict = decide(answers, ensemble.rule)
-        scores = scores_of(verdict.probabilities, labels, verdict.label)
+        predictions = predictions[:, kept]
+        verdict = decide(predictions, ensemble.rule)
+        scores = compute_scores(verdict.probabilities, labels, verdict.label)
         assert ensemble.scores[split].accuracy == scores.accuracy
         assert ensemble.scores[split].nll == pytest.approx(scores.nll)
         assert report.reviewed[split] == pytest.approx(verdict.review.mean())
         assert report.covered[split] == pytest.approx(verdict.prediction_set[np.arange(len(labels)), labels].mean())
         for index, member in enumerate(ensemble.members):
             alone = report.members[member.name].scores[split]
-            assert alone.nll == pytest.approx(scores_of(answers[:, index], labels).nll)
+            assert alone.nll == pytest.approx(compute_scores(predictions[:, index], labels).nll)
 
 
 def test_a_soft_vote_is_fitted_on_validation_images(run: Run) -> None:
@@ -85,15 +85,15 @@ def test_a_soft_vote_is_fitted_on_validation_images(run: Run) -> None:
     assert ensemble.name == "two-members"
     assert ensemble.data.images == {"train": 160, "validation": 80, "test": 80}
     assert ensemble.data.fingerprint == run.data().fingerprint
-    answers, labels = answers_of(run, "validation")
+    predictions, labels = answers_of(run, "validation")
     if report.nll_saved[0] > 0:
         assert ensemble.voting.weights == tuple((report.weights_tried or {}).values())
     else:
         assert ensemble.voting.weights == (0.5, 0.5)
     assert ensemble.voting.temperature == pytest.approx(
-        fitted_temperature(soft_vote(answers, ensemble.voting.weights), labels)
+        fit_temperature(soft_vote(predictions, ensemble.voting.weights), labels)
     )
-    verdict = decide(answers, ensemble.rule)
+    verdict = decide(predictions, ensemble.rule)
     assert ensemble.conformal is not None
     np.testing.assert_allclose(
         ensemble.conformal.quantiles,
@@ -108,8 +108,8 @@ def test_a_soft_vote_is_fitted_on_validation_images(run: Run) -> None:
 
 def test_the_answers_at_the_fit_are_written_down_for_drift_to_be_measured_against(run: Run) -> None:
     ensemble = fit_run(run.path)
-    answers, labels = answers_of(run, "validation")
-    verdict = decide(answers, ensemble.rule)
+    predictions, labels = answers_of(run, "validation")
+    verdict = decide(predictions, ensemble.rule)
     baseline = ensemble.baseline
     assert baseline is not None
     assert baseline.images == len(labels)
@@ -121,7 +121,7 @@ def test_the_answers_at_the_fit_are_written_down_for_drift_to_be_measured_agains
         assert share == pytest.approx(np.mean((confidence > over) & (confidence <= limit)))
     assert baseline.review_share == pytest.approx(np.mean(verdict.review))
     for index, share in enumerate(baseline.dissent_shares):
-        assert share == pytest.approx(np.mean(answers[:, index].argmax(axis=1) != verdict.label))
+        assert share == pytest.approx(np.mean(predictions[:, index].argmax(axis=1) != verdict.label))
 
 
 def test_a_hard_vote_has_equal_weights_and_no_temperature(run: Run) -> None:
@@ -186,10 +186,10 @@ def test_a_member_that_spoils_the_vote_is_noticed_and_left_out(spoilt: Run) -> N
     """With it, the vote of equals is worse than its best member; the fit says so, and mends it."""
     path = spoilt.path
     hard = fit_report(path, FitSettings(select="all", mode="hard"))
-    answers, labels = answers_of(spoilt, "test")
+    predictions, labels = answers_of(spoilt, "test")
     best = [member.name for member in spoilt.members()].index(hard.best_single)
-    equal = scores_of(soft_vote(answers, np.full(3, 1 / 3)), labels)
-    assert equal.accuracy < scores_of(answers[:, best], labels).accuracy
+    equal = compute_scores(soft_vote(predictions, np.full(3, 1 / 3)), labels)
+    assert equal.accuracy < compute_scores(predictions[:, best], labels).accuracy
     mended = fit_report(path, FitSettings())
     assert mended.left_out == ("test_efficientnet",)
     assert {member.name for member in mended.ensemble.members} == {"test_byobnet", "test_resnet"}
@@ -204,8 +204,8 @@ def test_a_member_that_spoils_the_vote_is_noticed_and_left_out(spoilt: Run) -> N
 
 def test_a_greedy_fit_serves_those_it_takes(spoilt: Run) -> None:
     report = fit_report(spoilt.path, FitSettings(select="greedy"))
-    answers, labels = answers_of(spoilt, "validation")
-    weights = greedy_weights(answers, labels)
+    predictions, labels = answers_of(spoilt, "validation")
+    weights = greedy_weights(predictions, labels)
     names = [member.name for member in spoilt.members()]
     assert [member.name for member in report.ensemble.members] == [names[i] for i in np.flatnonzero(weights)]
     assert report.ensemble.voting.weights == pytest.approx(weights[weights > 0])
@@ -215,10 +215,10 @@ def test_a_greedy_fit_serves_those_it_takes(spoilt: Run) -> None:
 
 def test_what_is_said_of_the_best_member_is_what_evaluate_says(run: Run) -> None:
     report = fit_report(run.path, FitSettings(select="all"))
-    judgement = judge_run(run.path, JudgeSettings())
-    assert report.best_single == judgement.best_single
+    evaluation = evaluate_run(run.path, EvaluationSettings())
+    assert report.best_single == evaluation.best_single
     for name, figure in report.differences.items():
-        expected = judgement.differences[name]
+        expected = evaluation.differences[name]
         assert (figure.value, figure.low, figure.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
@@ -226,13 +226,15 @@ def test_a_stacked_vote_is_judged_on_images_its_regressions_have_not_seen(run: R
     report = fit_report(run.path, FitSettings(mode="stack", select="all", alpha=0.2, risk=0.02))
     voting = report.ensemble.voting
     assert (voting.mode, voting.weights) == ("stack", (0.5, 0.5))
-    answers, labels = answers_of(run, "validation")
-    stack = fitted_stack(answers, labels, 1.0)
+    predictions, labels = answers_of(run, "validation")
+    stack = fit_stack(predictions, labels, 1.0)
     np.testing.assert_allclose(voting.coefficients or (), stack.coefficients, atol=1e-4)
-    unseen = out_of_fold(answers, cross_fitted(answers, labels, np.arange(80), run.data().classes, l2=1.0, seed=0))
-    assert voting.temperature == pytest.approx(fitted_temperature(unseen, labels))
+    unseen = predict_out_of_fold(
+        predictions, cross_fit(predictions, labels, np.arange(80), run.data().classes, l2=1.0, seed=0)
+    )
+    assert voting.temperature == pytest.approx(fit_temperature(unseen, labels))
     honest = temper(unseen, voting.temperature)
-    assert report.ensemble.scores["validation"].nll == pytest.approx(scores_of(honest, labels).nll)
+    assert report.ensemble.scores["validation"].nll == pytest.approx(compute_scores(honest, labels).nll)
     assert report.ensemble.conformal is not None
     np.testing.assert_allclose(
         report.ensemble.conformal.quantiles, np.add(conformal_quantiles(honest, labels, np.arange(80), 0.2), ROUNDING)
@@ -241,7 +243,7 @@ def test_a_stacked_vote_is_judged_on_images_its_regressions_have_not_seen(run: R
     assert report.ensemble.review.threshold == pytest.approx(threshold - ROUNDING, rel=1e-9)
     test_answers, test_labels = answers_of(run, "test")
     verdict = decide(test_answers, report.ensemble.rule)
-    assert report.ensemble.scores["test"].nll == pytest.approx(scores_of(verdict.probabilities, test_labels).nll)
+    assert report.ensemble.scores["test"].nll == pytest.approx(compute_scores(verdict.probabilities, test_labels).nll)
 
 
 def test_a_stated_prior_corrects_the_vote_and_weighs_its_scores(run: Run) -> None:
@@ -249,19 +251,19 @@ def test_a_stated_prior_corrects_the_vote_and_weighs_its_scores(run: Run) -> Non
     shares = {"0": 0.4, "1": 0.1, "2": 0.1, "3": 0.4}
     report = fit_report(run.path, FitSettings(prior=shares))
     voting = report.ensemble.voting
-    answers, labels = answers_of(run, "test")
+    predictions, labels = answers_of(run, "test")
     here = np.bincount(answers_of(run, "validation")[1]) / 80
     np.testing.assert_allclose(voting.prior_ratio or (), np.array([0.4, 0.1, 0.1, 0.4]) / here)
     assert report.prior == pytest.approx(shares)
     assert (voting.weights, voting.temperature) == (plain.ensemble.voting.weights, plain.ensemble.voting.temperature)
-    verdict = decide(answers, report.ensemble.rule)
+    verdict = decide(predictions, report.ensemble.rule)
     weights = (np.array([0.4, 0.1, 0.1, 0.4]) / here)[labels]
     assert report.ensemble.scores["test"].accuracy == pytest.approx(
         np.average(verdict.label == labels, weights=weights)
     )
     assert report.reviewed["test"] == pytest.approx(np.average(verdict.review, weights=weights))
-    notes = judge_run(run.path, JudgeSettings()).notes
-    assert any("corrected for classes that come in other shares" in note for note in notes)
+    notes = evaluate_run(run.path, EvaluationSettings()).notes
+    assert any("corrected for other class frequencies" in note for note in notes)
 
 
 def test_a_prior_is_estimated_from_unlabelled_images(run: Run, tmp_path: Path) -> None:
@@ -295,7 +297,7 @@ def test_patients_are_answered_where_they_are_known(run: Run) -> None:
             writer.writerow(row | {"patient": f"{row['split']}-{row['label']}-{number % 2}"})
     report = fit_report(run.path, FitSettings(patient_rule="majority"))
     assert report.ensemble.patient_rule == run.ensemble().patient_rule == "majority"
-    level, judged = report.patient_level, judge_run(run.path, JudgeSettings()).patient_level
+    level, judged = report.patient_level, evaluate_run(run.path, EvaluationSettings()).patient_level
     assert level is not None
     assert judged is not None
     assert level.patients == 8
@@ -311,14 +313,14 @@ def test_what_can_not_be_fitted_is_refused_and_writes_nothing(run: Run, tmp_path
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no image")
     for settings, message in (
-        (FitSettings(prior={"zero": 0.5, "1": 0.5}), "--prior names zero, which is no class"),
+        (FitSettings(prior={"zero": 0.5, "1": 0.5}), "--prior: unknown class zero; available: "),
         (FitSettings(prior_from=str(tmp_path / "nowhere")), "is neither a folder of images nor a .csv"),
-        (FitSettings(prior_from=str(tmp_path / "empty")), "holds no image"),
+        (FitSettings(prior_from=str(tmp_path / "empty")), "has no image"),
         (FitSettings(prior_from=str(tmp_path / "names.csv")), r"has no column path .*; it has: slide"),
-        (FitSettings(prior_from=str(tmp_path / "gone.csv")), r"names images that aren't there: .*a\.png, and 1 more"),
-        (FitSettings(prior_from=str(tmp_path / "long.csv")), r"names images that aren't there: .*a{300}\.png"),
-        (FitSettings(prior_from=str(tmp_path / "twice.csv")), "expected one column path, got 2"),
-        (FitSettings(prior_from=str(tmp_path / "broken")), r"a\.png can't be read: 8 bytes that are not a JPEG"),
+        (FitSettings(prior_from=str(tmp_path / "gone.csv")), r"names images that do not exist: .*a\.png, and 1 more"),
+        (FitSettings(prior_from=str(tmp_path / "long.csv")), r"names images that do not exist: .*a{300}\.png"),
+        (FitSettings(prior_from=str(tmp_path / "twice.csv")), "has 2 columns path; one is needed"),
+        (FitSettings(prior_from=str(tmp_path / "broken")), r"a\.png can't be read: 8 bytes that are no JPEG"),
     ):
         with pytest.raises(PlurumError, match=message):
             fit_report(run.path, settings)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from plurum.run import Run
-from plurum.training import FitSettings, JudgeSettings, fit_report, judge_run
+from plurum.training import EvaluationSettings, FitSettings, evaluate_run, fit_report
 from plurum.training.statistics.calibration import tempered_losses
-from plurum.training.statistics.scoring import scores_of
+from plurum.training.statistics.scoring import compute_scores
 from plurum.voting import temper, with_prior
 from tests.training.fitting.test_fit import answers_of
 
@@ -24,8 +24,8 @@ def run(unfitted: Run) -> Run:
 
 def test_the_best_member_is_chosen_by_validation_images(run: Run) -> None:
     """Test images are relabelled such that the other member answers all of them rightly."""
-    answers, labels = answers_of(run, "validation")
-    losses = [tempered_losses(answers[:, index], labels).mean() for index in range(2)]
+    predictions, labels = answers_of(run, "validation")
+    losses = [tempered_losses(predictions[:, index], labels).mean() for index in range(2)]
     best, other = np.argsort(losses)
     right = answers_of(run, "test")[0][:, other].argmax(axis=1)
     file = run.data_folder / "items.csv"
@@ -41,7 +41,7 @@ def test_the_best_member_is_chosen_by_validation_images(run: Run) -> None:
     names = [member.name for member in run.members()]
     assert report.members[names[other]].scores["test"].accuracy == 1
     assert report.best_single == names[best]
-    assert judge_run(run.path, JudgeSettings()).best_single == names[best]
+    assert evaluate_run(run.path, EvaluationSettings()).best_single == names[best]
 
 
 def test_members_that_are_not_finished_are_named(run: Run) -> None:
@@ -57,22 +57,22 @@ def test_members_that_are_not_finished_are_named(run: Run) -> None:
 def test_the_best_member_is_corrected_for_the_prior_where_the_vote_is(run: Run) -> None:
     """Both commands compare with the same answers, one of them weighing images as they come where it will serve."""
     report = fit_report(run.path, FitSettings(prior={"0": 0.85, "1": 0.05, "2": 0.05, "3": 0.05}))
-    judged = judge_run(run.path, JudgeSettings())
-    answers, labels = answers_of(run, "test")
+    judged = evaluate_run(run.path, EvaluationSettings())
+    predictions, labels = answers_of(run, "test")
     best = [member.name for member in run.members()].index(report.best_single)
     assert judged.best_single == report.best_single
-    tempered = temper(answers[:, best], judged.best_single_temperature)
+    tempered = temper(predictions[:, best], judged.best_single_temperature)
     corrected = with_prior(tempered, report.ensemble.voting.prior_ratio)
-    assert judged.judged[1].metrics["nll"].value == pytest.approx(scores_of(corrected, labels).nll)
-    assert judged.judged[1].metrics["nll"].value != pytest.approx(scores_of(tempered, labels).nll)
+    assert judged.judged[1].metrics["nll"].value == pytest.approx(compute_scores(corrected, labels).nll)
+    assert judged.judged[1].metrics["nll"].value != pytest.approx(compute_scores(tempered, labels).nll)
 
 
 def test_a_judgement_names_those_that_were_left_out(spoilt: Run) -> None:
     fit_report(spoilt.path, FitSettings())
-    (note,) = [note for note in judge_run(spoilt.path, JudgeSettings()).notes if "Not in the vote" in note]
+    (note,) = [note for note in evaluate_run(spoilt.path, EvaluationSettings()).notes if "Not in the vote" in note]
     scores = next(member for member in spoilt.members() if member.name == "test_efficientnet").validation
     assert scores is not None
     assert note == (
-        f"Not in the vote, and so not judged: test_efficientnet (on validation images: accuracy {scores.accuracy:.4f}, "
+        f"Not in the vote, so not evaluated: test_efficientnet (on validation images: accuracy {scores.accuracy:.4f}, "
         f"NLL {scores.nll:.4f})."
     )

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pytest
 
 from plurum.errors import DataError, SettingsError
-from plurum.training.fitting.priors import estimated_shares, prior_ratio, shares_of, stated_shares
+from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
 from plurum.training.statistics.calibration import conformal_quantiles, review_threshold
-from plurum.training.statistics.scoring import losses_of
+from plurum.training.statistics.scoring import compute_losses
 from plurum.voting import with_prior
 
 Floats = npt.NDArray[np.float64]
@@ -33,21 +33,21 @@ def drawn(images: int, shares: Floats, seed: int) -> tuple[Floats, Ints]:
 
 def test_shares_are_found_from_unlabelled_images_and_mend_the_nll() -> None:
     points, labels = drawn(4000, THERE, seed=1)
-    answers = posterior(points, HERE)
-    found = estimated_shares(answers, HERE)
+    predictions = posterior(points, HERE)
+    found = estimate_frequencies(predictions, HERE)
     np.testing.assert_allclose(found, THERE, atol=0.03)
-    corrected = with_prior(answers, prior_ratio(found, HERE, "abc"))
-    best = losses_of(posterior(points, THERE), labels).mean()
-    assert losses_of(answers, labels).mean() > best + 0.1
-    assert losses_of(corrected, labels).mean() == pytest.approx(best, abs=0.003)
+    corrected = with_prior(predictions, prior_ratio(found, HERE, "abc"))
+    best = compute_losses(posterior(points, THERE), labels).mean()
+    assert compute_losses(predictions, labels).mean() > best + 0.1
+    assert compute_losses(corrected, labels).mean() == pytest.approx(best, abs=0.003)
 
 
 def test_the_estimate_has_the_highest_likelihood() -> None:
-    answers = posterior(drawn(300, THERE, seed=2)[0], HERE)
-    found = estimated_shares(answers, HERE)
+    predictions = posterior(drawn(300, THERE, seed=2)[0], HERE)
+    found = estimate_frequencies(predictions, HERE)
 
     def likelihood(shares: Floats) -> float:
-        return float(np.log(answers @ (shares / HERE)).mean())
+        return float(np.log(predictions @ (shares / HERE)).mean())
 
     steps = np.linspace(0.01, 0.98, 98)
     grid = [np.array([a, b, 1 - a - b]) for a in steps for b in steps if a + b <= 0.99]
@@ -55,17 +55,17 @@ def test_the_estimate_has_the_highest_likelihood() -> None:
 
 
 def test_without_a_shift_none_is_found() -> None:
-    np.testing.assert_allclose(estimated_shares(posterior(drawn(4000, HERE, 3)[0], HERE), HERE), HERE, atol=0.03)
+    np.testing.assert_allclose(estimate_frequencies(posterior(drawn(4000, HERE, 3)[0], HERE), HERE), HERE, atol=0.03)
 
 
 def test_a_class_that_shows_nowhere_keeps_half_an_image() -> None:
-    answers = np.tile([[1.0, 0.0]], (50, 1))
-    np.testing.assert_allclose(estimated_shares(answers, np.array([0.5, 0.5])), [1 / 1.01, 0.01 / 1.01])
+    predictions = np.tile([[1.0, 0.0]], (50, 1))
+    np.testing.assert_allclose(estimate_frequencies(predictions, np.array([0.5, 0.5])), [1 / 1.01, 0.01 / 1.01])
 
 
 def test_the_stated_shares_exact_correction_is_bayes_rule() -> None:
     points, _ = drawn(50, THERE, seed=4)
-    ratio = prior_ratio(stated_shares({"c": 0.6, "a": 0.1, "b": 0.3}, "abc"), HERE, "abc")
+    ratio = prior_ratio(frequencies_from_prior({"c": 0.6, "a": 0.1, "b": 0.3}, "abc"), HERE, "abc")
     np.testing.assert_allclose(with_prior(posterior(points, HERE), ratio), posterior(points, THERE))
 
 
@@ -86,13 +86,13 @@ def test_sets_and_review_fitted_here_hold_there() -> None:
 
 
 def test_shares_are_counted() -> None:
-    assert shares_of(np.array([0, 0, 2, 0]), 4).tolist() == [0.75, 0, 0.25, 0]
+    assert class_frequencies(np.array([0, 0, 2, 0]), 4).tolist() == [0.75, 0, 0.25, 0]
 
 
 def test_other_classes_and_unknown_ones_are_refused() -> None:
-    with pytest.raises(SettingsError, match="--prior names CEE, which is no class; the classes are CE, LAA"):
-        stated_shares({"CEE": 0.5, "LAA": 0.5}, ("CE", "LAA"))
-    with pytest.raises(SettingsError, match="--prior says nothing of LAA; state a share for each class"):
-        stated_shares({"CE": 1.0}, ("CE", "LAA"))
-    with pytest.raises(DataError, match="class 'LAA' has no validation image, so that its share can't be corrected"):
+    with pytest.raises(SettingsError, match="--prior: unknown class CEE; available: CE, LAA"):
+        frequencies_from_prior({"CEE": 0.5, "LAA": 0.5}, ("CE", "LAA"))
+    with pytest.raises(SettingsError, match="--prior: expected a frequency for each class, got none for LAA"):
+        frequencies_from_prior({"CE": 1.0}, ("CE", "LAA"))
+    with pytest.raises(DataError, match="class 'LAA' has no validation image, so its frequency can't be corrected"):
         prior_ratio(np.array([0.5, 0.5]), np.array([1.0, 0.0]), ("CE", "LAA"))

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from plurum.training.fitting.selection import Selection, backward_selection, contributions_of
+from plurum.training.fitting.selection import Selection, measure_contributions, select_backward
 from plurum.training.fitting.weights import soft_losses
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
 from plurum.voting import soft_vote, softmax
@@ -26,14 +26,14 @@ def simulated(images: int, skills: tuple[float, ...], seed: int = 0) -> tuple[Fl
 
 def selected(members: Floats, labels: Ints) -> Selection:
     bootstrap = Bootstrap(np.arange(len(labels)), 300, 0)
-    return backward_selection(lambda weights: soft_vote(members, weights), labels, members.shape[1], bootstrap)
+    return select_backward(lambda weights: soft_vote(members, weights), labels, members.shape[1], bootstrap)
 
 
 def test_a_contribution_is_what_the_vote_loses_without_the_member() -> None:
     members, labels = simulated(200, (2.0, 1.5, 0.0))
     bootstrap = Bootstrap(np.arange(200) // 2, 300, 0)
     weights = np.array([0.5, 0.25, 0.25])
-    found = contributions_of(lambda given: soft_vote(members, given), labels, weights, bootstrap)
+    found = measure_contributions(lambda given: soft_vote(members, given), labels, weights, bootstrap)
     without = {0: (0, 0.5, 0.5), 1: (2 / 3, 0, 1 / 3), 2: (2 / 3, 1 / 3, 0)}
     for member, rest in without.items():
         more = soft_losses(members, labels, np.array(rest)) - soft_losses(members, labels, weights)
@@ -46,7 +46,7 @@ def test_a_contribution_is_what_the_vote_loses_without_the_member() -> None:
 
 def test_a_member_that_is_alone_or_left_out_has_no_contribution() -> None:
     members, labels = simulated(50, (1.0, 1.0))
-    found = contributions_of(
+    found = measure_contributions(
         lambda given: soft_vote(members, given), labels, np.array([0.0, 1.0]), Bootstrap(np.arange(50), 100, 0)
     )
     assert found == {}

@@ -8,8 +8,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from plurum.errors import DataError
-from plurum.training.fitting.stacking import cross_fitted, fitted_stack, out_of_fold
-from plurum.training.statistics.scoring import losses_of
+from plurum.training.fitting.stacking import cross_fit, fit_stack, predict_out_of_fold
+from plurum.training.statistics.scoring import compute_losses
 from plurum.voting import softmax, stacked_vote, stacking_features
 
 Floats = npt.NDArray[np.float64]
@@ -28,7 +28,7 @@ def simulated(images: int, members: int, classes: int, skill: float, seed: int =
 @pytest.mark.parametrize("l2", [0.1, 10.0])
 def test_it_answers_as_scikit_learn_does(classes: int, l2: float) -> None:
     members, labels = simulated(200, 2, classes, 1.0)
-    stack = fitted_stack(members, labels, l2)
+    stack = fit_stack(members, labels, l2)
     assert stack.coefficients.shape == (classes, 2 * classes)
     assert stack.intercepts.shape == (classes,)
     model = LogisticRegression(C=1 / l2, max_iter=10_000).fit(stacking_features(members), labels)
@@ -39,24 +39,24 @@ def test_it_answers_as_scikit_learn_does(classes: int, l2: float) -> None:
 def test_every_image_is_answered_once_by_a_fold_that_knows_nothing_of_its_patient() -> None:
     members, labels = simulated(120, 2, 3, 1.0)
     groups = np.random.default_rng(1).integers(0, 40, 120)
-    folds = cross_fitted(members, labels, groups, "abc", l2=1.0, seed=0)
+    folds = cross_fit(members, labels, groups, "abc", l2=1.0, seed=0)
     assert sorted(np.concatenate([fold.rows for fold in folds]).tolist()) == list(range(120))
-    answers = out_of_fold(members, folds)
+    predictions = predict_out_of_fold(members, folds)
     for fold in folds:
         others = np.setdiff1d(np.arange(120), fold.rows)
         assert not set(groups[fold.rows]) & set(groups[others])
-        again = fitted_stack(members[others], labels[others], 1.0)
+        again = fit_stack(members[others], labels[others], 1.0)
         expected = stacked_vote(members[fold.rows], again.coefficients, again.intercepts)
-        np.testing.assert_allclose(answers[fold.rows], expected)
+        np.testing.assert_allclose(predictions[fold.rows], expected)
 
 
 def test_out_of_fold_answers_do_not_flatter() -> None:
     """Members that know nothing: what has seen the labels seems to know something, what has not does not."""
     members, labels = simulated(120, 4, 3, 0.0)
-    stack = fitted_stack(members, labels, 0.01)
-    seen = losses_of(stacked_vote(members, stack.coefficients, stack.intercepts), labels).mean()
-    folds = cross_fitted(members, labels, np.arange(120), "abc", l2=0.01, seed=0)
-    unseen = losses_of(out_of_fold(members, folds), labels).mean()
+    stack = fit_stack(members, labels, 0.01)
+    seen = compute_losses(stacked_vote(members, stack.coefficients, stack.intercepts), labels).mean()
+    folds = cross_fit(members, labels, np.arange(120), "abc", l2=0.01, seed=0)
+    unseen = compute_losses(predict_out_of_fold(members, folds), labels).mean()
     assert seen < np.log(3) < unseen
 
 
@@ -64,8 +64,8 @@ def test_it_mends_what_no_weights_can() -> None:
     """A member that always calls b what is a is of use to a regression alone."""
     members, labels = simulated(300, 1, 3, 2.0)
     mixed_up = members[:, :, [1, 0, 2]]
-    folds = cross_fitted(mixed_up, labels, np.arange(300), "abc", l2=1.0, seed=0)
-    assert (out_of_fold(mixed_up, folds).argmax(axis=1) == labels).mean() > 0.8
+    folds = cross_fit(mixed_up, labels, np.arange(300), "abc", l2=1.0, seed=0)
+    assert (predict_out_of_fold(mixed_up, folds).argmax(axis=1) == labels).mean() > 0.8
     assert (mixed_up[:, 0].argmax(axis=1) == labels).mean() < 0.5
 
 
@@ -74,6 +74,6 @@ def test_too_few_patients_of_a_class_are_refused() -> None:
     labels = np.array([0, 1] * 19 + [2, 2])
     groups = np.append(np.arange(38), [38, 38])
     with pytest.raises(DataError, match="every class from several patients, and class 'c' has 1; fit a soft vote"):
-        cross_fitted(members, labels, groups, "abc", l2=1.0, seed=0)
+        cross_fit(members, labels, groups, "abc", l2=1.0, seed=0)
     # Two are enough for two folds.
-    assert len(cross_fitted(members, labels, np.arange(40), "abc", l2=1.0, seed=0)) == 2
+    assert len(cross_fit(members, labels, np.arange(40), "abc", l2=1.0, seed=0)) == 2

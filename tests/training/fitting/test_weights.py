@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from plurum.training.fitting.weights import fitted_weights, greedy_weights, improvement_interval, soft_losses
+from plurum.training.fitting.weights import fit_weights, greedy_weights, improvement_interval, soft_losses
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.voting import softmax, temper
 
@@ -39,7 +39,7 @@ def served(members: Floats, labels: Ints, *weights: float) -> float:
 
 def test_weights_are_the_best_of_the_whole_simplex() -> None:
     members, labels = simulated(300, (0.5, 1.5, 2.0))
-    weights = fitted_weights(members, labels)
+    weights = fit_weights(members, labels)
     assert weights.sum() == pytest.approx(1)
     steps = np.linspace(0, 1, 41)
     grid = [(a, b, 1 - a - b) for a in steps for b in steps if a + b <= 1]
@@ -50,7 +50,7 @@ def test_weights_are_the_best_of_the_whole_simplex() -> None:
 
 def test_weights_of_identical_members_stay_equal() -> None:
     members, labels = simulated(50, (1.0,))
-    np.testing.assert_allclose(fitted_weights(np.repeat(members, 4, axis=1), labels), 0.25)
+    np.testing.assert_allclose(fit_weights(np.repeat(members, 4, axis=1), labels), 0.25)
 
 
 def test_weights_stay_equal_where_equal_ones_are_never_wrong() -> None:
@@ -59,23 +59,23 @@ def test_weights_stay_equal_where_equal_ones_are_never_wrong() -> None:
     other = temper(sure, 4.0)
     other[:3] = other[:3, ::-1]
     members = np.stack([sure, other], axis=1)
-    np.testing.assert_array_equal(fitted_weights(members, np.array([0, 1] * 20)), 0.5)
-    assert fitted_weights(members, np.array([0, 1] * 19 + [1, 1]))[0] > 0.6
+    np.testing.assert_array_equal(fit_weights(members, np.array([0, 1] * 20)), 0.5)
+    assert fit_weights(members, np.array([0, 1] * 19 + [1, 1]))[0] > 0.6
 
 
 def test_weights_leave_a_member_that_rules_the_truth_out() -> None:
     labels = np.array([0, 1, 0, 1])
     good = np.array([[0.9, 0.1], [0.2, 0.8]] * 2)
-    weights = fitted_weights(np.stack([good, good[:, ::-1].round()], axis=1), labels)
+    weights = fit_weights(np.stack([good, good[:, ::-1].round()], axis=1), labels)
     np.testing.assert_allclose(weights, [1, 0], atol=1e-6)
     both_wrong = np.stack([good[:, ::-1].round()] * 2, axis=1)
-    np.testing.assert_allclose(fitted_weights(both_wrong, labels), [0.5, 0.5])
+    np.testing.assert_allclose(fit_weights(both_wrong, labels), [0.5, 0.5])
 
 
 def test_the_interval_is_above_zero_for_a_real_difference_alone() -> None:
     members, labels = simulated(400, (0.0, 3.0))
     groups = np.arange(400)
-    low, high = improvement_interval(members, labels, fitted_weights, Bootstrap(groups, 1000, 0))
+    low, high = improvement_interval(members, labels, fit_weights, Bootstrap(groups, 1000, 0))
     assert 0 < low < served(members, labels, 0.5, 0.5) - served(members, labels, 0, 1) < high
 
 
@@ -85,14 +85,14 @@ def test_weights_of_members_alike_are_hardly_ever_worth_it(images: int, members:
     taken = 0
     for seed in range(draws):
         alike, labels = resembling(images, (1.5,) * members, classes, seed)
-        taken += improvement_interval(alike, labels, fitted_weights, Bootstrap(np.arange(images), 200, 0))[0] > 0
+        taken += improvement_interval(alike, labels, fit_weights, Bootstrap(np.arange(images), 200, 0))[0] > 0
     assert taken <= 2
 
 
 def test_weights_notice_a_member_that_was_hardly_trained() -> None:
     for seed in range(15):
         members, labels = resembling(300, (0.3, 1.5, 1.5, 1.5), 3, seed)
-        assert improvement_interval(members, labels, fitted_weights, Bootstrap(np.arange(300), 200, 0))[0] > 0
+        assert improvement_interval(members, labels, fit_weights, Bootstrap(np.arange(300), 200, 0))[0] > 0
 
 
 def test_weights_are_judged_by_patients_that_they_were_not_fitted_to() -> None:
@@ -100,8 +100,8 @@ def test_weights_are_judged_by_patients_that_they_were_not_fitted_to() -> None:
     patients = np.arange(90) // 3
     seen: list[set[int]] = []
 
-    def fit(answers: Floats, _: Ints) -> Floats:
-        rows = [int(np.flatnonzero((members == one).all(axis=(1, 2)))[0]) for one in answers]
+    def fit(predictions: Floats, _: Ints) -> Floats:
+        rows = [int(np.flatnonzero((members == one).all(axis=(1, 2)))[0]) for one in predictions]
         seen.append(set(patients[rows].tolist()))
         return np.array([0.2, 0.8])
 
@@ -131,7 +131,7 @@ def test_a_surer_member_is_not_a_better_one() -> None:
     """A sharper copy of a member has a lower NLL, and deserves no more of a say."""
     members, labels = simulated(300, (3.0,))
     both = np.concatenate([members, temper(members, 0.7)], axis=1)
-    low, high = improvement_interval(both, labels, fitted_weights, Bootstrap(np.arange(300), 500, 0))
+    low, high = improvement_interval(both, labels, fit_weights, Bootstrap(np.arange(300), 500, 0))
     assert low < 0 < high or abs(high) < 1e-3
 
 

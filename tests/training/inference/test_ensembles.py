@@ -91,10 +91,10 @@ def test_models_of_ones_own_vote_softly_or_by_count() -> None:
     ("changes", "message"),
     [
         ({"weights": [0.5, 0.5, 0.0]}, "3 weights for 2 models; one for each"),
-        ({"weights": [0.5, 0.4]}, r"weights are \[0.5, 0.4\]: each must be 0 or more, and together they must be 1"),
+        ({"weights": [0.5, 0.4]}, r"weights: expected numbers of at least 0 with a sum of 1, got \[0.5, 0.4\]"),
         ({"weights": [1.5, -0.5]}, "each must be 0 or more"),
-        ({"voting": "stack"}, "voting is 'stack': soft or hard is needed"),
-        ({"classes": ("CE", "CE")}, "two distinct classes are needed"),
+        ({"voting": "stack"}, "voting: expected soft or hard, got 'stack'"),
+        ({"classes": ("CE", "CE")}, "expected at least 1 model and 2 distinct classes"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -105,19 +105,17 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message:
 
 def test_pixels_and_models_of_another_shape_are_refused() -> None:
     ensemble = ensemble_from_models([Constant(0.0, 1.0, 2.0)], classes=("CE", "LAA"), image=IMAGE)
-    with pytest.raises(
-        ContractError, match=r"model 0 answers \[1, 3\]; \[1, 2\] is needed, as the classes are CE, LAA"
-    ):
+    with pytest.raises(ContractError, match=r"model 0: expected logits \[1, 2\] for the classes CE, LAA, got \[1, 3\]"):
         ensemble(np.zeros((1, 8, 8, 3), np.uint8))
     for wrong in (np.zeros((1, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((1, 3, 8, 8), np.uint8)):
-        with pytest.raises(DataError, match=r"uint8 \[batch, 8, 8, 3\] is needed"):
+        with pytest.raises(DataError, match=r"pixels: expected uint8 \[batch, 8, 8, 3\], got "):
             ensemble(wrong)
 
 
 def test_checkpoints_that_are_none_are_refused(run: Run, tmp_path: Path) -> None:
     one, other = run.ensemble().members
     known: dict[str, Any] = {"classes": one.classes, "image": one.image}
-    with pytest.raises(SettingsError, match="which does not say what it is of: state arch, classes, image"):
+    with pytest.raises(SettingsError, match="is a file of weights without metadata; pass arch, classes and image"):
         ensemble_from_checkpoints([run.checkpoint(one)])
     with pytest.raises(SettingsError, match="timm has no architecture 'resnet0'"):
         ensemble_from_checkpoints([run.checkpoint(one)], arch="resnet0", **known)
@@ -144,5 +142,5 @@ def test_checkpoints_that_are_none_are_refused(run: Run, tmp_path: Path) -> None
         assert "\n" not in str(caught.value)
     with pytest.raises(SettingsError, match="1 arch for 2 checkpoints"):
         ensemble_from_checkpoints([run.checkpoint(one)] * 2, arch=[one.arch], **known)
-    with pytest.raises(SettingsError, match="no checkpoint"):
+    with pytest.raises(SettingsError, match="expected at least 1 checkpoint, got 0"):
         ensemble_from_checkpoints([])

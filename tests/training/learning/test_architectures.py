@@ -23,9 +23,9 @@ SMALL = ImageSpec(height=32, width=32, mean=(0, 0, 0), std=(1, 1, 1))
     [
         ("resnet19", r"timm has no architecture 'resnet19'; did you mean .*resnet18"),
         ("ResNet18", r"'ResNet18'; did you mean resnet18,"),
-        ("densenet", r"'densenet', which is a family of them; it has densenet121, "),
+        ("densenet", r"'densenet'; this is a family of architectures: densenet121, "),
         ("hf-hub:someone/model", r"timm has no architecture 'hf-hub:someone/model'"),
-        ("qqqqqqqqq", r"timm.list_models\(\) names them all"),
+        ("qqqqqqqqq", r"timm.list_models\(\) lists all"),
         ("resnet18.nobody_in1k", r"no weights 'resnet18.nobody_in1k'.*resnet18.a1_in1k"),
     ],
 )
@@ -54,12 +54,12 @@ def test_weights_come_from_the_seed_alone() -> None:
 def test_a_size_that_a_model_does_not_take_is_refused() -> None:
     check_input(model_from_arch("test_byobnet", 3, 0), "test_byobnet", 3, SMALL)
     arch = "vit_tiny_patch16_224"
-    with pytest.raises(SettingsError, match=rf"{arch} can't take images of 32 x 32.*try --image-size 224"):
+    with pytest.raises(SettingsError, match=rf"{arch} can't take images of 32 x 32.*Try --image-size 224"):
         check_input(model_from_arch(arch, 3, 0), arch, 3, SMALL)
 
 
 def test_another_number_of_answers_is_refused() -> None:
-    with pytest.raises(SettingsError, match="does not answer one logit per class"):
+    with pytest.raises(SettingsError, match="does not return one logit per class"):
         check_input(model_from_arch("test_byobnet", 3, 0), "test_byobnet", 4, SMALL)
 
 
@@ -75,7 +75,7 @@ def test_weights_that_can_not_be_downloaded_are_one_clear_line() -> None:
         text=True,
         check=False,
     )
-    assert "SettingsError: timm's weights for 'resnet18' can't be had" in done.stderr.splitlines()[-1]
+    assert "SettingsError: timm's weights for 'resnet18' can't be downloaded" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO])
@@ -96,7 +96,7 @@ def test_a_hub_that_is_away_is_asked_once_and_without_a_word(
     logger = logging.getLogger("huggingface_hub")
     monkeypatch.setattr(logger, "level", level)
     with pytest.raises(
-        SettingsError, match=r"weights for 'resnet18' can't be had \(the hub can't be reached: no route\)"
+        SettingsError, match=r"weights for 'resnet18' can't be downloaded .*\(the hub can't be reached: no route\)"
     ):
         model_from_arch("resnet18", 3, 0, pretrained=True)
     assert len(asked) == 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from plurum.training import TrainSettings
-from plurum.training.learning.augmentation import augmented, mixed
+from plurum.training.learning.augmentation import augment, mix_pairs
 
 
 @pytest.fixture(autouse=True)
@@ -26,17 +26,17 @@ def test_images_are_moved_by_at_most_their_share_and_never_mixed() -> None:
     grid = 10 * np.arange(8)[:, None] + np.arange(10)[None]
     pixels = np.stack([grid, 100 + grid])[..., None].repeat(3, axis=-1).astype(np.uint8)
     batch = torch.from_numpy(np.tile(pixels, (50, 1, 1, 1)))
-    moved = augmented(batch, settings(shift=0.25)).numpy().astype(int)
+    moved = augment(batch, settings(shift=0.25)).numpy().astype(int)
     assert (moved // 100 == batch.numpy() // 100).all()
     inner = moved[:, 4, 5, 0] % 100
     assert set(inner // 10 - 4) == {-2, -1, 0, 1, 2}
     assert set(inner % 10 - 5) == {-2, -1, 0, 1, 2}
-    assert torch.equal(augmented(batch, settings()), batch.float())
+    assert torch.equal(augment(batch, settings()), batch.float())
 
 
 def test_every_other_image_is_mirrored_if_asked_for() -> None:
     batch = torch.arange(6, dtype=torch.uint8).reshape(1, 1, 6, 1).expand(400, 2, 6, 3)
-    flipped = augmented(batch, settings(flip=True))[:, 0, :, 0]
+    flipped = augment(batch, settings(flip=True))[:, 0, :, 0]
     mirrored = (flipped == torch.arange(5, -1, -1)).all(dim=1)
     assert ((flipped == torch.arange(6)).all(dim=1) ^ mirrored).all()
     assert 150 < mirrored.sum() < 250
@@ -47,7 +47,7 @@ def test_images_are_turned_by_up_to_the_angle_about_their_centre(height: int, wi
     """A dot right of the centre lies, after a turn, at the same distance and at an angle within the limits."""
     batch = torch.zeros(200, height, width, 3, dtype=torch.uint8)
     batch[:, height // 2 - 1 : height // 2 + 1, width // 2 + 14 : width // 2 + 16] = 255
-    turned = augmented(batch, settings(rotate=60))[..., 0]
+    turned = augment(batch, settings(rotate=60))[..., 0]
     y, x = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij")
     total = turned.sum(dim=(1, 2))
     dot_x, dot_y = ((turned * axis).sum(dim=(1, 2)) / total for axis in (x, y))
@@ -59,7 +59,7 @@ def test_images_are_turned_by_up_to_the_angle_about_their_centre(height: int, wi
 
 def test_colours_are_changed_image_by_image() -> None:
     batch = torch.full((8, 4, 4, 3), 100, dtype=torch.uint8)
-    changed = augmented(batch, settings(jitter=0.5))
+    changed = augment(batch, settings(jitter=0.5))
     means = changed.mean(dim=(1, 2, 3))
     assert means.unique().numel() == 8
     assert 49 <= means.min() <= means.max() <= 151
@@ -72,14 +72,14 @@ def test_pairs_are_mixed_with_their_labels() -> None:
     images = labels.float()[:, None, None, None].expand(8, 3, 16, 16)
     partners = images.roll(1, 0)
     for values in ({"mixup": 1.0}, {"cutmix": 1.0}):
-        inputs, targets = mixed(images, labels, 8, settings(**values))
+        inputs, targets = mix_pairs(images, labels, 8, settings(**values))
         share = targets[torch.arange(8), labels]
         expected = share[:, None] * labels.float()[:, None] + (1 - share)[:, None] * partners[:, :1, 0, 0]
         torch.testing.assert_close(inputs.mean(dim=(1, 2, 3))[:, None], expected)
         assert 0 < share[0] < 1
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(8))
         assert (inputs[0].unique().numel() > 1) == ("cutmix" in values)
-    inputs, targets = mixed(images, labels, 8, settings())
+    inputs, targets = mix_pairs(images, labels, 8, settings())
     assert inputs is images
     assert targets is labels
 
@@ -88,6 +88,6 @@ def test_with_both_each_batch_takes_one_of_the_mixtures() -> None:
     images, labels = torch.rand(4, 3, 16, 16), torch.arange(4)
     was_cut = []
     for _ in range(40):
-        inputs, _ = mixed(images, labels, 4, settings(mixup=1.0, cutmix=1.0))
+        inputs, _ = mix_pairs(images, labels, 4, settings(mixup=1.0, cutmix=1.0))
         was_cut.append(bool((inputs[0] == images[0]).any()))
     assert 8 < sum(was_cut) < 32

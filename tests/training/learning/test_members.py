@@ -117,7 +117,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, archive: Path) ->
             train_run(str(archive), SETTINGS, tmp_path, TrainOptions(fresh=fresh))
     (tmp_path / "run.json").write_text('{"of": "another program"}')
     (tmp_path / "data").mkdir()
-    with pytest.raises(OutputError, match="was not written by plurum train"):
+    with pytest.raises(OutputError, match="was not written by this version of plurum train"):
         train_run(str(archive), SETTINGS, tmp_path, TrainOptions(fresh=True))
     assert {path.name for path in tmp_path.iterdir()} == {"thesis.tex", "run.json", "data"}
 
@@ -158,7 +158,7 @@ def test_seeds_and_snapshots_become_members(tmp_path: Path, archive: Path) -> No
     more = train_run(str(archive), settings.model_copy(update={"seeds": 3}), out)
     assert len(more.members) == 6
     assert more.reused == tuple(member.name for member in members)
-    with pytest.raises(OutputError, match="was begun with --snapshots 2 and not 1;"):
+    with pytest.raises(OutputError, match="--snapshots: expected 2, got 1"):
         train_run(str(archive), settings.model_copy(update={"seeds": 3, "snapshots": 1}), out)
 
 
@@ -272,9 +272,9 @@ def test_processes_of_torchrun_train_one_member_together(tmp_path: Path, archive
     command = train_command(archive, tmp_path / "one", *options, "--image-size", "64")
     command[command.index("--arch") : command.index("--arch") + 2] = []
     subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
-    together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command[1:]]
-    together[together.index(str(tmp_path / "one"))] = str(tmp_path / "two")
-    done = subprocess.run(together, env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    gather = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *command[1:]]
+    gather[gather.index(str(tmp_path / "one"))] = str(tmp_path / "two")
+    done = subprocess.run(gather, env=ENVIRONMENT, check=True, capture_output=True, text=True)
     assert done.stdout.count("next: plurum fit") == 1
     (one,), (two,) = Run(tmp_path / "one").members(), Run(tmp_path / "two").members()
     assert two.best_epoch == one.best_epoch
@@ -312,7 +312,7 @@ def joined_commands(command: list[str]) -> list[subprocess.CompletedProcess[str]
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (("--batch-size", "2"), "--batch-size is 2 for 2 processes, which divide each batch"),
+        (("--batch-size", "2"), "--batch-size: expected at least 4, two images for each of 2 processes"),
         (("--arch", "resnet19"), "timm has no architecture 'resnet19'; did you mean "),
     ],
 )

@@ -34,10 +34,13 @@ def test_every_cycle_starts_at_the_full_rate_again() -> None:
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"snapshots": 4, "epochs": 3}, "^--snapshots is 4 and --epochs 3; each snapshot takes one epoch at least$"),
-        ({"snapshots": 2, "patience": 3}, "^--patience would end a training before its --snapshots; name one"),
-        ({"rotate": 200, "mixup": -1}, "--rotate is 200: .*; --mixup is -1: "),
-        ({"balance": "both"}, "--balance is 'both': "),
+        (
+            {"snapshots": 4, "epochs": 3},
+            "^--snapshots: expected at most 3, the number of --epochs, got 4",
+        ),
+        ({"snapshots": 2, "patience": 3}, "^--patience: can't be combined with --snapshots"),
+        ({"rotate": 200, "mixup": -1}, "--rotate: .*, got 200; --mixup: .*, got -1"),
+        ({"balance": "both"}, "--balance: expected 'none', 'weights' or 'sampling', got 'both'"),
     ],
 )
 def test_settings_that_contradict_each_other_are_one_line(values: dict[str, object], line: str) -> None:

@@ -23,8 +23,8 @@ from plurum.training.learning.distributed import ALONE
 from plurum.training.learning.optimizer_step import Learner
 from plurum.training.learning.precision import autocast, precision_for
 from plurum.training.learning.resume import StateFile
-from plurum.training.learning.trainer import Trained, Trainer
-from plurum.training.statistics.scoring import logits_of, scores_of
+from plurum.training.learning.trainer import TrainedModel, Trainer
+from plurum.training.statistics.scoring import compute_scores, predict_logits
 from plurum.voting import softmax
 from tests.training.conftest import SETTINGS
 
@@ -40,12 +40,12 @@ def changed(**changes: Any) -> TrainSettings:
     return TrainSettings.model_validate({**SETTINGS.model_dump(), "epochs": 2, **changes})
 
 
-def fitted(examples: Examples, seed: int = 5, **changes: Any) -> Trained:
+def fitted(examples: Examples, seed: int = 5, **changes: Any) -> TrainedModel:
     model = model_from_arch("test_byobnet", examples.classes, seed)
     return Trainer(changed(**changes)).fit(model, examples, seed)
 
 
-def same(one: Trained, other: Trained) -> bool:
+def same(one: TrainedModel, other: TrainedModel) -> bool:
     return all(torch.equal(one.best.weights[name], other.best.weights[name]) for name in one.best.weights)
 
 
@@ -102,8 +102,8 @@ def test_the_best_epoch_is_kept_and_scored_as_it_will_be_served(examples: Exampl
     assert result.best.epoch is result.history[int(np.argmin(losses))]
     model = model_from_arch("test_byobnet", examples.classes, 0)
     model.load_state_dict(result.best.weights)
-    answers = softmax(logits_of(model, examples.pixels, examples.validation, examples.image))
-    scores = scores_of(answers, examples.labels[examples.validation])
+    answers = softmax(predict_logits(model, examples.pixels, examples.validation, examples.image))
+    scores = compute_scores(answers, examples.labels[examples.validation])
     assert scores.nll == pytest.approx(result.best.epoch.validation_nll, rel=1e-4)
     assert scores.accuracy == result.best.epoch.validation_accuracy == result.best.validation.accuracy
 
@@ -189,7 +189,7 @@ class Linear(nn.Module):
         return logits
 
 
-def linear(examples: Examples, **changes: Any) -> Trained:
+def linear(examples: Examples, **changes: Any) -> TrainedModel:
     torch.manual_seed(0)
     return Trainer(changed(shift=0, **changes)).fit(Linear(), examples, 0)
 
@@ -251,7 +251,7 @@ def test_the_average_is_what_is_judged_and_kept(examples: Examples) -> None:
         values.append(bias(learner.model))
     decay = 1 - 2 ** (-2 / 3)
     expected = decay * values[0] + (1 - decay) * values[1]
-    torch.testing.assert_close(bias(learner.judged), expected)
+    torch.testing.assert_close(bias(learner.validated_model), expected)
     assert not torch.equal(first, expected)
 
 

@@ -8,14 +8,14 @@ import pytest
 from scipy import stats
 
 from plurum.training.statistics.calibration import (
-    cautious_temperature,
     conformal_quantiles,
-    fitted_temperature,
-    groups_of,
+    fit_cautious_temperature,
+    fit_temperature,
+    number_patients,
     review_threshold,
     tempered_losses,
 )
-from plurum.training.statistics.scoring import losses_of, scores_of
+from plurum.training.statistics.scoring import compute_losses, compute_scores
 from plurum.voting import prediction_sets, softmax, temper
 
 Floats = npt.NDArray[np.float64]
@@ -23,7 +23,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def test_groups_are_patients_and_lone_images() -> None:
-    assert groups_of(["a", "", "b", "a", ""]).tolist() == [0, 1, 2, 0, 3]
+    assert number_patients(["a", "", "b", "a", ""]).tolist() == [0, 1, 2, 0, 3]
 
 
 @pytest.mark.parametrize("planted", [0.4, 1.0, 2.5])
@@ -32,13 +32,13 @@ def test_a_planted_temperature_is_found(planted: float) -> None:
     true = softmax(rng.normal(scale=1.5, size=(20_000, 3)))
     labels = (rng.random((20_000, 1)) > true.cumsum(axis=1)).sum(axis=1)
     # As sure as they should be only after tempering by the planted temperature.
-    assert fitted_temperature(temper(true, 1 / planted), labels) == pytest.approx(planted, rel=0.05)
+    assert fit_temperature(temper(true, 1 / planted), labels) == pytest.approx(planted, rel=0.05)
 
 
 def test_without_a_wrong_answer_there_is_nothing_to_fit_it_to() -> None:
     right = np.tile([[0.6, 0.4], [0.3, 0.7]], (50, 1))
-    assert fitted_temperature(right, np.tile([0, 1], 50)) == 1.0
-    assert fitted_temperature(right, np.append(np.tile([0, 1], 49), [1, 1])) < 1.0
+    assert fit_temperature(right, np.tile([0, 1], 50)) == 1.0
+    assert fit_temperature(right, np.append(np.tile([0, 1], 49), [1, 1])) < 1.0
 
 
 def test_a_cautious_temperature_is_that_with_one_patient_more() -> None:
@@ -47,12 +47,12 @@ def test_a_cautious_temperature_is_that_with_one_patient_more() -> None:
     groups = np.arange(20) // 2
     more = np.repeat(right, 2, axis=0), np.tile([0, 1], 20)
     # Ten patients, so that its 40 images are to count as much as a tenth of the 400.
-    expected = fitted_temperature(
+    expected = fit_temperature(
         np.concatenate([np.repeat(right, 20, axis=0), more[0]]), np.concatenate([np.repeat(labels, 20), more[1]])
     )
     assert 0.1 < expected < 1
-    assert cautious_temperature(right, labels, groups) == pytest.approx(expected, abs=1e-4)
-    copies = cautious_temperature(np.repeat(right, 5, axis=0), np.repeat(labels, 5), np.repeat(groups, 5))
+    assert fit_cautious_temperature(right, labels, groups) == pytest.approx(expected, abs=1e-4)
+    copies = fit_cautious_temperature(np.repeat(right, 5, axis=0), np.repeat(labels, 5), np.repeat(groups, 5))
     assert copies == pytest.approx(expected, abs=1e-4)
 
 
@@ -145,8 +145,8 @@ def test_weighed_answers_count_as_many_images() -> None:
 def test_votes_are_compared_at_their_best_temperature_even_where_never_wrong() -> None:
     right = np.tile([[0.6, 0.4], [0.3, 0.7]], (50, 1))
     labels = np.tile([0, 1], 50)
-    assert fitted_temperature(right, labels) == 1.0
-    np.testing.assert_allclose(tempered_losses(right, labels), losses_of(temper(right, 0.1), labels), rtol=1e-3)
+    assert fit_temperature(right, labels) == 1.0
+    np.testing.assert_allclose(tempered_losses(right, labels), compute_losses(temper(right, 0.1), labels), rtol=1e-3)
 
 
 def test_review_threshold_of_a_hand_computed_case() -> None:
@@ -168,8 +168,8 @@ def test_answers_of_one_confidence_stay_or_go_together() -> None:
 
 def test_scores_of_a_hand_computed_case() -> None:
     probabilities, labels = np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]]), np.array([1, 1, 0])
-    scores = scores_of(probabilities, labels)
+    scores = compute_scores(probabilities, labels)
     assert scores.accuracy == pytest.approx(2 / 3)
     assert scores.nll == pytest.approx(-(np.log(0.5) + np.log(0.75)) / 3)
-    assert scores_of(probabilities, labels, np.array([1, 1, 0])).accuracy == 1.0
-    assert 700 < scores_of(np.array([[1.0, 0.0]]), np.array([1])).nll < 709
+    assert compute_scores(probabilities, labels, np.array([1, 1, 0])).accuracy == 1.0
+    assert 700 < compute_scores(np.array([[1.0, 0.0]]), np.array([1])).nll < 709

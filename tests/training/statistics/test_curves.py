@@ -7,22 +7,22 @@ import pytest
 from sklearn import metrics
 
 from plurum.training.statistics.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
-from plurum.training.statistics.metrics import BINS, Answers
+from plurum.training.statistics.metrics import BINS, LabelledPredictions
 
 
-def answers(right: list[int], confidence: list[float]) -> Answers:
+def predictions(right: list[int], confidence: list[float]) -> LabelledPredictions:
     """Two-class answers of which 1 are right and 0 wrong."""
     sure = np.array(confidence)
     labels = np.where(np.array(right) == 1, 0, 1)
-    return Answers(np.column_stack([sure, 1 - sure]), np.zeros(len(right), dtype=np.int64), labels)
+    return LabelledPredictions(np.column_stack([sure, 1 - sure]), np.zeros(len(right), dtype=np.int64), labels)
 
 
 def test_risk_over_coverage_by_hand() -> None:
     # Out of order, and two of them equally sure: they come together.
-    curve = risk_coverage_curve(answers([1, 0, 1, 0], [0.9, 0.8, 0.8, 0.7]))
+    curve = risk_coverage_curve(predictions([1, 0, 1, 0], [0.9, 0.8, 0.8, 0.7]))
     assert curve.x == (0.25, 0.75, 1.0)
     np.testing.assert_allclose(curve.y, [0, 1 / 3, 1 / 2], atol=1e-5)
-    assert risk_coverage_curve(answers([0, 1], [0.7, 0.9])).y == (0.0, 0.5)
+    assert risk_coverage_curve(predictions([0, 1], [0.7, 0.9])).y == (0.0, 0.5)
 
 
 def test_precision_over_recall_by_hand() -> None:
@@ -56,7 +56,7 @@ def test_without_both_kinds_of_images_there_is_no_curve() -> None:
 
 
 def test_bins_by_hand() -> None:
-    bins = reliability_bins(answers([1, 0, 1, 1], [0.9, 0.91, 0.61, 0.62]))
+    bins = reliability_bins(predictions([1, 0, 1, 1], [0.9, 0.91, 0.61, 0.62]))
     assert len(bins) == BINS
     filled = {index: found for index, found in enumerate(bins) if found.images}
     # 0.9 to 0.91 lie in (13/15, 14/15], 0.61 and 0.62 in (9/15, 10/15].

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from plurum.training.statistics.diversity import diversity_of, error_correlation, q_statistic
+from plurum.training.statistics.diversity import error_correlation, measure_diversity, q_statistic
 
 
 def pair(both: int, first: int, second: int, neither: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -45,7 +45,7 @@ def test_what_is_0_by_0_is_none() -> None:
 def test_all_of_three_members() -> None:
     labels = np.array([0, 0, 1, 2])
     winners = np.array([[0, 0, 1], [1, 1, 2], [1, 0, 1], [0, 1, 0]])
-    found = diversity_of(winners, labels, ("a", "b", "c"))
+    found = measure_diversity(winners, labels, ("a", "b", "c"))
     assert found is not None
     assert [(p.first, p.second, p.disagreement) for p in found.pairs] == [
         ("a", "b", 0.5),
@@ -63,7 +63,7 @@ def test_all_of_three_members() -> None:
 def test_a_mean_is_over_the_pairs_that_have_a_value() -> None:
     labels = np.array([0, 0, 0, 0])
     winners = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1]])
-    found = diversity_of(winners, labels, ("never wrong", "b", "c"))
+    found = measure_diversity(winners, labels, ("never wrong", "b", "c"))
     assert found is not None
     assert [p.q for p in found.pairs] == [None, None, 0.0]
     assert found.q == 0
@@ -71,4 +71,4 @@ def test_a_mean_is_over_the_pairs_that_have_a_value() -> None:
 
 
 def test_one_member_has_nobody_to_differ_from() -> None:
-    assert diversity_of(np.array([[0], [1]]), np.array([0, 1]), ("a",)) is None
+    assert measure_diversity(np.array([[0], [1]]), np.array([0, 1]), ("a",)) is None

@@ -9,13 +9,21 @@ import numpy.typing as npt
 import pytest
 from sklearn import metrics
 
-from plurum.training.statistics.metrics import BINS, METRICS, PER_CLASS, Answers, Scored, Scorer, confidence_bins
+from plurum.training.statistics.metrics import (
+    BINS,
+    METRICS,
+    PER_CLASS,
+    LabelledPredictions,
+    MetricDraws,
+    Scorer,
+    confidence_bins,
+)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-def simulated(images: int, classes: int, *, decimals: int = 6, seed: int = 0) -> Answers:
+def simulated(images: int, classes: int, *, decimals: int = 6, seed: int = 0) -> LabelledPredictions:
     """Answers that are mostly right; few decimals make many of them equally sure."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, images)
@@ -24,29 +32,29 @@ def simulated(images: int, classes: int, *, decimals: int = 6, seed: int = 0) ->
     steps = np.floor(probabilities / probabilities.sum(axis=1, keepdims=True) * 10**decimals)
     steps[:, -1] = 10**decimals - steps[:, :-1].sum(axis=1)
     probabilities = steps / 10**decimals
-    return Answers(probabilities, probabilities.argmax(axis=1), labels)
+    return LabelledPredictions(probabilities, probabilities.argmax(axis=1), labels)
 
 
-def plain(answers: Answers) -> Scored:
-    return Scorer(answers)(np.ones((len(answers.labels), 1), dtype=np.float32))
+def plain(predictions: LabelledPredictions) -> MetricDraws:
+    return Scorer(predictions)(np.ones((len(predictions.labels), 1), dtype=np.float32))
 
 
-def value(answers: Answers, metric: str) -> float:
-    return float(plain(answers).overall[metric][0])
+def value(predictions: LabelledPredictions, metric: str) -> float:
+    return float(plain(predictions).overall[metric][0])
 
 
-def by_confidence(right: list[int], confidence: list[float] | None = None) -> Answers:
+def by_confidence(right: list[int], confidence: list[float] | None = None) -> LabelledPredictions:
     """Two-class answers, from the surest on, of which 1 are right and 0 wrong."""
     sure = np.linspace(0.99, 0.6, len(right)) if confidence is None else np.array(confidence)
     labels = np.where(np.array(right) == 1, 0, 1)
-    return Answers(np.column_stack([sure, 1 - sure]), np.zeros(len(right), dtype=np.int64), labels)
+    return LabelledPredictions(np.column_stack([sure, 1 - sure]), np.zeros(len(right), dtype=np.int64), labels)
 
 
 @pytest.mark.parametrize("decimals", [1, 6])
 @pytest.mark.parametrize("classes", [2, 3, 7])
 def test_all_that_scikit_learn_has_is_equal_to_it(classes: int, decimals: int) -> None:
-    answers = simulated(300, classes, decimals=decimals)
-    p, labels, winners = answers.probabilities, answers.labels, answers.winners
+    predictions = simulated(300, classes, decimals=decimals)
+    p, labels, winners = predictions.probabilities, predictions.labels, predictions.winners
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(labels, winners, average="macro")
     one_hot = np.eye(classes)[labels]
     confusion = metrics.multilabel_confusion_matrix(labels, winners)
@@ -62,7 +70,7 @@ def test_all_that_scikit_learn_has_is_equal_to_it(classes: int, decimals: int) -
         "nll": -np.log(np.maximum(p[np.arange(300), labels], np.finfo(float).tiny)).mean(),
         "brier": metrics.brier_score_loss(labels, p, scale_by_half=False, labels=range(classes)),
     }
-    found = plain(answers)
+    found = plain(predictions)
     for name, number in expected.items():
         assert found.overall[name][0] == pytest.approx(number, abs=1e-6), name
     per_class = metrics.precision_recall_fscore_support(labels, winners)
@@ -73,13 +81,15 @@ def test_all_that_scikit_learn_has_is_equal_to_it(classes: int, decimals: int) -
 
 
 def test_many_draws_at_once_are_each_the_metrics_of_what_was_drawn() -> None:
-    answers = simulated(120, 3, decimals=1)
+    predictions = simulated(120, 3, decimals=1)
     rng = np.random.default_rng(1)
     counts = rng.multinomial(120, np.full(120, 1 / 120), 5).T
-    together = Scorer(answers)(counts.astype(np.float32))
+    together = Scorer(predictions)(counts.astype(np.float32))
     for draw in range(5):
         rows = np.repeat(np.arange(120), counts[:, draw])
-        alone = plain(Answers(answers.probabilities[rows], answers.winners[rows], answers.labels[rows]))
+        alone = plain(
+            LabelledPredictions(predictions.probabilities[rows], predictions.winners[rows], predictions.labels[rows])
+        )
         for name in METRICS:
             assert together.overall[name][draw] == pytest.approx(alone.overall[name][0], abs=1e-9), name
         for name in PER_CLASS:
@@ -94,8 +104,8 @@ def test_every_metric_has_a_name_for_people() -> None:
 
 def test_ece_by_hand() -> None:
     # Two bins: 0.9 sure and one of two right, 0.6 sure and all of two right.
-    answers = by_confidence([1, 0, 1, 1], [0.9, 0.9, 0.61, 0.61])
-    assert value(answers, "ece") == pytest.approx((2 * abs(0.9 - 0.5) + 2 * abs(0.61 - 1)) / 4)
+    predictions = by_confidence([1, 0, 1, 1], [0.9, 0.9, 0.61, 0.61])
+    assert value(predictions, "ece") == pytest.approx((2 * abs(0.9 - 0.5) + 2 * abs(0.61 - 1)) / 4)
     # In one bin, over and under make up for each other.
     assert value(by_confidence([1, 0], [0.7, 0.7]), "ece") == pytest.approx(0.2)
     assert value(by_confidence([1, 1], [1.0, 1.0]), "ece") == 0
@@ -106,10 +116,10 @@ def test_ece_is_that_of_torchmetrics() -> None:
     from torchmetrics.classification import MulticlassCalibrationError
 
     for seed in range(3):
-        answers = simulated(500, 4, seed=seed)
+        predictions = simulated(500, 4, seed=seed)
         theirs = MulticlassCalibrationError(num_classes=4, n_bins=BINS, norm="l1")
-        number = theirs(torch.from_numpy(answers.probabilities), torch.from_numpy(answers.labels))
-        assert value(answers, "ece") == pytest.approx(float(number), abs=1e-6)
+        number = theirs(torch.from_numpy(predictions.probabilities), torch.from_numpy(predictions.labels))
+        assert value(predictions, "ece") == pytest.approx(float(number), abs=1e-6)
 
 
 def test_bins_hold_their_upper_end() -> None:
@@ -119,18 +129,18 @@ def test_bins_hold_their_upper_end() -> None:
 
 
 def test_brier_is_the_sum_over_classes() -> None:
-    answers = Answers(np.array([[0.7, 0.2, 0.1]]), np.array([0]), np.array([1]))
-    assert value(answers, "brier") == pytest.approx(0.49 + 0.64 + 0.01)
-    wrong = Answers(np.array([[1.0, 0.0]]), np.array([0]), np.array([1]))
+    predictions = LabelledPredictions(np.array([[0.7, 0.2, 0.1]]), np.array([0]), np.array([1]))
+    assert value(predictions, "brier") == pytest.approx(0.49 + 0.64 + 0.01)
+    wrong = LabelledPredictions(np.array([[1.0, 0.0]]), np.array([0]), np.array([1]))
     assert value(wrong, "brier") == 2
 
 
 def test_aurc_and_augrc_by_hand() -> None:
-    answers = by_confidence([1, 0, 1, 0])
+    predictions = by_confidence([1, 0, 1, 0])
     # Risks at coverages 1/4, 2/4, 3/4 and 1: 0, 1/2, 1/3, 2/4.
-    assert value(answers, "aurc") == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
+    assert value(predictions, "aurc") == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
     # Generalised risks 0, 0, 1/4, 1/4, 2/4 at coverages 0, …, 1, joined by lines.
-    assert value(answers, "augrc") == pytest.approx((0 + 1 / 8 + 1 / 4 + 3 / 8) / 4)
+    assert value(predictions, "augrc") == pytest.approx((0 + 1 / 8 + 1 / 4 + 3 / 8) / 4)
     assert value(by_confidence([1, 1, 1]), "aurc") == 0
     assert value(by_confidence([0, 0, 0]), "aurc") == 1
     assert value(by_confidence([0, 0, 0]), "augrc") == pytest.approx(1 / 2)
@@ -148,17 +158,19 @@ def test_equally_sure_answers_count_as_in_random_order() -> None:
 @pytest.mark.parametrize("decimals", [1, 2, 6])
 def test_augrc_is_its_closed_form(decimals: int) -> None:
     """Traub et al. (arXiv 2407.01032): from the AUROC of confidence as a finder of errors, and accuracy."""
-    answers = simulated(400, 3, decimals=decimals)
-    accuracy = value(answers, "accuracy")
-    area = metrics.roc_auc_score(~answers.wrong, answers.confidence)
+    predictions = simulated(400, 3, decimals=decimals)
+    accuracy = value(predictions, "accuracy")
+    area = metrics.roc_auc_score(~predictions.wrong, predictions.confidence)
     expected = (1 - area) * accuracy * (1 - accuracy) + (1 - accuracy) ** 2 / 2
-    assert value(answers, "augrc") == pytest.approx(expected)
+    assert value(predictions, "augrc") == pytest.approx(expected)
 
 
 def test_a_class_that_is_not_there_is_left_out_of_means() -> None:
-    answers = simulated(200, 3)
-    rows = np.flatnonzero(answers.labels != 2)
-    found = plain(Answers(answers.probabilities[rows], answers.winners[rows], answers.labels[rows]))
+    predictions = simulated(200, 3)
+    rows = np.flatnonzero(predictions.labels != 2)
+    found = plain(
+        LabelledPredictions(predictions.probabilities[rows], predictions.winners[rows], predictions.labels[rows])
+    )
     for name in PER_CLASS:
         assert np.isnan(found.per_class[name][2, 0]), name
         assert found.overall[name][0] == pytest.approx(found.per_class[name][:2, 0].mean()), name
@@ -173,14 +185,14 @@ def test_with_a_single_class_there_is_no_area() -> None:
 
 
 def test_a_class_that_is_never_answered_has_no_precision() -> None:
-    answers = Answers(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 0]), np.array([0, 1]))
-    found = plain(answers)
+    predictions = LabelledPredictions(np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 0]), np.array([0, 1]))
+    found = plain(predictions)
     assert found.per_class["precision"][:, 0].tolist() == [0.5, 0.0]
     assert found.per_class["f1"][1, 0] == 0
 
 
 def test_the_winner_need_not_be_the_most_probable() -> None:
     """As where a hard vote's tie is decided."""
-    answers = Answers(np.array([[0.5, 0.5]]), np.array([1]), np.array([1]))
-    assert value(answers, "accuracy") == 1
-    assert answers.confidence.tolist() == [0.5]
+    predictions = LabelledPredictions(np.array([[0.5, 0.5]]), np.array([1]), np.array([1]))
+    assert value(predictions, "accuracy") == 1
+    assert predictions.confidence.tolist() == [0.5]

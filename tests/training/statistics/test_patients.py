@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plurum.training.statistics.patients import patients_of
+from plurum.training.statistics.patients import group_by_patient
 
 NAMES = ["b", "a", "", "b", "b", "torn", "torn", "a"]
 LABELS = np.array([1, 0, 1, 1, 1, 0, 1, 0])
@@ -13,7 +13,7 @@ PROBABILITIES = np.array([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5], [0.4, 0.6], [0.4, 
 
 
 def test_whose_images_they_are() -> None:
-    patients = patients_of(NAMES, LABELS)
+    patients = group_by_patient(NAMES, LABELS)
     assert patients is not None
     assert patients.names == ("a", "b")
     assert patients.torn == ("torn",)
@@ -23,7 +23,7 @@ def test_whose_images_they_are() -> None:
 
 
 def test_mean_max_and_majority() -> None:
-    patients = patients_of(NAMES, LABELS)
+    patients = group_by_patient(NAMES, LABELS)
     assert patients is not None
     winners = PROBABILITIES.argmax(axis=1)
     mean = patients.probabilities(PROBABILITIES, winners, "mean")
@@ -40,11 +40,11 @@ def test_mean_max_and_majority() -> None:
 
 @pytest.mark.parametrize("names", [[""] * 3, []])
 def test_without_names_there_are_none(names: list[str]) -> None:
-    assert patients_of(names, np.zeros(len(names), dtype=np.int64)) is None
+    assert group_by_patient(names, np.zeros(len(names), dtype=np.int64)) is None
 
 
 def test_all_of_them_torn_leaves_none() -> None:
-    patients = patients_of(["a", "a"], np.array([0, 1]))
+    patients = group_by_patient(["a", "a"], np.array([0, 1]))
     assert patients is not None
     assert patients.names == ()
     assert patients.torn == ("a",)

@@ -10,7 +10,7 @@ from plurum.models import normalise
 from plurum.run import Run
 from plurum.training.inference.ensembles import ensemble_from_models
 from plurum.training.learning.architectures import model_from_arch
-from plurum.training.statistics.scoring import device_of, logits_of
+from plurum.training.statistics.scoring import device_of, predict_logits
 
 
 def test_logits_are_those_of_evaluation_mode_whatever_mode_the_model_is_in(trained: Run) -> None:
@@ -21,7 +21,7 @@ def test_logits_are_those_of_evaluation_mode_whatever_mode_the_model_is_in(train
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for training in (False, True):
         model.train(training)
-        logits = logits_of(model, pixels, rows, image, batch_size=2)
+        logits = predict_logits(model, pixels, rows, image, batch_size=2)
         np.testing.assert_allclose(logits, expected, atol=1e-6)
         assert model.training is training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -37,7 +37,7 @@ class Means(nn.Module):
 def test_a_model_without_weights_answers_too(trained: Run) -> None:
     image, pixels, rows = trained.data().image, trained.pixels(), np.array([5, 200])
     expected = normalise(torch.from_numpy(pixels[rows]), image).mean(dim=(2, 3)).numpy()
-    np.testing.assert_allclose(logits_of(Means(), pixels, rows, image), expected, atol=1e-6)
+    np.testing.assert_allclose(predict_logits(Means(), pixels, rows, image), expected, atol=1e-6)
     ensemble = ensemble_from_models([Means()], classes=("a", "b", "c"), image=image)
     assert ensemble(pixels[rows]).shape == (2, 3)
     assert device_of(nn.BatchNorm1d(3, affine=False, device="meta")).type == "meta"

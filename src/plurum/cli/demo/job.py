@@ -28,13 +28,13 @@ from plurum.serving import Server, ServerSettings
 from plurum.serving.triton.metrics import metrics_at
 from plurum.spec import Ensemble, Scores
 from plurum.training import (
+    EvaluationSettings,
     FitSettings,
-    JudgeSettings,
     LabelledImages,
     TrainOptions,
     TrainSettings,
+    evaluate_run,
     fit_run,
-    judge_run,
     load_data,
     train_run,
     write_report,
@@ -114,7 +114,7 @@ def run_demo(out: Path, *, fresh: bool = False) -> None:
     say.rule("2. fit them into one calibrated ensemble")
     ensemble = fit_run(out, FitSettings(risk=RISK))
     _say_scores(say, ensemble)
-    report = write_report(judge_run(out, JudgeSettings()), run.report_folder)
+    report = write_report(evaluate_run(out, EvaluationSettings()), run.report_folder)
     say.rule("3. export to ONNX and assemble the model repository")
     with Console(stderr=True).status("exporting") as status:
         exported = repository_from_run(run, repository, ExportSettings(), status.update)
@@ -147,7 +147,7 @@ def write_held_out(run: Run, images: LabelledImages) -> list[Path]:
         with atomic_folder(folder) as hidden:
             for row, name in zip(rows, names, strict=True):
                 (hidden / name).parent.mkdir(exist_ok=True)
-                (hidden / name).write_bytes(images.encoded(int(row)))
+                (hidden / name).write_bytes(images.read_encoded(int(row)))
     return [folder / name for name in names]
 
 

@@ -1,4 +1,4 @@
-"""The judgement of an ensemble, on answers whose truth is known."""
+"""The evaluation of an ensemble, on answers whose truth is known."""
 
 from __future__ import annotations
 
@@ -11,52 +11,59 @@ import pytest
 
 from plurum.cli.evaluate import _print as print_judgement
 from plurum.spec import PatientRule, Review
-from plurum.training.evaluation.judge import Asked, JudgeSettings, Subject, judge
-from plurum.training.statistics.judgement import Judgement
+from plurum.training.evaluation.evaluate import (
+    EvaluationSettings,
+    EvaluationSubject,
+    SplitPredictions,
+    evaluate_predictions,
+)
 from plurum.training.statistics.metrics import METRICS
+from plurum.training.statistics.results import Evaluation
 from plurum.training.statistics.wording import percent_text
 from plurum.voting import VotingRule, decide, softmax
 
 CLASSES = ("CE", "LAA", "other")
 NAMES = ("a", "b", "c")
-SETTINGS = JudgeSettings(draws=200)
+SETTINGS = EvaluationSettings(draws=200)
 
 
 def asked(
     rule: VotingRule, images: int, strengths: Sequence[float], seed: int, patients: Sequence[str] | None = None
-) -> Asked:
+) -> SplitPredictions:
     """Answers of members that know as much as their strengths, each with errors of its own."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, len(CLASSES), images)
     logits = rng.normal(0, 1, (images, len(strengths), len(CLASSES)))
     logits[np.arange(images), :, labels] += np.array(strengths)
-    return Asked(decide(softmax(logits), rule), labels, patients or [""] * images)
+    return SplitPredictions(decide(softmax(logits), rule), labels, patients or [""] * images)
 
 
-def subject(rule: VotingRule, names: tuple[str, ...] = NAMES, classes: tuple[str, ...] = CLASSES) -> Subject:
+def subject(rule: VotingRule, names: tuple[str, ...] = NAMES, classes: tuple[str, ...] = CLASSES) -> EvaluationSubject:
     review = Review(threshold=rule.review_threshold, risk=0.05)
-    return Subject("clots", classes, names, "PyTorch", alpha=0.1, review=review)
+    return EvaluationSubject("clots", classes, names, "PyTorch", alpha=0.1, review=review)
 
 
 RULE = VotingRule((0.4, 0.3, 0.3), temperature=0.6, quantiles=(0.9, 0.8, 0.85), review_threshold=0.5)
 
 
 @pytest.fixture(scope="module")
-def judgement() -> Judgement:
+def evaluation() -> Evaluation:
     patients = [f"p{i // 4}" for i in range(400)]
     fitted_on = asked(RULE, 300, (2.0, 1.8, 1.6), seed=1)
-    return judge(subject(RULE), asked(RULE, 400, (2.0, 1.8, 1.6), seed=2, patients=patients), fitted_on, SETTINGS)
+    return evaluate_predictions(
+        subject(RULE), asked(RULE, 400, (2.0, 1.8, 1.6), seed=2, patients=patients), fitted_on, SETTINGS
+    )
 
 
-def test_the_vote_of_good_members_beats_the_best_of_them(judgement: Judgement) -> None:
-    assert [judged.name for judged in judgement.judged] == ["ensemble", "best single", *NAMES]
-    accuracy, nll = judgement.differences["accuracy"], judgement.differences["nll"]
+def test_the_vote_of_good_members_beats_the_best_of_them(evaluation: Evaluation) -> None:
+    assert [judged.name for judged in evaluation.judged] == ["ensemble", "best single", *NAMES]
+    accuracy, nll = evaluation.differences["accuracy"], evaluation.differences["nll"]
     assert accuracy.low is not None
     assert accuracy.low > 0
     assert nll.high is not None
     assert nll.high < 0
-    ensemble_, best = judgement.judged[:2]
-    for name, difference in judgement.differences.items():
+    ensemble_, best = evaluation.judged[:2]
+    for name, difference in evaluation.differences.items():
         one, other = ensemble_.metrics[name].value, best.metrics[name].value
         assert one is not None
         assert other is not None
@@ -66,16 +73,16 @@ def test_the_vote_of_good_members_beats_the_best_of_them(judgement: Judgement) -
 def test_differences_are_paired() -> None:
     """Both are judged on the same drawn images: a vote of one differs from that one by nothing, in every draw."""
     rule = VotingRule((1.0,))
-    answers = asked(rule, 200, (1.5,), seed=1)
-    found = judge(subject(rule, ("a",)), answers, answers, SETTINGS)
+    predictions = asked(rule, 200, (1.5,), seed=1)
+    found = evaluate_predictions(subject(rule, ("a",)), predictions, predictions, SETTINGS)
     accuracy, difference = found.ensemble.metrics["accuracy"], found.differences["accuracy"]
     assert accuracy.low != accuracy.high
     assert (difference.low, difference.value, difference.high) == (0, 0, 0)
 
 
-def test_every_interval_is_around_its_figure(judgement: Judgement) -> None:
-    figures = [figure for judged in judgement.judged for figure in judged.metrics.values()]
-    figures += [f for judged in judgement.judged for by in judged.per_class.values() for f in by.values()]
+def test_every_interval_is_around_its_figure(evaluation: Evaluation) -> None:
+    figures = [figure for judged in evaluation.judged for figure in judged.metrics.values()]
+    figures += [f for judged in evaluation.judged for by in judged.per_class.values() for f in by.values()]
     assert len(figures) == 5 * (len(METRICS) + 3 * 6)
     for figure in figures:
         assert figure.value is not None
@@ -88,7 +95,7 @@ def test_every_interval_is_around_its_figure(judgement: Judgement) -> None:
 
 def test_the_best_single_is_chosen_where_the_vote_was_fitted_and_not_where_it_is_judged() -> None:
     fitted_on = asked(RULE, 300, (1.0, 3.0, 1.0), seed=1)
-    found = judge(subject(RULE), asked(RULE, 300, (3.0, 1.0, 1.0), seed=2), fitted_on, SETTINGS)
+    found = evaluate_predictions(subject(RULE), asked(RULE, 300, (3.0, 1.0, 1.0), seed=2), fitted_on, SETTINGS)
     assert found.best_single == "b"
     best, b = found.judged[1], found.judged[3]
     assert best.metrics["accuracy"] == b.metrics["accuracy"]
@@ -99,8 +106,8 @@ def test_the_best_single_has_a_temperature_as_the_vote_has() -> None:
     rule = VotingRule((1.0,), temperature=0.4)
     unsure = asked(rule, 500, (1.0,), seed=1)
     logits = np.log(unsure.verdict.member_probabilities) * 0.4
-    same = Asked(decide(softmax(logits), rule), unsure.labels, unsure.patients)
-    found = judge(subject(rule, ("a",)), same, same, JudgeSettings(draws=100, split="validation"))
+    same = SplitPredictions(decide(softmax(logits), rule), unsure.labels, unsure.patients)
+    found = evaluate_predictions(subject(rule, ("a",)), same, same, EvaluationSettings(draws=100, split="validation"))
     assert found.best_single_temperature == pytest.approx(0.4, rel=0.1)
     ensemble_, best, alone = (judged.metrics["nll"].value for judged in found.judged)
     assert ensemble_ == pytest.approx(best, abs=1e-3)
@@ -108,16 +115,16 @@ def test_the_best_single_has_a_temperature_as_the_vote_has() -> None:
     assert ensemble_ is not None
     assert alone > ensemble_ + 0.05
     assert found.diversity is None
-    assert any("flatter" in note for note in found.notes)
+    assert any("too optimistic" in note for note in found.notes)
 
 
 def test_prediction_sets_and_review_by_hand() -> None:
     rule = VotingRule((1.0,), quantiles=(0.5, 0.7), review_threshold=0.65)
     probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.65, 0.35], [0.2, 0.8], [0.75, 0.25]])
     labels = np.array([0, 0, 1, 1, 1, 1])
-    answers = Asked(decide(probabilities[:, None], rule), labels, [""] * 6)
+    predictions = SplitPredictions(decide(probabilities[:, None], rule), labels, [""] * 6)
     one = subject(rule, ("a",), ("CE", "LAA"))
-    found = judge(one, answers, answers, JudgeSettings(draws=100))
+    found = evaluate_predictions(one, predictions, predictions, EvaluationSettings(draws=100))
     sets = found.sets
     # Sets: {0}, {0,1}, {0,1}, {0,1}, {1}, {0}; the last misses its label.
     assert sets.sizes == (3, 3)
@@ -155,23 +162,25 @@ def test_sets_cover_what_conformal_prediction_promises() -> None:
         assert 0.9 - 0.01 <= np.mean(covered[name]) <= 0.9 + 1 / 40 + 0.01
 
 
-def test_patient_level_is_judged_by_patient(judgement: Judgement) -> None:
-    level = judgement.patient_level
+def test_patient_level_is_judged_by_patient(evaluation: Evaluation) -> None:
+    level = evaluation.patient_level
     assert level is not None
     # Labels were drawn image by image, so that few patients have one label alone.
     assert level.patients < 20
     assert level.images == 4 * level.patients
-    assert any("different labels" in note for note in judgement.notes)
-    assert judgement.drawn == "patients"
+    assert any("different labels" in note for note in evaluation.notes)
+    assert evaluation.drawn == "patients"
     assert level.by_rule["ensemble"]["majority"].nll is None
 
 
 def test_patient_level_by_hand() -> None:
     rule = VotingRule((1.0,))
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.45, 0.55], [0.2, 0.8], [0.3, 0.7]])
-    answers = Asked(decide(probabilities[:, None], rule), np.array([0, 0, 0, 1, 1]), ["p", "p", "p", "q", ""])
+    predictions = SplitPredictions(
+        decide(probabilities[:, None], rule), np.array([0, 0, 0, 1, 1]), ["p", "p", "p", "q", ""]
+    )
     one = subject(rule, ("a",), ("CE", "LAA"))
-    found = judge(one, answers, answers, JudgeSettings(draws=100))
+    found = evaluate_predictions(one, predictions, predictions, EvaluationSettings(draws=100))
     level = found.patient_level
     assert level is not None
     assert (level.patients, level.images, found.patients) == (2, 4, 2)
@@ -192,16 +201,16 @@ def test_patient_level_by_hand() -> None:
     ],
 )
 def test_the_commands_line_on_patients_follows_the_ensembles_rule(
-    judgement: Judgement, capsys: pytest.CaptureFixture[str], rule: PatientRule | None, said: str
+    evaluation: Evaluation, capsys: pytest.CaptureFixture[str], rule: PatientRule | None, said: str
 ) -> None:
-    level = judgement.patient_level
+    level = evaluation.patient_level
     assert level is not None
-    print_judgement(judgement.model_copy(update={"patient_rule": rule}), Path("report.html"))
+    print_judgement(evaluation.model_copy(update={"patient_rule": rule}), Path("report.html"))
     right = percent_text(level.by_rule["ensemble"][rule or "mean"].accuracy)
     assert f"Of {level.patients} patients, {right} are answered rightly, {said}." in capsys.readouterr().out
     one = dataclasses.replace(subject(RULE), patient_rule=rule)
-    answers = asked(RULE, 40, (2.0, 1.8, 1.6), seed=3)
-    assert judge(one, answers, answers, JudgeSettings(draws=100)).patient_rule == rule
+    predictions = asked(RULE, 40, (2.0, 1.8, 1.6), seed=3)
+    assert evaluate_predictions(one, predictions, predictions, EvaluationSettings(draws=100)).patient_rule == rule
 
 
 def test_intervals_are_by_patient_where_patients_are_known() -> None:
@@ -210,9 +219,13 @@ def test_intervals_are_by_patient_where_patients_are_known() -> None:
     rows = np.repeat(np.arange(40), 10)
     copies = decide(forty.verdict.member_probabilities[rows], RULE)
     names = [f"p{row}" for row in rows]
-    by_patient = judge(subject(RULE), Asked(copies, forty.labels[rows], names), forty, SETTINGS)
-    by_image = judge(subject(RULE), Asked(copies, forty.labels[rows], [""] * 400), forty, SETTINGS)
-    small = judge(subject(RULE), forty, forty, SETTINGS)
+    by_patient = evaluate_predictions(
+        subject(RULE), SplitPredictions(copies, forty.labels[rows], names), forty, SETTINGS
+    )
+    by_image = evaluate_predictions(
+        subject(RULE), SplitPredictions(copies, forty.labels[rows], [""] * 400), forty, SETTINGS
+    )
+    small = evaluate_predictions(subject(RULE), forty, forty, SETTINGS)
     figures = [found.ensemble.metrics["nll"] for found in (by_patient, by_image, small)]
     ends = np.array([(figure.low, figure.high) for figure in figures], dtype=float)
     width = ends[:, 1] - ends[:, 0]
@@ -221,13 +234,15 @@ def test_intervals_are_by_patient_where_patients_are_known() -> None:
 
 
 def test_a_missing_class_is_said_and_breaks_nothing() -> None:
-    answers = asked(RULE, 60, (2.0, 1.8, 1.6), seed=4)
-    rows = np.flatnonzero((answers.labels != 2) | (np.arange(60) < 3))
-    one_left = rows[: np.flatnonzero(answers.labels[rows] == 2)[0] + 20]
-    labels = answers.labels[one_left].copy()
+    predictions = asked(RULE, 60, (2.0, 1.8, 1.6), seed=4)
+    rows = np.flatnonzero((predictions.labels != 2) | (np.arange(60) < 3))
+    one_left = rows[: np.flatnonzero(predictions.labels[rows] == 2)[0] + 20]
+    labels = predictions.labels[one_left].copy()
     labels[labels == 2] = 0
-    verdict = decide(answers.verdict.member_probabilities[one_left], RULE)
-    found = judge(subject(RULE), Asked(verdict, labels, [""] * len(labels)), answers, SETTINGS)
+    verdict = decide(predictions.verdict.member_probabilities[one_left], RULE)
+    found = evaluate_predictions(
+        subject(RULE), SplitPredictions(verdict, labels, [""] * len(labels)), predictions, SETTINGS
+    )
     assert found.class_counts[2] == 0
     assert found.ensemble.per_class["other"]["roc_auc"].value is None
     assert found.ensemble.metrics["roc_auc"].value is not None
@@ -237,10 +252,12 @@ def test_a_missing_class_is_said_and_breaks_nothing() -> None:
 
 
 def test_a_class_that_some_draws_miss_is_said() -> None:
-    answers = asked(RULE, 40, (2.0, 1.8, 1.6), seed=5)
-    labels = np.where(answers.labels == 2, 0, answers.labels)
+    predictions = asked(RULE, 40, (2.0, 1.8, 1.6), seed=5)
+    labels = np.where(predictions.labels == 2, 0, predictions.labels)
     labels[0] = 2
-    found = judge(subject(RULE), Asked(answers.verdict, labels, [""] * 40), answers, SETTINGS)
+    found = evaluate_predictions(
+        subject(RULE), SplitPredictions(predictions.verdict, labels, [""] * 40), predictions, SETTINGS
+    )
     # A single image is missing from about 1 / e of the draws.
     (note,) = (note for note in found.notes if "draws" in note)
     assert 50 < int(note.split()[1]) < 100
@@ -248,56 +265,61 @@ def test_a_class_that_some_draws_miss_is_said() -> None:
 
 
 def test_few_patients_are_said() -> None:
-    answers = asked(RULE, 12, (2.0, 1.8, 1.6), seed=6)
-    found = judge(subject(RULE), answers, answers, SETTINGS)
+    predictions = asked(RULE, 12, (2.0, 1.8, 1.6), seed=6)
+    found = evaluate_predictions(subject(RULE), predictions, predictions, SETTINGS)
     assert any("Only 12 images" in note for note in found.notes)
 
 
 def test_all_of_a_class_alone_breaks_nothing() -> None:
-    answers = asked(RULE, 30, (2.0, 1.8, 1.6), seed=7)
-    found = judge(subject(RULE), Asked(answers.verdict, np.zeros(30, dtype=np.int64), ["p"] * 30), answers, SETTINGS)
+    predictions = asked(RULE, 30, (2.0, 1.8, 1.6), seed=7)
+    found = evaluate_predictions(
+        subject(RULE),
+        SplitPredictions(predictions.verdict, np.zeros(30, dtype=np.int64), ["p"] * 30),
+        predictions,
+        SETTINGS,
+    )
     assert found.ensemble.metrics["roc_auc"].value is None
-    assert Judgement.model_validate_json(found.model_dump_json()) == found
+    assert Evaluation.model_validate_json(found.model_dump_json()) == found
 
 
-def test_it_survives_json(judgement: Judgement) -> None:
-    assert Judgement.model_validate_json(judgement.model_dump_json()) == judgement
+def test_it_survives_json(evaluation: Evaluation) -> None:
+    assert Evaluation.model_validate_json(evaluation.model_dump_json()) == evaluation
 
 
-def test_the_same_seed_gives_the_same_judgement(judgement: Judgement) -> None:
+def test_the_same_seed_gives_the_same_judgement(evaluation: Evaluation) -> None:
     patients = [f"p{i // 4}" for i in range(400)]
-    answers = asked(RULE, 400, (2.0, 1.8, 1.6), seed=2, patients=patients)
+    predictions = asked(RULE, 400, (2.0, 1.8, 1.6), seed=2, patients=patients)
     fitted_on = asked(RULE, 300, (2.0, 1.8, 1.6), seed=1)
-    assert judge(subject(RULE), answers, fitted_on, SETTINGS) == judgement
-    other = judge(subject(RULE), answers, fitted_on, JudgeSettings(draws=200, seed=1))
-    assert other.ensemble.metrics["accuracy"].low != judgement.ensemble.metrics["accuracy"].low
+    assert evaluate_predictions(subject(RULE), predictions, fitted_on, SETTINGS) == evaluation
+    other = evaluate_predictions(subject(RULE), predictions, fitted_on, EvaluationSettings(draws=200, seed=1))
+    assert other.ensemble.metrics["accuracy"].low != evaluation.ensemble.metrics["accuracy"].low
 
 
 def test_progress_names_all_that_are_judged() -> None:
     told: list[str] = []
-    answers = asked(RULE, 40, (2.0, 1.8, 1.6), seed=8)
+    predictions = asked(RULE, 40, (2.0, 1.8, 1.6), seed=8)
 
     def progress(count: int, note: str) -> None:
         told.extend([note] * count)
 
-    judge(subject(RULE), answers, answers, SETTINGS, progress)
+    evaluate_predictions(subject(RULE), predictions, predictions, SETTINGS, progress)
     assert told == ["ensemble", "best single", *NAMES]
 
 
-def test_curves_are_thin_and_whole(judgement: Judgement) -> None:
-    for name, curve in judgement.risk_coverage.items():
+def test_curves_are_thin_and_whole(evaluation: Evaluation) -> None:
+    for name, curve in evaluation.risk_coverage.items():
         assert 2 <= len(curve.x) == len(curve.y) <= 210
-        right = next(judged.metrics["accuracy"].value for judged in judgement.judged if judged.name == name)
+        right = next(judged.metrics["accuracy"].value for judged in evaluation.judged if judged.name == name)
         assert right is not None
         assert curve.x[-1] == 1
         assert curve.y[-1] == pytest.approx(1 - right, abs=1e-4)
-    for curves in judgement.curves.values():
+    for curves in evaluation.curves.values():
         assert curves.roc is not None
         assert (curves.roc.x[0], curves.roc.y[0], curves.roc.x[-1], curves.roc.y[-1]) == (0, 0, 1, 1)
-    assert sum(found.images for found in judgement.reliability) == 400
+    assert sum(found.images for found in evaluation.reliability) == 400
     gaps = [
         found.images * abs(found.accuracy - found.confidence)
-        for found in judgement.reliability
+        for found in evaluation.reliability
         if found.accuracy is not None and found.confidence is not None
     ]
-    assert sum(gaps) / 400 == pytest.approx(judgement.ensemble.metrics["ece"].value)
+    assert sum(gaps) / 400 == pytest.approx(evaluation.ensemble.metrics["ece"].value)

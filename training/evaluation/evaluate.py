@@ -1,0 +1,361 @@
+"""Evaluate predictions of PyTorch or of a server against labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from plurum.spec import PatientRule, Review
+from plurum.training.statistics.bootstrap import Bootstrap, percentile_interval
+from plurum.training.statistics.calibration import fit_temperature, number_patients, tempered_losses
+from plurum.training.statistics.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
+from plurum.training.statistics.diversity import measure_diversity
+from plurum.training.statistics.metrics import LabelledPredictions, MetricDraws, Scorer
+from plurum.training.statistics.patients import RULES, Patients, group_by_patient
+from plurum.training.statistics.results import (
+    ClassCurves,
+    ClassPredictionSets,
+    Estimate,
+    EvaluatedModel,
+    Evaluation,
+    PatientLevel,
+    PatientScores,
+    PredictionSets,
+    ReviewScores,
+)
+from plurum.training.statistics.scoring import compute_losses
+from plurum.voting import Verdict, temper, with_prior
+
+__all__ = [
+    "EvaluationSettings",
+    "EvaluationSubject",
+    "SplitPredictions",
+    "best_single",
+    "evaluate_predictions",
+    "score_patients",
+]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+# With fewer patients (or images), percentile intervals are too narrow.
+_FEW = 30
+
+
+@dataclass(frozen=True)
+class EvaluationSubject:
+    """Ensemble to evaluate, with its targets.
+
+    Attributes:
+        name: Name of the ensemble.
+        classes: Class names, in the order of the probabilities.
+        members: Names of the members, in the order of the verdicts.
+        answered_by: Source of the predictions: `PyTorch`, or the server's address.
+        alpha: Largest fraction of images whose true class the prediction set may miss; None if sets hold only the
+            winner.
+        review: Review threshold and target risk.
+        prior_ratio: Assumed class frequencies divided by those of the validation images; None without correction.
+        patient_rule: Rule that combines the predictions for a patient's images; None if none was chosen.
+        notes: Remarks on these predictions, one sentence each.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    members: tuple[str, ...]
+    answered_by: str
+    alpha: float | None
+    review: Review
+    prior_ratio: tuple[float, ...] | None = None
+    patient_rule: PatientRule | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplitPredictions:
+    """Predictions for the images of one split, with labels and patients.
+
+    Attributes:
+        verdict: Predictions of the ensemble and its members; all probabilities are finite.
+        labels: True classes, `[images]`; at least one.
+        patients: Patient of each image; an empty string if unknown.
+    """
+
+    verdict: Verdict
+    labels: Ints
+    patients: Sequence[str]
+
+    @property
+    def predictions(self) -> LabelledPredictions:
+        """Predictions of the ensemble."""
+        return LabelledPredictions(self.verdict.probabilities, self.verdict.label, self.labels)
+
+    def member_predictions(
+        self, member: int, temperature: float = 1.0, prior_ratio: tuple[float, ...] | None = None
+    ) -> LabelledPredictions:
+        """Return the predictions of one member."""
+        tempered = temper(self.verdict.member_probabilities[:, member], temperature)
+        probabilities = with_prior(tempered, prior_ratio)
+        return LabelledPredictions(probabilities, probabilities.argmax(axis=-1), self.labels)
+
+
+class EvaluationSettings(BaseModel):
+    """Options of `plurum evaluate`.
+
+    Attributes:
+        split: Split of the images to evaluate on.
+        draws: Number of bootstrap resamples.
+        seed: Random seed of the bootstrap.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: Literal["validation", "test"] = "test"
+    draws: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+def evaluate_predictions(
+    subject: EvaluationSubject,
+    evaluated: SplitPredictions,
+    fitted_on: SplitPredictions,
+    settings: EvaluationSettings,
+    progress: Callable[[int, str], None] = lambda _count, _note: None,
+) -> Evaluation:
+    """Evaluate an ensemble, its members, and the best of them.
+
+    Args:
+        subject: Ensemble to evaluate.
+        evaluated: Predictions to evaluate.
+        fitted_on: Predictions for the validation images, which alone choose the best single member.
+        settings: Options of the evaluation.
+        progress: Called after each of `members + 2` models, with its name.
+    """
+    labels, classes = evaluated.labels, subject.classes
+    groups = number_patients(evaluated.patients)
+    bootstrap = Bootstrap(groups, settings.draws, settings.seed)
+    best, temperature = best_single(fitted_on.verdict.member_probabilities, fitted_on.labels)
+    candidates = {
+        "ensemble": evaluated.predictions,
+        "best single": evaluated.member_predictions(best, temperature, subject.prior_ratio),
+    }
+    candidates |= {name: evaluated.member_predictions(index) for index, name in enumerate(subject.members)}
+    results: dict[str, tuple[MetricDraws, MetricDraws]] = {}
+    for name, predictions in candidates.items():
+        results[name] = _compute_metrics(Scorer(predictions), bootstrap)
+        progress(1, name)
+    patients = group_by_patient(evaluated.patients, labels)
+    return Evaluation(
+        name=subject.name,
+        answered_by=subject.answered_by,
+        split=settings.split,
+        images=len(labels),
+        patients=len(set(evaluated.patients) - {""}),
+        classes=classes,
+        class_counts=tuple(np.bincount(labels, minlength=len(classes)).tolist()),
+        draws=settings.draws,
+        drawn="patients" if patients else "images",
+        seed=settings.seed,
+        best_single=subject.members[best],
+        best_single_temperature=temperature,
+        judged=tuple(_evaluated_model(name, result, classes) for name, result in results.items()),
+        differences=_differences(results["ensemble"], results["best single"]),
+        confusion=_confusion(evaluated),
+        curves=_curves(evaluated.predictions, classes),
+        reliability=reliability_bins(evaluated.predictions),
+        risk_coverage={name: risk_coverage_curve(predictions) for name, predictions in candidates.items()},
+        sets=_sets(evaluated, subject, bootstrap),
+        review=_review_scores(evaluated, subject, bootstrap),
+        diversity=measure_diversity(evaluated.verdict.member_probabilities.argmax(axis=-1), labels, subject.members),
+        patient_level=score_patients(patients, candidates, settings.draws, settings.seed),
+        patient_rule=subject.patient_rule,
+        notes=(*subject.notes, *_notes(evaluated, classes, settings, results["ensemble"][1], patients)),
+    )
+
+
+def best_single(members: Floats, labels: Ints) -> tuple[int, float]:
+    """Return the index of the member with the lowest NLL, and its temperature.
+
+    Each member gets its own temperature, because the vote has one too.
+
+    Args:
+        members: Predictions for the validation images, `[images, members, classes]`.
+        labels: True classes, `[images]`.
+    """
+    losses = [tempered_losses(members[:, index], labels).mean() for index in range(members.shape[1])]
+    best = int(np.argmin(losses))
+    return best, fit_temperature(members[:, best], labels)
+
+
+def _compute_metrics(scorer: Scorer, bootstrap: Bootstrap) -> tuple[MetricDraws, MetricDraws]:
+    """Return the metrics over all images (as a single draw), and those of each bootstrap draw."""
+    plain = scorer(np.ones((len(bootstrap.groups), 1), dtype=np.float32))
+    drawn = [scorer(counts) for counts in bootstrap.blocks()]
+    return plain, MetricDraws(
+        overall={name: np.concatenate([part.overall[name] for part in drawn]) for name in plain.overall},
+        per_class={name: np.concatenate([part.per_class[name] for part in drawn], axis=1) for name in plain.per_class},
+    )
+
+
+def _estimate(value: float, draws: Floats) -> Estimate:
+    low, high = percentile_interval(draws)
+    return Estimate(value=_number_or_none(value), low=_number_or_none(low), high=_number_or_none(high))
+
+
+def _number_or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _evaluated_model(name: str, result: tuple[MetricDraws, MetricDraws], classes: tuple[str, ...]) -> EvaluatedModel:
+    plain, drawn = result
+    return EvaluatedModel(
+        name=name,
+        kind="ensemble" if name == "ensemble" else "best" if name == "best single" else "member",
+        metrics={key: _estimate(values[0], drawn.overall[key]) for key, values in plain.overall.items()},
+        per_class={
+            label: {
+                key: _estimate(values[index, 0], drawn.per_class[key][index]) for key, values in plain.per_class.items()
+            }
+            for index, label in enumerate(classes)
+        },
+    )
+
+
+def _differences(one: tuple[MetricDraws, MetricDraws], other: tuple[MetricDraws, MetricDraws]) -> dict[str, Estimate]:
+    return {
+        name: _estimate(values[0] - other[0].overall[name][0], one[1].overall[name] - other[1].overall[name])
+        for name, values in one[0].overall.items()
+    }
+
+
+def _confusion(evaluated: SplitPredictions) -> tuple[tuple[int, ...], ...]:
+    classes = evaluated.verdict.probabilities.shape[1]
+    counts = np.bincount(evaluated.labels * classes + evaluated.verdict.label, minlength=classes**2)
+    return tuple(tuple(row) for row in counts.reshape(classes, classes).tolist())
+
+
+def _curves(predictions: LabelledPredictions, classes: tuple[str, ...]) -> dict[str, ClassCurves]:
+    return {
+        name: ClassCurves(
+            roc=roc_curve(predictions.probabilities[:, index], predictions.labels == index),
+            precision_recall=precision_recall_curve(predictions.probabilities[:, index], predictions.labels == index),
+        )
+        for index, name in enumerate(classes)
+    }
+
+
+def _shares(of: Sequence[Bools], among: Sequence[Bools], bootstrap: Bootstrap) -> list[Estimate]:
+    """Return, for each pair of masks `[images]`, the fraction of the second mask's images in the first."""
+    part = np.array([one & other for one, other in zip(of, among, strict=True)], dtype=np.float64)
+    whole = np.array(among, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        plain = part.sum(axis=1) / whole.sum(axis=1)
+        drawn = np.concatenate([(part @ counts) / (whole @ counts) for counts in bootstrap.blocks()], axis=1)
+    return [_estimate(value, draws) for value, draws in zip(plain, drawn, strict=True)]
+
+
+def _sets(evaluated: SplitPredictions, subject: EvaluationSubject, bootstrap: Bootstrap) -> PredictionSets:
+    inside, labels = evaluated.verdict.prediction_set, evaluated.labels
+    covered = np.take_along_axis(inside, labels[:, None], axis=-1)[:, 0]
+    sizes = inside.sum(axis=1)
+    of_class = [labels == index for index in range(len(subject.classes))]
+    overall, *by_class = _shares([covered] * (len(of_class) + 1), [np.ones_like(covered), *of_class], bootstrap)
+    return PredictionSets(
+        wished=None if subject.alpha is None else 1 - subject.alpha,
+        coverage=overall,
+        mean_size=float(sizes.mean()),
+        sizes=tuple(np.bincount(sizes, minlength=len(of_class) + 1)[1:].tolist()),
+        by_class={
+            name: ClassPredictionSets(
+                images=int(rows.sum()),
+                coverage=coverage,
+                mean_size=float(sizes[rows].mean()) if rows.any() else None,
+            )
+            for name, rows, coverage in zip(subject.classes, of_class, by_class, strict=True)
+        },
+    )
+
+
+def _review_scores(evaluated: SplitPredictions, subject: EvaluationSubject, bootstrap: Bootstrap) -> ReviewScores:
+    sent, correct = evaluated.verdict.review, ~evaluated.predictions.wrong
+    share, kept, others = _shares([sent, correct, correct], [np.ones_like(sent), ~sent, sent], bootstrap)
+    return ReviewScores(
+        threshold=subject.review.threshold,
+        wished_risk=subject.review.risk,
+        share=share,
+        accuracy_kept=kept,
+        accuracy_sent=others,
+    )
+
+
+def score_patients(
+    patients: Patients | None, candidates: dict[str, LabelledPredictions], draws: int, seed: int
+) -> PatientLevel | None:
+    """Return the scores of predictions per patient, or None if no patient is known.
+
+    Args:
+        patients: Patients and their images.
+        candidates: Predictions for all images, by name of the model.
+        draws: Number of bootstrap resamples of patients.
+        seed: Random seed of the bootstrap.
+    """
+    if patients is None or not patients.names:
+        return None
+    bootstrap = Bootstrap(np.arange(len(patients.labels)), draws, seed)
+    by_rule = {
+        name: {rule: _patient_scores(patients, predictions, rule, bootstrap) for rule in RULES}
+        for name, predictions in candidates.items()
+    }
+    return PatientLevel(patients=len(patients.labels), images=len(patients.rows), by_rule=by_rule)
+
+
+def _patient_scores(
+    patients: Patients, predictions: LabelledPredictions, rule: PatientRule, bootstrap: Bootstrap
+) -> PatientScores:
+    probabilities = patients.probabilities(predictions.probabilities, predictions.winners, rule)
+    correct = (probabilities.argmax(axis=1) == patients.labels).astype(np.float64)
+    values = np.stack([correct, compute_losses(probabilities, patients.labels)])
+    drawn = np.concatenate([values @ counts for counts in bootstrap.blocks()], axis=1) / len(patients.labels)
+    accuracy, nll = (_estimate(float(row.mean()), draws) for row, draws in zip(values, drawn, strict=True))
+    return PatientScores(accuracy=accuracy, nll=None if rule == "majority" else nll)
+
+
+def _notes(
+    evaluated: SplitPredictions,
+    classes: tuple[str, ...],
+    settings: EvaluationSettings,
+    drawn: MetricDraws,
+    patients: Patients | None,
+) -> list[str]:
+    notes = []
+    if settings.split != "test":
+        notes.append(f"The vote was fitted on the same {settings.split} images, so its figures are too optimistic.")
+    missing = [name for index, name in enumerate(classes) if not (evaluated.labels == index).any()]
+    if missing:
+        notes.append(
+            f"No {settings.split} image is of class {' or '.join(missing)}, so there are no figures for it; means over "
+            f"classes leave it out."
+        )
+    # Classes without any image are missing from every draw.
+    empty = np.isnan(drawn.per_class["recall"]).sum(axis=0) > len(missing)
+    if empty.any():
+        notes.append(
+            f"In {int(empty.sum())} of {settings.draws} draws, another class had no image; means over classes leave it "
+            f"out there."
+        )
+    number = int(number_patients(evaluated.patients).max()) + 1
+    if number < _FEW:
+        what = "patients" if patients else "images"
+        few = what if number > 1 else what.removesuffix("s")
+        notes.append(f"Only {number} {few}: intervals are rough and probably too narrow.")
+    if patients and patients.torn:
+        notes.append(
+            f"Patients left out because their images have different labels: {', '.join(patients.torn[:5])}"
+            f"{f' and {len(patients.torn) - 5} more' if len(patients.torn) > 5 else ''}."
+        )
+    return notes

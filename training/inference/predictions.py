@@ -1,0 +1,81 @@
+"""Predictions of a run's members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.errors import ContractError, DataError, needs_extra
+from plurum.models import model_from_checkpoint
+from plurum.run import Run, Split
+from plurum.spec import Member
+from plurum.training.data.unlabelled import iterate_pixels
+from plurum.training.progress import show_progress
+from plurum.training.statistics.scoring import predict_logits
+from plurum.voting import softmax
+
+__all__ = ["predict_files", "predict_members"]
+
+_S = TypeVar("_S", bound=Split)
+
+
+def predict_members(run: Run, members: tuple[Member, ...], splits: Iterable[_S]) -> dict[_S, npt.NDArray[np.float64]]:
+    """Return the members' probabilities by split, `[images, members, classes]`; computed on the GPU if there is one.
+
+    Raises:
+        ContractError: a member is invalid, has other classes or another image spec than the run's data, or returns
+            NaN.
+        DataError: a split has no image.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    with needs_extra("training"):
+        import torch
+    contract, table, pixels = run.data(), run.table(), run.pixels()
+    for member in members:
+        if member.classes != contract.classes or member.image != contract.image:
+            raise ContractError(f"member {member.name!r} has other classes or another image spec than the run's data")
+    names = tuple(splits)
+    for split in names:
+        if not len(table.rows(split)):
+            raise DataError(f"{run.path} has no {split} images; train on data with some")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    predictions: dict[_S, list[npt.NDArray[np.float64]]] = {split: [] for split in names}
+    with show_progress("predicting with members", len(members)) as progress:
+        for member in members:
+            model = model_from_checkpoint(member, run.checkpoint(member)).to(device)
+            for split, parts in predictions.items():
+                probabilities = softmax(predict_logits(model, pixels, table.rows(split), member.image))
+                if not np.isfinite(probabilities).all():
+                    raise ContractError(f"member {member.name!r} returns NaN for {split} images; train it again")
+                parts.append(probabilities)
+            progress(1, "")
+    return {split: np.stack(parts, axis=1) for split, parts in predictions.items()}
+
+
+def predict_files(run: Run, members: Sequence[Member], files: Sequence[Path]) -> npt.NDArray[np.float64]:
+    """Return the members' probabilities for image files, `[files, members, classes]`.
+
+    Raises:
+        ContractError: a member is invalid, or returns NaN.
+        DataError: a file can't be read.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    with needs_extra("training"):
+        import torch
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = [model_from_checkpoint(member, run.checkpoint(member)).to(device) for member in members]
+    image = run.data().image
+    parts = []
+    with show_progress("predicting with members", len(files)) as progress:
+        for pixels in iterate_pixels(files, image):
+            rows = np.arange(len(pixels))
+            parts.append(softmax(np.stack([predict_logits(model, pixels, rows, image) for model in models], axis=1)))
+            progress(len(pixels), "")
+    predictions = np.concatenate(parts)
+    if not np.isfinite(predictions).all():
+        raise ContractError("a member returns NaN for unlabelled images; train it again")
+    return predictions

@@ -1,0 +1,216 @@
+"""Results of an evaluation, as shown in the terminal, in JSON and CSV files and in the report.
+
+None marks a figure that does not exist, such as the ROC-AUC of a class without images.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from plurum.run import Split
+from plurum.spec import PatientRule
+from plurum.training.statistics.curves import Bin, Curve
+from plurum.training.statistics.diversity import Diversity
+
+__all__ = [
+    "ClassCurves",
+    "ClassPredictionSets",
+    "Estimate",
+    "EvaluatedModel",
+    "Evaluation",
+    "PatientLevel",
+    "PatientScores",
+    "PredictionSets",
+    "ReviewScores",
+]
+
+
+class _ResultModel(BaseModel):
+    """Frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Estimate(_ResultModel):
+    """Figure with its 95 % bootstrap interval.
+
+    Attributes:
+        value: Figure over all images.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class EvaluatedModel(_ResultModel):
+    """Metrics of the ensemble, of its best member, or of a member.
+
+    Attributes:
+        name: `ensemble`, `best single`, or a member's name.
+        kind: Kind of the model. `best` is the member with the lowest NLL on the images that the vote was fitted on,
+            with its own temperature fitted to them; the vote's prior correction applies to it too.
+        metrics: Figures by the names in `plurum.training.statistics.metrics.METRICS`.
+        per_class: Figures by class, then by the names in `plurum.training.statistics.metrics.PER_CLASS`.
+    """
+
+    name: str
+    kind: Literal["ensemble", "best", "member"]
+    metrics: dict[str, Estimate]
+    per_class: dict[str, dict[str, Estimate]]
+
+
+class ClassPredictionSets(_ResultModel):
+    """Prediction sets of one class's images.
+
+    Attributes:
+        images: Number of images of the class.
+        coverage: Fraction of these images whose set contains the class.
+        mean_size: Mean number of classes in a set; None without images.
+    """
+
+    images: int
+    coverage: Estimate
+    mean_size: float | None
+
+
+class PredictionSets(_ResultModel):
+    """Conformal prediction sets.
+
+    Attributes:
+        wished: Target coverage, 1 - alpha; None if sets hold only the winner.
+        coverage: Fraction of all images whose set contains the true class.
+        mean_size: Mean number of classes in a set.
+        sizes: Numbers of sets with 1, 2, … classes.
+        by_class: Prediction sets by true class.
+    """
+
+    wished: float | None
+    coverage: Estimate
+    mean_size: float
+    sizes: tuple[int, ...]
+    by_class: dict[str, ClassPredictionSets]
+
+
+class ReviewScores(_ResultModel):
+    """Predictions with and without review.
+
+    Attributes:
+        threshold: Confidence below which a prediction needs review.
+        wished_risk: Target error rate of predictions without review; None if there is no target.
+        share: Fraction of predictions that need review.
+        accuracy_kept: Accuracy of predictions without review.
+        accuracy_sent: Accuracy of predictions that need review.
+    """
+
+    threshold: float
+    wished_risk: float | None
+    share: Estimate
+    accuracy_kept: Estimate
+    accuracy_sent: Estimate
+
+
+class PatientScores(_ResultModel):
+    """Scores of one prediction per patient.
+
+    Attributes:
+        accuracy: Fraction of patients with a correct prediction.
+        nll: Mean negative log-likelihood of the true class, in nats; None for majority votes, whose vote shares are
+            not probabilities.
+    """
+
+    accuracy: Estimate
+    nll: Estimate | None
+
+
+class PatientLevel(_ResultModel):
+    """Scores of predictions for patients, each from all images of the patient.
+
+    Attributes:
+        patients: Number of patients.
+        images: Number of their images.
+        by_rule: Scores by name of the model, then by rule.
+    """
+
+    patients: int
+    images: int
+    by_rule: dict[str, dict[PatientRule, PatientScores]]
+
+
+class ClassCurves(_ResultModel):
+    """Curves of the ensemble for one class against all others.
+
+    Attributes:
+        roc: False-positive rate → true-positive rate.
+        precision_recall: Recall → precision.
+    """
+
+    roc: Curve | None
+    precision_recall: Curve | None
+
+
+class Evaluation(_ResultModel):
+    """Evaluation of an ensemble on the images of one split.
+
+    Attributes:
+        version: Version of the file format.
+        name: Name of the ensemble.
+        answered_by: Source of the predictions: `PyTorch`, or the server's address.
+        split: Split of the images.
+        images: Number of images.
+        patients: Number of known patients.
+        classes: Class names, in the order of the outputs.
+        class_counts: Number of images of each class.
+        draws: Number of bootstrap resamples.
+        drawn: Unit of resampling: patients (an image without one counts as a patient), or images.
+        seed: Random seed of the bootstrap.
+        best_single: Name of the best member on the images that the vote was fitted on.
+        best_single_temperature: Temperature of the best member, fitted on the same images.
+        judged: Metrics of the ensemble, of the best member, then of every member.
+        differences: Ensemble minus best member, by metric, with the interval of the paired difference.
+        confusion: Confusion counts, `[classes, classes]`; rows are true classes, columns predicted classes.
+        curves: Curves by class.
+        reliability: Predictions of the ensemble by confidence.
+        risk_coverage: Risk–coverage curve by name of the model.
+        sets: Prediction sets of the ensemble.
+        review: Predictions with and without review.
+        diversity: Diversity of the members; None for a single member.
+        patient_level: Scores by patient; None if no patient is known.
+        patient_rule: Rule of the ensemble for a patient's images; None if none was chosen.
+        notes: Remarks on missing figures and on limits of the evaluation, one sentence each.
+    """
+
+    version: Literal[1] = 1
+    name: str
+    answered_by: str
+    split: Split
+    images: int
+    patients: int
+    classes: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    draws: int
+    drawn: Literal["patients", "images"]
+    seed: int
+    best_single: str
+    best_single_temperature: float
+    judged: tuple[EvaluatedModel, ...]
+    differences: dict[str, Estimate]
+    confusion: tuple[tuple[int, ...], ...]
+    curves: dict[str, ClassCurves]
+    reliability: tuple[Bin, ...]
+    risk_coverage: dict[str, Curve]
+    sets: PredictionSets
+    review: ReviewScores
+    diversity: Diversity | None
+    patient_level: PatientLevel | None
+    patient_rule: PatientRule | None = None
+    notes: tuple[str, ...]
+
+    @property
+    def ensemble(self) -> EvaluatedModel:
+        """Metrics of the ensemble."""
+        return self.judged[0]
