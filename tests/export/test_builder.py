@@ -1,4 +1,4 @@
-"""Plans of TensorRT 10 and of 11, whose flags differ, by a small fake of either; and which TensorRT is Triton's."""
+"""Plans of TensorRT 10 and 11, built by small fakes, and the version that Triton loads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIBRARY = "int getInferLibVersion(void) {{ return {number}; }}\n"
 
 @pytest.fixture(params=VERSIONS)
 def tensorrt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A TensorRT of this version, and a GPU."""
+    """Fake TensorRT of this version, and a fake GPU."""
     version = VERSIONS[request.param]
     monkeypatch.syspath_prepend(FAKES)
     monkeypatch.setenv("PYTHONPATH", str(FAKES))
@@ -47,7 +47,7 @@ def test_a_plan_is_built_strongly_typed_for_every_batch(
     cache.write_bytes(b"timed")
     plan = plan_from_onnx(graph, 16, tmp_path / "model.plan", cache)
     told = json.loads((tmp_path / "model.plan").read_bytes())
-    # TensorRT 11 has no such flag, as it knows nothing else.
+    # TensorRT 11 has no such flag: its networks are always strongly typed.
     assert told["network"] == (1 << 1 if tensorrt.startswith("10.") else 0)
     assert told["profile"] == {"PIXELS": [[1, 8, 8, 3], [8, 8, 8, 3], [16, 8, 8, 3]]}
     assert told["cache"] == "timed"
@@ -96,7 +96,7 @@ def test_which_versions_load_each_others_plans(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(("name", "number"), [("libnvinfer.so.10", 101302), ("libnvinfer.so.11", 110001)])
 def test_the_library_that_the_loader_finds_is_asked(tmp_path: Path, name: str, number: int) -> None:
-    """As inside the container: the printed command pins pip's TensorRT by it."""
+    """The printed command pins pip's TensorRT to this version inside the container."""
     (tmp_path / "fake.c").write_text(LIBRARY.format(number=number))
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / name, tmp_path / "fake.c"], check=True)
     told = subprocess.run(

@@ -1,4 +1,4 @@
-"""Checkpoints from elsewhere become a repository, or one line that says why not."""
+"""Export of checkpoints that Plurum did not train, and messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def models() -> list[torch.nn.Module]:
 
 @pytest.fixture(scope="module")
 def checkpoints(models: list[torch.nn.Module], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """One as safetensors, the other as a training loop leaves it."""
+    """Write one checkpoint as safetensors, the other as saved by a training loop."""
     folder = tmp_path_factory.mktemp("checkpoints")
     save_file(models[0].state_dict(), folder / "first.safetensors")
     wrapped = {f"module.{name}": value for name, value in models[1].state_dict().items()}
@@ -80,14 +80,14 @@ def test_they_become_a_repository_that_answers_as_they_do(
         with torch.inference_mode():
             expected = model(normalised).numpy()
         np.testing.assert_allclose(session.run(["LOGITS"], {"PIXELS": pixels})[0], expected, atol=1e-4)
-    # The same again is known.
+    # A repeated export is recognised.
     assert run_export(monkeypatch, *checkpoints, *options) == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labelled images, as `plurum train` takes them: a folder for each class."""
+    """Write labelled images, one folder per class."""
     folder, generator = tmp_path_factory.mktemp("scans"), np.random.default_rng(0)
     for brightness, name in ((60, "LAA"), (180, "CE")):
         (folder / name).mkdir()
@@ -116,18 +116,18 @@ def test_with_labelled_images_other_precisions_are_checked_and_calibrated(
     assert run_export(monkeypatch, *words) == 0
     assert "validation images" in capsys.readouterr().out
     (entry,) = json.loads((tmp_path / "out" / "export.json").read_text())["artefacts"]
-    # Whichever it is: INT8 was made, on these images, and measured or refused by the gate.
+    # INT8 was built on these images, and either measured or refused by the parity check.
     assert "int8" in entry["reason"]
     (sample,) = samples
     assert len(sample.calibration) > len(sample.pixels) > 4
-    # CE, the second of --classes though the first folder, is the bright one.
+    # CE is bright: the first folder, but the second of --classes.
     assert sample.labels.tolist() == (sample.pixels.mean(axis=(1, 2, 3)) > 150).astype(int).tolist()
     assert run_export(monkeypatch, *words) == 0
     assert "nothing to do" in capsys.readouterr().out
 
 
 class Swapped(torch.nn.Module):
-    """A member that takes BGR for RGB."""
+    """Model that takes BGR instead of RGB."""
 
     def __init__(self, model: PixelModel) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ def test_a_full_disk_names_the_folder_for_temporary_files(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Where every write fails with "no space left".
+    # A device on which every write fails with "no space left".
     monkeypatch.setattr(
         "plurum.export.repository.checkpoints.save_file", lambda *_: Path("/dev/full").write_bytes(b"0" * 10_000)
     )

@@ -1,4 +1,4 @@
-"""The command that `plurum export --target gpu` prints, as far as it can be followed without Docker and a GPU."""
+"""The command that `plurum export --target gpu` prints, run without Docker and a GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_container_and_what_it_is_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("found", [True, False], ids=["TensorRT", "no TensorRT"])
 def test_inside_it_the_builder_is_pinned_to_tritons_tensorrt(tmp_path: Path, found: bool) -> None:
-    """Its script, with stand-ins for pip, for plurum and for the libnvinfer of the container."""
+    """Run its script with fakes of pip, of plurum and of the container's libnvinfer."""
     stands, log = tmp_path / "bin", tmp_path / "log"
     stands.mkdir()
     for name, does in (("pip", f'echo "pip $*" >> {log}'), ("plurum", f'echo "plurum $*" >> {log}')):

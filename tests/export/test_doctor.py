@@ -1,4 +1,4 @@
-"""A ladder of planted faults, each found by the check that is named for it and by no other that matters."""
+"""Each planted fault is found by its check."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MEMBER = "resnet10t"
 
 
 def found(repository: Path) -> dict[tuple[str, str], str]:
-    """Return what is wrong: details by check and subject."""
+    """Return the details of errors, by check and subject."""
     return {(one.check, one.subject): one.detail for one in check_repository(repository) if one.state == "error"}
 
 
@@ -72,7 +72,7 @@ def copy_a_member(repository: Path) -> None:
 
 
 def add_a_version(repository: Path) -> None:
-    """Triton serves the highest version that it finds."""
+    """Add a version; Triton serves the highest one."""
     (repository / MEMBER / "2").mkdir()
     shutil.copyfile(repository / "regnetx_002" / "1" / "model.onnx", repository / MEMBER / "2" / "model.onnx")
 
@@ -224,7 +224,7 @@ def test_an_export_from_before_files_were_listed_is_read(repository: Path, tmp_p
 
 
 def small(operator: str = "Identity", opset: int = 20, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    """PIXELS → operator → LOGITS, and one weight of a hundred numbers."""
+    """Return a graph PIXELS → operator → LOGITS with one weight of a hundred numbers."""
     inputs = ["PIXELS"] * (3 if operator == "Attention" else 1)
     attributes: dict[str, Any] = {"to": TensorProto.FLOAT} if operator == "Cast" else {}
     weight = helper.make_tensor("weight", kind, [100], np.zeros(100))

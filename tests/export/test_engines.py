@@ -1,4 +1,4 @@
-"""TensorRT's builder, by the flavour of it that needs no GPU; and what must not reach a server."""
+"""TensorRT-RTX's builder, which needs no GPU, and engines that must not reach a server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_graph_builds_with_its_batch_free(graph: Path) -> None:
 
 
 def test_what_parses_and_does_not_build_says_so(tmp_path: Path) -> None:
-    """What timm's fused attention becomes from opset 23 on."""
+    """Return the operator that timm's fused attention becomes from opset 23 on."""
     attention = helper.make_graph(
         [helper.make_node("Attention", ["X", "X", "X"], ["Y"])],
         "attention",

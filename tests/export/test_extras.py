@@ -1,4 +1,4 @@
-"""Without the packages of an optional extra, a command that needs them is one line that names it."""
+"""Commands whose optional extra is not installed name it in one line."""
 
 from __future__ import annotations
 

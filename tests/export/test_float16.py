@@ -1,4 +1,4 @@
-"""FP16 keeps what overflows in FP32, and the audit sees what ONNX Runtime hides."""
+"""FP16 conversion keeps overflowing tensors in FP32, and the audit finds overflow that ONNX Runtime hides."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
 
 
 class Overflowing(nn.Module):
-    """Logits that come by way of values of a million."""
+    """Return a graph with intermediate values of a million."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ def exported(folder: Path, scale: float) -> Path:
 
 
 def halved(source: Path) -> Path:
-    """Convert as one does who has not heard of overflow."""
+    """Convert naively, without regard for overflow."""
     from onnxconverter_common import float16
 
     path = source.with_suffix(".naive.onnx")
@@ -59,7 +59,7 @@ def test_the_audit_tells_a_graph_that_overflows_from_one_that_does_not(tmp_path:
         assert audit.tensors > 3
         assert audit.passed is passes
     large = exported(tmp_path, 1e6)
-    # Measured on the FP32 graph: ReLU's input is a million times what the first layer answers.
+    # In the FP32 graph, ReLU's input is a million times the first layer's output.
     first = np.abs(Overflowing(1e6).first(torch.from_numpy(PIXELS).float().flatten(1) / 255).detach().numpy()).max()
     assert overflow_audit(large, halved(large), PIXELS).absmax == pytest.approx(first * 1e6, rel=1e-3)
 
@@ -87,7 +87,7 @@ def test_autocast_keeps_what_overflows_and_the_audit_agrees(tmp_path: Path) -> N
 
 
 def graph_of(nodes: list[Any], path: Path) -> Path:
-    """PIXELS, uint8 `[batch, 8, 8, 3]`, through `nodes` to LOGITS, with FP32 constants of a million and a millionth."""
+    """Return a graph from PIXELS, uint8 `[batch, 8, 8, 3]`, to LOGITS, with constants of a million and a millionth."""
     inputs = [helper.make_tensor_value_info("PIXELS", TensorProto.UINT8, ["batch", 8, 8, 3])]
     outputs = [helper.make_tensor_value_info("LOGITS", TensorProto.FLOAT, ["batch", 8, 8, 3])]
     constants = [helper.make_tensor(name, TensorProto.FLOAT, [1], [value]) for name, value in CONSTANTS.items()]
@@ -100,7 +100,7 @@ def graph_of(nodes: list[Any], path: Path) -> Path:
 CONSTANTS = {"large": 1e4, "small": 1e-6}
 TO_FLOAT = helper.make_node("Cast", ["PIXELS"], ["floats"], to=TensorProto.FLOAT)
 TO_LARGE = helper.make_node("Mul", ["floats", "large"], ["millions"])
-# As AutoCast and its like name what they add.
+# Names as AutoCast gives to added tensors.
 TO_HALF = helper.make_node("Cast", ["millions"], ["millions_cast_to_fp16"], to=TensorProto.FLOAT16)
 
 
@@ -111,7 +111,7 @@ def planted_source(folder: Path) -> Path:
 
 @pytest.mark.parametrize("detour", [False, True], ids=["directly", "by another cast"])
 def test_a_value_too_large_that_is_cast_to_fp16_is_seen(tmp_path: Path, detour: bool) -> None:
-    """Computed in FP32, 2.55 million at most, and infinite from the cast on; no FP16 tensor has the source's name."""
+    """At most 2.55 million in FP32, and infinite after the cast; no FP16 tensor has the source's name."""
     casts = [TO_HALF]
     if detour:
         there = helper.make_node("Cast", ["millions"], ["doubles"], to=TensorProto.DOUBLE)

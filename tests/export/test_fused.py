@@ -1,4 +1,4 @@
-"""Members and vote in one graph answer as the chain does, in arithmetic and when served."""
+"""The fused graph gives the same predictions as the chain, in this process and when served."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_vote_is_the_voters(rule: VotingRule) -> None:
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def test_every_backend_votes_so_in_batches_of_every_size(rule: VotingRule, tmp_path: Path) -> None:
-    """OpenVINO summed [batch, members, 1] over the members wrongly, and nobody noticed: each output is looked at."""
+    """Compare each output, because OpenVINO once summed [batch, members, 1] over members wrong."""
     logits = np.random.default_rng(0).normal(scale=2.5, size=(9, 3, 4)).astype(np.float32)
     expected = [tensor.numpy() for tensor in VoteModel(rule)(torch.from_numpy(logits))]
     path = tmp_path / "vote.onnx"
@@ -97,7 +97,7 @@ def fused_repository(run: Run, repository: Path, tmp_path_factory: pytest.TempPa
         shutil.copyfile(repository / path.name.removesuffix(".fp32.onnx") / "1" / "model.onnx", path)
 
     with pytest.MonkeyPatch.context() as patch:
-        # Tracing the members takes longer than all the rest.
+        # Tracing the members is slow.
         patch.setattr(selection, "onnx_from_model", copied)
         exported = repository_from_run(run, out, ExportSettings(max_batch_size=8, fused=True))
     assert [parity.subject for parity in exported.parities][-1] == "ensemble_fused"
@@ -126,7 +126,7 @@ def test_the_order_of_the_members_counts(run: Run, fused_repository: Path, tmp_p
 def fused_server(
     fused_repository: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Server]:
-    """By OpenVINO two processes of the fused graph name and count the winners themselves."""
+    """With OpenVINO, two processes of the fused graph state labels and metrics themselves."""
     repository = tmp_path_factory.mktemp("served") / "model_repository"
     shutil.copytree(fused_repository, repository)
     config = repository / "fused" / "config.pbtxt"

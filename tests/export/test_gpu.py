@@ -1,4 +1,4 @@
-"""What needs a GPU with TensorRT, inside the container that will serve: `pytest -m gpu tests/export/test_gpu.py`."""
+"""Tests on a GPU with TensorRT, inside the container that will serve: `pytest -m gpu tests/export/test_gpu.py`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from plurum.serving import Server, ServerSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800)]
 
-# The shared run's members have hardly learnt: their answers turn at a touch.
+# The shared run's members have hardly learnt, so small changes flip their predictions.
 LOOSE = Budget(max_difference=0.05, flips=0.1, accuracy_loss=0.1, nll_increase=0.1, ece_increase=0.1, review_flips=0.2)
 
 
@@ -46,7 +46,7 @@ def test_every_plan_has_its_manifest_and_the_doctor_agrees(built: Path) -> None:
         assert plan.onnx_sha256 == sha256_of(graph)
         assert plan.plan_sha256 == sha256_of(graph.with_name("model.plan"))
         assert plan.compute_capability == gpu_capability()
-        # What Triton loads, where it is here, and what built it are one.
+        # Triton's TensorRT, if installed here, has the builder's version.
         assert is_same_tensorrt(plan.tensorrt, loaded_version() or plan.tensorrt)
     findings = check_repository(built)
     assert [one for one in findings if one.state == "error"] == []
@@ -62,7 +62,7 @@ def test_a_plan_in_fp16_is_about_half_of_one_in_fp32(built: Path, repository: Pa
 
 
 def test_a_second_build_is_quicker_by_the_timing_cache(built: Path, tmp_path: Path) -> None:
-    """What is timed already is not timed again: the cache of the first build against none at all."""
+    """The timing cache of the first build saves time in the second."""
     graph, cache = built / "fused" / "1" / "model.onnx", built / "timing.cache"
     kept = cache.read_bytes()
     took = {}
@@ -71,7 +71,7 @@ def test_a_second_build_is_quicker_by_the_timing_cache(built: Path, tmp_path: Pa
         plan_from_onnx(graph, 8, tmp_path / f"{name}.plan", timed)
         took[name] = time.perf_counter() - start
     assert took["again"] < took["afresh"]
-    # Nothing was new to it.
+    # The second build adds nothing to the cache.
     assert len(cache.read_bytes()) == pytest.approx(len(kept), rel=0.01)
 
 

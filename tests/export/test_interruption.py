@@ -1,4 +1,4 @@
-"""An export that is interrupted, whenever, leaves the repository that was there."""
+"""An interrupted export leaves the existing repository unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from plurum.serving import Server, ServerSettings
 pytestmark = pytest.mark.timeout(900)
 
 SETTINGS = ExportSettings(max_batch_size=4, fused=True)
-# Imports once and is killed as often as there are steps: a fork each.
+# Import once, then fork and kill one process per step.
 KILLED = """
 import hashlib, os, shutil, signal, sys
 from pathlib import Path
@@ -49,7 +49,7 @@ for step in map(int, steps):
 
 
 def kill(run: Run, repository: Path, published: Path, *steps: int) -> None:
-    """Export over `published`, and be killed at each of these steps."""
+    """Export to `published` and kill the export at each of these steps."""
     words = map(str, (run.path, published, repository, *steps))
     ended = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -62,7 +62,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def published(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository that is to be replaced."""
+    """Return a repository that the export replaces."""
 
     def copied(_: object, path: Path) -> None:
         shutil.copyfile(repository / path.name.removesuffix(".fp32.onnx") / "1" / "model.onnx", path)
@@ -94,7 +94,7 @@ def test_ctrl_c_at_any_step(run: Run, published: Path) -> None:
 
 
 def test_a_process_that_is_killed_at_any_step(run: Run, repository: Path, published: Path) -> None:
-    """Nothing that a kill leaves behind changes what the next one finds."""
+    """Files that a killed export leaves do not affect the next one."""
     before = files_of(published)
     kill(run, repository, published, 1, 2, 3, 4, 5, 6)
     assert files_of(published) == before
@@ -110,7 +110,7 @@ def test_after_a_kill_the_next_export_succeeds(run: Run, repository: Path, publi
 
 @pytest.mark.triton
 def test_a_server_goes_on_answering_while_exports_are_killed(run: Run, repository: Path, published: Path) -> None:
-    """It serves what lies where the exports go."""
+    """The server serves the folder that the exports write to."""
     pixels = np.ascontiguousarray(run.pixels()[40:44])
     tensor = tritonclient.grpc.InferInput("PIXELS", list(pixels.shape), "UINT8")
     tensor.set_data_from_numpy(pixels)

@@ -1,4 +1,4 @@
-"""Every file of a repository is listed, and what tune writes is listed as tuned."""
+"""Lists of the files of exported and tuned repositories."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_an_export_that_was_damaged_is_none_of_this_run(run: Run, repository: Pa
         assert is_current(broken, ensemble, SETTINGS)
         damage(broken)
         assert not is_current(broken, ensemble, SETTINGS)
-    # Of before files were listed: nothing is known of them.
+    # An older manifest lists no files.
     manifest = json.loads((repository / "export.json").read_text()) | {"files": None}
     old = shutil.copytree(repository, tmp_path / "old")
     (old / "export.json").write_text(json.dumps(manifest))

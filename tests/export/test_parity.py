@@ -1,4 +1,4 @@
-"""The gate: what it measures is what it says, and every budget can be broken."""
+"""Parity: measured figures, and every limit of the budget."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_figures_by_hand() -> None:
     assert (parity.accuracy, parity.accuracy_change) == (0.75, 0.0)
     nll = [-np.log(np.array(true)).mean() for true in ([0.9, 0.6, 0.8, 0.45], [0.9, 0.4, 0.7, 0.55])]
     assert parity.nll_change == pytest.approx(nll[1] - nll[0])
-    # 0.6 and 0.55 share a bin, on both sides one of them is right; the others are right and alone.
+    # 0.6 and 0.55 share a bin with one correct prediction on both sides; the others are correct and alone in theirs.
     gaps = [[0.1, 0.2, 0.55 - 0.4], [0.1, 0.3, 0.6 - 0.45]]
     assert parity.ece_change == pytest.approx((sum(gaps[1]) - sum(gaps[0])) / 4)
     assert parity.passed
@@ -96,7 +96,7 @@ def test_a_flipped_review_breaks_the_votes_budget() -> None:
 def test_an_uncertainty_must_be_what_its_own_members_make_it(name: str, wrong: float) -> None:
     rule = VotingRule(weights=(0.5, 0.5))
     original = verdict_from_members([ORIGINAL, ORIGINAL], rule)
-    # Coarse as its members are, its vote over them may be right all the same.
+    # The vote over coarse members can still be computed correctly.
     coarse = verdict_from_members([ORIGINAL, ORIGINAL + np.array([-0.02, 0.02])], rule)
     fine = vote_parity("ensemble_fused", "int8", original, coarse, LABELS, LOOSE, rule)
     assert (fine.passed, fine.uncertainty_difference) == (True, 0)

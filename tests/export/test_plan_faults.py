@@ -1,4 +1,4 @@
-"""Plans of a repository for a GPU: of their graph, of their size, for this TensorRT and this GPU."""
+"""Checks of TensorRT plans: graph, size, TensorRT version and GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEMBER = "resnet10t"
 
 
 def found(repository: Path) -> dict[tuple[str, str], str]:
-    """Return what is wrong: details by check and subject."""
+    """Return the details of errors, by check and subject."""
     return {(one.check, one.subject): one.detail for one in check_repository(repository) if one.state == "error"}
 
 
@@ -31,7 +31,7 @@ def graph_of(repository: Path) -> Path:
 
 @pytest.fixture
 def gpu_repository(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository whose member has a plan that fits."""
+    """Return a repository whose member has a valid plan."""
     monkeypatch.setattr(plan_faults, "gpu_capability", lambda: "8.9")
     monkeypatch.setattr(plan_faults, "loaded_version", lambda: None)
     monkeypatch.setattr("importlib.metadata.version", lambda _: "10.13.2.6")
@@ -43,7 +43,7 @@ def gpu_repository(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     write_contract(path / "export.json", manifest.model_copy(update={"artefacts": artefacts, "target": "gpu"}))
     plan = graph_of(path).with_name("model.plan")
-    # As large as its weights.
+    # A plan as large as its weights.
     plan.write_bytes(b"a plan".ljust(graph_of(path).stat().st_size))
     about = EnginePlan(
         tensorrt="10.13.2",
@@ -84,7 +84,7 @@ def test_a_plan_that_does_not_fit(gpu_repository: Path, change: dict[str, object
 
 
 def test_a_plan_that_tritons_tensorrt_does_not_load(gpu_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's TensorRT, which built it, is none of Triton's business."""
+    """The version of Python's TensorRT does not matter if Triton's is known."""
     monkeypatch.setattr(plan_faults, "loaded_version", lambda: "10.13.3")
     assert found(gpu_repository)["plan's machine", MEMBER] == (
         "built by TensorRT 10.13.2, Triton's is 10.13.3: it will not load; build it again"
@@ -92,7 +92,7 @@ def test_a_plan_that_tritons_tensorrt_does_not_load(gpu_repository: Path, monkey
 
 
 def weighing(megabytes: int, kind: int) -> onnx.ModelProto:
-    """A graph of so much weight."""
+    """Return a graph with weights of this size."""
     width = 2 if kind == TensorProto.FLOAT16 else 4
     weight = helper.make_tensor(
         "weight", kind, [megabytes * 1_000_000 // width], bytes(megabytes * 1_000_000), raw=True
@@ -104,7 +104,7 @@ def test_a_plan_of_the_wrong_size() -> None:
     half, single = weighing(22, TensorProto.FLOAT16), weighing(44, TensorProto.FLOAT)
     assert plan_faults.size_faults(23_000_000, half) == []
     assert plan_faults.size_faults(45_000_000, single) == []
-    # Kernels that outweigh what FP16 saves.
+    # Kernels larger than the savings of FP16.
     assert plan_faults.size_faults(17_000_000, weighing(8, TensorProto.FLOAT16)) == []
     (fault,) = plan_faults.size_faults(45_000_000, half)
     assert fault.startswith("45.0 MB, and the graph's weights are 22.0 MB: as large as in FP32, 44.0 MB;")
@@ -122,10 +122,10 @@ def test_what_comes_later_is_no_fault(gpu_repository: Path) -> None:
     for name in ("timing.cache", "tuning.json", "tuning.csv", "tuning.png"):
         (gpu_repository / name).touch()
     compiled = gpu_repository / "voter" / "1" / "__pycache__"
-    # Triton has left one where the repository was served before it was copied.
+    # Triton leaves one in a repository that was served.
     compiled.mkdir(exist_ok=True)
     (compiled / "voting.cpython-311.pyc").touch()
     assert found(gpu_repository) == {}
-    # A plan is no part of what ONNX Runtime serves.
+    # A repository for ONNX Runtime has no plan.
     (gpu_repository / "regnetx_002" / "1" / "model.plan").touch()
     assert found(gpu_repository) == {("leftovers", "gpu"): "regnetx_002/1/model.plan does not belong to this export"}

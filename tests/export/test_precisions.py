@@ -1,4 +1,4 @@
-"""Members in other precisions: chosen, gated, served."""
+"""Members in other precisions: choice, parity check and serving."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.training import settings_from
 
-# The shared run's members have hardly learnt: their answers turn at a touch.
+# The shared run's members have hardly learnt, so small changes flip their predictions.
 EVEN = np.full((4, 2), 0.5)
 ANY = Budget(max_difference=1, flips=1, accuracy_loss=1, nll_increase=100, ece_increase=1, review_flips=1)
 LOOSE: dict[Precision, Budget] = {**BUDGETS, "int8": ANY, "bf16": ANY, "fp16": ANY}
@@ -43,7 +43,7 @@ def config_of(repository: Path, model: str) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def exported_once(repository: Path) -> Iterator[None]:
-    """Take the members' FP32 graphs from the shared repository: tracing them takes longer than all the rest."""
+    """Take the members' FP32 graphs from the shared repository, because tracing them is slow."""
 
     def copied(_: object, path: Path) -> None:
         shutil.copyfile(repository / path.name.removesuffix(".fp32.onnx") / "1" / "model.onnx", path)
@@ -55,14 +55,14 @@ def exported_once(repository: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
 def int8_backend(request: pytest.FixtureRequest) -> Backend:
-    """What INT8 is the fastest on."""
+    """Backend on which INT8 is fastest."""
     backend: Backend = request.param
     return backend
 
 
 @pytest.fixture(scope="module")
 def mixed(run: Run, tmp_path_factory: pytest.TempPathFactory, int8_backend: Backend) -> Path:
-    """One member in INT8, the other in BF16, as `auto` would choose where they are the fastest."""
+    """Export one member in INT8 and the other in BF16, as `auto` chooses if these are fastest."""
     out = tmp_path_factory.mktemp("mixed") / "model_repository"
     with pytest.MonkeyPatch.context() as patch:
         fast = {f"resnet10t int8 {int8_backend}", "regnetx_002 bf16 openvino"}
@@ -87,7 +87,7 @@ def test_auto_says_why(mixed: Path, int8_backend: Backend) -> None:
 
 
 def test_each_backend_has_its_config(mixed: Path, int8_backend: Backend) -> None:
-    """The fused graph holds the INT8 member as it was made for its backend, and nothing rounds the vote."""
+    """The fused graph contains the INT8 member as built for its backend, and the vote is not quantised."""
     for model in ("resnet10t", "fused"):
         config = config_of(mixed, model)
         assert (config.backend, "HINT_BF16" in config.parameters) == (int8_backend, False)
@@ -108,7 +108,7 @@ def test_a_mixed_repository_is_served(mixed: Path, run: Run) -> None:
     parity = {one["subject"]: one for one in json.loads((mixed / "parity.json").read_text())["artefacts"]}
     assert set(parity) == {"resnet10t", "regnetx_002", "vote", "ensemble_fused"}
     assert parity["resnet10t"]["max_difference"] > 1e-4
-    # They differ by BF16 in one member, whose weight is 0.3.
+    # The difference comes from BF16 in one member with a weight of 0.3.
     np.testing.assert_allclose(chain.as_numpy("PROBABILITIES"), fused.as_numpy("PROBABILITIES"), atol=0.05)
     np.testing.assert_allclose(chain.as_numpy("PROBABILITIES").sum(axis=1), 1, atol=1e-5)
 
@@ -122,7 +122,7 @@ FP32, BF16, INT8, INT8_OPENVINO = (
 
 
 def test_what_is_rounded_is_what_its_backend_computes_fast(mixed: Path, int8_backend: Backend) -> None:
-    """ONNX Runtime has integers from layer to layer; for OpenVINO only what enters a heavy layer is rounded."""
+    """ONNX Runtime gets integers between layers; for OpenVINO only inputs of heavy layers are quantised."""
     graph = onnx.load(mixed / "resnet10t" / "1" / "model.onnx").graph
     takes: dict[str, set[str]] = {}
     for node in graph.node:
@@ -163,7 +163,7 @@ def test_the_fastest_that_passes_is_taken(candidates: list[MemberCandidate], tak
 
 @pytest.mark.parametrize("passes", [True, False])
 def test_of_both_forms_of_int8_the_faster_that_passes_is_taken(passes: bool) -> None:
-    """Neither is the reference, so that the second need not be faster by a tenth."""
+    """Neither is the reference, so the second need not be faster by a tenth."""
     both = [candidate(INT8, 10, passes=passes), candidate(INT8_OPENVINO, 9.5)]
     best = selection.choose_fastest(MemberChoice("m", EVEN, {one.artefact.execution: one for one in both}), [])
     assert best.taken == INT8_OPENVINO
@@ -188,13 +188,13 @@ def test_auto_tries_nothing_where_the_reference_is_wrong_already(
 
 
 def test_export_compiles_what_the_openvino_backend_does() -> None:
-    """The backend can't import Plurum: sizes compiled there and here are stated twice."""
+    """The backend can't import Plurum, so the compiled batch sizes are stated twice."""
     backend = files("plurum").joinpath("model_repository", "openvino", "model.py").read_text(encoding="utf-8")
     assert f"_TOGETHER = {runtimes._TOGETHER}\n" in backend
 
 
 def test_a_member_with_which_the_vote_does_not_pass_goes_back(run: Run) -> None:
-    """Each passes alone; the second differs more, and without it the vote is within its budget."""
+    """Each member passes alone; the second differs more, and without it the vote passes."""
     ensemble = run.ensemble()
     labels = np.zeros(4, np.int64)
     answers = {FP32: np.full((4, 10), 0.1)}
@@ -220,7 +220,7 @@ def test_a_member_with_which_the_vote_does_not_pass_goes_back(run: Run) -> None:
     assert parity.precision == "bf16"
 
 
-# What members that have hardly learnt lose by INT8 that is calibrated as it should be, and some.
+# Budget above the losses of hardly trained members in correctly calibrated INT8.
 HARDLY = Budget(
     max_difference=0.3, flips=0.03, accuracy_loss=0.02, nll_increase=0.05, ece_increase=0.02, review_flips=0.2
 )
@@ -230,7 +230,7 @@ HARDLY = Budget(
 def test_calibration_on_noise_is_caught_and_on_training_images_passes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: bool
 ) -> None:
-    """All else is the same: images, settings, budget."""
+    """Images, settings and budget are the same."""
     calibrated: list[Any] = []
 
     def on(source: Path, pixels: Any, path: Path, backend: Backend) -> None:
@@ -247,7 +247,7 @@ def test_calibration_on_noise_is_caught_and_on_training_images_passes(
         return
     exported = repository_from_run(run, tmp_path / "out", settings)
     assert {one.precision for one in exported.artefacts} == {"int8"}
-    # ParityError says it where neither form passes. On one processor ONNX Runtime's form of such members does not.
+    # ParityError if neither form passes; on one processor, ONNX Runtime's form of these members does not.
     learnt_from = {run.pixels()[row].tobytes() for row in run.table().rows("train")}
     assert {image.tobytes() for image in calibrated[0]} <= learnt_from
 

@@ -1,4 +1,4 @@
-"""A repository is right, whole, and never half-replaced."""
+"""Repositories: contents, checks and atomic replacement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The graphs as this process computes them."""
+"""Graphs run in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-# Switching all the time, two first calls meet nearly always.
+# With a short switch interval, two first calls almost always overlap.
 TWO_AT_ONCE = """
 import sys, threading
 from pathlib import Path

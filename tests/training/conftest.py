@@ -1,4 +1,4 @@
-"""Small real data, and a run trained on it."""
+"""Fixtures with small real data, and runs trained on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COUNTS = {"train": 160, "val": 80, "test": 80}
 
 
 def digit_arrays() -> dict[str, npt.NDArray[np.uint8]]:
-    """The arrays of a MedMNIST archive of some of scikit-learn's digits."""
+    """Return arrays of a MedMNIST archive with some of scikit-learn's digits."""
     digits = load_digits(n_class=4)
     images, labels = np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.uint8)
     arrays, start = {}, 0
@@ -50,7 +50,7 @@ def write_classes(folder: Path, counts: dict[str, int], extension: str = "png") 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Steps this small gain nothing from more threads, and where others compute too their waiting costs much."""
+    """Use one thread: such small steps gain nothing from more, and waiting is slow on busy machines."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -59,7 +59,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A MedMNIST archive, for all tests to read."""
+    """Return a MedMNIST archive shared by all tests, read-only."""
     path = tmp_path_factory.mktemp("archive") / "digitmnist.npz"
     np.savez(path, **digit_arrays())
     return path
@@ -67,7 +67,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of two members on it, for all tests to read and none to write to."""
+    """Return a run of two members shared by all tests, read-only."""
     out = tmp_path_factory.mktemp("trained") / "run"
     train_run(str(archive), SETTINGS, out)
     return Run(out)
@@ -75,7 +75,7 @@ def trained(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def spoilt(trained: Run, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with a third member that was stopped after one epoch at too high a learning rate."""
+    """Return a run with a third member, stopped after one epoch at a too high learning rate."""
     folder = tmp_path_factory.mktemp("spoilt")
     settings = TrainSettings(archs=("test_efficientnet",), epochs=1, batch_size=16, learning_rate=0.1, precision="fp32")
     train_run(str(archive), settings, folder / "other")
@@ -87,6 +87,6 @@ def spoilt(trained: Run, archive: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def unfitted(trained: Run, tmp_path: Path) -> Run:
-    """A finished run of this test's own, not fitted yet."""
+    """Return a copy of the finished run for one test, not fitted."""
     shutil.copytree(trained.path, tmp_path / "two members!")
     return Run(tmp_path / "two members!")

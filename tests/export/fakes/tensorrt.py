@@ -1,7 +1,7 @@
-"""As much of TensorRT's Python as a build takes, in the form that `FAKE_TENSORRT` names, 10.13.2.6 or 11.0.1.3.
+"""Fake of TensorRT's Python package, of the version in `FAKE_TENSORRT`: 10.13.2.6 or 11.0.1.3.
 
-What the two differ in is here: from 11 on networks are strongly typed and there is no flag to say so, and no
-BuilderFlag.FP16. What was asked for becomes the engine, as JSON.
+It has the differences that matter to a build: from 11 on, networks are always strongly typed without a flag, and
+BuilderFlag.FP16 is missing. The engine is the requested build as JSON.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ DataType = enum.IntEnum("DataType", {"FLOAT": 0, "UINT8": 5})
 
 
 class ILogger:
-    """The base of loggers."""
+    """Base class of loggers."""
 
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
 class Logger(ILogger):
-    """Likewise."""
+    """Logger with the default severity."""
 
 
 def init_libnvinfer_plugins(_logger: ILogger, _namespace: str) -> bool:
@@ -56,7 +56,7 @@ def init_libnvinfer_plugins(_logger: ILogger, _namespace: str) -> bool:
 
 
 class Network:
-    """Of one input and one output."""
+    """Network with one input and one output."""
 
     def __init__(self, flags: int) -> None:
         self.flags = flags
@@ -73,7 +73,7 @@ class Network:
 
 
 class OnnxParser:
-    """Parses what is called so."""
+    """Parser that accepts files by name."""
 
     def __init__(self, _network: Network, logger: Any) -> None:
         self.logger, self.num_errors = logger, 0
@@ -90,7 +90,7 @@ class OnnxParser:
 
 
 class Profile:
-    """Shapes by input."""
+    """Optimisation profile: shapes by input."""
 
     def __init__(self) -> None:
         self.shapes: dict[str, Any] = {}
@@ -106,7 +106,7 @@ class Profile:
 
 
 class Cache:
-    """What was timed."""
+    """Timing cache."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -119,7 +119,7 @@ class Cache:
 
 
 class Config:
-    """How to build."""
+    """Builder config."""
 
     def __init__(self) -> None:
         self.profiles: list[Profile] = []
@@ -153,7 +153,7 @@ class Config:
 
 
 class Builder:
-    """Builds what is called so."""
+    """Builder that accepts networks by name."""
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger

@@ -1,4 +1,4 @@
-"""Pixels are what serving makes of the same bytes, and broken files are named."""
+"""Pixels equal those of serving, and unreadable files are named."""
 
 from __future__ import annotations
 

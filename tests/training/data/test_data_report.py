@@ -1,4 +1,4 @@
-"""The data report against data whose faults were planted."""
+"""Data report, on data with known faults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def report_of(data: LabelledImages) -> DataReport:
 
 @pytest.fixture
 def leaky(tmp_path: Path) -> Path:
-    """An archive in which the first training image is also validation's second, and test's third with another label."""
+    """Archive whose first training image is also the second of validation, and the third of test with another label."""
     arrays = {name: array.copy() for name, array in digit_arrays().items()}
     leak = arrays["train_images"][0]
     arrays["val_images"][1], arrays["val_labels"][1] = leak, arrays["train_labels"][0]
@@ -85,11 +85,11 @@ def test_the_same_pixels_in_other_files_are_the_same_image(tmp_path: Path) -> No
     grey.convert("RGB").save(tmp_path / "CE" / "s3.tif")
     deep = np.asarray(grey).astype(np.uint16) << 8
     Image.fromarray(deep).save(tmp_path / "CE" / "s4.png")
-    # Laid on its side, with a note to turn it back.
+    # Rotated, with an orientation tag.
     turned = Image.Exif()
     turned[0x0112] = 6
     grey.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "CE" / "s5.png", exif=turned)
-    # And not the same: other pixels, other shape of the same bytes.
+    # Different: other pixels, or the same bytes in another shape.
     grey.transpose(Image.Transpose.ROTATE_180).save(tmp_path / "CE" / "t1.png")
     Image.fromarray(np.asarray(grey).reshape(12, 10)).save(tmp_path / "CE" / "t2.png")
     decoded = load_data(str(tmp_path)).decode()
@@ -122,7 +122,7 @@ def test_patients_are_counted_and_divided_ones_named(tmp_path: Path) -> None:
     assert {split: count.patients for split, count in report.splits.items()} == {"train": 6, "validation": 2, "test": 2}
     assert "no image is in two splits, and no patient" in report_lines(report)
     assert report.divided_patients == {}
-    # No loader gives this; a table from elsewhere may.
+    # No loader returns this, but a table from elsewhere can.
     flipped = ("test" if data.table.splits[0] != "test" else "train", *data.table.splits[1:])
     object.__setattr__(data.table, "splits", flipped)
     report = report_of(data)
@@ -132,7 +132,7 @@ def test_patients_are_counted_and_divided_ones_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
-    """10 images of each of two classes, of which three can't be read."""
+    """Write 10 images of each of two classes, three of them unreadable."""
     folder = write_classes(tmp_path / "broken", {"CE": 10, "LAA": 10})
     for number in (1, 3):
         (folder / "CE" / f"{number}.png").write_bytes(b"no image")
@@ -162,7 +162,7 @@ def test_unreadable_images_are_left_out_where_that_is_wished(broken: Path, tmp_p
     assert [Path(one.source).name for one in report.unreadable] == ["1.png", "3.png", "nan.tif"]
     assert "8- or 16-bit" in report.unreadable[2].reason
     assert sum(count.images for count in report.splits.values()) == 18
-    # Asked for again, the same is found.
+    # A repeated call returns the same.
     assert store_data(run, load_data(str(broken), skip_unreadable=True), SETTINGS) == contract
     assert not list(run.data_folder.glob("usable*"))
 
@@ -217,14 +217,14 @@ def test_the_picture_has_a_bar_for_each_class_as_long_as_it_has_images(archive: 
     drawn = {
         colour: (pixels == tuple(bytes.fromhex(colour))).all(axis=-1).sum() for colour in ("0072b2", "e69f00", "009e73")
     }
-    # The legend's patches are small and alike.
+    # Patches of the legend are small and equal.
     assert drawn["0072b2"] / drawn["e69f00"] == pytest.approx(2, rel=0.1)
     assert drawn["e69f00"] == pytest.approx(drawn["009e73"], rel=0.1)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_12_bits_in_16_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str) -> None:
-    """Only the high byte of 16 bits counts: unscaled, such images are nearly black, and nothing in the file says so."""
+    """Only the high byte of 16 bits is used: unscaled 12-bit images are nearly black, and the file does not say so."""
     random = np.random.default_rng(0)
     for number in range(24):
         path = tmp_path / "data" / ("CE", "LAA")[number % 2] / f"{number}.{suffix}"

@@ -1,4 +1,4 @@
-"""Which images each step learns from."""
+"""Batches of training images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of images: classes, splits above them, and all that is laid out otherwise refused by name."""
+"""Folders of images: classes, splits, and messages for other layouts."""
 
 from __future__ import annotations
 

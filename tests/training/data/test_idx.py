@@ -1,4 +1,4 @@
-"""IDX files: MNIST's four, read and refused."""
+"""IDX files: reading MNIST's four files, and messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def idx(array: npt.NDArray[np.uint8], kind: int = 8) -> bytes:
 
 @pytest.fixture(params=["", ".gz"])
 def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """MNIST's four files, of 240 and 80 digits from 0 to 3."""
+    """Write MNIST's four files, with 240 and 80 digits from 0 to 3."""
     parts = {"train": ("train", "val"), "t10k": ("test",)}
     for part, ours in parts.items():
         for kind, name in (("images", "images-idx3-ubyte"), ("labels", "labels-idx1-ubyte")):
@@ -124,7 +124,7 @@ def test_no_images_are_refused(folder: Path) -> None:
 
 def test_what_unpacks_to_more_than_it_says_is_left_packed(tmp_path: Path) -> None:
     path = tmp_path / "train-images-idx3-ubyte.gz"
-    # 1 GB of zeros behind an image of 6 pixels.
+    # 1 GB of zeros after an image of 6 pixels.
     with gzip.open(path, "wb", compresslevel=1) as file:
         file.write(idx(np.zeros((1, 2, 3), np.uint8)))
         for _ in range(1024):

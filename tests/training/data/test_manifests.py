@@ -1,4 +1,4 @@
-"""CSV manifests: every column, every way to find a file, and each fault in one line."""
+"""CSV manifests: columns, paths, and a one-line message for each fault."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_patient_in_two_splits_is_named(folder: Path) -> None:
 
 
 def test_the_competitions_file_is_read_as_it_is(tmp_path: Path) -> None:
-    """Mayo's STRIP AI: no paths but ids, slides in a folder beside the file."""
+    """Mayo Clinic's STRIP AI: ids instead of paths, slides in a folder beside the CSV file."""
     rows = []
     for number in range(12):
         name = f"{number:06x}_{number % 2}"
@@ -102,7 +102,7 @@ def test_the_competitions_file_is_read_as_it_is(tmp_path: Path) -> None:
     data = load_data(write_manifest(tmp_path, header, rows, "train.csv"))
     assert data.table.sources[5] == str(tmp_path / "train" / "000005_1.tif")
     assert data.table.patients[5] == "000005"
-    # Or the slides lie beside the file.
+    # Slides directly beside the CSV file work too.
     for file in (tmp_path / "train").iterdir():
         file.rename(tmp_path / file.name)
     assert load_data(str(tmp_path / "train.csv")).table.sources[5] == str(tmp_path / "000005_1.tif")

@@ -1,4 +1,4 @@
-"""Data of every kind, and every wrong one refused with its reason."""
+"""Data sources, and messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_the_folder_below_the_class_is_the_patient_and_is_never_divided(tmp_path
         for patient in range(4):
             for number in range(1 + 3 * patient):
                 write_image(tmp_path / name / f"p{label}{patient}" / "slide" / f"{number}.png", number)
-    # Somebody with an image in both classes is one patient.
+    # A patient with images in both classes is one patient.
     write_image(tmp_path / "LAA" / "p03" / "0.png", 1)
     table = load_data(str(tmp_path)).table
     assert table.patients[0] == "p00"

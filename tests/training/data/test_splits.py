@@ -1,4 +1,4 @@
-"""Splits: every class everywhere, no patient in two."""
+"""Splits: every class in every split, no patient in two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data folder of a run: whole, the same pixels, found again, refused when the source is another."""
+"""Data folder of a run: atomic, equal pixels, reused for the same source, refused for another."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_disk_without_room_for_the_pixels_is_refused_before_they_are_written(
 
 
 def test_a_full_disk_is_one_line_and_no_bus_error(archive: Path, tmp_path: Path) -> None:
-    """In a process of its own: a write into a map that has no room ends it by a signal."""
+    """Run in a separate process, because a write into a map on a full disk ends it by a signal."""
     (tmp_path / "small").mkdir()
     command = [sys.executable, "-m", "plurum", "train", str(archive), "--arch", "test_byobnet", "--out", "small/run"]
     mounted = 'mount -t tmpfs -o size=200k none small && exec "$@"'

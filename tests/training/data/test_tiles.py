@@ -1,4 +1,4 @@
-"""Tiles: where they lie, which are kept, that their pixels are the file's, and that large files stay out of memory."""
+"""Tiles: positions, selection, pixels, and bounded memory for large files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGE = ImageSpec(height=100, width=100, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def slide_pixels(height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Glass with noise of tissue in two rectangles: 0.5 of the tile at (0, 0) and all of that at (200, 100)."""
+    """Write glass with two rectangles of tissue: half of the tile at (0, 0) and all of that at (200, 100)."""
     pixels = np.full((height, width, 3), WHITE, dtype=np.uint8)
     noise = np.random.default_rng(0).integers(20, 200, (100, 100, 3), dtype=np.uint8)
     pixels[:100, :50] = noise[:, :50]
@@ -38,7 +38,7 @@ def slide_pixels(height: int, width: int) -> npt.NDArray[np.uint8]:
 
 @pytest.fixture
 def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small files take the way of those that can't be decoded at once."""
+    """Treat small files as too large to be decoded at once."""
     monkeypatch.setattr(tiles_module, "_is_large", lambda _size: True)
 
 
@@ -132,7 +132,7 @@ def test_a_tile_of_a_large_file_is_what_the_one_rule_makes_of_it(
     whole = open_image(path.read_bytes())
     expected = pixels_from_image(whole.crop((40, 30, 140, 130)), height=100, width=100)
     tile = open_image(ImageRegion(path, (40, 30, 100, 100)).read_encoded())
-    # Decoders of JPEG may differ by rounding.
+    # JPEG decoders may differ by rounding.
     tolerance = 3 if options.get("compression") == "jpeg" else 0
     np.testing.assert_allclose(pixels_from_image(tile, height=100, width=100), expected, atol=tolerance)
 
@@ -195,7 +195,7 @@ def test_a_truncated_slide_has_a_fault(tmp_path: Path) -> None:
 
 
 def test_the_lowest_level_of_a_pyramid_with_enough_pixels_is_looked_at(tmp_path: Path) -> None:
-    """Of three levels the second says that all is tissue: only there is a black-free, grey image."""
+    """Only the second of three levels is grey all over, so only there everything is tissue."""
     path = tmp_path / "pyramid.tif"
     with tifffile.TiffWriter(path) as file:
         options: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb"}
@@ -265,9 +265,9 @@ def test_a_slide_of_108_megapixels_never_lies_in_memory_whole(tmp_path: Path) ->
         [sys.executable, "-c", BOUNDED, str(tmp_path / "small.tif")], capture_output=True, text=True, check=True
     )
     grown_mb, *boxes = ended.stdout.split(maxsplit=1)
-    # The whole is 324 MB, a tile not one.
+    # The whole image takes 324 MB, a tile less than 1 MB.
     assert float(grown_mb) < 40
-    # As 24 tiles of 512 pixels cover 12,000, the sixth begins at 2,497, and so on.
+    # 24 tiles of 512 pixels cover 12,000 pixels, so the sixth starts at 2,497.
     assert boxes == ["(2497, 0) (2997, 0) (2997, 499) (3496, 499)\n"]
 
 
@@ -282,7 +282,7 @@ def test_a_slide_without_tile_size_is_refused_and_the_option_named(
         tifffile.imwrite(path, slide_pixels(300, 400), tile=(64, 48), photometric="rgb")
     message = "6 of 6 images can't be read; .*image of 400 x 300 pixels is too large: .* with --tile-size"
     for small_bytes in (1 << 25, 0):
-        # A large file's header is looked at before the file is read.
+        # The header of a large file is checked before the file is read.
         monkeypatch.setattr(tiles_module, "_SMALL_BYTES", small_bytes)
         with pytest.raises(DataError, match=message):
             load_data(str(tmp_path)).pixels(IMAGE)

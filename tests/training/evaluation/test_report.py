@@ -1,4 +1,4 @@
-"""The report's files: for spreadsheets, for programs, for people."""
+"""Report files: CSV, JSON and the HTML page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from plurum.training.statistics.wording import (
 )
 from plurum.voting import VotingRule, decide, softmax
 
-# Names that are markup, a formula and a row of a spreadsheet, if one lets them.
+# Names with markup, a plot formula and CSV separators, which must be escaped.
 CLASSES = ("<script>alert(1)</script>", "$x_1$ & more", 'a "quoted", long name that no axis has room for')
 PICTURES = {"comparison", "confusion", "roc", "precision_recall", "reliability", "risk_coverage"}
 PICTURES |= {"prediction_sets", "diversity"}
@@ -59,7 +59,7 @@ def evaluation() -> Evaluation:
 
 
 class Page(HTMLParser):
-    """Checks that tags are closed in order, and gathers what a page names and shows."""
+    """HTML parser that checks the nesting of tags and collects addresses and text."""
 
     VOID = frozenset({"meta", "img", "br"})
 
@@ -79,7 +79,7 @@ class Page(HTMLParser):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        # Cells and rows may close themselves; ours don't.
+        # HTML allows unclosed cells and rows; this page closes them.
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
@@ -157,7 +157,7 @@ def test_a_report_is_written_and_written_again(evaluation: Evaluation, tmp_path:
     assert Evaluation.model_validate_json((folder / "metrics.json").read_text(encoding="utf-8")) == evaluation
     (folder / "notes.txt").write_text("mine")
     write_report(judged(members=1, patients=False), folder)
-    # A single member has no pairs: the old picture of some must not stay.
+    # A single member has no pairs, so the old plot must be removed.
     assert not (folder / "diversity.png").exists()
     assert (folder / "notes.txt").read_text() == "mine"
     assert "Diversity of the members" not in page.read_text(encoding="utf-8")

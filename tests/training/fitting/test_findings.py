@@ -1,4 +1,4 @@
-"""What a fit says of itself, and the files it leaves."""
+"""Printed findings and files of a fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from plurum.training.statistics.results import Estimate
 
 @pytest.fixture(scope="module")
 def copy(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with two patients of each class in each split."""
+    """Return a run with two patients of each class in each split."""
     run = Run(Path(shutil.copytree(trained.path, tmp_path_factory.mktemp("findings") / "run")))
     text = (run.data_folder / "items.csv").read_text()
     rows = list(csv.DictReader(io.StringIO(text)))
@@ -36,7 +36,7 @@ def copy(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def ruin(run: Run, name: str) -> None:
-    """Make a member surely wrong: whatever it is sure of, it calls by the next class."""
+    """Make a member confidently wrong: it predicts the next class instead of its own."""
     path = run.member_folder(name) / "checkpoint.safetensors"
     weights = load_file(path)
     head = {key: 8 * value.roll(1, 0) for key, value in weights.items() if key.startswith("head.fc.")}
@@ -60,7 +60,7 @@ def report(copy: Run) -> FitReport:
         ((-0.05, -0.01), (-0.2, 0.1), "worse"),
         ((-0.01, 0.05), (0.1, 0.2), "worse"),
         ((0.01, 0.05), (0.1, 0.2), "mixed"),
-        # What four decimals do not show is nothing.
+        # Differences below four decimals do not count.
         ((0.0, 0.0), (-4e-5, -1e-5), "no different"),
     ],
 )
@@ -81,7 +81,7 @@ def test_files_are_the_report_and_two_pictures(report: FitReport, tmp_path: Path
     assert FitReport.model_validate_json((tmp_path / "report" / "fit.json").read_text()) == report
     for path in paths[1:]:
         with Image.open(path) as picture:
-            # Something is drawn, in more than two colours.
+            # The plot is not empty: it has more than two colours.
             assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 2
 
 
@@ -129,7 +129,7 @@ def test_the_command_names_a_member_that_is_not_finished(
 def test_who_is_kept_without_a_say_is_not_left_out(
     copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of two members of which one gets no weight, `all` keeps both, and the table says 0."""
+    """With `all`, a member with a weight of 0 stays, and the table shows 0."""
     run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
     ruin(run, "test_byobnet")
     for options, said in (((), "left out"), (("--select", "all"), "0.000")):

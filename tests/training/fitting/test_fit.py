@@ -1,4 +1,4 @@
-"""From finished members to an ensemble whose every number can be recomputed."""
+"""Fitting a run, with all fitted parameters computed again."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from plurum.training.statistics.scoring import compute_scores, predict_logits
 from plurum.voting import Verdict, decide, soft_vote, softmax, temper
 
 Floats = npt.NDArray[np.float64]
-# How far limits are set beyond the image they come from, so that rounding elsewhere puts it on no other side.
+# Margin of fitted limits, which keeps the image they come from within them despite rounding.
 ROUNDING = 1e-5
 
 
 @pytest.fixture
 def run(unfitted: Run) -> Run:
-    """A finished run of this test's own."""
+    """Return a copy of the finished run for one test."""
     return unfitted
 
 
 def answers_of(run: Run, split: str) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Members' probabilities `[images, members, classes]` and labels, from the files alone."""
+    """Return members' probabilities `[images, members, classes]` and labels, computed from the files."""
     table = run.table()
     rows = np.flatnonzero(np.array(table.splits) == split)
     predictions = [
@@ -60,7 +60,7 @@ def confidence_of(verdict: Verdict) -> Floats:
 
 
 def check_numbers(run: Run, report: FitReport) -> None:
-    """Recompute what the report and the ensemble say."""
+    """Compute the report's and the ensemble's figures again."""
     ensemble = report.ensemble
     for split in ("validation", "test"):
         predictions, labels = answers_of(run, split)
@@ -141,7 +141,7 @@ def test_a_second_fit_takes_the_first_ones_place(run: Run) -> None:
 
 
 def test_a_useless_member_is_left_out_and_an_equal_one_is_not(run: Run) -> None:
-    """The one is made by permuting the classes that a member answers, the other by copying it."""
+    """One has the classes of a member permuted, the other is a copy of a member."""
     good, other = run.members()
     folder = run.member_folder(other.name)
     shutil.rmtree(folder)
@@ -161,7 +161,7 @@ def test_a_useless_member_is_left_out_and_an_equal_one_is_not(run: Run) -> None:
         changed = {**contract, "name": other.name, "sha256": sha256_of(path)}
         (folder / "member.json").write_text(json.dumps(changed))
 
-    # Not every change is as good as none: what is asked is that one which is leaves the weights equal.
+    # An equivalent change must leave the weights equal.
     for seed in range(10):
         noise = torch.randn(weights["head.fc.weight"].shape, generator=torch.Generator().manual_seed(seed))
         become(weights["head.fc.bias"], weights["head.fc.weight"] + 0.02 * noise)
@@ -183,7 +183,7 @@ def test_a_useless_member_is_left_out_and_an_equal_one_is_not(run: Run) -> None:
 
 
 def test_a_member_that_spoils_the_vote_is_noticed_and_left_out(spoilt: Run) -> None:
-    """With it, the vote of equals is worse than its best member; the fit says so, and mends it."""
+    """With a harmful member, the equal vote is worse than its best member; the fit reports and corrects it."""
     path = spoilt.path
     hard = fit_report(path, FitSettings(select="all", mode="hard"))
     predictions, labels = answers_of(spoilt, "test")
@@ -267,7 +267,7 @@ def test_a_stated_prior_corrects_the_vote_and_weighs_its_scores(run: Run) -> Non
 
 
 def test_a_prior_is_estimated_from_unlabelled_images(run: Run, tmp_path: Path) -> None:
-    """Training images of two of the four classes, one of them three times as often."""
+    """Write training images of two of the four classes, one of them three times as often."""
     table, pixels = run.table(), run.pixels()
     ones, threes = np.flatnonzero(table.labels == 1)[:60], np.flatnonzero(table.labels == 3)[:20]
     with (tmp_path / "ward.csv").open("w") as file:

@@ -1,4 +1,4 @@
-"""The ensemble beside its best member and beside those that are not in it, by fit and by evaluate."""
+"""Comparison of the ensemble with its best member and with members left out, by fit and by evaluate."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.training.fitting.test_fit import answers_of
 
 @pytest.fixture
 def run(unfitted: Run) -> Run:
-    """A finished run of this test's own."""
+    """Return a copy of the finished run for one test."""
     return unfitted
 
 
 def test_the_best_member_is_chosen_by_validation_images(run: Run) -> None:
-    """Test images are relabelled such that the other member answers all of them rightly."""
+    """Relabel test images such that the other member predicts all of them correctly."""
     predictions, labels = answers_of(run, "validation")
     losses = [tempered_losses(predictions[:, index], labels).mean() for index in range(2)]
     best, other = np.argsort(losses)
@@ -49,13 +49,13 @@ def test_members_that_are_not_finished_are_named(run: Run) -> None:
     shutil.rmtree(run.member_folder("test_resnet"))
     report = fit_report(run.path, FitSettings())
     assert report.unfinished == ("test_resnet",)
-    # Another program's run does not say what it was to have.
+    # A run of another program does not list its planned members.
     run.settings_file.write_text("{}")
     assert fit_report(run.path, FitSettings()).unfinished == ()
 
 
 def test_the_best_member_is_corrected_for_the_prior_where_the_vote_is(run: Run) -> None:
-    """Both commands compare with the same answers, one of them weighing images as they come where it will serve."""
+    """Both commands compare the same predictions; fit weights images by the class frequencies in service."""
     report = fit_report(run.path, FitSettings(prior={"0": 0.85, "1": 0.05, "2": 0.05, "3": 0.05}))
     judged = evaluate_run(run.path, EvaluationSettings())
     predictions, labels = answers_of(run, "test")

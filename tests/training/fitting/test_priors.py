@@ -1,4 +1,4 @@
-"""Classes that come in other shares, simulated: the truth is known, and so is the best correction."""
+"""Correction for class frequencies, on simulations with a known best correction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEANS = np.array([[1.5, 0.0], [0.0, 1.5], [-1.0, -1.0]])
 
 
 def posterior(points: Floats, shares: Floats) -> Floats:
-    """Bayes' rule for three round clouds of points: calibrated by construction."""
+    """Bayes' rule for three Gaussian clusters, calibrated by construction."""
     density = np.exp(-0.5 * np.square(points[:, None] - MEANS).sum(axis=2))
     return np.asarray(density * shares / (density @ shares)[:, None])
 
@@ -70,7 +70,7 @@ def test_the_stated_shares_exact_correction_is_bayes_rule() -> None:
 
 
 def test_sets_and_review_fitted_here_hold_there() -> None:
-    """Class-conditional sets as they are, the threshold by images weighed as their classes come."""
+    """Class-conditional sets do not change, and the threshold uses weighted images."""
     here, there = drawn(4000, HERE, seed=5), drawn(4000, THERE, seed=6)
     ratio = prior_ratio(THERE, HERE, "abc")
     ours, theirs = (with_prior(posterior(points, HERE), ratio) for points, _ in (here, there))

@@ -1,4 +1,4 @@
-"""Who stays in a vote, on answers whose worth is known."""
+"""Member selection, on simulated predictions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_member_that_is_alone_or_left_out_has_no_contribution() -> None:
 
 
 def test_members_that_spoil_the_vote_are_left_out_the_worst_first() -> None:
-    """Two that are sure of answers at random, one of them surer, drown two good ones, which stay."""
+    """Two confident random members are removed, and two good ones stay."""
     members, labels = simulated(400, (2.5, 0.0, 2.5, 0.0))
     members[:, 1], members[:, 3] = softmax(2 * np.log(members[:, 1])), softmax(4 * np.log(members[:, 3]))
     selection = selected(members, labels)
@@ -71,7 +71,7 @@ def test_members_that_spoil_the_vote_are_left_out_the_worst_first() -> None:
 
 @pytest.mark.parametrize(("images", "number", "classes", "draws"), [(60, 4, 3, 40), (60, 6, 2, 80), (300, 10, 3, 15)])
 def test_members_alike_all_stay(images: int, number: int, classes: int, draws: int) -> None:
-    """By chance alone, hardly ever is one of several equals left out, as each of them helps."""
+    """Equally good members are hardly ever left out by chance."""
     left_out = 0
     for seed in range(draws):
         members, labels = resembling(images, (1.5,) * number, classes, seed)

@@ -1,4 +1,4 @@
-"""Stacking, against scikit-learn, and its honesty, against noise."""
+"""Stacking, against scikit-learn and on noise."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_image_is_answered_once_by_a_fold_that_knows_nothing_of_its_patien
 
 
 def test_out_of_fold_answers_do_not_flatter() -> None:
-    """Members that know nothing: what has seen the labels seems to know something, what has not does not."""
+    """Random members: a regression that has seen the labels looks better than chance, an out-of-fold one does not."""
     members, labels = simulated(120, 4, 3, 0.0)
     stack = fit_stack(members, labels, 0.01)
     seen = compute_losses(stacked_vote(members, stack.coefficients, stack.intercepts), labels).mean()
@@ -61,7 +61,7 @@ def test_out_of_fold_answers_do_not_flatter() -> None:
 
 
 def test_it_mends_what_no_weights_can() -> None:
-    """A member that always calls b what is a is of use to a regression alone."""
+    """Only a regression can use a member that always confuses a and b."""
     members, labels = simulated(300, 1, 3, 2.0)
     mixed_up = members[:, :, [1, 0, 2]]
     folds = cross_fit(mixed_up, labels, np.arange(300), "abc", l2=1.0, seed=0)
@@ -75,5 +75,5 @@ def test_too_few_patients_of_a_class_are_refused() -> None:
     groups = np.append(np.arange(38), [38, 38])
     with pytest.raises(DataError, match="every class from several patients, and class 'c' has 1; fit a soft vote"):
         cross_fit(members, labels, groups, "abc", l2=1.0, seed=0)
-    # Two are enough for two folds.
+    # Two patients suffice for two folds.
     assert len(cross_fit(members, labels, np.arange(40), "abc", l2=1.0, seed=0)) == 2

@@ -1,4 +1,4 @@
-"""Weights of a soft vote, against brute force, planted answers and simulation."""
+"""Weights of a soft vote, against brute force and simulations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def simulated(images: int, skills: tuple[float, ...], seed: int = 0, classes: int = 3) -> tuple[Floats, Ints]:
-    """Members `[images, members, classes]` that see the truth through noise of their own, and the truth."""
+    """Simulate members `[images, members, classes]` with independent noise, and labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, images)
     logits = rng.normal(size=(images, len(skills), classes))
@@ -25,7 +25,7 @@ def simulated(images: int, skills: tuple[float, ...], seed: int = 0, classes: in
 
 
 def resembling(images: int, skills: tuple[float, ...], classes: int, seed: int) -> tuple[Floats, Ints]:
-    """Members that share a part of their noise, as those trained on the same images do, and the truth."""
+    """Simulate members with partly shared noise, as when trained on the same images, and labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, images)
     logits = 0.7 * rng.normal(size=(images, 1, classes)) + rng.normal(size=(images, len(skills), classes))
@@ -55,7 +55,7 @@ def test_weights_of_identical_members_stay_equal() -> None:
 
 def test_weights_stay_equal_where_equal_ones_are_never_wrong() -> None:
     sure = np.array([[0.99, 0.01], [0.01, 0.99]] * 20)
-    # Unsure, and on the wrong side of three images, but never so far that it counts.
+    # Unconfident, and wrong on three images by a small margin.
     other = temper(sure, 4.0)
     other[:3] = other[:3, ::-1]
     members = np.stack([sure, other], axis=1)
@@ -81,7 +81,7 @@ def test_the_interval_is_above_zero_for_a_real_difference_alone() -> None:
 
 @pytest.mark.parametrize(("images", "members", "classes", "draws"), [(100, 3, 3, 40), (60, 6, 2, 40), (300, 10, 3, 25)])
 def test_weights_of_members_alike_are_hardly_ever_worth_it(images: int, members: int, classes: int, draws: int) -> None:
-    """However many there are to choose among: nominally one time in forty."""
+    """With any number of members, equal weights are rejected nominally one time in forty."""
     taken = 0
     for seed in range(draws):
         alike, labels = resembling(images, (1.5,) * members, classes, seed)
@@ -110,7 +110,7 @@ def test_weights_are_judged_by_patients_that_they_were_not_fitted_to() -> None:
     unseen = [set(range(30)) - part for part in seen]
     assert sorted(patient for part in unseen for patient in part) == list(range(30))
     assert all(len(part) == 6 for part in unseen)
-    # Nobody else could judge the weights of a single one.
+    # With a single patient, no other patient can evaluate the weights.
     assert improvement_interval(members, labels, fit, Bootstrap(patients * 0, 100, 0)) == (0, 0)
 
 
@@ -128,7 +128,7 @@ def test_the_interval_draws_patients_not_images() -> None:
 
 
 def test_a_surer_member_is_not_a_better_one() -> None:
-    """A sharper copy of a member has a lower NLL, and deserves no more of a say."""
+    """A more confident copy of a member has a lower NLL, but gets no higher weight."""
     members, labels = simulated(300, (3.0,))
     both = np.concatenate([members, temper(members, 0.7)], axis=1)
     low, high = improvement_interval(both, labels, fit_weights, Bootstrap(np.arange(300), 500, 0))
@@ -136,7 +136,7 @@ def test_a_surer_member_is_not_a_better_one() -> None:
 
 
 def test_a_greedy_selection_of_two_is_the_best_there_is() -> None:
-    """Of all counts that two members could have, up to as many as it took, none has a lower NLL than its own."""
+    """No other counts of two members, up to the number of additions, have a lower NLL."""
     members, labels = simulated(300, (1.0, 1.6))
     weights = greedy_weights(members, labels)
     assert weights.sum() == pytest.approx(1)
@@ -146,7 +146,7 @@ def test_a_greedy_selection_of_two_is_the_best_there_is() -> None:
 
 
 def test_a_greedy_selection_by_hand() -> None:
-    """As Caruana and others have it, step by step, without sorting the beginning into the same function."""
+    """Against the algorithm of Caruana et al., step by step."""
     members, labels = simulated(120, (0.2, 1.0, 1.5, 1.4), seed=3)
     singles = [served(members, labels, *row) for row in np.eye(4)]
     order = sorted(range(4), key=singles.__getitem__)

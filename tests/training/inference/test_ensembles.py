@@ -1,4 +1,4 @@
-"""Ensembles called from Python answer as what they are made of."""
+"""Ensembles in Python, against their members and their runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGE = ImageSpec(height=8, width=8, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
 
 class Constant(nn.Module):
-    """Answers the same logits to every image."""
+    """Model with the same logits for every image."""
 
     def __init__(self, *logits: float) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ def test_a_runs_ensemble_answers_as_its_contract_says(run: Run) -> None:
 
 
 def test_checkpoints_vote_with_the_weights_they_are_given(run: Run, tmp_path: Path) -> None:
-    """Folders, safetensors and both kinds of .pt are the same member."""
+    """Member folders, safetensors and both kinds of .pt files give the same member."""
     one, other = run.ensemble().members
     folder, file = run.member_folder(one.name), run.checkpoint(other)
     torch.save(load_file(file), tmp_path / "plain.pt")

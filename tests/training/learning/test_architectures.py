@@ -1,4 +1,4 @@
-"""Names that timm doesn't know, sizes that a model doesn't take, weights that can't be had."""
+"""Messages for unknown architectures, unsupported sizes and unavailable weights."""
 
 from __future__ import annotations
 

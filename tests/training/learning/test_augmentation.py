@@ -1,4 +1,4 @@
-"""Augmentation stays within what was asked for, and treats each image on its own."""
+"""Augmentation stays within its limits, and treats each image separately."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def settings(**values: Any) -> TrainSettings:
 
 
 def test_images_are_moved_by_at_most_their_share_and_never_mixed() -> None:
-    # The value says which image and where: image 100 · i, row 10 · y, column x.
+    # Each value encodes its position: image 100 · i, row 10 · y, column x.
     grid = 10 * np.arange(8)[:, None] + np.arange(10)[None]
     pixels = np.stack([grid, 100 + grid])[..., None].repeat(3, axis=-1).astype(np.uint8)
     batch = torch.from_numpy(np.tile(pixels, (50, 1, 1, 1)))
@@ -44,7 +44,7 @@ def test_every_other_image_is_mirrored_if_asked_for() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (48, 80)])
 def test_images_are_turned_by_up_to_the_angle_about_their_centre(height: int, width: int) -> None:
-    """A dot right of the centre lies, after a turn, at the same distance and at an angle within the limits."""
+    """After a rotation, a dot keeps its distance from the centre, at an angle within the limits."""
     batch = torch.zeros(200, height, width, 3, dtype=torch.uint8)
     batch[:, height // 2 - 1 : height // 2 + 1, width // 2 + 14 : width // 2 + 16] = 255
     turned = augment(batch, settings(rotate=60))[..., 0]
@@ -67,7 +67,7 @@ def test_colours_are_changed_image_by_image() -> None:
 
 
 def test_pairs_are_mixed_with_their_labels() -> None:
-    """Image i is i everywhere and its target all i: in a mixture both must show the same share."""
+    """Image i has the value i and the class i, so mixed images and targets must show the same fractions."""
     labels = torch.arange(8)
     images = labels.float()[:, None, None, None].expand(8, 3, 16, 16)
     partners = images.roll(1, 0)

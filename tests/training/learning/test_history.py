@@ -1,4 +1,4 @@
-"""A member's history, written, read and drawn."""
+"""History of a member: writing, reading and plotting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run is filled, resumed, extended, refused or started over; nothing half-written is left."""
+"""Training a run: new, resumed, extended, refused, started over; no partial files are left."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.training.conftest import ARCHS, SETTINGS, write_classes
 
 @pytest.fixture
 def copy(trained: Run, tmp_path: Path) -> Run:
-    """A finished run of this test's own."""
+    """Return a copy of the finished run for one test."""
     shutil.copytree(trained.path, tmp_path / "copy")
     return Run(tmp_path / "copy")
 
@@ -131,7 +131,7 @@ def test_nothing_is_left_where_data_or_settings_are_refused(tmp_path: Path, arch
     with pytest.raises(SettingsError, match="vit_tiny_patch16_224 can't take images of 32 x 32"):
         train_run(str(archive), changed(archs=("test_byobnet", "vit_tiny_patch16_224")), out)
     assert not (tmp_path / "runs").exists()
-    # What was there before stays.
+    # Existing files stay.
     out.mkdir(parents=True)
     with pytest.raises(DataError):
         train_run(str(folder), changed(image_size=32), out)
@@ -154,7 +154,7 @@ def test_seeds_and_snapshots_become_members(tmp_path: Path, archive: Path) -> No
     assert [member.best_epoch for member in members] == [1, 2, 1, 2]
     assert len({member.sha256 for member in members}) == 4
     assert (out / "report" / "training.png").is_file()
-    # Other seeds are trained behind those that are there.
+    # New seeds follow the existing trainings.
     more = train_run(str(archive), settings.model_copy(update={"seeds": 3}), out)
     assert len(more.members) == 6
     assert more.reused == tuple(member.name for member in members)
@@ -181,7 +181,7 @@ def train_command(archive: Path, out: Path, *options: str) -> list[str]:
     return [*command, "--batch-size", "16", "--learning-rate", "0.005", "--precision", "fp32", *options]
 
 
-# As many threads as in these tests: sums depend on how they are divided.
+# The same number of threads as in these tests, because sums depend on it.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -198,7 +198,7 @@ def wait_for_the_end_of(group: int) -> None:
 
 @pytest.mark.slow
 def test_a_training_that_is_killed_at_random_goes_on_as_if_it_had_not_been(tmp_path: Path, archive: Path) -> None:
-    """SIGKILL, three times, at moments spread over reading data, learning, saving and writing the member."""
+    """Send SIGKILL three times, during reading data, training, saving and writing the member."""
     options = ["--epochs", "12", "--ema", "0.9", "--save-every-s", "0", "--mixup", "0.2", "--flip"]
     whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
     began = time.monotonic()
@@ -221,7 +221,7 @@ def test_a_training_that_is_killed_at_random_goes_on_as_if_it_had_not_been(tmp_p
         if process.returncode == 0:
             shutil.rmtree(killed.path)
     assert any(states), "no kill met a training that had begun"
-    # What a killed process was writing lies there under a hidden name at most.
+    # A killed process leaves at most files with hidden names.
     found = [path for path in killed.path.rglob("*") if path.is_file() and not path.name.startswith(".")]
     assert all(path.stat().st_size for path in found)
     subprocess.run(train_command(archive, killed.path, *options), env=ENVIRONMENT, check=True, capture_output=True)
@@ -243,7 +243,7 @@ def test_ctrl_c_leaves_no_member_and_no_process_behind(tmp_path: Path, archive: 
     ) as process:
         while not all((out / "unfinished" / f"{arch}.pt").is_file() for arch in ARCHS) and process.poll() is None:
             time.sleep(0.01)
-        # As a terminal does: to all processes of the group.
+        # A terminal sends it to all processes of the group.
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
@@ -267,7 +267,7 @@ def test_jobs_end_when_whoever_started_them_is_killed(tmp_path: Path, archive: P
 
 @pytest.mark.slow
 def test_processes_of_torchrun_train_one_member_together(tmp_path: Path, archive: Path) -> None:
-    """Without batch normalisation two processes learn what one does."""
+    """Without batch normalisation, two processes give the same result as one."""
     options = ["--arch", "test_vit2", "--epochs", "2", "--accumulate", "2", "--balance", "weights", "--shift", "0"]
     command = train_command(archive, tmp_path / "one", *options, "--image-size", "64")
     command[command.index("--arch") : command.index("--arch") + 2] = []
@@ -290,7 +290,7 @@ def test_processes_of_torchrun_train_one_member_together(tmp_path: Path, archive
 
 
 def joined_commands(command: list[str]) -> list[subprocess.CompletedProcess[str]]:
-    """Run a command in two processes that train together, and return how each ended."""
+    """Run a command in two processes that train together, and return the exit of each."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The learning rate, and the cycles of a training."""
+"""Learning rates and cycles of a training."""
 
 from __future__ import annotations
 

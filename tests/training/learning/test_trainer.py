@@ -1,4 +1,4 @@
-"""The trainer: reproducible, scheduled, augmented within bounds, and honest about its arithmetic."""
+"""Trainer: reproducibility, schedule, precision, accumulation, averaging and resumption."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def same(one: TrainedModel, other: TrainedModel) -> bool:
 
 
 class Wandering(nn.Module):
-    """Learns with dropout, and answers nonsense with certainty after some steps."""
+    """Model with dropout that returns confident nonsense after some steps."""
 
     steps: torch.Tensor
 
@@ -70,7 +70,7 @@ def test_an_earlier_epoch_is_kept_when_it_was_the_best(examples: Examples) -> No
     settings = SETTINGS.model_copy(update={"epochs": 4, "warmup_share": 0.0})
     result = Trainer(settings).fit(Wandering(good_for=20), examples, 0)
     assert result.best.epoch is result.history[1]
-    # Ten steps an epoch: the weights are those of that moment, not of the end.
+    # Ten steps per epoch: the weights are those of the best epoch, not of the end.
     assert result.best.weights["steps"] == 20
 
 
@@ -176,7 +176,7 @@ def test_fp16_trains_on_cuda(examples: Examples) -> None:
 
 
 class Linear(nn.Module):
-    """Without batch normalisation and dropout: passes have no influence on each other."""
+    """Without batch normalisation and dropout, passes are independent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ def bias(model: nn.Module) -> torch.Tensor:
 
 
 def test_steps_without_a_norm_do_not_spoil_the_history(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the first ones in fp16, whose gradients overflow until the loss is scaled right."""
+    """Simulate the first steps in fp16, whose gradients overflow until the loss scale fits."""
     taken: list[float] = []
     step = Learner.step
 
@@ -244,7 +244,7 @@ def test_the_average_is_what_is_judged_and_kept(examples: Examples) -> None:
     learner = learner_of(Linear(), examples, ema=0.5)
     assert learner.average is not None
     first = bias(learner.model)
-    # timm's warm-up: the first step is taken whole, the second with a decay of 1 - 2 ** (-2 / 3), below 0.5.
+    # timm's warm-up: the average starts as the first step; the second has a decay of 1 - 2 ** (-2 / 3), below 0.5.
     values = []
     for step in range(2):
         learner.step(examples.train[16 * step : 16 * step + 16])
@@ -276,7 +276,7 @@ def test_it_stops_when_nothing_becomes_better(examples: Examples) -> None:
 def test_it_goes_on_from_any_step_as_if_nothing_had_happened(
     examples: Examples, tmp_path: Path, killed_at: int
 ) -> None:
-    """With everything that has a memory: averages, cycles, a scaler, dropout and all that is drawn at random."""
+    """With all state: averages, cycles, a scaler, dropout and random numbers."""
     every = {"ema": 0.8, "snapshots": 2, "epochs": 3, "mixup": 0.2, "cutmix": 1.0, "rotate": 10, "jitter": 0.1}
     settings = changed(**every, flip=True, balance="sampling", label_smoothing=0.1)
     whole = Trainer(settings).fit(model_from_arch("test_byobnet", examples.classes, 5), examples, 5)
@@ -309,7 +309,7 @@ def test_it_goes_on_from_any_step_as_if_nothing_had_happened(
 
 
 def test_a_full_disk_leaves_the_last_state(tmp_path: Path) -> None:
-    """Beyond a file size that the system allows, as beyond the end of a disk, nothing can be written."""
+    """A limit of the file size stands in for a full disk."""
     script = """
 import resource, sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Intervals that hold the truth as often as they say, by patient."""
+"""Bootstrap intervals have their nominal coverage, by patient."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BY_IMAGE = np.arange(PATIENTS * IMAGES)
 
 
 def right_answers(rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """One sample: 60 patients of 5 images; a patient's images are easy or hard together. Accuracy is 0.7 in truth."""
+    """Simulate 60 patients of 5 images, easy or hard per patient, with a true accuracy of 0.7."""
     easiness = rng.beta(1.4, 0.6, PATIENTS)
     return (rng.random(PATIENTS * IMAGES) < np.repeat(easiness, IMAGES)).astype(np.float64)
 
@@ -46,7 +46,7 @@ def test_a_draw_is_as_many_patients_with_all_their_images() -> None:
     assert (counts[0] == counts[1]).all()
     assert (counts[4] == counts[5]).all()
     assert (counts[[0, 3, 4]].sum(axis=0) == 3).all()
-    # Each is drawn once per draw, on average.
+    # Each group is drawn once per draw, on average.
     np.testing.assert_allclose(counts.mean(axis=1), 1, atol=0.15)
 
 
@@ -81,7 +81,7 @@ def test_draws_without_a_figure_are_left_out() -> None:
 
 
 def test_weights_and_level_are_those_of_the_draws() -> None:
-    """Whole weights are the same as so many copies of an image in its group; a lower level is a narrower interval."""
+    """An integer weight equals that many copies of an image; a lower level gives a narrower interval."""
     rng = np.random.default_rng(0)
     values, weights = rng.normal(size=40), rng.integers(1, 4, 40)
     ours = mean_interval(values, Bootstrap(np.arange(40), 300, 0), weights=weights.astype(np.float64))

@@ -1,4 +1,4 @@
-"""The fitted numbers, against brute force, planted answers, hand-computed cases and simulation."""
+"""Calibration, against brute force, simulations and cases computed by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_planted_temperature_is_found(planted: float) -> None:
     rng = np.random.default_rng(1)
     true = softmax(rng.normal(scale=1.5, size=(20_000, 3)))
     labels = (rng.random((20_000, 1)) > true.cumsum(axis=1)).sum(axis=1)
-    # As sure as they should be only after tempering by the planted temperature.
+    # Calibrated only at the simulated temperature.
     assert fit_temperature(temper(true, 1 / planted), labels) == pytest.approx(planted, rel=0.05)
 
 
@@ -42,11 +42,11 @@ def test_without_a_wrong_answer_there_is_nothing_to_fit_it_to() -> None:
 
 
 def test_a_cautious_temperature_is_that_with_one_patient_more() -> None:
-    """The one more has each answer once with each class for a truth, and counts as much as any other patient."""
+    """The additional patient has every prediction once per class, and the weight of any other patient."""
     right, labels = np.tile([[0.9, 0.1], [0.2, 0.8]], (10, 1)), np.tile([0, 1], 10)
     groups = np.arange(20) // 2
     more = np.repeat(right, 2, axis=0), np.tile([0, 1], 20)
-    # Ten patients, so that its 40 images are to count as much as a tenth of the 400.
+    # Ten patients, so the additional images together weigh a tenth of the 400.
     expected = fit_temperature(
         np.concatenate([np.repeat(right, 20, axis=0), more[0]]), np.concatenate([np.repeat(labels, 20), more[1]])
     )
@@ -81,7 +81,7 @@ def test_a_patient_counts_once_however_many_images_there_are() -> None:
 
 @pytest.mark.parametrize("per_patient", [1, 5])
 def test_sets_cover_new_images_of_each_class(per_patient: int) -> None:
-    """Over many draws; images of a patient are alike, and some patients have more of them."""
+    """Simulated over many draws, with similar images of a patient and different numbers of images."""
     rng = np.random.default_rng(0)
 
     def drawn(patients: int) -> tuple[Floats, Ints, Ints]:
@@ -95,14 +95,14 @@ def test_sets_cover_new_images_of_each_class(per_patient: int) -> None:
     for _ in range(150):
         quantiles = conformal_quantiles(*drawn(40), alpha=0.2)
         probabilities, labels, groups = drawn(400)
-        # One image per patient: the first of each.
+        # The first image of each patient.
         _, first = np.unique(groups, return_index=True)
         inside = (1 - probabilities <= np.array(quantiles))[first, labels[first]]
         for index in (0, 1):
             covered[index].append(float(inside[labels[first] == index].mean()))
     for shares in covered:
         assert 0.79 < np.mean(shares) < 0.9
-    # What is served may only add the winner.
+    # A served set may only add the predicted class.
     assert (prediction_sets(probabilities, quantiles).sum(axis=1) >= 1).all()
 
 
@@ -134,7 +134,7 @@ def test_coverage_is_in_its_binomial_band_over_200_draws() -> None:
 
 
 def test_weighed_answers_count_as_many_images() -> None:
-    """Whole weights are the same as so many copies."""
+    """An integer weight equals that many copies."""
     rng = np.random.default_rng(0)
     confidence, wrong, weights = rng.random(60), rng.random(60) < 0.2, rng.integers(1, 5, 60)
     for risk in (0.0, 0.1, 0.2):

@@ -1,4 +1,4 @@
-"""Curves, by hand and by the areas below them."""
+"""Curves, against cases computed by hand and against the areas below them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from plurum.training.statistics.metrics import BINS, LabelledPredictions
 
 
 def predictions(right: list[int], confidence: list[float]) -> LabelledPredictions:
-    """Two-class answers of which 1 are right and 0 wrong."""
+    """Return two-class predictions; 1 marks a correct one, 0 a wrong one."""
     sure = np.array(confidence)
     labels = np.where(np.array(right) == 1, 0, 1)
     return LabelledPredictions(np.column_stack([sure, 1 - sure]), np.zeros(len(right), dtype=np.int64), labels)
 
 
 def test_risk_over_coverage_by_hand() -> None:
-    # Out of order, and two of them equally sure: they come together.
+    # Unsorted, with two equal confidences, which form one point.
     curve = risk_coverage_curve(predictions([1, 0, 1, 0], [0.9, 0.8, 0.8, 0.7]))
     assert curve.x == (0.25, 0.75, 1.0)
     np.testing.assert_allclose(curve.y, [0, 1 / 3, 1 / 2], atol=1e-5)

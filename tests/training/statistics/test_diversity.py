@@ -1,4 +1,4 @@
-"""How differently members err, by hand."""
+"""Diversity of members, against cases computed by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from plurum.training.statistics.diversity import error_correlation, measure_dive
 
 
 def pair(both: int, first: int, second: int, neither: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which answers of two members are right."""
+    """Return masks of two members' correct predictions."""
     ones = [True] * both + [True] * first + [False] * second + [False] * neither
     others = [True] * both + [False] * first + [True] * second + [False] * neither
     return np.array(ones), np.array(others)
@@ -53,9 +53,9 @@ def test_all_of_three_members() -> None:
         ("b", "c", 1.0),
     ]
     assert found.disagreement == pytest.approx(2 / 3)
-    # All are wrong about the second and the fourth image, in whatever way.
+    # All members are wrong on the second and the fourth image.
     assert (found.oracle_accuracy, found.all_wrong) == (0.5, 0.5)
-    # Right, by member: a 1010, b 1000, c 0010.
+    # Correct predictions by member: a 1010, b 1000, c 0010.
     assert [p.q for p in found.pairs] == [1.0, 1.0, -1.0]
     assert found.q == pytest.approx(1 / 3)
 

@@ -1,4 +1,4 @@
-"""Who is fitted to, and who judges."""
+"""Folds by patient."""
 
 from __future__ import annotations
 

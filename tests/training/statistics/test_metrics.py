@@ -1,4 +1,4 @@
-"""Metrics, against scikit-learn, torchmetrics, published formulas and cases done by hand."""
+"""Metrics, against scikit-learn, torchmetrics, published formulas and cases computed by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def simulated(images: int, classes: int, *, decimals: int = 6, seed: int = 0) -> LabelledPredictions:
-    """Answers that are mostly right; few decimals make many of them equally sure."""
+    """Return mostly correct predictions; few decimals give many equal confidences."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, images)
     probabilities = rng.dirichlet(np.ones(classes), images)
@@ -44,7 +44,7 @@ def value(predictions: LabelledPredictions, metric: str) -> float:
 
 
 def by_confidence(right: list[int], confidence: list[float] | None = None) -> LabelledPredictions:
-    """Two-class answers, from the surest on, of which 1 are right and 0 wrong."""
+    """Return two-class predictions, most confident first; 1 marks a correct one, 0 a wrong one."""
     sure = np.linspace(0.99, 0.6, len(right)) if confidence is None else np.array(confidence)
     labels = np.where(np.array(right) == 1, 0, 1)
     return LabelledPredictions(np.column_stack([sure, 1 - sure]), np.zeros(len(right), dtype=np.int64), labels)
@@ -103,10 +103,10 @@ def test_every_metric_has_a_name_for_people() -> None:
 
 
 def test_ece_by_hand() -> None:
-    # Two bins: 0.9 sure and one of two right, 0.6 sure and all of two right.
+    # Two bins: confidence 0.9 with one of two correct, and 0.6 with both correct.
     predictions = by_confidence([1, 0, 1, 1], [0.9, 0.9, 0.61, 0.61])
     assert value(predictions, "ece") == pytest.approx((2 * abs(0.9 - 0.5) + 2 * abs(0.61 - 1)) / 4)
-    # In one bin, over and under make up for each other.
+    # Within a bin, overconfidence and underconfidence cancel out.
     assert value(by_confidence([1, 0], [0.7, 0.7]), "ece") == pytest.approx(0.2)
     assert value(by_confidence([1, 1], [1.0, 1.0]), "ece") == 0
 
@@ -124,7 +124,7 @@ def test_ece_is_that_of_torchmetrics() -> None:
 
 def test_bins_hold_their_upper_end() -> None:
     assert confidence_bins(np.array([0.0, 1e-9, 1 / BINS, 1 / BINS + 1e-9, 1.0])).tolist() == [0, 0, 0, 1, BINS - 1]
-    # What 32-bit arithmetic makes of 1.
+    # Slightly above 1, as from float32 arithmetic.
     assert confidence_bins(np.array([1.0000001])).tolist() == [BINS - 1]
 
 
@@ -157,7 +157,7 @@ def test_equally_sure_answers_count_as_in_random_order() -> None:
 
 @pytest.mark.parametrize("decimals", [1, 2, 6])
 def test_augrc_is_its_closed_form(decimals: int) -> None:
-    """Traub et al. (arXiv 2407.01032): from the AUROC of confidence as a finder of errors, and accuracy."""
+    """Traub et al. (arXiv 2407.01032): AUGRC from accuracy and the AUROC of confidence for errors."""
     predictions = simulated(400, 3, decimals=decimals)
     accuracy = value(predictions, "accuracy")
     area = metrics.roc_auc_score(~predictions.wrong, predictions.confidence)
@@ -192,7 +192,7 @@ def test_a_class_that_is_never_answered_has_no_precision() -> None:
 
 
 def test_the_winner_need_not_be_the_most_probable() -> None:
-    """As where a hard vote's tie is decided."""
+    """Predicted classes can differ from the most probable ones, as for ties of hard votes."""
     predictions = LabelledPredictions(np.array([[0.5, 0.5]]), np.array([1]), np.array([1]))
     assert value(predictions, "accuracy") == 1
     assert predictions.confidence.tolist() == [0.5]

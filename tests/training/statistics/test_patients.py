@@ -1,4 +1,4 @@
-"""One answer per patient, by hand."""
+"""Predictions per patient, against cases computed by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_mean_max_and_majority() -> None:
     np.testing.assert_allclose(highest, [[0.6 / 1.4, 0.8 / 1.4], [0.9 / 1.5, 0.6 / 1.5]])
     majority = patients.probabilities(PROBABILITIES, winners, "majority")
     np.testing.assert_allclose(majority, [[0.5, 0.5], [1 / 3, 2 / 3]], atol=1e-6)
-    # One image each way: the higher mean decides.
+    # One image for each class: the higher mean decides.
     assert majority.argmax(axis=1).tolist() == [1, 1]
     for rows in (mean, highest, majority):
         np.testing.assert_allclose(rows.sum(axis=1), 1)

@@ -1,4 +1,4 @@
-"""The evaluation of an ensemble, on answers whose truth is known."""
+"""Evaluation of an ensemble, on simulated predictions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS = EvaluationSettings(draws=200)
 def asked(
     rule: VotingRule, images: int, strengths: Sequence[float], seed: int, patients: Sequence[str] | None = None
 ) -> SplitPredictions:
-    """Answers of members that know as much as their strengths, each with errors of its own."""
+    """Simulate predictions of members with these strengths and independent errors."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, len(CLASSES), images)
     logits = rng.normal(0, 1, (images, len(strengths), len(CLASSES)))
@@ -71,7 +71,7 @@ def test_the_vote_of_good_members_beats_the_best_of_them(evaluation: Evaluation)
 
 
 def test_differences_are_paired() -> None:
-    """Both are judged on the same drawn images: a vote of one differs from that one by nothing, in every draw."""
+    """Both use the same draws, so a vote of one member equals that member in every draw."""
     rule = VotingRule((1.0,))
     predictions = asked(rule, 200, (1.5,), seed=1)
     found = evaluate_predictions(subject(rule, ("a",)), predictions, predictions, SETTINGS)
@@ -88,7 +88,7 @@ def test_every_interval_is_around_its_figure(evaluation: Evaluation) -> None:
         assert figure.value is not None
         assert figure.low is not None
         assert figure.high is not None
-        # ECE and its kind are biased upwards in draws, but never that far.
+        # ECE and similar metrics are biased upwards in draws, but less than this.
         assert figure.low - 0.05 <= figure.value <= figure.high + 0.05
         assert figure.low < figure.high
 
@@ -102,7 +102,7 @@ def test_the_best_single_is_chosen_where_the_vote_was_fitted_and_not_where_it_is
 
 
 def test_the_best_single_has_a_temperature_as_the_vote_has() -> None:
-    """A member that is right but unsure is no worse than itself behind a temperature."""
+    """A correct member with low confidence gets a temperature too."""
     rule = VotingRule((1.0,), temperature=0.4)
     unsure = asked(rule, 500, (1.0,), seed=1)
     logits = np.log(unsure.verdict.member_probabilities) * 0.4
@@ -126,7 +126,7 @@ def test_prediction_sets_and_review_by_hand() -> None:
     one = subject(rule, ("a",), ("CE", "LAA"))
     found = evaluate_predictions(one, predictions, predictions, EvaluationSettings(draws=100))
     sets = found.sets
-    # Sets: {0}, {0,1}, {0,1}, {0,1}, {1}, {0}; the last misses its label.
+    # Sets: {0}, {0,1}, {0,1}, {0,1}, {1}, {0}; the last lacks its label.
     assert sets.sizes == (3, 3)
     assert sets.mean_size == 1.5
     assert sets.coverage.value == pytest.approx(5 / 6)
@@ -142,7 +142,7 @@ def test_prediction_sets_and_review_by_hand() -> None:
 
 
 def test_sets_cover_what_conformal_prediction_promises() -> None:
-    """Over 200 draws of calibration and test images, the judged coverage of each class is at least 1 - alpha."""
+    """Over 200 draws of calibration and test images, the coverage of each class is at least 1 - alpha."""
     from plurum.training.statistics.calibration import conformal_quantiles
 
     plain = VotingRule((1.0,))
@@ -165,7 +165,7 @@ def test_sets_cover_what_conformal_prediction_promises() -> None:
 def test_patient_level_is_judged_by_patient(evaluation: Evaluation) -> None:
     level = evaluation.patient_level
     assert level is not None
-    # Labels were drawn image by image, so that few patients have one label alone.
+    # Labels were drawn per image, so few patients have a single label.
     assert level.patients < 20
     assert level.images == 4 * level.patients
     assert any("different labels" in note for note in evaluation.notes)
@@ -214,7 +214,7 @@ def test_the_commands_line_on_patients_follows_the_ensembles_rule(
 
 
 def test_intervals_are_by_patient_where_patients_are_known() -> None:
-    """Images of a patient are alike: 40 patients of 10 copies say no more than 40 images."""
+    """Ten copies of each image, as one patient, give the same intervals as single images."""
     forty = asked(RULE, 40, (2.0, 1.8, 1.6), seed=3)
     rows = np.repeat(np.arange(40), 10)
     copies = decide(forty.verdict.member_probabilities[rows], RULE)

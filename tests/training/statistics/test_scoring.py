@@ -1,4 +1,4 @@
-"""What members answer: in evaluation mode, in float32, and leaving the model as it was."""
+"""Logits are computed in evaluation mode and float32, and the model's mode is restored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_logits_are_those_of_evaluation_mode_whatever_mode_the_model_is_in(train
 
 
 class Means(nn.Module):
-    """Answers the mean of each channel, and has no weights."""
+    """Model without weights that returns the mean of each channel."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs.mean(dim=(2, 3))
