@@ -207,7 +207,7 @@ def test_the_commands_line_on_patients_follows_the_ensembles_rule(
     assert level is not None
     print_judgement(evaluation.model_copy(update={"patient_rule": rule}), Path("report.html"))
     right = percent_text(level.by_rule["ensemble"][rule or "mean"].accuracy)
-    assert f"Of {level.patients} patients, {right} are answered rightly, {said}." in capsys.readouterr().out
+    assert f"Of {level.patients} patients, {right} are classified correctly, {said}." in capsys.readouterr().out
     one = dataclasses.replace(subject(RULE), patient_rule=rule)
     predictions = asked(RULE, 40, (2.0, 1.8, 1.6), seed=3)
     assert evaluate_predictions(one, predictions, predictions, EvaluationSettings(draws=100)).patient_rule == rule
