@@ -75,7 +75,7 @@ class Table:
         """Return the indices of a split's images, ascending, int64."""
         return np.flatnonzero(np.asarray(self.splits) == split)
 
-    def taken(self, rows: npt.NDArray[np.int64]) -> Table:
+    def select(self, rows: npt.NDArray[np.int64]) -> Table:
         """Return a table of the rows with these indices, in their order."""
         return Table(
             sources=tuple(self.sources[row] for row in rows),

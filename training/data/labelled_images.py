@@ -96,10 +96,10 @@ class LabelledImages:
         except OSError as error:
             raise ImageError(f"{self.table.sources[index]} can't be read: {error.strerror or error}") from error
 
-    def taken(self, rows: npt.NDArray[np.int64]) -> LabelledImages:
+    def select(self, rows: npt.NDArray[np.int64]) -> LabelledImages:
         """Return the images at these indices, with the same fingerprint."""
         read = self.read
-        return replace(self, table=self.table.taken(rows), read=lambda index: read(int(rows[index])))
+        return replace(self, table=self.table.select(rows), read=lambda index: read(int(rows[index])))
 
     def pixels(self, image: ImageSpec, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
         """Return all images at the members' input size, `[images, height, width, 3]`.

@@ -165,7 +165,7 @@ def usable_rows(data: LabelledImages, decoded: Sequence[DecodedImage]) -> npt.ND
         check_readable(data, decoded)
     rows = np.array(_readable(decoded), dtype=np.int64)
     if len(rows) < len(data):
-        kept = data.table.taken(rows)
+        kept = data.table.select(rows)
         try:
             check_splits(kept.labels, kept.patients, kept.splits, data.classes)
         except DataError as error:

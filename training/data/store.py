@@ -80,7 +80,7 @@ def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple
         for start in range(0, len(rows), _BLOCK):
             pixels[start : start + _BLOCK] = everything[rows[start : start + _BLOCK]]
         (folder / "usable.npy").replace(folder / "pixels.npy")
-        data = data.taken(rows)
+        data = data.select(rows)
     pixels.flush()
     return pixels, data
 

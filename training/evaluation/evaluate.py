@@ -165,12 +165,12 @@ def evaluate_predictions(
         best_single_temperature=temperature,
         judged=tuple(_evaluated_model(name, result, classes) for name, result in results.items()),
         differences=_differences(results["ensemble"], results["best single"]),
-        confusion=_confusion(evaluated),
+        confusion=_count_confusion(evaluated),
         curves=_curves(evaluated.predictions, classes),
         reliability=reliability_bins(evaluated.predictions),
         risk_coverage={name: risk_coverage_curve(predictions) for name, predictions in candidates.items()},
-        sets=_sets(evaluated, subject, bootstrap),
-        review=_review_scores(evaluated, subject, bootstrap),
+        sets=_summarise_sets(evaluated, subject, bootstrap),
+        review=_summarise_review(evaluated, subject, bootstrap),
         diversity=measure_diversity(evaluated.verdict.member_probabilities.argmax(axis=-1), labels, subject.members),
         patient_level=score_patients(patients, candidates, settings.draws, settings.seed),
         patient_rule=subject.patient_rule,
@@ -233,7 +233,7 @@ def _differences(one: tuple[MetricDraws, MetricDraws], other: tuple[MetricDraws,
     }
 
 
-def _confusion(evaluated: SplitPredictions) -> tuple[tuple[int, ...], ...]:
+def _count_confusion(evaluated: SplitPredictions) -> tuple[tuple[int, ...], ...]:
     classes = evaluated.verdict.probabilities.shape[1]
     counts = np.bincount(evaluated.labels * classes + evaluated.verdict.label, minlength=classes**2)
     return tuple(tuple(row) for row in counts.reshape(classes, classes).tolist())
@@ -249,7 +249,7 @@ def _curves(predictions: LabelledPredictions, classes: tuple[str, ...]) -> dict[
     }
 
 
-def _shares(of: Sequence[Bools], among: Sequence[Bools], bootstrap: Bootstrap) -> list[Estimate]:
+def _estimate_fractions(of: Sequence[Bools], among: Sequence[Bools], bootstrap: Bootstrap) -> list[Estimate]:
     """Return, for each pair of masks `[images]`, the fraction of the second mask's images in the first."""
     part = np.array([one & other for one, other in zip(of, among, strict=True)], dtype=np.float64)
     whole = np.array(among, dtype=np.float64)
@@ -259,12 +259,14 @@ def _shares(of: Sequence[Bools], among: Sequence[Bools], bootstrap: Bootstrap) -
     return [_estimate(value, draws) for value, draws in zip(plain, drawn, strict=True)]
 
 
-def _sets(evaluated: SplitPredictions, subject: EvaluationSubject, bootstrap: Bootstrap) -> PredictionSets:
+def _summarise_sets(evaluated: SplitPredictions, subject: EvaluationSubject, bootstrap: Bootstrap) -> PredictionSets:
     inside, labels = evaluated.verdict.prediction_set, evaluated.labels
     covered = np.take_along_axis(inside, labels[:, None], axis=-1)[:, 0]
     sizes = inside.sum(axis=1)
     of_class = [labels == index for index in range(len(subject.classes))]
-    overall, *by_class = _shares([covered] * (len(of_class) + 1), [np.ones_like(covered), *of_class], bootstrap)
+    overall, *by_class = _estimate_fractions(
+        [covered] * (len(of_class) + 1), [np.ones_like(covered), *of_class], bootstrap
+    )
     return PredictionSets(
         wished=None if subject.alpha is None else 1 - subject.alpha,
         coverage=overall,
@@ -281,9 +283,9 @@ def _sets(evaluated: SplitPredictions, subject: EvaluationSubject, bootstrap: Bo
     )
 
 
-def _review_scores(evaluated: SplitPredictions, subject: EvaluationSubject, bootstrap: Bootstrap) -> ReviewScores:
+def _summarise_review(evaluated: SplitPredictions, subject: EvaluationSubject, bootstrap: Bootstrap) -> ReviewScores:
     sent, correct = evaluated.verdict.review, ~evaluated.predictions.wrong
-    share, kept, others = _shares([sent, correct, correct], [np.ones_like(sent), ~sent, sent], bootstrap)
+    share, kept, others = _estimate_fractions([sent, correct, correct], [np.ones_like(sent), ~sent, sent], bootstrap)
     return ReviewScores(
         threshold=subject.review.threshold,
         wished_risk=subject.review.risk,
@@ -308,13 +310,13 @@ def score_patients(
         return None
     bootstrap = Bootstrap(np.arange(len(patients.labels)), draws, seed)
     by_rule = {
-        name: {rule: _patient_scores(patients, predictions, rule, bootstrap) for rule in RULES}
+        name: {rule: _score_by_rule(patients, predictions, rule, bootstrap) for rule in RULES}
         for name, predictions in candidates.items()
     }
     return PatientLevel(patients=len(patients.labels), images=len(patients.rows), by_rule=by_rule)
 
 
-def _patient_scores(
+def _score_by_rule(
     patients: Patients, predictions: LabelledPredictions, rule: PatientRule, bootstrap: Bootstrap
 ) -> PatientScores:
     probabilities = patients.probabilities(predictions.probabilities, predictions.winners, rule)

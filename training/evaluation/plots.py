@@ -39,16 +39,16 @@ def plots_from_evaluation(evaluation: Evaluation) -> dict[str, bytes]:
         MissingExtraError: matplotlib is not installed.
     """
     figures = {
-        "comparison": _comparison(evaluation),
-        "confusion": _confusion(evaluation),
-        "roc": _roc(evaluation),
-        "precision_recall": _precision_recall(evaluation),
-        "reliability": _reliability(evaluation),
-        "risk_coverage": _risk_coverage(evaluation),
-        "prediction_sets": _prediction_sets(evaluation),
+        "comparison": _plot_comparison(evaluation),
+        "confusion": _plot_confusion(evaluation),
+        "roc": _plot_roc(evaluation),
+        "precision_recall": _plot_precision_recall(evaluation),
+        "reliability": _plot_reliability(evaluation),
+        "risk_coverage": _plot_risk_coverage(evaluation),
+        "prediction_sets": _plot_prediction_sets(evaluation),
     }
     if evaluation.diversity:
-        figures["diversity"] = _diversity(evaluation)
+        figures["diversity"] = _plot_diversity(evaluation)
     return {name: png_from_figure(figure) for name, figure in figures.items()}
 
 
@@ -56,7 +56,7 @@ def _colour(judged: EvaluatedModel) -> str:
     return {"ensemble": BLUE, "best": ORANGE, "member": GREY}[judged.kind]
 
 
-def _comparison(evaluation: Evaluation) -> Figure:
+def _plot_comparison(evaluation: Evaluation) -> Figure:
     """Plot values and intervals of all models, one panel per metric."""
     rows = evaluation.judged
     figure = create_figure(10.5, 1.3 + 0.32 * len(rows))
@@ -77,7 +77,7 @@ def _comparison(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _confusion(evaluation: Evaluation) -> Figure:
+def _plot_confusion(evaluation: Evaluation) -> Figure:
     """Plot confusion counts, coloured by the fraction of each true class."""
     counts = np.array(evaluation.confusion)
     number = len(counts)
@@ -102,7 +102,7 @@ def _confusion(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _roc(evaluation: Evaluation) -> Figure:
+def _plot_roc(evaluation: Evaluation) -> Figure:
     figure = create_figure(6.6, 4.6)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
@@ -114,7 +114,7 @@ def _roc(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _precision_recall(evaluation: Evaluation) -> Figure:
+def _plot_precision_recall(evaluation: Evaluation) -> Figure:
     figure = create_figure(6.6, 4.6)
     axes = figure.subplots()
     for colour, name in zip(COLOURS, _shown_classes(evaluation, "average_precision"), strict=False):
@@ -127,7 +127,7 @@ def _precision_recall(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _reliability(evaluation: Evaluation) -> Figure:
+def _plot_reliability(evaluation: Evaluation) -> Figure:
     """Plot accuracy over confidence, and below it the number of predictions per bin."""
     figure = create_figure(5.4, 5.6)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -165,7 +165,7 @@ def _reliability(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _risk_coverage(evaluation: Evaluation) -> Figure:
+def _plot_risk_coverage(evaluation: Evaluation) -> Figure:
     figure = create_figure(7.4, 4.4)
     axes = figure.subplots()
     for judged in reversed(evaluation.judged):
@@ -199,7 +199,7 @@ def _risk_coverage(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _prediction_sets(evaluation: Evaluation) -> Figure:
+def _plot_prediction_sets(evaluation: Evaluation) -> Figure:
     """Plot the coverage of each class with its interval, and the sizes of sets."""
     names = evaluation.classes[:_MOST_NAMES]
     figure = create_figure(9.5, max(3.4, 1.2 + 0.3 * len(names)))
@@ -228,7 +228,7 @@ def _prediction_sets(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _diversity(evaluation: Evaluation) -> Figure:
+def _plot_diversity(evaluation: Evaluation) -> Figure:
     """Plot pairwise disagreement and Q as two matrices."""
     diversity = evaluation.diversity
     if diversity is None:

@@ -20,10 +20,10 @@ def plots_from_fit(report: FitReport) -> dict[str, bytes]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    return {"fit_members": png_from_figure(_members(report)), "fit_review": png_from_figure(_review(report))}
+    return {"fit_members": png_from_figure(_plot_members(report)), "fit_review": png_from_figure(_plot_review(report))}
 
 
-def _members(report: FitReport) -> Figure:
+def _plot_members(report: FitReport) -> Figure:
     """Plot each member's weight and contribution to the vote."""
     rows = list(report.members.items())
     figure = create_figure(9.5, 1.6 + 0.34 * len(rows))
@@ -48,7 +48,7 @@ def _members(report: FitReport) -> Figure:
     return figure
 
 
-def _review(report: FitReport) -> Figure:
+def _plot_review(report: FitReport) -> Figure:
     """Plot the risk–coverage curve of validation images, the target risk, and the range without review."""
     figure = create_figure(7.4, 4.4)
     axes = figure.subplots()

@@ -202,7 +202,7 @@ def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportS
             f"Add images."
         )
     limits = (settings.parity_images, settings.calibration_images)
-    loaded = loaded.taken(
+    loaded = loaded.select(
         np.concatenate([select_evenly(rows, count) for rows, count in zip(parts, limits, strict=True)])
     )
     shape = (len(loaded), image.height, image.width, 3)

@@ -156,7 +156,7 @@ def test_unreadable_images_are_left_out_where_that_is_wished(broken: Path, tmp_p
     assert table.sources == tuple(data.table.sources[row] for row in kept)
     assert table.splits == tuple(data.table.splits[row] for row in kept)
     assert len(run.pixels()) == len(table.sources) == 18
-    expected = data.taken(np.array(kept)).pixels(contract.image)
+    expected = data.select(np.array(kept)).pixels(contract.image)
     np.testing.assert_array_equal(run.pixels(), expected)
     report = read_data_report(run)
     assert [Path(one.source).name for one in report.unreadable] == ["1.png", "3.png", "nan.tif"]
