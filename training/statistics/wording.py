@@ -44,12 +44,12 @@ def comparison_line(differences: Mapping[str, Estimate], best: str) -> str:
         name: f"significantly {direction}" if direction else "not significantly different"
         for name, direction in said.items()
     }
-    figures = f"in accuracy ({changes['accuracy']}) and in NLL ({changes['nll']})"
     if said["accuracy"] == said["nll"]:
-        return f"It is {in_words['accuracy']} {'than' if said['nll'] else 'from'} {best}, {figures}."
+        figures = f"accuracy {changes['accuracy']}, NLL {changes['nll']}"
+        return f"It is {in_words['accuracy']} {'than' if said['nll'] else 'from'} {best}: {figures}."
     return (
-        f"Compared with {best}, it is {in_words['accuracy']} in accuracy ({changes['accuracy']}) and "
-        f"{in_words['nll']} in NLL ({changes['nll']})."
+        f"Compared with {best}, it is {in_words['accuracy']} in accuracy, {changes['accuracy']}, and "
+        f"{in_words['nll']} in NLL, {changes['nll']}."
     )
 
 

@@ -207,7 +207,7 @@ def test_the_verdict_says_what_the_vote_is_worth(evaluation: Evaluation) -> None
     assert said((0.1, 0.2), (-0.2, -0.1)).startswith("It is significantly better than its best single member, ")
     assert said((-0.2, -0.1), (0.1, 0.2)).startswith("It is significantly worse than its best single member, ")
     assert said((-0.2, 0.1), (-0.1, 0.2)).startswith("It is not significantly different from ")
-    assert "significantly better in accuracy (+0.1500 (+0.1000 to +0.2000)) and significantly worse in NLL" in said(
+    assert "significantly better in accuracy, +0.1500 (+0.1000 to +0.2000), and significantly worse in NLL" in said(
         (0.1, 0.2), (0.1, 0.2)
     )
     assert "no vote to evaluate" in verdict_lines(judged(members=1))[1]
