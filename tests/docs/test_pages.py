@@ -13,9 +13,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
 
 from plurum import voting
+from plurum.cli.main import app
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.status import Status
@@ -25,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 IDS = [page.name for page in PAGES]
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 # Words without an honest other use: archaic, or with another meaning in English.
 BANNED = (
     r"\baskers?\b",
@@ -60,6 +64,13 @@ def test_no_page_uses_a_banned_word(page: Path) -> None:
 
 def test_banned_words_are_found_across_lines_and_in_any_case() -> None:
     assert banned("Whole or\nnot at all; better Beyond  chance") == ["Beyond chance", "Whole or not at all"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_help_uses_a_banned_word(command: str) -> None:
+    help_text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "400", "NO_COLOR": "1"}).output
+    assert "Usage" in help_text
+    assert banned(re.sub("[│╭╮╰╯─]", " ", help_text)) == []
 
 
 def anchors(page: Path) -> set[str]:
