@@ -1,4 +1,4 @@
-"""What is not a checkpoint, or none that should be trusted."""
+"""Invalid and untrusted checkpoints."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import timm
 import torch
 
 ARCH = "test_resnet"
-# A storage of 4 numbers in a pickle becomes one of 2 ** 29.
+# Change a storage of 4 numbers in a pickle to 2 ** 29 numbers.
 _MORE = (b"cpuq\x06K\x04t", b"cpuq\x06J\0\0\0\x20t")
 
 
 class Planted:
-    """Unpickled with trust, it writes a file."""
+    """Pickle that writes a file when it is loaded without restrictions."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,7 +31,7 @@ class Planted:
 
 
 def garbage(weights: dict[str, torch.Tensor], planted: Path) -> dict[str, bytes]:
-    """Return what nobody should take for weights, by what it is."""
+    """Return invalid checkpoints by description."""
 
     def saved(held: object, **options: Any) -> bytes:
         file = io.BytesIO()

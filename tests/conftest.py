@@ -1,4 +1,4 @@
-"""What several rooms' tests stand on: a fitted run on real images, its repository, and a server of that."""
+"""Shared fixtures: a fitted run on real images, its model repository, and a server for it."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def _member(run: Run, arch: str, seed: int) -> Member:
 
 
 def _learn_a_little(model: torch.nn.Module, run: Run) -> None:
-    """Enough to have opinions that differ from image to image and from member to member, and no more."""
+    """Train just enough for predictions that differ between images and between members."""
     table, pixels = run.table(), torch.from_numpy(np.array(run.pixels()))
     rows = torch.from_numpy(table.rows("train"))
     labels = torch.from_numpy(table.labels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    # Steps this small gain nothing from more threads, and where others compute too their waiting costs much.
+    # Steps this small don't benefit from more threads, which cost much on a busy machine.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for _ in range(12):
@@ -102,9 +102,9 @@ def _data(run: Run) -> str:
 
 
 def _dividing(run: Run, members: tuple[Member, ...]) -> tuple[float, float]:
-    """Return a review threshold and a conformal quantile that part the first test images, however they are answered.
+    """Return a review threshold and a conformal quantile that split the first test images, whatever their predictions.
 
-    Half of them are less sure than the one; by the other, one of them has a second class in its set.
+    Half of them are below the threshold; with the quantile, one of them has a second class in its set.
     """
     pixels = torch.from_numpy(np.array(run.pixels()[40:48]))
     with torch.inference_mode():
@@ -115,7 +115,7 @@ def _dividing(run: Run, members: tuple[Member, ...]) -> tuple[float, float]:
 
 
 def build_run(folder: Path) -> Run:
-    """Fill `folder` with a run of barely trained members, real images and a rule in which every number matters."""
+    """Write a run with barely trained members, real images and a rule in which every number matters."""
     run = Run(folder)
     fingerprint = _data(run)
     run.settings_file.write_text(json.dumps({}))
@@ -138,19 +138,19 @@ def build_run(folder: Path) -> Run:
 
 @pytest.fixture
 def fresh_run(run: Run, tmp_path: Path) -> Run:
-    """A run of this test's own, to break."""
+    """Copy of the run that a test may modify."""
     return Run(shutil.copytree(run.path, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A fitted run that all tests read and none writes to."""
+    """Fitted run, shared by all tests and read-only."""
     return build_run(tmp_path_factory.mktemp("shared") / "run")
 
 
 @pytest.fixture(scope="session")
 def repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run's model repository, for all tests to read."""
+    """Model repository of the run, shared by all tests and read-only."""
     out = tmp_path_factory.mktemp("exported") / "model_repository"
     repository_from_run(run, out, ExportSettings(max_batch_size=8))
     return out
@@ -158,14 +158,14 @@ def repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def served(repository: Path) -> Iterator[Server]:
-    """A running server of that repository, for all tests to ask."""
+    """Running server for that repository, shared by all tests."""
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         yield server
 
 
 @dataclass(frozen=True)
 class Demo:
-    """One run of `plurum demo` in an empty folder.
+    """Result of `plurum demo` in an empty folder.
 
     Attributes:
         folder: Its working directory.
@@ -180,7 +180,7 @@ class Demo:
     cpu_s: float
 
     def again(self) -> Demo:
-        """Do it a second time in the same folder."""
+        """Run the demo again in the same folder."""
         return run_demo(self.folder)
 
 
@@ -206,5 +206,5 @@ def _children_s() -> float:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """The main job, done once for all tests."""
+    """Result of the demo, run once for all tests."""
     return run_demo(tmp_path_factory.mktemp("demo"))

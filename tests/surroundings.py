@@ -1,4 +1,4 @@
-"""File systems that are full, read-only or noexec, mounted for one process alone."""
+"""Full, read-only and noexec file systems, mounted for a single process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEEDS_MOUNTS = pytest.mark.skipif(not _can_mount(), reason="unshare may not moun
 
 
 def namespace(mounts: dict[Path, str], command: Sequence[object]) -> list[str]:
-    """Return `command` so that it finds these file systems in memory, which nobody else sees and which go with it.
+    """Return `command` wrapped so that it sees these in-memory file systems, which exist only for it.
 
     Args:
         mounts: Options of mount(8) by folder; `ro` is a folder that was filled and can't be written to any more.

@@ -1,4 +1,4 @@
-"""What a client sees, with nothing but `tritonclient` and the contract as it is documented."""
+"""Predictions of a served ensemble, requested with only `tritonclient` and the documented metadata."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_all_outputs_by_name_type_shape_and_value(
 
 
 def test_the_images_exercise_the_rule(verdict: Verdict) -> None:
-    """Otherwise the test above could not tell a right rule from a wrong one."""
+    """Otherwise the test above could not distinguish a correct rule from a wrong one."""
     assert verdict.review.any()
     assert not verdict.review.all()
     assert len(set(verdict.label)) > 1
@@ -128,7 +128,7 @@ def test_the_images_exercise_the_rule(verdict: Verdict) -> None:
 
 
 def _bomb() -> bytes:
-    """A PNG of 20,000 × 20,000 pixels in 50 kB."""
+    """Return a PNG of 20,000 × 20,000 pixels in 50 kB."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -166,7 +166,7 @@ def test_a_bad_image_fails_alone(
     bad: bytes,
     reason: str,
 ) -> None:
-    """Asked at the same time as good ones, so that they share batches."""
+    """Send bad requests together with good ones, so that they share batches."""
 
     def one(index: int) -> npt.NDArray[Any] | str:
         data = bad if index % 3 == 1 else png(images[index % 8])

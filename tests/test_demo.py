@@ -1,4 +1,4 @@
-"""The main job, as a user runs it."""
+"""`plurum demo`, as a user runs it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_it_says_what_it_found(demo: Demo) -> None:
     assert all(float(difference) <= 1e-3 for difference in re.findall(r"probabilities within (\S+);", demo.output))
     labels = r'class="\w+",ensemble="demo",release="[0-9a-f]{12}"'
     assert re.search(rf"plurum_predictions_total\{{{labels}\}} 0 -> [1-9]", demo.output)
-    # Four minutes of two cores; by the clock it would measure what else the machine does.
+    # Four minutes of two cores; wall-clock time would depend on other load.
     assert demo.cpu_s < 480
 
 
@@ -48,7 +48,7 @@ def test_it_leaves_its_files_where_it_says_and_nothing_else(demo: Demo) -> None:
 
 
 def test_its_report_opens(demo: Demo) -> None:
-    """It is one page that loads nothing, with every picture in it, and says what the demo said."""
+    """The report is one self-contained page with all plots, and agrees with the demo's output."""
     report = demo.folder / "runs" / "demo" / "report" / "report.html"
     assert str(report.relative_to(demo.folder)) in demo.output.replace("\n", "")
     page = report.read_text(encoding="utf-8")

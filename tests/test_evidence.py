@@ -1,4 +1,4 @@
-"""Grad-CAM: where the answer is known, beside captum's, and over a run's members."""
+"""Grad-CAM: on models with known maps, compared with captum's, and of a run's members."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from plurum.run import Run
 
 
 class Quadrant(nn.Module):
-    """Sees nothing but the image's top left quarter, and finds one class where it is bright."""
+    """Model that sees only the top left quarter, where brightness supports one class."""
 
     feature_info = ({"module": "features"},)
 
@@ -54,7 +54,7 @@ def test_the_map_of_one_who_sees_a_quarter_lies_in_that_quarter() -> None:
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values[:4, :4], 1)
     assert values.sum() == 16
-    # The same brightness speaks against the other class.
+    # The same brightness is evidence against the other class.
     other = grad_cam(Quadrant().eval(), pixels, 1)
     assert other is not None
     assert not other.any()
@@ -73,14 +73,14 @@ def test_of_networks_of_convolutions_captum_has_the_same_map(arch: str, layer: s
     torch.manual_seed(0)
     model = timm.create_model(arch, num_classes=3).eval()
     pixels = torch.randn(1, 3, 160, 160)
-    # Of a class that it finds: what speaks for the others may be nowhere.
+    # A class with evidence; other classes may have none.
     index = int(model(pixels).argmax())
     ours = grad_cam(model, pixels, index)
     theirs = LayerGradCam(model, model.get_submodule(layer)).attribute(pixels, target=index, relu_attributions=True)
     expected = theirs[0, 0].detach().numpy()
     assert ours is not None
     assert ours.any()
-    # captum takes the mean over channels where the paper has the sum; ours ends at 1.
+    # captum takes the mean over channels where the paper has the sum; our maps have a maximum of 1.
     np.testing.assert_allclose(ours, expected / expected.max(), atol=1e-5)
 
 
@@ -89,7 +89,7 @@ def test_of_networks_of_convolutions_captum_has_the_same_map(arch: str, layer: s
     [
         ("test_vit", 160, (10, 10)),
         ("regnetx_002", 32, (4, 4)),
-        # Of channels that come last, and of layers inside of others.
+        # Models with channels last, and with nested layers.
         pytest.param("swin_tiny_patch4_window7_224", 224, (7, 7), marks=pytest.mark.slow),
         pytest.param("densenet121", 64, (4, 4), marks=pytest.mark.slow),
     ],

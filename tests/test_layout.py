@@ -1,4 +1,4 @@
-"""The packages' shape: links, sizes, public names. The layers are contracts in pyproject.toml, kept by `make lint`."""
+"""Structure of the packages: links, sizes, public names. `make lint` checks the layers in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "plurum"
 STAGES = ("benchmarks", "client", "export", "model_repository", "serving", "training")
 FOLDERS = [*STAGES, "src", "tests"]
-# What runs inside Triton is no package: it is copied to where Plurum isn't installed.
+# Files that run inside Triton are not a package: they are copied to where Plurum isn't installed.
 INSIDE_TRITON = ("model_repository/", "serving/backends/")
 MOST_MODULES = 18
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name, without what runs inside Triton."""
+    """Return every module by its dotted name, without those that run inside Triton."""
     found = {}
     for place in (PACKAGE, *(PACKAGE / stage for stage in STAGES)):
         for file in place.rglob("*.py"):
@@ -42,7 +42,7 @@ def public_names(body: list[ast.stmt]) -> list[str] | None:
 
 
 def natural_order(name: str) -> tuple[int, str]:
-    """Constants, then classes, then the rest, as Ruff sorts them."""
+    """Sort constants first, then classes, then the rest, as Ruff does."""
     return (0 if name.isupper() else 1 if name.lstrip("_")[:1].isupper() else 2, name)
 
 
@@ -70,7 +70,7 @@ def test_no_folder_holds_more_modules_than_a_reader_can_survey() -> None:
 def test_public_names_are_complete_sorted_and_there() -> None:
     for name, file in MODULES.items():
         body = ast.parse(file.read_text(encoding="utf-8")).body
-        # A package that only groups modules has a docstring alone.
+        # A package that only groups modules has only a docstring.
         if name.endswith("__main__") or len(body) == 1:
             continue
         names = public_names(body)
@@ -92,7 +92,7 @@ def test_what_runs_inside_triton_imports_neither_torch_nor_plurum() -> None:
     assert len(files) > 6
     for file in files:
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        # For type checkers a model names the modules that export copies beside it.
+        # For type checkers, a model imports the modules that export copies beside it.
         for node in ast.walk(tree):
             if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
                 node.body = [ast.Pass()]

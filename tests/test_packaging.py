@@ -1,4 +1,4 @@
-"""What a wheel holds, and what a bare installation can do."""
+"""Content of a wheel, and functions of an installation without extras."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # From a copy: setuptools leaves a build folder behind, and packs what an earlier one has left.
+    # Build from a copy: setuptools leaves a build folder, and packs files of earlier builds.
     out, source = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("source") / "plurum"
     others = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, source, symlinks=True, ignore=others)
@@ -31,7 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` folder of an environment with `pip install plurum` and no extra."""
+    """Return the `bin` folder of an environment with plurum installed without extras."""
     folder = tmp_path_factory.mktemp("bare") / "venv"
     venv.create(folder, with_pip=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
@@ -57,7 +57,7 @@ def test_the_wheel_holds_every_room_with_its_files(wheel: Path) -> None:
     for model in ("voter", "preprocess", "labels", "openvino", "trial", "manager"):
         assert f"plurum/model_repository/{model}/model.py" in packed
     assert "plurum/benchmarks/claims/guard.json" in packed
-    # Type checkers of programs that import plurum.client look for it.
+    # Type checkers need it in programs that import plurum.client.
     assert "plurum/py.typed" in packed
     page = ROOT / "client" / "ui"
     assert {f"plurum/client/ui/{path.relative_to(page)}" for path in page.glob("[st]*[es]/*.*")} - packed == set()

@@ -17,7 +17,7 @@ ITEMS = "index,source,label,patient,split\n0,a.png,CE,p1,train\n1,b.png,LAA,,val
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run with data and one member."""
+    """Run with data and one member."""
     run = Run(tmp_path / "run")
     run.data_folder.mkdir(parents=True)
     run.settings_file.write_text(json.dumps({}))

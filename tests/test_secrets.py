@@ -1,4 +1,4 @@
-"""Keys and certificates are read from regular files of a sane size, and nothing else is."""
+"""Keys and certificates are read only from regular files of limited size."""
 
 from __future__ import annotations
 

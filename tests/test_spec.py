@@ -106,7 +106,7 @@ def test_contracts_are_frozen() -> None:
 
 
 def edit(path: str, value: object) -> Callable[[dict[str, Any]], None]:
-    """Return what sets one value, deep inside, by a path such as `members.0.name`."""
+    """Return a function that sets a nested value by a path such as `members.0.name`."""
 
     def change(content: dict[str, Any]) -> None:
         *way, last = path.split(".")

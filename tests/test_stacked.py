@@ -1,4 +1,4 @@
-"""From a stacked fit with a prior to a real Triton: what is served is what Python answers."""
+"""Stacked fit with a prior on a real Triton: served predictions equal Python's."""
 
 from __future__ import annotations
 

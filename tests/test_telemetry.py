@@ -1,4 +1,4 @@
-"""ONNX Runtime reports nothing to its maker from any process of ours."""
+"""ONNX Runtime sends no telemetry from any process of Plurum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.serving.triton.test_server import triton_of
 
 
 def left_by(folder: Path, *command: str) -> list[Path]:
-    """What a Python process leaves in its temporary folder and its home, both `folder`."""
+    """Return the files that a Python process leaves in its temporary and home folder, both `folder`."""
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     environment |= {"TMPDIR": str(folder), "HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
     subprocess.run([sys.executable, *command], env=environment, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Votes and uncertainty: properties that hold for all members, and answers computed by hand."""
+"""Votes and uncertainty: properties for all inputs, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_the_soft_vote_is_tempered_after_averaging() -> None:
     np.testing.assert_allclose(verdict.probabilities, [np.array([0.575**2, 0.425**2]) / (0.575**2 + 0.425**2)])
     np.testing.assert_allclose(temper(np.array([0.8, 0.2]), 0.5), [16 / 17, 1 / 17])
     np.testing.assert_allclose(temper(np.array([1.0, 0.0]), 3.0), [1, 0], atol=1e-12)
-    # The disagreement is the members' own, whatever the temperature.
+    # Disagreement does not depend on the temperature.
     assert verdict.disagreement == verdict_of(THREE, 0.5, 0.25, 0.25).disagreement
 
 
@@ -200,7 +200,7 @@ def test_a_hard_vote_counts_weighted_winners() -> None:
     verdict = verdict_of(THREE, 0.2, 0.2, 0.6, mode="hard")
     np.testing.assert_allclose(verdict.probabilities, [[0.4, 0.6]])
     assert verdict.label.tolist() == [1]
-    # A member with two equal winners votes for the first.
+    # A member with two equal probabilities votes for the first.
     np.testing.assert_allclose(hard_vote(np.array([[[0.5, 0.5]]]), (1.0,)), [[1, 0]])
 
 
@@ -211,10 +211,10 @@ def test_a_hard_tie_goes_to_the_higher_soft_vote_then_to_the_lower_index() -> No
     assert verdict.label.tolist() == [1]
     by_index = np.array([[[0.1, 0.2, 0.7], [0.1, 0.7, 0.2]]])
     assert verdict_of(by_index, 0.5, 0.5, mode="hard").label.tolist() == [1]
-    # The class with the highest soft vote of all wins no tie that it is not in.
+    # The class with the highest soft vote can't win a tie that excludes it.
     outside = np.array([[[0.51, 0.0, 0.49], [0.0, 0.51, 0.49]]])
     assert verdict_of(outside, 0.5, 0.5, mode="hard").label.tolist() == [0]
-    # 0.1 + 0.2 is more than 0.3 in floating point, and a tie all the same.
+    # In floating point 0.1 + 0.2 exceeds 0.3, but it counts as a tie.
     by_rounding = np.full((1, 5, 4), 0.1)
     for member, (winner, probability) in enumerate(((0, 0.3), (0, 0.3), (1, 0.9), (2, 0.3), (3, 0.3))):
         by_rounding[0, member, winner] = probability
@@ -226,7 +226,7 @@ def test_soft_ties_go_to_the_lower_index() -> None:
 
 
 def test_a_stacked_vote_is_a_logistic_regression_on_log_probabilities() -> None:
-    """The coefficients of a weighted geometric mean, by hand, and any others, by scikit-learn."""
+    """Compare coefficients of a weighted geometric mean by hand, and any others with scikit-learn."""
     members = softmax(np.random.default_rng(0).normal(size=(60, 2, 3)))
     geometric = np.concatenate([0.75 * np.eye(3), 0.25 * np.eye(3)], axis=1)
     pooled = members[:, 0] ** 0.75 * members[:, 1] ** 0.25
@@ -246,7 +246,7 @@ def test_a_stacked_vote_is_a_logistic_regression_on_log_probabilities() -> None:
     verdict = decide(members, rule)
     np.testing.assert_allclose(verdict.probabilities, temper(stacked, 2.0))
     np.testing.assert_array_equal(verdict.label, stacked.argmax(axis=1))
-    # What tells how far members are apart is the members' own.
+    # Disagreement and spread come from the members, not from stacking.
     np.testing.assert_allclose(verdict.std, spread(members, (0.5, 0.5)))
     np.testing.assert_allclose(verdict.disagreement, mutual_information(members, (0.5, 0.5)))
 

@@ -268,9 +268,9 @@ def pixels_from_image(
 ) -> npt.NDArray[np.uint8]:
     """Return the `[height, width, 3]` pixels a member sees.
 
-    Steps, in this order: apply the EXIF orientation; keep the high byte of 16-bit values; composite transparent pixels
-    over white; with `grey`, convert to luminance (ITU-R 601-2); resize with antialiased bilinear interpolation. With
-    `stretch` the aspect ratio is ignored; with `crop` the centre is cropped to the target's aspect ratio first.
+    First applies the EXIF orientation, then keeps the high byte of 16-bit values, then composites transparent pixels
+    over white. With `grey`, converts to luminance (ITU-R 601-2). Finally resizes with antialiased bilinear
+    interpolation. `stretch` ignores the aspect ratio; `crop` crops the centre to the target's aspect ratio first.
 
     Raises:
         UnreadableImageError: pixels are neither 8- nor 16-bit (32-bit and floating point have no known range).
@@ -284,7 +284,7 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
     Raises:
         UnreadableImageError: as for `pixels_from_image`.
     """
-    return _eight_bit(_upright(image))
+    return _eight_bit(_rotate_upright(image))
 
 
 def resize_to_pixels(
@@ -308,7 +308,7 @@ def resize_to_pixels(
     return np.asarray(result if result.mode == "RGB" else result.convert("RGB"))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _rotate_upright(image: Image.Image) -> Image.Image:
     # Searching for absent EXIF data takes longer than resizing a small image.
     if image.info.get("turned") is False:
         return image

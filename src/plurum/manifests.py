@@ -78,9 +78,9 @@ def read_manifest_table(path: Path, needed: Sequence[str]) -> ManifestTable:
         needed: Required columns, by their names in `COLUMNS`.
 
     Raises:
-        DataError: the file is not readable text; its delimiter is ambiguous; a column is missing or duplicated; there
-            are no rows, or a row has more cells than the header; a label or patient is a text for a missing value, or
-            spelled in two ways.
+        DataError: the file is not readable text, its delimiter is ambiguous, or a column is missing or duplicated.
+            There are no rows, or a row has more cells than the header. A label or patient is a text for a missing
+            value, or spelled in two ways.
     """
     try:
         with open_regular(path) as file:
@@ -142,7 +142,7 @@ def _read(path: Path, file: TextIO, needed: Sequence[str]) -> ManifestTable:
         raise DataError(f"{path}: expected {', '.join(_DELIMITERS.values())} as delimiter, got {delimiters[0]!r}")
     above = 1 if named else 0
     header, delimiter = _header(path, file, delimiters, above, needed)
-    chosen = _chosen(header)
+    chosen = _column_indices(header)
     columns: dict[str, list[str]] = {ours: [] for ours in chosen}
     lines = array("q")
     rows = _rows(path, file, delimiter, above)
@@ -171,7 +171,9 @@ def _header(
             failed = error
     if not headers:
         raise failed
-    fitting = {delimiter: header for delimiter, header in headers.items() if _chosen(header).keys() >= set(needed)}
+    fitting = {
+        delimiter: header for delimiter, header in headers.items() if _column_indices(header).keys() >= set(needed)
+    }
     dividing = [delimiter for delimiter, header in fitting.items() if len(header) > 1]
     if len(dividing) > 1:
         names = " and ".join(_DELIMITERS[delimiter] for delimiter in dividing)
@@ -182,14 +184,14 @@ def _header(
     delimiter = dividing[0] if dividing else next(iter(fitting))
     header = fitting[delimiter]
     known = [name.lower() for name in header]
-    for number in _chosen(header).values():
+    for number in _column_indices(header).values():
         if (times := known.count(known[number])) > 1:
             raise DataError(f"{path}: expected one column {known[number]}, got {times}")
     return header, delimiter
 
 
 def _missing_columns(path: Path, header: Sequence[str], needed: Sequence[str]) -> str:
-    chosen = _chosen(header)
+    chosen = _column_indices(header)
     missing = [f"{name} (or {', '.join(COLUMNS[name][1:])})" for name in needed if name not in chosen]
     had = ", ".join(header) or "none"
     hint = f"; expected delimiters are {', '.join(_DELIMITERS.values())}" if len(header) == 1 else ""
@@ -232,7 +234,7 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
         yield line
 
 
-def _chosen(header: Sequence[str]) -> dict[str, int]:
+def _column_indices(header: Sequence[str]) -> dict[str, int]:
     """Return the index of each known column."""
     theirs = {name.lower(): number for number, name in reversed(list(enumerate(header)))}
     return {

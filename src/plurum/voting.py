@@ -249,8 +249,8 @@ def decide(members: Floats, rule: VotingRule) -> Verdict:
 
     A soft or stacked vote is tempered, then corrected for class frequencies; prediction sets and review use the result.
     Ties of a hard vote go to the class with the higher soft vote. Remaining ties, and those of other votes, go to the
-    class with the lower index. A prediction needs review if its confidence is below the rule's threshold, if its
-    prediction set has more than one class, or if a member returns NaN.
+    class with the lower index. A prediction needs review if its confidence is below the threshold, its prediction set
+    has more than one class, or a member returns NaN.
     """
     mean = soft_vote(members, rule.weights)
     if rule.mode == "hard":

@@ -1,4 +1,4 @@
-"""`plurum bench`, as a process of its own, with the real perf_analyzer and a real server."""
+"""`plurum bench` in a separate process, with the real perf_analyzer and a real server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def command_line(process: int) -> str:
-    # It may have ended since it was listed.
+    # The process may have exited since it was listed.
     try:
         return Path(f"/proc/{process}/cmdline").read_text()
     except OSError:
@@ -93,7 +93,7 @@ def test_ctrl_c_leaves_no_result_and_no_process(served: Server, tmp_path: Path) 
     words = command("--url", served.urls.grpc, "--model", "ensemble", "--seconds", 30, "--out", tmp_path / "out")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         children, deadline = Path(f"/proc/{process.pid}/task/{process.pid}/children"), time.monotonic() + 30
-        # Asks for its version first, then measures.
+        # The first call asks for the version, later ones measure.
         while time.monotonic() < deadline:
             running = [int(child) for child in children.read_text().split()]
             if any("--input-data" in command_line(child) for child in running):

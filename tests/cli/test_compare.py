@@ -1,4 +1,4 @@
-"""`plurum compare`: every wrong use as one line and exit code 2, and the whole job once."""
+"""`plurum compare`: wrong use gives one line and exit code 2; one complete run."""
 
 from __future__ import annotations
 

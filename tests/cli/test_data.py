@@ -1,4 +1,4 @@
-"""`plurum data`: what it says, what it warns of, and what it refuses."""
+"""`plurum data`: reports, warnings and refusals."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ LEAK = "1 image in more than one split, which inflates every score"
 
 @dataclass
 class CommandLine:
-    """The command line, run in this process."""
+    """Runner of the command line in this process."""
 
     monkeypatch: pytest.MonkeyPatch
     capsys: pytest.CaptureFixture[str]
 
     def ended(self, *words: object) -> tuple[int, str, str]:
-        """Return the exit code, what is on standard output, and what is on standard error."""
+        """Return the exit code, standard output and standard error."""
         self.monkeypatch.setattr("sys.argv", ["plurum", "data", *map(str, words)])
         with pytest.raises(SystemExit) as caught:
             run()
@@ -33,13 +33,13 @@ class CommandLine:
         return code, *self.capsys.readouterr()
 
     def said(self, *words: object) -> str:
-        """Return what is on standard output if all went well."""
+        """Return standard output after checking that the command succeeded."""
         code, out, err = self.ended(*words)
         assert (code, err) == (0, "")
         return out
 
     def refused(self, *words: object) -> str:
-        """Return the one line with which data are refused."""
+        """Return the single line that refuses the data."""
         code, _, err = self.ended(*words)
         assert code == 2
         assert err.count("\n") == 1
@@ -54,7 +54,7 @@ def data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """12 images of two classes with their splits; the file of the first training image lies under test too."""
+    """12 images of two classes with splits; the first training image is also in the test split."""
     rows = []
     for number in range(12):
         write_image(tmp_path / f"{number}.png", number)
@@ -109,7 +109,7 @@ def test_tiles_are_counted(tmp_path: Path, data: CommandLine) -> None:
 
 def test_the_seed_draws_the_splits_and_the_plot_is_written(tmp_path: Path, data: CommandLine) -> None:
     write_classes(tmp_path / "data", {"CE": 5, "LAA": 5})
-    # The same image twice: whether that is a leak depends on where the two go.
+    # The same image twice is a leak only if the two are in different splits.
     with Image.open(tmp_path / "data" / "CE" / "0.png") as image:
         image.save(tmp_path / "data" / "CE" / "9.png")
     words = [data.said(tmp_path / "data", "--json", "--seed", seed) for seed in (0, 0, 1, 2, 3)]

@@ -1,4 +1,4 @@
-"""`plurum evaluate`, as a process of its own, by PyTorch's answers and by a real server's."""
+"""`plurum evaluate` in a separate process, with PyTorch's predictions and a real server's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def refused(*arguments: object) -> str:
-    """Evaluate in vain, and return the one line that says why."""
+    """Return the single line that refuses the evaluation."""
     done = evaluate(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
@@ -104,7 +104,7 @@ def test_a_servers_answers_are_judged_as_pytorchs_are(
 
 
 def assert_alike(one: Estimate, other: Estimate) -> None:
-    """The server computes in float32, in another order."""
+    """Allow for the server's float32 arithmetic and order of operations."""
     assert np.array([one.value, one.low, one.high], float) == pytest.approx(
         np.array([other.value, other.low, other.high], float), abs=2e-3, nan_ok=True
     )

@@ -1,4 +1,4 @@
-"""`plurum fit`: the table, the JSON, and wrong use as one line and exit code 2."""
+"""`plurum fit`: its table and JSON; wrong use gives one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plurum.training import FitReport
 
 @pytest.fixture
 def copy(run: Run, tmp_path: Path) -> Run:
-    """A fitted run of this test's own."""
+    """Copy of a fitted run, for this test alone."""
     shutil.copytree(run.path, tmp_path / "copy")
     return Run(tmp_path / "copy")
 

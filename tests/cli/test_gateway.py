@@ -1,4 +1,4 @@
-"""`plurum gateway`, as a process of its own."""
+"""`plurum gateway` in a separate process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# Nobody listens there: a gateway starts before its Triton.
+# No server listens there: a gateway may start before its Triton.
 NOWHERE = ("--triton", "127.0.0.1:1", "--port", "0", "--metrics-port", "0")
 
 
@@ -29,7 +29,7 @@ def test_it_says_where_it_answers_and_a_signal_ends_it_well(end: signal.Signals)
             assert re.fullmatch(r"HTTP     http://127\.0\.0\.1:\d+\n", lines[0])
             assert re.fullmatch(r"metrics  http://127\.0\.0\.1:\d+/metrics\n", lines[1])
             assert lines[2] == f"try it:  curl --data-binary @IMAGE {lines[0].split()[1]}/predict\n"
-            # It has begun to look for Triton by then.
+            # By then it has started to connect to Triton.
             time.sleep(0.5)
             process.send_signal(end)
             out, err = process.communicate(timeout=15)

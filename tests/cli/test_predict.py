@@ -1,4 +1,4 @@
-"""`plurum predict`, as a process of its own, and a real server."""
+"""`plurum predict` in a separate process, with a real server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def predict(*arguments: object, **environment: str) -> subprocess.CompletedProce
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty images, two of them deeper down."""
+    """Twenty images, two of them in a subfolder."""
     folder = tmp_path_factory.mktemp("scans") / "of a patient whose long name no terminal of sixty columns can show"
     (folder / "later").mkdir(parents=True)
     names = [f"{index:02}.png" for index in range(18)] + ["later/1.tif", "later/2.JPG"]
@@ -51,7 +51,7 @@ def test_what_lies_beside_the_images_is_told(served: Server, scans: Path, tmp_pa
 
 @pytest.fixture
 def broken(scans: Path, tmp_path: Path) -> Path:
-    """Two good images and a bad one between them."""
+    """Two valid images with an invalid one between them."""
     (tmp_path / "mixed").mkdir()
     for name, source in (("a.png", "00.png"), ("c.png", "01.png")):
         (tmp_path / "mixed" / name).write_bytes((scans / source).read_bytes())
@@ -67,7 +67,7 @@ def test_a_folder_becomes_a_table(served: Server, scans: Path, protocol: str) ->
     head, *rows = done.stdout.splitlines()
     assert head.split() == ["path", "label", "confidence", "entropy", "disagreement", "review"]
     assert len(rows) == 20
-    # Piped, a row is one line, however long the path.
+    # In a pipe, a row is one line, however long the path is.
     assert rows[0].startswith(f"{scans / '00.png'} ")
     assert rows[-1].startswith(f"{scans / 'later' / '2.JPG'} ")
     reviewed = sum(row.rstrip().endswith("review") for row in rows)
@@ -136,7 +136,7 @@ def test_a_bad_image_is_named_and_the_others_are_answered(served: Server, broken
 
 @pytest.mark.triton
 def test_only_what_a_person_should_see_is_shown(served: Server, run: Run, broken: Path, tmp_path: Path) -> None:
-    # The rule parts these images, half and half.
+    # The rule sends half of these images to review.
     for index, pixels in enumerate(np.array(run.pixels()[40:48])):
         Image.fromarray(pixels).save(broken / f"{index}.png")
     options = ("--url", served.urls.grpc, "--json", "--out", tmp_path / "out.csv")
@@ -146,7 +146,7 @@ def test_only_what_a_person_should_see_is_shown(served: Server, run: Run, broken
     done = predict(broken, *options, "--review-only", "--fresh")
     assert done.returncode == 1
     assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == wanted
-    # The file has them all: it is what was done.
+    # The file has all predictions, whatever is shown.
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 1 + len(everything)
     table = predict(broken, "--url", served.urls.grpc, "--review-only").stdout.splitlines()
     assert len(table) == 1 + len(wanted)

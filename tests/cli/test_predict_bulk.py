@@ -1,4 +1,4 @@
-"""`plurum predict` with many images: kept, gone on with, told of; as a process of its own, and a real server."""
+"""`plurum predict` with many images: saving, resuming and progress, in a separate process with a real server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def scans(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three hundred images."""
+    """Folder of three hundred images."""
     folder = tmp_path_factory.mktemp("scans")
     for index, pixels in enumerate(np.array(run.pixels()[:300])):
         Image.fromarray(pixels).save(folder / f"{index:03}.png")
@@ -48,7 +48,7 @@ def scans(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def way(served: Server) -> Iterator[Relay]:
-    """A way to the server that can be cut.
+    """Relay to the server that can be cut.
 
     Over HTTP, like every test here that breaks off what is under way: Triton can crash when that was gRPC, and others'
     tests ask the same server.
@@ -58,7 +58,7 @@ def way(served: Server) -> Iterator[Relay]:
 
 
 def begun(out: Path, *arguments: object, images: int) -> subprocess.Popen[bytes]:
-    """Start a run, and come back when so many images are kept."""
+    """Start a run, and return when this many predictions are saved."""
     command = [*COMMAND, *map(str, arguments), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     journal, until = out.with_name(f".{out.name}.partial"), time.monotonic() + 60
@@ -80,7 +80,7 @@ def test_killed_it_goes_on_where_it_was(served: Server, scans: Path, tmp_path: P
     assert done.returncode == 0
     before = int(done.stderr.split(b"resuming: ")[1].split(b" of 300 images already have predictions\n")[0])
     assert before >= 20
-    # What was answered before is not asked about again.
+    # Images with predictions are not sent again.
     assert len(done.stdout.splitlines()) == 300 - before
     assert done.stderr.splitlines()[-1].startswith(b"300 answered, ")
     readers: dict[str, Any] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
@@ -203,7 +203,7 @@ def test_patients_of_a_manifest_have_an_answer_each(served: Server, run: Run, sc
         (one.patient, one.label, "4", "1" if one.patient == "p2" else "0") for one in expected
     ]
     assert [float(row["confidence"]) for row in found] == pytest.approx([one.confidence for one in expected], abs=2e-6)
-    # The table of patients stands behind that of images.
+    # The table of patients follows that of images.
     assert [line.split()[0] for line in done.stdout.decode().splitlines()[-4:]] == ["patient", "p0", "p1", "p2"]
     right = sum(answer.label == label for answer, label in zip(answers, truth, strict=True))
     assert f"; {right / 12:.1%} of 12 labelled ones are labelled so\n" in done.stderr.decode()
@@ -230,7 +230,7 @@ def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(served: Serv
 
 
 def test_memory_does_not_grow_with_answers(served: Server, scans: Path) -> None:
-    """What is kept of an image is its path: the answers of 3,000 take no more room than those of 300."""
+    """Memory does not grow with predictions, only with paths: 3,000 images need no more than 300."""
     script = """
 import resource, sys, tracemalloc
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`plurum predict` with slides, as a process of its own, and a real server."""
+"""`plurum predict` with slides in a separate process, with a real server."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from plurum.serving import Server
 from tests.cli.test_predict import predict
 from tests.client.slides.slide_writer import Planted, write_slide_file
 
-# Sixteen tiles across.
+# Sixteen tiles in a row.
 CUT = ("--tile-size", 32, "--microns-per-pixel", 1.0)
 
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide by its name: of a few pixels only."""
+    """Image of a few pixels with a slide's file extension."""
     return write_slide_file(tmp_path_factory.mktemp("slides") / "slide.svs", 2048, 3, Planted())
 
 
 def manifest_of(folder: Path, slide: Path) -> Path:
-    """Two slides of one patient, and an image of another."""
+    """Two slides of one patient, and an image of another patient."""
     shutil.copy(slide, folder / "a.svs")
     write_slide_file(folder / "b.svs", 1024, 3, Planted(side=0.3, x=0.35, y=0.35))
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "c.png")

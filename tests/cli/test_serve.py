@@ -1,4 +1,4 @@
-"""`plurum serve`, as a process of its own."""
+"""`plurum serve` in a separate process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command(*arguments: object) -> list[str]:
 def serving(
     repository: Path, *options: str, before: tuple[str, ...] = ()
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Give a running `plurum serve` and the line that says where it answers.
+    """Yield a running `plurum serve` and its line of URLs.
 
     Args:
         repository: What is served.
@@ -52,7 +52,7 @@ def serving(
 
 
 def server_of(process: subprocess.Popen[str]) -> ServerProcesses:
-    """Return the processes of the server that `process` has started."""
+    """Return the server processes that `process` has started."""
     server = ServerProcesses.started_by(process.pid)
     assert server is not None
     return server
@@ -77,7 +77,7 @@ def test_a_signal_ends_it_well_and_nothing_is_left(repository: Path, end: signal
         server = server_of(process)
         assert leftovers(server)
         process.send_signal(end)
-        # A second one, as impatient people send it, does not interrupt the tidying up.
+        # A second Ctrl-C does not interrupt the clean-up.
         time.sleep(0.3)
         process.send_signal(end)
         out, err = process.communicate(timeout=30)

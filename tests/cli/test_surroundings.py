@@ -1,4 +1,4 @@
-"""The command line in places and with streams that nobody planned for: it works, or says in one line why not."""
+"""The command line in unusual folders and with unusual streams: it works, or explains in one line why not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMANDS += ("gateway", "predict", "rollout", "serve", "train", "tune", "ui")
 LOCALES: dict[str, dict[str, str]] = {
     "C": {"LC_ALL": "C"},
     "POSIX": {"LC_ALL": "POSIX"},
-    # Python takes UTF-8 in those by itself, unless it is told not to.
+    # By default Python uses UTF-8 in these locales.
     "ascii": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     "unknown": {"LC_ALL": "xx_XX"},
     "unset": {},
@@ -27,7 +27,7 @@ LOCALES: dict[str, dict[str, str]] = {
     "dumb": {"TERM": "dumb", "COLUMNS": "0", "NO_COLOR": "1"},
 }
 NAMES = ["a b", "a'b\"c", "äöü", "$a;`b`", "-a", "a\nb", "a[b]*", "x" * 200, b"\xe4"]
-# Python and its imports take one of them on a quiet machine.
+# Python and its imports take one second on an idle machine.
 SOON_S = 30.0
 
 
@@ -139,7 +139,7 @@ def test_closed_streams_are_no_fault(tmp_path: Path, closed: str, command: str) 
     assert ended.returncode == (2 if command == "predict" else 0), ended.stderr.decode()
     assert b"Traceback" not in ended.stderr
     if command == "data":
-        # What was meant for a closed stream is not in the file that would have got its number.
+        # Output for a closed stream is not written to the file that would have got its descriptor.
         assert (tmp_path / "plot.png").read_bytes()[-8:-4] == b"IEND"
 
 

@@ -1,4 +1,4 @@
-"""`plurum train`: what it prints, and every wrong use as one line and exit code 2 with nothing left behind."""
+"""`plurum train`: its output; wrong use gives one line and exit code 2, and leaves no files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plurum.cli.main import run
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some of scikit-learn's digits as a folder per class."""
+    """Some of scikit-learn's digits in one folder per class."""
     path = tmp_path_factory.mktemp("folder") / "digits"
     digits = load_digits(n_class=3)
     for index, label in enumerate(digits.target[:90]):

@@ -41,7 +41,7 @@ def fused(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tune(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
-    """Return the exit code, of this process."""
+    """Run the command line in this process and return its exit code."""
     monkeypatch.setattr("sys.argv", ["plurum", "tune", *map(str, arguments)])
     former = signal.getsignal(signal.SIGTERM)
     try:
@@ -56,7 +56,7 @@ def tune(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | Non
 def test_a_repository_is_tuned_and_can_be_served(
     fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # As few servers as show that all stages fit together.
+    # As few servers as needed to run all stages.
     monkeypatch.setattr(tuning, "_backends", lambda: ("onnxruntime",))
     monkeypatch.setattr(tuning_space, "shapes", lambda _: [(1, 1)])
     monkeypatch.setattr(tuning_space, "_BATCHINGS", (Batching(),))
@@ -89,7 +89,7 @@ def test_a_repository_is_tuned_and_can_be_served(
 def test_ctrl_c_keeps_what_was_measured_and_leaves_no_server(repository: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     words = [sys.executable, "-m", "plurum", "tune", str(repository), "--out", str(out), "--seconds", "0.2"]
-    # Its temporary files show whether a server of its own is left.
+    # Temporary files would show that one of its servers is still running.
     mine = tmp_path / "tmp"
     mine.mkdir()
     environment = os.environ | {"TMPDIR": str(mine)}
@@ -120,7 +120,7 @@ def test_clients_are_counted_and_refusals_said(served: Server, repository: Path,
     busy = closed_loop(url, encoded, 3, 0.3)
     assert busy.clients == 3 <= busy.requests
     assert 0 < busy.p50_ms <= busy.p99_ms
-    # Never more than three at a time.
+    # At most three at a time.
     assert busy.images_per_s * busy.p50_ms / 1000 < 6
     strangers = open_loop(url, pixels, [0.0, 0.1, 0.2])
     assert (strangers.clients, strangers.requests) == (0, 3)

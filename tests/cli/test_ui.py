@@ -1,4 +1,4 @@
-"""`plurum ui`, as a process of its own."""
+"""`plurum ui` in a separate process."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_it_says_where_it_listens_and_a_signal_ends_it_well(end: signal.Signals,
             lines = [process.stdout.readline() for _ in range(3)]
             assert re.fullmatch(r"page     http://127\.0\.0\.1:\d+\n", lines[0])
             assert lines[1:] == [f"reviews  {tmp_path / 'data' / 'plurum' / 'reviews'}\n", "stop it: Ctrl-C\n"]
-            # Its socket listens before that is said.
+            # The socket listens before the URL is printed.
             socket.create_connection(("127.0.0.1", int(lines[0].rsplit(":", 1)[1])), timeout=10).close()
             process.send_signal(end)
             out, err = process.communicate(timeout=15)

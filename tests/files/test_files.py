@@ -66,7 +66,7 @@ def test_the_old_file_stays_when_the_block_raises(tmp_path: Path, error: type[Ba
 
 
 def test_a_full_disk_leaves_the_last_good_file(tmp_path: Path) -> None:
-    """A limit on the size of files stands for the full disk: the kernel refuses the write in the same way."""
+    """A limit on file sizes simulates a full disk: the kernel refuses the write in the same way."""
     path = tmp_path / "file.txt"
     path.write_text("the last good one")
     script = """
@@ -209,7 +209,7 @@ def test_what_is_written_again_is_as_closed_as_its_owner_made_it(tmp_path: Path,
         path.write_text("old")
         path.chmod(mode)
         with atomic_file(path, private=private) as hidden:
-            # Nobody else reads what is not finished.
+            # Other users can't read unfinished files.
             assert mode_of(hidden) == 0o600
             hidden.write_text("new")
         assert (path.read_text(), mode_of(path)) == ("new", mode)
@@ -222,7 +222,7 @@ def test_what_is_written_again_is_as_closed_as_its_owner_made_it(tmp_path: Path,
 
 
 def test_the_umask_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process has one umask for all its threads: changed for a moment, it opens what others write meanwhile."""
+    """The umask is not changed, as it applies to all threads and would expose files that others write meanwhile."""
 
     def change(_: int) -> int:
         raise AssertionError
@@ -235,7 +235,7 @@ def test_the_umask_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_file_system_that_swaps_nothing_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NFS knows no RENAME_EXCHANGE; none is mounted here, so that its answer is given in its place."""
+    """NFS has no RENAME_EXCHANGE; without a mount here, its error is simulated."""
 
     class Libc:
         @staticmethod

@@ -1,4 +1,4 @@
-"""A manifest never gives other rows than a spreadsheet shows: it is read so, or refused by name."""
+"""Manifests are read as a spreadsheet shows them, or refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def refused(folder: Path, text: str | bytes, *needed: str) -> str:
 
 @dataclass(frozen=True)
 class Written:
-    """A table, and how a program wrote it."""
+    """Table, and the format in which a program wrote it."""
 
     header: list[str]
     rows: Rows
@@ -58,7 +58,7 @@ class Written:
         return file.getvalue().encode(self.encoding)
 
     def shown(self, name: str) -> list[str]:
-        """Return what a spreadsheet shows in a column, without the rows that hold nothing."""
+        """Return the cells that a spreadsheet shows in a column, without empty rows."""
         cells = [[cell.strip() for cell in row] for row in self.rows]
         return [row[self.header.index(name)] for row in cells if any(row)]
 
@@ -81,7 +81,7 @@ def written(draw: st.DrawFn, cells: st.SearchStrategy[str] = any_cell) -> Writte
         header=[draw(st.sampled_from([name, name.upper(), f" {name} "])) for name in header],
         rows=rows,
         delimiter=draw(st.sampled_from(DELIMITERS)),
-        # Up to Python 3.12, the csv module puts no quotes around ends of lines other than its own.
+        # Up to Python 3.12, the csv module quotes only its own line ends.
         quoting=csv.QUOTE_ALL
         if any(re.search(r"[\r\n]", cell) for row in rows for cell in row)
         else draw(st.sampled_from(QUOTINGS)),
@@ -92,7 +92,7 @@ def written(draw: st.DrawFn, cells: st.SearchStrategy[str] = any_cell) -> Writte
 
 
 def named(table: Written) -> Written:
-    """Return the table with our names in its header, as they were drawn."""
+    """Return the table with the drawn column names in its header."""
     return Written(
         [name.strip().lower() for name in table.header],
         *(table.rows, table.delimiter, table.quoting, table.end, table.encoding, table.named),
@@ -215,6 +215,6 @@ def test_a_name_without_its_extension_means_one_file(tmp_path: Path) -> None:
     assert file_from_manifest(manifest, "b") == tmp_path / "b.png"
     assert file_from_manifest(manifest, "c") == tmp_path / "c"
     assert file_from_manifest(manifest, str(tmp_path / "b.png")) == tmp_path / "b.png"
-    # As macOS writes names of files, and a spreadsheet writes text.
+    # macOS decomposes letters in file names; spreadsheets compose them.
     assert file_from_manifest(manifest, "H\u00e4matom.png") == tmp_path / "Ha\u0308matom.png"
     assert file_from_manifest(manifest, "d\0") is None

@@ -1,4 +1,4 @@
-"""Only regular files are read, and no more of them than a limit: nothing here may wait or read without end."""
+"""Only regular files are read, up to a limit, without blocking."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pipe(path: Path) -> None:
 def listening(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as one:
         folder = os.open(path.parent, os.O_DIRECTORY)
-        # Names of sockets are short; the folder of a test is not.
+        # Socket names must be short, but the test's folder name is long.
         one.bind(f"/proc/self/fd/{folder}/{path.name}")
         os.close(folder)
 
@@ -75,7 +75,7 @@ def test_a_manifest_may_name_anything(make: Make, message: str, tmp_path: Path) 
     (tmp_path / "b.tif").write_bytes(b"no image")
     manifest = tmp_path / "images.csv"
     manifest.write_text("path,label\na.tif,CE\nb.tif,LAA\n")
-    # `plurum predict` asks about it, and says why there is no answer.
+    # `plurum predict` reports it as failed, with the reason.
     (first, _) = listing_from_names([manifest])
     assert not is_slide(first)
     with pytest.raises(ImageError, match=message):

@@ -24,7 +24,7 @@ def test_two_spellings_of_one_name_are_refused(pair: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match=r"a\.csv has the labels .* and .*, which are one name") as caught:
         check_spellings("a.csv", "label", "labels", ["other", *pair])
     shown = str(caught.value)
-    # Both are told apart in what is shown.
+    # The message distinguishes the two.
     words = shown.split("the labels ")[1].split(", which", maxsplit=1)[0].split(" and ")
     assert len(set(words)) == 2
 

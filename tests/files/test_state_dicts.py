@@ -1,4 +1,4 @@
-"""Checkpoints of strangers: which weights are taken, and that everything else is one line."""
+"""Untrusted checkpoints: which weights are used; everything else is refused in one line."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_garbage_is_one_line_and_nothing_is_run(
         assert (name, ended.value.code, error.count("\n")) == (name, 2, 1)
         assert str(file) in error, name
         assert len(error) < 400 + len(str(file)), name
-        # Of a copy in a temporary folder, nobody has heard.
+        # The message does not mention the temporary copy.
         assert "checkpoint.safetensors" not in error, name
         assert not planted.exists(), name
         assert not (tmp_path / "out").exists(), name

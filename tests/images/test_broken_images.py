@@ -1,4 +1,4 @@
-"""Whatever bytes come as an image, they are pixels or one error, and nothing is written or logged of them."""
+"""Any bytes give pixels or a single error, and nothing is printed or logged."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def mutated(data: bytes, edits: list[tuple[int, int, bytes]], keep: float) -> by
 def test_broken_bytes_raise_nothing_else(
     seed: bytes, edits: list[tuple[int, int, bytes]], keep: float, resize: Literal["stretch", "crop"]
 ) -> None:
-    """Warnings are errors here, so that none leaks either."""
+    """Check that no warning is raised either; in tests, warnings are errors."""
     data = mutated(seed, edits, keep)
     if too_many_pixels_for_a_test(data):
         return
@@ -92,7 +92,7 @@ def test_broken_bytes_raise_nothing_else(
 
 
 def too_many_pixels_for_a_test(data: bytes) -> bool:
-    """Tell what is legal but takes seconds to decode: a header that was edited to say 7,000 × 8,000."""
+    """Return True for images that are legal but slow to decode: an edited header may say 7,000 × 8,000."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -111,7 +111,7 @@ def test_any_bytes_raise_nothing_else(data: bytes) -> None:
 
 
 def test_broken_tiffs_write_nothing_to_standard_error(tmp_path: Path) -> None:
-    """The decoders' own complaints bypass Python, so only another process's standard error shows them."""
+    """Decoders write messages from C, so only another process's standard error shows them."""
     broken: list[bytes] = []
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "group4"):
         image = Image.fromarray(gradient()).convert("1" if compression == "group4" else "RGB")

@@ -1,4 +1,4 @@
-"""A process that decodes images, and is ended with the image that takes too much."""
+"""Image decoding in a separate process, which is killed if an image takes too much."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RULE = {"height": 24, "width": 32, "colour": "rgb", "resize": "stretch"}
 
 
 def processes() -> list[psutil.Process]:
-    """Return the decoding processes among this one's children."""
+    """Return the decoder processes among the children of this one."""
     return [one for one in psutil.Process().children() if any(word.endswith("decoder.py") for word in one.cmdline())]
 
 
@@ -37,7 +37,7 @@ def decoder() -> Iterator[Decoder]:
 
 
 def large() -> bytes:
-    """A progressive JPEG of 16 megapixels: half a second or more of a core."""
+    """Return a progressive JPEG of 16 megapixels, which takes at least half a second to decode."""
     return saved(Image.new("RGB", (4000, 4000), "pink"), progressive=True, subsampling=0)
 
 
@@ -148,7 +148,7 @@ time.sleep(60)
     ) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
-        # Amid decoding, where it looks at nothing.
+        # In the middle of decoding, when it checks nothing.
         time.sleep(0.15)
         parent.kill()
         child.wait(5)

@@ -1,4 +1,4 @@
-"""What an image costs, and whether all of it is there, is known before it is decoded."""
+"""The cost and completeness of an image are known before decoding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.pixel_matrix.png_cells import chunk, png
 from tests.pixel_matrix.tiff_cells import by_hand, smooth
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-# What a decoder fills up with can't be told from pixels within the last unit of 16 × 16.
+# Fill-in within the last unit of 16 × 16 pixels can't be detected.
 LARGER = {
     mode: np.random.default_rng(1).integers(0, 256, (96, 96, bands), dtype=np.uint8).squeeze()
     for mode, bands in (("L", 1), ("RGB", 3), ("CMYK", 4))
@@ -37,7 +37,7 @@ def scans_of(data: bytes) -> list[bytes]:
 
 
 def refused_quickly(data: bytes, match: str) -> None:
-    """Refused in 0.3 s and with little memory, however large it claims to be."""
+    """Check that an image is refused within 0.3 s and with little memory, whatever size it claims."""
     with pytest.raises(UnreadableImageError):
         structure_of(data)
     tracemalloc.start()
@@ -46,7 +46,7 @@ def refused_quickly(data: bytes, match: str) -> None:
         open_image(data)
     taken_s, peak_bytes = time.process_time() - begin, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    # Traced allocations take several times as long.
+    # Tracing makes allocations several times slower.
     assert taken_s < 1
     assert peak_bytes < 20_000_000 + 3 * len(data)
 
@@ -69,7 +69,7 @@ def test_a_first_scan_again_is_refused() -> None:
 def test_more_scans_than_encoders_write_are_refused() -> None:
     data = saved(Image.fromarray(smooth()[..., 0]), progressive=True)
     head, first = data[: data.index(b"\xff\xda")], scans_of(data)[0]
-    # One coefficient per scan, each down from bit 13: legal, and 14 times 63 scans.
+    # One coefficient and bit per scan, from bit 13 down: legal, with 14 times 63 scans.
     body = b"".join(
         b"\xff\xda\0\x08\1\1\0" + bytes([k, k, (0 if bit == 13 else (bit + 1) << 4) | bit]) + b"\x00" * 4
         for k in range(1, 64)
@@ -93,11 +93,11 @@ def test_pieces_without_number_are_refused(data: bytes, match: str) -> None:
 
 
 def tiled(image: tuple[int, int], tile: tuple[int, int]) -> bytes:
-    """A TIFF of one tile that is much larger than the image: a Deflate stream of nothing."""
+    """Return a TIFF with one tile that is much larger than the image: a Deflate stream of zeros."""
     values = samples(8, 1, image[1], image[0])
     body = zlib.compress(bytes(1000))
     data = by_hand(values, 8, body, t259=8, t322=tile[0], t323=tile[1], t324=0, t325=len(body))
-    # By hand there are strips; the tile lies where the strip does.
+    # `by_hand` writes a strip; the tile takes its place.
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         offset = file.pages.first.tags[273].value[0]
     data = by_hand(values, 8, body, t259=8, t322=tile[0], t323=tile[1], t324=offset, t325=len(body))
@@ -170,7 +170,7 @@ def test_a_progressive_jpeg_without_its_last_scans_is_refused() -> None:
 
 
 def without_end(data: bytes, share: float) -> bytes:
-    """Leave out the end of the last scan's entropy-coded data, but not the marker behind it."""
+    """Remove the end of the last scan's entropy-coded data, but not the marker after it."""
     scan = scans_of(data)[-1]
     cut = data[: len(data) - 2 - int(len(scan) * share)]
     return cut.rstrip(b"\xff") + b"\xff\xd9"
@@ -213,7 +213,7 @@ def test_a_jpeg_without_some_of_its_restart_markers_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", [{}, {"restart_marker_blocks": 2}, {"progressive": True}], ids=str)
 def test_a_grey_jpeg_is_read(kind: dict[str, int]) -> None:
-    """Its pixels are what a decoder fills up with, and they are all there."""
+    """The image is complete, and its pixels equal the decoder's fill-in."""
     for mode, colour in (("L", 128), ("RGB", (128, 128, 128))):
         assert open_image(saved(Image.new(mode, (64, 64), colour), **kind)).getpixel((60, 60)) == colour
 
@@ -281,7 +281,7 @@ def test_a_png_that_can_not_unfold_to_its_size_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
 def test_what_unfolds_beside_the_pixels_is_left_alone(kind: bytes) -> None:
-    """A profile or a text of 60 MB costs nothing, and the image is read."""
+    """A profile or text of 60 MB is not decompressed, and the image is read."""
     bomb = zlib.compress(bytes(60_000_000), 1)
     body = {b"iCCP": b"p\0\0" + bomb, b"zTXt": b"note\0\0" + bomb, b"iTXt": b"note\0\1\0\0\0" + bomb}[kind]
     data = png(samples(8, 3), 8, 2, *[chunk(kind, body)] * 3)
@@ -337,7 +337,7 @@ def test_what_a_tiff_is_compressed_by_is_named() -> None:
 
 
 def test_a_palette_of_more_than_16_bits_is_refused() -> None:
-    """Found by the fuzz test: Pillow ends with an OverflowError."""
+    """Found by the fuzz test: Pillow raises an OverflowError."""
     values = samples(8, 1)
     data = bytearray(by_hand(values, 8, values.astype(np.uint8).tobytes(), t262=3, t320=(40_000,) * 768))
     data += b"\xff" * (4 * 768)

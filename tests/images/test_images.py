@@ -35,13 +35,13 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, depth: int, colour: int, body: bytes, *extra: bytes) -> bytes:
-    """A PNG by hand: Pillow neither writes 16-bit colour nor headers that lie."""
+    """Return a hand-written PNG: Pillow writes neither 16-bit colour nor wrong headers."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
 
 
 def tiff(width: int, height: int, bits: tuple[int, ...], body: bytes) -> bytes:
-    """A little-endian, uncompressed TIFF of one strip, RGB or grey by the number of `bits`."""
+    """Return a little-endian, uncompressed TIFF with one strip, RGB or grey by the number of `bits`."""
     entries = 8
     extra = 8 + 2 + entries * 12 + 4
     bits_value = extra if len(bits) > 2 else bits[0]
@@ -60,13 +60,13 @@ def tiff(width: int, height: int, bits: tuple[int, ...], body: bytes) -> bytes:
 
 
 def gradient(height: int = 16, width: int = 16) -> Pixels:
-    """No two rows, columns or channels are alike, so that no turn of it looks like another."""
+    """Return an image with distinct rows, columns and channels, so that each orientation looks different."""
     rows, columns = np.mgrid[0:height, 0:width]
     pixels: Pixels = np.stack([rows * 8 + 20, columns * 8 + 60, (rows + columns) * 4 + 100], axis=-1).astype(np.uint8)
     return pixels
 
 
-# By EXIF number: what a camera did to the upright pixels before it stored them.
+# Transformation that a camera applies to the upright pixels before storing, by EXIF number.
 STORED: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -201,9 +201,9 @@ def test_smallest_is_taken() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        # Its data is cut short: decoding it would find that, and say so instead.
+        # The data are truncated; decoding would report that instead.
         png(20_000, 20_000, 8, 2, b"\0" * 20_000),
-        # Few enough for Pillow's own guard against bombs.
+        # Few enough for Pillow's own decompression bomb limit.
         png(8001, 8000, 8, 2, b"\0" * 8000),
         png(2**31 - 1, 2**31 - 1, 8, 2, b""),
         tiff(20_000, 20_000, (8,), b"\0" * 20_000),
@@ -290,7 +290,7 @@ def test_crop_cuts_the_centre_of_a_tall_image_too() -> None:
 
 
 def test_reduction_is_antialiased() -> None:
-    """Every second column white: sampling without antialiasing would give black or white, not grey."""
+    """With every second column white, sampling without antialiasing would give black or white, not grey."""
     stripes = np.zeros((64, 64), dtype=np.uint8)
     stripes[:, ::2] = 255
     pixels = seen(encoded(Image.fromarray(stripes)), side=16)

@@ -1,4 +1,4 @@
-"""Slides: levels, pixel sizes, and that half-broken ones end in a line that names level and tile."""
+"""Slides: levels and pixel sizes; partly corrupt slides give one line that names level and tile."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PIXELS = [np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np
 
 
 def write_pyramid(path: Path, *, subifds: bool = True, **options: Any) -> Path:
-    """Three levels of noise in tiles of 64 pixels, as sub-directories or one after the other."""
+    """Write three levels of noise in tiles of 64 pixels, as sub-directories or as successive pages."""
     kept: dict[str, Any] = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib", "metadata": None}
     with tifffile.TiffWriter(path) as file:
         file.write(PIXELS[0], subifds=2 if subifds else 0, **(kept | options))
@@ -33,7 +33,7 @@ def write_pyramid(path: Path, *, subifds: bool = True, **options: Any) -> Path:
 
 
 def place_of(path: Path, level: int, tile: int) -> tuple[int, int]:
-    """Where a tile's data lie in the file, and how many bytes they are."""
+    """Return the offset and size of a tile's data in the file."""
     with tifffile.TiffFile(path) as file:
         page = file.series[0].levels[level].keyframe
         return page.dataoffsets[tile], page.databytecounts[tile]
@@ -50,7 +50,7 @@ def test_regions_of_every_level_are_its_pixels(tmp_path: Path, subifds: bool) ->
         assert slide.levels == (Level(640, 640, 1), Level(320, 320, 2), Level(160, 160, 4))
         for level, pixels in enumerate(PIXELS):
             np.testing.assert_array_equal(slide.region(30, 50, 100, 90, level), pixels[50:140, 30:130])
-            # Twice: the second time from what was kept.
+            # Twice: the second time from the cache.
             np.testing.assert_array_equal(slide.region(30, 50, 100, 90, level), pixels[50:140, 30:130])
 
 
@@ -81,7 +81,7 @@ def test_a_thumbnail_is_every_so_many_pixels_of_the_coarsest_level_that_will_do(
 
 def test_a_truncated_tile_is_named(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "slide.tif")
-    # The last that was written: level 2's at column 2, row 2.
+    # The last tile written: level 2, column 2, row 2.
     offset, count = place_of(path, 2, 8)
     path.write_bytes(path.read_bytes()[: offset + count // 2])
     message = r"corrupt or truncated: tile \(column 2, row 2\) of level 2, at pixel \(128, 128\): [\d,]+ of its"
@@ -92,7 +92,7 @@ def test_a_truncated_tile_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compression", ["zlib", "lzw", "jpeg"])
 def test_a_tile_whose_bytes_are_none_of_it_is_named(tmp_path: Path, compression: str) -> None:
-    """Half a tile, and then what is no tile: of JPEG the decoder would make up the rest."""
+    """Overwrite the second half of a tile; a JPEG decoder would fill in the rest."""
     path = write_pyramid(tmp_path / "slide.tif", compression=compression)
     offset, count = place_of(path, 1, 7)
     broken = bytearray(path.read_bytes())
@@ -106,7 +106,7 @@ def test_a_tile_whose_bytes_are_none_of_it_is_named(tmp_path: Path, compression:
 @pytest.mark.parametrize("subifds", [True, False])
 @pytest.mark.parametrize("lost", [1, 2])
 def test_a_missing_level_is_named(tmp_path: Path, subifds: bool, lost: int) -> None:
-    """Its directory is said to lie behind the end of the file."""
+    """The directory's offset is beyond the end of the file."""
     path = write_pyramid(tmp_path / "slide.tif", subifds=subifds)
     whole = path.read_bytes()
     with tifffile.TiffFile(path) as file:
@@ -142,7 +142,7 @@ PIXELS_OF_OME = (
         ({"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}, 0.25),
         ({"resolution": (50_800, 50_800), "resolutionunit": "INCH"}, 0.5),
         ({"resolution": (40_000, 10_000), "resolutionunit": "CENTIMETER"}, 0.5),
-        # What programs write who know nothing of it.
+        # Programs without this information write such values.
         ({"resolution": (72, 72), "resolutionunit": "INCH"}, None),
         ({"resolution": (1, 1), "resolutionunit": "NONE"}, None),
         ({"description": "Aperio Image Library v11.2.1\n640x640 |AppMag = 20|MPP = 0.4990|Left = 2"}, 0.499),
@@ -169,7 +169,7 @@ def test_how_large_pixels_are_is_what_the_file_says(
 
 
 def write_planar(path: Path) -> Path:
-    """What OpenSlide reads and `Slide` does not: tiles with the colours one after the other."""
+    """Tiles with separate colour planes, which OpenSlide reads and `Slide` does not."""
     planes = np.moveaxis(PIXELS[0], -1, 0)
     tifffile.imwrite(
         path, planes, photometric="rgb", planarconfig="separate", tile=(64, 64), metadata=None, compression="zlib"
@@ -192,7 +192,7 @@ def test_what_tifffile_can_not_read_openslide_does(tmp_path: Path) -> None:
 
 
 def test_openslide_says_how_large_pixels_are_and_reads_levels(tmp_path: Path) -> None:
-    """An Aperio slide, as scanners write it, once by each reader."""
+    """An Aperio slide as scanners write it, read by each reader."""
     path = tmp_path / "slide.svs"
     description = "Aperio Image Library v11.2.1\n640x640 [0,0 640x640] (64x64) JPEG/RGB Q=90|AppMag = 20|MPP = 0.4990"
     smooth = [np.full((side, side, 3), (200, 120, 160), np.uint8) for side in SIZES]
@@ -204,7 +204,7 @@ def test_openslide_says_how_large_pixels_are_and_reads_levels(tmp_path: Path) ->
     }
     with tifffile.TiffWriter(path) as file:
         file.write(smooth[0], tile=(64, 64), **options)
-        # The second image of an Aperio slide is for people to look at, and no level.
+        # The second image of an Aperio slide is a thumbnail, not a level.
         file.write(smooth[2][:100, :100], rowsperstrip=16, **options)
         for pixels in smooth[1:]:
             file.write(pixels, tile=(64, 64), **options)
@@ -217,7 +217,7 @@ def test_openslide_says_how_large_pixels_are_and_reads_levels(tmp_path: Path) ->
 
 def test_a_broken_slide_of_openslide_is_named(tmp_path: Path) -> None:
     path = write_planar(tmp_path / "slide.tif")
-    # The plane of red, column 0, row 8.
+    # The red plane, column 0, row 8.
     offset, count = place_of(path, 0, 80)
     broken = bytearray(path.read_bytes())
     broken[offset : offset + count] = b"\xff" * count
@@ -264,7 +264,7 @@ def test_a_small_image_of_any_kind_is_cut_too(tmp_path: Path, monkeypatch: pytes
 
 
 def test_large_files_have_levels_too(tmp_path: Path) -> None:
-    """Offsets of 64 bits."""
+    """BigTIFF has 64-bit offsets."""
     path = tmp_path / "slide.tif"
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for number, pixels in enumerate(PIXELS):

@@ -1,4 +1,4 @@
-"""Tissue: Otsu's threshold, and what is done where there are not two kinds of pixels."""
+"""Tissue: Otsu's threshold, and the fallback without two kinds of pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GLASS, GREY_GLASS, PINK, PALE, PURPLE = (
 
 
 def slide_of(*parts: tuple[tuple[int, int, int], int], noise: int = 4) -> npt.NDArray[np.uint8]:
-    """Rows of colours, so many of each, with a little noise."""
+    """Return rows of each colour, with a little noise."""
     rows = np.concatenate([np.tile(np.array(colour), (count, 100, 1)) for colour, count in parts])
     noisy = rows + np.random.default_rng(0).integers(-noise, noise + 1, rows.shape)
     return np.asarray(np.clip(noisy, 0, 255), dtype=np.uint8)
@@ -48,14 +48,14 @@ def test_otsu_takes_the_middle_between_two_peaks_and_none_of_one() -> None:
     [
         ([(GLASS, 70), (PINK, 30)], [False, True]),
         ([(GLASS, 97), (PINK, 3)], [False, True]),
-        # Glass in which a fixed rule would see tissue.
+        # Glass that the fixed rule would take for tissue.
         ([(GREY_GLASS, 70), (PINK, 30)], [False, True]),
-        # Dark tissue does not make pale tissue glass.
+        # Dark tissue does not turn pale tissue into glass.
         ([(GLASS, 30), (PINK, 30), (PURPLE, 40)], [False, True, True]),
         ([(GLASS, 100)], [False]),
         ([(PINK, 60), (PURPLE, 40)], [True, True]),
         ([(PALE, 100)], [True]),
-        # What the scanner left out.
+        # Unscanned areas.
         ([((0, 0, 0), 50), (GLASS, 30), (PINK, 20)], [False, False, True]),
         ([((0, 0, 0), 100)], [False]),
     ],

@@ -20,9 +20,9 @@ def doctor(
 ) -> None:
     """Check a model repository without serving it; exit with code 1 on any error.
 
-    Checks that graphs load and match their configs, the manifest and ensemble.json; that every member reaches the
-    vote; that FP16 and INT8 are as declared and supported by the target; that plans fit this TensorRT and this GPU;
-    and that there are no stray files.
+    Checks that graphs load and match their configs, the manifest and ensemble.json, and that every member reaches the
+    vote. Also checks that FP16 and INT8 are as declared and supported by the target, and that plans fit this TensorRT
+    and this GPU. Reports stray files.
 
     [bold]Examples[/bold]
 

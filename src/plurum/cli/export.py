@@ -129,7 +129,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         repository, checked_on = out, "validation images" if images else "generated images"
         with Console(stderr=True).status("exporting") as status, tempfile.TemporaryDirectory() as folder:
             names, spec = [name.strip() for name in classes.split(",")], _image(image_size, mean, std)
-            labelled = _labelled(images, names, spec, settings, Path(folder)) if images else None
+            labelled = _load_labelled(images, names, spec, settings, Path(folder)) if images else None
             exported = repository_from_checkpoints(
                 source, arch or [], names, spec, out, settings, status.update, labelled=labelled
             )
@@ -177,7 +177,9 @@ def _image(size: int, mean: str, std: str) -> ImageSpec:
         raise SettingsError(f"{fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}") from error
 
 
-def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportSettings, folder: Path) -> ExportImages:
+def _load_labelled(
+    data: str, classes: list[str], image: ImageSpec, settings: ExportSettings, folder: Path
+) -> ExportImages:
     """Return the images of `data` that an export uses, at the members' input size, in a file of `folder`."""
     import numpy as np
 

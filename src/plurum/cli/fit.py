@@ -156,11 +156,11 @@ def _lines(report: FitReport) -> list[str]:
     alpha = ensemble.conformal.alpha if ensemble.conformal else 1.0
     reviewed, covered, stacked = report.reviewed, report.covered, ensemble.voting.mode == "stack"
     return [
-        *_unfinished(report),
-        *_left_out(report),
-        _weights(report),
+        *_unfinished_lines(report),
+        *_left_out_lines(report),
+        _weights_line(report),
         f"temperature after {'stacking' if stacked else 'averaging'}: {ensemble.voting.temperature:.3f}",
-        *_prior(report),
+        *_prior_lines(report),
         (
             f"prediction sets: {covered['test']:.1%} of test images have their true class in them "
             f"(target: {1 - alpha:.1%})"
@@ -169,12 +169,12 @@ def _lines(report: FitReport) -> list[str]:
             f"review: below a confidence of {ensemble.review.threshold:.4f}, or with more than one class in the set: "
             f"{reviewed['validation']:.1%} of validation predictions, {reviewed['test']:.1%} of test predictions"
         ),
-        *_patients(report),
-        _compared_with_best(report),
+        *_patient_lines(report),
+        _best_member_line(report),
     ]
 
 
-def _unfinished(report: FitReport) -> list[str]:
+def _unfinished_lines(report: FitReport) -> list[str]:
     if not report.unfinished:
         return []
     names, many = ", ".join(report.unfinished), len(report.unfinished) > 1
@@ -185,7 +185,7 @@ def _unfinished(report: FitReport) -> list[str]:
     return [line]
 
 
-def _left_out(report: FitReport) -> list[str]:
+def _left_out_lines(report: FitReport) -> list[str]:
     from plurum.training.statistics.wording import difference_text
 
     lines = []
@@ -203,7 +203,7 @@ def _left_out(report: FitReport) -> list[str]:
     return lines
 
 
-def _weights(report: FitReport) -> str:
+def _weights_line(report: FitReport) -> str:
     low, high = report.nll_saved
     interval = f"{low:+.4f} to {high:+.4f} nats of NLL"
     if report.weights_tried is None:
@@ -219,16 +219,16 @@ def _weights(report: FitReport) -> str:
     return f"weights: {tried} would save {interval}: {taken}"
 
 
-def _prior(report: FitReport) -> list[str]:
+def _prior_lines(report: FitReport) -> list[str]:
     ratio = report.ensemble.voting.prior_ratio
     if report.prior is None or ratio is None:
         return []
     shares = zip(report.prior.items(), ratio, strict=True)
-    said = ", ".join(f"{name} {share:.3f} (here {share / times:.3f})" for (name, share), times in shares)
-    return [f"prior: corrected for class fractions {said}; all scores weight images accordingly"]
+    fractions = ", ".join(f"{name} {share:.3f} (here {share / times:.3f})" for (name, share), times in shares)
+    return [f"prior: corrected for class fractions {fractions}; all scores weight images accordingly"]
 
 
-def _patients(report: FitReport) -> list[str]:
+def _patient_lines(report: FitReport) -> list[str]:
     from plurum.training.statistics.wording import percent_text
 
     level, rule = report.patient_level, report.ensemble.patient_rule
@@ -241,7 +241,7 @@ def _patients(report: FitReport) -> list[str]:
     ]
 
 
-def _compared_with_best(report: FitReport) -> str:
+def _best_member_line(report: FitReport) -> str:
     from plurum.training.statistics.wording import comparison_line
 
     if len(report.members) == 1:
@@ -249,11 +249,11 @@ def _compared_with_best(report: FitReport) -> str:
         return f"the run has {only}, so there is no vote to evaluate"
     if [member.name for member in report.ensemble.members] == [report.best_single]:
         return f"{report.best_single} is the only member kept, as no other member improves the vote"
-    said = {
+    summary = {
         "better": "the ensemble beats its best member",
         "no different": "the ensemble is no different from its best member",
         "mixed": "the ensemble is better than its best member by some metrics and worse by others",
         "worse": "the ensemble is worse than its best member",
     }[report.outcome]
     sentence = comparison_line(report.differences, report.best_single)
-    return f"on test images {said}: {sentence[0].lower()}{sentence[1:].rstrip('.')}"
+    return f"on test images {summary}: {sentence[0].lower()}{sentence[1:].rstrip('.')}"

@@ -89,9 +89,9 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
     status = Status()
     with (
         _interruptible(),
-        _held(repository, releases) as (first, held),
+        _open_releases(repository, releases) as (first, open_releases),
         StatusServer(status, host, status_port) as status_server,
-        Supervisor(first, settings, status=status, releases=held) as supervisor,
+        Supervisor(first, settings, status=status, releases=open_releases) as supervisor,
     ):
         _announce({**asdict(supervisor.urls), "status": status_server.url}, supervisor.snapshot, as_json=as_json)
         supervisor.watch()
@@ -108,7 +108,7 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerT
 
 
 @contextlib.contextmanager
-def _held(repository: Path | None, folder: Path | None) -> Iterator[tuple[Path, Releases | None]]:
+def _open_releases(repository: Path | None, folder: Path | None) -> Iterator[tuple[Path, Releases | None]]:
     """Yield the repository to serve first, and the releases folder, locked against other servers."""
     from plurum.serving.releases.releases import Releases
 
