@@ -153,7 +153,7 @@ def _class(top: Path, folder: Path) -> _Class:
     for image in images:
         if not (name := str(image.relative_to(folder))).isprintable():
             # Neither a table nor a terminal could show such a name.
-            raise DataError(f"{folder} / {name!a} has a name with unprintable characters; rename the file")
+            raise DataError(f"{folder} / {name!a} has a name with unprintable characters; rename it")
     if not images:
         others = f", but {skipped_text(tree.skipped)}" if tree.skipped else ""
         raise DataError(
