@@ -109,7 +109,7 @@ def _class_folders(split: Path) -> list[Path]:
     folders = _folders(split)
     if loose := _loose_images(split):
         raise DataError(
-            f"{split} has {loose:,} images outside of class folders, so their classes are unknown; move them into "
+            f"{split} has images outside of class folders ({loose:,}), so their classes are unknown; move them into "
             f"{split}/CLASS, or away"
         )
     if not folders:

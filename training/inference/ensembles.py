@@ -156,7 +156,9 @@ def ensemble_from_checkpoints(
     _weights(len(sources), weights)
     archs = [arch] * len(sources) if arch is None or isinstance(arch, str) else list(arch)
     if len(archs) != len(sources):
-        raise SettingsError(f"arch: expected 1 or {len(sources)} for {len(sources)} checkpoints, got {len(archs)}")
+        raise SettingsError(
+            f"arch: expected a name or a list of {len(sources)}, one per checkpoint, got a list of {len(archs)}"
+        )
     loaded = [_load(Path(source), name, classes, image) for source, name in zip(sources, archs, strict=True)]
     for source, one in zip(sources, loaded, strict=True):
         if one.classes != loaded[0].classes or one.image != loaded[0].image:

@@ -160,16 +160,16 @@ def empty_a_class(folder: Path) -> None:
     [
         (add_a_folder, r"has folders named like splits \(test and train and val\) and others \(extra\)\. If the"),
         (add_valid_beside_val, r"has several folders for one split \(test and train and val and valid\); merge"),
-        (remove_train, r"has the folders test and val and none called train"),
+        (remove_train, r"has the folders test and val and no folder train"),
         (rename_a_class, r"train has a class 'LAA', and .*test has not; 2 names are in one of them only"),
         (add_a_class, r"val has a class 'other', and .*train has not; 1 name is in one of them only"),
         (spell_a_class_otherwise, r"train has a class 'LAA', and .*val has not; 2 names are in one of them only"),
         (take_letters_apart, r"val has a class 'A\\u0308', and .*train has not; 2 names are in one of them only"),
-        (add_a_loose_image, r"test has 1 images outside of class folders"),
-        (remove_the_classes, r"test has images outside of a folder per class"),
+        (add_a_loose_image, r"test has images outside of class folders \(1\)"),
+        (remove_the_classes, r"test has images outside of class folders"),
         (call_classes_like_containers, r"train has a folder 'images' beside LAA, which is hardly a class"),
-        (empty_a_split, r"test has no folder in it; a folder per class is needed"),
-        (empty_a_class, r"class 'LAA' has no image: .*test/LAA holds no file"),
+        (empty_a_split, r"test: expected a folder per class, .*, got none"),
+        (empty_a_class, r"class 'LAA' has no image: expected a file in .*test/LAA that ends in"),
     ],
 )
 def test_splits_that_are_not_clear_are_refused_by_name(

@@ -143,7 +143,7 @@ def test_the_fingerprint_follows_labels_and_patients(folder: Path) -> None:
         ("path,label", [], "has no row below its header"),
         ("path,label", ["a/0.png,CE", "a/1.png,", "a/2.png"], "line 3 has no label; and 1 more like it"),
         ("path,label", [",CE"], "line 2 has no path"),
-        ("path,label,split", ["a/0.png,CE,holdout"], "line 2 has the split 'holdout'; train, validation"),
+        ("path,label,split", ["a/0.png,CE,holdout"], "line 2 has the split 'holdout'; expected train, validation"),
         ("path,label,split", ["a/0.png,CE,train", "a/1.png,CE,"], "line 3 has the split ''"),
         (
             "path,label",
@@ -156,14 +156,14 @@ def test_the_fingerprint_follows_labels_and_patients(folder: Path) -> None:
             "line 4 lists .* a second time, as 'LAA' and",
         ),
         ("path,label", ["a/0.png,CE", "a/1.png,CE"], "expected at least 2 classes, got 'CE'"),
-        ("path,label", ["a/0.png,CE", "a/1.png,C\x07E"], r"a class called 'C\\x07E'"),
+        ("path,label", ["a/0.png,CE", "a/1.png,C\x07E"], r"a class named 'C\\x07E'"),
         ("path,label", ["a/\x07.png,CE"], r"names 'a/\\x07.png', with unprintable"),
         ("path,label", ['"a/0.png,CE'], "is not a CSV in UTF-8"),
         ("path,label", ["a/0.png,CE", "a/1.png,LAA"], "class 'CE' has 1 image, and none for"),
         ("path,label", ["a/0.png,CE", f"{'a' * 300}.png,CE"], r"line 3 names a{300}\.png, which does not exist"),
         ("path,label", ["a/0.png,CE", f"{'a/' * 3000}b.png,CE"], r"line 3 names .*b\.png, which does not exist"),
-        ("path,label,Label", ["a/0.png,CE,LAA"], "has 2 columns label; one is needed"),
-        ("path,label,path", ["a/0.png,CE,a/1.png"], "has 2 columns path; one is needed"),
+        ("path,label,Label", ["a/0.png,CE,LAA"], "expected one column label, got 2"),
+        ("path,label,path", ["a/0.png,CE,a/1.png"], "expected one column path, got 2"),
     ],
 )
 def test_each_fault_is_one_line(folder: Path, header: str, rows: list[str], message: str) -> None:

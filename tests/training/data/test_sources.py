@@ -66,7 +66,7 @@ NO_THREE[NO_THREE == 3] = 0
         ({"val_images": PIXELS[:70]}, r"70 val_images and 80 val_labels"),
         ({"val_images": np.zeros((80, 9, 8), np.uint8)}, r"different shapes: \[160, 8, 8\], \[80, 9, 8\]"),
         ({"val_labels": LABELS.astype(np.float64)}, r"val_labels: expected integers, one class per image, got float64"),
-        ({"val_labels": np.repeat(LABELS, 14, axis=1)}, r"val_labels has 14 labels per image"),
+        ({"val_labels": np.repeat(LABELS, 14, axis=1)}, r"val_labels: expected 1 label per image, got 14"),
         ({"val_labels": LABELS[:, :, None]}, r"val_labels: expected shape \[images, 1\], got \[80, 1, 1\]"),
         ({"val_labels": LABELS + np.uint8(1)}, r"expected labels from 0 to 3, as of its training images, got 4"),
         (
@@ -173,7 +173,7 @@ def test_unprintable_names_are_refused(tmp_path: Path) -> None:
         load_data(str(tmp_path))
     (tmp_path / "CE" / "a\nb.png").unlink()
     (tmp_path / "CE").rename(tmp_path / "C\nE")
-    with pytest.raises(DataError, match=r"a class called 'C\\nE'"):
+    with pytest.raises(DataError, match=r"a class named 'C\\nE'"):
         load_data(str(tmp_path))
 
 
@@ -181,7 +181,7 @@ def test_what_is_not_there_or_no_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing does not exist: name a folder"):
         load_data(str(tmp_path / "nothing"))
     (tmp_path / "table.txt").write_text("a,b")
-    with pytest.raises(DataError, match=r"table\.txt is a table of a kind that is not read; save it as CSV"):
+    with pytest.raises(DataError, match=r"table\.txt is a table in an unsupported format; save it as CSV"):
         load_data(str(tmp_path / "table.txt"))
 
 

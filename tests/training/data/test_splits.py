@@ -82,7 +82,7 @@ def test_many_images_of_two_patients_are_too_few() -> None:
 
 
 def test_given_splits_are_checked_the_same() -> None:
-    with pytest.raises(DataError, match=r"class 'LAA' has 3 images, and none for test:"):
+    with pytest.raises(DataError, match=r"class 'LAA' has 3 images, and none for test;"):
         check_splits(
             np.array([0, 0, 0, 1, 1, 1]),
             [""] * 6,
@@ -123,11 +123,11 @@ def test_two_training_patients_of_a_class_are_enough_and_one_is_not() -> None:
 
 def test_patients_in_two_splits_are_named_and_counted() -> None:
     check_patients(["", "", "a", "a"], ["train", "test", "test", "test"])
-    with pytest.raises(DataError, match=r"patient 'a' is in test and validation, and 1 patient more: .*same split"):
+    with pytest.raises(DataError, match=r"patient 'a' is in test and validation, and 1 patient more, .*same split"):
         check_patients(["a", "b", "a", "b"], ["test", "train", "validation", "test"])
 
 
 def test_a_class_of_test_images_alone_is_named_with_all_its_images() -> None:
     given: list[Split] = ["train", "train", "test", "test", "test"]
-    with pytest.raises(DataError, match=r"class 'LAA' has 2 images, and none for train: .* each of train, test"):
+    with pytest.raises(DataError, match=r"class 'LAA' has 2 images, and none for train; .* each of train, test"):
         draw_split(np.array([0, 0, 0, 1, 1]), [""] * 5, given, CLASSES, seed=0)

@@ -90,9 +90,9 @@ def test_models_of_ones_own_vote_softly_or_by_count() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": [0.5, 0.5, 0.0]}, "3 weights for 2 models; one for each"),
+        ({"weights": [0.5, 0.5, 0.0]}, "weights: expected 2, one per model, got 3"),
         ({"weights": [0.5, 0.4]}, r"weights: expected numbers of at least 0 with a sum of 1, got \[0.5, 0.4\]"),
-        ({"weights": [1.5, -0.5]}, "each must be 0 or more"),
+        ({"weights": [1.5, -0.5]}, "weights: expected numbers of at least 0"),
         ({"voting": "stack"}, "voting: expected soft or hard, got 'stack'"),
         ({"classes": ("CE", "CE")}, "expected at least 1 model and 2 distinct classes"),
     ],
@@ -140,7 +140,9 @@ def test_checkpoints_that_are_none_are_refused(run: Run, tmp_path: Path) -> None
         with pytest.raises(ContractError, match=message) as caught:
             ensemble_from_checkpoints([tmp_path / name], arch=one.arch, **known)
         assert "\n" not in str(caught.value)
-    with pytest.raises(SettingsError, match="1 arch for 2 checkpoints"):
+    with pytest.raises(
+        SettingsError, match="arch: expected a name or a list of 2, one per checkpoint, got a list of 1"
+    ):
         ensemble_from_checkpoints([run.checkpoint(one)] * 2, arch=[one.arch], **known)
     with pytest.raises(SettingsError, match="expected at least 1 checkpoint, got 0"):
         ensemble_from_checkpoints([])
