@@ -130,7 +130,7 @@ def test_what_unpacks_to_more_than_it_says_is_left_packed(tmp_path: Path) -> Non
         for _ in range(1024):
             file.write(bytes(1 << 20))
     tracemalloc.start()
-    with pytest.raises(DataError, match="truncated or too long: expected 6 bytes of values .*, got at least 7"):
+    with pytest.raises(DataError, match=r"truncated or too long: expected 6 bytes of values .*, got at least 7"):
         array_from_idx(path, 3)
     assert tracemalloc.get_traced_memory()[1] < 1 << 22
     tracemalloc.stop()
