@@ -97,9 +97,9 @@ def test_the_command_takes_a_single_member_too(
 ) -> None:
     run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
     shutil.rmtree(run.member_folder("test_resnet"))
-    begun = RunSettings.model_validate_json(run.settings_file.read_bytes())
-    alone = begun.settings.model_copy(update={"archs": ("test_byobnet",)})
-    write_contract(run.settings_file, begun.model_copy(update={"settings": alone}))
+    started = RunSettings.model_validate_json(run.settings_file.read_bytes())
+    alone = started.settings.model_copy(update={"archs": ("test_byobnet",)})
+    write_contract(run.settings_file, started.model_copy(update={"settings": alone}))
     monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), *options])
     with pytest.raises(SystemExit) as caught:
         command_line()

@@ -319,8 +319,8 @@ def test_what_can_not_be_fitted_is_refused_and_writes_nothing(run: Run, tmp_path
         (FitSettings(prior_from=str(tmp_path / "names.csv")), r"has no column path .*; it has: slide"),
         (FitSettings(prior_from=str(tmp_path / "gone.csv")), r"names images that do not exist: .*a\.png, and 1 more"),
         (FitSettings(prior_from=str(tmp_path / "long.csv")), r"names images that do not exist: .*a{300}\.png"),
-        (FitSettings(prior_from=str(tmp_path / "twice.csv")), "has 2 columns path; one is needed"),
-        (FitSettings(prior_from=str(tmp_path / "broken")), r"a\.png can't be read: 8 bytes that are no JPEG"),
+        (FitSettings(prior_from=str(tmp_path / "twice.csv")), "expected one column path, got 2"),
+        (FitSettings(prior_from=str(tmp_path / "broken")), r"a\.png can't be read: 8 bytes that are not a JPEG"),
     ):
         with pytest.raises(PlurumError, match=message):
             fit_report(run.path, settings)

@@ -73,7 +73,7 @@ def test_too_few_patients_of_a_class_are_refused() -> None:
     members, _ = simulated(40, 2, 3, 1.0)
     labels = np.array([0, 1] * 19 + [2, 2])
     groups = np.append(np.arange(38), [38, 38])
-    with pytest.raises(DataError, match="every class from several patients, and class 'c' has 1; fit a soft vote"):
+    with pytest.raises(DataError, match=r"at least 2 patients in each class, got 1 in class .c.\. Fit a soft vote"):
         cross_fit(members, labels, groups, "abc", l2=1.0, seed=0)
     # Two patients suffice for two folds.
     assert len(cross_fit(members, labels, np.arange(40), "abc", l2=1.0, seed=0)) == 2

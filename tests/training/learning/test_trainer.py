@@ -135,7 +135,7 @@ def test_a_training_that_diverges_says_so(examples: Examples) -> None:
             logits: torch.Tensor = self.layer(inputs.mean(dim=(2, 3))) * float("nan")
             return logits
 
-    with pytest.raises(SettingsError, match=r"diverged in epoch 1: its loss is nan; try a smaller --learning-rate"):
+    with pytest.raises(SettingsError, match=r"diverged in epoch 1: its loss is nan. Try a smaller --learning-rate"):
         Trainer(SETTINGS).fit(Broken(), examples, 0)
 
 
@@ -156,7 +156,7 @@ def test_precision_follows_the_device() -> None:
     assert precision_for("auto", CPU, large) == precision_for("auto", CPU)
     assert precision_for("auto", torch.device("cuda"), small) == "fp16"
     assert precision_for("auto", torch.device("mps")) == "fp32"
-    with pytest.raises(SettingsError, match="fp16 needs a CUDA device, and there is a cpu"):
+    with pytest.raises(SettingsError, match="fp16 needs a CUDA device, got cpu"):
         precision_for("fp16", CPU)
 
 
