@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A machine with a GPU runs every test, any other all but those that need one.
 MARKERS := $(if $(shell command -v nvidia-smi),,-m "not gpu")
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint docs format clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -13,6 +13,7 @@ help:
 	@echo "make demo    install and run the main job: train, fit, export, serve, ask, measure"
 	@echo "make test    install and run every test that this machine can"
 	@echo "make lint    ruff, mypy and the layers of packages"
+	@echo "make docs    build the site in build/site"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 
@@ -27,6 +28,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
