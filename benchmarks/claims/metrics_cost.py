@@ -45,11 +45,11 @@ _NOTHING = '''\
 """Counts nothing."""
 
 
-def Answers(*parts):
+def CountedPredictions(*parts):
     return parts
 
 
-class Metrics:
+class VoterMetrics:
     def __init__(self, folder):
         pass
 

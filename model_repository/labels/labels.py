@@ -1,7 +1,8 @@
-"""The winner's name for what the fused graph answers, and the count of it.
+"""Name the winning classes of the fused graph's predictions, and count them.
 
-Export copies it into `labels/1`, whose model asks it; where our OpenVINO computes the fused graph, `plurum serve` lays
-it there too, so that an answer takes a step less. NumPy only, and Triton's own module for what is counted.
+Export copies this module into `labels/1` for the labels model. If Plurum's OpenVINO model computes the fused graph,
+`plurum serve` links it there too, which saves a step per prediction. Requires only NumPy, and Triton's module for
+metrics.
 """
 
 from __future__ import annotations
@@ -14,51 +15,55 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from plurum.model_repository.voter.metrics import Answers, Metrics
+    from plurum.model_repository.voter.metrics import CountedPredictions, VoterMetrics
 else:
-    from metrics import Answers, Metrics
+    from metrics import CountedPredictions, VoterMetrics
 
-# `plurum serve` asks under this request id whether the ensemble answers; that is no prediction for anyone.
+# Id of health probes, which are not counted as predictions.
 PROBE_ID = "plurum-probe"
 
 
 class NoVoteError(ValueError):
-    """A member answered with NaN."""
+    """A member returned NaN."""
 
 
 class Labels:
-    """Of the contract in `folder`. Several processes may count at the same time: Triton adds them up."""
+    """Class names and metrics of an ensemble. Several processes may count at the same time: Triton adds them up.
+
+    Args:
+        folder: Folder with the ensemble's `ensemble.json`.
+    """
 
     def __init__(self, folder: Path) -> None:
         contract = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
         self._members = [member["name"] for member in contract["members"]]
         self._classes = np.array([name.encode() for name in contract["classes"]], dtype=np.object_)
-        self._metrics = Metrics(folder)
+        self._metrics = VoterMetrics(folder)
 
-    def of(self, answers: Mapping[str, Any], request_ids: Sequence[str], sizes: Sequence[int]) -> Any:
-        """Return LABEL, BYTES `[batch, 1]`, and have the answers counted.
+    def name_winners(self, outputs: Mapping[str, Any], request_ids: Sequence[str], sizes: Sequence[int]) -> Any:
+        """Return LABEL, BYTES `[batch, 1]`, and queue the predictions to be counted.
 
         Args:
-            answers: INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES and REVIEW, arrays as the graph gives
-                them; they may be overwritten afterwards.
-            request_ids: Of the requests whose answers these are.
-            sizes: How many images each of them holds.
+            outputs: Arrays INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES and REVIEW from the graph; they may
+                be overwritten afterwards.
+            request_ids: Ids of the batch's requests.
+            sizes: Number of images in each request.
 
         Raises:
-            NoVoteError: a member says nothing.
+            NoVoteError: a member returned NaN.
         """
-        index = answers["INDEX"][:, 0]
-        members = answers["MEMBER_PROBABILITIES"]
-        if (silent := np.isnan(members)).any():
-            names = [name for name, rest in zip(self._members, silent.any(axis=(0, 2)), strict=True) if rest]
+        index = outputs["INDEX"][:, 0]
+        members = outputs["MEMBER_PROBABILITIES"]
+        if (is_nan := np.isnan(members)).any():
+            names = [name for name, failed in zip(self._members, is_nan.any(axis=(0, 2)), strict=True) if failed]
             raise NoVoteError(f"no vote: NaN from {', '.join(names)}")
         counted = np.repeat([one != PROBE_ID for one in request_ids], sizes)
-        disagreement, review = answers["DISAGREEMENT"][:, 0], answers["REVIEW"][:, 0]
-        given = Answers(index, answers["PROBABILITIES"], disagreement, members, review, counted)
-        # Copies: what came in may lie in memory that the next request will be written to.
-        self._metrics.observe(Answers(*map(np.array, given)))
+        disagreement, review = outputs["DISAGREEMENT"][:, 0], outputs["REVIEW"][:, 0]
+        predictions = CountedPredictions(index, outputs["PROBABILITIES"], disagreement, members, review, counted)
+        # Copy the arrays: the next request may overwrite their memory.
+        self._metrics.observe(CountedPredictions(*map(np.array, predictions)))
         return self._classes[index][:, None]
 
     def close(self) -> None:
-        """Count what was answered last."""
+        """Count the last predictions."""
         self._metrics.close()

@@ -1,11 +1,11 @@
-"""Triton's labels model: gives the fused graph's answers their class names, and counts them.
+"""Triton's labels model: add class names to the fused graph's predictions, and count them.
 
-Export copies it with `labels.py`, `voting.py`, `metrics.py` and `ensemble.json` into `labels/1`; it needs NumPy, not
-Plurum. A graph can't answer with strings on a GPU, and can't count.
+Export copies it with `labels.py`, `voting.py`, `metrics.py` and `ensemble.json` into `labels/1`. It requires NumPy, but
+not Plurum. A graph can't output strings on a GPU, and can't count.
 
     INDEX                        INT32 [batch, 1]: the winning class, from the fused graph
-    LABEL                        BYTES [batch, 1]: its name
-    PROBABILITIES … REVIEW       the fused graph's other answers, in and out as they are
+    LABEL                        BYTES [batch, 1]: name of the winning class
+    PROBABILITIES … REVIEW       the fused graph's other outputs, passed through unchanged
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ else:
 
 
 class TritonPythonModel:
-    """The only instance: more would gain nothing."""
+    """The single instance; more would not be faster."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the names from the contract beside this file."""
+        """Read the class names from the `ensemble.json` beside this file."""
         self.labels = Labels(Path(args["model_repository"], args["model_version"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request on its own."""
-        return [self._answer(request) for request in requests]
+        """Return a response to each request."""
+        return [self._respond(request) for request in requests]
 
     def finalize(self) -> None:
-        """Count what was answered last."""
+        """Count the last predictions."""
         self.labels.close()
 
-    def _answer(self, request: Any) -> Any:
+    def _respond(self, request: Any) -> Any:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
-        answers = {name: one.as_numpy() for name, one in tensors.items()}
+        outputs = {name: one.as_numpy() for name, one in tensors.items()}
         try:
-            names = self.labels.of(answers, [request.request_id()], [len(answers["INDEX"])])
+            names = self.labels.name_winners(outputs, [request.request_id()], [len(outputs["INDEX"])])
         except NoVoteError as error:
             fault = pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(output_tensors=[], error=fault)

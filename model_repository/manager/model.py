@@ -1,12 +1,12 @@
-"""Triton's manager model: loads and unloads the other models for `plurum serve`, which asks over a Unix socket.
+"""Triton's manager model: load and unload the other models for `plurum serve`, which sends requests over a Unix socket.
 
-Triton's own management endpoints would let every client that reaches them run code, and a key for them would stand in
+Triton's own management endpoints would let every client that reaches them run code. A key for them would appear in
 Triton's arguments, which every user of the machine can read. The socket lies in the server's own folder (mode 0700).
 
-    {"action": "load", "model": NAME}     one line of JSON; `unload` likewise
-    {"error": null}                       one line of JSON in return; a text where Triton refused
+    {"action": "load", "model": NAME}     request: one line of JSON; the action is `load` or `unload`
+    {"error": null}                       response: one line of JSON; a text if Triton refused
 
-It serves no inference.
+The model serves no inference.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ACTIONS = {"load": "load_model", "unload": "unload_model"}
 
 
 class TritonPythonModel:
-    """One of two: each loads the other again when its process has exited."""
+    """One of two managers; each reloads the other when its process has exited."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Listen on `MODEL.sock` in the folder above the model repository."""
@@ -41,15 +41,15 @@ class TritonPythonModel:
     def _accept(self) -> None:
         while True:
             connection, _ = self._listener.accept()
-            threading.Thread(target=_answer, args=(connection,), daemon=True).start()
+            threading.Thread(target=_respond, args=(connection,), daemon=True).start()
 
 
 def _listener(folder: Path, name: str) -> socket.socket:
-    # Through the folder's descriptor: a socket's path may have 107 bytes, and temporary folders can be longer.
+    # Bind through the descriptor: a socket's path is limited to 107 bytes, and temporary folders can be longer.
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
         path = Path(f"/proc/self/fd/{descriptor}/{name}")
-        # A former process of this model leaves its own.
+        # An earlier process of this model may have left its socket.
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
@@ -60,7 +60,7 @@ def _listener(folder: Path, name: str) -> socket.socket:
     return listener
 
 
-def _answer(connection: socket.socket) -> None:
+def _respond(connection: socket.socket) -> None:
     with connection, connection.makefile("rwb") as file:
         connection.settimeout(_READ_S)
         try:
@@ -68,9 +68,9 @@ def _answer(connection: socket.socket) -> None:
             act = getattr(pb_utils, _ACTIONS[request["action"]])
             act(model_name=request["model"])
             error = None
-        except Exception as refused:
-            error = str(refused) or repr(refused)
-        # The client may have given up.
+        except Exception as failure:
+            error = str(failure) or repr(failure)
+        # The client may have disconnected.
         try:
             file.write(json.dumps({"error": error}).encode() + b"\n")
             file.flush()

@@ -1,29 +1,29 @@
-"""What the voter reports on Triton's own /metrics, through Triton's custom-metric API.
+"""Metrics of the voter on Triton's /metrics page, through Triton's custom-metric API.
 
-All carry `ensemble`, its name, and `release`, the first 12 digits of the SHA-256 of its `ensemble.json`.
+All have the labels `ensemble`, its name, and `release`, the first 12 digits of the SHA-256 of its `ensemble.json`.
 
-plurum_predictions_total{class}           counter: answers by winning class
-plurum_reviews_total                      counter: answers sent to a person
-plurum_member_dissents_total{member}      counter: answers that this member, asked alone, would have given otherwise
+plurum_predictions_total{class}           counter: predictions by winning class
+plurum_reviews_total                      counter: predictions that need review
+plurum_member_dissents_total{member}      counter: predictions whose label differs from this member's
 plurum_confidence                         histogram of the winner's probability
 plurum_entropy_nats                       histogram of the predictive entropy
 plurum_disagreement_nats                  histogram of the mutual information
-plurum_batch_size                         histogram of how many images were voted on at once
-plurum_ensemble_info{mode, data}          gauge, 1: how it votes and what it was fitted on
-plurum_model_info{member, arch, parameters, precision, sha256}     gauge, 1: a member as it is served
+plurum_batch_size                         histogram of the number of images per vote
+plurum_ensemble_info{mode, data}          gauge, 1: the voting mode, and the data that the ensemble was fitted on
+plurum_model_info{member, arch, parameters, precision, sha256}     gauge, 1: a served member
 
-What drift is measured against; a contract from before the fit wrote that down has none:
+Baseline for drift; an `ensemble.json` without a baseline has none of these:
 
-plurum_baseline_images                    gauge: validation images answered at the fit
-plurum_baseline_class_share{class}        gauge: share of the answers among those, by winning class
-plurum_baseline_confidence_share{over, le}    gauge: likewise, by the winner's probability: over … and at most …
-plurum_baseline_review_share              gauge: share of the answers among those that a person should look at
-plurum_baseline_dissent_share{member}     gauge: share of the answers among those that a member differs from
+plurum_baseline_images                    gauge: number of validation images at the fit
+plurum_baseline_class_share{class}        gauge: fraction of their predictions by winning class
+plurum_baseline_confidence_share{over, le}    gauge: fraction of their predictions by the winner's probability
+plurum_baseline_review_share              gauge: fraction of their predictions that need review
+plurum_baseline_dissent_share{member}     gauge: fraction of their predictions whose label differs from a member's
 
-A call to this API takes some 30 µs of two processes, and its histograms take one value a call. So answers are only put
-aside where they are given; a thread counts them together, and rests three hundred times as long as that took: counting
-takes no more than a three-hundredth of one core, whatever the load, and the page is behind by a second at most. Where
-several processes answer each counts its own, and Triton adds them up.
+A call to this API takes some 30 µs in two processes, and its histograms accept one value per call. Predictions are
+therefore queued, and a thread counts them together. It pauses three hundred times as long as the counting took, at most
+a second. Counting thus takes at most a three-hundredth of one core at any load. Each of several processes counts its
+own predictions, and Triton adds them up.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ if TYPE_CHECKING:
 else:
     import voting
 
-# Of contracts without a baseline; others state the limits that their fit counted with.
+# Bucket limits for an `ensemble.json` without a baseline; a baseline states its own.
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 _NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0)
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128)
 _REST, _LONGEST_REST_S = 300, 1.0
 
 
-class Answers(NamedTuple):
-    """What is counted of a batch, NumPy arrays of the shapes that `Verdict` has.
+class CountedPredictions(NamedTuple):
+    """Predictions of a batch, as NumPy arrays with the shapes of `Verdict`.
 
     Attributes:
-        label: `[batch]`, the winning class.
-        probabilities: `[batch, classes]`.
-        disagreement: `[batch]`, nats.
-        member_probabilities: `[batch, members, classes]`.
-        review: `[batch]`, bool.
-        counted: `[batch]`, bool: not the errors, and not the server's own questions.
+        label: Winning class, int `[batch]`.
+        probabilities: Probabilities of the ensemble, `[batch, classes]`.
+        disagreement: Mutual information, nats, `[batch]`.
+        member_probabilities: Probabilities of the members, `[batch, members, classes]`.
+        review: True if the prediction needs review, bool `[batch]`.
+        counted: False for errors and health probes, bool `[batch]`.
     """
 
     label: Any
@@ -72,55 +72,62 @@ class Answers(NamedTuple):
     counted: Any
 
 
-class Metrics:
-    """The metrics of one ensemble, by the contract in `folder`.
+class VoterMetrics:
+    """Metrics of one ensemble.
 
-    Decrementing or setting a counter aborts this version of Triton as a whole, so nothing but `_add` touches them.
+    Decrementing or setting a counter aborts this version of Triton, so only `_add` changes counters.
+
+    Args:
+        folder: Folder with the ensemble's `ensemble.json` and `precisions.json`.
     """
 
     def __init__(self, folder: Path) -> None:
         text = (folder / "ensemble.json").read_bytes()
         contract = json.loads(text)
         self._labels = {"ensemble": contract["name"], "release": hashlib.sha256(text).hexdigest()[:12]}
-        # What is no longer held leaves the page; families must outlive their metrics.
+        # Triton removes metrics that are no longer referenced, and families must outlive their metrics.
         self._families: dict[str, Any] = {}
         self._gauges: list[Any] = []
         baseline = contract.get("baseline")
-        self._state(contract, _precisions(folder))
+        self._add_info(contract, _precisions(folder))
         if baseline:
-            self._state_baseline(contract, baseline)
+            self._add_baseline(contract, baseline)
         self._predictions = [
-            self._counter("plurum_predictions_total", "Answers by winning class", {"class": name})
+            self._counter("plurum_predictions_total", "Predictions by winning class", {"class": name})
             for name in contract["classes"]
         ]
-        self._reviews = self._counter("plurum_reviews_total", "Answers sent to a person")
+        self._reviews = self._counter("plurum_reviews_total", "Predictions that need review")
         self._dissents = [
-            self._counter("plurum_member_dissents_total", "Answers that a member differs from", {"member": one["name"]})
+            self._counter(
+                "plurum_member_dissents_total",
+                "Predictions whose label differs from a member's",
+                {"member": one["name"]},
+            )
             for one in contract["members"]
         ]
         limits = baseline["confidence_limits"] if baseline else _CONFIDENCE
         self._confidence = _Histogram(self._counter, "plurum_confidence", "Winner's probability", limits)
         self._entropy = _Histogram(self._counter, "plurum_entropy_nats", "Predictive entropy", _NATS)
         self._disagreement = _Histogram(self._counter, "plurum_disagreement_nats", "Mutual information", _NATS)
-        self._batch_size = _Histogram(self._counter, "plurum_batch_size", "Images voted on at once", _BATCH)
-        self._waiting: deque[Answers] = deque()
+        self._batch_size = _Histogram(self._counter, "plurum_batch_size", "Images per vote", _BATCH)
+        self._waiting: deque[CountedPredictions] = deque()
         self._news, self._closed = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._count_on, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
-    def observe(self, answers: Answers) -> None:
-        """Have the answers counted, soon."""
-        self._waiting.append(answers)
+    def observe(self, predictions: CountedPredictions) -> None:
+        """Queue predictions to be counted."""
+        self._waiting.append(predictions)
         self._news.set()
 
     def close(self) -> None:
-        """Count what is left, and end."""
+        """Count the queued predictions, and stop the thread."""
         self._closed.set()
         self._news.set()
         self._thread.join()
         self._count()
 
-    def _count_on(self) -> None:
+    def _run(self) -> None:
         rest_s = 0.0
         while not self._closed.wait(rest_s):
             self._news.wait()
@@ -129,8 +136,8 @@ class Metrics:
             try:
                 self._count()
             except Exception as error:
-                # Who answers must not be stopped by who counts.
-                pb_utils.Logger.log_error(f"answers were not counted: {error!r}")
+                # A failure to count must not stop the voter.
+                pb_utils.Logger.log_error(f"predictions were not counted: {error!r}")
             rest_s = min(_REST * (time.perf_counter() - start), _LONGEST_REST_S)
 
     def _count(self) -> None:
@@ -153,10 +160,10 @@ class Metrics:
         self._disagreement.add(disagreement)
         self._batch_size.add(np.array([np.count_nonzero(batch.counted) for batch in batches]))
 
-    def _state(self, contract: dict[str, Any], precisions: dict[str, str]) -> None:
-        """Say what is served."""
+    def _add_info(self, contract: dict[str, Any], precisions: dict[str, str]) -> None:
+        """Add gauges that describe the served ensemble and its members."""
         about = {"mode": contract["voting"]["mode"], "data": contract["data"]["data"]}
-        self._gauge("plurum_ensemble_info", "How it votes and what it was fitted on", 1, about)
+        self._gauge("plurum_ensemble_info", "Voting mode and data of the fit", 1, about)
         for member in contract["members"]:
             labels = {
                 "member": member["name"],
@@ -165,20 +172,21 @@ class Metrics:
                 "precision": precisions.get(member["name"], "unknown"),
                 "sha256": member["sha256"],
             }
-            self._gauge("plurum_model_info", "A member as it is served", 1, labels)
+            self._gauge("plurum_model_info", "A served member", 1, labels)
 
-    def _state_baseline(self, contract: dict[str, Any], baseline: dict[str, Any]) -> None:
-        """Say what the answers were like at the fit."""
-        self._gauge("plurum_baseline_images", "Validation images answered at the fit", baseline["images"])
+    def _add_baseline(self, contract: dict[str, Any], baseline: dict[str, Any]) -> None:
+        """Add gauges that describe the predictions at the fit."""
+        self._gauge("plurum_baseline_images", "Validation images at the fit", baseline["images"])
         for name, share in zip(contract["classes"], baseline["class_shares"], strict=True):
-            self._gauge("plurum_baseline_class_share", "Share of the answers at the fit", share, {"class": name})
+            self._gauge("plurum_baseline_class_share", "Fraction of predictions at the fit", share, {"class": name})
         limits = ["0.0", *_limits(baseline["confidence_limits"])]
         for over, limit, share in zip(limits[:-1], limits[1:], baseline["confidence_shares"], strict=True):
             labels = {"over": over, "le": limit}
-            self._gauge("plurum_baseline_confidence_share", "Share of the answers at the fit", share, labels)
-        self._gauge("plurum_baseline_review_share", "Share of reviews at the fit", baseline["review_share"])
+            self._gauge("plurum_baseline_confidence_share", "Fraction of predictions at the fit", share, labels)
+        self._gauge("plurum_baseline_review_share", "Fraction of reviews at the fit", baseline["review_share"])
         for member, share in zip(contract["members"], baseline["dissent_shares"], strict=True):
-            self._gauge("plurum_baseline_dissent_share", "Share at the fit", share, {"member": member["name"]})
+            labels = {"member": member["name"]}
+            self._gauge("plurum_baseline_dissent_share", "Fraction of dissents at the fit", share, labels)
 
     def _counter(self, name: str, description: str, labels: dict[str, str] | None = None) -> Any:
         return self._metric(name, description, pb_utils.MetricFamily.COUNTER, labels)
@@ -195,7 +203,10 @@ class Metrics:
 
 
 class _Histogram:
-    """Counters with the names of a histogram's series: Prometheus knows no difference, and many values are one call."""
+    """A histogram made of counters with a histogram's series names, so that many values take one call.
+
+    Prometheus can't tell the difference.
+    """
 
     def __init__(self, counter: Callable[..., Any], name: str, description: str, limits: Sequence[float]) -> None:
         self._limits = np.asarray(limits, dtype=np.float64)
@@ -204,12 +215,12 @@ class _Histogram:
         self._buckets = [counter(f"{name}_bucket", description, {"le": limit}) for limit in _limits(limits)]
 
     def add(self, values: Any) -> None:
-        """Count `values` [n]."""
+        """Add `values` to the histogram, float `[n]`."""
         _add(self._sum, values.sum())
         _add(self._count, len(values))
         places = np.searchsorted(self._limits, values)
         counts = np.bincount(places, minlength=len(self._buckets)).cumsum()
-        # From the last: whoever reads in between must not find more values below a limit than below the next.
+        # Start with the largest limit, so that a concurrent reader never sees a bucket above the next one.
         for bucket, count in zip(reversed(self._buckets), reversed(counts), strict=True):
             _add(bucket, count)
 
@@ -220,11 +231,11 @@ def _add(counter: Any, amount: float) -> None:
 
 
 def _limits(limits: Sequence[float]) -> list[str]:
-    """Return histogram limits as Prometheus 3 writes them, whichever way they came."""
+    """Return histogram limits in the notation of Prometheus 3."""
     return [*(str(float(limit)) for limit in limits), "+Inf"]
 
 
 def _precisions(folder: Path) -> dict[str, str]:
-    """Return what each member computes in, as far as whoever exported it has said so."""
+    """Return the precision of each member that `precisions.json` names."""
     path = folder / "precisions.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,8 +1,8 @@
-"""Triton's voter: the members' logits in, one answer and how uncertain it is out.
+"""Triton's voter: combine the members' logits into one prediction with its uncertainty.
 
-Export copies it with `voting.py`, `metrics.py` and `ensemble.json` into `voter/1`; it needs NumPy, not Plurum.
+Export copies it with `voting.py`, `metrics.py` and `ensemble.json` into `voter/1`. It requires NumPy, but not Plurum.
 
-    LOGITS_0 … LOGITS_{M-1}  FP32 [batch, C]       one per member, in the contract's order
+    LOGITS_0 … LOGITS_{M-1}  FP32 [batch, C]       one per member, in the order of `ensemble.json`
     PROBABILITIES, LABEL, ENTROPY, DISAGREEMENT, STD, MEMBER_PROBABILITIES, PREDICTION_SET, REVIEW
 """
 
@@ -17,49 +17,49 @@ import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
     from plurum import voting
-    from plurum.model_repository.voter.metrics import Answers, Metrics
+    from plurum.model_repository.voter.metrics import CountedPredictions, VoterMetrics
 else:
     import voting
-    from metrics import Answers, Metrics
+    from metrics import CountedPredictions, VoterMetrics
 
-# `plurum serve` asks under this request id whether the ensemble answers; that is no prediction for anyone.
+# Id of health probes, which are not counted as predictions.
 PROBE_ID = "plurum-probe"
 
 
 class TritonPythonModel:
-    """The only instance: one vote for all requests of a batch."""
+    """The single instance; it runs one vote for all requests of a batch."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the voting rule from the contract beside this file."""
+        """Read the voting rule from the `ensemble.json` beside this file."""
         here = Path(args["model_repository"], args["model_version"])
         contract = json.loads((here / "ensemble.json").read_text(encoding="utf-8"))
         self.members = [member["name"] for member in contract["members"]]
         self.inputs = [f"LOGITS_{index}" for index in range(len(self.members))]
         self.rule = voting.rule_from_ensemble(contract)
         self.classes = np.array([name.encode() for name in contract["classes"]], dtype=np.object_)
-        self.metrics = Metrics(here)
+        self.metrics = VoterMetrics(here)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Vote once over everything that came together, then cut the verdict into the requests' answers."""
+        """Vote once over all requests of the batch, then split the verdict into their responses."""
         logits = [self._logits(request) for request in requests]
         verdict = voting.decide(voting.softmax(np.concatenate(logits)), self.rule)
         outputs = self._outputs(verdict)
         responses = []
         counted = np.zeros(len(verdict.label), dtype=np.bool_)
         start = 0
-        for request, asked in zip(requests, logits, strict=True):
-            rows = slice(start, start + len(asked))
+        for request, own in zip(requests, logits, strict=True):
+            rows = slice(start, start + len(own))
             start = rows.stop
-            silent = [name for name, rest in zip(self.members, np.isnan(asked).any(axis=(0, 2)), strict=True) if rest]
-            if silent:
-                fault = pb_utils.TritonError(f"no vote: NaN from {', '.join(silent)}", pb_utils.TritonError.INTERNAL)
+            failed = [name for name, is_nan in zip(self.members, np.isnan(own).any(axis=(0, 2)), strict=True) if is_nan]
+            if failed:
+                fault = pb_utils.TritonError(f"no vote: NaN from {', '.join(failed)}", pb_utils.TritonError.INTERNAL)
                 responses.append(pb_utils.InferenceResponse(output_tensors=[], error=fault))
                 continue
             counted[rows] = request.request_id() != PROBE_ID
             tensors = [pb_utils.Tensor(name, values[rows]) for name, values in outputs.items()]
             responses.append(pb_utils.InferenceResponse(tensors))
         self.metrics.observe(
-            Answers(
+            CountedPredictions(
                 verdict.label,
                 verdict.probabilities,
                 verdict.disagreement,
@@ -71,16 +71,16 @@ class TritonPythonModel:
         return responses
 
     def finalize(self) -> None:
-        """Count what was answered last."""
+        """Count the last predictions."""
         self.metrics.close()
 
     def _logits(self, request: Any) -> Any:
-        """Return a request's logits, [batch, members, classes]."""
+        """Return a request's logits, FP32 `[batch, members, classes]`."""
         tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs]
         return np.stack(tensors, axis=1)
 
     def _outputs(self, verdict: voting.Verdict) -> dict[str, Any]:
-        """Return every output over the whole batch, in the types of the wire."""
+        """Return every output of the whole batch, in the data types of Triton's tensors."""
         return {
             "PROBABILITIES": verdict.probabilities.astype(np.float32),
             "LABEL": self.classes[verdict.label][:, None],

@@ -166,7 +166,7 @@ def of_the_voter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, s
     member = {"name": "one", "arch": "resnet18", "parameters": 1, "sha256": "0" * 64}
     about = {"name": "demo", "voting": {"mode": "soft"}, "data": {"data": "digits"}, "classes": ["CE", "LAA"]}
     (tmp_path / "ensemble.json").write_text(json.dumps({**about, "members": [member], "baseline": baseline}))
-    loaded("voter/metrics.py").Metrics(tmp_path).close()
+    loaded("voter/metrics.py").VoterMetrics(tmp_path).close()
     found: dict[str, set[str]] = {}
     for name, pairs in recorder.page:
         histogram = re.sub("_(sum|count|bucket)$", "", name)

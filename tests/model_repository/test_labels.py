@@ -18,7 +18,7 @@ from tests.model_repository.conftest import Recorder, loaded
 def module(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     del recorder
 
-    class Metrics:
+    class FakeMetrics:
         def __init__(self, _: Path) -> None:
             self.observed: list[Any] = []
 
@@ -26,7 +26,7 @@ def module(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             self.observed.append(answers)
 
     metrics = loaded("voter/metrics.py")
-    metrics.Metrics = Metrics  # type: ignore[attr-defined]
+    metrics.VoterMetrics = FakeMetrics  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "metrics", metrics)
     return loaded("labels/labels.py")
 
@@ -51,7 +51,7 @@ def labels(module: ModuleType, tmp_path: Path) -> Any:
 
 def test_winners_are_named_and_put_aside(labels: Any) -> None:
     answers = graph_answers()
-    assert labels.of(answers, ["7"], [2]).tolist() == [[b"CE"], [b"LAA"]]
+    assert labels.name_winners(answers, ["7"], [2]).tolist() == [[b"CE"], [b"LAA"]]
     # What it was given may be written to again.
     expected = graph_answers()
     for array in answers.values():
@@ -64,7 +64,7 @@ def test_winners_are_named_and_put_aside(labels: Any) -> None:
 
 
 def test_the_servers_own_question_is_not_counted(labels: Any) -> None:
-    labels.of(graph_answers(), ["plurum-probe", "7"], [1, 1])
+    labels.name_winners(graph_answers(), ["plurum-probe", "7"], [1, 1])
     assert labels._metrics.observed[0].counted.tolist() == [False, True]
 
 
@@ -72,5 +72,5 @@ def test_there_is_no_vote_with_a_silent_member(module: ModuleType, labels: Any) 
     answers = graph_answers()
     answers["MEMBER_PROBABILITIES"][1, 1] = np.nan
     with pytest.raises(module.NoVoteError, match="no vote: NaN from second"):
-        labels.of(answers, ["7"], [2])
+        labels.name_winners(answers, ["7"], [2])
     assert labels._metrics.observed == []

@@ -49,13 +49,13 @@ def answers(module: ModuleType, confidences: list[float], *, counted: bool = Tru
     members = np.zeros((size, 2, 10))
     members[:, 0, 3], members[:, 1, 0] = 1.0, 1.0
     label, review = np.full(size, 3), np.arange(size) == 0
-    return module.Answers(label, probabilities, np.zeros(size), members, review, np.full(size, counted))
+    return module.CountedPredictions(label, probabilities, np.zeros(size), members, review, np.full(size, counted))
 
 
 def test_answers_are_counted_together_and_questions_of_our_own_not_at_all(
     module: ModuleType, recorder: Recorder, folder: Path
 ) -> None:
-    metrics = module.Metrics(folder)
+    metrics = module.VoterMetrics(folder)
     metrics.observe(answers(module, [0.95, 0.6, 0.9]))
     metrics.observe(answers(module, [0.55], counted=False))
     metrics.observe(answers(module, [0.99]))
@@ -80,7 +80,7 @@ def test_answers_are_counted_together_and_questions_of_our_own_not_at_all(
 def test_what_is_served_and_what_drift_is_measured_against_is_on_the_page(
     module: ModuleType, recorder: Recorder, folder: Path
 ) -> None:
-    module.Metrics(folder).close()
+    module.VoterMetrics(folder).close()
     assert recorder.value("plurum_model_info", member="resnet10t", arch="resnet10t", precision="int8") == 1
     assert recorder.value("plurum_model_info", member="regnetx_002", precision="unknown") == 1
     assert recorder.value("plurum_ensemble_info", mode="soft", data="digits") == 1
@@ -99,7 +99,7 @@ def test_a_contract_from_before_baselines_is_counted_all_the_same(
     del contract["baseline"]
     (folder / "ensemble.json").write_text(json.dumps(contract))
     (folder / "precisions.json").unlink()
-    metrics = module.Metrics(folder)
+    metrics = module.VoterMetrics(folder)
     metrics.observe(answers(module, [0.95]))
     metrics.close()
     assert recorder.value("plurum_confidence_bucket", le="0.95") == 1
@@ -109,7 +109,7 @@ def test_a_contract_from_before_baselines_is_counted_all_the_same(
 def test_under_load_many_answers_are_few_calls_and_the_page_is_behind_by_a_second_at_most(
     module: ModuleType, recorder: Recorder, folder: Path
 ) -> None:
-    metrics = module.Metrics(folder)
+    metrics = module.VoterMetrics(folder)
     counts: list[float] = []
     for _ in range(200):
         metrics.observe(answers(module, [0.95]))

@@ -1,13 +1,13 @@
-"""ONNX Runtime as a Python-based Triton backend: answers for `backend: "onnxruntime"` where Triton has no C++ one.
+"""ONNX Runtime as a Python-based Triton backend: serve `backend: "onnxruntime"` if Triton has no C++ backend for it.
 
-A drop-in: the same `config.pbtxt` works with Triton's own backend. It reads `default_model_filename` (or
-`model.onnx`) in the version's folder and these parameters of the C++ backend: `intra_op_thread_count`,
-`inter_op_thread_count` and `execution_mode` (0 sequential, 1 parallel); 0 threads let ONNX Runtime choose.
+The same `config.pbtxt` works with Triton's own backend. This one reads `default_model_filename` (or `model.onnx`) in
+the version's folder, and these parameters of the C++ backend: `intra_op_thread_count`, `inter_op_thread_count` and
+`execution_mode` (0 sequential, 1 parallel). With 0 threads, ONNX Runtime chooses the number.
 
-All requests that Triton hands over at once become one run of the session, grouped by shape. Runs inside Triton's
-stub process, where there is no Plurum: NumPy and ONNX Runtime only.
+All requests of one call with the same shape become one run of the session. The backend runs inside Triton's stub
+process without Plurum: it requires only NumPy and ONNX Runtime.
 
-Legend: arrays are `[batch, ...]` where the model has a maximum batch size, else of the model's own shape.
+Legend: arrays are `[batch, ...]` if the model has a maximum batch size, else they have the model's own shape.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _TRITON_TYPES = {
     "tensor(float)": "TYPE_FP32",
     "tensor(double)": "TYPE_FP64",
 }
-# What Triton's C++ backend takes where the graph has a free first dimension and the config says nothing.
+# Default of Triton's C++ backend for a graph with a free first dimension, if the config states no batch size.
 _DEFAULT_MAX_BATCH_SIZE = 4
 
 
 class TritonPythonModel:
-    """One instance of one model: one session."""
+    """One instance of a model, with one session."""
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
-        """Fill in inputs, outputs and the maximum batch size from the graph where the config leaves them out."""
+        """Fill in inputs, outputs and the maximum batch size from the graph if the config leaves them out."""
         stated = config.as_dict()
         if stated["input"] and stated["output"]:
             return config
@@ -70,7 +70,8 @@ class TritonPythonModel:
         """Load the graph.
 
         Raises:
-            TritonModelException: the file is missing or no graph, or the config names tensors that it has not.
+            TritonModelException: the file is missing or not a graph, or the config names tensors that the graph does
+                not have.
         """
         config = json.loads(args["model_config"])
         version = Path(args["model_repository"]) / args["model_version"]
@@ -82,7 +83,7 @@ class TritonPythonModel:
         self._batched = config["max_batch_size"] > 0
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request; one that fails does not take its neighbours with it."""
+        """Return a response to each request; a failed request does not affect the others."""
         inputs = [
             [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs]
             for request in requests
@@ -93,16 +94,16 @@ class TritonPythonModel:
                 outputs = self._run_together([inputs[index] for index in group])
             except Exception as error:
                 outputs = [error] if len(group) == 1 else [self._run_alone(inputs[index]) for index in group]
-            for index, answer in zip(group, outputs, strict=True):
-                responses[index] = self._response(answer)
+            for index, output in zip(group, outputs, strict=True):
+                responses[index] = self._response(output)
         return responses
 
     def finalize(self) -> None:
-        """Let go of the session."""
+        """Release the session."""
         del self._session
 
     def _groups(self, inputs: list[Arrays]) -> list[list[int]]:
-        """Return the indices of requests that fit into one run, in order of arrival."""
+        """Group the indices of requests that fit into one run, in order of arrival."""
         if not self._batched:
             return [[index] for index in range(len(inputs))]
         groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
@@ -128,11 +129,11 @@ class TritonPythonModel:
         outputs: Arrays = self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True)))
         return outputs
 
-    def _response(self, answer: Arrays | Exception) -> Any:
-        if isinstance(answer, Exception):
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"ONNX Runtime: {answer}"))
+    def _response(self, outputs: Arrays | Exception) -> Any:
+        if isinstance(outputs, Exception):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"ONNX Runtime: {outputs}"))
         return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, array) for name, array in zip(self._outputs, answer, strict=True)]
+            [pb_utils.Tensor(name, array) for name, array in zip(self._outputs, outputs, strict=True)]
         )
 
 
@@ -142,10 +143,10 @@ def _session(file: Path, config: dict[str, Any]) -> Any:
     options.inter_op_num_threads = _number(config, "inter_op_thread_count")
     if _number(config, "execution_mode") == 1:
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL
-    # Threads that wait by spinning take the cores from the other models of the ensemble.
+    # Spinning threads would take cores from the other models of the ensemble.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    # Warnings about graphs are for who exports them.
+    # Hide warnings about graphs, which concern only their export.
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -160,7 +161,7 @@ def _model_file(version: Path, config: dict[str, Any]) -> Path:
 def _number(config: dict[str, Any], name: str) -> int:
     text = config.get("parameters", {}).get(name, {}).get("string_value", "0")
     if not text.isdigit():
-        raise pb_utils.TritonModelException(f"parameter {name!r} is {text!r}, not a number")
+        raise pb_utils.TritonModelException(f"{name}: expected a number, got {text!r}")
     return int(text)
 
 
@@ -173,6 +174,6 @@ def _check_names(kind: str, stated: list[str], present: list[str]) -> None:
 
 def _config_entry(tensor: Any, batched: bool) -> dict[str, Any]:
     if tensor.type not in _TRITON_TYPES:
-        raise pb_utils.TritonModelException(f"{tensor.name!r} is a {tensor.type}, which this backend does not serve")
+        raise pb_utils.TritonModelException(f"{tensor.name!r} is a {tensor.type}, which this backend does not support")
     dims = [size if isinstance(size, int) else -1 for size in tensor.shape]
     return {"name": tensor.name, "data_type": _TRITON_TYPES[tensor.type], "dims": dims[1:] if batched else dims}

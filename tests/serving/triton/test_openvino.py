@@ -157,7 +157,7 @@ def test_one_that_fails_leaves_its_neighbours_alone(server: Server) -> None:
         (CONFIG.replace("model.onnx", "absent.onnx"), r"OpenVINO can't load absent\.onnx"),
         (
             CONFIG + 'parameters { key: "INFERENCE_NUM_THREADS" value { string_value: "two" } }',
-            "parameter 'INFERENCE_NUM_THREADS' is 'two', not a number",
+            "INFERENCE_NUM_THREADS: expected a number, got 'two'",
         ),
     ],
     ids=["output", "file", "threads"],
