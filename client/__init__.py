@@ -1,4 +1,4 @@
-"""The library that asks a served ensemble; brings neither torch nor, before a client is made, tritonclient."""
+"""Client library for a served ensemble; imports no torch, and tritonclient only when a client is created."""
 
 from plurum.client.bulk.folders import image_files
 from plurum.client.bulk.frame import frame_with_predictions, predictions_to_frame

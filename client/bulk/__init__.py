@@ -1,1 +1,1 @@
-"""Many images at once: `plurum predict`, its journal and its files."""
+"""Predictions for many images: listings, journal and output files of `plurum predict`."""

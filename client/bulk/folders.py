@@ -1,4 +1,4 @@
-"""Which files a person means who names files and folders."""
+"""Find the images among files and folders."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LOG = logging.getLogger(__name__)
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the files among `paths` and the images below its folders, each once, folders in sorted order.
+    """Return the files in `paths` and the images below its folders, each once, folders in sorted order.
 
-    Below a folder an image is what has one of `IMAGE_SUFFIXES`, in either case, and no dot in front, as some systems
-    leave beside their images. A file that is named is taken as it is.
+    In a folder, images are files with one of `IMAGE_SUFFIXES`, in upper or lower case. Names that start with a dot are
+    skipped. A file in `paths` is returned whatever its name.
 
     Raises:
-        DataError: a path that isn't there, or a folder that has no image or can't be read.
+        DataError: a path does not exist, or a folder holds no image or can't be read.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -31,15 +31,15 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
         elif path.is_file():
             found[path] = None
         else:
-            raise DataError(f"{path} is neither a file nor a folder; name images, or folders that hold some")
+            raise DataError(f"{path}: expected an image or a folder of images, got neither. Correct the path.")
     return list(found)
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """Yield the images below a folder, in sorted order, and log what else is there and not read.
+    """Yield the images below a folder in sorted order, and log which other files were skipped.
 
     Raises:
-        DataError: it has none, or can't be read.
+        DataError: the folder holds no image, or can't be read.
     """
     tree, none = ImageTree(folder), True
     for path in tree.paths():
@@ -48,7 +48,7 @@ def files_below(folder: Path) -> Iterator[str]:
     others = skipped_text(tree.skipped)
     if none:
         raise DataError(
-            f"{folder} holds no image; one ends in {', '.join(IMAGE_SUFFIXES)}{f'; there are {others}' * bool(others)}"
+            f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), got none{f'; skipped: {others}' * bool(others)}"
         )
     if others:
-        _LOG.warning("%s: not asked about: %s", folder, others)
+        _LOG.warning("%s: skipped: %s", folder, others)

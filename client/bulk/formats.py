@@ -1,7 +1,7 @@
-"""Answers as rows of a file: CSV, JSON lines, Parquet. The suffix of the file's name says which.
+"""Write predictions as rows of a file: CSV, JSON lines or Parquet, chosen by the file's suffix.
 
-A row has two parts: who is asked about (`Subject`), and the answer (its body, a text that is made when the answer
-comes and put behind the first part when the file is written).
+A row has two parts: the image (`RowSubject`), and its prediction (the body). The body is formatted when the prediction
+arrives, and appended to the first part when the file is written.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from plurum.client.bulk.patients import PatientAnswer
 from plurum.client.connection.predictions import Answer, Failure, Prediction
 from plurum.errors import OutputError, SettingsError, needs_extra
 
-__all__ = ["SUFFIXES", "Format", "RowWriter", "Subject", "format_from_path"]
+__all__ = ["SUFFIXES", "Format", "RowSubject", "RowWriter", "format_from_path"]
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _COLUMNS = ("label", "confidence", "review", "entropy", "disagreement", "prediction_set")
 _PATIENT_COUNTS = ("images", "review", "failed")
-# Parquet is written so many rows at a time.
+# Number of rows that are written to Parquet at a time.
 _ROW_GROUP = 10_000
 
 
-class Subject(NamedTuple):
-    """Who a row is about.
+class RowSubject(NamedTuple):
+    """The image that a row describes.
 
     Attributes:
-        path: Of the image.
-        patient: Whose it is; empty where that isn't known.
-        expected: What it is known to show; likewise.
+        path: Path of the image.
+        patient: Name of the patient; empty if unknown.
+        expected: Known label of the image; empty if unknown.
     """
 
     path: str
@@ -43,48 +43,48 @@ class Subject(NamedTuple):
 class RowWriter(Protocol):
     """Writes rows to a file."""
 
-    def add(self, subject: Subject, body: str) -> None:
+    def add(self, subject: RowSubject, body: str) -> None:
         """Write a row."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows, and close the file."""
 
 
 class Format(Protocol):
-    """One way to write answers.
+    """A file format for predictions.
 
-    Numbers have six decimals in CSV, of which 32-bit numbers hold no more; prediction_set has `|` between its classes.
+    CSV has six decimals, the precision of 32-bit numbers, and joins the classes of prediction_set by `|`.
     """
 
     def body(self, answer: Answer) -> str:
-        """Return an answer's part of a row."""
+        """Return the body of a row."""
 
     def numbers(self, body: str) -> list[float]:
-        """Return the probabilities, by class, from the body of a `Prediction`."""
+        """Return the probabilities, in the order of the classes, from the body of a `Prediction`."""
 
     def writer(self, path: Path, columns: Sequence[str]) -> RowWriter:
-        """Begin a file whose rows name these of `Subject`'s attributes."""
+        """Create a file whose rows start with these attributes of `RowSubject`."""
 
     def write_patients(self, path: Path, answers: Sequence[PatientAnswer]) -> None:
         """Write a file with a row per patient."""
 
 
 def format_from_path(path: Path, classes: Sequence[str]) -> Format:
-    """Return how to write answers with these classes to a file of this name.
+    """Return the format for predictions with these classes, chosen by the suffix of `path`.
 
     Raises:
-        MissingExtraError: it ends in .parquet, and pyarrow is not installed.
-        OutputError: it is a folder.
-        SettingsError: it ends in none of `SUFFIXES`.
+        MissingExtraError: the suffix is .parquet, and pyarrow is not installed.
+        OutputError: `path` is a folder.
+        SettingsError: the suffix is not one of `SUFFIXES`.
     """
     kinds: dict[str, type[_Csv | _JsonLines | _Parquet]] = dict(
         zip(SUFFIXES, (_Csv, _JsonLines, _Parquet), strict=True)
     )
     if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file")
+        raise OutputError(f"{path}: expected a file, got a folder. Give a file name.")
     kind = kinds.get(path.suffix.lower())
     if kind is None:
-        raise SettingsError(f"{path}: what is written is told by how its name ends: {', '.join(SUFFIXES)}")
+        raise SettingsError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}. Change the suffix.")
     return kind(classes)
 
 
@@ -129,7 +129,7 @@ class _Csv:
 
 class _JsonLines:
     def __init__(self, _: Sequence[str]) -> None:
-        """Each line names its classes itself."""
+        """Ignore the classes, which each line states."""
 
     def body(self, answer: Answer) -> str:
         return json.dumps(answer.to_dict())
@@ -174,14 +174,14 @@ class _Parquet:
 
 
 class _Lines:
-    """A text file; names that are no UTF-8 are written as the bytes that they are."""
+    """A text file; file names that are not UTF-8 are written as their original bytes."""
 
     def __init__(self, path: Path, head: str, line: Any) -> None:
         self._file = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         self._line = line
         self._file.write(head)
 
-    def add(self, subject: Subject, body: str) -> None:
+    def add(self, subject: RowSubject, body: str) -> None:
         self._file.write(self._line(subject, body))
 
     def close(self) -> None:
@@ -206,8 +206,8 @@ class _Table:
         self._rows: list[list[Any]] = []
         self._writer = new_writer(path, self._schema)
 
-    def add(self, subject: Subject, body: str) -> None:
-        # Arrow's text is UTF-8 and nothing else.
+    def add(self, subject: RowSubject, body: str) -> None:
+        # Arrow accepts only UTF-8.
         who = [getattr(subject, name).encode("utf-8", "backslashreplace").decode() for name in self._columns]
         self._rows.append([*who, *json.loads(body)])
         if len(self._rows) == _ROW_GROUP:
@@ -230,7 +230,7 @@ class _Table:
 
 
 def _values(answer: Prediction) -> Iterable[Any]:
-    """Return the columns of an answer, in their order."""
+    """Return the values of a prediction's columns, in order."""
     return (getattr(answer, name) for name in _COLUMNS)
 
 
@@ -239,7 +239,7 @@ def _patient_columns(classes: Sequence[str]) -> list[str]:
 
 
 def _patient_row(answer: PatientAnswer) -> dict[str, Any]:
-    """Return the cells of one without an answer to any image as what they are: missing."""
+    """Return the cells of a patient's row; without any prediction, label and confidence are missing."""
     row = answer.to_dict()
     shares = row.pop("probabilities")
     if not answer.images:
@@ -248,7 +248,7 @@ def _patient_row(answer: PatientAnswer) -> dict[str, Any]:
 
 
 def _cell(text: str) -> str:
-    """Return a cell of a CSV file, quoted where it must be."""
+    """Return a cell of a CSV file, quoted if necessary."""
     if not any(letter in text for letter in ',"\r\n'):
         return text
     file = io.StringIO()
@@ -256,12 +256,12 @@ def _cell(text: str) -> str:
     return file.getvalue()
 
 
-def _csv_line(columns: Sequence[str], subject: Subject, body: str) -> str:
+def _csv_line(columns: Sequence[str], subject: RowSubject, body: str) -> str:
     if len(columns) == 1:
         return f"{_cell(subject.path)},{body}\r\n"
     return f"{','.join(_cell(getattr(subject, name)) for name in columns)},{body}\r\n"
 
 
-def _json_line(columns: Sequence[str], subject: Subject, body: str) -> str:
+def _json_line(columns: Sequence[str], subject: RowSubject, body: str) -> str:
     who = json.dumps({name: getattr(subject, name) for name in columns})
     return f"{who[:-1]}, {body[1:]}\n"

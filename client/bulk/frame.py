@@ -1,4 +1,4 @@
-"""Answers as a pandas table. Pandas is imported when it is needed, and not before."""
+"""Convert predictions to pandas tables; pandas is imported only when needed."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _COLUMNS = ("label", "confidence", "review", "entropy", "disagreement", "predict
 
 
 def predictions_to_frame(answers: Iterable[Answer], index: Sequence[Any] | None = None) -> pd.DataFrame:
-    """Return one row per answer: the columns of `plurum predict --out`, and the members' own probabilities.
+    """Return one row per image: the columns of `plurum predict --out`, and the members' probabilities.
 
     Columns: label, confidence, review, entropy, disagreement, prediction_set (a tuple), `p_CLASS`, `std_CLASS`,
-    `MEMBER_p_CLASS`, error (missing for an answer; alone in the row of a failure).
+    `MEMBER_p_CLASS`, error (missing for a prediction; the only value in the row of a failure).
 
     Args:
-        answers: What `predict` or `stream` gave.
-        index: The rows' names, such as paths; by default numbers from 0.
+        answers: Results of `predict` or `stream`.
+        index: Index of the table, such as paths; None numbers the rows from 0.
 
     Raises:
         MissingExtraError: pandas is not installed.
-        SettingsError: an index of another length.
+        SettingsError: the index has another length.
     """
     with needs_extra("pandas"):
         import pandas as pd
     rows = [_row(answer) for answer in answers]
     if index is not None and len(index) != len(rows):
-        raise SettingsError(f"{len(index)} names for {len(rows)} answers; give one each")
+        raise SettingsError(f"index: expected {len(rows)} names, one per answer, got {len(index)}.")
     found = dict.fromkeys(name for row in rows for name in row)
     columns = [*_COLUMNS, *(name for name in found if name not in {*_COLUMNS, "error"}), "error"]
     return pd.DataFrame(rows, index=None if index is None else list(index), columns=columns)
@@ -45,30 +45,30 @@ def predictions_to_frame(answers: Iterable[Answer], index: Sequence[Any] | None 
 def frame_with_predictions(
     client: EnsembleClient, frame: pd.DataFrame, *, path: str = "path", batch_size: int | None = None
 ) -> pd.DataFrame:
-    """Ask about the images that a column of `frame` names, and return the frame with the answers' columns behind it.
+    """Classify the images in a column of `frame`, and return the frame with the predictions' columns appended.
 
-    Rows and index stay as they are; the columns are those of `predictions_to_frame`. An image without an answer has
-    its `error` alone, and spoils no other.
+    Rows and index are unchanged; the new columns are those of `predictions_to_frame`. A failed image has only an
+    `error`, and does not affect the others.
 
     Args:
-        client: Whom to ask.
-        frame: A row per image.
-        path: The column with the paths.
-        batch_size: As `EnsembleClient.predict` takes it.
+        client: Client of the server.
+        frame: Table with a row per image.
+        path: Name of the column with the paths.
+        batch_size: Images per request, as in `EnsembleClient.predict`.
 
     Raises:
         MissingExtraError: pandas is not installed.
-        ServerError: no server answers, it fails, or it serves no ensemble.
-        SettingsError: there is no such column, or one that the answers would take the place of.
+        ServerError: no server responds, the server fails, or it serves no ensemble.
+        SettingsError: the column does not exist, or a column has the name of a new one.
     """
     with needs_extra("pandas"):
         import pandas as pd
     if path not in frame.columns:
-        raise SettingsError(f"the frame has no column {path!r}, but {', '.join(map(str, frame.columns))}")
+        raise SettingsError(f"path: expected one of {', '.join(map(str, frame.columns))}, got {path!r}.")
     answers = predictions_to_frame(client.stream(map(str, frame[path]), batch_size=batch_size))
     if both := [str(name) for name in frame.columns if name in set(answers.columns)]:
-        raise SettingsError(f"the frame has a column {both[0]!r}, as the answers do; rename it")
-    # By place: an index may name a row twice.
+        raise SettingsError(f"frame: expected no column {both[0]!r}, which the predictions also have. Rename it.")
+    # Concatenate by position: an index may repeat a name.
     return pd.concat([frame.reset_index(drop=True), answers], axis=1).set_axis(frame.index)
 
 

@@ -1,9 +1,9 @@
-"""What has been answered so far, in a hidden file that outlives whoever writes it.
+"""Journal of a bulk run: predictions so far, in a hidden file from which an interrupted run resumes.
 
-.NAME.partial     beside the file NAME that is to come
-    line 1        what the answers are of: the ensemble and the format, as JSON
-    each more     [path, size, time of change, label, review, body]: the answer of one image; label is null where
-                  it has none, and a later line about an image takes the place of an earlier one
+.NAME.partial     beside the output file NAME
+    line 1        origin of the predictions: ensemble and format, as JSON
+    other lines   [path, size, time of change, label, review, body]: the result of one image; label is null without
+                  a prediction, and a later line of an image replaces an earlier one
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from plurum.client.bulk.listing import Listing
 from plurum.errors import OutputError
 from plurum.files import lock_file
 
-__all__ = ["Entry", "Found", "Journal", "Stamp", "stamp_of"]
+__all__ = ["EarlierResults", "Entry", "Journal", "Stamp", "stamp_of"]
 
 _NOWHERE = -1
 _FLUSH_S = 0.2
@@ -31,14 +31,14 @@ _quoted = json.encoder.encode_basestring_ascii
 
 
 class Stamp(NamedTuple):
-    """What tells cheaply whether a file has changed; zeros where there is none."""
+    """Size and modification time of a file, to detect changes cheaply; zeros if there is no file."""
 
     size_bytes: int
     changed_ns: int
 
 
 class Entry(NamedTuple):
-    """What became of one image; the label is None where it has no answer."""
+    """Result of one image; the label is None if there is no prediction."""
 
     label: str | None
     review: bool
@@ -46,13 +46,13 @@ class Entry(NamedTuple):
 
 
 @dataclass
-class Found:
-    """What an earlier run has left.
+class EarlierResults:
+    """Results of an earlier run.
 
     Attributes:
-        answered: Images whose answers count.
-        changed: Images whose files have changed since: they are asked about again.
-        unlisted: Answers about images that are listed no more: they are left out.
+        answered: Number of images whose predictions are reused.
+        changed: Number of images whose files have changed since; they are classified again.
+        unlisted: Number of results for images that are no longer listed; they are ignored.
     """
 
     answered: int = 0
@@ -61,19 +61,19 @@ class Found:
 
 
 class Journal:
-    """The journal of one file to come; to be used in a `with` block, by one process at a time.
+    """The journal of one output file, for use in a `with` block, by one process at a time.
 
     Args:
-        path: The file to come.
-        listing: What is asked about.
-        about: What the answers are of; those of another are not mixed with these.
-        fresh: Throw away what an earlier run has left.
+        path: Output file that will be written from the journal.
+        listing: Images to classify.
+        about: Origin of the predictions; predictions of different origins are never mixed.
+        fresh: If True, discard the results of an earlier run.
 
     Attributes:
-        found: What it has left.
+        found: Results of the earlier run.
 
     Raises:
-        OutputError: somebody else writes it, it holds answers of something else, or it can't be written.
+        OutputError: another process writes the journal, its predictions have another origin, or it can't be written.
     """
 
     def __init__(self, path: Path, listing: Listing, about: dict[str, Any], *, fresh: bool = False) -> None:
@@ -81,14 +81,17 @@ class Journal:
         self._listing, self._about = listing, about
         self._offsets = array("q", [_NOWHERE]) * len(listing)
         self._answered = bytearray(len(listing))
-        self.found = Found()
+        self.found = EarlierResults()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = lock_file(self.path)
         except OSError as error:
             raise OutputError(f"{path} can't be written: {error.strerror}") from error
         if lock is None:
-            raise OutputError(f"{path} is being written by another plurum predict; wait for it, or name another file")
+            raise OutputError(
+                f"{path}: expected a file that no other process writes, got one that another plurum predict writes. "
+                "Wait for it, or give another file."
+            )
         self._file = os.fdopen(lock, "r+b")
         self._flushed_s = 0.0
         try:
@@ -109,30 +112,30 @@ class Journal:
         try:
             self._file.close()
         except OSError as reason:
-            # What is in its buffer is written once more, and lost again where the disk is full.
+            # Closing flushes the buffer again, which fails again on a full disk.
             raise OutputError(f"{self.path} can't be written: {reason.strerror}") from reason
 
     def remaining(self) -> Iterator[tuple[int, str]]:
-        """Yield what has no answer yet, place and path, in the order of the listing."""
+        """Yield position and path of images without a prediction, in the order of the listing."""
         return ((place, path) for path, place in self._listing.places.items() if not self._answered[place])
 
     def add(self, place: int, path: str, stamp: Stamp, entry: Entry) -> None:
-        """Note what became of an image.
+        """Append the result of an image.
 
         Raises:
             OutputError: the disk is full.
         """
         self._offsets[place] = self._end
-        # Ten times as fast as `json.dumps`, of which this is what lists of these become.
+        # Same text as `json.dumps` of the list, at ten times the speed.
         label, review = "null" if entry.label is None else _quoted(entry.label), "true" if entry.review else "false"
         self._append(f"[{_quoted(path)}, {stamp[0]}, {stamp[1]}, {label}, {review}, {_quoted(entry.body)}]")
-        # What a kill takes away is asked about again.
+        # Results that are lost with a killed process are computed again.
         if (now_s := time.monotonic()) - self._flushed_s > _FLUSH_S:
             self.flush()
             self._flushed_s = now_s
 
     def flush(self) -> None:
-        """Hand what was noted to the system, which keeps it when this process is killed.
+        """Pass the results to the operating system, so that they survive if this process is killed.
 
         Raises:
             OutputError: the disk is full.
@@ -143,7 +146,7 @@ class Journal:
             raise OutputError(f"{self.path} can't be written: {error.strerror}") from error
 
     def entries(self) -> Iterator[tuple[int, str, Entry]]:
-        """Yield place, path and entry of every image that has one, in the order of the listing."""
+        """Yield position, path and entry of every image that has an entry, in the order of the listing."""
         self.flush()
         with self.path.open("rb") as file:
             at = 0
@@ -157,7 +160,7 @@ class Journal:
                 yield place, path, Entry(*json.loads(line)[3:])
 
     def remove(self) -> None:
-        """Take it away: the file that it was for is there."""
+        """Remove the journal when the output file is complete."""
         with contextlib.suppress(OSError):
             self.path.unlink()
 
@@ -170,7 +173,7 @@ class Journal:
         self._end += len(line)
 
     def _read(self) -> int:
-        """Take in what an earlier run has left, and return where its last whole line ends."""
+        """Read the results of an earlier run, and return the offset after its last complete line."""
         with self.path.open("rb") as file:
             head = file.readline()
             if not head.endswith(b"\n"):
@@ -191,27 +194,29 @@ class Journal:
         except (ValueError, RecursionError):
             about = None
         if not isinstance(about, dict):
-            raise OutputError(f"{self.path} is no journal of plurum predict; remove it, or give --fresh")
+            raise OutputError(f"{self.path} is not a journal of plurum predict. Remove it, or give --fresh.")
         ours = json.loads(json.dumps(self._about))
         if other := sorted(name for name in {*about, *ours} if about.get(name) != ours.get(name)):
             raise OutputError(
-                f"{self.path} holds answers that these would not go with, of another {' and '.join(other)}; "
-                "ask the server that gave them for the rest, or begin anew with --fresh"
+                f"{self.path}: expected predictions of the same {' and '.join(other)}, got those of another. "
+                "Continue with the same server, or start over with --fresh."
             )
 
     def _fields(self, line: bytes) -> tuple[str, int, int, str | None]:
-        """Return what a line says of an image, but for the answer.
+        """Return the fields of a line without its prediction: path, size, time of change and label.
 
         Raises:
-            OutputError: it says nothing of one.
+            OutputError: the line is invalid.
         """
         try:
             path, size_bytes, changed_ns, label, review, body = json.loads(line)
             texts = isinstance(path, str) and isinstance(body, str) and (label is None or isinstance(label, str))
             if not (texts and isinstance(review, bool) and isinstance(size_bytes, int) and isinstance(changed_ns, int)):
-                raise ValueError("a field is of another type")
+                raise ValueError("a field has the wrong type")
         except (ValueError, TypeError, RecursionError) as error:
-            raise OutputError(f"{self.path} has a broken line ({error}); remove it, or give --fresh") from error
+            raise OutputError(
+                f"{self.path} has an invalid line ({error}). Remove the file, or give --fresh."
+            ) from error
         return path, size_bytes, changed_ns, label
 
     def _take(self, offset: int, fields: tuple[str, int, int, str | None]) -> None:
@@ -228,7 +233,7 @@ class Journal:
 
 
 def stamp_of(path: str) -> Stamp:
-    """Return the stamp of a file as it is now."""
+    """Return the current stamp of a file."""
     try:
         status = os.stat(path)  # noqa: PTH116 - a million of them
     except OSError:

@@ -1,4 +1,4 @@
-"""Which images a person means who names files, folders, patterns, CSV manifests or standard input."""
+"""List images from files, folders, patterns, CSV manifests and standard input."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from plurum.manifests import IMAGE_SUFFIXES, file_from_manifest, read_manifest_t
 __all__ = ["STANDARD_INPUT", "Listing", "listing_from_names"]
 
 STANDARD_INPUT = "-"
-# Of paths: some five million.
+# Limit of paths on standard input: some five million.
 _MOST_BYTES = 1 << 29
 
 
 @dataclass
 class Listing:
-    """Images in the order in which they are asked about, each once; about 0.2 kB of memory for one.
+    """Images in the order in which they are classified, each once; about 0.2 kB of memory per image.
 
     Attributes:
-        places: Paths, each with its place from 0.
-        patients: Whose image it is, by place; only where a manifest says so.
-        labels: What it is known to show, by place; likewise.
+        places: Positions of the images, from 0, by path.
+        patients: Patients' names by position, for images whose manifest states one.
+        labels: Known labels by position, for images whose manifest states one.
     """
 
     places: dict[str, int] = field(default_factory=dict)
@@ -42,29 +42,33 @@ class Listing:
         return iter(self.places)
 
     def add(self, path: str, patient: str = "", label: str = "") -> None:
-        """Put an image at the end; one that is there already stays where it is.
+        """Append an image, unless it is listed already.
 
         Raises:
-            DataError: it is there with another patient or label.
+            DataError: the image is listed with another patient or label.
         """
         place = self.places.setdefault(path, len(self.places))
         for known, word, name in ((self.patients, patient, "patient"), (self.labels, label, "label")):
             if word and known.setdefault(place, word) != word:
-                raise DataError(f"{path} is listed with the {name}s {known[place]!r} and {word!r}; give it one")
+                raise DataError(
+                    f"{path}: expected one {name}, got {known[place]!r} and {word!r}. Correct the manifest."
+                )
 
 
 def listing_from_names(names: Iterable[str | Path], standard_input: BinaryIO | None = None) -> Listing:
-    """Return the images that `names` mean.
+    """Return the images that `names` stand for.
 
-    A folder means the images below it, in sorted order. A name with `*`, `?` or `[` that is no file means the images
-    that it matches, sorted, `**` any folders. A file that ends in `.csv` is a manifest: its columns `path` and, where
-    there are, `patient` and `label`, or what else `plurum train` takes for these. `-` means paths from standard input,
-    one a line, or with NUL between them as `find -print0` writes them. Any other file is taken as it is.
+    - A folder: the images below it, in sorted order.
+    - A name with `*`, `?` or `[` that is not a file: the matching images, sorted; `**` matches any folders.
+    - A `.csv` file: a manifest with the column `path` and, optionally, `patient` and `label`, or the other names that
+      `plurum train` accepts for these.
+    - `-`: paths from standard input, one per line, or separated by NUL as `find -print0` writes them.
+    - Any other file: the file itself.
 
-    What a manifest or standard input names need not be there: it is asked about, and has no answer.
+    Images from a manifest or standard input need not exist: missing ones fail when they are classified.
 
     Raises:
-        DataError: what is named is not there, holds or matches no image, or is no manifest.
+        DataError: a name does not exist, holds or matches no image, or is not a valid manifest.
     """
     listing = Listing()
     for name in names:
@@ -84,16 +88,16 @@ def listing_from_names(names: Iterable[str | Path], standard_input: BinaryIO | N
 def _add_lines(listing: Listing, file: BinaryIO) -> None:
     text = file.read(_MOST_BYTES + 1)
     if len(text) > _MOST_BYTES:
-        raise DataError(f"standard input names paths of more than {_MOST_BYTES:,} bytes; give it in parts")
+        raise DataError(f"standard input: expected at most {_MOST_BYTES:,} bytes of paths, got more. Split the list.")
     between = b"\0" if b"\0" in text else b"\n"
     found = False
     for line in text.split(between):
-        # Editors on other systems end lines with a carriage return, too.
+        # Lines may end with a carriage return too.
         if path := line.removesuffix(b"\r") if between == b"\n" else line:
             listing.add(os.fsdecode(path))
             found = True
     if not found:
-        raise DataError("standard input names no image; give one path a line")
+        raise DataError("standard input: expected at least 1 path, got 0. Give one path per line.")
 
 
 def _add_manifest(listing: Listing, manifest: Path) -> None:
@@ -101,8 +105,8 @@ def _add_manifest(listing: Listing, manifest: Path) -> None:
     rows = zip(table.lines, table.cells("path"), table.cells("patient"), table.cells("label"), strict=True)
     for line, name, patient, label in rows:
         if not name:
-            raise DataError(f"{manifest}: line {line} has no path")
-        # One that isn't there is still asked about, and told of by the name that it has in the manifest's folder.
+            raise DataError(f"{manifest}: expected a path in line {line}, got none.")
+        # List a missing file too, relative to the manifest's folder: it fails when it is classified.
         listing.add(str(file_from_manifest(manifest, name) or manifest.parent / name), patient, label)
 
 
@@ -110,13 +114,13 @@ def _add_matches(listing: Listing, pattern: str) -> None:
     found = sorted(filter(_is_image, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - it need not be relative
     files = _each_once([path for path in found if Path(path).is_file()])
     if not files:
-        raise DataError(f"{pattern} matches no image; one ends in {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(f"{pattern}: expected a pattern that matches images ({', '.join(IMAGE_SUFFIXES)}), got none.")
     for path in files:
         listing.add(path)
 
 
 def _each_once(paths: list[str]) -> list[str]:
-    """Leave out what `**` has found again through a link, by the shortest way to each folder."""
+    """Leave out files that `**` found repeatedly through links; keep the shortest path to each folder."""
     first: dict[str, str] = {}
     for folder in sorted({path.rpartition("/")[0] for path in paths}, key=lambda name: (len(name), name)):
         first.setdefault(os.path.realpath(folder or "."), folder)

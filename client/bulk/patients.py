@@ -1,4 +1,4 @@
-"""From the answers to a patient's images to one answer for the patient, as `plurum fit` and `evaluate` make it."""
+"""Pool the predictions of a patient's images into one for the patient, as `plurum fit` and `evaluate` do."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class PatientAnswer:
-    """What a patient's images say together.
+    """Pooled prediction for a patient.
 
     Attributes:
-        patient: Whose they are.
-        label: The winning class; empty where no image has an answer.
-        confidence: Its probability, 0 to 1; NaN likewise.
-        probabilities: By class, together 1; empty likewise.
-        images: How many have an answer.
-        review: How many of those a person should look at.
-        failed: How many have none.
+        patient: Name of the patient.
+        label: Winning class; empty if no image has a prediction.
+        confidence: Probability of the winning class, 0 to 1; NaN if no image has a prediction.
+        probabilities: Probabilities by class, which sum to 1; empty if no image has a prediction.
+        images: Number of images with a prediction.
+        review: Number of images that need review.
+        failed: Number of images without a prediction.
     """
 
     patient: str
@@ -41,7 +41,7 @@ class PatientAnswer:
     failed: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as what JSON can hold: null for a confidence that is none."""
+        """Return all attributes as JSON values; a confidence of NaN becomes null."""
         return asdict(self) | {"confidence": None if np.isnan(self.confidence) else self.confidence}
 
 
@@ -57,11 +57,11 @@ class _Sums:
 
 @dataclass
 class PatientPool:
-    """Adds up answers as they come, and forgets them: memory grows with patients, not with images.
+    """Pools predictions as they arrive; memory grows with the number of patients, not of images.
 
     Attributes:
-        classes: Names, in the order of the probabilities.
-        rule: How the answers to a patient's images become one; see `plurum.voting.pool_groups`.
+        classes: Class names, in the order of the probabilities.
+        rule: Rule that pools a patient's predictions; see `plurum.voting.pool_groups`.
     """
 
     classes: Sequence[str]
@@ -71,13 +71,13 @@ class PatientPool:
     def add(
         self, patient: str, label: str | None, probabilities: Sequence[float] = (), *, review: bool = False
     ) -> None:
-        """Add the answer to one image; without a patient's name it is left out.
+        """Add the prediction of one image; ignore it if the patient's name is empty.
 
         Args:
-            patient: Whose it is.
-            label: The winning class; None for an image without an answer.
-            probabilities: By class.
-            review: Whether a person should look at it.
+            patient: Name of the patient.
+            label: Winning class; None for an image without a prediction.
+            probabilities: Probabilities in the order of `classes`.
+            review: True if the prediction needs review.
         """
         if not patient:
             return
@@ -91,12 +91,12 @@ class PatientPool:
         one.review += review
         one.sums += probabilities
         np.maximum(one.highest, probabilities, out=one.highest)
-        # A server that keeps its config to itself has classes of other names than its labels.
+        # If the server hides its config, the class names are numbers, unlike the labels.
         winner = self.classes.index(label) if label in self.classes else int(np.argmax(probabilities))
         one.wins[winner] += 1
 
     def answers(self) -> list[PatientAnswer]:
-        """Return one answer per patient, by name."""
+        """Return one pooled prediction per patient, sorted by name."""
         return [self._answer(name, one) for name, one in sorted(self._patients.items())]
 
     def _answer(self, patient: str, one: _Sums) -> PatientAnswer:
@@ -118,14 +118,14 @@ class PatientPool:
 def patients_from_answers(
     patients: Iterable[str], answers: Iterable[Answer], classes: Sequence[str], rule: PatientRule = "mean"
 ) -> list[PatientAnswer]:
-    """Return one answer per patient, by name.
+    """Return one pooled prediction per patient, sorted by name.
 
     Args:
-        patients: Whose image it is, one per answer; images with an empty name are left out.
-        answers: What `predict` or `stream` gave.
-        classes: As the server names them.
-        rule: How the answers to a patient's images become one: `mean` averages probabilities, `max` takes each class's
-            highest, `majority` counts winners.
+        patients: Patients' names, one per answer; images with an empty name are ignored.
+        answers: Results of `predict` or `stream`.
+        classes: Class names, as the server states them.
+        rule: Rule that pools a patient's predictions: `mean` averages probabilities, `max` takes each class's highest
+            probability, `majority` counts winning classes.
     """
     pool = PatientPool(classes, rule)
     for patient, answer in zip(patients, answers, strict=True):

@@ -1,4 +1,4 @@
-"""Answers for people, for spreadsheets, for programs."""
+"""Write predictions as tables for terminals, files for spreadsheets, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from plurum.client.bulk.formats import Format, RowWriter, Subject, format_from_path
+from plurum.client.bulk.formats import Format, RowSubject, RowWriter, format_from_path
 from plurum.client.bulk.patients import PatientAnswer
 from plurum.client.connection.predictions import Answer, Failure
 from plurum.files import atomic_file
@@ -33,21 +33,22 @@ class AnswersReport:
 
     def add(self, path: str | Path, answer: Answer) -> None:
         """Write the row of one image."""
-        self._rows.add(Subject(str(path)), self._form.body(answer))
+        self._rows.add(RowSubject(str(path)), self._form.body(answer))
 
 
 @contextmanager
 def answers_report(path: Path, classes: Sequence[str]) -> Iterator[AnswersReport]:
-    """Open a file of answers that appears at `path` when the block ends well, and not at all otherwise.
+    """Open a file of predictions, which appears at `path` only if the block ends without an error.
 
-    Its suffix says what it is: `.csv`, `.jsonl` or `.parquet`. Columns of CSV and Parquet: path, label, confidence,
-    review (true or false), entropy, disagreement, prediction_set (classes, in CSV with `|` between them), one `p_CLASS`
-    per class, error (empty for an answer; alone beside path for a failure). JSON lines are those of `json_line`.
+    The suffix chooses the format: `.csv`, `.jsonl` or `.parquet`. Columns of CSV and Parquet: path, label, confidence,
+    review (true or false), entropy, disagreement, prediction_set (classes, joined by `|` in CSV), one `p_CLASS` per
+    class, error (empty for a prediction; the only value beside path for a failure). JSON lines are those of
+    `json_line`.
 
     Raises:
-        MissingExtraError: pyarrow is needed and not installed.
+        MissingExtraError: pyarrow is required and not installed.
         OutputError: `path` can't be written.
-        SettingsError: another suffix.
+        SettingsError: the suffix is not supported.
     """
     form = format_from_path(path, classes)
     with atomic_file(path, private=True) as hidden:
@@ -59,15 +60,15 @@ def answers_report(path: Path, classes: Sequence[str]) -> Iterator[AnswersReport
 
 
 def patients_report(path: Path, answers: Sequence[PatientAnswer], classes: Sequence[str]) -> None:
-    """Write one row per patient to `path`, whole or not at all, as its suffix says: .csv, .jsonl or .parquet.
+    """Write one row per patient to `path` atomically; the suffix chooses the format: .csv, .jsonl or .parquet.
 
     Columns: patient, label, confidence, images, review and failed (numbers of images), one `p_CLASS` per class; JSON
     lines have `probabilities` instead.
 
     Raises:
-        MissingExtraError: pyarrow is needed and not installed.
+        MissingExtraError: pyarrow is required and not installed.
         OutputError: `path` can't be written.
-        SettingsError: another suffix.
+        SettingsError: the suffix is not supported.
     """
     form = format_from_path(path, classes)
     with atomic_file(path, private=True) as hidden:
@@ -75,17 +76,17 @@ def patients_report(path: Path, answers: Sequence[PatientAnswer], classes: Seque
 
 
 def json_line(path: str | Path, answer: Answer) -> str:
-    """Return one image's answer as a JSON object in one line; one that failed has `path` and `error` alone."""
+    """Return one image's result as a JSON object in one line; a failure has only `path` and `error`."""
     return json.dumps({"path": str(path)} | answer.to_dict())
 
 
 def table_from_answers(rows: Iterable[tuple[str | Path, Answer]]) -> Table:
-    """Return a table for people, one row per image; what needs a person's look is marked."""
+    """Return a table for a terminal, one row per image; images that need review are marked."""
     table = Table("path", "label", "confidence", "entropy", "disagreement", "review", box=None, pad_edge=False)
     for column in table.columns[2:5]:
         column.justify = "right"
     for path, answer in rows:
-        # A file name may hold bytes that no terminal shows, and square brackets that Rich would read as markup.
+        # A file name may hold invalid UTF-8, and square brackets that Rich would read as markup.
         name = Text(str(path).encode("utf-8", "replace").decode("utf-8"))
         if isinstance(answer, Failure):
             table.add_row(name, Text("no answer", style="red"))
@@ -96,7 +97,7 @@ def table_from_answers(rows: Iterable[tuple[str | Path, Answer]]) -> Table:
 
 
 def table_from_patients(answers: Iterable[PatientAnswer]) -> Table:
-    """Return a table for people, one row per patient."""
+    """Return a table for a terminal, one row per patient."""
     table = Table("patient", "label", "confidence", "images", "to review", "failed", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"

@@ -46,7 +46,7 @@ def test_what_lies_beside_the_images_is_told(served: Server, scans: Path, tmp_pa
     done = predict(tmp_path, "--url", served.urls.grpc)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)
     skipped, _ = done.stderr.splitlines()
-    assert skipped.endswith(f"{tmp_path}: not asked about: 1 .txt")
+    assert skipped.endswith(f"{tmp_path}: skipped: 1 .txt")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_folder_becomes_a_table(served: Server, scans: Path, protocol: str) ->
     assert rows[0].startswith(f"{scans / '00.png'} ")
     assert rows[-1].startswith(f"{scans / 'later' / '2.JPG'} ")
     reviewed = sum(row.rstrip().endswith("review") for row in rows)
-    assert done.stderr == f"20 answered, {reviewed} to review, 0 failed\n"
+    assert done.stderr == f"20 classified, {reviewed} to review, 0 failed\n"
 
 
 @pytest.mark.triton
@@ -128,7 +128,7 @@ def test_a_bad_image_is_named_and_the_others_are_answered(served: Server, broken
     line, summary = done.stderr.splitlines()
     assert line == f"{broken / 'b.png'}: {second['error']}"
     assert "no JPEG, PNG or TIFF image" in line
-    assert summary.startswith("2 answered, ")
+    assert summary.startswith("2 classified, ")
     assert summary.endswith(", 1 failed")
     with (tmp_path / "out.csv").open(newline="") as file:
         assert [row["error"] for row in csv.DictReader(file)] == ["", second["error"], ""]
@@ -162,7 +162,7 @@ def test_a_dead_server_among_several_is_survived(served: Server, scans: Path) ->
 def test_a_csv_that_can_not_be_written_is_said_before_anything_is_asked(served: Server, scans: Path) -> None:
     done = predict(scans, "--url", served.urls.grpc, "--json", "--out", scans)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"plurum: {scans} is a folder; name a file\n"
+    assert done.stderr == f"plurum: {scans}: expected a file, got a folder. Give a file name.\n"
 
 
 def test_a_server_that_is_away_leaves_nothing_behind(scans: Path, tmp_path: Path) -> None:
@@ -180,14 +180,14 @@ def test_a_server_that_is_away_leaves_nothing_behind(scans: Path, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("what", "message"),
-    [("nowhere", "is neither a file nor a folder"), ("empty", "holds no image")],
+    [("nowhere", "expected an image or a folder of images"), ("empty", "expected images")],
 )
 def test_what_can_not_be_asked_about_is_one_line(tmp_path: Path, what: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     done = predict(tmp_path / what)
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
-    assert f"{tmp_path / what} {message}" in done.stderr
+    assert f"{tmp_path / what}: {message}" in done.stderr
 
 
 def test_a_url_that_leads_nowhere_is_one_line(scans: Path) -> None:

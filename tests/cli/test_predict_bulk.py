@@ -82,7 +82,7 @@ def test_killed_it_goes_on_where_it_was(served: Server, scans: Path, tmp_path: P
     assert before >= 20
     # Images with predictions are not sent again.
     assert len(done.stdout.splitlines()) == 300 - before
-    assert done.stderr.splitlines()[-1].startswith(b"300 answered, ")
+    assert done.stderr.splitlines()[-1].startswith(b"300 classified, ")
     readers: dict[str, Any] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
     frame = readers[suffix](out) if suffix in readers else pd.read_json(out, lines=True)
     assert frame["path"].tolist() == sorted(str(path) for path in scans.iterdir())
@@ -162,7 +162,7 @@ def test_answers_of_another_ensemble_are_refused_in_one_line(served: Server, sca
     done = predict(*options)
     assert (done.returncode, done.stdout) == (2, b"")
     (line,) = done.stderr.decode().splitlines()
-    assert "holds answers that these would not go with, of another classes and ensemble" in line
+    assert "expected predictions of the same classes and ensemble, got those of another" in line
     assert predict(*options, "--fresh").returncode == 0
 
 
@@ -206,7 +206,7 @@ def test_patients_of_a_manifest_have_an_answer_each(served: Server, run: Run, sc
     # The table of patients follows that of images.
     assert [line.split()[0] for line in done.stdout.decode().splitlines()[-4:]] == ["patient", "p0", "p1", "p2"]
     right = sum(answer.label == label for answer, label in zip(answers, truth, strict=True))
-    assert f"; {right / 12:.1%} of 12 labelled ones are labelled so\n" in done.stderr.decode()
+    assert f"; {right / 12:.1%} of 12 labelled images are correct\n" in done.stderr.decode()
 
 
 def test_without_patients_there_is_no_file_of_them(served: Server, scans: Path, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_memory_does_not_grow_with_answers(served: Server, scans: Path) -> None:
 import resource, sys, tracemalloc
 from pathlib import Path
 from plurum.client import EnsembleClient, PatientPool, listing_from_names
-from plurum.client.bulk.inquiry import Inquiry, Totals
+from plurum.client.bulk.bulk_run import BulkRun, BulkTotals
 tracemalloc.start()
 url, folder = sys.argv[1:]
 with EnsembleClient(url) as client:
@@ -245,10 +245,10 @@ with EnsembleClient(url) as client:
         for turn in range(1, times):
             for path in list(listing)[:300]:
                 listing.add(f"{folder}/{'./' * turn}{Path(path).name}")
-        inquiry = Inquiry(listing, Totals(PatientPool(client.served.classes)))
+        bulk_run = BulkRun(listing, BulkTotals(PatientPool(client.served.classes)))
         before = tracemalloc.get_traced_memory()[0]
         tracemalloc.reset_peak()
-        assert sum(1 for _ in inquiry.answers(client, 8)) == 300 * times
+        assert sum(1 for _ in bulk_run.answers(client, 8)) == 300 * times
         print(tracemalloc.get_traced_memory()[1] - before)
 """
     command = [sys.executable, "-c", script, served.urls.grpc, str(scans)]

@@ -49,7 +49,7 @@ def test_a_slide_has_a_row_and_a_folder(served: Server, slide: Path, tmp_path: P
     cut, totals = done.stderr.splitlines()
     tiles = f"{said['tiles_asked']} tiles classified, {said['tiles_skipped']} without tissue"
     assert cut == f"{slide}: {tiles}; on level 2, 1 µm per pixel"
-    assert totals == f"1 answered, {int(said['review'])} to review, 0 failed"
+    assert totals == f"1 classified, {int(said['review'])} to review, 0 failed"
     assert sorted(path.name for path in (tmp_path / "out" / "slide").iterdir()) == sorted(SLIDE_FILES)
 
 
@@ -106,7 +106,7 @@ def test_a_half_broken_slide_ends_in_one_line_that_names_the_tile(served: Server
     line, totals = done.stderr.splitlines()
     start = f"{path}: image is corrupt or truncated: tile (column 4, row 3) of level 0, at pixel (1024, 768): "
     assert line.startswith(start)
-    assert totals == "0 answered, 0 to review, 1 failed"
+    assert totals == "0 classified, 0 to review, 1 failed"
     assert not (tmp_path / "out").exists()
 
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from plurum.client import Answer, Served
-    from plurum.client.bulk.inquiry import Inquiry
-    from plurum.client.bulk.journal import Found
+    from plurum.client.bulk.bulk_run import BulkRun
+    from plurum.client.bulk.journal import EarlierResults
     from plurum.client.bulk.listing import Listing
-    from plurum.client.bulk.pace import Pace
+    from plurum.client.bulk.progress_rate import ProgressRate
     from plurum.client.slides.slide_stream import SlideStream
     from plurum.spec import PatientRule
 
@@ -144,17 +144,17 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
         stack.enter_context(client)
         stream = options.stream(client, patient_rule, lambda text: _line(console, text))
         settings = options.journal_settings(patient_rule)
-        inquiry = _inquiry(stack, client.served, listing, out, settings, fresh=fresh, rule=patient_rule)
-        if inquiry.journal:
-            _report_resumed(inquiry.journal.found, len(listing), console)
+        bulk_run = _bulk_run(stack, client.served, listing, out, settings, fresh=fresh, rule=patient_rule)
+        if bulk_run.journal:
+            _report_resumed(bulk_run.journal.found, len(listing), console)
         output = _PredictionOutput(json_lines=json_lines, review_only=review_only)
-        _predict(inquiry, stream, batch_size, output, console)
+        _predict(bulk_run, stream, batch_size, output, console)
         if out:
-            inquiry.write(out)
+            bulk_run.write(out)
     output.end()
-    _show_patients(inquiry, patients, quiet=json_lines)
-    sys.stderr.write(f"{inquiry.totals.words}\n")
-    if inquiry.totals.failed:
+    _show_patients(bulk_run, patients, quiet=json_lines)
+    sys.stderr.write(f"{bulk_run.totals.summary}\n")
+    if bulk_run.totals.failed:
         raise typer.Exit(1)
 
 
@@ -168,7 +168,7 @@ def _check_patients(file: Path | None, listing: Listing) -> None:
         format_from_path(file, ())
 
 
-def _inquiry(
+def _bulk_run(
     stack: ExitStack,
     served: Served,
     listing: Listing,
@@ -177,23 +177,23 @@ def _inquiry(
     *,
     fresh: bool,
     rule: PatientRule | None,
-) -> Inquiry:
-    """Return the inquiry; with `out` it has a journal, which `stack` closes."""
+) -> BulkRun:
+    """Return the bulk run; with `out` it has a journal, which `stack` closes."""
     from plurum.client.bulk.formats import format_from_path
-    from plurum.client.bulk.inquiry import Inquiry, Totals
+    from plurum.client.bulk.bulk_run import BulkRun, BulkTotals
     from plurum.client.bulk.journal import Journal
     from plurum.client.bulk.patients import PatientPool
 
-    totals = Totals(PatientPool(served.classes, rule or served.patient_rule or "mean"))
+    totals = BulkTotals(PatientPool(served.classes, rule or served.patient_rule or "mean"))
     if out is None:
-        return Inquiry(listing, totals)
+        return BulkRun(listing, totals)
     form = format_from_path(out, served.classes)
     settings = {"classes": served.classes, "ensemble": served.contract, "format": out.suffix.lower()} | settings
     journal = stack.enter_context(Journal(out, listing, settings, fresh=fresh))
-    return Inquiry(listing, totals, journal, form)
+    return BulkRun(listing, totals, journal, form)
 
 
-def _report_resumed(found: Found, total: int, console: Console) -> None:
+def _report_resumed(found: EarlierResults, total: int, console: Console) -> None:
     """Report what is reused from an earlier run."""
     if found.answered:
         _line(console, f"resuming: {found.answered:,} of {total:,} images already have predictions")
@@ -204,7 +204,7 @@ def _report_resumed(found: Found, total: int, console: Console) -> None:
 
 
 def _predict(
-    inquiry: Inquiry, stream: SlideStream, batch_size: int | None, output: _PredictionOutput, console: Console
+    bulk_run: BulkRun, stream: SlideStream, batch_size: int | None, output: _PredictionOutput, console: Console
 ) -> None:
     """Send all requests, and show the predictions.
 
@@ -215,13 +215,13 @@ def _predict(
     from plurum.errors import InterruptedRunError, ServerError
 
     try:
-        for path, answer in _with_progress(inquiry, stream, batch_size, console):
+        for path, answer in _with_progress(bulk_run, stream, batch_size, console):
             if isinstance(answer, Failure):
                 _line(console, f"{answer.name}: {answer.reason}")
             output.add(path, answer)
     except (ServerError, KeyboardInterrupt) as error:
-        more = f"{inquiry.done:,} of {inquiry.left:,} images are done"
-        if inquiry.journal:
+        more = f"{bulk_run.done:,} of {bulk_run.left:,} images are done"
+        if bulk_run.journal:
             more += "; run the same command again to resume"
         if isinstance(error, ServerError):
             raise InterruptedRunError(f"{error}; {more}") from error
@@ -230,15 +230,15 @@ def _predict(
 
 
 def _with_progress(
-    inquiry: Inquiry, stream: SlideStream, batch_size: int | None, console: Console
+    bulk_run: BulkRun, stream: SlideStream, batch_size: int | None, console: Console
 ) -> Iterator[tuple[str, Answer]]:
     """Yield the predictions while showing a progress bar or, without a terminal, progress lines."""
     from rich.progress import BarColumn, Progress, TextColumn
 
-    from plurum.client.bulk.pace import Pace
+    from plurum.client.bulk.progress_rate import ProgressRate
 
     start_s = time.monotonic()
-    pace = Pace(inquiry.left, start_s)
+    pace = ProgressRate(bulk_run.left, start_s)
     # By default Rich would redirect standard output to standard error.
     columns = (TextColumn("Predicting"), BarColumn(), TextColumn("{task.description}"))
     bar = Progress(
@@ -252,21 +252,21 @@ def _with_progress(
     every_s = _BAR_S if console.is_terminal else _LINE_S
     next_s = start_s if console.is_terminal else start_s + every_s
     with bar:
-        task = bar.add_task("", total=inquiry.left)
-        for path, answer in inquiry.answers(stream, batch_size):
+        task = bar.add_task("", total=bulk_run.left)
+        for path, answer in bulk_run.answers(stream, batch_size):
             yield path, answer
             now_s = time.monotonic()
             if now_s >= next_s:
                 next_s = now_s + every_s
-                pace.note(inquiry.done, now_s)
+                pace.note(bulk_run.done, now_s)
                 _show_pace(pace, now_s, console, bar, task)
 
 
-def _show_pace(pace: Pace, now_s: float, console: Console, bar: Progress, task: TaskID) -> None:
+def _show_pace(pace: ProgressRate, now_s: float, console: Console, bar: Progress, task: TaskID) -> None:
     if console.is_terminal:
-        bar.update(task, completed=pace.done, description=pace.words(now_s), refresh=True)
+        bar.update(task, completed=pace.done, description=pace.summary(now_s), refresh=True)
     else:
-        _line(console, pace.words(now_s))
+        _line(console, pace.summary(now_s))
 
 
 @dataclass
@@ -307,12 +307,12 @@ class _PredictionOutput:
             sys.stderr.write(f"and {self._more:,} more rows; use --out FILE or --json to get all\n")
 
 
-def _show_patients(inquiry: Inquiry, file: Path | None, *, quiet: bool) -> None:
+def _show_patients(bulk_run: BulkRun, file: Path | None, *, quiet: bool) -> None:
     from plurum.client.bulk.report import patients_report, table_from_patients
 
-    answers = inquiry.totals.patients.answers()
+    answers = bulk_run.totals.patients.answers()
     if file:
-        patients_report(file, answers, inquiry.totals.patients.classes)
+        patients_report(file, answers, bulk_run.totals.patients.classes)
     if answers and not quiet:
         sys.stdout.write("\n")
         _show(table_from_patients(answers[:_ROWS]))

@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from plurum.client import EnsembleClient, SlidePrediction
-    from plurum.client.bulk.pace import Pace
+    from plurum.client.bulk.progress_rate import ProgressRate
     from plurum.client.slides.slide_stream import SlideStream
     from plurum.spec import PatientRule
 
@@ -137,16 +137,16 @@ class _SlideProgress:
     def __init__(self, line: Callable[[str], None]) -> None:
         self._line = line
         self._path = ""
-        self._pace: Pace | None = None
+        self._pace: ProgressRate | None = None
         self._next_s = 0.0
 
     def __call__(self, path: str, done: int, total: int) -> None:
-        from plurum.client.bulk.pace import Pace
+        from plurum.client.bulk.progress_rate import ProgressRate
 
         now_s = time.monotonic()
         if self._pace is None or path != self._path:
-            self._path, self._pace, self._next_s = path, Pace(total, now_s, what="tiles"), now_s + _LINE_S
+            self._path, self._pace, self._next_s = path, ProgressRate(total, now_s, what="tiles"), now_s + _LINE_S
         if now_s >= self._next_s:
             self._pace.note(done, now_s)
-            self._line(f"{path}: {self._pace.words(now_s)}")
+            self._line(f"{path}: {self._pace.summary(now_s)}")
             self._next_s = now_s + _LINE_S

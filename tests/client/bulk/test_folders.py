@@ -56,13 +56,13 @@ def test_paths_are_written_as_they_were_named(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere is neither a file nor a folder"):
+    with pytest.raises(DataError, match=r"nowhere: expected an image or a folder of images"):
         image_files([tmp_path / "nowhere"])
 
 
 def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "full/a.png", "empty/notes.txt")
-    with pytest.raises(DataError, match=r"empty holds no image; one ends in \.jpeg, \.jpg, \.png, \.tif, \.tiff"):
+    with pytest.raises(DataError, match=r"empty: expected images \(\.jpeg, \.jpg, \.png, \.tif, \.tiff\), got none"):
         image_files([tmp_path / "full", tmp_path / "empty"])
 
 
@@ -82,7 +82,7 @@ def test_what_is_not_asked_about_is_named(tmp_path: Path, caplog: pytest.LogCapt
     assert caplog.text == ""
     touch(tmp_path, "1.dcm", "2.DCM", "b.webp", "IM0001")
     assert image_files([tmp_path]) == [tmp_path / "a.png"]
-    assert "not asked about: 2 .dcm, 1 without an extension, 1 .webp" in caplog.text
+    assert "skipped: 2 .dcm, 1 without an extension, 1 .webp" in caplog.text
     (tmp_path / "a.png").unlink()
-    with pytest.raises(DataError, match=r"holds no image; .*; there are 2 \.dcm, 1 without"):
+    with pytest.raises(DataError, match=r"got none; skipped: 2 \.dcm, 1 without"):
         image_files([tmp_path])

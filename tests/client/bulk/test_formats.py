@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from plurum.client import Failure, PatientAnswer, Prediction, patients_report
-from plurum.client.bulk.formats import Format, Subject, format_from_path
+from plurum.client.bulk.formats import Format, RowSubject, format_from_path
 from plurum.errors import SettingsError
 
 CLASSES = ("CE", 'LAA, "large"')
@@ -27,7 +27,7 @@ ANSWER = Prediction(
     review=True,
 )
 FAILURE = Failure(1, "b.png", 'no image, "says" the server')
-SUBJECTS = [Subject("a,\n.png", "ann", CLASSES[1]), Subject("b \udce9.png", "", "CE")]
+SUBJECTS = [RowSubject("a,\n.png", "ann", CLASSES[1]), RowSubject("b \udce9.png", "", "CE")]
 COLUMNS = ("path", "patient", "expected")
 
 
@@ -106,5 +106,5 @@ def test_patients_have_a_row_each(tmp_path: Path, suffix: str) -> None:
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"out\.xlsx: .* how its name ends: \.csv, \.jsonl, \.parquet"):
+    with pytest.raises(SettingsError, match=r"out\.xlsx: expected a name that ends in \.csv, \.jsonl, \.parquet"):
         format_from_path(tmp_path / "out.xlsx", CLASSES)

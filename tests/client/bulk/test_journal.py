@@ -105,9 +105,9 @@ def test_images_that_are_listed_no_more_are_left_out_and_new_ones_asked_about(tm
     [
         (
             ABOUT | {"ensemble": "def"},
-            r"of another ensemble; ask the server that gave them .* or begin anew with --fresh",
+            r"of the same ensemble, got those of another\. .* or start over with --fresh",
         ),
-        (ABOUT | {"ensemble": "def", "classes": ("a", "b")}, r"of another classes and ensemble"),
+        (ABOUT | {"ensemble": "def", "classes": ("a", "b")}, r"of the same classes and ensemble"),
     ],
 )
 def test_answers_of_another_ensemble_are_not_mixed_with_these(
@@ -125,13 +125,16 @@ def test_answers_of_another_ensemble_are_not_mixed_with_these(
 
 def test_something_else_under_its_name_is_left_alone(tmp_path: Path, listing: Listing) -> None:
     (tmp_path / ".out.csv.partial").write_text("my notes\n")
-    with pytest.raises(OutputError, match="is no journal of plurum predict"):
+    with pytest.raises(OutputError, match="is not a journal of plurum predict"):
         Journal(tmp_path / "out.csv", listing, ABOUT)
     assert (tmp_path / ".out.csv.partial").read_text() == "my notes\n"
 
 
 def test_two_at_once_do_not_write_one_file(tmp_path: Path, listing: Listing) -> None:
-    with Journal(tmp_path / "out.csv", listing, ABOUT), pytest.raises(OutputError, match="is being written by another"):
+    with (
+        Journal(tmp_path / "out.csv", listing, ABOUT),
+        pytest.raises(OutputError, match="another plurum predict writes"),
+    ):
         Journal(tmp_path / "out.csv", listing, ABOUT)
     with Journal(tmp_path / "out.csv", listing, ABOUT) as journal:
         journal.remove()

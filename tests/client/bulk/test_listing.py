@@ -32,7 +32,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> 
 
 def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt")
-    with pytest.raises(DataError, match=r"\*\.txt matches no image; one ends in \.jpeg"):
+    with pytest.raises(DataError, match=r"\*\.txt: expected a pattern that matches images \(\.jpeg"):
         listing_from_names([tmp_path / "*.txt"])
 
 
@@ -54,9 +54,9 @@ def test_a_manifest_names_images_patients_and_labels(tmp_path: Path) -> None:
     [
         ("label\nCE\n", r"cases\.csv has no column path \(or image_path, .*\); it has: label"),
         ("path\n", "has no row below its header"),
-        ("path,label\na.png,CE\n,LAA\n", r"cases\.csv: line 3 has no path"),
-        ("path,label\na.png,CE\na.png,LAA\n", r"a\.png is listed with the labels 'CE' and 'LAA'; give it one"),
-        ("path,patient\na.png,ann\na.png,bob\n", r"a\.png is listed with the patients 'ann' and 'bob'"),
+        ("path,label\na.png,CE\n,LAA\n", r"cases\.csv: expected a path in line 3"),
+        ("path,label\na.png,CE\na.png,LAA\n", r"a\.png: expected one label, got 'CE' and 'LAA'"),
+        ("path,patient\na.png,ann\na.png,bob\n", r"a\.png: expected one patient, got 'ann' and 'bob'"),
         ('path\n"a.png\n', "is not a CSV in UTF-8"),
     ],
 )
@@ -79,7 +79,7 @@ def test_with_nul_between_them_paths_may_hold_line_ends() -> None:
 
 
 def test_empty_standard_input_is_refused() -> None:
-    with pytest.raises(DataError, match="standard input names no image"):
+    with pytest.raises(DataError, match="standard input: expected at least 1 path"):
         listing_from_names(["-"], io.BytesIO(b"\n\n"))
 
 

@@ -81,7 +81,7 @@ def test_a_block_that_raises_leaves_the_old_csv(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_place_for_a_csv(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="is a folder"), answers_report(tmp_path, ("CE", "LAA")):
+    with pytest.raises(OutputError, match="got a folder"), answers_report(tmp_path, ("CE", "LAA")):
         pass
 
 

@@ -1,4 +1,4 @@
-"""Asking about many images: what is kept of the answers, added up, and written in the end."""
+"""Classify many images: keep the predictions in a journal, sum them up, and write them at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from plurum.client.bulk.formats import Format, Subject
+from plurum.client.bulk.formats import Format, RowSubject
 from plurum.client.bulk.journal import Entry, Journal, Stamp, stamp_of
 from plurum.client.bulk.listing import Listing
 from plurum.client.bulk.patients import PatientPool
@@ -16,27 +16,27 @@ from plurum.client.connection.payload import AnyImage
 from plurum.client.connection.predictions import Answer, Failure
 from plurum.files import atomic_file
 
-__all__ = ["Inquiry", "Totals"]
+__all__ = ["BulkRun", "BulkTotals"]
 
 
 class _Streams(Protocol):
-    """What of a client is needed here."""
+    """The part of a client that is needed here."""
 
     def stream(self, images: Iterator[AnyImage], *, batch_size: int | None = None) -> Iterator[Answer]:
         """See `EnsembleClient.stream`."""
 
 
 @dataclass
-class Totals:
-    """What has become of all images.
+class BulkTotals:
+    """BulkTotals over all images.
 
     Attributes:
-        patients: Adds up the answers to each patient's images.
-        answered: Images with an answer.
-        review: Those of them that a person should look at.
-        failed: Images without an answer.
-        labelled: Those with an answer of which a manifest says what they show.
-        right: Those of them that were answered so.
+        patients: Pool of each patient's predictions.
+        answered: Number of images with a prediction.
+        review: Number of predictions that need review.
+        failed: Number of images without a prediction.
+        labelled: Number of predictions for images with a label in the manifest.
+        right: Number of predictions that match the label.
     """
 
     patients: PatientPool
@@ -46,8 +46,8 @@ class Totals:
     labelled: int = 0
     right: int = 0
 
-    def add(self, subject: Subject, label: str | None, probabilities: list[float], *, review: bool) -> None:
-        """Add one image; its label is None where it has no answer."""
+    def add(self, subject: RowSubject, label: str | None, probabilities: list[float], *, review: bool) -> None:
+        """Add one image; the label is None if there is no prediction."""
         self.patients.add(subject.patient, label, probabilities, review=review)
         if label is None:
             self.failed += 1
@@ -59,56 +59,56 @@ class Totals:
             self.right += label == subject.expected
 
     @property
-    def words(self) -> str:
-        """All of it in one line."""
-        line = f"{self.answered} answered, {self.review} to review, {self.failed} failed"
+    def summary(self) -> str:
+        """All totals in one line."""
+        line = f"{self.answered} classified, {self.review} to review, {self.failed} failed"
         if self.labelled:
-            line += f"; {self.right / self.labelled:.1%} of {self.labelled} labelled ones are labelled so"
+            line += f"; {self.right / self.labelled:.1%} of {self.labelled} labelled images are correct"
         return line
 
 
 @dataclass
-class Inquiry:
-    """Asks about every image of a listing that has no answer yet.
+class BulkRun:
+    """Classification of all images of a listing that have no prediction yet.
 
     Attributes:
-        listing: The images.
-        totals: Added up when an answer comes or, where there is a journal, when the file is written.
-        journal: Keeps the answers.
-        form: How it keeps them.
-        done: How many were asked about so far, this time.
+        listing: Images to classify.
+        totals: BulkTotals, updated when a prediction arrives or, with a journal, when the file is written.
+        journal: Journal of the predictions; None keeps none.
+        form: Format of the journal's bodies; None without a journal.
+        done: Number of images processed in this run.
     """
 
     listing: Listing
-    totals: Totals
+    totals: BulkTotals
     journal: Journal | None = None
     form: Format | None = None
     done: int = field(default=0, init=False)
 
     @property
     def left(self) -> int:
-        """How many there were to ask about when this began."""
+        """Number of images without a prediction at the start of this run."""
         return len(self.listing) - (self.journal.found.answered if self.journal else 0)
 
     def answers(self, client: _Streams, batch_size: int | None) -> Iterator[tuple[str, Answer]]:
-        """Ask, and yield path and answer of each image, in the order of the listing.
+        """Classify the images, and yield path and result of each, in the order of the listing.
 
         Raises:
             OutputError: the journal can't be written.
-            ServerError: no server answers (any more), it fails, or it serves no ensemble.
+            ServerError: no server responds, the server fails, or it serves no ensemble.
         """
-        under_way: deque[tuple[int, str, Stamp]] = deque()
+        in_progress: deque[tuple[int, str, Stamp]] = deque()
         kept = self.journal
 
-        def asked() -> Iterator[str]:
+        def send() -> Iterator[str]:
             remaining = kept.remaining() if kept else enumerate(self.listing)
             for place, path in remaining:
-                # Before it is read: what changes later is asked about again by the next run.
-                under_way.append((place, path, stamp_of(path) if kept else Stamp(0, 0)))
+                # Take the stamp before the file is read, so that the next run detects later changes.
+                in_progress.append((place, path, stamp_of(path) if kept else Stamp(0, 0)))
                 yield path
 
-        for answer in client.stream(asked(), batch_size=batch_size):
-            place, path, stamp = under_way.popleft()
+        for answer in client.stream(send(), batch_size=batch_size):
+            place, path, stamp = in_progress.popleft()
             label, review = (None, False) if isinstance(answer, Failure) else (answer.label, answer.review)
             if kept and self.form:
                 kept.add(place, path, stamp, Entry(label, review, self.form.body(answer)))
@@ -119,10 +119,10 @@ class Inquiry:
             yield path, answer
 
     def write(self, file: Path) -> None:
-        """Write all answers of the journal to `file`, whole or not at all, and add them up.
+        """Write all entries of the journal to `file` atomically, and sum them up.
 
         Raises:
-            OutputError: it can't be written.
+            OutputError: the file can't be written.
         """
         if self.journal is None or self.form is None:
             return
@@ -145,5 +145,5 @@ class Inquiry:
         if not self.totals.failed:
             self.journal.remove()
 
-    def _subject(self, place: int, path: str) -> Subject:
-        return Subject(path, self.listing.patients.get(place, ""), self.listing.labels.get(place, ""))
+    def _subject(self, place: int, path: str) -> RowSubject:
+        return RowSubject(path, self.listing.patients.get(place, ""), self.listing.labels.get(place, ""))

@@ -1,28 +1,28 @@
 from __future__ import annotations
 
-from plurum.client.bulk.pace import Pace
+from plurum.client.bulk.progress_rate import ProgressRate
 
 
 def test_rate_and_time_left_are_in_words() -> None:
-    pace = Pace(total=10_000, begun_s=100.0)
+    pace = ProgressRate(total=10_000, started_s=100.0)
     pace.note(1200, 110.0)
-    assert pace.words(110.0) == "1,200 of 10,000 images, 120/s, 1 min 13 s left"
+    assert pace.summary(110.0) == "1,200 of 10,000 images, 120/s, 1 min 13 s left"
     pace.note(9999, 120.0)
-    assert pace.words(120.0).endswith(", 500/s, 0 s left")
+    assert pace.summary(120.0).endswith(", 500/s, 0 s left")
 
 
 def test_before_the_first_nothing_is_foretold() -> None:
-    assert Pace(total=5, begun_s=1.0).words(1.0) == "0 of 5 images, 0.0/s"
+    assert ProgressRate(total=5, started_s=1.0).summary(1.0) == "0 of 5 images, 0.0/s"
 
 
 def test_hours_are_told_in_hours_and_slow_rates_with_a_decimal() -> None:
-    pace = Pace(total=20_000, begun_s=0.0)
+    pace = ProgressRate(total=20_000, started_s=0.0)
     pace.note(25, 10.0)
-    assert pace.words(10.0) == "25 of 20,000 images, 2.5/s, 2 h 13 min left"
+    assert pace.summary(10.0) == "25 of 20,000 images, 2.5/s, 2 h 13 min left"
 
 
 def test_what_was_long_ago_is_forgotten() -> None:
-    pace = Pace(total=1_000_000, begun_s=0.0)
+    pace = ProgressRate(total=1_000_000, started_s=0.0)
     for second in range(1, 601):
         pace.note(100 * second, float(second))
     # The server restarts: a minute without an answer, then it is twice as fast.
