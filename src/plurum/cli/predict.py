@@ -179,8 +179,8 @@ def _bulk_run(
     rule: PatientRule | None,
 ) -> BulkRun:
     """Return the bulk run; with `out` it has a journal, which `stack` closes."""
-    from plurum.client.bulk.formats import format_from_path
     from plurum.client.bulk.bulk_run import BulkRun, BulkTotals
+    from plurum.client.bulk.formats import format_from_path
     from plurum.client.bulk.journal import Journal
     from plurum.client.bulk.patients import PatientPool
 
