@@ -82,9 +82,9 @@ def test_members_are_sorted_and_hidden_ones_are_none(run: Run) -> None:
 
 
 def test_what_is_no_run_says_how_to_make_one(tmp_path: Path) -> None:
-    for question in (Run(tmp_path).members, Run(tmp_path).ensemble):
+    for read in (Run(tmp_path).members, Run(tmp_path).ensemble):
         with pytest.raises(ContractError, match=r"is not a run: .* plurum train DATA --out"):
-            question()
+            read()
 
 
 def test_a_run_without_members_says_how_to_finish_it(run: Run) -> None:

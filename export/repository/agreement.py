@@ -23,7 +23,7 @@ from plurum.export.repository.configs import (
     preprocess_config,
     voter_config,
 )
-from plurum.listing import Differences
+from plurum.listing import ListingDifferences
 from plurum.spec import Ensemble
 
 __all__ = ["config_faults", "copy_faults", "expected_configs", "file_faults", "parameter_faults", "wiring_faults"]
@@ -83,7 +83,7 @@ def copy_faults(copy: Path, repository: Path) -> list[str]:
     return [f"{copy.relative_to(repository)} differs from the repository's ensemble.json"]
 
 
-def file_faults(differences: Differences, manifest: ExportManifest) -> list[str]:
+def file_faults(differences: ListingDifferences, manifest: ExportManifest) -> list[str]:
     """Check that every listed file is present and unchanged; graphs have a check of their own."""
     graphs = {one.file for one in manifest.artefacts}
     return [

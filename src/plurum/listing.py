@@ -15,7 +15,7 @@ from pathlib import Path
 from plurum.errors import RepositoryError
 from plurum.files import sha256_of
 
-__all__ = ["Differences", "check_exported", "differences_from", "is_listed", "listing_of", "plans_of"]
+__all__ = ["ListingDifferences", "check_exported", "differences_from", "is_listed", "listing_of", "plans_of"]
 
 # The listing itself, TensorRT's timing cache, results of `plurum tune`, and bytecode of Triton's Python.
 _UNLISTED = re.compile(r"export\.json|timing\.cache|tuning\.(json|csv|png)|[^/]+/1/__pycache__(/[^/]+\.pyc)?")
@@ -23,7 +23,7 @@ _CONFIG = "config.pbtxt"
 
 
 @dataclass(frozen=True)
-class Differences:
+class ListingDifferences:
     """Differences between a repository and its listing, as relative paths; folders end with a slash.
 
     Attributes:
@@ -88,7 +88,7 @@ def check_exported(repository: Path, hashes: Mapping[str, str] | None = None) ->
     copies = [name for name in found if re.fullmatch(r"[^/]+/[0-9]+/ensemble\.json", name)]
     stated = record.hashes | ({} if ensemble_sha256 is None else dict.fromkeys(copies, ensemble_sha256))
     changed = tuple(name for name, sha256 in stated.items() if found.get(name, sha256) != sha256)
-    differences = Differences((), changed, ())
+    differences = ListingDifferences((), changed, ())
     if record.listing is not None and not changed:
         differences = differences_from(record.listing, repository, record.plans, found)
     if difference := differences.first():
@@ -134,7 +134,7 @@ def _record_of(repository: Path) -> _Record:
 
 def differences_from(
     listing: Mapping[str, str], repository: Path, later: Collection[str] = (), found: Mapping[str, str] | None = None
-) -> Differences:
+) -> ListingDifferences:
     """Return the differences between `repository` and its listing.
 
     Args:
@@ -156,7 +156,7 @@ def differences_from(
         and not _UNLISTED.fullmatch(name)
         and not any(one.startswith(f"{name}/") for one in unlisted)
     ]
-    return Differences(
+    return ListingDifferences(
         missing=tuple(
             [name for name in listing if name not in found]
             + [name for name in sorted(versions) if not (repository / name).is_dir()]

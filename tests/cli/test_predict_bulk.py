@@ -57,7 +57,7 @@ def way(served: Server) -> Iterator[Relay]:
         yield relay
 
 
-def begun(out: Path, *arguments: object, images: int) -> subprocess.Popen[bytes]:
+def start_run(out: Path, *arguments: object, images: int) -> subprocess.Popen[bytes]:
     """Start a run, and return when this many predictions are saved."""
     command = [*COMMAND, *map(str, arguments), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -72,7 +72,7 @@ def begun(out: Path, *arguments: object, images: int) -> subprocess.Popen[bytes]
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_killed_it_goes_on_where_it_was(served: Server, scans: Path, tmp_path: Path, suffix: str) -> None:
     out, options = tmp_path / f"out{suffix}", (scans, "--url", served.urls.http, "--batch-size", 1, "--concurrency", 1)
-    with begun(out, *options, images=20) as process:
+    with start_run(out, *options, images=20) as process:
         process.kill()
         process.communicate()
     assert not out.exists()
@@ -91,7 +91,7 @@ def test_killed_it_goes_on_where_it_was(served: Server, scans: Path, tmp_path: P
 
 def test_interrupted_it_says_how_to_go_on(served: Server, scans: Path, tmp_path: Path) -> None:
     options = (scans, "--url", served.urls.http, "--batch-size", 1, "--concurrency", 1)
-    with begun(tmp_path / "out.csv", *options, images=20) as process:
+    with start_run(tmp_path / "out.csv", *options, images=20) as process:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -99,7 +99,9 @@ def test_interrupted_it_says_how_to_go_on(served: Server, scans: Path, tmp_path:
 
 
 def test_a_server_that_comes_back_loses_nothing(scans: Path, way: Relay, tmp_path: Path) -> None:
-    with begun(tmp_path / "out.csv", scans, "--url", f"http://{way.address}", "--batch-size", 2, images=20) as process:
+    with start_run(
+        tmp_path / "out.csv", scans, "--url", f"http://{way.address}", "--batch-size", 2, images=20
+    ) as process:
         way.cut()
         timer = threading.Timer(1.0, way.mend)
         timer.start()
@@ -114,7 +116,9 @@ def test_a_server_that_stays_away_ends_with_three_and_the_rest_is_asked_of_anoth
     served: Server, scans: Path, way: Relay, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.csv"
-    with begun(out, scans, "--url", f"http://{way.address}", "--batch-size", 2, "--timeout", 1, images=20) as process:
+    with start_run(
+        out, scans, "--url", f"http://{way.address}", "--batch-size", 2, "--timeout", 1, images=20
+    ) as process:
         way.cut()
         _, said = process.communicate(timeout=60)
     assert process.returncode == 3
@@ -131,7 +135,7 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(repository: Pat
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as first:
         port = int(first.urls.grpc.rpartition(":")[2])
         options = (scans, "--url", first.urls.grpc, "--batch-size", 1, "--concurrency", 1)
-        process = begun(tmp_path / "out.csv", *options, images=20)
+        process = start_run(tmp_path / "out.csv", *options, images=20)
         first.stop(drain=False)
     with process, Server(repository, ServerSettings(http_port=0, grpc_port=port, metrics_port=0)):
         _, said = process.communicate(timeout=60)

@@ -17,7 +17,7 @@ from plurum.export.doctor import check_repository
 from plurum.export.manifest import is_current, read_manifest
 from plurum.export.repository import selection
 from plurum.files import sha256_of
-from plurum.listing import Differences, check_exported, differences_from, listing_of
+from plurum.listing import ListingDifferences, check_exported, differences_from, listing_of
 from plurum.run import Run
 
 SETTINGS = ExportSettings(max_batch_size=8)
@@ -113,7 +113,7 @@ def test_differences_are_told_apart(repository: Path, tmp_path: Path) -> None:
     (changed / "parity.json").write_text("{}")
     (changed / "ensemble" / "1" / "model.py").touch()
     (changed / "empty").mkdir()
-    assert differences_from(listing, changed) == Differences(
+    assert differences_from(listing, changed) == ListingDifferences(
         missing=("voter/1/voting.py",), changed=("parity.json",), extra=("ensemble/1/model.py", "empty/")
     )
 

@@ -338,7 +338,7 @@ def test_wrong_files_end_plurum_serve_with_one_line(repository: Path, authority:
             options(tls.model_copy(update={"key": authority.issue("other")[1]})),
             "expected the private key of the first certificate",
         ),
-        (options(tls)[:2], "a certificate and its private key go together"),
+        (options(tls)[:2], "--grpc-tls-cert, --grpc-tls-key: expected both, got one"),
     ):
         done = subprocess.run(command(repository, *words), capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stdout) == (2, "")
