@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from plurum.errors import SettingsError
 from plurum.spec import Contract, PatientRule, Text
 
-__all__ = ["FitSettings", "RunSettings", "TrainSettings", "settings_from"]
+__all__ = ["FitSettings", "RunSettings", "TrainSettings", "option_from_field", "settings_from"]
 
 _S = TypeVar("_S", bound=BaseModel)
 
@@ -189,10 +189,14 @@ def settings_from(kind: type[_S], **values: Any) -> _S:
         raise SettingsError("; ".join(_fault(**fault) for fault in error.errors(include_url=False))) from error
 
 
+def option_from_field(name: str) -> str:
+    """Return the command-line option of a settings field, such as `--batch-size` for `batch_size`."""
+    return "--arch" if name == "archs" else f"--{name.replace('_', '-')}"
+
+
 def _fault(loc: tuple[int | str, ...], msg: str, input: object, **_: object) -> str:  # noqa: A002 - pydantic's name
     if not loc:
         return msg.removeprefix("Value error, ")
-    option = str(loc[0]).replace("_", "-")
     expected = msg.removeprefix("Value error, ").replace("Input should be ", "expected ", 1)
     expected = re.sub("^expected (?=greater|less)", "expected a number ", expected)
-    return f"--{option}: {expected}, got {input!r}"
+    return f"{option_from_field(str(loc[0]))}: {expected}, got {input!r}"

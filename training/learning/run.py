@@ -26,7 +26,7 @@ from plurum.training.learning.jobs import ParallelJob, run_in_parallel
 from plurum.training.learning.plan import TrainingPlan, is_finished, plan_trainings
 from plurum.training.learning.precision import precision_for, training_device
 from plurum.training.progress import show_progress
-from plurum.training.settings import RunSettings, TrainSettings
+from plurum.training.settings import RunSettings, TrainSettings, option_from_field
 
 if TYPE_CHECKING:
     from plurum.training.learning.distributed import ProcessGroup
@@ -247,7 +247,7 @@ def _check_settings_unchanged(run: Run, settings: TrainSettings, *, fresh: bool)
         for key in ("archs", "seeds"):
             del then[key], now[key]
     differences = [
-        f"--{key.replace('_', '-')}: expected {then[key]}, got {now[key]}" for key in then if then[key] != now[key]
+        f"{option_from_field(key)}: expected {then[key]}, got {now[key]}" for key in then if then[key] != now[key]
     ]
     if differences:
         raise OutputError(
