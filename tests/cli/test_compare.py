@@ -27,8 +27,14 @@ def plurum(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         (("digits", "--arch", "resnet_18"), "timm has no architecture 'resnet_18'"),
         (("nowhere", "--arch", "resnet18"), "nowhere"),
         (("digits", "--arch", "resnet18", "--checkpoint", "x=y"), "timm has no architecture 'x'"),
-        (("digits", "--arch", "resnet18", "--rounds", 0), "--rounds is 0"),
-        (("digits", "--arch", "resnet18", "--epochs", 0), "--epochs is 0"),
+        (
+            ("digits", "--arch", "resnet18", "--rounds", 0),
+            "--rounds: expected a number greater than or equal to 1, got 0",
+        ),
+        (
+            ("digits", "--arch", "resnet18", "--epochs", 0),
+            "--epochs: expected a number greater than or equal to 1, got 0",
+        ),
         (("RUN", "--epochs", 3, "--pretrained"), "nothing is trained again; leave out --epochs, --pretrained"),
         (("RUN", "--arch", "resnet18"), "no finished member of the architecture 'resnet18'"),
         (("RUN", "--checkpoint", "resnet10t=none.pt"), "none.pt is missing"),

@@ -135,8 +135,8 @@ def test_a_server_that_is_away_is_one_line(run: Run, tmp_path: Path) -> None:
 
 def test_what_is_wrong_is_one_line_and_leaves_nothing(fresh_run: Run, tmp_path: Path) -> None:
     assert "is not a run" in refused(tmp_path / "nowhere")
-    assert "--split is 'train'" in refused(fresh_run.path, "--split", "train")
-    assert "--draws is 5" in refused(fresh_run.path, "--draws", 5)
+    assert "--split: expected 'validation' or 'test', got 'train'" in refused(fresh_run.path, "--split", "train")
+    assert "--draws: expected a number greater than or equal to 100, got 5" in refused(fresh_run.path, "--draws", 5)
     assert "Add --url HOST:PORT" in refused(fresh_run.path, "--http")
     (tmp_path / "file").write_text("mine")
     assert "is a file; name a folder" in refused(fresh_run.path, "--out", tmp_path / "file")

@@ -149,7 +149,10 @@ def test_what_is_served_is_set_against_what_could_be(repository: Path) -> None:
         (("REPO", "--out", "REPO"), "is the repository itself, which is kept as it is; name another folder"),
         (("REPO", "--out", "out", "--clients", "4,x"), "--clients: expected comma-separated integers above 0, got 4,x"),
         (("REPO", "--out", "out", "--latency-ms", "0"), "--latency-ms: expected a number greater than 0, got 0.0"),
-        (("REPO", "--out", "out", "--model", "fused"), "--model is 'fused'"),
+        (
+            ("REPO", "--out", "out", "--model", "fused"),
+            "--model: expected 'ensemble' or 'ensemble_pixels', got 'fused'",
+        ),
         (("REPO", "--out", "out", "--images", "precious"), "precious"),
         (("REPO", "--out", "out", "--run", "absent"), "absent"),
     ],
