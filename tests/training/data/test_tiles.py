@@ -140,7 +140,7 @@ def test_a_tile_of_a_large_file_is_what_the_one_rule_makes_of_it(
 @pytest.mark.parametrize(
     ("pixels", "options", "message"),
     [
-        (np.full((90, 90), np.nan, np.float32), {}, "pixels of type float32: 8- or 16-bit"),
+        (np.full((90, 90), np.nan, np.float32), {}, "pixels of type float32: expected 8- or 16-bit"),
         (np.zeros((3, 90, 90), np.uint8), {"planarconfig": "separate", "photometric": "rgb"}, "interleaved colours"),
         (
             np.zeros((90, 90), np.uint8),
