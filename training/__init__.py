@@ -24,7 +24,9 @@ from plurum.training.statistics.results import Evaluation
 
 # Names of earlier versions.
 Training = TrainedRun
-JudgeSettings, Judgement, judge_run = EvaluationSettings, Evaluation, evaluate_run
+JudgeSettings = EvaluationSettings
+Judgement = Evaluation
+judge_run = evaluate_run
 
 if typing.TYPE_CHECKING:
     from plurum.training.inference.ensembles import (
