@@ -1,4 +1,4 @@
-"""Ask a served ensemble about images, from asyncio."""
+"""Client of a served ensemble for asyncio."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ __all__ = ["AsyncEnsembleClient"]
 
 
 class AsyncEnsembleClient:
-    """What `EnsembleClient` is, for `async with` and any number of tasks of one event loop.
+    """Client with the API of `EnsembleClient` for asyncio; use it with `async with`, from any tasks of one event loop.
 
-    A task that is cancelled stops waiting; what it asked over gRPC ends by itself.
+    A cancelled task stops waiting; its gRPC requests complete in the background.
 
     Example:
         >>> async with AsyncEnsembleClient("127.0.0.1:8001") as client:
         ...     answers = await asyncio.gather(*(client.predict([path]) for path in paths))
 
     Args:
-        url: As `EnsembleClient` takes it, and so all others.
-        protocol: Likewise.
-        model: Likewise.
-        timeout_s: Likewise; time spent waiting for a place among `concurrency` is part of it.
-        concurrency: How many requests of all tasks together are under way at once; more wait for their turn.
-        api_key: Likewise.
-        tls: Likewise.
+        url: Address of a server, or several, as in `EnsembleClient`.
+        protocol: `grpc` or `http`; None takes the protocol from the URL, else gRPC.
+        model: Name of the model; None chooses `ensemble`, or `ensemble_pixels` for arrays of exactly its size.
+        timeout_s: Time limit of one request with its retries, including the wait for one of the `concurrency` places,
+            seconds.
+        concurrency: Maximum number of concurrent requests of all tasks together; more wait.
+        api_key: Key sent as `Authorization: Bearer`; None reads the environment variable PLURUM_API_KEY.
+        tls: Certificates for `https://` and `grpcs://`.
 
     Raises:
         MissingExtraError: tritonclient is not installed.
-        SettingsError: an argument that can't be used.
+        SettingsError: an argument is invalid.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class AsyncEnsembleClient:
         tls: Tls | None = None,
     ) -> None:
         if concurrency < 1:
-            raise SettingsError(f"{concurrency} requests at once ask nothing; give 1 or more")
+            raise SettingsError(f"concurrency: expected at least 1, got {concurrency}.")
         self._asker = asker_from(url, protocol, model, timeout_s, api_key, tls)
         self._concurrency = concurrency
         self._places = asyncio.Semaphore(concurrency)
@@ -68,17 +69,17 @@ class AsyncEnsembleClient:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of the connections, after waiting a few seconds for requests under way."""
+        """Close the connections, after waiting a few seconds for requests in progress."""
         self._asker.closed = True
         for transport in self._asker.balance.transports:
             await asyncio.to_thread(transport.close, CLOSE_S)
 
     @property
     def served(self) -> Coroutine[None, None, Served]:
-        """What the server says of its ensemble, to be awaited; asked once.
+        """Awaitable description of the served ensemble, requested once.
 
         Raises:
-            ServerError: no server answers, or it serves no ensemble.
+            ServerError: no server responds, or it serves no ensemble.
         """
         return self._served(Deadline.after(self._asker.timeout_s))
 
@@ -86,24 +87,24 @@ class AsyncEnsembleClient:
         """Return one prediction per image, in order; see `EnsembleClient.predict`.
 
         Raises:
-            ImageError: an image got no answer; the message names the first and says why. `stream` gives the others.
-            ServerError: no server answers, it fails, or it serves no ensemble.
-            SettingsError: a batch of less than one image.
+            ImageError: an image failed; the message names the first one and the reason. `stream` returns the others.
+            ServerError: no server responds, the server fails, or it serves no ensemble.
+            SettingsError: the batch size is below 1.
         """
         return raise_first([answer async for answer in self.stream(images, batch_size=batch_size)])
 
     async def stream(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> AsyncIterator[Answer]:
-        """Yield one `Prediction` or `Failure` per image, in order, while later images are on their way.
+        """Yield one `Prediction` or `Failure` per image, in order, while later images are being classified.
 
-        `images` is read in another thread, since reading and encoding take time that other tasks need.
+        `images` is read in another thread, so that reading and encoding don't block other tasks.
 
         Args:
-            images: As `EnsembleClient.stream` takes them.
-            batch_size: Likewise.
+            images: Images, as in `EnsembleClient.predict`.
+            batch_size: Maximum number of images per request, as in `EnsembleClient.predict`.
 
         Raises:
-            ServerError: no server answers (any more), it fails, or it serves no ensemble.
-            SettingsError: a batch of less than one image.
+            ServerError: no server responds, the server fails, or it serves no ensemble.
+            SettingsError: the batch size is below 1.
         """
         deadline = Deadline.after(self._asker.timeout_s)
         served = await self._served(deadline)
@@ -126,13 +127,13 @@ class AsyncEnsembleClient:
             await asyncio.gather(*pending, return_exceptions=True)
 
     async def _served(self, deadline: Deadline) -> Served:
-        # Whoever waits here for the first began after it, and has more time left.
+        # A task that waits here started later than the first, so its deadline is later too.
         async with self._describing:
             return await carried_out_async(self._asker.served(deadline))
 
     async def _answers(
         self, batch: list[Item | Failure], served: Served, deadline: Deadline, size: BatchSize
     ) -> list[Answer]:
-        # Places are given in the order of asking, so that those before have ended by their deadlines, which are sooner.
+        # Places are assigned in order, so earlier requests, whose deadlines are earlier, end first.
         async with self._places:
             return await carried_out_async(self._asker.answers(batch, served, deadline, size))

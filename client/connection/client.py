@@ -1,4 +1,4 @@
-"""Ask a served ensemble about images, from threads."""
+"""Client of a served ensemble for threads."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from plurum.errors import ServerError, SettingsError
 
 __all__ = ["CLOSE_S", "EnsembleClient"]
 
-# Calls that nobody waits for any more may still hold a place on the server; seconds that `close` leaves them.
+# Time that `close` leaves abandoned calls, which may still hold a place on the server, seconds.
 CLOSE_S = 5.0
-# Answers come in order: while the first is late, as many times the requests under way are asked after it, and kept.
+# Results are returned in order: while the first is late, at most this multiple of `concurrency` is kept behind it.
 _AHEAD = 4
 
 
 class EnsembleClient:
-    """A connection to a served ensemble, for `with` or to be closed; may be used from several threads.
+    """Client of a served ensemble; use it with `with`, or close it. It may be used from several threads.
 
-    Nothing is asked before the first question. That fails at once when no server answers; after it, a server that is
-    away, restarts, is full or fails is asked again, with growing pauses, as long as `timeout_s` allows. An image that
-    is refused is not.
+    The client connects at the first request, which fails at once if no server responds. Later requests are retried with
+    growing pauses, within `timeout_s`, while the server is unreachable, restarting, full or failing. A refused image is
+    not retried.
 
     Example:
         >>> with EnsembleClient("127.0.0.1:8001") as client:
@@ -35,21 +35,21 @@ class EnsembleClient:
         ...         print(prediction.label, prediction.confidence, prediction.review)
 
     Args:
-        url: `host:port`, `http://host:port`, `grpc://host:port`, `https://…` or `grpcs://…`; by default this machine
-            and the protocol's port (gRPC 8001, HTTP 8000). Several are asked in turn; those that do not answer are
-            left out until they do.
-        protocol: `grpc` or `http`; by default what the URL says, else gRPC.
-        model: Which to ask, such as `ensemble_fused`; by default `ensemble`, and `ensemble_pixels` about arrays of
+        url: Address of a server: `host:port`, `http://host:port`, `grpc://host:port`, `https://…` or `grpcs://…`. None
+            takes this machine and the protocol's port (gRPC 8001, HTTP 8000). Several servers get requests in turn;
+            servers that don't respond are skipped until they do.
+        protocol: `grpc` or `http`; None takes the protocol from the URL, else gRPC.
+        model: Name of the model, such as `ensemble_fused`; None chooses `ensemble`, or `ensemble_pixels` for arrays of
             exactly its size.
-        timeout_s: How long one request may take, from when it is begun, with all that is tried for it. Kept here: a
-            gRPC server is never told, since Triton can crash when a call is cancelled.
-        concurrency: How many requests are under way at once, so that the server never waits for the client.
-        api_key: Sent as `Authorization: Bearer`; by default the environment's PLURUM_API_KEY, if there is one.
-        tls: Certificates, for `https://` and `grpcs://`.
+        timeout_s: Time limit of one request with its retries, seconds. The limit is not sent to gRPC servers, because
+            Triton can crash when a call is cancelled.
+        concurrency: Maximum number of concurrent requests, so that the server never waits for the client.
+        api_key: Key sent as `Authorization: Bearer`; None reads the environment variable PLURUM_API_KEY.
+        tls: Certificates for `https://` and `grpcs://`.
 
     Raises:
         MissingExtraError: tritonclient is not installed.
-        SettingsError: an argument that can't be used.
+        SettingsError: an argument is invalid.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class EnsembleClient:
         tls: Tls | None = None,
     ) -> None:
         if concurrency < 1:
-            raise SettingsError(f"{concurrency} requests at once ask nothing; give 1 or more")
+            raise SettingsError(f"concurrency: expected at least 1, got {concurrency}.")
         self._asker = asker_from(url, protocol, model, timeout_s, api_key, tls)
         self._concurrency = concurrency
         self._workers = ThreadPoolExecutor(concurrency, thread_name_prefix="plurum-client")
@@ -76,7 +76,7 @@ class EnsembleClient:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connections, after waiting a few seconds for requests under way."""
+        """Close the connections, after waiting a few seconds for requests in progress."""
         self._asker.closed = True
         self._workers.shutdown(wait=False, cancel_futures=True)
         for transport in self._asker.balance.transports:
@@ -84,10 +84,10 @@ class EnsembleClient:
 
     @property
     def served(self) -> Served:
-        """What the server says of its ensemble; asked once.
+        """Description of the served ensemble, requested once.
 
         Raises:
-            ServerError: no server answers, or it serves no ensemble.
+            ServerError: no server responds, or it serves no ensemble.
         """
         return carried_out(self._asker.served(Deadline.after(self._asker.timeout_s)))
 
@@ -97,32 +97,32 @@ class EnsembleClient:
         Args:
             images: Paths, encoded JPEG, PNG or TIFF bytes, Pillow images, or uint8 arrays `[height, width, 3]` (RGB)
                 or `[height, width]` (grey), in any mixture.
-            batch_size: Images in one request, at most; the server's own limit holds too. By default as many as are
-                answered within half a second: 8 at first, 32 at most.
+            batch_size: Maximum number of images per request, within the server's own limit. None adapts it so that a
+                request takes about half a second: 8 images at first, at most 32.
 
         Raises:
-            ImageError: an image got no answer; the message names the first and says why. `stream` gives the others.
-            ServerError: no server answers, it fails, or it serves no ensemble.
-            SettingsError: a batch of less than one image.
+            ImageError: an image failed; the message names the first one and the reason. `stream` returns the others.
+            ServerError: no server responds, the server fails, or it serves no ensemble.
+            SettingsError: the batch size is below 1.
         """
         return raise_first(list(self.stream(images, batch_size=batch_size)))
 
     def stream(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> Iterator[Answer]:
-        """Yield one `Prediction` or `Failure` per image, in order, while later images are on their way.
+        """Yield one `Prediction` or `Failure` per image, in order, while later images are being classified.
 
-        `images` is read some requests ahead, so it may be endless. An image that can't be answered yields a
-        `Failure` and spoils no other.
+        `images` is read a few requests ahead, so it may be endless. A failed image yields a `Failure`, and does not
+        affect the others.
 
         Args:
-            images: As `predict` takes them.
-            batch_size: Likewise.
+            images: Images, as in `predict`.
+            batch_size: Maximum number of images per request, as in `predict`.
 
         Raises:
-            ServerError: no server answers (any more), it fails, or it serves no ensemble.
-            SettingsError: a batch of less than one image.
+            ServerError: no server responds, the server fails, or it serves no ensemble.
+            SettingsError: the batch size is below 1.
         """
         asker = self._asker
-        # The first request pays for asking what is served.
+        # The time to describe the ensemble counts towards the first request's limit.
         deadline = Deadline.after(asker.timeout_s)
         served = carried_out(asker.served(deadline))
         size = BatchSize(batch_size, served.max_batch_size)
@@ -139,10 +139,10 @@ class EnsembleClient:
                 future.cancel()
 
     def _has_room(self, pending: deque[Future[list[Answer]]]) -> bool:
-        """Wait until there is work for another request; not, where the first of these has kept too many waiting."""
+        """Wait until another request can start; return False if too many results wait behind the first."""
         while len(pending) < _AHEAD * self._concurrency:
             left = [future for future in pending if not future.done()]
-            # One more than are under way, so that a worker that ends finds its next.
+            # Keep one more than `concurrency` pending, so that a free worker finds its next request.
             if len(left) <= self._concurrency:
                 return True
             wait(left, return_when=FIRST_COMPLETED)
@@ -159,4 +159,4 @@ class EnsembleClient:
         try:
             return self._workers.submit(answers)
         except RuntimeError as error:
-            raise ServerError("the client is closed; make another") from error
+            raise ServerError("the client is closed. Create another client.") from error

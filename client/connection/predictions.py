@@ -1,6 +1,6 @@
-"""What the server answers, typed. Pure functions; gRPC and HTTP share them.
+"""Types of predictions, and pure functions that create them from output tensors of gRPC and HTTP.
 
-Legend: `classes` and `members` stand for their numbers, C and M; a batch dimension stands in front of every tensor.
+Legend: C classes, M members; every tensor has a leading batch dimension.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ __all__ = ["Answer", "Failure", "Prediction", "Served", "predictions_from_tensor
 
 @dataclass(frozen=True)
 class Served:
-    """What a server says of its ensemble.
+    """Description of the served ensemble.
 
     Attributes:
-        classes: Names, in the order of the outputs; "0", "1", … where the server keeps its config to itself.
-        members: Likewise.
-        max_batch_size: Most images in one request.
-        pixels_shape: `(height, width, 3)` of the pixels it takes as they are; None where it takes none.
-        takes_encoded: Whether it takes JPEG, PNG and TIFF, of any size.
-        checkpoints: SHA-256 of the members' weights, in their order; empty where the server keeps its config to itself.
-        patient_rule: How the answers to a patient's images become one; None where the fit knew no patient, or likewise.
-        contract: SHA-256 of all that it says of classes, members and vote; empty likewise.
+        classes: Class names, in the order of the outputs; "0", "1", … if the server hides its config.
+        members: Member names, in the order of the outputs; "0", "1", … if the server hides its config.
+        max_batch_size: Maximum number of images in one request.
+        pixels_shape: Shape `(height, width, 3)` of raw pixels that the server accepts; None if it accepts none.
+        takes_encoded: True if the server accepts JPEG, PNG and TIFF images of any size.
+        checkpoints: SHA-256 of the members' weights, in their order; empty if the server hides its config.
+        patient_rule: Rule that pools the predictions of a patient's images; None if the fit had no patients, or if the
+            server hides its config.
+        contract: SHA-256 of the metadata of classes, members and vote; empty if the server hides its config.
     """
 
     classes: tuple[str, ...]
@@ -46,20 +47,20 @@ class Served:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The ensemble's answer to one image.
+    """The ensemble's prediction for one image.
 
     Attributes:
-        label: The winning class.
-        confidence: Its probability, 0 to 1.
-        probabilities: By class; together 1.
+        label: Winning class.
+        confidence: Probability of the winning class, 0 to 1.
+        probabilities: Probabilities by class, which sum to 1.
         entropy: Predictive entropy in nats, 0 to log(classes).
-        disagreement: Mutual information between answer and member in nats, 0 when all members say the same.
-        std: By class: standard deviation over members, 0 to 0.5.
-        member_probabilities: By member, then by class.
-        prediction_set: The classes that can't be ruled out at the fitted risk; never empty.
-        review: True when a person should look.
-        release: Tag of the release that answered, where `plurum serve --releases` serves it; None where no releases
-            are, and while one is on trial, as it can't be told then which of two has answered.
+        disagreement: Mutual information between prediction and member in nats, 0 if all members agree.
+        std: Standard deviation of the probabilities over members by class, 0 to 0.5.
+        member_probabilities: Probabilities by member, then by class.
+        prediction_set: Classes that can't be ruled out at the fitted risk; never empty.
+        review: True if the prediction needs review.
+        release: Tag of the release that made the prediction, with `plurum serve --releases`. None without releases, and
+            while a release is on trial, because the response does not tell which of the two made it.
     """
 
     label: str
@@ -74,8 +75,8 @@ class Prediction:
     release: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it as what JSON can hold."""
-        # Not `asdict`, which copies every number by itself.
+        """Return all attributes as JSON values."""
+        # `asdict` would copy every number separately.
         return {one.name: getattr(self, one.name) for one in fields(self)} | {
             "prediction_set": list(self.prediction_set)
         }
@@ -83,13 +84,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image without an answer; the others' answers are not touched by it.
+    """An image without a prediction; other images are not affected.
 
     Attributes:
-        index: Its place among all that were asked about, from 0.
-        name: Its path, or `image 3` for one that has none.
-        reason: In one line, the server's words or those of the file system.
-        fault: `image`, or `server` where that failed over this image and has answered about its neighbours.
+        index: Position of the image in the input, from 0.
+        name: Path of the image, or `image 3` for an image without one.
+        reason: One-line message from the server or the file system.
+        fault: `image`, or `server` if the server failed on this image but not on its neighbours.
     """
 
     index: int
@@ -108,19 +109,27 @@ Answer = Prediction | Failure
 def predictions_from_tensors(
     tensors: Mapping[str, npt.NDArray[Any]], served: Served, batch: int, release: str | None = None
 ) -> list[Prediction]:
-    """Return one prediction per image of a batch from the output tensors by name, and of the release that answered.
+    """Return one prediction per image of a batch.
+
+    Args:
+        tensors: Output tensors by name.
+        served: Description of the ensemble.
+        batch: Number of images.
+        release: Tag of the release that made the predictions; None if unknown.
 
     Raises:
-        ServerError: an output is missing or has another shape than the contract says.
+        ServerError: an output is missing, or its shape does not match `served`.
     """
     sizes = {"C": len(served.classes), "M": len(served.members)}
     for name, (_, dims) in OUTPUTS.items():
         expected = (batch, *(sizes[dim] if isinstance(dim, str) else dim for dim in dims))
         if name not in tensors or tensors[name].shape != expected:
-            got = f"of shape {list(tensors[name].shape)}" if name in tensors else "missing"
-            raise ServerError(f"the server's output {name} is {got}, {list(expected)} was expected; is it Plurum's?")
+            got = f"shape {list(tensors[name].shape)}" if name in tensors else "no such output"
+            raise ServerError(
+                f"the server's output {name}: expected shape {list(expected)}, got {got}. Use a server of Plurum."
+            )
     columns = {name: tensors[name].tolist() for name in OUTPUTS}
-    # The winner of a hard vote's tie is as probable as those it ties with.
+    # In a tie of a hard vote, the winner has the same probability as the other classes of the tie.
     highest = tensors["PROBABILITIES"].max(axis=1).tolist()
     return list(map(partial(_prediction, served, release), highest, *columns.values()))
 

@@ -116,12 +116,12 @@ class Transport(Protocol):
 
 @dataclass(frozen=True)
 class Tls:
-    """Whom to believe, and who we are, on a `grpcs://` or `https://` address. All files are PEM.
+    """Certificates for `grpcs://` and `https://` addresses. All files are PEM.
 
     Attributes:
-        ca_file: Certificates of the authorities to believe; None believes those that the system (https) or gRPC knows.
-        cert_file: Our own certificate, for servers that ask for one.
-        key_file: Its private key.
+        ca_file: Certificates of trusted authorities; None trusts those of the system (https) or of gRPC.
+        cert_file: The client's certificate, for servers that require one.
+        key_file: Private key of the client's certificate.
     """
 
     ca_file: str | Path | None = None
@@ -133,10 +133,10 @@ class Tls:
             raise SettingsError("a certificate and its private key go together; give cert_file and key_file")
 
     def context(self) -> ssl.SSLContext:
-        """Return what Python's sockets need.
+        """Return the TLS context for Python's sockets.
 
         Raises:
-            SettingsError: a file can't be read, or holds no PEM.
+            SettingsError: a file can't be read, or is not PEM.
         """
         try:
             for file in (self.ca_file, self.cert_file, self.key_file):

@@ -1,1 +1,1 @@
-"""Predictions for images that are too large to send whole."""
+"""Predictions for slides: images that are too large to send whole."""

@@ -1,6 +1,6 @@
-"""What a slide's tiles say, drawn over the slide; and the files that are kept of it.
+"""Draw heat maps of a slide's tile predictions, and write a slide's output files.
 
-Legend: `[height, width]` arrays of pictures, `[rows, columns]` of tiles.
+Legend: picture arrays are `[height, width]`, tile arrays are `[rows, columns]`.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ Floats = npt.NDArray[np.float64]
 
 SLIDE_FILES = ("probability.png", "uncertainty.png", "tiles.parquet", "slide.json")
 _DPI = 110
-# Inches: of the longer side of the slide, and what stands around it.
+# Longer side of the slide, and margins around it, inches.
 _LONGER, _AROUND = 7.0, (2.2, 1.5)
-# Room for the words above, and for the bar beside.
+# Minimum width for the title, and minimum height for the colour bar, inches.
 _NARROWEST, _LOWEST = 4.5, 2.5
-# Both are read by people with other colour vision too, and printed in grey (van der Walt & Smith 2015).
+# Both maps suit readers with colour-vision deficiency, and print well in grey (van der Walt & Smith 2015).
 _COLOURS: dict[HeatMap, str] = {"probability": "viridis", "uncertainty": "inferno"}
 _OPACITY = 0.65
 _FAILED = "#d81b60"
 
 
 def tile_grid(slide: SlidePrediction, values: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """Return `values` where their tiles lie, and the limits between neighbouring tiles.
+    """Arrange `values` in the grid of tiles, and return the grid with the limits between neighbouring tiles.
 
     Args:
-        slide: Whose tiles.
-        values: One per row of its tile table.
+        slide: Prediction of the slide.
+        values: One value per row of its tile table.
 
     Returns:
-        `[rows, columns]`, NaN where no tile was asked about; `[columns + 1]` and `[rows + 1]`, limits in pixels of
-        level 0: where tiles overlap, in the middle of that.
+        The grid, `[rows, columns]`, NaN for tiles that were skipped; the limits of its columns, `[columns + 1]`, and of
+        its rows, `[rows + 1]`, in pixels of level 0. A limit lies in the middle of the tiles' overlap.
     """
     table = slide.tiles
     grid = np.full((len(slide.tops), len(slide.lefts)), np.nan)
@@ -60,31 +60,31 @@ def tile_grid(slide: SlidePrediction, values: npt.ArrayLike) -> tuple[Floats, Fl
 
 
 def heat_map(slide: SlidePrediction, kind: HeatMap = "probability", heat_class: str | None = None) -> bytes:
-    """Return a PNG: the slide in grey, its tiles in colours, a colour bar, axes in millimetres where those are known.
+    """Return a heat map as PNG: the slide in grey, its tiles in colour, a colour bar, and axes in millimetres if known.
 
     Args:
-        slide: What to show.
-        kind: `probability` of a class, or `uncertainty`: a tile's entropy over the logarithm of the number of classes.
-            Both run from 0 to 1, so that slides can be compared.
-        heat_class: Whose probability; by default the winner's.
+        slide: Prediction of the slide.
+        kind: `probability` of a class, or `uncertainty`: a tile's entropy divided by the logarithm of the number of
+            classes. Both range from 0 to 1, so that slides can be compared.
+        heat_class: Class whose probability is shown; None shows the winning class.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        SettingsError: there is no such class, or no such kind.
+        SettingsError: the class or the kind is unknown.
     """
     file = io.BytesIO()
-    # The same slide gives the same bytes: no software version inside.
+    # Leave out the software version, so that the same slide gives the same bytes.
     _figure(slide, kind, heat_class).savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
     return file.getvalue()
 
 
 def write_slide(slide: SlidePrediction, folder: Path, heat_class: str | None = None) -> None:
-    """Write `SLIDE_FILES` to `folder`, each whole or not at all: both heat maps, the tile table, the slide's answer.
+    """Write `SLIDE_FILES` to `folder`, each atomically: both heat maps, the tile table, the slide's prediction.
 
     Raises:
         MissingExtraError: matplotlib or pyarrow is not installed.
         OutputError: the folder can't be written to.
-        SettingsError: there is no such class.
+        SettingsError: the class is unknown.
     """
     with needs_extra("slides", "pyarrow", "matplotlib"):
         pictures = [heat_map(slide, "probability", heat_class), heat_map(slide, "uncertainty")]
@@ -97,7 +97,7 @@ def write_slide(slide: SlidePrediction, folder: Path, heat_class: str | None = N
 
 
 def _figure(slide: SlidePrediction, kind: HeatMap, heat_class: str | None = None) -> Figure:
-    """Return the picture before it is a PNG; its first axes are in pixels of level 0."""
+    """Return the figure; its first axes are in pixels of level 0."""
     with needs_extra("slides"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -118,17 +118,17 @@ def _figure(slide: SlidePrediction, kind: HeatMap, heat_class: str | None = None
 
 
 def _values(slide: SlidePrediction, kind: HeatMap, heat_class: str | None) -> tuple[Floats, str]:
-    """Return one number from 0 to 1 per tile, NaN for one without an answer, and what it is."""
+    """Return one value from 0 to 1 per tile, NaN for failed tiles, and the label of the colour bar."""
     if kind == "uncertainty":
         most = math.log(len(slide.classes))
         return slide.tiles["entropy"].to_numpy(
             dtype=np.float64
         ) / most, f"uncertainty: entropy / log {len(slide.classes)}"
     if kind != "probability":
-        raise SettingsError(f"there is no heat map of {kind!r}; it is 'probability' or 'uncertainty'")
+        raise SettingsError(f"kind: expected 'probability' or 'uncertainty', got {kind!r}.")
     name = slide.answer.label if heat_class is None else heat_class
     if name not in slide.classes:
-        raise SettingsError(f"there is no class {name!r}; the ensemble knows {', '.join(slide.classes)}")
+        raise SettingsError(f"heat_class: expected one of {', '.join(slide.classes)}, got {name!r}.")
     return slide.tiles[f"p_{name}"].to_numpy(dtype=np.float64), f"probability of {_plain(name)}"
 
 
@@ -138,7 +138,7 @@ def _limits(starts: tuple[int, ...], length: int, whole: int) -> Floats:
 
 
 def _grey(pixels: Bytes) -> Bytes:
-    """Return luminance (ITU-R 601-2) as RGB, pale: what lies under colours must not change how they are read."""
+    """Return pale luminance (ITU-R 601-2) as RGB, so that the slide does not change how the colours above it look."""
     colours = pixels[..., :3].astype(np.float64) if pixels.ndim == 3 else pixels[..., None].astype(np.float64)
     weights = (0.299, 0.587, 0.114) if colours.shape[-1] == 3 else (1.0,)
     pale = np.rint(190 + 0.25 * (colours @ np.asarray(weights))).astype(np.uint8)
@@ -146,22 +146,22 @@ def _grey(pixels: Bytes) -> Bytes:
 
 
 def _mark(figure: Figure, axes: Axes, slide: SlidePrediction) -> None:
-    """Say what is seen: title, units, and what is no colour of the bar."""
-    look = ", a person should look" if slide.answer.review else ""
-    words = f"{_plain(slide.path.name)}: {_plain(slide.answer.label)} {slide.answer.confidence:.1%}{look}"
+    """Add title, units, and marks of failed tiles."""
+    review = ", needs review" if slide.answer.review else ""
+    words = f"{_plain(slide.path.name)}: {_plain(slide.answer.label)} {slide.answer.confidence:.1%}{review}"
     figure.suptitle(words, size=10, x=0.02, horizontalalignment="left")
     _measure(axes, slide)
-    lines = [f"{slide.tiles_asked:,} tiles asked, {slide.tiles_skipped:,} without tissue"]
+    lines = [f"{slide.tiles_asked:,} tiles with tissue, {slide.tiles_skipped:,} without"]
     failed = slide.tiles[slide.tiles["error"].notna()]
     if len(failed):
         x, y = failed["x"] + failed["width"] / 2, failed["y"] + failed["height"] / 2
         axes.plot(x.to_numpy(), y.to_numpy(), "x", color=_FAILED, markersize=5)
-        lines.append(f"x: {len(failed):,} without an answer")
+        lines.append(f"x: {len(failed):,} failed")
     axes.set_xlabel(f"{axes.get_xlabel()}\n{', '.join(lines)}", size=9)
 
 
 def _measure(axes: Axes, slide: SlidePrediction) -> None:
-    """Number the axes in millimetres, or in pixels where nobody knows how large those are."""
+    """Number the axes in millimetres, or in pixels if their size is unknown."""
     from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     unit = 1000 / slide.microns_per_pixel if slide.microns_per_pixel else 1.0
@@ -176,6 +176,6 @@ def _measure(axes: Axes, slide: SlidePrediction) -> None:
 
 
 def _plain(text: str) -> str:
-    """Return a name that leaves room for the others, in which matplotlib finds no formula."""
+    """Return a name shortened to 36 characters, in which matplotlib finds no formula."""
     text = text if len(text) <= 36 else f"{text[:35]}…"
     return text.encode("utf-8", "replace").decode("utf-8").replace("$", r"\$")

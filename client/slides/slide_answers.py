@@ -1,6 +1,6 @@
-"""From the answers to a slide's tiles to one for the slide, by the arithmetic that makes one of a patient's images.
+"""Pool the predictions of a slide's tiles into one for the slide, as the images of a patient are pooled.
 
-Legend: `[tiles]` in the order in which they are asked about; C classes and M members.
+Legend: `[tiles]` arrays are in the order of classification; C classes and M members.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a slide was cut.
+    """Layout of a slide's tiles.
 
     Attributes:
-        level: Of the slide's pyramid, where tiles are read; 0 is the largest.
-        scale: How many of level 0's pixels one of that level is wide.
-        microns_per_pixel: Of level 0; None where nobody knows.
-        lefts: Where the columns of tiles begin, in pixels of level 0.
-        tops: Where the rows begin, likewise.
-        boxes: x, y, width and height of those with tissue, in pixels of the level.
-        skipped: How many show too little.
+        level: Level of the slide's pyramid from which tiles are read; 0 is the largest.
+        scale: Width of a pixel of that level, in pixels of level 0.
+        microns_per_pixel: Size of a pixel of level 0, microns; None if unknown.
+        lefts: Left edges of the tile columns, in pixels of level 0.
+        tops: Top edges of the tile rows, in pixels of level 0.
+        boxes: x, y, width and height of the tiles with tissue, in pixels of the level.
+        skipped: Number of tiles with too little tissue.
     """
 
     level: int
@@ -53,29 +53,30 @@ class Tiles:
 
 @dataclass(frozen=True)
 class SlidePrediction:
-    """What a slide's tiles say together.
+    """Pooled prediction for a slide.
 
     Attributes:
-        path: The slide.
-        answer: Label, confidence and probabilities by `rule`; entropy, disagreement, std and the members' probabilities
-            of a tile on average; in the prediction set the winner and what at least half of the tiles can't rule out.
-            A person should look when at least half of the tiles ask for it, when a tile has no answer, or when the
-            slide is less sure than every tile that asks for nothing.
-        rule: How the tiles' answers became one; see `plurum.voting.pool_groups`.
-        tiles_asked: How many tiles show tissue.
-        tiles_skipped: How many show too little, and were not asked about.
-        tiles_review: How many of the asked a person should look at.
-        tiles_failed: How many of the asked have no answer.
-        level: Where tiles were read; 0 is the slide's largest.
-        scale: How many of level 0's pixels one of that level is wide.
-        microns_per_pixel: Of level 0; None where nobody knows.
-        width: Of the slide, in pixels of level 0.
-        height: Likewise.
-        lefts: Where the columns of tiles begin, with and without tissue; likewise.
-        tops: Where the rows begin.
-        tiles: A row per tile that was asked about: x, y, width, height (pixels of level 0), level, label, confidence,
-            `p_CLASS`, entropy, disagreement, review, error (missing for an answer; alone for a failure).
-        thumbnail: The slide made small, uint8 `[height, width]` or `[height, width, samples]`.
+        path: Path of the slide.
+        answer: Prediction for the slide. Label, confidence and probabilities follow from `rule`. Entropy, disagreement,
+            std and the members' probabilities are means over the tiles. The prediction set holds the winning class and
+            every class in at least half of the tiles' prediction sets. The slide needs review if at least half of its
+            tiles do, if a tile failed, or if its confidence is below that of every tile that needs no review.
+        rule: Rule that pooled the tiles' predictions; see `plurum.voting.pool_groups`.
+        tiles_asked: Number of tiles with enough tissue, which were sent to the server.
+        tiles_skipped: Number of tiles with too little tissue.
+        tiles_review: Number of tiles whose prediction needs review.
+        tiles_failed: Number of tiles that were sent and have no prediction.
+        level: Level of the slide's pyramid from which tiles were read; 0 is the largest.
+        scale: Width of a pixel of that level, in pixels of level 0.
+        microns_per_pixel: Size of a pixel of level 0, microns; None if unknown.
+        width: Width of the slide, in pixels of level 0.
+        height: Height of the slide, in pixels of level 0.
+        lefts: Left edges of all tile columns, in pixels of level 0.
+        tops: Top edges of all tile rows, in pixels of level 0.
+        tiles: Table with a row per tile that was sent: x, y, width, height (pixels of level 0), level, label,
+            confidence, `p_CLASS`, entropy, disagreement, review, error (missing for a prediction; the only result of a
+            failure).
+        thumbnail: Thumbnail of the slide, uint8 `[height, width]` or `[height, width, samples]`.
     """
 
     path: Path
@@ -97,22 +98,22 @@ class SlidePrediction:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names, in the order of the outputs."""
+        """Class names, in the order of the outputs."""
         return tuple(self.answer.probabilities)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all but the tiles, where they lie, and the thumbnail as what JSON can hold."""
+        """Return the attributes as JSON values, without the tiles, their positions and the thumbnail."""
         left_out = {"path", "answer", "lefts", "tops", "tiles", "thumbnail"}
         kept = {name: value for name, value in vars(self).items() if name not in left_out}
         return {"path": str(self.path)} | self.answer.to_dict() | kept
 
 
 class SlideAnswers:
-    """Takes the answers to a slide's tiles, in their order, and keeps their numbers alone.
+    """Collects the predictions of a slide's tiles, in order, as arrays of numbers.
 
     Args:
-        served: Whose answers.
-        tiles: What is asked about.
+        served: Description of the served ensemble.
+        tiles: Layout of the tiles.
 
     Raises:
         MissingExtraError: pandas is not installed.
@@ -129,11 +130,11 @@ class SlideAnswers:
         self._winners = np.full(asked, -1, dtype=np.int32)
         self._review = np.zeros(asked, dtype=np.bool_)
         self._errors: dict[int, Failure] = {}
-        # Added up: std, how often a class is in the set, and what each member says.
+        # Sums over tiles: std, number of prediction sets with each class, and members' probabilities.
         self._std, self._inside, self._members = np.zeros(classes), np.zeros(classes), np.zeros((members, classes))
 
     def add(self, answer: Answer) -> None:
-        """Take the answer to the next tile."""
+        """Add the result of the next tile."""
         row = self.count
         self.count += 1
         if isinstance(answer, Failure):
@@ -148,23 +149,23 @@ class SlideAnswers:
         self._members += [list(one.values()) for one in answer.member_probabilities.values()]
 
     def prediction(self, path: Path, size: tuple[int, int], thumbnail: Bytes, rule: PatientRule) -> SlidePrediction:
-        """Return what they say together.
+        """Return the pooled prediction.
 
         Args:
-            path: The slide.
-            size: Its width and height, in pixels of level 0.
-            thumbnail: The slide made small.
-            rule: How they become one.
+            path: Path of the slide.
+            size: Width and height of the slide, in pixels of level 0.
+            thumbnail: Thumbnail of the slide.
+            rule: Rule that pools the tiles' predictions.
 
         Raises:
-            ImageError: no tile has an answer; the first says why.
-            ServerError: likewise, and it is not the images' fault.
+            ImageError: all tiles failed, and the first because of its image.
+            ServerError: all tiles failed, and the first because of the server.
         """
         if len(self._errors) == self.count:
             first = self._errors[0]
             fault = ImageError if first.fault == "image" else ServerError
-            raise fault(f"{path}: none of its {self.count:,} tiles has an answer; the first: {first.reason}")
-        whole, tiles = self._pooled(rule), self._tiles
+            raise fault(f"{path}: all {self.count:,} tiles failed, the first with: {first.reason}")
+        whole, tiles = self._pool(rule), self._tiles
         return SlidePrediction(
             path=path,
             answer=self._answer(whole),
@@ -184,7 +185,7 @@ class SlideAnswers:
             thumbnail=thumbnail,
         )
 
-    def _pooled(self, rule: PatientRule) -> PatientAnswer:
+    def _pool(self, rule: PatientRule) -> PatientAnswer:
         names = self._served.classes
         pool = PatientPool(names, rule)
         rows = self._probabilities.astype(np.float64)
@@ -210,15 +211,15 @@ class SlideAnswers:
                 for member, row in zip(self._served.members, self._members, strict=True)
             },
             prediction_set=inside,
-            review=self._needs_a_person(whole),
+            review=self._needs_review(whole),
         )
 
-    def _needs_a_person(self, whole: PatientAnswer) -> bool:
-        sure = self._numbers[(self._winners >= 0) & ~self._review, 0]
-        # Where tiles contradict each other each may be sure, and the slide is not. The server alone knows from where
-        # on it is sure; no tile that it lets pass is below.
-        least = float(sure.min()) if len(sure) else math.inf
-        # Not `confidence <`: NaN is never sure of itself.
+    def _needs_review(self, whole: PatientAnswer) -> bool:
+        confident = self._numbers[(self._winners >= 0) & ~self._review, 0]
+        # If confident tiles contradict each other, the slide is uncertain. The server does not state its review
+        # threshold, but every tile that needs no review is at or above it.
+        least = float(confident.min()) if len(confident) else math.inf
+        # Written as a negation so that NaN needs review.
         return 2 * whole.review >= whole.images or whole.failed > 0 or not whole.confidence >= least - 1e-6
 
     def _frame(self) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""A client's stream of answers that takes slides between images: each slide is one image with one answer."""
+"""Stream predictions for images and slides: each slide counts as one image with one prediction."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from plurum.regular_files import check_regular
 
 __all__ = ["SlideStream", "is_slide"]
 
-# What scanners write and no server of images reads.
+# Suffixes of scanners' formats, which the server can't decode.
 _SCANNED = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu")
 _TIFF = (".tif", ".tiff")
-# 64 megapixels of nothing at all are larger than this, however they are compressed.
+# An empty image of 64 megapixels is larger than this, however it is compressed.
 _SMALL_BYTES = 1 << 15
 
 
 def is_slide(path: str | Path) -> bool:
-    """Whether a file is a TIFF too large to be decoded whole, by its header, or of a scanner's format, by its name."""
-    # Of a million images hardly one is a slide: a look at the name must do for the others.
+    """Return True if the file is a TIFF too large to decode whole, by its header, or has a scanner's suffix."""
+    # Few images are slides, so check the suffix first: reading headers of a million files would be slow.
     end = str(path)[-5:].lower()
     if end.endswith(_SCANNED):
         return True
@@ -48,22 +48,23 @@ def is_slide(path: str | Path) -> bool:
     except Image.DecompressionBombError:
         return True
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        # What it is, the server says.
+        # Let the server report what is wrong with the file.
         return False
 
 
 @dataclass
 class SlideStream:
-    """Asks as `EnsembleClient.stream` does; what a slide's tiles say together is its answer.
+    """A stream like `EnsembleClient.stream` that also accepts slides, and returns one pooled prediction for each.
 
     Attributes:
-        client: Whom to ask.
-        settings: How slides are cut.
-        folder: Where heat maps and tables go, in a folder with the slide's name; None writes none.
-        heat_class: Whose probability the heat map shows; None takes each slide's winner.
-        every: Whether every image is a slide, whatever its size.
-        progress: Told after each tile which slide it is of, how many of its tiles are done, and of how many.
-        finished: Told of each slide that has an answer.
+        client: Client of the server.
+        settings: Settings for slides.
+        folder: Folder for heat maps and tables, in a subfolder with the slide's name; None writes none.
+        heat_class: Class whose probability the heat map shows; None shows each slide's winning class.
+        every: If True, treat every image as a slide, whatever its size.
+        progress: Function that is called after each tile with the slide's path, the number of finished tiles, and the
+            number of tiles.
+        finished: Function that is called with each slide's prediction.
     """
 
     client: EnsembleClient
@@ -76,20 +77,20 @@ class SlideStream:
     _named: dict[str, str] = field(default_factory=dict, init=False)
 
     def stream(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> Iterator[Answer]:
-        """Yield one answer per image, in order.
+        """Yield one result per image, in order.
 
-        A slide that can't be read is a `Failure`, and so is one that can't be cut as asked. The place of a failure
+        A slide that can't be read, or can't be divided as the settings state, gives a `Failure`. The index of a failure
         counts from the last slide.
 
         Raises:
             MissingExtraError: there is a slide, and a package of the extra `slides` is not installed.
-            OutputError: what is kept of a slide can't be written.
-            ServerError: no server answers (any more), it fails, or it serves no ensemble.
-            SettingsError: a class that the ensemble doesn't know, or a batch of less than one image.
+            OutputError: a slide's files can't be written.
+            ServerError: no server responds, the server fails, or it serves no ensemble.
+            SettingsError: the class is unknown, or the batch size is below 1.
         """
         if self.heat_class is not None and self.heat_class not in self.client.served.classes:
             known = ", ".join(self.client.served.classes)
-            raise SettingsError(f"there is no class {self.heat_class!r}; the ensemble knows {known}")
+            raise SettingsError(f"heat_class: expected one of {known}, got {self.heat_class!r}.")
         size = {} if batch_size is None else {"batch_size": batch_size}
         for slides, group in groupby(images, key=self._is_slide):
             if not slides:
@@ -116,7 +117,7 @@ class SlideStream:
         return slide.answer
 
     def _name(self, path: str) -> str:
-        """Return the slide's own name; where another slide has it already, one that says in which folder it is."""
+        """Return the slide's file name without suffix; prepend folder names if another slide has the same name."""
         place = Path(path).absolute()
         for depth in range(1, len(place.parts)):
             name = "_".join(place.with_suffix("").parts[-depth:])

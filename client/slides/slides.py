@@ -1,6 +1,6 @@
-"""Ask about an image too large to send: its tiles, read one after the other, and one answer of them all.
+"""Classify a slide: read its tiles one after the other, classify them, and pool their predictions.
 
-Legend: tiles lie in `[rows, columns]`, from the top left; `classes` stands for their number.
+Legend: tiles are arranged in `[rows, columns]`, from the top left.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from plurum.spec import PatientRule
 
 __all__ = ["SlideSettings", "predict_slide"]
 
-# A tile is judged by at least 4 × 4 points of the thumbnail, which is never larger than 4,096 a side.
+# At least 4 × 4 points of the thumbnail decide whether a tile has tissue; its longest side is at most 4,096 pixels.
 _POINTS, _LEAST_SIDE, _MOST_SIDE = 4, 1024, 4096
-# Finer than the file has it is no magnification of it; a scanner's own numbers are a little off.
+# The requested pixels may be finer than the file's by this factor, as scanners' numbers are slightly off.
 _FINEST = 0.95
 
 
 @dataclass(frozen=True)
 class SlideSettings:
-    """How a slide is cut, and how its tiles' answers become one.
+    """Settings that divide a slide into tiles and pool the tiles' predictions.
 
     Attributes:
-        tile_size: Side of a tile in pixels of `microns_per_pixel`: what the members were trained on. None takes the
-            served size.
-        microns_per_pixel: Of the image that is cut. None takes the file's own pixels, as training does.
-        file_microns_per_pixel: Of the file's own pixels, for files that don't say; believed before what they say.
-        least_tissue: Share of a tile, 0 to 1; those with less are not asked about.
-        rule: None takes what the ensemble was fitted with, else the mean.
-        batch_size: Tiles in one request, at most; None leaves it to the client.
+        tile_size: Side of a tile in pixels of `microns_per_pixel`, as the members were trained. None uses the served
+            image size.
+        microns_per_pixel: Pixel size of the tiles, microns. None uses the file's own pixels, as training does.
+        file_microns_per_pixel: Pixel size of the file, microns, if the file does not state it or states it wrongly.
+        least_tissue: Minimum fraction of tissue in a tile, 0 to 1; tiles with less are skipped.
+        rule: Rule that pools the tiles' predictions. None uses the ensemble's rule, or the mean if it has none.
+        batch_size: Maximum number of tiles in one request; None leaves it to the client.
 
     Raises:
-        SettingsError: a value that can't be used.
+        SettingsError: a value is out of range.
     """
 
     tile_size: int | None = None
@@ -61,14 +61,12 @@ class SlideSettings:
     def __post_init__(self) -> None:
         highest = int(MAX_PIXELS**0.5)
         if self.tile_size is not None and not MIN_SIDE <= self.tile_size <= highest:
-            raise SettingsError(
-                f"tiles of {self.tile_size} pixels can't be had: {MIN_SIDE} to {highest:,} are possible"
-            )
+            raise SettingsError(f"tile_size: expected {MIN_SIDE} to {highest:,} pixels, got {self.tile_size}.")
         for microns in (self.microns_per_pixel, self.file_microns_per_pixel):
             if microns is not None and not 0 < microns < math.inf:
-                raise SettingsError(f"{microns:g} microns per pixel are none; give a number above 0, such as 0.5")
+                raise SettingsError(f"microns per pixel: expected a number above 0, such as 0.5, got {microns:g}.")
         if not 0 <= self.least_tissue <= 1:
-            raise SettingsError(f"a share of {self.least_tissue:g} is none; give least_tissue from 0 to 1")
+            raise SettingsError(f"least_tissue: expected 0 to 1, got {self.least_tissue:g}.")
 
 
 def predict_slide(
@@ -77,21 +75,21 @@ def predict_slide(
     settings: SlideSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SlidePrediction:
-    """Return one answer for a slide, and those of its tiles.
+    """Classify a slide, and return its prediction with those of its tiles.
 
-    Tiles are read while others are on their way; neither all of them nor the slide ever lie in memory.
+    Tiles are read while others are being classified; neither the slide nor all of its tiles are ever in memory.
 
     Args:
-        client: Whom to ask.
-        path: A tiled TIFF, or what else OpenSlide reads where it is installed.
-        settings: How it is cut.
-        progress: Told after each answer how many tiles are done, and of how many.
+        client: Client of the server.
+        path: A tiled TIFF, or another format that OpenSlide reads, if it is installed.
+        settings: Settings for tiles and pooling; None uses the defaults.
+        progress: Function that is called after each tile with the number of finished tiles and the number of tiles.
 
     Raises:
-        ImageError: the slide can't be read, or shows no tissue; of a broken one, level and tile are named.
+        ImageError: the slide can't be read, or has no tissue; for a broken slide the message names level and tile.
         MissingExtraError: a package of the extra `slides` is not installed.
-        ServerError: no server answers (any more), it fails, or it serves no ensemble.
-        SettingsError: what was asked for can't be had of this slide.
+        ServerError: no server responds, the server fails, or it serves no ensemble.
+        SettingsError: the settings don't fit the slide.
     """
     path, settings = Path(path), settings or SlideSettings()
     served = client.served
@@ -101,7 +99,7 @@ def predict_slide(
             small, cell = thumbnail_from_slide(slide, _thumbnail_side(slide, settings, served))
             tiles = _tiles(slide, settings, served, (tissue_mask(small), cell))
             if not tiles.boxes:
-                raise ImageError(f"none of its {tiles.skipped:,} tiles shows {settings.least_tissue:.0%} of tissue")
+                raise ImageError(f"none of its {tiles.skipped:,} tiles has at least {settings.least_tissue:.0%} tissue")
             answers = SlideAnswers(served, tiles)
             size = {} if settings.batch_size is None else {"batch_size": settings.batch_size}
             for answer in client.stream(_regions(slide, tiles), **size):
@@ -111,10 +109,10 @@ def predict_slide(
         except (ImageError, SettingsError) as error:
             raise type(error)(f"{path}: {error}") from error
         whole = slide.levels[0].width, slide.levels[0].height
-    return answers.prediction(path, whole, _shown(small), settings.rule or served.patient_rule or "mean")
+    return answers.prediction(path, whole, _shrink(small), settings.rule or served.patient_rule or "mean")
 
 
-def _shown(small: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _shrink(small: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     step = -(-max(small.shape[:2]) // _LEAST_SIDE)
     return np.ascontiguousarray(small[::step, ::step])
 
@@ -122,7 +120,7 @@ def _shown(small: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def _regions(slide: AnySlide, tiles: Tiles) -> Iterator[AnyImage]:
     for x, y, width, height in tiles.boxes:
         pixels = slide.region(x, y, width, height, tiles.level)
-        # Only an image's opacity reaches the server, which lays it over white.
+        # Send transparent pixels as an encoded image: the server blends them with white.
         yield Image.fromarray(pixels) if pixels.ndim == 3 and pixels.shape[2] == 4 else pixels
 
 
@@ -130,36 +128,36 @@ def _side(settings: SlideSettings, served: Served) -> int:
     if settings.tile_size is not None:
         return settings.tile_size
     if served.pixels_shape is None:
-        raise SettingsError("the server does not say what size it takes; give the tile size, such as 512")
+        raise SettingsError(
+            "tile_size: expected a number such as 512, because the server does not state its image size."
+        )
     return max(served.pixels_shape[:2])
 
 
 def _zoom(slide: AnySlide, settings: SlideSettings) -> float:
-    """Return how many of level 0's pixels one of the asked size is wide.
+    """Return the width of a pixel of the requested size, in pixels of level 0.
 
     Raises:
-        SettingsError: nobody knows how large the file's are, or they are larger than was asked for.
+        SettingsError: the pixel size of the file is unknown, or larger than the requested one.
     """
-    wanted = settings.microns_per_pixel
-    if wanted is None:
+    requested = settings.microns_per_pixel
+    if requested is None:
         return 1.0
     own = settings.file_microns_per_pixel or slide.microns_per_pixel
     if own is None:
         raise SettingsError(
-            "the file does not say how large its pixels are; give --file-microns-per-pixel (file_microns_per_pixel), "
-            "or leave out microns per pixel: then tiles are cut from the file's own pixels"
+            "the file does not state its pixel size. Give --file-microns-per-pixel (file_microns_per_pixel), or leave "
+            "out microns per pixel to use the file's own pixels."
         )
-    if wanted / own < _FINEST:
-        raise SettingsError(
-            f"{wanted:g} microns per pixel were asked for, and the file has {own:.4g} at the finest; give no less"
-        )
-    return max(1.0, wanted / own)
+    if requested / own < _FINEST:
+        raise SettingsError(f"microns_per_pixel: expected at least the file's {own:.4g}, got {requested:g}.")
+    return max(1.0, requested / own)
 
 
 def _thumbnail_side(slide: AnySlide, settings: SlideSettings, served: Served) -> int:
     tile = _side(settings, served) * _zoom(slide, settings)
     longer = max(slide.levels[0].width, slide.levels[0].height)
-    # Between half of what is asked for and all of it comes.
+    # `thumbnail` returns between half of the requested size and all of it.
     return min(_MOST_SIDE, max(_LEAST_SIDE, math.ceil(2 * _POINTS * longer / tile)))
 
 

@@ -114,9 +114,9 @@ def test_a_half_broken_slide_ends_in_one_line_that_names_the_tile(served: Server
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--tile-size", 3), "plurum: tiles of 3 pixels can't be had: 8 to 8,000 are possible\n"),
-        (("--microns-per-pixel", -1), "plurum: -1 microns per pixel are none; give a number above 0, such as 0.5\n"),
-        (("--heat-class", "CE"), "plurum: there is no class 'CE'; the ensemble knows zero, one, two, "),
+        (("--tile-size", 3), "plurum: tile_size: expected 8 to 8,000 pixels, got 3.\n"),
+        (("--microns-per-pixel", -1), "plurum: microns per pixel: expected a number above 0, such as 0.5, got -1.\n"),
+        (("--heat-class", "CE"), "plurum: heat_class: expected one of zero, one, two, "),
     ],
 )
 def test_options_that_can_not_be_had(served: Server, slide: Path, options: tuple[str, object], message: str) -> None:

@@ -110,7 +110,7 @@ def test_slides_of_one_name_have_folders_of_their_own(slide: Path, tmp_path: Pat
 
 
 def test_what_is_no_fault_of_the_slide_ends_it_all(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="no class 'XX'; the ensemble knows CE, LAA"):
+    with pytest.raises(SettingsError, match="heat_class: expected one of CE, LAA, got 'XX'"):
         list(stream_of(Reader(), heat_class="XX").stream([str(slide)]))
     reader = Reader()
 
