@@ -162,15 +162,15 @@ def test_a_graph_that_sees_other_colours_is_caught(
     ("words", "message"),
     [
         (["--precision", "int8"], "--precision: int8 needs labelled images"),
-        (["--images", "digits"], "--images digits tells apart zero, one, two"),
+        (["--images", "digits"], "--classes: expected the classes of --images digits, zero, one, two"),
         (["--images", "/nowhere"], "there is no /nowhere"),
         (["--arch", "vit_nowhere", "--arch", ARCH], "timm has no architecture 'vit_nowhere'"),
         (["--arch", ARCH, "--arch", ARCH], "--arch: expected 1 or 2 for 2 checkpoints, got 3"),
-        (["--classes", "CE,LAA,other"], "it answers 2 classes (fc.weight is [2, 96]); named: 3"),
-        (["--classes", "CE"], "it answers 2 classes (fc.weight is [2, 96]); named: 1"),
+        (["--classes", "CE,LAA,other"], "it has 2 classes (fc.weight is [2, 96]); expected 3"),
+        (["--classes", "CE"], "it has 2 classes (fc.weight is [2, 96]); expected 1"),
         (["--classes", "CE,CE"], "these checkpoints do not form an ensemble: a class is named twice"),
-        (["--mean", "0.5"], "--mean is '0.5'; it is three numbers"),
-        (["--std", "0,0,0"], "std is"),
+        (["--mean", "0.5"], "--mean: expected three numbers"),
+        (["--std", "0,0,0"], "std: "),
     ],
 )
 def test_wrong_use_is_one_line(

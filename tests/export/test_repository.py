@@ -182,8 +182,8 @@ def test_a_checkpoint_that_was_edited_is_refused(fresh_run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere is no run"),
-        (["nowhere", "--images", "digits"], "--images is for checkpoints"),
+        (["nowhere"], "nowhere is not a run"),
+        (["nowhere", "--images", "digits"], "--images: expected only with checkpoints"),
         (["nowhere", "--tolerance", "7"], "--tolerance: expected a number less than 1, got 7.0"),
     ],
 )
