@@ -73,6 +73,22 @@ def test_no_help_uses_a_banned_word(command: str) -> None:
     assert banned(re.sub("[│╭╮╰╯─]", " ", help_text)) == []
 
 
+def test_pages_name_only_options_that_commands_have() -> None:
+    """The commands themselves run in the slow tests of each page."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        inline = re.findall(r"`(plurum [^`\n]*)`", text)
+        for line in [*re.findall(r"^plurum .*$", text, flags=re.MULTILINE), *inline]:
+            name, *words = line.split("&&")[0].split()[1:] or [""]
+            options = {word.partition("=")[0] for word in words if word.startswith("--") and "…" not in word}
+            if name in COMMANDS:
+                command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+                known = {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
+                found += [line for option in options if option not in known | {"--help"}]
+    assert found == []
+
+
 def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
