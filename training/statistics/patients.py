@@ -38,7 +38,7 @@ class Patients:
     torn: tuple[str, ...]
 
     def probabilities(self, images: Floats, winners: Ints, rule: PatientRule) -> Floats:
-        """Return the probabilities per patient, `[patients, classes]`; see `plurum.voting.pooled`.
+        """Return the probabilities per patient, `[patients, classes]`; see `plurum.voting.pool_groups`.
 
         Args:
             images: Probabilities of all images, `[images, classes]`.

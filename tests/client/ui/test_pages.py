@@ -265,7 +265,7 @@ def test_the_oldest_images_are_forgotten_first() -> None:
 def test_pictures_are_what_a_browser_can_show() -> None:
     content, kind = shown(png(1))
     assert (kind, suffix_of(content)) == ("image/png", ".png")
-    with pytest.raises(ImageError, match="no JPEG, PNG or TIFF"):
+    with pytest.raises(ImageError, match="not a JPEG, PNG or TIFF"):
         shown(b"no image")
 
 

@@ -171,7 +171,7 @@ def test_in_a_form_with_many_a_bad_file_hurts_nobody(door: Gateway, images: list
     errors = {answer["file"]: answer["error"] for answer in reply.json if "error" in answer}
     assert set(errors) == {"bad.png", "none.txt"}
     assert "corrupt or truncated" in errors["bad.png"]
-    assert "no JPEG, PNG or TIFF" in errors["none.txt"]
+    assert "not a JPEG, PNG or TIFF" in errors["none.txt"]
     answered = {answer["file"]: answer["label"] for answer in reply.json if "label" in answer}
     assert answered == {f"{at}.img": door.predict(image).json["label"] for at, image in enumerate(images)}
 
