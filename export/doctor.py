@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.errors import MissingExtraError, PlurumError, RepositoryError
+from plurum.export.checks import check_is_repository
 from plurum.export.engines.build import engine_from_onnx, read_plan
 from plurum.export.engines.plan_faults import build_faults, machine_faults, size_faults
 from plurum.export.manifest import ExportManifest, PublishedGraph, read_manifest
@@ -37,8 +38,8 @@ from plurum.export.repository.findings import (
     quantisation_faults,
 )
 from plurum.files import sha256_of
-from plurum.listing import differences_from
-from plurum.probes import PROBES_FILE
+from plurum.repository.listing import differences_from
+from plurum.repository.probes import PROBES_FILE
 from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["Finding", "check_repository"]
@@ -92,8 +93,7 @@ def check_repository(path: Path, progress: Callable[[str], None] = lambda _: Non
 
 def _read_repository(path: Path) -> tuple[_LoadedRepository | None, list[Finding]]:
     """Read the files that all checks need; an unreadable file is a finding."""
-    if not (path / "voter" / "config.pbtxt").is_file():
-        raise RepositoryError(f"{path} is not a Plurum model repository; create one with plurum export RUN")
+    check_is_repository(path)
     configs, findings = {}, []
     for file in sorted(path.glob("*/config.pbtxt")):
         try:

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from plurum import __version__
 from plurum.errors import RepositoryError
 from plurum.export.settings import Backend, ExportSettings, Precision, Target
-from plurum.listing import differences_from, listing_of, plans_of
-from plurum.probes import PROBES_FILE
 from plurum.regular_files import read_regular
+from plurum.repository.listing import differences_from, listing_of, plans_of
+from plurum.repository.probes import PROBES_FILE
 from plurum.spec import Contract, Ensemble, Sha256, write_contract
 
 __all__ = [

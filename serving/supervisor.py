@@ -27,13 +27,13 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from plurum.conventions import MANAGERS
 from plurum.errors import PlurumError, RepositoryError, ServerError
-from plurum.listing import check_exported
+from plurum.repository.listing import check_exported
 from plurum.serving.releases.releases import Releases, ReleaseState, RolloutOrder
 from plurum.serving.releases.rollout import Rollout
 from plurum.serving.releases.snapshot import Snapshot, Snapshots
 from plurum.serving.status import Status
-from plurum.serving.triton.admin import MANAGERS
 from plurum.serving.triton.metrics import count_responses
 from plurum.serving.triton.probe import ProbeError
 from plurum.serving.triton.server import Server, Urls

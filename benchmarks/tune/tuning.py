@@ -136,7 +136,7 @@ def tune(
 
 def _claim(out: Path, repository: Path) -> None:
     """Refuse what the result would take the place of, before anything is measured."""
-    from plurum.export.repository.assembly import check_output_folder
+    from plurum.export.checks import check_output_folder
 
     check_output_folder(out)
     if out.exists() and out.resolve() == repository.resolve():

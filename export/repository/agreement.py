@@ -23,7 +23,7 @@ from plurum.export.repository.configs import (
     preprocess_config,
     voter_config,
 )
-from plurum.listing import ListingDifferences
+from plurum.repository.listing import ListingDifferences
 from plurum.spec import Ensemble
 
 __all__ = ["config_faults", "copy_faults", "expected_configs", "file_faults", "parameter_faults", "wiring_faults"]

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from plurum.errors import ContractError, OutputError, RepositoryError
+from plurum.errors import ContractError, RepositoryError
+from plurum.export.checks import check_output_folder
 from plurum.export.graphs.fused import fused_from_onnx, verdict_from_fused
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, logits_from_artefact
@@ -40,18 +40,18 @@ from plurum.export.repository.configs import (
 )
 from plurum.export.repository.parity import Parity, check_parity, verdict_from_members, vote_parity
 from plurum.export.repository.selection import MemberChoice, ParitySample, choose_artefact, select_evenly
+from plurum.export.scratch import scratch_folder
 from plurum.export.settings import Backend, Execution, ExportSettings, Precision
 from plurum.files import atomic_folder, sha256_of
 from plurum.models import model_from_checkpoint
-from plurum.probes import PROBES_FILE, RecordedProbes, probe_images
 from plurum.regular_files import read_regular
+from plurum.repository.probes import PROBES_FILE, RecordedProbes, probe_images
 from plurum.run import Run, Split
 from plurum.spec import Ensemble, write_contract
 from plurum.voting import softmax
 
 __all__ = [
     "ExportResult",
-    "check_output_folder",
     "record_predictions",
     "repository_from_onnx",
     "repository_from_run",
@@ -118,11 +118,11 @@ def repository_from_run(
     if is_current(out, ensemble, settings):
         return _read_previous_export(out)
     sample = _load_sample(run, settings)
-    with atomic_folder(out) as hidden, tempfile.TemporaryDirectory() as folder:
+    with atomic_folder(out) as hidden, scratch_folder(hidden) as folder:
         choices = []
         for member in ensemble.members:
             model = PixelModel(model_from_checkpoint(member, run.checkpoint(member)), member.image)
-            choices.append(choose_artefact(member.name, model, sample, settings, Path(folder), progress))
+            choices.append(choose_artefact(member.name, model, sample, settings, folder, progress))
         choices, vote = select_passing_choices(ensemble, choices, sample, settings)
         published = tuple(_copy_graph(choice, hidden) for choice in choices)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
@@ -163,18 +163,6 @@ def repository_from_onnx(
         if fused:
             files_of_members = [graphs[member.name] for member in ensemble.members]
             _write_fused(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
-
-
-def check_output_folder(out: Path) -> None:
-    """Check that `out` is new, empty or a Plurum repository.
-
-    Raises:
-        OutputError: `out` is a file, or a folder with other files.
-    """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; name a new folder for the repository")
-    if out.is_dir() and any(out.iterdir()) and not (out / "voter" / "config.pbtxt").is_file():
-        raise OutputError(f"{out} is not empty and not a model repository; name a new or an empty folder")
 
 
 def _read_previous_export(out: Path) -> ExportResult:

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from plurum.errors import OutputError, SettingsError
+from plurum.export.checks import find_member_names
 from plurum.export.repository.assembly import ExportResult, repository_from_run
 from plurum.export.settings import ExportSettings
 from plurum.files import sha256_of
@@ -86,15 +86,7 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
         ParityError: a graph differs from its PyTorch model by more than its budget.
         SettingsError: the numbers of files and architectures differ, or the precision needs labelled images.
     """
-    if settings.precision != "fp32" and labelled is None:
-        raise SettingsError(
-            f"--precision: {settings.precision} needs labelled images to calibrate and check on. Name some with "
-            f"--images DATA, or choose fp32"
-        )
-    if len(archs) not in {1, len(checkpoints)}:
-        expected = "1" if len(checkpoints) == 1 else f"1 or {len(checkpoints)}"
-        raise SettingsError(f"--arch: expected {expected} for {len(checkpoints)} checkpoints, got {len(archs)}")
-    names = _member_names(checkpoints)
+    names = find_member_names(checkpoints, archs, settings, has_images=labelled is not None)
     of_each = list(archs) if len(archs) == len(checkpoints) else list(archs) * len(checkpoints)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
@@ -112,21 +104,6 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
             folder_name = tempfile.gettempdir()
             raise OutputError(f"can't copy the checkpoints to {folder_name} (TMPDIR): {reason}") from error
         return repository_from_run(run, out, settings, progress)
-
-
-def _member_names(checkpoints: Sequence[Path]) -> list[str]:
-    """Return each member's name: its file's name, restricted to characters that a Triton model name may have.
-
-    Raises:
-        SettingsError: two members would have the same name.
-    """
-    names: dict[str, Path] = {}
-    for file in checkpoints:
-        name = re.sub(r"[^A-Za-z0-9_.-]", "_", file.name.rsplit(".", 1)[0]).lstrip("_.-")[:100] or "member"
-        if name in names:
-            raise SettingsError(f"{names[name]} and {file} give the same member name {name!r}; rename one of the files")
-        names[name] = file
-    return list(names)
 
 
 def _create_member(run: Run, name: str, file: Path, arch: str, classes: tuple[str, ...], image: ImageSpec) -> Member:

@@ -41,7 +41,7 @@ class GatewayMetrics:
         )
         self.retries = Counter(
             "plurum_gateway_asked_again",
-            "Requests that were retried because Triton failed.",
+            "Requests that waited for Triton or were sent to it again, because it did not respond.",
             registry=self.registry,
         )
         self.returns = Counter(

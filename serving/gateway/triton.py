@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
-from plurum.serving.triton.probe import PROBE_ID
+from plurum.conventions import PROBE_ID
 from plurum.spec import IMAGE, INPUT_PIXELS
 
 __all__ = [

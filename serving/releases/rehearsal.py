@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from plurum.errors import RepositoryError
-from plurum.listing import check_exported
-from plurum.probes import probe_images, read_recorded_probes
+from plurum.repository.listing import check_exported
+from plurum.repository.probes import probe_images, read_recorded_probes
 from plurum.serving.triton.probe import Probe, ProbeError
 from plurum.spec import Ensemble
 

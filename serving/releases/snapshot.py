@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from plurum.errors import RepositoryError
-from plurum.listing import is_listed
 from plurum.regular_files import check_regular, open_regular
+from plurum.repository.listing import is_listed
 from plurum.serving.triton.leftovers import OwnedFolder
 from plurum.serving.triton.staging import model_folders
 

@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from plurum.conventions import PROBE_ID
 from plurum.errors import ServerError
 from plurum.spec import IMAGE, INPUT_PIXELS, Ensemble
 
-__all__ = ["PROBE_ID", "Probe", "ProbeError", "reason_of"]
+__all__ = ["Probe", "ProbeError", "reason_of"]
 
-# The voter does not count requests with this id in its metrics.
-PROBE_ID = "plurum-probe"
 _CHAINS = ("ensemble", "ensemble_pixels", "ensemble_fused")
 
 

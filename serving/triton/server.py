@@ -29,7 +29,13 @@ from plurum.serving.triton.model_processes import ModelProcesses
 from plurum.serving.triton.probe import Probe, ProbeError
 from plurum.serving.triton.processes import MARK, ServerProcesses, is_alive
 from plurum.serving.triton.settings import Ports, ServerSettings, claim_ports, find_exposures, server_arguments
-from plurum.serving.triton.surroundings import check_folder, check_names, check_shared_memory, name_failures
+from plurum.serving.triton.surroundings import (
+    check_folder,
+    check_machine,
+    check_names,
+    check_shared_memory,
+    name_failures,
+)
 from plurum.serving.triton.trial import ReleaseTrial
 from plurum.spec import Ensemble, read_ensemble
 
@@ -374,6 +380,7 @@ class Server:
         """Check the prerequisites, and return Triton's command line, its environment and its prepared folder."""
         with needs_extra("serving"):
             from plurum.serving.triton.staging import StagedRepository, are_complete, model_folders
+        check_machine()
         model_folders(self._repository)
         contract = self._repository / "ensemble.json"
         self._ensemble = read_ensemble(contract) if contract.is_file() else None

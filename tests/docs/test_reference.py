@@ -27,7 +27,9 @@ def example_code(package: str) -> str:
 @pytest.mark.parametrize("package", ["client", "export", "serving", "training"])
 def test_each_public_name_has_an_example(package: str) -> None:
     code = example_code(package)
-    names = importlib.import_module(f"plurum.{package}").__all__
+    module = importlib.import_module(f"plurum.{package}")
+    # Aliases with the names of earlier versions need none.
+    names = [name for name in module.__all__ if getattr(getattr(module, name), "__name__", name) == name]
     assert len(names) > 5
     assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
 

@@ -17,7 +17,7 @@ from plurum.export.doctor import check_repository
 from plurum.export.manifest import is_current, read_manifest
 from plurum.export.repository import selection
 from plurum.files import sha256_of
-from plurum.listing import ListingDifferences, check_exported, differences_from, listing_of
+from plurum.repository.listing import ListingDifferences, check_exported, differences_from, listing_of
 from plurum.run import Run
 
 SETTINGS = ExportSettings(max_batch_size=8)

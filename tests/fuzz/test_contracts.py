@@ -17,7 +17,7 @@ from plurum.client.bulk.journal import Journal
 from plurum.client.bulk.listing import Listing
 from plurum.export.engines.build import read_plan
 from plurum.export.manifest import ExportManifest, read_manifest
-from plurum.probes import read_recorded_probes
+from plurum.repository.probes import read_recorded_probes
 from plurum.run import Run
 from plurum.serving.releases.rehearsal import check_artefacts
 from plurum.serving.releases.releases import Releases

@@ -21,8 +21,8 @@ from plurum.errors import OutputError, RepositoryError, ServerError
 from plurum.export import ExportSettings
 from plurum.export.graphs.runtimes import Artefact
 from plurum.export.repository.assembly import record_predictions
-from plurum.listing import listing_of
-from plurum.probes import PROBES_FILE, read_recorded_probes
+from plurum.repository.listing import listing_of
+from plurum.repository.probes import PROBES_FILE, read_recorded_probes
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.serving.releases.rehearsal import check_artefacts, rehearse
