@@ -85,7 +85,7 @@ def test_json_is_the_whole_report(
         (("--alpha", 0), "--alpha: expected a number greater than 0, got 0.0"),
         (("--alpha", 1), "--alpha: expected a number less than 1, got 1.0"),
         (("--risk", 2), "--risk: expected a number less than or equal to 1, got 2.0"),
-        (("--risk", "nan"), "--risk: expected a number greater than or equal to 0, got nan"),
+        (("--risk", "nan"), "--risk: expected a number less than or equal to 1, got nan"),
         (("--select", "some"), "--select: expected 'backward', 'greedy' or 'all', got 'some'"),
         (("--select", "greedy", "--mode", "hard"), "--select: greedy selects the weights of a soft vote"),
         (("--l2", 0), "--l2: expected a number greater than 0, got 0.0"),

@@ -62,7 +62,7 @@ def test_it_trains_goes_on_and_tells_what_is_next(
         (("--arch", "vit_tiny_patch16_224", "--image-size", 32), "can't take images of 32 x 32 pixels"),
         (("--epochs", 0), "--epochs: expected a number greater than or equal to 1, got 0"),
         (("--epochs", -1, "--batch-size", 1), "--batch-size: expected a number greater than or equal to 2, got 1"),
-        (("--learning-rate", "nan"), "--learning-rate: expected a number greater than 0, got nan"),
+        (("--learning-rate", "nan"), "--learning-rate: expected a number less than or equal to 10, got nan"),
         (("--precision", "fp8"), "--precision: expected 'auto', 'fp32', 'bf16' or 'fp16', got 'fp8'"),
         (("--colour", "sepia"), "--colour: expected 'rgb' or 'grey', got 'sepia'"),
         (("--image-size", 4), "--image-size: expected a number greater than or equal to 8, got 4"),

@@ -163,7 +163,7 @@ def test_a_graph_that_sees_other_colours_is_caught(
     [
         (["--precision", "int8"], "--precision: int8 needs labelled images"),
         (["--images", "digits"], "--classes: expected the classes of --images digits, zero, one, two"),
-        (["--images", "/nowhere"], "there is no /nowhere"),
+        (["--images", "/nowhere"], "/nowhere does not exist"),
         (["--arch", "vit_nowhere", "--arch", ARCH], "timm has no architecture 'vit_nowhere'"),
         (["--arch", ARCH, "--arch", ARCH], "--arch: expected 1 or 2 for 2 checkpoints, got 3"),
         (["--classes", "CE,LAA,other"], "it has 2 classes (fc.weight is [2, 96]); expected 3"),
@@ -193,7 +193,7 @@ def test_wrong_use_is_one_line(
 
 def test_a_pickle_of_more_than_tensors_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": timm.create_model(ARCH)}, tmp_path / "whole.pt")
-    with pytest.raises(ContractError, match="can be read without running code in it"):
+    with pytest.raises(ContractError, match="can be read without running its code"):
         state_from_file(tmp_path / "whole.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ContractError, match="has no state dict"):
@@ -216,7 +216,7 @@ def test_averaged_weights_are_exported_and_said(
         {"state_dict": models[0].state_dict(), "state_dict_ema": models[1].state_dict()}, tmp_path / "_best of all.pt"
     )
     assert run_export(monkeypatch, tmp_path / "_best of all.pt", *options) == 0
-    assert "_best of all.pt: the averaged weights (EMA) under 'state_dict_ema' were taken" in caplog.text
+    assert "_best of all.pt: used the averaged weights (EMA) under 'state_dict_ema'" in caplog.text
     (member,) = read_ensemble(tmp_path / "out" / "ensemble.json").members
     assert member.name == "best_of_all"
     pixels = np.random.default_rng(1).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
