@@ -1,4 +1,4 @@
-"""Which of several servers is asked next: one after the other of those that answer."""
+"""Distribute requests over several servers: round robin over those that respond."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from plurum.client.connection.transport import CallError, Transport
 
 __all__ = ["Balance"]
 
-# A server that is away is looked for after the first, then twice as long each time, up to the second; seconds.
+# First and longest pause between checks of an unreachable server, seconds; the pause doubles each time.
 _AWAY_S, _LONGEST_AWAY_S = 0.25, 5.0
-# While nobody else answers, either.
+# Pause between checks while no server responds, seconds.
 _LOOK_S = 0.25
-# One that does not even say that it lives within this is looked for in vain.
+# Time limit of a check, seconds.
 _LIVE_S = 2.0
 
 
 @dataclass
 class _Server:
-    """One of several.
+    """State of one server.
 
     Attributes:
-        transport: The way to it.
-        up: Whether it answered when it was last heard of; None before it was ever asked.
-        failures: How often in a row it was asked in vain.
-        failed_s: When it last was; of `time.monotonic`.
-        look: The question whether it lives, while that has no answer.
+        transport: Connection to the server.
+        up: True if it responded last time; None before the first request.
+        failures: Number of consecutive failures.
+        failed_s: Time of the last failure on `time.monotonic`, seconds.
+        look: Check in progress; None if there is none.
     """
 
     transport: Transport
@@ -41,9 +41,9 @@ class _Server:
 
 
 class Balance:
-    """Round robin over the servers that answer; those that do not are looked for beside what is asked of the others.
+    """Round robin over the servers that respond; the others are checked in the background.
 
-    A single server is always asked itself. May be used from several threads.
+    A single server gets every request. May be used from several threads.
     """
 
     def __init__(self, transports: Sequence[Transport]) -> None:
@@ -58,21 +58,21 @@ class Balance:
 
     @property
     def transports(self) -> list[Transport]:
-        """All of them."""
+        """Connections to all servers."""
         return [server.transport for server in self._servers]
 
     @property
     def addresses(self) -> str:
-        """Theirs, for messages."""
+        """Addresses of all servers, for messages."""
         return ", ".join(transport.address for transport in self.transports)
 
     @property
     def last_error(self) -> tuple[Transport, CallError] | None:
-        """Who was last asked in vain, and why."""
+        """The last failure and its server; None if there was none."""
         return self._last_error
 
     def choose(self) -> Transport | None:
-        """Return whose turn it is, and begin to look for those that are due; None while nobody is known to answer."""
+        """Return the next server, and start checks that are due; None while no server is known to respond."""
         if self._single:
             return self._servers[0].transport
         with self._lock:
@@ -80,23 +80,23 @@ class Balance:
             due = [server for server in self._servers if self._is_due(server, alone=not up)]
             self._turn += 1
             chosen = up[self._turn % len(up)].transport if up else None
-        # Outside the lock: a call that fails at once tells so at once, in this thread.
+        # Outside the lock: a call that fails immediately runs its callback in this thread.
         for server in due:
             self._look(server)
         return chosen
 
     def looks(self) -> tuple[Call[Any], ...]:
-        """Return the questions under way to those that may be back."""
+        """Return the checks in progress."""
         with self._lock:
             return tuple(server.look for server in self._servers if server.look)
 
     def others_answer(self, transport: Transport) -> bool:
-        """Whether there is somebody else to ask."""
+        """Return True if another server responds."""
         with self._lock:
             return any(server.up for server in self._servers if server.transport is not transport)
 
     def failed(self, transport: Transport, error: CallError) -> None:
-        """Note that one did not answer: the others are asked until it is back."""
+        """Record a failure: the other servers get the requests until this one responds again."""
         self._last_error = (transport, error)
         with self._lock:
             (server,) = (server for server in self._servers if server.transport is transport)

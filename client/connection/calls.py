@@ -76,11 +76,11 @@ Flow = Generator[Wait, None, T]
 
 @dataclass(frozen=True)
 class Deadline:
-    """When something has to be done, and how long it may take in all.
+    """Deadline of a request.
 
     Attributes:
-        at_s: Of `time.monotonic`, seconds.
-        timeout_s: From its beginning.
+        at_s: Time of the deadline on `time.monotonic`, seconds.
+        timeout_s: Time between the start of the request and the deadline, seconds.
     """
 
     at_s: float
@@ -88,16 +88,16 @@ class Deadline:
 
     @classmethod
     def after(cls, timeout_s: float) -> Deadline:
-        """Return the one that is so far from now."""
+        """Return the deadline that is `timeout_s` from now."""
         return cls(time.monotonic() + timeout_s, timeout_s)
 
     @property
     def left_s(self) -> float:
-        """Seconds until then, at least 0."""
+        """Remaining time, seconds, at least 0."""
         return max(0.0, self.at_s - time.monotonic())
 
     def at_most(self, timeout_s: float) -> Deadline:
-        """Return the nearer of this one and one so far from now."""
+        """Return this deadline, or the one `timeout_s` from now if that is earlier."""
         return self if self.left_s <= timeout_s else Deadline.after(timeout_s)
 
 

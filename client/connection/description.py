@@ -1,4 +1,4 @@
-"""From what a server says of its models to `Served`. Pure functions."""
+"""Create `Served` from a server's model metadata. Pure functions."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ __all__ = ["served_from_description"]
 def served_from_description(
     config: dict[str, Any], outputs: list[dict[str, Any]], inputs: list[dict[str, Any]], *, encoded: bool
 ) -> Served:
-    """Return what a server serves.
+    """Return the description of the served ensemble.
 
-    A config carries the contract. Without one, as where a server keeps its configs to itself, names are numbers, and
-    nothing is known of weights and vote.
+    The model's config holds the ensemble's metadata. If the server hides its config, names are numbers, and weights and
+    vote are unknown.
 
     Args:
-        config: Of the model that is asked, in JSON; empty where it isn't told.
-        outputs: Of that model, from its metadata.
-        inputs: Of the model that pixels go to.
-        encoded: Whether another takes encoded images; the one with these inputs may, too.
+        config: Config of the model that gets the requests, as JSON; empty if the server hides it.
+        outputs: Outputs of that model, from Triton's metadata.
+        inputs: Inputs of the model that accepts pixels.
+        encoded: True if another model accepts encoded images; the model with these inputs may accept them too.
 
     Raises:
-        KeyError: the model is none of Plurum's.
-        ValueError: likewise.
+        KeyError: the model was not exported by Plurum.
+        ValueError: the outputs have shapes that no model of Plurum has.
     """
     contract, text = _contract(config)
     shapes = {output["name"]: [int(size) for size in output.get("shape", ())] for output in outputs}
@@ -36,7 +36,7 @@ def served_from_description(
     try:
         classes, members = tuple(contract["classes"]), contract["members"]
         names = tuple(member["name"] for member in members)
-        # A gateway tells the names alone.
+        # A gateway states only the names.
         checkpoints = tuple(member["sha256"] for member in members if "sha256" in member)
     except (KeyError, TypeError):
         checkpoints, text = (), ""
@@ -54,7 +54,7 @@ def served_from_description(
 
 
 def _contract(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the contract that a config carries, and its text; empty where it has none."""
+    """Return the ensemble's metadata in a config, and its text; both empty if there is none."""
     try:
         text = config["parameters"]["contract"]["string_value"]
         contract = json.loads(text)
@@ -64,7 +64,7 @@ def _contract(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _pixels_shape(inputs: list[dict[str, Any]]) -> tuple[int, int, int] | None:
-    """Return what the single input takes when that is pixels."""
+    """Return the image shape of the single input if it accepts pixels, else None."""
     try:
         (pixels,) = inputs
         _, height, width, channels = map(int, pixels["shape"])

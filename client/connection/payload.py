@@ -1,10 +1,10 @@
-"""From images to request tensors. Pure functions; gRPC and HTTP share them.
+"""Convert images to request tensors. Pure functions, used by gRPC and HTTP.
 
-An encoded image goes to the model `ensemble` as it is, a uint8 array of exactly the served size to
-`ensemble_pixels`. Everything else that has pixels is written as a PNG, which loses nothing, and goes to `ensemble`,
-so that the server alone decides how images are brought to size.
+Encoded images are sent to the model `ensemble` unchanged, and uint8 arrays of exactly the served size to
+`ensemble_pixels`. Other images are encoded as lossless PNG and sent to `ensemble`, so that only the server resizes
+images.
 
-Legend: `[batch, 1]` tensors hold bytes objects, `[batch, height, width, 3]` ones are uint8, 0 to 255, RGB.
+Legend: `[batch, 1]` tensors hold bytes objects; `[batch, height, width, 3]` tensors are uint8, 0 to 255, RGB.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ __all__ = [
 
 ENSEMBLE = "ensemble"
 ENSEMBLE_PIXELS = "ensemble_pixels"
-# A request of more than this waits longer for its bytes than it saves by being one.
+# A larger request takes longer to transfer than batching saves.
 MAX_BATCH_BYTES = 32 << 20
 
-# Of a request that is left to itself: how many images it begins with and ends at, and what is quick and slow, seconds.
+# Adaptive batch size: first and largest number of images, and response times that count as quick and slow, seconds.
 _FIRST_IMAGES, _MOST_IMAGES = 8, 32
 _QUICK_S, _SLOW_S = 0.5, 4.0
 
 AnyImage = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 
-# PNG holds these as they are; of the others these are brought to the next that it does.
+# Pillow modes that PNG supports; the modes below are converted to the nearest of them.
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _NEAREST_PNG_MODE = {"CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "RGBX": "RGB"} | {
     "PA": "RGBA",
@@ -59,11 +59,11 @@ _NEAREST_PNG_MODE = {"CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", 
 
 @dataclass(frozen=True)
 class Item:
-    """One image, ready to be asked about.
+    """One image, prepared for a request.
 
     Attributes:
-        index: Its place among all that were asked about, from 0.
-        name: Its path, or `image 3` for one that has none.
+        index: Position of the image in the input, from 0.
+        name: Path of the image, or `image 3` for an image without one.
         payload: Encoded bytes for `ensemble`, or pixels `[height, width, 3]` for `ensemble_pixels`.
     """
 
@@ -73,29 +73,29 @@ class Item:
 
     @property
     def model(self) -> str:
-        """The one to ask."""
+        """Name of the model that accepts the payload."""
         return ENSEMBLE if isinstance(self.payload, bytes) else ENSEMBLE_PIXELS
 
     @property
     def size_bytes(self) -> int:
-        """What it takes on the wire."""
+        """Size of the payload, bytes."""
         return len(self.payload) if isinstance(self.payload, bytes) else self.payload.nbytes
 
 
 def item_from_image(
     index: int, image: AnyImage, served_shape: tuple[int, int, int] | None, *, encoded: bool = True
 ) -> Item:
-    """Return `image` ready for the wire.
+    """Prepare `image` for a request.
 
     Args:
-        index: Its place, from 0.
+        index: Position of the image, from 0.
         image: A path, encoded bytes, a Pillow image, or uint8 pixels `[height, width, 3]` or `[height, width]`.
-        served_shape: `(height, width, 3)` of `ensemble_pixels`, or None where it isn't served.
-        encoded: Whether a model that takes encoded images is asked, too.
+        served_shape: Input shape `(height, width, 3)` of `ensemble_pixels`; None if it is not served.
+        encoded: True if a model that accepts encoded images is available.
 
     Raises:
-        ImageError: the file can't be read, the pixels are of a kind whose range isn't known, or only pixels of
-            `served_shape` are taken and these are none.
+        ImageError: the file can't be read, the pixels have an unsupported type, or only pixels of `served_shape` are
+            accepted and the image has others.
     """
     if not encoded:
         return Item(index, name_of(index, image), _pixels_as_they_are(image, served_shape))
@@ -107,47 +107,49 @@ def item_from_image(
     if isinstance(image, Image.Image):
         return Item(index, name, _png_from_image(image))
     if not isinstance(image, np.ndarray):
-        raise ImageError(f"a {type(image).__name__} is no image: a path, bytes, a Pillow image or an array is needed")
+        raise ImageError(f"expected a path, bytes, a Pillow image or an array, got a {type(image).__name__}")
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
         shape = ", ".join(map(str, image.shape))
-        raise ImageError(f"an array of {image.dtype} [{shape}]: uint8 [height, width, 3] or [height, width] is needed")
+        raise ImageError(
+            f"expected uint8 [height, width, 3] or [height, width], got an array of {image.dtype} [{shape}]"
+        )
     if image.shape == served_shape:
         return Item(index, name, np.ascontiguousarray(image))
     if 0 in image.shape:
-        raise ImageError("an array without pixels")
+        raise ImageError("expected an array with pixels, got an empty one")
     return Item(index, name, _png_from_image(Image.fromarray(image)))
 
 
 def name_of(index: int, image: object) -> str:
-    """Return what to call the image at place `index` (from 0) in messages."""
+    """Return the name of the image at position `index` (from 0) for messages."""
     return str(image) if isinstance(image, str | Path) else f"image {index}"
 
 
 class BatchSize:
-    """How many images go into one request: as many as were asked for or, left to itself, as are answered quickly.
+    """Number of images per request: fixed, or adapted to the response time.
 
-    Larger requests cost less an image, on both sides; those of a slow ensemble would be late all together.
+    Larger requests cost less per image on both sides, but may exceed the time limit if the ensemble is slow.
 
     Args:
-        wanted: By whoever asks; None leaves it to itself.
-        most: What the server takes.
+        wanted: Fixed number of images; None adapts it.
+        most: Maximum number that the server accepts.
 
     Attributes:
-        images: Of the next request, at most.
+        images: Maximum number of images in the next request.
 
     Raises:
-        SettingsError: less than one image is wanted.
+        SettingsError: `wanted` is below 1.
     """
 
     def __init__(self, wanted: int | None, most: int) -> None:
         if wanted is not None and wanted < 1:
-            raise SettingsError(f"a batch of {wanted} images is none; give 1 or more")
+            raise SettingsError(f"batch_size: expected at least 1, got {wanted}.")
         self._fixed = wanted is not None
         self._most = min(most, wanted or _MOST_IMAGES)
         self.images = min(wanted or _FIRST_IMAGES, self._most)
 
     def note(self, images: int, took_s: float) -> None:
-        """Take note of how long a request of so many images took, seconds."""
+        """Adapt to the time that a request of `images` images took, seconds."""
         if self._fixed or images < self.images:
             return
         if took_s < _QUICK_S:
@@ -157,9 +159,9 @@ class BatchSize:
 
 
 def batches(entries: Iterable[Item | Failure], size: BatchSize) -> Iterator[list[Item | Failure]]:
-    """Group neighbours that go to the same model: as many as `size` says and, beyond the first, at most 32 MiB.
+    """Group neighbouring images for the same model: at most `size.images` and, beyond the first image, 32 MiB.
 
-    What failed before it was asked about keeps its place among its neighbours.
+    Images that failed before they were sent keep their position.
     """
     batch: list[Item | Failure] = []
     batch_bytes, model = 0, ""
@@ -177,7 +179,7 @@ def batches(entries: Iterable[Item | Failure], size: BatchSize) -> Iterator[list
 
 
 def tensor_from_items(items: list[Item]) -> tuple[str, str, npt.NDArray[Any]]:
-    """Return the model to ask, the name of its input and the tensor: `[batch, 1]` or `[batch, height, width, 3]`."""
+    """Return the model's name, its input's name, and the tensor: `[batch, 1]` or `[batch, height, width, 3]`."""
     if items[0].model == ENSEMBLE:
         encoded = np.empty((len(items), 1), dtype=np.object_)
         encoded[:, 0] = [item.payload for item in items]
@@ -195,7 +197,7 @@ def grey_tensor(tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _pixels_as_they_are(image: AnyImage, served_shape: tuple[int, int, int] | None) -> npt.NDArray[np.uint8]:
-    """Return pixels that need no bringing to size, which is for the server alone to do."""
+    """Return the image as pixels of exactly `served_shape`; only the server resizes images."""
     if isinstance(image, Image.Image) and image.mode in {"L", "RGB"}:
         image = np.asarray(image.convert("RGB"))
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != served_shape:
@@ -213,7 +215,7 @@ def _bytes_from_file(path: str | Path) -> bytes:
     except OSError as error:
         raise ImageError(f"can't be read: {error.strerror}") from error
     except ValueError as error:
-        # A name with NUL, or with letters that the locale has not.
+        # The name has a NUL, or letters that the locale does not support.
         raise ImageError(f"can't be read: {error}") from error
 
 
@@ -227,9 +229,9 @@ def _png_from_image(image: Image.Image) -> bytes:
         elif upright.mode not in _PNG_MODES:
             raise ImageError(f"a Pillow image of mode {image.mode!r}: 8- or 16-bit grey, palette or colour is needed")
         file = io.BytesIO()
-        # The least effort: it is made to cross a wire once, not to be kept.
+        # Fastest compression: the PNG is sent once and not kept.
         upright.save(file, "PNG", compress_level=1)
-    # Pillow decodes late: a broken file that was opened elsewhere shows here.
+    # Pillow decodes lazily, so a broken file that was opened elsewhere fails here.
     except (OSError, SyntaxError, ValueError, TypeError) as error:
         raise ImageError(f"a Pillow image that can't be encoded: {error}") from error
     return file.getvalue()

@@ -1,7 +1,7 @@
-"""What both ways to a server, gRPC and HTTP, have in common.
+"""Interface and shared parts of the gRPC and HTTP transports.
 
-A transport begins calls and never waits: each ends with an answer, with `CallError` when there was none or the server
-answered with an error, or with `ServerError` when what answers is no Triton.
+A transport starts calls and never waits. A call ends with a response, with `CallError` if there is none or it is an
+error, or with `ServerError` if the server is not Triton.
 """
 
 from __future__ import annotations
@@ -53,31 +53,31 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 
 class Outputs(NamedTuple):
-    """What a model answers.
+    """Outputs of a model.
 
     Attributes:
-        tensors: By name.
-        version: Of the model that answered, as Triton says.
+        tensors: Output tensors by name.
+        version: Version of the model, as Triton states it.
     """
 
     tensors: Tensors
     version: str
 
 
-# refused: what was asked can't be answered. missing: no such model. busy: not now. broken: the server failed.
-# denied: not by us. away: the request did not reach a server. lost: a server had it, and went away before an answer.
-# spent: likewise, and the server says that it must not be sent again.
+# refused: the request is invalid. missing: no such model. busy: the server is full. broken: the server failed.
+# denied: the client lacks permission. away: the request did not reach a server. lost: the server received the request
+# and disconnected. spent: the server received the request, failed, and states that it must not be sent again.
 Fault = Literal["refused", "missing", "busy", "broken", "denied", "away", "lost", "spent"]
 _log = logging.getLogger(__name__)
 
 
 class CallError(Exception):
-    """A call that ended without an answer.
+    """A call ended without a usable response.
 
     Attributes:
-        reason: The server's words or the network's, in one line.
-        fault: Whose it is; see `Fault`.
-        wait_s: How long the server asks to be left alone; 0 where it does not say.
+        reason: One-line message from the server or the network.
+        fault: Kind of the failure; see `Fault`.
+        wait_s: Time after which the server permits a retry, seconds; 0 if it states none.
     """
 
     def __init__(self, reason: str, fault: Fault, wait_s: float = 0.0) -> None:
@@ -88,33 +88,33 @@ class CallError(Exception):
 
 
 class Transport(Protocol):
-    """What a client needs of a protocol; calls may be begun from several threads at once.
+    """Interface of a protocol; several threads may start calls at once.
 
-    `timeout_s` is what is left to whoever asks, for protocols that can hang up.
+    `timeout_s` is the caller's remaining time, for protocols that can close a connection safely.
     """
 
     protocol: ClassVar[WireProtocol]
     address: str
 
     def live(self, timeout_s: float) -> Call[bool]:
-        """Whether the server says that it lives."""
+        """Return a call that is True if the server reports that it is alive."""
 
     def metadata(self, model: str, timeout_s: float) -> Call[dict[str, Any]]:
-        """A model's inputs and outputs, as Triton's metadata extension has them in JSON."""
+        """Request a model's inputs and outputs, as JSON of Triton's metadata extension."""
 
     def config(self, model: str, timeout_s: float) -> Call[dict[str, Any]]:
-        """A model's configuration, as `config.pbtxt` has it in JSON."""
+        """Request a model's configuration, as JSON with the fields of `config.pbtxt`."""
 
     def models(self, timeout_s: float) -> Call[list[str]]:
-        """The names of the models that are loaded, sorted; the index of the repository is often kept shut."""
+        """Request the names of the loaded models, sorted; uses statistics, because the index is often restricted."""
 
     def infer(
         self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float, request_id: str = ""
     ) -> Call[Outputs]:
-        """All outputs by name for one input."""
+        """Run an inference with one input, and request all outputs."""
 
     def close(self, patience_s: float) -> None:
-        """Let go of the connection, after waiting so long at most for calls whose end could hurt the server."""
+        """Close the connection; wait at most `patience_s` for calls whose cancellation could crash the server."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,11 @@ class Tls:
 
 @dataclass(frozen=True)
 class Access:
-    """What a server wants to see.
+    """Credentials for a server.
 
     Attributes:
-        api_key: Sent as `Authorization: Bearer`; shown nowhere.
-        tls: For addresses that are asked over TLS.
+        api_key: Key sent as `Authorization: Bearer`; never shown in messages.
+        tls: Certificates for TLS addresses.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -167,7 +167,7 @@ class Access:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Those of every call; lower case, as gRPC wants them."""
+        """Headers of every call, in lower case as gRPC requires."""
         return {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
 
@@ -175,10 +175,10 @@ NO_ACCESS = Access()
 
 
 def access_from(api_key: str | None, tls: Tls | None, environment: Mapping[str, str] = os.environ) -> Access:
-    """Return what to show a server: the key given, else that of the environment's PLURUM_API_KEY, else none.
+    """Return the credentials: the given key, else the one in the environment variable PLURUM_API_KEY, else none.
 
     Raises:
-        SettingsError: a key that no header can hold.
+        SettingsError: the key has characters that a header can't hold.
     """
     key = (environment.get(API_KEY_VARIABLE, "") if api_key is None else api_key).strip()
     # The key itself is never part of a message.
@@ -189,12 +189,12 @@ def access_from(api_key: str | None, tls: Tls | None, environment: Mapping[str, 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server is.
+    """Address of a server.
 
     Attributes:
-        protocol: Spoken there.
-        address: HOST:PORT.
-        secure: Over TLS.
+        protocol: Protocol of the server.
+        address: HOST:PORT of the server.
+        secure: True if the server uses TLS.
     """
 
     protocol: WireProtocol
@@ -203,10 +203,10 @@ class Place:
 
 
 def place_from_url(url: str | None, protocol: WireProtocol | None) -> Place:
-    """Return where `host:port`, `http(s)://host:port` or `grpc(s)://host:port` leads; without one, this machine.
+    """Parse `host:port`, `http(s)://host:port` or `grpc(s)://host:port`; None stands for this machine.
 
     Raises:
-        SettingsError: the URL is none of these, or its scheme isn't the protocol asked for.
+        SettingsError: the URL has another form, or its scheme contradicts `protocol`.
     """
     text = url or "127.0.0.1"
     try:
@@ -222,7 +222,7 @@ def place_from_url(url: str | None, protocol: WireProtocol | None) -> Place:
 
 
 def warn_of_plain_key(place: Place, access: Access) -> None:
-    """Log that a key is about to leave this machine for everyone on the way to read."""
+    """Warn if a key will be sent unencrypted to another machine."""
     host = place.address.rpartition(":")[0].strip("[]")
     try:
         here = ip_address(host).is_loopback
@@ -233,10 +233,10 @@ def warn_of_plain_key(place: Place, access: Access) -> None:
 
 
 def server_error(transport: Transport, error: CallError) -> ServerError:
-    """Return the line for people about a call that failed through no image's fault."""
+    """Return the user's error for a failed call that is not an image's fault."""
     place = transport.address
     if error.fault == "away":
-        # gRPC puts the cause last, behind the story of how it was found.
+        # gRPC puts the cause at the end of its message.
         cause = error.reason.rsplit(": ", 1)[-1][:200]
         name = {"grpc": "gRPC", "http": "HTTP"}[transport.protocol]
         return ServerError(
@@ -254,7 +254,7 @@ def server_error(transport: Transport, error: CallError) -> ServerError:
 
 
 def late_error(transport: Transport, timeout_s: float) -> ServerError:
-    """Return the line for people about a server that took too long."""
+    """Return the user's error for a server that exceeded the time limit."""
     return ServerError(
         f"the server at {transport.address} did not answer within {timeout_s:g} s; "
         "send it fewer images at once (batch size, concurrency) or look at its log"
@@ -262,7 +262,7 @@ def late_error(transport: Transport, timeout_s: float) -> ServerError:
 
 
 def names_from_statistics(statistics: list[dict[str, Any]]) -> list[str]:
-    """Return the names of models that classify, sorted, from what Triton's statistics extension says."""
+    """Return the names of models that classify, sorted, from Triton's statistics."""
     return sorted({model["name"] for model in statistics if model["name"] not in MANAGERS})
 
 

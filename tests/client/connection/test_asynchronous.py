@@ -48,7 +48,7 @@ def test_answers_are_those_of_the_other_client(url: str, pixels: npt.NDArray[np.
             assert (await client.served) == other.served
             with pytest.raises(ImageError, match=r"^image 1: "):
                 await client.predict([pixels[0], b""])
-            with pytest.raises(SettingsError, match="a batch of 0 images"):
+            with pytest.raises(SettingsError, match="batch_size: expected at least 1, got 0"):
                 await client.predict([b""], batch_size=0)
             return [answer async for answer in client.stream(images, batch_size=4)]
 

@@ -173,7 +173,7 @@ def test_nothing_asked_nothing_answered(client: EnsembleClient) -> None:
 
 
 def test_a_batch_of_none_is_refused(client: EnsembleClient) -> None:
-    with pytest.raises(SettingsError, match="a batch of 0 images"):
+    with pytest.raises(SettingsError, match="batch_size: expected at least 1, got 0"):
         client.predict([b""], batch_size=0)
 
 
