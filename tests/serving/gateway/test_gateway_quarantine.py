@@ -88,7 +88,7 @@ def test_what_hangs_triton_is_asked_once(poisonous: Path, image: bytes) -> None:
 def test_what_hangs_triton_before_the_gateway_knows_it_is_asked_once(poisonous: Path, image: bytes) -> None:
     with Stack(poisonous, "--deadline-s", "60") as stack:
         status, answer = predict(stack.gateway, image, X_Request_ID="hang")
-        assert (status, answer["error"].partition(";")[0]) == (504, "Triton was given the request and does not answer")
+        assert (status, answer["error"].partition(";")[0]) == (504, "Triton received the request and does not respond")
         assert predict(stack.gateway, image)[0] == 200
     assert (poisonous.parent / "seen").read_text() == "x"
 
