@@ -30,7 +30,7 @@ Logits = npt.NDArray[np.float32]
 
 _BATCH = 16
 # Batch sizes that Plurum's OpenVINO backend compiles a graph for; it runs where Plurum is not installed.
-_TOGETHER = (4, 2, 1)
+_BATCH_SIZES = (4, 2, 1)
 _WARM_UP, _TIMED = 3, 15
 
 
@@ -91,7 +91,7 @@ def openvino_runner(
     core = openvino.Core()
     model = core.read_model(path)
     models = {}
-    for size in _TOGETHER:
+    for size in _BATCH_SIZES:
         model.reshape({INPUT_PIXELS: [size, *list(model.input(INPUT_PIXELS).partial_shape)[1:]]})
         models[size] = core.compile_model(model, "CPU", options)
 

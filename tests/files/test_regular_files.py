@@ -85,7 +85,7 @@ def test_a_manifest_may_name_anything(make: Make, message: str, tmp_path: Path) 
         assert "not a regular file" in picture.fault
         with pytest.raises(DataError, match=r"line 2 names a\.tif, which is not a regular file"):
             load_data(str(manifest))
-        with pytest.raises(DataError, match=r"aren't there: line 2 names a\.tif"):
+        with pytest.raises(DataError, match=r"do not exist: line 2 names a\.tif"):
             find_unlabelled_images(manifest)
 
 
@@ -120,7 +120,7 @@ def test_standard_input_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("plurum.client.bulk.listing._MOST_BYTES", 1 << 20)
     with (
         Path("/dev/zero").open("rb") as file,
-        pytest.raises(DataError, match="paths of more than 1,048,576 bytes"),
+        pytest.raises(DataError, match="expected at most 1,048,576 bytes of paths"),
     ):
         listing_from_names(["-"], file)
 
