@@ -54,7 +54,7 @@ def test_finding_imports_no_pytriton(embedded: TritonInstallation) -> None:
 def test_without_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ServerError, match=r"tritonserver is not on PATH .* pip install 'plurum\[serving\]'"):
+    with pytest.raises(ServerError, match=r"tritonserver is not on PATH, .* pip install 'plurum\[serving\]'"):
         find_triton()
 
 
