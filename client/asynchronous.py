@@ -69,8 +69,8 @@ class AsyncEnsembleClient:
 
     async def close(self) -> None:
         """Let go of the connections, after waiting a few seconds for requests under way."""
-        self._asker.closed = True
-        for transport in self._asker.balance.transports:
+        self._asker.close()
+        for transport in self._asker.transports:
             await asyncio.to_thread(transport.close, CLOSE_S)
 
     @property

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 import time
+from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["Call", "Deadline", "Flow", "Wait", "carried_out", "carried_out_async"]
+__all__ = ["Call", "Deadline", "Flow", "Turns", "Wait", "carried_out", "carried_out_async"]
 
 T = TypeVar("T")
 
@@ -40,6 +42,33 @@ class Wait:
 
     calls: tuple[Call[Any], ...]
     seconds: float
+
+
+class Turns:
+    """One place, given to conversations in the order in which they line up. May be used from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._line: deque[Call[None]] = deque()
+
+    def line_up(self) -> Call[None]:
+        """Return a call that ends when the place is free; give it back with `leave`."""
+        turn: Call[None] = Call()
+        with self._lock:
+            self._line.append(turn)
+            first = len(self._line) == 1
+        if first:
+            turn.set_result(None)
+        return turn
+
+    def leave(self, turn: Call[None]) -> None:
+        """Give the place back, or stop waiting for it."""
+        with self._lock:
+            held = self._line[0] is turn
+            self._line.remove(turn)
+            following = self._line[0] if held and self._line else None
+        if following:
+            following.set_result(None)
 
 
 Flow = Generator[Wait, None, T]

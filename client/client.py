@@ -77,9 +77,9 @@ class EnsembleClient:
 
     def close(self) -> None:
         """Let go of the connections, after waiting a few seconds for requests under way."""
-        self._asker.closed = True
+        self._asker.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
-        for transport in self._asker.balance.transports:
+        for transport in self._asker.transports:
             transport.close(CLOSE_S)
 
     @property

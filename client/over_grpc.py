@@ -103,9 +103,16 @@ class GrpcTransport:
         names = lambda answer: names_from_statistics(self._json(answer).get("model_stats", []))  # noqa: E731
         return self._begin("ModelStatistics", request, names)
 
-    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Outputs]:  # noqa: ARG002
+    def infer(
+        self,
+        model: str,
+        name: str,
+        tensor: npt.NDArray[Any],
+        timeout_s: float,  # noqa: ARG002
+        request_id: str = "",
+    ) -> Call[Outputs]:
         """See `Transport`."""
-        request = self._pb.ModelInferRequest(model_name=model)
+        request = self._pb.ModelInferRequest(model_name=model, id=request_id)
         request.inputs.add(name=name, datatype=DATA_TYPES[tensor.dtype], shape=tensor.shape)
         request.raw_input_contents.append(_raw(tensor))
         return self._begin("ModelInfer", request, self._outputs)

@@ -90,11 +90,13 @@ class HttpTransport:
         names = lambda *answer: names_from_statistics(self._json(*answer)["model_stats"])  # noqa: E731
         return self._begin("GET", "/v2/models/stats", timeout_s, names)
 
-    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Outputs]:
+    def infer(
+        self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float, request_id: str = ""
+    ) -> Call[Outputs]:
         """See `Transport`."""
         given = self._triton.InferInput(name, tensor.shape, DATA_TYPES[tensor.dtype])
         given.set_data_from_numpy(tensor, binary_data=True)
-        body, json_bytes = self._triton.InferenceServerClient.generate_request_body([given])
+        body, json_bytes = self._triton.InferenceServerClient.generate_request_body([given], request_id=request_id)
         headers = {"Inference-Header-Content-Length": str(json_bytes)}
         return self._begin("POST", f"/v2/models/{model}/infer", timeout_s, self._outputs, body, headers)
 

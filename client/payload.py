@@ -31,6 +31,7 @@ __all__ = [
     "BatchSize",
     "Item",
     "batches",
+    "grey_tensor",
     "item_from_image",
     "name_of",
     "tensor_from_items",
@@ -182,6 +183,15 @@ def tensor_from_items(items: list[Item]) -> tuple[str, str, npt.NDArray[Any]]:
         encoded[:, 0] = [item.payload for item in items]
         return ENSEMBLE, IMAGE, encoded
     return ENSEMBLE_PIXELS, INPUT_PIXELS, np.stack([item.payload for item in items])
+
+
+def grey_tensor(tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return one grey image in the form of `tensor`: a PNG of 64 × 64 pixels `[1, 1]`, or `[1, height, width, 3]`."""
+    if tensor.dtype != np.object_:
+        return np.full((1, *tensor.shape[1:]), 128, np.uint8)
+    encoded = np.empty((1, 1), dtype=np.object_)
+    encoded[0, 0] = _png_from_image(Image.new("RGB", (64, 64), (128, 128, 128)))
+    return encoded
 
 
 def _pixels_as_they_are(image: AnyImage, served_shape: tuple[int, int, int] | None) -> npt.NDArray[np.uint8]:

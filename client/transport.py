@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.client.calls import Call
+from plurum.conventions import MANAGERS
 from plurum.errors import ServerError, SettingsError
 from plurum.regular_files import MAX_SECRET_BYTES, read_regular
 
@@ -107,7 +108,9 @@ class Transport(Protocol):
     def models(self, timeout_s: float) -> Call[list[str]]:
         """The names of the models that are loaded, sorted; the index of the repository is often kept shut."""
 
-    def infer(self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float) -> Call[Outputs]:
+    def infer(
+        self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float, request_id: str = ""
+    ) -> Call[Outputs]:
         """All outputs by name for one input."""
 
     def close(self, patience_s: float) -> None:
@@ -260,7 +263,7 @@ def late_error(transport: Transport, timeout_s: float) -> ServerError:
 
 def names_from_statistics(statistics: list[dict[str, Any]]) -> list[str]:
     """Return the names of models that classify, sorted, from what Triton's statistics extension says."""
-    return sorted({model["name"] for model in statistics if not model["name"].startswith("plurum_manager_")})
+    return sorted({model["name"] for model in statistics if model["name"] not in MANAGERS})
 
 
 def _protocol(parts: SplitResult, wanted: WireProtocol | None, url: str) -> tuple[WireProtocol, str]:

@@ -13,14 +13,12 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from plurum.conventions import MANAGERS
 from plurum.errors import ServerError
 from plurum.serving.log import TritonLog
 from plurum.serving.metrics import models_at
 
-__all__ = ["MANAGERS", "Admin", "ManagerLostError"]
-
-# The models that load and unload others. Triton never restarts a process of its own: each loads the other again.
-MANAGERS = ("plurum_manager_1", "plurum_manager_2")
+__all__ = ["Admin", "ManagerLostError"]
 
 _HEALTH_S = 1.0
 _POLL_S = 0.1

@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from plurum.conventions import PROBE_ID
 from plurum.errors import ServerError
 from plurum.spec import IMAGE, INPUT_PIXELS, Ensemble
 
-__all__ = ["PROBE_ID", "NoAnswerError", "Probe", "reason_of"]
+__all__ = ["NoAnswerError", "Probe", "reason_of"]
 
-# The voter leaves requests of this name out of its metrics.
-PROBE_ID = "plurum-probe"
 _CHAINS = ("ensemble", "ensemble_pixels", "ensemble_fused")
 
 

@@ -21,8 +21,8 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from plurum.conventions import MANAGERS
 from plurum.errors import RepositoryError
-from plurum.serving.admin import MANAGERS
 from plurum.serving.releases import Trial
 from plurum.spec import version_from_release
 

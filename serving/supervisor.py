@@ -27,9 +27,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from plurum.conventions import MANAGERS
 from plurum.errors import PlurumError, RepositoryError, ServerError
 from plurum.listing import check_exported
-from plurum.serving.admin import MANAGERS
 from plurum.serving.metrics import answered
 from plurum.serving.probe import NoAnswerError
 from plurum.serving.releases import Order, Releases, State

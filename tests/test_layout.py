@@ -18,6 +18,7 @@ INSIDE_TRITON = ("model_repository/", "serving/backends/")
 FLOORS = (
     {
         *(
+            "conventions",
             "decoder",
             "errors",
             "evidence",

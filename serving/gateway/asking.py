@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import grpc.aio
 
+from plurum.conventions import HUNG_S
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.deadlines import Deadline
 from plurum.serving.gateway.health import Health
@@ -33,8 +34,6 @@ _log = logging.getLogger(__name__)
 _DOUBTFUL = frozenset({"UNAVAILABLE", "NOT_FOUND", "INTERNAL", "UNKNOWN", "CANCELLED"})
 # So often a request may be inside Triton when that fails.
 _MOST_FAILURES = 2
-# What hangs Triton has been inside for longer when the supervisor ends it: that waits for 3 s at least.
-_HUNG_S = 2.5
 
 Gone = Callable[[], Awaitable[bool]]
 # own: it is about the request. untaken: Triton, or the model, was away. inside: it went away with the request in it.
@@ -151,7 +150,7 @@ class Asking:
         if attempt.failures >= _MOST_FAILURES:
             _log.warning("%s %s: Triton failed twice while it had this", attempt.request.model, attempt.request.id)
             raise suspect()
-        if fate == "inside" and in_flight_s >= _HUNG_S:
+        if fate == "inside" and in_flight_s >= HUNG_S:
             raise lost()
         if not await self._health.back(attempt.deadline):
             raise lost() if attempt.failures else away()

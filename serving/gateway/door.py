@@ -18,10 +18,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from plurum.conventions import PROBE_ID
 from plurum.serving.gateway.keys import Keys
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError
-from plurum.serving.probe import PROBE_ID
 
 __all__ = ["Behind", "Door", "Refusal", "Visit"]
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
-from plurum.serving.probe import PROBE_ID
+from plurum.conventions import PROBE_ID
 from plurum.spec import IMAGE, INPUT_PIXELS
 
 __all__ = ["ENSEMBLE", "PUBLIC", "Served", "Triton", "WireRequest", "image_request", "known_question", "wire_request"]

@@ -24,9 +24,9 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from plurum.client import EnsembleClient
+from plurum.conventions import MANAGERS
 from plurum.errors import ServerError
 from plurum.serving import Server, ServerSettings, Supervisor
-from plurum.serving.admin import MANAGERS
 from plurum.serving.leftovers import SHARED_MEMORY
 from plurum.serving.settings import Ports, server_arguments
 
