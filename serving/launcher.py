@@ -15,7 +15,7 @@ import signal
 import struct
 import sys
 
-__all__ = ["main"]
+__all__ = ["MACHINES", "main"]
 
 _SET_DEATH_SIGNAL, _SET_NO_NEW_PRIVILEGES = 1, 38
 # linux/seccomp.h. Without ALLOW_SPECULATION older kernels slow down whatever runs under a filter.
@@ -25,7 +25,7 @@ _RETURN_ERROR_0, _RETURN_ALLOW = 0x0005_0000, 0x7FFF_0000
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _NUMBER_OFFSET, _ARCHITECTURE_OFFSET = 0, 4
 # By machine: linux/audit.h's number, and the numbers of seccomp(2) and fchmod(2).
-_MACHINES = {"x86_64": (0xC000_003E, 317, 91), "aarch64": (0xC000_00B7, 277, 52)}
+MACHINES = {"x86_64": (0xC000_003E, 317, 91), "aarch64": (0xC000_00B7, 277, 52)}
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def _keep_modes(libc: ctypes.CDLL) -> None:
     Triton opens its shared memory, where images and predictions lie, to every user (mode 0644) by that call, whatever
     the umask is.
     """
-    architecture, seccomp, fchmod = _MACHINES[platform.machine()]
+    architecture, seccomp, fchmod = MACHINES[platform.machine()]
     instructions = [
         (_LOAD, 0, 0, _ARCHITECTURE_OFFSET),
         (_JUMP_IF_EQUAL, 0, 3, architecture),

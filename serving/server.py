@@ -30,7 +30,7 @@ from plurum.serving.probe import NoAnswerError, Probe
 from plurum.serving.processes import MARK, ServerProcesses, is_alive
 from plurum.serving.releases import Trial
 from plurum.serving.settings import Ports, ServerSettings, claimed_ports, exposures, server_arguments
-from plurum.serving.surroundings import check_folder, check_names, check_shared_memory, name_failures
+from plurum.serving.surroundings import check_folder, check_machine, check_names, check_shared_memory, name_failures
 from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["Server", "Urls"]
@@ -374,6 +374,7 @@ class Server:
         """Check everything, and return Triton's command line, its environment and the folder laid out for it."""
         with needs_extra("serving"):
             from plurum.serving.staging import Staged, are_complete, model_folders
+        check_machine()
         model_folders(self._repository)
         contract = self._repository / "ensemble.json"
         self._ensemble = read_ensemble(contract) if contract.is_file() else None

@@ -6,6 +6,7 @@ Where it can't, Triton 2.51 does not say so: it waits for processes that never s
 from __future__ import annotations
 
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from plurum.errors import RepositoryError, ServerError
+from plurum.serving.launcher import MACHINES
 
-__all__ = ["check_folder", "check_names", "check_shared_memory", "name_failures"]
+__all__ = ["check_folder", "check_machine", "check_names", "check_shared_memory", "name_failures"]
 
 # Triton starts Python models by a line for bash, without quotes, and their Python reads paths as ASCII. A colon would
 # divide LD_LIBRARY_PATH.
@@ -44,6 +46,19 @@ def check_folder(folder: Path, *, runs_code: bool) -> None:
         raise ServerError(
             f"TMPDIR: expected a file system that programs may run from, got {place}, which is mounted noexec. "
             "Set TMPDIR to another folder."
+        )
+
+
+def check_machine() -> None:
+    """Make sure that the launcher can keep Triton's shared memory from other users on this kind of machine.
+
+    Raises:
+        ServerError: it can't.
+    """
+    if platform.machine() not in MACHINES:
+        raise ServerError(
+            f"machine: expected {' or '.join(MACHINES)}, got {platform.machine() or 'an unknown one'}, where Triton's "
+            "shared memory, which holds images and predictions, can't be closed to other users. Serve elsewhere."
         )
 
 

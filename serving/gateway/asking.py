@@ -36,7 +36,7 @@ _DOUBTFUL = frozenset({"UNAVAILABLE", "NOT_FOUND", "INTERNAL", "UNKNOWN", "CANCE
 _MOST_FAILURES = 2
 
 Gone = Callable[[], Awaitable[bool]]
-# own: it is about the request. untaken: Triton, or the model, was away. inside: it went away with the request in it.
+# own: it is about the request. untaken: the model was away. inside: Triton, or the model, went away with the request.
 Fate = Literal["own", "untaken", "inside"]
 
 
@@ -48,7 +48,7 @@ class _Attempt:
         request: For Triton.
         deadline: Until when the answer is worth something.
         gone: Says whether who asked is still there.
-        inside: Whether Triton has it now, and answered when it was sent.
+        inside: Whether Triton has it now.
         failures: How often Triton has failed while it had it.
     """
 
@@ -121,13 +121,13 @@ class Asking:
     async def _answer(self, attempt: _Attempt) -> Any:
         """Ask until there is an answer, an error of the request's own, or no hope."""
         while True:
-            began, alone = time.monotonic(), attempt.failures > 0
-            # What is sent while Triton does not answer is not why.
-            sound = attempt.inside = self._triton.connected and self._health.answering
+            alone = attempt.failures > 0
             try:
+                await self._reach(attempt.deadline)
+                began, attempt.inside = time.monotonic(), True
                 response = await self._triton.infer(attempt.request)
             except grpc.aio.AioRpcError as error:
-                fate = await self._fate(error, attempt.request.model, sound=sound)
+                fate = await self._fate(error, attempt.request.model)
                 if fate == "own":
                     raise self._refusal(error, attempt.request) from error
             else:
@@ -138,6 +138,17 @@ class Asking:
                 if alone:
                     self._quarantine.leave()
             await self._again(attempt, fate, time.monotonic() - began)
+
+    async def _reach(self, deadline: Deadline) -> None:
+        """Wait until Triton answers over a connection that stands: what is sent then is inside Triton.
+
+        Raises:
+            RefusalError: it does not answer in time.
+        """
+        if self._health.answering and not self._triton.connected:
+            await self._health.check(anew=True)
+        if not await self._health.here(deadline):
+            raise away()
 
     async def _again(self, attempt: _Attempt, fate: Fate, in_flight_s: float) -> None:
         """Wait until the request may be asked again.
@@ -167,30 +178,28 @@ class Asking:
             raise
         self._metrics.asked_again.inc()
 
-    async def _fate(self, error: Any, model: str, *, sound: bool) -> Fate:
+    async def _fate(self, error: Any, model: str) -> Fate:
         """Say whether an error says something of the request, or that the server or one of its models is away.
 
         Args:
             error: An AioRpcError.
             model: Of the request.
-            sound: Whether Triton answered when the request was sent; else it has not seen it, or failed before.
         """
         status = error.code().name
-        broken: Fate = "inside" if sound else "untaken"
         if status not in _DOUBTFUL:
             return "own"
         if not self._triton.connected:
-            return broken
+            return "inside"
         if status in {"UNAVAILABLE", "NOT_FOUND"}:
             # Busy, or without this model: while a release is changed it is away for a moment.
             try:
                 served = self._health.served
                 ready = await self._triton.is_ready(model)
             except grpc.aio.AioRpcError:
-                return broken
+                return "inside"
             return "untaken" if not ready and served is not None and model in served.models else "own"
         # A fault of the request's own, or of a model whose process has died: the known question tells.
-        return "own" if await self._health.check(anew=True) else broken
+        return "own" if await self._health.check(anew=True) else "inside"
 
     def _refusal(self, error: Any, request: WireRequest) -> RefusalError:
         refusal = refusal_from_rpc(error)

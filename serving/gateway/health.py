@@ -90,6 +90,10 @@ class Health:
         """Wait until Triton answers again, and return whether it does before `deadline` or before hope is lost."""
         self._gone("a request was lost")
         self._doubted.set()
+        return await self.here(deadline)
+
+    async def here(self, deadline: Deadline) -> bool:
+        """Return whether Triton answers, after waiting for it until `deadline` or until hope is lost."""
         patience_s = self._went_at + self._settings.away_s - time.monotonic()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._answering.wait(), max(0.0, min(patience_s, deadline.left_s)))
@@ -110,7 +114,10 @@ class Health:
             busy = (
                 error.code() == grpc.StatusCode.UNAVAILABLE and self._triton.connected and await self._takes_requests()
             )
-            if not busy:
+            if busy and self._here is None:
+                # Requests wait for the first look.
+                self._came()
+            elif not busy:
                 self._gone(error.details() or error.code().name)
         except (TimeoutError, ValueError) as error:
             self._gone(str(error))

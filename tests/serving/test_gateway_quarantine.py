@@ -76,12 +76,20 @@ def image() -> bytes:
 def test_what_hangs_triton_is_asked_once(poisonous: Path, image: bytes) -> None:
     with Stack(poisonous, "--deadline-s", "60") as stack:
         expected = predict(stack.gateway, image)
-        # The gateway has asked its own question: it knows that Triton answers what it sends.
-        time.sleep(2)
         status, answer = predict(stack.gateway, image, X_Request_ID="hang")
         assert (status, answer["error"].partition(";")[0]) == (504, "Triton was given the request and does not answer")
         assert predict(stack.gateway, image) == expected
         assert metrics_at(stack.metrics)['plurum_gateway_refused_total{reason="lost"}'] == 1
+    assert (poisonous.parent / "seen").read_text() == "x"
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+def test_what_hangs_triton_before_the_gateway_knows_it_is_asked_once(poisonous: Path, image: bytes) -> None:
+    with Stack(poisonous, "--deadline-s", "60") as stack:
+        status, answer = predict(stack.gateway, image, X_Request_ID="hang")
+        assert (status, answer["error"].partition(";")[0]) == (504, "Triton was given the request and does not answer")
+        assert predict(stack.gateway, image)[0] == 200
     assert (poisonous.parent / "seen").read_text() == "x"
 
 

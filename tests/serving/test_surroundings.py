@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from plurum.errors import RepositoryError, ServerError
+from plurum.serving import Server
 from plurum.serving.leftovers import SHARED_MEMORY
 from plurum.serving.surroundings import check_folder, check_names, check_shared_memory, name_failures
 from tests.surroundings import NEEDS_MOUNTS, namespace
@@ -35,6 +37,18 @@ def small(tmp_path: Path) -> Path:
     (model / "1" / "model.py").touch()
     (model / "config.pbtxt").write_text(MODEL)
     return model.parent
+
+
+@pytest.mark.parametrize("machine", ["riscv64", "ppc64le", "i686", ""])
+def test_a_machine_where_shared_memory_stays_open_is_named(
+    small: Path, machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    server = Server(small)
+    with pytest.raises(ServerError, match=f"^machine: expected x86_64 or aarch64, got {machine}.*can't be closed"):
+        server.start()
+    assert not list(SHARED_MEMORY.glob(f"{server.name}*"))
+    assert not server.processes()
 
 
 def refusal(repository: Path, temporary: Path, mounts: dict[Path, str] | None = None) -> str:
