@@ -136,7 +136,7 @@ def tune(
 
 def _claim(out: Path, repository: Path) -> None:
     """Refuse what the result would take the place of, before anything is measured."""
-    from plurum.export.repository import claim
+    from plurum.export.checks import claim
 
     claim(out)
     if out.exists() and out.resolve() == repository.resolve():

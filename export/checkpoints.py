@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from plurum.errors import OutputError, SettingsError
+from plurum.export.checks import checked_names
 from plurum.export.repository import Exported, repository_from_run
 from plurum.export.settings import ExportSettings
 from plurum.files import sha256_of
@@ -86,14 +86,7 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
         ParityError: a graph answers otherwise than its original.
         SettingsError: numbers of files and architectures differ, or the precision needs labelled images.
     """
-    if settings.precision != "fp32" and labelled is None:
-        raise SettingsError(
-            f"--precision {settings.precision} is checked on labelled images, and checkpoints come without; name some "
-            f"with --images DATA, or export in fp32"
-        )
-    if len(archs) not in {1, len(checkpoints)}:
-        raise SettingsError(f"{len(archs)} --arch for {len(checkpoints)} checkpoints; name one for all or one for each")
-    names = _member_names(checkpoints)
+    names = checked_names(checkpoints, archs, settings, has_images=labelled is not None)
     of_each = list(archs) if len(archs) == len(checkpoints) else list(archs) * len(checkpoints)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
@@ -111,23 +104,6 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
             place = tempfile.gettempdir()
             raise OutputError(f"copies of the checkpoints can't be written below {place} (TMPDIR): {reason}") from error
         return repository_from_run(run, out, settings, progress)
-
-
-def _member_names(checkpoints: Sequence[Path]) -> list[str]:
-    """Return what each member is called: like its file, in letters that a model's name may have.
-
-    Raises:
-        SettingsError: two would be called alike.
-    """
-    names: dict[str, Path] = {}
-    for file in checkpoints:
-        name = re.sub(r"[^A-Za-z0-9_.-]", "_", file.name.rsplit(".", 1)[0]).lstrip("_.-")[:100] or "member"
-        if name in names:
-            raise SettingsError(
-                f"the members of {names[name]} and {file} would both be called {name!r}; rename one of the files"
-            )
-        names[name] = file
-    return list(names)
 
 
 def _member(run: Run, name: str, file: Path, arch: str, classes: tuple[str, ...], image: ImageSpec) -> Member:

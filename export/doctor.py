@@ -25,6 +25,7 @@ from plurum.export.agreement import (
     stated_faults,
     wiring_faults,
 )
+from plurum.export.checks import check_is_repository
 from plurum.export.engines import engine_from_onnx, read_plan
 from plurum.export.findings import (
     interface_faults,
@@ -92,8 +93,7 @@ def check_repository(path: Path, progress: Callable[[str], None] = lambda _: Non
 
 def _opened(path: Path) -> tuple[_Repository | None, list[Finding]]:
     """Read what all checks need; what can't be read is an error itself."""
-    if not (path / "voter" / "config.pbtxt").is_file():
-        raise RepositoryError(f"{path} is no model repository of ours; plurum export RUN writes one")
+    check_is_repository(path)
     configs, findings = {}, []
     for file in sorted(path.glob("*/config.pbtxt")):
         try:

@@ -21,7 +21,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from plurum.errors import ContractError, OutputError, RepositoryError
+from plurum.errors import ContractError, RepositoryError
+from plurum.export.checks import claim
 from plurum.export.configs import (
     FUSED,
     LABELS,
@@ -49,7 +50,7 @@ from plurum.run import Run, Split
 from plurum.spec import Ensemble, write_contract
 from plurum.voting import softmax
 
-__all__ = ["Exported", "claim", "recorded_answers", "repository_from_onnx", "repository_from_run", "voted_choices"]
+__all__ = ["Exported", "recorded_answers", "repository_from_onnx", "repository_from_run", "voted_choices"]
 
 # Which files of ours each Python model finds beside it.
 _PREPROCESS = (
@@ -156,18 +157,6 @@ def repository_from_onnx(
         if fused:
             files_of_members = [graphs[member.name] for member in ensemble.members]
             _write_fused(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
-
-
-def claim(out: Path) -> None:
-    """Make sure that `out` is free or a repository of ours.
-
-    Raises:
-        OutputError: it is a file, or holds something else.
-    """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; name a new folder for the repository")
-    if out.is_dir() and any(out.iterdir()) and not (out / "voter" / "config.pbtxt").is_file():
-        raise OutputError(f"{out} holds something else than a model repository; name a new or an empty folder")
 
 
 def _exported_before(out: Path) -> Exported:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from plurum.errors import SettingsError
+from plurum.options import settings_from
 from plurum.spec import Contract, PatientRule, Text
 
 __all__ = ["Begun", "FitSettings", "TrainSettings", "settings_from"]
-
-_S = TypeVar("_S", bound=BaseModel)
 
 
 class TrainSettings(BaseModel):
@@ -161,21 +159,3 @@ class Begun(Contract):
     version: Literal[1] = 1
     data: Text
     settings: TrainSettings
-
-
-def settings_from(kind: type[_S], **values: Any) -> _S:
-    """Return the settings that `values` state.
-
-    Raises:
-        SettingsError: some can't be used; all of them are named, as options of the command line.
-    """
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        raise SettingsError("; ".join(_fault(**fault) for fault in error.errors(include_url=False))) from error
-
-
-def _fault(loc: tuple[int | str, ...], msg: str, input: object, **_: object) -> str:  # noqa: A002 - pydantic's name
-    if not loc:
-        return msg.removeprefix("Value error, ")
-    return f"--{str(loc[0]).replace('_', '-')} is {input!r}: {msg}"

@@ -41,7 +41,7 @@ class GatewayMetrics:
         )
         self.asked_again = Counter(
             "plurum_gateway_asked_again",
-            "Requests that Triton was asked a second time, as it went away at the first.",
+            "Requests that waited for Triton, or were sent to it again, as it was away.",
             registry=self.registry,
         )
         self.returns = Counter(

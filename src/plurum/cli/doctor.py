@@ -30,7 +30,10 @@ def doctor(
       plurum doctor /srv/models --json
     """
     from plurum.errors import needs_extra
+    from plurum.export.checks import check_is_repository
 
+    # Before seconds of imports.
+    check_is_repository(repository)
     with needs_extra("export", "torch", "onnx", "onnxruntime", "tritonclient.grpc"):
         from plurum.export.doctor import check_repository
     from rich.console import Console

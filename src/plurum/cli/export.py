@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,14 +89,8 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
 
       plurum export runs/digits --target gpu --precision fp16 --out gpu && plurum export --build-engines gpu
     """
-    from plurum.errors import SettingsError, needs_extra
-    from plurum.run import Run
-
-    with needs_extra("export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "tritonclient.grpc"):
-        from plurum.export import ExportSettings, repository_from_checkpoints, repository_from_run
-    from rich.console import Console
-
-    from plurum.training import settings_from
+    from plurum.export.settings import ExportSettings
+    from plurum.options import settings_from
 
     if build_engines:
         _build(source[0], as_json=as_json)
@@ -108,24 +103,14 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         max_batch_size=max_batch_size,
         tolerance=tolerance,
     )
+    place = out or source[0] / "model_repository"
     if source[0].is_file() or arch:
-        if out is None or not classes:
-            raise SettingsError("checkpoints need --arch, --classes and --out: what they are, tell apart, and become")
-        place, checked_on = out, "validation images" if images else "generated images"
-        with Console(stderr=True).status("exporting") as status, tempfile.TemporaryDirectory() as folder:
-            names, spec = [name.strip() for name in classes.split(",")], _image(image_size, mean, std)
-            labelled = _labelled(images, names, spec, settings, Path(folder)) if images else None
-            exported = repository_from_checkpoints(
-                source, arch or [], names, spec, out, settings, status.update, labelled=labelled
-            )
+        checked_on = "validation images" if images else "generated images"
+        spec = _image(image_size, mean, std)
+        exported = _export_checkpoints(source, arch or [], classes, spec, out, settings, images)
     else:
-        if len(source) > 1:
-            raise SettingsError(f"{len(source)} runs are named, {', '.join(map(str, source))}; export one at a time")
-        if images:
-            raise SettingsError("--images is for checkpoints; a run has labelled images of its own")
-        place, checked_on = out or source[0] / "model_repository", "validation images"
-        with Console(stderr=True).status("exporting") as status:
-            exported = repository_from_run(Run(source[0]), place, settings, status.update)
+        checked_on = "validation images"
+        exported = _export_run(source, place, settings, images)
     if as_json:
         parities = [parity.model_dump() for parity in exported.parities]
         published = [artefact.model_dump() for artefact in exported.artefacts]
@@ -133,6 +118,61 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         sys.stdout.write(json.dumps(report) + "\n")
     else:
         _print(exported, place, checked_on)
+
+
+def _export_checkpoints(
+    source: list[Path],
+    archs: list[str],
+    classes: str | None,
+    image: ImageSpec,
+    out: Path | None,
+    settings: ExportSettings,
+    images: str | None,
+) -> Exported:
+    from rich.console import Console
+
+    from plurum.errors import SettingsError
+    from plurum.export.checks import check_checkpoints, checked_names, claim
+
+    if out is None or not classes:
+        raise SettingsError("checkpoints need --arch, --classes and --out: what they are, tell apart, and become")
+    # Before seconds of imports.
+    claim(out)
+    checked_names(source, archs, settings, has_images=images is not None)
+    check_checkpoints(source)
+    with _needs_export():
+        from plurum.export import repository_from_checkpoints
+    with Console(stderr=True).status("exporting") as status, tempfile.TemporaryDirectory() as folder:
+        names = [name.strip() for name in classes.split(",")]
+        labelled = _labelled(images, names, image, settings, Path(folder)) if images else None
+        return repository_from_checkpoints(source, archs, names, image, out, settings, status.update, labelled=labelled)
+
+
+def _export_run(source: list[Path], out: Path, settings: ExportSettings, images: str | None) -> Exported:
+    from rich.console import Console
+
+    from plurum.errors import SettingsError
+    from plurum.export.checks import claim
+    from plurum.run import Run
+
+    if len(source) > 1:
+        raise SettingsError(f"{len(source)} runs are named, {', '.join(map(str, source))}; export one at a time")
+    if images:
+        raise SettingsError("--images is for checkpoints; a run has labelled images of its own")
+    # Before seconds of imports.
+    run = Run(source[0])
+    run.ensemble()
+    claim(out)
+    with _needs_export():
+        from plurum.export import repository_from_run
+    with Console(stderr=True).status("exporting") as status:
+        return repository_from_run(run, out, settings, status.update)
+
+
+def _needs_export() -> AbstractContextManager[None]:
+    from plurum.errors import needs_extra
+
+    return needs_extra("export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "tritonclient.grpc")
 
 
 def _image(size: int, mean: str, std: str) -> ImageSpec:
@@ -197,8 +237,12 @@ def _labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportS
 def _build(repository: Path, *, as_json: bool) -> None:
     from rich.console import Console
 
-    from plurum.export import build_engines
+    from plurum.export.manifest import read_manifest
 
+    # Before seconds of imports.
+    read_manifest(repository)
+    with _needs_export():
+        from plurum.export import build_engines
     with Console(stderr=True).status("building") as status:
         plans = build_engines(repository, status.update)
     if as_json:
