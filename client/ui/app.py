@@ -24,7 +24,7 @@ from plurum.client.ui.connection import Connection
 from plurum.client.ui.door import Door
 from plurum.client.ui.explanations import Explanations
 from plurum.client.ui.pages import Pages
-from plurum.client.ui.pictures import Asked, Recent, readable, shown
+from plurum.client.ui.pictures import Asked, Decoding, Recent, readable, shown
 from plurum.client.ui.reviews import Reviews
 from plurum.client.ui.settings import UiSettings
 from plurum.client.ui.store import ReviewStore
@@ -97,7 +97,7 @@ class _Asking:
         self._arrivals = Arrivals(settings.max_image_mib)
         self._places = asyncio.Semaphore(settings.uploads)
         # Of its own: pictures are shown while images wait for a server that is away.
-        self._showing = asyncio.Semaphore(settings.uploads)
+        self._decoding = Decoding(settings.uploads)
         self._counting = asyncio.Lock()
 
     async def page(self, _: Request) -> Response:
@@ -115,15 +115,16 @@ class _Asking:
     async def answer(self, request: Request) -> Response:
         """Ask about the one image that the body is; an answer that a person should look at is kept."""
         # What arrives slowly takes no place from others.
-        async with self._arrivals.body(request) as data, self._places:
-            if await request.is_disconnected():
-                # Those who wait don't wait for what nobody wants to know any more.
-                raise ClientDisconnect
+        async with self._arrivals.body(request) as data:
             name = _name(request.headers.get("x-file-name", ""))
             try:
                 # Said here, it needs no server, and comes in words for people.
-                await asyncio.to_thread(readable, data)
-                prediction = await self._connection.ask(data)
+                async with self._decoding.room(data):
+                    await _check_waits(request)
+                    await asyncio.to_thread(_check, data)
+                async with self._places:
+                    await _check_waits(request)
+                    prediction = await self._connection.ask(data)
             except ImageError as error:
                 return JSONResponse({"error": str(error)}, 422)
             except ServerError as error:
@@ -155,7 +156,7 @@ class _Asking:
     async def picture(self, request: Request) -> Response:
         """Show an image that was asked about."""
         data = await self.data_of(request.path_params["sha256"])
-        async with self._showing:
+        async with self._decoding.room(data):
             content, kind = await asyncio.to_thread(shown, data)
         return Response(content, media_type=kind)
 
@@ -181,6 +182,25 @@ class _Asking:
             # Of a clock that never goes back, not even when this process is started again.
             moment = time.monotonic_ns() // 1000
             return (await asyncio.to_thread(self._store.progress)).waiting, moment
+
+
+async def _check_waits(request: Request) -> None:
+    """Make sure that the sender still waits: others don't wait for what nobody wants to know any more.
+
+    Raises:
+        ClientDisconnect: the sender has left.
+    """
+    if await request.is_disconnected():
+        raise ClientDisconnect
+
+
+def _check(data: bytes) -> None:
+    """Decode an image, and keep nothing of it.
+
+    Raises:
+        ImageError: it can't be read.
+    """
+    readable(data)
 
 
 def _name(quoted: str) -> str:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from PIL import Image
 
 from plurum.client.predictions import Prediction
 from plurum.errors import ImageError
-from plurum.images import UnreadableImageError, eight_bit, open_image
+from plurum.images import UnreadableImageError, eight_bit, open_image, structure_of
 
-__all__ = ["Asked", "Recent", "readable", "shown", "suffix_of"]
+__all__ = ["Asked", "Decoding", "Recent", "readable", "shown", "suffix_of"]
 
 _LONGEST_SIDE = 640
+# Larger images are decoded one at a time: up to 64 megapixels, they take hundreds of MB each.
+_LARGE_PIXELS = 8_000_000
 # Small images are enlarged as the squares that they are: a browser would blur them into something that isn't there.
 _ENLARGED_BELOW, _ENLARGED_TO = 160, 320
 _SUFFIXES = ((b"\x89PNG", ".png"), (b"\xff\xd8", ".jpg"))
@@ -54,6 +59,32 @@ def shown(data: bytes) -> tuple[bytes, str]:
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.BILINEAR)
     image.save(file, "JPEG", quality=88)
     return file.getvalue(), "image/jpeg"
+
+
+class Decoding:
+    """Decoding in threads, bounded in memory: several small images at once, and one of more than 8 megapixels.
+
+    Args:
+        small: How many small images are decoded at once.
+    """
+
+    def __init__(self, small: int) -> None:
+        self._small, self._large = asyncio.Semaphore(small), asyncio.Semaphore(1)
+
+    @asynccontextmanager
+    async def room(self, data: bytes) -> AsyncIterator[None]:
+        """Wait until there is room to decode an image, and hold it until the block ends."""
+        async with self._large if await asyncio.to_thread(_is_large, data) else self._small:
+            yield
+
+
+def _is_large(data: bytes) -> bool:
+    try:
+        structure = structure_of(data)
+    except UnreadableImageError:
+        # It will not be decoded.
+        return False
+    return structure.width * structure.height > _LARGE_PIXELS
 
 
 @dataclass(frozen=True)

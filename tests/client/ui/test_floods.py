@@ -17,6 +17,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from plurum.client.ui.arrivals import Arrivals
+from plurum.client.ui.pictures import Decoding
 from tests.client.ui.browser import page_at
 
 UPLOAD = b"POST /answers HTTP/1.1\r\nhost: 127.0.0.1\r\n"
@@ -35,6 +36,13 @@ def ask(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, floa
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
         connection.request(method, path, body)
         return connection.getresponse().status, time.monotonic() - start
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "pink").save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 @contextlib.contextmanager
@@ -105,6 +113,30 @@ class Body:
     async def stream(self) -> AsyncIterator[bytes]:
         for _ in range(self.left):
             yield bytes(1 << 20)
+
+
+def test_large_images_are_decoded_one_at_a_time_beside_small_ones() -> None:
+    large, small = png(4000, 2001), png(8, 8)
+    running: list[bytes] = []
+    most = {large: 0, small: 0}
+
+    def decode(data: bytes) -> None:
+        running.append(data)
+        most[data] = max(most[data], running.count(data))
+        time.sleep(0.1)
+        running.remove(data)
+
+    async def run() -> None:
+        decoding = Decoding(3)
+
+        async def one(data: bytes) -> None:
+            async with decoding.room(data):
+                await asyncio.to_thread(decode, data)
+
+        await asyncio.gather(*(one(data) for data in [large] * 4 + [small] * 9))
+
+    asyncio.run(run())
+    assert most == {large: 1, small: 3}
 
 
 def test_all_bodies_together_are_bounded() -> None:
