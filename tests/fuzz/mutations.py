@@ -1,4 +1,4 @@
-"""Break what is whole, at random, for a while: the fuzz tests of data, contracts and checkpoints share this.
+"""Break what is whole, at random, for a while: all fuzz tests share this.
 
 `PLURUM_FUZZ_SECONDS` says for how long each test runs (12), `PLURUM_FUZZ_SEED` repeats one that failed.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from plurum.errors import PlurumError
 
-__all__ = ["Fuzz", "broken_bytes", "broken_json"]
+__all__ = ["Fuzz", "broken_bytes", "broken_json", "draws", "places_in"]
 
 _ODD_VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 2**31, 2**63, 10**400, -1e308, 1e-320, float("nan"), float("inf"), "", "0", "nan"),
@@ -40,6 +40,29 @@ _ODD_BYTES = (
 )
 
 
+def _seed() -> int:
+    return int(os.environ.get("PLURUM_FUZZ_SEED") or time.time_ns() % 10**9)
+
+
+def draws(name: str, seed: int | None = None, told: Callable[[], str] = lambda: "") -> Iterator[random.Random]:
+    """Yield a source of randomness for each input until the time is over, and say at the end how many there were.
+
+    Args:
+        name: Of what is fed.
+        seed: To repeat it with.
+        told: What else is said at the end.
+    """
+    seed = _seed() if seed is None else seed
+    end_s = time.monotonic() + float(os.environ.get("PLURUM_FUZZ_SECONDS", "12"))
+    inputs = 0
+    try:
+        while time.monotonic() < end_s:
+            inputs += 1
+            yield random.Random(f"{seed}/{inputs}")
+    finally:
+        sys.stdout.write(f"\nfuzz {name}: {inputs:,} inputs{told()}, seed {seed}\n")
+
+
 @dataclass
 class Fuzz:
     """One fuzz test: draws from its own seed, counts, and says how many inputs it gave.
@@ -52,17 +75,15 @@ class Fuzz:
     """
 
     name: str
-    seed: int = field(default_factory=lambda: int(os.environ.get("PLURUM_FUZZ_SEED") or time.time_ns() % 10**9))
+    seed: int = field(default_factory=_seed)
     inputs: int = 0
     read: int = 0
 
     def draws(self) -> Iterator[random.Random]:
         """Yield a source of randomness for each input, until the time is over."""
-        end_s = time.monotonic() + float(os.environ.get("PLURUM_FUZZ_SECONDS", "12"))
-        while time.monotonic() < end_s:
+        for draw in draws(self.name, self.seed, lambda: f", {self.read:,} of them read"):
             self.inputs += 1
-            yield random.Random(f"{self.seed}/{self.inputs}")
-        sys.stdout.write(f"\nfuzz {self.name}: {self.inputs:,} inputs, {self.read:,} of them read, seed {self.seed}\n")
+            yield draw
 
     def fed(self, read: Callable[[], Any], content: bytes) -> Any:
         """Return what `read` makes of an input, or None where it is refused in one line; all else fails the test."""
@@ -105,7 +126,7 @@ def broken_json(draw: random.Random, document: Any) -> bytes:
     """Return a JSON document with some of its values exchanged, lost, renamed or of another kind, in some encoding."""
     document = json.loads(json.dumps(document))
     for _ in range(draw.randint(0, 3)):
-        places = list(_places(document))
+        places = list(places_in(document))
         if not places:
             break
         holder, key = draw.choice(places)
@@ -127,8 +148,9 @@ def broken_json(draw: random.Random, document: Any) -> bytes:
     return broken_bytes(draw, data, 2) if draw.random() < 0.2 else data
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every place in a JSON value: what holds it, and its key or index there."""
     for key, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
         yield value, key
         if isinstance(inner, dict | list):
-            yield from _places(inner)
+            yield from places_in(inner)

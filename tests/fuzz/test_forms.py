@@ -12,7 +12,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from plurum.serving.gateway.bodies import uploads_from_body
 from plurum.serving.gateway.forms import Upload
-from tests.fuzz.wire_faults import broken, draws, outcome
+from tests.fuzz.mutations import draws
+from tests.fuzz.wire_faults import broken, outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 

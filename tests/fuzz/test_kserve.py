@@ -13,7 +13,8 @@ from tritonclient.grpc import service_pb2 as pb
 
 from plurum.serving.gateway.kserve import Question, question_from_body
 from plurum.serving.gateway.tensors import check_tensor
-from tests.fuzz.wire_faults import broken, draws, odd_json, outcome
+from tests.fuzz.mutations import draws
+from tests.fuzz.wire_faults import broken, odd_json, outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 

@@ -12,7 +12,8 @@ from collections import Counter
 
 import pytest
 
-from tests.fuzz.wire_faults import broken, draws, odd_json
+from tests.fuzz.mutations import draws
+from tests.fuzz.wire_faults import broken, odd_json
 from tests.serving.gateways import LIVE, answer_from, lonely_gateway
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]

@@ -1,22 +1,17 @@
-"""Break requests at random, for a while: the fuzz tests of what comes over the network share this.
-
-`PLURUM_FUZZ_SECONDS` says for how long each test runs (12), `PLURUM_FUZZ_SEED` repeats one that failed.
-"""
+"""Break requests at random: the fuzz tests of what comes over the network share this, beside `mutations`."""
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 import random
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from plurum.serving.gateway.refusals import RefusalError
+from tests.fuzz.mutations import places_in
 
-__all__ = ["broken", "draws", "odd_json", "outcome"]
+__all__ = ["broken", "odd_json", "outcome"]
 
 T = TypeVar("T")
 
@@ -78,19 +73,6 @@ _ODD_VALUES: tuple[Any, ...] = (
 )
 
 
-def draws(name: str) -> Iterator[random.Random]:
-    """Yield a source of randomness for each input until the time is over, and say at the end how many there were."""
-    seed = os.environ.get("PLURUM_FUZZ_SEED") or str(time.time_ns() % 10**9)
-    end_s = time.monotonic() + float(os.environ.get("PLURUM_FUZZ_SECONDS", "12"))
-    inputs = 0
-    try:
-        while time.monotonic() < end_s:
-            inputs += 1
-            yield random.Random(f"{seed}/{inputs}")
-    finally:
-        sys.stdout.write(f"\nfuzz {name}: {inputs:,} inputs, seed {seed}\n")
-
-
 def outcome(read: Callable[[], T], sent: object) -> T | None:
     """Return what was read, or None where it was refused in a line; anything else is a finding."""
     try:
@@ -124,7 +106,7 @@ def odd_json(draw: random.Random, value: Any) -> Any:
     """Return a JSON value with some parts exchanged, lost, renamed, repeated or of another kind."""
     value = json.loads(json.dumps(value))
     for _ in range(draw.randint(0, 3)):
-        places = list(_places(value))
+        places = list(places_in(value))
         if not places:
             break
         holder, key = draw.choice(places)
@@ -141,10 +123,3 @@ def odd_json(draw: random.Random, value: Any) -> Any:
         else:
             del holder[key]
     return value
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    for key, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
-        yield value, key
-        if isinstance(inner, dict | list):
-            yield from _places(inner)
