@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -40,6 +39,7 @@ from plurum.export.graphs import PixelModel
 from plurum.export.manifest import Published, is_current, read_manifest, write_manifest
 from plurum.export.parity import Parity, check_parity, verdict_of, vote_parity
 from plurum.export.runtimes import Artefact, logits_from_artefact
+from plurum.export.scratch import scratch_folder
 from plurum.export.selection import Choice, Sample, choose, evenly
 from plurum.export.settings import Backend, Execution, ExportSettings, Precision
 from plurum.files import sha256_of, whole_folder
@@ -112,11 +112,11 @@ def repository_from_run(
     if is_current(out, ensemble, settings):
         return _exported_before(out)
     sample = _sample(run, settings)
-    with whole_folder(out) as hidden, tempfile.TemporaryDirectory() as folder:
+    with whole_folder(out) as hidden, scratch_folder(hidden) as folder:
         choices = []
         for member in ensemble.members:
             model = PixelModel(model_from_checkpoint(member, run.checkpoint(member)), member.image)
-            choices.append(choose(member.name, model, sample, settings, Path(folder), progress))
+            choices.append(choose(member.name, model, sample, settings, folder, progress))
         choices, vote = voted_choices(ensemble, choices, sample, settings)
         published = tuple(_publish(choice, hidden) for choice in choices)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
