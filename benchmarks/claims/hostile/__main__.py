@@ -175,7 +175,9 @@ def _left(temporary: Path, shared: set[str], folder: Path) -> list[str]:
     """Return what lies around: temporary files, shared memory, and what an attacker's code would have left."""
     # The log of the last Triton that failed is for people to read.
     logs = sorted(temporary.glob("plurum_*_triton.log"))[:1]
-    left = [str(path.relative_to(temporary)) for path in temporary.iterdir() if path not in logs]
+    # PyTorch makes a folder for its compiler whenever torchvision is imported.
+    known = {*logs, *temporary.glob("torchinductor_*")}
+    left = [str(path.relative_to(temporary)) for path in temporary.iterdir() if path not in known]
     left += [f"/dev/shm/{name}" for name in sorted(shared) if os.path.exists(f"/dev/shm/{name}")]  # noqa: S108, PTH110
     left += [f"{path.name} (an attacker's)" for path in (folder / "files").rglob("ran")]
     return left
