@@ -114,7 +114,7 @@ def test_with_a_progress_bar_on_a_terminal_answers_still_go_to_standard_output(s
         os.close(terminal)
     assert [json.loads(line)["path"] for line in done.stdout.splitlines()][-1] == str(scans / "later" / "2.JPG")
     assert "Predicting" in shown
-    assert "20 answered" in shown
+    assert "20 classified" in shown
 
 
 @pytest.mark.triton
