@@ -145,7 +145,9 @@ def test_where_there_is_no_repository(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"file: expected a model repository folder, got a file"):
         model_folders(tmp_path / "file")
     (tmp_path / "something").mkdir()
-    with pytest.raises(RepositoryError, match=r"no folder in it has a config\.pbtxt\. Create one with: plurum export RUN"):
+    with pytest.raises(
+        RepositoryError, match=r"no folder in it has a config\.pbtxt\. Create one with: plurum export RUN"
+    ):
         model_folders(tmp_path)
 
 
