@@ -148,7 +148,7 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (_break_the_voter, "broken voter"),
     (_vote_otherwise, "expected probabilities within"),
     (_forget_the_answers, "has no valid predictions"),
-    (_fail_the_gate, "the export.s gate did not pass"),
+    (_fail_the_gate, "the export's gate did not pass"),
     (_other_classes, "classes: expected"),
 ]
 

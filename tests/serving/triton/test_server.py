@@ -176,7 +176,7 @@ def test_what_is_wrong_before_the_start_leaves_nothing(repository: Path, tmp_pat
     shutil.copytree(repository, half)
     (half / "ensemble.json").write_text("{}")
     third = Server(half, FREE)
-    with pytest.raises(ContractError, match=r"ensemble\.json is no ensemble contract"):
+    with pytest.raises(ContractError, match=r"ensemble\.json is not valid ensemble metadata"):
         third.start()
     assert nothing_is_left(one)
     assert nothing_is_left(other)
