@@ -84,5 +84,5 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     command = [sys.executable, "-m", "plurum", "demo", "--out", str(tmp_path), "--fresh"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert "holds something else" in ended.stderr
+    assert "is not a run and not empty" in ended.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -96,7 +96,7 @@ except MissingExtraError as error:
     [
         (["train", "digits", "--arch", "resnet18", "--out", "run"], "training"),
         (["data", "digits"], "training"),
-        (["export", "run"], "export"),
+        (["export", "weights.pt", "--arch", "resnet18", "--classes", "a,b", "--out", "run"], "export"),
         (["doctor", "repository"], "export"),
         (["serve", "repository"], "serving"),
         (["rollout", "repository"], "serving"),
@@ -108,9 +108,11 @@ except MissingExtraError as error:
 def test_a_missing_extra_is_one_line_with_the_command_that_brings_it(
     bare: Path, tmp_path: Path, command: list[str], extra: str
 ) -> None:
-    (tmp_path / "repository" / "model").mkdir(parents=True)
-    (tmp_path / "repository" / "model" / "config.pbtxt").touch()
+    # What is checked before a package is missed: a repository has a voter.
+    (tmp_path / "repository" / "voter").mkdir(parents=True)
+    (tmp_path / "repository" / "voter" / "config.pbtxt").touch()
     (tmp_path / "image.png").touch()
+    (tmp_path / "weights.pt").touch()
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     ended = subprocess.run(
         [bare / "plurum", *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
