@@ -14,7 +14,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -296,11 +296,13 @@ class ReviewStore:
 
 
 def _close_to_others(folder: Path) -> None:
-    """Take from others what they may do with a store of an earlier version, whose files followed the umask."""
+    """Close a store of an earlier version, whose files followed the umask, to other users of the machine."""
     for path in (folder, *folder.iterdir(), *(folder / "images").iterdir()):
-        status = path.lstat()
-        if status.st_uid == os.getuid() and status.st_mode & 0o077 and not path.is_symlink():
-            path.chmod(status.st_mode & 0o700)
+        # SQLite removes its -wal and -shm files when the last connection of another thread or process closes.
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            if status.st_uid == os.getuid() and status.st_mode & 0o077 and not path.is_symlink():
+                path.chmod(status.st_mode & 0o700)
 
 
 def _now() -> str:

@@ -89,6 +89,25 @@ def test_of_many_at_once_one_decides(store: ReviewStore) -> None:
     assert store.history(sha256) == written
 
 
+def test_a_store_opens_while_others_close_it(store: ReviewStore) -> None:
+    """SQLite removes its own files with the last connection, which may be between another's listing and its look."""
+    failures: list[OutputError] = []
+
+    def open_and_close() -> None:
+        try:
+            for _ in range(300):
+                ReviewStore(store.folder)
+        except OutputError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=open_and_close) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
 def test_an_image_that_comes_again_keeps_its_decision_and_gets_the_new_answer(store: ReviewStore) -> None:
     sha256 = store.add(png(1), "scan.png", prediction())
     store.decide(sha256, "LAA", 0)
