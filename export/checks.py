@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from plurum.errors import ContractError, OutputError, RepositoryError, SettingsError
+from plurum.errors import MetadataError, OutputError, RepositoryError, SettingsError
 from plurum.export.settings import ExportSettings
 from plurum.regular_files import check_regular
 
@@ -17,13 +17,13 @@ def check_checkpoints(files: Sequence[Path]) -> None:
     """Check that the files exist.
 
     Raises:
-        ContractError: one does not, or is not a regular file.
+        MetadataError: one does not, or is not a regular file.
     """
     for file in files:
         try:
             check_regular(file)
         except OSError as error:
-            raise ContractError(
+            raise MetadataError(
                 f"{file} is not a file ({error.strerror}); name a checkpoint, or a run's folder"
             ) from error
 

@@ -18,7 +18,7 @@ from plurum.export.settings import Backend, ExportSettings, Precision, Target
 from plurum.regular_files import read_regular
 from plurum.repository.listing import differences_from, listing_of, plans_of
 from plurum.repository.probes import PROBES_FILE
-from plurum.spec import Contract, Ensemble, Sha256, write_contract
+from plurum.spec import Ensemble, Metadata, Sha256, write_metadata
 
 __all__ = [
     "MANIFEST",
@@ -37,7 +37,7 @@ _RECIPE = "4"
 _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nvidia-modelopt")
 
 
-class PublishedGraph(Contract):
+class PublishedGraph(Metadata):
     """A graph in the repository that a server loads.
 
     Attributes:
@@ -62,7 +62,7 @@ class PublishedGraph(Contract):
     latency_ms: dict[str, float]
 
 
-class ExportManifest(Contract):
+class ExportManifest(Metadata):
     """Contents of `export.json`: what was exported, from which inputs, with which versions.
 
     Attributes:
@@ -137,7 +137,7 @@ def write_manifest(
         artefacts=artefacts,
         files=listing_of(repository),
     )
-    write_contract(repository / MANIFEST, manifest)
+    write_metadata(repository / MANIFEST, manifest)
 
 
 def is_current(repository: Path, ensemble: Ensemble, settings: ExportSettings) -> bool:

@@ -26,9 +26,9 @@ from plurum.export import ExportSettings, repository_from_run
 from plurum.files import sha256_of
 from plurum.images import pixels_from_image
 from plurum.models import model_from_checkpoint, normalise
-from plurum.run import DataContract, Run
+from plurum.run import DataMetadata, Run
 from plurum.serving import Server, ServerSettings
-from plurum.spec import Conformal, Ensemble, FittedOn, ImageSpec, Member, Review, Scores, Voting, write_contract
+from plurum.spec import Conformal, Ensemble, FittedOn, ImageSpec, Member, Review, Scores, Voting, write_metadata
 from plurum.voting import soft_vote, softmax, temper
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.35, 0.35, 0.35))
@@ -59,7 +59,7 @@ def _member(run: Run, arch: str, seed: int) -> Member:
         best_epoch=1,
         validation=_SCORES,
     )
-    write_contract(folder / "member.json", member)
+    write_metadata(folder / "member.json", member)
     return member
 
 
@@ -96,8 +96,8 @@ def _data(run: Run) -> str:
             split = "validation" if index < 40 else "test" if index < 80 else "train"
             writer.writerow([index, f"digits/{index}", CLASSES[label], "", split])
     fingerprint = hashlib.sha256(pixels.tobytes()).hexdigest()
-    contract = DataContract(source="digits", fingerprint=fingerprint, classes=CLASSES, image=IMAGE)
-    write_contract(run.data_folder / "contract.json", contract)
+    metadata = DataMetadata(source="digits", fingerprint=fingerprint, classes=CLASSES, image=IMAGE)
+    write_metadata(run.data_folder / "contract.json", metadata)
     return fingerprint
 
 
@@ -132,7 +132,7 @@ def build_run(folder: Path) -> Run:
         data=FittedOn(data="digits", fingerprint=fingerprint, images={"train": 320, "validation": 40, "test": 40}),
         scores={"validation": _SCORES},
     )
-    write_contract(run.ensemble_file, ensemble)
+    write_metadata(run.ensemble_file, ensemble)
     return run
 
 

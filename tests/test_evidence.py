@@ -16,7 +16,7 @@ from captum.attr import LayerGradCam
 from PIL import Image
 from torch import Tensor, nn
 
-from plurum.errors import ContractError, ImageError
+from plurum.errors import ImageError, MetadataError
 from plurum.evidence import ENSEMBLE, Evidence, grad_cam, overlay
 from plurum.run import Run
 
@@ -161,12 +161,12 @@ def test_another_run_than_the_served_one_is_named(run: Run) -> None:
 def test_what_can_not_be_shown_is_one_line(run: Run, fresh_run: Run, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="not a JPEG, PNG or TIFF"):
         Evidence(run).maps(b"no image", "five")
-    with pytest.raises(ContractError, match="got 'eleven'"):
+    with pytest.raises(MetadataError, match="got 'eleven'"):
         Evidence(run).maps(png(np.array(run.pixels()[40])), "eleven")
-    with pytest.raises(ContractError, match="is not a run"):
+    with pytest.raises(MetadataError, match="is not a run"):
         Evidence(Run(tmp_path))
     shutil.rmtree(fresh_run.member_folder("resnet10t"))
-    with pytest.raises(ContractError, match=r"checkpoint\.safetensors is missing"):
+    with pytest.raises(MetadataError, match=r"checkpoint\.safetensors is missing"):
         Evidence(fresh_run)
 
 

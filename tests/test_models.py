@@ -9,7 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from plurum.errors import ContractError
+from plurum.errors import MetadataError
 from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint, normalise
 from plurum.spec import ImageSpec, Member, Scores
@@ -54,19 +54,19 @@ def test_a_model_comes_back_with_its_weights_and_in_evaluation_mode(trained: Any
 
 
 def test_a_missing_checkpoint_is_named(checkpoint: Path) -> None:
-    contract = member(checkpoint)
+    metadata = member(checkpoint)
     checkpoint.unlink()
-    with pytest.raises(ContractError, match=r"checkpoint\.safetensors is missing; train the member 'one' again"):
-        model_from_checkpoint(contract, checkpoint)
+    with pytest.raises(MetadataError, match=r"checkpoint\.safetensors is missing; train the member 'one' again"):
+        model_from_checkpoint(metadata, checkpoint)
 
 
-def test_another_file_than_the_contract_names_is_refused(checkpoint: Path) -> None:
-    contract = member(checkpoint)
+def test_another_file_than_the_metadata_names_is_refused(checkpoint: Path) -> None:
+    metadata = member(checkpoint)
     with checkpoint.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x01")
-    with pytest.raises(ContractError, match="its SHA-256 differs"):
-        model_from_checkpoint(contract, checkpoint)
+    with pytest.raises(MetadataError, match="its SHA-256 differs"):
+        model_from_checkpoint(metadata, checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -78,24 +78,24 @@ def test_another_file_than_the_contract_names_is_refused(checkpoint: Path) -> No
     ],
 )
 def test_another_architecture_is_refused_in_one_line(checkpoint: Path, arch: str, message: str) -> None:
-    with pytest.raises(ContractError, match=message) as caught:
+    with pytest.raises(MetadataError, match=message) as caught:
         model_from_checkpoint(member(checkpoint, arch), checkpoint)
     assert "\n" not in str(caught.value)
 
 
 def test_another_number_of_classes_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(ContractError, match="does not fit the architecture"):
+    with pytest.raises(MetadataError, match="does not fit the architecture"):
         model_from_checkpoint(member(checkpoint, classes=("CE", "LAA", "other")), checkpoint)
 
 
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"\x80\x04no weights")
-    with pytest.raises(ContractError, match="is not a checkpoint: its safetensors are corrupt"):
+    with pytest.raises(MetadataError, match="is not a checkpoint: its safetensors are corrupt"):
         model_from_checkpoint(member(path), path)
 
 
-def test_normalisation_is_that_of_the_contract() -> None:
+def test_normalisation_is_that_of_the_metadata() -> None:
     pixels = np.zeros((1, 32, 32, 3), dtype=np.uint8)
     pixels[0, 3, 5] = (255, 51, 102)
     answer = normalise(torch.from_numpy(pixels), IMAGE)

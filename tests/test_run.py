@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plurum.errors import ContractError, OutputError
-from plurum.run import DataContract, Run
-from plurum.spec import ImageSpec, Member, Scores, write_contract
+from plurum.errors import MetadataError, OutputError
+from plurum.run import DataMetadata, Run
+from plurum.spec import ImageSpec, Member, Scores, write_metadata
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 CLASSES = ("CE", "LAA")
@@ -21,8 +21,8 @@ def run(tmp_path: Path) -> Run:
     run = Run(tmp_path / "run")
     run.data_folder.mkdir(parents=True)
     run.settings_file.write_text(json.dumps({}))
-    contract = DataContract(source="scans", fingerprint="ab" * 32, classes=CLASSES, image=IMAGE)
-    write_contract(run.data_folder / "contract.json", contract)
+    metadata = DataMetadata(source="scans", fingerprint="ab" * 32, classes=CLASSES, image=IMAGE)
+    write_metadata(run.data_folder / "contract.json", metadata)
     (run.data_folder / "items.csv").write_text(ITEMS)
     np.save(run.data_folder / "pixels.npy", np.arange(3 * 32 * 32 * 3, dtype=np.uint8).reshape(3, 32, 32, 3))
     add_member(run, "one")
@@ -44,7 +44,7 @@ def add_member(run: Run, name: str) -> None:
         best_epoch=1,
         validation=Scores(images=1, accuracy=1, nll=0),
     )
-    write_contract(run.member_folder(name) / "member.json", member)
+    write_metadata(run.member_folder(name) / "member.json", member)
 
 
 def test_a_new_an_empty_and_a_known_folder_can_be_claimed(run: Run, tmp_path: Path) -> None:
@@ -83,18 +83,18 @@ def test_members_are_sorted_and_hidden_ones_are_none(run: Run) -> None:
 
 def test_what_is_no_run_says_how_to_make_one(tmp_path: Path) -> None:
     for read in (Run(tmp_path).members, Run(tmp_path).ensemble):
-        with pytest.raises(ContractError, match=r"is not a run: .* plurum train DATA --out"):
+        with pytest.raises(MetadataError, match=r"is not a run: .* plurum train DATA --out"):
             read()
 
 
 def test_a_run_without_members_says_how_to_finish_it(run: Run) -> None:
     (run.member_folder("one") / "member.json").unlink()
-    with pytest.raises(ContractError, match=r"no finished member\. .* plurum train"):
+    with pytest.raises(MetadataError, match=r"no finished member\. .* plurum train"):
         run.members()
 
 
 def test_a_run_that_is_not_fitted_says_how_to_fit_it(run: Run) -> None:
-    with pytest.raises(ContractError, match=r"has no ensemble\.json. Fit the run: plurum fit"):
+    with pytest.raises(MetadataError, match=r"has no ensemble\.json. Fit the run: plurum fit"):
         run.ensemble()
 
 
@@ -121,7 +121,7 @@ def test_the_table_has_one_row_per_image(run: Run) -> None:
 def test_a_broken_table_is_named(run: Run, old: str, new: str) -> None:
     path = run.data_folder / "items.csv"
     path.write_text(path.read_text().replace(old, new, 1))
-    with pytest.raises(ContractError, match=r"items\.csv can't be read"):
+    with pytest.raises(MetadataError, match=r"items\.csv can't be read"):
         run.table()
 
 
@@ -139,14 +139,14 @@ def test_a_broken_table_is_named(run: Run, old: str, new: str) -> None:
 )
 def test_a_table_that_is_not_of_the_pixels_is_refused(run: Run, items: str, message: str) -> None:
     (run.data_folder / "items.csv").write_text(items)
-    with pytest.raises(ContractError, match=message) as caught:
+    with pytest.raises(MetadataError, match=message) as caught:
         run.table()
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_table_is_named(run: Run) -> None:
     (run.data_folder / "items.csv").unlink()
-    with pytest.raises(ContractError, match=r"items\.csv can't be read"):
+    with pytest.raises(MetadataError, match=r"items\.csv can't be read"):
         run.table()
 
 
@@ -161,21 +161,21 @@ def test_pixels_are_mapped_and_can_not_be_written_to(run: Run) -> None:
 @pytest.mark.parametrize("content", [b"", b"text", b"\x93NUMPY\x01\x00v\x00", b"PK\x03\x04"])
 def test_broken_pixels_are_named(run: Run, content: bytes) -> None:
     (run.data_folder / "pixels.npy").write_bytes(content)
-    with pytest.raises(ContractError, match=r"pixels\.npy can't be read"):
+    with pytest.raises(MetadataError, match=r"pixels\.npy can't be read"):
         run.pixels()
 
 
 def test_pickled_pixels_are_refused(run: Run) -> None:
     np.save(run.data_folder / "pixels.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ContractError, match=r"pixels\.npy can't be read"):
+    with pytest.raises(MetadataError, match=r"pixels\.npy can't be read"):
         run.pixels()
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"version": 2}'])
-def test_a_broken_data_contract_is_named(run: Run, content: str) -> None:
+def test_a_broken_data_metadata_is_named(run: Run, content: str) -> None:
     (run.data_folder / "contract.json").write_text(content)
-    with pytest.raises(ContractError, match=r"contract\.json is not valid data metadata of version 1"):
+    with pytest.raises(MetadataError, match=r"contract\.json is not valid data metadata of version 1"):
         run.data()
     (run.data_folder / "contract.json").unlink()
-    with pytest.raises(ContractError, match=r"contract\.json can't be read"):
+    with pytest.raises(MetadataError, match=r"contract\.json can't be read"):
         run.data()

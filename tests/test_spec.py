@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from plurum.errors import ContractError
+from plurum.errors import MetadataError
 from plurum.spec import (
     OUTPUTS,
     RESERVED_NAMES,
@@ -18,7 +18,7 @@ from plurum.spec import (
     read_member,
     release_from_version,
     version_from_release,
-    write_contract,
+    write_metadata,
 )
 from plurum.voting import Verdict, VotingRule
 
@@ -68,18 +68,18 @@ def written(folder: Path, content: object) -> Path:
 
 def test_an_ensemble_comes_back_as_it_was_written(tmp_path: Path) -> None:
     whole = Ensemble.model_validate(ensemble())
-    write_contract(tmp_path / "new" / "ensemble.json", whole)
+    write_metadata(tmp_path / "new" / "ensemble.json", whole)
     assert read_ensemble(tmp_path / "new" / "ensemble.json") == whole
     assert json.loads((tmp_path / "new" / "ensemble.json").read_text())["members"][1]["image"]["width"] == 24
 
 
 def test_a_member_comes_back_as_it_was_written(tmp_path: Path) -> None:
     whole = Member.model_validate(member("one"))
-    write_contract(tmp_path / "member.json", whole)
+    write_metadata(tmp_path / "member.json", whole)
     assert read_member(tmp_path / "member.json") == whole
 
 
-def test_the_rule_is_what_the_contract_states() -> None:
+def test_the_rule_is_what_the_metadata_states() -> None:
     assert Ensemble.model_validate(ensemble()).rule == VotingRule(
         weights=(0.25, 0.75), mode="hard", temperature=1.5, quantiles=(0.3, 0.4), review_threshold=0.8
     )
@@ -88,7 +88,7 @@ def test_the_rule_is_what_the_contract_states() -> None:
 def test_a_stacked_rule_comes_back_with_its_coefficients(tmp_path: Path) -> None:
     voting = STACKED | {"prior_ratio": [1.5, 0.5]}
     whole = Ensemble.model_validate(ensemble() | {"voting": voting, "patient_rule": "mean"})
-    write_contract(tmp_path / "ensemble.json", whole)
+    write_metadata(tmp_path / "ensemble.json", whole)
     read = read_ensemble(tmp_path / "ensemble.json")
     assert read == whole
     assert read.rule.coefficients == ((0.1,) * 4,) * 2
@@ -99,7 +99,7 @@ def test_without_conformal_the_rule_has_no_quantiles() -> None:
     assert Ensemble.model_validate(ensemble() | {"conformal": None}).rule.quantiles is None
 
 
-def test_contracts_are_frozen() -> None:
+def test_metadata_are_frozen() -> None:
     whole = Ensemble.model_validate(ensemble())
     with pytest.raises(ValidationError, match="frozen"):
         whole.name = "other"  # type: ignore[misc]
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused_in_one_line_that_names_it(
 ) -> None:
     content = ensemble()
     edit(path, value)(content)
-    with pytest.raises(ContractError) as caught:
+    with pytest.raises(MetadataError) as caught:
         read_ensemble(written(tmp_path, content))
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{tmp_path / 'contract.json'} is not valid ensemble metadata of version 1: ")
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused_in_one_line_that_names_it(
 def test_a_member_can_not_take_a_name_of_the_repository(tmp_path: Path, name: str) -> None:
     content = ensemble()
     edit("members.0.name", name)(content)
-    with pytest.raises(ContractError, match=f"member name '{name}' is reserved"):
+    with pytest.raises(MetadataError, match=f"member name '{name}' is reserved"):
         read_ensemble(written(tmp_path, content))
 
 
@@ -187,29 +187,29 @@ def test_a_member_can_not_take_a_name_of_the_repository(tmp_path: Path, name: st
 def test_what_is_missing_is_named(tmp_path: Path, key: str) -> None:
     content = ensemble()
     del content[key]
-    with pytest.raises(ContractError, match=f"{key}: Field required"):
+    with pytest.raises(MetadataError, match=f"{key}: Field required"):
         read_ensemble(written(tmp_path, content))
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     content = ensemble() | {"colour": "red", "version": 9}
-    with pytest.raises(ContractError, match=r"version: .*; colour: "):
+    with pytest.raises(MetadataError, match=r"version: .*; colour: "):
         read_ensemble(written(tmp_path, content))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "\0", "NaN"])
-def test_what_is_no_contract_at_all_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ContractError, match="file: "):
+def test_other_text_than_metadata_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(MetadataError, match="file: "):
         read_ensemble(written(tmp_path, text))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=r"nowhere\.json can't be read: No such file or directory"):
+    with pytest.raises(MetadataError, match=r"nowhere\.json can't be read: No such file or directory"):
         read_member(tmp_path / "nowhere.json")
 
 
 def test_a_member_is_no_ensemble(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match="is not valid ensemble metadata"):
+    with pytest.raises(MetadataError, match="is not valid ensemble metadata"):
         read_ensemble(written(tmp_path, member("one")))
 
 

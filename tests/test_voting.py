@@ -298,14 +298,14 @@ def test_a_member_that_answers_nan_sends_its_image_alone_to_review(mode: str, th
     assert verdict.review.tolist() == [True, False]
 
 
-def test_a_rule_is_read_from_the_contract() -> None:
-    contract = {
+def test_a_rule_is_read_from_the_metadata() -> None:
+    metadata = {
         "voting": {"mode": "hard", "weights": [0.3, 0.7], "temperature": 2.0},
         "conformal": {"alpha": 0.1, "quantiles": [0.4, 0.6]},
         "review": {"threshold": 0.8, "risk": None},
     }
-    assert rule_from_ensemble(contract) == VotingRule((0.3, 0.7), "hard", 2.0, (0.4, 0.6), 0.8)
-    assert rule_from_ensemble({**contract, "conformal": None}).quantiles is None
+    assert rule_from_ensemble(metadata) == VotingRule((0.3, 0.7), "hard", 2.0, (0.4, 0.6), 0.8)
+    assert rule_from_ensemble({**metadata, "conformal": None}).quantiles is None
     voting = {
         "mode": "stack",
         "weights": [1.0],
@@ -314,5 +314,5 @@ def test_a_rule_is_read_from_the_contract() -> None:
         "intercepts": [0.1, -0.1],
         "prior_ratio": [2.0, 0.5],
     }
-    rule = rule_from_ensemble({**contract, "voting": voting})
+    rule = rule_from_ensemble({**metadata, "voting": voting})
     assert (rule.coefficients, rule.intercepts, rule.prior_ratio) == (((1.0, 0.0), (0.0, 1.0)), (0.1, -0.1), (2.0, 0.5))

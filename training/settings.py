@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plurum.options import option_from_field, settings_from
-from plurum.spec import Contract, PatientRule, Text
+from plurum.spec import Metadata, PatientRule, Text
 
 __all__ = ["FitSettings", "RunSettings", "TrainSettings", "option_from_field", "settings_from"]
 
@@ -160,7 +160,7 @@ class FitSettings(BaseModel):
         return self
 
 
-class RunSettings(Contract):
+class RunSettings(Metadata):
     """Data source and settings of a run, as `run.json` records them.
 
     Attributes:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from plurum.benchmarks.bench.result import BenchResult, Case
 from plurum.errors import DataError
-from plurum.spec import Contract
+from plurum.spec import Metadata
 
 __all__ = ["Comparison", "Ratio", "compare_benches"]
 
@@ -21,7 +21,7 @@ _CONFIDENCE = 0.95
 _FIELDS = {"images_per_s": True, "p50_ms": False, "p99_ms": False}
 
 
-class Ratio(Contract):
+class Ratio(Metadata):
     """One figure of the second result over the same of the first.
 
     Attributes:
@@ -45,7 +45,7 @@ class Ratio(Contract):
     verdict: Verdict
 
 
-class Comparison(Contract):
+class Comparison(Metadata):
     """Two results beside each other.
 
     Attributes:

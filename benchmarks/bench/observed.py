@@ -52,15 +52,15 @@ class Observer:
         return config
 
     def image(self, models: tuple[str, ...]) -> ImageSpec:
-        """Return what images are brought to, from the contract that the first ensemble among `models` carries.
+        """Return what images are brought to, from the metadata of the first ensemble among `models`.
 
         Raises:
             ServerError: none of them carries one.
         """
         for model in models:
-            if contract := self.config(model).get("parameters", {}).get("contract"):
-                return ImageSpec.model_validate(json.loads(contract["string_value"])["image"])
-        raise ServerError(f"{self._url} serves no ensemble of ours: none of {', '.join(models)} carries a contract")
+            if parameter := self.config(model).get("parameters", {}).get("contract"):
+                return ImageSpec.model_validate(json.loads(parameter["string_value"])["image"])
+        raise ServerError(f"{self._url} serves no ensemble of ours: none of {', '.join(models)} has its metadata")
 
     def counts(self) -> Counts:
         """Return what every model has counted until now, its versions together."""

@@ -11,14 +11,14 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from plurum.errors import DataError
-from plurum.spec import Contract
+from plurum.spec import Metadata
 
 __all__ = ["BenchResult", "Breakdown", "Case", "Load", "Measurement", "Step", "Target", "csv_from_result", "read_bench"]
 
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Target(Contract):
+class Target(Metadata):
     """Who is asked, and how.
 
     Attributes:
@@ -30,7 +30,7 @@ class Target(Contract):
     protocol: Literal["grpc", "http"]
 
 
-class Load(Contract):
+class Load(Metadata):
     """How much is asked.
 
     Attributes:
@@ -46,7 +46,7 @@ class Load(Contract):
         return f"{self.value:g} in flight" if self.kind == "concurrency" else f"{self.value:g} requests/s"
 
 
-class Case(Contract):
+class Case(Metadata):
     """One point of a sweep; two results are compared point by point."""
 
     target: Target
@@ -56,7 +56,7 @@ class Case(Contract):
         return f"{self.target.model} {self.target.protocol} {self.load}"
 
 
-class Measurement(Contract):
+class Measurement(Metadata):
     """One turn of one case; an image a request.
 
     Attributes:
@@ -80,7 +80,7 @@ class Measurement(Contract):
     p99_ms: float
 
 
-class Step(Contract):
+class Step(Metadata):
     """Where a request's time in one model goes: means per request, from Triton's statistics.
 
     Attributes:
@@ -105,7 +105,7 @@ class Step(Contract):
         return self.queue_ms + self.input_ms + self.infer_ms
 
 
-class Breakdown(Contract):
+class Breakdown(Metadata):
     """Where the time of one case goes, all turns together with their warm-ups.
 
     Attributes:
@@ -122,7 +122,7 @@ class Breakdown(Contract):
     steps: tuple[Step, ...]
 
 
-class BenchResult(Contract):
+class BenchResult(Metadata):
     """All of a bench.
 
     Attributes:

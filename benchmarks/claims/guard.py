@@ -34,7 +34,7 @@ from plurum.benchmarks.tools.machine import machine, versions
 from plurum.benchmarks.tools.members import random_repository
 from plurum.errors import DataError
 from plurum.files import write_text
-from plurum.spec import Contract
+from plurum.spec import Metadata
 
 __all__ = ["NOISE", "Noise", "guard", "guarded_repository", "judge", "read_noise"]
 
@@ -46,7 +46,7 @@ _ELSEWHERE = 1.5
 Ratios = dict[str, float]
 
 
-class Noise(Contract):
+class Noise(Metadata):
     """What twenty runs or so gave.
 
     Attributes:

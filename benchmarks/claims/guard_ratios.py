@@ -42,17 +42,17 @@ def cost_ratios(repository: Path) -> dict[str, float]:
     """Serve `repository`, which is of members computed by ONNX Runtime, and return each of `RATIOS`.
 
     Raises:
-        ContractError: it has no `ensemble.json`.
+        MetadataError: it has no `ensemble.json`.
         ServerError: it can't be served.
     """
-    contract = read_ensemble(repository / "ensemble.json")
-    shape = (1, contract.image.height, contract.image.width, 3)
+    ensemble = read_ensemble(repository / "ensemble.json")
+    shape = (1, ensemble.image.height, ensemble.image.width, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    graphs = [repository / member.name / "1" / "model.onnx" for member in contract.members]
+    graphs = [repository / member.name / "1" / "model.onnx" for member in ensemble.members]
     local = LocalMembers(graphs, 1)
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         return {
-            **_one_by_one(server, local, pixels, contract.rule, len(contract.classes)),
+            **_one_by_one(server, local, pixels, ensemble.rule, len(ensemble.classes)),
             **_many_at_once(server, local, pixels),
         }
 

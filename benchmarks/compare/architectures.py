@@ -29,7 +29,7 @@ from plurum.benchmarks.compare.costs import costs_of, graph_of, versions
 from plurum.benchmarks.compare.speed import graph_logits, speeds_of
 from plurum.benchmarks.compare.votes import metrics_of, subsets_of, votes_of
 from plurum.benchmarks.tools.machine import machine
-from plurum.errors import ContractError, DataError, OutputError, SettingsError
+from plurum.errors import DataError, MetadataError, OutputError, SettingsError
 from plurum.run import Run, Split
 from plurum.training import FitSettings, TrainOptions, TrainSettings, settings_from, train_run
 from plurum.training.fitting.votes import ValidationPredictions
@@ -135,7 +135,7 @@ def compare_architectures(
         progress: Is told what is being done.
 
     Raises:
-        ContractError: a checkpoint is missing or broken, or answers with numbers that are none.
+        MetadataError: a checkpoint is missing or broken, or answers with numbers that are none.
         DataError: a split has no image.
         SettingsError: more ensembles than anybody looks at.
         MissingExtraError: a package of training or export is not installed.
@@ -257,7 +257,7 @@ def _answered(
 
 def _sane(contender: Contender, probabilities: Floats) -> Floats:
     if not np.isfinite(probabilities).all():
-        raise ContractError(f"{contender.name} answers NaN; train it again, or leave it out")
+        raise MetadataError(f"{contender.name} answers NaN; train it again, or leave it out")
     return probabilities
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from plurum.errors import ContractError, SettingsError, needs_extra
+from plurum.errors import MetadataError, SettingsError, needs_extra
 from plurum.files import sha256_of
 from plurum.run import Run
 from plurum.spec import ImageSpec, Member, read_member
@@ -59,11 +59,11 @@ def contenders_from_run(
     """Return the run's members of these architectures, in their order; all members where none is named.
 
     Raises:
-        ContractError: the folder is no run, or has no finished member of one of them.
+        MetadataError: the folder is no run, or has no finished member of one of them.
     """
     members = run.members()
     if missing := [arch for arch in archs if arch not in {member.arch for member in members}]:
-        raise ContractError(
+        raise MetadataError(
             f"{run.path} has no finished member of the architecture {missing[0]!r}, only of "
             f"{', '.join(sorted({member.arch for member in members}))}; train it there, or leave out --arch to compare "
             f"all"
@@ -77,7 +77,7 @@ def check_checkpoints(named: Sequence[str]) -> None:
 
     Raises:
         SettingsError: one is neither a member's folder nor `ARCH=FILE`, or of an architecture that timm has not.
-        ContractError: a file is missing.
+        MetadataError: a file is missing.
     """
     from plurum.training.learning.architectures import check_architectures
 
@@ -89,7 +89,7 @@ def check_checkpoints(named: Sequence[str]) -> None:
             raise SettingsError(f"--checkpoint is {one!r}: ARCH=FILE or a member's folder is needed")
         check_architectures([arch])
         if not Path(path).is_file():
-            raise ContractError(f"--checkpoint {one}: {path} is missing")
+            raise MetadataError(f"--checkpoint {one}: {path} is missing")
 
 
 def contenders_from_checkpoints(run: Run, named: Sequence[str]) -> tuple[Contender, ...]:
@@ -97,7 +97,7 @@ def contenders_from_checkpoints(run: Run, named: Sequence[str]) -> tuple[Contend
 
     Raises:
         SettingsError: as `check_checkpoints`.
-        ContractError: a checkpoint is missing, broken, or of other classes or images than the run's.
+        MetadataError: a checkpoint is missing, broken, or of other classes or images than the run's.
     """
     check_checkpoints(named)
     return tuple(_of_checkpoint(run, one) for one in named)
@@ -107,7 +107,7 @@ def model_from_contender(contender: Contender) -> PixelModel:
     """Return the model, which takes uint8 pixels `[batch, height, width, 3]`, on the CPU in evaluation mode.
 
     Raises:
-        ContractError: its checkpoint is missing, broken, or not of its architecture.
+        MetadataError: its checkpoint is missing, broken, or not of its architecture.
     """
     with needs_extra("training"):
         from plurum.training import ensemble_from_checkpoints
@@ -142,7 +142,7 @@ def _of_checkpoint(run: Run, named: str) -> Contender:
     if (folder := Path(named)).is_dir():
         member = read_member(folder / "member.json")
         if member.classes != data.classes or member.image != data.image:
-            raise ContractError(
+            raise MetadataError(
                 f"--checkpoint {named} was trained on other classes or another image spec than {run.path}; compare "
                 f"what has learnt the same images"
             )

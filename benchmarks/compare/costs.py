@@ -49,7 +49,7 @@ def costs_of(contender: Contender, run: Run, folder: Path, batch_size: int, prog
         progress: Is told what is being done.
 
     Raises:
-        ContractError: the checkpoint is missing or broken.
+        MetadataError: the checkpoint is missing or broken.
         MissingExtraError: PyTorch, ONNX or ONNX Runtime is not installed.
     """
     key = " ".join([contender.sha256, run.data().fingerprint, str(batch_size), *versions().values()])

@@ -32,7 +32,7 @@ class Job:
     """What an application is told.
 
     Attributes:
-        repository: A model repository; its contract and its members' graphs are used.
+        repository: A model repository; its `ensemble.json` and the graphs of its members are used.
         weights: Folder with each member's weights, `ARCH.safetensors`.
         port: To listen on, on this machine alone.
         workers: Processes that compute, for frameworks that start several.
@@ -57,11 +57,11 @@ def job_from_environment() -> Job:
 
 
 class _Members:
-    """The contract's side of answering."""
+    """Base of answers that need the ensemble's metadata."""
 
     def __init__(self, job: Job) -> None:
-        self.contract = read_ensemble(Path(job.repository) / "ensemble.json")
-        self.image: ImageSpec = self.contract.image
+        self.ensemble = read_ensemble(Path(job.repository) / "ensemble.json")
+        self.image: ImageSpec = self.ensemble.image
 
     def answer(self, encoded: bytes) -> Answer:
         """Return the label and the probabilities by class of one encoded image."""
@@ -71,7 +71,7 @@ class _Members:
         """Return the same of an image that the framework has decoded."""
         spec = self.image
         pixels = pixels_from_image(image, height=spec.height, width=spec.width, colour=spec.colour, resize=spec.resize)
-        return answer_from_logits(self.logits(pixels[None]), self.contract.classes)
+        return answer_from_logits(self.logits(pixels[None]), self.ensemble.classes)
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return what the members say, `[members, classes]`, one asked after the other."""
@@ -87,7 +87,7 @@ class OnnxMembers(_Members):
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = job.threads
-        graphs = [Path(job.repository, member.name, "1", "model.onnx") for member in self.contract.members]
+        graphs = [Path(job.repository, member.name, "1", "model.onnx") for member in self.ensemble.members]
         self._sessions: list[Any] = [
             ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"]) for graph in graphs
         ]
@@ -110,8 +110,8 @@ class TorchMembers(_Members):
         if job.threads:
             torch.set_num_threads(job.threads)
         self._models = []
-        for member in self.contract.members:
-            model = timm.create_model(member.arch, num_classes=len(self.contract.classes))
+        for member in self.ensemble.members:
+            model = timm.create_model(member.arch, num_classes=len(self.ensemble.classes))
             model.load_state_dict(load_file(Path(job.weights) / f"{member.arch}.safetensors"))
             self._models.append(model.eval())
         self._mean, self._std = (torch.tensor(three).view(1, 3, 1, 1) for three in (self.image.mean, self.image.std))

@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from PIL import Image, ImageFilter
 
 from plurum.benchmarks.tools.members import random_model, random_repository
-from plurum.errors import ContractError
+from plurum.errors import MetadataError
 from plurum.files import atomic_file, atomic_folder
 from plurum.serving import usable_cores
 from plurum.serving.triton.staging import read_config
@@ -30,14 +30,14 @@ class Material:
     """The same for all.
 
     Attributes:
-        contract: Classes, members and image.
+        ensemble: Classes, members and image.
         graphs: A repository with the members' FP32 graphs, for those who call ONNX Runtime.
         served: The repository that Plurum serves.
         weights: Folder with `ARCH.safetensors`, for PyTorch.
         images: JPEG files.
     """
 
-    contract: Ensemble
+    ensemble: Ensemble
     graphs: Path
     served: Path
     weights: Path
@@ -58,12 +58,12 @@ def material_of(
         progress: Told what is being done, a line each.
 
     Raises:
-        ContractError: `repository` is of other members, or has no contract.
+        MetadataError: `repository` is of other members, or has no `ensemble.json`.
     """
     from safetensors.torch import save_file
 
     graphs = random_repository(work, archs, size, 16, progress, fused=True)
-    contract = read_ensemble(graphs / "ensemble.json")
+    ensemble = read_ensemble(graphs / "ensemble.json")
     for arch in archs:
         path = work / "weights" / f"{arch}.safetensors"
         if not path.is_file():
@@ -72,15 +72,15 @@ def material_of(
     if repository is None:
         repository = one_thread_instances(graphs, work / "one-thread")
     elif [one.sha256 for one in read_ensemble(repository / "ensemble.json").members] != [
-        one.sha256 for one in contract.members
+        one.sha256 for one in ensemble.members
     ]:
-        raise ContractError(f"{repository} is of other members than {graphs}; tune that one")
+        raise MetadataError(f"{repository} is of other members than {graphs}; tune that one")
     images = []
     for index, encoded in enumerate(jpegs(size)):
         images.append(work / "images" / f"{size}-{index}.jpg")
         with atomic_file(images[-1]) as hidden:
             hidden.write_bytes(encoded)
-    return Material(contract, graphs, repository, work / "weights", tuple(images))
+    return Material(ensemble, graphs, repository, work / "weights", tuple(images))
 
 
 def jpegs(size: int) -> list[bytes]:

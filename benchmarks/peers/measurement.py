@@ -91,8 +91,8 @@ def measure_peers(plan: Plan, material: Material, progress: Callable[[str], None
                     turns.append(TurnOf(name=name, clients=clients, round=turn + 1, **said))
     kept = tuple(entry.contender for entry in entries)
     return PeersResult(
-        members=tuple(member.arch for member in material.contract.members),
-        size=material.contract.image.height,
+        members=tuple(member.arch for member in material.ensemble.members),
+        size=material.ensemble.image.height,
         image_bytes=round(sum(path.stat().st_size for path in material.images) / len(material.images)),
         spread=spread,
         seconds=plan.seconds,
@@ -222,8 +222,8 @@ def _asked(entry: _Entry, material: Material, clients: int, seconds: float) -> A
             door=entry.door,
             address=entry.server.address(entry.door.kind),
             images=tuple(str(path.resolve()) for path in material.images),
-            classes=material.contract.classes,
-            image=material.contract.image,
+            classes=material.ensemble.classes,
+            image=material.ensemble.image,
             clients=clients,
             seconds=seconds,
         )

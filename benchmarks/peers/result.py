@@ -10,14 +10,14 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from plurum.spec import Contract
+from plurum.spec import Metadata
 
 __all__ = ["Contender", "LeftOut", "PeersResult", "TurnOf", "csv_from_result", "markdown_from_result"]
 
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Contender(Contract):
+class Contender(Metadata):
     """Who was measured.
 
     Attributes:
@@ -37,14 +37,14 @@ class Contender(Contract):
     difference: float
 
 
-class LeftOut(Contract):
+class LeftOut(Metadata):
     """Who was not, and why."""
 
     name: str
     reason: str
 
 
-class TurnOf(Contract):
+class TurnOf(Metadata):
     """One turn.
 
     Attributes:
@@ -62,7 +62,7 @@ class TurnOf(Contract):
     latencies_ms: tuple[float, ...]
 
 
-class PeersResult(Contract):
+class PeersResult(Metadata):
     """All of one run.
 
     Attributes:

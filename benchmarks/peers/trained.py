@@ -17,7 +17,7 @@ from plurum.benchmarks.tune.tuning import TuneSettings, tune
 from plurum.files import atomic_file, atomic_folder
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
-from plurum.spec import Ensemble, Review, Voting, write_contract
+from plurum.spec import Ensemble, Review, Voting, write_metadata
 
 __all__ = ["accuracy_of", "trained_material", "voting_by_the_mean"]
 
@@ -44,10 +44,10 @@ def trained_material(
 
     progress("training")
     run = voting_by_the_mean(trained_run(work, archs, size, _EPOCHS), work / "mean")
-    contract = run.ensemble()
+    ensemble = run.ensemble()
     graphs = work / "model_repository"
     repository_from_run(run, graphs, ExportSettings(fused=True), progress)
-    for member in contract.members:
+    for member in ensemble.members:
         with atomic_file(work / "weights" / f"{member.arch}.safetensors") as hidden:
             save_file(model_from_checkpoint(member, run.checkpoint(member)).state_dict(), hidden)
     if repository is None:
@@ -61,7 +61,7 @@ def trained_material(
         images.append(work / "images" / f"{size}-{index}.jpg")
         with atomic_file(images[-1]) as hidden:
             hidden.write_bytes(file.getvalue())
-    return Material(contract, graphs, repository, work / "weights", tuple(images)), run
+    return Material(ensemble, graphs, repository, work / "weights", tuple(images)), run
 
 
 def accuracy_of(material: Material, run: Run) -> dict[str, float]:
@@ -90,5 +90,5 @@ def voting_by_the_mean(run: Run, out: Path) -> Run:
     if not out.is_dir():
         with atomic_folder(out) as hidden:
             shutil.copytree(run.path, hidden, dirs_exist_ok=True)
-    write_contract(Run(out).ensemble_file, plain)
+    write_metadata(Run(out).ensemble_file, plain)
     return Run(out)

@@ -29,7 +29,7 @@ from tritonclient.grpc import service_pb2 as pb
 from plurum.benchmarks.tools.requests import decoded
 from plurum.benchmarks.tools.wire import Wires, post
 from plurum.errors import ServerError
-from plurum.spec import IMAGE, INPUT_PIXELS, Contract, ImageSpec
+from plurum.spec import IMAGE, INPUT_PIXELS, ImageSpec, Metadata
 
 __all__ = [
     "Point",
@@ -52,7 +52,7 @@ _FIGURES = ("images_per_s", "p50_ms", "p99_ms")
 _MOST, _TIMEOUT_S = 4096, 100.0
 
 
-class Point(Contract):
+class Point(Metadata):
     """What a load made of a server.
 
     Attributes:

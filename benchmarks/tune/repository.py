@@ -18,7 +18,7 @@ from plurum.export.manifest import MANIFEST, read_manifest
 from plurum.export.repository.configs import FUSED, LABELS, ensemble_config, fused_ensemble_config
 from plurum.files import sha256_of
 from plurum.serving.triton.staging import model_folders, read_config
-from plurum.spec import Ensemble, read_ensemble, write_contract
+from plurum.spec import Ensemble, read_ensemble, write_metadata
 
 __all__ = ["Artefacts", "read_artefacts", "write_variant"]
 
@@ -37,7 +37,7 @@ class Artefacts:
     Attributes:
         name: As `Variant.artefacts` states it.
         path: The repository.
-        ensemble: Its contract.
+        ensemble: Metadata of the ensemble.
         configs: Of its models, by name.
         hashes: SHA-256 of every graph or plan that is served, by model.
         backends: What can serve each graph, by model; what serves it now stands first.
@@ -52,7 +52,7 @@ class Artefacts:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """The members' models, in the contract's order."""
+        """The members' models, in the order of the ensemble."""
         return tuple(member.name for member in self.ensemble.members)
 
     @property
@@ -86,7 +86,7 @@ def read_artefacts(name: str, path: Path) -> Artefacts:
     """Read the repository at `path`.
 
     Raises:
-        ContractError: its `ensemble.json` is broken.
+        MetadataError: its `ensemble.json` is broken.
         RepositoryError: it is none of ours, or lacks a graph or a plan.
     """
     configs = {folder.name: read_config(folder) for folder in model_folders(path)}
@@ -170,7 +170,7 @@ def _correct_manifest(folder: Path, variant: Variant) -> None:
     if files is not None:
         written = (name for name in files if name.endswith(f"/{_CONFIG}") and (folder / name).is_file())
         files = files | {name: sha256_of(folder / name) for name in written}
-    write_contract(folder / MANIFEST, manifest.model_copy(update={"artefacts": artefacts, "files": files}))
+    write_metadata(folder / MANIFEST, manifest.model_copy(update={"artefacts": artefacts, "files": files}))
 
 
 def _unasked(artefacts: Artefacts, form: Form) -> set[str]:

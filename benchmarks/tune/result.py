@@ -13,14 +13,14 @@ from pydantic import Field
 
 from plurum.benchmarks.tools.load import Point
 from plurum.benchmarks.tune.variant import Variant
-from plurum.spec import Contract
+from plurum.spec import Metadata
 
 __all__ = ["Final", "Gain", "Objective", "Side", "Trial", "TuneResult", "csv_from_result", "gain_of", "medians_of"]
 
 Side = Literal["before", "after"]
 
 
-class Objective(Contract):
+class Objective(Metadata):
     """What is best: most images a second, of what keeps the latency.
 
     Attributes:
@@ -53,7 +53,7 @@ class Objective(Contract):
         return -best.p99_ms
 
 
-class Trial(Contract):
+class Trial(Metadata):
     """One variant's turn.
 
     Attributes:
@@ -85,7 +85,7 @@ class Trial(Contract):
         return merit if merit < 0 else self.ratio(objective)
 
 
-class Final(Contract):
+class Final(Metadata):
     """One turn of the comparison at the end, of two servers that run at once and are asked by turns."""
 
     side: Side
@@ -93,7 +93,7 @@ class Final(Contract):
     points: tuple[Point, ...]
 
 
-class Gain(Contract):
+class Gain(Metadata):
     """How many times as many images a second `after` answers as `before`: the mean over turns, each with its pair.
 
     Attributes:
@@ -113,7 +113,7 @@ class Gain(Contract):
         return f"{self.ratio:.2f} times as many (95% interval {self.low:.2f} to {self.high:.2f}{noise})"
 
 
-class TuneResult(Contract):
+class TuneResult(Metadata):
     """All of a tuning.
 
     Attributes:

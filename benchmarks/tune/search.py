@@ -26,7 +26,7 @@ from plurum.benchmarks.tune.variant import AS_IS, Form, Variant
 from plurum.errors import ServerError
 from plurum.files import write_text
 from plurum.serving import Server, ServerSettings
-from plurum.spec import Contract
+from plurum.spec import Metadata
 
 __all__ = ["WORTH", "Journal", "Search", "preferable", "served"]
 
@@ -49,7 +49,7 @@ def preferable(gain: float, p99_ms: float, before_p99_ms: float) -> bool:
     return gain > WORTH or (gain * WORTH >= 1 and p99_ms * _SOONER < before_p99_ms)
 
 
-class _Page(Contract):
+class _Page(Metadata):
     key: str
     trials: tuple[Trial, ...]
 

@@ -20,7 +20,7 @@ from plurum.benchmarks.tune.result import Final, Gain, Objective, TuneResult, cs
 from plurum.benchmarks.tune.search import WORTH, Journal, Search, preferable
 from plurum.benchmarks.tune.space import batchings, forms, members, precisions
 from plurum.benchmarks.tune.variant import AS_IS, Backend, Variant
-from plurum.errors import ContractError, SettingsError
+from plurum.errors import MetadataError, SettingsError
 from plurum.files import atomic_folder
 from plurum.run import Run
 from plurum.serving import usable_cores
@@ -78,7 +78,7 @@ def tune(
         progress: Told what is being done, a line each.
 
     Raises:
-        ContractError: the run is another ensemble's.
+        MetadataError: the run is another ensemble's.
         OutputError: `out` holds something else or can't be written to.
         RepositoryError: it is no repository that can be tuned.
         ServerError: it can't be served.
@@ -87,7 +87,7 @@ def tune(
     _claim(out, repository)
     own = read_artefacts(AS_IS, repository)
     if run is not None and run.ensemble() != own.ensemble:
-        raise ContractError(f"{repository} was not exported from {run.path} as it is now: their ensembles differ")
+        raise MetadataError(f"{repository} was not exported from {run.path} as it is now: their ensembles differ")
     if run is not None and _on_gpu(own):
         raise SettingsError(f"{repository} is for a GPU, which has no other precisions to try; leave out --run")
     # Before the load that we make ourselves.

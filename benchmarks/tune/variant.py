@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from plurum.spec import Contract
+from plurum.spec import Metadata
 
 __all__ = ["AS_IS", "Backend", "Batching", "Form", "Placement", "Variant"]
 
@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 AS_IS = "as exported"
 
 
-class Placement(Contract):
+class Placement(Metadata):
     """How one graph is served.
 
     Attributes:
@@ -37,7 +37,7 @@ class Placement(Contract):
         return f"{self.instances} x {self.threads} {self.backend}"
 
 
-class Batching(Contract):
+class Batching(Metadata):
     """What Triton's dynamic batcher puts together. How much one request may hold is the repository's and stays.
 
     Attributes:
@@ -57,7 +57,7 @@ class Batching(Contract):
         return f"{sizes}, up to {self.delay_us / 1000:g} ms late" if self.delay_us else sizes
 
 
-class Variant(Contract):
+class Variant(Metadata):
     """One way to serve an ensemble.
 
     Attributes:

@@ -30,11 +30,11 @@ def served_from_description(
         KeyError: the model was not exported by Plurum.
         ValueError: the outputs have shapes that no model of Plurum has.
     """
-    contract, text = _contract(config)
+    metadata, text = _metadata(config)
     shapes = {output["name"]: [int(size) for size in output.get("shape", ())] for output in outputs}
-    rule = contract.get("patient_rule")
+    rule = metadata.get("patient_rule")
     try:
-        classes, members = tuple(contract["classes"]), contract["members"]
+        classes, members = tuple(metadata["classes"]), metadata["members"]
         names = tuple(member["name"] for member in members)
         # A gateway states only the names.
         checkpoints = tuple(member["sha256"] for member in members if "sha256" in member)
@@ -49,18 +49,18 @@ def served_from_description(
         takes_encoded=encoded or any(one["name"] == IMAGE for one in inputs),
         checkpoints=checkpoints,
         patient_rule=rule if rule in get_args(PatientRule) else None,
-        contract=hashlib.sha256(text.encode()).hexdigest() if text else "",
+        metadata_sha256=hashlib.sha256(text.encode()).hexdigest() if text else "",
     )
 
 
-def _contract(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _metadata(config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return the ensemble's metadata in a config, and its text; both empty if there is none."""
     try:
         text = config["parameters"]["contract"]["string_value"]
-        contract = json.loads(text)
+        metadata = json.loads(text)
     except (KeyError, TypeError, ValueError, RecursionError):
         return {}, ""
-    return (contract, text) if isinstance(contract, dict) else ({}, "")
+    return (metadata, text) if isinstance(metadata, dict) else ({}, "")
 
 
 def _pixels_shape(inputs: list[dict[str, Any]]) -> tuple[int, int, int] | None:

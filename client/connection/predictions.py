@@ -32,7 +32,7 @@ class Served:
         checkpoints: SHA-256 of the members' weights, in their order; empty if the server hides its config.
         patient_rule: Rule that pools the predictions of a patient's images; None if the fit had no patients, or if the
             server hides its config.
-        contract: SHA-256 of the metadata of classes, members and vote; empty if the server hides its config.
+        metadata_sha256: SHA-256 of the metadata of classes, members and vote; empty if the server hides its config.
     """
 
     classes: tuple[str, ...]
@@ -42,7 +42,12 @@ class Served:
     takes_encoded: bool = True
     checkpoints: tuple[str, ...] = ()
     patient_rule: PatientRule | None = None
-    contract: str = ""
+    metadata_sha256: str = ""
+
+    @property
+    def contract(self) -> str:
+        """Former name of `metadata_sha256`."""
+        return self.metadata_sha256
 
 
 @dataclass(frozen=True)

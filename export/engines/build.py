@@ -27,7 +27,7 @@ from plurum.export.engines.nvinfer import check_tensorrt
 from plurum.export.manifest import read_manifest
 from plurum.files import atomic_file, sha256_of
 from plurum.regular_files import read_regular
-from plurum.spec import Contract, Sha256, write_contract
+from plurum.spec import Metadata, Sha256, write_metadata
 
 __all__ = [
     "RTX_MAGIC",
@@ -63,7 +63,7 @@ class Engine:
     outputs: dict[str, tuple[str, tuple[int, ...]]]
 
 
-class EnginePlan(Contract):
+class EnginePlan(Metadata):
     """Manifest of a TensorRT plan, stored beside it as `model.plan.json`.
 
     Attributes:
@@ -148,7 +148,7 @@ def plan_from_onnx(path: Path, max_batch_size: int, plan: Path, timing_cache: Pa
         plan_sha256=sha256_of(plan),
         profile=profile_of(max_batch_size),
     )
-    write_contract(plan.with_name(plan.name + ".json"), manifest)
+    write_metadata(plan.with_name(plan.name + ".json"), manifest)
     return manifest
 
 

@@ -20,7 +20,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from plurum.errors import ContractError, RepositoryError
+from plurum.errors import MetadataError, RepositoryError
 from plurum.export.checks import check_output_folder
 from plurum.export.graphs.fused import fused_from_onnx, verdict_from_fused
 from plurum.export.graphs.member import PixelModel
@@ -47,7 +47,7 @@ from plurum.models import model_from_checkpoint
 from plurum.regular_files import read_regular
 from plurum.repository.probes import PROBES_FILE, RecordedProbes, probe_images
 from plurum.run import Run, Split
-from plurum.spec import Ensemble, write_contract
+from plurum.spec import Ensemble, write_metadata
 from plurum.voting import softmax
 
 __all__ = [
@@ -108,7 +108,7 @@ def repository_from_run(
         progress: Called with one line per step.
 
     Raises:
-        ContractError: the run is not fitted, or one of its files is invalid.
+        MetadataError: the run is not fitted, or one of its files is invalid.
         MissingExtraError: the requested precision needs a package that is not installed.
         OutputError: `out` holds other files or can't be written.
         ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
@@ -133,7 +133,7 @@ def repository_from_run(
             fused, parity = _fuse(ensemble, choices, sample, settings, hidden)
             published, parities = (*published, fused), (*parities, parity)
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
-        write_contract(hidden / PROBES_FILE, record_predictions(ensemble, list(artefacts.values()), settings))
+        write_metadata(hidden / PROBES_FILE, record_predictions(ensemble, list(artefacts.values()), settings))
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_manifest(hidden, ensemble, settings, published)
     return ExportResult(unchanged=False, parities=parities, artefacts=published)
@@ -179,7 +179,7 @@ def _load_sample(run: Run, settings: ExportSettings) -> ParitySample:
     """Return validation images to check on and training images to calibrate on; the choice is deterministic.
 
     Raises:
-        ContractError: the run has no validation or no training image.
+        MetadataError: the run has no validation or no training image.
     """
     table, pixels = run.table(), run.pixels()
     parts = {}
@@ -190,7 +190,7 @@ def _load_sample(run: Run, settings: ExportSettings) -> ParitySample:
     for split, most in limits:
         rows = table.rows(split)
         if not len(rows):
-            raise ContractError(f"{run.path} has no {split} images, which an export needs; train on data with some")
+            raise MetadataError(f"{run.path} has no {split} images, which an export needs; train on data with some")
         parts[split] = select_evenly(rows, most)
     held_out = parts["validation"]
     return ParitySample(pixels[held_out], table.labels[held_out], pixels[parts["train"]])
@@ -322,12 +322,12 @@ def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int, artefacts: 
     _state_precisions(folder / "voter" / "1", {name: artefact.precision for name, artefact in artefacts.items()})
     for name, encoded in (("ensemble", True), ("ensemble_pixels", False)):
         _write_config(folder, ensemble_config(name, ensemble, max_batch_size, encoded=encoded))
-    write_contract(folder / "ensemble.json", ensemble)
+    write_metadata(folder / "ensemble.json", ensemble)
 
 
 def _add_python(version: Path, ensemble: Ensemble, sources: tuple[tuple[str, ...], ...]) -> None:
     """Copy a Python model's code and `ensemble.json` into its version folder."""
-    write_contract(version / "ensemble.json", ensemble)
+    write_metadata(version / "ensemble.json", ensemble)
     for source in sources:
         with as_file(files("plurum").joinpath(*source)) as path:
             shutil.copyfile(path, version / source[-1])

@@ -28,8 +28,8 @@ from plurum.export.repository.assembly import ExportResult, repository_from_run
 from plurum.export.settings import ExportSettings
 from plurum.files import sha256_of
 from plurum.models import model_from_tensors
-from plurum.run import DataContract, Run, Split, Table
-from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Voting, write_contract
+from plurum.run import DataMetadata, Run, Split, Table
+from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Voting, write_metadata
 from plurum.state_dicts import read_state_dict
 
 __all__ = ["ExportImages", "repository_from_checkpoints"]
@@ -81,7 +81,7 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
         labelled: Labelled images to check and calibrate on; None generates images.
 
     Raises:
-        ContractError: a file is not a state dict, or does not fit its architecture.
+        MetadataError: a file is not a state dict, or does not fit its architecture.
         OutputError: `out` holds other files or can't be written.
         ParityError: a graph differs from its PyTorch model by more than its budget.
         SettingsError: the numbers of files and architectures differ, or the precision needs labelled images.
@@ -144,8 +144,8 @@ def _write_run(
         table = labelled.table
         columns = zip(table.sources, labelled.classes, table.patients, table.splits, strict=True)
         writer.writerows([index, *row] for index, row in enumerate(columns))
-    contract = DataContract(source=labelled.source, fingerprint=fingerprint, classes=classes, image=image)
-    write_contract(run.data_folder / "contract.json", contract)
+    metadata = DataMetadata(source=labelled.source, fingerprint=fingerprint, classes=classes, image=image)
+    write_metadata(run.data_folder / "contract.json", metadata)
     ensemble = Ensemble(
         name=members[0].name if len(members) == 1 else "checkpoints",
         classes=classes,
@@ -155,7 +155,7 @@ def _write_run(
         data=FittedOn(data=_SOURCE, fingerprint=fingerprint, images={}),
         scores={},
     )
-    write_contract(run.ensemble_file, ensemble)
+    write_metadata(run.ensemble_file, ensemble)
 
 
 def _generate_images(image: ImageSpec, name: str) -> ExportImages:

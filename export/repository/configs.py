@@ -159,8 +159,8 @@ def _tensor(kind: Any, name: str, data_type: str, dims: Iterable[int]) -> Any:
     return kind(name=name, data_type=pb.DataType.Value(data_type), dims=dims)
 
 
-def _pixels(kind: Any, contract: Ensemble | Member) -> Any:
-    return _tensor(kind, INPUT_PIXELS, "TYPE_UINT8", (contract.image.height, contract.image.width, 3))
+def _pixels(kind: Any, model: Ensemble | Member) -> Any:
+    return _tensor(kind, INPUT_PIXELS, "TYPE_UINT8", (model.image.height, model.image.width, 3))
 
 
 def _ensemble_outputs(ensemble: Ensemble) -> list[Any]:

@@ -35,9 +35,9 @@ class Labels:
     """
 
     def __init__(self, folder: Path) -> None:
-        contract = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
-        self._members = [member["name"] for member in contract["members"]]
-        self._classes = np.array([name.encode() for name in contract["classes"]], dtype=np.object_)
+        metadata = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
+        self._members = [member["name"] for member in metadata["members"]]
+        self._classes = np.array([name.encode() for name in metadata["classes"]], dtype=np.object_)
         self._metrics = VoterMetrics(folder)
 
     def name_winners(self, outputs: Mapping[str, Any], request_ids: Sequence[str], sizes: Sequence[int]) -> Any:

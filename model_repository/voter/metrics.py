@@ -83,18 +83,18 @@ class VoterMetrics:
 
     def __init__(self, folder: Path) -> None:
         text = (folder / "ensemble.json").read_bytes()
-        contract = json.loads(text)
-        self._labels = {"ensemble": contract["name"], "release": hashlib.sha256(text).hexdigest()[:12]}
+        metadata = json.loads(text)
+        self._labels = {"ensemble": metadata["name"], "release": hashlib.sha256(text).hexdigest()[:12]}
         # Triton removes metrics that are no longer referenced, and families must outlive their metrics.
         self._families: dict[str, Any] = {}
         self._gauges: list[Any] = []
-        baseline = contract.get("baseline")
-        self._add_info(contract, _precisions(folder))
+        baseline = metadata.get("baseline")
+        self._add_info(metadata, _precisions(folder))
         if baseline:
-            self._add_baseline(contract, baseline)
+            self._add_baseline(metadata, baseline)
         self._predictions = [
             self._counter("plurum_predictions_total", "Predictions by winning class", {"class": name})
-            for name in contract["classes"]
+            for name in metadata["classes"]
         ]
         self._reviews = self._counter("plurum_reviews_total", "Predictions that need review")
         self._dissents = [
@@ -103,7 +103,7 @@ class VoterMetrics:
                 "Predictions whose label differs from a member's",
                 {"member": one["name"]},
             )
-            for one in contract["members"]
+            for one in metadata["members"]
         ]
         limits = baseline["confidence_limits"] if baseline else _CONFIDENCE
         self._confidence = _Histogram(self._counter, "plurum_confidence", "Winner's probability", limits)
@@ -160,11 +160,11 @@ class VoterMetrics:
         self._disagreement.add(disagreement)
         self._batch_size.add(np.array([np.count_nonzero(batch.counted) for batch in batches]))
 
-    def _add_info(self, contract: dict[str, Any], precisions: dict[str, str]) -> None:
+    def _add_info(self, metadata: dict[str, Any], precisions: dict[str, str]) -> None:
         """Add gauges that describe the served ensemble and its members."""
-        about = {"mode": contract["voting"]["mode"], "data": contract["data"]["data"]}
+        about = {"mode": metadata["voting"]["mode"], "data": metadata["data"]["data"]}
         self._gauge("plurum_ensemble_info", "Voting mode and data of the fit", 1, about)
-        for member in contract["members"]:
+        for member in metadata["members"]:
             labels = {
                 "member": member["name"],
                 "arch": member["arch"],
@@ -174,17 +174,17 @@ class VoterMetrics:
             }
             self._gauge("plurum_model_info", "A served member", 1, labels)
 
-    def _add_baseline(self, contract: dict[str, Any], baseline: dict[str, Any]) -> None:
+    def _add_baseline(self, metadata: dict[str, Any], baseline: dict[str, Any]) -> None:
         """Add gauges that describe the predictions at the fit."""
         self._gauge("plurum_baseline_images", "Validation images at the fit", baseline["images"])
-        for name, share in zip(contract["classes"], baseline["class_shares"], strict=True):
+        for name, share in zip(metadata["classes"], baseline["class_shares"], strict=True):
             self._gauge("plurum_baseline_class_share", "Fraction of predictions at the fit", share, {"class": name})
         limits = ["0.0", *_limits(baseline["confidence_limits"])]
         for over, limit, share in zip(limits[:-1], limits[1:], baseline["confidence_shares"], strict=True):
             labels = {"over": over, "le": limit}
             self._gauge("plurum_baseline_confidence_share", "Fraction of predictions at the fit", share, labels)
         self._gauge("plurum_baseline_review_share", "Fraction of reviews at the fit", baseline["review_share"])
-        for member, share in zip(contract["members"], baseline["dissent_shares"], strict=True):
+        for member, share in zip(metadata["members"], baseline["dissent_shares"], strict=True):
             labels = {"member": member["name"]}
             self._gauge("plurum_baseline_dissent_share", "Fraction of dissents at the fit", share, labels)
 

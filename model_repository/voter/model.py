@@ -32,11 +32,11 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the voting rule from the `ensemble.json` beside this file."""
         here = Path(args["model_repository"], args["model_version"])
-        contract = json.loads((here / "ensemble.json").read_text(encoding="utf-8"))
-        self.members = [member["name"] for member in contract["members"]]
+        metadata = json.loads((here / "ensemble.json").read_text(encoding="utf-8"))
+        self.members = [member["name"] for member in metadata["members"]]
         self.inputs = [f"LOGITS_{index}" for index in range(len(self.members))]
-        self.rule = voting.rule_from_ensemble(contract)
-        self.classes = np.array([name.encode() for name in contract["classes"]], dtype=np.object_)
+        self.rule = voting.rule_from_ensemble(metadata)
+        self.classes = np.array([name.encode() for name in metadata["classes"]], dtype=np.object_)
         self.metrics = VoterMetrics(here)
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -179,8 +179,8 @@ class _Gateway:
         """Return the parts of a model's config that clients need: names, and the maximum batch size."""
         name = _public(request)
         served = await self._served(self._deadline(request.headers), name)
-        contract = {"classes": served.classes, "members": [{"name": member} for member in served.members]}
-        parameters = {"contract": {"string_value": json.dumps(contract)}}
+        names = {"classes": served.classes, "members": [{"name": member} for member in served.members]}
+        parameters = {"contract": {"string_value": json.dumps(names)}}
         return JSONResponse({"name": name, "max_batch_size": served.max_batch_size, "parameters": parameters})
 
     async def model_ready(self, request: Request) -> Response:

@@ -128,13 +128,13 @@ class TritonConnection:
         """
         config = (await self._config(pb.ModelConfigRequest(name=ENSEMBLE), timeout=_DESCRIBE_S)).config
         try:
-            contract = json.loads(config.parameters["contract"].string_value)
+            metadata = json.loads(config.parameters["contract"].string_value)
             return ServedEnsemble(
-                ensemble=str(contract["name"]),
-                classes=tuple(contract["classes"]),
-                members=tuple(member["name"] for member in contract["members"]),
-                height=contract["image"]["height"],
-                width=contract["image"]["width"],
+                ensemble=str(metadata["name"]),
+                classes=tuple(metadata["classes"]),
+                members=tuple(member["name"] for member in metadata["members"]),
+                height=metadata["image"]["height"],
+                width=metadata["image"]["width"],
                 max_batch_size=config.max_batch_size,
                 models=await self._models(),
             )

@@ -141,7 +141,7 @@ class Server:
         """Check the repository and the machine, then start Triton; it is not ready when this returns.
 
         Raises:
-            ContractError: the repository's `ensemble.json` is broken.
+            MetadataError: the repository's `ensemble.json` is broken.
             MissingExtraError: the extra `serving` is not installed.
             RepositoryError: `repository` is not a model repository, or a config in it can't be read.
             ServerError: no Triton was found, it can't run here, a port is in use, or the certificates can't be used.
@@ -232,7 +232,7 @@ class Server:
             timeout_s: Time limit for each model, seconds.
 
         Raises:
-            ContractError: the release's `ensemble.json` is broken.
+            MetadataError: the release's `ensemble.json` is broken.
             RepositoryError: `repository` is not a model repository.
             ServerError: a model could not be loaded in time; models loaded before it stay until `remove_release`.
         """
@@ -382,8 +382,8 @@ class Server:
             from plurum.serving.triton.staging import StagedRepository, are_complete, model_folders
         check_machine()
         model_folders(self._repository)
-        contract = self._repository / "ensemble.json"
-        self._ensemble = read_ensemble(contract) if contract.is_file() else None
+        path = self._repository / "ensemble.json"
+        self._ensemble = read_ensemble(path) if path.is_file() else None
         triton = find_triton()
         if self._settings.grpc_tls is not None:
             check_certificates(self._settings.grpc_tls)

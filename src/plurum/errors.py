@@ -3,7 +3,7 @@
     PlurumError                 base class, shown as one line; exit code 2
     ├── DataError               labelled images that can't be used for training
     │   └── ImageError          an image that can't be read
-    ├── ContractError           an invalid ensemble.json or member.json
+    ├── MetadataError           an invalid ensemble.json or member.json
     ├── SettingsError           an option with an invalid value
     ├── OutputError             an output path that can't be written to, or holds other files
     ├── RepositoryError         a folder that is not a model repository
@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 __all__ = [
-    "ContractError",
     "DataError",
     "ImageError",
     "InterruptedRunError",
+    "MetadataError",
     "MissingExtraError",
     "OutputError",
     "ParityError",
@@ -56,8 +56,12 @@ class ImageError(DataError):
     """An image can't be read: it is not an image, truncated, too large or of an unsupported kind."""
 
 
-class ContractError(PlurumError):
+class MetadataError(PlurumError):
     """An `ensemble.json` or `member.json` is missing, malformed or of another version."""
+
+
+# Former name.
+ContractError = MetadataError
 
 
 class SettingsError(PlurumError):

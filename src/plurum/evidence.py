@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from plurum.errors import ContractError, ImageError, needs_extra
+from plurum.errors import ImageError, MetadataError, needs_extra
 from plurum.images import UnreadableImageError, open_image, resize_to_pixels, to_eight_bit
 from plurum.models import model_from_checkpoint, normalise
 from plurum.run import Run
@@ -62,7 +62,7 @@ class Evidence:
         run: A fitted run; its checkpoints are loaded at the first call of `maps`.
 
     Raises:
-        ContractError: the folder is not a fitted run, or a checkpoint is missing.
+        MetadataError: the folder is not a fitted run, or a checkpoint is missing.
         MissingExtraError: torch, timm or safetensors is not installed.
     """
 
@@ -75,7 +75,7 @@ class Evidence:
         with needs_extra("training", "torch", "timm", "safetensors"):
             for member in self.ensemble.members:
                 if not run.checkpoint(member).is_file():
-                    raise ContractError(f"{run.checkpoint(member)} is missing; train the member {member.name!r} again")
+                    raise MetadataError(f"{run.checkpoint(member)} is missing; train the member {member.name!r} again")
 
     def mismatch(self, classes: Sequence[str], members: Sequence[str], checkpoints: Sequence[str]) -> str:
         """Return in one line why the served ensemble is not this run; empty if it is.
@@ -98,14 +98,14 @@ class Evidence:
         The ensemble's map is the mean of its members' maps, with the weights of the vote.
 
         Raises:
-            ContractError: `label` is not a class of the run, or a checkpoint is not the file that `member.json` names.
+            MetadataError: `label` is not a class of the run, or a checkpoint is not the file that `member.json` names.
             ImageError: `data` is not a readable image.
         """
         import torch
 
         spec = self.ensemble.image
         if label not in self.ensemble.classes:
-            raise ContractError(f"label: expected a class of {self._run.path}, got {label!r}")
+            raise MetadataError(f"label: expected a class of {self._run.path}, got {label!r}")
         try:
             image = to_eight_bit(open_image(data))
         except UnreadableImageError as error:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plurum.errors import ContractError, SettingsError, needs_extra
+from plurum.errors import MetadataError, SettingsError, needs_extra
 from plurum.files import sha256_of
 from plurum.spec import ImageSpec, Member
 from plurum.state_dicts import check_finite, read_state_dict, tensors_from_safetensors
@@ -27,25 +27,25 @@ def model_from_checkpoint(member: Member, checkpoint: Path) -> nn.Module:
     The module maps normalised pixels, float32 `[batch, 3, height, width]`, to logits `[batch, classes]`.
 
     Raises:
-        ContractError: the file is missing, differs from the one in `member.json`, has NaN, or does not fit the
+        MetadataError: the file is missing, differs from the one in `member.json`, has NaN, or does not fit the
             architecture.
         MissingExtraError: timm, torch or safetensors is not installed.
     """
     with needs_extra("training", "timm", "torch", "safetensors"):
         pass
     if not checkpoint.is_file():
-        raise ContractError(f"{checkpoint} is missing; train the member {member.name!r} again")
+        raise MetadataError(f"{checkpoint} is missing; train the member {member.name!r} again")
     try:
         if sha256_of(checkpoint) != member.sha256:
-            raise ContractError(f"{checkpoint} is not the file that member.json names: its SHA-256 differs")
+            raise MetadataError(f"{checkpoint} is not the file that member.json names: its SHA-256 differs")
         tensors = tensors_from_safetensors(checkpoint)
     except OSError as error:
-        raise ContractError(f"{checkpoint} can't be read: {error.strerror}") from error
+        raise MetadataError(f"{checkpoint} can't be read: {error.strerror}") from error
     check_finite(checkpoint, tensors)
     try:
         return model_from_tensors(checkpoint, tensors, member.arch, len(member.classes))
     except SettingsError as error:
-        raise ContractError(f"{checkpoint} is of no known architecture: {error}") from error
+        raise MetadataError(f"{checkpoint} is of no known architecture: {error}") from error
 
 
 def model_from_tensors(path: Path, tensors: Mapping[str, Tensor], arch: str, classes: int) -> nn.Module:
@@ -59,7 +59,7 @@ def model_from_tensors(path: Path, tensors: Mapping[str, Tensor], arch: str, cla
 
     Raises:
         SettingsError: timm has no such architecture.
-        ContractError: the weights don't fit the architecture, the number of classes or of channels.
+        MetadataError: the weights don't fit the architecture, the number of classes or of channels.
     """
     import timm
 
@@ -72,7 +72,7 @@ def model_from_tensors(path: Path, tensors: Mapping[str, Tensor], arch: str, cla
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SettingsError(f"timm can't make {arch!r} for {classes} classes: {reason}") from error
     if fault := _misfit(model, tensors):
-        raise ContractError(f"{path} does not fit the architecture {arch!r}: {fault}")
+        raise MetadataError(f"{path} does not fit the architecture {arch!r}: {fault}")
     model.load_state_dict(dict(tensors))
     return model.eval()
 

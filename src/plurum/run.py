@@ -24,17 +24,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from plurum.errors import ContractError, OutputError
+from plurum.errors import MetadataError, OutputError
 from plurum.regular_files import check_regular, open_regular, read_regular
-from plurum.spec import Classes, Contract, Ensemble, ImageSpec, Member, Sha256, Text, read_ensemble, read_member
+from plurum.spec import Classes, Ensemble, ImageSpec, Member, Metadata, Sha256, Text, read_ensemble, read_member
 
-__all__ = ["DataContract", "Run", "Split", "Table"]
+__all__ = ["DataMetadata", "Run", "Split", "Table"]
 
 Split = Literal["train", "validation", "test"]
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-class DataContract(Contract):
+class DataMetadata(Metadata):
     """Metadata of `RUN/data`, stored in its contract.json.
 
     Attributes:
@@ -144,10 +144,10 @@ class Run:
         """Check that the folder is a run.
 
         Raises:
-            ContractError: the folder is not a run.
+            MetadataError: the folder is not a run.
         """
         if not self.settings_file.is_file():
-            raise ContractError(
+            raise MetadataError(
                 f"{self.path} is not a run: it has no run.json. Create a run: plurum train DATA --out {self.path}"
             )
 
@@ -155,13 +155,13 @@ class Run:
         """Return the finished members, by name.
 
         Raises:
-            ContractError: the folder is not a run, has no finished member, or has an invalid `member.json`.
+            MetadataError: the folder is not a run, has no finished member, or has an invalid `member.json`.
         """
         self.check()
         # Hidden folders are members being written, or left by a power cut.
         files = sorted((self.path / "members").glob("[!.]*/member.json"))
         if not files:
-            raise ContractError(
+            raise MetadataError(
                 f"{self.path} has no finished member. Finish the training: plurum train DATA --out {self.path}"
             )
         return tuple(read_member(file) for file in files)
@@ -170,26 +170,26 @@ class Run:
         """Return the fitted ensemble.
 
         Raises:
-            ContractError: the folder is not a run, is not fitted yet, or has an invalid ensemble.json.
+            MetadataError: the folder is not a run, is not fitted yet, or has an invalid ensemble.json.
         """
         self.check()
         if not self.ensemble_file.is_file():
-            raise ContractError(f"{self.path} has no ensemble.json. Fit the run: plurum fit {self.path}")
+            raise MetadataError(f"{self.path} has no ensemble.json. Fit the run: plurum fit {self.path}")
         return read_ensemble(self.ensemble_file)
 
-    def data(self) -> DataContract:
+    def data(self) -> DataMetadata:
         """Return the metadata of the data folder.
 
         Raises:
-            ContractError: the metadata are missing or invalid.
+            MetadataError: the metadata are missing or invalid.
         """
         path = self.data_folder / "contract.json"
         try:
-            return DataContract.model_validate_json(read_regular(path))
+            return DataMetadata.model_validate_json(read_regular(path))
         except OSError as error:
-            raise ContractError(f"{path} can't be read: {error.strerror}") from error
+            raise MetadataError(f"{path} can't be read: {error.strerror}") from error
         except ValidationError as error:
-            raise ContractError(
+            raise MetadataError(
                 f"{path} is not valid data metadata of version 1: {error.errors()[0]['msg']}"
             ) from error
 
@@ -197,7 +197,7 @@ class Run:
         """Return labels, patients and splits of all images.
 
         Raises:
-            ContractError: the table is missing, names an unknown class or split, or does not have one row per image in
+            MetadataError: the table is missing, names an unknown class or split, or does not have one row per image in
                 the order of the pixels.
         """
         classes = {name: index for index, name in enumerate(self.data().classes)}
@@ -216,19 +216,19 @@ class Run:
                 splits=tuple(_split(row["split"]) for row in rows),
             )
         except (OSError, KeyError, ValueError, csv.Error) as error:
-            raise ContractError(f"{path} can't be read: {error!r}") from error
+            raise MetadataError(f"{path} can't be read: {error!r}") from error
 
     def _check_rows(self, path: Path, indices: list[str]) -> None:
         """Check that the rows are in the order of the pixels; a spreadsheet may have sorted them."""
         for number, index in enumerate(indices):
             if index != str(number):
-                raise ContractError(
+                raise MetadataError(
                     f"{path}: expected index {number} in row {number}, counted from 0, got {index!r}. Sort the rows by "
                     f"index, as in pixels.npy."
                 )
         images = len(self.pixels())
         if len(indices) != images:
-            raise ContractError(
+            raise MetadataError(
                 f"{path}: expected a row for each of the {images:,} images in pixels.npy, got {len(indices):,} rows"
             )
 
@@ -236,19 +236,19 @@ class Run:
         """Return all pixels, uint8 `[images, height, width, 3]`, as a read-only memory map.
 
         Raises:
-            ContractError: the file is missing or corrupt.
+            MetadataError: the file is missing or corrupt.
         """
         path = self.data_folder / "pixels.npy"
         try:
             check_regular(path)
             pixels: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
         except OSError as error:
-            raise ContractError(f"{path} can't be read: {error.strerror or error}") from error
+            raise MetadataError(f"{path} can't be read: {error.strerror or error}") from error
         # On a corrupt header, NumPy raises more than ValueError.
         except Exception as error:
-            raise ContractError(f"{path} can't be read: {error}") from error
+            raise MetadataError(f"{path} can't be read: {error}") from error
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-            raise ContractError(
+            raise MetadataError(
                 f"{path}: expected uint8 [images, height, width, 3], got {pixels.dtype} {list(pixels.shape)}"
             )
         return pixels

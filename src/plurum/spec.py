@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from plurum.errors import ContractError
+from plurum.errors import MetadataError
 from plurum.files import write_text
 from plurum.regular_files import read_regular
 from plurum.voting import VotingRule, rule_from_ensemble
@@ -26,11 +26,11 @@ __all__ = [
     "RESERVED_NAMES",
     "Baseline",
     "Conformal",
-    "Contract",
     "Ensemble",
     "FittedOn",
     "ImageSpec",
     "Member",
+    "Metadata",
     "PatientRule",
     "Review",
     "Scores",
@@ -39,7 +39,7 @@ __all__ = [
     "read_member",
     "release_from_version",
     "version_from_release",
-    "write_contract",
+    "write_metadata",
 ]
 
 # Tensor names in requests and responses.
@@ -93,13 +93,13 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 Classes = Annotated[tuple[Text, ...], Field(min_length=2), AfterValidator(_distinct)]
 
 
-class Contract(BaseModel):
+class Metadata(BaseModel):
     """Base class of schemas: instances are frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ImageSpec(Contract):
+class ImageSpec(Metadata):
     """Input of a member: size, colour and normalisation; `plurum.images` implements it.
 
     Attributes:
@@ -123,7 +123,7 @@ class ImageSpec(Contract):
     ]
 
 
-class Scores(Contract):
+class Scores(Metadata):
     """Scores of predictions against labels.
 
     Attributes:
@@ -137,7 +137,7 @@ class Scores(Contract):
     nll: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Member(Contract):
+class Member(Metadata):
     """Metadata of a trained classifier, stored in `member.json`.
 
     Attributes about the training are None if the weights come from elsewhere.
@@ -173,7 +173,7 @@ class Member(Contract):
     validation: Scores | None = None
 
 
-class Voting(Contract):
+class Voting(Metadata):
     """Vote that combines the members' outputs.
 
     Attributes:
@@ -210,7 +210,7 @@ class Voting(Contract):
         return self
 
 
-class Conformal(Contract):
+class Conformal(Metadata):
     """Class-conditional conformal prediction sets.
 
     Attributes:
@@ -222,7 +222,7 @@ class Conformal(Contract):
     quantiles: tuple[Share, ...]
 
 
-class Review(Contract):
+class Review(Metadata):
     """Condition under which a prediction needs review.
 
     Attributes:
@@ -234,7 +234,7 @@ class Review(Contract):
     risk: Share | None = None
 
 
-class FittedOn(Contract):
+class FittedOn(Metadata):
     """Data that an ensemble was fitted on.
 
     Attributes:
@@ -248,7 +248,7 @@ class FittedOn(Contract):
     images: dict[Literal["train", "validation", "test"], int]
 
 
-class Baseline(Contract):
+class Baseline(Metadata):
     """Statistics of the predictions for validation images, the reference for detecting drift of a server.
 
     Attributes:
@@ -277,7 +277,7 @@ class Baseline(Contract):
         return self
 
 
-class Ensemble(Contract):
+class Ensemble(Metadata):
     """Members, their vote and the data it was fitted on, stored in `ensemble.json`.
 
     Attributes:
@@ -368,14 +368,14 @@ def release_from_version(version: str) -> str | None:
     return f"{int(version):08x}" if version.isascii() and version.isdigit() and 1 < int(version) < 1 << 32 else None
 
 
-_C = TypeVar("_C", bound=Contract)
+_C = TypeVar("_C", bound=Metadata)
 
 
 def read_ensemble(path: Path) -> Ensemble:
     """Return the ensemble stored in the file `path`.
 
     Raises:
-        ContractError: the file is missing, not JSON, or not of this format.
+        MetadataError: the file is missing, not JSON, or not of this format.
     """
     return _read(path, Ensemble)
 
@@ -384,24 +384,24 @@ def read_member(path: Path) -> Member:
     """Return the member stored in the file `path`.
 
     Raises:
-        ContractError: the file is missing, not JSON, or not of this format.
+        MetadataError: the file is missing, not JSON, or not of this format.
     """
     return _read(path, Member)
 
 
-def write_contract(path: Path, contract: Contract) -> None:
-    """Write `contract` to `path` as indented JSON, atomically."""
-    write_text(path, contract.model_dump_json(indent=2) + "\n")
+def write_metadata(path: Path, metadata: Metadata) -> None:
+    """Write `metadata` to `path` as indented JSON, atomically."""
+    write_text(path, metadata.model_dump_json(indent=2) + "\n")
 
 
 def _read(path: Path, kind: type[_C]) -> _C:
     try:
         return kind.model_validate_json(read_regular(path))
     except OSError as error:
-        raise ContractError(f"{path} can't be read: {error.strerror}") from error
+        raise MetadataError(f"{path} can't be read: {error.strerror}") from error
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, fault['loc'])) or 'file'}: {re.sub('^Value error, ', '', fault['msg'])}"
             for fault in error.errors(include_url=False)
         )
-        raise ContractError(f"{path} is not valid {kind.__name__.lower()} metadata of version 1: {faults}") from error
+        raise MetadataError(f"{path} is not valid {kind.__name__.lower()} metadata of version 1: {faults}") from error

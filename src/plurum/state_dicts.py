@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plurum.errors import ContractError, needs_extra
+from plurum.errors import MetadataError, needs_extra
 from plurum.regular_files import check_regular
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def read_state_dict(path: Path) -> StateDict:
     Never runs code in the file. Prefers averaged weights (EMA) to others.
 
     Raises:
-        ContractError: the file has no state dict, has more than tensors, or has tensors that are not plain finite
+        MetadataError: the file has no state dict, has more than tensors, or has tensors that are not plain finite
             numbers.
         MissingExtraError: torch or safetensors is not installed.
     """
@@ -63,11 +63,11 @@ def read_state_dict(path: Path) -> StateDict:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
-        raise ContractError(f"{path} is not a file ({error.strerror}); name a checkpoint, or a run's folder") from error
+        raise MetadataError(f"{path} is not a file ({error.strerror}); name a checkpoint, or a run's folder") from error
     if start[8:] == b"{":
         return _clean(path, tensors_from_safetensors(path), "", size)
     if not start.startswith((b"PK\3\4", b"\x80")):
-        raise ContractError(f"{path} is not a checkpoint, neither of safetensors nor of torch.save; {_FIX}")
+        raise MetadataError(f"{path} is not a checkpoint, neither of safetensors nor of torch.save; {_FIX}")
     held, note = _weights(path, _unpickle(path))
     return _clean(path, held, note, size)
 
@@ -76,7 +76,7 @@ def tensors_from_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        ContractError: the file is corrupt, or names a tensor twice.
+        MetadataError: the file is corrupt, or names a tensor twice.
         OSError: the file can't be read.
     """
     from safetensors.torch import load_file
@@ -93,14 +93,14 @@ def tensors_from_safetensors(path: Path) -> dict[str, Tensor]:
     # A corrupt file can make the library raise any exception.
     except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ContractError(f"{path} is not a checkpoint: its safetensors are corrupt ({reason})") from error
+        raise MetadataError(f"{path} is not a checkpoint: its safetensors are corrupt ({reason})") from error
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Check that all values are finite in float32, the type that members compute in.
 
     Raises:
-        ContractError: some values are not finite; the message names the first such tensor.
+        MetadataError: some values are not finite; the message names the first such tensor.
     """
     import torch
 
@@ -110,7 +110,7 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
         values = tensor.to(torch.float32)
         if not torch.isfinite(values).all():
             nan, wrong = int(values.isnan().sum()), int((~torch.isfinite(values)).sum())
-            raise ContractError(
+            raise MetadataError(
                 f"{path} has weights that are not finite: {name!r} holds {nan:,} NaN and {wrong - nan:,} infinite "
                 f"values, of {values.numel():,}; its training diverged: use an earlier checkpoint"
             )
@@ -124,7 +124,7 @@ def _unpickle(path: Path) -> object:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
-                    raise ContractError(f"{path} is not a checkpoint: it is a compressed ZIP; {_FIX}")
+                    raise MetadataError(f"{path} is not a checkpoint: it is a compressed ZIP; {_FIX}")
         # timm stores its training options as a Namespace. PyTorch warns of TorchScript, which it refuses.
         # Pass a file, as torch.load interprets the suffix of a path.
         with (
@@ -134,11 +134,11 @@ def _unpickle(path: Path) -> object:
         ):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
-    except ContractError:
+    except MetadataError:
         raise
     # On untrusted bytes, the unpickler can raise anything, such as KeyError and IndexError on text.
     except Exception as error:
-        raise ContractError(
+        raise MetadataError(
             f"{path} is not a checkpoint that can be read without running its code: it is corrupt, or has more than "
             f"tensors; {_FIX}"
         ) from error
@@ -158,10 +158,10 @@ def _weights(path: Path, held: object) -> tuple[dict[str, Any], str]:
             note = f"used the {kind} under {chosen!r}, not those under {_some(map(repr, others))}"
         held = held[chosen]
     if not isinstance(held, Mapping) or not held:
-        raise ContractError(f"{path} has no state dict; save model.state_dict(): tensors by name")
+        raise MetadataError(f"{path} has no state dict; save model.state_dict(): tensors by name")
     odd = [key for key, value in held.items() if not isinstance(key, str) or not _is_tensor(value)]
     if odd:
-        raise ContractError(
+        raise MetadataError(
             f"{path} has no state dict: expected only tensors, got {_some(map(repr, odd))}; save model.state_dict()"
         )
     return dict(held), note
@@ -170,7 +170,7 @@ def _weights(path: Path, held: object) -> tuple[dict[str, Any], str]:
 def _clean(path: Path, tensors: dict[str, Tensor], note: str, size: int) -> StateDict:
     """Return the tensors under the unwrapped model's names, after validating them."""
     if not tensors:
-        raise ContractError(f"{path} has no state dict: it has no tensor; save model.state_dict()")
+        raise MetadataError(f"{path} has no state dict: it has no tensor; save model.state_dict()")
     tensors = {name: value for name, value in tensors.items() if name.rpartition(".")[2] != _COUNTER}
     while prefix := next((one for one in _PREFIXES if all(name.startswith(one) for name in tensors)), ""):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -193,14 +193,14 @@ def _check_plain(path: Path, tensors: Mapping[str, Tensor], size: int) -> None:
             "complex": tensor.is_complex(),
         }
         if wrong := [kind for kind, is_so in kinds.items() if is_so]:
-            raise ContractError(f"{path} has a tensor {name!r} that is {wrong[0]}; expected dense real numbers")
+            raise MetadataError(f"{path} has a tensor {name!r} that is {wrong[0]}; expected dense real numbers")
         storage = tensor.untyped_storage()
         # A broadcast tensor takes 4 bytes in the file, and all memory when it is copied.
         if tensor.numel() * tensor.element_size() > storage.nbytes():
-            raise ContractError(f"{path} has a tensor {name!r} with more values than the file has; {_FIX}")
+            raise MetadataError(f"{path} has a tensor {name!r} with more values than the file has; {_FIX}")
         storages[storage.data_ptr()] = storage.nbytes()
     if sum(storages.values()) > size:
-        raise ContractError(f"{path} is not a checkpoint: its tensors are larger than the file; it may be corrupt")
+        raise MetadataError(f"{path} is not a checkpoint: its tensors are larger than the file; it may be corrupt")
 
 
 def _is_tensor(value: object) -> bool:

@@ -24,7 +24,7 @@ from plurum.benchmarks.compare.memory import memory_of_graph
 from plurum.benchmarks.compare.report import COMPARISON_FILES, write_comparison
 from plurum.benchmarks.compare.speed import latency_turn, throughput_turn
 from plurum.benchmarks.compare.votes import metrics_of, subsets_of, votes_of
-from plurum.errors import ContractError, SettingsError
+from plurum.errors import MetadataError, SettingsError
 from plurum.run import Run
 from plurum.training import FitSettings
 from plurum.training.fitting.votes import ValidationPredictions
@@ -178,7 +178,7 @@ def test_memory_is_what_the_model_adds_in_a_process_of_its_own(tmp_path: Path) -
 def test_members_of_a_run_are_taken_by_architecture(run: Run) -> None:
     assert [one.name for one in contenders_from_run(run, [])] == [member.name for member in run.members()]
     assert [one.arch for one in contenders_from_run(run, ["resnet10t"])] == ["resnet10t"]
-    with pytest.raises(ContractError, match="no finished member of the architecture 'resnet18', only of regnetx_002"):
+    with pytest.raises(MetadataError, match="no finished member of the architecture 'resnet18', only of regnetx_002"):
         contenders_from_run(run, ["resnet10t", "resnet18"])
 
 
@@ -202,7 +202,7 @@ def test_checkpoints_answer_as_the_members_they_are(run: Run, tmp_path: Path) ->
         ("weights.pt", SettingsError, "ARCH=FILE or a member's folder is needed"),
         ("=weights.pt", SettingsError, "ARCH=FILE or a member's folder is needed"),
         ("resnet10=weights.pt", SettingsError, "timm has no architecture 'resnet10'"),
-        ("resnet10t=weights.pt", ContractError, "weights.pt is missing"),
+        ("resnet10t=weights.pt", MetadataError, "weights.pt is missing"),
     ],
 )
 def test_a_checkpoint_that_is_none_is_refused(run: Run, named: str, error: type[Exception], message: str) -> None:

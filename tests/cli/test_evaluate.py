@@ -55,7 +55,7 @@ def test_a_run_is_judged_into_its_own_report(fresh_run: Run) -> None:
     assert "regnetx_002" in done.stdout
 
 
-def test_it_computes_what_the_contract_says(by_torch: Evaluation, run: Run) -> None:
+def test_it_computes_what_the_metadata_says(by_torch: Evaluation, run: Run) -> None:
     from plurum.models import model_from_checkpoint
     from plurum.training.statistics.scoring import predict_logits
     from plurum.voting import decide, softmax

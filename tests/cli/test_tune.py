@@ -179,8 +179,8 @@ def test_wrong_use_is_one_line(
 def test_another_run_is_refused(
     repository: Path, fresh_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    contract = fresh_run.ensemble_file
-    contract.write_text(contract.read_text().replace('"digits-test"', '"other"'))
+    metadata = fresh_run.ensemble_file
+    metadata.write_text(metadata.read_text().replace('"digits-test"', '"other"'))
     out = fresh_run.path.parent / "out"
     assert tune(monkeypatch, repository, "--out", out, "--run", fresh_run.path) == 2
     assert "was not exported from" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from plurum.cli.main import run as command_line
-from plurum.errors import ContractError
+from plurum.errors import MetadataError
 from plurum.export import PixelModel, onnx_from_model
 from plurum.export.doctor import check_repository
 from plurum.export.repository import assembly as repository
@@ -193,15 +193,15 @@ def test_wrong_use_is_one_line(
 
 def test_a_pickle_of_more_than_tensors_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": timm.create_model(ARCH)}, tmp_path / "whole.pt")
-    with pytest.raises(ContractError, match="can be read without running its code"):
+    with pytest.raises(MetadataError, match="can be read without running its code"):
         state_from_file(tmp_path / "whole.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ContractError, match="has no state dict"):
+    with pytest.raises(MetadataError, match="has no state dict"):
         state_from_file(tmp_path / "list.pt")
     (tmp_path / "text.safetensors").write_text("text")
-    with pytest.raises(ContractError, match="is not a checkpoint"):
+    with pytest.raises(MetadataError, match="is not a checkpoint"):
         state_from_file(tmp_path / "text.safetensors")
-    with pytest.raises(ContractError, match="is not a file"):
+    with pytest.raises(MetadataError, match="is not a file"):
         state_from_file(tmp_path / "absent.pt")
 
 

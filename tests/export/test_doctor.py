@@ -25,7 +25,7 @@ from plurum.export.repository.findings import (
     precision_faults,
     quantisation_faults,
 )
-from plurum.spec import write_contract
+from plurum.spec import write_metadata
 
 MEMBER = "resnet10t"
 
@@ -68,7 +68,7 @@ def copy_a_member(repository: Path) -> None:
     entry = next(one for one in manifest.artefacts if one.model == "regnetx_002")
     others = [one for one in manifest.artefacts if one.model != MEMBER]
     twin = entry.model_copy(update={"model": MEMBER, "file": f"{MEMBER}/1/model.onnx"})
-    write_contract(repository / "export.json", manifest.model_copy(update={"artefacts": (twin, *others)}))
+    write_metadata(repository / "export.json", manifest.model_copy(update={"artefacts": (twin, *others)}))
 
 
 def add_a_version(repository: Path) -> None:
@@ -77,11 +77,11 @@ def add_a_version(repository: Path) -> None:
     shutil.copyfile(repository / "regnetx_002" / "1" / "model.onnx", repository / MEMBER / "2" / "model.onnx")
 
 
-def edit_every_contract(repository: Path) -> None:
+def edit_every_copy(repository: Path) -> None:
     for path in (repository / "ensemble.json", *repository.glob("*/1/ensemble.json")):
-        contract = json.loads(path.read_text())
-        contract["voting"]["temperature"], contract["review"]["threshold"] = 3.0, 0.1
-        path.write_text(json.dumps(contract))
+        metadata = json.loads(path.read_text())
+        metadata["voting"]["temperature"], metadata["review"]["threshold"] = 3.0, 0.1
+        path.write_text(json.dumps(metadata))
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
@@ -115,7 +115,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
         ("wiring", "ensemble"),
         "a step calls judge, which is not in the repository",
     ),
-    "another contract": (
+    "other metadata": (
         lambda path: (path / "voter" / "1" / "ensemble.json").write_text("{}"),
         ("contract", "voter"),
         "voter/1/ensemble.json differs from",
@@ -135,13 +135,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
         ("leftovers", "broken"),
         f"{MEMBER}/2/ does not belong to this export",
     ),
-    "every contract edited": (
-        edit_every_contract,
+    "every copy edited": (
+        edit_every_copy,
         ("files", "broken"),
         "ensemble.json was changed since it was exported",
     ),
-    "every contract edited, and clients told another": (
-        edit_every_contract,
+    "every copy edited, and clients told another": (
+        edit_every_copy,
         ("contract", "ensemble_pixels"),
         "the parameter contract in config.pbtxt differs from ensemble.json",
     ),

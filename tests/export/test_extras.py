@@ -12,7 +12,7 @@ from plurum.cli.main import run as command_line
 from plurum.export.manifest import read_manifest
 from plurum.export.repository import selection
 from plurum.run import Run
-from plurum.spec import write_contract
+from plurum.spec import write_metadata
 
 
 def plurum(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -67,7 +67,7 @@ def test_the_doctor_says_what_would_prove_that_graphs_build(
     path = shutil.copytree(repository, tmp_path / "gpu")
     manifest = read_manifest(path)
     artefacts = tuple(one.model_copy(update={"backend": "tensorrt"}) for one in manifest.artefacts)
-    write_contract(path / "export.json", manifest.model_copy(update={"artefacts": artefacts, "target": "gpu"}))
+    write_metadata(path / "export.json", manifest.model_copy(update={"artefacts": artefacts, "target": "gpu"}))
     monkeypatch.setitem(sys.modules, package, None)
     assert plurum(monkeypatch, "doctor", path) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[1] == "build"]

@@ -15,7 +15,7 @@ from plurum.export.engines import plan_faults
 from plurum.export.engines.build import RTX_MAGIC, EnginePlan
 from plurum.export.manifest import ExportManifest, read_manifest
 from plurum.files import sha256_of
-from plurum.spec import write_contract
+from plurum.spec import write_metadata
 
 MEMBER = "resnet10t"
 
@@ -41,7 +41,7 @@ def gpu_repository(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     artefacts = tuple(
         one.model_copy(update={"backend": "tensorrt"}) if one.model == MEMBER else one for one in manifest.artefacts
     )
-    write_contract(path / "export.json", manifest.model_copy(update={"artefacts": artefacts, "target": "gpu"}))
+    write_metadata(path / "export.json", manifest.model_copy(update={"artefacts": artefacts, "target": "gpu"}))
     plan = graph_of(path).with_name("model.plan")
     # A plan as large as its weights.
     plan.write_bytes(b"a plan".ljust(graph_of(path).stat().st_size))
@@ -52,7 +52,7 @@ def gpu_repository(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         plan_sha256=sha256_of(plan),
         profile=(1, 4, 8),
     )
-    write_contract(plan.with_name("model.plan.json"), about)
+    write_metadata(plan.with_name("model.plan.json"), about)
     return path
 
 
@@ -79,7 +79,7 @@ def test_a_plan_that_fits_is_well(gpu_repository: Path) -> None:
 def test_a_plan_that_does_not_fit(gpu_repository: Path, change: dict[str, object], check: str, detail: str) -> None:
     path = graph_of(gpu_repository).with_name("model.plan.json")
     about = EnginePlan.model_validate_json(path.read_bytes())
-    write_contract(path, about.model_copy(update=change))
+    write_metadata(path, about.model_copy(update=change))
     assert detail in found(gpu_repository)[check, MEMBER]
 
 

@@ -16,7 +16,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from plurum.cli.main import run as command_line
-from plurum.errors import ContractError, OutputError, ParityError
+from plurum.errors import MetadataError, OutputError, ParityError
 from plurum.export import ExportSettings, repository_from_onnx, repository_from_run
 from plurum.export.graphs import member as graphs_module
 from plurum.export.manifest import is_current
@@ -30,7 +30,7 @@ def config_of(repository: Path, model: str) -> Any:
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
-def test_names_types_and_shapes_are_the_contract(repository: Path) -> None:
+def test_names_types_and_shapes_match_the_metadata(repository: Path) -> None:
     string, uint8, fp32, boolean = (
         model_config_pb2.DataType.Value(f"TYPE_{name}") for name in ("STRING", "UINT8", "FP32", "BOOL")
     )
@@ -71,12 +71,12 @@ def test_every_member_reaches_the_voter(repository: Path) -> None:
         assert dict(steps["voter"].input_map) == {"LOGITS_0": made["resnet10t"], "LOGITS_1": made["regnetx_002"]}
 
 
-def test_contract_travels_and_clients_can_read_it(run: Run, repository: Path) -> None:
+def test_metadata_travels_and_clients_can_read_it(run: Run, repository: Path) -> None:
     ensemble = run.ensemble()
     assert read_ensemble(repository / "ensemble.json") == ensemble
     assert read_ensemble(repository / "voter" / "1" / "ensemble.json") == ensemble
-    contract = config_of(repository, "ensemble").parameters["contract"].string_value
-    assert json.loads(contract)["classes"][0] == "zero"
+    metadata = config_of(repository, "ensemble").parameters["contract"].string_value
+    assert json.loads(metadata)["classes"][0] == "zero"
 
 
 def test_graph_takes_any_batch_of_pixels(repository: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_folder_that_holds_something_else_is_refused(run: Run, tmp_path: Path)
 def test_a_checkpoint_that_was_edited_is_refused(fresh_run: Run) -> None:
     checkpoint = fresh_run.member_folder("resnet10t") / "checkpoint.safetensors"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1] + b"!")
-    with pytest.raises(ContractError, match="SHA-256 differs"):
+    with pytest.raises(MetadataError, match="SHA-256 differs"):
         repository_from_run(fresh_run, fresh_run.path / "out", ExportSettings())
     assert not (fresh_run.path / "out").exists()
 

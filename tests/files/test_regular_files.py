@@ -12,7 +12,7 @@ import pytest
 from plurum.client import listing_from_names
 from plurum.client.connection.payload import item_from_image
 from plurum.client.slides.slide_stream import is_slide
-from plurum.errors import ContractError, DataError, ImageError
+from plurum.errors import DataError, ImageError, MetadataError
 from plurum.regular_files import MAX_IMAGE_BYTES, open_regular, read_regular
 from plurum.run import Run
 from plurum.spec import read_ensemble
@@ -90,20 +90,20 @@ def test_a_manifest_may_name_anything(make: Make, message: str, tmp_path: Path) 
 
 
 @every_kind
-def test_contracts_are_read_from_files_alone(make: Make, message: str, tmp_path: Path) -> None:
+def test_metadata_are_read_from_files_alone(make: Make, message: str, tmp_path: Path) -> None:
     make(tmp_path / "ensemble.json")
-    with pytest.raises(ContractError, match=message):
+    with pytest.raises(MetadataError, match=message):
         read_ensemble(tmp_path / "ensemble.json")
     run = Run(tmp_path)
     run.data_folder.mkdir()
     for name in ("contract.json", "report.json"):
         make(run.data_folder / name)
-    with pytest.raises(ContractError, match=message):
+    with pytest.raises(MetadataError, match=message):
         run.data()
-    with pytest.raises(ContractError, match=message):
+    with pytest.raises(MetadataError, match=message):
         read_data_report(run)
     make(run.data_folder / "pixels.npy")
-    with pytest.raises(ContractError, match=r"pixels\.npy can't be read: "):
+    with pytest.raises(MetadataError, match=r"pixels\.npy can't be read: "):
         run.pixels()
 
 

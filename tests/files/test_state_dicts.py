@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from plurum.cli.main import run as command_line
-from plurum.errors import ContractError, SettingsError
+from plurum.errors import MetadataError, SettingsError
 from plurum.models import model_from_tensors
 from plurum.state_dicts import read_state_dict
 from tests.checkpoint_garbage import Planted, garbage
@@ -108,7 +108,7 @@ def test_a_prefix_that_not_all_names_have_stays(file: Path, weights: Tensors) ->
     state = read_state_dict(file)
     assert "model.conv1.0.weight" in state.tensors
     with pytest.raises(
-        ContractError, match=r"does not fit .*: of \d+ tensors, \d+ missing \(conv1\.0\.weight, .*, …\)"
+        MetadataError, match=r"does not fit .*: of \d+ tensors, \d+ missing \(conv1\.0\.weight, .*, …\)"
     ):
         model_from_tensors(file, state.tensors, ARCH, 2)
 
@@ -142,7 +142,7 @@ def test_weights_that_are_not_finite_are_told_as_such(
     broken[:2] = value
     path = tmp_path / f"a.{suffix}"
     (save_file if suffix == "safetensors" else torch.save)(weights | {name: broken}, path)
-    with pytest.raises(ContractError, match=rf"weights that are not finite: '{name}' holds {count}"):
+    with pytest.raises(MetadataError, match=rf"weights that are not finite: '{name}' holds {count}"):
         read_state_dict(path)
 
 
@@ -193,7 +193,7 @@ def test_how_weights_do_not_fit_is_said_in_a_line(
 ) -> None:
     torch.save({name: value for name, value in (weights | change).items() if value is not None}, file)
     state = read_state_dict(file)
-    with pytest.raises(ContractError, match=message) as caught:
+    with pytest.raises(MetadataError, match=message) as caught:
         model_from_tensors(file, state.tensors, ARCH, 2)
     assert str(caught.value).startswith(f"{file} does not fit the architecture {ARCH!r}: ")
     assert "\n" not in str(caught.value)
@@ -202,7 +202,7 @@ def test_how_weights_do_not_fit_is_said_in_a_line(
 def test_a_stem_for_grey_images_is_named(file: Path) -> None:
     torch.save(timm.create_model("resnet10t", num_classes=2, in_chans=1).state_dict(), file)
     with pytest.raises(
-        ContractError, match=r"its first layer takes 1 channels \(conv1\.0\.weight is \[24, 1, 3, 3\]\), but images"
+        MetadataError, match=r"its first layer takes 1 channels \(conv1\.0\.weight is \[24, 1, 3, 3\]\), but images"
     ):
         model_from_tensors(file, read_state_dict(file).tensors, "resnet10t", 2)
 

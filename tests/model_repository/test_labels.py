@@ -44,8 +44,8 @@ def graph_answers() -> dict[str, Any]:
 
 @pytest.fixture
 def labels(module: ModuleType, tmp_path: Path) -> Any:
-    contract = {"members": [{"name": "first"}, {"name": "second"}], "classes": ["CE", "LAA"]}
-    (tmp_path / "ensemble.json").write_text(json.dumps(contract))
+    metadata = {"members": [{"name": "first"}, {"name": "second"}], "classes": ["CE", "LAA"]}
+    (tmp_path / "ensemble.json").write_text(json.dumps(metadata))
     return module.Labels(tmp_path)
 
 

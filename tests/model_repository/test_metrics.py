@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plurum.spec import Baseline, Ensemble, write_contract
+from plurum.spec import Baseline, Ensemble, write_metadata
 from tests.conftest import CLASSES
 from tests.model_repository.conftest import Recorder, loaded
 
@@ -25,7 +25,7 @@ def module(recorder: Recorder) -> ModuleType:
 
 @pytest.fixture
 def folder(run: Any, tmp_path: Path) -> Path:
-    """A voter's folder: a contract with a baseline of its own limits, and what members compute in."""
+    """A voter's folder: metadata with a baseline of its own limits, and the precision of each member."""
     baseline = Baseline(
         images=40,
         class_shares=(0.1,) * 10,
@@ -35,7 +35,7 @@ def folder(run: Any, tmp_path: Path) -> Path:
         dissent_shares=(0.05, 0.15),
     )
     ensemble: Ensemble = run.ensemble().model_copy(update={"baseline": baseline})
-    write_contract(tmp_path / "ensemble.json", ensemble)
+    write_metadata(tmp_path / "ensemble.json", ensemble)
     (tmp_path / "precisions.json").write_text(json.dumps({"resnet10t": "int8"}))
     return tmp_path
 
@@ -67,7 +67,7 @@ def test_answers_are_counted_together_and_questions_of_our_own_not_at_all(
     assert recorder.value("plurum_reviews_total") == 2
     assert recorder.value("plurum_member_dissents_total", member="resnet10t") == 0
     assert recorder.value("plurum_member_dissents_total", member="regnetx_002") == 4
-    # The limits are the contract's, and belong to the bins below them.
+    # The limits are the metadata's, and belong to the bins below them.
     counts = [recorder.value("plurum_confidence_bucket", le=limit) for limit in ("0.5", "0.9", "+Inf")]
     assert counts == [0, 2, 4]
     assert recorder.value("plurum_confidence_sum") == pytest.approx(0.95 + 0.6 + 0.9 + 0.99)
@@ -92,12 +92,10 @@ def test_what_is_served_and_what_drift_is_measured_against_is_on_the_page(
     assert recorder.value("plurum_baseline_dissent_share", member="regnetx_002") == 0.15
 
 
-def test_a_contract_from_before_baselines_is_counted_all_the_same(
-    module: ModuleType, recorder: Recorder, folder: Path
-) -> None:
-    contract = json.loads((folder / "ensemble.json").read_text())
-    del contract["baseline"]
-    (folder / "ensemble.json").write_text(json.dumps(contract))
+def test_metadata_without_a_baseline_is_counted(module: ModuleType, recorder: Recorder, folder: Path) -> None:
+    metadata = json.loads((folder / "ensemble.json").read_text())
+    del metadata["baseline"]
+    (folder / "ensemble.json").write_text(json.dumps(metadata))
     (folder / "precisions.json").unlink()
     metrics = module.VoterMetrics(folder)
     metrics.observe(answers(module, [0.95]))

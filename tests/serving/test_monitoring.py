@@ -139,8 +139,8 @@ def with_baseline(repository: Path, tmp_path: Path) -> Path:
         "dissent_shares": [0.1] * len(ARCHS),
     }
     text = json.dumps(json.loads(path.read_text()) | {"baseline": baseline})
-    for contract in copy.rglob("ensemble.json"):
-        contract.write_text(text)
+    for metadata in copy.rglob("ensemble.json"):
+        metadata.write_text(text)
     # It tells the files apart from those that were exported.
     (copy / "export.json").unlink()
     return copy

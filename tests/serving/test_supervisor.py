@@ -144,8 +144,8 @@ def _let_go_after_ten_starts(status: Status, taken: socket.socket) -> None:
 @pytest.mark.triton
 def test_what_was_not_exported_is_not_served(repository: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(repository, tmp_path / "repository")
-    contract = copy / "voter" / "1" / "ensemble.json"
-    contract.write_text(contract.read_text().replace('"one"', '"x"').replace('"two"', '"one"').replace('"x"', '"two"'))
+    metadata = copy / "voter" / "1" / "ensemble.json"
+    metadata.write_text(metadata.read_text().replace('"one"', '"x"').replace('"two"', '"one"').replace('"x"', '"two"'))
     message = rf"^{copy}: voter/1/ensemble\.json is not the file that was exported; export it again"
     with pytest.raises(RepositoryError, match=message), Supervisor(copy, FREE):
         pass

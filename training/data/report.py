@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from plurum.errors import ContractError, DataError
+from plurum.errors import DataError, MetadataError
 from plurum.regular_files import read_regular
 from plurum.run import Run, Split
 from plurum.training.data.labelled_images import DecodedImage, LabelledImages, check_readable
@@ -178,15 +178,15 @@ def read_data_report(run: Run) -> DataReport:
     """Return the report that `plurum train` wrote into a run.
 
     Raises:
-        ContractError: the report is missing or invalid.
+        MetadataError: the report is missing or invalid.
     """
     path = run.data_folder / "report.json"
     try:
         return DataReport.model_validate_json(read_regular(path, _MAX_BYTES))
     except OSError as error:
-        raise ContractError(f"{path} can't be read: {error.strerror}") from error
+        raise MetadataError(f"{path} can't be read: {error.strerror}") from error
     except ValidationError as error:
-        raise ContractError(f"{path} is not a data report of version 1: {error.errors()[0]['msg']}") from error
+        raise MetadataError(f"{path} is not a data report of version 1: {error.errors()[0]['msg']}") from error
 
 
 def report_lines(report: DataReport) -> list[str]:

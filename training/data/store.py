@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from plurum.errors import OutputError
 from plurum.files import atomic_folder
-from plurum.run import DataContract, Run
-from plurum.spec import ImageSpec, write_contract
+from plurum.run import DataMetadata, Run
+from plurum.spec import ImageSpec, write_metadata
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.report import data_report, report_warnings, usable_rows
 from plurum.training.settings import TrainSettings
@@ -29,7 +29,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 _BLOCK = 1024
 
 
-def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataContract:
+def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataMetadata:
     """Fill the run's data folder atomically, unless it already holds the same data, and return its `contract.json`.
 
     Mean and std are measured on the training images' pixels; with pretrained weights they are ImageNet's. Unreadable
@@ -54,16 +54,16 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataC
             mean, std = _moments(pixels, data.table.rows("train"))
             image = image.model_copy(update={"mean": mean, "std": std})
         _write_items(folder / "items.csv", data)
-        contract = DataContract(
+        metadata = DataMetadata(
             source=data.name,
             fingerprint=_fingerprint(pixels, data.table.labels),
             source_fingerprint=data.fingerprint,
             classes=data.classes,
             image=image,
         )
-        write_contract(folder / "contract.json", contract)
+        write_metadata(folder / "contract.json", metadata)
     _LOG.info("%s: %d images of %d x %d stored", data.name, len(data), image.width, image.height)
-    return contract
+    return metadata
 
 
 def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple[npt.NDArray[np.uint8], LabelledImages]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from plurum.errors import ContractError, DataError
+from plurum.errors import DataError, MetadataError
 from plurum.run import Run
 from plurum.spec import Ensemble
 from plurum.training.evaluation.evaluate import (
@@ -37,7 +37,7 @@ def evaluate_run(path: Path, settings: EvaluationSettings) -> Evaluation:
     """Evaluate the run's ensemble, with the members' predictions computed by PyTorch.
 
     Raises:
-        ContractError: the folder is not a run, is not fitted, was fitted on other data, or has an invalid member.
+        MetadataError: the folder is not a run, is not fitted, was fitted on other data, or has an invalid member.
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm, safetensors, scikit-learn or SciPy is not installed.
     """
@@ -93,12 +93,12 @@ def evaluate_verdicts(
         settings: Options of the evaluation.
 
     Raises:
-        ContractError: the ensemble was fitted on other data than the run holds.
+        MetadataError: the ensemble was fitted on other data than the run holds.
         DataError: a split has no image.
     """
     ensemble = run.ensemble()
     if ensemble.data.fingerprint != run.data().fingerprint:
-        raise ContractError(f"{run.ensemble_file} was fitted on other images than {run.data_folder} holds; fit again")
+        raise MetadataError(f"{run.ensemble_file} was fitted on other images than {run.data_folder} holds; fit again")
     table = run.table()
     evaluated = {}
     for split, verdict in verdicts.items():

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.run import Run
-from plurum.spec import Baseline, Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_contract
+from plurum.spec import Baseline, Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.unlabelled import find_unlabelled_images
 from plurum.training.evaluation.evaluate import best_single, score_patients
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
@@ -80,7 +80,7 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     threshold. Weights stay equal for hard votes, and unless others are better by a statistically significant margin.
 
     Raises:
-        ContractError: the folder is not a run, has no finished member, or has an invalid one.
+        MetadataError: the folder is not a run, has no finished member, or has an invalid one.
         DataError: there are too few images for stacking, or unlabelled images are unreadable.
         SettingsError: the prior's classes are not those of the run.
         OutputError: `ensemble.json` can't be written.
@@ -114,7 +114,7 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     }
     ensemble = _ensemble(run, members, vote, settings, results)
     report = _report(run, ensemble, members, vote, settings, results, shares)
-    write_contract(run.ensemble_file, ensemble)
+    write_metadata(run.ensemble_file, ensemble)
     return report
 
 
@@ -148,11 +148,11 @@ def _ensemble(
     settings: FitSettings,
     results: dict[Fitted, _SplitResults],
 ) -> Ensemble:
-    contract, table, rule = run.data(), run.table(), vote.rule
+    metadata, table, rule = run.data(), run.table(), vote.rule
     return Ensemble(
         name=_ensemble_name(run.path),
-        classes=contract.classes,
-        image=contract.image,
+        classes=metadata.classes,
+        image=metadata.image,
         members=tuple(members[index] for index in vote.kept),
         voting=Voting(
             mode=rule.mode,
@@ -166,8 +166,8 @@ def _ensemble(
         review=Review(threshold=rule.review_threshold, risk=settings.risk),
         patient_rule=settings.patient_rule if any(table.patients) else None,
         data=FittedOn(
-            data=contract.source,
-            fingerprint=contract.fingerprint,
+            data=metadata.source,
+            fingerprint=metadata.fingerprint,
             images={
                 "train": len(table.rows("train")),
                 "validation": len(table.rows("validation")),

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from plurum.errors import ContractError, DataError, SettingsError
+from plurum.errors import DataError, MetadataError, SettingsError
 from plurum.models import model_from_checkpoint, model_from_tensors
 from plurum.run import Run
 from plurum.spec import ImageSpec, read_member
@@ -58,7 +58,7 @@ class ImageEnsemble(nn.Module):
 
         Raises:
             DataError: the type, size or shape of `pixels` does not match the image spec.
-            ContractError: a model returns another number of classes.
+            MetadataError: a model returns another number of classes.
         """
         device = device_of(self)
         return torch.from_numpy(self.predict_with_uncertainty(pixels).probabilities).to(device, torch.float32)
@@ -68,7 +68,7 @@ class ImageEnsemble(nn.Module):
 
         Raises:
             DataError: the type, size or shape of `pixels` does not match the image spec.
-            ContractError: a model returns another number of classes.
+            MetadataError: a model returns another number of classes.
         """
         batch = pixels.detach().cpu().numpy() if isinstance(pixels, Tensor) else np.asarray(pixels)
         height, width = self.image.height, self.image.width
@@ -81,7 +81,7 @@ class ImageEnsemble(nn.Module):
         logits = [predict_logits(model, batch, rows, self.image) for model in self.models]
         for index, outputs in enumerate(logits):
             if outputs.shape != (len(batch), len(self.classes)):
-                raise ContractError(
+                raise MetadataError(
                     f"model {index}: expected logits [{len(batch)}, {len(self.classes)}] for the classes "
                     f"{', '.join(self.classes)}, got {list(outputs.shape)}"
                 )
@@ -92,7 +92,7 @@ def ensemble_from_run(path: Path | str) -> ImageEnsemble:
     """Return the ensemble of a fitted run, with all fitted parameters.
 
     Raises:
-        ContractError: the folder is not a run, is not fitted, or has an invalid member.
+        MetadataError: the folder is not a run, is not fitted, or has an invalid member.
     """
     run = Run(Path(path))
     ensemble = run.ensemble()
@@ -151,7 +151,7 @@ def ensemble_from_checkpoints(
 
     Raises:
         SettingsError: `arch`, `classes` or `image` is missing for a file, or weights are invalid.
-        ContractError: a checkpoint is missing, invalid, or has other classes or another image spec than the first.
+        MetadataError: a checkpoint is missing, invalid, or has other classes or another image spec than the first.
     """
     _weights(len(sources), weights)
     archs = [arch] * len(sources) if arch is None or isinstance(arch, str) else list(arch)
@@ -162,7 +162,7 @@ def ensemble_from_checkpoints(
     loaded = [_load(Path(source), name, classes, image) for source, name in zip(sources, archs, strict=True)]
     for source, one in zip(sources, loaded, strict=True):
         if one.classes != loaded[0].classes or one.image != loaded[0].image:
-            raise ContractError(f"{source} has other classes or another image spec than {sources[0]}")
+            raise MetadataError(f"{source} has other classes or another image spec than {sources[0]}")
     if not loaded:
         raise SettingsError("sources: expected at least 1 checkpoint, got 0")
     first = loaded[0]

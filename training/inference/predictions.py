@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from plurum.errors import ContractError, DataError, needs_extra
+from plurum.errors import DataError, MetadataError, needs_extra
 from plurum.models import model_from_checkpoint
 from plurum.run import Run, Split
 from plurum.spec import Member
@@ -27,17 +27,17 @@ def predict_members(run: Run, members: tuple[Member, ...], splits: Iterable[_S])
     """Return the members' probabilities by split, `[images, members, classes]`; computed on the GPU if there is one.
 
     Raises:
-        ContractError: a member is invalid, has other classes or another image spec than the run's data, or returns
+        MetadataError: a member is invalid, has other classes or another image spec than the run's data, or returns
             NaN.
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
     with needs_extra("training"):
         import torch
-    contract, table, pixels = run.data(), run.table(), run.pixels()
+    metadata, table, pixels = run.data(), run.table(), run.pixels()
     for member in members:
-        if member.classes != contract.classes or member.image != contract.image:
-            raise ContractError(f"member {member.name!r} has other classes or another image spec than the run's data")
+        if member.classes != metadata.classes or member.image != metadata.image:
+            raise MetadataError(f"member {member.name!r} has other classes or another image spec than the run's data")
     names = tuple(splits)
     for split in names:
         if not len(table.rows(split)):
@@ -50,7 +50,7 @@ def predict_members(run: Run, members: tuple[Member, ...], splits: Iterable[_S])
             for split, parts in predictions.items():
                 probabilities = softmax(predict_logits(model, pixels, table.rows(split), member.image))
                 if not np.isfinite(probabilities).all():
-                    raise ContractError(f"member {member.name!r} returns NaN for {split} images; train it again")
+                    raise MetadataError(f"member {member.name!r} returns NaN for {split} images; train it again")
                 parts.append(probabilities)
             progress(1, "")
     return {split: np.stack(parts, axis=1) for split, parts in predictions.items()}
@@ -60,7 +60,7 @@ def predict_files(run: Run, members: Sequence[Member], files: Sequence[Path]) ->
     """Return the members' probabilities for image files, `[files, members, classes]`.
 
     Raises:
-        ContractError: a member is invalid, or returns NaN.
+        MetadataError: a member is invalid, or returns NaN.
         DataError: a file can't be read.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
@@ -77,5 +77,5 @@ def predict_files(run: Run, members: Sequence[Member], files: Sequence[Path]) ->
             progress(len(pixels), "")
     predictions = np.concatenate(parts)
     if not np.isfinite(predictions).all():
-        raise ContractError("a member returns NaN for unlabelled images; train it again")
+        raise MetadataError("a member returns NaN for unlabelled images; train it again")
     return predictions

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from plurum.errors import OutputError, needs_extra
 from plurum.files import atomic_folder, sha256_of
-from plurum.run import DataContract, Run
-from plurum.spec import Member, write_contract
+from plurum.run import DataMetadata, Run
+from plurum.spec import Member, write_metadata
 from plurum.training.learning.history import write_history
 from plurum.training.learning.trainer import TrainedModel, TrainingSnapshot
 
@@ -13,13 +13,13 @@ __all__ = ["write_member"]
 
 
 def write_member(
-    run: Run, contract: DataContract, name: str, arch: str, trained: TrainedModel, snapshot: TrainingSnapshot
+    run: Run, metadata: DataMetadata, name: str, arch: str, trained: TrainedModel, snapshot: TrainingSnapshot
 ) -> Member:
     """Write the member's folder atomically and return the contents of its `member.json`.
 
     Args:
         run: Run that the member belongs to.
-        contract: Metadata of the training data.
+        metadata: Metadata of the training data.
         name: Name of the member and of its folder.
         arch: Architecture name for `timm.create_model`.
         trained: Result of the training.
@@ -42,8 +42,8 @@ def write_member(
             name=name,
             arch=arch,
             sha256=sha256_of(folder / "checkpoint.safetensors"),
-            classes=contract.classes,
-            image=contract.image,
+            classes=metadata.classes,
+            image=metadata.image,
             parameters=trained.parameters,
             seed=trained.seed,
             precision=trained.precision,
@@ -51,5 +51,5 @@ def write_member(
             best_epoch=snapshot.epoch.epoch,
             validation=snapshot.validation,
         )
-        write_contract(folder / "member.json", member)
+        write_metadata(folder / "member.json", member)
     return member

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plurum.errors import ContractError
+from plurum.errors import MetadataError
 from plurum.regular_files import open_regular
 from plurum.training.canvas import COLOURS, create_figure, png_from_figure, tidy_axes
 
@@ -53,7 +53,7 @@ def read_history(path: Path) -> tuple[Epoch, ...]:
     """Return the epochs in the CSV file `path`.
 
     Raises:
-        ContractError: the file is unreadable, or is not a history.
+        MetadataError: the file is unreadable, or is not a history.
     """
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
@@ -61,7 +61,7 @@ def read_history(path: Path) -> tuple[Epoch, ...]:
         names = [field.name for field in dataclasses.fields(Epoch)][1:]
         return tuple(Epoch(int(row["epoch"]), *(float(row[name]) for name in names)) for row in rows)
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-        raise ContractError(f"{path} can't be read as a member's history: {error!r}") from error
+        raise MetadataError(f"{path} can't be read as a member's history: {error!r}") from error
 
 
 def plot_from_histories(histories: Mapping[str, Sequence[Epoch]], kept: Mapping[str, Sequence[int]]) -> bytes:

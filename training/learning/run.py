@@ -16,7 +16,7 @@ from plurum.errors import OutputError, PlurumError, SettingsError, needs_extra
 from plurum.files import atomic_file
 from plurum.regular_files import read_regular
 from plurum.run import Run
-from plurum.spec import Member, read_member, write_contract
+from plurum.spec import Member, read_member, write_metadata
 from plurum.training.data.examples import check_batches
 from plurum.training.data.sources import load_data
 from plurum.training.data.store import image_spec, store_data
@@ -199,9 +199,9 @@ def _train(
     from plurum.training.learning.resume import StateFile
     from plurum.training.learning.trainer import Trainer
 
-    contract, examples, trainer = run.data(), Examples.of(run), Trainer(settings, world)
-    model = model_from_arch(training.arch, len(contract.classes), training.seed, pretrained=settings.pretrained)
-    precision = trainer.precision(contract.image)
+    metadata, examples, trainer = run.data(), Examples.of(run), Trainer(settings, world)
+    model = model_from_arch(training.arch, len(metadata.classes), training.seed, pretrained=settings.pretrained)
+    precision = trainer.precision(metadata.image)
     _LOG.info("%s: %d epochs in %s on %s", training.name, settings.epochs, precision, trainer.device)
     state = StateFile(run.path / "unfinished" / f"{training.name}.pt", options.save_every_s)
     events = run.path / "tensorboard" / training.name if options.tensorboard and world.is_first else None
@@ -214,7 +214,7 @@ def _train(
             raise SettingsError(f"{training.name}: {error}") from error
     if world.is_first:
         for name, snapshot in zip(training.members, trained.snapshots, strict=True):
-            write_member(run, contract, name, training.arch, trained, snapshot)
+            write_member(run, metadata, name, training.arch, trained, snapshot)
         state.remove()
     world.wait()
 
@@ -262,7 +262,7 @@ def _mark_started(run: Run, started: RunSettings) -> Iterator[None]:
     is_new = not run.settings_file.exists()
     made = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
     try:
-        write_contract(run.settings_file, started)
+        write_metadata(run.settings_file, started)
         yield
     except BaseException:
         if is_new:

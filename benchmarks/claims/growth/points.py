@@ -38,7 +38,7 @@ class _Served:
 
     server: Server
     running: PlurumServer
-    contract: Ensemble
+    ensemble: Ensemble
     images: tuple[Path, ...]
 
 
@@ -99,17 +99,17 @@ def _turn(served: _Served, axis: Axis, point: Point, seconds: float) -> TurnOfGr
         door=_DOOR,
         address=served.server.urls.grpc,
         images=tuple(str(path.resolve()) for path in served.images),
-        classes=served.contract.classes,
-        image=served.contract.image,
+        classes=served.ensemble.classes,
+        image=served.ensemble.image,
         clients=point.clients,
         seconds=seconds,
     )
     served.running.resume()
     try:
         with InferenceServerClient(served.server.urls.grpc) as client:
-            before = _busy_s(client, served.contract)
+            before = _busy_s(client, served.ensemble)
             said = asked_elsewhere(task)
-            after = _busy_s(client, served.contract)
+            after = _busy_s(client, served.ensemble)
     finally:
         served.running.pause()
     images = after.pop("images") - before.pop("images")
@@ -117,7 +117,7 @@ def _turn(served: _Served, axis: Axis, point: Point, seconds: float) -> TurnOfGr
     return TurnOfGrowth(axis=axis, point=point, busy_ms=busy, **said)
 
 
-def _busy_s(client: Any, contract: Ensemble) -> dict[str, float]:
+def _busy_s(client: Any, ensemble: Ensemble) -> dict[str, float]:
     """Return how long instances have computed since the start, seconds, by part; and how many images were voted on.
 
     By Triton's statistics of executions: those of requests count a batch once for each request in it.
@@ -126,7 +126,7 @@ def _busy_s(client: Any, contract: Ensemble) -> dict[str, float]:
     computed = {name: sum(batch.compute_infer.ns for batch in one.batch_stats) / 1e9 for name, one in counted.items()}
     return {
         "decoding": computed["preprocess"],
-        "members": sum(computed[member.name] for member in contract.members),
+        "members": sum(computed[member.name] for member in ensemble.members),
         "voter": computed["voter"],
         "images": counted["voter"].inference_count,
     }

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from plurum.spec import Contract
+from plurum.spec import Metadata
 
 __all__ = ["Axis", "GrowthResult", "Point", "TurnOfGrowth", "csv_from_growth"]
 
@@ -18,7 +18,7 @@ Axis = Literal["members", "classes", "size", "clients"]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Point(Contract):
+class Point(Metadata):
     """Where on the four axes something was measured.
 
     Attributes:
@@ -34,7 +34,7 @@ class Point(Contract):
     clients: Count = 8
 
 
-class TurnOfGrowth(Contract):
+class TurnOfGrowth(Metadata):
     """One turn of one point.
 
     Attributes:
@@ -52,7 +52,7 @@ class TurnOfGrowth(Contract):
     busy_ms: dict[str, float]
 
 
-class GrowthResult(Contract):
+class GrowthResult(Metadata):
     """All of one run.
 
     Attributes:

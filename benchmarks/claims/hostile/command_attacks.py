@@ -219,7 +219,7 @@ def _checkpoint(attacker: Attacker) -> list[int]:
     return _run(attacker, "export", path, "--arch", "test_resnet", "--classes", "a,b", "--out", "repository")
 
 
-def _contracts(attacker: Attacker) -> Sequence[bytes]:
+def _broken_metadata(attacker: Attacker) -> Sequence[bytes]:
     good = json.loads((attacker.known.repository / "ensemble.json").read_text())
     key = attacker.chance.choice(sorted(good))
     odd: Any = attacker.chance.choice((None, [], {}, "x", -1, 1e308, "\ud800", ["a"] * 9999, {"a": {}}))
@@ -237,25 +237,25 @@ def _contracts(attacker: Attacker) -> Sequence[bytes]:
 
 
 def _repository(attacker: Attacker) -> Path:
-    """Return a folder that looks like a repository and has a broken contract."""
+    """Return a folder that looks like a repository and has broken metadata."""
     folder = _folder(attacker) / "repository"
     for model in ("ensemble", "preprocess", "voter"):
         (folder / model / "1").mkdir(parents=True, exist_ok=True)
         (folder / model / "config.pbtxt").write_bytes(
             attacker.chance.choice((b"", b"{" * 9999, b'name: "x"', bytes(999)))
         )
-    contract = folder / "ensemble.json"
-    contract.unlink(missing_ok=True)
+    ensemble_file = folder / "ensemble.json"
+    ensemble_file.unlink(missing_ok=True)
     if attacker.chance.random() < 0.1:
-        os.mkfifo(contract)
+        os.mkfifo(ensemble_file)
     elif attacker.chance.random() < 0.1:
-        contract.symlink_to("/dev/zero")
+        ensemble_file.symlink_to("/dev/zero")
     else:
-        contract.write_bytes(attacker.chance.choice(_contracts(attacker)))
+        ensemble_file.write_bytes(attacker.chance.choice(_broken_metadata(attacker)))
     return folder
 
 
-def _contract(command: str, *more: str) -> Make:
+def _metadata_attack(command: str, *more: str) -> Make:
     return lambda attacker: _run(attacker, command, str(_repository(attacker)), *more)
 
 
@@ -328,8 +328,8 @@ COMMANDS: dict[str, Kind] = {
     "data: archives of arrays": Kind(_archives, cost=200),
     "data, predict: hostile images": Kind(_pictures, cost=100, may=_ODD),
     "export: files that are no checkpoint": Kind(_checkpoint, cost=200),
-    "doctor: broken contracts": Kind(_contract("doctor"), cost=200),
-    "serve: broken contracts": Kind(_contract("serve", *_FREE), cost=200),
+    "doctor: broken metadata": Kind(_metadata_attack("doctor"), cost=200),
+    "serve: broken metadata": Kind(_metadata_attack("serve", *_FREE), cost=200),
     "evaluate, fit, …: odd names": Kind(_names, cost=200, may=_ODD),
     "gateway: keys and certificates": Kind(_secrets, cost=200),
     "ui: a store that is none": Kind(_store, cost=200),

@@ -96,18 +96,18 @@ def _judge_served(path: Path, settings: EvaluationSettings, url: str, *, http: b
 
 
 def _check_served(client: EnsembleClient, ensemble: Ensemble, url: str) -> None:
-    from plurum.errors import ContractError
+    from plurum.errors import MetadataError
 
     served, image = client.served, ensemble.image
     # A server that does not disclose its config names classes by their indices.
     if served.classes not in {ensemble.classes, tuple(map(str, range(len(ensemble.classes))))}:
-        raise ContractError(
+        raise MetadataError(
             f"--url: expected a server with the run's classes {', '.join(ensemble.classes)}, "
             f"got {', '.join(served.classes)} at {url}. Serve the export of this run."
         )
     if served.pixels_shape and served.pixels_shape[:2] != (image.height, image.width):
         height, width, _ = served.pixels_shape
-        raise ContractError(
+        raise MetadataError(
             f"--url: expected a server for images of {image.height} × {image.width} pixels, "
             f"got {height} × {width} at {url}. Serve the export of this run."
         )
@@ -134,12 +134,12 @@ def _verdict(predictions: list[Prediction], served: tuple[str, ...], classes: tu
     """Return predictions as arrays; labels use the run's class names, the other fields the server's."""
     import numpy as np
 
-    from plurum.errors import ContractError
+    from plurum.errors import MetadataError
     from plurum.voting import Verdict
 
     unknown = {prediction.label for prediction in predictions} - set(classes)
     if unknown:
-        raise ContractError(f"the server predicts {min(unknown)!r}, which is not a class of the run")
+        raise MetadataError(f"the server predicts {min(unknown)!r}, which is not a class of the run")
     return Verdict(
         probabilities=np.array([list(prediction.probabilities.values()) for prediction in predictions]),
         label=np.array([classes.index(prediction.label) for prediction in predictions], dtype=np.int64),

@@ -188,7 +188,7 @@ def _bulk_run(
     if out is None:
         return BulkRun(listing, totals)
     form = format_from_path(out, served.classes)
-    settings = {"classes": served.classes, "ensemble": served.contract, "format": out.suffix.lower()} | settings
+    settings = {"classes": served.classes, "ensemble": served.metadata_sha256, "format": out.suffix.lower()} | settings
     journal = stack.enter_context(Journal(out, listing, settings, fresh=fresh))
     return BulkRun(listing, totals, journal, form)
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from plurum.errors import RepositoryError
 from plurum.regular_files import read_regular
-from plurum.spec import Contract
+from plurum.spec import Metadata
 
 __all__ = ["PROBES_FILE", "RecordedProbes", "probe_images", "read_recorded_probes"]
 
@@ -24,7 +24,7 @@ PROBES_FILE = "questions.json"
 _GRAINS = (2, 5, 16, 64)
 
 
-class RecordedProbes(Contract):
+class RecordedProbes(Metadata):
     """Predictions that an export recorded for the probe images.
 
     Attributes:

@@ -66,8 +66,8 @@ def test_the_server_says_what_it_serves(client: EnsembleClient, run: Run) -> Non
     names = tuple(member.name for member in ensemble.members)
     shape = (ensemble.image.height, ensemble.image.width, 3)
     checkpoints = tuple(member.sha256 for member in ensemble.members)
-    contract = hashlib.sha256(ensemble.model_dump_json().encode()).hexdigest()
-    assert client.served == Served(ensemble.classes, names, 8, shape, checkpoints=checkpoints, contract=contract)
+    metadata = hashlib.sha256(ensemble.model_dump_json().encode()).hexdigest()
+    assert client.served == Served(ensemble.classes, names, 8, shape, checkpoints=checkpoints, metadata_sha256=metadata)
 
 
 def test_a_prediction_has_a_number_for_every_name(

@@ -12,44 +12,44 @@ from plurum.client.connection.description import served_from_description
 
 OUTPUTS = [{"name": "MEMBER_PROBABILITIES", "shape": ["-1", "2", "3"]}, {"name": "LABEL", "shape": ["-1", "1"]}]
 PIXELS = [{"name": "PIXELS", "shape": ["-1", "16", "24", "3"]}]
-CONTRACT = {
+METADATA = {
     "classes": ["CE", "LAA", "other"],
     "members": [{"name": "one", "sha256": "ab"}, {"name": "two", "sha256": "cd"}],
     "patient_rule": "majority",
 }
 
 
-def config(contract: Any) -> dict[str, Any]:
-    return {"max_batch_size": 16, "parameters": {"contract": {"string_value": json.dumps(contract)}}}
+def config(metadata: Any) -> dict[str, Any]:
+    return {"max_batch_size": 16, "parameters": {"contract": {"string_value": json.dumps(metadata)}}}
 
 
-def test_a_contract_tells_names_checkpoints_and_the_patient_rule() -> None:
-    served = served_from_description(config(CONTRACT), OUTPUTS, PIXELS, encoded=True)
+def test_metadata_states_names_checkpoints_and_the_patient_rule() -> None:
+    served = served_from_description(config(METADATA), OUTPUTS, PIXELS, encoded=True)
     assert (served.classes, served.members) == (("CE", "LAA", "other"), ("one", "two"))
     assert (served.max_batch_size, served.pixels_shape, served.takes_encoded) == (16, (16, 24, 3), True)
     assert (served.checkpoints, served.patient_rule) == (("ab", "cd"), "majority")
-    assert served.contract == hashlib.sha256(json.dumps(CONTRACT).encode()).hexdigest()
+    assert served.metadata_sha256 == hashlib.sha256(json.dumps(METADATA).encode()).hexdigest()
 
 
-def test_another_vote_is_another_contract() -> None:
-    voting = [CONTRACT | {"voting": {"weights": weights}} for weights in ([0.5, 0.5], [0.4, 0.6])]
-    one, other = (served_from_description(config(contract), OUTPUTS, [], encoded=True) for contract in voting)
-    assert one.contract != other.contract
+def test_metadata_hash_changes_with_the_vote() -> None:
+    voting = [METADATA | {"voting": {"weights": weights}} for weights in ([0.5, 0.5], [0.4, 0.6])]
+    one, other = (served_from_description(config(metadata), OUTPUTS, [], encoded=True) for metadata in voting)
+    assert one.metadata_sha256 != other.metadata_sha256
     assert one.pixels_shape is None
 
 
 def test_a_gateway_tells_the_names_alone() -> None:
-    names = {"classes": CONTRACT["classes"], "members": [{"name": "one"}, {"name": "two"}]}
+    names = {"classes": METADATA["classes"], "members": [{"name": "one"}, {"name": "two"}]}
     served = served_from_description(config(names), OUTPUTS, PIXELS, encoded=False)
     assert (served.members, served.checkpoints, served.patient_rule) == (("one", "two"), (), None)
     assert not served.takes_encoded
 
 
-@pytest.mark.parametrize("given", [{}, config(["no contract"]), {"parameters": {"contract": {"string_value": "{"}}}])
-def test_without_a_contract_names_are_numbers(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("given", [{}, config(["no metadata"]), {"parameters": {"contract": {"string_value": "{"}}}])
+def test_without_metadata_names_are_numbers(given: dict[str, Any]) -> None:
     served = served_from_description(given, OUTPUTS, [{"name": "IMAGE", "shape": ["-1", "1"]}], encoded=False)
     assert (served.classes, served.members) == (("0", "1", "2"), ("0", "1"))
-    assert (served.checkpoints, served.patient_rule, served.contract) == ((), None, "")
+    assert (served.checkpoints, served.patient_rule, served.metadata_sha256) == ((), None, "")
     assert served.takes_encoded
 
 

@@ -265,9 +265,9 @@ def test_it_shows_where_members_looked(desk: Desk, run: Run) -> None:
 def test_a_run_that_is_not_the_served_one_is_named(desk: Desk, run: Run) -> None:
     other = desk.folder / "other"
     shutil.copytree(run.path, other)
-    contract = json.loads((other / "ensemble.json").read_text())
-    contract["members"][0]["sha256"] = "0" * 64
-    (other / "ensemble.json").write_text(json.dumps(contract))
+    metadata = json.loads((other / "ensemble.json").read_text())
+    metadata["members"][0]["sha256"] = "0" * 64
+    (other / "ensemble.json").write_text(json.dumps(metadata))
     tab = desk.start("--run", other)
     tab.upload(desk.images[0])
     tab.answers(1)

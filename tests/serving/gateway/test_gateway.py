@@ -209,10 +209,10 @@ def test_tritons_own_client_sees_no_difference(door: Gateway, served: Server, ru
 
 def test_our_own_client_works_through_it(door: Gateway, served: Server, images: list[bytes]) -> None:
     with EnsembleClient(door.http) as through, EnsembleClient(served.urls.grpc) as direct:
-        # A gateway tells names and sizes, and of the contract no more than that.
-        told = replace(direct.served, checkpoints=(), patient_rule=None, contract=through.served.contract)
+        # A gateway states names and sizes, but not the rest of the metadata.
+        told = replace(direct.served, checkpoints=(), patient_rule=None, metadata_sha256=through.served.metadata_sha256)
         assert through.served == told
-        assert through.served.contract != direct.served.contract
+        assert through.served.metadata_sha256 != direct.served.metadata_sha256
         assert through.predict(images, batch_size=1) == direct.predict(images, batch_size=1)
 
 

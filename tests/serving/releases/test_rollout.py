@@ -31,7 +31,7 @@ from plurum.serving.releases.rollout import Rollout
 from plurum.serving.triton.metrics import metrics_at
 from plurum.serving.triton.probe import Probe
 from plurum.serving.triton.trial import ReleaseTrial
-from plurum.spec import read_ensemble, write_contract
+from plurum.spec import read_ensemble, write_metadata
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def other(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     graphs = [
         Artefact(one.name, "fp32", "onnxruntime", folder / one.name / "1" / "model.onnx") for one in ensemble.members
     ]
-    write_contract(folder / PROBES_FILE, record_predictions(ensemble, graphs, ExportSettings()))
+    write_metadata(folder / PROBES_FILE, record_predictions(ensemble, graphs, ExportSettings()))
     _listed(folder)
     return folder
 
@@ -103,9 +103,9 @@ def _break_the_voter(folder: Path) -> None:
 
 def _vote_otherwise(folder: Path) -> None:
     path = folder / "voter" / "1" / "ensemble.json"
-    contract = json.loads(path.read_text())
-    contract["voting"]["weights"] = contract["voting"]["weights"][::-1]
-    path.write_text(json.dumps(contract))
+    metadata = json.loads(path.read_text())
+    metadata["voting"]["weights"] = metadata["voting"]["weights"][::-1]
+    path.write_text(json.dumps(metadata))
     _listed(folder)
 
 
@@ -434,6 +434,6 @@ def test_a_release_answers_as_was_recorded_or_is_refused(repository: Path, tmp_p
         with pytest.raises(RepositoryError, match="expected probabilities within"):
             rehearse(cast("Probe", FakeProbe(wrong)), repository, ensemble, 1)
     other = shutil.copytree(repository, tmp_path / "other")
-    write_contract(other / PROBES_FILE, recorded.model_copy(update={"probabilities": recorded.probabilities[:2]}))
+    write_metadata(other / PROBES_FILE, recorded.model_copy(update={"probabilities": recorded.probabilities[:2]}))
     with pytest.raises(RepositoryError, match=r"expected shape \(4, 10\), got \(2, 10\)"):
         rehearse(cast("Probe", FakeProbe(answers)), other, ensemble, 1)

@@ -18,7 +18,7 @@ import pytest
 import tritonclient.grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from plurum.errors import ContractError, RepositoryError, ServerError
+from plurum.errors import MetadataError, RepositoryError, ServerError
 from plurum.serving import Server, ServerSettings, find_triton
 from plurum.serving.triton.installation import lay_out
 from plurum.serving.triton.leftovers import SHARED_MEMORY
@@ -176,7 +176,7 @@ def test_what_is_wrong_before_the_start_leaves_nothing(repository: Path, tmp_pat
     shutil.copytree(repository, half)
     (half / "ensemble.json").write_text("{}")
     third = Server(half, FREE)
-    with pytest.raises(ContractError, match=r"ensemble\.json is not valid ensemble metadata"):
+    with pytest.raises(MetadataError, match=r"ensemble\.json is not valid ensemble metadata"):
         third.start()
     assert nothing_is_left(one)
     assert nothing_is_left(other)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from plurum.errors import ContractError, DataError
+from plurum.errors import DataError, MetadataError
 from plurum.run import Run
 from plurum.training import LabelledImages, TrainSettings, load_data
 from plurum.training.data.report import DataReport, data_report, read_data_report, report_lines, usable_rows
@@ -146,7 +146,7 @@ def test_unreadable_images_are_left_out_where_that_is_wished(broken: Path, tmp_p
         store_data(run, load_data(str(broken)), SETTINGS)
     assert not run.data_folder.exists()
     data = load_data(str(broken), skip_unreadable=True)
-    contract = store_data(run, data, SETTINGS)
+    metadata = store_data(run, data, SETTINGS)
     table = run.table()
     kept = [
         row for row, source in enumerate(data.table.sources) if not source.endswith(("CE/1.png", "3.png", "nan.tif"))
@@ -156,14 +156,14 @@ def test_unreadable_images_are_left_out_where_that_is_wished(broken: Path, tmp_p
     assert table.sources == tuple(data.table.sources[row] for row in kept)
     assert table.splits == tuple(data.table.splits[row] for row in kept)
     assert len(run.pixels()) == len(table.sources) == 18
-    expected = data.select(np.array(kept)).pixels(contract.image)
+    expected = data.select(np.array(kept)).pixels(metadata.image)
     np.testing.assert_array_equal(run.pixels(), expected)
     report = read_data_report(run)
     assert [Path(one.source).name for one in report.unreadable] == ["1.png", "3.png", "nan.tif"]
     assert "8- or 16-bit" in report.unreadable[2].reason
     assert sum(count.images for count in report.splits.values()) == 18
     # A repeated call returns the same.
-    assert store_data(run, load_data(str(broken), skip_unreadable=True), SETTINGS) == contract
+    assert store_data(run, load_data(str(broken), skip_unreadable=True), SETTINGS) == metadata
     assert not list(run.data_folder.glob("usable*"))
 
 
@@ -192,10 +192,10 @@ def test_the_report_lies_with_the_runs_data_and_its_warnings_in_the_log(
         "1 image with more than one label",
     ]
     (run.data_folder / "report.json").write_text("{}")
-    with pytest.raises(ContractError, match=r"report\.json is not a data report of version 1"):
+    with pytest.raises(MetadataError, match=r"report\.json is not a data report of version 1"):
         read_data_report(run)
     (run.data_folder / "report.json").unlink()
-    with pytest.raises(ContractError, match=r"report\.json can't be read: No such file"):
+    with pytest.raises(MetadataError, match=r"report\.json can't be read: No such file"):
         read_data_report(run)
 
 

@@ -41,11 +41,11 @@ def test_files_are_brought_to_224_and_any_size_may_be_asked_for(tmp_path: Path) 
 
 def test_what_is_stored_is_what_was_there(archive: Path, tmp_path: Path) -> None:
     run, data = Run(tmp_path / "run"), load_data(str(archive))
-    contract = store_data(run, data, SETTINGS)
-    assert contract == run.data()
-    assert contract.source == str(archive)
-    assert contract.classes == data.classes
-    np.testing.assert_array_equal(run.pixels(), data.pixels(contract.image))
+    metadata = store_data(run, data, SETTINGS)
+    assert metadata == run.data()
+    assert metadata.source == str(archive)
+    assert metadata.classes == data.classes
+    np.testing.assert_array_equal(run.pixels(), data.pixels(metadata.image))
     table = run.table()
     assert table.splits == data.table.splits
     assert table.sources == data.table.sources

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from plurum.cli.main import run as command_line
 from plurum.files import sha256_of
 from plurum.run import Run
-from plurum.spec import write_contract
+from plurum.spec import write_metadata
 from plurum.training import FitReport, FitSettings, fit_report, write_fit
 from plurum.training.settings import RunSettings
 from plurum.training.statistics.results import Estimate
@@ -99,7 +99,7 @@ def test_the_command_takes_a_single_member_too(
     shutil.rmtree(run.member_folder("test_resnet"))
     started = RunSettings.model_validate_json(run.settings_file.read_bytes())
     alone = started.settings.model_copy(update={"archs": ("test_byobnet",)})
-    write_contract(run.settings_file, started.model_copy(update={"settings": alone}))
+    write_metadata(run.settings_file, started.model_copy(update={"settings": alone}))
     monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), *options])
     with pytest.raises(SystemExit) as caught:
         command_line()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from plurum.errors import ContractError, PlurumError
+from plurum.errors import MetadataError, PlurumError
 from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint
 from plurum.run import Run
@@ -146,8 +146,8 @@ def test_a_useless_member_is_left_out_and_an_equal_one_is_not(run: Run) -> None:
     folder = run.member_folder(other.name)
     shutil.rmtree(folder)
     shutil.copytree(run.member_folder(good.name), folder)
-    contract = json.loads((folder / "member.json").read_text())
-    (folder / "member.json").write_text(json.dumps({**contract, "name": other.name}))
+    metadata = json.loads((folder / "member.json").read_text())
+    (folder / "member.json").write_text(json.dumps({**metadata, "name": other.name}))
     same = fit_report(run.path, FitSettings())
     assert same.ensemble.voting.weights == (0.5, 0.5)
     assert same.outcome == "no different"
@@ -158,7 +158,7 @@ def test_a_useless_member_is_left_out_and_an_equal_one_is_not(run: Run) -> None:
     def become(head_bias: torch.Tensor, head_weight: torch.Tensor) -> None:
         path = folder / "checkpoint.safetensors"
         save_file({**weights, "head.fc.bias": head_bias, "head.fc.weight": head_weight}, path)
-        changed = {**contract, "name": other.name, "sha256": sha256_of(path)}
+        changed = {**metadata, "name": other.name, "sha256": sha256_of(path)}
         (folder / "member.json").write_text(json.dumps(changed))
 
     # An equivalent change must leave the weights equal.
@@ -328,18 +328,18 @@ def test_what_can_not_be_fitted_is_refused_and_writes_nothing(run: Run, tmp_path
 
 
 def test_what_is_no_finished_run_is_refused(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=r"is not a run: it has no run\.json"):
+    with pytest.raises(MetadataError, match=r"is not a run: it has no run\.json"):
         fit_run(tmp_path)
     shutil.rmtree(run.path / "members")
-    with pytest.raises(ContractError, match="has no finished member"):
+    with pytest.raises(MetadataError, match="has no finished member"):
         fit_run(run.path)
 
 
 def test_a_member_of_other_classes_is_refused(run: Run) -> None:
     path = run.member_folder("test_resnet") / "member.json"
-    contract = json.loads(path.read_text())
-    path.write_text(json.dumps({**contract, "classes": ["a", "b", "c", "d"]}))
-    with pytest.raises(ContractError, match="member 'test_resnet' has other classes"):
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, "classes": ["a", "b", "c", "d"]}))
+    with pytest.raises(MetadataError, match="member 'test_resnet' has other classes"):
         fit_run(run.path)
     assert not run.ensemble_file.exists()
 
@@ -347,5 +347,5 @@ def test_a_member_of_other_classes_is_refused(run: Run) -> None:
 def test_a_checkpoint_that_was_changed_is_refused(run: Run) -> None:
     path = run.member_folder("test_resnet") / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(ContractError, match=r"is not the file that member\.json names"):
+    with pytest.raises(MetadataError, match=r"is not the file that member\.json names"):
         fit_run(run.path)

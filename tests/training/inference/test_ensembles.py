@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from plurum.errors import ContractError, DataError, SettingsError
+from plurum.errors import DataError, MetadataError, SettingsError
 from plurum.models import model_from_checkpoint, normalise
 from plurum.run import Run
 from plurum.spec import ImageSpec
@@ -37,7 +37,7 @@ def some_pixels(run: Run) -> npt.NDArray[np.uint8]:
     return np.array(run.pixels()[:5])
 
 
-def test_a_runs_ensemble_answers_as_its_contract_says(run: Run) -> None:
+def test_a_runs_ensemble_answers_as_its_metadata_says(run: Run) -> None:
     ensemble, pixels = run.ensemble(), some_pixels(run)
     whole = ensemble_from_run(run.path)
     with torch.inference_mode():
@@ -105,7 +105,7 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message:
 
 def test_pixels_and_models_of_another_shape_are_refused() -> None:
     ensemble = ensemble_from_models([Constant(0.0, 1.0, 2.0)], classes=("CE", "LAA"), image=IMAGE)
-    with pytest.raises(ContractError, match=r"model 0: expected logits \[1, 2\] for the classes CE, LAA, got \[1, 3\]"):
+    with pytest.raises(MetadataError, match=r"model 0: expected logits \[1, 2\] for the classes CE, LAA, got \[1, 3\]"):
         ensemble(np.zeros((1, 8, 8, 3), np.uint8))
     for wrong in (np.zeros((1, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((1, 3, 8, 8), np.uint8)):
         with pytest.raises(DataError, match=r"pixels: expected uint8 \[batch, 8, 8, 3\], got "):
@@ -119,9 +119,9 @@ def test_checkpoints_that_are_none_are_refused(run: Run, tmp_path: Path) -> None
         ensemble_from_checkpoints([run.checkpoint(one)])
     with pytest.raises(SettingsError, match="timm has no architecture 'resnet0'"):
         ensemble_from_checkpoints([run.checkpoint(one)], arch="resnet0", **known)
-    with pytest.raises(ContractError, match=f"does not fit the architecture '{other.arch}'"):
+    with pytest.raises(MetadataError, match=f"does not fit the architecture '{other.arch}'"):
         ensemble_from_checkpoints([run.checkpoint(one)], arch=other.arch, **known)
-    with pytest.raises(ContractError, match="another image spec than"):
+    with pytest.raises(MetadataError, match="another image spec than"):
         ensemble_from_checkpoints(
             [run.member_folder(one.name), run.checkpoint(one)],
             arch=one.arch,
@@ -137,7 +137,7 @@ def test_checkpoints_that_are_none_are_refused(run: Run, tmp_path: Path) -> None
         "list.pt": r"has no state dict; save model\.state_dict",
         "none.pt": "is not a file .*; name a checkpoint",
     }.items():
-        with pytest.raises(ContractError, match=message) as caught:
+        with pytest.raises(MetadataError, match=message) as caught:
             ensemble_from_checkpoints([tmp_path / name], arch=one.arch, **known)
         assert "\n" not in str(caught.value)
     with pytest.raises(

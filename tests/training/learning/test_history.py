@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plurum.errors import ContractError
+from plurum.errors import MetadataError
 from plurum.run import Run
 from plurum.training.learning.history import Epoch, plot_from_histories, read_history, write_history
 
@@ -33,7 +33,7 @@ def test_a_members_own_is_read(trained: Run) -> None:
 def test_something_else_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "history.csv").write_text(text)
-    with pytest.raises(ContractError, match=r"history.csv can't be read as a member's history"):
+    with pytest.raises(MetadataError, match=r"history.csv can't be read as a member's history"):
         read_history(tmp_path / "history.csv")
 
 
