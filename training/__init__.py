@@ -8,18 +8,18 @@ from __future__ import annotations
 import importlib
 import typing
 
+from plurum.options import settings_from
+from plurum.settings.training import EvaluationSettings, FitSettings, TrainOptions, TrainSettings
 from plurum.training.data.examples import Examples
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.report import DataReport, data_report, read_data_report, report_lines
 from plurum.training.data.sources import load_data
-from plurum.training.evaluation.evaluate import EvaluationSettings
 from plurum.training.evaluation.report import write_report
 from plurum.training.evaluation.run import evaluate_run
 from plurum.training.fitting.fit import fit_report, fit_run
 from plurum.training.fitting.output import write_fit
 from plurum.training.fitting.report import FitReport
-from plurum.training.learning.run import TrainedRun, TrainOptions, train_run
-from plurum.training.settings import FitSettings, TrainSettings, settings_from
+from plurum.training.learning.run import TrainedRun, train_run
 from plurum.training.statistics.results import Evaluation
 
 # Names of earlier versions.

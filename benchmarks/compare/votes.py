@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.benchmarks.compare.comparison import SHOWN_METRICS, Vote
+from plurum.settings.training import FitSettings
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_vote
-from plurum.training.settings import FitSettings
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval, percentile_interval
 from plurum.training.statistics.metrics import LabelledPredictions, Scorer
 from plurum.training.statistics.results import Estimate

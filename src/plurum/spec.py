@@ -13,6 +13,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from plurum.conventions import PatientRule
 from plurum.errors import MetadataError
 from plurum.files import write_text
 from plurum.regular_files import read_regular
@@ -67,10 +68,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]
-
-
-# Rule that combines the predictions of a patient's images; `plurum.voting.pool_groups` implements it.
-PatientRule = Literal["mean", "max", "majority"]
 
 
 def _moderate(value: float) -> float:

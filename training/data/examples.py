@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import SettingsError
+from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec
-from plurum.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from plurum.run import Run

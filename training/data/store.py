@@ -14,10 +14,10 @@ import numpy.typing as npt
 from plurum.errors import OutputError
 from plurum.files import atomic_folder
 from plurum.run import DataMetadata, Run
+from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec, write_metadata
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.report import data_report, report_warnings, usable_rows
-from plurum.training.settings import TrainSettings
 
 __all__ = ["image_spec", "store_data"]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
+from plurum.settings.training import EvaluationSettings
 from plurum.spec import PatientRule, Review
 from plurum.training.statistics.bootstrap import Bootstrap, percentile_interval
 from plurum.training.statistics.calibration import fit_temperature, number_patients, tempered_losses
@@ -32,7 +31,6 @@ from plurum.training.statistics.scoring import compute_losses
 from plurum.voting import Verdict, temper, with_prior
 
 __all__ = [
-    "EvaluationSettings",
     "EvaluationSubject",
     "SplitPredictions",
     "best_single",
@@ -102,22 +100,6 @@ class SplitPredictions:
         tempered = temper(self.verdict.member_probabilities[:, member], temperature)
         probabilities = with_prior(tempered, prior_ratio)
         return LabelledPredictions(probabilities, probabilities.argmax(axis=-1), self.labels)
-
-
-class EvaluationSettings(BaseModel):
-    """Options of `plurum evaluate`.
-
-    Attributes:
-        split: Split of the images to evaluate on.
-        draws: Number of bootstrap resamples.
-        seed: Random seed of the bootstrap.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    split: Literal["validation", "test"] = "test"
-    draws: Annotated[int, Field(ge=100, le=100_000)] = 1000
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
 def evaluate_predictions(

@@ -11,9 +11,9 @@ import numpy as np
 
 from plurum.errors import DataError, MetadataError
 from plurum.run import Run
+from plurum.settings.training import EvaluationSettings
 from plurum.spec import Ensemble
 from plurum.training.evaluation.evaluate import (
-    EvaluationSettings,
     EvaluationSubject,
     SplitPredictions,
     evaluate_predictions,

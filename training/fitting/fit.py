@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.run import Run
+from plurum.settings.training import FitSettings
 from plurum.spec import Baseline, Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.unlabelled import find_unlabelled_images
 from plurum.training.evaluation.evaluate import best_single, score_patients
@@ -19,7 +20,6 @@ from plurum.training.fitting.report import FitReport, MemberFit
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_sets_and_review, fit_vote
 from plurum.training.inference.predictions import predict_files, predict_members
 from plurum.training.learning.plan import unfinished_members
-from plurum.training.settings import FitSettings
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
 from plurum.training.statistics.calibration import number_patients
 from plurum.training.statistics.curves import risk_coverage_curve

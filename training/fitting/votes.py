@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from plurum.settings.training import FitSettings
 from plurum.training.fitting.selection import Selection, measure_contributions, select_backward
 from plurum.training.fitting.stacking import StackingFold, cross_fit, fit_stack, predict_out_of_fold
 from plurum.training.fitting.weights import (
@@ -21,7 +22,6 @@ from plurum.training.fitting.weights import (
     improvement_interval,
     soft_losses,
 )
-from plurum.training.settings import FitSettings
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
 from plurum.training.statistics.calibration import (
     conformal_quantiles,

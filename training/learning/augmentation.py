@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from plurum.training.settings import TrainSettings
+from plurum.settings.training import TrainSettings
 
 __all__ = ["augment", "mix_pairs"]
 

@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from plurum.errors import SettingsError
 from plurum.models import normalise
+from plurum.settings.training import TrainSettings
 from plurum.training.data.examples import Batches, Examples
 from plurum.training.learning.augmentation import augment, mix_pairs
 from plurum.training.learning.distributed import ProcessGroup
 from plurum.training.learning.precision import Precision, autocast
 from plurum.training.learning.schedule import learning_rate_at
-from plurum.training.settings import TrainSettings
 
 __all__ = ["Learner", "copy_state"]
 

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import ValidationError
 
 from plurum.regular_files import read_regular
 from plurum.run import Run
+from plurum.settings.training import TrainSettings
+from plurum.spec import Metadata, Text
 from plurum.training.learning.architectures import member_names
-from plurum.training.settings import RunSettings, TrainSettings
 
-__all__ = ["TrainingPlan", "is_finished", "plan_trainings", "unfinished_members"]
+__all__ = ["RunSettings", "TrainingPlan", "is_finished", "plan_trainings", "unfinished_members"]
+
+
+class RunSettings(Metadata):
+    """Data source and settings of a run, as `run.json` records them.
+
+    Attributes:
+        version: Version of the file format.
+        data: Data source, as given to `plurum train`.
+        settings: All training settings, defaults included.
+    """
+
+    version: Literal[1] = 1
+    data: Text
+    settings: TrainSettings
 
 
 @dataclass(frozen=True)

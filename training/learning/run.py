@@ -8,14 +8,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from plurum.errors import OutputError, PlurumError, SettingsError, needs_extra
 from plurum.files import atomic_file
+from plurum.options import option_from_field
 from plurum.regular_files import read_regular
 from plurum.run import Run
+from plurum.settings.training import TrainOptions, TrainSettings
 from plurum.spec import Member, read_member, write_metadata
 from plurum.training.data.examples import check_batches
 from plurum.training.data.sources import load_data
@@ -23,35 +25,16 @@ from plurum.training.data.store import image_spec, store_data
 from plurum.training.learning.architectures import check_architectures, check_input, model_from_arch
 from plurum.training.learning.history import plot_from_histories, read_history
 from plurum.training.learning.jobs import ParallelJob, run_in_parallel
-from plurum.training.learning.plan import TrainingPlan, is_finished, plan_trainings
+from plurum.training.learning.plan import RunSettings, TrainingPlan, is_finished, plan_trainings
 from plurum.training.learning.precision import precision_for, training_device
 from plurum.training.progress import show_progress
-from plurum.training.settings import RunSettings, TrainSettings, option_from_field
 
 if TYPE_CHECKING:
     from plurum.training.learning.distributed import ProcessGroup
 
-__all__ = ["TrainOptions", "TrainedRun", "train_run"]
+__all__ = ["TrainedRun", "train_run"]
 
 _LOG = logging.getLogger(__name__)
-
-
-class TrainOptions(BaseModel):
-    """Options of the execution of `plurum train`; they do not change the trained members.
-
-    Attributes:
-        fresh: If True, remove the results of earlier training and fitting from the run.
-        jobs: Number of members to train in parallel, each in a separate process.
-        tensorboard: If True, write TensorBoard events to `RUN/tensorboard`.
-        save_every_s: Seconds between saves of an unfinished member; an interruption loses at most that much work.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    fresh: bool = False
-    jobs: Annotated[int, Field(ge=1, le=64)] = 1
-    tensorboard: bool = False
-    save_every_s: Annotated[float, Field(ge=0)] = 30.0
 
 
 @dataclass(frozen=True)
@@ -247,7 +230,9 @@ def _check_settings_unchanged(run: Run, settings: TrainSettings, *, fresh: bool)
         for key in ("archs", "seeds"):
             del then[key], now[key]
     differences = [
-        f"{option_from_field(key)}: expected {then[key]}, got {now[key]}" for key in then if then[key] != now[key]
+        f"{option_from_field(TrainSettings, key)}: expected {then[key]}, got {now[key]}"
+        for key in then
+        if then[key] != now[key]
     ]
     if differences:
         raise OutputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from plurum.training.settings import TrainSettings
+from plurum.settings.training import TrainSettings
 
 __all__ = ["cycle_ends", "learning_rate_at"]
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from plurum.errors import SettingsError
+from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec, Scores
 from plurum.training.data.examples import Batches, Examples
 from plurum.training.learning.distributed import ALONE, ProcessGroup
@@ -26,7 +27,6 @@ from plurum.training.learning.precision import Precision, precision_for, trainin
 from plurum.training.learning.resume import StateFile
 from plurum.training.learning.schedule import cycle_ends
 from plurum.training.learning.tensorboard import EventWriter
-from plurum.training.settings import TrainSettings
 from plurum.training.statistics.scoring import compute_scores, predict_logits
 from plurum.voting import softmax
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from plurum.cli.options import Given, with_options
+from plurum.cli.train import LabelledData
+from plurum.settings.training import TrainSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,20 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["data"]
 
 
+@with_options
 def data(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A folder with one subfolder per class, a folder of MNIST files, a CSV manifest, a MedMNIST .npz "
-            "file, or the word [bold]digits[/bold] for scikit-learn's digits.",
-            metavar="DATA",
-        ),
-    ],
-    tile_size: Annotated[
-        int | None, typer.Option(help="Cut larger images into square tiles of this many pixels a side.")
-    ] = None,
-    max_tiles: Annotated[int, typer.Option(help="Most tiles per image; those with the most tissue are kept.")] = 16,
-    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Skip images that can't be read.")] = False,
+    source: LabelledData,
+    options: Annotated[dict[str, Any], Given(TrainSettings, ("tile_size", "max_tiles", "skip_unreadable"))],
     seed: Annotated[int, typer.Option(help="Random seed of the splits.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Plot the counts to this PNG file.", metavar="FILE")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
@@ -48,7 +42,7 @@ def data(
     from plurum.training.data.report import data_report, usable_rows
     from plurum.training.data.report_plot import plot_from_data_report
 
-    images = load_data(source, seed, tile_size=tile_size, max_tiles=max_tiles, skip_unreadable=skip_unreadable)
+    images = load_data(source, seed, **options)
     decoded = images.decode()
     report = data_report(images, decoded)
     if as_json:

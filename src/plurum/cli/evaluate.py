@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plurum.cli.options import with_options
+from plurum.settings.training import EvaluationSettings
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from plurum.client import EnsembleClient, Prediction
     from plurum.run import Run
     from plurum.spec import Ensemble
-    from plurum.training.evaluation.evaluate import EvaluationSettings
     from plurum.training.statistics.results import Evaluation
     from plurum.voting import Verdict
 
@@ -28,15 +30,14 @@ _RULES = {
 _COLUMNS = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "nll", "ece", "aurc")
 
 
-def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
+@with_options
+def evaluate(
     run: Annotated[Path, typer.Argument(help="A run fitted by `plurum fit`.", metavar="RUN")],
-    split: Annotated[str, typer.Option(help="Images of the run to evaluate on: test or validation.")] = "test",
+    settings: EvaluationSettings,
     out: Annotated[
         Path | None,
         typer.Option(help="Output folder for the report.", show_default="RUN/report, or RUN/report/served with --url"),
     ] = None,
-    draws: Annotated[int, typer.Option(help="Bootstrap resamples, by patient, for the confidence intervals.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap.")] = 0,
     url: Annotated[
         str | None, typer.Option(help="Evaluate the predictions of the server at HOST:PORT instead of PyTorch's.")
     ] = None,
@@ -56,12 +57,9 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
       plurum evaluate runs/digits --split validation --out reports/validation --json
     """
     from plurum.errors import SettingsError
-    from plurum.training import settings_from
-    from plurum.training.evaluation.evaluate import EvaluationSettings
     from plurum.training.evaluation.report import check_folder, write_report
     from plurum.training.evaluation.run import evaluate_run
 
-    settings = settings_from(EvaluationSettings, split=split, draws=draws, seed=seed)
     if http and url is None:
         raise SettingsError("--http: expected together with --url. Add --url HOST:PORT.")
     folder = out or (run / "report" / "served" if url else run / "report")

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plurum.cli.options import with_options
+from plurum.settings.training import FitSettings
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,41 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 
-def fit(  # noqa: PLR0913, PLR0917 - one parameter per option
+@with_options
+def fit(
     run: Annotated[Path, typer.Argument(help="A run trained by `plurum train`.", metavar="RUN")],
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="Voting mode: soft averages probabilities, hard counts votes, stack fits a logistic regression."
-        ),
-    ] = "soft",
-    select: Annotated[
-        str,
-        typer.Option(
-            help="Member selection: backward drops members that worsen the vote, greedy adds the most helpful member "
-            "repeatedly, all keeps every member."
-        ),
-    ] = "backward",
-    l2: Annotated[float, typer.Option(help="L2 penalty on the coefficients of --mode stack.")] = 1.0,
-    alpha: Annotated[
-        float, typer.Option(help="Target fraction of prediction sets that miss the true class, 0 to 1.")
-    ] = 0.1,
-    risk: Annotated[float, typer.Option(help="Target error rate among predictions that skip review, 0 to 1.")] = 0.01,
-    prior: Annotated[
-        list[str] | None,
-        typer.Option(help="Expected fraction of a class in production; repeat for every class.", metavar="CLASS=SHARE"),
-    ] = None,
-    prior_from: Annotated[
-        Path | None,
-        typer.Option(
-            help="Unlabelled production images to estimate class fractions from: a folder or a .csv manifest."
-        ),
-    ] = None,
-    patient_rule: Annotated[
-        str, typer.Option(help="Rule that combines the predictions of a patient's images: mean, max or majority.")
-    ] = "mean",
-    draws: Annotated[int, typer.Option(help="Bootstrap resamples, by patient, for comparing votes.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap and of the folds of --mode stack.")] = 0,
+    settings: FitSettings,
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
 ) -> None:
     """Fit the vote of the members on the run's validation images, and write RUN/ensemble.json.
@@ -73,22 +45,9 @@ def fit(  # noqa: PLR0913, PLR0917 - one parameter per option
 
       plurum fit runs/tiles --prior-from ward/2026
     """
-    from plurum.training import FitSettings, fit_report, settings_from, write_fit
+    from plurum.training import fit_report, write_fit
     from plurum.training.evaluation.report import check_folder
 
-    settings = settings_from(
-        FitSettings,
-        mode=mode,
-        select=select,
-        l2=l2,
-        alpha=alpha,
-        risk=risk,
-        prior=_shares(prior),
-        prior_from=None if prior_from is None else str(prior_from),
-        patient_rule=patient_rule,
-        draws=draws,
-        seed=seed,
-    )
     check_folder(run / "report")
     report = fit_report(run, settings)
     write_fit(report, run / "report")
@@ -96,23 +55,6 @@ def fit(  # noqa: PLR0913, PLR0917 - one parameter per option
         sys.stdout.write(report.model_dump_json() + "\n")
     else:
         _print(report, run)
-
-
-def _shares(stated: list[str] | None) -> dict[str, float] | None:
-    """Return the fractions of the `CLASS=SHARE` options, by class."""
-    from plurum.errors import SettingsError
-
-    shares: dict[str, float] = {}
-    for text in stated or ():
-        # Class names may contain =.
-        name, _, share = text.rpartition("=")
-        if not name or name in shares:
-            raise SettingsError(f"--prior: expected CLASS=SHARE once per class, such as CE=0.7, got {text!r}")
-        try:
-            shares[name] = float(share)
-        except ValueError as error:
-            raise SettingsError(f"--prior: expected a number after =, such as CE=0.7, got {text!r}") from error
-    return shares or None
 
 
 def _print(report: FitReport, run: Path) -> None:

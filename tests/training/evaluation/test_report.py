@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from plurum.errors import OutputError
+from plurum.settings.training import EvaluationSettings
 from plurum.spec import Review
 from plurum.training.evaluation.evaluate import (
-    EvaluationSettings,
     EvaluationSubject,
     SplitPredictions,
     evaluate_predictions,

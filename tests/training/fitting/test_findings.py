@@ -17,7 +17,7 @@ from plurum.files import sha256_of
 from plurum.run import Run
 from plurum.spec import write_metadata
 from plurum.training import FitReport, FitSettings, fit_report, write_fit
-from plurum.training.settings import RunSettings
+from plurum.training.learning.plan import RunSettings
 from plurum.training.statistics.results import Estimate
 
 

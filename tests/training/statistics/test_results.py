@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from plurum.cli.evaluate import _print as print_judgement
+from plurum.settings.training import EvaluationSettings
 from plurum.spec import PatientRule, Review
 from plurum.training.evaluation.evaluate import (
-    EvaluationSettings,
     EvaluationSubject,
     SplitPredictions,
     evaluate_predictions,

@@ -1,0 +1,132 @@
+"""Options of a command from the settings that it takes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import Parameter
+from types import GenericAlias, NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from rich.markup import escape
+
+from plurum.options import Option, descriptions_from_docstring, option_from_field, settings_from
+
+__all__ = ["Given", "with_options"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Marks a dict parameter of a command: the values of those options of `kind` that the user gives.
+
+    Attributes:
+        kind: Settings that describe the options.
+        fields: Fields to offer as options.
+        defaults: Defaults that `--help` shows instead of those of `kind`.
+        panel: Heading under which `--help` lists the options; empty takes the general one.
+    """
+
+    kind: type[BaseModel]
+    fields: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    panel: str = ""
+
+    def parameters(self) -> list[Parameter]:
+        """Return the parameters of a command for these options."""
+        defaults = {name: self.defaults.get(name, self.kind.model_fields[name].default) for name in self.fields}
+        notes = {name: f" [dim]\\[default: {default}][/dim]" if default else "" for name, default in defaults.items()}
+        return [_parameter(self.kind, name, None, self.panel, notes[name]) for name in self.fields]
+
+    def read(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options that the user gave."""
+        return {name: values[name] for name in self.fields if values[name] is not None}
+
+
+@dataclass(frozen=True)
+class _All:
+    """All options of settings."""
+
+    kind: type[BaseModel]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(name for name in self.kind.model_fields if Option.of(self.kind, name).is_offered)
+
+    def parameters(self) -> list[Parameter]:
+        fields = {name: self.kind.model_fields[name] for name in self.fields}
+        defaults = {name: Parameter.empty if one.is_required() else one.default for name, one in fields.items()}
+        return [
+            _parameter(self.kind, name, default, Option.of(self.kind, name).panel) for name, default in defaults.items()
+        ]
+
+    def read(self, values: Mapping[str, Any]) -> BaseModel:
+        return settings_from(self.kind, **{name: values[name] for name in self.fields})
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Return `command` with options for the fields of its parameters that are settings or marked as `Given`."""
+    parameters: dict[str, Parameter] = {}
+    sources: dict[str, Given | _All] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        options = [parameter.replace(kind=Parameter.KEYWORD_ONLY)]
+        if source := _source(parameter.annotation):
+            sources[parameter.name] = source
+            options = source.parameters()
+        parameters |= {option.name: option for option in options}
+    fields = {name for source in sources.values() for name in source.fields}
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        read = {name: source.read(values) for name, source in sources.items()}
+        command(**{name: value for name, value in values.items() if name not in fields}, **read)
+
+    run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return run
+
+
+def _source(annotation: Any) -> Given | _All | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _All(annotation)
+    return next((mark for mark in get_args(annotation) if isinstance(mark, Given)), None)
+
+
+def _parameter(kind: type[BaseModel], name: str, default: Any, panel: str, note: str = "") -> Parameter:
+    """Return a command's parameter for a field; `note` follows its description in `--help`."""
+    option, values = Option.of(kind, name), kind.model_fields[name]
+    text = descriptions_from_docstring(kind).get(name, "").removeprefix("If True, ")
+    info = typer.Option(
+        option_from_field(kind, name),
+        help=escape(text[:1].upper() + text[1:]) + note,
+        metavar=option.metavar or "|".join(_choices(values.annotation)) or None,
+        rich_help_panel=panel or None,
+    )
+    annotation = option.type or _typer_type(values)
+    if default is None:
+        annotation |= None
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info])
+
+
+def _choices(annotation: Any) -> list[str]:
+    """Return the texts that the type allows; none if it allows others too."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
+
+
+def _typer_type(values: FieldInfo) -> Any:
+    """Return the type in which Typer reads a value; the settings check the rest."""
+    annotation: Any = values.annotation
+    while NoneType in get_args(annotation) or get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if _choices(annotation):
+        return str
+    if get_origin(annotation) is tuple:
+        inner = get_args(annotation)[0]
+        return GenericAlias(list, get_args(inner)[0] if get_origin(inner) is Annotated else inner)
+    return annotation

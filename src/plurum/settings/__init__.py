@@ -1,0 +1,1 @@
+"""Settings of the stages, checked once; the fields are also the options of the commands."""

@@ -1,0 +1,220 @@
+"""Settings of training, fitting and evaluation."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from plurum.conventions import PatientRule
+from plurum.options import Option
+
+__all__ = ["EvaluationSettings", "FitSettings", "TrainOptions", "TrainSettings"]
+
+_MEMBERS, _IMAGES = Option(panel="Members"), Option(panel="Images")
+_STEPS, _CHANGES, _WORK = Option(panel="Optimisation"), Option(panel="Augmentation"), Option(panel="Execution")
+
+Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Draws = Annotated[int, Field(ge=100, le=100_000)]
+
+
+class TrainSettings(BaseModel):
+    """Settings of the members to train.
+
+    Attributes:
+        archs: A timm architecture; repeat for every member. A repeated architecture is trained again from another seed.
+        seeds: Number of times that every architecture is trained, with different seeds.
+        snapshots: Learning-rate cycles per training; the best weights of each cycle become a member (Huang et al.,
+            arXiv 1704.00109).
+        pretrained: If True, start from timm's pretrained weights (downloads them) and normalise inputs as for ImageNet.
+        seed: Random seed of splits, weights, batches and augmentation; member i uses this seed + i.
+        image_size: Height and width of the members' input in pixels. By default, 224 for files; for arrays their own
+            size, at least 32.
+        colour: Colour mode of the members' input.
+        resize: Resize rule: `stretch`, or `crop` to crop the centre to a square first.
+        tile_size: Cut larger images into square tiles of this many pixels a side. By default, images stay whole.
+        max_tiles: Most tiles per image; those with the most tissue are kept.
+        skip_unreadable: If True, skip images that can't be read instead of refusing the data.
+        epochs: Training epochs per training, over all its learning-rate cycles.
+        batch_size: Images per forward pass, over all devices; at least 2, for batch normalisation.
+        accumulate: Gradient accumulation: forward passes per optimiser step, for larger batches in less memory.
+        learning_rate: Learning rate of AdamW after warm-up.
+        weight_decay: Weight decay of AdamW; not applied to biases and normalisation layers.
+        warmup_share: Fraction of steps for learning-rate warm-up; then the rate falls along a cosine, once per cycle.
+        clip_norm: Largest gradient norm, as early steps at the full learning rate make some architectures diverge; 0
+            disables clipping.
+        label_smoothing: Label smoothing, 0 to below 1.
+        balance: Class balancing: `weights` weighs each image by 1 / images of its class in the loss, `sampling` draws
+            all classes equally often.
+        ema: Decay of an exponential moving average of the weights, which is then validated and saved, such as 0.999; 0
+            disables it.
+        patience: Stop after this many epochs without a better validation NLL. By default, never.
+        shift: Largest random shift, as a fraction of the image size, 0 to 0.5.
+        flip: If True, mirror half of the images, left to right.
+        rotate: Largest random rotation in degrees; 180 for tissue, which has no fixed orientation.
+        jitter: Largest random change of brightness, contrast and saturation, as a fraction, such as 0.2; hue changes by
+            an eighth of it.
+        mixup: Alpha of MixUp (arXiv 1710.09412), such as 0.2; 0 disables it.
+        cutmix: Alpha of CutMix (arXiv 1905.04899), such as 1; 0 disables it. With MixUp too, each batch gets one of the
+            two.
+        precision: Training precision. `auto` is fp16 on CUDA, bf16 for large images on CPUs that compute in it, else
+            fp32.
+        compile: If True, compile models with torch.compile, which needs a C++ compiler and takes minutes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    archs: Annotated[
+        tuple[Text, ...], Field(min_length=1, max_length=64), Option("--arch", panel="Members", metavar="ARCH")
+    ]
+    seeds: Annotated[int, Field(ge=1, le=64), _MEMBERS] = 1
+    snapshots: Annotated[int, Field(ge=1, le=64), _MEMBERS] = 1
+    pretrained: Annotated[bool, _MEMBERS] = False
+    seed: Annotated[Seed, _MEMBERS] = 0
+    image_size: Annotated[int | None, Field(ge=8, le=4096), _IMAGES] = None
+    colour: Annotated[Literal["rgb", "grey"], _IMAGES] = "rgb"
+    resize: Annotated[Literal["stretch", "crop"], _IMAGES] = "stretch"
+    tile_size: Annotated[int | None, Field(ge=8, le=8_000), _IMAGES] = None
+    max_tiles: Annotated[int, Field(ge=1, le=100_000), _IMAGES] = 16
+    skip_unreadable: Annotated[bool, _IMAGES] = False
+    epochs: Annotated[int, Field(ge=1, le=10_000), _STEPS] = 20
+    batch_size: Annotated[int, Field(ge=2, le=65_536), _STEPS] = 32
+    accumulate: Annotated[int, Field(ge=1, le=1024), _STEPS] = 1
+    learning_rate: Annotated[float, Field(gt=0, le=10), _STEPS] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=10), _STEPS] = 0.05
+    warmup_share: Annotated[float, Field(ge=0, lt=1), _STEPS] = 0.1
+    clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False), _STEPS] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1), _STEPS] = 0.0
+    balance: Annotated[Literal["none", "weights", "sampling"], _STEPS] = "none"
+    ema: Annotated[float, Field(ge=0, lt=1), _STEPS] = 0.0
+    patience: Annotated[int | None, Field(ge=1), _STEPS] = None
+    shift: Annotated[float, Field(ge=0, le=0.5), _CHANGES] = 0.1
+    flip: Annotated[bool, _CHANGES] = False
+    rotate: Annotated[float, Field(ge=0, le=180), _CHANGES] = 0.0
+    jitter: Annotated[float, Field(ge=0, le=1), _CHANGES] = 0.0
+    mixup: Annotated[float, Field(ge=0, le=10), _CHANGES] = 0.0
+    cutmix: Annotated[float, Field(ge=0, le=10), _CHANGES] = 0.0
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], _WORK] = "auto"
+    compile: Annotated[bool, _WORK] = False
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> TrainSettings:
+        if self.snapshots > self.epochs:
+            raise ValueError(
+                f"--snapshots: expected at most {self.epochs}, the number of --epochs, got {self.snapshots}. "
+                f"Each snapshot takes at least one epoch"
+            )
+        if self.snapshots > 1 and self.patience is not None:
+            raise ValueError(
+                "--patience: can't be combined with --snapshots, because it would end a training before its last "
+                "snapshot. Leave one of them out"
+            )
+        return self
+
+    @property
+    def trained_archs(self) -> tuple[str, ...]:
+        """Architecture of each training, in order: all of `archs`, repeated once per seed."""
+        return self.archs * self.seeds
+
+
+class TrainOptions(BaseModel):
+    """Settings of the execution of a training; they do not change the trained members.
+
+    Attributes:
+        jobs: Members to train in parallel, each in a separate process.
+        tensorboard: If True, write TensorBoard logs to RUN/tensorboard.
+        save_every_s: Seconds between checkpoints of an unfinished member; an interruption loses at most that much work.
+        fresh: If True, start over in a folder that holds another run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    jobs: Annotated[int, Field(ge=1, le=64), _WORK] = 1
+    tensorboard: Annotated[bool, _WORK] = False
+    save_every_s: Annotated[float, Field(ge=0), _WORK] = 30.0
+    fresh: Annotated[bool, _WORK] = False
+
+
+def _shares_from_texts(given: object) -> object:
+    """Return the fractions of `CLASS=SHARE` texts, by class; pass other values on."""
+    if not isinstance(given, list):
+        return given
+    shares: dict[str, str] = {}
+    for text in given:
+        # Class names may contain =.
+        name, _, share = text.rpartition("=")
+        if not name or name in shares:
+            raise ValueError("expected CLASS=SHARE once per class, such as CE=0.7")
+        shares[name] = share
+    return shares or None
+
+
+class FitSettings(BaseModel):
+    """Settings of a fit.
+
+    Attributes:
+        mode: Voting mode: `soft` averages probabilities, `hard` counts votes, `stack` fits a logistic regression to
+            the members' probabilities.
+        select: Member selection: `backward` drops members without which the vote is significantly better, `greedy`
+            adds the most helpful member repeatedly, `all` keeps every member.
+        l2: L2 penalty on the coefficients of `stack`, scikit-learn's 1 / C.
+        alpha: Target fraction of prediction sets that miss the true class, per class, 0 to 1.
+        risk: Target error rate among predictions that skip review, 0 to 1.
+        prior: Expected fraction of a class in production; repeat for every class. By default, as in the data.
+        prior_from: Unlabelled production images to estimate class fractions from: a folder, or a .csv manifest with a
+            column `path`.
+        patient_rule: Rule that combines the predictions of a patient's images, where patients are known.
+        draws: Bootstrap resamples, by patient, for comparing votes.
+        seed: Random seed of the bootstrap and of the folds of `stack`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["soft", "hard", "stack"] = "soft"
+    select: Literal["backward", "greedy", "all"] = "backward"
+    l2: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    risk: Annotated[float, Field(ge=0, le=1)] = 0.01
+    prior: Annotated[
+        dict[str, Annotated[float, Field(gt=0, lt=1)]] | None,
+        BeforeValidator(_shares_from_texts),
+        Option(metavar="CLASS=SHARE", type=list[str] | None),
+    ] = None
+    prior_from: Annotated[Text | None, Option(metavar="PATH")] = None
+    patient_rule: PatientRule = "mean"
+    draws: Draws = 1000
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> FitSettings:
+        if self.select == "greedy" and self.mode != "soft":
+            raise ValueError(
+                f"--select: greedy selects the weights of a soft vote; expected --mode soft, got --mode {self.mode}"
+            )
+        if self.prior is not None and self.prior_from is not None:
+            raise ValueError("--prior: can't be combined with --prior-from, which estimates it. Leave one of them out")
+        if self.mode == "hard" and (self.prior or self.prior_from):
+            raise ValueError(
+                "--prior: corrects probabilities, and --mode hard has vote counts instead. Choose --mode soft or stack"
+            )
+        if self.prior is not None and not math.isclose(sum(self.prior.values()), 1.0, abs_tol=1e-6):
+            raise ValueError(f"--prior: expected a sum of 1, got {sum(self.prior.values()):g}")
+        return self
+
+
+class EvaluationSettings(BaseModel):
+    """Settings of an evaluation.
+
+    Attributes:
+        split: Images of the run to evaluate on.
+        draws: Bootstrap resamples, by patient, for the confidence intervals.
+        seed: Random seed of the bootstrap.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: Literal["validation", "test"] = "test"
+    draws: Draws = 1000
+    seed: Seed = 0
