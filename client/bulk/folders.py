@@ -8,7 +8,7 @@ from pathlib import Path
 
 from plurum.errors import DataError
 from plurum.file_trees import ImageTree, skipped_text
-from plurum.manifests import IMAGE_SUFFIXES
+from plurum.image_structure.image_formats import IMAGE_SUFFIXES
 
 __all__ = ["files_below", "image_files"]
 

@@ -12,7 +12,8 @@ from typing import BinaryIO
 from plurum.client.bulk.folders import files_below, image_files
 from plurum.errors import DataError
 from plurum.file_trees import is_image_name
-from plurum.manifests import IMAGE_SUFFIXES, file_from_manifest, read_manifest_table
+from plurum.image_structure.image_formats import IMAGE_SUFFIXES
+from plurum.manifests import file_from_manifest, read_manifest_table
 
 __all__ = ["STANDARD_INPUT", "Listing", "listing_from_names"]
 

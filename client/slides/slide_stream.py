@@ -18,14 +18,13 @@ from plurum.client.slides.heat_maps import write_slide
 from plurum.client.slides.slide_answers import SlidePrediction
 from plurum.client.slides.slides import SlideSettings, predict_slide
 from plurum.errors import ImageError, SettingsError
-from plurum.images import MAX_PIXELS
+from plurum.images import FORMATS, MAX_PIXELS
 from plurum.regular_files import check_regular
 
 __all__ = ["SlideStream", "is_slide"]
 
 # Suffixes of scanners' formats, which the server can't decode.
 _SCANNED = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu")
-_TIFF = (".tif", ".tiff")
 # An empty image of 64 megapixels is larger than this, however it is compressed.
 _SMALL_BYTES = 1 << 15
 
@@ -36,7 +35,7 @@ def is_slide(path: str | Path) -> bool:
     end = str(path)[-5:].lower()
     if end.endswith(_SCANNED):
         return True
-    if not end.endswith(_TIFF):
+    if not end.endswith(FORMATS["TIFF"].suffixes):
         return False
     try:
         if check_regular(path).st_size < _SMALL_BYTES:

@@ -17,6 +17,7 @@ from plurum.client.connection.predictions import Prediction
 from plurum.client.ui.store import Item, Progress
 from plurum.errors import ImageError, OutputError
 from plurum.evidence import EvidenceMap
+from plurum.image_structure.image_formats import FORMAT_NAMES, FORMATS, IMAGE_SUFFIXES
 
 __all__ = ["MemberVote", "Pages", "member_votes", "share"]
 
@@ -59,7 +60,10 @@ class Pages:
 
     def ask(self, progress: Progress, limit_mib: int) -> Response:
         """Return the page where images are dropped."""
-        return self._html("ask.html", limit_mib=limit_mib, waiting=progress.waiting)
+        accept = ",".join((*IMAGE_SUFFIXES, *(one.media_type for one in FORMATS.values())))
+        return self._html(
+            "ask.html", limit_mib=limit_mib, waiting=progress.waiting, accept=accept, formats=FORMAT_NAMES
+        )
 
     def answer(self, sha256: str, name: str, prediction: Prediction, item: Item | None) -> Response:
         """Return what that page puts in for one image."""

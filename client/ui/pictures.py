@@ -16,19 +16,13 @@ from plurum.client.connection.predictions import Prediction
 from plurum.errors import ImageError
 from plurum.images import UnreadableImageError, open_image, structure_of, to_eight_bit
 
-__all__ = ["Asked", "Decoding", "Recent", "readable", "shown", "suffix_of"]
+__all__ = ["Asked", "Decoding", "Recent", "readable", "shown"]
 
 _LONGEST_SIDE = 640
 # Larger images are decoded one at a time: up to 64 megapixels, they take hundreds of MB each.
 _LARGE_PIXELS = 8_000_000
 # Small images are enlarged as the squares that they are: a browser would blur them into something that isn't there.
 _ENLARGED_BELOW, _ENLARGED_TO = 160, 320
-_SUFFIXES = ((b"\x89PNG", ".png"), (b"\xff\xd8", ".jpg"))
-
-
-def suffix_of(data: bytes) -> str:
-    """Return what the name of an image's file ends in, by its first bytes: `.png`, `.jpg` or `.tif`."""
-    return next((suffix for start, suffix in _SUFFIXES if data.startswith(start)), ".tif")
 
 
 def readable(data: bytes) -> Image.Image:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from plurum.client.connection.predictions import Prediction
-from plurum.client.ui.pictures import suffix_of
 from plurum.errors import OutputError
 from plurum.files import atomic_file
+from plurum.image_structure.image_formats import format_of
 
 __all__ = ["DecidedError", "Decision", "Item", "Progress", "ReviewStore"]
 
@@ -176,7 +176,8 @@ class ReviewStore:
             OutputError: it can't be written.
         """
         sha256 = hashlib.sha256(data).hexdigest()
-        file = f"images/{sha256}{suffix_of(data)}"
+        kind = format_of(data)
+        file = f"images/{sha256}{kind.suffixes[0] if kind else '.tif'}"
         # Before its row, so that no row is ever without its image.
         if not (self.folder / file).exists():
             with atomic_file(self.folder / file, private=True) as hidden:

@@ -58,15 +58,12 @@ __all__ = [
     "select_passing_choices",
 ]
 
-# Files of the package that are copied beside each Python model.
+# Files and folders of the package that are copied beside each Python model.
 _PREPROCESS = (
     ("model_repository", "preprocess", "model.py"),
     ("images.py",),
     ("decoder.py",),
-    ("image_structure", "image_limits.py"),
-    ("image_structure", "jpeg_structure.py"),
-    ("image_structure", "png_structure.py"),
-    ("image_structure", "tiff_structure.py"),
+    ("image_structure",),
 )
 _VOTER = (("model_repository", "voter", "model.py"), ("model_repository", "voter", "metrics.py"), ("voting.py",))
 _LABELS = (
@@ -330,7 +327,10 @@ def _add_python(version: Path, ensemble: Ensemble, sources: tuple[tuple[str, ...
     write_metadata(version / "ensemble.json", ensemble)
     for source in sources:
         with as_file(files("plurum").joinpath(*source)) as path:
-            shutil.copyfile(path, version / source[-1])
+            if path.is_dir():
+                shutil.copytree(path, version / source[-1], ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(path, version / source[-1])
 
 
 def _state_precisions(version: Path, precisions: Mapping[str, Precision]) -> None:

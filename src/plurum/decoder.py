@@ -31,7 +31,7 @@ if TYPE_CHECKING or __package__:
     from plurum.image_structure.image_limits import UnreadableImageError
     from plurum.images import open_image, pixels_from_image
 else:
-    from image_limits import UnreadableImageError
+    from image_structure.image_limits import UnreadableImageError
     from images import open_image, pixels_from_image
 
 __all__ = ["CPU_S", "MEMORY_BYTES", "WALL_S", "Decoder", "DecoderError", "main"]
@@ -41,7 +41,6 @@ CPU_S, WALL_S, MEMORY_BYTES = 10.0, 30.0, 3 << 29
 # Large images yield the CPU to requests for small ones.
 _NICENESS = 5
 _SET_DEATH_SIGNAL = 1
-_STRUCTURE_FOLDER = Path(__file__).resolve().parent / "image_structure"
 _HEAD = struct.Struct("<BQ")
 _PIXELS, _REFUSED, _LARGE = 0, 1, 2
 _TOO_LARGE = f"image takes more than {MEMORY_BYTES >> 20:,} MiB of memory to decode"
@@ -114,9 +113,8 @@ class Decoder:
         self.close()
         program = _python()
         environment = {
-            # Triton's stub finds packages only by its interpreter's path. Beside the preprocess model, export puts all
-            # modules into one folder; in the package, the structure modules have their own.
-            "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), str(_STRUCTURE_FOLDER)]),
+            # Triton's stub finds packages only by its interpreter's path.
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""),
             # OpenBLAS threads are not needed and would use up the address space.
             "OPENBLAS_NUM_THREADS": "1",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from plurum.errors import DataError
-from plurum.manifests import IMAGE_SUFFIXES
+from plurum.image_structure.image_formats import IMAGE_SUFFIXES
 
 __all__ = ["ImageTree", "is_image_name", "is_leftover", "skipped_text"]
 

@@ -15,17 +15,14 @@ import io
 import logging
 import struct
 import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, _imaging
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 
 if TYPE_CHECKING or __package__:
+    from plurum.image_structure.image_formats import FORMAT_NAMES, FORMATS, format_of
     from plurum.image_structure.image_limits import (
         MAX_PIXELS,
         MIN_SIDE,
@@ -34,18 +31,25 @@ if TYPE_CHECKING or __package__:
         UnreadableImageError,
         too_large_text,
     )
-    from plurum.image_structure.jpeg_structure import jpeg_scan, jpeg_structure, structure_from_scan, with_more_data
-    from plurum.image_structure.png_structure import has_all_rows, png_structure
-    from plurum.image_structure.tiff_structure import tiff_structure
+    from plurum.image_structure.jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
+    from plurum.image_structure.png_structure import has_all_rows
 else:
-    # Inside Triton these modules are next to this file.
-    from image_limits import MAX_PIXELS, MIN_SIDE, Structure, TooLargeImageError, UnreadableImageError, too_large_text
-    from jpeg_structure import jpeg_scan, jpeg_structure, structure_from_scan, with_more_data
-    from png_structure import has_all_rows, png_structure
-    from tiff_structure import tiff_structure
+    # Inside Triton the package is next to this file.
+    from image_structure.image_formats import FORMAT_NAMES, FORMATS, format_of
+    from image_structure.image_limits import (
+        MAX_PIXELS,
+        MIN_SIDE,
+        Structure,
+        TooLargeImageError,
+        UnreadableImageError,
+        too_large_text,
+    )
+    from image_structure.jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
+    from image_structure.png_structure import has_all_rows
 
 __all__ = [
     "FORMATS",
+    "FORMAT_NAMES",
     "MAX_PIXELS",
     "MIN_SIDE",
     "Structure",
@@ -60,19 +64,6 @@ __all__ = [
     "too_large_text",
 ]
 
-FORMATS = ("JPEG", "PNG", "TIFF")
-
-_STRUCTURES = (
-    ((b"\xff\xd8",), jpeg_structure),
-    ((b"\x89PNG\r\n\x1a\n",), png_structure),
-    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff_structure),
-)
-# The structure tells the format, so Pillow need not try its plugins.
-_READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "TIFF": TiffImageFile,
-}
 # Random bytes, which a JPEG decoder does not turn into the grey that it fills gaps with.
 _JUNK = bytes.fromhex("6bd1a94c83e27f15b09c2e57d84361aa1df4c07b3896e5524a8f70c9136db25e")
 _ROWS = 256
@@ -102,19 +93,16 @@ def structure_of(data: bytes) -> Structure:
 
     Raises:
         TooLargeImageError: more than `MAX_PIXELS` in all.
-        UnreadableImageError: not a JPEG, PNG or TIFF, truncated, smaller than `MIN_SIDE` on a side, too costly to
+        UnreadableImageError: of none of `FORMATS`, truncated, smaller than `MIN_SIDE` on a side, too costly to
             decode, with several pictures, or of an unsupported kind.
     """
-    for starts, structure in _STRUCTURES:
-        if data.startswith(starts):
-            return structure(data)
-    raise UnreadableImageError(
-        f"{len(data)} bytes that are not a JPEG, PNG or TIFF image (they start with {data[:8]!r})"
-    )
+    if found := format_of(data):
+        return found.structure(data)
+    raise UnreadableImageError(f"{len(data)} bytes that are not a {FORMAT_NAMES} image (they start with {data[:8]!r})")
 
 
 def open_image(data: bytes, structure: Structure | None = None) -> Image.Image:
-    """Return the decoded image of a JPEG, PNG or TIFF.
+    """Return the decoded image of a file in one of `FORMATS`.
 
     Images that are too costly are refused by their structure, before decoding.
 
@@ -148,7 +136,7 @@ def _decode(data: bytes, structure: Structure) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns of unusual metadata that does not affect the pixels.
             warnings.simplefilter("ignore")
-            image = _READERS[structure.kind](io.BytesIO(data))
+            image = FORMATS[structure.kind].decoder(io.BytesIO(data))
             if structure.bits < 8 and image.mode in {"1", "L"} and "transparency" in image.info:
                 _scale_transparency(image, structure.bits)
             image.load()

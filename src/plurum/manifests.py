@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TextIO
 
 from plurum.errors import DataError
+from plurum.image_structure.image_formats import IMAGE_SUFFIXES
 from plurum.regular_files import open_regular
 from plurum.spellings import check_spellings
 
 __all__ = [
     "COLUMNS",
-    "IMAGE_SUFFIXES",
     "ManifestTable",
     "file_from_manifest",
     "is_there",
@@ -37,7 +37,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "patient": ("patient", "patient_id", "subject", "subject_id", "case_id"),
     "split": ("split", "set", "partition"),
 }
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
 # Texts that pandas, R and databases write for a missing value.
 _MISSING = frozenset(
     {"nan", "NaN", "NAN", "-nan", "-NaN", "NA", "<NA>", "N/A", "n/a", "#N/A", "#NA", "NULL", "null", "None", "NaT"}

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from plurum.errors import ImageError, SettingsError
 from plurum.images import (
+    FORMAT_NAMES,
     FORMATS,
     MAX_PIXELS,
     MIN_SIDE,
@@ -161,13 +162,13 @@ def _header(path: Path) -> tuple[int, int]:
         check_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=tuple(FORMATS)) as image:
                 return image.size
     except Image.DecompressionBombError:
         with Slide(path) as slide:
             return slide.width, slide.height
     except UnidentifiedImageError as error:
-        raise UnreadableImageError("not a JPEG, PNG or TIFF image") from error
+        raise UnreadableImageError(f"not a {FORMAT_NAMES} image") from error
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error) as error:
         raise UnreadableImageError(f"image is corrupt or truncated: {error}") from error
 

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from plurum.errors import DataError
 from plurum.file_trees import ImageTree, skipped_text
+from plurum.image_structure.image_formats import IMAGE_SUFFIXES
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
-from plurum.manifests import IMAGE_SUFFIXES, file_from_manifest, read_manifest_table
+from plurum.manifests import file_from_manifest, read_manifest_table
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.spec import ImageSpec
 

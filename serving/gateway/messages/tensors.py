@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import struct
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from plurum.image_structure.image_formats import FORMATS
 from plurum.serving.gateway.refusals import RefusalError
 from plurum.spec import IMAGE, INPUT_PIXELS
 
@@ -19,8 +21,11 @@ __all__ = ["check_image", "check_tensor", "raw_from_json"]
 _MAX_ELEMENTS = 4096
 _MAX_DEPTH = 8
 _SHAPES = {IMAGE: ("[batch, 1]", 2), INPUT_PIXELS: ("[batch, height, width, 3]", 4)}
-# First characters of JPEG, PNG and TIFF in base64, and of a data URL.
-_BASE64 = (b"/9j/", b"iVBORw0KGg", b"SUkqA", b"SUkrA", b"TU0AK", b"data:")
+# First characters of images in base64, and of a data URL. Each holds 6 bits; the last may hold bits of what follows.
+_BASE64 = (
+    *(base64.b64encode(start)[: len(start) * 8 // 6] for one in FORMATS.values() for start in one.starts),
+    b"data:",
+)
 
 
 def check_tensor(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> None:

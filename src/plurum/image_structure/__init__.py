@@ -1,1 +1,4 @@
-"""Checks of the structure of JPEG, PNG and TIFF files before decoding."""
+"""Image formats and their structure, read without decoding.
+
+Export copies this folder beside the preprocess model, as a package whose imports are relative.
+"""

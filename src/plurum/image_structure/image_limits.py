@@ -1,11 +1,8 @@
-"""Limits on the size and cost of encoded images, and the errors for refused ones.
-
-Export copies this file, the structure modules and `images.py` beside the preprocess model that runs inside Triton.
-"""
+"""Limits on the size and cost of encoded images, and the errors for refused ones."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 __all__ = [
     "MAX_PIXELS",
@@ -38,7 +35,7 @@ class Structure(NamedTuple):
     """Structure of an encoded image, read without decoding it.
 
     Attributes:
-        kind: File format.
+        kind: Name of the file format.
         width: Stored width in pixels, before the orientation is applied.
         height: Stored height in pixels, before the orientation is applied.
         work: Upper bound of the pixels that the decoder visits; each scan of a JPEG visits a pixel again.
@@ -53,7 +50,7 @@ class Structure(NamedTuple):
         sequential: True if a JPEG has all of its pixels in one scan.
     """
 
-    kind: Literal["JPEG", "PNG", "TIFF"]
+    kind: str
     width: int
     height: int
     work: int

@@ -11,28 +11,16 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING or __package__:
-    from plurum.image_structure.image_limits import (
-        MAX_PIXELS,
-        Structure,
-        TooLargeImageError,
-        UnreadableImageError,
-        check_size,
-        check_work,
-        too_large_text,
-    )
-else:
-    from image_limits import (
-        MAX_PIXELS,
-        Structure,
-        TooLargeImageError,
-        UnreadableImageError,
-        check_size,
-        check_work,
-        too_large_text,
-    )
+from .image_limits import (
+    MAX_PIXELS,
+    Structure,
+    TooLargeImageError,
+    UnreadableImageError,
+    check_size,
+    check_work,
+    too_large_text,
+)
 
 __all__ = ["JpegScan", "jpeg_scan", "jpeg_structure", "structure_from_scan", "with_more_data"]
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING or __package__:
-    from plurum.image_structure.image_limits import Structure, UnreadableImageError, check_size, check_work
-else:
-    from image_limits import Structure, UnreadableImageError, check_size, check_work
+from .image_limits import Structure, UnreadableImageError, check_size, check_work
 
 __all__ = ["has_all_rows", "png_structure"]
 

@@ -9,30 +9,17 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING or __package__:
-    from plurum.image_structure.image_limits import (
-        MAX_PIXELS,
-        Structure,
-        TooLargeImageError,
-        UnreadableImageError,
-        check_size,
-        check_work,
-        too_large_text,
-    )
-    from plurum.image_structure.jpeg_structure import jpeg_scan
-else:
-    from image_limits import (
-        MAX_PIXELS,
-        Structure,
-        TooLargeImageError,
-        UnreadableImageError,
-        check_size,
-        check_work,
-        too_large_text,
-    )
-    from jpeg_structure import jpeg_scan
+from .image_limits import (
+    MAX_PIXELS,
+    Structure,
+    TooLargeImageError,
+    UnreadableImageError,
+    check_size,
+    check_work,
+    too_large_text,
+)
+from .jpeg_structure import jpeg_scan
 
 __all__ = ["tiff_structure"]
 

@@ -18,7 +18,7 @@ from plurum.files import sha256_of
 __all__ = ["ListingDifferences", "check_exported", "differences_from", "is_listed", "listing_of", "plans_of"]
 
 # The listing itself, TensorRT's timing cache, results of `plurum tune`, and bytecode of Triton's Python.
-_UNLISTED = re.compile(r"export\.json|timing\.cache|tuning\.(json|csv|png)|[^/]+/1/__pycache__(/[^/]+\.pyc)?")
+_UNLISTED = re.compile(r"export\.json|timing\.cache|tuning\.(json|csv|png)|[^/]+/1/([^/]+/)?__pycache__(/[^/]+\.pyc)?")
 _CONFIG = "config.pbtxt"
 
 

@@ -16,8 +16,9 @@ import pytest
 
 from plurum.client.ui import ReviewStore
 from plurum.client.ui.pages import member_votes, share
-from plurum.client.ui.pictures import Asked, Recent, shown, suffix_of
+from plurum.client.ui.pictures import Asked, Recent, shown
 from plurum.errors import ImageError
+from plurum.image_structure.image_formats import FORMATS, format_of
 from tests.client.ui.answers import bomb, png, prediction
 from tests.client.ui.browser import page_at
 
@@ -264,7 +265,7 @@ def test_the_oldest_images_are_forgotten_first() -> None:
 
 def test_pictures_are_what_a_browser_can_show() -> None:
     content, kind = shown(png(1))
-    assert (kind, suffix_of(content)) == ("image/png", ".png")
+    assert (kind, format_of(content)) == ("image/png", FORMATS["PNG"])
     with pytest.raises(ImageError, match="not a JPEG, PNG or TIFF"):
         shown(b"no image")
 
