@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from plurum.spec import Baseline, Ensemble, write_metadata
-from tests.conftest import CLASSES
+from tests.fitted_run import CLASSES
 from tests.model_repository.conftest import Recorder, loaded
 
 

@@ -25,7 +25,7 @@ import pytest
 import tritonclient.grpc
 from PIL import Image
 
-from tests.conftest import ARCHS, CLASSES
+from tests.fitted_run import ARCHS, CLASSES
 from tests.serving.prometheus import ask, find_prometheus, running
 
 ROOT = Path(__file__).resolve().parents[2]
