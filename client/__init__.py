@@ -11,11 +11,11 @@ from plurum.client.bulk.report import (
     table_from_answers,
     table_from_patients,
 )
+from plurum.client.connection.addresses import Tls
 from plurum.client.connection.asynchronous import AsyncEnsembleClient
 from plurum.client.connection.client import EnsembleClient
 from plurum.client.connection.payload import AnyImage
 from plurum.client.connection.predictions import Answer, Failure, Prediction, Served
-from plurum.client.connection.transport import Tls
 from plurum.client.slides.heat_maps import heat_map, write_slide
 from plurum.client.slides.slide_answers import SlidePrediction
 from plurum.client.slides.slides import SlideSettings, predict_slide

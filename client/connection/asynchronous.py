@@ -7,18 +7,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from types import TracebackType
 
-from plurum.client.connection.asking import Urls, asker_from, raise_first
-from plurum.client.connection.calls import Deadline, carried_out_async
-from plurum.client.connection.client import CLOSE_S
-from plurum.client.connection.payload import AnyImage, BatchSize, Item
+from plurum.client.connection.base_client import CLOSE_S, BaseClient, raise_first
+from plurum.client.connection.calls import Deadline, run_flow_async
+from plurum.client.connection.payload import AnyImage, BatchSize, PreparedImage
 from plurum.client.connection.predictions import Answer, Failure, Prediction, Served
-from plurum.client.connection.transport import Tls, WireProtocol
-from plurum.errors import SettingsError
 
 __all__ = ["AsyncEnsembleClient"]
 
 
-class AsyncEnsembleClient:
+class AsyncEnsembleClient(BaseClient):
     """Client with the API of `EnsembleClient` for asyncio; use it with `async with`, from any tasks of one event loop.
 
     A cancelled task stops waiting; its gRPC requests complete in the background.
@@ -33,7 +30,7 @@ class AsyncEnsembleClient:
         model: Name of the model; None chooses `ensemble`, or `ensemble_pixels` for arrays of exactly its size.
         timeout_s: Time limit of one request with its retries, including the wait for one of the `concurrency` places,
             seconds.
-        concurrency: Maximum number of concurrent requests of all tasks together; more wait.
+        concurrency: Maximum number of concurrent requests of all tasks together; more wait. None is 32.
         api_key: Key sent as `Authorization: Bearer`; None reads the environment variable PLURUM_API_KEY.
         tls: Certificates for `https://` and `grpcs://`.
 
@@ -42,21 +39,9 @@ class AsyncEnsembleClient:
         SettingsError: an argument is invalid.
     """
 
-    def __init__(
-        self,
-        url: Urls = None,
-        protocol: WireProtocol | None = None,
-        *,
-        model: str | None = None,
-        timeout_s: float = 60.0,
-        concurrency: int = 32,
-        api_key: str | None = None,
-        tls: Tls | None = None,
-    ) -> None:
-        if concurrency < 1:
-            raise SettingsError(f"concurrency: expected at least 1, got {concurrency}.")
-        self._asker = asker_from(url, protocol, model, timeout_s, api_key, tls)
-        self._concurrency = concurrency
+    _default_concurrency = 32
+
+    def _set_up(self, concurrency: int) -> None:
         self._places = asyncio.Semaphore(concurrency)
         self._describing = asyncio.Lock()
 
@@ -70,8 +55,8 @@ class AsyncEnsembleClient:
 
     async def close(self) -> None:
         """Close the connections, after waiting a few seconds for requests in progress."""
-        self._asker.close()
-        for transport in self._asker.transports:
+        self._requester.close()
+        for transport in self._requester.transports:
             await asyncio.to_thread(transport.close, CLOSE_S)
 
     @property
@@ -81,7 +66,7 @@ class AsyncEnsembleClient:
         Raises:
             ServerError: no server responds, or it serves no ensemble.
         """
-        return self._served(Deadline.after(self._asker.timeout_s))
+        return self._served(Deadline.after(self._requester.timeout_s))
 
     async def predict(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> list[Prediction]:
         """Return one prediction per image, in order; see `EnsembleClient.predict`.
@@ -106,15 +91,15 @@ class AsyncEnsembleClient:
             ServerError: no server responds, the server fails, or it serves no ensemble.
             SettingsError: the batch size is below 1.
         """
-        deadline = Deadline.after(self._asker.timeout_s)
+        deadline = Deadline.after(self._requester.timeout_s)
         served = await self._served(deadline)
         size = BatchSize(batch_size, served.max_batch_size)
-        batches = self._asker.batches(images, served, size)
+        batches = self._requester.batches(images, served, size)
         pending: deque[asyncio.Task[list[Answer]]] = deque()
         try:
             while batch := await asyncio.to_thread(next, batches, None):
                 pending.append(asyncio.create_task(self._answers(batch, served, deadline, size)))
-                deadline = Deadline.after(self._asker.timeout_s)
+                deadline = Deadline.after(self._requester.timeout_s)
                 while pending and (len(pending) > self._concurrency or pending[0].done()):
                     for answer in await pending.popleft():
                         yield answer
@@ -129,11 +114,11 @@ class AsyncEnsembleClient:
     async def _served(self, deadline: Deadline) -> Served:
         # A task that waits here started later than the first, so its deadline is later too.
         async with self._describing:
-            return await carried_out_async(self._asker.served(deadline))
+            return await run_flow_async(self._requester.served(deadline))
 
     async def _answers(
-        self, batch: list[Item | Failure], served: Served, deadline: Deadline, size: BatchSize
+        self, batch: list[PreparedImage | Failure], served: Served, deadline: Deadline, size: BatchSize
     ) -> list[Answer]:
         # Places are assigned in order, so earlier requests, whose deadlines are earlier, end first.
         async with self._places:
-            return await carried_out_async(self._asker.answers(batch, served, deadline, size))
+            return await run_flow_async(self._requester.answers(batch, served, deadline, size))

@@ -16,7 +16,7 @@ __all__ = ["Balance"]
 # First and longest pause between checks of an unreachable server, seconds; the pause doubles each time.
 _AWAY_S, _LONGEST_AWAY_S = 0.25, 5.0
 # Pause between checks while no server responds, seconds.
-_LOOK_S = 0.25
+_CHECK_S = 0.25
 # Time limit of a check, seconds.
 _LIVE_S = 2.0
 
@@ -30,14 +30,14 @@ class _Server:
         up: True if it responded last time; None before the first request.
         failures: Number of consecutive failures.
         failed_s: Time of the last failure on `time.monotonic`, seconds.
-        look: Check in progress; None if there is none.
+        check: Check in progress; None if there is none.
     """
 
     transport: Transport
     up: bool | None = None
     failures: int = 0
     failed_s: float = 0.0
-    look: Call[bool] | None = None
+    check: Call[bool] | None = None
 
 
 class Balance:
@@ -82,15 +82,15 @@ class Balance:
             chosen = up[self._turn % len(up)].transport if up else None
         # Outside the lock: a call that fails immediately runs its callback in this thread.
         for server in due:
-            self._look(server)
+            self._start_check(server)
         return chosen
 
-    def looks(self) -> tuple[Call[Any], ...]:
+    def checks(self) -> tuple[Call[Any], ...]:
         """Return the checks in progress."""
         with self._lock:
-            return tuple(server.look for server in self._servers if server.look)
+            return tuple(server.check for server in self._servers if server.check)
 
-    def others_answer(self, transport: Transport) -> bool:
+    def others_respond(self, transport: Transport) -> bool:
         """Return True if another server responds."""
         with self._lock:
             return any(server.up for server in self._servers if server.transport is not transport)
@@ -104,25 +104,25 @@ class Balance:
             server.failures += 1
 
     def _is_due(self, server: _Server, *, alone: bool) -> bool:
-        if server.up or server.look:
+        if server.up or server.check:
             return False
-        wait_s = _LOOK_S if alone else min(_LONGEST_AWAY_S, _AWAY_S * 2 ** min(server.failures, 10))
+        wait_s = _CHECK_S if alone else min(_LONGEST_AWAY_S, _AWAY_S * 2 ** min(server.failures, 10))
         return server.up is None or time.monotonic() - server.failed_s >= wait_s
 
-    def _look(self, server: _Server) -> None:
-        look = server.transport.live(_LIVE_S)
+    def _start_check(self, server: _Server) -> None:
+        check = server.transport.live(_LIVE_S)
         with self._lock:
-            if server.look:
+            if server.check:
                 return
-            server.look = look
+            server.check = check
 
         def note(ended: Any) -> None:
             error = ended.exception()
             if error is not None:
                 self.failed(server.transport, error if isinstance(error, CallError) else CallError(str(error), "away"))
             with self._lock:
-                server.look = None
+                server.check = None
                 if error is None:
                     server.up, server.failures = True, 0
 
-        look.add_done_callback(note)
+        check.add_done_callback(note)

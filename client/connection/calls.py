@@ -1,7 +1,7 @@
-"""Calls under way, and conversations made of them, which are the same for threads and for asyncio.
+"""Calls to servers, and flows of calls that threads and asyncio share.
 
-A conversation (`Flow`) is a generator: it begins calls, yields what it waits for, and goes on when one of them has
-ended or the time is over. `carried_out` and `carried_out_async` are all that differs between the two clients.
+A `Flow` is a generator: it starts calls, yields a `Wait`, and continues when one of the calls has ended or the time is
+over. Only `run_flow` and `run_flow_async` differ between the two clients.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ import concurrent.futures
 import threading
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-__all__ = ["Call", "Deadline", "Flow", "Turns", "Wait", "carried_out", "carried_out_async"]
+__all__ = ["Call", "Deadline", "Flow", "TurnQueue", "Wait", "run_flow", "run_flow_async"]
 
 T = TypeVar("T")
 
 
 class Call(Future[T]):
-    """An answer on its way from a server: the answer itself, `CallError`, or `ServerError`.
+    """Call to a server; its result is the response, `CallError` or `ServerError`.
 
-    Nobody who stops to wait ends it: a Triton whose gRPC calls are cancelled in mid-flight can crash.
+    A caller that stops waiting does not end the call: Triton can crash when a gRPC call is cancelled.
     """
 
     def __init__(self) -> None:
@@ -33,26 +33,26 @@ class Call(Future[T]):
         self.set_running_or_notify_cancel()
 
     def give_up(self) -> None:
-        """Say that nobody waits any more; a protocol where that hurts no server hangs up."""
+        """Note that no caller waits any more; HTTP then disconnects, which harms no server."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Until one of `calls` has ended, or `seconds` are over."""
+    """Wait until one of `calls` has ended, or `seconds` have passed."""
 
     calls: tuple[Call[Any], ...]
     seconds: float
 
 
-class Turns:
-    """One place, given to conversations in the order in which they line up. May be used from several threads."""
+class TurnQueue:
+    """Queue of flows for a single place; several threads may use it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._line: deque[Call[None]] = deque()
 
-    def line_up(self) -> Call[None]:
-        """Return a call that ends when the place is free; give it back with `leave`."""
+    def enter(self) -> Call[None]:
+        """Return a call that ends when the place is free; `leave` gives the place back."""
         turn: Call[None] = Call()
         with self._lock:
             self._line.append(turn)
@@ -62,7 +62,7 @@ class Turns:
         return turn
 
     def leave(self, turn: Call[None]) -> None:
-        """Give the place back, or stop waiting for it."""
+        """Give the place back, or leave the queue."""
         with self._lock:
             held = self._line[0] is turn
             self._line.remove(turn)
@@ -101,32 +101,40 @@ class Deadline:
         return self if self.left_s <= timeout_s else Deadline.after(timeout_s)
 
 
-def carried_out(flow: Flow[T]) -> T:
-    """Go through with a conversation in this thread."""
+class _FlowRun(Generic[T]):
+    """Iteration over the waits of a flow; `result` is set at the end."""
+
+    result: T
+
+    def __init__(self, flow: Flow[T]) -> None:
+        self._flow = flow
+
+    def __iter__(self) -> Iterator[Wait]:
+        self.result = yield from self._flow
+
+
+def run_flow(flow: Flow[T]) -> T:
+    """Run a flow in this thread, and return its result."""
+    run = _FlowRun(flow)
     with closing(flow):
-        while True:
-            try:
-                wait = next(flow)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
+        for wait in run:
             if wait.calls:
                 concurrent.futures.wait(wait.calls, wait.seconds, concurrent.futures.FIRST_COMPLETED)
             else:
                 time.sleep(wait.seconds)
+    return run.result
 
 
-async def carried_out_async(flow: Flow[T]) -> T:
-    """Go through with a conversation in this task; a task that is cancelled leaves calls to themselves."""
+async def run_flow_async(flow: Flow[T]) -> T:
+    """Run a flow in this task, and return its result; if the task is cancelled, its calls continue."""
+    run = _FlowRun(flow)
     with closing(flow):
-        while True:
-            try:
-                wait = next(flow)
-            except StopIteration as end:
-                return end.value  # type: ignore[no-any-return]
-            await _ended(wait)
+        for wait in run:
+            await _wait_async(wait)
+    return run.result
 
 
-async def _ended(wait: Wait) -> None:
+async def _wait_async(wait: Wait) -> None:
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
 

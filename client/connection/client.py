@@ -7,22 +7,20 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
-from plurum.client.connection.asking import Asker, Urls, asker_from, raise_first
-from plurum.client.connection.calls import Deadline, carried_out
-from plurum.client.connection.payload import AnyImage, BatchSize, Item
+from plurum.client.connection.base_client import CLOSE_S, BaseClient, raise_first
+from plurum.client.connection.calls import Deadline, run_flow
+from plurum.client.connection.payload import AnyImage, BatchSize, PreparedImage
 from plurum.client.connection.predictions import Answer, Failure, Prediction, Served
-from plurum.client.connection.transport import Tls, WireProtocol
-from plurum.errors import ServerError, SettingsError
+from plurum.client.connection.requests import Requester
+from plurum.errors import ServerError
 
-__all__ = ["CLOSE_S", "EnsembleClient"]
+__all__ = ["EnsembleClient"]
 
-# Time that `close` leaves abandoned calls, which may still hold a place on the server, seconds.
-CLOSE_S = 5.0
 # Results are returned in order: while the first is late, at most this multiple of `concurrency` is kept behind it.
 _AHEAD = 4
 
 
-class EnsembleClient:
+class EnsembleClient(BaseClient):
     """Client of a served ensemble; use it with `with`, or close it. It may be used from several threads.
 
     The client connects at the first request, which fails at once if no server responds. Later requests are retried with
@@ -43,7 +41,7 @@ class EnsembleClient:
             exactly its size.
         timeout_s: Time limit of one request with its retries, seconds. The limit is not sent to gRPC servers, because
             Triton can crash when a call is cancelled.
-        concurrency: Maximum number of concurrent requests, so that the server never waits for the client.
+        concurrency: Maximum number of concurrent requests, so that the server never waits for the client; None is 6.
         api_key: Key sent as `Authorization: Bearer`; None reads the environment variable PLURUM_API_KEY.
         tls: Certificates for `https://` and `grpcs://`.
 
@@ -52,21 +50,9 @@ class EnsembleClient:
         SettingsError: an argument is invalid.
     """
 
-    def __init__(
-        self,
-        url: Urls = None,
-        protocol: WireProtocol | None = None,
-        *,
-        model: str | None = None,
-        timeout_s: float = 60.0,
-        concurrency: int = 6,
-        api_key: str | None = None,
-        tls: Tls | None = None,
-    ) -> None:
-        if concurrency < 1:
-            raise SettingsError(f"concurrency: expected at least 1, got {concurrency}.")
-        self._asker = asker_from(url, protocol, model, timeout_s, api_key, tls)
-        self._concurrency = concurrency
+    _default_concurrency = 6
+
+    def _set_up(self, concurrency: int) -> None:
         self._workers = ThreadPoolExecutor(concurrency, thread_name_prefix="plurum-client")
 
     def __enter__(self) -> EnsembleClient:
@@ -77,9 +63,9 @@ class EnsembleClient:
 
     def close(self) -> None:
         """Close the connections, after waiting a few seconds for requests in progress."""
-        self._asker.close()
+        self._requester.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
-        for transport in self._asker.transports:
+        for transport in self._requester.transports:
             transport.close(CLOSE_S)
 
     @property
@@ -89,7 +75,7 @@ class EnsembleClient:
         Raises:
             ServerError: no server responds, or it serves no ensemble.
         """
-        return carried_out(self._asker.served(Deadline.after(self._asker.timeout_s)))
+        return run_flow(self._requester.served(Deadline.after(self._requester.timeout_s)))
 
     def predict(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> list[Prediction]:
         """Return one prediction per image, in order.
@@ -121,15 +107,15 @@ class EnsembleClient:
             ServerError: no server responds, the server fails, or it serves no ensemble.
             SettingsError: the batch size is below 1.
         """
-        asker = self._asker
+        requester = self._requester
         # The time to describe the ensemble counts towards the first request's limit.
-        deadline = Deadline.after(asker.timeout_s)
-        served = carried_out(asker.served(deadline))
+        deadline = Deadline.after(requester.timeout_s)
+        served = run_flow(requester.served(deadline))
         size = BatchSize(batch_size, served.max_batch_size)
         pending: deque[Future[list[Answer]]] = deque()
         try:
-            for index, batch in enumerate(asker.batches(images, served, size)):
-                pending.append(self._submit(asker, batch, served, size, deadline if index == 0 else None))
+            for index, batch in enumerate(requester.batches(images, served, size)):
+                pending.append(self._submit(requester, batch, served, size, deadline if index == 0 else None))
                 while pending and (pending[0].done() or not self._has_room(pending)):
                     yield from pending.popleft().result()
             while pending:
@@ -151,10 +137,15 @@ class EnsembleClient:
         return False
 
     def _submit(
-        self, asker: Asker, batch: list[Item | Failure], served: Served, size: BatchSize, deadline: Deadline | None
+        self,
+        requester: Requester,
+        batch: list[PreparedImage | Failure],
+        served: Served,
+        size: BatchSize,
+        deadline: Deadline | None,
     ) -> Future[list[Answer]]:
         def answers() -> list[Answer]:
-            return carried_out(asker.answers(batch, served, deadline or Deadline.after(asker.timeout_s), size))
+            return run_flow(requester.answers(batch, served, deadline or Deadline.after(requester.timeout_s), size))
 
         try:
             return self._workers.submit(answers)

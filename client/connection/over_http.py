@@ -1,7 +1,7 @@
-"""Over HTTP, by the standard library, with tritonclient's bodies: its own HTTP client is for one thread alone.
+"""HTTP transport of the standard library, with tritonclient's bodies: tritonclient's own client supports one thread.
 
-Each call has a connection of its own, since an idle one would keep a Triton that is told to end from ending, and a
-thread of its own. Hanging up hurts no Triton.
+Each call has its own thread and connection: an idle connection would delay Triton's shutdown. Closing a connection
+early does not harm Triton.
 """
 
 from __future__ import annotations
@@ -12,21 +12,13 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
+from plurum.client.connection.addresses import Access, ServerAddress
 from plurum.client.connection.calls import Call
-from plurum.client.connection.transport import (
-    DATA_TYPES,
-    Access,
-    CallError,
-    Fault,
-    Outputs,
-    Place,
-    WireProtocol,
-    names_from_statistics,
-)
+from plurum.client.connection.transport import DATA_TYPES, CallError, Fault, Outputs, Transport, names_from_statistics
 from plurum.errors import ServerError, needs_extra
 
 __all__ = ["HttpTransport"]
@@ -52,43 +44,43 @@ class _HttpCall(Call[T]):
         self.connection: http.client.HTTPConnection | None = None
 
     def give_up(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         sock = self.connection.sock if self.connection else None
-        # Its thread, which waits for bytes, finds none.
+        # The waiting thread then reads the end of the stream.
         if sock is not None:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
 
-class HttpTransport:
+class HttpTransport(Transport):
     """See `Transport`."""
 
-    protocol: ClassVar[WireProtocol] = "http"
+    protocol = "http"
 
-    def __init__(self, place: Place, access: Access) -> None:
+    def __init__(self, server: ServerAddress, access: Access) -> None:
         with needs_extra("client"):
             import tritonclient.http as triton
-        self.address = place.address
+        self.address = server.address
         self._triton = triton
         self._headers = access.headers
-        self._context = access.tls.context() if place.secure else None
+        self._context = access.tls.context() if server.secure else None
 
     def live(self, timeout_s: float) -> Call[bool]:
         """See `Transport`."""
-        return self._begin("GET", "/v2/health/live", timeout_s, lambda *_: True)
+        return self._start("GET", "/v2/health/live", timeout_s, lambda *_: True)
 
     def metadata(self, model: str, timeout_s: float) -> Call[dict[str, Any]]:
         """See `Transport`."""
-        return self._begin("GET", f"/v2/models/{model}", timeout_s, self._json)
+        return self._start("GET", f"/v2/models/{model}", timeout_s, self._json)
 
     def config(self, model: str, timeout_s: float) -> Call[dict[str, Any]]:
         """See `Transport`."""
-        return self._begin("GET", f"/v2/models/{model}/config", timeout_s, self._json)
+        return self._start("GET", f"/v2/models/{model}/config", timeout_s, self._json)
 
     def models(self, timeout_s: float) -> Call[list[str]]:
         """See `Transport`."""
-        names = lambda *answer: names_from_statistics(self._json(*answer)["model_stats"])  # noqa: E731
-        return self._begin("GET", "/v2/models/stats", timeout_s, names)
+        names = lambda *response: names_from_statistics(self._json(*response)["model_stats"])  # noqa: E731
+        return self._start("GET", "/v2/models/stats", timeout_s, names)
 
     def infer(
         self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float, request_id: str = ""
@@ -98,12 +90,12 @@ class HttpTransport:
         given.set_data_from_numpy(tensor, binary_data=True)
         body, json_bytes = self._triton.InferenceServerClient.generate_request_body([given], request_id=request_id)
         headers = {"Inference-Header-Content-Length": str(json_bytes)}
-        return self._begin("POST", f"/v2/models/{model}/infer", timeout_s, self._outputs, body, headers)
+        return self._start("POST", f"/v2/models/{model}/infer", timeout_s, self._outputs, body, headers)
 
     def close(self, patience_s: float) -> None:
-        """See `Transport`: there is no connection to let go of, and no call whose end could hurt."""
+        """Do nothing: no connection stays open."""
 
-    def _begin(
+    def _start(
         self,
         method: str,
         path: str,
@@ -120,15 +112,15 @@ class HttpTransport:
             except Exception as error:
                 call.set_exception(error)
 
-        # A daemon: a program that ends does not wait for a server that does not answer.
+        # A daemon thread, so that the program can exit while a server does not respond.
         threading.Thread(target=work, name="plurum-client-http", daemon=True).start()
         return call
 
     def _send(
         self, call: _HttpCall[Any], method: str, path: str, timeout_s: float, body: bytes, headers: dict[str, str]
     ) -> tuple[bytes, int | None]:
-        """Return an answer's body and, of one with tensors in it, how long its JSON part is."""
-        # Whoever waits has hung up by then; this is for a server that can't even be reached.
+        """Return the body of a response and, if it holds tensors, the length of its JSON part in bytes."""
+        # The caller closes the connection earlier; this limit is for a server that can't be reached.
         connection = self._connection(timeout_s + 1.0)
         call.connection = connection
         fault: Fault = "away"
@@ -137,43 +129,45 @@ class HttpTransport:
             fault = "lost"
             connection.request(method, path, body, headers | self._headers | {"Connection": "close"})
             response = connection.getresponse()
-            answer, length = response.read(), response.getheader("Inference-Header-Content-Length")
+            content, length = response.read(), response.getheader("Inference-Header-Content-Length")
         except OSError as error:
             raise CallError(error.strerror or str(error) or repr(error), fault) from error
         except http.client.IncompleteRead as error:
-            raise CallError("the answer broke off", fault) from error
+            raise CallError("the response was interrupted", fault) from error
         except http.client.HTTPException as error:
-            raise CallError("what answers there does not speak HTTP", "away") from error
+            raise CallError("the server does not speak HTTP", "away") from error
         finally:
             connection.close()
         if response.status != http.client.OK:
-            usual: Fault = "broken" if response.status >= 500 else "denied"
+            default: Fault = "broken" if response.status >= 500 else "denied"
             wait = response.getheader("Retry-After") or ""
             wait_s = float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else 0.0
-            again = response.getheader("X-Should-Retry") != "false"
-            raise CallError(_error_text(answer), _FAULTS.get(response.status, usual) if again else "spent", wait_s)
-        return answer, None if length is None else int(length)
+            may_retry = response.getheader("X-Should-Retry") != "false"
+            raise CallError(
+                _error_text(content), _FAULTS.get(response.status, default) if may_retry else "spent", wait_s
+            )
+        return content, None if length is None else int(length)
 
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
         if self._context is None:
             return http.client.HTTPConnection(self.address, timeout=timeout_s)
         return http.client.HTTPSConnection(self.address, timeout=timeout_s, context=self._context)
 
-    def _json(self, answer: bytes, _: int | None) -> Any:
+    def _json(self, content: bytes, _: int | None) -> Any:
         try:
-            return json.loads(answer)
+            return json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ServerError(f"what answers at {self.address} is no Triton: it sends no JSON") from error
+            raise ServerError(f"{self.address} is not a Triton server: its response is not JSON") from error
 
-    def _outputs(self, answer: bytes, json_bytes: int | None) -> Outputs:
-        result = self._triton.InferenceServerClient.parse_response_body(answer, header_length=json_bytes)
-        said = result.get_response()
-        tensors = {output["name"]: result.as_numpy(output["name"]) for output in said["outputs"]}
-        return Outputs(tensors, str(said.get("model_version", "")))
+    def _outputs(self, content: bytes, json_bytes: int | None) -> Outputs:
+        result = self._triton.InferenceServerClient.parse_response_body(content, header_length=json_bytes)
+        response = result.get_response()
+        tensors = {output["name"]: result.as_numpy(output["name"]) for output in response["outputs"]}
+        return Outputs(tensors, str(response.get("model_version", "")))
 
 
-def _error_text(answer: bytes) -> str:
+def _error_text(content: bytes) -> str:
     try:
-        return str(json.loads(answer)["error"])
+        return str(json.loads(content)["error"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return answer[:200].decode("utf-8", "replace") or "an error without a word"
+        return content[:200].decode("utf-8", "replace") or "the server gave no reason"

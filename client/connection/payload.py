@@ -29,12 +29,12 @@ __all__ = [
     "ENSEMBLE_PIXELS",
     "AnyImage",
     "BatchSize",
-    "Item",
+    "PreparedImage",
     "batches",
     "grey_tensor",
-    "item_from_image",
-    "name_of",
-    "tensor_from_items",
+    "image_name",
+    "prepare_image",
+    "tensor_from_images",
 ]
 
 ENSEMBLE = "ensemble"
@@ -58,7 +58,7 @@ _NEAREST_PNG_MODE = {"CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", 
 
 
 @dataclass(frozen=True)
-class Item:
+class PreparedImage:
     """One image, prepared for a request.
 
     Attributes:
@@ -82,9 +82,9 @@ class Item:
         return len(self.payload) if isinstance(self.payload, bytes) else self.payload.nbytes
 
 
-def item_from_image(
+def prepare_image(
     index: int, image: AnyImage, served_shape: tuple[int, int, int] | None, *, encoded: bool = True
-) -> Item:
+) -> PreparedImage:
     """Prepare `image` for a request.
 
     Args:
@@ -98,14 +98,14 @@ def item_from_image(
             accepted and the image has others.
     """
     if not encoded:
-        return Item(index, name_of(index, image), _pixels_as_they_are(image, served_shape))
+        return PreparedImage(index, image_name(index, image), _exact_pixels(image, served_shape))
     if isinstance(image, str | Path):
-        return Item(index, name_of(index, image), _bytes_from_file(image))
-    name = name_of(index, image)
+        return PreparedImage(index, image_name(index, image), _bytes_from_file(image))
+    name = image_name(index, image)
     if isinstance(image, bytes):
-        return Item(index, name, image)
+        return PreparedImage(index, name, image)
     if isinstance(image, Image.Image):
-        return Item(index, name, _png_from_image(image))
+        return PreparedImage(index, name, _png_from_image(image))
     if not isinstance(image, np.ndarray):
         raise ImageError(f"expected a path, bytes, a Pillow image or an array, got a {type(image).__name__}")
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
@@ -114,13 +114,13 @@ def item_from_image(
             f"expected uint8 [height, width, 3] or [height, width], got an array of {image.dtype} [{shape}]"
         )
     if image.shape == served_shape:
-        return Item(index, name, np.ascontiguousarray(image))
+        return PreparedImage(index, name, np.ascontiguousarray(image))
     if 0 in image.shape:
         raise ImageError("expected an array with pixels, got an empty one")
-    return Item(index, name, _png_from_image(Image.fromarray(image)))
+    return PreparedImage(index, name, _png_from_image(Image.fromarray(image)))
 
 
-def name_of(index: int, image: object) -> str:
+def image_name(index: int, image: object) -> str:
     """Return the name of the image at position `index` (from 0) for messages."""
     return str(image) if isinstance(image, str | Path) else f"image {index}"
 
@@ -131,22 +131,22 @@ class BatchSize:
     Larger requests cost less per image on both sides, but may exceed the time limit if the ensemble is slow.
 
     Args:
-        wanted: Fixed number of images; None adapts it.
+        fixed: Fixed number of images; None adapts it.
         most: Maximum number that the server accepts.
 
     Attributes:
         images: Maximum number of images in the next request.
 
     Raises:
-        SettingsError: `wanted` is below 1.
+        SettingsError: `fixed` is below 1.
     """
 
-    def __init__(self, wanted: int | None, most: int) -> None:
-        if wanted is not None and wanted < 1:
-            raise SettingsError(f"batch_size: expected at least 1, got {wanted}.")
-        self._fixed = wanted is not None
-        self._most = min(most, wanted or _MOST_IMAGES)
-        self.images = min(wanted or _FIRST_IMAGES, self._most)
+    def __init__(self, fixed: int | None, most: int) -> None:
+        if fixed is not None and fixed < 1:
+            raise SettingsError(f"batch_size: expected at least 1, got {fixed}.")
+        self._fixed = fixed is not None
+        self._most = min(most, fixed or _MOST_IMAGES)
+        self.images = min(fixed or _FIRST_IMAGES, self._most)
 
     def note(self, images: int, took_s: float) -> None:
         """Adapt to the time that a request of `images` images took, seconds."""
@@ -158,33 +158,33 @@ class BatchSize:
             self.images = max(1, images // 2)
 
 
-def batches(entries: Iterable[Item | Failure], size: BatchSize) -> Iterator[list[Item | Failure]]:
+def batches(entries: Iterable[PreparedImage | Failure], size: BatchSize) -> Iterator[list[PreparedImage | Failure]]:
     """Group neighbouring images for the same model: at most `size.images` and, beyond the first image, 32 MiB.
 
     Images that failed before they were sent keep their position.
     """
-    batch: list[Item | Failure] = []
+    batch: list[PreparedImage | Failure] = []
     batch_bytes, model = 0, ""
     for entry in entries:
-        entry_bytes, wanted = (entry.size_bytes, entry.model) if isinstance(entry, Item) else (0, model)
+        entry_bytes, entry_model = (entry.size_bytes, entry.model) if isinstance(entry, PreparedImage) else (0, model)
         full = len(batch) >= size.images or batch_bytes + entry_bytes > MAX_BATCH_BYTES
-        if batch and (full or (model and wanted != model)):
+        if batch and (full or (model and entry_model != model)):
             yield batch
             batch, batch_bytes = [], 0
         batch.append(entry)
         batch_bytes += entry_bytes
-        model = wanted
+        model = entry_model
     if batch:
         yield batch
 
 
-def tensor_from_items(items: list[Item]) -> tuple[str, str, npt.NDArray[Any]]:
+def tensor_from_images(images: list[PreparedImage]) -> tuple[str, str, npt.NDArray[Any]]:
     """Return the model's name, its input's name, and the tensor: `[batch, 1]` or `[batch, height, width, 3]`."""
-    if items[0].model == ENSEMBLE:
-        encoded = np.empty((len(items), 1), dtype=np.object_)
-        encoded[:, 0] = [item.payload for item in items]
+    if images[0].model == ENSEMBLE:
+        encoded = np.empty((len(images), 1), dtype=np.object_)
+        encoded[:, 0] = [image.payload for image in images]
         return ENSEMBLE, IMAGE, encoded
-    return ENSEMBLE_PIXELS, INPUT_PIXELS, np.stack([item.payload for item in items])
+    return ENSEMBLE_PIXELS, INPUT_PIXELS, np.stack([image.payload for image in images])
 
 
 def grey_tensor(tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -196,16 +196,14 @@ def grey_tensor(tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return encoded
 
 
-def _pixels_as_they_are(image: AnyImage, served_shape: tuple[int, int, int] | None) -> npt.NDArray[np.uint8]:
+def _exact_pixels(image: AnyImage, served_shape: tuple[int, int, int] | None) -> npt.NDArray[np.uint8]:
     """Return the image as pixels of exactly `served_shape`; only the server resizes images."""
     if isinstance(image, Image.Image) and image.mode in {"L", "RGB"}:
         image = np.asarray(image.convert("RGB"))
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != served_shape:
         got = f"an array of {list(image.shape)}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
         shape = ", ".join(map(str, served_shape or ()))
-        raise ImageError(
-            f"{got}: this model takes uint8 pixels [{shape}] alone; the model {ENSEMBLE!r} takes any image"
-        )
+        raise ImageError(f"expected uint8 pixels [{shape}], got {got}. The model {ENSEMBLE!r} accepts any image.")
     return np.ascontiguousarray(image)
 
 
@@ -227,11 +225,13 @@ def _png_from_image(image: Image.Image) -> bytes:
         elif upright.mode in _NEAREST_PNG_MODE:
             upright = upright.convert(_NEAREST_PNG_MODE[upright.mode])
         elif upright.mode not in _PNG_MODES:
-            raise ImageError(f"a Pillow image of mode {image.mode!r}: 8- or 16-bit grey, palette or colour is needed")
+            raise ImageError(
+                f"expected 8- or 16-bit grey, palette or colour, got a Pillow image of mode {image.mode!r}"
+            )
         file = io.BytesIO()
         # Fastest compression: the PNG is sent once and not kept.
         upright.save(file, "PNG", compress_level=1)
     # Pillow decodes lazily, so a broken file that was opened elsewhere fails here.
     except (OSError, SyntaxError, ValueError, TypeError) as error:
-        raise ImageError(f"a Pillow image that can't be encoded: {error}") from error
+        raise ImageError(f"the Pillow image can't be encoded: {error}") from error
     return file.getvalue()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from plurum.client.connection.asking import Urls
+from plurum.client.connection.addresses import WireProtocol
 from plurum.client.connection.asynchronous import AsyncEnsembleClient
+from plurum.client.connection.base_client import Urls
 from plurum.client.connection.predictions import Failure, Prediction, Served
-from plurum.client.connection.transport import WireProtocol
 from plurum.errors import ImageError, ServerError
 
 __all__ = ["Connection"]

@@ -173,7 +173,7 @@ def test_a_server_that_is_away_leaves_nothing_behind(scans: Path, tmp_path: Path
         done = predict(scans, "--url", address, "--out", tmp_path / "out.csv", *options)
         assert (done.returncode, done.stdout) == (2, "")
         assert len(done.stderr.splitlines()) == 1
-        assert f"server answers at {address}" in done.stderr
+        assert f"server responds at {address}" in done.stderr
         assert "start one with: plurum serve REPO" in done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -123,7 +123,7 @@ def test_a_server_that_stays_away_ends_with_three_and_the_rest_is_asked_of_anoth
         _, said = process.communicate(timeout=60)
     assert process.returncode == 3
     (line,) = said.decode().splitlines()
-    assert line.startswith("plurum: no HTTP server answers at")
+    assert line.startswith("plurum: no HTTP server responds at")
     assert line.endswith(" of 300 images are done; run the same command again to resume")
     assert not out.exists()
     assert predict(scans, "--url", served.urls.grpc, "--out", out).returncode == 0

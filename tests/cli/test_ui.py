@@ -97,8 +97,8 @@ def test_what_was_decided_is_exported_without_a_page(tmp_path: Path) -> None:
         (("--export", "out.csv"), "holds no decision yet"),
         (("--store", "other"), "other holds something else than reviews"),
         (("--run", "absent"), "absent is not a run"),
-        (("--url", "127.0.0.1:8001/path"), "is no address of a server"),
-        (("--timeout-s", "0"), "a timeout of 0 s is none"),
+        (("--url", "127.0.0.1:8001/path"), "url: expected host:port"),
+        (("--timeout-s", "0"), "timeout_s: expected a number of seconds above 0"),
         (("--host", "192.0.2.1"), "port 8085 on 192.0.2.1 can't be listened on"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from plurum.client import listing_from_names
-from plurum.client.connection.payload import item_from_image
+from plurum.client.connection.payload import prepare_image
 from plurum.client.slides.slide_stream import is_slide
 from plurum.errors import DataError, ImageError, MetadataError
 from plurum.regular_files import MAX_IMAGE_BYTES, open_regular, read_regular
@@ -66,7 +66,7 @@ def test_what_is_no_file_of_a_sane_size_is_refused_by_its_kind(make: Make, messa
     with pytest.raises(OSError, match=message):
         read_regular(tmp_path / "a.png")
     with pytest.raises(ImageError, match=f"can't be read: {message}"):
-        item_from_image(0, tmp_path / "a.png", None)
+        prepare_image(0, tmp_path / "a.png", None)
 
 
 @every_kind
@@ -79,7 +79,7 @@ def test_a_manifest_may_name_anything(make: Make, message: str, tmp_path: Path) 
     (first, _) = listing_from_names([manifest])
     assert not is_slide(first)
     with pytest.raises(ImageError, match=message):
-        item_from_image(0, first, None)
+        prepare_image(0, first, None)
     (picture,) = regions_from_file(tmp_path / "a.tif", Tiling(64, 1))
     if make is not sparse:
         assert "not a regular file" in picture.fault

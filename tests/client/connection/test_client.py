@@ -208,7 +208,9 @@ def test_a_server_without_an_ensemble_says_what_it_has(repository: Path, tmp_pat
         for url in (server.urls.grpc, server.urls.http):
             with (
                 EnsembleClient(url) as client,
-                pytest.raises(ServerError, match=r"has no model 'ensemble', but preprocess; .* plurum serve REPO"),
+                pytest.raises(
+                    ServerError, match=r"unknown model 'ensemble' at .*; available: preprocess\. .* plurum serve REPO"
+                ),
             ):
                 client.predict([b""])
 
@@ -220,7 +222,7 @@ def test_a_server_that_goes_away_is_an_error_and_not_a_failure(repository: Path,
         for client in clients:
             assert client.predict([pixels[0]])
     for client in clients:
-        with client, pytest.raises(ServerError, match="server answers at"):
+        with client, pytest.raises(ServerError, match="server responds at"):
             client.predict([pixels[0]])
 
 

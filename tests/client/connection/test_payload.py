@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from plurum.client.connection.payload import BatchSize, Item, batches, item_from_image, tensor_from_items
+from plurum.client.connection.payload import BatchSize, PreparedImage, batches, prepare_image, tensor_from_images
 from plurum.client.connection.predictions import Failure
 from plurum.errors import ImageError
 from plurum.images import open_image, pixels_from_image
@@ -26,29 +26,29 @@ def decoded(payload: bytes | npt.NDArray[np.uint8]) -> Image.Image:
 def test_a_file_is_sent_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "scan.png").write_bytes(b"whatever it holds")
     for path in (tmp_path / "scan.png", str(tmp_path / "scan.png")):
-        assert item_from_image(3, path, SERVED) == Item(3, str(tmp_path / "scan.png"), b"whatever it holds")
+        assert prepare_image(3, path, SERVED) == PreparedImage(3, str(tmp_path / "scan.png"), b"whatever it holds")
 
 
 def test_bytes_are_sent_as_they_are() -> None:
-    assert item_from_image(3, b"bytes", SERVED) == Item(3, "image 3", b"bytes")
+    assert prepare_image(3, b"bytes", SERVED) == PreparedImage(3, "image 3", b"bytes")
 
 
 def test_pixels_of_the_served_size_are_sent_as_they_are() -> None:
     pixels = np.zeros(SERVED, dtype=np.uint8)
-    item = item_from_image(0, pixels, SERVED)
+    item = prepare_image(0, pixels, SERVED)
     assert item.model == "ensemble_pixels"
     np.testing.assert_array_equal(item.payload, pixels)
 
 
 @pytest.mark.parametrize("served", [None, (20, 11, 3)])
 def test_other_pixels_are_sent_as_a_png_that_loses_nothing(served: tuple[int, int, int] | None) -> None:
-    item = item_from_image(0, RGB, served)
+    item = prepare_image(0, RGB, served)
     assert item.model == "ensemble"
     np.testing.assert_array_equal(np.asarray(decoded(item.payload)), RGB)
 
 
 def test_grey_pixels_are_sent_as_a_png() -> None:
-    image = decoded(item_from_image(0, RGB[..., 0], SERVED).payload)
+    image = decoded(prepare_image(0, RGB[..., 0], SERVED).payload)
     assert image.mode == "L"
     np.testing.assert_array_equal(np.asarray(image), RGB[..., 0])
 
@@ -64,7 +64,7 @@ def test_a_pillow_image_arrives_as_it_would_from_a_file(mode: str) -> None:
         # Through RGBA, from which every mode with an alpha channel can be reached.
         colour = Image.fromarray(RGB)
         image = colour.convert("RGBA").convert(mode) if mode in {"LA", "RGBa", "PA"} else colour.convert(mode)
-    sent = decoded(item_from_image(0, image, SERVED).payload)
+    sent = decoded(prepare_image(0, image, SERVED).payload)
     assert sent.format == "PNG"
     np.testing.assert_array_equal(
         pixels_from_image(sent, height=20, width=10), pixels_from_image(image, height=20, width=10)
@@ -76,21 +76,21 @@ def test_a_pillow_image_is_turned_as_its_exif_says() -> None:
     exif[0x0112] = 6
     file = io.BytesIO()
     Image.fromarray(RGB).save(file, "PNG", exif=exif)
-    sent = decoded(item_from_image(0, Image.open(file), SERVED).payload)
+    sent = decoded(prepare_image(0, Image.open(file), SERVED).payload)
     np.testing.assert_array_equal(np.asarray(sent), np.rot90(RGB, -1))
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_a_pillow_image_without_a_known_range_is_refused(mode: str) -> None:
     with pytest.raises(ImageError, match=f"mode '{mode}'"):
-        item_from_image(0, Image.new(mode, (16, 16)), SERVED)
+        prepare_image(0, Image.new(mode, (16, 16)), SERVED)
 
 
 def test_a_broken_pillow_image_is_refused() -> None:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), dtype=np.uint8)).save(file, "PNG")
     with pytest.raises(ImageError, match="can't be encoded"):
-        item_from_image(0, Image.open(io.BytesIO(file.getvalue()[:5000])), SERVED)
+        prepare_image(0, Image.open(io.BytesIO(file.getvalue()[:5000])), SERVED)
 
 
 @pytest.mark.parametrize(
@@ -110,18 +110,18 @@ def test_a_broken_pillow_image_is_refused() -> None:
 )
 def test_what_is_no_image_is_refused(image: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        item_from_image(0, image, SERVED)
+        prepare_image(0, image, SERVED)
 
 
 def test_a_file_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="can't be read: No such file or directory"):
-        item_from_image(0, tmp_path / "nowhere.png", SERVED)
+        prepare_image(0, tmp_path / "nowhere.png", SERVED)
     with pytest.raises(ImageError, match="can't be read: it is a folder, not a regular file"):
-        item_from_image(0, tmp_path, SERVED)
+        prepare_image(0, tmp_path, SERVED)
 
 
 def test_batches_are_full_and_in_order() -> None:
-    items = [Item(index, "", b"x") for index in range(7)]
+    items = [PreparedImage(index, "", b"x") for index in range(7)]
     assert [[entry.index for entry in batch] for batch in batches(items, BatchSize(3, 64))] == [
         [0, 1, 2],
         [3, 4, 5],
@@ -132,12 +132,12 @@ def test_batches_are_full_and_in_order() -> None:
 
 def test_a_batch_goes_to_one_model() -> None:
     pixels = np.zeros(SERVED, dtype=np.uint8)
-    entries: list[Item | Failure] = [
-        Item(0, "", b"x"),
+    entries: list[PreparedImage | Failure] = [
+        PreparedImage(0, "", b"x"),
         Failure(1, "", ""),
-        Item(2, "", pixels),
+        PreparedImage(2, "", pixels),
         Failure(3, "", ""),
-        Item(4, "", pixels),
+        PreparedImage(4, "", pixels),
     ]
     assert [[entry.index for entry in batch] for batch in batches(entries, BatchSize(8, 64))] == [[0, 1], [2, 3, 4]]
 
@@ -173,7 +173,7 @@ def test_the_server_s_limit_holds_whatever_is_wanted() -> None:
 
 def test_large_images_make_smaller_batches() -> None:
     large = bytes(20 << 20)
-    sizes = [len(batch) for batch in batches([Item(index, "", large) for index in range(3)], BatchSize(8, 64))]
+    sizes = [len(batch) for batch in batches([PreparedImage(index, "", large) for index in range(3)], BatchSize(8, 64))]
     assert sizes == [1, 1, 1]
 
 
@@ -183,17 +183,17 @@ def test_batches_are_made_as_they_are_wanted() -> None:
     def endless() -> Any:
         while True:
             taken.append(None)
-            yield Item(0, "", b"x")
+            yield PreparedImage(0, "", b"x")
 
     next(batches(endless(), BatchSize(4, 64)))
     assert len(taken) == 5
 
 
 def test_tensors_have_the_batch_in_front() -> None:
-    model, name, tensor = tensor_from_items([Item(0, "", b""), Item(1, "", b"\0b\0")])
+    model, name, tensor = tensor_from_images([PreparedImage(0, "", b""), PreparedImage(1, "", b"\0b\0")])
     assert (model, name, tensor.shape, tensor.dtype) == ("ensemble", "IMAGE", (2, 1), np.dtype(object))
     assert tensor[:, 0].tolist() == [b"", b"\0b\0"]
     one, other = np.zeros(SERVED, np.uint8), np.ones(SERVED, np.uint8)
-    model, name, tensor = tensor_from_items([Item(0, "", one), Item(1, "", other)])
+    model, name, tensor = tensor_from_images([PreparedImage(0, "", one), PreparedImage(1, "", other)])
     assert (model, name, tensor.shape, tensor.dtype) == ("ensemble_pixels", "PIXELS", (2, 16, 24, 3), np.dtype("u1"))
     assert tensor[1].all()

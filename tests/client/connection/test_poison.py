@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from plurum.benchmarks.tools.stack import Stack
 from plurum.client import EnsembleClient, Failure, Prediction
-from plurum.client.connection.transport import WireProtocol
+from plurum.client.connection.addresses import WireProtocol
 from plurum.errors import ServerError
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
@@ -84,7 +84,7 @@ def test_it_reaches_the_model_twice_at_most_and_costs_others_no_answer(
 def test_alone_it_is_sent_twice(stack: Stack, seen: Path, protocol: WireProtocol) -> None:
     seen.write_text("")
     with EnsembleClient(stack.urls[protocol], protocol) as client:
-        with pytest.raises(ServerError, match=r"failed: .*; look at its log"):
+        with pytest.raises(ServerError, match=r"failed: .*\. See its log"):
             client.predict([png(9, "poison")])
         assert client.predict([png(3)])
     assert seen.read_text() == "xx"

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from plurum.client import EnsembleClient
-from plurum.client.connection.transport import WireProtocol, place_from_url
+from plurum.client.connection.addresses import WireProtocol, address_from_url
 from plurum.errors import ServerError, SettingsError
 
 PROTOCOLS: tuple[WireProtocol, ...] = ("grpc", "http")
@@ -69,7 +69,7 @@ def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
     ],
 )
 def test_where_a_url_leads(url: str | None, protocol: WireProtocol | None, expected: tuple[str, str]) -> None:
-    place = place_from_url(url, protocol)
+    place = address_from_url(url, protocol)
     assert (place.protocol, place.address, place.secure) == (*expected, "s://" in str(url))
 
 
@@ -91,7 +91,7 @@ def test_where_a_url_leads(url: str | None, protocol: WireProtocol | None, expec
 )
 def test_what_leads_nowhere_is_refused(url: str, protocol: WireProtocol | None) -> None:
     with pytest.raises(SettingsError):
-        place_from_url(url, protocol)
+        address_from_url(url, protocol)
 
 
 @pytest.mark.parametrize("options", [{"timeout_s": 0}, {"timeout_s": float("nan")}, {"concurrency": 0}])
@@ -106,8 +106,8 @@ def test_a_server_that_is_away_is_one_line_that_says_how_to_mend_it(protocol: Wi
     with EnsembleClient(f"127.0.0.1:{free_port}", protocol) as client, pytest.raises(ServerError) as caught:
         client.predict([b"image"])
     assert str(caught.value) == (
-        f"no {name} server answers at 127.0.0.1:{free_port} (Connection refused); "
-        "start one with: plurum serve REPO, or name another with --url"
+        f"no {name} server responds at 127.0.0.1:{free_port} (Connection refused). "
+        "Start one with plurum serve REPO, or give another address with --url."
     )
 
 
@@ -132,7 +132,7 @@ def test_a_server_that_never_answers_is_waited_for_no_longer_than_told(protocol:
     with (
         listening(lambda _: None) as address,
         EnsembleClient(address, protocol, timeout_s=0.4) as client,
-        pytest.raises(ServerError, match=r"did not answer within 0\.4 s"),
+        pytest.raises(ServerError, match=r"did not respond within 0\.4 s"),
     ):
         client.predict([b"image"])
 
@@ -154,13 +154,13 @@ def test_what_speaks_no_http_is_said_so() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [
-        (200, b"<html>Welcome</html>", "is no Triton: it sends no JSON"),
-        (200, b'{"hello": 1}', "is no Triton"),
-        (200, b"[]", "is no Triton"),
-        (200, b'{"outputs": []}', "model 'ensemble' at .* is none of Plurum's"),
-        (200, b'{"outputs": [{"name": "MEMBER_PROBABILITIES"}]}', "is none of Plurum's"),
-        (404, b"<html>Nothing here</html>", "has no model 'ensemble'"),
-        (500, b"", "does not describe 'ensemble': an error without a word"),
+        (200, b"<html>Welcome</html>", "is not a Triton server: its response is not JSON"),
+        (200, b'{"hello": 1}', "is not a Triton server"),
+        (200, b"[]", "is not a Triton server"),
+        (200, b'{"outputs": []}', "model 'ensemble' at .* was not exported by Plurum"),
+        (200, b'{"outputs": [{"name": "MEMBER_PROBABILITIES"}]}', "was not exported by Plurum"),
+        (404, b"<html>Nothing here</html>", "unknown model 'ensemble'"),
+        (500, b"", "does not describe 'ensemble': the server gave no reason"),
     ],
 )
 def test_a_web_server_is_said_to_be_no_triton(status: int, body: bytes, message: str) -> None:

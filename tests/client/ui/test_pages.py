@@ -194,7 +194,7 @@ def test_an_absent_page_is_a_line_for_people(page: Page) -> None:
 def test_a_server_that_is_away_is_one_line_with_how_to_start_one(page: Page) -> None:
     for reply in (page.ask("GET", "/served"), page.ask("POST", "/answers", png(1), X_File_Name="a.png")):
         assert reply.status == 503
-        assert "no gRPC server answers at 127.0.0.1:1" in reply.text
+        assert "no gRPC server responds at 127.0.0.1:1" in reply.text
         assert "plurum serve REPO" in reply.text
     assert page.store.items() == []
 
