@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from plurum.client.connection.addresses import Access, ServerAddress
 from plurum.client.connection.calls import Call
 from plurum.client.connection.transport import DATA_TYPES, CallError, Fault, Outputs, Transport, names_from_statistics
 from plurum.errors import SettingsError, needs_extra
+from plurum.predictions.wire import tensors_from_response
 from plurum.regular_files import MAX_SECRET_BYTES, read_regular
 
 __all__ = ["GrpcTransport"]
@@ -37,7 +38,6 @@ _OPTIONS = (
     # Clients with different keys or certificates must not share a connection.
     ("grpc.use_local_subchannel_pool", 1),
 )
-_TYPES: dict[str, type[np.generic]] = {"FP32": np.float32, "BOOL": np.bool_, "BYTES": np.object_}
 _FAULTS: dict[str, Fault] = {
     "INVALID_ARGUMENT": "refused",
     "OUT_OF_RANGE": "refused",
@@ -63,7 +63,7 @@ class GrpcTransport(Transport):
             import tritonclient.grpc as triton
             from google.protobuf.json_format import MessageToDict
         self.address = server.address
-        self._grpc, self._pb, self._result = grpc, triton.service_pb2, triton.InferResult
+        self._grpc, self._pb = grpc, triton.service_pb2
         self._dict = MessageToDict
         self._metadata = tuple(access.headers.items())
         if server.secure:
@@ -107,7 +107,7 @@ class GrpcTransport(Transport):
         request = self._pb.ModelInferRequest(model_name=model, id=request_id)
         request.inputs.add(name=name, datatype=DATA_TYPES[tensor.dtype], shape=tensor.shape)
         request.raw_input_contents.append(_raw(tensor))
-        return self._start("ModelInfer", request, self._outputs)
+        return self._start("ModelInfer", request, _outputs)
 
     def close(self, patience_s: float) -> None:
         """See `Transport`."""
@@ -179,17 +179,9 @@ class GrpcTransport(Transport):
     def _json(self, response: Any) -> dict[str, Any]:
         return self._dict(response, preserving_proto_field_name=True)
 
-    def _outputs(self, response: Any) -> Outputs:
-        if len(response.raw_output_contents) != len(response.outputs) or any(
-            o.datatype not in _TYPES for o in response.outputs
-        ):
-            result = self._result(response)
-            tensors = {output.name: result.as_numpy(output.name) for output in response.outputs}
-            return Outputs(tensors, response.model_version)
-        # Like `InferResult`, without its search through all outputs for each one.
-        pairs = zip(response.outputs, response.raw_output_contents, strict=True)
-        tensors = {output.name: _tensor(output.datatype, output.shape, raw) for output, raw in pairs}
-        return Outputs(tensors, response.model_version)
+
+def _outputs(response: Any) -> Outputs:
+    return Outputs(tensors_from_response(response), response.model_version)
 
 
 def _raw(tensor: npt.NDArray[Any]) -> bytes:
@@ -197,21 +189,6 @@ def _raw(tensor: npt.NDArray[Any]) -> bytes:
     if tensor.dtype != np.object_:
         return tensor.tobytes()
     return b"".join(part for value in tensor.flat for part in (struct.pack("<I", len(value)), value))
-
-
-def _tensor(datatype: str, shape: Sequence[int], raw: bytes) -> npt.NDArray[Any]:
-    """Return the tensor that `_raw` wrote."""
-    if datatype != "BYTES":
-        # A read-only view of the response.
-        return np.frombuffer(raw, dtype=_TYPES[datatype]).reshape(shape)
-    values, at = [], 0
-    while at < len(raw):
-        (size,) = struct.unpack_from("<I", raw, at)
-        values.append(raw[at + 4 : at + 4 + size])
-        at += 4 + size
-    tensor = np.empty(len(values), dtype=np.object_)
-    tensor[:] = values
-    return tensor.reshape(shape)
 
 
 def _credentials(grpc: Any, access: Access) -> Any:

@@ -23,10 +23,11 @@ from plurum.client.connection.payload import (
     prepare_image,
     tensor_from_images,
 )
-from plurum.client.connection.predictions import Answer, Failure, Served, predictions_from_tensors
+from plurum.client.connection.predictions import Answer, Failure, Served
 from plurum.client.connection.retries import Request, Retries, UnansweredError
 from plurum.client.connection.transport import CallError, Transport
 from plurum.errors import ImageError, ServerError
+from plurum.predictions.prediction import predictions_from_tensors
 from plurum.spec import release_from_version
 
 __all__ = ["Requester"]
@@ -117,7 +118,8 @@ class Requester:
                 raise error.explained from error
             return (yield from self._classify_alone(images, served, deadline, error))
         release = release_from_version(outputs.version)
-        return list(predictions_from_tensors(outputs.tensors, served, len(images), release))
+        names = served.classes, served.members
+        return list(predictions_from_tensors(outputs.tensors, *names, len(images), release))
 
     def _classify_alone(
         self, images: list[PreparedImage], served: Served, deadline: Deadline, error: UnansweredError

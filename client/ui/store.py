@@ -18,7 +18,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from plurum.client.connection.predictions import Prediction
 from plurum.errors import OutputError
@@ -282,14 +281,13 @@ class ReviewStore:
         return None if row is None else self._item(row)
 
     def _item(self, row: sqlite3.Row) -> Item:
-        held: dict[str, Any] = json.loads(row["answer"])
         number = row["decision"]
         return Item(
             number=row["number"],
             sha256=row["sha256"],
             name=row["name"],
             file=self.folder / row["file"],
-            prediction=Prediction(**held | {"prediction_set": tuple(held["prediction_set"])}),
+            prediction=Prediction.from_dict(json.loads(row["answer"])),
             by_person=row["asked_for"] == "person",
             answered_at=row["answered_at"],
             decision=Decision(number, row["label"], row["decided_at"], row["reviewer"]) if number else None,

@@ -1,14 +1,7 @@
 """Join members and vote into one graph, with uncertainty, prediction set and review flag.
 
-    PIXELS                uint8   [batch, height, width, 3]
-    PROBABILITIES         float32 [batch, classes]
-    INDEX                 int32   [batch, 1]      winning class; an index, because TensorRT has no strings
-    ENTROPY               float32 [batch, 1]
-    DISAGREEMENT          float32 [batch, 1]
-    STD                   float32 [batch, classes]
-    MEMBER_PROBABILITIES  float32 [batch, members, classes]
-    PREDICTION_SET        bool    [batch, classes]
-    REVIEW                bool    [batch, 1]
+Its input is PIXELS, uint8 [batch, height, width, 3]; its outputs are those of `plurum.predictions.outputs`, with INDEX,
+int32 [batch, 1], instead of LABEL.
 
 The vote is `plurum.voting.decide` in float32. It is joined to the members' published graphs, so the fused graph
 contains the graphs that were checked. INT8 and FP16 members keep their precision; the vote computes in FP32.
@@ -31,31 +24,26 @@ from torch import Tensor, nn
 from plurum.export.graphs.member import onnx_from_module
 from plurum.export.graphs.runtimes import onnx_session, openvino_runner
 from plurum.export.settings import Backend
+from plurum.predictions.outputs import OUTPUTS
 from plurum.spec import INPUT_PIXELS, LOGITS
 from plurum.voting import Verdict, VotingRule
 
 __all__ = ["FUSED_OUTPUTS", "VoteModel", "fused_from_onnx", "verdict_from_fused"]
 
-FUSED_OUTPUTS = (
-    "PROBABILITIES",
-    "INDEX",
-    "ENTROPY",
-    "DISAGREEMENT",
-    "STD",
-    "MEMBER_PROBABILITIES",
-    "PREDICTION_SET",
-    "REVIEW",
-)
+# A graph names the winning class by its index, because TensorRT has no strings.
+FUSED_OUTPUTS = tuple("INDEX" if name == "LABEL" else name for name in OUTPUTS)
 # The smallest normal float32: log of it is finite.
 _TINY = float(np.finfo(np.float32).tiny)
 _LEAST_PROBABILITY = 1e-6
 # Tolerance for float32 rounding: a vote share that equals a fitted limit must still reach it.
 _ROUNDING = 1e-6
 _BATCH = 16
+# Types of a verdict's arrays by data type of the output; labels are indices.
+_VERDICT_TYPES = {"FP32": np.float64, "BYTES": np.int64, "BOOL": np.bool_}
 
 
 class VoteModel(nn.Module):
-    """`plurum.voting.decide` as a module: float32 logits `[batch, members, classes]` → the outputs above.
+    """`plurum.voting.decide` as a module: float32 logits `[batch, members, classes]` → the outputs.
 
     A logit of ±infinity becomes NaN, which the next step in Triton refuses; the voter treats it as ±1e30.
     """
@@ -84,16 +72,17 @@ class VoteModel(nn.Module):
         expected = -(members * members.clamp(min=_TINY).log() * weights).sum(dim=1).sum(dim=-1, keepdim=True)
         disagreement = _entropy(mean) - expected
         std = ((members - mean.unsqueeze(1)).square() * weights).sum(dim=1).sqrt()
-        return (
-            probabilities,
-            index.to(torch.int32),
-            _entropy(probabilities),
-            disagreement.clamp(min=0.0),
-            std,
-            members,
-            inside,
-            review,
-        )
+        outputs = {
+            "PROBABILITIES": probabilities,
+            "INDEX": index.to(torch.int32),
+            "ENTROPY": _entropy(probabilities),
+            "DISAGREEMENT": disagreement.clamp(min=0.0),
+            "STD": std,
+            "MEMBER_PROBABILITIES": members,
+            "PREDICTION_SET": inside,
+            "REVIEW": review,
+        }
+        return tuple(outputs[name] for name in FUSED_OUTPUTS)
 
     def _soft(self, members: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         rule, vote = self.rule, mean
@@ -176,17 +165,11 @@ def verdict_from_fused(path: Path, pixels: npt.NDArray[np.uint8], backend: Backe
 
     batches = [infer(np.array(pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)]
     parts = [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
-    probabilities, index, entropy, disagreement, std, members, inside, review = parts
-    return Verdict(
-        probabilities=probabilities.astype(np.float64),
-        label=index[:, 0].astype(np.int64),
-        entropy=entropy[:, 0].astype(np.float64),
-        disagreement=disagreement[:, 0].astype(np.float64),
-        std=std.astype(np.float64),
-        member_probabilities=members.astype(np.float64),
-        prediction_set=inside,
-        review=review[:, 0],
-    )
+    values: dict[str, Any] = {
+        output.field: (part[:, 0] if output.is_scalar else part).astype(_VERDICT_TYPES[output.datatype])
+        for output, part in zip(OUTPUTS.values(), parts, strict=True)
+    }
+    return Verdict(**values)
 
 
 def _tensor(values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:

@@ -65,7 +65,12 @@ _PREPROCESS = (
     ("decoder.py",),
     ("image_structure",),
 )
-_VOTER = (("model_repository", "voter", "model.py"), ("model_repository", "voter", "metrics.py"), ("voting.py",))
+_VOTER = (
+    ("model_repository", "voter", "model.py"),
+    ("model_repository", "voter", "metrics.py"),
+    ("voting.py",),
+    ("predictions", "outputs.py"),
+)
 _LABELS = (
     ("model_repository", "labels", "model.py"),
     ("model_repository", "labels", "labels.py"),

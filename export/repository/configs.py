@@ -12,7 +12,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.export.settings import EXECUTIONS, Backend, Execution
-from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, OUTPUTS, Ensemble, Member
+from plurum.predictions.outputs import OUTPUTS
+from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, Ensemble, Member
 
 __all__ = [
     "FUSED",
@@ -164,10 +165,12 @@ def _pixels(kind: Any, model: Ensemble | Member) -> Any:
 
 
 def _ensemble_outputs(ensemble: Ensemble) -> list[Any]:
-    sizes = {"C": len(ensemble.classes), "M": len(ensemble.members)}
+    sizes = len(ensemble.classes), len(ensemble.members)
+    # Triton's name for BYTES in a config.
+    types = {"BYTES": "TYPE_STRING"}
     return [
-        _tensor(pb.ModelOutput, name, data_type, [sizes[dim] if isinstance(dim, str) else dim for dim in dims])
-        for name, (data_type, dims) in OUTPUTS.items()
+        _tensor(pb.ModelOutput, name, types.get(one.datatype, f"TYPE_{one.datatype}"), one.shape(*sizes))
+        for name, one in OUTPUTS.items()
     ]
 
 

@@ -1,9 +1,8 @@
 """Triton's voter: combine the members' logits into one prediction with its uncertainty.
 
-Export copies it with `voting.py`, `metrics.py` and `ensemble.json` into `voter/1`. It requires NumPy, but not Plurum.
-
-    LOGITS_0 … LOGITS_{M-1}  FP32 [batch, C]       one per member, in the order of `ensemble.json`
-    PROBABILITIES, LABEL, ENTROPY, DISAGREEMENT, STD, MEMBER_PROBABILITIES, PREDICTION_SET, REVIEW
+Export copies it with `voting.py`, `outputs.py`, `metrics.py` and `ensemble.json` into `voter/1`. It requires NumPy, but
+not Plurum. Its inputs are LOGITS_0 … LOGITS_{M-1}, FP32 [batch, C], one per member in the order of `ensemble.json`. Its
+outputs are those of `outputs.py`.
 """
 
 from __future__ import annotations
@@ -18,9 +17,11 @@ import triton_python_backend_utils as pb_utils
 if TYPE_CHECKING:
     from plurum import voting
     from plurum.model_repository.voter.metrics import CountedPredictions, VoterMetrics
+    from plurum.predictions.outputs import tensors_from_verdict
 else:
     import voting
     from metrics import CountedPredictions, VoterMetrics
+    from outputs import tensors_from_verdict
 
 # Id of health probes, which are not counted as predictions.
 PROBE_ID = "plurum-probe"
@@ -36,14 +37,14 @@ class TritonPythonModel:
         self.members = [member["name"] for member in metadata["members"]]
         self.inputs = [f"LOGITS_{index}" for index in range(len(self.members))]
         self.rule = voting.rule_from_ensemble(metadata)
-        self.classes = np.array([name.encode() for name in metadata["classes"]], dtype=np.object_)
+        self.classes = [name.encode() for name in metadata["classes"]]
         self.metrics = VoterMetrics(here)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Vote once over all requests of the batch, then split the verdict into their responses."""
         logits = [self._logits(request) for request in requests]
         verdict = voting.decide(voting.softmax(np.concatenate(logits)), self.rule)
-        outputs = self._outputs(verdict)
+        tensors = tensors_from_verdict(verdict, self.classes)
         responses = []
         counted = np.zeros(len(verdict.label), dtype=np.bool_)
         start = 0
@@ -56,8 +57,8 @@ class TritonPythonModel:
                 responses.append(pb_utils.InferenceResponse(output_tensors=[], error=fault))
                 continue
             counted[rows] = request.request_id() != PROBE_ID
-            tensors = [pb_utils.Tensor(name, values[rows]) for name, values in outputs.items()]
-            responses.append(pb_utils.InferenceResponse(tensors))
+            own_tensors = [pb_utils.Tensor(name, values[rows]) for name, values in tensors.items()]
+            responses.append(pb_utils.InferenceResponse(own_tensors))
         self.metrics.observe(
             CountedPredictions(
                 verdict.label,
@@ -78,16 +79,3 @@ class TritonPythonModel:
         """Return a request's logits, FP32 `[batch, members, classes]`."""
         tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs]
         return np.stack(tensors, axis=1)
-
-    def _outputs(self, verdict: voting.Verdict) -> dict[str, Any]:
-        """Return every output of the whole batch, in the data types of Triton's tensors."""
-        return {
-            "PROBABILITIES": verdict.probabilities.astype(np.float32),
-            "LABEL": self.classes[verdict.label][:, None],
-            "ENTROPY": verdict.entropy.astype(np.float32)[:, None],
-            "DISAGREEMENT": verdict.disagreement.astype(np.float32)[:, None],
-            "STD": verdict.std.astype(np.float32),
-            "MEMBER_PROBABILITIES": verdict.member_probabilities.astype(np.float32),
-            "PREDICTION_SET": verdict.prediction_set,
-            "REVIEW": verdict.review[:, None],
-        }

@@ -16,6 +16,7 @@ from starlette.routing import Route, Router
 from starlette.types import Scope
 
 from plurum import __version__
+from plurum.errors import ServerError
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.asking import Asking
 from plurum.serving.gateway.connections.keys import Keys
@@ -231,14 +232,14 @@ class _Gateway:
         response = await self._asking.ask(wire, deadline, request.is_disconnected, accepted=accepted)
         served = await self._served(deadline)
         try:
-            return predictions_from_response(response, served)
-        except ValueError:
+            return predictions_from_response(response, served, len(uploads))
+        except ServerError:
             # Another release, with other members, may just have become public.
             await self._health.check()
             try:
-                return predictions_from_response(response, await self._served(deadline))
-            except ValueError as error:
-                raise RefusalError(500, "failed", f"Triton's response can't be read: {error}") from error
+                return predictions_from_response(response, await self._served(deadline), len(uploads))
+            except ServerError as error:
+                raise RefusalError(500, "failed", str(error)) from error
 
 
 def _public(request: Request) -> str:

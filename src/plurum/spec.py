@@ -23,7 +23,6 @@ __all__ = [
     "IMAGE",
     "INPUT_PIXELS",
     "LOGITS",
-    "OUTPUTS",
     "RESERVED_NAMES",
     "Baseline",
     "Conformal",
@@ -43,21 +42,10 @@ __all__ = [
     "write_metadata",
 ]
 
-# Tensor names in requests and responses.
+# Tensor names in requests, and of the members' outputs; `plurum.predictions.outputs` has those of the ensemble.
 IMAGE = "IMAGE"
 INPUT_PIXELS = "PIXELS"
 LOGITS = "LOGITS"
-# Outputs of every served model: name → (Triton data type, dims with C classes and M members).
-OUTPUTS: dict[str, tuple[str, tuple[str | int, ...]]] = {
-    "PROBABILITIES": ("TYPE_FP32", ("C",)),
-    "LABEL": ("TYPE_STRING", (1,)),
-    "ENTROPY": ("TYPE_FP32", (1,)),
-    "DISAGREEMENT": ("TYPE_FP32", (1,)),
-    "STD": ("TYPE_FP32", ("C",)),
-    "MEMBER_PROBABILITIES": ("TYPE_FP32", ("M", "C")),
-    "PREDICTION_SET": ("TYPE_BOOL", ("C",)),
-    "REVIEW": ("TYPE_BOOL", (1,)),
-}
 # Model names in a repository that no member may take.
 RESERVED_NAMES = frozenset({"ensemble", "ensemble_pixels", "ensemble_fused", "fused", "labels", "preprocess", "voter"})
 

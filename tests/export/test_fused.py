@@ -19,9 +19,9 @@ from plurum.export.graphs.fused import FUSED_OUTPUTS, VoteModel, fused_from_onnx
 from plurum.export.graphs.member import onnx_from_module
 from plurum.export.graphs.runtimes import onnx_session
 from plurum.export.repository import selection
+from plurum.predictions.outputs import OUTPUTS
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
-from plurum.spec import OUTPUTS
 from plurum.voting import VotingRule, decide, softmax
 from tests.docs.pages import wait_for_counts
 

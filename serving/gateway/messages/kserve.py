@@ -10,10 +10,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tritonclient.grpc import service_pb2 as pb
 
-from plurum.serving.gateway.messages.answers import values_from_raw
+from plurum.predictions.wire import array_from_raw
 from plurum.serving.gateway.messages.tensors import check_image, check_tensor, raw_from_json
 from plurum.serving.gateway.refusals import RefusalError
 from plurum.serving.gateway.triton import ENSEMBLE, Buffer, ServedEnsemble, WireRequest, image_request, wire_request
@@ -149,7 +151,7 @@ def body_from_response(response: Any, request: InferenceRequest) -> tuple[bytes,
             described["parameters"] = {_BINARY_SIZE: len(raw)}
             appended.append(raw)
         else:
-            described["data"] = values_from_raw(output.datatype, raw)
+            described["data"] = _values(array_from_raw(output.datatype, output.shape, raw))
         outputs.append(described)
     body: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
     if request.id is not None:
@@ -161,6 +163,12 @@ def body_from_response(response: Any, request: InferenceRequest) -> tuple[bytes,
             500, "failed", "the response holds NaN or infinity, which JSON can't express. Request binary data."
         ) from error
     return b"".join([text, *appended]), len(text) if appended else None
+
+
+def _values(tensor: npt.NDArray[Any]) -> list[Any]:
+    """Return the flat values of a tensor; BYTES elements as text."""
+    values: list[Any] = tensor.ravel().tolist()
+    return [one.decode("utf-8", "replace") for one in values] if tensor.dtype == np.object_ else values
 
 
 def _divided(body: memoryview, json_size: str | None) -> tuple[bytes, memoryview]:

@@ -114,7 +114,8 @@ def _check_served(client: EnsembleClient, ensemble: Ensemble, url: str) -> None:
 def _predict_split(client: EnsembleClient, run: Run, split: str, classes: tuple[str, ...]) -> Verdict:
     """Return the server's predictions for the run's images of a split."""
     from plurum.client import Failure
-    from plurum.errors import ServerError
+    from plurum.errors import MetadataError, ServerError
+    from plurum.predictions.prediction import verdict_from_predictions
     from plurum.training.progress import show_progress
 
     pixels, rows = run.pixels(), run.table().rows(split)  # type: ignore[arg-type]
@@ -125,31 +126,10 @@ def _predict_split(client: EnsembleClient, run: Run, split: str, classes: tuple[
                 raise ServerError(f"no prediction for {split} image {answer.index}: {answer.reason}")
             predictions.append(answer)
             progress(1, "")
-    return _verdict(predictions, client.served.classes, classes)
-
-
-def _verdict(predictions: list[Prediction], served: tuple[str, ...], classes: tuple[str, ...]) -> Verdict:
-    """Return predictions as arrays; labels use the run's class names, the other fields the server's."""
-    import numpy as np
-
-    from plurum.errors import MetadataError
-    from plurum.voting import Verdict
-
-    unknown = {prediction.label for prediction in predictions} - set(classes)
-    if unknown:
+    # A server that does not disclose its config names all but the labels by indices.
+    if unknown := {prediction.label for prediction in predictions} - set(classes):
         raise MetadataError(f"the server predicts {min(unknown)!r}, which is not a class of the run")
-    return Verdict(
-        probabilities=np.array([list(prediction.probabilities.values()) for prediction in predictions]),
-        label=np.array([classes.index(prediction.label) for prediction in predictions], dtype=np.int64),
-        entropy=np.array([prediction.entropy for prediction in predictions]),
-        disagreement=np.array([prediction.disagreement for prediction in predictions]),
-        std=np.array([list(prediction.std.values()) for prediction in predictions]),
-        member_probabilities=np.array(
-            [[list(member.values()) for member in p.member_probabilities.values()] for p in predictions]
-        ),
-        prediction_set=np.array([[name in p.prediction_set for name in served] for p in predictions]),
-        review=np.array([prediction.review for prediction in predictions]),
-    )
+    return verdict_from_predictions(predictions, classes)
 
 
 def _print(judgement: Evaluation, page: Path) -> None:

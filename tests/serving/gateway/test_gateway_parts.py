@@ -30,12 +30,12 @@ from tritonclient.grpc import service_pb2 as pb
 from uvicorn.server import ServerState
 
 from plurum.errors import ServerError, SettingsError
+from plurum.predictions.wire import bytes_from_raw
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.connections.connection import connection_class
 from plurum.serving.gateway.connections.keys import read_keys
 from plurum.serving.gateway.connections.middleware import GatewayMiddleware
 from plurum.serving.gateway.deadlines import RequestDeadline, is_bulk, stated_s
-from plurum.serving.gateway.messages.answers import bytes_from_raw
 from plurum.serving.gateway.messages.kserve import (
     MAX_JSON_BYTES,
     InferenceRequest,

@@ -7,11 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from plurum.client import Failure, Prediction, Served
-from plurum.client.connection.predictions import predictions_from_tensors
+from plurum.client import Failure, Prediction
 from plurum.errors import ServerError
+from plurum.predictions.outputs import tensors_from_verdict
+from plurum.predictions.prediction import predictions_from_tensors, verdict_from_predictions
+from plurum.voting import VotingRule, decide
 
-SERVED = Served(("CE", "LAA"), ("one", "two", "three"), 8, (16, 16, 3))
+NAMES = ("CE", "LAA"), ("one", "two", "three")
 
 
 def tensors() -> dict[str, npt.NDArray[Any]]:
@@ -31,7 +33,7 @@ def tensors() -> dict[str, npt.NDArray[Any]]:
 
 
 def test_every_tensor_finds_its_place() -> None:
-    first, second = predictions_from_tensors(tensors(), SERVED, 2)
+    first, second = predictions_from_tensors(tensors(), *NAMES, 2)
     assert first == Prediction(
         label="CE",
         confidence=0.75,
@@ -52,12 +54,29 @@ def test_every_tensor_finds_its_place() -> None:
 
 
 def test_a_prediction_is_plain_python_and_goes_through_json() -> None:
-    first = predictions_from_tensors(tensors(), SERVED, 2)[0]
+    first = predictions_from_tensors(tensors(), *NAMES, 2)[0]
     assert type(first.confidence) is float
     assert type(first.review) is bool
     back = json.loads(json.dumps(first.to_dict()))
     assert back["prediction_set"] == ["CE"]
-    assert Prediction(**back | {"prediction_set": tuple(back["prediction_set"])}) == first
+    assert Prediction.from_dict(back) == first
+
+
+def test_json_of_another_version_is_read() -> None:
+    first = predictions_from_tensors(tensors(), *NAMES, 2, "a0000001")[0]
+    newer = first.to_dict() | {"ensemble": "demo", "invented_later": [1]}
+    assert Prediction.from_dict(newer) == first
+    older = {name: value for name, value in newer.items() if name != "release"}
+    assert Prediction.from_dict(older).release is None
+
+
+def test_a_verdict_survives_the_way_to_the_client_and_back() -> None:
+    members = np.random.default_rng(0).dirichlet([1, 1], (5, 3))
+    verdict = decide(members, VotingRule((0.5, 0.3, 0.2), quantiles=(0.6, 0.6), review_threshold=0.7))
+    tensors = tensors_from_verdict(verdict, [b"CE", b"LAA"])
+    back = verdict_from_predictions(predictions_from_tensors(tensors, *NAMES, 5), NAMES[0])
+    for name, values in vars(verdict).items():
+        np.testing.assert_allclose(getattr(back, name), values, atol=1e-6, err_msg=name)
 
 
 def test_a_failure_gives_its_reason_as_error() -> None:
@@ -69,11 +88,11 @@ def test_an_output_that_is_missing_or_misshapen_is_named(name: str) -> None:
     answers = tensors()
     tensor = answers.pop(name)
     with pytest.raises(ServerError, match=f"output {name}: .* got no such output"):
-        predictions_from_tensors(answers, SERVED, 2)
+        predictions_from_tensors(answers, *NAMES, 2)
     with pytest.raises(ServerError, match=f"output {name}: .* got shape"):
-        predictions_from_tensors(answers | {name: tensor[..., :0]}, SERVED, 2)
+        predictions_from_tensors(answers | {name: tensor[..., :0]}, *NAMES, 2)
 
 
 def test_answers_to_another_number_of_images_are_refused() -> None:
-    with pytest.raises(ServerError, match=r"expected shape \[3, 2\], got shape \[2, 2\]"):
-        predictions_from_tensors(tensors(), SERVED, 3)
+    with pytest.raises(ServerError, match=r"expected shape \[3, 1\], got shape \[2, 1\]"):
+        predictions_from_tensors(tensors(), *NAMES, 3)

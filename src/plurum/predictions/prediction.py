@@ -1,0 +1,145 @@
+"""The prediction of a served ensemble for one image, and its conversion from tensors, to arrays, and to JSON.
+
+Legend: C classes, M members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from itertools import compress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from plurum.errors import ServerError
+from plurum.predictions.outputs import OUTPUTS, Output
+from plurum.voting import Verdict
+
+__all__ = ["Prediction", "numbers_from_prediction", "predictions_from_tensors", "verdict_from_predictions"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The ensemble's prediction for one image.
+
+    Attributes:
+        label: Winning class.
+        confidence: Probability of the winning class, 0 to 1.
+        probabilities: Probabilities by class, which sum to 1.
+        entropy: Predictive entropy in nats, 0 to log(classes).
+        disagreement: Mutual information between prediction and member in nats, 0 if all members agree.
+        std: Standard deviation of the probabilities over members by class, 0 to 0.5.
+        member_probabilities: Probabilities by member, then by class.
+        prediction_set: Classes that can't be ruled out at the fitted risk; never empty.
+        review: True if the prediction needs review.
+        release: Tag of the release that made the prediction, with `plurum serve --releases`. None without releases, and
+            while a release is on trial, because the response does not tell which of the two made it.
+    """
+
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+    entropy: float
+    disagreement: float
+    std: dict[str, float]
+    member_probabilities: dict[str, dict[str, float]]
+    prediction_set: tuple[str, ...]
+    review: bool
+    # Newer fields have a default: an older server does not send them, and an older review store lacks them.
+    release: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all attributes as JSON values."""
+        # `asdict` would copy every number separately.
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Prediction:
+        """Return the prediction of a `to_dict`, also of another version: unknown keys are ignored.
+
+        Raises:
+            TypeError: a value without a default is missing.
+        """
+        known: dict[str, Any] = {one.name: values[one.name] for one in fields(cls) if one.name in values}
+        return cls(**known | {name: tuple(value) for name, value in known.items() if isinstance(value, list)})
+
+
+_REQUIRED = {one.name for one in fields(Prediction) if one.default is MISSING}
+
+
+def predictions_from_tensors(
+    tensors: Mapping[str, npt.NDArray[Any]],
+    classes: Sequence[str],
+    members: Sequence[str],
+    batch: int,
+    release: str | None = None,
+) -> list[Prediction]:
+    """Return one prediction per image of a batch.
+
+    Args:
+        tensors: Output tensors by name.
+        classes: Class names, in the order of the outputs.
+        members: Member names, in the order of the outputs.
+        batch: Number of images.
+        release: Tag of the release that made the predictions; None if unknown.
+
+    Raises:
+        ServerError: an output is missing, or its shape does not match the names.
+    """
+    columns: dict[str, list[Any]] = {}
+    for name, output in OUTPUTS.items():
+        if name not in tensors and output.field not in _REQUIRED:
+            continue
+        expected = (batch, *output.shape(len(classes), len(members)))
+        if name not in tensors or tensors[name].shape != expected:
+            got = f"shape {list(tensors[name].shape)}" if name in tensors else "no such output"
+            raise ServerError(
+                f"the server's output {name}: expected shape {list(expected)}, got {got}. Use a server of Plurum."
+            )
+        columns[output.field] = _column(output, tensors[name].tolist(), classes, members)
+    # In a tie of a hard vote, the winner has the same probability as the other classes of the tie.
+    columns["confidence"] = tensors["PROBABILITIES"].max(axis=1).tolist()
+    rows = zip(*columns.values(), strict=True)
+    return [Prediction(**dict(zip(columns, row, strict=True)), release=release) for row in rows]
+
+
+def verdict_from_predictions(predictions: Sequence[Prediction], classes: Sequence[str]) -> Verdict:
+    """Return predictions as arrays; labels become indices of `classes`.
+
+    Raises:
+        ValueError: a label is not in `classes`.
+    """
+    rows = [numbers_from_prediction(one, classes) for one in predictions]
+    return Verdict(**{output.field: np.array([row[output.field] for row in rows]) for output in OUTPUTS.values()})
+
+
+def numbers_from_prediction(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
+    """Return every output by its field, as numbers without names: a label as its index in `classes`.
+
+    Raises:
+        ValueError: the label is not in `classes`.
+    """
+    values = {output.field: _numbers(getattr(prediction, output.field)) for output in OUTPUTS.values()}
+    inside = [name in prediction.prediction_set for name in prediction.probabilities]
+    return values | {"label": classes.index(prediction.label), "prediction_set": inside}
+
+
+def _column(output: Output, rows: list[Any], classes: Sequence[str], members: Sequence[str]) -> list[Any]:
+    """Return an output's values for each image, with names instead of positions."""
+    if output.dims == ("M", "C"):
+        by_member = (dict(zip(members, row, strict=True)) for row in rows)
+        return [{name: _by_class(values, classes) for name, values in one.items()} for one in by_member]
+    if output.dims == ("C",):
+        return [tuple(compress(classes, row)) if output.datatype == "BOOL" else _by_class(row, classes) for row in rows]
+    return [row[0].decode("utf-8", "replace") if output.datatype == "BYTES" else row[0] for row in rows]
+
+
+def _by_class(values: Iterable[float], classes: Sequence[str]) -> dict[str, float]:
+    return dict(zip(classes, values, strict=True))
+
+
+def _numbers(value: Any) -> Any:
+    return [_numbers(one) for one in value.values()] if isinstance(value, dict) else value
