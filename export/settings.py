@@ -6,6 +6,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from plurum.options import NOT_AN_OPTION, Settings
+
 __all__ = [
     "BUDGETS",
     "EXECUTIONS",
@@ -85,31 +87,30 @@ BUDGETS: dict[Precision, Budget] = {
 }
 
 
-class ExportSettings(BaseModel):
-    """Options of `plurum export`.
+class ExportSettings(Settings):
+    """Settings of an export.
 
     Attributes:
-        target: Hardware that will serve.
-        precision: Precision of all members. `auto` chooses per member: on CPUs the fastest that passes, on GPUs FP16
-            where it passes. `int8` takes the faster of its two forms.
-        fused: If True, add `ensemble_fused`, members and vote in one graph.
-        max_batch_size: Largest batch of one request, and of the batches that the server forms.
-        tolerance: Largest difference of a probability between PyTorch and an FP32 graph, 0 to 1.
+        target: Hardware to serve on.
+        precision: Precision of all members: fp32, bf16 or int8 on a CPU, fp32 or fp16 on a GPU. `auto` chooses per
+            member: on CPUs the fastest that passes, on GPUs FP16 where it passes. `int8` takes the faster of its two
+            forms.
+        fused: If True, add the model ensemble_fused: members and vote in one graph.
+        max_batch_size: Largest batch that the server accepts or forms, 1 to 1024.
+        tolerance: Largest allowed difference in any probability between PyTorch and an FP32 graph, 0 to 1.
         parity_images: Largest number of the run's validation images to check artefacts on.
         calibration_images: Largest number of the run's training images to calibrate INT8 and FP16 on.
         budgets: Tolerances of each precision; the vote gets those of its members' coarsest precision.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: Target = "cpu"
     precision: Precision | Literal["auto"] = "fp32"
     fused: bool = False
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4
-    parity_images: Annotated[int, Field(ge=1)] = 512
-    calibration_images: Annotated[int, Field(ge=1)] = 128
-    budgets: dict[Precision, Budget] = BUDGETS
+    parity_images: Annotated[int, Field(ge=1), NOT_AN_OPTION] = 512
+    calibration_images: Annotated[int, Field(ge=1), NOT_AN_OPTION] = 128
+    budgets: Annotated[dict[Precision, Budget], NOT_AN_OPTION] = BUDGETS
 
     @model_validator(mode="after")
     def _target_has_precision(self) -> ExportSettings:

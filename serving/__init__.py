@@ -4,6 +4,6 @@ from plurum.serving.supervisor import SupervisionSettings, Supervisor
 from plurum.serving.triton.cores import usable_cores
 from plurum.serving.triton.installation import find_triton
 from plurum.serving.triton.server import Server, Urls
-from plurum.serving.triton.settings import ServerSettings
+from plurum.settings.serving import ServerSettings
 
 __all__ = ["Server", "ServerSettings", "SupervisionSettings", "Supervisor", "Urls", "find_triton", "usable_cores"]

@@ -37,7 +37,7 @@ from plurum.serving.status import Status
 from plurum.serving.triton.metrics import count_responses
 from plurum.serving.triton.probe import ProbeError
 from plurum.serving.triton.server import Server, Urls
-from plurum.serving.triton.settings import ServerSettings
+from plurum.settings.serving import ServerSettings
 
 __all__ = ["SupervisionSettings", "Supervisor"]
 

@@ -13,8 +13,8 @@ from plurum.errors import PlurumError
 from plurum.regular_files import MAX_SECRET_BYTES
 from plurum.serving.gateway.connections.keys import read_keys
 from plurum.serving.gateway.server import run_gateway
-from plurum.serving.gateway.settings import GatewaySettings
-from plurum.serving.triton.certificates import ServerTls, check_certificates
+from plurum.serving.triton.certificates import check_certificates
+from plurum.settings.serving import GatewaySettings, ServerTls
 
 
 def _gateway(cert: Path, key: Path) -> None:

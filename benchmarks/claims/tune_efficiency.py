@@ -43,10 +43,11 @@ from plurum.benchmarks.tools.requests import decoded, synthetic_images
 from plurum.benchmarks.tools.turns import Case, measure
 from plurum.benchmarks.tune.repository import Artefacts, read_artefacts
 from plurum.benchmarks.tune.search import served
-from plurum.benchmarks.tune.tuning import TuneSettings, tune
+from plurum.benchmarks.tune.tuning import tune
 from plurum.benchmarks.tune.variant import AS_IS, Backend
 from plurum.export.graphs.runtimes import openvino_runner
 from plurum.serving import Server, usable_cores
+from plurum.settings.benchmarks import TuneSettings
 from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec
 from plurum.telemetry import import_onnxruntime
 

@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
 from plurum.benchmarks.compare.comparison import RUNTIMES, Compared, Comparison, Runtime, Vote, pareto_front, points_of
 from plurum.benchmarks.compare.contenders import (
@@ -31,6 +30,7 @@ from plurum.benchmarks.compare.votes import metrics_of, subsets_of, votes_of
 from plurum.benchmarks.tools.machine import machine
 from plurum.errors import DataError, MetadataError, OutputError, SettingsError
 from plurum.run import Run, Split
+from plurum.settings.benchmarks import COMPARED_EPOCHS, CompareSettings
 from plurum.training import FitSettings, TrainOptions, TrainSettings, settings_from, train_run
 from plurum.training.fitting.votes import ValidationPredictions
 from plurum.training.statistics.bootstrap import Bootstrap
@@ -39,36 +39,13 @@ from plurum.training.statistics.metrics import LabelledPredictions
 from plurum.training.statistics.scoring import predict_logits
 from plurum.voting import softmax
 
-__all__ = ["CompareSettings", "compare_architectures", "contenders_of"]
+__all__ = ["compare_architectures", "contenders_of"]
 
 Floats = npt.NDArray[np.float64]
 # More votes than this would take longer than anybody looks at them.
 _MOST_VOTES = 1000
 # Below this, intervals from so few are rough.
 _FEW = 30
-_EPOCHS = 8
-
-
-class CompareSettings(BaseModel):
-    """Options of `plurum compare` beside those of training.
-
-    Attributes:
-        max_members: Of the ensembles that are looked at.
-        batch_size: Images a batch where throughput is measured.
-        rounds: Turns that each measured case gets.
-        seconds: Length of a turn.
-        draws: Of the bootstraps behind all intervals.
-        seed: What they are drawn from.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_members: Annotated[int, Field(ge=1, le=20)] = 5
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
-    rounds: Annotated[int, Field(ge=1, le=1000)] = 5
-    seconds: Annotated[float, Field(gt=0, le=600)] = 0.3
-    draws: Annotated[int, Field(ge=100, le=100_000)] = 1000
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
 @dataclass(frozen=True)
@@ -115,7 +92,7 @@ def contenders_of(
             raise SettingsError(f"no architecture to train on {data}; name at least one with --arch")
         run = Run(out / "run")
         settings = settings_from(
-            TrainSettings, archs=tuple(dict.fromkeys(archs)), seed=seed, **{"epochs": _EPOCHS, **training}
+            TrainSettings, archs=tuple(dict.fromkeys(archs)), seed=seed, **{"epochs": COMPARED_EPOCHS, **training}
         )
         train_run(data, settings, run.path, TrainOptions())
         found = contenders_from_run(run, archs, "trained")

@@ -13,10 +13,11 @@ from PIL import Image
 from plurum.benchmarks.peers.material import Material
 from plurum.benchmarks.tools.accuracy import served_accuracy
 from plurum.benchmarks.tools.trained import trained_run
-from plurum.benchmarks.tune.tuning import TuneSettings, tune
+from plurum.benchmarks.tune.tuning import tune
 from plurum.files import atomic_file, atomic_folder
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
+from plurum.settings.benchmarks import TuneSettings
 from plurum.spec import Ensemble, Review, Voting, write_metadata
 
 __all__ = ["accuracy_of", "trained_material", "voting_by_the_mean"]

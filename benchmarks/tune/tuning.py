@@ -7,9 +7,6 @@ import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from plurum.benchmarks.tools.machine import machine, versions
 from plurum.benchmarks.tools.requests import encoded_from_folder, synthetic_images
@@ -24,39 +21,17 @@ from plurum.errors import MetadataError, SettingsError
 from plurum.files import atomic_folder
 from plurum.run import Run
 from plurum.serving import usable_cores
+from plurum.settings.benchmarks import TuneSettings
 
-__all__ = ["TuneSettings", "tune"]
+__all__ = ["tune"]
 
-Positive = Annotated[float, Field(gt=0)]
 _IMAGES = 8
 
 
-class TuneSettings(BaseModel):
-    """Options of `plurum tune`.
-
-    Attributes:
-        model: Who is asked: `ensemble` takes encoded images, `ensemble_pixels` decoded ones.
-        latency_ms: What 99 % of the answers must not take longer than; None where only throughput counts.
-        clients: Loads in requests in flight; empty takes four a core and, with a latency, fewer too.
-        seconds: Length of the first turn of each stage.
-        turns: Of the comparison at the end.
-        images: A folder with images to send, or None for synthetic ones.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: Literal["ensemble", "ensemble_pixels"] = "ensemble"
-    latency_ms: Positive | None = None
-    clients: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    seconds: Annotated[float, Field(ge=0.1)] = 2.0
-    turns: Annotated[int, Field(ge=1)] = 5
-    images: Path | None = None
-
-    def objective(self, cores: int) -> Objective:
-        """Return what is best on a machine of so many cores."""
-        usual = (4 * cores,) if self.latency_ms is None else (1, cores, 2 * cores, 4 * cores)
-        clients = tuple(sorted(set(self.clients or usual)))
-        return Objective(model=self.model, clients=clients, latency_ms=self.latency_ms)
+def _objective(settings: TuneSettings, cores: int) -> Objective:
+    usual = (4 * cores,) if settings.latency_ms is None else (1, cores, 2 * cores, 4 * cores)
+    clients = tuple(sorted(set(settings.clients or usual)))
+    return Objective(model=settings.model, clients=clients, latency_ms=settings.latency_ms)
 
 
 def tune(
@@ -92,7 +67,7 @@ def tune(
         raise SettingsError(f"{repository} is for a GPU, which has no other precisions to try; leave out --run")
     # Before the load that we make ourselves.
     state = machine()
-    objective = settings.objective(usable_cores())
+    objective = _objective(settings, usable_cores())
     encoded = (
         synthetic_images(own.ensemble.image) if settings.images is None else encoded_from_folder(settings.images)
     )[:_IMAGES]

@@ -4,7 +4,7 @@ from plurum.client.ui.app import ui_app
 from plurum.client.ui.connection import Connection
 from plurum.client.ui.corrections import write_corrections
 from plurum.client.ui.server import run_ui
-from plurum.client.ui.settings import UiSettings
 from plurum.client.ui.store import ReviewStore
+from plurum.settings.client import UiSettings
 
 __all__ = ["Connection", "ReviewStore", "UiSettings", "run_ui", "ui_app", "write_corrections"]

@@ -26,10 +26,10 @@ from plurum.client.ui.explanations import Explanations
 from plurum.client.ui.pages import Pages
 from plurum.client.ui.pictures import Asked, Decoding, Recent, readable, shown
 from plurum.client.ui.reviews import Reviews
-from plurum.client.ui.settings import UiSettings
 from plurum.client.ui.store import ReviewStore
 from plurum.errors import ImageError, PlurumError, ServerError
 from plurum.evidence import Evidence
+from plurum.settings.client import UiSettings
 
 __all__ = ["ui_app"]
 

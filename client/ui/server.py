@@ -15,10 +15,10 @@ import uvicorn
 from plurum.client.ui.app import ui_app
 from plurum.client.ui.connection import Connection
 from plurum.client.ui.page_connection import PageConnection
-from plurum.client.ui.settings import UiSettings
 from plurum.client.ui.store import ReviewStore
 from plurum.errors import ServerError
 from plurum.evidence import Evidence
+from plurum.settings.client import UiSettings
 
 __all__ = ["run_ui"]
 

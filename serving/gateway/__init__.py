@@ -1,6 +1,6 @@
 """HTTP gateway between a network and Triton: keys, limits, deadlines and retries; it calls Triton over local gRPC."""
 
 from plurum.serving.gateway.server import GatewayUrls, run_gateway
-from plurum.serving.gateway.settings import GatewaySettings
+from plurum.settings.serving import GatewaySettings
 
 __all__ = ["GatewaySettings", "GatewayUrls", "run_gateway"]

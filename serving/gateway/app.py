@@ -35,8 +35,8 @@ from plurum.serving.gateway.messages.kserve import (
 from plurum.serving.gateway.messages.tensors import check_image
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError, away
-from plurum.serving.gateway.settings import GatewaySettings
 from plurum.serving.gateway.triton import ENSEMBLE, PUBLIC, ServedEnsemble, TritonConnection, image_request
+from plurum.settings.serving import GatewaySettings
 
 __all__ = ["gateway_app"]
 

@@ -15,8 +15,8 @@ import grpc.aio
 
 from plurum.serving.gateway.deadlines import RequestDeadline
 from plurum.serving.gateway.metrics import GatewayMetrics
-from plurum.serving.gateway.settings import GatewaySettings
 from plurum.serving.gateway.triton import ENSEMBLE, ServedEnsemble, TritonConnection, probe_request
+from plurum.settings.serving import GatewaySettings
 
 __all__ = ["Health"]
 

@@ -24,9 +24,10 @@ from plurum.serving.gateway.app import gateway_app
 from plurum.serving.gateway.connections.connection import connection_class
 from plurum.serving.gateway.connections.handshakes import Handshakes
 from plurum.serving.gateway.connections.keys import Keys, read_keys
+from plurum.serving.gateway.listeners import is_loopback, open_listener
 from plurum.serving.gateway.metrics import GatewayMetrics
-from plurum.serving.gateway.settings import GatewaySettings, is_loopback, open_listener
 from plurum.serving.small_server import SmallHttpServer
+from plurum.settings.serving import GatewaySettings
 
 __all__ = ["GatewayUrls", "run_gateway"]
 

@@ -8,12 +8,11 @@ import re
 import ssl
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from plurum.errors import ServerError
 from plurum.regular_files import MAX_SECRET_BYTES, read_regular
+from plurum.settings.serving import ServerTls
 
-__all__ = ["ServerTls", "check_certificates"]
+__all__ = ["check_certificates"]
 
 _log = logging.getLogger(__name__)
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
@@ -23,23 +22,6 @@ _EDWARDS = (bytes.fromhex("06032b6570"), bytes.fromhex("06032b6571"))
 _LOCKED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")
 # OpenSSL reports the last one if the key type differs, such as RSA for an elliptic-curve certificate.
 _MISMATCHES = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"}
-
-
-class ServerTls(BaseModel):
-    """TLS on Triton's gRPC port; all files are PEM.
-
-    Attributes:
-        cert: The server's certificate, followed by the intermediate certificates.
-        key: The server's private key, without a password.
-        client_ca: Certificates of the authorities that sign client certificates (mutual TLS). None accepts every
-            client.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    cert: Path
-    key: Path
-    client_ca: Path | None = None
 
 
 def check_certificates(tls: ServerTls) -> None:

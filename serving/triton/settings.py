@@ -1,57 +1,21 @@
-"""Settings of a server, and their translation into Triton's command line."""
+"""Translation of a server's settings into Triton's command line."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
 from dataclasses import dataclass
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from plurum.errors import ServerError, SettingsError
-from plurum.serving.triton.certificates import ServerTls
+from plurum.settings.serving import ServerSettings, ServerTls
 
-__all__ = ["Ports", "ServerSettings", "claim_ports", "find_exposures", "is_exposed", "server_arguments"]
+__all__ = ["Ports", "claim_ports", "find_exposures", "is_exposed", "server_arguments"]
 
-Port = Annotated[int, Field(ge=0, le=65535)]
 # Endpoints that no client needs: loading a model runs code, and several vulnerabilities of this version of Triton lie
 # behind them. Triton requires this header, whose name no client can send: a line break ends a header in HTTP/1, and
 # gRPC closes a connection that sends one. The name is not a secret, so it may appear in Triton's arguments.
 _MANAGEMENT = ("shared-memory", "model-repository", "trace", "logging")
 _UNSENDABLE = "No client\ncan send this"
-
-
-class ServerSettings(BaseModel):
-    """Options of `plurum serve`.
-
-    Attributes:
-        host: Address to listen on, an IPv4 address or a host name.
-        grpc_host: Separate address for gRPC, so that gRPC can face a network while HTTP stays on this machine; a single
-            HTTP request can crash Triton 2.51. None uses `host`.
-        http_port: Port for HTTP; 0 picks a free port.
-        grpc_port: Port for gRPC; 0 picks a free port.
-        metrics_port: Port for metrics; 0 picks a free port.
-        grpc_tls: Certificates for gRPC; None leaves gRPC unencrypted.
-        start_timeout_s: Maximum time until the server has completed its first inference, seconds.
-        exit_timeout_s: Maximum time to wait for requests in flight at shutdown, whole seconds.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    host: str = "127.0.0.1"
-    grpc_host: str | None = None
-    http_port: Port = 8000
-    grpc_port: Port = 8001
-    metrics_port: Port = 8002
-    grpc_tls: ServerTls | None = None
-    start_timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    exit_timeout_s: Annotated[int, Field(ge=1)] = 5
-
-    @property
-    def grpc_address(self) -> str:
-        """Address that gRPC listens on."""
-        return self.host if self.grpc_host is None else self.grpc_host
 
 
 @dataclass(frozen=True)

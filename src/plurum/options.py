@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plurum.errors import SettingsError
 
-__all__ = ["NOT_AN_OPTION", "Option", "descriptions_from_docstring", "option_from_field", "settings_from"]
+__all__ = ["NOT_AN_OPTION", "Option", "Settings", "descriptions_from_docstring", "option_from_field", "settings_from"]
 
-_S = TypeVar("_S", bound=BaseModel)
+_S = TypeVar("_S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base class of settings: immutable; unknown names are refused."""
+
+    # The command line reads the fields of all settings and uses those of one command.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Option:
     is_offered: bool = True
 
     @classmethod
-    def of(cls, kind: type[BaseModel], field: str) -> Option:
+    def of(cls, kind: type[Settings], field: str) -> Option:
         """Return the option of a field."""
         found = (one for one in kind.model_fields[field].metadata if isinstance(one, Option))
         return next(found, _PLAIN)
@@ -59,11 +67,12 @@ def settings_from(kind: type[_S], **values: Any) -> _S:
         raise SettingsError("; ".join(faults)) from error
 
 
-def option_from_field(kind: type[BaseModel], field: str) -> str:
+def option_from_field(kind: type[Settings], field: str) -> str:
     """Return the command-line option of a settings field, such as `--batch-size` for `batch_size`."""
     return Option.of(kind, field).name or f"--{field.replace('_', '-')}"
 
 
+@functools.cache
 def descriptions_from_docstring(kind: type) -> dict[str, str]:
     """Return the description of each attribute in the docstring of `kind`, by name."""
     attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")[2]
@@ -71,7 +80,7 @@ def descriptions_from_docstring(kind: type) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in found}
 
 
-def _fault(kind: type[BaseModel], loc: tuple[int | str, ...], msg: str, input: object, **_: object) -> str:  # noqa: A002 - pydantic's name
+def _fault(kind: type[Settings], loc: tuple[int | str, ...], msg: str, input: object, **_: object) -> str:  # noqa: A002 - pydantic's name
     if not loc:
         return msg.removeprefix("Value error, ")
     expected = msg.removeprefix("Value error, ").replace("Input should be ", "expected ", 1)

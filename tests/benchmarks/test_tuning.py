@@ -18,7 +18,7 @@ from plurum.benchmarks.tune import exports as tuning_exports
 from plurum.benchmarks.tune.exports import exports_from_run
 from plurum.benchmarks.tune.repository import Artefacts, read_artefacts, write_variant
 from plurum.benchmarks.tune.space import batchings, forms, members, precisions, shapes
-from plurum.benchmarks.tune.tuning import TuneSettings, tune
+from plurum.benchmarks.tune.tuning import tune
 from plurum.benchmarks.tune.variant import AS_IS, Backend, Batching, Placement, Variant
 from plurum.cli.main import app
 from plurum.errors import ParityError, RepositoryError, SettingsError
@@ -28,6 +28,7 @@ from plurum.export.repository.configs import fused_config, member_config, text_o
 from plurum.export.settings import Execution
 from plurum.run import Run
 from plurum.serving.triton.staging import complete_config, read_config
+from plurum.settings.benchmarks import TuneSettings
 from plurum.spec import read_ensemble
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tuning.md"

@@ -65,7 +65,7 @@ def test_facing_a_network_without_keys_or_tls_is_warned_of() -> None:
         (("--keys", "absent"), "--keys: expected a readable text file, got absent: No such file"),
         (("--tls-cert", "cert.pem"), "Give both"),
         (("--tls-cert", "junk", "--tls-key", "junk"), "expected a certificate and its private key"),
-        (("--deadline-s", "200"), "expected at most max_deadline_s = 120, got 200"),
+        (("--deadline-s", "200"), "expected at most 120, the --max-deadline-s, got 200"),
         (("--host", "192.0.2.1"), "got 0 on 192.0.2.1: "),
     ],
 )

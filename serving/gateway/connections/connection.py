@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from plurum.serving.gateway.connections.middleware import GatewayMiddleware
 from plurum.serving.gateway.metrics import GatewayMetrics
-from plurum.serving.gateway.settings import GatewaySettings
+from plurum.settings.serving import GatewaySettings
 
 if TYPE_CHECKING:
     from starlette.types import Scope

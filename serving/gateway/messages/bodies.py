@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from plurum.serving.gateway.messages.forms import Upload, uploads_from_form
 from plurum.serving.gateway.refusals import RefusalError
-from plurum.serving.gateway.settings import COPIES
+from plurum.settings.serving import COPIES
 
 __all__ = ["Bodies", "uploads_from_body"]
 

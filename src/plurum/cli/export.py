@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plurum.cli.options import with_options
+from plurum.export.settings import ExportSettings
+
 if TYPE_CHECKING:
-    from plurum.export import ExportImages, ExportResult, ExportSettings
+    from plurum.export import ExportImages, ExportResult
     from plurum.spec import ImageSpec
 
 __all__ = ["export"]
@@ -32,26 +35,16 @@ _PRINT_VERSION = "from plurum.export.engines.nvinfer import main; main()"
 _MEAN, _STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
 
 
+@with_options
 def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     source: Annotated[
         list[Path],
         typer.Argument(help="A run fitted by `plurum fit`, or your own checkpoints.", metavar="RUN|CHECKPOINT…"),
     ],
+    settings: ExportSettings,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the model repository to write [dim]\\[RUN/model_repository][/dim].")
     ] = None,
-    target: Annotated[str, typer.Option(help="Hardware to serve on: cpu or gpu.")] = "cpu",
-    precision: Annotated[
-        str, typer.Option(help="fp32, bf16 or int8 on a CPU, fp32 or fp16 on a GPU; auto chooses per member.")
-    ] = "fp32",
-    fused: Annotated[
-        bool, typer.Option("--fused", help="Add the model ensemble_fused: members and vote in one graph.")
-    ] = False,
-    max_batch_size: Annotated[int, typer.Option(help="Largest batch that the server accepts, 1 to 1024.")] = 16,
-    tolerance: Annotated[
-        float,
-        typer.Option(help="Largest allowed difference in any probability between PyTorch and an FP32 graph, 0 to 1."),
-    ] = 1e-4,
     build_engines: Annotated[
         bool,
         typer.Option(
@@ -104,20 +97,9 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
 
       plurum export runs/digits --target gpu --precision fp16 --out gpu && plurum export --build-engines gpu
     """
-    from plurum.export.settings import ExportSettings
-    from plurum.options import settings_from
-
     if build_engines:
         _build(source[0], as_json=as_json)
         return
-    settings = settings_from(
-        ExportSettings,
-        target=target,
-        precision=precision,
-        fused=fused,
-        max_batch_size=max_batch_size,
-        tolerance=tolerance,
-    )
     repository = out or source[0] / "model_repository"
     if source[0].is_file() or arch:
         checked_on = "validation images" if images else "generated images"

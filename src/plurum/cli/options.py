@@ -11,13 +11,11 @@ from types import GenericAlias, NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from rich.markup import escape
 
-from plurum.options import Option, descriptions_from_docstring, option_from_field, settings_from
+from plurum.options import Option, Settings, descriptions_from_docstring, option_from_field, settings_from
 
-__all__ = ["Given", "with_options"]
+__all__ = ["Given", "OverHttp", "ServerUrls", "with_options"]
 
 
 @dataclass(frozen=True)
@@ -31,15 +29,16 @@ class Given:
         panel: Heading under which `--help` lists the options; empty takes the general one.
     """
 
-    kind: type[BaseModel]
+    kind: type[Settings]
     fields: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     panel: str = ""
 
     def parameters(self) -> list[Parameter]:
         """Return the parameters of a command for these options."""
-        defaults = {name: self.defaults.get(name, self.kind.model_fields[name].default) for name in self.fields}
-        notes = {name: f" [dim]\\[default: {default}][/dim]" if default else "" for name, default in defaults.items()}
+        defaults = {name: one.default for name, one in self.kind.model_fields.items() if not one.is_required()}
+        shown = {**defaults, **self.defaults}
+        notes = {name: f" [dim]\\[default: {shown[name]}][/dim]" if shown.get(name) else "" for name in self.fields}
         return [_parameter(self.kind, name, None, self.panel, notes[name]) for name in self.fields]
 
     def read(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,21 +50,28 @@ class Given:
 class _All:
     """All options of settings."""
 
-    kind: type[BaseModel]
+    kind: type[Settings]
 
     @property
     def fields(self) -> tuple[str, ...]:
+        """Names of the fields."""
         return tuple(name for name in self.kind.model_fields if Option.of(self.kind, name).is_offered)
 
     def parameters(self) -> list[Parameter]:
-        fields = {name: self.kind.model_fields[name] for name in self.fields}
-        defaults = {name: Parameter.empty if one.is_required() else one.default for name, one in fields.items()}
+        """Return the parameters of a command for these options."""
         return [
-            _parameter(self.kind, name, default, Option.of(self.kind, name).panel) for name, default in defaults.items()
+            _parameter(self.kind, name, self._default(name), Option.of(self.kind, name).panel) for name in self.fields
         ]
 
-    def read(self, values: Mapping[str, Any]) -> BaseModel:
-        return settings_from(self.kind, **{name: values[name] for name in self.fields})
+    def read(self, values: Mapping[str, Any]) -> Settings:
+        """Return the settings; options without a value keep the field's default."""
+        return settings_from(self.kind, **{name: values[name] for name in self.fields if values[name] is not None})
+
+    def _default(self, name: str) -> Any:
+        field = self.kind.model_fields[name]
+        if field.is_required():
+            return Parameter.empty
+        return None if field.default == () else field.default
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -90,19 +96,31 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+ServerUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--url",
+        help="Server: HOST:PORT for gRPC or http(s)://HOST:PORT; repeat to use several in turn.",
+        show_default="this machine",
+    ),
+]
+OverHttp = Annotated[bool, typer.Option("--http", help="Use HTTP (port 8000) instead of gRPC (port 8001).")]
+
+
 def _source(annotation: Any) -> Given | _All | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
         return _All(annotation)
     return next((mark for mark in get_args(annotation) if isinstance(mark, Given)), None)
 
 
-def _parameter(kind: type[BaseModel], name: str, default: Any, panel: str, note: str = "") -> Parameter:
+def _parameter(kind: type[Settings], name: str, default: Any, panel: str, note: str = "") -> Parameter:
     """Return a command's parameter for a field; `note` follows its description in `--help`."""
     option, values = Option.of(kind, name), kind.model_fields[name]
     text = descriptions_from_docstring(kind).get(name, "").removeprefix("If True, ")
     info = typer.Option(
         option_from_field(kind, name),
-        help=escape(text[:1].upper() + text[1:]) + note,
+        # In Rich's markup, [ starts a tag.
+        help=(text[:1].upper() + text[1:]).replace("[", "\\[") + note,
         metavar=option.metavar or "|".join(_choices(values.annotation)) or None,
         rich_help_panel=panel or None,
     )

@@ -9,21 +9,25 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from plurum.cli.options import Given, with_options
 from plurum.errors import SettingsError, needs_extra
+from plurum.settings.serving import ServerSettings, ServerTls
 
 if TYPE_CHECKING:
     from plurum.serving.releases.releases import Releases
     from plurum.serving.releases.snapshot import Snapshot
-    from plurum.serving.triton.certificates import ServerTls
 
 __all__ = ["serve"]
 
 
-def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
+@with_options
+def serve(
+    settings: ServerSettings,
+    tls: Annotated[dict[str, Any], Given(ServerTls, ("cert", "key", "client_ca"))],
     repository: Annotated[
         Path | None,
         typer.Argument(help="Model repository written by `plurum export`.", metavar="REPO", show_default=False),
@@ -32,9 +36,6 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
         Path | None,
         typer.Option(help="Releases folder: its public release is served, and `plurum rollout` replaces it."),
     ] = None,
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of HTTP; 0 takes a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of gRPC; 0 takes a free one.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of /metrics; 0 takes a free one.")] = 8002,
     status_port: Annotated[
         int,
         typer.Option(
@@ -43,16 +44,6 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
             help="Port of the status page: /v2/health/ready from real inferences, and restarts; 0 takes a free one.",
         ),
     ] = 8003,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    grpc_host: Annotated[
-        str | None,
-        typer.Option(help="Address to listen on for gRPC only, such as 0.0.0.0.", show_default="that of --host"),
-    ] = None,
-    grpc_tls_cert: Annotated[Path | None, typer.Option(help="Certificate chain in PEM; enables TLS for gRPC.")] = None,
-    grpc_tls_key: Annotated[Path | None, typer.Option(help="Private key of --grpc-tls-cert in PEM.")] = None,
-    grpc_tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Certificate authority of client certificates in PEM; enables mutual TLS.")
-    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the URLs as one line of JSON.")] = False,
 ) -> None:
     """Serve a model repository on Triton until Ctrl-C.
@@ -75,36 +66,26 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
       plurum serve REPO --grpc-host 0.0.0.0 --grpc-tls-cert cert.pem --grpc-tls-key key.pem --grpc-tls-client-ca ca.pem
     """
     with needs_extra("serving"):
-        from plurum.serving import ServerSettings, Supervisor
+        from plurum.serving import Supervisor
         from plurum.serving.status import Status, StatusServer
 
-    settings = ServerSettings(
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        grpc_host=grpc_host,
-        grpc_tls=_tls(grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca),
-    )
+    if tls:
+        settings = settings.model_copy(update={"grpc_tls": _tls(tls)})
     status = Status()
     with (
         _interruptible(),
         _open_releases(repository, releases) as (first, open_releases),
-        StatusServer(status, host, status_port) as status_server,
+        StatusServer(status, settings.host, status_port) as status_server,
         Supervisor(first, settings, status=status, releases=open_releases) as supervisor,
     ):
         _announce({**asdict(supervisor.urls), "status": status_server.url}, supervisor.snapshot, as_json=as_json)
         supervisor.watch()
 
 
-def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTls | None:
-    from plurum.serving.triton.certificates import ServerTls
-
-    if cert is None and key is None and client_ca is None:
-        return None
-    if cert is None or key is None:
+def _tls(given: dict[str, Any]) -> ServerTls:
+    if not {"cert", "key"} <= given.keys():
         raise SettingsError("--grpc-tls-cert, --grpc-tls-key: expected both, got one. Add the other.")
-    return ServerTls(cert=cert, key=key, client_ca=client_ca)
+    return ServerTls(**given)
 
 
 @contextlib.contextmanager

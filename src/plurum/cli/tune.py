@@ -9,41 +9,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from plurum.cli.options import with_options
+from plurum.settings.benchmarks import TuneSettings
+
 if TYPE_CHECKING:
     from plurum.benchmarks.tune.result import TuneResult
 
 __all__ = ["tune"]
 
 
-def tune(  # noqa: PLR0913, PLR0917 - one parameter per option
+@with_options
+def tune(
     repository: Annotated[
         Path,
         typer.Argument(help="Model repository written by `plurum export`; for a GPU, with its plans.", metavar="REPO"),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the tuned repository, written atomically.", metavar="TUNED")],
+    settings: TuneSettings,
     run: Annotated[
         Path | None,
         typer.Option(help="Run that REPO was exported from; adds bf16 and int8, with export's parity checks."),
     ] = None,
-    latency_ms: Annotated[
-        float | None,
-        typer.Option(help="Limit of the 99th percentile latency in ms [dim]\\[none: highest throughput][/dim]."),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="Model to measure: ensemble (encoded images) or ensemble_pixels (decoded images).")
-    ] = "ensemble",
-    clients: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated numbers of requests in flight, such as `4,8` "
-            "[dim]\\[4 per core; fewer too with a latency limit][/dim]."
-        ),
-    ] = "",
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of images to send [dim]\\[synthetic JPEGs][/dim].")
-    ] = None,
-    seconds: Annotated[float, typer.Option(help="Seconds of the first, shortest measurements.")] = 2.0,
-    turns: Annotated[int, typer.Option(help="Final measurements of REPO and of TUNED.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print all measurements as JSON.")] = False,
 ) -> None:
     """Find the fastest configuration of a repository on this machine: form, instances, threads, backend, batching.
@@ -63,22 +49,11 @@ def tune(  # noqa: PLR0913, PLR0917 - one parameter per option
     from plurum.errors import needs_extra
 
     with needs_extra("all", "matplotlib", "onnx", "onnxruntime", "torch", "tritonclient.grpc"):
-        from plurum.benchmarks.tune.tuning import TuneSettings
         from plurum.benchmarks.tune.tuning import tune as tune_repository
     from rich.console import Console
 
     from plurum.run import Run
-    from plurum.training import settings_from
 
-    settings = settings_from(
-        TuneSettings,
-        model=model,
-        latency_ms=latency_ms,
-        clients=_numbers(clients),
-        seconds=seconds,
-        turns=turns,
-        images=images,
-    )
     # SIGTERM cleans up as Ctrl-C does: it stops the processes and removes partial output.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -91,15 +66,6 @@ def tune(  # noqa: PLR0913, PLR0917 - one parameter per option
         sys.stdout.write(result.model_dump_json() + "\n")
     else:
         _show(result, out)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    from plurum.errors import SettingsError
-
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise SettingsError(f"--clients: expected comma-separated integers above 0, got {text}")
-    return tuple(map(int, parts))
 
 
 def _show(result: TuneResult, out: Path) -> None:

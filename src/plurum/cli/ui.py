@@ -9,20 +9,18 @@ from typing import Annotated
 
 import typer
 
+from plurum.cli.options import OverHttp, ServerUrls, with_options
 from plurum.errors import needs_extra
+from plurum.settings.client import UiSettings
 
 __all__ = ["ui"]
 
 
+@with_options
 def ui(  # noqa: PLR0913, PLR0917 - one parameter per option
-    url: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Server: HOST:PORT for gRPC or http(s)://HOST:PORT; repeat to use several in turn.",
-            show_default="this machine",
-        ),
-    ] = None,
-    http: Annotated[bool, typer.Option("--http", help="Use HTTP (port 8000) instead of gRPC (port 8001).")] = False,
+    settings: UiSettings,
+    url: ServerUrls = None,
+    http: OverHttp = False,
     run: Annotated[Path | None, typer.Option(help="Run that is served; enables Grad-CAM maps of its members.")] = None,
     store: Annotated[
         Path | None,
@@ -36,12 +34,7 @@ def ui(  # noqa: PLR0913, PLR0917 - one parameter per option
         Path | None,
         typer.Option(metavar="FILE", help="Write the decisions to FILE atomically and exit."),
     ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. There is NO login: everyone who can connect sees all images.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8085,
     timeout_s: Annotated[float, typer.Option(help="Longest time for a prediction, in seconds.")] = 20.0,
-    max_image_mib: Annotated[int, typer.Option(min=1, help="Largest image file in MiB.")] = 64,
 ) -> None:
     """Serve a web page to drop images on, to see predictions with their uncertainty, and to decide reviews.
 
@@ -59,7 +52,7 @@ def ui(  # noqa: PLR0913, PLR0917 - one parameter per option
       plurum train corrections.csv --arch resnet18 --out runs/next
     """
     with needs_extra("ui", "jinja2", "starlette", "uvicorn", "tritonclient.grpc"):
-        from plurum.client.ui import Connection, ReviewStore, UiSettings, run_ui, write_corrections
+        from plurum.client.ui import Connection, ReviewStore, run_ui, write_corrections
     from plurum.evidence import Evidence
     from plurum.run import Run
 
@@ -69,7 +62,6 @@ def ui(  # noqa: PLR0913, PLR0917 - one parameter per option
         return
     evidence = Evidence(Run(run)) if run is not None else None
     connection = Connection(url or None, "http" if http else None, timeout_s)
-    settings = UiSettings(host=host, port=port, max_image_mib=max_image_mib)
     run_ui(connection, reviews, evidence, settings, lambda at: _announce(at, reviews.folder))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from plurum.conventions import PatientRule
-from plurum.options import Option
+from plurum.options import Option, Settings
 
 __all__ = ["EvaluationSettings", "FitSettings", "TrainOptions", "TrainSettings"]
 
@@ -20,7 +20,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Draws = Annotated[int, Field(ge=100, le=100_000)]
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Settings):
     """Settings of the members to train.
 
     Attributes:
@@ -63,8 +63,6 @@ class TrainSettings(BaseModel):
             fp32.
         compile: If True, compile models with torch.compile, which needs a C++ compiler and takes minutes.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     archs: Annotated[
         tuple[Text, ...], Field(min_length=1, max_length=64), Option("--arch", panel="Members", metavar="ARCH")
@@ -119,7 +117,7 @@ class TrainSettings(BaseModel):
         return self.archs * self.seeds
 
 
-class TrainOptions(BaseModel):
+class TrainOptions(Settings):
     """Settings of the execution of a training; they do not change the trained members.
 
     Attributes:
@@ -128,8 +126,6 @@ class TrainOptions(BaseModel):
         save_every_s: Seconds between checkpoints of an unfinished member; an interruption loses at most that much work.
         fresh: If True, start over in a folder that holds another run.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     jobs: Annotated[int, Field(ge=1, le=64), _WORK] = 1
     tensorboard: Annotated[bool, _WORK] = False
@@ -151,7 +147,7 @@ def _shares_from_texts(given: object) -> object:
     return shares or None
 
 
-class FitSettings(BaseModel):
+class FitSettings(Settings):
     """Settings of a fit.
 
     Attributes:
@@ -169,8 +165,6 @@ class FitSettings(BaseModel):
         draws: Bootstrap resamples, by patient, for comparing votes.
         seed: Random seed of the bootstrap and of the folds of `stack`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["soft", "hard", "stack"] = "soft"
     select: Literal["backward", "greedy", "all"] = "backward"
@@ -204,7 +198,7 @@ class FitSettings(BaseModel):
         return self
 
 
-class EvaluationSettings(BaseModel):
+class EvaluationSettings(Settings):
     """Settings of an evaluation.
 
     Attributes:
@@ -212,8 +206,6 @@ class EvaluationSettings(BaseModel):
         draws: Bootstrap resamples, by patient, for the confidence intervals.
         seed: Random seed of the bootstrap.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     split: Literal["validation", "test"] = "test"
     draws: Draws = 1000

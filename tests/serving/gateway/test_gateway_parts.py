@@ -30,12 +30,14 @@ from tritonclient.grpc import service_pb2 as pb
 from uvicorn.server import ServerState
 
 from plurum.errors import ServerError, SettingsError
+from plurum.options import settings_from
 from plurum.predictions.wire import bytes_from_raw
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.connections.connection import connection_class
 from plurum.serving.gateway.connections.keys import read_keys
 from plurum.serving.gateway.connections.middleware import GatewayMiddleware
 from plurum.serving.gateway.deadlines import RequestDeadline, is_bulk, stated_s
+from plurum.serving.gateway.listeners import open_listener
 from plurum.serving.gateway.messages.kserve import (
     MAX_JSON_BYTES,
     InferenceRequest,
@@ -44,9 +46,9 @@ from plurum.serving.gateway.messages.kserve import (
 )
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError
-from plurum.serving.gateway.settings import GatewaySettings, open_listener, settings_from_options
 from plurum.serving.gateway.triton import ENSEMBLE, TritonConnection, image_request
 from plurum.serving.triton.metrics import metrics_at
+from plurum.settings.serving import GatewaySettings
 
 LONG = 60.0
 
@@ -214,19 +216,19 @@ def test_keys_that_others_can_read_are_warned_of(tmp_path: Path, caplog: pytest.
         ({"triton": "http://127.0.0.1:8000"}, "HOST:PORT or unix:PATH"),
         ({"triton": "localhost"}, "HOST:PORT or unix:PATH"),
         ({"tls_cert": "cert.pem"}, "Give both"),
-        ({"max_body_mib": 200}, "expected at least 600, 3 times max_body_mib, got 512. Give --max-buffered-mib"),
-        ({"deadline_s": 500.0}, "expected at most max_deadline_s = 120, got 500"),
-        ({"deadline_s": -1.0}, "--deadline-s Input should be greater than 0"),
+        ({"max_body_mib": 200}, "expected at least 600, 3 times --max-body-mib, got 512. Raise it"),
+        ({"deadline_s": 500.0}, "--deadline-s: expected at most 120, the --max-deadline-s, got 500"),
+        ({"deadline_s": -1.0}, "--deadline-s: expected a number greater than 0"),
     ],
 )
 def test_settings_that_can_not_be_used(options: dict[str, object], fault: str) -> None:
     with pytest.raises(SettingsError, match=fault):
-        settings_from_options(**options)
+        settings_from(GatewaySettings, **options)
 
 
 @pytest.mark.parametrize("triton", ["127.0.0.1:8001", "[::1]:8001", "triton.local:8001", "unix:/run/triton.sock:8001"])
 def test_places_where_triton_can_be(triton: str) -> None:
-    assert settings_from_options(triton=triton).triton == triton
+    assert settings_from(GatewaySettings, triton=triton).triton == triton
 
 
 def test_a_port_that_is_taken() -> None:

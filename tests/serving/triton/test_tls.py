@@ -25,8 +25,9 @@ from plurum.client import EnsembleClient, Tls
 from plurum.errors import ServerError
 from plurum.run import Run
 from plurum.serving import Server
-from plurum.serving.triton.certificates import ServerTls, check_certificates
+from plurum.serving.triton.certificates import check_certificates
 from plurum.serving.triton.settings import Ports, server_arguments
+from plurum.settings.serving import ServerTls
 from tests.cli.test_serve import command, server_of, serving
 from tests.serving.triton.test_server import FREE, nothing_is_left
 

@@ -1,0 +1,69 @@
+"""Settings of `plurum tune` and `plurum compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from plurum.options import NOT_AN_OPTION, Option, Settings
+
+__all__ = ["COMPARED_EPOCHS", "CompareSettings", "TuneSettings"]
+
+# Training epochs of `plurum compare` unless the user gives others.
+COMPARED_EPOCHS = 8
+_MEASURING = Option(panel="Measuring")
+
+
+def _numbers_from_text(given: object) -> object:
+    """Return the integers of a comma-separated text; pass other values on."""
+    if not isinstance(given, str):
+        return given
+    parts = [part.strip() for part in given.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError("expected comma-separated integers above 0")
+    return tuple(map(int, parts))
+
+
+class TuneSettings(Settings):
+    """Settings of a search for the fastest configuration.
+
+    Attributes:
+        latency_ms: Limit of the 99th percentile latency in ms. By default, none: the highest throughput wins.
+        model: Model to measure: `ensemble` takes encoded images, `ensemble_pixels` decoded ones.
+        clients: Comma-separated numbers of requests in flight, such as `4,8`. By default, 4 per core; fewer too with a
+            latency limit.
+        images: Folder of images to send. By default, synthetic JPEGs.
+        seconds: Seconds of the first, shortest measurements.
+        turns: Final measurements of the repository before and after tuning.
+    """
+
+    latency_ms: Annotated[float | None, Field(gt=0)] = None
+    model: Literal["ensemble", "ensemble_pixels"] = "ensemble"
+    clients: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_numbers_from_text), Option(type=str)
+    ] = ()
+    images: Path | None = None
+    seconds: Annotated[float, Field(ge=0.1)] = 2.0
+    turns: Annotated[int, Field(ge=1)] = 5
+
+
+class CompareSettings(Settings):
+    """Settings of a comparison of architectures, without those of training.
+
+    Attributes:
+        max_members: Largest number of members in an ensemble.
+        batch_size: Images per batch where throughput is measured.
+        rounds: Speed measurements per architecture and runtime.
+        seconds: Seconds per speed measurement.
+        draws: Bootstrap resamples, by patient, for the confidence intervals.
+        seed: Random seed of training and bootstrap.
+    """
+
+    max_members: Annotated[int, Field(ge=1, le=20), _MEASURING] = 5
+    batch_size: Annotated[int, Field(ge=1, le=1024), NOT_AN_OPTION] = 16
+    rounds: Annotated[int, Field(ge=1, le=1000), _MEASURING] = 5
+    seconds: Annotated[float, Field(gt=0, le=600), _MEASURING] = 0.3
+    draws: Annotated[int, Field(ge=100, le=100_000), _MEASURING] = 1000
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
