@@ -10,7 +10,7 @@ contains the graphs that were checked. INT8 and FP16 members keep their precisio
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from plurum.export.graphs.runtimes import onnx_session, openvino_runner
 from plurum.export.settings import Backend
 from plurum.predictions.outputs import OUTPUTS
 from plurum.spec import INPUT_PIXELS, LOGITS
-from plurum.voting import Verdict, VotingRule
+from plurum.voting import MODES, Verdict, VotingRule
 
 __all__ = ["FUSED_OUTPUTS", "VoteModel", "fused_from_onnx", "verdict_from_fused"]
 
@@ -57,7 +57,13 @@ class VoteModel(nn.Module):
         members = logits.softmax(dim=-1)
         weights = _tensor(self.rule.weights).view(1, -1, 1)
         mean = (members * weights).sum(dim=1)
-        probabilities, index = self._hard(members, mean) if self.rule.mode == "hard" else self._soft(members, mean)
+        probabilities = _VOTES[self.rule.mode](members, mean, self.rule)
+        if MODES[self.rule.mode].has_probabilities:
+            probabilities = _corrected(probabilities, self.rule)
+            index = probabilities.argmax(dim=-1, keepdim=True)
+        else:
+            tied = probabilities >= probabilities.max(dim=-1, keepdim=True).values - _ROUNDING
+            index = torch.where(tied, mean, -1.0).argmax(dim=-1, keepdim=True)
         winner = torch.arange(logits.shape[2]) == index
         inside = winner
         if self.rule.quantiles is not None:
@@ -84,24 +90,33 @@ class VoteModel(nn.Module):
         }
         return tuple(outputs[name] for name in FUSED_OUTPUTS)
 
-    def _soft(self, members: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        rule, vote = self.rule, mean
-        if rule.mode == "stack":
-            features = members.clamp(min=_LEAST_PROBABILITY).log().flatten(1)
-            scores = features @ _tensor(rule.coefficients or ()).T + _tensor(rule.intercepts or ())
-            vote = scores.softmax(dim=-1)
-        if rule.temperature != 1.0:
-            vote = (vote.clamp(min=_TINY).log() / rule.temperature).softmax(dim=-1)
-        if rule.prior_ratio is not None:
-            shared = vote * _tensor(rule.prior_ratio)
-            vote = shared / shared.sum(dim=-1, keepdim=True)
-        return vote, vote.argmax(dim=-1, keepdim=True)
 
-    def _hard(self, members: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        votes = torch.arange(members.shape[2]) == members.argmax(dim=-1, keepdim=True)
-        shares = (votes * _tensor(self.rule.weights).view(1, -1, 1)).sum(dim=1)
-        tied = shares >= shares.max(dim=-1, keepdim=True).values - _ROUNDING
-        return shares, torch.where(tied, mean, -1.0).argmax(dim=-1, keepdim=True)
+def _hard_vote(members: Tensor, _mean: Tensor, rule: VotingRule) -> Tensor:
+    votes = torch.arange(members.shape[2]) == members.argmax(dim=-1, keepdim=True)
+    return (votes * _tensor(rule.weights).view(1, -1, 1)).sum(dim=1)
+
+
+def _stacked_vote(members: Tensor, _mean: Tensor, rule: VotingRule) -> Tensor:
+    features = members.clamp(min=_LEAST_PROBABILITY).log().flatten(1)
+    return (features @ _tensor(rule.coefficients or ()).T + _tensor(rule.intercepts or ())).softmax(dim=-1)
+
+
+# The votes of `plurum.voting.MODES` in PyTorch.
+_VOTES: dict[str, Callable[[Tensor, Tensor, VotingRule], Tensor]] = {
+    "soft": lambda _, mean, __: mean,
+    "hard": _hard_vote,
+    "stack": _stacked_vote,
+}
+
+
+def _corrected(vote: Tensor, rule: VotingRule) -> Tensor:
+    """Return probabilities tempered and corrected for class frequencies."""
+    if rule.temperature != 1.0:
+        vote = (vote.clamp(min=_TINY).log() / rule.temperature).softmax(dim=-1)
+    if rule.prior_ratio is not None:
+        shared = vote * _tensor(rule.prior_ratio)
+        vote = shared / shared.sum(dim=-1, keepdim=True)
+    return vote
 
 
 def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path: Path) -> None:

@@ -17,7 +17,7 @@ from plurum.conventions import PatientRule
 from plurum.errors import MetadataError
 from plurum.files import write_text
 from plurum.regular_files import read_regular
-from plurum.voting import VotingRule, rule_from_ensemble
+from plurum.voting import MODES, VotingRule, rule_from_ensemble
 
 __all__ = [
     "IMAGE",
@@ -158,13 +158,19 @@ class Member(Metadata):
     validation: Scores | None = None
 
 
+def _check_mode(mode: str) -> str:
+    if mode not in MODES:
+        raise ValueError(f"expected one of {', '.join(MODES)}, got {mode!r}")
+    return mode
+
+
 class Voting(Metadata):
     """Vote that combines the members' outputs.
 
     Attributes:
-        mode: Voting mode: `soft` averages probabilities, `hard` counts votes, `stack` uses a logistic regression.
+        mode: Voting mode, see `plurum.voting.MODES`.
         weights: Weights of the members, which sum to 1; equal if the vote is stacked.
-        temperature: Temperature applied after averaging or stacking.
+        temperature: Temperature applied to the vote's probabilities.
         tie_rule: Rule for ties of a hard vote; there is only one.
         coefficients: Stacking coefficients of log-probabilities, `[classes][members * classes]`, the first member's
             classes first.
@@ -173,7 +179,7 @@ class Voting(Metadata):
             tempered vote; None if they are equal.
     """
 
-    mode: Literal["soft", "hard", "stack"] = "soft"
+    mode: Annotated[str, AfterValidator(_check_mode)] = "soft"
     weights: tuple[Share, ...]
     temperature: Scale = 1.0
     tie_rule: Literal["higher soft vote, then lower class index"] = "higher soft vote, then lower class index"
@@ -185,13 +191,13 @@ class Voting(Metadata):
     def _parts_agree(self) -> Voting:
         if not math.isclose(sum(self.weights), 1.0, abs_tol=1e-6):
             raise ValueError(f"weights: expected a sum of 1, got {sum(self.weights)}")
-        stacked = self.coefficients is not None, self.intercepts is not None
-        if self.mode == "stack" and not all(stacked):
-            raise ValueError("a stacked vote needs coefficients and intercepts")
-        if self.mode != "stack" and any(stacked):
-            raise ValueError(f"coefficients and intercepts: expected only with mode stack, got mode {self.mode}")
-        if self.mode == "hard" and self.prior_ratio is not None:
-            raise ValueError("prior_ratio: not supported with mode hard, whose vote fractions are not probabilities")
+        mode = MODES[self.mode]
+        for name in {name for one in MODES.values() for name in one.parameters}:
+            if (getattr(self, name) is not None) != (name in mode.parameters):
+                names = " and ".join(mode.parameters) or "no coefficients or intercepts"
+                raise ValueError(f"{name}: mode {self.mode} needs {names}")
+        if not mode.has_probabilities and self.prior_ratio is not None:
+            raise ValueError(f"prior_ratio: not supported with mode {self.mode}, whose votes are not probabilities")
         return self
 
 

@@ -9,15 +9,17 @@ entropies are in nats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "MODES",
     "Verdict",
+    "VotingMode",
     "VotingRule",
     "decide",
     "entropy",
@@ -52,9 +54,9 @@ class VotingRule:
     Attributes:
         weights: Weights of the members, each ≥ 0, which sum to 1. A stacked vote uses them only for disagreement and
             spread.
-        mode: Voting mode: `soft` averages probabilities, `hard` counts votes, `stack` uses a logistic regression.
-        temperature: Temperature after averaging (Rahaman & Thiery, arXiv 2007.08792) or stacking; > 0, 1 for hard
-            votes.
+        mode: Voting mode, see `MODES`.
+        temperature: Temperature applied to the vote's probabilities (Rahaman & Thiery, arXiv 2007.08792); > 0, 1 for
+            hard votes.
         quantiles: Largest `1 - probability` at which a class stays in the prediction set, one per class; None keeps
             only the predicted class.
         review_threshold: Confidence below which a prediction needs review, 0 to 1.
@@ -66,7 +68,7 @@ class VotingRule:
     """
 
     weights: tuple[float, ...]
-    mode: Literal["soft", "hard", "stack"] = "soft"
+    mode: str = "soft"
     temperature: float = 1.0
     quantiles: tuple[float, ...] | None = None
     review_threshold: float = 0.0
@@ -244,24 +246,51 @@ def pool_groups(
     return np.asarray((wins / images + 1e-9 * mean) / (1 + 1e-9))
 
 
+class VotingMode(NamedTuple):
+    """A way to combine the members' probabilities; `plurum.export.graphs.fused` has its form in ONNX.
+
+    Attributes:
+        vote: Function of the members' probabilities `[batch, members, classes]`, their soft vote and the rule; returns
+            `[batch, classes]`.
+        has_probabilities: True if the vote has probabilities, which a temperature and class frequencies correct. Other
+            votes count, and ties go to the class with the higher soft vote.
+        has_weights: True if weights are fitted for it; otherwise they are equal.
+        parameters: Names of fitted parameters of the rule that no other mode has.
+    """
+
+    vote: Callable[[Floats, Floats, VotingRule], Floats]
+    has_probabilities: bool = True
+    has_weights: bool = False
+    parameters: tuple[str, ...] = ()
+
+
+MODES: dict[str, VotingMode] = {
+    "soft": VotingMode(lambda _, mean, __: mean, has_weights=True),
+    "hard": VotingMode(lambda members, _, rule: hard_vote(members, rule.weights), has_probabilities=False),
+    "stack": VotingMode(
+        lambda members, _, rule: stacked_vote(members, rule.coefficients or (), rule.intercepts or ()),
+        parameters=("coefficients", "intercepts"),
+    ),
+}
+
+
 def decide(members: Floats, rule: VotingRule) -> Verdict:
     """Return the verdict on member probabilities `[batch, members, classes]`.
 
-    A soft or stacked vote is tempered, then corrected for class frequencies; prediction sets and review use the result.
-    Ties of a hard vote go to the class with the higher soft vote. Remaining ties, and those of other votes, go to the
-    class with the lower index. A prediction needs review if its confidence is below the threshold, its prediction set
-    has more than one class, or a member returns NaN.
+    A vote of probabilities is tempered, then corrected for class frequencies; prediction sets and review use the
+    result. Ties of a hard vote go to the class with the higher soft vote. Remaining ties, and those of other votes, go
+    to the class with the lower index. A prediction needs review if its confidence is below the threshold, its
+    prediction set has more than one class, or a member returns NaN.
     """
-    mean = soft_vote(members, rule.weights)
-    if rule.mode == "hard":
-        probabilities = hard_vote(members, rule.weights)
+    mean, mode = soft_vote(members, rule.weights), MODES[rule.mode]
+    probabilities = mode.vote(members, mean, rule)
+    if mode.has_probabilities:
+        probabilities = with_prior(temper(probabilities, rule.temperature), rule.prior_ratio)
+        label = probabilities.argmax(axis=-1)
+    else:
         # Sums of weights differ by rounding, so compare with a tolerance.
         tied = probabilities >= probabilities.max(axis=-1, keepdims=True) - 1e-9
         label = np.where(tied, mean, -1.0).argmax(axis=-1)
-    else:
-        vote = mean if rule.mode == "soft" else stacked_vote(members, rule.coefficients or (), rule.intercepts or ())
-        probabilities = with_prior(temper(vote, rule.temperature), rule.prior_ratio)
-        label = probabilities.argmax(axis=-1)
     winner = label[:, None]
     if rule.quantiles is None:
         inside = np.zeros(probabilities.shape, dtype=np.bool_)

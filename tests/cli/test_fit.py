@@ -45,7 +45,7 @@ def test_it_prints_members_ensemble_and_what_was_fitted(
         for line in printed.splitlines()
         if line.split()
     )
-    assert f"temperature after averaging: {ensemble.voting.temperature:.3f}" in printed
+    assert f"temperature of the vote: {ensemble.voting.temperature:.3f}" in printed
     assert f"review: below a confidence of {ensemble.review.threshold:.4f}" in printed
     assert f"next: plurum export {copy.path}" in printed
 

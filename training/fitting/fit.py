@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from plurum.run import Run
+from plurum.run import Run, Split
 from plurum.settings.training import FitSettings
 from plurum.spec import Baseline, Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.unlabelled import find_unlabelled_images
@@ -154,25 +154,14 @@ def _ensemble(
         classes=metadata.classes,
         image=metadata.image,
         members=tuple(members[index] for index in vote.kept),
-        voting=Voting(
-            mode=rule.mode,
-            weights=rule.weights,
-            temperature=rule.temperature,
-            coefficients=rule.coefficients,
-            intercepts=rule.intercepts,
-            prior_ratio=rule.prior_ratio,
-        ),
+        voting=Voting.model_validate(rule, from_attributes=True),
         conformal=Conformal(alpha=settings.alpha, quantiles=rule.quantiles or ()),
         review=Review(threshold=rule.review_threshold, risk=settings.risk),
         patient_rule=settings.patient_rule if any(table.patients) else None,
         data=FittedOn(
             data=metadata.source,
             fingerprint=metadata.fingerprint,
-            images={
-                "train": len(table.rows("train")),
-                "validation": len(table.rows("validation")),
-                "test": len(table.rows("test")),
-            },
+            images={split: len(table.rows(split)) for split in get_args(Split)},
         ),
         scores={split: part.scores for split, part in results.items()},
         baseline=_baseline(results["validation"], vote.kept),

@@ -29,7 +29,7 @@ from plurum.training.statistics.calibration import (
     review_threshold,
     tempered_losses,
 )
-from plurum.voting import Verdict, VotingRule, decide, soft_vote
+from plurum.voting import MODES, Verdict, VotingRule, decide, soft_vote
 
 __all__ = ["FittedVote", "ValidationPredictions", "confidence_of", "fit_sets_and_review", "fit_vote"]
 
@@ -116,13 +116,15 @@ def fit_vote(known: ValidationPredictions, settings: FitSettings) -> FittedVote:
     fit = greedy_weights if greedy else fit_weights
     saved = improvement_interval(chosen.predictions, known.labels, fit, bootstrap)
     by_member = dict(zip(kept.tolist(), tried.tolist(), strict=True))
-    soft = settings.mode == "soft"
-    weights = tried if soft and (greedy or saved[0] > 0) else equal_weights(len(kept))
+    mode = MODES[settings.mode]
+    weights = tried if mode.has_weights and (greedy or saved[0] > 0) else equal_weights(len(kept))
     if settings.select == "backward":
         # Members with a weight of 0 need not be served.
         chosen, kept, weights = chosen.of(np.flatnonzero(weights)), kept[weights > 0], weights[weights > 0]
-    temperature = fit_temperature(soft_vote(chosen.predictions, weights), known.labels) if soft else 1.0
-    rule = VotingRule(tuple(weights.tolist()), settings.mode, temperature)
+    rule = VotingRule(tuple(weights.tolist()), settings.mode)
+    if mode.has_probabilities:
+        vote = mode.vote(chosen.predictions, soft_vote(chosen.predictions, weights), rule)
+        rule = replace(rule, temperature=fit_temperature(vote, known.labels))
     return FittedVote(rule, kept, selection, by_member, saved, ())
 
 

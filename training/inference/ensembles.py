@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,7 @@ from plurum.run import Run
 from plurum.spec import ImageSpec, read_member
 from plurum.state_dicts import read_state_dict
 from plurum.training.statistics.scoring import device_of, predict_logits
-from plurum.voting import Verdict, VotingRule, decide, softmax
+from plurum.voting import MODES, Verdict, VotingRule, decide, softmax
 
 __all__ = ["ImageEnsemble", "ensemble_from_checkpoints", "ensemble_from_models", "ensemble_from_run"]
 
@@ -105,7 +104,7 @@ def ensemble_from_models(
     *,
     classes: Sequence[str],
     image: ImageSpec,
-    voting: Literal["soft", "hard"] = "soft",
+    voting: str = "soft",
     weights: Sequence[float] | None = None,
 ) -> ImageEnsemble:
     """Return an unfitted ensemble of models: without temperature, prediction sets and review threshold.
@@ -124,7 +123,10 @@ def ensemble_from_models(
         raise SettingsError(
             f"expected at least 1 model and 2 distinct classes, got {len(models)} models and classes {list(classes)}"
         )
-    rule = VotingRule(_weights(len(models), weights), _voting(voting))
+    known = [name for name, mode in MODES.items() if not mode.parameters]
+    if voting not in known:
+        raise SettingsError(f"voting: expected {' or '.join(known)}, got {voting!r}; fit other votes with plurum fit")
+    rule = VotingRule(_weights(len(models), weights), voting)
     return ImageEnsemble(models, classes, image, rule)
 
 
@@ -134,7 +136,7 @@ def ensemble_from_checkpoints(
     arch: str | Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
     image: ImageSpec | None = None,
-    voting: Literal["soft", "hard"] = "soft",
+    voting: str = "soft",
     weights: Sequence[float] | None = None,
 ) -> ImageEnsemble:
     """Return an ensemble of checkpoints: member folders of a run, or files of weights.
@@ -200,11 +202,3 @@ def _weights(models: int, weights: Sequence[float] | None) -> tuple[float, ...]:
     if not all(weight >= 0 for weight in weights) or not math.isclose(sum(weights), 1.0, abs_tol=1e-6):
         raise SettingsError(f"weights: expected numbers of at least 0 with a sum of 1, got {list(weights)}")
     return tuple(float(weight) for weight in weights)
-
-
-def _voting(voting: str) -> Literal["soft", "hard"]:
-    if voting == "soft":
-        return "soft"
-    if voting == "hard":
-        return "hard"
-    raise SettingsError(f"voting: expected soft or hard, got {voting!r}; fit a stacked vote with plurum fit")

@@ -96,12 +96,12 @@ def _lines(report: FitReport) -> list[str]:
     """Return the results that the table does not contain."""
     ensemble = report.ensemble
     alpha = ensemble.conformal.alpha if ensemble.conformal else 1.0
-    reviewed, covered, stacked = report.reviewed, report.covered, ensemble.voting.mode == "stack"
+    reviewed, covered = report.reviewed, report.covered
     return [
         *_unfinished_lines(report),
         *_left_out_lines(report),
         _weights_line(report),
-        f"temperature after {'stacking' if stacked else 'averaging'}: {ensemble.voting.temperature:.3f}",
+        f"temperature of the vote: {ensemble.voting.temperature:.3f}",
         *_prior_lines(report),
         (
             f"prediction sets: {covered['test']:.1%} of test images have their true class in them "
@@ -150,8 +150,11 @@ def _weights_line(report: FitReport) -> str:
     interval = f"{low:+.4f} to {high:+.4f} nats of NLL"
     if report.weights_tried is None:
         return f"stacking saves {interval} against equal weights, on images held out by cross-validation"
-    if report.ensemble.voting.mode == "hard":
-        return "weights: equal, as in every hard vote"
+    from plurum.voting import MODES
+
+    mode = report.ensemble.voting.mode
+    if not MODES[mode].has_weights:
+        return f"weights: equal, as in every {mode} vote"
     if len(report.weights_tried) == 1:
         return "weights: a single member votes"
     tried = ", ".join(f"{weight:.3f}" for weight in report.weights_tried.values())
