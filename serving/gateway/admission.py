@@ -52,7 +52,7 @@ class Admission:
         """Take a place, and return True if the request had to wait for it; `leave` gives the place back.
 
         Args:
-            deadline: RequestDeadline and priority of the request.
+            deadline: Deadline and priority of the request.
             accepted: True if the request had a place before; a started request is not refused.
 
         Raises:

@@ -18,11 +18,11 @@ from starlette.types import Scope
 from plurum import __version__
 from plurum.errors import ServerError
 from plurum.serving.gateway.admission import Admission
-from plurum.serving.gateway.asking import Asking
 from plurum.serving.gateway.connections.keys import Keys
 from plurum.serving.gateway.connections.middleware import GatewayMiddleware
 from plurum.serving.gateway.deadlines import RequestDeadline, is_bulk, stated_s
 from plurum.serving.gateway.health import Health
+from plurum.serving.gateway.inference import InferenceService
 from plurum.serving.gateway.messages.answers import predictions_from_response
 from plurum.serving.gateway.messages.bodies import Bodies, uploads_from_body
 from plurum.serving.gateway.messages.forms import Upload
@@ -68,13 +68,13 @@ class _Gateway:
 
     _admission: Admission
     _health: Health
-    _asking: Asking
+    _inference: InferenceService
 
     def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._bodies = Bodies(settings.max_body_bytes, settings.max_buffered_mib << 20)
-        self._asks = {"/predict": self.predict, **{f"/v2/models/{model}/infer": self.infer for model in PUBLIC}}
+        self._posts = {"/predict": self.predict, **{f"/v2/models/{model}/infer": self.infer for model in PUBLIC}}
 
     @asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
@@ -84,12 +84,12 @@ class _Gateway:
         self._admission = Admission(settings.max_in_flight, settings.max_waiting, settings.longest_wait_s)
         self._metrics.watch(self._admission, lambda: self._bodies.held_bytes)
         self._health = Health(triton, settings, self._metrics)
-        self._asking = Asking(triton, self._health, self._admission, self._metrics)
+        self._inference = InferenceService(triton, self._health, self._admission, self._metrics)
         watch = asyncio.create_task(self._health.watch())
         try:
             yield
         finally:
-            await self._asking.finish(settings.drain_s)
+            await self._inference.finish(settings.drain_s)
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
@@ -107,7 +107,7 @@ class _Gateway:
         Raises:
             RefusalError: all places and the queue are full, or the deadline header is invalid.
         """
-        endpoint = self._asks.get(scope["path"])
+        endpoint = self._posts.get(scope["path"])
         if endpoint is not None:
             scope["endpoint"] = endpoint
             self._admission.check(self._deadline(headers))
@@ -136,7 +136,7 @@ class _Gateway:
         async with self._bodies.read(request) as body:
             inference = await self._parse_request(request, model, body, deadline)
             deadline = deadline.sooner(inference.timeout_s)
-            response = await self._asking.ask(inference.request, deadline, request.is_disconnected)
+            response = await self._inference.run(inference.request, deadline, request.is_disconnected)
         content, json_size = body_from_response(response, inference)
         if json_size is None:
             return Response(content, media_type="application/json")
@@ -160,7 +160,7 @@ class _Gateway:
 
     async def ready(self, _: Request) -> Response:
         """Return 200 if Triton has recently completed an inference."""
-        if not self._health.answering:
+        if not self._health.responds:
             raise away()
         return Response(status_code=200)
 
@@ -202,7 +202,7 @@ class _Gateway:
             RefusalError: Triton does not respond in time, or does not serve `model`.
         """
         if self._health.served is None:
-            await self._health.back(deadline)
+            await self._health.wait_after_failure(deadline)
         if self._health.served is None:
             raise away()
         if model not in self._health.served.models:
@@ -229,7 +229,7 @@ class _Gateway:
         for one in uploads:
             check_image(one.data)
         wire = image_request([one.data for one in uploads], request.scope["record"].id)
-        response = await self._asking.ask(wire, deadline, request.is_disconnected, accepted=accepted)
+        response = await self._inference.run(wire, deadline, request.is_disconnected, accepted=accepted)
         served = await self._served(deadline)
         try:
             return predictions_from_response(response, served, len(uploads))

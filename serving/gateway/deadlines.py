@@ -13,7 +13,7 @@ __all__ = ["RequestDeadline", "is_bulk", "stated_s"]
 
 @dataclass(frozen=True)
 class RequestDeadline:
-    """RequestDeadline of a request.
+    """Deadline and priority of a request.
 
     Attributes:
         at: Time of the deadline on the monotonic clock, seconds.
@@ -43,7 +43,7 @@ class RequestDeadline:
 
 
 def stated_s(text: str | None, usual_s: float, most_s: float) -> float:
-    """Return the seconds that the header X-RequestDeadline-Ms states, at most `most_s`; `usual_s` without a header.
+    """Return the seconds that the header X-Deadline-Ms states, at most `most_s`; `usual_s` without a header.
 
     Raises:
         RefusalError: the header is not a positive number of milliseconds.
@@ -55,7 +55,7 @@ def stated_s(text: str | None, usual_s: float, most_s: float) -> float:
     except ValueError:
         milliseconds = math.nan
     if not 0 < milliseconds < math.inf:
-        raise RefusalError(400, "malformed", f"X-RequestDeadline-Ms: expected milliseconds above 0, got {text[:40]!r}")
+        raise RefusalError(400, "malformed", f"X-Deadline-Ms: expected milliseconds above 0, got {text[:40]!r}")
     return min(milliseconds / 1000, most_s)
 
 

@@ -23,7 +23,7 @@ __all__ = ["Health"]
 _log = logging.getLogger(__name__)
 
 # Interval of checks while Triton does not respond.
-_LOOK_S = 0.1
+_CHECK_S = 0.1
 # This model shares all its steps with `ensemble`, so a response of that shows that it works too.
 _SHOWN_BY_ENSEMBLE = "ensemble_pixels"
 
@@ -40,20 +40,20 @@ class Health:
         self._triton = triton
         self._settings = settings
         self._metrics = metrics
-        self._answering = asyncio.Event()
-        self._went_at = time.monotonic()
-        # None until the first check.
-        self._here: bool | None = None
-        self._was_here = False
+        self._responding = asyncio.Event()
+        self._failed_at = time.monotonic()
+        # True if Triton responds; None until the first check.
+        self._state: bool | None = None
+        self._has_responded = False
         self._responded_at: dict[str, float] = {}
         self._probes: dict[str, asyncio.Task[Any]] = {}
         self._check: asyncio.Task[None] | None = None
-        self._doubted = asyncio.Event()
+        self._check_now = asyncio.Event()
 
     @property
-    def answering(self) -> bool:
+    def responds(self) -> bool:
         """True if the last request, a client's or a probe, was completed in time."""
-        return self._answering.is_set()
+        return self._responding.is_set()
 
     def note_response(self, model: str) -> None:
         """Note that a request to `model` was completed."""
@@ -67,10 +67,10 @@ class Health:
             except Exception:
                 # An unexpected error must not pass for health.
                 _log.exception("Triton can't be checked")
-                self._gone("it can't be checked")
-            self._doubted.clear()
+                self._set_away("it can't be checked")
+            self._check_now.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._doubted.wait(), self._settings.question_s if self.answering else _LOOK_S)
+                await asyncio.wait_for(self._check_now.wait(), self._settings.question_s if self.responds else _CHECK_S)
 
     async def check(self, *, anew: bool = False) -> bool:
         """Check Triton now, or join a check in progress; return True if Triton responds.
@@ -81,30 +81,30 @@ class Health:
         if self._check is None or self._check.done():
             if anew:
                 self._responded_at.clear()
-            self._check = asyncio.create_task(self._look())
+            self._check = asyncio.create_task(self._run_check())
         # A caller may be cancelled; the check continues.
         await asyncio.shield(self._check)
-        return self.answering
+        return self.responds
 
-    async def back(self, deadline: RequestDeadline) -> bool:
+    async def wait_after_failure(self, deadline: RequestDeadline) -> bool:
         """Wait until Triton responds again; return False if it does not before `deadline` or within `away_s`."""
-        self._gone("a request was lost")
-        self._doubted.set()
-        return await self.here(deadline)
+        self._set_away("a request was lost")
+        self._check_now.set()
+        return await self.wait(deadline)
 
-    async def here(self, deadline: RequestDeadline) -> bool:
+    async def wait(self, deadline: RequestDeadline) -> bool:
         """Return True if Triton responds; wait for it until `deadline`, or until it has been away for too long."""
-        patience_s = self._went_at + self._settings.away_s - time.monotonic()
+        patience_s = self._failed_at + self._settings.away_s - time.monotonic()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._answering.wait(), max(0.0, min(patience_s, deadline.left_s)))
-        return self.answering
+            await asyncio.wait_for(self._responding.wait(), max(0.0, min(patience_s, deadline.left_s)))
+        return self.responds
 
     async def finish(self) -> None:
         """Wait for probes in progress, at most `answer_s`."""
         if pending := [probe for probe in self._probes.values() if not probe.done()]:
             await asyncio.wait(pending, timeout=self._settings.answer_s)
 
-    async def _look(self) -> None:
+    async def _run_check(self) -> None:
         try:
             self.served = await self._triton.describe()
             for model in self.served.models:
@@ -112,17 +112,19 @@ class Health:
         except grpc.aio.AioRpcError as error:
             # UNAVAILABLE over an established connection means that Triton runs and is busy.
             busy = (
-                error.code() == grpc.StatusCode.UNAVAILABLE and self._triton.connected and await self._takes_requests()
+                error.code() == grpc.StatusCode.UNAVAILABLE
+                and self._triton.connected
+                and await self._accepts_requests()
             )
-            if busy and self._here is None:
-                # Requests wait for the first look.
-                self._came()
+            if busy and self._state is None:
+                # Requests wait for the first check.
+                self._set_responding()
             elif not busy:
-                self._gone(error.details() or error.code().name)
+                self._set_away(error.details() or error.code().name)
         except (TimeoutError, ValueError) as error:
-            self._gone(str(error))
+            self._set_away(str(error))
         else:
-            self._came()
+            self._set_responding()
 
     async def _probe(self, model: str, served: ServedEnsemble) -> None:
         """Send a probe to `model`, unless it has completed a request recently.
@@ -151,29 +153,29 @@ class Health:
     def _last(self, model: str) -> float:
         return self._responded_at.get(model, 0.0)
 
-    async def _takes_requests(self) -> bool:
+    async def _accepts_requests(self) -> bool:
         try:
             return await self._triton.is_ready(ENSEMBLE)
         except grpc.aio.AioRpcError:
             return False
 
-    def _came(self) -> None:
-        if self._here:
+    def _set_responding(self) -> None:
+        if self._state:
             return
-        self._here = True
-        _log.log(logging.WARNING if self._was_here else logging.INFO, "Triton responds")
-        if self._was_here:
+        self._state = True
+        _log.log(logging.WARNING if self._has_responded else logging.INFO, "Triton responds")
+        if self._has_responded:
             self._metrics.returns.inc()
-        self._was_here = True
+        self._has_responded = True
         self._metrics.ready.set(1)
-        self._answering.set()
+        self._responding.set()
 
-    def _gone(self, reason: str) -> None:
-        if self._here is False:
+    def _set_away(self, reason: str) -> None:
+        if self._state is False:
             return
-        self._here = False
+        self._state = False
         _log.warning("Triton does not respond: %s", " ".join(reason.split())[:300])
         self._responded_at.clear()
-        self._went_at = time.monotonic()
+        self._failed_at = time.monotonic()
         self._metrics.ready.set(0)
-        self._answering.clear()
+        self._responding.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-__all__ = ["Reason", "RefusalError", "away", "late", "lost", "refusal_from_rpc", "suspect"]
+__all__ = ["Reason", "RefusalError", "away", "disconnected", "late", "lost", "refusal_from_rpc", "suspect"]
 
 # Values of the label `reason` of `plurum_gateway_refused_total`.
 Reason = Literal[
@@ -63,6 +63,11 @@ class RefusalError(Exception):
 def away() -> RefusalError:
     """Return the error of a request while Triton does not respond."""
     return RefusalError(503, "away", "Triton does not respond at the moment")
+
+
+def disconnected() -> RefusalError:
+    """Return the error of a request whose client has disconnected."""
+    return RefusalError(499, "gone", "the client has disconnected")
 
 
 def late(seconds: float) -> RefusalError:

@@ -7,13 +7,11 @@ import contextlib
 import ctypes
 import gc
 import logging
-import signal
 import socket
 import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 
 import uvicorn
 from prometheus_client import MetricsHandler, disable_created_metrics
@@ -24,12 +22,12 @@ from plurum.serving.gateway.app import gateway_app
 from plurum.serving.gateway.connections.connection import connection_class
 from plurum.serving.gateway.connections.handshakes import Handshakes
 from plurum.serving.gateway.connections.keys import Keys, read_keys
-from plurum.serving.gateway.listeners import is_loopback, open_listener
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.small_server import SmallHttpServer
 from plurum.settings.serving import GatewaySettings
+from plurum.web.server import WebServer, http_url, is_loopback, open_listener, server_config
 
-__all__ = ["GatewayUrls", "run_gateway"]
+__all__ = ["GatewayServer", "GatewayUrls", "run_gateway"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,17 +50,13 @@ class GatewayUrls:
     metrics: str
 
 
-class _Uvicorn(uvicorn.Server):
-    """A uvicorn server that exits normally on SIGINT, SIGTERM and SIGHUP, where uvicorn would re-raise the signal."""
+class GatewayServer(WebServer):
+    """A web server whose TLS handshakes count as connections."""
 
     def __init__(self, config: uvicorn.Config, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
         super().__init__(config)
         self._settings, self._metrics = settings, metrics
         self._accepting: asyncio.Task[None] | None = None
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's name)
-        self.force_exit = self.should_exit and sig == signal.SIGINT
-        self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen; with TLS through `Handshakes`, which counts handshakes as connections."""
@@ -96,8 +90,6 @@ class _Uvicorn(uvicorn.Server):
 def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], None]) -> None:
     """Serve requests until SIGINT, SIGTERM or SIGHUP; accepted requests are completed first.
 
-    A second SIGINT stops the gateway at once. Under `nohup`, SIGHUP stays ignored.
-
     Args:
         settings: Settings of the gateway.
         announce: Function that is called when the sockets listen.
@@ -111,23 +103,15 @@ def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], Non
     # Creation times of all counters would double the page.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     metrics = GatewayMetrics()
-    sock = open_listener(settings.host, settings.port, "--port")
+    sock = open_listener(settings.host, settings.port)
     try:
         if not is_loopback(sock):
             _warn(settings, keys)
         app = gateway_app(settings, keys, metrics)
-        config = uvicorn.Config(
+        config = server_config(
             app,
             loop="uvloop",
             http=connection_class(settings, metrics, app),
-            ws="none",
-            lifespan="on",
-            # Log only uvicorn's errors: a line for each invalid request would fill the disk.
-            log_config=None,
-            log_level=logging.ERROR,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
             timeout_keep_alive=settings.keep_alive_s,
             timeout_graceful_shutdown=settings.drain_s,
             ssl_certfile=settings.tls_cert,
@@ -135,15 +119,12 @@ def run_gateway(settings: GatewaySettings, announce: Callable[[GatewayUrls], Non
         )
         metrics_url = _serve_metrics(settings, metrics)
         scheme = "http" if settings.tls_cert is None else "https"
-        announce(GatewayUrls(f"{scheme}://{_bracketed(settings.host)}:{sock.getsockname()[1]}", metrics_url))
+        announce(GatewayUrls(http_url(settings.host, sock.getsockname()[1], scheme), metrics_url))
         # Exclude all existing objects from garbage collection; reference counting frees those of a request.
         gc.freeze()
         gc.set_threshold(_GARBAGE)
         _give_bodies_own_pages()
-        server = _Uvicorn(config, settings, metrics)
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, server.handle_exit)
-        server.run(sockets=[sock])
+        GatewayServer(config, settings, metrics).run(sockets=[sock])
     finally:
         sock.close()
 
@@ -165,7 +146,7 @@ def _serve_metrics(settings: GatewaySettings, metrics: GatewayMetrics) -> str:
             f"{settings.metrics_host}: {error.strerror}. Stop the program that uses it, or change --metrics-port."
         ) from error
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-    return f"http://{_bracketed(settings.metrics_host)}:{server.server_port}/metrics"
+    return f"{http_url(settings.metrics_host, server.server_port)}/metrics"
 
 
 def _check_certificate(settings: GatewaySettings) -> None:
@@ -195,7 +176,3 @@ def _warn(settings: GatewaySettings, keys: Keys | None) -> None:
             "front of %s",
             settings.host,
         )
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

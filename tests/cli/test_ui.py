@@ -78,7 +78,7 @@ def test_facing_a_network_is_warned_of(tmp_path: Path) -> None:
             _, err = process.communicate(timeout=15)
         finally:
             process.kill()
-    assert "there is no login: whoever reaches 0.0.0.0 sees all images" in err
+    assert "there is no login: everyone who can reach 0.0.0.0 sees all images" in err
     assert process.returncode == 0
 
 
@@ -99,7 +99,7 @@ def test_what_was_decided_is_exported_without_a_page(tmp_path: Path) -> None:
         (("--run", "absent"), "absent is not a run"),
         (("--url", "127.0.0.1:8001/path"), "url: expected host:port"),
         (("--timeout-s", "0"), "timeout_s: expected a number of seconds above 0"),
-        (("--host", "192.0.2.1"), "port 8085 on 192.0.2.1 can't be listened on"),
+        (("--host", "192.0.2.1"), "--port: expected a port that can be listened on, got 8085 on 192.0.2.1: "),
     ],
 )
 def test_wrong_use_is_one_line(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = ended(tmp_path, "--port", taken.getsockname()[1])
     assert done.returncode == 2
-    assert "Address already in use; end what uses it or change --port" in done.stderr
+    assert "Address already in use. Stop the program that uses it, or change --port." in done.stderr
     assert done.stderr.count("\n") == 1
 
 

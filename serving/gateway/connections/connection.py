@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from plurum.serving.gateway.connections.middleware import GatewayMiddleware
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.settings.serving import GatewaySettings
+from plurum.web.clock import ConnectionClock
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -34,7 +35,7 @@ class _StopError(Exception):
     """Stops the parser from within its callbacks."""
 
 
-class GatewayConnection(HttpToolsProtocol):
+class GatewayConnection(ConnectionClock, HttpToolsProtocol):
     """A client's connection with time limits for a request's head and for the complete request.
 
     If a response was sent before the whole body had arrived, the rest of the body is read for a while, so that the
@@ -45,7 +46,6 @@ class GatewayConnection(HttpToolsProtocol):
     metrics: ClassVar[GatewayMetrics]
     middleware: ClassVar[GatewayMiddleware]
 
-    _clock: asyncio.TimerHandle | None = None
     _running: RequestResponseCycle | None = None
     _in_head = True
     _requests = 0
@@ -63,11 +63,11 @@ class GatewayConnection(HttpToolsProtocol):
         if crowded:
             self._refuse(503, "crowded", "too many connections are open")
         else:
-            self._start_clock(self.settings.receive_s / 3)
+            self.start_clock(self.settings.receive_s / 3)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock, and notify the running request; uvicorn notifies only the last one that arrived."""
-        self._stop()
+        self.stop_clock()
         if self._running is not None:
             self._running.disconnected = not self._running.response_complete
             self._running.message_event.set()
@@ -104,7 +104,7 @@ class GatewayConnection(HttpToolsProtocol):
             and not self.transport.is_closing()
         ):
             # Bytes between requests have stopped uvicorn's clock for idle connections.
-            self._start_clock(self.settings.receive_s / 3)
+            self.start_clock(self.settings.receive_s / 3)
 
     def _check_framing(self) -> None:
         if self._pipelined_bytes > _MAX_PIPELINED_BYTES:
@@ -121,7 +121,7 @@ class GatewayConnection(HttpToolsProtocol):
         self._in_head = True
         self._requests += 1
         self._pieces = self._body_bytes = self._framing_bytes = self._framing_since_body = 0
-        self._start_clock(self.settings.receive_s / 3)
+        self.start_clock(self.settings.receive_s / 3)
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -137,7 +137,7 @@ class GatewayConnection(HttpToolsProtocol):
         """Start the clock of the body when the head is complete."""
         self._in_head = False
         self._framing_bytes = self._framing_since_body = 0
-        self._start_clock(self.settings.receive_s)
+        self.start_clock(self.settings.receive_s)
         if len(self.pipeline) >= _MAX_PIPELINED:
             self._refuse(400, "malformed", "too many requests before the first response")
             raise _StopError
@@ -159,7 +159,7 @@ class GatewayConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Stop the clock when the request is complete."""
-        self._stop()
+        self.stop_clock()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -171,12 +171,12 @@ class GatewayConnection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         """Start the clock while the client does not read the response."""
-        self._start_clock(self.settings.receive_s)
+        self.start_clock(self.settings.receive_s)
         super().pause_writing()
 
     def resume_writing(self) -> None:
         """Stop the clock when the client reads again."""
-        self._stop()
+        self.stop_clock()
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -233,17 +233,8 @@ class GatewayConnection(HttpToolsProtocol):
         # The client may never read what was written.
         self.loop.call_later(_LINGER_S, self.transport.abort)
 
-    def _start_clock(self, seconds: float) -> None:
-        self._stop()
-        self._clock = self.loop.call_later(seconds, self._too_slow)
-
-    def _stop(self) -> None:
-        if self._clock is not None:
-            self._clock.cancel()
-            self._clock = None
-
-    def _too_slow(self) -> None:
-        self._clock = None
+    def on_timeout(self) -> None:
+        """Refuse a request that arrives too slowly."""
         if not self.transport.is_closing():
             self._refuse(408, "slow", "the request did not arrive in time")
 

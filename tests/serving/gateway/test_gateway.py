@@ -382,7 +382,7 @@ NOT_A_REQUEST: dict[str, tuple[int, str, bytes, dict[str, str]]] = {
         {},
     ),
     "another encoding on the way": (415, "/predict", b"", {"Transfer-Encoding": "gzip, chunked"}),
-    "a deadline of words": (400, "/predict", b"x", {"X-RequestDeadline-Ms": "soon"}),
+    "a deadline of words": (400, "/predict", b"x", {"X-Deadline-Ms": "soon"}),
     "no JSON": (400, "/v2/models/ensemble/infer", b"\xff\xfe{", {}),
     "nested": (400, "/v2/models/ensemble/infer", b'{"inputs":' + b"[" * 100_000, {}),
     "nested data": (

@@ -37,7 +37,6 @@ from plurum.serving.gateway.connections.connection import connection_class
 from plurum.serving.gateway.connections.keys import read_keys
 from plurum.serving.gateway.connections.middleware import GatewayMiddleware
 from plurum.serving.gateway.deadlines import RequestDeadline, is_bulk, stated_s
-from plurum.serving.gateway.listeners import open_listener
 from plurum.serving.gateway.messages.kserve import (
     MAX_JSON_BYTES,
     InferenceRequest,
@@ -49,6 +48,7 @@ from plurum.serving.gateway.refusals import RefusalError
 from plurum.serving.gateway.triton import ENSEMBLE, TritonConnection, image_request
 from plurum.serving.triton.metrics import metrics_at
 from plurum.settings.serving import GatewaySettings
+from plurum.web.server import open_listener
 
 LONG = 60.0
 

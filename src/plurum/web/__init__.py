@@ -1,0 +1,1 @@
+"""Parts of the HTTP servers of the gateway and of the page for people."""
