@@ -9,19 +9,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from plurum.client.bulk.columns import FILE_COLUMNS, cells_by_class, columns_of_files
 from plurum.client.bulk.patients import PatientAnswer
-from plurum.client.connection.predictions import Answer, Failure, Prediction
+from plurum.client.connection.predictions import Answer, Failure
 from plurum.errors import OutputError, SettingsError, needs_extra
+from plurum.predictions.outputs import OUTPUTS, Output
 
 __all__ = ["SUFFIXES", "Format", "RowSubject", "RowWriter", "format_from_path"]
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-_COLUMNS = ("label", "confidence", "review", "entropy", "disagreement", "prediction_set")
 _PATIENT_COUNTS = ("images", "review", "failed")
+_SHARES = OUTPUTS["PROBABILITIES"]
 # Number of rows that are written to Parquet at a time.
 _ROW_GROUP = 10_000
 
@@ -88,43 +90,44 @@ def format_from_path(path: Path, classes: Sequence[str]) -> Format:
     return kind(classes)
 
 
-class _Csv:
+class _Columnar:
+    """A format whose rows have the columns of `plurum.client.bulk.columns`, and `error` at the end."""
+
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes = classes
-        self._cells = {name: _cell(name) for name in classes}
-        self._answer = "%s,%.6f,%s,%.6f,%.6f,%s," + "%.6f," * len(classes)
-        self._failure = "," * (len(_COLUMNS) + len(classes)) + "%s"
+        self._columns = columns_of_files(classes)
 
-    def body(self, answer: Answer) -> str:
+    def _values(self, answer: Answer) -> list[Any]:
+        """Return the cells of a row, None where there is no value."""
         if isinstance(answer, Failure):
-            return self._failure % _cell(answer.reason)
-        inside = answer.prediction_set
-        return self._answer % (
-            self._cells.get(answer.label) or _cell(answer.label),
-            answer.confidence,
-            "true" if answer.review else "false",
-            answer.entropy,
-            answer.disagreement,
-            self._cells[inside[0]] if len(inside) == 1 else _cell("|".join(inside)),
-            *answer.probabilities.values(),
-        )
+            return [*[None] * len(self._columns), answer.reason]
+        cells: list[Any] = []
+        for output in FILE_COLUMNS:
+            value = getattr(answer, output.field)
+            cells.extend(value.values() if isinstance(value, dict) else (value,))
+        return [*cells, None]
+
+    def _probabilities(self, cells: Sequence[Any]) -> list[float]:
+        outputs = self._columns.values()
+        return [float(cell) for output, cell in zip(outputs, cells, strict=False) if output.name == "PROBABILITIES"]
+
+
+class _Csv(_Columnar):
+    def body(self, answer: Answer) -> str:
+        return ",".join(map(_cell, self._values(answer)))
 
     def numbers(self, body: str) -> list[float]:
-        return [float(cell) for cell in next(csv.reader([body]))[len(_COLUMNS) : -1]]
+        return self._probabilities(next(csv.reader([body])))
 
     def writer(self, path: Path, columns: Sequence[str]) -> RowWriter:
-        head = [*columns, *_COLUMNS, *(f"p_{name}" for name in self._classes), "error"]
-        return _Lines(
-            path, ",".join(map(_cell, head)) + "\r\n", lambda subject, body: _csv_line(columns, subject, body)
-        )
+        head = ",".join(map(_cell, [*columns, *self._columns, "error"]))
+        return _Lines(path, f"{head}\r\n", lambda subject, body: _csv_line(columns, subject, body))
 
     def write_patients(self, path: Path, answers: Sequence[PatientAnswer]) -> None:
+        columns = _patient_columns(self._classes)
+        rows = (map(_patient_row(answer).get, columns) for answer in answers)
         with path.open("w", encoding="utf-8", newline="") as file:
-            rows = csv.DictWriter(file, _patient_columns(self._classes), restval="")
-            rows.writeheader()
-            for answer in answers:
-                row = _patient_row(answer)
-                rows.writerow({name: f"{cell:.6f}" if isinstance(cell, float) else cell for name, cell in row.items()})
+            file.writelines(",".join(map(_cell, row)) + "\r\n" for row in (columns, *rows))
 
 
 class _JsonLines:
@@ -145,21 +148,19 @@ class _JsonLines:
             file.writelines(json.dumps(answer.to_dict()) + "\n" for answer in answers)
 
 
-class _Parquet:
+class _Parquet(_Columnar):
     def __init__(self, classes: Sequence[str]) -> None:
         with needs_extra("parquet", "pyarrow.parquet"):
-            self._classes = classes
+            super().__init__(classes)
 
     def body(self, answer: Answer) -> str:
-        if isinstance(answer, Failure):
-            return json.dumps([*[None] * (len(_COLUMNS) + len(self._classes)), answer.reason])
-        return json.dumps([*_values(answer), *answer.probabilities.values(), None])
+        return json.dumps(self._values(answer))
 
     def numbers(self, body: str) -> list[float]:
-        return list(json.loads(body)[len(_COLUMNS) : -1])
+        return self._probabilities(json.loads(body))
 
     def writer(self, path: Path, columns: Sequence[str]) -> RowWriter:
-        return _Table(path, columns, self._classes)
+        return _Table(path, columns, self._columns)
 
     def write_patients(self, path: Path, answers: Sequence[PatientAnswer]) -> None:
         import pyarrow as pa
@@ -191,16 +192,16 @@ class _Lines:
 class _Table:
     """A Parquet file."""
 
-    def __init__(self, path: Path, columns: Sequence[str], classes: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], outputs: Mapping[str, Output]) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
         new_writer: Any = parquet.ParquetWriter
-        number = pa.float32()
-        types = dict.fromkeys(columns, pa.string())
-        types |= {"label": pa.string(), "confidence": number, "review": pa.bool_(), "entropy": number}
-        types |= {"disagreement": number, "prediction_set": pa.list_(pa.string())}
-        types |= {f"p_{name}": number for name in classes} | {"error": pa.string()}
+        kinds = {"BYTES": pa.string(), "FP32": pa.float32(), "BOOL": pa.bool_()}
+        types = dict.fromkeys([*columns, *outputs, "error"], pa.string())
+        for name, output in outputs.items():
+            is_set = output.datatype == "BOOL" and not output.is_scalar
+            types[name] = pa.list_(pa.string()) if is_set else kinds[output.datatype]
         self._schema = pa.schema(list(types.items()))
         self._columns = columns
         self._rows: list[list[Any]] = []
@@ -229,13 +230,8 @@ class _Table:
         self._rows.clear()
 
 
-def _values(answer: Prediction) -> Iterable[Any]:
-    """Return the values of a prediction's columns, in order."""
-    return (getattr(answer, name) for name in _COLUMNS)
-
-
 def _patient_columns(classes: Sequence[str]) -> list[str]:
-    return ["patient", "label", "confidence", *_PATIENT_COUNTS, *(f"p_{name}" for name in classes)]
+    return ["patient", "label", "confidence", *_PATIENT_COUNTS, *cells_by_class(_SHARES, dict.fromkeys(classes))]
 
 
 def _patient_row(answer: PatientAnswer) -> dict[str, Any]:
@@ -244,11 +240,16 @@ def _patient_row(answer: PatientAnswer) -> dict[str, Any]:
     shares = row.pop("probabilities")
     if not answer.images:
         del row["label"], row["confidence"]
-    return row | {f"p_{name}": value for name, value in shares.items()}
+    return row | cells_by_class(_SHARES, shares)
 
 
-def _cell(text: str) -> str:
+def _cell(value: Any) -> str:
     """Return a cell of a CSV file, quoted if necessary."""
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = "|".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
     if not any(letter in text for letter in ',"\r\n'):
         return text
     file = io.StringIO()
@@ -257,8 +258,6 @@ def _cell(text: str) -> str:
 
 
 def _csv_line(columns: Sequence[str], subject: RowSubject, body: str) -> str:
-    if len(columns) == 1:
-        return f"{_cell(subject.path)},{body}\r\n"
     return f"{','.join(_cell(getattr(subject, name)) for name in columns)},{body}\r\n"
 
 

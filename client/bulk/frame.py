@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from plurum.client.bulk.columns import columns_of_files, row_from_prediction
 from plurum.client.connection.predictions import Answer, Failure
 from plurum.errors import SettingsError, needs_extra
 
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from plurum.client.connection.client import EnsembleClient
 
 __all__ = ["frame_with_predictions", "predictions_to_frame"]
-
-_COLUMNS = ("label", "confidence", "review", "entropy", "disagreement", "prediction_set")
 
 
 def predictions_to_frame(answers: Iterable[Answer], index: Sequence[Any] | None = None) -> pd.DataFrame:
@@ -34,11 +33,11 @@ def predictions_to_frame(answers: Iterable[Answer], index: Sequence[Any] | None 
     """
     with needs_extra("pandas"):
         import pandas as pd
-    rows = [_row(answer) for answer in answers]
+    rows = [{"error": one.reason} if isinstance(one, Failure) else row_from_prediction(one) for one in answers]
     if index is not None and len(index) != len(rows):
         raise SettingsError(f"index: expected {len(rows)} names, one per answer, got {len(index)}.")
-    found = dict.fromkeys(name for row in rows for name in row)
-    columns = [*_COLUMNS, *(name for name in found if name not in {*_COLUMNS, "error"}), "error"]
+    found = dict.fromkeys([*columns_of_files(()), *(name for row in rows for name in row)])
+    columns = [*(name for name in found if name != "error"), "error"]
     return pd.DataFrame(rows, index=None if index is None else list(index), columns=columns)
 
 
@@ -70,14 +69,3 @@ def frame_with_predictions(
         raise SettingsError(f"frame: expected no column {both[0]!r}, which the predictions also have. Rename it.")
     # Concatenate by position: an index may repeat a name.
     return pd.concat([frame.reset_index(drop=True), answers], axis=1).set_axis(frame.index)
-
-
-def _row(answer: Answer) -> dict[str, Any]:
-    if isinstance(answer, Failure):
-        return {"error": answer.reason}
-    row: dict[str, Any] = {name: getattr(answer, name) for name in _COLUMNS}
-    row |= {f"p_{name}": value for name, value in answer.probabilities.items()}
-    row |= {f"std_{name}": value for name, value in answer.std.items()}
-    for member, probabilities in answer.member_probabilities.items():
-        row |= {f"{member}_p_{name}": value for name, value in probabilities.items()}
-    return row

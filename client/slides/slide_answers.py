@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from plurum.client.bulk.columns import COLUMNS, cells_by_class
 from plurum.client.bulk.patients import PatientAnswer, PatientPool
 from plurum.client.connection.predictions import Answer, Failure, Prediction, Served
 from plurum.errors import ImageError, ServerError, needs_extra
+from plurum.predictions.outputs import OUTPUTS
+from plurum.predictions.prediction import numbers_from_prediction
 from plurum.spec import PatientRule
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ __all__ = ["SlideAnswers", "SlidePrediction", "Tiles"]
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Box = tuple[int, int, int, int]
+# Numbers of an image that are not by class; a slide gets their mean over the tiles.
+_SCALARS = [output.field for output in COLUMNS if output.datatype == "FP32" and output.is_scalar]
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,7 @@ class SlideAnswers:
         asked, classes, members = len(tiles.boxes), len(served.classes), len(served.members)
         self.count = 0
         self._probabilities: Floats = np.full((asked, classes), np.nan, dtype=np.float32)
-        # Confidence, entropy and disagreement.
-        self._numbers: Floats = np.full((asked, 3), np.nan, dtype=np.float32)
+        self._numbers: Floats = np.full((asked, len(_SCALARS)), np.nan, dtype=np.float32)
         self._winners = np.full(asked, -1, dtype=np.int32)
         self._review = np.zeros(asked, dtype=np.bool_)
         self._errors: dict[int, Failure] = {}
@@ -140,13 +144,13 @@ class SlideAnswers:
         if isinstance(answer, Failure):
             self._errors[row] = answer
             return
-        self._probabilities[row] = list(answer.probabilities.values())
-        self._numbers[row] = answer.confidence, answer.entropy, answer.disagreement
-        self._winners[row] = self._served.classes.index(answer.label)
-        self._review[row] = answer.review
-        self._std += list(answer.std.values())
-        self._inside += [name in answer.prediction_set for name in self._served.classes]
-        self._members += [list(one.values()) for one in answer.member_probabilities.values()]
+        numbers = numbers_from_prediction(answer, self._served.classes)
+        self._probabilities[row] = numbers["probabilities"]
+        self._numbers[row] = [getattr(answer, name) for name in _SCALARS]
+        self._winners[row], self._review[row] = numbers["label"], numbers["review"]
+        self._std += numbers["std"]
+        self._inside += numbers["prediction_set"]
+        self._members += numbers["member_probabilities"]
 
     def prediction(self, path: Path, size: tuple[int, int], thumbnail: Bytes, rule: PatientRule) -> SlidePrediction:
         """Return the pooled prediction.
@@ -195,16 +199,15 @@ class SlideAnswers:
 
     def _answer(self, whole: PatientAnswer) -> Prediction:
         names, count = self._served.classes, whole.images
-        _, entropy, disagreement = np.nanmean(self._numbers, axis=0, dtype=np.float64)
+        means = np.nanmean(self._numbers, axis=0, dtype=np.float64).tolist()
         inside = tuple(
             name for name, often in zip(names, self._inside, strict=True) if name == whole.label or 2 * often >= count
         )
+        values = dict(zip(_SCALARS, means, strict=True)) | {"confidence": whole.confidence}
         return Prediction(
+            **values,
             label=whole.label,
-            confidence=whole.confidence,
             probabilities=whole.probabilities,
-            entropy=float(entropy),
-            disagreement=float(disagreement),
             std=dict(zip(names, (self._std / count).tolist(), strict=True)),
             member_probabilities={
                 member: dict(zip(names, (row / count).tolist(), strict=True))
@@ -215,7 +218,7 @@ class SlideAnswers:
         )
 
     def _needs_review(self, whole: PatientAnswer) -> bool:
-        confident = self._numbers[(self._winners >= 0) & ~self._review, 0]
+        confident = self._numbers[(self._winners >= 0) & ~self._review, _SCALARS.index("confidence")]
         # If confident tiles contradict each other, the slide is uncertain. The server does not state its review
         # threshold, but every tile that needs no review is at or above it.
         least = float(confident.min()) if len(confident) else math.inf
@@ -231,9 +234,10 @@ class SlideAnswers:
         columns["level"] = np.full(len(boxes), tiles.level, dtype=np.int64)
         names = [*classes, None]
         columns["label"] = pd.array([names[winner] for winner in self._winners], dtype="string")
-        columns["confidence"] = self._numbers[:, 0]
-        columns |= {f"p_{name}": self._probabilities[:, index] for index, name in enumerate(classes)}
-        columns |= {"entropy": self._numbers[:, 1], "disagreement": self._numbers[:, 2]}
+        scalars = dict(zip(_SCALARS, self._numbers.T, strict=True))
+        columns["confidence"] = scalars.pop("confidence")
+        columns |= cells_by_class(OUTPUTS["PROBABILITIES"], dict(zip(classes, self._probabilities.T, strict=True)))
+        columns |= scalars
         review = pd.array(self._review, dtype="boolean")
         review[self._winners < 0] = pd.NA
         columns["review"] = review

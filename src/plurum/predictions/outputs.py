@@ -58,24 +58,11 @@ _TABLE = (
     Output("LABEL", "BYTES", (1,), "label", "winning class"),
     Output("REVIEW", "BOOL", (1,), "review", "true if the prediction needs review"),
     Output("ENTROPY", "FP32", (1,), "entropy", "predictive entropy in nats, 0 to log(classes)"),
-    Output(
-        "DISAGREEMENT",
-        "FP32",
-        (1,),
-        "disagreement",
-        "mutual information between prediction and member in nats, 0 if all members agree",
-    ),
+    Output("DISAGREEMENT", "FP32", (1,), "disagreement", "mutual information of prediction and member, in nats"),
     Output("PREDICTION_SET", "BOOL", ("C",), "prediction_set", "classes that can't be ruled out at the fitted risk"),
     Output("PROBABILITIES", "FP32", ("C",), "p_{name}", "probabilities by class, which sum to 1"),
-    Output("STD", "FP32", ("C",), "std_{name}", "standard deviation of the probabilities over members", in_files=False),
-    Output(
-        "MEMBER_PROBABILITIES",
-        "FP32",
-        ("M", "C"),
-        "{member}_p_{name}",
-        "probabilities by member, then by class",
-        in_files=False,
-    ),
+    Output("STD", "FP32", ("C",), "std_{name}", "standard deviation over members, by class", in_files=False),
+    Output("MEMBER_PROBABILITIES", "FP32", ("M", "C"), "{member}_p_{name}", "probabilities by member", in_files=False),
 )
 # In the order of the columns in tables.
 OUTPUTS: dict[str, Output] = {output.name: output for output in _TABLE}
