@@ -17,7 +17,8 @@ from plurum.errors import RepositoryError
 from plurum.export.manifest import MANIFEST, read_manifest
 from plurum.export.repository.configs import FUSED, LABELS, ensemble_config, fused_ensemble_config
 from plurum.files import sha256_of
-from plurum.serving.triton.staging import model_folders, read_config
+from plurum.repository.listing import model_folders
+from plurum.serving.triton.staging import read_config
 from plurum.spec import Ensemble, read_ensemble, write_metadata
 
 __all__ = ["Artefacts", "read_artefacts", "write_variant"]

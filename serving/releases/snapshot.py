@@ -18,9 +18,8 @@ from pathlib import Path
 
 from plurum.errors import RepositoryError
 from plurum.regular_files import check_regular, open_regular
-from plurum.repository.listing import is_listed
+from plurum.repository.listing import is_listed, model_folders
 from plurum.serving.triton.leftovers import OwnedFolder
-from plurum.serving.triton.staging import model_folders
 
 __all__ = ["Snapshot", "Snapshots"]
 

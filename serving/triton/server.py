@@ -18,6 +18,7 @@ from types import TracebackType
 import psutil
 
 from plurum.errors import ServerError, needs_extra
+from plurum.repository.listing import model_folders
 from plurum.serving.triton.admin import Admin
 from plurum.serving.triton.certificates import check_certificates
 from plurum.serving.triton.cores import usable_cores
@@ -380,7 +381,7 @@ class Server:
     def _prepare(self) -> tuple[list[str], dict[str, str], OwnedFolder]:
         """Check the prerequisites, and return Triton's command line, its environment and its prepared folder."""
         with needs_extra("serving"):
-            from plurum.serving.triton.staging import StagedRepository, are_complete, model_folders
+            from plurum.serving.triton.staging import StagedRepository, are_complete
         check_machine()
         model_folders(self._repository)
         path = self._repository / "ensemble.json"

@@ -23,10 +23,11 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.conventions import MANAGERS
 from plurum.errors import RepositoryError
+from plurum.repository.listing import model_folders
 from plurum.serving.triton.trial import ReleaseTrial
 from plurum.spec import version_from_release
 
-__all__ = ["StagedRepository", "are_complete", "complete_config", "model_folders", "read_config", "stage"]
+__all__ = ["StagedRepository", "are_complete", "complete_config", "read_config", "stage"]
 
 _CONFIG = "config.pbtxt"
 _MODELS = Path(__file__).parents[2] / "model_repository"
@@ -41,29 +42,6 @@ _STEP_NS = 1_000_000_000
 _MAX_INSTANCES = 4
 # Each backend's parameter for the number of threads per instance.
 _THREADS = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}
-
-
-def model_folders(repository: Path) -> list[Path]:
-    """Return the model folders of `repository`, sorted by name.
-
-    Raises:
-        RepositoryError: the repository is not a folder, or holds no model.
-    """
-    if not repository.is_dir():
-        what = "a file" if repository.exists() else "nothing: the path does not exist"
-        raise RepositoryError(
-            f"{repository}: expected a model repository folder, got {what}. Create one with: plurum export RUN"
-        )
-    # Hidden folders are still being written, or are set aside.
-    folders = sorted(
-        path for path in repository.iterdir() if (path / _CONFIG).is_file() and not path.name.startswith(".")
-    )
-    if not folders:
-        raise RepositoryError(
-            f"{repository} is not a model repository: no folder in it has a {_CONFIG}. "
-            "Create one with: plurum export RUN"
-        )
-    return folders
 
 
 def read_config(model: Path) -> Any:

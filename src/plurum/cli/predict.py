@@ -8,19 +8,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plurum.cli.predict_slides import (
-    EveryImage,
-    HeatClass,
-    Microns,
-    OwnMicrons,
-    SlideOptions,
-    SlidesFolder,
-    TileSize,
-)
+from plurum.cli.options import OverHttp, ServerUrls, with_options
+from plurum.cli.predict_slides import journal_settings, slide_stream
+from plurum.conventions import PatientRule
+from plurum.settings.client import SlideOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +28,6 @@ if TYPE_CHECKING:
     from plurum.client.bulk.listing import Listing
     from plurum.client.bulk.progress_rate import ProgressRate
     from plurum.client.slides.slide_stream import SlideStream
-    from plurum.spec import PatientRule
 
 __all__ = ["predict"]
 
@@ -43,6 +37,7 @@ _ROWS = 100
 _BAR_S, _LINE_S = 0.5, 10.0
 
 
+@with_options
 def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     paths: Annotated[
         list[Path],
@@ -51,14 +46,9 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
             "a column path, or - to read paths from standard input."
         ),
     ],
-    url: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Server: HOST:PORT for gRPC or http(s)://HOST:PORT; repeat to use several in turn.",
-            show_default="this machine",
-        ),
-    ] = None,
-    http: Annotated[bool, typer.Option("--http", help="Use HTTP (port 8000) instead of gRPC (port 8001).")] = False,
+    slides: SlideOptions,
+    url: ServerUrls = None,
+    http: OverHttp = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -76,7 +66,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
         ),
     ] = None,
     patient_rule: Annotated[
-        Literal["mean", "max", "majority"] | None,
+        PatientRule | None,
         typer.Option(
             help="Rule that combines the predictions of a patient's images.", show_default="as fitted, else mean"
         ),
@@ -98,12 +88,6 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
             metavar="SECONDS", help="Longest time for one request, retries included, so that a server may restart."
         ),
     ] = 60.0,
-    slides: SlidesFolder = None,
-    microns_per_pixel: Microns = None,
-    file_microns_per_pixel: OwnMicrons = None,
-    tile_size: TileSize = None,
-    heat_class: HeatClass = None,
-    slide: EveryImage = False,
 ) -> None:
     """Classify images with a served ensemble, with the uncertainty of each prediction.
 
@@ -137,13 +121,12 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
 
     console = Console(stderr=True)
     listing = listing_from_names(paths, sys.stdin.buffer)
-    _check_patients(patients, listing)
-    options = SlideOptions(slides, microns_per_pixel, file_microns_per_pixel, tile_size, heat_class, every=slide)
+    _check_files(out, patients, listing)
     with ExitStack() as stack:
         client = EnsembleClient(url or None, "http" if http else None, concurrency=concurrency, timeout_s=timeout)
         stack.enter_context(client)
-        stream = options.stream(client, patient_rule, lambda text: _line(console, text))
-        settings = options.journal_settings(patient_rule)
+        stream = slide_stream(client, slides, patient_rule, lambda text: _line(console, text))
+        settings = journal_settings(slides, patient_rule)
         bulk_run = _bulk_run(stack, client.served, listing, out, settings, fresh=fresh, rule=patient_rule)
         if bulk_run.journal:
             _report_resumed(bulk_run.journal.found, len(listing), console)
@@ -158,14 +141,16 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
         raise typer.Exit(1)
 
 
-def _check_patients(file: Path | None, listing: Listing) -> None:
+def _check_files(out: Path | None, patients: Path | None, listing: Listing) -> None:
+    """Check the names of the files to write, before a server is contacted."""
     from plurum.client.bulk.formats import format_from_path
     from plurum.errors import SettingsError
 
-    if file and not listing.patients:
+    if patients and not listing.patients:
         raise SettingsError("--patients: expected a CSV manifest with a column patient, got none")
-    if file:
-        format_from_path(file, ())
+    for file in (out, patients):
+        if file:
+            format_from_path(file, ())
 
 
 def _bulk_run(

@@ -1,14 +1,12 @@
-"""Slide options of `plurum predict`, and the stream of predictions that they configure."""
+"""The stream of predictions that `plurum predict` makes with its options for slides."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from plurum.settings.client import SlideOptions
 
 if TYPE_CHECKING:
     from plurum.client import EnsembleClient, SlidePrediction
@@ -16,111 +14,39 @@ if TYPE_CHECKING:
     from plurum.client.slides.slide_stream import SlideStream
     from plurum.spec import PatientRule
 
-__all__ = ["EveryImage", "HeatClass", "Microns", "OwnMicrons", "SlideOptions", "SlidesFolder", "TileSize"]
+__all__ = ["journal_settings", "slide_stream"]
 
-_PANEL = "Slides: images too large to send"
 # Seconds between two progress lines.
 _LINE_S = 10.0
 
-SlidesFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--slides",
-        metavar="FOLDER",
-        help="Save each slide's heat maps, tile table and prediction to FOLDER/NAME.",
-        rich_help_panel=_PANEL,
-    ),
-]
-Microns = Annotated[
-    float | None,
-    typer.Option(
-        "--microns-per-pixel",
-        help="Resolution to cut tiles at, in µm per pixel.",
-        show_default="the file's own resolution",
-        rich_help_panel=_PANEL,
-    ),
-]
-OwnMicrons = Annotated[
-    float | None,
-    typer.Option(
-        "--file-microns-per-pixel",
-        help="Resolution of the file in µm per pixel, if its metadata lack it.",
-        show_default=False,
-        rich_help_panel=_PANEL,
-    ),
-]
-TileSize = Annotated[
-    int | None,
-    typer.Option(
-        "--tile-size",
-        help="Side of a tile in pixels, as the members were trained with.",
-        show_default="the server's input size",
-        rich_help_panel=_PANEL,
-    ),
-]
-HeatClass = Annotated[
-    str | None,
-    typer.Option(
-        "--heat-class",
-        help="Class whose probability the heat map shows.",
-        show_default="each slide's predicted class",
-        rich_help_panel=_PANEL,
-    ),
-]
-EveryImage = Annotated[
-    bool, typer.Option("--slide", help="Cut every image into tiles, whatever its size.", rich_help_panel=_PANEL)
-]
+
+def journal_settings(options: SlideOptions, rule: PatientRule | None) -> dict[str, Any]:
+    """Return the settings that slide predictions depend on, for the journal; empty if all are defaults."""
+    chosen = {name: str(value) for name, value in options if value}
+    return {"slides": chosen | {"rule": rule}} if chosen else {}
 
 
-@dataclass(frozen=True)
-class SlideOptions:
-    """Slide options of a command.
+def slide_stream(
+    client: EnsembleClient, options: SlideOptions, rule: PatientRule | None, line: Callable[[str], None]
+) -> SlideStream:
+    """Return a stream that predicts images and slides, and reports progress with `line`."""
+    from plurum.client import SlideSettings
+    from plurum.client.slides.slide_stream import SlideStream
 
-    Attributes:
-        folder: Folder for each slide's heat maps, tile table and prediction; None saves nothing.
-        microns_per_pixel: Resolution to cut tiles at, in µm per pixel; None is the file's own.
-        file_microns_per_pixel: Resolution of files whose metadata lack it, in µm per pixel.
-        tile_size: Side of a tile in pixels; None is the server's input size.
-        heat_class: Class whose probability the heat map shows; None is each slide's predicted class.
-        every: If True, cut every image into tiles, whatever its size.
-    """
-
-    folder: Path | None
-    microns_per_pixel: float | None
-    file_microns_per_pixel: float | None
-    tile_size: int | None
-    heat_class: str | None
-    every: bool
-
-    def journal_settings(self, rule: PatientRule | None) -> dict[str, Any]:
-        """Return the settings that slide predictions depend on, for the journal; empty if all are defaults."""
-        chosen = {name: str(value) for name, value in asdict(self).items() if value}
-        return {"slides": chosen | {"rule": rule}} if chosen else {}
-
-    def stream(self, client: EnsembleClient, rule: PatientRule | None, line: Callable[[str], None]) -> SlideStream:
-        """Return a stream that predicts images and slides, and reports progress with `line`.
-
-        Raises:
-            SettingsError: an option has an invalid value.
-        """
-        from plurum.client import SlideSettings
-        from plurum.client.slides.slide_stream import SlideStream
-
-        settings = SlideSettings(
-            tile_size=self.tile_size,
-            microns_per_pixel=self.microns_per_pixel,
-            file_microns_per_pixel=self.file_microns_per_pixel,
+    return SlideStream(
+        client=client,
+        settings=SlideSettings(
+            tile_size=options.tile_size,
+            microns_per_pixel=options.microns_per_pixel,
+            file_microns_per_pixel=options.file_microns_per_pixel,
             rule=rule,
-        )
-        return SlideStream(
-            client=client,
-            settings=settings,
-            folder=self.folder,
-            heat_class=self.heat_class,
-            every=self.every,
-            progress=_SlideProgress(line),
-            finished=lambda slide: line(_summary(slide)),
-        )
+        ),
+        folder=options.folder,
+        heat_class=options.heat_class,
+        every=options.every,
+        progress=_SlideProgress(line),
+        finished=lambda slide: line(_summary(slide)),
+    )
 
 
 def _summary(slide: SlidePrediction) -> str:

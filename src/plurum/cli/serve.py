@@ -65,16 +65,24 @@ def serve(
 
       plurum serve REPO --grpc-host 0.0.0.0 --grpc-tls-cert cert.pem --grpc-tls-key key.pem --grpc-tls-client-ca ca.pem
     """
+    from plurum.repository.listing import model_folders
+
+    # Before a second of imports.
+    if tls:
+        settings = settings.model_copy(update={"grpc_tls": _tls(tls)})
+    first = repository or releases
+    if first is None:
+        raise SettingsError("REPO, --releases: expected at least one of them, got none")
+    if repository is not None:
+        model_folders(repository)
     with needs_extra("serving"):
         from plurum.serving import Supervisor
         from plurum.serving.status import Status, StatusServer
 
-    if tls:
-        settings = settings.model_copy(update={"grpc_tls": _tls(tls)})
     status = Status()
     with (
         _interruptible(),
-        _open_releases(repository, releases) as (first, open_releases),
+        _open_releases(repository, releases) as open_releases,
         StatusServer(status, settings.host, status_port) as status_server,
         Supervisor(first, settings, status=status, releases=open_releases) as supervisor,
     ):
@@ -89,14 +97,12 @@ def _tls(given: dict[str, Any]) -> ServerTls:
 
 
 @contextlib.contextmanager
-def _open_releases(repository: Path | None, folder: Path | None) -> Iterator[tuple[Path, Releases | None]]:
-    """Yield the repository to serve first, and the releases folder, locked against other servers."""
+def _open_releases(repository: Path | None, folder: Path | None) -> Iterator[Releases | None]:
+    """Yield the releases folder, if there is one, locked against other servers and with `repository` in it."""
     from plurum.serving.releases.releases import Releases
 
     if folder is None:
-        if repository is None:
-            raise SettingsError("REPO, --releases: expected at least one of them, got none")
-        yield repository, None
+        yield None
         return
     releases = Releases(folder)
     releases.lock()
@@ -110,7 +116,7 @@ def _open_releases(repository: Path | None, folder: Path | None) -> Iterator[tup
             typer.echo(
                 f"serving {state.current}, the public release of {folder}; use plurum rollout to replace it", err=True
             )
-        yield repository or folder, releases
+        yield releases
     finally:
         releases.unlock()
 

@@ -15,7 +15,15 @@ from pathlib import Path
 from plurum.errors import RepositoryError
 from plurum.files import sha256_of
 
-__all__ = ["ListingDifferences", "check_exported", "differences_from", "is_listed", "listing_of", "plans_of"]
+__all__ = [
+    "ListingDifferences",
+    "check_exported",
+    "differences_from",
+    "is_listed",
+    "listing_of",
+    "model_folders",
+    "plans_of",
+]
 
 # The listing itself, TensorRT's timing cache, results of `plurum tune`, and bytecode of Triton's Python.
 _UNLISTED = re.compile(r"export\.json|timing\.cache|tuning\.(json|csv|png)|[^/]+/1/([^/]+/)?__pycache__(/[^/]+\.pyc)?")
@@ -50,6 +58,29 @@ class ListingDifferences:
             if names:
                 return f"{names[0]} {what}"
         return None
+
+
+def model_folders(repository: Path) -> list[Path]:
+    """Return the model folders of `repository`, sorted by name.
+
+    Raises:
+        RepositoryError: the repository is not a folder, or holds no model.
+    """
+    if not repository.is_dir():
+        what = "a file" if repository.exists() else "nothing: the path does not exist"
+        raise RepositoryError(
+            f"{repository}: expected a model repository folder, got {what}. Create one with: plurum export RUN"
+        )
+    # Hidden folders are still being written, or are set aside.
+    folders = sorted(
+        path for path in repository.iterdir() if (path / _CONFIG).is_file() and not path.name.startswith(".")
+    )
+    if not folders:
+        raise RepositoryError(
+            f"{repository} is not a model repository: no folder in it has a {_CONFIG}. "
+            "Create one with: plurum export RUN"
+        )
+    return folders
 
 
 def is_listed(name: str) -> bool:

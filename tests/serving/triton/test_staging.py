@@ -10,7 +10,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from plurum.errors import RepositoryError
-from plurum.serving.triton.staging import StagedRepository, are_complete, model_folders, read_config, stage
+from plurum.repository.listing import model_folders
+from plurum.serving.triton.staging import StagedRepository, are_complete, read_config, stage
 
 NAMING = Path(__file__).resolve().parents[3] / "model_repository" / "labels" / "labels.py"
 
