@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from plurum.errors import DataError
+from plurum.files import csv_from_rows
 from plurum.spec import Metadata
 
 __all__ = ["BenchResult", "Breakdown", "Case", "Load", "Measurement", "Step", "Target", "csv_from_result", "read_bench"]
@@ -182,11 +181,9 @@ def read_bench(path: Path) -> BenchResult:
 def csv_from_result(result: BenchResult) -> str:
     """Return the measurements as CSV, a row each."""
     fields = [name for name in Measurement.model_fields if name != "case"]
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["model", "protocol", "load", "value", *fields])
+    rows: list[list[object]] = [["model", "protocol", "load", "value", *fields]]
     for one in result.measurements:
         case = one.case
         where = (case.target.model, case.target.protocol, case.load.kind, f"{case.load.value:g}")
-        writer.writerow([*where, *(f"{getattr(one, name):.6g}" for name in fields)])
-    return file.getvalue()
+        rows.append([*where, *(f"{getattr(one, name):.6g}" for name in fields)])
+    return csv_from_rows(rows)

@@ -1,51 +1,9 @@
-"""The comparison's page: one file with everything in it, for a screen, dark or light, and for paper."""
+"""HTML template of a comparison, for `plurum.training.statistics.page`."""
 
 __all__ = ["PAGE"]
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ c.compared|length }} architecture{{ "s" if c.compared|length > 1 }} compared on {{ c.data }}</title>
-<style>
-:root { --text: #1f2933; --faint: #5b6770; --line: #d9dee3; --back: #fff; --mark: #0067a5; --good: #0b6b3a;
-  --bad: #a3261b; --note: #fff6df; }
-@media (prefers-color-scheme: dark) { :root { --text: #e4e8ec; --faint: #a3adb6; --line: #3a434c; --back: #14181c;
-  --mark: #6fb7e9; --good: #6fd39b; --bad: #ff9a8d; --note: #3a3218; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 68rem; background: var(--back); color: var(--text);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { margin: 0 0 .25rem; font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere; }
-h2 { margin: 2.5rem 0 .5rem; font-size: 1.2rem; }
-p { margin: .5rem 0; max-width: 46rem; }
-.faint, figcaption { color: var(--faint); font-size: .9rem; }
-.verdict { font-size: 1.1rem; border-left: 4px solid var(--mark); padding-left: .9rem; margin: 1.25rem 0; }
-.notes { background: var(--note); border-radius: .5rem; padding: .6rem .9rem .6rem 2rem; margin: 1rem 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: .75rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem .3rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top;
-  white-space: nowrap; }
-th { font-weight: 600; font-size: .9rem; white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-td small { color: var(--faint); font-size: .8rem; }
-.better { color: var(--good); font-weight: 600; } .worse { color: var(--bad); font-weight: 600; }
-figure { margin: 1rem 0; }
-figure img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
-  border-radius: .5rem; padding: .5rem; }
-@media print { body { max-width: none; padding: 0; font-size: 11pt; } h2, figure, table { break-inside: avoid; } }
-</style>
-</head>
-<body>
-{% macro picture(name, alt) %}
-<figure><img alt="{{ alt }}" src="data:image/png;base64,{{ pictures[name] }}"></figure>{% endmacro %}
-{% macro cell(figure) %}<td>{{ figure.value|number }}
-{%- if figure.low is not none %}<br><small>{{ "%.3f–%.3f"|format(figure.low, figure.high) }}</small>{% endif %}</td>
-{%- endmacro %}
-<h1>{{ c.compared|length }} architecture{{ "s" if c.compared|length > 1 }} compared on {{ c.data }}</h1>
-<p class="faint">{{ "{:,}".format(c.images.train) }} training, {{ "{:,}".format(c.images.validation) }} validation and
-{{ "{:,}".format(c.images.test) }} test images
+PAGE = """<p class="faint">{{ "{:,}".format(c.images.train) }} training,
+{{ "{:,}".format(c.images.validation) }} validation and {{ "{:,}".format(c.images.test) }} test images
 {%- if c.patients %} ({{ "{:,}".format(c.patients) }} patients){% endif %} of {{ c.classes }} classes,
 {{ c.height }} × {{ c.width }} pixels. In small print: 95% intervals from {{ "{:,}".format(c.draws) }} bootstrap draws
 of {{ c.drawn }} (seed {{ c.seed }}).</p>
@@ -69,7 +27,7 @@ of {{ c.drawn }} (seed {{ c.seed }}).</p>
 {% for name in runtimes.values() %}<th>size, {{ name }}</th>{% endfor %}
 {% for name in runtimes.values() %}<th>peak memory, {{ name }}</th>{% endfor %}</tr>
 {% for one in c.compared %}<tr><td>{{ one.name }}</td><td>{{ "{:,}".format(one.costs.parameters) }}</td>
-<td>{{ "%.4g"|format(one.costs.gflops) }}</td><td>{{ one|training }}</td>
+<td>{{ "%.4g"|format(one.costs.gflops) }}</td><td>{{ training(one) }}</td>
 {% for runtime in runtimes %}<td>{{ "%.1f MB"|format(one.costs.size_mb[runtime]) }}</td>{% endfor %}
 {% for runtime in runtimes %}<td>{{ "%.0f MB"|format(one.costs.memory_mb[runtime].peak) }}<br>
 <small>{{ "%.0f"|format(one.costs.memory_mb[runtime].idle) }} idle</small></td>{% endfor %}</tr>
@@ -109,6 +67,4 @@ neither. Latencies (ONNX FP32) are added up.</p>
 <h2>Taken on</h2>
 <p class="faint">{% for key, value in c.machine.items() %}{{ key|replace("_", " ") }}: {{ value }}; {% endfor %}
 {% for key, value in c.versions.items() %}{{ key }} {{ value }}{{ "" if loop.last else ", " }}{% endfor %}</p>
-</body>
-</html>
 """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +9,11 @@ from pathlib import Path
 from plurum.benchmarks.compare.comparison import RUNTIMES, SHOWN_METRICS, Compared, Comparison, Vote
 from plurum.benchmarks.compare.page import PAGE
 from plurum.benchmarks.compare.plots import PICTURES, plots_from_comparison
-from plurum.errors import needs_extra
-from plurum.files import atomic_file, write_text
+from plurum.files import csv_from_rows, write_bytes, write_text
 from plurum.training.statistics.metrics import METRICS
+from plurum.training.statistics.page import html_from_template
 from plurum.training.statistics.results import Estimate
-from plurum.training.statistics.wording import difference_text, figure_text, number_text, significant_change
+from plurum.training.statistics.wording import difference_text, figure_text
 
 __all__ = [
     "COMPARISON_FILES",
@@ -50,8 +48,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     write_text(folder / "comparison_results.json", comparison.model_dump_json(indent=1) + "\n")
     write_text(folder / "comparison_report.txt", text_from_comparison(comparison))
     for name, picture in pictures.items():
-        with atomic_file(folder / f"{name}.png") as hidden:
-            hidden.write_bytes(picture)
+        write_bytes(folder / f"{name}.png", picture)
     write_text(folder / "comparison_report.html", page)
     return folder / "comparison_report.html"
 
@@ -60,12 +57,10 @@ def csv_from_comparison(comparison: Comparison) -> str:
     """Return all figures as CSV, one row per architecture, then one per ensemble; an empty cell is not known."""
     rows = [_member_row(one) for one in comparison.compared] + [_vote_row(vote) for vote in comparison.votes]
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
-    return file.getvalue()
+    cells = [[row.get(column, "") for column in columns] for row in rows]
+    return csv_from_rows(
+        [columns, *([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in cells)]
+    )
 
 
 def front_lines(comparison: Comparison) -> list[str]:
@@ -115,22 +110,17 @@ def html_from_comparison(comparison: Comparison, pictures: dict[str, bytes]) -> 
     Raises:
         MissingExtraError: Jinja2 is not installed.
     """
-    with needs_extra("training"):
-        from jinja2 import Environment, StrictUndefined
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "significant_change": significant_change,
-        "difference": difference_text,
-        "number": number_text,
-        "training": _training,
-    }
-    return environment.from_string(PAGE).render(
+    count = len(comparison.compared)
+    return html_from_template(
+        PAGE,
+        f"{count} architecture{'s' * (count > 1)} compared on {comparison.data}",
+        pictures,
         c=comparison,
         lines=front_lines(comparison),
         metrics=METRICS,
-        pictures={name: base64.b64encode(picture).decode() for name, picture in pictures.items()},
         runtimes=RUNTIMES,
         shown=SHOWN_METRICS,
+        training=_training,
     )
 
 

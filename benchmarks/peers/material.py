@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from plurum.benchmarks.tools.members import random_model, random_repository
 from plurum.errors import MetadataError
-from plurum.files import atomic_file, atomic_folder
+from plurum.files import atomic_file, atomic_folder, write_bytes
 from plurum.serving import usable_cores
 from plurum.serving.triton.staging import read_config
 from plurum.spec import Ensemble, read_ensemble
@@ -78,8 +78,7 @@ def material_of(
     images = []
     for index, encoded in enumerate(jpegs(size)):
         images.append(work / "images" / f"{size}-{index}.jpg")
-        with atomic_file(images[-1]) as hidden:
-            hidden.write_bytes(encoded)
+        write_bytes(images[-1], encoded)
     return Material(ensemble, graphs, repository, work / "weights", tuple(images))
 
 

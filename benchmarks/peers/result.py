@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
+from plurum.files import csv_from_rows
 from plurum.spec import Metadata
 
 __all__ = ["Contender", "LeftOut", "PeersResult", "TurnOf", "csv_from_result", "markdown_from_result"]
@@ -124,14 +123,12 @@ class PeersResult(Metadata):
 
 def csv_from_result(result: PeersResult) -> str:
     """Return a table with a row for each turn."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["name", "clients", "round", "images_per_s", "requests", "p50_ms", "p99_ms"])
+    rows: list[list[object]] = [["name", "clients", "round", "images_per_s", "requests", "p50_ms", "p99_ms"]]
     for turn in result.turns:
         p50, p99 = np.percentile(turn.latencies_ms, [50, 99])
         figures = (f"{turn.images_per_s:.3f}", len(turn.latencies_ms), f"{p50:.3f}", f"{p99:.3f}")
-        writer.writerow([turn.name, turn.clients, turn.round, *figures])
-    return file.getvalue()
+        rows.append([turn.name, turn.clients, turn.round, *figures])
+    return csv_from_rows(rows)
 
 
 def markdown_from_result(result: PeersResult) -> str:

@@ -14,7 +14,7 @@ from plurum.benchmarks.peers.material import Material
 from plurum.benchmarks.tools.accuracy import served_accuracy
 from plurum.benchmarks.tools.trained import trained_run
 from plurum.benchmarks.tune.tuning import tune
-from plurum.files import atomic_file, atomic_folder
+from plurum.files import atomic_file, atomic_folder, write_bytes
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.settings.benchmarks import TuneSettings
@@ -60,8 +60,7 @@ def trained_material(
         file = io.BytesIO()
         Image.fromarray(np.array(run.pixels()[row])).save(file, "JPEG", quality=95)
         images.append(work / "images" / f"{size}-{index}.jpg")
-        with atomic_file(images[-1]) as hidden:
-            hidden.write_bytes(file.getvalue())
+        write_bytes(images[-1], file.getvalue())
     return Material(ensemble, graphs, repository, work / "weights", tuple(images)), run
 
 

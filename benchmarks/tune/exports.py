@@ -8,12 +8,13 @@ from pathlib import Path
 from plurum.benchmarks.tune.repository import Artefacts, read_artefacts
 from plurum.errors import MissingExtraError, ParityError
 from plurum.export import ExportSettings, repository_from_run
+from plurum.export.settings import EXECUTIONS
 from plurum.run import Run
 
 __all__ = ["exports_from_run"]
 
 # The reference first; `auto` takes, member by member, the fastest that passes.
-_PRECISIONS = ("fp32", "bf16", "int8", "auto")
+_PRECISIONS = (*dict.fromkeys(one.precision for one in EXECUTIONS["cpu"]), "auto")
 
 
 def exports_from_run(

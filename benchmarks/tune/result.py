@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from pydantic import Field
 
 from plurum.benchmarks.tools.load import Point
 from plurum.benchmarks.tune.variant import Variant
+from plurum.files import csv_from_rows
 from plurum.spec import Metadata
 
 __all__ = ["Final", "Gain", "Objective", "Side", "Trial", "TuneResult", "csv_from_result", "gain_of", "medians_of"]
@@ -182,21 +181,19 @@ def gain_of(finals: Sequence[Final], objective: Objective) -> Gain:
 
 def csv_from_result(result: TuneResult) -> str:
     """Return every measurement as CSV, a row for each turn and load."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     figures = [name for name in Point.model_fields if name != "clients"]
-    writer.writerow(["stage", "turn", "variant", "clients", *figures, "error"])
+    rows: list[list[object]] = [["stage", "turn", "variant", "clients", *figures, "error"]]
     sides = {"before": "the repository as it was", "after": str(result.best)}
-    rows = []
+    measured = []
     for one in result.trials:
-        rows.append((one.stage, one.turn, str(one.variant), one.points, one.error))
+        measured.append((one.stage, one.turn, str(one.variant), one.points, one.error))
         if one.beside:
-            rows.append((one.stage, one.turn, f"beside it: {sides['before']}", one.beside, ""))
-    rows += [("at the end", one.turn, f"{one.side}: {sides[one.side]}", one.points, "") for one in result.finals]
-    for stage, turn, variant, points, error in rows:
+            measured.append((one.stage, one.turn, f"beside it: {sides['before']}", one.beside, ""))
+    measured += [("at the end", one.turn, f"{one.side}: {sides[one.side]}", one.points, "") for one in result.finals]
+    for stage, turn, variant, points, error in measured:
         for point in points:
-            measured = (f"{getattr(point, name):.6g}" for name in figures)
-            writer.writerow([stage, turn, variant, point.clients, *measured, error])
+            values = (f"{getattr(point, name):.6g}" for name in figures)
+            rows.append([stage, turn, variant, point.clients, *values, error])
         if not points:
-            writer.writerow([stage, turn, variant, "", *("" for _ in figures), error])
-    return file.getvalue()
+            rows.append([stage, turn, variant, "", *("" for _ in figures), error])
+    return csv_from_rows(rows)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from plurum.client.slides.slide_answers import SlidePrediction
 from plurum.errors import SettingsError, needs_extra
-from plurum.files import atomic_file, write_text
+from plurum.files import atomic_file, write_bytes, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,8 +89,7 @@ def write_slide(slide: SlidePrediction, folder: Path, heat_class: str | None = N
     with needs_extra("slides", "pyarrow", "matplotlib"):
         pictures = [heat_map(slide, "probability", heat_class), heat_map(slide, "uncertainty")]
     for name, picture in zip(SLIDE_FILES, pictures, strict=False):
-        with atomic_file(folder / name, private=True) as hidden:
-            hidden.write_bytes(picture)
+        write_bytes(folder / name, picture, private=True)
     with atomic_file(folder / SLIDE_FILES[2], private=True) as hidden:
         slide.tiles.to_parquet(hidden, engine="pyarrow", index=False)
     write_text(folder / SLIDE_FILES[3], json.dumps(slide.to_dict(), indent=2) + "\n", private=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from plurum.client.connection.predictions import Prediction
 from plurum.errors import OutputError
-from plurum.files import atomic_file
+from plurum.files import write_bytes
 from plurum.image_structure.image_formats import format_of
 
 __all__ = ["DecidedError", "Decision", "Item", "Progress", "ReviewStore"]
@@ -179,8 +179,7 @@ class ReviewStore:
         file = f"images/{sha256}{kind.suffixes[0] if kind else '.tif'}"
         # Before its row, so that no row is ever without its image.
         if not (self.folder / file).exists():
-            with atomic_file(self.folder / file, private=True) as hidden:
-                hidden.write_bytes(data)
+            write_bytes(self.folder / file, data, private=True)
         row = (sha256, file, name, json.dumps(prediction.to_dict()), "person" if by_person else "ensemble", _now())
         with self._transaction() as database:
             database.execute(

@@ -25,7 +25,7 @@ from plurum.export.engines import builder
 from plurum.export.engines.builder import profile_of
 from plurum.export.engines.nvinfer import check_tensorrt
 from plurum.export.manifest import read_manifest
-from plurum.files import atomic_file, sha256_of
+from plurum.files import atomic_file, sha256_of, write_bytes
 from plurum.regular_files import read_regular
 from plurum.spec import Metadata, Sha256, write_metadata
 
@@ -160,8 +160,7 @@ def write_plan(engine: Engine, plan: Path) -> None:
     """
     if engine.data.startswith(RTX_MAGIC):
         raise RepositoryError(f"{plan.name} was built by TensorRT-RTX, which Triton does not load; it was not written")
-    with atomic_file(plan) as hidden:
-        hidden.write_bytes(engine.data)
+    write_bytes(plan, engine.data)
 
 
 def read_plan(plan: Path) -> EnginePlan:

@@ -41,7 +41,7 @@ from plurum.export.repository.configs import (
 from plurum.export.repository.parity import Parity, check_parity, verdict_from_members, vote_parity
 from plurum.export.repository.selection import MemberChoice, ParitySample, choose_artefact, select_evenly
 from plurum.export.scratch import scratch_folder
-from plurum.export.settings import Backend, Execution, ExportSettings, Precision
+from plurum.export.settings import BUDGETS, Backend, Execution, ExportSettings, Precision
 from plurum.files import atomic_folder, sha256_of
 from plurum.models import model_from_checkpoint
 from plurum.regular_files import read_regular
@@ -77,8 +77,6 @@ _LABELS = (
     ("model_repository", "voter", "metrics.py"),
     ("voting.py",),
 )
-# From the finest to the coarsest; the vote gets the budget of its members' coarsest precision.
-_COARSENESS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 # Difference of a probability between processors.
 _PROCESSORS_DIFFER = 1e-3
 
@@ -210,7 +208,7 @@ def select_passing_choices(
     """
     original = verdict_from_members([choice.original for choice in choices], ensemble.rule)
     while True:
-        precision = max((choice.taken.precision for choice in choices), key=_COARSENESS.index)
+        precision = max((choice.taken.precision for choice in choices), key=[*BUDGETS].index)
         exported = verdict_from_members([choice.candidate.probabilities for choice in choices], ensemble.rule)
         parity = vote_parity(
             "vote", precision, original, exported, sample.labels, settings.budget(precision), ensemble.rule
@@ -236,7 +234,7 @@ def record_predictions(ensemble: Ensemble, artefacts: Sequence[Artefact], settin
     """
     pixels = probe_images(ensemble.image.height, ensemble.image.width)
     verdict = verdict_from_members((softmax(logits_from_artefact(one, pixels)) for one in artefacts), ensemble.rule)
-    coarsest = max((one.precision for one in artefacts), key=_COARSENESS.index)
+    coarsest = max((one.precision for one in artefacts), key=[*BUDGETS].index)
     return RecordedProbes(
         probabilities=tuple(map(tuple, verdict.probabilities.tolist())),
         tolerance=max(_PROCESSORS_DIFFER, settings.budget(coarsest).max_difference),
@@ -285,7 +283,7 @@ def _fuse(
     if Execution("int8", "openvino") in taken:
         # ONNX Runtime would run graphs that were quantised for OpenVINO in FP32.
         backend = "openvino"
-    precision = max(inside, key=_COARSENESS.index)
+    precision = max(inside, key=[*BUDGETS].index)
     graphs = [choice.candidate.artefact.path for choice in choices]
     path = _write_fused(ensemble, graphs, repository, settings.max_batch_size, backend)
     names = (choice.member for choice in choices)

@@ -1,22 +1,33 @@
-"""Atomic writing of files and folders, and file locks."""
+"""Atomic writing of files and folders, CSV text, and file locks."""
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from plurum.errors import OutputError
 
-__all__ = ["atomic_file", "atomic_folder", "is_locked", "lock_file", "sha256_of", "write_text"]
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "csv_from_rows",
+    "is_locked",
+    "lock_file",
+    "sha256_of",
+    "write_bytes",
+    "write_text",
+]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -69,33 +80,39 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
     """
     if path.is_dir():
         raise OutputError(f"expected a file, got the folder {path}")
-    try:
+    with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         former, hidden = _mode_of(path), _beside(path)
         mode = 0o666 if former is None and not private else 0o600
         os.close(os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode))
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {_reason(error)}") from error
     try:
-        yield hidden
-        if former is not None:
-            hidden.chmod(former)
-        with hidden.open("rb") as file:
-            os.fsync(file.fileno())
-        hidden.replace(path)
-    except BrokenPipeError:
-        # Not about this file: the reader of the block's standard output has gone.
-        raise
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {_reason(error)}") from error
+        with _output_errors(path):
+            yield hidden
+            if former is not None:
+                hidden.chmod(former)
+            with hidden.open("rb") as file:
+                os.fsync(file.fileno())
+            hidden.replace(path)
     finally:
         hidden.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write `data` to `path` atomically; `private` as in `atomic_file`."""
+    with atomic_file(path, private=private) as hidden:
+        hidden.write_bytes(data)
+
+
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """Write `text` to `path` in UTF-8, atomically; `private` as in `atomic_file`."""
-    with atomic_file(path, private=private) as hidden:
-        hidden.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode(), private=private)
+
+
+def csv_from_rows(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows, the header first, as CSV text; lines end as on Unix."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
 
 
 @contextmanager
@@ -114,23 +131,32 @@ def atomic_folder(path: Path, *, private: bool = False) -> Iterator[Path]:
     if path.is_mount():
         # Refuse before the work is done: the kernel can't exchange mount points.
         raise OutputError(f"{path} is a mount point, which can't be replaced atomically. Name a folder inside it.")
-    try:
+    with _output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         former, hidden = _mode_of(path), _beside(path)
         hidden.mkdir(0o777 if former is None and not private else 0o700)
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {_reason(error)}") from error
     try:
-        yield hidden
-        if former is not None:
-            hidden.chmod(former)
-            _exchange(hidden, path)
-        else:
-            hidden.rename(path)
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {_reason(error)}") from error
+        with _output_errors(path):
+            yield hidden
+            if former is not None:
+                hidden.chmod(former)
+                _exchange(hidden, path)
+            else:
+                hidden.rename(path)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def _output_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the system into an `OutputError` about `path`."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Not about this file: the reader of the block's standard output has gone.
+        raise
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {_reason(error)}") from error
 
 
 def _beside(path: Path) -> Path:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from plurum.errors import OutputError, needs_extra
-from plurum.files import atomic_file, write_text
+from plurum.errors import OutputError
+from plurum.files import csv_from_rows, write_bytes, write_text
 from plurum.training.evaluation.page import PAGE
 from plurum.training.evaluation.plots import plots_from_evaluation
 from plurum.training.statistics.metrics import BINS, METRICS, PER_CLASS
+from plurum.training.statistics.page import html_from_template
 from plurum.training.statistics.patients import RULES
 from plurum.training.statistics.results import Estimate, Evaluation
-from plurum.training.statistics.wording import (
-    difference_text,
-    figure_text,
-    number_text,
-    percent_text,
-    significant_change,
-    verdict_lines,
-)
+from plurum.training.statistics.wording import verdict_lines
 
 __all__ = ["REPORT_FILES", "check_folder", "csv_from_evaluation", "html_from_evaluation", "write_report"]
 
@@ -66,8 +57,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     write_text(folder / "metrics.csv", csv_from_evaluation(evaluation))
     write_text(folder / "metrics.json", evaluation.model_dump_json(indent=1) + "\n")
     for name, picture in pictures.items():
-        with atomic_file(folder / f"{name}.png") as hidden:
-            hidden.write_bytes(picture)
+        write_bytes(folder / f"{name}.png", picture)
     if "diversity" not in pictures:
         (folder / "diversity.png").unlink(missing_ok=True)
     write_text(folder / "report.html", page)
@@ -89,13 +79,11 @@ def csv_from_evaluation(evaluation: Evaluation) -> str:
 
     `ensemble - best single` is the difference of the two; an empty cell marks a missing figure.
     """
-    file = io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["name", "class", "metric", "value", "low", "high"])
+    rows: list[list[object]] = [["name", "class", "metric", "value", "low", "high"]]
     for name, label, metric, figure in _estimates(evaluation):
         numbers = ("" if number is None else f"{number:.6g}" for number in (figure.value, figure.low, figure.high))
-        rows.writerow([name, label, metric, *numbers])
-    return file.getvalue()
+        rows.append([name, label, metric, *numbers])
+    return csv_from_rows(rows)
 
 
 def _estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Estimate]]:
@@ -123,17 +111,10 @@ def html_from_evaluation(evaluation: Evaluation, pictures: dict[str, bytes]) -> 
     Raises:
         MissingExtraError: Jinja2 is not installed.
     """
-    with needs_extra("training"):
-        from jinja2 import Environment, StrictUndefined
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "significant_change": significant_change,
-        "difference": difference_text,
-        "figure": figure_text,
-        "number": number_text,
-        "percent": percent_text,
-    }
-    return environment.from_string(PAGE).render(
+    return html_from_template(
+        PAGE,
+        f"{evaluation.name}: evaluation on {evaluation.split} images",
+        pictures,
         j=evaluation,
         metrics=METRICS,
         per_class=PER_CLASS,
@@ -141,5 +122,4 @@ def html_from_evaluation(evaluation: Evaluation, pictures: dict[str, bytes]) -> 
         rules=RULES,
         meanings=_MEANINGS,
         verdict=verdict_lines(evaluation),
-        pictures={name: base64.b64encode(picture).decode("ascii") for name, picture in pictures.items()},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from plurum.files import atomic_file, write_text
+from plurum.files import write_bytes, write_text
 from plurum.training.fitting.report import FitReport
 
 __all__ = ["write_fit"]
@@ -26,6 +26,5 @@ def write_fit(report: FitReport, folder: Path) -> tuple[Path, ...]:
     write_text(paths[0], report.model_dump_json(indent=1) + "\n")
     for name, picture in plots_from_fit(report).items():
         paths.append(folder / f"{name}.png")
-        with atomic_file(paths[-1]) as hidden:
-            hidden.write_bytes(picture)
+        write_bytes(paths[-1], picture)
     return tuple(paths)

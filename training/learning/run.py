@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from plurum.errors import OutputError, PlurumError, SettingsError, needs_extra
-from plurum.files import atomic_file
+from plurum.files import write_bytes
 from plurum.options import option_from_field
 from plurum.regular_files import read_regular
 from plurum.run import Run
@@ -209,8 +209,7 @@ def _plot_histories(run: Run, plans: list[TrainingPlan]) -> None:
         histories[training.name] = read_history(run.member_folder(training.members[0]) / "history.csv")
         members = [read_member(run.member_folder(name) / "member.json") for name in training.members]
         kept[training.name] = [member.best_epoch for member in members if member.best_epoch]
-    with atomic_file(run.report_folder / "training.png") as hidden:
-        hidden.write_bytes(plot_from_histories(histories, kept))
+    write_bytes(run.report_folder / "training.png", plot_from_histories(histories, kept))
 
 
 def _check_settings_unchanged(run: Run, settings: TrainSettings, *, fresh: bool) -> None:

@@ -16,7 +16,7 @@ from plurum.benchmarks.peers.asking import Door, Task, asked_elsewhere
 from plurum.benchmarks.peers.material import jpegs
 from plurum.benchmarks.peers.running import PlurumServer
 from plurum.benchmarks.tools.members import random_repository
-from plurum.files import atomic_file
+from plurum.files import write_bytes
 from plurum.serving import Server, ServerSettings
 from plurum.spec import Ensemble, read_ensemble
 
@@ -84,8 +84,7 @@ def _served(stack: ExitStack, point: Point, work: Path, progress: Callable[[str]
     images = []
     for index, encoded in enumerate(jpegs(point.size)):
         images.append(folder / "images" / f"{index}.jpg")
-        with atomic_file(images[-1]) as hidden:
-            hidden.write_bytes(encoded)
+        write_bytes(images[-1], encoded)
     server = stack.enter_context(Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)))
     running = PlurumServer(server)
     # Triton ends well only if it runs.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
+from plurum.files import csv_from_rows
 from plurum.spec import Metadata
 
 __all__ = ["Axis", "GrowthResult", "Point", "TurnOfGrowth", "csv_from_growth"]
@@ -98,12 +97,10 @@ class GrowthResult(Metadata):
 
 def csv_from_growth(result: GrowthResult) -> str:
     """Return a table with a row for each turn."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     parts = list(result.turns[0].busy_ms)
     point = list(Point.model_fields)
-    writer.writerow(["axis", *point, "images_per_s", "p50_ms", "p99_ms", *(f"{part}_busy_ms" for part in parts)])
+    rows = [["axis", *point, "images_per_s", "p50_ms", "p99_ms", *(f"{part}_busy_ms" for part in parts)]]
     for turn in result.turns:
         figures = [turn.images_per_s, *np.percentile(turn.latencies_ms, [50, 99]), *turn.busy_ms.values()]
-        writer.writerow([turn.axis, *turn.point.model_dump().values(), *(f"{figure:.4f}" for figure in figures)])
-    return file.getvalue()
+        rows.append([turn.axis, *turn.point.model_dump().values(), *(f"{figure:.4f}" for figure in figures)])
+    return csv_from_rows(rows)

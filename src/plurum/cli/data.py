@@ -50,10 +50,9 @@ def data(
     else:
         _print(report)
     if plot:
-        from plurum.files import atomic_file
+        from plurum.files import write_bytes
 
-        with atomic_file(plot) as hidden:
-            hidden.write_bytes(plot_from_data_report(report))
+        write_bytes(plot, plot_from_data_report(report))
     # After the report, which names every unreadable image.
     usable_rows(images, decoded)
 
