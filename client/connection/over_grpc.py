@@ -5,7 +5,6 @@ Calls have no gRPC deadline and are never cancelled: Triton 2.51 can crash when 
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from plurum.client.connection.addresses import Access, ServerAddress
 from plurum.client.connection.calls import Call
 from plurum.client.connection.transport import DATA_TYPES, CallError, Fault, Outputs, Transport, names_from_statistics
 from plurum.errors import SettingsError, needs_extra
-from plurum.predictions.wire import tensors_from_response
+from plurum.predictions.wire import raw_from_bytes, tensors_from_response
 from plurum.regular_files import MAX_SECRET_BYTES, read_regular
 
 __all__ = ["GrpcTransport"]
@@ -106,7 +105,8 @@ class GrpcTransport(Transport):
         """See `Transport`."""
         request = self._pb.ModelInferRequest(model_name=model, id=request_id)
         request.inputs.add(name=name, datatype=DATA_TYPES[tensor.dtype], shape=tensor.shape)
-        request.raw_input_contents.append(_raw(tensor))
+        is_bytes = tensor.dtype == np.object_
+        request.raw_input_contents.append(raw_from_bytes(tensor.flat) if is_bytes else tensor.tobytes())
         return self._start("ModelInfer", request, _outputs)
 
     def close(self, patience_s: float) -> None:
@@ -182,13 +182,6 @@ class GrpcTransport(Transport):
 
 def _outputs(response: Any) -> Outputs:
     return Outputs(tensors_from_response(response), response.model_version)
-
-
-def _raw(tensor: npt.NDArray[Any]) -> bytes:
-    """Return a tensor in Triton's format; each BYTES element is a length followed by the bytes."""
-    if tensor.dtype != np.object_:
-        return tensor.tobytes()
-    return b"".join(part for value in tensor.flat for part in (struct.pack("<I", len(value)), value))
 
 
 def _credentials(grpc: Any, access: Access) -> Any:

@@ -6,7 +6,7 @@ Legend: `[tiles]` arrays are in the order of classification; C classes and M mem
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from plurum.spec import PatientRule
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["SlideAnswers", "SlidePrediction", "Tiles"]
+__all__ = ["SlideAnswers", "SlidePrediction", "TileGrid", "Tiles"]
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -34,30 +34,33 @@ _SCALARS = [output.field for output in COLUMNS if output.datatype == "FP32" and 
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """Layout of a slide's tiles.
-
-    Attributes:
-        level: Level of the slide's pyramid from which tiles are read; 0 is the largest.
-        scale: Width of a pixel of that level, in pixels of level 0.
-        microns_per_pixel: Size of a pixel of level 0, microns; None if unknown.
-        lefts: Left edges of the tile columns, in pixels of level 0.
-        tops: Top edges of the tile rows, in pixels of level 0.
-        boxes: x, y, width and height of the tiles with tissue, in pixels of the level.
-        skipped: Number of tiles with too little tissue.
-    """
+class TileGrid:
+    """Position of a slide's tiles; see `SlidePrediction`."""
 
     level: int
     scale: float
     microns_per_pixel: float | None
-    lefts: tuple[int, ...]
-    tops: tuple[int, ...]
-    boxes: tuple[Box, ...]
-    skipped: int
+    width: int
+    height: int
+    lefts: tuple[int, ...] = field(repr=False)
+    tops: tuple[int, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
-class SlidePrediction:
+class Tiles(TileGrid):
+    """Layout of a slide's tiles.
+
+    Attributes:
+        boxes: x, y, width and height of the tiles with tissue, in pixels of the level.
+        tiles_skipped: Number of tiles with too little tissue.
+    """
+
+    boxes: tuple[Box, ...]
+    tiles_skipped: int
+
+
+@dataclass(frozen=True)
+class SlidePrediction(TileGrid):
     """Pooled prediction for a slide.
 
     Attributes:
@@ -91,13 +94,6 @@ class SlidePrediction:
     tiles_skipped: int
     tiles_review: int
     tiles_failed: int
-    level: int
-    scale: float
-    microns_per_pixel: float | None
-    width: int
-    height: int
-    lefts: tuple[int, ...] = field(repr=False)
-    tops: tuple[int, ...] = field(repr=False)
     tiles: pd.DataFrame = field(repr=False, compare=False)
     thumbnail: Bytes = field(repr=False, compare=False)
 
@@ -152,12 +148,11 @@ class SlideAnswers:
         self._inside += numbers["prediction_set"]
         self._members += numbers["member_probabilities"]
 
-    def prediction(self, path: Path, size: tuple[int, int], thumbnail: Bytes, rule: PatientRule) -> SlidePrediction:
+    def prediction(self, path: Path, thumbnail: Bytes, rule: PatientRule) -> SlidePrediction:
         """Return the pooled prediction.
 
         Args:
             path: Path of the slide.
-            size: Width and height of the slide, in pixels of level 0.
             thumbnail: Thumbnail of the slide.
             rule: Rule that pools the tiles' predictions.
 
@@ -169,22 +164,16 @@ class SlideAnswers:
             first = self._errors[0]
             fault = ImageError if first.fault == "image" else ServerError
             raise fault(f"{path}: all {self.count:,} tiles failed, the first with: {first.reason}")
-        whole, tiles = self._pool(rule), self._tiles
+        whole = self._pool(rule)
         return SlidePrediction(
+            **{one.name: getattr(self._tiles, one.name) for one in fields(TileGrid)},
             path=path,
             answer=self._answer(whole),
             rule=rule,
             tiles_asked=self.count,
-            tiles_skipped=tiles.skipped,
+            tiles_skipped=self._tiles.tiles_skipped,
             tiles_review=whole.review,
             tiles_failed=whole.failed,
-            level=tiles.level,
-            scale=tiles.scale,
-            microns_per_pixel=tiles.microns_per_pixel,
-            width=size[0],
-            height=size[1],
-            lefts=tiles.lefts,
-            tops=tiles.tops,
             tiles=self._frame(),
             thumbnail=thumbnail,
         )

@@ -99,7 +99,9 @@ def predict_slide(
             small, cell = thumbnail_from_slide(slide, _thumbnail_side(slide, settings, served))
             tiles = _tiles(slide, settings, served, (tissue_mask(small), cell))
             if not tiles.boxes:
-                raise ImageError(f"none of its {tiles.skipped:,} tiles has at least {settings.least_tissue:.0%} tissue")
+                raise ImageError(
+                    f"none of its {tiles.tiles_skipped:,} tiles has at least {settings.least_tissue:.0%} tissue"
+                )
             answers = SlideAnswers(served, tiles)
             size = {} if settings.batch_size is None else {"batch_size": settings.batch_size}
             for answer in client.stream(_regions(slide, tiles), **size):
@@ -108,8 +110,7 @@ def predict_slide(
                     progress(answers.count, len(tiles.boxes))
         except (ImageError, SettingsError) as error:
             raise type(error)(f"{path}: {error}") from error
-        whole = slide.levels[0].width, slide.levels[0].height
-    return answers.prediction(path, whole, _shrink(small), settings.rule or served.patient_rule or "mean")
+    return answers.prediction(path, _shrink(small), settings.rule or served.patient_rule or "mean")
 
 
 def _shrink(small: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -178,6 +179,8 @@ def _tiles(
         microns_per_pixel=settings.file_microns_per_pixel or slide.microns_per_pixel,
         lefts=tuple(round(x * level.scale) for x in lefts),
         tops=tuple(round(y * level.scale) for y in tops),
+        width=slide.levels[0].width,
+        height=slide.levels[0].height,
         boxes=kept,
-        skipped=len(boxes) - len(kept),
+        tiles_skipped=len(boxes) - len(kept),
     )

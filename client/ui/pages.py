@@ -18,6 +18,7 @@ from plurum.client.ui.store import Item, Progress
 from plurum.errors import ImageError, OutputError
 from plurum.evidence import EvidenceMap
 from plurum.image_structure.image_formats import FORMAT_NAMES, FORMATS, IMAGE_SUFFIXES
+from plurum.predictions.outputs import OUTPUTS
 
 __all__ = ["MemberVote", "Pages", "member_votes", "share"]
 
@@ -56,7 +57,8 @@ class Pages:
             loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         self._templates.filters |= {"share": share, "bars": _bars, "votes": member_votes, "ln": math.log}
-        self._templates.globals |= {"has_evidence": has_evidence}
+        numbers = [one for one in OUTPUTS.values() if one.is_scalar and one.datatype == "FP32"]
+        self._templates.globals |= {"has_evidence": has_evidence, "numbers": numbers}
 
     def ask(self, progress: Progress, limit_mib: int) -> Response:
         """Return the page where images are dropped."""

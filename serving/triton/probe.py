@@ -17,6 +17,7 @@ from PIL import Image
 
 from plurum.conventions import PROBE_ID
 from plurum.errors import ServerError
+from plurum.predictions.wire import raw_from_bytes
 from plurum.spec import IMAGE, INPUT_PIXELS, Ensemble
 
 __all__ = ["Probe", "ProbeError", "reason_of"]
@@ -110,9 +111,7 @@ def _encode_request(chain: str, pixels: npt.NDArray[np.uint8]) -> tuple[bytes, b
     if chain.partition("-")[0] == "ensemble":
         file = io.BytesIO()
         Image.fromarray(pixels[0]).save(file, "PNG")
-        png = file.getvalue()
-        # Each BYTES element starts with its length, little-endian.
-        name, shape, datatype, data = IMAGE, [1, 1], "BYTES", len(png).to_bytes(4, "little") + png
+        name, shape, datatype, data = IMAGE, [1, 1], "BYTES", raw_from_bytes([file.getvalue()])
     else:
         name, shape, datatype, data = INPUT_PIXELS, list(pixels.shape), "UINT8", pixels.tobytes()
     tensor = {"name": name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(data)}}

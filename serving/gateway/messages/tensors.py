@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from plurum.image_structure.image_formats import FORMATS
+from plurum.predictions.wire import raw_from_bytes
 from plurum.serving.gateway.refusals import RefusalError
 from plurum.spec import IMAGE, INPUT_PIXELS
 
@@ -91,7 +92,7 @@ def raw_from_json(name: str, datatype: str, data: Any) -> bytes:
             if not all(isinstance(leaf, str) for leaf in leaves):
                 raise ValueError("expected strings")
             # Like Triton, use the text's UTF-8 bytes. Images are hardly ever text; clients send them as binary data.
-            return b"".join(struct.pack("<I", len(text)) + text for text in (leaf.encode() for leaf in leaves))
+            return raw_from_bytes(leaf.encode() for leaf in leaves)
         if not {*map(type, leaves)} <= {int, float}:
             raise ValueError("expected numbers")
         # Convert through float64, which holds a number of any size in 8 bytes.

@@ -6,7 +6,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from plurum.errors import ServerError
 
-__all__ = ["array_from_raw", "bytes_from_raw", "tensors_from_response"]
+__all__ = ["array_from_raw", "bytes_from_raw", "raw_from_bytes", "tensors_from_response"]
 
 
 def tensors_from_response(response: Any) -> dict[str, npt.NDArray[Any]]:
@@ -46,6 +46,11 @@ def array_from_raw(datatype: str, shape: Sequence[int], raw: bytes) -> npt.NDArr
     tensor = np.empty(len(values), dtype=np.object_)
     tensor[:] = values
     return tensor.reshape(shape)
+
+
+def raw_from_bytes(elements: Iterable[bytes]) -> bytes:
+    """Return the contents of a BYTES tensor."""
+    return b"".join(part for one in elements for part in (struct.pack("<I", len(one)), one))
 
 
 def bytes_from_raw(raw: bytes) -> list[bytes]:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from plurum.client import Failure, PatientAnswer, Prediction, patients_report
+from plurum.client import Failure, PatientAnswer, patients_report
+from plurum.client.bulk.columns import COLUMNS as OUTPUT_COLUMNS
 from plurum.client.bulk.formats import Format, RowSubject, format_from_path
 from plurum.errors import SettingsError
+from plurum.predictions.outputs import OUTPUTS
+from tests.client.ui.answers import prediction
 
 CLASSES = ("CE", 'LAA, "large"')
-ANSWER = Prediction(
-    label=CLASSES[1],
-    confidence=0.8125,
+ANSWER = replace(
+    prediction(CLASSES[1], 0.8125),
     probabilities={CLASSES[0]: 0.1875, CLASSES[1]: 0.8125},
-    entropy=0.5,
-    disagreement=0.25,
-    std={},
-    member_probabilities={},
     prediction_set=CLASSES,
-    review=True,
 )
 FAILURE = Failure(1, "b.png", 'no image, "says" the server')
 SUBJECTS = [RowSubject("a,\n.png", "ann", CLASSES[1]), RowSubject("b \udce9.png", "", "CE")]
@@ -108,3 +106,11 @@ def test_patients_have_a_row_each(tmp_path: Path, suffix: str) -> None:
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"out\.xlsx: expected a name that ends in \.csv, \.jsonl, \.parquet"):
         format_from_path(tmp_path / "out.xlsx", CLASSES)
+
+
+def test_the_page_has_a_row_for_every_output() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "client.md").read_text(encoding="utf-8")
+    for one in OUTPUT_COLUMNS:
+        column = one.column.format(member="MEMBER", name="CLASS")
+        tensor = f"`{one.name}`, {one.datatype} [{', '.join(map(str, one.dims))}] " if one.name in OUTPUTS else ""
+        assert f"| `{one.field}` | {one.meaning} | `{column}` | {tensor}|" in page

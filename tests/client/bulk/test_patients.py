@@ -10,29 +10,20 @@ import pytest
 from plurum.client import Failure, PatientPool, Prediction, patients_from_answers
 from plurum.spec import PatientRule
 from plurum.training.statistics.patients import group_by_patient
+from tests.client.ui.answers import prediction
 
 CLASSES = ("CE", "LAA")
 
 
-def prediction(share: float, *, review: bool = False) -> Prediction:
-    return Prediction(
-        label="CE" if share >= 0.5 else "LAA",
-        confidence=max(share, 1 - share),
-        probabilities={"CE": share, "LAA": 1 - share},
-        entropy=0.5,
-        disagreement=0.1,
-        std={},
-        member_probabilities={},
-        prediction_set=("CE",),
-        review=review,
-    )
+def answer(share: float, *, review: bool = False) -> Prediction:
+    return prediction("CE" if share >= 0.5 else "LAA", max(share, 1 - share), review=review)
 
 
 ANSWERS: list[Prediction | Failure] = [
-    prediction(0.9),
-    prediction(0.4, review=True),
-    prediction(0.4),
-    prediction(0.7),
+    answer(0.9),
+    answer(0.4, review=True),
+    answer(0.4),
+    answer(0.7),
     Failure(4, "x", "no image"),
 ]
 PATIENTS = ["bob", "bob", "bob", "ann", "bob"]
@@ -57,7 +48,7 @@ def test_it_is_what_training_makes_of_them(rule: PatientRule) -> None:
     theirs = group_by_patient(names, np.zeros(200, dtype=np.int64))
     assert theirs is not None
     expected = theirs.probabilities(images, images.argmax(axis=1), rule)
-    ours = patients_from_answers(names, [prediction(share) for share in shares], CLASSES, rule)
+    ours = patients_from_answers(names, [answer(share) for share in shares], CLASSES, rule)
     assert [one.patient for one in ours] == list(theirs.names)
     np.testing.assert_allclose([list(one.probabilities.values()) for one in ours], expected)
 

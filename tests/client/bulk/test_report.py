@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,18 +14,9 @@ from rich.console import Console
 from plurum.client import Failure, Prediction, answers_report, json_line, table_from_answers
 from plurum.client.bulk.report import patients_report
 from plurum.errors import OutputError
+from tests.client.ui.answers import prediction
 
-ANSWER = Prediction(
-    label="CE",
-    confidence=0.8125,
-    probabilities={"CE": 0.8125, "LAA": 0.1875},
-    entropy=0.5,
-    disagreement=0.0000004,
-    std={"CE": 0.1, "LAA": 0.1},
-    member_probabilities={"one": {"CE": 0.8125, "LAA": 0.1875}},
-    prediction_set=("CE", "LAA"),
-    review=True,
-)
+ANSWER = replace(prediction(confidence=0.8125), entropy=0.5, disagreement=0.0000004)
 FAILURE = Failure(1, "b.png", 'no image, "says" the server')
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,18 @@ def test_an_answer_comes_back_as_it_was_with_its_image(store: ReviewStore) -> No
     assert item.file.name == f"{sha256}.png"
     assert store.items() == [item]
     assert store.item("0" * 64) is None
+
+
+def test_an_answer_of_another_version_opens(store: ReviewStore) -> None:
+    answer = prediction().to_dict()
+    # Written before the newest field existed, and by a version with a field that this one does not know.
+    del answer["release"]
+    sha256 = store.add(png(1), "scan.png", prediction("LAA"))
+    with closing(sqlite3.connect(store.folder / "reviews.sqlite")) as database, database:
+        database.execute("UPDATE answers SET answer = ?", (json.dumps(answer | {"invented_later": 1}),))
+    item = store.item(sha256)
+    assert item is not None
+    assert item.prediction == prediction()
 
 
 def test_the_last_decision_counts_and_none_is_lost(store: ReviewStore) -> None:
