@@ -1,4 +1,4 @@
-"""The page for people: ask a served ensemble, look at what it sends to review, hand back what people decided."""
+"""Web page for people: classify images, review predictions, and export the decisions."""
 
 from plurum.client.ui.app import ui_app
 from plurum.client.ui.connection import Connection

@@ -1,4 +1,4 @@
-"""The served ensemble, as a page asks it: for hours, through restarts and other releases."""
+"""Connection of the page to the served ensemble, which lasts through restarts and releases."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ __all__ = ["Connection"]
 
 
 class Connection:
-    """A way to the servers, made anew when it fails and when they serve something else.
+    """Connection to the servers, renewed after failures and when another ensemble is served.
 
     Args:
-        urls: As `AsyncEnsembleClient` takes them.
-        protocol: Likewise.
-        timeout_s: Likewise; a server that goes away in mid-flight is waited for as long.
+        urls: Addresses of the servers, as in `AsyncEnsembleClient`.
+        protocol: `grpc` or `http`; None takes the protocol from the URLs, else gRPC.
+        timeout_s: Time limit of a request with its retries, seconds.
 
     Raises:
         MissingExtraError: tritonclient is not installed.
-        SettingsError: an argument that can't be used.
+        SettingsError: an argument is invalid.
     """
 
     def __init__(self, urls: Urls, protocol: WireProtocol | None, timeout_s: float) -> None:
         self._arguments = (urls, protocol, timeout_s)
         self._timeout_s = timeout_s
-        # At once, so that what can't be used is said before anybody asks.
-        self._client: AsyncEnsembleClient | None = self._made()
+        # Create a client now, to report invalid arguments at once.
+        self._client: AsyncEnsembleClient | None = self._new_client()
         self._served: Served | None = None
         self._retired: dict[AsyncEnsembleClient, asyncio.Task[None]] = {}
 
     async def served(self) -> Served:
-        """Ask what is served now, which takes a moment; one that is away fails at once.
+        """Request the description of the ensemble that is served now; fail at once if no server responds.
 
         Raises:
-            ServerError: no server answers, or it serves no ensemble.
+            ServerError: no server responds, or it serves no ensemble.
         """
-        fresh = self._made()
+        fresh = self._new_client()
         try:
             served = await fresh.served
         except BaseException:
@@ -53,32 +53,31 @@ class Connection:
             self._served = served
         return served
 
-    async def ask(self, data: bytes) -> Prediction:
-        """Return the answer to one encoded image.
+    async def predict(self, data: bytes) -> Prediction:
+        """Return the prediction for one encoded image.
 
         Raises:
-            ImageError: it has none; the reason is the server's.
-            ServerError: no server answers, or it fails.
+            ImageError: the server refuses the image.
+            ServerError: no server responds, or the server fails.
         """
         if self._client is None:
             await self.served()
         client = self._client
         if client is None:
-            raise ServerError("the server has just gone; ask again")
+            raise ServerError("the server has just become unavailable. Try again.")
         try:
-            answers = [answer async for answer in client.stream([data])]
+            (answer,) = [answer async for answer in client.stream([data])]
         except ServerError:
-            # What is known of the server may no longer hold.
+            # Another ensemble may be served when the server is back.
             if self._client is client:
                 self._replace(None)
             raise
-        (answer,) = answers
         if isinstance(answer, Failure):
             raise (ImageError if answer.fault == "image" else ServerError)(answer.reason)
         return answer
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self._replace(None)
         clients, tasks = list(self._retired), list(self._retired.values())
         for task in tasks:
@@ -86,20 +85,20 @@ class Connection:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(client.close() for client in clients))
 
-    def _made(self) -> AsyncEnsembleClient:
+    def _new_client(self) -> AsyncEnsembleClient:
         urls, protocol, timeout_s = self._arguments
         return AsyncEnsembleClient(urls, protocol, timeout_s=timeout_s)
 
     def _replace(self, client: AsyncEnsembleClient | None) -> None:
         old, self._client, self._served = self._client, client, None
         if old is not None:
-            # Others may still wait for what they asked through it.
+            # Requests of other tasks may still be in progress.
             self._retire(old, self._timeout_s)
 
     def _retire(self, client: AsyncEnsembleClient, after_s: float) -> None:
-        async def retired() -> None:
+        async def close_later() -> None:
             await asyncio.sleep(after_s)
             await client.close()
             del self._retired[client]
 
-        self._retired[client] = asyncio.create_task(retired())
+        self._retired[client] = asyncio.create_task(close_later())

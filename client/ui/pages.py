@@ -1,4 +1,4 @@
-"""From answers to HTML; whatever stands in a name of a file or a class is text and never markup."""
+"""Render predictions and reviews as HTML; names of files and classes are always escaped."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from plurum.client.connection.predictions import Prediction
-from plurum.client.ui.store import Item, Progress
+from plurum.client.ui.store import Progress, ReviewItem
 from plurum.errors import ImageError, OutputError
 from plurum.evidence import EvidenceMap
 from plurum.image_structure.image_formats import FORMAT_NAMES, FORMATS, IMAGE_SUFFIXES
 from plurum.predictions.outputs import OUTPUTS
 
-__all__ = ["MemberVote", "Pages", "member_votes", "share"]
+__all__ = ["MemberVote", "Pages", "member_votes", "percentage"]
 
 _BARS = 5
-# What is no fault of this program: an image that can't be read, a disk that is full.
+# Errors that are not faults of this program: an unreadable image, a full disk.
 _STATUSES = {ImageError: 422, OutputError: 507}
 
 
 @dataclass(frozen=True)
 class MemberVote:
-    """What one member says.
+    """Prediction of one member.
 
     Attributes:
-        name: The member's.
+        name: Name of the member.
         label: Its most probable class.
-        probability: Of that, 0 to 1.
-        agrees: Whether the ensemble says the same.
+        probability: Probability of that class, 0 to 1.
+        agrees: True if the ensemble predicts the same class.
     """
 
     name: str
@@ -45,10 +45,10 @@ class MemberVote:
 
 
 class Pages:
-    """Fills templates.
+    """Renders the templates.
 
     Args:
-        has_evidence: Whether answers offer to show where members looked.
+        has_evidence: True if Grad-CAM maps are available.
     """
 
     def __init__(self, has_evidence: bool) -> None:
@@ -56,68 +56,60 @@ class Pages:
         self._templates = Environment(
             loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
-        self._templates.filters |= {"share": share, "bars": _bars, "votes": member_votes, "ln": math.log}
+        self._templates.filters |= {"percentage": percentage, "bars": _bars, "votes": member_votes, "ln": math.log}
         numbers = [one for one in OUTPUTS.values() if one.is_scalar and one.datatype == "FP32"]
         self._templates.globals |= {"has_evidence": has_evidence, "numbers": numbers}
 
-    def ask(self, progress: Progress, limit_mib: int) -> Response:
-        """Return the page where images are dropped."""
+    def start(self, progress: Progress, limit_mib: int) -> Response:
+        """Return the page on which images are dropped."""
         accept = ",".join((*IMAGE_SUFFIXES, *(one.media_type for one in FORMATS.values())))
         return self._html(
-            "ask.html", limit_mib=limit_mib, waiting=progress.waiting, accept=accept, formats=FORMAT_NAMES
+            "classify.html", limit_mib=limit_mib, waiting=progress.waiting, accept=accept, formats=FORMAT_NAMES
         )
 
-    def answer(self, sha256: str, name: str, prediction: Prediction, item: Item | None) -> Response:
-        """Return what that page puts in for one image."""
-        return self._html("answer.html", sha256=sha256, name=name, p=prediction, item=item)
+    def prediction(self, sha256: str, name: str, prediction: Prediction, item: ReviewItem | None) -> Response:
+        """Return the part of that page for one image."""
+        return self._html("prediction.html", sha256=sha256, name=name, p=prediction, item=item)
 
-    def item(self, items: Sequence[Item], item: Item, done: Item | None = None, *, conflict: bool = False) -> Response:
-        """Return the page on which a person decides about one image.
+    def review(
+        self, items: Sequence[ReviewItem], item: ReviewItem, done: ReviewItem | None = None, *, conflict: bool = False
+    ) -> Response:
+        """Return the page for the decision about one image.
 
         Args:
-            items: All that were sent to review.
-            item: One of these.
-            done: The one that was decided a moment ago.
-            conflict: Whether somebody else was faster; then the status is 409.
+            items: All images in review.
+            item: The image to decide.
+            done: The image that was decided before; None if there is none.
+            conflict: True if another decision was made in the meantime; the status is then 409.
         """
-        place = [one.sha256 for one in items].index(item.sha256)
-        return self._html(
-            "review.html",
-            409 if conflict else 200,
-            items=items,
-            item=item,
-            place=place,
-            done=done,
-            conflict=conflict,
-            progress=_progress(items),
-            waiting=_progress(items).waiting,
-        )
+        values = _queue_values(items, done) | {"item": item, "place": items.index(item), "conflict": conflict}
+        return self._html("review.html", 409 if conflict else 200, **values)
 
-    def finished(self, items: Sequence[Item], done: Item | None) -> Response:
-        """Return the page that has nothing left to decide."""
-        return self._html("finished.html", items=items, done=done, progress=_progress(items), waiting=0)
+    def finished(self, items: Sequence[ReviewItem], done: ReviewItem | None) -> Response:
+        """Return the page of an empty queue."""
+        return self._html("finished.html", **_queue_values(items, done))
 
     def evidence(self, sha256: str, label: str, maps: Sequence[EvidenceMap]) -> Response:
-        """Return where members looked, as pictures to be fetched."""
+        """Return the part of a page that shows an image's Grad-CAM maps."""
         return self._html("evidence.html", sha256=sha256, label=label, maps=maps)
 
     async def refusal(self, request: Request, error: Exception) -> Response:
-        """Answer what can't be done."""
+        """Respond to a request that is refused."""
         status, text = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
         if status == 404 and text == "Not Found":
-            text = "there is no such page"
-        return self._refused(request, status, text)
+            text = "this page does not exist"
+        return self._error(request, status, text)
 
     async def fault(self, request: Request, error: Exception) -> Response:
-        """Answer where Plurum itself says in one line what is wrong."""
+        """Respond to a request that failed with an error of Plurum."""
         status = next((code for kind, code in _STATUSES.items() if isinstance(error, kind)), 500)
-        return self._refused(request, status, str(error))
+        return self._error(request, status, str(error))
 
     async def gone(self, _: Request, __: Exception) -> Response:
-        """Answer nobody: the browser hung up."""
+        """End a request whose browser has disconnected."""
         return Response(status_code=499)
 
-    def _refused(self, request: Request, status: int, text: str) -> Response:
+    def _error(self, request: Request, status: int, text: str) -> Response:
         if "text/html" not in request.headers.get("accept", ""):
             return JSONResponse({"error": text}, status)
         return self._html("refusal.html", status, text=text, waiting=None)
@@ -126,8 +118,8 @@ class Pages:
         return HTMLResponse(self._templates.get_template(template).render(values), status)
 
 
-def share(value: float) -> str:
-    """Return a probability for people; one that is not 0 or 1 does not look as if it were."""
+def percentage(value: float) -> str:
+    """Return a probability as text; only exactly 0 and 1 are shown as 0% and 100%."""
     text = f"{value:.1%}"
     if text == "100.0%" and value < 1:
         return "> 99.9%"
@@ -135,7 +127,7 @@ def share(value: float) -> str:
 
 
 def member_votes(prediction: Prediction) -> list[MemberVote]:
-    """Return what each member says, in the order of the vote."""
+    """Return the prediction of each member, in the order of the vote."""
     votes = []
     for name, probabilities in prediction.member_probabilities.items():
         label, probability = max(probabilities.items(), key=lambda one: one[1])
@@ -144,11 +136,12 @@ def member_votes(prediction: Prediction) -> list[MemberVote]:
 
 
 def _bars(probabilities: Mapping[str, float]) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-    """Return the classes with their probabilities, the most probable first: those to show, and the rest."""
+    """Return the classes with their probabilities, most probable first: those to show, and the rest."""
     ranked = sorted(probabilities.items(), key=lambda one: -one[1])
-    # A rest of one would take as much room as what unfolds it.
+    # A single class takes no more space than the control that would show it.
     return (ranked, []) if len(ranked) <= _BARS + 1 else (ranked[:_BARS], ranked[_BARS:])
 
 
-def _progress(items: Sequence[Item]) -> Progress:
-    return Progress(sum(item.label is not None for item in items), len(items))
+def _queue_values(items: Sequence[ReviewItem], done: ReviewItem | None) -> dict[str, Any]:
+    progress = Progress(sum(item.label is not None for item in items), len(items))
+    return {"items": items, "done": done, "progress": progress, "waiting": progress.waiting}

@@ -1,4 +1,4 @@
-"""Images as a browser can show them, and those that were asked about lately."""
+"""Convert images for browsers, and keep recent ones in memory."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from plurum.client.connection.predictions import Prediction
 from plurum.errors import ImageError
 from plurum.images import UnreadableImageError, open_image, structure_of, to_eight_bit
 
-__all__ = ["Asked", "Decoding", "Recent", "readable", "shown"]
+__all__ = ["Decoding", "RecentImage", "RecentImages", "decode_image", "picture_from_image"]
 
 _LONGEST_SIDE = 640
 # Larger images are decoded one at a time: up to 64 megapixels, they take hundreds of MB each.
 _LARGE_PIXELS = 8_000_000
-# Small images are enlarged as the squares that they are: a browser would blur them into something that isn't there.
+# Small images are enlarged without interpolation: a browser would blur them.
 _ENLARGED_BELOW, _ENLARGED_TO = 160, 320
 
 
-def readable(data: bytes) -> Image.Image:
-    """Return an image upright and with 8 bits, by the rule that the server has, too.
+def decode_image(data: bytes) -> Image.Image:
+    """Return an image upright and with 8 bits, by the same rule as the server.
 
     Raises:
-        ImageError: it can't be read, or is larger than is decoded at once.
+        ImageError: the image can't be read, or is too large.
     """
     try:
         return to_eight_bit(open_image(data))
@@ -37,13 +37,13 @@ def readable(data: bytes) -> Image.Image:
         raise ImageError(str(error)) from error
 
 
-def shown(data: bytes) -> tuple[bytes, str]:
-    """Return an image as people are to see it, upright and of moderate size, and its media type.
+def picture_from_image(data: bytes) -> tuple[bytes, str]:
+    """Return an image for display, upright and of moderate size, and its media type.
 
     Raises:
-        ImageError: it can't be read.
+        ImageError: the image can't be read.
     """
-    image = readable(data)
+    image = decode_image(data)
     longest, file = max(image.size), io.BytesIO()
     if longest < _ENLARGED_BELOW:
         times = _ENLARGED_TO // longest
@@ -59,7 +59,7 @@ class Decoding:
     """Decoding in threads, bounded in memory: several small images at once, and one of more than 8 megapixels.
 
     Args:
-        small: How many small images are decoded at once.
+        small: Maximum number of small images that are decoded at once.
     """
 
     def __init__(self, small: int) -> None:
@@ -67,7 +67,7 @@ class Decoding:
 
     @asynccontextmanager
     async def room(self, data: bytes) -> AsyncIterator[None]:
-        """Wait until there is room to decode an image, and hold it until the block ends."""
+        """Wait until the image may be decoded; the block holds its place."""
         async with self._large if await asyncio.to_thread(_is_large, data) else self._small:
             yield
 
@@ -76,19 +76,19 @@ def _is_large(data: bytes) -> bool:
     try:
         structure = structure_of(data)
     except UnreadableImageError:
-        # It will not be decoded.
+        # It won't be decoded.
         return False
     return structure.width * structure.height > _LARGE_PIXELS
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An image with its answer.
+class RecentImage:
+    """An image with its prediction.
 
     Attributes:
-        name: What its file was called.
-        data: Its bytes.
-        prediction: What the ensemble answered.
+        name: Name of the file.
+        data: Encoded image.
+        prediction: Prediction of the ensemble.
     """
 
     name: str
@@ -96,32 +96,32 @@ class Asked:
     prediction: Prediction
 
 
-class Recent:
-    """What was asked about lately, in memory alone: an image that nobody sends to review is never written to a disk.
+class RecentImages:
+    """Recently classified images, in memory: an image is written to disk only if it is sent to review.
 
     Args:
-        limit_bytes: Of all images together; the oldest are forgotten.
+        limit_bytes: Maximum size of all images together; the oldest are dropped.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._held: OrderedDict[str, Asked] = OrderedDict()
+        self._held: OrderedDict[str, RecentImage] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, sha256: str, asked: Asked) -> None:
-        """Remember an image by its SHA-256."""
+    def add(self, sha256: str, image: RecentImage) -> None:
+        """Keep an image under its SHA-256."""
         with self._lock:
             self._held.pop(sha256, None)
-            self._held[sha256] = asked
+            self._held[sha256] = image
             while len(self._held) > 1 and sum(len(one.data) for one in self._held.values()) > self._limit_bytes:
                 self._held.popitem(last=False)
 
-    def get(self, sha256: str) -> Asked | None:
-        """Return what was asked about, if it isn't forgotten."""
+    def get(self, sha256: str) -> RecentImage | None:
+        """Return an image; None if it was dropped."""
         with self._lock:
             return self._held.get(sha256)
 
     def forget(self, sha256: str) -> None:
-        """Do so at once."""
+        """Drop an image."""
         with self._lock:
             self._held.pop(sha256, None)

@@ -1,10 +1,10 @@
-"""What people are to look at, and what they said: SQLite beside the images themselves.
+"""Predictions that need review, and the decisions about them, in SQLite beside the images.
 
-FOLDER/reviews.sqlite       answers sent to review, and every decision about them
-FOLDER/images/SHA256.png    the images as they were sent (or .jpg, .tif)
+FOLDER/reviews.sqlite       predictions sent to review, and every decision about them
+FOLDER/images/SHA256.png    the images, unchanged (or .jpg, .tif)
 
-A decision is never changed: another is written after it, and the last counts. Each is one transaction that is on the
-disk before it is said to be.
+A decision is never changed: a later one is added, and the latest counts. Each is one transaction, which is on disk
+before the page confirms it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from plurum.errors import OutputError
 from plurum.files import write_bytes
 from plurum.image_structure.image_formats import format_of
 
-__all__ = ["DecidedError", "Decision", "Item", "Progress", "ReviewStore"]
+__all__ = ["Decision", "DecisionConflictError", "Progress", "ReviewItem", "ReviewStore"]
 
 _VERSION = 1
 _SCHEMA = """
@@ -57,13 +57,13 @@ _WAIT_S = 10.0
 
 @dataclass(frozen=True)
 class Decision:
-    """What a person said of an image.
+    """Decision about an image.
 
     Attributes:
-        number: Rising with time.
-        label: The class; None where a decision was taken back.
-        decided_at: ISO 8601, UTC.
-        reviewer: Who; empty where that was not said.
+        number: Number of the decision, which increases with time.
+        label: Class; None if the decision was withdrawn.
+        decided_at: Time of the decision, ISO 8601, UTC.
+        reviewer: Name of the reviewer; empty if unknown.
     """
 
     number: int
@@ -73,18 +73,18 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Item:
-    """An answer that was sent to review.
+class ReviewItem:
+    """A prediction that was sent to review.
 
     Attributes:
-        number: In the order of sending, from 1.
-        sha256: Of the image.
-        name: What its file was called where it came from.
-        file: Where it lies now.
-        prediction: What the ensemble answered, as of the last time it was asked.
-        by_person: Whether a person sent it, and not the ensemble's own doubt.
-        answered_at: ISO 8601, UTC.
-        decision: The last; None before the first.
+        number: Position in the order of sending, from 1.
+        sha256: SHA-256 of the image.
+        name: Original name of the image's file.
+        file: Path of the image in the store.
+        prediction: Latest prediction for the image.
+        by_person: True if a person sent it to review, False if the ensemble flagged it.
+        answered_at: Time of the prediction, ISO 8601, UTC.
+        decision: Latest decision; None before the first.
     """
 
     number: int
@@ -98,49 +98,49 @@ class Item:
 
     @property
     def label(self) -> str | None:
-        """What a person said that it is; None while nobody has, or it was taken back."""
+        """Class that a person chose; None before the first decision, or if it was withdrawn."""
         return self.decision.label if self.decision else None
 
     @property
     def seen(self) -> int:
-        """The number of the last decision, 0 before the first; says what a reader knew."""
+        """Number of the latest decision, 0 before the first; it identifies the state that a reader has seen."""
         return self.decision.number if self.decision else 0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How many of all there are have been decided."""
+    """Number of images with a decision, and of all images."""
 
     decided: int
     all: int
 
     @property
     def waiting(self) -> int:
-        """How many have not."""
+        """Number of images without a decision."""
         return self.all - self.decided
 
 
-class DecidedError(Exception):
-    """Somebody else has decided meanwhile.
+class DecisionConflictError(Exception):
+    """Another decision was made in the meantime.
 
     Attributes:
-        item: As it is now.
+        item: Current state of the image.
     """
 
-    def __init__(self, item: Item) -> None:
+    def __init__(self, item: ReviewItem) -> None:
         super().__init__(item.name)
         self.item = item
 
 
 class ReviewStore:
-    """A folder of answers and decisions; may be used from several threads and processes.
+    """Folder of predictions and decisions; several threads and processes may use it.
 
     Args:
-        folder: Made if need be, for its owner alone.
-        reviewer: Written beside every decision.
+        folder: Folder of the store; created if necessary, and readable only by its owner.
+        reviewer: Name of the reviewer, recorded with every decision.
 
     Raises:
-        OutputError: the folder can't be made or read, or holds something else.
+        OutputError: the folder can't be created or read, or holds other files.
     """
 
     def __init__(self, folder: Path, reviewer: str = "") -> None:
@@ -148,12 +148,16 @@ class ReviewStore:
         self.reviewer = reviewer
         self._file = self.folder / "reviews.sqlite"
         if not str(self.folder).isprintable():
-            raise OutputError(f"{str(folder)!a} has unprintable characters, which no CSV could name; choose another")
+            raise OutputError(
+                f"{str(folder)!a}: expected printable characters, which a CSV can hold. Give another folder."
+            )
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._file.exists() and any(self.folder.iterdir()):
-                raise OutputError(f"{folder} holds something else than reviews; name a new or an empty folder")
-            # SQLite gives the files that it makes beside this one the same permissions.
+                raise OutputError(
+                    f"{folder}: expected a review store or an empty folder, got other files. Give another one."
+                )
+            # SQLite creates its other files with the same permissions.
             os.close(os.open(self._file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             (self.folder / "images").mkdir(mode=0o700, exist_ok=True)
             _close_to_others(self.folder)
@@ -162,22 +166,22 @@ class ReviewStore:
         with self._transaction() as database:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version not in {0, _VERSION}:
-                raise OutputError(f"{folder} is of another Plurum: version {version}, {_VERSION} was expected")
+                raise OutputError(f"{folder}: expected a review store of version {_VERSION}, got version {version}.")
             if version == 0:
                 for statement in _SCHEMA.split(";\n"):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {_VERSION}")
 
     def add(self, data: bytes, name: str, prediction: Prediction, *, by_person: bool = False) -> str:
-        """Keep an image and its answer, and return its SHA-256; one that is there gets the new answer.
+        """Store an image and its prediction, replacing an earlier prediction, and return the image's SHA-256.
 
         Raises:
-            OutputError: it can't be written.
+            OutputError: the store can't be written.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         kind = format_of(data)
         file = f"images/{sha256}{kind.suffixes[0] if kind else '.tif'}"
-        # Before its row, so that no row is ever without its image.
+        # The image comes before its row, so that every row has its image.
         if not (self.folder / file).exists():
             write_bytes(self.folder / file, data, private=True)
         row = (sha256, file, name, json.dumps(prediction.to_dict()), "person" if by_person else "ensemble", _now())
@@ -190,41 +194,41 @@ class ReviewStore:
             )
         return sha256
 
-    def item(self, sha256: str) -> Item | None:
-        """Return what is known of an image, if it was sent to review."""
+    def item(self, sha256: str) -> ReviewItem | None:
+        """Return an image in review; None if it was not sent to review."""
         with self._transaction() as database:
-            return self._found(database, sha256)
+            return self._find(database, sha256)
 
-    def items(self) -> list[Item]:
-        """Return all there are, in the order of sending."""
+    def items(self) -> list[ReviewItem]:
+        """Return all images in review, in the order of sending."""
         with self._transaction() as database:
             return [self._item(row) for row in database.execute(f"{_ITEMS} ORDER BY answers.number")]
 
     def progress(self) -> Progress:
-        """Return how far people are."""
+        """Return the numbers of decided and of all images."""
         with self._transaction() as database:
             decided, count = database.execute(f"SELECT count(label), count(*) FROM ({_ITEMS})").fetchone()  # noqa: S608
             return Progress(decided, count)
 
     def decide(self, sha256: str, label: str | None, seen: int) -> Decision:
-        """Write down what a person says of an image; None takes back what was said.
+        """Record a decision about an image.
 
         Args:
-            sha256: Of the image.
-            label: The class.
-            seen: The number of the last decision that the person knew of, see `Item.seen`.
+            sha256: SHA-256 of the image.
+            label: Class; None withdraws the latest decision.
+            seen: Number of the latest decision that the person has seen, see `ReviewItem.seen`.
 
         Raises:
-            DecidedError: there is a later one; nothing was written.
-            KeyError: there is no such image.
-            OutputError: it can't be written.
+            DecisionConflictError: there is a later decision; nothing was written.
+            KeyError: the image is not in review.
+            OutputError: the store can't be written.
         """
         with self._transaction() as database:
-            item = self._found(database, sha256)
+            item = self._find(database, sha256)
             if item is None:
                 raise KeyError(sha256)
             if item.seen != seen:
-                raise DecidedError(item)
+                raise DecisionConflictError(item)
             decision = (sha256, label, _now(), self.reviewer)
             added = database.execute(
                 "INSERT INTO decisions (sha256, label, decided_at, reviewer) VALUES (?, ?, ?, ?)", decision
@@ -232,42 +236,42 @@ class ReviewStore:
             return Decision(added.lastrowid or 0, *decision[1:])
 
     def history(self, sha256: str) -> list[Decision]:
-        """Return every decision about an image, the first first."""
+        """Return all decisions about an image, oldest first."""
         with self._transaction() as database:
             rows = database.execute("SELECT * FROM decisions WHERE sha256 = ? ORDER BY number", (sha256,))
             return [Decision(row["number"], row["label"], row["decided_at"], row["reviewer"]) for row in rows]
 
     def delete(self, sha256: str) -> None:
-        """Forget an image, its answer and all decisions about it.
+        """Delete an image, its prediction and all decisions about it.
 
         Raises:
-            OutputError: the file can't be removed.
+            OutputError: the image can't be deleted.
         """
         with self._transaction() as database:
-            item = self._found(database, sha256)
+            if (item := self._find(database, sha256)) is None:
+                return
             database.execute("DELETE FROM answers WHERE sha256 = ?", (sha256,))
             try:
-                if item:
-                    item.file.unlink(missing_ok=True)
+                item.file.unlink(missing_ok=True)
             except OSError as error:
-                raise OutputError(f"{sha256} can't be removed: {error.strerror}") from error
+                raise OutputError(f"{item.file} can't be deleted: {error.strerror}") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection whose writes are all done, or none, and on the disk, when the block has ended."""
+        """Yield a connection; its writes are atomic, and on disk at the end of the block."""
         try:
             with closing(sqlite3.connect(self._file, timeout=_WAIT_S, isolation_level=None)) as database:
                 database.row_factory = sqlite3.Row
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = FULL")
                 database.execute("PRAGMA foreign_keys = ON")
-                # What is deleted shall not be found in the file.
+                # Overwrite deleted data in the file.
                 database.execute("PRAGMA secure_delete = ON")
                 database.execute("BEGIN IMMEDIATE")
                 try:
                     yield database
                 except BaseException:
-                    # Where the disk is full SQLite has done so already.
+                    # On a full disk, SQLite has already rolled back.
                     if database.in_transaction:
                         database.execute("ROLLBACK")
                     raise
@@ -275,13 +279,13 @@ class ReviewStore:
         except sqlite3.Error as error:
             raise OutputError(f"{self._file} can't be used: {error}") from error
 
-    def _found(self, database: sqlite3.Connection, sha256: str) -> Item | None:
+    def _find(self, database: sqlite3.Connection, sha256: str) -> ReviewItem | None:
         row = database.execute(f"{_ITEMS} WHERE answers.sha256 = ?", (sha256,)).fetchone()
         return None if row is None else self._item(row)
 
-    def _item(self, row: sqlite3.Row) -> Item:
+    def _item(self, row: sqlite3.Row) -> ReviewItem:
         number = row["decision"]
-        return Item(
+        return ReviewItem(
             number=row["number"],
             sha256=row["sha256"],
             name=row["name"],
@@ -294,7 +298,7 @@ class ReviewStore:
 
 
 def _close_to_others(folder: Path) -> None:
-    """Close a store of an earlier version, whose files followed the umask, to other users of the machine."""
+    """Remove other users' access to a store of an earlier version, whose files followed the umask."""
     for path in (folder, *folder.iterdir(), *(folder / "images").iterdir()):
         # SQLite removes its -wal and -shm files when the last connection of another thread or process closes.
         with suppress(FileNotFoundError):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from plurum.client.ui import ReviewStore
-from tests.client.ui.answers import png, prediction
+from tests.client.samples import png, prediction
 
 NOWHERE = ("--url", "127.0.0.1:1")
 
@@ -94,8 +94,8 @@ def test_what_was_decided_is_exported_without_a_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--export", "out.csv"), "holds no decision yet"),
-        (("--store", "other"), "other holds something else than reviews"),
+        (("--export", "out.csv"), "has no decisions yet"),
+        (("--store", "other"), "other: expected a review store or an empty folder, got other files"),
         (("--run", "absent"), "absent is not a run"),
         (("--url", "127.0.0.1:8001/path"), "url: expected host:port"),
         (("--timeout-s", "0"), "timeout_s: expected a number of seconds above 0"),

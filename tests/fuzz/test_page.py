@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from plurum.client.ui import ReviewStore
-from tests.client.ui.answers import png, prediction
+from tests.client.samples import png, prediction
 from tests.client.ui.browser import page_at
 from tests.fuzz.mutations import Fuzz, broken_bytes
 

@@ -1,5 +1,5 @@
 "use strict";
-// What all pages share: where members looked is asked for when somebody wants to see it.
+// Shared by all pages: load the Grad-CAM maps of an image when they are opened.
 
 document.addEventListener("toggle", async (event) => {
   const details = event.target;
@@ -8,11 +8,11 @@ document.addEventListener("toggle", async (event) => {
   const where = details.dataset.evidence;
   delete details.dataset.evidence;
   try {
-    const answer = await fetch(where);
-    if (answer.ok) place.innerHTML = await answer.text();
-    else throw new Error((await answer.json()).error);
+    const response = await fetch(where);
+    if (response.ok) place.innerHTML = await response.text();
+    else throw new Error((await response.json()).error);
   } catch (error) {
-    // Opened again, it is tried again.
+    // Try again when they are opened again.
     details.dataset.evidence = where;
     place.replaceChildren(Object.assign(document.createElement("p"), { className: "reason", textContent: error.message }));
   }

@@ -1,5 +1,5 @@
 "use strict";
-// Keys for what is on the page: each element names its own in data-key.
+// Keyboard shortcuts: each element states its keys in data-key.
 
 const form = document.getElementById("decision");
 const save = document.getElementById("save");
@@ -7,7 +7,7 @@ const find = document.getElementById("find");
 
 function name() {
   const chosen = form.querySelector("input[name=label]:checked");
-  const verb = chosen && chosen.value === save.dataset.answer ? "Confirm" : "Correct to";
+  const verb = chosen && chosen.value === save.dataset.predicted ? "Confirm" : "Correct to";
   document.getElementById("save-line").textContent = chosen ? `${verb} “${chosen.value}”` : "Choose a class";
 }
 
@@ -24,11 +24,11 @@ document.addEventListener("keydown", (event) => {
     find.focus();
     return;
   }
-  const wanted = Array.from(document.querySelectorAll("[data-key]")).find((one) => one.dataset.key.split(" ").includes(key));
-  if (!wanted) return;
+  const target = Array.from(document.querySelectorAll("[data-key]")).find((one) => one.dataset.key.split(" ").includes(key));
+  if (!target) return;
   event.preventDefault();
-  if (wanted.type === "radio") wanted.focus({ preventScroll: true });
-  wanted.click();
+  if (target.type === "radio") target.focus({ preventScroll: true });
+  target.click();
 });
 
 document.addEventListener("click", (event) => {
@@ -39,7 +39,7 @@ if (form) {
   let sent = false;
   form.addEventListener("change", name);
   form.addEventListener("submit", (event) => {
-    // A key pressed twice is one decision.
+    // Pressing a key twice makes one decision.
     if (sent) event.preventDefault();
     sent = true;
   });

@@ -16,7 +16,7 @@ from plurum.client.bulk.columns import COLUMNS as OUTPUT_COLUMNS
 from plurum.client.bulk.formats import Format, RowSubject, format_from_path
 from plurum.errors import SettingsError
 from plurum.predictions.outputs import OUTPUTS
-from tests.client.ui.answers import prediction
+from tests.client.samples import prediction
 
 CLASSES = ("CE", 'LAA, "large"')
 ANSWER = replace(

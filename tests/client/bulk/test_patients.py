@@ -10,7 +10,7 @@ import pytest
 from plurum.client import Failure, PatientPool, Prediction, patients_from_answers
 from plurum.spec import PatientRule
 from plurum.training.statistics.patients import group_by_patient
-from tests.client.ui.answers import prediction
+from tests.client.samples import prediction
 
 CLASSES = ("CE", "LAA")
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from plurum.client import Failure, Prediction, answers_report, json_line, table_from_answers
 from plurum.client.bulk.report import patients_report
 from plurum.errors import OutputError
-from tests.client.ui.answers import prediction
+from tests.client.samples import prediction
 
 ANSWER = replace(prediction(confidence=0.8125), entropy=0.5, disagreement=0.0000004)
 FAILURE = Failure(1, "b.png", 'no image, "says" the server')

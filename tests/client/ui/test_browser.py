@@ -16,11 +16,11 @@ from selenium.webdriver.common.keys import Keys
 
 from plurum.client import EnsembleClient, Prediction
 from plurum.client.ui import ReviewStore
-from plurum.client.ui.pages import share
+from plurum.client.ui.pages import percentage
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.training.data.manifests import files_from_manifest
-from tests.client.ui.answers import png, prediction
+from tests.client.samples import png, prediction
 from tests.client.ui.browser import NEEDS_BROWSER, Tab, page_at
 from tests.client.ui.conftest import Desk
 
@@ -54,8 +54,8 @@ def test_images_are_answered_as_the_server_says(desk: Desk, truth: dict[str, Pre
         text = card.text
         expected = truth[card.find_element("css selector", ".file").text]
         heading = card.find_element("css selector", "h2").text
-        assert heading == f"{expected.label} {share(expected.confidence)}"
-        assert ("Ask a person" in text) == expected.review
+        assert heading == f"{expected.label} {percentage(expected.confidence)}"
+        assert ("Needs review" in text) == expected.review
         chips = [chip.text for chip in card.find_elements("css selector", ".chip")]
         assert tuple(chips) == expected.prediction_set
         assert f"{expected.entropy:.2f} of at most 2.30 nats" in text
@@ -98,10 +98,10 @@ def test_a_file_that_is_no_image_spoils_no_other(desk: Desk) -> None:
     tab.answers(2)
     failed = tab.until(lambda: tab.one(".answer.broken"))
     assert "notes <b>.png" in failed.text
-    assert "No answer: 15 bytes that are not a JPEG, PNG or TIFF image" in failed.text
+    assert "No prediction: 15 bytes that are not a JPEG, PNG or TIFF image" in failed.text
     assert not tab.one("#away").is_displayed()
     tab.size(1120, 1240)
-    desk.picture(tab, "ask")
+    desk.picture(tab, "classify")
 
 
 def test_a_person_sends_what_the_ensemble_was_sure_of(desk: Desk, truth: dict[str, Prediction]) -> None:
@@ -116,7 +116,7 @@ def test_a_person_sends_what_the_ensemble_was_sure_of(desk: Desk, truth: dict[st
     assert (item.name, item.by_person) == (sure.name, True)
     assert tab.text("#waiting").split()[0] == "1"
     tab.one(".answer .why a").click()
-    assert "Sent by a person" in tab.text(".verdict")
+    assert "Sent to review by a person" in tab.text(".verdict")
 
 
 def test_reviewing_takes_the_keyboard_alone(desk: Desk, chrome: Chrome) -> None:
@@ -211,7 +211,7 @@ def test_a_second_tab_loses_no_decision(desk: Desk, chrome: Chrome) -> None:
         chrome.switch_to.window(first)
     tab.press("1" if item.prediction.label != "zero" else "2")
     tab.press_and_leave(Keys.ENTER)
-    assert f"Nothing was written: meanwhile Ada said {item.prediction.label}" in tab.body()
+    assert f"Your decision was not saved: Ada has chosen {item.prediction.label} in the meantime" in tab.body()
     assert [one.label for one in desk.store.history(item.sha256)] == [item.prediction.label]
 
 
@@ -220,7 +220,7 @@ def test_a_server_that_is_away_is_waited_for(desk: Desk) -> None:
     tab = desk.start()
     tab.until(lambda: "plurum serve REPO" in tab.text("#away"))
     tab.upload(desk.images[0])
-    tab.until(lambda: "Asking" in tab.text(".answer") or "Waits" in tab.text(".answer"))
+    tab.until(lambda: "Classifying" in tab.text(".answer") or "Waiting" in tab.text(".answer"))
     desk.relay.mend()
     tab.answers(1)
     tab.until(lambda: not tab.one("#away").is_displayed())
@@ -233,7 +233,7 @@ def test_a_server_that_goes_and_comes_back_answers_all(desk: Desk) -> None:
     tab.answers(1)
     desk.relay.cut()
     tab.upload(*desk.images[1:4])
-    tab.until(lambda: "No answers at the moment" in tab.text("#away"))
+    tab.until(lambda: "No server is available" in tab.text("#away"))
     tab.until(lambda: len(tab.all(".state.waits")) >= 1)
     desk.relay.mend()
     tab.answers(4)
@@ -245,7 +245,7 @@ def test_a_page_whose_own_process_has_ended_says_so(desk: Desk) -> None:
     tab.until(lambda: "classes" in tab.text("#served-line"))
     desk.stack.close()
     tab.upload(desk.images[0])
-    tab.until(lambda: "This page’s own server has ended; start it again with: plurum ui" in tab.text("#away"))
+    tab.until(lambda: "The process of this page has exited. Start it again with: plurum ui" in tab.text("#away"))
 
 
 def test_it_shows_where_members_looked(desk: Desk, run: Run) -> None:

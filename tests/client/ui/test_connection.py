@@ -10,7 +10,7 @@ import pytest
 from plurum.client import AsyncEnsembleClient, Failure, Prediction, Served
 from plurum.client.ui import Connection
 from plurum.errors import ImageError, ServerError
-from tests.client.ui.answers import prediction
+from tests.client.samples import prediction
 
 
 class FakeClient:
@@ -47,7 +47,7 @@ class Scripted(Connection):
         self._script = list(clients)
         super().__init__(None, None, 0.2)
 
-    def _made(self) -> AsyncEnsembleClient:
+    def _new_client(self) -> AsyncEnsembleClient:
         return self._script.pop(0)  # type: ignore[return-value]
 
 
@@ -59,11 +59,11 @@ def test_another_release_is_asked_once_it_is_known_and_the_old_ones_answer_still
     async def story() -> None:
         old, new = fakes(prediction("CE"), prediction("LAA"))
         connection = Scripted(old, new)
-        waiting = asyncio.create_task(connection.ask(b"first"))
+        waiting = asyncio.create_task(connection.predict(b"first"))
         await asyncio.sleep(0.01)
         assert (await connection.served()).members == ("release-1",)
         new.gate.set()
-        assert (await connection.ask(b"second")).label == "LAA"
+        assert (await connection.predict(b"second")).label == "LAA"
         old.gate.set()
         assert (await waiting).label == "CE"
         await asyncio.sleep(0.3)
@@ -81,8 +81,8 @@ def test_after_a_failure_what_is_served_is_asked_anew() -> None:
         old.gate.set()
         new.gate.set()
         with pytest.raises(ServerError, match="it fails"):
-            await connection.ask(b"first")
-        assert (await connection.ask(b"second")).label == "LAA"
+            await connection.predict(b"first")
+        assert (await connection.predict(b"second")).label == "LAA"
         await connection.close()
         assert old.closed
 
@@ -96,7 +96,7 @@ def test_a_failure_is_raised_as_whose_fault_it_is(fault: str, kind: type[Excepti
         client.gate.set()
         connection = Scripted(client)
         with pytest.raises(kind, match=r"^too dark$"):
-            await connection.ask(b"image")
+            await connection.predict(b"image")
         await connection.close()
 
     asyncio.run(story())

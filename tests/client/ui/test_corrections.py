@@ -14,7 +14,7 @@ from plurum.client.ui import ReviewStore, write_corrections
 from plurum.errors import DataError
 from plurum.spec import ImageSpec
 from plurum.training import load_data
-from tests.client.ui.answers import png, prediction
+from tests.client.samples import png, prediction
 
 LABELS = ("CE", "LAA", "CE", "LAA", "CE", "LAA", "CE", "LAA")
 
@@ -75,6 +75,6 @@ def test_no_name_of_a_file_becomes_a_formula(tmp_path: Path) -> None:
 
 
 def test_nothing_decided_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no decision yet"):
+    with pytest.raises(DataError, match="has no decisions yet"):
         write_corrections(ReviewStore(tmp_path / "reviews"), tmp_path / "corrections.csv")
     assert not (tmp_path / "corrections.csv").exists()

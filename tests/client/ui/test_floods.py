@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from starlette.exceptions import HTTPException
 
-from plurum.client.ui.arrivals import Arrivals
 from plurum.client.ui.pictures import Decoding
+from plurum.client.ui.uploads import Uploads
 from tests.client.ui.browser import page_at
 
 UPLOAD = b"POST /answers HTTP/1.1\r\nhost: 127.0.0.1\r\n"
@@ -141,18 +141,18 @@ def test_large_images_are_decoded_one_at_a_time_beside_small_ones() -> None:
 
 def test_all_bodies_together_are_bounded() -> None:
     async def run() -> None:
-        arrivals = Arrivals(2)
+        uploads = Uploads(2)
         with pytest.raises(HTTPException, match="larger than 2 MiB"):
-            async with arrivals.body(Body(3)):  # type: ignore[arg-type]
+            async with uploads.body(Body(3)):  # type: ignore[arg-type]
                 pass
         async with contextlib.AsyncExitStack() as stack:
             for _ in range(8):
-                whole = await stack.enter_async_context(arrivals.body(Body(2)))  # type: ignore[arg-type]
+                whole = await stack.enter_async_context(uploads.body(Body(2)))  # type: ignore[arg-type]
                 assert len(whole) == 2 << 20
             with pytest.raises(HTTPException, match="too many images"):
-                async with arrivals.body(Body(1)):  # type: ignore[arg-type]
+                async with uploads.body(Body(1)):  # type: ignore[arg-type]
                     pass
-        async with arrivals.body(Body(2)) as whole:  # type: ignore[arg-type]
+        async with uploads.body(Body(2)) as whole:  # type: ignore[arg-type]
             assert len(whole) == 2 << 20
 
     asyncio.run(run())

@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from plurum.client.ui import ReviewStore
-from plurum.client.ui.pages import member_votes, share
-from plurum.client.ui.pictures import Asked, Recent, shown
+from plurum.client.ui.pages import member_votes, percentage
+from plurum.client.ui.pictures import RecentImage, RecentImages, picture_from_image
 from plurum.errors import ImageError
 from plurum.image_structure.image_formats import FORMATS, format_of
-from tests.client.ui.answers import bomb, png, prediction
+from tests.client.samples import bomb, png, prediction
 from tests.client.ui.browser import page_at
 
 EVIL = '<img src=x onerror="alert(1)">.png'
@@ -145,8 +145,8 @@ def test_who_decides_on_an_old_page_is_shown_the_new_state(page: Page, sha256: s
     page.post(f"/review/{sha256}", label="LAA", seen=0)
     late = page.post(f"/review/{sha256}", label="CE", seen=0)
     assert late.status == 409
-    assert "Nothing was written" in late.text
-    assert "Ada said <b>LAA</b>" in late.text
+    assert "Your decision was not saved" in late.text
+    assert "Ada has chosen <b>LAA</b>" in late.text
     (seen,) = re.findall(r'id="decision".*?name="seen" value="(\d+)"', late.text, flags=re.DOTALL)
     assert page.post(f"/review/{sha256}", label="CE", seen=seen).status == 303
     assert [one.label for one in page.store.history(sha256)] == ["LAA", "CE"]
@@ -155,15 +155,15 @@ def test_who_decides_on_an_old_page_is_shown_the_new_state(page: Page, sha256: s
 @pytest.mark.parametrize(
     ("fields", "status", "reason"),
     [
-        ({"label": "elephant", "seen": 0}, 422, "There is no class &#39;elephant&#39;"),
-        ({"seen": 0}, 422, "There is no class"),
-        ({"label": "CE"}, 422, "does not say which decision"),
+        ({"label": "elephant", "seen": 0}, 422, "Unknown class &#39;elephant&#39;"),
+        ({"seen": 0}, 422, "Unknown class"),
+        ({"label": "CE"}, 422, "does not state which decision"),
         *(
-            ({"label": "CE", "seen": seen}, 422, "does not say which decision")
+            ({"label": "CE", "seen": seen}, 422, "does not state which decision")
             for seen in ("9" * 5_000, "-1", "+0", "0.0", "1e3", "null", "", "\0", " 0", "٠", "1_0", "0x0", "inf")
         ),
-        ({"label": "CE", "seen": "9" * 18}, 409, "Nothing was written"),
-        ({"label": "\0", "seen": 0}, 422, "There is no class"),
+        ({"label": "CE", "seen": "9" * 18}, 409, "Your decision was not saved"),
+        ({"label": "\0", "seen": 0}, 422, "Unknown class"),
         ({"label": "CE", "seen": 0, "more": "x" * 70_000}, 413, "too large"),
     ],
 )
@@ -187,7 +187,7 @@ def test_what_is_deleted_is_shown_no_more(page: Page, sha256: str) -> None:
 def test_an_absent_page_is_a_line_for_people(page: Page) -> None:
     reply = page.ask("GET", "/absent", Accept="text/html")
     assert reply.status == 404
-    assert "There is no such page." in reply.text
+    assert "This page does not exist." in reply.text
     assert page.ask("GET", "/static/../app.py").status == 404
 
 
@@ -231,14 +231,14 @@ def test_corrections_come_as_a_file(page: Page, sha256: str) -> None:
 
 
 def test_no_evidence_without_a_run(page: Page, sha256: str) -> None:
-    assert "Where did they look?" not in page.ask("GET", f"/review/{sha256}").text
+    assert "Where is the evidence?" not in page.ask("GET", f"/review/{sha256}").text
     reply = page.ask("GET", f"/evidence/{sha256}?label=CE")
     assert reply.status == 404
     assert "--run RUN" in reply.text
 
 
 def test_no_probability_looks_surer_than_it_is() -> None:
-    assert [share(value) for value in (0.0, 1e-9, 0.1234, 0.99949, 0.9999, 1.0)] == [
+    assert [percentage(value) for value in (0.0, 1e-9, 0.1234, 0.99949, 0.9999, 1.0)] == [
         "0.0%",
         "< 0.1%",
         "12.3%",
@@ -255,19 +255,19 @@ def test_a_member_that_differs_is_known() -> None:
 
 
 def test_the_oldest_images_are_forgotten_first() -> None:
-    recent = Recent(20)
+    recent = RecentImages(20)
     for name in "abc":
-        recent.add(name, Asked(name, b"x" * 8, prediction()))
+        recent.add(name, RecentImage(name, b"x" * 8, prediction()))
     assert [recent.get(name) is not None for name in "abc"] == [False, True, True]
     recent.forget("b")
     assert recent.get("b") is None
 
 
 def test_pictures_are_what_a_browser_can_show() -> None:
-    content, kind = shown(png(1))
+    content, kind = picture_from_image(png(1))
     assert (kind, format_of(content)) == ("image/png", FORMATS["PNG"])
     with pytest.raises(ImageError, match="not a JPEG, PNG or TIFF"):
-        shown(b"no image")
+        picture_from_image(b"no image")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 from plurum.cli.main import run as command_line
 from plurum.client.ui import ReviewStore
 from plurum.run import Run
-from tests.client.ui.answers import prediction
+from tests.client.samples import prediction
 from tests.client.ui.browser import page_at
 
 ROOT = Path(__file__).resolve().parents[3]

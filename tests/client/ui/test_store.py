@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 from plurum.client.ui import ReviewStore, write_corrections
-from plurum.client.ui.store import DecidedError
+from plurum.client.ui.store import DecisionConflictError
 from plurum.errors import OutputError
-from tests.client.ui.answers import png, prediction
+from tests.client.samples import png, prediction
 from tests.surroundings import NEEDS_MOUNTS, namespace
 
 WRITER = """
 import sys
 from pathlib import Path
 from plurum.client.ui import ReviewStore
-from tests.client.ui.answers import png, prediction
+from tests.client.samples import png, prediction
 store = ReviewStore(Path(sys.argv[1]))
 for number in range(256):
     sha256 = store.add(png(number), f"{number}.png", prediction())
@@ -77,7 +77,7 @@ def test_the_last_decision_counts_and_none_is_lost(store: ReviewStore) -> None:
 def test_who_decides_second_is_told_of_the_first(store: ReviewStore) -> None:
     sha256 = store.add(png(1), "scan.png", prediction())
     store.decide(sha256, "LAA", 0)
-    with pytest.raises(DecidedError) as caught:
+    with pytest.raises(DecisionConflictError) as caught:
         store.decide(sha256, "CE", 0)
     assert caught.value.item.label == "LAA"
     assert [one.label for one in store.history(sha256)] == ["LAA"]
@@ -92,7 +92,7 @@ def test_of_many_at_once_one_decides(store: ReviewStore) -> None:
     def decide(label: str) -> None:
         try:
             written.append(ReviewStore(store.folder).decide(sha256, label, 0))
-        except DecidedError:
+        except DecisionConflictError:
             refused.append(label)
 
     threads = [threading.Thread(target=decide, args=("CE" if number % 2 else "LAA",)) for number in range(8)]
@@ -206,7 +206,7 @@ import os, sys
 from pathlib import Path
 from plurum.client.ui import ReviewStore
 from plurum.errors import OutputError
-from tests.client.ui.answers import png, prediction
+from tests.client.samples import png, prediction
 
 place = Path(sys.argv[1])
 store = ReviewStore(place / "reviews")
@@ -245,14 +245,14 @@ def test_a_full_disk_loses_nothing_and_is_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     added, decided, left, label = ended.stdout.splitlines()
     assert added == "No space left on device"
-    assert decided in {"database or disk is full", "disk I/O error"} or decided.startswith("DecidedError")
+    assert decided in {"database or disk is full", "disk I/O error"} or decided.startswith("DecisionConflictError")
     assert (left, label) == ("['first.png'] 1", "CE")
 
 
 def test_a_folder_that_can_not_be_used_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(OutputError, match="holds something else than reviews"):
+    with pytest.raises(OutputError, match="expected a review store or an empty folder"):
         ReviewStore(tmp_path / "other")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="can't be used: File exists"):
@@ -261,5 +261,5 @@ def test_a_folder_that_can_not_be_used_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "torn" / "reviews.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(OutputError, match="file is not a database"):
         ReviewStore(tmp_path / "torn")
-    with pytest.raises(OutputError, match="unprintable"):
+    with pytest.raises(OutputError, match="printable characters"):
         ReviewStore(tmp_path / "a\nb")

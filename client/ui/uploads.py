@@ -1,4 +1,4 @@
-"""Bodies of uploads while they arrive and wait: bounded in size, one by one and together."""
+"""Read uploads within two limits: the size of each body, and the memory of all bodies together."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from contextlib import asynccontextmanager
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-__all__ = ["Arrivals"]
+__all__ = ["Uploads"]
 
-# Browsers send six files at once to one place, and a person has one browser.
-_TOGETHER = 8
+# A browser sends at most six files at once to a server.
+_MAX_BODIES = 8
 
 
-class Arrivals:
-    """All bodies that are held at the moment.
+class Uploads:
+    """Bodies in memory.
 
     Args:
-        limit_mib: Of one body; eight such bodies are held at most.
+        limit_mib: Maximum size of one body, MiB; all bodies together may have eight times this size.
     """
 
     def __init__(self, limit_mib: int) -> None:
@@ -27,10 +27,10 @@ class Arrivals:
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """Give the body of a request, which counts as held until the block ends.
+        """Yield the body of a request, which counts as held until the block ends.
 
         Raises:
-            HTTPException: it is too large (413), or all together are (503).
+            HTTPException: the body is too large (413), or all bodies together are (503).
         """
         pieces: list[bytes] = []
         size = 0
@@ -40,8 +40,8 @@ class Arrivals:
                 self._held_bytes += len(piece)
                 if size > self._limit_mib << 20:
                     raise HTTPException(413, f"this file is larger than {self._limit_mib} MiB")
-                if self._held_bytes > _TOGETHER * self._limit_mib << 20:
-                    raise HTTPException(503, "too many images arrive at once; drop it again")
+                if self._held_bytes > _MAX_BODIES * self._limit_mib << 20:
+                    raise HTTPException(503, "too many images are being uploaded. Upload this one again.")
                 pieces.append(piece)
             whole = b"".join(pieces)
             pieces.clear()

@@ -1,4 +1,4 @@
-"""Who may come in: this machine's own browser pages, and no other site's that runs in the same browser."""
+"""ASGI middleware that accepts requests of the page itself, and none of other sites in the same browser."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Door"]
+__all__ = ["PageMiddleware"]
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+)(:\d{1,5})?")
 _HEADERS = {
-    # Nothing comes from anywhere else, and nothing written into a page runs.
+    # Load nothing from other machines, and run no inline scripts.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -22,21 +22,21 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    # Patients' images are not left behind in a browser's cache.
+    # Keep patients' images out of the browser's cache.
     "cache-control": "no-store",
 }
 
 
-class Door:
-    """Stands before an ASGI application.
+class PageMiddleware:
+    """Middleware in front of the page's ASGI application.
 
-    A site whose name is made to point here (DNS rebinding) is known by its `Host`: addresses and this machine's own
-    names alone are answered. Another site's forms and scripts are known by `Sec-Fetch-Site`, or by `Origin` where a
-    browser does not send that; programs that are no browser send neither.
+    `Host` must be an address or one of this machine's own names, so that no other site can point its name here (DNS
+    rebinding). Forms and scripts of other sites are detected by `Sec-Fetch-Site`, or by `Origin` if the browser does
+    not send that; programs other than browsers send neither.
 
     Args:
-        app: Behind it.
-        host: Under which name or address the page was told to listen.
+        app: The wrapped application.
+        host: Name or address that the page listens on.
     """
 
     def __init__(self, app: ASGIApp, host: str) -> None:
@@ -44,7 +44,7 @@ class Door:
         self._names = {"localhost", host.lower(), socket.gethostname().lower()} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let one request through, or not."""
+        """Pass on one request, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -55,19 +55,19 @@ class Door:
             await send(message)
 
         headers = Headers(scope=scope)
-        if not self._is_ours(headers.get("host", "")):
-            refusal = "this page is asked for under a name that is not this machine's; use its address"
+        if not self._is_own_name(headers.get("host", "")):
+            refusal = "Host: expected an address or name of this machine, got another. Use its address."
             await PlainTextResponse(refusal, 421)(scope, receive, guarded)
         elif "transfer-encoding" in headers:
-            # Browsers never send one; its chunks can cost more than what they hold.
-            refusal = "a body in chunks is not read; send it with Content-Length"
+            # Browsers never send chunks, and many small ones take long to parse.
+            refusal = "chunked bodies are not accepted. Send Content-Length."
             await PlainTextResponse(refusal, 411, {"connection": "close"})(scope, receive, guarded)
         elif scope["method"] not in {"GET", "HEAD"} and not _same_site(headers):
-            await PlainTextResponse("another site may not do this", 403)(scope, receive, guarded)
+            await PlainTextResponse("forms of other sites are not accepted", 403)(scope, receive, guarded)
         else:
             await self._app(scope, receive, guarded)
 
-    def _is_ours(self, host: str) -> bool:
+    def _is_own_name(self, host: str) -> bool:
         if not (found := _HOST.fullmatch(host)):
             return False
         name = found[1].strip("[]").lower()

@@ -1,8 +1,9 @@
 "use strict";
-// Images go one by one, a few at a time; what the server can't take now waits until it is back.
+// Images are sent one by one, a few at a time; if no server is available, they wait.
 
 const AT_ONCE = 3;
-const LOOK_MS = 2000;
+const EXITED = "the process of this page has exited. Start it again with: plurum ui";
+const RETRY_MS = 2000;
 const list = document.getElementById("answers");
 const drop = document.getElementById("drop");
 const input = document.getElementById("files");
@@ -10,7 +11,7 @@ const away = document.getElementById("away");
 const served = document.getElementById("served");
 const queue = [];
 let underWay = 0;
-let looking = false;
+let retrying = false;
 let counted = 0;
 
 function element(tag, className, text) {
@@ -32,7 +33,7 @@ function placeholder(file) {
   picture.src = URL.createObjectURL(file);
   picture.onload = picture.onerror = () => URL.revokeObjectURL(picture.src);
   const told = element("div", "told");
-  told.append(element("p", "file", file.name), element("p", "state", "Asking…"));
+  told.append(element("p", "file", file.name), element("p", "state", "Classifying…"));
   card.append(picture, told);
   item.append(card);
   return item;
@@ -52,9 +53,9 @@ function add(files) {
 }
 
 function next() {
-  while (!looking && underWay < AT_ONCE && queue.length) {
+  while (!retrying && underWay < AT_ONCE && queue.length) {
     underWay += 1;
-    ask(queue.shift()).finally(() => {
+    classify(queue.shift()).finally(() => {
       underWay -= 1;
       next();
     });
@@ -62,72 +63,72 @@ function next() {
 }
 
 function failed(job, reason) {
-  state(job, `No answer: ${reason}`, "failed");
+  state(job, `No prediction: ${reason}`, "failed");
   job.item.querySelector("img").remove();
   job.item.firstChild.classList.add("broken");
-  say(`${job.file.name}: no answer, ${reason}`);
+  say(`${job.file.name}: no prediction, ${reason}`);
 }
 
-async function ask(job) {
+async function classify(job) {
   const limit = Number(served.dataset.limit);
   if (job.file.size > limit * 2 ** 20) return failed(job, `this file is larger than ${limit} MiB`);
-  state(job, "Asking…", "");
-  let answer;
+  state(job, "Classifying…", "");
+  let response;
   try {
-    // Halves of surrogate pairs, which a file's name may hold, can't be encoded.
+    // A file name may hold halves of surrogate pairs, which can't be encoded.
     const headers = { "X-File-Name": encodeURIComponent(job.file.name.replace(/[\uD800-\uDFFF]/gu, "\uFFFD")) };
-    answer = await fetch("/answers", { method: "POST", body: job.file, headers });
-    if (answer.ok) {
-      job.item.innerHTML = await answer.text();
-      count(answer.headers.get("x-waiting"), Number(answer.headers.get("x-counted")));
+    response = await fetch("/answers", { method: "POST", body: job.file, headers });
+    if (response.ok) {
+      job.item.innerHTML = await response.text();
+      count(response.headers.get("x-waiting"), Number(response.headers.get("x-counted")));
       const heading = job.item.querySelector("h2").textContent.trim().replace(/\s+/g, " ");
       return say(`${job.file.name}: ${heading}, ${job.item.querySelector(".badge").textContent}`);
     }
   } catch (error) {
-    return wait(job, "this page’s own server has ended; start it again with: plurum ui");
+    return wait(job, EXITED);
   }
-  const reason = (await answer.json().catch(() => ({ error: `status ${answer.status}` }))).error;
-  return answer.status === 503 ? wait(job, reason) : failed(job, reason);
+  const reason = (await response.json().catch(() => ({ error: `status ${response.status}` }))).error;
+  return response.status === 503 ? wait(job, reason) : failed(job, reason);
 }
 
 function wait(job, reason) {
-  state(job, "Waits for the server", "waits");
+  state(job, "Waiting for the server", "waits");
   queue.unshift(job);
-  gone(reason);
+  unavailable(reason);
 }
 
-function gone(reason) {
-  document.getElementById("away-reason").textContent = `${reason.charAt(0).toUpperCase()}${reason.slice(1)}.`;
+function unavailable(reason) {
+  document.getElementById("away-reason").textContent = `${reason.charAt(0).toUpperCase()}${reason.slice(1).replace(/\.$/, "")}.`;
   away.hidden = false;
   served.className = "served away-dot";
   document.getElementById("served-line").textContent = "no server";
-  if (!looking) {
-    looking = true;
-    setTimeout(look, LOOK_MS);
+  if (!retrying) {
+    retrying = true;
+    setTimeout(reconnect, RETRY_MS);
   }
 }
 
-async function look() {
+async function reconnect() {
   let reason;
   try {
-    const answer = await fetch("/served");
-    const told = await answer.json();
-    if (answer.ok) {
-      looking = false;
+    const response = await fetch("/served");
+    const body = await response.json();
+    if (response.ok) {
+      retrying = false;
       away.hidden = true;
       served.className = "served here-dot";
-      document.getElementById("served-line").textContent = told.line;
+      document.getElementById("served-line").textContent = body.line;
       return next();
     }
-    reason = told.error;
+    reason = body.error;
   } catch (error) {
-    reason = "this page’s own server has ended; start it again with: plurum ui";
+    reason = EXITED;
   }
-  looking = false;
-  return gone(reason);
+  retrying = false;
+  return unavailable(reason);
 }
 
-// Answers overtake each other on their way here: what was counted last stays.
+// Responses can overtake each other: keep the latest count.
 function count(waiting, moment) {
   if (waiting === null || moment < counted) return;
   counted = moment;
@@ -143,14 +144,14 @@ function count(waiting, moment) {
 }
 
 async function send(form) {
-  const answer = await fetch(form.action, { method: "POST", headers: { "X-Stay": "1" } });
-  const told = await answer.json();
-  if (!answer.ok) return form.replaceWith(element("p", "why reason", told.error));
+  const response = await fetch(form.action, { method: "POST", headers: { "X-Stay": "1" } });
+  const body = await response.json();
+  if (!response.ok) return form.replaceWith(element("p", "why reason", body.error));
   const line = element("p", "why", "Sent to review. ");
   const link = element("a", "", "Review it");
-  link.href = told.item;
+  link.href = body.item;
   line.append(link);
-  count(String(told.waiting), told.counted);
+  count(String(body.waiting), body.counted);
   say("Sent to review");
   form.replaceWith(line);
   return link.focus();
@@ -167,7 +168,7 @@ list.addEventListener("submit", (event) => {
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) add(event.clipboardData.files);
 });
-// Anywhere on the page: a file dropped beside the frame would replace the page.
+// Anywhere on the page: the browser would open a file that is dropped elsewhere.
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
   drop.classList.add("over");
@@ -180,4 +181,4 @@ document.addEventListener("drop", (event) => {
   drop.classList.remove("over");
   add(event.dataTransfer.files);
 });
-look();
+reconnect();
