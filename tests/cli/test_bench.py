@@ -106,29 +106,3 @@ def test_ctrl_c_leaves_no_result_and_no_process(served: Server, tmp_path: Path) 
     assert process.returncode == 130
     assert not any(Path(f"/proc/{child}").exists() for child in running)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ((), "REPO, --url: expected exactly one of them"),
-        ((".", "--url", "127.0.0.1:8001"), "expected exactly one of them"),
-        (("--url", "nowhere"), "--url: expected HOST:PORT for gRPC or http://HOST:PORT, got nowhere"),
-        (("--url", "a:1", "--url", "b:1"), "got two for grpc"),
-        ((".", "--concurrency", "1,x"), "--concurrency: expected comma-separated numbers above 0, got 1,x"),
-        ((".", "--rate", "0"), "--rate: expected comma-separated numbers above 0, got 0"),
-        ((".", "--concurrency", ""), "expected at least one load"),
-        ((".", "--out", "."), "--out: . holds files that plurum bench did not write"),
-        (("--compare", "a", "b"), "a can't be read: No such file or directory"),
-    ],
-)
-def test_wrong_use_is_one_line(
-    arguments: tuple[str, ...], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "precious.txt").write_text("mine")
-    done = bench(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("plurum: ")
-    assert reason in line

@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from plurum.cli.main import run
 from plurum.training.data.report import DataReport
+from tests.cli.conftest import CommandLine
 from tests.training.conftest import digit_arrays, write_classes, write_image
 
 LEAK = "1 image in more than one split, which inflates every score"
-
-
-@dataclass
-class CommandLine:
-    """Runner of the command line in this process."""
-
-    monkeypatch: pytest.MonkeyPatch
-    capsys: pytest.CaptureFixture[str]
-
-    def ended(self, *words: object) -> tuple[int, str, str]:
-        """Return the exit code, standard output and standard error."""
-        self.monkeypatch.setattr("sys.argv", ["plurum", "data", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            run()
-        code = caught.value.code if isinstance(caught.value.code, int) else 0
-        return code, *self.capsys.readouterr()
-
-    def said(self, *words: object) -> str:
-        """Return standard output after checking that the command succeeded."""
-        code, out, err = self.ended(*words)
-        assert (code, err) == (0, "")
-        return out
-
-    def refused(self, *words: object) -> str:
-        """Return the single line that refuses the data."""
-        code, _, err = self.ended(*words)
-        assert code == 2
-        assert err.count("\n") == 1
-        return err
-
-
-@pytest.fixture
-def data(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    """`plurum data`."""
-    return CommandLine(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -67,8 +31,8 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_table_and_a_few_lines_are_said(manifest: Path, data: CommandLine) -> None:
-    lines = data.said(manifest).splitlines()
+def test_a_table_and_a_few_lines_are_said(manifest: Path, plurum: CommandLine) -> None:
+    lines = plurum.said("data", manifest).splitlines()
     assert [line.split() for line in lines if line.split()[:1] in (["CE"], ["LAA"], ["all"])] == [
         ["CE", "2", "(2)", "2", "(2)", "2", "(2)"],
         ["LAA", "2", "(2)", "2", "(2)", "2", "(2)"],
@@ -78,68 +42,69 @@ def test_a_table_and_a_few_lines_are_said(manifest: Path, data: CommandLine) -> 
     assert lines[-1] == f"{LEAK}: {manifest.parent}/0.png (train) = {manifest.parent}/4.png (test)"
 
 
-def test_json_is_the_report(manifest: Path, data: CommandLine) -> None:
-    report = DataReport.model_validate_json(data.said(manifest, "--json"))
+def test_json_is_the_report(manifest: Path, plurum: CommandLine) -> None:
+    report = DataReport.model_validate_json(plurum.said("data", manifest, "--json"))
     assert report.counts["CE"]["train"].patients == 2
     assert [item.split for item in report.across_splits[0]] == ["train", "test"]
 
 
-def test_a_patient_in_two_splits_is_refused_and_named(manifest: Path, data: CommandLine) -> None:
+def test_a_patient_in_two_splits_is_refused_and_named(manifest: Path, plurum: CommandLine) -> None:
     manifest.write_text(manifest.read_text().replace("p11,", "p1,"))
-    assert "patient 'p1' is in train and test" in data.refused(manifest)
+    assert "patient 'p1' is in train and test" in plurum.refused("data", manifest)
 
 
-def test_unreadable_images_are_refused_after_the_report_or_left_out(tmp_path: Path, data: CommandLine) -> None:
+def test_unreadable_images_are_refused_after_the_report_or_left_out(tmp_path: Path, plurum: CommandLine) -> None:
     write_classes(tmp_path, {"CE": 5, "LAA": 5})
     (tmp_path / "CE" / "2.png").write_bytes(b"no image")
-    code, out, err = data.ended(tmp_path, "--json")
+    code, out, err = plurum.ended("data", tmp_path, "--json")
     assert code == 2
     assert err.startswith("plurum: 1 of 10 images can't be read; ")
     assert json.loads(out)["unreadable"][0]["source"] == f"{tmp_path}/CE/2.png"
-    assert f"1 image that can't be read: {tmp_path}/CE/2.png" in data.said(tmp_path, "--skip-unreadable")
+    assert f"1 image that can't be read: {tmp_path}/CE/2.png" in plurum.said("data", tmp_path, "--skip-unreadable")
 
 
-def test_tiles_are_counted(tmp_path: Path, data: CommandLine) -> None:
+def test_tiles_are_counted(tmp_path: Path, plurum: CommandLine) -> None:
     for number in range(6):
         write_image(tmp_path / "AB"[number % 2] / f"{number}.png", number, (40, 20))
-    assert "12 images of 2 classes" in data.said(tmp_path, "--tile-size", "20")
-    assert "6 images of 2 classes" in data.said(tmp_path, "--tile-size", "20", "--max-tiles", "1")
-    assert "width 20, height 20 pixels" in data.said(tmp_path, "--tile-size", "20")
+    assert "12 images of 2 classes" in plurum.said("data", tmp_path, "--tile-size", "20")
+    assert "6 images of 2 classes" in plurum.said("data", tmp_path, "--tile-size", "20", "--max-tiles", "1")
+    assert "width 20, height 20 pixels" in plurum.said("data", tmp_path, "--tile-size", "20")
 
 
-def test_the_seed_draws_the_splits_and_the_plot_is_written(tmp_path: Path, data: CommandLine) -> None:
+def test_the_seed_draws_the_splits_and_the_plot_is_written(tmp_path: Path, plurum: CommandLine) -> None:
     write_classes(tmp_path / "data", {"CE": 5, "LAA": 5})
     # The same image twice is a leak only if the two are in different splits.
     with Image.open(tmp_path / "data" / "CE" / "0.png") as image:
         image.save(tmp_path / "data" / "CE" / "9.png")
-    words = [data.said(tmp_path / "data", "--json", "--seed", seed) for seed in (0, 0, 1, 2, 3)]
+    words = [plurum.said("data", tmp_path / "data", "--json", "--seed", seed) for seed in (0, 0, 1, 2, 3)]
     assert words[0] == words[1]
     assert len(set(words)) > 1
-    data.said(tmp_path / "data", "--plot", tmp_path / "new" / "plot.png")
+    plurum.said("data", tmp_path / "data", "--plot", tmp_path / "new" / "plot.png")
     with Image.open(tmp_path / "new" / "plot.png") as picture:
         assert picture.format == "PNG"
-    assert "expected a file, got the folder" in data.refused(tmp_path / "data", "--plot", tmp_path)
+    assert "expected a file, got the folder" in plurum.refused("data", tmp_path / "data", "--plot", tmp_path)
 
 
-def test_what_is_no_data_is_refused(tmp_path: Path, data: CommandLine) -> None:
-    assert "does not exist" in data.refused(tmp_path / "nothing")
+def test_what_is_no_data_is_refused(tmp_path: Path, plurum: CommandLine) -> None:
+    assert "does not exist" in plurum.refused("data", tmp_path / "nothing")
     arrays = digit_arrays()
     np.savez(tmp_path / "a.npz", **{name: array[:0] for name, array in arrays.items()})
-    assert "train_images is empty" in data.refused(tmp_path / "a.npz")
+    assert "train_images is empty" in plurum.refused("data", tmp_path / "a.npz")
 
 
-def test_folders_taken_as_splits_and_files_not_read_are_said(tmp_path: Path, data: CommandLine) -> None:
+def test_folders_taken_as_splits_and_files_not_read_are_said(tmp_path: Path, plurum: CommandLine) -> None:
     for number, name in enumerate(("train", "valid", "test")):
         for label in range(2):
             for image in range(2):
                 write_image(tmp_path / name / ("CE", "LAA")[label] / f"{image}.png", 4 * number + 2 * label + image)
     (tmp_path / "train" / "CE" / "scan.dcm").write_bytes(b"")
-    lines = data.said(tmp_path).splitlines()
+    lines = plurum.said("data", tmp_path).splitlines()
     assert lines[-2:] == [
         "the folders train, valid and test are taken as splits, and the folders in them as classes",
         "not read: 1 .dcm",
     ]
     assert [line.split() for line in lines if line.split()[:1] == ["CE"]] == [["CE", "2", "2", "2"]]
-    assert json.loads(data.said(tmp_path, "--json"))["notes"] == lines[-2:]
+    assert json.loads(plurum.said("data", tmp_path, "--json"))["notes"] == lines[-2:]
     (tmp_path / "other").mkdir()
-    assert "has folders named like splits (test and train and valid) and others (other)" in data.refused(tmp_path)
+    refusal = plurum.refused("data", tmp_path)
+    assert "has folders named like splits (test and train and valid) and others (other)" in refusal

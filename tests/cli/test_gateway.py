@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -56,28 +55,6 @@ def test_facing_a_network_without_keys_or_tls_is_warned_of() -> None:
             process.kill()
     assert "every client that reaches 0.0.0.0 may send requests" in err
     assert "images and keys cross the network unencrypted" in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (("--triton", "http://127.0.0.1:8000"), "expected HOST:PORT or unix:PATH"),
-        (("--keys", "absent"), "--keys: expected a readable text file, got absent: No such file"),
-        (("--tls-cert", "cert.pem"), "Give both"),
-        (("--tls-cert", "junk", "--tls-key", "junk"), "expected a certificate and its private key"),
-        (("--deadline-s", "200"), "expected at most 120, the --max-deadline-s, got 200"),
-        (("--host", "192.0.2.1"), "got 0 on 192.0.2.1: "),
-    ],
-)
-def test_wrong_use_is_one_line(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:
-    (tmp_path / "junk").write_text("junk")
-    outcome = subprocess.run(
-        command(*NOWHERE, *arguments), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (outcome.returncode, outcome.stdout) == (2, "")
-    assert outcome.stderr.startswith("plurum: ")
-    assert outcome.stderr.count("\n") == 1
-    assert reason in outcome.stderr
 
 
 @pytest.mark.parametrize("option", ["--port", "--metrics-port"])

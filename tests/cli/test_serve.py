@@ -175,19 +175,3 @@ def test_killed_outright_it_leaves_no_server_and_the_next_one_clears_up(reposito
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
     assert "removing the remains of a server that was killed" in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (("absent", *FREE), "absent: expected a model repository folder, got nothing"),
-        ((".", *FREE), "is not a model repository: no folder in it has a config.pbtxt"),
-    ],
-)
-def test_wrong_use_is_one_line(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:
-    outcome = subprocess.run(command(*arguments), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
-    assert outcome.returncode == 2
-    assert outcome.stdout == ""
-    assert outcome.stderr.startswith("plurum: ")
-    assert outcome.stderr.count("\n") == 1
-    assert reason in outcome.stderr

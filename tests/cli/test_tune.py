@@ -21,13 +21,13 @@ from plurum.benchmarks.tune import tuning
 from plurum.benchmarks.tune.repository import read_artefacts
 from plurum.benchmarks.tune.result import TuneResult
 from plurum.benchmarks.tune.variant import AS_IS, Batching
-from plurum.cli.main import run as command_line
 from plurum.errors import ServerError
 from plurum.export import repository_from_onnx
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.serving.triton.staging import read_config
 from plurum.spec import read_ensemble
+from tests.cli.conftest import CommandLine
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +40,9 @@ def fused(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def tune(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
-    """Run the command line in this process and return its exit code."""
-    monkeypatch.setattr("sys.argv", ["plurum", "tune", *map(str, arguments)])
-    former = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as caught:
-            command_line()
-    finally:
-        signal.signal(signal.SIGTERM, former)
-    return caught.value.code
-
-
 @pytest.mark.triton
 def test_a_repository_is_tuned_and_can_be_served(
-    fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fused: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plurum: CommandLine
 ) -> None:
     # As few servers as needed to run all stages.
     monkeypatch.setattr(tuning, "_backends", lambda: ("onnxruntime",))
@@ -63,8 +51,7 @@ def test_a_repository_is_tuned_and_can_be_served(
     monkeypatch.setattr(tuning, "WORTH", 0.0)
     out = tmp_path / "tuned"
     short = ("--seconds", "0.2", "--turns", "1", "--clients", "2")
-    assert not tune(monkeypatch, fused, "--out", out, *short)
-    said = capsys.readouterr().out
+    said = plurum.said("tune", fused, "--out", out, *short)
     found = TuneResult.model_validate_json((out / "tuning.json").read_bytes())
     assert [one.error for one in found.trials] == ["", ""]
     assert {one.variant.form for one in found.trials} == {"chain", "fused"}
@@ -144,15 +131,8 @@ def test_what_is_served_is_set_against_what_could_be(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("absent", "--out", "out"), "absent: expected a model repository folder, got nothing"),
         (("REPO", "--out", "precious"), "precious is not empty and not a model repository"),
         (("REPO", "--out", "REPO"), "is the repository itself, which is kept as it is; name another folder"),
-        (("REPO", "--out", "out", "--clients", "4,x"), "--clients: expected comma-separated integers above 0, got 4,x"),
-        (("REPO", "--out", "out", "--latency-ms", "0"), "--latency-ms: expected a number greater than 0, got 0.0"),
-        (
-            ("REPO", "--out", "out", "--model", "fused"),
-            "--model: expected 'ensemble' or 'ensemble_pixels', got 'fused'",
-        ),
         (("REPO", "--out", "out", "--images", "precious"), "precious"),
         (("REPO", "--out", "out", "--run", "absent"), "absent"),
     ],
@@ -163,25 +143,19 @@ def test_wrong_use_is_one_line(
     repository: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    plurum: CommandLine,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "mine.txt").write_text("mine")
     words = [str(repository) if word == "REPO" else word for word in arguments]
-    assert tune(monkeypatch, *words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("plurum: ")
-    assert reason in line
+    assert reason in plurum.refused("tune", *words)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
-def test_another_run_is_refused(
-    repository: Path, fresh_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_run_is_refused(repository: Path, fresh_run: Run, plurum: CommandLine) -> None:
     metadata = fresh_run.ensemble_file
     metadata.write_text(metadata.read_text().replace('"digits-test"', '"other"'))
     out = fresh_run.path.parent / "out"
-    assert tune(monkeypatch, repository, "--out", out, "--run", fresh_run.path) == 2
-    assert "was not exported from" in capsys.readouterr().err
+    assert "was not exported from" in plurum.refused("tune", repository, "--out", out, "--run", fresh_run.path)
     assert not out.exists()

@@ -91,28 +91,6 @@ def test_what_was_decided_is_exported_without_a_page(tmp_path: Path) -> None:
     assert f"{sha256}.png,LAA,CE," in (tmp_path / "out.csv").read_text()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (("--export", "out.csv"), "has no decisions yet"),
-        (("--store", "other"), "other: expected a review store or an empty folder, got other files"),
-        (("--run", "absent"), "absent is not a run"),
-        (("--url", "127.0.0.1:8001/path"), "url: expected host:port"),
-        (("--timeout-s", "0"), "timeout_s: expected a number of seconds above 0"),
-        (("--host", "192.0.2.1"), "--port: expected a port that can be listened on, got 8085 on 192.0.2.1: "),
-    ],
-)
-def test_wrong_use_is_one_line(arguments: tuple[str, ...], reason: str, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.tex").touch()
-    done = ended(tmp_path, *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("plurum: ")
-    assert done.stderr.count("\n") == 1
-    assert reason in done.stderr
-    assert not (tmp_path / "out.csv").exists()
-
-
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = ended(tmp_path, "--port", taken.getsockname()[1])
