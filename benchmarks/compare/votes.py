@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.benchmarks.compare.comparison import SHOWN_METRICS, Vote
+from plurum.scores import compute_losses
 from plurum.settings.training import FitSettings
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_vote
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval, percentile_interval
 from plurum.training.statistics.metrics import LabelledPredictions, Scorer
 from plurum.training.statistics.results import Estimate
-from plurum.training.statistics.scoring import compute_losses
 from plurum.training.statistics.wording import significant_change
 
 __all__ = ["metrics_of", "subsets_of", "votes_of"]

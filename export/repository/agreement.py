@@ -12,17 +12,7 @@ from pydantic import ValidationError
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.export.manifest import ExportManifest
-from plurum.export.repository.configs import (
-    FUSED,
-    LABELS,
-    ensemble_config,
-    fused_config,
-    fused_ensemble_config,
-    labels_config,
-    member_config,
-    preprocess_config,
-    voter_config,
-)
+from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config
 from plurum.repository.listing import ListingDifferences
 from plurum.spec import Ensemble
 
@@ -32,16 +22,9 @@ __all__ = ["config_faults", "copy_faults", "expected_configs", "file_faults", "p
 def expected_configs(ensemble: Ensemble, manifest: ExportManifest) -> dict[str, Any]:
     """Return the config of every model that `ensemble` needs, by name: inputs, outputs and the largest batch."""
     most = manifest.max_batch_size
-    configs = [
-        *(member_config(member, most) for member in ensemble.members),
-        preprocess_config(ensemble, most),
-        voter_config(ensemble, most),
-        ensemble_config("ensemble", ensemble, most, encoded=True),
-        ensemble_config("ensemble_pixels", ensemble, most, encoded=False),
-    ]
+    configs = [*(member_config(member, most) for member in ensemble.members), *chain_configs(ensemble, most)]
     if any(one.model == FUSED for one in manifest.artefacts):
-        configs += [fused_config(ensemble, most, "onnxruntime"), labels_config(ensemble, most)]
-        configs.append(fused_ensemble_config(ensemble, most))
+        configs += fused_configs(ensemble, most, "onnxruntime")
     return {str(config.name): config for config in configs}
 
 

@@ -20,24 +20,17 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
 from plurum.errors import MetadataError, RepositoryError
 from plurum.export.checks import check_output_folder
 from plurum.export.graphs.fused import fused_from_onnx, verdict_from_fused
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, logits_from_artefact
 from plurum.export.manifest import PublishedGraph, is_current, read_manifest, write_manifest
-from plurum.export.repository.configs import (
-    FUSED,
-    LABELS,
-    ensemble_config,
-    fused_config,
-    fused_ensemble_config,
-    labels_config,
-    member_config,
-    preprocess_config,
-    text_of,
-    voter_config,
-)
+from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config, text_of
 from plurum.export.repository.parity import Parity, check_parity, verdict_from_members, vote_parity
 from plurum.export.repository.selection import MemberChoice, ParitySample, choose_artefact, select_evenly
 from plurum.export.scratch import scratch_folder
@@ -46,37 +39,41 @@ from plurum.files import atomic_folder, sha256_of
 from plurum.models import model_from_checkpoint
 from plurum.regular_files import read_regular
 from plurum.repository.probes import PROBES_FILE, RecordedProbes, probe_images
-from plurum.run import Run, Split
-from plurum.spec import Ensemble, write_metadata
+from plurum.run import Run, Split, Table
+from plurum.spec import Ensemble, Member, write_metadata
 from plurum.voting import softmax
 
 __all__ = [
     "ExportResult",
     "record_predictions",
+    "repository_from_models",
     "repository_from_onnx",
     "repository_from_run",
+    "sample_from_table",
     "select_passing_choices",
 ]
 
 # Files and folders of the package that are copied beside each Python model.
-_PREPROCESS = (
-    ("model_repository", "preprocess", "model.py"),
-    ("images.py",),
-    ("decoder.py",),
-    ("image_structure",),
-)
-_VOTER = (
-    ("model_repository", "voter", "model.py"),
-    ("model_repository", "voter", "metrics.py"),
-    ("voting.py",),
-    ("predictions", "outputs.py"),
-)
-_LABELS = (
-    ("model_repository", "labels", "model.py"),
-    ("model_repository", "labels", "labels.py"),
-    ("model_repository", "voter", "metrics.py"),
-    ("voting.py",),
-)
+_SOURCES = {
+    "preprocess": (
+        ("model_repository", "preprocess", "model.py"),
+        ("images.py",),
+        ("decoder.py",),
+        ("image_structure",),
+    ),
+    "voter": (
+        ("model_repository", "voter", "model.py"),
+        ("model_repository", "voter", "metrics.py"),
+        ("voting.py",),
+        ("predictions", "outputs.py"),
+    ),
+    LABELS: (
+        ("model_repository", "labels", "model.py"),
+        ("model_repository", "labels", "labels.py"),
+        ("model_repository", "voter", "metrics.py"),
+        ("voting.py",),
+    ),
+}
 # Difference of a probability between processors.
 _PROCESSORS_DIFFER = 1e-3
 
@@ -114,14 +111,47 @@ def repository_from_run(
         ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
     """
     ensemble = run.ensemble()
+
+    def load_sample() -> ParitySample:
+        return sample_from_table(run.table(), run.pixels(), settings, str(run.path))
+
+    def load_model(member: Member) -> nn.Module:
+        return model_from_checkpoint(member, run.checkpoint(member))
+
+    return repository_from_models(ensemble, load_model, load_sample, out, settings, progress)
+
+
+def repository_from_models(
+    ensemble: Ensemble,
+    load_model: Callable[[Member], nn.Module],
+    load_sample: Callable[[], ParitySample],
+    out: Path,
+    settings: ExportSettings,
+    progress: Callable[[str], None],
+) -> ExportResult:
+    """Export every member of `ensemble`, check it, and write the repository to `out` atomically.
+
+    Args:
+        ensemble: Metadata of the ensemble.
+        load_model: Function that loads a member; called once for each, one after the other.
+        load_sample: Function that loads the images to check on; not called if the repository is up to date.
+        out: New or empty folder, or a Plurum repository.
+        settings: Target, precision, batch size and budgets.
+        progress: Called with one line per step.
+
+    Raises:
+        MissingExtraError: the requested precision needs a package that is not installed.
+        OutputError: `out` holds other files or can't be written.
+        ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
+    """
     check_output_folder(out)
     if is_current(out, ensemble, settings):
         return _read_previous_export(out)
-    sample = _load_sample(run, settings)
+    sample = load_sample()
     with atomic_folder(out) as hidden, scratch_folder(hidden) as folder:
         choices = []
         for member in ensemble.members:
-            model = PixelModel(model_from_checkpoint(member, run.checkpoint(member)), member.image)
+            model = PixelModel(load_model(member), member.image)
             choices.append(choose_artefact(member.name, model, sample, settings, folder, progress))
         choices, vote = select_passing_choices(ensemble, choices, sample, settings)
         published = tuple(_copy_graph(choice, hidden) for choice in choices)
@@ -175,13 +205,20 @@ def _read_previous_export(out: Path) -> ExportResult:
     return ExportResult(unchanged=True, parities=parities, artefacts=read_manifest(out).artefacts)
 
 
-def _load_sample(run: Run, settings: ExportSettings) -> ParitySample:
+def sample_from_table(
+    table: Table, pixels: npt.NDArray[np.uint8], settings: ExportSettings, source: str
+) -> ParitySample:
     """Return validation images to check on and training images to calibrate on; the choice is deterministic.
 
+    Args:
+        table: Labels and splits of the images.
+        pixels: Images, uint8 `[images, height, width, 3]`.
+        settings: Numbers of images to take.
+        source: Name of the images' source, for messages.
+
     Raises:
-        MetadataError: the run has no validation or no training image.
+        MetadataError: there is no validation or no training image.
     """
-    table, pixels = run.table(), run.pixels()
     parts = {}
     limits: tuple[tuple[Split, int], ...] = (
         ("validation", settings.parity_images),
@@ -190,7 +227,7 @@ def _load_sample(run: Run, settings: ExportSettings) -> ParitySample:
     for split, most in limits:
         rows = table.rows(split)
         if not len(rows):
-            raise MetadataError(f"{run.path} has no {split} images, which an export needs; train on data with some")
+            raise MetadataError(f"{source} has no {split} images, which an export needs; train on data with some")
         parts[split] = select_evenly(rows, most)
     held_out = parts["validation"]
     return ParitySample(pixels[held_out], table.labels[held_out], pixels[parts["train"]])
@@ -301,10 +338,10 @@ def _write_fused(
     ensemble: Ensemble, graphs: Sequence[Path], repository: Path, max_batch_size: int, backend: Backend
 ) -> Path:
     """Add the fused graph, its labels and their Triton ensemble; return the graph's path."""
-    path = _write_config(repository, fused_config(ensemble, max_batch_size, backend)) / "model.onnx"
+    for config in fused_configs(ensemble, max_batch_size, backend):
+        _write_model(repository, config, ensemble)
+    path = repository / FUSED / "1" / "model.onnx"
     fused_from_onnx(graphs, ensemble.rule, len(ensemble.classes), path)
-    _add_python(_write_config(repository, labels_config(ensemble, max_batch_size)), ensemble, _LABELS)
-    _write_config(repository, fused_ensemble_config(ensemble, max_batch_size))
     return path
 
 
@@ -313,27 +350,11 @@ def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int, artefacts: 
     for member in ensemble.members:
         artefact = artefacts.get(member.name)
         made = (artefact.execution,) if artefact else ()
-        _write_config(folder, member_config(member, max_batch_size, *made))
-    for config, sources in (
-        (preprocess_config(ensemble, max_batch_size), _PREPROCESS),
-        (voter_config(ensemble, max_batch_size), _VOTER),
-    ):
-        _add_python(_write_config(folder, config), ensemble, sources)
+        _write_model(folder, member_config(member, max_batch_size, *made), ensemble)
+    for config in chain_configs(ensemble, max_batch_size):
+        _write_model(folder, config, ensemble)
     _state_precisions(folder / "voter" / "1", {name: artefact.precision for name, artefact in artefacts.items()})
-    for name, encoded in (("ensemble", True), ("ensemble_pixels", False)):
-        _write_config(folder, ensemble_config(name, ensemble, max_batch_size, encoded=encoded))
     write_metadata(folder / "ensemble.json", ensemble)
-
-
-def _add_python(version: Path, ensemble: Ensemble, sources: tuple[tuple[str, ...], ...]) -> None:
-    """Copy a Python model's code and `ensemble.json` into its version folder."""
-    write_metadata(version / "ensemble.json", ensemble)
-    for source in sources:
-        with as_file(files("plurum").joinpath(*source)) as path:
-            if path.is_dir():
-                shutil.copytree(path, version / source[-1], ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copyfile(path, version / source[-1])
 
 
 def _state_precisions(version: Path, precisions: Mapping[str, Precision]) -> None:
@@ -341,9 +362,18 @@ def _state_precisions(version: Path, precisions: Mapping[str, Precision]) -> Non
     (version / "precisions.json").write_text(json.dumps(precisions) + "\n", encoding="utf-8")
 
 
-def _write_config(folder: Path, config: Any) -> Path:
-    """Write a model's config and return its version folder, which Triton needs even if it is empty."""
-    version = folder / str(config.name) / "1"
+def _write_model(repository: Path, config: Any, ensemble: Ensemble) -> None:
+    """Write a model's config and its version folder, with the code and `ensemble.json` of a Python model."""
+    # Triton needs the folder even if it is empty.
+    version = repository / str(config.name) / "1"
     version.mkdir(parents=True, exist_ok=True)
     (version.parent / "config.pbtxt").write_text(text_of(config), encoding="utf-8")
-    return version
+    if config.name not in _SOURCES:
+        return
+    write_metadata(version / "ensemble.json", ensemble)
+    for source in _SOURCES[config.name]:
+        with as_file(files("plurum").joinpath(*source)) as path:
+            if path.is_dir():
+                shutil.copytree(path, version / source[-1], ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(path, version / source[-1])

@@ -7,29 +7,26 @@ labelled images for calibration and checks.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from torch import nn
 
-from plurum.errors import OutputError, SettingsError
+from plurum.errors import MetadataError, SettingsError
 from plurum.export.checks import find_member_names
-from plurum.export.repository.assembly import ExportResult, repository_from_run
+from plurum.export.repository.assembly import ExportResult, repository_from_models, sample_from_table
+from plurum.export.repository.selection import ParitySample
 from plurum.export.settings import ExportSettings
 from plurum.files import sha256_of
 from plurum.models import model_from_tensors
-from plurum.run import DataMetadata, Run, Split, Table
-from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Voting, write_metadata
+from plurum.run import Split, Table
+from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Voting
 from plurum.state_dicts import read_state_dict
 
 __all__ = ["ExportImages", "repository_from_checkpoints"]
@@ -88,74 +85,67 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
     """
     names = find_member_names(checkpoints, archs, settings, has_images=labelled is not None)
     of_each = list(archs) if len(archs) == len(checkpoints) else list(archs) * len(checkpoints)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "run")
-        try:
-            members = tuple(
-                _create_member(run, name, file, arch, tuple(classes), image)
-                for name, file, arch in zip(names, checkpoints, of_each, strict=True)
-            )
-            _write_run(run, members, tuple(classes), image, labelled or _generate_images(image, classes[0]))
-        except ValidationError as error:
-            fault = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-            raise SettingsError(f"these checkpoints do not form an ensemble: {fault}") from error
-        except (OSError, SafetensorError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
-            folder_name = tempfile.gettempdir()
-            raise OutputError(f"can't copy the checkpoints to {folder_name} (TMPDIR): {reason}") from error
-        return repository_from_run(run, out, settings, progress)
+    files = dict(zip(names, checkpoints, strict=True))
+    images = labelled or _generate_images(image, classes[0])
+    try:
+        ensemble = _ensemble(
+            tuple(
+                _member(name, file, arch, tuple(classes), image)
+                for (name, file), arch in zip(files.items(), of_each, strict=True)
+            ),
+            images,
+        )
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"these checkpoints do not form an ensemble: {fault}") from error
+
+    def load_sample() -> ParitySample:
+        return sample_from_table(_table(images, ensemble.classes), images.pixels, settings, images.source)
+
+    def load_model(member: Member) -> nn.Module:
+        return _load_model(files[member.name], member)
+
+    return repository_from_models(ensemble, load_model, load_sample, out, settings, progress)
 
 
-def _create_member(run: Run, name: str, file: Path, arch: str, classes: tuple[str, ...], image: ImageSpec) -> Member:
+def _member(name: str, file: Path, arch: str, classes: tuple[str, ...], image: ImageSpec) -> Member:
     held = read_state_dict(file)
     if held.note:
         _LOG.warning("%s: %s", file, held.note)
-    state = held.tensors
-    # Load the model here, so that an error message names the file and not its copy.
-    model_from_tensors(file, state, arch, len(classes))
-    folder = run.member_folder(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "checkpoint.safetensors"
-    # Clone, because safetensors refuses tensors that share memory.
-    save_file({key: value.detach().clone().contiguous() for key, value in state.items()}, checkpoint)
-    return Member(
-        name=name,
-        arch=arch,
-        sha256=sha256_of(checkpoint),
-        classes=classes,
-        image=image,
-        parameters=max(1, sum(value.numel() for value in state.values())),
-    )
+    # Before any member is exported, which takes long.
+    model_from_tensors(file, held.tensors, arch, len(classes))
+    parameters = max(1, sum(value.numel() for value in held.tensors.values()))
+    sha256 = sha256_of(file)
+    return Member(name=name, arch=arch, sha256=sha256, classes=classes, image=image, parameters=parameters)
 
 
-def _write_run(
-    run: Run, members: tuple[Member, ...], classes: tuple[str, ...], image: ImageSpec, labelled: ExportImages
-) -> None:
-    digest = hashlib.sha256("\n".join(labelled.classes).encode())
-    for one in labelled.pixels:
+def _load_model(file: Path, member: Member) -> nn.Module:
+    tensors = read_state_dict(file).tensors
+    if sha256_of(file) != member.sha256:
+        raise MetadataError(f"{file} was changed during the export; export it again")
+    return model_from_tensors(file, tensors, member.arch, len(member.classes))
+
+
+def _ensemble(members: tuple[Member, ...], images: ExportImages) -> Ensemble:
+    digest = hashlib.sha256("\n".join(images.classes).encode())
+    for one in images.pixels:
         digest.update(np.ascontiguousarray(one).data)
-    fingerprint = digest.hexdigest()
-    run.data_folder.mkdir(parents=True)
-    run.settings_file.write_text(json.dumps({}), encoding="utf-8")
-    np.save(run.data_folder / "pixels.npy", labelled.pixels)
-    with (run.data_folder / "items.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["index", "source", "label", "patient", "split"])
-        table = labelled.table
-        columns = zip(table.sources, labelled.classes, table.patients, table.splits, strict=True)
-        writer.writerows([index, *row] for index, row in enumerate(columns))
-    metadata = DataMetadata(source=labelled.source, fingerprint=fingerprint, classes=classes, image=image)
-    write_metadata(run.data_folder / "contract.json", metadata)
-    ensemble = Ensemble(
+    return Ensemble(
         name=members[0].name if len(members) == 1 else "checkpoints",
-        classes=classes,
-        image=image,
+        classes=members[0].classes,
+        image=members[0].image,
         members=members,
         voting=Voting(weights=(1 / len(members),) * len(members)),
-        data=FittedOn(data=_SOURCE, fingerprint=fingerprint, images={}),
+        data=FittedOn(data=_SOURCE, fingerprint=digest.hexdigest(), images={}),
         scores={},
     )
-    write_metadata(run.ensemble_file, ensemble)
+
+
+def _table(images: ExportImages, classes: tuple[str, ...]) -> Table:
+    """Return the images' table with labels in the order of `classes`."""
+    if unknown := set(images.classes) - set(classes):
+        raise SettingsError(f"labelled: expected images of {', '.join(classes)}, got {', '.join(sorted(unknown))}")
+    return replace(images.table, labels=np.array([classes.index(name) for name in images.classes], dtype=np.int64))
 
 
 def _generate_images(image: ImageSpec, name: str) -> ExportImages:

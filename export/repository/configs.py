@@ -18,14 +18,13 @@ from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, Ensemble, Member
 __all__ = [
     "FUSED",
     "LABELS",
+    "chain_configs",
     "ensemble_config",
     "fused_config",
+    "fused_configs",
     "fused_ensemble_config",
-    "labels_config",
     "member_config",
-    "preprocess_config",
     "text_of",
-    "voter_config",
 ]
 
 # The steps of `ensemble_fused`.
@@ -45,7 +44,26 @@ def member_config(member: Member, max_batch_size: int, execution: Execution = EX
     return config
 
 
-def preprocess_config(ensemble: Ensemble, max_batch_size: int) -> Any:
+def chain_configs(ensemble: Ensemble, max_batch_size: int) -> list[Any]:
+    """Return the configs of all models but the members: preprocess, voter, and the ensembles for images and pixels."""
+    return [
+        _preprocess_config(ensemble, max_batch_size),
+        _voter_config(ensemble, max_batch_size),
+        ensemble_config("ensemble", ensemble, max_batch_size, encoded=True),
+        ensemble_config("ensemble_pixels", ensemble, max_batch_size, encoded=False),
+    ]
+
+
+def fused_configs(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> list[Any]:
+    """Return the configs of the fused graph, of its labels and of their ensemble."""
+    return [
+        fused_config(ensemble, max_batch_size, backend),
+        _labels_config(ensemble, max_batch_size),
+        fused_ensemble_config(ensemble, max_batch_size),
+    ]
+
+
+def _preprocess_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     """Return the config of the Python model that decodes images: IMAGE → PIXELS."""
     config = _config("preprocess", max_batch_size, backend="python")
     config.input.append(_tensor(pb.ModelInput, IMAGE, "TYPE_STRING", (1,)))
@@ -53,7 +71,7 @@ def preprocess_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     return config
 
 
-def voter_config(ensemble: Ensemble, max_batch_size: int) -> Any:
+def _voter_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     """Return the config of the Python model that votes: LOGITS_0 … LOGITS_{M-1} → the outputs of the ensemble."""
     config = _config("voter", max_batch_size, backend="python")
     for index in range(len(ensemble.members)):
@@ -92,7 +110,7 @@ def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> A
     return config
 
 
-def labels_config(ensemble: Ensemble, max_batch_size: int) -> Any:
+def _labels_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     """Return the config of the Python model that turns INDEX into LABEL and passes all other outputs on.
 
     All outputs come from this last step, because a Triton ensemble refuses a request for some of its outputs if the

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from plurum.errors import ParityError
 from plurum.export.settings import MEMBER_SLACK, Budget, Precision
+from plurum.scores import calibration_error, compute_losses
 from plurum.voting import Verdict, VotingRule, decide
 
 __all__ = ["Parity", "check_parity", "member_parity", "verdict_from_members", "vote_parity"]
@@ -22,9 +23,6 @@ __all__ = ["Parity", "check_parity", "member_parity", "verdict_from_members", "v
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-# Number of bins of ECE, as in Guo et al. (arXiv 1706.04599).
-_BINS = 15
-_TINY = float(np.finfo(np.float64).tiny)
 # In nats: far above float32 rounding, far below the effect of a wrong sum.
 _UNCERTAINTY_LIMIT = 1e-3
 
@@ -153,10 +151,9 @@ def _compare(
     subject: str, precision: Precision, pair: tuple[Floats, Floats], winners: tuple[Ints, Ints], labels: Ints
 ) -> Parity:
     differences = np.abs(pair[0] - pair[1]).max(axis=1)
-    accuracies, losses, errors = (
-        [float(figure(probabilities, winner, labels)) for probabilities, winner in zip(pair, winners, strict=True)]
-        for figure in (_accuracy, _nll, _ece)
-    )
+    accuracies = [float((winner == labels).mean()) for winner in winners]
+    losses = [float(compute_losses(probabilities, labels).mean()) for probabilities in pair]
+    errors = [calibration_error(*both, labels) for both in zip(pair, winners, strict=True)]
     return Parity(
         subject=subject,
         precision=precision,
@@ -192,21 +189,3 @@ def _check_budget(parity: Parity, budget: Budget) -> Parity:
         f"{what} {value:.2g} (at most {limit:.2g})" for what, (value, limit) in measured.items() if not value <= limit
     )
     return parity.model_copy(update={"faults": faults})
-
-
-def _accuracy(_: Floats, winners: Ints, labels: Ints) -> float:
-    return float((winners == labels).mean())
-
-
-def _nll(probabilities: Floats, _: Ints, labels: Ints) -> float:
-    return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], _TINY)).mean())
-
-
-def _ece(probabilities: Floats, winners: Ints, labels: Ints) -> float:
-    """Return the expected calibration error over bins of equal width: (0, 1/15], (1/15, 2/15] and so on."""
-    confidence = probabilities[np.arange(len(labels)), winners]
-    if np.isnan(confidence).any():
-        return float("nan")
-    bins = np.clip(np.ceil(confidence * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
-    gaps = np.bincount(bins, weights=confidence - (winners == labels), minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(labels))

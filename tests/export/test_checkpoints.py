@@ -241,21 +241,3 @@ def test_two_files_of_one_name_are_refused(
         torch.save(models[0].state_dict(), file)
     assert run_export(monkeypatch, *files, *options) == 2
     assert f"{files[0]} and {files[1]} give the same member name 'best'" in capsys.readouterr().err
-
-
-def test_a_full_disk_names_the_folder_for_temporary_files(
-    checkpoints: list[Path],
-    options: list[object],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    # A device on which every write fails with "no space left".
-    monkeypatch.setattr(
-        "plurum.export.repository.checkpoints.save_file", lambda *_: Path("/dev/full").write_bytes(b"0" * 10_000)
-    )
-    assert run_export(monkeypatch, checkpoints[0], *options) == 2
-    error = capsys.readouterr().err
-    assert "(TMPDIR): No space left on device" in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "out").exists()

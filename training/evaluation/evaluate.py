@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from plurum.scores import compute_losses
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import PatientRule, Review
 from plurum.training.statistics.bootstrap import Bootstrap, percentile_interval
@@ -27,7 +28,6 @@ from plurum.training.statistics.results import (
     PredictionSets,
     ReviewScores,
 )
-from plurum.training.statistics.scoring import compute_losses
 from plurum.voting import Verdict, temper, with_prior
 
 __all__ = [

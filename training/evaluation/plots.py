@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from plurum.scores import BINS
 from plurum.training.canvas import (
     BLUE,
     COLOURS,
@@ -17,7 +18,7 @@ from plurum.training.canvas import (
     shorten_name,
     tidy_axes,
 )
-from plurum.training.statistics.metrics import BINS, METRICS
+from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import EvaluatedModel, Evaluation
 
 if TYPE_CHECKING:

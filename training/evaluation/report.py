@@ -7,9 +7,10 @@ from pathlib import Path
 
 from plurum.errors import OutputError
 from plurum.files import csv_from_rows, write_bytes, write_text
+from plurum.scores import BINS
 from plurum.training.evaluation.page import PAGE
 from plurum.training.evaluation.plots import plots_from_evaluation
-from plurum.training.statistics.metrics import BINS, METRICS, PER_CLASS
+from plurum.training.statistics.metrics import METRICS, PER_CLASS
 from plurum.training.statistics.page import html_from_template
 from plurum.training.statistics.patients import RULES
 from plurum.training.statistics.results import Estimate, Evaluation

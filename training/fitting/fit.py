@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.run import Run, Split
+from plurum.scores import compute_losses
 from plurum.settings.training import FitSettings
 from plurum.spec import Baseline, Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.unlabelled import find_unlabelled_images
@@ -26,7 +27,7 @@ from plurum.training.statistics.curves import risk_coverage_curve
 from plurum.training.statistics.metrics import LabelledPredictions
 from plurum.training.statistics.patients import group_by_patient
 from plurum.training.statistics.results import Estimate
-from plurum.training.statistics.scoring import compute_losses, compute_scores
+from plurum.training.statistics.scoring import compute_scores
 from plurum.voting import Verdict, temper, with_prior
 
 __all__ = ["fit_report", "fit_run"]

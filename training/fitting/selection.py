@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from plurum.scores import compute_losses
 from plurum.training.fitting.weights import equal_weights
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
 from plurum.training.statistics.calibration import fit_cautious_temperature, tempered_losses
 from plurum.training.statistics.folds import patient_folds
 from plurum.training.statistics.results import Estimate
-from plurum.training.statistics.scoring import compute_losses
 from plurum.voting import temper
 
 __all__ = ["Selection", "measure_contributions", "select_backward"]

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import needs_extra
+from plurum.scores import compute_losses
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
 from plurum.training.statistics.calibration import fit_cautious_temperature, tempered_losses
 from plurum.training.statistics.folds import patient_folds
-from plurum.training.statistics.scoring import compute_losses
 from plurum.voting import soft_vote, softmax, temper
 
 __all__ = ["equal_weights", "fit_weights", "greedy_weights", "improvement_interval", "soft_losses"]

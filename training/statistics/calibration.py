@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import needs_extra
-from plurum.training.statistics.scoring import compute_losses
+from plurum.scores import compute_losses
 from plurum.voting import temper
 
 __all__ = [

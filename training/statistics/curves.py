@@ -10,7 +10,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from plurum.errors import needs_extra
-from plurum.training.statistics.metrics import BINS, LabelledPredictions, confidence_bins
+from plurum.scores import BINS, confidence_bins
+from plurum.training.statistics.metrics import LabelledPredictions
 
 __all__ = ["Bin", "Curve", "precision_recall_curve", "reliability_bins", "risk_coverage_curve", "roc_curve"]
 

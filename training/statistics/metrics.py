@@ -15,16 +15,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from plurum.training.statistics.scoring import compute_losses
+from plurum.scores import BINS, compute_losses, confidence_bins
 
-__all__ = ["BINS", "METRICS", "PER_CLASS", "LabelledPredictions", "Metric", "MetricDraws", "Scorer", "confidence_bins"]
+__all__ = ["METRICS", "PER_CLASS", "LabelledPredictions", "Metric", "MetricDraws", "Scorer"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.float32]
-
-# Number of bins of ECE and of the reliability diagram, as in Guo et al. (arXiv 1706.04599).
-BINS = 15
 
 
 @dataclass(frozen=True)
@@ -159,11 +156,6 @@ class Scorer:
             "augrc": augrc,
         }
         return MetricDraws({name: overall[name] for name in METRICS}, {name: per_class[name] for name in PER_CLASS})
-
-
-def confidence_bins(confidence: Floats) -> Ints:
-    """Return the bin of each confidence, 0 to `BINS - 1`; bin i is the interval (i / BINS, (i + 1) / BINS]."""
-    return np.asarray(np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1))
 
 
 def _image_sums(predictions: LabelledPredictions) -> Floats:

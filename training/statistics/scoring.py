@@ -9,16 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.models import normalise
+from plurum.scores import compute_losses
 from plurum.spec import ImageSpec, Scores
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["compute_losses", "compute_scores", "device_of", "predict_logits"]
-
-# Smallest probability of the true class in a loss, so that means stay finite.
-_SMALLEST = float(np.finfo(np.float64).tiny)
+__all__ = ["compute_scores", "device_of", "predict_logits"]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -57,18 +55,6 @@ def predict_logits(
             logits.append(model(normalise(batch, image)).double().cpu().numpy())
     model.train(was_training)
     return np.concatenate(logits)
-
-
-def compute_losses(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the negative log-likelihood of each true class, `[images]`, in nats, at most 708.
-
-    Args:
-        probabilities: Class probabilities, `[images, classes]`.
-        labels: True classes, `[images]`.
-    """
-    true = probabilities[np.arange(len(labels)), labels]
-    # Adding 0 turns the -0.0 of a probability of 1 into 0.0.
-    return np.asarray(-np.log(np.maximum(true, _SMALLEST)) + 0.0)
 
 
 def compute_scores(

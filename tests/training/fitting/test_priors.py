@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pytest
 
 from plurum.errors import DataError, SettingsError
+from plurum.scores import compute_losses
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
 from plurum.training.statistics.calibration import conformal_quantiles, review_threshold
-from plurum.training.statistics.scoring import compute_losses
 from plurum.voting import with_prior
 
 Floats = npt.NDArray[np.float64]

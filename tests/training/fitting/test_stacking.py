@@ -8,8 +8,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from plurum.errors import DataError
+from plurum.scores import compute_losses
 from plurum.training.fitting.stacking import cross_fit, fit_stack, predict_out_of_fold
-from plurum.training.statistics.scoring import compute_losses
 from plurum.voting import softmax, stacked_vote, stacking_features
 
 Floats = npt.NDArray[np.float64]

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
+from plurum.scores import compute_losses
 from plurum.training.statistics.calibration import (
     conformal_quantiles,
     fit_cautious_temperature,
@@ -15,7 +16,7 @@ from plurum.training.statistics.calibration import (
     review_threshold,
     tempered_losses,
 )
-from plurum.training.statistics.scoring import compute_losses, compute_scores
+from plurum.training.statistics.scoring import compute_scores
 from plurum.voting import prediction_sets, softmax, temper
 
 Floats = npt.NDArray[np.float64]

@@ -9,15 +9,8 @@ import numpy.typing as npt
 import pytest
 from sklearn import metrics
 
-from plurum.training.statistics.metrics import (
-    BINS,
-    METRICS,
-    PER_CLASS,
-    LabelledPredictions,
-    MetricDraws,
-    Scorer,
-    confidence_bins,
-)
+from plurum.scores import BINS, confidence_bins
+from plurum.training.statistics.metrics import METRICS, PER_CLASS, LabelledPredictions, MetricDraws, Scorer
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
