@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.linear_model import LogisticRegression
 
+from plurum.arrays import Floats
 from plurum.voting import (
     Verdict,
     VotingRule,
@@ -31,7 +32,6 @@ from plurum.voting import (
     with_prior,
 )
 
-Floats = npt.NDArray[np.float64]
 LIMIT = float(np.finfo(np.float32).max)
 
 

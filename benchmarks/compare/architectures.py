@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plurum.arrays import Floats
 from plurum.benchmarks.compare.comparison import RUNTIMES, Compared, Comparison, Runtime, Vote, pareto_front, points_of
 from plurum.benchmarks.compare.contenders import (
     Contender,
@@ -41,7 +42,6 @@ from plurum.voting import softmax
 
 __all__ = ["compare_architectures", "contenders_of"]
 
-Floats = npt.NDArray[np.float64]
 # More votes than this would take longer than anybody looks at them.
 _MOST_VOTES = 1000
 # Below this, intervals from so few are rough.

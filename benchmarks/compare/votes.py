@@ -15,8 +15,8 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from plurum.arrays import Floats
 from plurum.benchmarks.compare.comparison import SHOWN_METRICS, Vote
 from plurum.scores import compute_losses
 from plurum.settings.training import FitSettings
@@ -27,8 +27,6 @@ from plurum.training.statistics.results import Estimate
 from plurum.training.statistics.wording import significant_change
 
 __all__ = ["metrics_of", "subsets_of", "votes_of"]
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

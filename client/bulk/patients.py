@@ -7,15 +7,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from plurum.arrays import Floats
 from plurum.client.connection.predictions import Answer, Failure
 from plurum.spec import PatientRule
 from plurum.voting import pool_groups
 
 __all__ = ["PatientAnswer", "PatientPool", "patients_from_answers"]
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from plurum.arrays import Bytes, Floats
 from plurum.client.slides.slide_answers import SlidePrediction
 from plurum.errors import SettingsError, needs_extra
 from plurum.files import atomic_file, write_bytes, write_text
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["SLIDE_FILES", "HeatMap", "heat_map", "tile_grid", "write_slide"]
 
 HeatMap = Literal["probability", "uncertainty"]
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
 
 SLIDE_FILES = ("probability.png", "uncertainty.png", "tiles.parquet", "slide.json")
 _DPI = 110

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from plurum.arrays import Bytes
 from plurum.client.bulk.columns import COLUMNS, cells_by_class
 from plurum.client.bulk.patients import PatientAnswer, PatientPool
 from plurum.client.connection.predictions import Answer, Failure, Prediction, Served
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SlideAnswers", "SlidePrediction", "TileGrid", "Tiles"]
 
-Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Box = tuple[int, int, int, int]
 # Numbers of an image that are not by class; a slide gets their mean over the tiles.

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from plurum.arrays import Floats, Ints
 from plurum.errors import ParityError
 from plurum.export.settings import MEMBER_SLACK, Budget, Precision
 from plurum.scores import calibration_error, compute_losses
@@ -20,8 +20,6 @@ from plurum.voting import Verdict, VotingRule, decide
 
 __all__ = ["Parity", "check_parity", "member_parity", "verdict_from_members", "vote_parity"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 # In nats: far above float32 rounding, far below the effect of a wrong sum.
 _UNCERTAINTY_LIMIT = 1e-3

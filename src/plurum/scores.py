@@ -6,12 +6,11 @@ Shapes: `[images, classes]` for probabilities, whose rows sum to 1; `[images]` f
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
+
+from plurum.arrays import Floats, Ints
 
 __all__ = ["BINS", "calibration_error", "compute_losses", "confidence_bins"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 # Number of bins of ECE and of the reliability diagram, as in Guo et al. (arXiv 1706.04599).
 BINS = 15

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from plurum.arrays import Ints
 from plurum.errors import SettingsError
 from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from plurum.run import Run
 
 __all__ = ["Batches", "Examples", "check_batches"]
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

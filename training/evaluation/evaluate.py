@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from plurum.arrays import Bools, Floats, Ints
 from plurum.scores import compute_losses
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import PatientRule, Review
@@ -38,9 +38,6 @@ __all__ = [
     "score_patients",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 # With fewer patients (or images), percentile intervals are too narrow.
 _FEW = 30

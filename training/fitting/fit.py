@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from plurum.arrays import Floats, Ints
 from plurum.run import Run, Split
 from plurum.scores import compute_losses
 from plurum.settings.training import FitSettings
@@ -34,8 +35,6 @@ __all__ = ["fit_report", "fit_run"]
 
 Fitted = Literal["validation", "test"]
 _SPLITS: tuple[Fitted, ...] = ("validation", "test")
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

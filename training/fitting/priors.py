@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from plurum.arrays import Floats, Ints
 from plurum.errors import DataError, SettingsError
 
 __all__ = ["class_frequencies", "estimate_frequencies", "frequencies_from_prior", "prior_ratio"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _MAX_ROUNDS = 10_000
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from plurum.arrays import Floats, Ints
 from plurum.scores import compute_losses
 from plurum.training.fitting.weights import equal_weights
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
@@ -21,8 +21,6 @@ from plurum.voting import temper
 
 __all__ = ["Selection", "measure_contributions", "select_backward"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 # Function from weights to the probabilities of the vote with these weights, `[images, classes]`.
 Vote = Callable[[Floats], Floats]
 # Smallest relevant difference of NLL, in nats per image.

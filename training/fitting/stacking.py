@@ -9,16 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from plurum.arrays import Floats, Ints
 from plurum.errors import DataError, needs_extra
 from plurum.training.statistics.folds import FOLDS
 from plurum.voting import stacked_vote, stacking_features
 
 __all__ = ["StackingFold", "StackingRegression", "cross_fit", "fit_stack", "predict_out_of_fold"]
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

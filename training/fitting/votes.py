@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from plurum.arrays import Floats, Ints
 from plurum.settings.training import FitSettings
 from plurum.training.fitting.selection import Selection, measure_contributions, select_backward
 from plurum.training.fitting.stacking import StackingFold, cross_fit, fit_stack, predict_out_of_fold
@@ -33,8 +33,6 @@ from plurum.voting import MODES, Verdict, VotingRule, decide, soft_vote
 
 __all__ = ["FittedVote", "ValidationPredictions", "confidence_of", "fit_sets_and_review", "fit_vote"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 # Fitted limits equal the value of some validation image. This margin keeps that image within them if another program
 # sums in another order.

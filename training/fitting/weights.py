@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
+from plurum.arrays import Floats, Ints
 from plurum.errors import needs_extra
 from plurum.scores import compute_losses
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
@@ -20,8 +20,6 @@ from plurum.voting import soft_vote, softmax, temper
 
 __all__ = ["equal_weights", "fit_weights", "greedy_weights", "improvement_interval", "soft_losses"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 # Function from members and labels to weights.
 Fitter = Callable[[Floats, Ints], Floats]
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from plurum.arrays import Floats, Ints
+
 __all__ = ["LEVEL", "Bootstrap", "mean_interval", "percentile_interval"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.float32]
 
 # Confidence level of intervals.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from plurum.arrays import Floats, Ints
 from plurum.errors import needs_extra
 from plurum.scores import compute_losses
 from plurum.voting import temper
@@ -25,8 +26,6 @@ __all__ = [
     "tempered_losses",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _TEMPERATURES = (0.1, 10.0)
 

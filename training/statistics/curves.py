@@ -6,17 +6,15 @@ Curves are thinned to a visually sufficient number of points, which keeps the re
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from plurum.arrays import Bools, Floats
 from plurum.errors import needs_extra
 from plurum.scores import BINS, confidence_bins
 from plurum.training.statistics.metrics import LabelledPredictions
 
 __all__ = ["Bin", "Curve", "precision_recall_curve", "reliability_bins", "risk_coverage_curve", "roc_curve"]
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 _POINTS = 200
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Diversity", "Pair", "error_correlation", "measure_diversity", "q_statistic"]
+from plurum.arrays import Bools, Ints
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+__all__ = ["Diversity", "Pair", "error_correlation", "measure_diversity", "q_statistic"]
 
 
 class Pair(BaseModel):

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
+
+from plurum.arrays import Ints
 
 __all__ = ["FOLDS", "Parts", "patient_folds"]
 
-Ints = npt.NDArray[np.int64]
 # Indices of the images to fit to, and of those to evaluate on.
 Parts = tuple[Ints, Ints]
 

@@ -15,12 +15,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from plurum.arrays import Floats, Ints
 from plurum.scores import BINS, compute_losses, confidence_bins
 
 __all__ = ["METRICS", "PER_CLASS", "LabelledPredictions", "Metric", "MetricDraws", "Scorer"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.float32]
 
 

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from plurum.arrays import Floats, Ints
 from plurum.spec import PatientRule
 from plurum.voting import pool_groups
 
 __all__ = ["RULES", "Patients", "group_by_patient"]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 RULES: tuple[PatientRule, ...] = ("mean", "max", "majority")
 

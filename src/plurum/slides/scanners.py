@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from plurum.arrays import Bytes
 from plurum.errors import ImageError
 from plurum.images import TooLargeImageError, UnreadableImageError, open_image, to_eight_bit
 from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ScannerSlide", "WholeImage", "open_slide"]
 
-Bytes = npt.NDArray[np.uint8]
 
 # Side of the squares in which a whole level is read, 16 MB each.
 _PIECE = 2048

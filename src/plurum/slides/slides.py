@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from plurum.arrays import Bools, Bytes
 from plurum.errors import ImageError, needs_extra
 from plurum.image_structure.jpeg_structure import jpeg_scan
 from plurum.images import MAX_PIXELS
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AnySlide", "Level", "Slide", "coarsest_level", "thumbnail_from_slide"]
 
-Bytes = npt.NDArray[np.uint8]
-Bools = npt.NDArray[np.bool_]
 
 _KINDS = ("MINISBLACK", "MINISWHITE", "RGB", "YCBCR")
 _JPEG = 7

@@ -6,12 +6,11 @@ Legend: `[height, width]` and `[height, width, samples]` arrays are uint8, 0 to 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
+
+from plurum.arrays import Bools, Bytes
 
 __all__ = ["LEAST_TISSUE", "is_background", "otsu_threshold", "tile_starts", "tissue_mask", "tissue_share"]
 
-Bytes = npt.NDArray[np.uint8]
-Bools = npt.NDArray[np.bool_]
 
 # Least fraction of tissue in a tile; tiles with less are mostly glass.
 LEAST_TISSUE = 0.1

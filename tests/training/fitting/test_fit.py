@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from plurum.arrays import Floats
 from plurum.errors import MetadataError, PlurumError
 from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint
@@ -33,7 +34,6 @@ from plurum.training.statistics.calibration import conformal_quantiles, fit_temp
 from plurum.training.statistics.scoring import compute_scores, predict_logits
 from plurum.voting import Verdict, decide, soft_vote, softmax, temper
 
-Floats = npt.NDArray[np.float64]
 # Margin of fitted limits, which keeps the image they come from within them despite rounding.
 ROUNDING = 1e-5
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from plurum.arrays import Floats, Ints
 from plurum.errors import DataError, SettingsError
 from plurum.scores import compute_losses
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
 from plurum.training.statistics.calibration import conformal_quantiles, review_threshold
 from plurum.voting import with_prior
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 HERE, THERE = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.3, 0.6])
 MEANS = np.array([[1.5, 0.0], [0.0, 1.5], [-1.0, -1.0]])

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from plurum.arrays import Floats, Ints
 from plurum.training.fitting.selection import Selection, measure_contributions, select_backward
 from plurum.training.fitting.weights import soft_losses
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
 from plurum.voting import soft_vote, softmax
 from tests.training.fitting.test_weights import resembling
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 def simulated(images: int, skills: tuple[float, ...], seed: int = 0) -> tuple[Floats, Ints]:

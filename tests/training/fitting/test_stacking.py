@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from plurum.arrays import Floats, Ints
 from plurum.errors import DataError
 from plurum.scores import compute_losses
 from plurum.training.fitting.stacking import cross_fit, fit_stack, predict_out_of_fold
 from plurum.voting import softmax, stacked_vote, stacking_features
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 def simulated(images: int, members: int, classes: int, skill: float, seed: int = 0) -> tuple[Floats, Ints]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from plurum.arrays import Floats, Ints
 from plurum.training.fitting.weights import fit_weights, greedy_weights, improvement_interval, soft_losses
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.voting import softmax, temper
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 def simulated(images: int, skills: tuple[float, ...], seed: int = 0, classes: int = 3) -> tuple[Floats, Ints]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from scipy import stats
 
+from plurum.arrays import Floats, Ints
 from plurum.scores import compute_losses
 from plurum.training.statistics.calibration import (
     conformal_quantiles,
@@ -18,9 +18,6 @@ from plurum.training.statistics.calibration import (
 )
 from plurum.training.statistics.scoring import compute_scores
 from plurum.voting import prediction_sets, softmax, temper
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 def test_groups_are_patients_and_lone_images() -> None:

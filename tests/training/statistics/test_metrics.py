@@ -5,15 +5,11 @@ from __future__ import annotations
 from itertools import permutations
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from sklearn import metrics
 
 from plurum.scores import BINS, confidence_bins
 from plurum.training.statistics.metrics import METRICS, PER_CLASS, LabelledPredictions, MetricDraws, Scorer
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 def simulated(images: int, classes: int, *, decimals: int = 6, seed: int = 0) -> LabelledPredictions:
