@@ -1,4 +1,4 @@
-"""Two results of `plurum bench`, point by point: faster, slower, or no difference beyond noise."""
+"""Compare two results of `plurum bench`, case by case: better, worse, or no difference beyond noise."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from plurum.benchmarks.bench.result import BenchResult, Case
 from plurum.errors import DataError
 from plurum.spec import Metadata
 
-__all__ = ["Comparison", "Ratio", "compare_benches"]
+__all__ = ["BenchComparison", "Ratio", "compare_benches"]
 
 Verdict = Literal["better", "worse", "no difference beyond noise"]
 _CONFIDENCE = 0.95
-# Whether more of it is better.
+# Figures to compare; True if higher is better.
 _FIELDS = {"images_per_s": True, "p50_ms": False, "p99_ms": False}
 
 
 class Ratio(Metadata):
-    """One figure of the second result over the same of the first.
+    """Ratio of a figure of the second result to the same figure of the first.
 
     Attributes:
-        case: In words; `all` for the geometric mean over all cases.
-        field: Of `Measurement`.
-        first: Median over turns; None for all cases together.
-        second: Likewise.
+        case: Case in words; `all` for the geometric mean over all cases.
+        field: Field of `Measurement`.
+        first: Median over turns of the first result; None for all cases together.
+        second: Median over turns of the second result; None for all cases together.
         ratio: Second over first, of geometric means over turns.
-        low: Of its 95% interval.
-        high: Likewise.
-        verdict: Of the second; by whether the interval holds 1.
+        low: Lower end of the ratio's 95 % interval.
+        high: Upper end of the ratio's 95 % interval.
+        verdict: Whether the second is better; no difference if the interval includes 1.
     """
 
     case: str
@@ -45,14 +45,14 @@ class Ratio(Metadata):
     verdict: Verdict
 
 
-class Comparison(Metadata):
-    """Two results beside each other.
+class BenchComparison(Metadata):
+    """Comparison of two results.
 
     Attributes:
-        ratios: All cases together first, then each.
-        only_first: Cases that the second result does not have.
-        only_second: Likewise.
-        differences: What else is not alike: machine, versions, images.
+        ratios: Ratios of all cases together, then of each case.
+        only_first: Cases that only the first result has.
+        only_second: Cases that only the second result has.
+        differences: Other differences: machine, versions, images.
     """
 
     ratios: tuple[Ratio, ...]
@@ -61,14 +61,14 @@ class Comparison(Metadata):
     differences: tuple[str, ...]
 
 
-def compare_benches(first: BenchResult, second: BenchResult) -> Comparison:
-    """Return every ratio that both results have, with what the turns' own scatter makes of it.
+def compare_benches(first: BenchResult, second: BenchResult) -> BenchComparison:
+    """Return the ratio of every case that both results have, with an interval from the scatter of turns.
 
-    Intervals are Welch's, of the difference of mean logarithms over turns. They know the noise within each result; a
-    machine that was slower throughout one of them looks like a worse result.
+    Intervals are Welch's, of the difference of mean logarithms over turns. They cover the noise within each result; a
+    machine that was slower throughout one of the results looks like a worse result.
 
     Raises:
-        DataError: no case in common, or fewer than two turns in one of them.
+        DataError: The results have no case in common, or one has fewer than two turns.
     """
     for result in (first, second):
         if result.repeats < 2:
@@ -81,7 +81,7 @@ def compare_benches(first: BenchResult, second: BenchResult) -> Comparison:
     ]
     for case in cases:
         ratios += [_ratio(str(case), field, first.values(case, field), second.values(case, field)) for field in _FIELDS]
-    return Comparison(
+    return BenchComparison(
         ratios=tuple(ratios),
         only_first=tuple(str(case) for case in first.cases() if case not in cases),
         only_second=tuple(str(case) for case in second.cases() if case not in cases),
@@ -90,7 +90,7 @@ def compare_benches(first: BenchResult, second: BenchResult) -> Comparison:
 
 
 def _together(result: BenchResult, cases: list[Case], field: str) -> list[float]:
-    """Return each turn's geometric mean over `cases`; throughput is nothing to compare where the rate was given."""
+    """Return each turn's geometric mean over `cases`; throughput excludes cases whose rate was given."""
     if field == "images_per_s":
         cases = [case for case in cases if case.load.kind == "concurrency"] or cases
     return [float(value) for value in stats.gmean([result.values(case, field) for case in cases], axis=0)]
@@ -116,10 +116,10 @@ def _ratio(case: str, field: str, first: list[float], second: list[float]) -> Ra
 
 
 def _welch(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Return the difference of the means and half of its interval (Welch 1947)."""
+    """Return the difference of the means and half of its 95 % interval (Welch 1947)."""
     squares = [float(turns.var(ddof=1)) / len(turns) for turns in (first, second)]
     middle = float(second.mean() - first.mean())
-    # Turns that are alike to the last digit have no scatter.
+    # Identical turns have no scatter.
     if not sum(squares):
         return middle, 0.0
     freedom = sum(squares) ** 2 / sum(

@@ -1,6 +1,6 @@
-"""Triton's own load generator: finding it, setting it up where there is none, and asking it for one point.
+"""Triton's load generator: find it, set it up if there is none, and measure one case with it.
 
-A `perf_analyzer` on PATH (NVIDIA's SDK container, `pip install perf-analyzer` where glibc is 2.38 or newer) is taken as
+A `perf_analyzer` on PATH (NVIDIA's SDK container, `pip install perf-analyzer` where glibc is 2.38 or newer) is used as
 it is. Otherwise the binary inside the `tritonclient` 2.51.0 wheel is unpacked into a folder of the user's cache, with
 the two libraries that it needs; nothing is installed.
 """
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from plurum.benchmarks.bench.result import Load, Target
+from plurum.benchmarks.bench.result import BenchLoad, Target
 from plurum.errors import ServerError
 from plurum.files import atomic_folder
 
@@ -36,8 +36,8 @@ _WHEELS = {
 _LIBB64 = "libb64.so.0d"
 _OTHERWISE = "or put a perf_analyzer on PATH (NVIDIA's SDK container has one; pip install perf-analyzer, glibc >= 2.38)"
 _DOWNLOAD_S, _RUN_S, _LAST_ANSWERS_S = 300, 60, 5
-# perf_analyzer takes three windows and reports their mean. Whether they are alike is not for it to judge: it would go
-# on measuring for as long as it likes the noise better, and the repeats that we compare would not be alike.
+# perf_analyzer measures three windows and reports their mean. Its own test of stability is off: it would extend noisy
+# measurements, and repeats would not be comparable.
 _WINDOWS, _ANY_DEVIATION = 3, 999
 _COLUMNS = {
     "images_per_s": "Inferences/Second",
@@ -54,9 +54,9 @@ class PerfAnalyzer:
     """A perf_analyzer that runs here.
 
     Attributes:
-        binary: What to run.
-        libraries: Folder with the libraries that it needs; None for one that needs nothing of ours.
-        version: As it says itself.
+        binary: Path of the program.
+        libraries: Folder with the libraries that it needs; None if the system has them.
+        version: Version that it prints.
     """
 
     binary: Path
@@ -64,25 +64,25 @@ class PerfAnalyzer:
     version: str
 
     def measure(
-        self, target: Target, url: str, load: Load, data: Path, seconds: float, batch_size: int = 1
+        self, target: Target, url: str, load: BenchLoad, data: Path, seconds: float, batch_size: int = 1
     ) -> dict[str, float]:
-        """Return images per second and latencies in ms of one point, under the names of `Measurement`'s fields.
+        """Return images per second and latencies in ms of one case, under the names of `Measurement`'s fields.
 
         Args:
-            target: The model and the protocol.
+            target: Model and protocol.
             url: HOST:PORT of that protocol.
-            load: How it is asked.
-            data: The requests, a JSON file of perf_analyzer's kind; they are sent in turn.
-            seconds: Length of the measurement; in all it takes a little longer.
-            batch_size: Images in one request.
+            load: Load to apply.
+            data: Input data file of perf_analyzer; its requests are sent in turn.
+            seconds: Length of the measurement; in total it takes a little longer.
+            batch_size: Images per request.
 
         Raises:
-            ServerError: it ended with an error, or without a result.
+            ServerError: perf_analyzer ended with an error, or without a result.
         """
         with tempfile.TemporaryDirectory(prefix="plurum_bench_") as folder:
             table = Path(folder) / "result.csv"
             window_ms = max(1, round(1000 * seconds / _WINDOWS))
-            said = self._run(
+            text = self._run(
                 *("-m", target.model, "-u", url, "-i", target.protocol, "--input-data", str(data)),
                 *("-p", str(window_ms), "-r", str(_WINDOWS), "-s", str(_ANY_DEVIATION)),
                 *("-b", str(batch_size), *_load_arguments(load)),
@@ -93,7 +93,7 @@ class PerfAnalyzer:
         if row is None:
             raise ServerError(
                 f"perf_analyzer measured nothing of {target.model} at {load} in windows of {window_ms} ms "
-                f"(a third of --seconds): {_reason(said)}"
+                f"(a third of --seconds): {_reason(text)}"
             )
         # Its latencies are in microseconds.
         return {
@@ -101,7 +101,7 @@ class PerfAnalyzer:
         }
 
     def _run(self, *arguments: str, timeout_s: float) -> str:
-        """Return what it said on both its outputs; it never outlives this call."""
+        """Return the text of both outputs; the process never outlives this call."""
         with subprocess.Popen(
             [self.binary, *arguments],
             env=_environment(self.libraries),
@@ -110,7 +110,7 @@ class PerfAnalyzer:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            # Ctrl-C is for us: we pass it on, and wait no longer than we like.
+            # Ctrl-C reaches this process only, which passes it on and limits the wait.
             start_new_session=True,
         ) as process:
             try:
@@ -122,7 +122,7 @@ class PerfAnalyzer:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End it once its requests are answered: a gRPC request that is given up in mid-flight can crash Triton 2.51."""
+    """End the process once its requests have responses: a gRPC request cancelled in flight can crash Triton 2.51."""
     if process.poll() is not None:
         return
     process.send_signal(signal.SIGINT)
@@ -134,10 +134,10 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def find_perf_analyzer() -> PerfAnalyzer | None:
-    """Return the `perf_analyzer` on PATH, else the one that was set up before, if there is either.
+    """Return the `perf_analyzer` on PATH, else the one that was set up before, else None.
 
     Raises:
-        ServerError: there is one, and it can't be run.
+        ServerError: It does not run.
     """
     if found := shutil.which("perf_analyzer"):
         return _checked(Path(found), None)
@@ -146,11 +146,11 @@ def find_perf_analyzer() -> PerfAnalyzer | None:
 
 
 def set_up_perf_analyzer() -> PerfAnalyzer:
-    """Unpack perf_analyzer and its libraries into the user's cache, whole or not at all, and return it.
+    """Unpack perf_analyzer and its libraries atomically into the user's cache, and return it.
 
     Raises:
-        OutputError: the cache can't be written to.
-        ServerError: this is no x86-64 Linux, a wheel can't be had, or a library is missing.
+        OutputError: The cache is not writable.
+        ServerError: This is not x86-64 Linux, a wheel cannot be downloaded, or a library is missing.
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise ServerError(f"perf_analyzer is set up on x86-64 Linux only, this is {platform.platform()}; {_OTHERWISE}")
@@ -173,7 +173,7 @@ def _unpack(requirement: str, member: str, to: Path) -> None:
     """Download a wheel, without installing it, and take one file out of it."""
     with tempfile.TemporaryDirectory(prefix="plurum_bench_") as folder:
         arguments = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", folder)
-        done = _said(sys.executable, "-m", "pip", "download", *arguments, requirement)
+        done = _output_of(sys.executable, "-m", "pip", "download", *arguments, requirement)
         wheels = list(Path(folder).glob("*.whl"))
         if done is None or not wheels:
             raise ServerError(f"perf_analyzer can't be set up: pip could not download {requirement}; {_OTHERWISE}")
@@ -189,9 +189,9 @@ def _fetch_libb64(folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="plurum_bench_") as place:
         # apt hands the download to a user of its own, who must be able to reach the folder.
         Path(place).chmod(0o755)
-        if _said("apt-get", "download", "libb64-0d", place=place) is not None:
+        if _output_of("apt-get", "download", "libb64-0d", place=place) is not None:
             for package in Path(place).glob("libb64-0d*.deb"):
-                _said("dpkg-deb", "-x", package.name, "unpacked", place=place)
+                _output_of("dpkg-deb", "-x", package.name, "unpacked", place=place)
         for library in Path(place).glob(f"unpacked/**/{_LIBB64}"):
             shutil.copyfile(library, folder / _LIBB64)
             return
@@ -201,8 +201,8 @@ def _fetch_libb64(folder: Path) -> None:
     )
 
 
-def _said(*command: str, place: str | None = None) -> str | None:
-    """Return what a command said, or None where it failed or isn't there."""
+def _output_of(*command: str, place: str | None = None) -> str | None:
+    """Return the output of a command, or None if it fails or is not installed."""
     try:
         done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True, timeout=_DOWNLOAD_S)
     except (OSError, subprocess.SubprocessError):
@@ -229,10 +229,10 @@ def _checked(binary: Path, libraries: Path | None) -> PerfAnalyzer:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ServerError(f"{binary} can't be run: {error}; plurum bench --setup sets up another") from error
-    said = f"{done.stdout} {done.stderr}"
-    if "Perf Analyzer" not in said and "Version" not in said:
-        raise ServerError(f"{binary} can't be run: {_reason(said)}; plurum bench --setup sets up another")
-    return PerfAnalyzer(binary, libraries, said.partition("Version")[2].split()[0])
+    text = f"{done.stdout} {done.stderr}"
+    if "Perf Analyzer" not in text and "Version" not in text:
+        raise ServerError(f"{binary} can't be run: {_reason(text)}; plurum bench --setup sets up another")
+    return PerfAnalyzer(binary, libraries, text.partition("Version")[2].split()[0])
 
 
 def _environment(libraries: Path | None) -> dict[str, str]:
@@ -243,11 +243,11 @@ def _environment(libraries: Path | None) -> dict[str, str]:
     return environment
 
 
-def _load_arguments(load: Load) -> Iterator[str]:
+def _load_arguments(load: BenchLoad) -> Iterator[str]:
     if load.kind == "concurrency":
         yield from ("--concurrency-range", f"{load.value:g}")
     else:
-        # Asynchronous: otherwise at most four requests are under way, and who waits is not counted as waiting.
+        # Asynchronous: otherwise at most four requests are in flight, and waiting does not count as latency.
         yield from ("--request-rate-range", f"{load.value:g}", "--request-distribution", "poisson", "--async")
 
 
@@ -258,8 +258,8 @@ def _only_row(table: Path) -> dict[str, str] | None:
         return next(csv.DictReader(file), None)
 
 
-def _reason(said: str) -> str:
-    """Return the line that tells what went wrong, or the last one."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _reason(text: str) -> str:
+    """Return the line with an error, or the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower()]
-    return (telling or lines or ["it said nothing"])[0 if telling else -1]
+    return (telling or lines or ["no message"])[0 if telling else -1]

@@ -19,7 +19,7 @@ _PARTS = {
     "input_ms": ("gathering inputs", COLOURS[4]),
     "infer_ms": ("computing", COLOURS[0]),
 }
-# Where a point's number stands, in points, by the place of its curve: neighbours' would cover each other.
+# Offset of a point's number, in points, by the number of its curve: numbers of neighbours must not overlap.
 _BESIDE_POINTS = ((4, -11), (-9, 5), (4, 5), (-9, -11))
 _HOP, _OUTSIDE = ("outputs and hops", COLOURS[3]), ("wire and client", COLOURS[7])
 
@@ -41,7 +41,7 @@ def _targets(result: BenchResult) -> list[Target]:
 
 
 def _curves(result: BenchResult) -> Figure:
-    """Latency over throughput, a curve for each target, medians with the lowest and the highest turn."""
+    """Draw latency over throughput, a curve per target, medians with the lowest and the highest turn."""
     kinds = [kind for kind in _KINDS if any(case.load.kind == kind for case in result.cases())]
     figure = create_figure(1.0 + 6.0 * len(kinds), 4.8)
     panels = figure.subplots(1, len(kinds), squeeze=False)[0]
@@ -56,7 +56,7 @@ def _curves(result: BenchResult) -> Figure:
         axes.tick_params(axis="y", which="minor", labelsize=7)
         tidy_axes(axes, "images per second", "latency, ms (solid: median, dashed: 99th percentile)")
         axes.margins(x=0.12)
-    # Below: inside it would hide points.
+    # Below: inside, it would hide points.
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
     )
@@ -94,14 +94,14 @@ def _curve(axes: Axes, result: BenchResult, cases: list[Case], place: int) -> No
 
 
 def _beside(result: BenchResult, cases: list[Case], field: str) -> list[list[float]]:
-    """Return how far below and above its median each case's turns lie, `[2][cases]`."""
+    """Return the distance of the lowest and the highest turn from the median, `[2][cases]`."""
     below = [result.median(case, field) - min(result.values(case, field)) for case in cases]
     above = [max(result.values(case, field)) - result.median(case, field) for case in cases]
     return [below, above]
 
 
 def _breakdowns(result: BenchResult) -> Figure:
-    """Where the time goes: a row of panels for each target, at its lightest and its heaviest load of one kind."""
+    """Draw where the time goes: a row of panels per target, at its lightest and its heaviest load of one kind."""
     rows = []
     for target in _targets(result):
         found = [one for one in result.breakdowns if one.case.target == target]

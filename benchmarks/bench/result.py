@@ -1,4 +1,4 @@
-"""What a bench found, as its bench.json and bench.csv state it."""
+"""The result of a bench, as in bench.json and bench.csv."""
 
 from __future__ import annotations
 
@@ -12,30 +12,40 @@ from plurum.errors import DataError
 from plurum.files import csv_from_rows
 from plurum.spec import Metadata
 
-__all__ = ["BenchResult", "Breakdown", "Case", "Load", "Measurement", "Step", "Target", "csv_from_result", "read_bench"]
+__all__ = [
+    "BenchLoad",
+    "BenchResult",
+    "Breakdown",
+    "Case",
+    "Measurement",
+    "Step",
+    "Target",
+    "csv_from_result",
+    "read_bench",
+]
 
 Positive = Annotated[float, Field(gt=0)]
 
 
 class Target(Metadata):
-    """Who is asked, and how.
+    """A model that receives requests, and the protocol.
 
     Attributes:
-        model: Triton's name of it.
-        protocol: As perf_analyzer takes it.
+        model: Name of the model in Triton.
+        protocol: Protocol, as perf_analyzer names it.
     """
 
     model: str
     protocol: Literal["grpc", "http"]
 
 
-class Load(Metadata):
-    """How much is asked.
+class BenchLoad(Metadata):
+    """A load.
 
     Attributes:
-        kind: `concurrency` keeps so many requests in flight; `rate` sends so many a second at random moments
-            (Poisson), answered or not.
-        value: Requests, or requests per second.
+        kind: `concurrency` keeps a number of requests in flight; `rate` sends a number of requests per second at random
+            moments (Poisson), without waiting for responses.
+        value: Number of requests, or of requests per second.
     """
 
     kind: Literal["concurrency", "rate"]
@@ -46,27 +56,27 @@ class Load(Metadata):
 
 
 class Case(Metadata):
-    """One point of a sweep; two results are compared point by point."""
+    """One model, protocol and load of a sweep; two results are compared case by case."""
 
     target: Target
-    load: Load
+    load: BenchLoad
 
     def __str__(self) -> str:
         return f"{self.target.model} {self.target.protocol} {self.load}"
 
 
 class Measurement(Metadata):
-    """One turn of one case; an image a request.
+    """One turn of one case, with one image per request; latencies are those that the client sees.
 
     Attributes:
-        case: What was measured.
-        turn: From 1.
-        images_per_s: Answered.
-        latency_ms: Mean, as the client saw it.
-        p50_ms: Its median; the others likewise.
-        p90_ms: See above.
-        p95_ms: See above.
-        p99_ms: See above.
+        case: Case that was measured.
+        turn: Number of the turn, from 1.
+        images_per_s: Responses per second.
+        latency_ms: Mean latency, ms.
+        p50_ms: Median latency, ms.
+        p90_ms: 90th percentile of the latency, ms.
+        p95_ms: 95th percentile of the latency, ms.
+        p99_ms: 99th percentile of the latency, ms.
     """
 
     case: Case
@@ -83,12 +93,12 @@ class Step(Metadata):
     """Where a request's time in one model goes: means per request, from Triton's statistics.
 
     Attributes:
-        model: Triton's name of it.
+        model: Name of the model in Triton.
         batch: Images per execution.
-        queue_ms: Waiting for an instance.
-        input_ms: Gathering inputs.
-        infer_ms: Computing.
-        output_ms: Handing outputs on; Triton goes on counting it when the next step of an ensemble has begun.
+        queue_ms: Time of waiting for an instance, ms.
+        input_ms: Time of gathering inputs, ms.
+        infer_ms: Time of computing, ms.
+        output_ms: Time of handing outputs on, ms; Triton still counts it when the next step of an ensemble has started.
     """
 
     model: str
@@ -100,7 +110,7 @@ class Step(Metadata):
 
     @property
     def until_answer_ms(self) -> float:
-        """From its queue until it has computed."""
+        """Time from its queue until it has computed, ms."""
         return self.queue_ms + self.input_ms + self.infer_ms
 
 
@@ -108,11 +118,11 @@ class Breakdown(Metadata):
     """Where the time of one case goes, all turns together with their warm-ups.
 
     Attributes:
-        case: Whose.
-        outside_ms: What the client saw beyond what the server counted: wire, client, gRPC or HTTP.
-        hop_ms: What the server counted beyond the slowest way through the steps: handing outputs on to the next step
-            or to the door, and waiting for whichever member is last this time.
-        steps: In their order; members of an ensemble run side by side, so their times don't add up.
+        case: Case that was measured.
+        outside_ms: Time that the client sees and the server does not count, ms: wire, client, gRPC or HTTP.
+        hop_ms: Time that the server counts beyond the slowest path through the steps, ms: handing outputs on to the
+            next step or to the endpoint, and waiting for the member that is last this time.
+        steps: Steps in their order; members of an ensemble run side by side, so their times do not add up.
     """
 
     case: Case
@@ -122,18 +132,18 @@ class Breakdown(Metadata):
 
 
 class BenchResult(Metadata):
-    """All of a bench.
+    """Result of a bench.
 
     Attributes:
-        version: Of this format.
-        asked: The repository or the servers, as named.
-        images: What was sent, in words.
+        version: Version of this format.
+        asked: Repository or servers, as the user named them.
+        images: Images that were sent, in words.
         seconds: Length of a turn.
-        repeats: Turns of every case.
-        machine: Where perf_analyzer ran; where the server was started for the bench, its machine too.
-        versions: Of what was involved.
-        measurements: In the order in which they were taken.
-        breakdowns: One per case.
+        repeats: Number of turns of every case.
+        machine: Machine of perf_analyzer, and of the server if the bench has started it.
+        versions: Package versions of the measurement.
+        measurements: Measurements in the order in which they were taken.
+        breakdowns: One breakdown per case.
     """
 
     version: Literal[1] = 1
@@ -147,17 +157,17 @@ class BenchResult(Metadata):
     breakdowns: tuple[Breakdown, ...]
 
     def cases(self) -> list[Case]:
-        """Every case once, by model, protocol and load."""
+        """Return every case once, by model, protocol and load."""
         found = {one.case for one in self.measurements}
         return sorted(found, key=lambda one: (*one.target.model_dump().values(), *one.load.model_dump().values()))
 
     def values(self, case: Case, field: str) -> list[float]:
-        """A field of the case's measurements, by turn."""
+        """Return a field of the case's measurements, by turn."""
         rows = sorted((one for one in self.measurements if one.case == case), key=lambda one: one.turn)
         return [float(getattr(one, field)) for one in rows]
 
     def median(self, case: Case, field: str) -> float:
-        """The median over turns."""
+        """Return the median over turns of a field of the case's measurements."""
         return statistics.median(self.values(case, field))
 
 
@@ -165,7 +175,7 @@ def read_bench(path: Path) -> BenchResult:
     """Return the result in the folder `path`, as `plurum bench --out` wrote it, or in a bench.json.
 
     Raises:
-        DataError: there is none, or a broken one.
+        DataError: The file is missing or broken.
     """
     file = path / "bench.json" if path.is_dir() else path
     try:
@@ -174,16 +184,16 @@ def read_bench(path: Path) -> BenchResult:
         raise DataError(f"{file} can't be read: {error.strerror}; plurum bench REPO --out {path} writes one") from error
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, fault["loc"])) or "the whole"
-        raise DataError(f"{file} is no result of plurum bench: {where}: {fault['msg']}") from error
+        where = ".".join(map(str, fault["loc"])) or "the whole file"
+        raise DataError(f"{file} is not a result of plurum bench: {where}: {fault['msg']}") from error
 
 
 def csv_from_result(result: BenchResult) -> str:
-    """Return the measurements as CSV, a row each."""
+    """Return the measurements as CSV, one row each."""
     fields = [name for name in Measurement.model_fields if name != "case"]
-    rows: list[list[object]] = [["model", "protocol", "load", "value", *fields]]
+    rows = []
     for one in result.measurements:
-        case = one.case
-        where = (case.target.model, case.target.protocol, case.load.kind, f"{case.load.value:g}")
-        rows.append([*where, *(f"{getattr(one, name):.6g}" for name in fields)])
-    return csv_from_rows(rows)
+        target, load = one.case.target, one.case.load
+        figures = (f"{getattr(one, name):.6g}" for name in fields)
+        rows.append((target.model, target.protocol, load.kind, f"{load.value:g}", *figures))
+    return csv_from_rows([("model", "protocol", "load", "value", *fields), *rows])

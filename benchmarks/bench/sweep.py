@@ -1,4 +1,4 @@
-"""Every model, protocol and load in turn, again and again: what `plurum bench` measures."""
+"""Measure every model, protocol and load in turn, repeatedly, as `plurum bench` does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from plurum.benchmarks.bench.observed import Counts, Observer, breakdown_of
 from plurum.benchmarks.bench.perf_analyzer import PerfAnalyzer
-from plurum.benchmarks.bench.result import BenchResult, Breakdown, Case, Load, Measurement, Target
+from plurum.benchmarks.bench.result import BenchLoad, BenchResult, Breakdown, Case, Measurement, Target
 from plurum.benchmarks.tools.machine import machine
 from plurum.benchmarks.tools.requests import encoded_from_folder, input_data, synthetic_images
 from plurum.errors import ServerError
@@ -28,18 +28,18 @@ _WARM_UP_S = 1.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be measured.
+    """Plan of a bench.
 
     Attributes:
-        models: Triton's names; none means those of `PUBLIC_MODELS` that are served.
-        loads: How they are asked, one after the other.
-        images: A folder with images to send, or None for synthetic ones.
+        models: Names of models in Triton; if empty, those of `PUBLIC_MODELS` that are served.
+        loads: Loads, one after the other.
+        images: Folder with images to send; None for synthetic images.
         seconds: Length of a turn.
-        repeats: Turns of every case.
+        repeats: Number of turns of every case.
     """
 
     models: tuple[str, ...]
-    loads: tuple[Load, ...]
+    loads: tuple[BenchLoad, ...]
     images: Path | None
     seconds: float
     repeats: int
@@ -48,50 +48,50 @@ class Sweep:
 def sweep(
     analyzer: PerfAnalyzer,
     urls: dict[Protocol, str],
-    wanted: Sweep,
+    plan: Sweep,
     asked: str,
     versions: dict[str, str],
     progress: Callable[[str], None],
 ) -> BenchResult:
-    """Measure everything that is `wanted`, each turn of all cases in another order, after a warm-up of each target.
+    """Carry out a plan, after a warm-up of each target; the order of cases changes every turn.
 
     Args:
-        analyzer: Asks.
+        analyzer: Load generator.
         urls: HOST:PORT by protocol; each is measured.
-        wanted: What is to be measured.
-        asked: What the result says was asked.
-        versions: Of what is involved; perf_analyzer's and Triton's are added.
-        progress: Told what is being done, a line each.
+        plan: Plan of the bench.
+        asked: Repository or servers, as the result names them.
+        versions: Package versions; those of perf_analyzer and Triton are added.
+        progress: Receives one line about each step.
 
     Raises:
-        ServerError: the server does not answer, or a model is not served.
-        DataError: there are no images, or one can't be read.
+        ServerError: The server does not respond, or does not serve a model.
+        DataError: There are no images, or one cannot be read.
     """
-    # Before the load that we make ourselves.
+    # Before the load of this measurement.
     state = machine()
     with ExitStack() as stack:
         observer = stack.enter_context(Observer(*next(iter(urls.items()))))
-        models = _served(observer, wanted.models)
+        models = _served(observer, plan.models)
         configs = {model: observer.config(model) for model in models}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plurum_bench_")))
-        data, images = _requests(observer, configs, wanted.images, folder)
+        data, images = _requests(observer, configs, plan.images, folder)
         runner = _Runner(analyzer, urls, observer, data, configs)
         targets = [Target(model=model, protocol=protocol) for model in models for protocol in urls]
         for target in targets:
             progress(f"warm-up: {target.model} {target.protocol}")
-            runner.warm_up(target, wanted.loads)
-        cases = [Case(target=target, load=load) for target in targets for load in wanted.loads]
+            runner.warm_up(target, plan.loads)
+        cases = [Case(target=target, load=load) for target in targets for load in plan.loads]
         order = random.Random(0)  # noqa: S311 (an order, not a secret)
-        for turn in range(1, wanted.repeats + 1):
-            # Another order each time: what else the machine does must not always hit the same case.
+        for turn in range(1, plan.repeats + 1):
+            # Another order in each turn, so that other work on the machine does not always hit the same case.
             for number, case in enumerate(order.sample(cases, len(cases)), start=1):
-                progress(f"turn {turn} of {wanted.repeats}, {number} of {len(cases)}: {case}")
-                runner.measure(case, turn, wanted.seconds)
+                progress(f"turn {turn} of {plan.repeats}, {number} of {len(cases)}: {case}")
+                runner.measure(case, turn, plan.seconds)
         return BenchResult(
             asked=asked,
             images=images,
-            seconds=wanted.seconds,
-            repeats=wanted.repeats,
+            seconds=plan.seconds,
+            repeats=plan.repeats,
             machine=state,
             versions={**versions, "perf_analyzer": analyzer.version, "triton_server": observer.version()},
             measurements=tuple(runner.measurements),
@@ -100,7 +100,7 @@ def sweep(
 
 
 class _Runner:
-    """Takes turns, and keeps what came of them."""
+    """Takes turns, and keeps their figures."""
 
     def __init__(
         self,
@@ -115,15 +115,15 @@ class _Runner:
         self._counts: dict[Case, Counts] = {}
         self.measurements: list[Measurement] = []
 
-    def warm_up(self, target: Target, loads: tuple[Load, ...]) -> None:
-        """Let every instance have seen a request: with as many in flight as the sweep will have, and at least two."""
+    def warm_up(self, target: Target, loads: tuple[BenchLoad, ...]) -> None:
+        """Send requests to every instance: as many in flight as the sweep will have, and at least two."""
         most = max((load.value for load in loads if load.kind == "concurrency"), default=2.0)
-        self._ask(target, Load(kind="concurrency", value=max(2.0, most)), _WARM_UP_S)
+        self._measure(target, BenchLoad(kind="concurrency", value=max(2.0, most)), _WARM_UP_S)
 
     def measure(self, case: Case, turn: int, seconds: float) -> None:
         """Take one turn."""
         before = self._observer.counts()
-        figures = self._ask(case.target, case.load, seconds)
+        figures = self._measure(case.target, case.load, seconds)
         after = self._observer.counts()
         self.measurements.append(Measurement(case=case, turn=turn, **figures))
         sums = self._counts.setdefault(case, {})
@@ -133,13 +133,13 @@ class _Runner:
                 total[name] += value - before.get(model, {}).get(name, 0)
 
     def breakdown(self, case: Case) -> Breakdown:
-        """Return where its time went, all turns together."""
+        """Return where the time of all its turns goes."""
         turns = [one.latency_ms for one in self.measurements if one.case == case]
         return breakdown_of(
             case, self._counts[case], self._configs[case.target.model], latency_ms=sum(turns) / len(turns)
         )
 
-    def _ask(self, target: Target, load: Load, seconds: float) -> dict[str, float]:
+    def _measure(self, target: Target, load: BenchLoad, seconds: float) -> dict[str, float]:
         url = self._urls[target.protocol]
         return self._analyzer.measure(target, url, load, self._data[target.model], seconds)
 
@@ -156,7 +156,7 @@ def _served(observer: Observer, models: tuple[str, ...]) -> tuple[str, ...]:
 def _requests(
     observer: Observer, configs: dict[str, dict[str, Any]], images: Path | None, folder: Path
 ) -> tuple[dict[str, Path], str]:
-    """Write each model's requests into `folder`; return the files by model, and what is in them in words."""
+    """Write each model's requests into `folder`; return the files by model, and a description of the images."""
     spec = observer.image((*configs, *filter(observer.is_ready, PUBLIC_MODELS)))
     encoded = synthetic_images(spec) if images is None else encoded_from_folder(images)
     files = {}

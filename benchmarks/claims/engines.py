@@ -1,34 +1,33 @@
-"""Do graphs build as TensorRT engines, and how large are they? Without a GPU.
+"""Build graphs as TensorRT engines, without a GPU, and measure their sizes.
 
     python -m plurum.benchmarks.claims.engines
 
 For each architecture, with random weights and the batch statistics of noise: the ONNX graph in FP32 and in FP16, and
-the engine that TensorRT-RTX builds of each; then the first three members and their vote as one FP16 graph. Measured:
-sizes, the FP16 graph's largest difference of a probability from the FP32 one on ONNX Runtime, the largest value of an
-FP16 tensor, and seconds to build. Not measured: speed, and whether Triton's TensorRT builds and loads the same; that
-needs a GPU.
+the engine that TensorRT-RTX builds from each; then the first three members and their vote as one FP16 graph. Measured:
+sizes, the largest difference of a probability between the FP16 and the FP32 graph on ONNX Runtime, the largest value of
+an FP16 tensor, and seconds to build. Not measured: speed, and whether Triton's TensorRT builds and loads the same
+engines; that needs a GPU.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from plurum.benchmarks.tools.machine import versions
+from plurum.benchmarks.tools import command
+from plurum.benchmarks.tools.machine import machine
 from plurum.spec import ImageSpec
 
 __all__ = ["engine_table", "engines"]
 
-_ARCHS = ("resnet18", "efficientnet_b0", "densenet121", "convnext_atto", "vit_tiny_patch16_224")
+_ARCHS = [*command.ARCHS, "convnext_atto", "vit_tiny_patch16_224"]
 _CLASSES = 10
 _IMAGES = 4
 _FUSED = 3
@@ -36,26 +35,23 @@ _MAX_BATCH_SIZE = 16
 
 
 def engines(
-    work: Annotated[Path, typer.Option(help="Where the graphs go.")] = Path("runs/engines"),
-    arch: Annotated[list[str], typer.Option(help="A timm architecture; repeat for more.")] = list(_ARCHS),  # noqa: B006
-    size: Annotated[int, typer.Option(min=32, help="Height and width of the images.")] = 224,
+    work: Annotated[Path, typer.Option(help="Folder that receives the graphs.")] = Path("runs/engines"),
+    arch: command.Architectures = _ARCHS,
+    size: command.ImageSize = 224,
 ) -> None:
     """Build all engines: a table on standard error, one line of JSON on standard output."""
-    console = Console(stderr=True, width=110)
-    with console.status("engines") as status:
-        rows = engine_table(work, arch, size, status.update)
+    state = machine()
+    with command.show_status("engines") as say:
+        rows = engine_table(work, arch, size, say)
     table = Table("", "ONNX FP32", "ONNX FP16", "engine FP32", "engine FP16", "FP16 / FP32", "difference", "largest")
     for name, row in rows.items():
         sizes = [f"{row[key]:.1f} MB" for key in ("onnx_fp32", "onnx_fp16", "engine_fp32", "engine_fp16")]
         ratio = f"{row['engine_fp16'] / row['engine_fp32']:.2f}"
         table.add_row(name, *sizes, ratio, f"{row['difference']:.1e}", f"{row['largest']:.3g}")
-    console.print(table)
-    typer.echo(json.dumps({"size": size, "engines": rows, "versions": versions()}))
+    command.print_report({"size": size, "engines": rows}, state, table)
 
 
-def engine_table(
-    work: Path, archs: Sequence[str], size: int, progress: Callable[[str], None]
-) -> dict[str, dict[str, float]]:
+def engine_table(work: Path, archs: Sequence[str], size: int, progress: command.Say) -> dict[str, dict[str, float]]:
     """Return sizes in MB, differences and seconds, by architecture and for the fused graph of the first three."""
     from plurum.export.graphs.float16 import fp16_from_onnx, overflow_audit
     from plurum.export.graphs.fused import fused_from_onnx
@@ -101,14 +97,13 @@ def _probabilities(path: Path, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.
     from plurum.voting import softmax
 
     session = onnx_session(path)
-    answers = dict(
-        zip([one.name for one in session.get_outputs()], session.run(None, {INPUT_PIXELS: pixels}), strict=True)
-    )
-    return np.asarray(answers["PROBABILITIES"] if "PROBABILITIES" in answers else softmax(answers["LOGITS"]))
+    names = [one.name for one in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, {INPUT_PIXELS: pixels}), strict=True))
+    return np.asarray(outputs["PROBABILITIES"] if "PROBABILITIES" in outputs else softmax(outputs["LOGITS"]))
 
 
 def _model(arch: str, size: int) -> Any:
-    """Return the architecture with random weights and sane batch statistics."""
+    """Return the architecture with random weights and the batch statistics of noise."""
     import timm
     import torch
 
@@ -127,4 +122,4 @@ def _pixels(size: int) -> npt.NDArray[np.uint8]:
 
 
 if __name__ == "__main__":
-    typer.run(engines)
+    command.run_as_program(engines)

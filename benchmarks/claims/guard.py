@@ -1,23 +1,21 @@
-"""A regression guard: has serving become more costly than it was?
+"""Check that serving has not become more costly than it was.
 
     python -m plurum.benchmarks.claims.guard
     python -m plurum.benchmarks.claims.guard --calibrate 20
 
-It measures the ratios of `guard_ratios` with two small members, so that what is not computing shows, and holds each
-against a limit. The limits come from `guard.json`, which `--calibrate` writes: the ratios of twenty runs, each with a
-server of its own. A limit lies beyond the worst of them by the whole distance between the best and the worst: what the
-machine's noise does not reach in twenty runs, it does not reach twice as far either.
+Measure the ratios of `guard_ratios` with two small members, so that everything besides computing shows, and compare
+each with a limit. The limits come from `guard.json`, which `--calibrate` writes: the ratios of twenty runs, each with a
+server of its own. A limit exceeds the worst run by the distance between the best and the worst.
 
-A ratio beyond its limit is measured again, up to three times in all, and is a loss only if it was beyond each time. A
-loss is thereby never a burst of something else; one so small that it lies within the noise is not found either.
+A ratio beyond its limit is measured again, up to three times in all, and is a regression only if it was beyond each
+time. A burst of other work is therefore no regression; a regression within the noise is not found.
 
-On another processor, or with another number of cores, than that of `guard.json`, limits are half as much again: ratios
-cancel speed, and not everything that makes one machine another.
+On another processor, or with another number of cores than in `guard.json`, limits are 1.5 times as high: ratios cancel
+speed, but not every difference between machines.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plurum.benchmarks.claims.guard_ratios import RATIOS, cost_ratios
-from plurum.benchmarks.tools.command import run_as_program
+from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import machine, versions
 from plurum.benchmarks.tools.members import random_repository
 from plurum.errors import DataError
@@ -39,7 +37,7 @@ from plurum.spec import Metadata
 __all__ = ["NOISE", "Noise", "guard", "guarded_repository", "judge", "read_noise"]
 
 NOISE = Path(__file__).parent / "guard.json"
-_ARCHS, _SIZE = ("test_resnet", "test_byobnet"), 64
+_SIZE = 64
 _ATTEMPTS = 3
 _ELSEWHERE = 1.5
 
@@ -47,12 +45,12 @@ Ratios = dict[str, float]
 
 
 class Noise(Metadata):
-    """What twenty runs or so gave.
+    """Ratios of the calibration, about twenty runs.
 
     Attributes:
-        runs: Each run's ratios.
-        machine: What they were taken on; the load is that before the first.
-        versions: Of what was measured.
+        runs: Ratios of each run.
+        machine: Machine of the runs; the load average is that before the first.
+        versions: Package versions of the runs.
     """
 
     runs: tuple[Ratios, ...]
@@ -60,7 +58,7 @@ class Noise(Metadata):
     versions: dict[str, str]
 
     def limits(self, here: Mapping[str, str | int | float]) -> Ratios:
-        """Return, by ratio, what is a loss on the machine `here` when it is exceeded."""
+        """Return, by ratio, the limit on the machine `here`; a higher ratio is a regression."""
         alike = all(here[key] == self.machine[key] for key in ("processor", "cores"))
         found = {}
         for name in RATIOS:
@@ -70,42 +68,40 @@ class Noise(Metadata):
 
 
 def guard(
-    work: Annotated[Path, typer.Option(help="Keeps the exported members for the next run.")] = Path("runs/guard"),
+    work: command.WorkFolder = Path("runs/guard"),
     repository: Annotated[
-        Path | None, typer.Option(help="Measure this one, a copy of WORK/model_repository.", metavar="REPO")
+        Path | None,
+        typer.Option(help="Repository to measure instead, a copy of WORK/model_repository.", metavar="REPO"),
     ] = None,
-    calibrate: Annotated[int, typer.Option(min=0, help="Measure so many times, and write guard.json.")] = 0,
+    calibrate: Annotated[int, typer.Option(min=0, help="Measure this many times and write guard.json.")] = 0,
 ) -> None:
-    """Measure the ratios and hold them against their limits; exit code 1 where serving has become more costly."""
-    console = Console(stderr=True)
-    with console.status("members") as status:
-        served = repository or guarded_repository(work, status.update)
+    """Measure the ratios and compare them with their limits; exit code 1 if serving has become more costly."""
+    with command.show_status("members") as say:
+        served = repository or guarded_repository(work, say)
         if calibrate:
-            noise = _calibrated(served, calibrate, status.update)
+            noise = _calibrate(served, calibrate, say)
             write_text(NOISE, noise.model_dump_json(indent=1) + "\n")
-            console.print(_table(noise, None))
+            Console(stderr=True).print(_table(noise, None))
             return
-        noise = read_noise()
-        limits = noise.limits(machine())
-        status.update("measuring")
+        noise, state = read_noise(), machine()
+        limits = noise.limits(state)
+        say("measuring")
         measured, lost = judge(lambda: cost_ratios(served), limits)
-    console.print(_table(noise, (measured, limits)))
-    typer.echo(json.dumps({"ratios": measured, "limits": limits, "lost": lost, "machine": machine()}))
+    told = [f"more costly than before: {', '.join(lost)}"] if lost else []
+    command.print_report(
+        {"ratios": measured, "limits": limits, "lost": lost}, state, _table(noise, (measured, limits)), *told
+    )
     if lost:
-        console.print(f"more costly than it was: {', '.join(lost)}")
         raise typer.Exit(1)
 
 
-def guarded_repository(work: Path, progress: Callable[[str], None] = lambda _: None) -> Path:
-    """Return the repository that is measured, exported once into `work`."""
-    return random_repository(work, _ARCHS, _SIZE, 16, progress)
+def guarded_repository(work: Path, progress: command.Say = lambda _: None) -> Path:
+    """Return the repository to measure, exported once into `work`."""
+    return random_repository(work, command.TINY_ARCHS, _SIZE, 16, progress)
 
 
 def judge(measure: Callable[[], Ratios], limits: Ratios) -> tuple[list[Ratios], list[str]]:
-    """Return every measurement, and the ratios that were beyond their limits in all of them.
-
-    It is measured again while some ratio was beyond each time, three times at most.
-    """
+    """Measure up to three times; return every measurement, and the ratios that were beyond their limits in all."""
     measured: list[Ratios] = []
     lost = list(limits)
     while lost and len(measured) < _ATTEMPTS:
@@ -115,20 +111,20 @@ def judge(measure: Callable[[], Ratios], limits: Ratios) -> tuple[list[Ratios], 
 
 
 def read_noise(path: Path = NOISE) -> Noise:
-    """Return what the last calibration found.
+    """Return the ratios of the last calibration.
 
     Raises:
-        DataError: there is none, or it is none.
+        DataError: The file is missing or broken.
     """
     try:
         return Noise.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise DataError(
             f"{path} is missing or broken; python -m plurum.benchmarks.claims.guard --calibrate 20 writes it"
-        ) from (error)
+        ) from error
 
 
-def _calibrated(repository: Path, times: int, progress: Callable[[str], None]) -> Noise:
+def _calibrate(repository: Path, times: int, progress: command.Say) -> Noise:
     state, runs = machine(), []
     for number in range(times):
         progress(f"run {number + 1} of {times}")
@@ -152,4 +148,4 @@ def _table(noise: Noise, found: tuple[list[Ratios], Ratios] | None) -> Table:
 
 
 if __name__ == "__main__":
-    run_as_program(guard)
+    command.run_as_program(guard)

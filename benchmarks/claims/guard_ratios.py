@@ -1,7 +1,7 @@
-"""What serving costs, as ratios in which the machine's speed and much of what else it does cancel out.
+"""The cost of serving, as ratios in which the speed of the machine and most of its other work cancel out.
 
-All are costs: less is better. Both sides of a ratio are taken turn about, in one process, within milliseconds or
-within a second, and what counts is the lower quartile, which a neighbour's bursts move little.
+Lower is better for all of them. Both sides of a ratio are measured alternately, in one process, within milliseconds or
+within a second. The lower quartile counts, which bursts of other work move little.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ import numpy.typing as npt
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 from plurum.benchmarks.tools.load import pixel_rate
-from plurum.benchmarks.tools.local import LocalMembers
+from plurum.benchmarks.tools.local import LocalMembers, onnx_runner, rate_in_threads
 from plurum.benchmarks.tools.machine import processor_s
-from plurum.serving import Server, ServerSettings, usable_cores
+from plurum.benchmarks.tools.requests import random_pixels
+from plurum.benchmarks.tools.servers import server_of
+from plurum.serving import Server, usable_cores
 from plurum.spec import INPUT_PIXELS, read_ensemble
 from plurum.voting import VotingRule, decide, softmax
 
 __all__ = ["RATIOS", "cost_ratios"]
 
-# Name → what it is.
+# Meaning of each ratio, by name.
 RATIOS = {
-    "latency": "time of one client's answer, over the members called in this process one after the other",
-    "voter": "time that the voter computes for one answer, over votes taken in this process",
-    "throughput": "images per second in this process, one image a core, over those served to four clients",
+    "latency": "latency of one client, over the members called in this process one after the other",
+    "voter": "computing time of the voter for one request, over votes computed in this process",
+    "throughput": "images per second in this process, one image per core, over those served to four clients",
     "processor": "processor time of all the server's processes per image, over that of the members in this process",
 }
 _MODEL = "ensemble_pixels"
@@ -39,18 +41,17 @@ _VOTES = 4
 
 
 def cost_ratios(repository: Path) -> dict[str, float]:
-    """Serve `repository`, which is of members computed by ONNX Runtime, and return each of `RATIOS`.
+    """Serve `repository`, whose members ONNX Runtime computes, and return each of `RATIOS`.
 
     Raises:
-        MetadataError: it has no `ensemble.json`.
-        ServerError: it can't be served.
+        MetadataError: The repository has no `ensemble.json`.
+        ServerError: The server does not start.
     """
     ensemble = read_ensemble(repository / "ensemble.json")
-    shape = (1, ensemble.image.height, ensemble.image.width, 3)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pixels = random_pixels(ensemble.image.height, ensemble.image.width)
     graphs = [repository / member.name / "1" / "model.onnx" for member in ensemble.members]
-    local = LocalMembers(graphs, 1)
-    with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
+    local = LocalMembers([onnx_runner(graph, 1) for graph in graphs])
+    with server_of(repository) as server:
         return {
             **_one_by_one(server, local, pixels, ensemble.rule, len(ensemble.classes)),
             **_many_at_once(server, local, pixels),
@@ -60,7 +61,7 @@ def cost_ratios(repository: Path) -> dict[str, float]:
 def _one_by_one(
     server: Server, local: LocalMembers, pixels: npt.NDArray[np.uint8], rule: VotingRule, classes: int
 ) -> dict[str, float]:
-    """One client: an answer, the same members here, some votes here, and again."""
+    """Alternate a request of one client, the same members in this process, and some votes in this process."""
     tensor = InferInput(INPUT_PIXELS, list(pixels.shape), "UINT8")
     tensor.set_data_from_numpy(pixels)
     logits = np.random.default_rng(0).normal(size=(1, len(rule.weights), classes)).astype(np.float32)
@@ -77,7 +78,7 @@ def _one_by_one(
             after = _computed_ns(client, "voter")
             voter.append((after - before) / 1e9)
             before = after
-            members.append(_took_s(lambda: local.answer(pixels)))
+            members.append(_took_s(lambda: local.predict(pixels)))
             voted.append(_took_s(votes))
     return {
         "latency": _quartile(served[_WARM_UP:]) / _quartile(members[_WARM_UP:]),
@@ -86,27 +87,27 @@ def _one_by_one(
 
 
 def _many_at_once(server: Server, local: LocalMembers, pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """Four clients, and the same members here with an image a core, by turns."""
+    """Alternate four clients and the same members in this process with one image per core."""
     cores = usable_cores()
     pixel_rate(server.urls.grpc, _MODEL, pixels, _CLIENTS, _TURN_S)
     throughput, processor = [], []
     with InferenceServerClient(server.urls.grpc) as client:
         for _ in range(_PAIRS):
-            spent, asked = _processor_s(server), _answered(client)
+            spent, count = _processor_s(server), _answered(client)
             rate = pixel_rate(server.urls.grpc, _MODEL, pixels, _CLIENTS, _TURN_S)
-            each = (_processor_s(server) - spent) / (_answered(client) - asked)
-            began = time.process_time(), time.perf_counter()
-            here = local.loops(cores, pixels, _TURN_S)
-            # How many images those were follows from the rate.
-            images = here * (time.perf_counter() - began[1])
+            each = (_processor_s(server) - spent) / (_answered(client) - count)
+            start = time.process_time(), time.perf_counter()
+            here = rate_in_threads([local] * cores, pixels, _TURN_S)
+            # The number of images follows from the rate.
+            images = here * (time.perf_counter() - start[1])
             throughput.append(here / rate)
-            processor.append(each / ((time.process_time() - began[0]) / images))
+            processor.append(each / ((time.process_time() - start[0]) / images))
     return {"throughput": _quartile(throughput), "processor": _quartile(processor)}
 
 
-def _took_s(question: Callable[[], object]) -> float:
+def _took_s(call: Callable[[], object]) -> float:
     start = time.perf_counter()
-    question()
+    call()
     return time.perf_counter() - start
 
 
@@ -128,5 +129,5 @@ def _answered(client: Any) -> int:
 
 
 def _processor_s(server: Server) -> float:
-    """Return the processor time that Triton and its models' processes have used, seconds."""
+    """Return the processor time that Triton and the processes of its models have used, seconds."""
     return sum(processor_s(process) for process in server.processes())

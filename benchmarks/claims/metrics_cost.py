@@ -1,23 +1,24 @@
-"""What the voter's metrics cost: the same repository served with them and without.
+"""Measure the cost of the voter's metrics: the same repository served with them and without.
 
     python -m plurum.benchmarks.claims.metrics_cost
 
 Measured, in one run on one machine: `ensemble_pixels` of two servers at once, which differ only in that the voter of
-one counts nothing, asked in turns over gRPC by twice as many clients as there are cores, one image a request.
+one counts nothing. Twice as many clients as there are cores send requests of one image over gRPC to one server, then to
+the other.
 
-    images/s        what the clients saw
+    images/s        images per second, as the clients see it
     total           processor time per image of all processes of the server, ms
-    counting        likewise, of Triton itself and of the voter's process: members don't count
+    counting        processor time per image of Triton itself and of the voter's process, ms: members do not count
 
-Turns are short, and each of the one stands beside one of the other. Figures are medians over turns; differences are
-medians of the pairs', with 95% intervals (of order statistics: a disturbed turn is one of many). That of `counting` is
-given over `total`: the share of the machine that counting takes, and so of the throughput where processors are what
-limits it; other work on the machine disturbs it least. Not measured: whoever reads the page, which Triton answers.
+Turns are short, and each turn of one server stands beside one of the other. Figures are medians over turns; differences
+are medians over pairs, with 95 % intervals (of order statistics: a disturbed turn is one of many). The difference of
+`counting` is relative to `total`: the fraction of the machine that counting takes, and so of the throughput where
+processors limit it; other work on the machine disturbs it least. Not measured: a client that reads the metrics page,
+which Triton serves.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import time
@@ -27,18 +28,19 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.load import pixel_rate
-from plurum.benchmarks.tools.machine import machine, versions
+from plurum.benchmarks.tools.machine import machine
 from plurum.benchmarks.tools.members import random_repository
-from plurum.serving import Server, ServerSettings, usable_cores
+from plurum.benchmarks.tools.requests import random_pixels
+from plurum.benchmarks.tools.servers import server_of
+from plurum.serving import Server, usable_cores
 from plurum.serving.triton.metrics import count_responses
 
-__all__ = ["Turns", "difference", "metrics_cost", "without_metrics"]
+__all__ = ["Figures", "difference", "metrics_cost", "without_metrics"]
 
-_ARCHS = ("resnet18", "efficientnet_b0", "densenet121")
 _MODEL, _ON, _OFF = "ensemble_pixels", "on", "off"
 _RATE, _TOTAL, _COUNTING = "images/s", "total", "counting"
 _NOTHING = '''\
@@ -61,31 +63,27 @@ class VoterMetrics:
 '''
 _LAST_COUNT_S = 1.2
 # By figure and side, a value for each turn.
-Turns = dict[str, dict[str, list[float]]]
+Figures = dict[str, dict[str, list[float]]]
 
 
 def metrics_cost(
-    work: Annotated[Path, typer.Option(help="Keeps the exported graphs for the next run.")] = Path("runs/benchmark"),
-    arch: Annotated[list[str], typer.Option(help="A timm architecture; repeat for more.")] = list(_ARCHS),  # noqa: B006
-    size: Annotated[int, typer.Option(min=32, help="Height and width of the images.")] = 224,
-    turns: Annotated[int, typer.Option(min=6, help="Turns that each side gets.")] = 40,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a turn.")] = 2.0,
+    work: command.WorkFolder = Path("runs/benchmark"),
+    arch: command.Architectures = command.ARCHS,
+    size: command.ImageSize = 224,
+    turns: Annotated[int, typer.Option(min=6, help="Number of turns of each server.")] = 40,
+    seconds: command.Seconds = 2.0,
 ) -> None:
     """Measure the cost of counting: a table on standard error, one line of JSON on standard output."""
-    console = Console(stderr=True)
-    with console.status("members") as status:
-        repository = random_repository(work, arch, size, 16, status.update)
+    with command.show_status("members") as say:
+        repository = random_repository(work, arch, size, 16, say)
         off = without_metrics(repository, work / "model_repository_without_metrics")
         state = machine()
-        pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
-        settings = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
-        status.update("starting two servers")
-        with Server(repository, settings) as one, Server(off, settings) as other:
-            figures = _measured({_ON: one, _OFF: other}, pixels, turns, seconds)
+        say("starting two servers")
+        with server_of(repository) as one, server_of(off) as other:
+            figures = _measure({_ON: one, _OFF: other}, random_pixels(size, size), turns, seconds)
     differences = {figure: difference(figures, figure) for figure in figures}
-    console.print(_table(figures, differences))
-    result = {"percent": differences, "figures": figures, "members": arch, "size": size, "seconds": seconds}
-    typer.echo(json.dumps({**result, "machine": state, "versions": versions()}))
+    report = {"percent": differences, "figures": figures, "members": arch, "size": size, "seconds": seconds}
+    command.print_report(report, state, _table(figures, differences))
 
 
 def without_metrics(repository: Path, out: Path) -> Path:
@@ -96,10 +94,10 @@ def without_metrics(repository: Path, out: Path) -> Path:
     return out
 
 
-def difference(figures: Turns, figure: str) -> dict[str, float]:
-    """Return by how much `figure` is larger with metrics than without, in percent, with its 95% interval.
+def difference(figures: Figures, figure: str) -> dict[str, float]:
+    """Return by how many percent `figure` is larger with metrics than without, with its 95 % interval.
 
-    Of the figure itself, but for `counting`: of `total`.
+    The percentage is relative to the figure without metrics, that of `counting` to `total` without metrics.
     """
     from scipy.stats import quantile_test
 
@@ -110,18 +108,18 @@ def difference(figures: Turns, figure: str) -> dict[str, float]:
     return {name: round(float(value), 3) for name, value in found.items()}
 
 
-def _measured(servers: dict[str, Server], pixels: npt.NDArray[np.uint8], turns: int, seconds: float) -> Turns:
+def _measure(servers: dict[str, Server], pixels: npt.NDArray[np.uint8], turns: int, seconds: float) -> Figures:
     clients = 2 * usable_cores()
     for server in servers.values():
         pixel_rate(server.urls.grpc, _MODEL, pixels, clients, min(1.0, seconds))
-    figures: Turns = {figure: {side: [] for side in servers} for figure in (_RATE, _TOTAL, _COUNTING)}
+    figures: Figures = {figure: {side: [] for side in servers} for figure in (_RATE, _TOTAL, _COUNTING)}
     for turn in range(turns):
-        # Whoever comes second has a warmer machine, or a busier one.
+        # The second side finds a warmer machine, or a busier one.
         for side in sorted(servers, reverse=bool(turn % 2)):
             server = servers[side]
             before, images = _processor_ms(server), count_responses(server.urls.metrics, [_MODEL], timeout_s=10)
             figures[_RATE][side].append(pixel_rate(server.urls.grpc, _MODEL, pixels, clients, seconds))
-            # What is put aside at the end belongs to this turn.
+            # The voter counts the last responses a little later; they belong to this turn.
             time.sleep(_LAST_COUNT_S)
             images = count_responses(server.urls.metrics, [_MODEL], timeout_s=10) - images
             for figure, spent in _processor_ms(server).items():
@@ -130,20 +128,20 @@ def _measured(servers: dict[str, Server], pixels: npt.NDArray[np.uint8], turns: 
 
 
 def _processor_ms(server: Server) -> dict[str, float]:
-    """Return how long processors have been busy with the server's processes until now."""
+    """Return the processor time that the server's processes have used so far, ms."""
     spent = {process: _process_ms(process) for process in server.processes()}
     members = {process for process, model in server.stubs().items() if model != "voter"}
     return {_TOTAL: sum(spent.values()), _COUNTING: sum(spent[process] for process in set(spent) - members)}
 
 
 def _process_ms(process: int) -> float:
-    """Return the processor time of a process, of all its threads that live: exact where utime counts whole ticks."""
+    """Return the processor time of a process, summed over its running threads; it is exact, unlike utime's ticks."""
     tasks = Path(f"/proc/{process}/task").iterdir()
     return sum(int((task / "schedstat").read_text(encoding="ascii").split()[0]) for task in tasks) / 1e6
 
 
-def _table(figures: Turns, differences: dict[str, dict[str, float]]) -> Table:
-    table = Table("", "with metrics", "without", "difference, %", "95% interval", title="medians over turns")
+def _table(figures: Figures, differences: dict[str, dict[str, float]]) -> Table:
+    table = Table("", "with metrics", "without", "difference, %", "95 % interval", title="medians over turns")
     for figure, sides in figures.items():
         on, off = (f"{statistics.median(sides[side]):.3f}" for side in (_ON, _OFF))
         one = differences[figure]
@@ -152,4 +150,4 @@ def _table(figures: Turns, differences: dict[str, dict[str, float]]) -> Table:
 
 
 if __name__ == "__main__":
-    typer.run(metrics_cost)
+    command.run_as_program(metrics_cost)

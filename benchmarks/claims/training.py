@@ -1,19 +1,18 @@
-"""Training in bf16 over training in FP32: how much faster, and what it costs in accuracy.
+"""Compare training in bf16 with training in FP32: speed and accuracy.
 
     python -m plurum.benchmarks.claims.training
 
 Measured, on one machine in one run: images per second of whole training steps (augmentation, both passes, the
-optimiser) of one model in FP32 and in bf16, at several image sizes, with as many threads as the trainer takes for
-them; then validation accuracy on scikit-learn's digits, enlarged, after equal epochs from the same weights in the same
-order, long enough that little is left to learn. Each precision gets an uncounted warm-up, then they take turns; figures
-are medians over turns.
+optimiser) of one model in FP32 and in bf16, at several image sizes, with as many threads as the trainer uses for them;
+then validation accuracy on scikit-learn's digits, enlarged, after equal epochs from the same weights in the same order,
+long enough that little is left to learn. Each precision gets a warm-up that does not count, then they take turns;
+figures are medians over turns.
 
-Not measured: reading images, several processes, a busy machine (the load average is printed), large data.
+Not measured: reading images, several processes, a busy machine (the report states the load average), large data.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from typing import Annotated
@@ -21,10 +20,10 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from plurum.benchmarks.tools.machine import machine, versions
+from plurum.benchmarks.tools import command
+from plurum.benchmarks.tools.machine import machine
 from plurum.spec import ImageSpec
 from plurum.training import TrainSettings, load_data
 from plurum.training.data.examples import Examples
@@ -38,42 +37,39 @@ from plurum.training.progress import show_progress
 __all__ = ["accuracy", "speeds", "training"]
 
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+_SIZES = [32, 64, 128, 224]
 
 
 def training(
-    arch: Annotated[str, typer.Option(help="A timm architecture.")] = "resnet18",
-    size: Annotated[list[int], typer.Option(min=32, help="Height and width; repeat for more.")] = [32, 64, 128, 224],  # noqa: B006
+    arch: Annotated[str, typer.Option(help="Architecture that timm knows.")] = "resnet18",
+    size: Annotated[
+        list[int], typer.Option(min=32, help="Height and width of the images, pixels; repeat for more.")
+    ] = _SIZES,
     batch_size: Annotated[int, typer.Option(min=2, help="Images per step.")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each precision gets.")] = 5,
-    steps: Annotated[int, typer.Option(min=1, help="Of a turn.")] = 2,
-    epochs: Annotated[int, typer.Option(min=0, help="Of the comparison of accuracy; 0 leaves it out.")] = 12,
-    accuracy_size: Annotated[int, typer.Option(min=32, help="Height and width there.")] = 64,
+    rounds: command.Rounds = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a turn.")] = 2,
+    epochs: Annotated[int, typer.Option(min=0, help="Epochs of the comparison of accuracy; 0 skips it.")] = 12,
+    accuracy_size: Annotated[
+        int, typer.Option(min=32, help="Height and width of the images in the comparison of accuracy, pixels.")
+    ] = 64,
 ) -> None:
     """Compare training in bf16 with FP32: a table on standard error, one line of JSON on standard output."""
     state = machine()
     figures = {side: speeds(arch, side, batch_size, rounds, steps) for side in size}
     learnt = accuracy(arch, accuracy_size, batch_size, epochs) if epochs else {}
-    table = Table("", *_PRECISIONS, "bf16 / fp32", title=f"{arch}, {batch_size} images a step")
-    for side, by_precision in figures.items():
-        ratio = by_precision["bf16"] / by_precision["fp32"]
-        table.add_row(f"images/s at {side}", *(f"{by_precision[name]:,.1f}" for name in _PRECISIONS), f"{ratio:.2f}")
-    if learnt:
-        table.add_row(
-            f"validation accuracy at {accuracy_size} after {epochs} epochs",
-            *(f"{learnt[name]:.4f}" for name in _PRECISIONS),
-        )
-    Console(stderr=True).print(table)
     ratios = {side: by_precision["bf16"] / by_precision["fp32"] for side, by_precision in figures.items()}
+    table = Table("", *_PRECISIONS, "bf16 / fp32", title=f"{arch}, {batch_size} images per step")
+    for side, found in figures.items():
+        table.add_row(f"images/s at {side}", *(f"{found[name]:,.1f}" for name in _PRECISIONS), f"{ratios[side]:.2f}")
+    if learnt:
+        figure = f"validation accuracy at {accuracy_size} after {epochs} epochs"
+        table.add_row(figure, *(f"{learnt[name]:.4f}" for name in _PRECISIONS))
     result = {"arch": arch, "batch_size": batch_size, "images_per_s": figures, "ratio": ratios, "accuracy": learnt}
-    print(
-        json.dumps(
-            {**result, "epochs": epochs, "accuracy_size": accuracy_size, "machine": state, "versions": versions()}
-        )
-    )
+    command.print_report({**result, "epochs": epochs, "accuracy_size": accuracy_size}, state, table)
 
 
 def speeds(arch: str, size: int, batch_size: int, rounds: int, steps: int) -> dict[Precision, float]:
-    """Return images per second by precision: the median over `rounds` turns of so many steps each."""
+    """Return images per second by precision: the median over `rounds` turns of `steps` steps each."""
     examples = _examples(size, batch_size)
     settings = TrainSettings(archs=(arch,), batch_size=batch_size, epochs=1)
     device = Trainer(settings).device
@@ -85,13 +81,13 @@ def speeds(arch: str, size: int, batch_size: int, rounds: int, steps: int) -> di
         for turn in range(rounds + 1):
             # The first turn warms up.
             for name in _PRECISIONS if turn % 2 else _PRECISIONS[::-1]:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 for _ in range(steps):
                     loss, _ = learners[name].step(examples.train)
-                # Waits for the device.
+                # Wait for the device.
                 float(loss)
                 if turn:
-                    found[name].append(steps * batch_size / (time.perf_counter() - began))
+                    found[name].append(steps * batch_size / (time.perf_counter() - start))
             progress(int(turn > 0), "")
     return {name: statistics.median(values) for name, values in found.items()}
 
@@ -108,7 +104,7 @@ def accuracy(arch: str, size: int, batch_size: int, epochs: int) -> dict[Precisi
 
 
 def _examples(size: int, images: int | None = None) -> Examples:
-    """Return digits as `plurum train` takes them, or the first so many training images alone."""
+    """Return digits as `plurum train` uses them, or `images` images of noise."""
     data = load_data("digits")
     image = ImageSpec(height=size, width=size, mean=(0.3, 0.3, 0.3), std=(0.38, 0.38, 0.38))
     labels, train, validation = data.table.labels, data.table.rows("train"), data.table.rows("validation")
@@ -122,4 +118,4 @@ def _examples(size: int, images: int | None = None) -> Examples:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    typer.run(training)
+    command.run_as_program(training)

@@ -1,31 +1,31 @@
-"""How much of what the machine can compute a tuned repository serves.
+"""Compare a tuned repository with what the machine could do: served throughput over in-process throughput.
 
     python -m plurum.benchmarks.claims.tune_efficiency
 
-Measured, on one machine in one run: images per second through `ensemble_pixels` and `ensemble` of a server that
-`plurum serve` would start, asked over gRPC and over HTTP from this machine, in requests of one image and of four; and
-images per second of the same graphs called by this process with nothing around them: one image a core, and all cores on
-one image after the other, in batches of 1 to 16, by each backend that may serve them. The ratio is the best median of
-the first over the best median of the second, the ceiling. For `ensemble` decoding is counted in the ceiling, as if it
-were spread over all cores without loss. Then, for `ensemble_pixels`, an image a request, over what was best: how long a
-single client waits, and what 99 % of the answers do not take longer than at half of the most images per second, when
-requests come evenly and at random (Poisson), beside the latter of a queue that loses nothing; and for how long
-processors are busy with an image: of Triton, of each model's processes, and of who asks.
+Measured, on one machine in one run: images per second through `ensemble_pixels` and `ensemble` of a server as
+`plurum serve` starts it, requested from this machine over gRPC and over HTTP, one image or four per request; and images
+per second of the same graphs called by this process without a server: one image per core, and all cores on one image
+after the other, in batches of 1 to 16, by each backend that can serve them. The ratio is the best median of the first
+over the best median of the second, the ceiling. For `ensemble`, decoding counts in the ceiling as if it were spread
+over all cores without loss.
 
-Without --tuned a repository of random weights is made and tuned under --work, once. Every case gets an uncounted
-warm-up, then a turn in every round, in an order that changes; figures are medians over rounds. Not measured: a network,
-accuracy, first requests, a busy machine (the load average is printed).
+Then, for `ensemble_pixels` with one image per request, over the best way: the latency of a single client; the 99th
+percentile of the latency at half of the highest throughput, when requests come evenly and at random (Poisson), beside
+the latter of a queue that loses nothing; and the processor time per image of Triton, of the processes of each model,
+and of the client.
+
+Without --tuned, a repository of random weights is made and tuned under --work, once. Every case gets a warm-up that
+does not count, then a turn in every round, in an order that changes; figures are medians over rounds. Not measured: a
+network, accuracy, first requests, a busy machine (the report states the load average).
 """
 
 from __future__ import annotations
 
 import heapq
-import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -33,32 +33,30 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.load import Protocol, closed_loop, open_loop, requests_of
-from plurum.benchmarks.tools.machine import machine, processor_s, versions
+from plurum.benchmarks.tools.local import LocalMembers, Runner, onnx_runner, rate_in_threads
+from plurum.benchmarks.tools.machine import machine, processor_s
 from plurum.benchmarks.tools.members import random_repository
-from plurum.benchmarks.tools.requests import decoded, synthetic_images
+from plurum.benchmarks.tools.requests import decode_pixels, synthetic_images
+from plurum.benchmarks.tools.servers import server_of
 from plurum.benchmarks.tools.turns import Case, measure
 from plurum.benchmarks.tune.repository import Artefacts, read_artefacts
-from plurum.benchmarks.tune.search import served
 from plurum.benchmarks.tune.tuning import tune
 from plurum.benchmarks.tune.variant import AS_IS, Backend
 from plurum.export.graphs.runtimes import openvino_runner
 from plurum.serving import Server, usable_cores
 from plurum.settings.benchmarks import TuneSettings
-from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec
-from plurum.telemetry import import_onnxruntime
+from plurum.spec import LOGITS, ImageSpec
 
-__all__ = ["Lanes", "efficiency", "ideal_p99", "ratios", "tune_efficiency"]
+__all__ = ["efficiency", "ideal_p99", "ratios", "tune_efficiency"]
 
-_ARCHS = ("resnet18", "efficientnet_b0", "densenet121")
 _BATCHES = (1, 4, 16)
 _PIXELS, _ENCODED, _LOCAL = "ensemble_pixels", "ensemble", "in-process"
-# Images of a request that holds several, as of one patient.
+# Images of a request that holds several, such as those of one patient.
 _SEVERAL = 4
-# What is asked: the model, and how many images a request holds.
+# Kinds of requests: the model, and how many images a request holds.
 _KINDS = {
     **{model: (model, 1) for model in (_PIXELS, _ENCODED)},
     **{f"{model} by {_SEVERAL}": (model, _SEVERAL) for model in (_PIXELS, _ENCODED)},
@@ -67,14 +65,14 @@ _SPACED = {"even": "evenly", "random": "at random"}
 _DECODED = 50
 # Enough for a 99th percentile to three digits.
 _QUEUED = 200_000
-# Less than that is not told.
+# Shorter times are left out.
 _LEAST_MS = 0.02
 
 Pixels = npt.NDArray[np.uint8]
 
 
-class _Asked(NamedTuple):
-    """Where, with which prepared requests, and how many images each of them holds."""
+class _Load(NamedTuple):
+    """Prepared requests for one URL, and how many images each of them holds."""
 
     url: str
     requests: Sequence[bytes]
@@ -82,74 +80,70 @@ class _Asked(NamedTuple):
 
 
 def tune_efficiency(
-    tuned: Annotated[Path | None, typer.Option(help="What `plurum tune` wrote; else one is made.")] = None,
-    work: Annotated[Path, typer.Option(help="Keeps graphs and the tuned repository.")] = Path("runs/efficiency"),
-    arch: Annotated[list[str], typer.Option(help="A timm architecture; repeat for more.")] = list(_ARCHS),  # noqa: B006
-    size: Annotated[int, typer.Option(min=32, help="Height and width of the images.")] = 224,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that every case gets.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a turn.")] = 4.0,
-    spaced: Annotated[int, typer.Option(min=1, help="Requests at half of the most images per second.")] = 200,
+    tuned: Annotated[Path | None, typer.Option(help="Folder that `plurum tune` wrote; by default one is made.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder that keeps graphs and the tuned repository.")] = Path(
+        "runs/efficiency"
+    ),
+    arch: command.Architectures = command.ARCHS,
+    size: command.ImageSize = 224,
+    rounds: command.Rounds = 3,
+    seconds: command.Seconds = 4.0,
+    spaced: Annotated[int, typer.Option(min=1, help="Number of requests at half of the highest throughput.")] = 200,
 ) -> None:
     """Measure both sides: a table on standard error, one line of JSON on standard output."""
-    console = Console(stderr=True)
-    with console.status("members") as status:
-        repository = tuned or _tuned(work, arch, size, status.update)
-        result = efficiency(read_artefacts(AS_IS, repository), rounds, seconds, spaced, status.update)
-    table = Table("case", "images/s", "lowest", "highest", title="medians over rounds")
-    for name, turns in result["images_per_s"].items():
-        table.add_row(name, *(f"{value:.2f}" for value in (statistics.median(turns), min(turns), max(turns))))
-    console.print(table)
+    with command.show_status("members") as say:
+        repository = tuned or _tuned(work, arch, size, say)
+        state = machine()
+        result = efficiency(read_artefacts(AS_IS, repository), rounds, seconds, spaced, say)
+    told = []
     for name in _KINDS:
         one = result[name]
-        told = f"{name}: {one['images_per_s']:.2f} of {one['ceiling']:.2f} images/s: [bold]{one['ratio']:.3f}[/bold]"
-        console.print(f"{told} of {one['of']}", highlight=False)
+        figures = f"{one['images_per_s']:.2f} of {one['ceiling']:.2f} images/s: [bold]{one['ratio']:.3f}[/bold]"
+        told.append(f"{name}: {figures} of {one['of']}")
     spent = ", ".join(f"{name} {each:.2f}" for name, each in result["processor_ms"].items())
-    console.print(f"processor time for an image of {_PIXELS}, ms: {spent}", highlight=False)
+    told.append(f"processor time per image of {_PIXELS}, ms: {spent}")
     half = result["half_load"]
-    p99 = [
-        f"{half[f'{how}_p99_ms']:.0f} ms when they come {word}, {half[how]:.2f} times" for how, word in _SPACED.items()
-    ]
-    told = f"one client waits {half['single_ms']:.0f} ms; at {half['rate']:.1f} images/s p99 is {', '.join(p99)}"
-    console.print(f"{told} ({half['ideal']:.2f} with nothing lost)", highlight=False)
-    typer.echo(json.dumps({**result, "repository": str(repository), "versions": versions()}))
+    p99 = [f"{half[f'{how}_p99_ms']:.0f} ms ({half[how]:.2f} times) {word}" for how, word in _SPACED.items()]
+    told.append(f"latency of one client {half['single_ms']:.0f} ms; at {half['rate']:.1f} images/s p99 is")
+    told.append(f"{', '.join(p99)} ({half['ideal']:.2f} times with nothing lost)")
+    table = command.table_of_rounds(result["images_per_s"], "images/s")
+    command.print_report({**result, "repository": str(repository)}, state, table, *told)
 
 
-def efficiency(
-    artefacts: Artefacts, rounds: int, seconds: float, spaced: int, progress: Callable[[str], None]
-) -> dict[str, Any]:
-    """Return the figures of both sides, their ratios, and what half of the most load takes."""
-    cores, spec, state = usable_cores(), artefacts.ensemble.image, machine()
+def efficiency(artefacts: Artefacts, rounds: int, seconds: float, spaced: int, progress: command.Say) -> dict[str, Any]:
+    """Return the figures of both sides, their ratios, and the latencies at half of the highest throughput."""
+    cores, spec = usable_cores(), artefacts.ensemble.image
     encoded = synthetic_images(spec)[:8]
-    pixels = decoded(encoded[0], spec)[None]
+    pixels = decode_pixels(encoded[0], spec)[None]
     progress("starting the server")
-    with served(artefacts.path) as server:
-        asked = {
-            f"{kind}, {over}": _Asked(url, requests_of(encoded, spec, model, over, each=each), each)
+    with server_of(artefacts.path) as server:
+        loads = {
+            f"{kind}, {over}": _Load(url, requests_of(encoded, spec, model, over, each=each), each)
             for kind, (model, each) in _KINDS.items()
             for over, url in _urls(server).items()
         }
         cases = _local_cases(artefacts, cores, pixels)
-        for how, one in asked.items():
+        for how, one in loads.items():
             for clients in (cores, 4 * cores, 8 * cores) if one.images == 1 else (2 * cores,):
                 cases[f"{how}, {clients} clients"] = partial(_rate, one, clients)
         figures = measure(cases, rounds, seconds, progress)
-        told = ratios(figures, decode_s=_decode_s(encoded, spec), cores=cores)
-        best = asked[told[_PIXELS]["case"].rpartition(", ")[0]]
+        found = ratios(figures, decode_s=_decode_s(encoded, spec), cores=cores)
+        best = loads[found[_PIXELS]["case"].rpartition(", ")[0]]
         progress("where the time goes")
         spent = _processor_ms(server, best, 8 * cores, rounds * seconds)
         progress("half of the load")
-        half = _half_load(best, told[_PIXELS]["images_per_s"] / 2, seconds, spaced, cores)
-    about = {"half_load": half, "processor_ms": spent}
-    return {**told, **about, "rounds": rounds, "seconds": seconds, "images_per_s": figures, "machine": state}
+        half = _half_load(best, found[_PIXELS]["images_per_s"] / 2, seconds, spaced, cores)
+    found |= {"half_load": half, "processor_ms": spent}
+    return {**found, "rounds": rounds, "seconds": seconds, "images_per_s": figures}
 
 
 def ratios(figures: dict[str, list[float]], decode_s: float, cores: int) -> dict[str, dict[str, Any]]:
-    """Return by what is asked its best median, the ceiling, which case that is, and the ratio.
+    """Return for each kind of request its best median, the ceiling, the cases of both, and the ratio.
 
     Args:
         figures: Images per second of every case by turn.
-        decode_s: How long a core decodes an image, seconds.
-        cores: What decoding is spread over in the ceiling of `ensemble`.
+        decode_s: Time that a core takes to decode an image, seconds.
+        cores: Number of cores that share decoding in the ceiling of `ensemble`.
     """
     medians = {name: statistics.median(turns) for name, turns in figures.items()}
     best = {
@@ -169,71 +163,33 @@ def ratios(figures: dict[str, list[float]], decode_s: float, cores: int) -> dict
     }
 
 
-class Lanes:
-    """The members called in this process, by as many threads of ours at once as there are lanes.
-
-    Args:
-        graphs: One graph per member, with the backend that computes it.
-        bf16: Those that OpenVINO computes in BF16.
-        lanes: Images at once; each lane has everything of its own.
-        threads: Of each graph in a lane.
-    """
-
-    def __init__(self, graphs: dict[Path, Backend], bf16: frozenset[Path], lanes: int, threads: int) -> None:
-        self._lanes = [
-            [_runner(graph, backend, graph in bf16, threads) for graph, backend in graphs.items()] for _ in range(lanes)
-        ]
-
-    def rate(self, pixels: Pixels, seconds: float) -> float:
-        """Return images per second of all lanes together over at least `seconds`, after one uncounted answer each."""
-        with ThreadPoolExecutor(len(self._lanes)) as pool:
-            return sum(pool.map(partial(_lane_rate, pixels=pixels, seconds=seconds), self._lanes))
-
-
-def _lane_rate(runners: Sequence[Callable[[Pixels], object]], pixels: Pixels, seconds: float) -> float:
-    def answer() -> None:
-        for run in runners:
-            run(pixels)
-
-    answer()
-    images, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds:
-        answer()
-        images += len(pixels)
-    return images / elapsed
-
-
-def _runner(graph: Path, backend: Backend, bf16: bool, threads: int) -> Callable[[Pixels], object]:
-    """Return what the served backends do, without Triton."""
-    if backend == "openvino":
-        return openvino_runner(graph, [LOGITS], threads, bf16=bf16)
-    onnxruntime = import_onnxruntime()
-
-    session_options = onnxruntime.SessionOptions()
-    session_options.intra_op_num_threads = threads
-    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session_options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(graph), session_options, providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run(None, {INPUT_PIXELS: pixels})
+def _runner(graph: Path, backend: Backend, bf16: bool, threads: int) -> Runner:
+    """Return a function that computes a graph as the served backend does, without Triton."""
+    return (
+        openvino_runner(graph, [LOGITS], threads, bf16=bf16) if backend == "openvino" else onnx_runner(graph, threads)
+    )
 
 
 def _local_cases(artefacts: Artefacts, cores: int, pixels: Pixels) -> dict[str, Case]:
     graphs = {artefacts.path / model / "1" / "model.onnx": artefacts.backends[model] for model in artefacts.members}
-    bf16 = frozenset(graph for graph in graphs if artefacts.rounds(graph.parents[1].name))
+    bf16 = {graph: artefacts.rounds(graph.parents[1].name) for graph in graphs}
     by_backend: dict[str, dict[Path, Backend]] = {}
-    for wanted in ("onnxruntime", "openvino"):
+    for backend in ("onnxruntime", "openvino"):
         taken: dict[Path, Backend] = {
-            graph: next((one for one in known if one == wanted), known[0]) for graph, known in graphs.items()
+            graph: next((one for one in known if one == backend), known[0]) for graph, known in graphs.items()
         }
         by_backend.setdefault(" and ".join(dict.fromkeys(taken.values())), taken)
     cases: dict[str, Case] = {}
     for name, taken in by_backend.items():
         for lanes, threads in dict.fromkeys(((cores, 1), (1, cores))):
             how = "one image a core" if threads == 1 else f"{threads} threads on one image"
-            local = Lanes(taken, bf16, lanes, threads)
+            members = [
+                LocalMembers([_runner(graph, of, bf16[graph], threads) for graph, of in taken.items()])
+                for _ in range(lanes)
+            ]
             for batch in _BATCHES:
                 several = np.repeat(pixels, batch, axis=0)
-                cases[f"{_LOCAL}, {name}, {how}, batches of {batch}"] = partial(local.rate, several)
+                cases[f"{_LOCAL}, {name}, {how}, batches of {batch}"] = partial(rate_in_threads, members, several)
     return cases
 
 
@@ -241,16 +197,16 @@ def _urls(server: Server) -> dict[Protocol, str]:
     return {"gRPC": server.urls.grpc, "HTTP": server.urls.http}
 
 
-def _rate(asked: _Asked, clients: int, seconds: float) -> float:
-    return asked.images * closed_loop(asked.url, asked.requests, clients, seconds).images_per_s
+def _rate(load: _Load, clients: int, seconds: float) -> float:
+    return load.images * closed_loop(load.url, load.requests, clients, seconds).images_per_s
 
 
-def _processor_ms(server: Server, asked: _Asked, clients: int, seconds: float) -> dict[str, float]:
-    """Return for how long processors are busy with an image: of Triton, of each model's processes, and of who asks."""
+def _processor_ms(server: Server, load: _Load, clients: int, seconds: float) -> dict[str, float]:
+    """Return the processor time per image of Triton, of the processes of each model, and of the client, ms."""
     names = {process: server.stubs().get(process, "triton") for process in server.processes()}
     names[os.getpid()] = "client"
     before = {process: processor_s(process) for process in names}
-    images = closed_loop(asked.url, asked.requests, clients, seconds).requests
+    images = closed_loop(load.url, load.requests, clients, seconds).requests
     spent: dict[str, float] = {}
     for process, name in names.items():
         spent[name] = spent.get(name, 0.0) + 1000 * (processor_s(process) - before[process]) / images
@@ -258,11 +214,11 @@ def _processor_ms(server: Server, asked: _Asked, clients: int, seconds: float) -
 
 
 def ideal_p99(load: float, servers: int) -> float:
-    """Return the 99th percentile of latencies in a queue that loses nothing (M/D/c), over the time of one answer.
+    """Return the 99th percentile of latencies in a queue that loses nothing (M/D/c), over the service time.
 
     Args:
-        load: Requests that come, at random moments, in the time of one answer.
-        servers: Answer a request each, all in the same time, first come first served.
+        load: Requests that arrive, at random moments, within the service time of one request.
+        servers: Number of servers; each serves one request at a time, first come first served.
     """
     come, free, took = np.random.default_rng(0).exponential(1 / load, _QUEUED).cumsum(), [0.0] * servers, []
     for moment in come.tolist():
@@ -272,12 +228,12 @@ def ideal_p99(load: float, servers: int) -> float:
     return float(np.percentile(took, 99))
 
 
-def _half_load(asked: _Asked, rate: float, seconds: float, count: int, cores: int) -> dict[str, float]:
+def _half_load(load: _Load, rate: float, seconds: float, count: int, cores: int) -> dict[str, float]:
     """Return latencies of a single client, and of `count` requests at `rate` a second, evenly and at random."""
-    single = closed_loop(asked.url, asked.requests, 1, seconds).p50_ms
-    even = open_loop(asked.url, asked.requests, [index / rate for index in range(count)]).p99_ms
+    single = closed_loop(load.url, load.requests, 1, seconds).p50_ms
+    even = open_loop(load.url, load.requests, [index / rate for index in range(count)]).p99_ms
     moments = np.random.default_rng(0).exponential(1 / rate, count).cumsum()
-    spread = open_loop(asked.url, asked.requests, [float(moment) for moment in moments]).p99_ms
+    spread = open_loop(load.url, load.requests, [float(moment) for moment in moments]).p99_ms
     return {
         "rate": rate,
         "single_ms": single,
@@ -294,12 +250,12 @@ def _decode_s(images: Sequence[bytes], spec: ImageSpec) -> float:
     times = []
     for index in range(_DECODED):
         start = time.perf_counter()
-        decoded(images[index % len(images)], spec)
+        decode_pixels(images[index % len(images)], spec)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def _tuned(work: Path, archs: Sequence[str], size: int, progress: Callable[[str], None]) -> Path:
+def _tuned(work: Path, archs: Sequence[str], size: int, progress: command.Say) -> Path:
     out = work / "tuned"
     if not (out / "tuning.json").is_file():
         repository = random_repository(work, archs, size, 16, progress, fused=True)
@@ -308,4 +264,4 @@ def _tuned(work: Path, archs: Sequence[str], size: int, progress: Callable[[str]
 
 
 if __name__ == "__main__":
-    typer.run(tune_efficiency)
+    command.run_as_program(tune_efficiency)

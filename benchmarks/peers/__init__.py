@@ -1,7 +1,7 @@
-"""Plurum beside what people would use instead: `python -m plurum.benchmarks.peers --help`.
+"""Plurum compared with other serving frameworks: `python -m plurum.benchmarks.peers --help`.
 
-A folder for each framework holds the small application that its documentation would have one write. It runs in a
-process and a virtual environment of its own, and finds there the same PyTorch, ONNX Runtime and NumPy as we use.
+A folder for each framework holds a small application, written as its documentation recommends. It runs in a process and
+a virtual environment of its own, with the same PyTorch, ONNX Runtime and NumPy as Plurum.
 """
 
 __all__: list[str] = []

@@ -1,6 +1,6 @@
-"""A virtual environment a peer, in the user's cache: its own packages, and behind them those that Plurum uses.
+"""A virtual environment per peer, in the user's cache: the packages of the peer, and behind them those of Plurum.
 
-PyTorch, ONNX Runtime, NumPy and Pillow are thereby the same for all, and are not installed twice.
+So PyTorch, ONNX Runtime, NumPy and Pillow are the same for all, and are not installed twice.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _INSTALL_S = 600
 
 
 class Environment:
-    """A folder with an interpreter.
+    """A virtual environment.
 
     Attributes:
-        python: The interpreter.
+        python: Path of the interpreter.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,16 +35,16 @@ class Environment:
         """Return the installed version of each required package."""
         names = [requirement.split(">=")[0].split("[")[0] for requirement in requirements]
         code = "import sys\nfrom importlib.metadata import version\nprint(*map(version, sys.argv[1:]))"
-        said = subprocess.run([self.python, "-c", code, *names], capture_output=True, text=True, check=True).stdout
-        return dict(zip(names, said.split(), strict=True))
+        done = subprocess.run([self.python, "-c", code, *names], capture_output=True, text=True, check=True)
+        return dict(zip(names, done.stdout.split(), strict=True))
 
 
 def environment_of(requirements: tuple[str, ...]) -> Environment:
-    """Return the environment with these packages, made where there is none yet, whole or not at all.
+    """Return the environment with these packages; create it atomically if it does not exist.
 
     Raises:
-        OutputError: the cache can't be written to.
-        ServerError: pip could not install them.
+        OutputError: The cache is not writable.
+        ServerError: pip could not install the packages.
     """
     packages = sysconfig.get_path("purelib")
     digest = hashlib.sha256("\n".join([sys.version, packages, *requirements]).encode()).hexdigest()[:12]
@@ -59,17 +59,17 @@ def environment_of(requirements: tuple[str, ...]) -> Environment:
 def _make(folder: Path, packages: str, requirements: tuple[str, ...]) -> None:
     venv.create(folder, symlinks=True)
     (own,) = (folder / "lib").glob("python*/site-packages")
-    # Behind its own packages; with the links of an editable installation, which a plain path would leave out.
+    # Follows the links of an editable installation, which a plain path would leave out.
     (own / "plurum.pth").write_text(f"import site; site.addsitedir({packages!r})\n", encoding="utf-8")
     if not requirements:
         return
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "--disable-pip-version-check"]
-    # Only from wheels: what a framework compiles on this machine is not what others measure.
+    # Only from wheels: a framework that was compiled here is not the one that others measure.
     command = [*pip, "install", "--quiet", "--only-binary=:all:", *requirements]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_INSTALL_S)
     except subprocess.TimeoutExpired as error:
         raise ServerError(f"pip did not install {' '.join(requirements)} within {_INSTALL_S} s") from error
     if done.returncode:
-        reason = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), "it said nothing")
+        reason = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), "no message")
         raise ServerError(f"pip could not install {' '.join(requirements)}: {reason.removeprefix('ERROR: ')}")

@@ -1,4 +1,4 @@
-"""The run: everyone is started, answers are compared, then turns are taken while the others stand still."""
+"""Run a comparison: start every framework, compare predictions, then take turns while the others are paused."""
 
 from __future__ import annotations
 
@@ -11,37 +11,38 @@ from typing import Any
 
 import numpy as np
 
-from plurum.benchmarks.peers.answering import Job
-from plurum.benchmarks.peers.asking import Door, Task, asked_elsewhere
-from plurum.benchmarks.peers.catalogue import FORMS, Form, Peer
+from plurum.benchmarks.peers.application import Job, TorchMembers
+from plurum.benchmarks.peers.catalogue import PLURUM_ENDPOINTS, Peer, PlurumEndpoint
 from plurum.benchmarks.peers.environment import environment_of
+from plurum.benchmarks.peers.load import Endpoint, LoadTask, run_elsewhere
 from plurum.benchmarks.peers.material import Material, steps_of
-from plurum.benchmarks.peers.result import Contender, LeftOut, PeersResult, TurnOf
-from plurum.benchmarks.peers.running import PeerServer, PlurumServer, Running, free_port
+from plurum.benchmarks.peers.processes import PeerServer, PlurumServer, RunningServer, free_port
+from plurum.benchmarks.peers.result import LeftOutPeer, MeasuredPeer, PeersResult, PeerTurn
 from plurum.benchmarks.tools.machine import machine, versions
+from plurum.benchmarks.tools.servers import server_of
 from plurum.errors import PlurumError, ServerError
-from plurum.serving import Server, ServerSettings, usable_cores
+from plurum.serving import usable_cores
 
-__all__ = ["TOLERANCE", "Plan", "disagreement", "measure_peers"]
+__all__ = ["TOLERANCE", "PeersPlan", "disagreement", "measure_peers"]
 
 _log = logging.getLogger(__name__)
-# FP32 by two libraries; the images' own answers differ by more than this, or the run says so.
+# Of FP32 in two libraries. The run warns if the predictions of the images differ by less than this.
 TOLERANCE = 1e-3
 
-Answers = list[dict[str, Any]]
+Predictions = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much is measured.
+class PeersPlan:
+    """Plan of a comparison.
 
     Attributes:
-        peers: Who beside Plurum.
+        peers: Frameworks besides Plurum.
         clients: Numbers of requests in flight.
-        rounds: Turns of everyone at each of them.
+        rounds: Turns of every framework at each number of clients.
         seconds: Length of a turn.
-        tolerance: Largest difference of a probability of Plurum's from PyTorch's; peers compute in FP32 and are held to
-            0.001.
+        tolerance: Largest difference between a probability of Plurum and of PyTorch; that of peers, which compute in
+            FP32, is 0.001.
     """
 
     peers: tuple[Peer, ...]
@@ -53,43 +54,43 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Entry:
-    """Someone who runs."""
+    """A framework that runs, with the endpoint that receives the images."""
 
-    contender: Contender
-    door: Door
-    server: Running
+    peer: MeasuredPeer
+    endpoint: Endpoint
+    server: RunningServer
 
 
-def measure_peers(plan: Plan, material: Material, progress: Callable[[str], None]) -> PeersResult:
-    """Return what came of the plan.
+def measure_peers(plan: PeersPlan, material: Material, progress: Callable[[str], None]) -> PeersResult:
+    """Carry out the plan and return the result.
 
-    Whoever can't be installed, started or trusted with the answer is named and left out, and so is who stops to
-    answer in the middle: none of its turns counts.
+    A peer that cannot be installed or started, whose predictions differ from PyTorch's, or that stops responding, is
+    left out with the reason: none of its turns counts.
 
     Raises:
-        ServerError: Plurum's own server does not start or answers something else than PyTorch.
+        ServerError: Plurum's server does not start, stops responding, or its predictions differ from PyTorch's.
     """
     state = machine()
     with ExitStack() as stack:
-        entries, left_out, spread = _enter(stack, plan, material, progress)
-        turns: list[TurnOf] = []
+        entries, left_out, spread = _start_all(stack, plan, material, progress)
+        turns: list[PeerTurn] = []
         order = random.Random(0)  # noqa: S311 - an order, not a secret
         for turn in range(plan.rounds):
             for clients in plan.clients:
-                # Another order each time: what else the machine does must not always hit the same one.
+                # Another order in each round, so that other work on the machine does not always hit the same peer.
                 for entry in order.sample(entries, len(entries)):
-                    name = entry.contender.name
-                    progress(f"round {turn + 1} of {plan.rounds}, {clients} clients: {entry.contender.title}")
+                    name = entry.peer.name
+                    progress(f"round {turn + 1} of {plan.rounds}, {clients} clients: {entry.peer.title}")
                     try:
-                        said = _told(entry, material, clients, plan.seconds)
+                        figures = _take_turn(entry, material, clients, plan.seconds)
                     except ServerError as error:
-                        if entry.contender.ours:
+                        if entry.peer.ours:
                             raise
                         entries.remove(entry)
-                        left_out.append(LeftOut(name=name, reason=f"stopped answering: {error}"))
+                        left_out.append(LeftOutPeer(name=name, reason=f"stopped responding: {error}"))
                         continue
-                    turns.append(TurnOf(name=name, clients=clients, round=turn + 1, **said))
-    kept = tuple(entry.contender for entry in entries)
+                    turns.append(PeerTurn(name=name, clients=clients, round=turn + 1, **figures))
+    kept = tuple(entry.peer for entry in entries)
     return PeersResult(
         members=tuple(member.arch for member in material.ensemble.members),
         size=material.ensemble.image.height,
@@ -107,46 +108,48 @@ def measure_peers(plan: Plan, material: Material, progress: Callable[[str], None
     )
 
 
-def disagreement(given: Answers, expected: Answers, tolerance: float = TOLERANCE) -> float:
+def disagreement(found: Predictions, expected: Predictions, tolerance: float = TOLERANCE) -> float:
     """Return the largest difference of a probability.
 
     Args:
-        given: What is compared.
-        expected: PyTorch's.
-        tolerance: Two classes that lie no further apart than twice this may change places.
+        found: Predictions to compare.
+        expected: Predictions of PyTorch.
+        tolerance: Labels may differ if the probabilities of their classes differ by at most twice this.
 
     Raises:
-        ServerError: an answer has other classes, or another label that is no near tie.
+        ServerError: A prediction has other classes, or another label that is no near tie.
     """
     largest = 0.0
-    for one, other in zip(given, expected, strict=True):
+    for one, other in zip(found, expected, strict=True):
         if one["probabilities"].keys() != other["probabilities"].keys():
-            raise ServerError(f"answers with the classes {list(one['probabilities'])}")
+            raise ServerError(f"classes: expected {list(other['probabilities'])}, got {list(one['probabilities'])}")
         gaps = [abs(share - other["probabilities"][name]) for name, share in one["probabilities"].items()]
         largest = max(largest, *gaps)
         lead = other["probabilities"][other["label"]] - other["probabilities"].get(one["label"], -np.inf)
         if lead > 2 * tolerance:
-            raise ServerError(f"answers {one['label']!r} where PyTorch says {other['label']!r}")
+            raise ServerError(f"label: expected {other['label']!r} as PyTorch predicts, got {one['label']!r}")
     return largest
 
 
-def _enter(
-    stack: ExitStack, plan: Plan, material: Material, progress: Callable[[str], None]
-) -> tuple[list[_Entry], list[LeftOut], float]:
-    """Start everyone, compare the answers with PyTorch's, and leave all of them paused."""
-    expected = _by_pytorch(material)
-    spread = float(np.std([max(answer["probabilities"].values()) for answer in expected]))
+def _start_all(
+    stack: ExitStack, plan: PeersPlan, material: Material, progress: Callable[[str], None]
+) -> tuple[list[_Entry], list[LeftOutPeer], float]:
+    """Start every framework, compare its predictions with PyTorch's, and leave all of them paused."""
+    expected = _predict_with_pytorch(material)
+    spread = float(np.std([max(one["probabilities"].values()) for one in expected]))
     if spread < TOLERANCE:
-        _log.warning("the members answer all images nearly alike (%.1e): equal answers mean little here", spread)
-    left_out: list[LeftOut] = []
+        _log.warning("all images get nearly the same prediction (%.1e): equal predictions prove little here", spread)
+    left_out: list[LeftOutPeer] = []
     progress("starting Plurum")
-    settings = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
-    ours = PlurumServer(stack.enter_context(Server(material.served, settings)))
-    # Triton ends well only if it runs.
+    ours = PlurumServer(stack.enter_context(server_of(material.served)))
+    # A paused Triton would not end.
     stack.callback(ours.resume)
-    offered = [form for form in FORMS if (material.served / form.door.path).is_dir()]
-    named = [replace(form, setup=f"{steps_of(material.served, form.door.path)}; {form.setup}") for form in offered]
-    entries = [_compared(_entry(form, {}, ours), material, expected, plan.tolerance) for form in named]
+    entries = []
+    for one in PLURUM_ENDPOINTS:
+        path = one.endpoint.path
+        if (material.served / path).is_dir():
+            named = replace(one, setup=f"{steps_of(material.served, path)}; {one.setup}")
+            entries.append(_compare(_entry(named, {}, ours), material, expected, plan.tolerance))
     ours.pause()
     for peer in plan.peers:
         try:
@@ -156,12 +159,12 @@ def _enter(
             with ExitStack() as own:
                 server = own.enter_context(PeerServer(peer, environment, _job(peer, material)))
                 entry = _entry(peer, environment.versions(peer.requirements), server)
-                entries.append(_compared(entry, material, expected, TOLERANCE))
+                entries.append(_compare(entry, material, expected, TOLERANCE))
                 server.pause()
-                # Who is left out ends here, the others with the run.
+                # A peer that is left out ends here, the others with the run.
                 stack.push(own.pop_all())
         except PlurumError as error:
-            left_out.append(LeftOut(name=peer.name, reason=str(error)))
+            left_out.append(LeftOutPeer(name=peer.name, reason=str(error)))
     return entries, left_out, spread
 
 
@@ -175,52 +178,50 @@ def _job(peer: Peer, material: Material) -> Job:
     )
 
 
-def _by_pytorch(material: Material) -> Answers:
-    from plurum.benchmarks.peers.answering import TorchMembers
-
+def _predict_with_pytorch(material: Material) -> Predictions:
     members = TorchMembers(Job(str(material.graphs), str(material.weights), port=0, workers=1, threads=0))
-    return [members.answer(path.read_bytes()) for path in material.images]
+    return [members.predict(path.read_bytes()) for path in material.images]
 
 
-def _entry(one: Peer | Form, installed: dict[str, str], server: Running) -> _Entry:
-    contender = Contender(
+def _entry(one: Peer | PlurumEndpoint, installed: dict[str, str], server: RunningServer) -> _Entry:
+    peer = MeasuredPeer(
         name=one.name,
         title=one.title,
         setup=one.setup,
         versions=installed,
-        ours=isinstance(one, Form),
+        ours=isinstance(one, PlurumEndpoint),
         difference=0.0,
     )
-    return _Entry(contender, one.door, server)
+    return _Entry(peer, one.endpoint, server)
 
 
-def _compared(entry: _Entry, material: Material, expected: Answers, tolerance: float) -> _Entry:
-    """Return the entry with how far its answers are from PyTorch's.
+def _compare(entry: _Entry, material: Material, expected: Predictions, tolerance: float) -> _Entry:
+    """Return the entry with the largest difference of its probabilities from PyTorch's.
 
     Raises:
-        ServerError: further than `tolerance`, or it does not answer.
+        ServerError: The difference is larger than `tolerance`, or there is no response.
     """
-    difference = disagreement(_asked(entry, material, 0, 0.0), expected, tolerance)
+    difference = disagreement(_run_task(entry, material, 0, 0.0), expected, tolerance)
     if difference > tolerance:
-        raise ServerError(f"{entry.contender.title} answers otherwise than PyTorch, by up to {difference:.4f}")
-    return replace(entry, contender=entry.contender.model_copy(update={"difference": difference}))
+        raise ServerError(f"predictions of {entry.peer.title} differ from PyTorch's by up to {difference:.4f}")
+    return replace(entry, peer=entry.peer.model_copy(update={"difference": difference}))
 
 
-def _told(entry: _Entry, material: Material, clients: int, seconds: float) -> dict[str, Any]:
+def _take_turn(entry: _Entry, material: Material, clients: int, seconds: float) -> dict[str, Any]:
     entry.server.resume()
     try:
-        said: dict[str, Any] = _asked(entry, material, clients, seconds)
-        return said
+        figures: dict[str, Any] = _run_task(entry, material, clients, seconds)
+        return figures
     finally:
         entry.server.pause()
 
 
-def _asked(entry: _Entry, material: Material, clients: int, seconds: float) -> Any:
-    """Return what the load generator says; raises as `asked_elsewhere`."""
-    return asked_elsewhere(
-        Task(
-            door=entry.door,
-            address=entry.server.address(entry.door.kind),
+def _run_task(entry: _Entry, material: Material, clients: int, seconds: float) -> Any:
+    """Return what the load generator returns; raises as `run_elsewhere`."""
+    return run_elsewhere(
+        LoadTask(
+            endpoint=entry.endpoint,
+            address=entry.server.address(entry.endpoint.kind),
             images=tuple(str(path.resolve()) for path in material.images),
             classes=material.ensemble.classes,
             image=material.ensemble.image,

@@ -1,4 +1,4 @@
-"""The picture of a run, as PNG."""
+"""The picture of a comparison, as PNG."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from plurum.training.canvas import BLUE, GREY, create_figure, png_from_figure, t
 
 __all__ = ["plot_from_result"]
 
-# Times the median.
+# Bars longer than this times the median are cut off.
 _FAR = 3.0
 
 
 def plot_from_result(result: PeersResult) -> bytes:
-    """Return throughput and 99th percentile with most clients, and the median with fewest, a bar each.
+    """Return a PNG of throughput and 99th percentile with the most clients, and of the median with the fewest.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -40,7 +40,7 @@ def plot_from_result(result: PeersResult) -> bytes:
         ([result.latency_ms(one.name, fewest, 50) for one in order], None, f"median, ms, {fewest} in flight", "{:.0f}"),
     )
     for axes, (values, errors, label, form) in zip(panels, columns, strict=True):
-        # One that is far off would make all others look alike.
+        # A very long bar would make all others look alike.
         longest = _FAR * statistics.median(values)
         shown = [min(value, longest) for value in values]
         axes.barh(range(len(order)), shown, color=[BLUE if one.ours else GREY for one in order], height=0.7)
@@ -48,8 +48,8 @@ def plot_from_result(result: PeersResult) -> bytes:
             axes.errorbar(values, range(len(order)), xerr=errors, fmt="none", ecolor="black", elinewidth=0.9, capsize=2)
         edges = shown if errors is None else [value + more for value, more in zip(values, errors[1], strict=True)]
         for y, (edge, value) in enumerate(zip(edges, values, strict=True)):
-            said = form.format(value) + (" (cut off)" if value > longest else "")
-            axes.annotate(said, (edge, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
+            text = form.format(value) + (" (cut off)" if value > longest else "")
+            axes.annotate(text, (edge, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
         axes.margins(x=0.16)
         axes.set_xlim(left=0)
         tidy_axes(axes, label, "")

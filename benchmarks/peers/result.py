@@ -1,4 +1,4 @@
-"""What came of it, as peers.json and peers.csv state it."""
+"""The result of a comparison, as in peers.json and peers.csv."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pydantic import Field
 from plurum.files import csv_from_rows
 from plurum.spec import Metadata
 
-__all__ = ["Contender", "LeftOut", "PeersResult", "TurnOf", "csv_from_result", "markdown_from_result"]
+__all__ = ["LeftOutPeer", "MeasuredPeer", "PeerTurn", "PeersResult", "csv_from_result", "markdown_from_result"]
 
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Contender(Metadata):
-    """Who was measured.
+class MeasuredPeer(Metadata):
+    """A framework that was measured.
 
     Attributes:
-        name: In the table of turns.
-        title: For people.
-        setup: How it was set up, for people.
-        versions: Of its own packages.
-        ours: Whether it is Plurum.
+        name: Name in the table of turns.
+        title: Name for people.
+        setup: Set-up for people.
+        versions: Versions of its own packages.
+        ours: True for Plurum.
         difference: Largest difference of a probability from PyTorch's over all images.
     """
 
@@ -36,22 +36,22 @@ class Contender(Metadata):
     difference: float
 
 
-class LeftOut(Metadata):
-    """Who was not, and why."""
+class LeftOutPeer(Metadata):
+    """A framework that could not be measured, and the reason."""
 
     name: str
     reason: str
 
 
-class TurnOf(Metadata):
-    """One turn.
+class PeerTurn(Metadata):
+    """One turn of a framework.
 
     Attributes:
-        name: The contender's.
+        name: Name of the framework.
         clients: Requests in flight.
-        round: From 1.
-        images_per_s: Answered.
-        latencies_ms: Of every request, as its client saw it.
+        round: Number of the round, from 1.
+        images_per_s: Responses per second.
+        latencies_ms: Latency of every request as its client sees it, ms.
     """
 
     name: str
@@ -62,22 +62,23 @@ class TurnOf(Metadata):
 
 
 class PeersResult(Metadata):
-    """All of one run.
+    """Result of a comparison.
 
     Attributes:
-        members: timm's names.
-        size: Height and width, pixels.
-        image_bytes: Mean size of a JPEG.
-        spread: Standard deviation of the winner's probability over the images: what a difference is to be held beside.
+        members: Architectures of the members, by timm's names.
+        size: Height and width of the images, pixels.
+        image_bytes: Mean size of a JPEG, bytes.
+        spread: Standard deviation over the images of the highest probability; compare differences with it.
         seconds: Length of a turn.
-        rounds: Turns of everyone at each number of clients.
-        tolerance: Largest difference that Plurum's answers might have from PyTorch's; its peers compute in FP32.
-        contenders: Who was measured.
-        left_out: Who could not be.
-        turns: All of them.
-        accuracy: On test images, 0 to 1, of the FP32 graphs and of what Plurum serves; empty where nothing was trained.
-        machine: What they were taken on.
-        versions: Of what all share.
+        rounds: Turns of every framework at each number of clients.
+        tolerance: Largest allowed difference between a probability of Plurum and of PyTorch; peers compute in FP32.
+        contenders: Frameworks that were measured.
+        left_out: Frameworks that could not be measured.
+        turns: All turns.
+        accuracy: Accuracy on test images, 0 to 1, of the FP32 graphs and of the repository that Plurum serves; empty if
+            nothing was trained.
+        machine: Machine of the measurement.
+        versions: Versions of the packages that all frameworks share.
     """
 
     members: tuple[str, ...]
@@ -87,9 +88,9 @@ class PeersResult(Metadata):
     seconds: float
     rounds: int
     tolerance: float
-    contenders: tuple[Contender, ...]
-    left_out: tuple[LeftOut, ...]
-    turns: tuple[TurnOf, ...]
+    contenders: tuple[MeasuredPeer, ...]
+    left_out: tuple[LeftOutPeer, ...]
+    turns: tuple[PeerTurn, ...]
     accuracy: dict[str, float]
     machine: dict[str, str | int | float]
     versions: dict[str, str]
@@ -100,39 +101,39 @@ class PeersResult(Metadata):
         return tuple(sorted({turn.clients for turn in self.turns}, reverse=True))
 
     def rates(self, name: str, clients: int) -> list[float]:
-        """Return images per second, a figure a round."""
+        """Return images per second in each round."""
         return [turn.images_per_s for turn in self._turns(name, clients)]
 
     def rate(self, name: str, clients: int) -> float:
-        """Return their median."""
+        """Return the median over rounds of images per second."""
         return statistics.median(self.rates(name, clients))
 
     def latency_ms(self, name: str, clients: int, percentile: float) -> float:
-        """Return a percentile, 0 to 100, over the requests of all rounds."""
+        """Return a percentile (0 to 100) of the latency over the requests of all rounds, ms."""
         return float(
             np.percentile([one for turn in self._turns(name, clients) for one in turn.latencies_ms], percentile)
         )
 
-    def best(self, clients: int) -> Contender:
-        """Return Plurum's form with the most images per second."""
+    def best(self, clients: int) -> MeasuredPeer:
+        """Return the endpoint of Plurum with the most images per second."""
         return max((one for one in self.contenders if one.ours), key=lambda one: self.rate(one.name, clients))
 
-    def _turns(self, name: str, clients: int) -> list[TurnOf]:
+    def _turns(self, name: str, clients: int) -> list[PeerTurn]:
         return [turn for turn in self.turns if (turn.name, turn.clients) == (name, clients)]
 
 
 def csv_from_result(result: PeersResult) -> str:
     """Return a table with a row for each turn."""
-    rows: list[list[object]] = [["name", "clients", "round", "images_per_s", "requests", "p50_ms", "p99_ms"]]
+    rows = []
     for turn in result.turns:
         p50, p99 = np.percentile(turn.latencies_ms, [50, 99])
         figures = (f"{turn.images_per_s:.3f}", len(turn.latencies_ms), f"{p50:.3f}", f"{p99:.3f}")
-        rows.append([turn.name, turn.clients, turn.round, *figures])
-    return csv_from_rows(rows)
+        rows.append((turn.name, turn.clients, turn.round, *figures))
+    return csv_from_rows([("name", "clients", "round", "images_per_s", "requests", "p50_ms", "p99_ms"), *rows])
 
 
 def markdown_from_result(result: PeersResult) -> str:
-    """Return the table of the page, the most images per second first, and a line on who was left out."""
+    """Return the table of the page, the most images per second first, and the frameworks that were left out."""
     most = result.clients[0]
     best = result.best(most)
     heads = [f"images/s, {count} client{'s' * (count > 1)} | p50 ms | p99 ms" for count in result.clients]
@@ -147,12 +148,12 @@ def markdown_from_result(result: PeersResult) -> str:
         title = f"**{one.title}**" if one.ours else one.title
         lines.append(f"| {title} | {' | '.join(cells)} | {ratio:.2f} |")
     state = result.machine
-    precision = f"peers in FP32, Plurum's answers within {result.tolerance:g} of PyTorch's"
+    precision = f"peers in FP32, Plurum's probabilities within {result.tolerance:g} of PyTorch's"
     lines += [
         "",
         f"{', '.join(result.members)} at {result.size} x {result.size}, {precision};",
         f"JPEGs of {result.image_bytes:,} bytes.",
-        f"Medians of {result.rounds} turns of {result.seconds:g} s each, in brackets the lowest and the highest.",
+        f"Medians of {result.rounds} turns of {result.seconds:g} s each; lowest and highest in brackets.",
         f"{state['processor']}, {state['cores']} cores, load average before {state['load_1min']}.",
     ]
     if result.accuracy:

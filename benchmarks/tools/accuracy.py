@@ -16,16 +16,16 @@ _MODEL = "ensemble_pixels"
 
 
 def served_accuracy(url: str, run: Run) -> float:
-    """Return the accuracy of what the server at `url` answers to the run's test images, 0 to 1."""
+    """Return the accuracy on the run's test images of the server at `url`, 0 to 1."""
     table, pixels, classes = run.table(), run.pixels(), run.ensemble().classes
     rows = table.rows("test")
-    right = 0
+    correct = 0
     with InferenceServerClient(url) as client:
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
             labels = _request_labels(client, np.array(pixels[batch]))
-            right += sum(label == classes[table.labels[row]] for label, row in zip(labels, batch, strict=True))
-    return right / len(rows)
+            correct += sum(label == classes[table.labels[row]] for label, row in zip(labels, batch, strict=True))
+    return correct / len(rows)
 
 
 def _request_labels(client: InferenceServerClient, pixels: npt.NDArray[np.uint8]) -> list[str]:

@@ -1,8 +1,8 @@
-"""Clients of an ensemble that ask again as soon as they are answered, or at given moments: rates and latencies.
+"""Clients of an ensemble that keep requests in flight, or send them at given moments: rates and latencies.
 
-All are coroutines of one thread, so that asking takes little from the cores that answer: over gRPC on one connection,
-over HTTP, which takes less still, on one for each request in flight. Requests are prepared before, sent in turn, and
-never cancelled: whatever ends a measurement, those in flight are waited for.
+All clients are coroutines of one thread, so that they take little from the server's cores: over gRPC on one connection,
+over HTTP, which takes even less, on one connection for each request in flight. Requests are prepared before, sent in
+turn, and never cancelled: whatever ends a measurement waits for the requests in flight.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import asyncio
 import itertools
 import json
 import math
-import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import grpc.aio
 import numpy as np
@@ -26,25 +25,33 @@ import numpy.typing as npt
 from tritonclient.grpc import InferResult
 from tritonclient.grpc import service_pb2 as pb
 
-from plurum.benchmarks.tools.requests import decoded
-from plurum.benchmarks.tools.wire import Wires, post
+from plurum.benchmarks.tools.requests import bytes_element, decode_pixels
+from plurum.benchmarks.tools.wire import HttpConnections, post
 from plurum.errors import ServerError
 from plurum.spec import IMAGE, INPUT_PIXELS, ImageSpec, Metadata
 
 __all__ = [
-    "Point",
+    "LoadFigures",
     "Protocol",
-    "answers",
+    "Request",
+    "Timings",
     "closed_loop",
     "mean_of",
+    "member_probabilities",
     "open_loop",
+    "open_sender",
     "pixel_rate",
     "pixel_request",
     "requests_of",
+    "responses",
+    "time_closed_loop",
 ]
 
-Ask = Callable[[], Awaitable[tuple[float, bytes]]]
 Protocol = Literal["gRPC", "HTTP"]
+# A prepared request, or a function that prepares it when it is sent, so that preparing counts as latency.
+Request = bytes | Callable[[], bytes]
+# Sends the next request; returns how long the response took, seconds, and the response.
+Send = Callable[[], Awaitable[tuple[float, bytes]]]
 _T = TypeVar("_T")
 _ANY_SIZE = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 _FIGURES = ("images_per_s", "p50_ms", "p99_ms")
@@ -52,15 +59,15 @@ _FIGURES = ("images_per_s", "p50_ms", "p99_ms")
 _MOST, _TIMEOUT_S = 4096, 100.0
 
 
-class Point(Metadata):
-    """What a load made of a server.
+class LoadFigures(Metadata):
+    """Figures of a server under one load.
 
     Attributes:
-        clients: Requests in flight; 0 where they were sent at given moments.
-        requests: Answered, an image each.
-        images_per_s: Answered.
+        clients: Requests in flight; 0 if they were sent at given moments.
+        requests: Number of responses, one image each.
+        images_per_s: Responses per second.
         p50_ms: Median latency.
-        p99_ms: The latency that 99 % were not above; of less than 100 requests the longest.
+        p99_ms: 99th percentile of the latency; of less than 100 requests the longest.
     """
 
     clients: int
@@ -70,24 +77,35 @@ class Point(Metadata):
     p99_ms: float
 
 
-def mean_of(points: Sequence[Point]) -> Point:
-    """Return the means of turns at the same load, and all their requests."""
-    figures = {name: float(np.mean([getattr(one, name) for one in points])) for name in _FIGURES}
-    return Point(clients=points[0].clients, requests=sum(one.requests for one in points), **figures)
+class Timings(NamedTuple):
+    """Rate and latencies of one measurement.
+
+    Attributes:
+        per_s: Responses per second.
+        latencies_s: Latency of each response, seconds.
+    """
+
+    per_s: float
+    latencies_s: list[float]
+
+
+def mean_of(turns: Sequence[LoadFigures]) -> LoadFigures:
+    """Return the mean figures of turns at the same load, with the number of all their requests."""
+    figures = {name: float(np.mean([getattr(one, name) for one in turns])) for name in _FIGURES}
+    return LoadFigures(clients=turns[0].clients, requests=sum(one.requests for one in turns), **figures)
 
 
 def requests_of(
     images: Sequence[bytes], spec: ImageSpec, model: str, over: Protocol = "gRPC", *, each: int = 1
 ) -> list[bytes]:
-    """Return prepared requests for `each` encoded images in turn, which must divide them.
+    """Return prepared requests that hold `each` encoded images in turn; `each` must divide their number.
 
-    They are sent as they are to `ensemble`, as pixels to any other model.
+    The model `ensemble` receives the images as they are, any other model their pixels.
     """
     groups = [images[start : start + each] for start in range(0, len(images), each)]
     if model != "ensemble":
-        return [pixel_request(model, np.stack([decoded(one, spec) for one in group]), over) for group in groups]
-    # BYTES is a length and the bytes.
-    raw = [b"".join(struct.pack("<I", len(one)) + one for one in group) for group in groups]
+        return [pixel_request(model, np.stack([decode_pixels(one, spec) for one in group]), over) for group in groups]
+    raw = [b"".join(map(bytes_element, group)) for group in groups]
     return [_REQUESTS[over](model, IMAGE, "BYTES", (each, 1), content) for content in raw]
 
 
@@ -96,130 +114,142 @@ def pixel_request(model: str, pixels: npt.NDArray[np.uint8], over: Protocol = "g
     return _REQUESTS[over](model, INPUT_PIXELS, "UINT8", pixels.shape, pixels.tobytes())
 
 
-def answers(url: str, requests: Sequence[bytes]) -> npt.NDArray[np.float32]:
-    """Return what every member says to each request, `[requests, members, classes]`.
+def responses(url: str, requests: Sequence[Request]) -> list[bytes]:
+    """Send each request once, one after the other, and return the responses.
 
     Raises:
-        ServerError: the server refuses, or is away.
+        ServerError: The server refuses a request, or is not reachable.
     """
 
-    async def ask_each(_: threading.Event) -> npt.NDArray[np.float32]:
-        async with _asking(url, requests) as once:
-            responses = [pb.ModelInferResponse.FromString((await once())[1]) for _ in requests]
-        return np.concatenate([InferResult(one).as_numpy("MEMBER_PROBABILITIES") for one in responses])
+    async def send_each(_: threading.Event) -> list[bytes]:
+        async with open_sender(url, requests) as send:
+            return [(await send())[1] for _ in requests]
 
-    with _refusals():
-        return _finished(ask_each)
+    return _run(send_each)
 
 
-def closed_loop(url: str, requests: Sequence[bytes], clients: int, seconds: float) -> Point:
-    """Return what `clients` clients get that ask again as soon as they are answered.
+def member_probabilities(url: str, requests: Sequence[bytes]) -> npt.NDArray[np.float32]:
+    """Return the probabilities of every member for each request over gRPC, `[requests, members, classes]`.
 
-    The rate is the sum of the clients': each one's answers over the time from its first answer, which is not counted,
-    to its last. So it is whole questions that are measured, also where they take long or are answered in batches, and
-    not the end, when some cores have nothing to do any more.
+    Raises:
+        ServerError: The server refuses a request, or is not reachable.
+    """
+    results = [InferResult(pb.ModelInferResponse.FromString(one)) for one in responses(url, requests)]
+    return np.concatenate([one.as_numpy("MEMBER_PROBABILITIES") for one in results])
+
+
+def time_closed_loop(url: str, requests: Sequence[Request], clients: int, seconds: float) -> Timings:
+    """Return the timings of `clients` clients that each send the next request as soon as they have a response.
+
+    The rate is the sum over clients: the responses of a client over the time from its first response, which does not
+    count, to its last. So the rate counts whole requests, also if they take long or are computed in batches. The end,
+    when some cores are idle, does not count.
 
     Args:
         url: HOST:PORT of gRPC, http://HOST:PORT of HTTP.
-        requests: As `requests_of` prepares them for that, an image each, sent in turn.
+        requests: Requests for that protocol, one image each, sent in turn.
         clients: Requests in flight.
-        seconds: No request starts after them, once each client has had its first answer; those in flight are waited
-            for and count.
+        seconds: Time after which no request starts, from when every client has had its first response. Requests in
+            flight are waited for and count.
 
     Raises:
-        ServerError: the server refuses, or is away.
+        ServerError: The server refuses a request, or is not reachable.
     """
 
-    async def ask(stop: threading.Event) -> Point:
-        took, rates = list[float](), list[float]()
+    async def send_all(stop: threading.Event) -> Timings:
+        latencies, rates = list[float](), list[float]()
         waiting, start = clients, math.inf
-        async with _asking(url, requests) as once:
+        async with open_sender(url, requests) as send:
 
-            async def client() -> None:
+            async def run_client() -> None:
                 nonlocal waiting, start
                 try:
-                    await once()
+                    await send()
                 finally:
                     waiting -= 1
                     if not waiting:
                         start = time.perf_counter()
-                began, answered = time.perf_counter(), 0
+                first, count = time.perf_counter(), 0
                 while not stop.is_set() and time.perf_counter() < start + seconds:
-                    took.append((await once())[0])
-                    answered += 1
-                rates.append(answered / (time.perf_counter() - began))
+                    latencies.append((await send())[0])
+                    count += 1
+                rates.append(count / (time.perf_counter() - first))
 
-            await _all(client() for _ in range(clients))
-        return _point(clients, took, sum(rates))
+            await _wait_for_all(run_client() for _ in range(clients))
+        return Timings(sum(rates), latencies)
 
-    with _refusals():
-        return _finished(ask)
+    return _run(send_all)
 
 
-def open_loop(url: str, requests: Sequence[bytes], moments_s: Sequence[float]) -> Point:
-    """Return what strangers get who ask at `moments_s` after the start, answered or not.
+def closed_loop(url: str, requests: Sequence[Request], clients: int, seconds: float) -> LoadFigures:
+    """Return the figures of a closed loop; arguments and errors are those of `time_closed_loop`."""
+    return _figures(clients, time_closed_loop(url, requests, clients, seconds))
+
+
+def open_loop(url: str, requests: Sequence[Request], moments_s: Sequence[float]) -> LoadFigures:
+    """Return the figures of requests that are sent at `moments_s` after the start, without waiting for responses.
 
     Latency counts from the moment at which a request was due.
 
     Raises:
-        ServerError: the server refuses, or is away.
+        ServerError: The server refuses a request, or is not reachable.
     """
 
-    async def ask(stop: threading.Event) -> Point:
-        async with _asking(url, requests) as once:
+    async def send_all(stop: threading.Event) -> Timings:
+        async with open_sender(url, requests) as send:
             start = time.perf_counter()
 
-            async def stranger(moment: float) -> float | None:
+            async def send_at(moment: float) -> float | None:
                 await asyncio.sleep(max(0.0, start + moment - time.perf_counter()))
                 if stop.is_set():
                     return None
-                await once()
+                await send()
                 return time.perf_counter() - start - moment
 
-            latencies = await _all(stranger(moment) for moment in moments_s)
-            told = [one for one in latencies if one is not None]
-            return _point(0, told, len(told) / (time.perf_counter() - start))
+            outcomes = await _wait_for_all(send_at(moment) for moment in moments_s)
+            latencies = [one for one in outcomes if one is not None]
+            return Timings(len(latencies) / (time.perf_counter() - start), latencies)
 
-    with _refusals():
-        return _finished(ask)
+    return _figures(0, _run(send_all))
 
 
 def pixel_rate(url: str, model: str, pixels: npt.NDArray[np.uint8], clients: int, seconds: float) -> float:
-    """Return images per second in a closed loop of requests for the one image `pixels`; see `closed_loop`."""
+    """Return images per second of a closed loop of requests for the one image `pixels`; see `time_closed_loop`."""
     return closed_loop(url, [pixel_request(model, pixels)], clients, seconds).images_per_s
 
 
 @asynccontextmanager
-async def _asking(url: str, requests: Sequence[bytes]) -> AsyncIterator[Ask]:
-    """Give a function that sends the next request; it returns how long its answer took, seconds, and the answer."""
+async def open_sender(url: str, requests: Sequence[Request]) -> AsyncIterator[Send]:
+    """Connect to a server and give a function that sends the next request."""
     prepared = itertools.cycle(requests)
-    async with _posting(url) if url.startswith("http") else _calling(url) as send:
+    async with _connect_http(url) if url.startswith("http") else _connect_grpc(url) as send_bytes:
 
-        async def once() -> tuple[float, bytes]:
-            start = time.perf_counter()
-            answer = await send(next(prepared))
-            return time.perf_counter() - start, answer
+        async def send() -> tuple[float, bytes]:
+            request, start = next(prepared), time.perf_counter()
+            response = await send_bytes(request if isinstance(request, bytes) else request())
+            return time.perf_counter() - start, response
 
-        yield once
+        yield send
 
 
 @asynccontextmanager
-async def _calling(url: str) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
+async def _connect_grpc(url: str) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
     async with grpc.aio.insecure_channel(url, options=_ANY_SIZE) as channel:
-        # Bytes in, bytes out: what this process does is taken from the server's cores.
+        # No (de)serialisation: what this process computes is taken from the server's cores.
         yield channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
 
 
 @asynccontextmanager
-async def _posting(url: str) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
-    async with Wires(url, _MOST) as wires:
+async def _connect_http(url: str) -> AsyncIterator[Callable[[bytes], Awaitable[bytes]]]:
+    async with HttpConnections(url, _MOST) as connections:
 
         async def send(request: bytes) -> bytes:
-            reply = await wires.ask(request, _TIMEOUT_S)
-            if reply.status != HTTPStatus.OK:
-                said = reply.body[:200].decode(errors="replace") if reply.status else "no answer"
-                raise ServerError(f"the server did not answer: {said}")
-            return reply.body
+            response = await connections.send(request, _TIMEOUT_S)
+            if response.status != HTTPStatus.OK:
+                text = response.body[:200].decode(errors="replace")
+                reason = f"HTTP {response.status}: {text}" if response.status else text or "no response"
+                raise ServerError(f"the server did not answer: {reason}")
+            return response.body
 
         yield send
 
@@ -232,9 +262,9 @@ def _grpc_request(model: str, name: str, datatype: str, shape: Sequence[int], co
 
 
 def _http_request(model: str, name: str, datatype: str, shape: Sequence[int], content: bytes) -> bytes:
-    about = {"name": name, "datatype": datatype, "shape": list(shape)}
-    given = about | {"parameters": {"binary_data_size": len(content)}}
-    head = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
+    parameters = {"binary_data_size": len(content)}
+    tensor = {"name": name, "datatype": datatype, "shape": list(shape), "parameters": parameters}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     headers = {"content_type": "application/octet-stream", "inference_header_content_length": len(head)}
     return post(f"/v2/models/{model}/infer", head + content, **headers)
 
@@ -242,8 +272,8 @@ def _http_request(model: str, name: str, datatype: str, shape: Sequence[int], co
 _REQUESTS = {"gRPC": _grpc_request, "HTTP": _http_request}
 
 
-async def _all(coroutines: Any) -> list[Any]:
-    """Await all, also when one of them fails: gathering would leave the others' requests to be cancelled."""
+async def _wait_for_all(coroutines: Any) -> list[Any]:
+    """Await all, also when one of them fails: gather alone would leave the others' requests to be cancelled."""
     outcomes = await asyncio.gather(*coroutines, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
@@ -251,12 +281,12 @@ async def _all(coroutines: Any) -> list[Any]:
     return list(outcomes)
 
 
-def _finished(ask: Callable[[threading.Event], Coroutine[Any, Any, _T]]) -> _T:
-    """Run `ask` to its end; Ctrl-C tells it to start no more requests and waits for those in flight."""
+def _run(main: Callable[[threading.Event], Coroutine[Any, Any, _T]]) -> _T:
+    """Run `main` to its end; Ctrl-C tells it to start no more requests and waits for those in flight."""
     stop = threading.Event()
-    # A thread of its own: in the main one Ctrl-C would cancel what is in flight.
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(lambda: asyncio.run(ask(stop)))
+    # A thread of its own: in the main thread Ctrl-C would cancel the requests in flight.
+    with _grpc_refusals(), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(lambda: asyncio.run(main(stop)))
         try:
             return future.result()
         finally:
@@ -264,22 +294,22 @@ def _finished(ask: Callable[[threading.Event], Coroutine[Any, Any, _T]]) -> _T:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _grpc_refusals() -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
         raise ServerError(f"the server did not answer: {error.details()}") from error
 
 
-def _point(clients: int, latencies_s: Sequence[float], images_per_s: float) -> Point:
-    if not latencies_s:
-        raise ServerError("no request was answered")
+def _figures(clients: int, timings: Timings) -> LoadFigures:
+    if not timings.latencies_s:
+        raise ServerError("the server answered no request")
     # Never a latency below the one that 99 % were not above.
-    p50, p99 = np.percentile(latencies_s, (50, 99), method="higher")
-    return Point(
+    p50, p99 = np.percentile(timings.latencies_s, (50, 99), method="higher")
+    return LoadFigures(
         clients=clients,
-        requests=len(latencies_s),
-        images_per_s=images_per_s,
+        requests=len(timings.latencies_s),
+        images_per_s=timings.per_s,
         p50_ms=1000 * float(p50),
         p99_ms=1000 * float(p99),
     )

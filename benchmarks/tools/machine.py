@@ -1,21 +1,23 @@
-"""What a measurement was taken on."""
+"""The machine and the package versions of a measurement, and what processes take of the machine."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from plurum.serving import find_triton, usable_cores
 
-__all__ = ["machine", "processor_s", "versions"]
+__all__ = ["machine", "memory_bytes", "processor_s", "versions"]
 
 _PACKAGES = ("plurum", "numpy", "onnxruntime", "tritonclient", "timm", "torch")
 
 
 def machine() -> dict[str, str | int | float]:
-    """Return the processor, the cores we may use, the memory in GB and the load of the last minute."""
+    """Return the processor, the number of usable cores, the memory in GB and the load average of the last minute."""
     return {
         "processor": _processor(),
         "cores": usable_cores(),
@@ -25,7 +27,7 @@ def machine() -> dict[str, str | int | float]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of the packages that matter and of where Triton comes from."""
+    """Return the versions of Python and of the packages that figures depend on, and the source of Triton."""
     found = {"python": platform.python_version()}
     found |= {name: importlib.metadata.version(name) for name in _PACKAGES}
     wheel = find_triton().wheel
@@ -36,14 +38,30 @@ def versions() -> dict[str, str]:
 
 
 def processor_s(process: int) -> float:
-    """Return for how long processors have been busy with a process so far, seconds.
+    """Return the processor time that a process has used so far, seconds.
 
     Raises:
-        OSError: it has ended.
+        OSError: The process has exited.
     """
     fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     # utime and stime, proc(5).
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_bytes(roles: Mapping[int, str]) -> dict[str, int]:
+    """Return the proportional set size (PSS) of processes, bytes, summed by role.
+
+    Args:
+        roles: Role of each process, by its id.
+
+    Raises:
+        OSError: One of the processes has exited.
+    """
+    held: dict[str, int] = {}
+    for process, role in roles.items():
+        (kib,) = re.findall(r"^Pss:\s+(\d+)", Path(f"/proc/{process}/smaps_rollup").read_text(), re.MULTILINE)
+        held[role] = held.get(role, 0) + 1024 * int(kib)
+    return held
 
 
 def _processor() -> str:

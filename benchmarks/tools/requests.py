@@ -1,10 +1,11 @@
-"""The images that load is made of: as files or synthetic, decoded, and as perf_analyzer's JSON input data."""
+"""The images that load is made of: from files or synthetic, decoded, and as perf_analyzer's JSON input data."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,23 +15,37 @@ from PIL import Image, ImageFilter
 
 from plurum.client import image_files
 from plurum.errors import ImageError
+from plurum.files import write_bytes
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.spec import IMAGE, INPUT_PIXELS, ImageSpec
 
-__all__ = ["MAX_IMAGES", "decoded", "encoded_from_folder", "input_data", "synthetic_images"]
+__all__ = [
+    "MAX_IMAGES",
+    "bytes_element",
+    "coloured_jpegs",
+    "decode_pixels",
+    "encoded_from_folder",
+    "input_data",
+    "jpeg_from_pixels",
+    "random_pixels",
+    "synthetic_images",
+    "write_images",
+]
 
 # perf_analyzer keeps them all in memory and sends them in turn.
 MAX_IMAGES = 64
 _SYNTHETIC = 16
 
+Pixels = npt.NDArray[np.uint8]
+
 
 def encoded_from_folder(folder: Path) -> list[bytes]:
-    """Return the first `MAX_IMAGES` images below `folder` as they are, encoded.
+    """Return the first `MAX_IMAGES` images below `folder`, encoded as they are.
 
     Raises:
-        DataError: there is none.
-        ImageError: one of them is no image that the server would take.
+        DataError: The folder holds no image.
+        ImageError: The server would refuse one of the images.
     """
     images = []
     for path in image_files([folder])[:MAX_IMAGES]:
@@ -44,44 +59,83 @@ def encoded_from_folder(folder: Path) -> list[bytes]:
     return images
 
 
+def jpeg_from_pixels(pixels: Pixels, quality: int = 90, blur: int = 0) -> bytes:
+    """Return a JPEG of `pixels`, `[height, width]` or `[height, width, 3]`, after a Gaussian blur of `blur` pixels."""
+    image, file = Image.fromarray(pixels), io.BytesIO()
+    if blur:
+        image = image.filter(ImageFilter.GaussianBlur(blur))
+    image.convert("RGB").save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
 def synthetic_images(spec: ImageSpec) -> list[bytes]:
-    """Return JPEGs of blurred noise of the served size: as costly to decode as photographs are, unlike flat colour."""
+    """Return JPEGs of blurred noise in the served size: as costly to decode as photographs, unlike flat colour."""
+    draws = np.random.default_rng(0)
+    shape = (spec.height, spec.width, 3)
+    return [jpeg_from_pixels(draws.integers(0, 256, shape, dtype=np.uint8), blur=2) for _ in range(_SYNTHETIC)]
+
+
+def coloured_jpegs(height: int, width: int, count: int = _SYNTHETIC) -> list[bytes]:
+    """Return JPEGs of blurred noise, as costly to decode as photographs, each in its own range of colours.
+
+    Members with random weights give nearly the same prediction for all noise of the same colours. Equal predictions
+    would then prove little.
+    """
     draws = np.random.default_rng(0)
     images = []
-    for _ in range(_SYNTHETIC):
-        noise = draws.integers(0, 256, (spec.height, spec.width, 3), dtype=np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(noise).filter(ImageFilter.GaussianBlur(2)).save(file, "JPEG", quality=90)
-        images.append(file.getvalue())
+    for _ in range(count):
+        darkest, brightest = np.sort(draws.uniform(0, 255, (2, 3)), axis=0)
+        noise = darkest + (brightest - darkest) * draws.random((height, width, 3))
+        images.append(jpeg_from_pixels(noise.astype(np.uint8), quality=95, blur=1))
     return images
 
 
-def decoded(image: bytes, spec: ImageSpec) -> npt.NDArray[np.uint8]:
-    """Return the pixels that the server would make of an encoded image, `[height, width, 3]`.
+def write_images(folder: Path, images: Sequence[bytes], prefix: str = "") -> tuple[Path, ...]:
+    """Write JPEG files named by `prefix` and their number into `folder`; return their paths."""
+    paths = tuple(folder / f"{prefix}{number}.jpg" for number in range(len(images)))
+    for path, image in zip(paths, images, strict=True):
+        write_bytes(path, image)
+    return paths
+
+
+def random_pixels(height: int, width: int, count: int = 1) -> Pixels:
+    """Return `count` images of noise, uint8 `[count, height, width, 3]`, the same at every call."""
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def decode_pixels(image: bytes, spec: ImageSpec) -> Pixels:
+    """Return the pixels that the server makes of an encoded image, `[height, width, 3]`.
 
     Raises:
-        UnreadableImageError: the server would refuse it.
+        UnreadableImageError: The server would refuse the image.
     """
     return pixels_from_image(
         open_image(image), height=spec.height, width=spec.width, colour=spec.colour, resize=spec.resize
     )
 
 
+def bytes_element(content: bytes) -> bytes:
+    """Return an element of a BYTES tensor as Triton takes it: the length in 4 bytes, little-endian, then the bytes."""
+    return struct.pack("<I", len(content)) + content
+
+
 def input_data(images: Sequence[bytes], spec: ImageSpec, tensor: str) -> str:
-    """Return the text of an input data file for a model that takes `tensor`.
+    """Return the text of perf_analyzer's input data file for a model that takes `tensor`.
 
     Args:
-        images: Encoded.
-        spec: The size and colour of what is served.
-        tensor: `IMAGE` sends them as they are, `PIXELS` as uint8 `[height, width, 3]`.
+        images: Encoded images.
+        spec: Size and colour of the served images.
+        tensor: `IMAGE` sends the images as they are, `PIXELS` as uint8 `[height, width, 3]`.
+
+    Raises:
+        ImageError: The tensor has another name.
     """
     if tensor == IMAGE:
-        # Raw data of Triton's BYTES: each element after its length, four bytes, the least first.
-        raw = [len(image).to_bytes(4, "little") + image for image in images]
+        raw = [bytes_element(image) for image in images]
         entry: dict[str, object] = {"shape": [1]}
     elif tensor == INPUT_PIXELS:
-        raw = [decoded(image, spec).tobytes() for image in images]
+        raw = [decode_pixels(image, spec).tobytes() for image in images]
         entry = {"shape": [spec.height, spec.width, 3]}
     else:
-        raise ImageError(f"a model that takes {tensor!r}; {IMAGE} or {INPUT_PIXELS} can be sent")
+        raise ImageError(f"input of the model: expected {IMAGE} or {INPUT_PIXELS}, got {tensor!r}")
     return json.dumps({"data": [{tensor: {"b64": base64.b64encode(one).decode(), **entry}} for one in raw]})

@@ -1,27 +1,34 @@
-"""Measure several cases in turns, so that what else the machine does hits all of them alike."""
+"""Measure several cases in turns, so that other work on the machine affects all of them alike."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 __all__ = ["Case", "measure"]
 
-# Runs for so many seconds, and returns images per second.
+# Runs for the given number of seconds and returns images per second.
 Case = Callable[[float], float]
 
 
 def measure(
-    cases: dict[str, Case], rounds: int, seconds: float, progress: Callable[[str], None]
+    cases: Mapping[str, Case], rounds: int, seconds: float, progress: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Return each case's images per second in every round, after a turn of warm-up that is not counted."""
+    """Return each case's images per second in every round, after a warm-up that does not count.
+
+    Args:
+        cases: Cases by name.
+        rounds: Number of turns of every case.
+        seconds: Length of a turn.
+        progress: Receives one line before every turn.
+    """
     for name, case in cases.items():
         progress(f"warm-up: {name}")
         case(min(1.0, seconds))
     figures: dict[str, list[float]] = {name: [] for name in cases}
     order = random.Random(0)  # noqa: S311 (an order, not a secret)
     for turn in range(rounds):
-        # Another order each time: what else the machine does must not always hit the same case.
+        # Another order in each round, so that other work on the machine does not always hit the same case.
         for name in order.sample(list(cases), len(cases)):
             progress(f"round {turn + 1} of {rounds}: {name}")
             figures[name].append(cases[name](seconds))

@@ -1,7 +1,7 @@
-"""HTTP as cheaply as Python can ask it: prepared requests over connections that are kept, from one event loop.
+"""An HTTP client that takes as little processor time as possible: prepared requests over connections that are kept.
 
-Of an answer the status, the length and the body are read, and nothing else. Connections are taken that were used last,
-and as many are opened as there are requests under way.
+It runs in one event loop and reads the status, the length and the body of a response, and nothing else. It takes the
+connection that was used last, and opens as many as there are requests in flight.
 """
 
 from __future__ import annotations
@@ -14,62 +14,64 @@ from urllib.parse import urlsplit
 
 from plurum.errors import needs_extra
 
-__all__ = ["Reply", "Wires", "post", "run_wired"]
+__all__ = ["HttpConnections", "HttpResponse", "post", "run_fast_loop"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What came back.
+class HttpResponse:
+    """A response to one request.
 
     Attributes:
-        status: Of HTTP; 0 where the connection broke before an answer, or nothing came in time.
-        body: As it came.
+        status: HTTP status; 0 if the connection broke before a response, or none came in time.
+        body: Body as received; for status 0 what was received before, or the error of the connection.
     """
 
     status: int
     body: bytes
 
 
-class _Wire(asyncio.Protocol):
+class _Connection(asyncio.Protocol):
     """One connection, one request at a time."""
 
     def __init__(self) -> None:
         self.open = True
         self._transport: Any = None
-        self._came = b""
-        self._reply: asyncio.Future[Reply] | None = None
+        self._received = b""
+        self._response: asyncio.Future[HttpResponse] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
 
     def connection_lost(self, _: Exception | None) -> None:
         self.open = False
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_result(Reply(0, self._came))
+        if self._response is not None and not self._response.done():
+            self._response.set_result(HttpResponse(0, self._received))
 
     def data_received(self, data: bytes) -> None:
-        self._came += data
-        head, end, body = self._came.partition(b"\r\n\r\n")
-        if not end or self._reply is None or self._reply.done():
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        if not end or self._response is None or self._response.done():
             return
-        length = head.lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
+        fields = head.lower()
+        length = fields.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
         if len(body) >= int(length or 0):
+            self.open = b"\r\nconnection: close" not in fields
             # "HTTP/1.1 200 …"
-            self._reply.set_result(Reply(int(head[9:12]), body))
-            self._came = b""
+            self._response.set_result(HttpResponse(int(head[9:12]), body))
+            self._received = b""
 
-    async def ask(self, request: bytes, timeout_s: float) -> Reply:
+    async def send(self, request: bytes, timeout_s: float) -> HttpResponse:
         loop = asyncio.get_running_loop()
-        self._reply = loop.create_future()
+        self._response = loop.create_future()
         self._transport.write(request)
         if not self.open:
             self.connection_lost(None)
-        # What asyncio.wait_for does takes longer than all the rest.
+        # asyncio.wait_for would take longer than all the rest.
         clock = loop.call_later(timeout_s, self.connection_lost, None)
         try:
-            return await self._reply
+            return await self._response
         finally:
             clock.cancel()
 
@@ -78,72 +80,71 @@ class _Wire(asyncio.Protocol):
         self._transport.abort()
 
 
-class Wires:
-    """Connections to one place; to be used in an `async with` block.
+class HttpConnections:
+    """Connections to one server, to be used in an `async with` block.
 
     Args:
-        url: With scheme, host and port.
-        most: Connections at once; more requests wait for one.
+        url: URL with scheme, host and port.
+        most: Largest number of open connections; further requests wait for one.
     """
 
     def __init__(self, url: str, most: int) -> None:
         self._host, self._port = str(urlsplit(url).hostname), int(urlsplit(url).port or 80)
-        self._idle: list[_Wire] = []
+        self._idle: list[_Connection] = []
         self._places = asyncio.Semaphore(most)
 
-    async def __aenter__(self) -> Wires:
+    async def __aenter__(self) -> HttpConnections:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for wire in self._idle:
-            wire.close()
+        for connection in self._idle:
+            connection.close()
 
-    async def ask(self, request: bytes, timeout_s: float, *, alone: bool = False) -> Reply:
-        """Send a request, and return its answer.
+    async def send(self, request: bytes, timeout_s: float, *, alone: bool = False) -> HttpResponse:
+        """Send a request and return the response.
 
         Args:
-            request: As it goes over the wire.
-            timeout_s: How long to wait for the answer.
-            alone: Whether it gets a connection of its own, which is closed afterwards.
+            request: Bytes of the request.
+            timeout_s: Longest wait for the response.
+            alone: If True, use a connection of its own and close it afterwards.
         """
         async with self._places:
-            wire = None if alone else self._waiting()
+            connection = None if alone else self._idle_connection()
             try:
-                wire = wire or await self._opened()
-                reply = await wire.ask(request, timeout_s)
-            except OSError:
-                reply = Reply(0, b"")
-            if wire is not None and wire.open and reply.status and not alone:
-                self._idle.append(wire)
-            elif wire is not None:
-                wire.close()
-            return reply
+                connection = connection or await self._connect()
+                response = await connection.send(request, timeout_s)
+            except OSError as error:
+                response = HttpResponse(0, str(error).encode())
+            if connection is not None and connection.open and response.status and not alone:
+                self._idle.append(connection)
+            elif connection is not None:
+                connection.close()
+            return response
 
-    def _waiting(self) -> _Wire | None:
+    def _idle_connection(self) -> _Connection | None:
         while self._idle:
-            wire = self._idle.pop()
-            if wire.open:
-                return wire
+            connection = self._idle.pop()
+            if connection.open:
+                return connection
         return None
 
-    async def _opened(self) -> _Wire:
-        return (await asyncio.get_running_loop().create_connection(_Wire, self._host, self._port))[1]
+    async def _connect(self) -> _Connection:
+        return (await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port))[1]
 
 
 def post(path: str, body: bytes, **headers: object) -> bytes:
-    """Return a POST request as it goes over the wire; underscores in headers' names stand for hyphens."""
+    """Return the bytes of a POST request; underscores in headers' names stand for hyphens."""
     lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "\r\n"]).encode() + body
 
 
-def run_wired(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` on the event loop that costs least.
+def run_fast_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` on uvloop, the event loop that takes the least processor time.
 
     Raises:
-        MissingExtraError: the package for it is not installed.
+        MissingExtraError: uvloop is not installed.
     """
     with needs_extra("gateway", "uvloop"):
         import uvloop
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+    return uvloop.run(main)

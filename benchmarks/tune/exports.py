@@ -1,4 +1,4 @@
-"""The same members in other precisions, each made, checked and refused by export itself."""
+"""The same members in other precisions, as export makes and checks them."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _PRECISIONS = (*dict.fromkeys(one.precision for one in EXECUTIONS["cpu"]), "auto
 def exports_from_run(
     run: Run, own: Artefacts, work: Path, progress: Callable[[str], None]
 ) -> tuple[list[Artefacts], list[str]]:
-    """Return the run's exports that pass export's gate and are not what `own` is, and why others are not there.
+    """Return the run's exports that pass export's gate and differ from `own`, and why others are missing.
 
-    Each has the fused form, and takes as large a request as `own`.
+    Each has the fused form and the same largest batch as `own`.
 
     Args:
-        run: What `own` was exported from.
-        own: What there is already.
-        work: Keeps the exports; a second call makes none again.
-        progress: Told what is being done, a line each.
+        run: Run that `own` was exported from.
+        own: Existing export.
+        work: Folder that keeps the exports; a second call reuses them.
+        progress: Receives one line about each step.
     """
     found: list[Artefacts] = []
     notes = []
     known = [_graphs(own)]
     for precision in _PRECISIONS:
-        wanted = {"precision": precision, "fused": True, "max_batch_size": own.max_batch_size}
+        settings = {"precision": precision, "fused": True, "max_batch_size": own.max_batch_size}
         path = work / f"exported-{precision}"
         progress(f"export in {precision}, checked against PyTorch")
         try:
-            repository_from_run(run, path, ExportSettings.model_validate(wanted))
+            repository_from_run(run, path, ExportSettings.model_validate(settings))
         except (ParityError, MissingExtraError) as error:
             notes.append(f"{precision} was not tried: {error}")
             continue
@@ -50,7 +50,7 @@ def exports_from_run(
 
 
 def _graphs(artefacts: Artefacts) -> dict[str, tuple[str, str, bool]]:
-    """Return what tells exports apart: graphs, and what they are computed by and in."""
+    """Return what distinguishes exports, by model: hash of the graph, backend, and whether it computes in BF16."""
     return {
         model: (sha256, artefacts.backends[model][0], artefacts.rounds(model))
         for model, sha256 in artefacts.hashes.items()

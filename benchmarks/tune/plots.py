@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from plurum.benchmarks.tune.result import Side, Trial, TuneResult
+from plurum.benchmarks.tune.result import Side, TuneResult, TuneTrial
 from plurum.training.canvas import COLOURS, GREY, create_figure, png_from_figure, tidy_axes
 
 if TYPE_CHECKING:
@@ -15,12 +15,12 @@ __all__ = ["plot_from_result"]
 
 _WIDEST = 76
 _SIDES: dict[Side, str] = {"before": "the repository as it was", "after": "the best found"}
-# A dot grows with the turn that it stands for.
+# Area of the dots of the shortest and the longest turns, in points².
 _SMALLEST, _LARGEST = 18, 110
 
 
 def plot_from_result(result: TuneResult) -> bytes:
-    """Return every turn of every variant by stage, and at the end both sides beside each other.
+    """Return a PNG of every turn of every variant by stage, and of both sides of the final comparison.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -51,9 +51,9 @@ def plot_from_result(result: TuneResult) -> bytes:
     return png_from_figure(figure)
 
 
-def _rows(result: TuneResult) -> list[tuple[str, str, list[Trial]]]:
-    """Return stage, variant and its turns; within a stage who went farther stands first."""
-    found: dict[tuple[str, str], list[Trial]] = {}
+def _rows(result: TuneResult) -> list[tuple[str, str, list[TuneTrial]]]:
+    """Return stage, variant and its turns; within a stage, variants with more turns come first."""
+    found: dict[tuple[str, str], list[TuneTrial]] = {}
     for trial in result.trials:
         found.setdefault((trial.stage, str(trial.variant)), []).append(trial)
     order = list(dict.fromkeys(stage for stage, _ in found))
@@ -62,12 +62,14 @@ def _rows(result: TuneResult) -> list[tuple[str, str, list[Trial]]]:
 
 
 def _sides(axes: Axes, result: TuneResult, first: int) -> None:
-    """Draw the turns at the end, and their median."""
-    usual = result.objective.best(result.medians("before")).images_per_s
+    """Draw the turns of the final comparison, and their medians."""
+    reference = result.objective.best(result.medians("before")).images_per_s
     for y, side in enumerate(_SIDES, start=first):
-        rates = [result.objective.best(one.points).images_per_s / usual for one in result.finals if one.side == side]
+        rates = [
+            result.objective.best(one.points).images_per_s / reference for one in result.finals if one.side == side
+        ]
         axes.scatter(rates, [y] * len(rates), 40, color="#1b1b1b", alpha=0.45, linewidths=0)
-        median = result.objective.best(result.medians(side)).images_per_s / usual
+        median = result.objective.best(result.medians(side)).images_per_s / reference
         axes.plot([median] * 2, [y - 0.35, y + 0.35], color="#1b1b1b")
     axes.axvline(1, color=GREY, linewidth=0.8, zorder=0)
     axes.axhline(first - 0.5, color=GREY, linewidth=0.8)

@@ -1,4 +1,4 @@
-"""From a repository and a variant to the repository that serves it so: what tune chose stands in each config.pbtxt."""
+"""Write a repository that serves a variant: each config.pbtxt states what tune has chosen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Artefacts", "read_artefacts", "write_variant"]
 
 _CONFIG = "config.pbtxt"
 _CHAINS = {"ensemble": True, "ensemble_pixels": False}
-# What each backend calls the threads of an instance, and what it computes.
+# Parameter for the threads of an instance, and file name of the graph, by backend.
 _THREADS: dict[Backend, str] = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}
 _FILES: dict[Backend, str] = {"onnxruntime": "model.onnx", "openvino": "model.onnx", "tensorrt": "model.plan"}
 _BF16 = "HINT_BF16"
@@ -36,12 +36,12 @@ class Artefacts:
     """A repository whose graphs can be served in several ways.
 
     Attributes:
-        name: As `Variant.artefacts` states it.
-        path: The repository.
+        name: Name, as in `Variant.artefacts`.
+        path: Folder of the repository.
         ensemble: Metadata of the ensemble.
-        configs: Of its models, by name.
-        hashes: SHA-256 of every graph or plan that is served, by model.
-        backends: What can serve each graph, by model; what serves it now stands first.
+        configs: Configs of the models, by name.
+        hashes: SHA-256 of every served graph or plan, by model.
+        backends: Backends that can serve each graph, by model; the present one comes first.
     """
 
     name: str
@@ -58,16 +58,16 @@ class Artefacts:
 
     @property
     def forms(self) -> tuple[Form, ...]:
-        """What its ensembles can be made of."""
+        """Forms that its ensembles can take."""
         return ("chain", "fused") if FUSED in self.configs and "ensemble_fused" in self.configs else ("chain",)
 
     @property
     def max_batch_size(self) -> int:
-        """What a request may hold."""
+        """Largest number of images in one request."""
         return int(self.configs["ensemble"].max_batch_size)
 
     def rounds(self, model: str) -> bool:
-        """Whether this model's graph is computed in BF16."""
+        """Return True if this model's graph is computed in BF16."""
         return _rounds(self.configs[model])
 
     def graphs(self, form: Form) -> tuple[str, ...]:
@@ -87,12 +87,12 @@ def read_artefacts(name: str, path: Path) -> Artefacts:
     """Read the repository at `path`.
 
     Raises:
-        MetadataError: its `ensemble.json` is broken.
-        RepositoryError: it is none of ours, or lacks a graph or a plan.
+        MetadataError: Its `ensemble.json` is broken.
+        RepositoryError: The folder is not a model repository of Plurum, or lacks a graph or a plan.
     """
     configs = {folder.name: read_config(folder) for folder in model_folders(path)}
     if not (path / "ensemble.json").is_file() or not set(_CHAINS) <= set(configs):
-        raise RepositoryError(f"{path} is no model repository of ours; plurum export RUN writes one")
+        raise RepositoryError(f"{path} is not a model repository; plurum export RUN writes one")
     ensemble = read_ensemble(path / "ensemble.json")
     members = [member.name for member in ensemble.members]
     if missing := [member for member in members if member not in configs]:
@@ -105,14 +105,14 @@ def read_artefacts(name: str, path: Path) -> Artefacts:
 
 
 def _file(version: Path, config: Any) -> Path:
-    """Return what is computed of a model.
+    """Return the graph or plan of a model.
 
     Raises:
-        RepositoryError: tune does not know what serves it, or it is missing.
+        RepositoryError: The file is missing, or tune does not support its backend.
     """
     backend = _backend(config)
     if backend not in _FILES:
-        raise RepositoryError(f"{version.parent} is served by {backend}; tune knows {', '.join(_FILES)}")
+        raise RepositoryError(f"{version.parent}: expected one of the backends {', '.join(_FILES)}, got {backend}")
     file = version / _FILES[backend]
     if not file.is_file():
         how = "build it with plurum export --build-engines" if backend == "tensorrt" else "export the run again"
@@ -127,20 +127,20 @@ def _backend(config: Any) -> Backend:
 def write_variant(artefacts: Artefacts, variant: Variant, folder: Path, *, trial: bool) -> None:
     """Fill the empty `folder` with a repository that serves `artefacts` as `variant` says.
 
-    Models that its form does not ask stay and can be asked themselves, with one instance each; for a trial they are
+    Models that its form does not use stay available by their own names, with one instance each. For a trial they are
     left out, and files are links.
 
     Args:
-        artefacts: The repository that is tuned, or another export of its run.
-        variant: What every `config.pbtxt` will state.
-        folder: Exists.
-        trial: Whether it is for a moment only.
+        artefacts: Repository to tune, or another export of its run.
+        variant: Settings that every `config.pbtxt` will state.
+        folder: Existing, empty folder.
+        trial: If True, the repository serves one trial only.
     """
     for other in artefacts.path.iterdir():
-        # An earlier tuning's evidence is not this one's.
+        # Evidence of an earlier tuning does not belong to this one.
         if other.is_file() and not other.name.startswith("tuning."):
             shutil.copyfile(other, folder / other.name)
-    left_out = _unasked(artefacts, variant.form) if trial else set()
+    left_out = _unused(artefacts, variant.form) if trial else set()
     for name, stated in artefacts.configs.items():
         if name in left_out:
             continue
@@ -158,9 +158,9 @@ def write_variant(artefacts: Artefacts, variant: Variant, folder: Path, *, trial
 
 
 def _correct_manifest(folder: Path, variant: Variant) -> None:
-    """Let the manifest say what serves each graph now, and list the configs as they are.
+    """Record the backend of each graph in the manifest, and the hashes of the new configs.
 
-    All else stays listed as it was exported: what was changed since then is no better for having been copied.
+    Other files keep the hashes of the export, so that later changes to them are still found.
     """
     manifest = read_manifest(folder)
     artefacts = tuple(
@@ -174,8 +174,8 @@ def _correct_manifest(folder: Path, variant: Variant) -> None:
     write_metadata(folder / MANIFEST, manifest.model_copy(update={"artefacts": artefacts, "files": files}))
 
 
-def _unasked(artefacts: Artefacts, form: Form) -> set[str]:
-    """Return the models that neither `ensemble` nor `ensemble_pixels` asks in this form."""
+def _unused(artefacts: Artefacts, form: Form) -> set[str]:
+    """Return the models that neither `ensemble` nor `ensemble_pixels` uses in this form."""
     return {"ensemble_fused", FUSED, LABELS} if form == "chain" else {*artefacts.members, "voter"}
 
 
@@ -195,7 +195,7 @@ def _tuned(name: str, config: Any, artefacts: Artefacts, variant: Variant) -> An
         _state(config, variant.graphs[name])
         _state_batching(config, variant.batching)
     elif name in artefacts.hashes:
-        # Nobody asks it through an ensemble: as little memory as can be.
+        # No ensemble uses it: one instance takes the least memory.
         _state(config, Placement(backend=_backend(config), instances=1, threads=_all_threads(variant)))
     elif name == "preprocess":
         _state_batching(config, variant.batching)
@@ -238,9 +238,9 @@ def _state_batching(config: Any, batching: Batching) -> None:
 
 
 def _backends(config: Any, graph: Path) -> tuple[Backend, ...]:
-    """Return what can serve a graph, what serves it now first; a plan is TensorRT's alone.
+    """Return the backends that can serve a graph, the present one first; only TensorRT serves a plan.
 
-    FP32 graphs are the same to both. INT8 graphs are made for one of them, and only OpenVINO computes in BF16.
+    Both serve FP32 graphs. INT8 graphs are for one of them, and only OpenVINO computes in BF16.
     """
     import onnx
 

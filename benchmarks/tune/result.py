@@ -1,4 +1,4 @@
-"""What a tuning was for, what it measured and what it chose, as `tuning.json` and `tuning.csv` state it."""
+"""The objective, the measurements and the choice of a tuning, as in `tuning.json` and `tuning.csv`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from plurum.benchmarks.tools.load import Point
+from plurum.benchmarks.tools.load import LoadFigures
 from plurum.benchmarks.tune.variant import Variant
 from plurum.files import csv_from_rows
 from plurum.spec import Metadata
 
-__all__ = ["Final", "Gain", "Objective", "Side", "Trial", "TuneResult", "csv_from_result", "gain_of", "medians_of"]
+__all__ = ["Final", "Gain", "Objective", "Side", "TuneResult", "TuneTrial", "csv_from_result", "gain_of", "medians_of"]
 
 Side = Literal["before", "after"]
 
 
 class Objective(Metadata):
-    """What is best: most images a second, of what keeps the latency.
+    """Objective of a tuning: the most images per second within a latency limit.
 
     Attributes:
-        model: Who is asked: `ensemble` takes encoded images, `ensemble_pixels` decoded ones.
+        model: Model that receives requests: `ensemble` takes encoded images, `ensemble_pixels` decoded ones.
         clients: Loads, in requests in flight; the best of them counts.
-        latency_ms: What 99 % of the answers must not take longer than; None where only throughput counts.
+        latency_ms: Limit on the 99th percentile of the latency, ms; None if only throughput counts.
     """
 
     model: Literal["ensemble", "ensemble_pixels"]
@@ -36,69 +36,69 @@ class Objective(Metadata):
         limit = "" if self.latency_ms is None else f" with p99 <= {self.latency_ms:g} ms"
         return f"most images/s of {self.model}{limit} at {' or '.join(map(str, self.clients))} in flight"
 
-    def best(self, points: Sequence[Point]) -> Point:
-        """Return the load that fits best: most images a second within the limit, else the one nearest to it."""
+    def best(self, points: Sequence[LoadFigures]) -> LoadFigures:
+        """Return the best load: the most images per second within the limit, else the lowest 99th percentile."""
         counted = [one for one in points if one.clients in self.clients]
         within = [one for one in counted if self.latency_ms is None or one.p99_ms <= self.latency_ms]
         if within:
             return max(within, key=lambda one: one.images_per_s)
         return min(counted, key=lambda one: one.p99_ms)
 
-    def merit(self, points: Sequence[Point]) -> float:
-        """Return how good it is, the more the better; below 0 where no load keeps the latency."""
+    def merit(self, points: Sequence[LoadFigures]) -> float:
+        """Return a score, higher is better; below 0 if no load keeps the latency limit."""
         best = self.best(points)
         if self.latency_ms is None or best.p99_ms <= self.latency_ms:
             return best.images_per_s
         return -best.p99_ms
 
 
-class Trial(Metadata):
-    """One variant's turn.
+class TuneTrial(Metadata):
+    """One turn of a variant.
 
     Attributes:
-        stage: What was chosen among.
-        turn: Of the stage, from 1; fewer variants get a longer one each time.
-        seconds: Length, for each load, in two halves.
-        variant: Who.
-        points: By load, means of both halves; empty where it failed.
-        beside: What the repository as it was answered just before and just after, likewise.
-        error: Why it was discarded; empty where it was not.
+        stage: Stage of the search.
+        turn: Number of the turn in its stage, from 1; each turn has fewer variants and is longer.
+        seconds: Length of the turn for each load, in two halves.
+        variant: Variant that was measured.
+        points: Mean figures of both halves by load; empty if the variant failed.
+        beside: Mean figures of the original repository just before and just after, by load.
+        error: Reason why the variant was discarded; empty if it was not.
     """
 
     stage: str
     turn: int
     seconds: float
     variant: Variant
-    points: tuple[Point, ...] = ()
-    beside: tuple[Point, ...] = ()
+    points: tuple[LoadFigures, ...] = ()
+    beside: tuple[LoadFigures, ...] = ()
     error: str = ""
 
     def ratio(self, objective: Objective) -> float:
-        """Return its images per second over what the repository as it was answers at most in the same minute."""
+        """Return its images per second over the best of the original repository in the same minute."""
         return objective.best(self.points).images_per_s / max(one.images_per_s for one in self.beside)
 
     def merit(self, objective: Objective) -> float:
-        """Return how good it is, the more the better; below 0 where no load keeps the latency."""
+        """Return a score, higher is better; below 0 if no load keeps the latency limit."""
         merit = objective.merit(self.points)
-        # What else the machine does hits both alike.
+        # A ratio, as other work on the machine affects both alike.
         return merit if merit < 0 else self.ratio(objective)
 
 
 class Final(Metadata):
-    """One turn of the comparison at the end, of two servers that run at once and are asked by turns."""
+    """One turn of the final comparison, of two servers that run at once and receive requests in turn."""
 
     side: Side
     turn: int
-    points: tuple[Point, ...]
+    points: tuple[LoadFigures, ...]
 
 
 class Gain(Metadata):
-    """How many times as many images a second `after` answers as `before`: the mean over turns, each with its pair.
+    """Ratio of the images per second of `after` to those of `before`, over pairs of turns.
 
     Attributes:
         ratio: Geometric mean.
-        low: Of the 95% interval, by Student's t of the logarithms; None of a single turn.
-        high: Likewise.
+        low: Lower end of the 95 % interval, by Student's t of the logarithms; None for a single turn.
+        high: Upper end of the 95 % interval; None for a single turn.
     """
 
     ratio: float
@@ -113,22 +113,22 @@ class Gain(Metadata):
 
 
 class TuneResult(Metadata):
-    """All of a tuning.
+    """Result of a tuning.
 
     Attributes:
-        version: Of this format.
-        repository: Which, as named.
-        objective: What was best.
-        images: What was sent, in words.
-        machine: Where everything ran.
-        versions: Of what was involved.
+        version: Version of this format.
+        repository: Repository, as the user named it.
+        objective: Objective of the tuning.
+        images: Images that were sent, in words.
+        machine: Machine of the measurement.
+        versions: Package versions of the measurement.
         notes: What was not tried, and why.
-        trials: In the order in which they were taken.
-        best: What the search ended with.
-        finals: `before` is the repository as it was, `after` is `best`.
-        gain: Of `after` over `before`.
-        chosen: What is written: `best`, or None where it was no better than the repository as it was.
-        reason: Why, in a line.
+        trials: Trials in the order in which they were taken.
+        best: Best variant of the search.
+        finals: Turns of the final comparison: `before` is the original repository, `after` is `best`.
+        gain: Ratio of `after` to `before`.
+        chosen: Variant that was written: `best`, or None for the original if `best` is not clearly better.
+        reason: Reason for the choice, in one line.
     """
 
     version: Literal[1] = 1
@@ -138,20 +138,20 @@ class TuneResult(Metadata):
     machine: dict[str, str | int | float]
     versions: dict[str, str]
     notes: tuple[str, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[TuneTrial, ...]
     best: Variant
     finals: tuple[Final, ...]
     gain: Gain
     chosen: Variant | None
     reason: str
 
-    def medians(self, side: Side) -> list[Point]:
-        """Return the medians over turns, a point for each load."""
+    def medians(self, side: Side) -> list[LoadFigures]:
+        """Return the median figures over turns, by load."""
         return medians_of(self.finals, side)
 
 
-def medians_of(finals: Sequence[Final], side: Side) -> list[Point]:
-    """Return the medians over the turns of one side, a point for each load."""
+def medians_of(finals: Sequence[Final], side: Side) -> list[LoadFigures]:
+    """Return the median figures over the turns of one side, by load."""
     turns = [final.points for final in finals if final.side == side]
     found = []
     for points in zip(*turns, strict=True):
@@ -160,12 +160,12 @@ def medians_of(finals: Sequence[Final], side: Side) -> list[Point]:
             for name in ("images_per_s", "p50_ms", "p99_ms")
         }
         requests = sum(one.requests for one in points)
-        found.append(Point(clients=points[0].clients, requests=requests, **figures))
+        found.append(LoadFigures(clients=points[0].clients, requests=requests, **figures))
     return found
 
 
 def gain_of(finals: Sequence[Final], objective: Objective) -> Gain:
-    """Return how many times as many images a second `after` answers as `before`, turn by turn."""
+    """Return the ratio of the images per second of `after` to those of `before`, over pairs of turns."""
     rates: dict[Side, dict[int, float]] = {"before": {}, "after": {}}
     for one in finals:
         rates[one.side][one.turn] = objective.best(one.points).images_per_s
@@ -180,20 +180,20 @@ def gain_of(finals: Sequence[Final], objective: Objective) -> Gain:
 
 
 def csv_from_result(result: TuneResult) -> str:
-    """Return every measurement as CSV, a row for each turn and load."""
-    figures = [name for name in Point.model_fields if name != "clients"]
-    rows: list[list[object]] = [["stage", "turn", "variant", "clients", *figures, "error"]]
+    """Return every measurement as CSV, one row for each turn and load."""
+    figures = [name for name in LoadFigures.model_fields if name != "clients"]
     sides = {"before": "the repository as it was", "after": str(result.best)}
-    measured = []
+    turns: list[tuple[str, int, str, Sequence[LoadFigures], str]] = []
     for one in result.trials:
-        measured.append((one.stage, one.turn, str(one.variant), one.points, one.error))
+        turns.append((one.stage, one.turn, str(one.variant), one.points, one.error))
         if one.beside:
-            measured.append((one.stage, one.turn, f"beside it: {sides['before']}", one.beside, ""))
-    measured += [("at the end", one.turn, f"{one.side}: {sides[one.side]}", one.points, "") for one in result.finals]
-    for stage, turn, variant, points, error in measured:
-        for point in points:
-            values = (f"{getattr(point, name):.6g}" for name in figures)
-            rows.append([stage, turn, variant, point.clients, *values, error])
-        if not points:
+            turns.append((one.stage, one.turn, f"beside it: {sides['before']}", one.beside, ""))
+    turns += [("at the end", one.turn, f"{one.side}: {sides[one.side]}", one.points, "") for one in result.finals]
+    rows: list[list[object]] = []
+    for stage, turn, variant, loads, error in turns:
+        for load in loads:
+            measured = (f"{getattr(load, name):.6g}" for name in figures)
+            rows.append([stage, turn, variant, load.clients, *measured, error])
+        if not loads:
             rows.append([stage, turn, variant, "", *("" for _ in figures), error])
-    return csv_from_rows(rows)
+    return csv_from_rows([["stage", "turn", "variant", "clients", *figures, "error"], *rows])

@@ -1,7 +1,7 @@
 """Successive halving over variants of a served ensemble, each measured as a whole and under load.
 
-The repository as it was is served all the time and asked just before and just after each variant: what counts is the
-ratio, as the rest of the machine is seldom as quiet for one variant as for the next.
+The original repository is served all the time and measured just before and just after each variant. The ratio counts,
+as other work on the machine differs from one variant to the next.
 """
 
 from __future__ import annotations
@@ -19,47 +19,48 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from plurum.benchmarks.tools.load import Point, answers, closed_loop, mean_of, requests_of
+from plurum.benchmarks.tools.load import LoadFigures, closed_loop, mean_of, member_probabilities, requests_of
+from plurum.benchmarks.tools.servers import server_of
 from plurum.benchmarks.tune.repository import Artefacts, write_variant
-from plurum.benchmarks.tune.result import Final, Objective, Side, Trial
+from plurum.benchmarks.tune.result import Final, Objective, Side, TuneTrial
 from plurum.benchmarks.tune.variant import AS_IS, Form, Variant
 from plurum.errors import ServerError
 from plurum.files import write_text
-from plurum.serving import Server, ServerSettings
+from plurum.serving import Server
 from plurum.spec import Metadata
 
-__all__ = ["WORTH", "Journal", "Search", "preferable", "served"]
+__all__ = ["WORTH", "Search", "TuneJournal", "is_preferable"]
 
 _log = logging.getLogger(__name__)
 
-# What is better by less stays as it is: turns of a few seconds scatter by more.
+# A smaller ratio is no reason to change: turns of a few seconds scatter by more.
 WORTH = 1.02
-# As good, and its 99th percentile is lower by this: few requests of a turn have a say in that.
+# For equal rates, the 99th percentile must be lower by this factor: few requests of a turn determine it.
 _SOONER = 1.1
-# Of a probability: as far as an FP32 graph may be from PyTorch.
+# Of a probability: what FP32 graphs may differ from PyTorch.
 _TOLERANCE = 1e-4
-# Memory for every size of batch is got in it.
+# Servers allocate memory for every size of batch in it.
 _WARM_UP_S = 2.0
-# One of so many goes on.
+# One in so many variants goes to the next turn.
 _KEPT = 3
 
 
-def preferable(gain: float, p99_ms: float, before_p99_ms: float) -> bool:
-    """Whether so many times as many images a second, with this 99th percentile, are clearly better than before."""
+def is_preferable(gain: float, p99_ms: float, before_p99_ms: float) -> bool:
+    """Return True if this ratio of images per second, with this 99th percentile, is clearly better than before."""
     return gain > WORTH or (gain * WORTH >= 1 and p99_ms * _SOONER < before_p99_ms)
 
 
 class _Page(Metadata):
     key: str
-    trials: tuple[Trial, ...]
+    trials: tuple[TuneTrial, ...]
 
 
-class Journal:
-    """The trials of a tuning so far, in a file, so that the same tuning goes on where it was interrupted."""
+class TuneJournal:
+    """The trials of a tuning so far, in a file, so that an interrupted tuning resumes."""
 
     def __init__(self, file: Path, key: str) -> None:
         self._file, self._key = file, key
-        self.trials: list[Trial] = []
+        self.trials: list[TuneTrial] = []
         try:
             page = _Page.model_validate_json(file.read_bytes())
         except (OSError, ValidationError):
@@ -67,28 +68,28 @@ class Journal:
         if page.key == key:
             self.trials = list(page.trials)
 
-    def find(self, stage: str, turn: int, seconds: float, variant: Variant) -> Trial | None:
-        """Return that trial if it was taken."""
-        wanted = (stage, turn, seconds, variant)
-        return next((one for one in self.trials if (one.stage, one.turn, one.seconds, one.variant) == wanted), None)
+    def find(self, stage: str, turn: int, seconds: float, variant: Variant) -> TuneTrial | None:
+        """Return that trial, or None if it was not taken."""
+        key = (stage, turn, seconds, variant)
+        return next((one for one in self.trials if (one.stage, one.turn, one.seconds, one.variant) == key), None)
 
-    def add(self, trial: Trial) -> None:
-        """Take it down, on disk too."""
+    def add(self, trial: TuneTrial) -> None:
+        """Add a trial, also on disk."""
         self.trials.append(trial)
         write_text(self._file, _Page(key=self._key, trials=tuple(self.trials)).model_dump_json())
 
 
 class Search:
-    """Chooses among variants.
+    """Search for the best variant, to be used in a `with` block.
 
     Args:
-        artefacts: By name.
-        objective: What is best.
-        images: Encoded, sent in turn.
+        artefacts: Exports by name.
+        objective: Objective of the tuning.
+        images: Encoded images, sent in turn.
         seconds: Length of the first turn of a stage.
-        journal: Where trials are taken down.
-        folder: A place for one repository of links.
-        progress: Told what is being done, a line each.
+        journal: Journal of all trials.
+        folder: Folder for one repository of links.
+        progress: Receives one line about each step.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Search:
         objective: Objective,
         images: Sequence[bytes],
         seconds: float,
-        journal: Journal,
+        journal: TuneJournal,
         folder: Path,
         progress: Callable[[str], None],
     ) -> None:
@@ -117,22 +118,21 @@ class Search:
     def best(self, stage: str, variants: Sequence[Variant], holder: Variant | None = None) -> Variant:
         """Return the best of `variants`, or the holder where none is clearly better.
 
-        Everyone gets a short turn, the best third one twice as long, until one is left. The holder takes part in every
-        turn. Who answers as many images a second is better if it answers sooner.
+        All variants get a short turn, the best third one twice as long, until one is left. The holder takes part in
+        every turn. Of variants with equal rates, the one with the lower latency is better.
 
         Raises:
-            ServerError: none can be served.
+            ServerError: None of the variants can be served.
         """
         left, turn, seconds = list(variants), 1, self._seconds
-        # An order, not a secret.
-        order = random.Random(stage)  # noqa: S311
+        order = random.Random(stage)  # noqa: S311 (an order, not a secret)
         while left and (holder is not None or len(left) > 1):
             field = [*left, *([holder] if holder is not None else [])]
             trials = [self._trial(stage, turn, seconds, one) for one in order.sample(field, len(field))]
             held = next((one for one in trials if one.variant == holder and not one.error), None)
             good = self._ranked([one for one in trials if not one.error], held)
             if not good:
-                raise ServerError(f"none of {len(field)} ways to serve it works; the first says: {trials[0].error}")
+                raise ServerError(f"none of {len(field)} variants works; the first: {trials[0].error}")
             rivals = [one for one in good if one.variant != holder]
             if holder is not None and len(rivals) <= 1:
                 return rivals[0].variant if rivals and self._beats(rivals[0], held) else holder
@@ -140,33 +140,33 @@ class Search:
             turn, seconds = turn + 1, 2 * seconds
         return left[0] if left or holder is None else holder
 
-    def _ranked(self, trials: Sequence[Trial], held: Trial | None) -> list[Trial]:
-        """Return them from the best on: who beats the holder first; of those that are as good, who answers soonest."""
+    def _ranked(self, trials: Sequence[TuneTrial], held: TuneTrial | None) -> list[TuneTrial]:
+        """Return trials from the best: those that beat the holder first; of equal rates, the lowest latency first."""
         ranked = sorted(trials, key=self._merit, reverse=True)
         near = [one for one in ranked if 0 < self._merit(ranked[0]) <= WORTH * self._merit(one)]
         ranked = [*sorted(near, key=self._p99_ms), *ranked[len(near) :]]
         return ranked if held is None else sorted(ranked, key=lambda one: not self._beats(one, held))
 
-    def _beats(self, rival: Trial, held: Trial | None) -> bool:
+    def _beats(self, rival: TuneTrial, held: TuneTrial | None) -> bool:
         if held is None:
             return True
         gain, before = self._merit(rival), self._merit(held)
         if min(gain, before) <= 0:
             return gain > before + (WORTH - 1) * abs(before)
-        return preferable(gain / before, self._p99_ms(rival), self._p99_ms(held))
+        return is_preferable(gain / before, self._p99_ms(rival), self._p99_ms(held))
 
-    def _p99_ms(self, trial: Trial) -> float:
+    def _p99_ms(self, trial: TuneTrial) -> float:
         return self._objective.best(trial.points).p99_ms
 
-    def _merit(self, trial: Trial) -> float:
+    def _merit(self, trial: TuneTrial) -> float:
         return trial.merit(self._objective)
 
-    def _trial(self, stage: str, turn: int, seconds: float, variant: Variant) -> Trial:
+    def _trial(self, stage: str, turn: int, seconds: float, variant: Variant) -> TuneTrial:
         if (before := self._journal.find(stage, turn, seconds, variant)) is not None:
             return before
         self._progress(f"{stage}, turn {turn}: {variant}")
-        trial = Trial(stage=stage, turn=turn, seconds=seconds, variant=variant)
-        # Twice: a server that dies once need not be the variant's fault.
+        trial = TuneTrial(stage=stage, turn=turn, seconds=seconds, variant=variant)
+        # Twice: one crash of a server need not be due to the variant.
         for _ in range(2):
             try:
                 found = self._measured(variant, seconds)
@@ -179,88 +179,83 @@ class Search:
         return trial
 
     def _measured(self, variant: Variant, seconds: float) -> dict[str, Any]:
-        """Return what a trial has found out."""
+        """Return the fields of a trial that a measurement fills."""
         artefacts = self._artefacts[variant.artefacts]
-        before, reference = self._yardstick(), self._reference(artefacts, variant.form)
+        before, reference = self._original(), self._reference(artefacts, variant.form)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         write_variant(artefacts, variant, self._folder, trial=True)
-        with served(self._folder) as server:
-            found = self._answers(server, self._objective.model)
+        with server_of(self._folder) as server:
+            found = self._probabilities(server, self._objective.model)
             difference = float(np.abs(found - reference).max())
-            # Also where a NaN came out.
+            # True for NaN, too.
             if not difference <= _TOLERANCE:
-                return {"error": f"answers otherwise than its artefacts as exported: by {difference:.1e}"}
-            # In this order what changes steadily in between hits both alike.
+                return {"error": f"predictions differ from those of the export by {difference:.1e}"}
+            # In this order a steady change of the machine affects both alike.
             first, *halves, last = (
                 self._loads(one, self._objective.clients, seconds / 2) for one in (before, server, server, before)
             )
         return {"points": _means(halves), "beside": _means([first, last])}
 
-    def _yardstick(self) -> Server:
-        """Return the server of the repository as it was, started anew where it is away."""
+    def _original(self) -> Server:
+        """Return the server of the original repository, started again if it has failed."""
         if self._before is not None:
             try:
                 self._before.check()
             except ServerError as error:
-                _log.debug("started anew: %s", error)
+                _log.debug("started again: %s", error)
                 self._before.stop()
             else:
                 return self._before
         self._before = None
-        server = served(self._artefacts[AS_IS].path)
+        server = server_of(self._artefacts[AS_IS].path)
         self._before = server.__enter__()
         return server
 
     def _reference(self, artefacts: Artefacts, form: Form) -> npt.NDArray[np.float32]:
-        """Return what they answer as they were exported; export has checked chain and fused graph each on its own."""
-        asked = (artefacts.name, form)
-        if asked not in self._references:
+        """Return the probabilities of the export as written; export has checked chain and fused graph separately."""
+        key = (artefacts.name, form)
+        if key not in self._references:
             with ExitStack() as stack:
                 own = artefacts.name == AS_IS
-                server = self._yardstick() if own else stack.enter_context(served(artefacts.path))
+                server = self._original() if own else stack.enter_context(server_of(artefacts.path))
                 model = "ensemble_fused" if form == "fused" else self._objective.model
-                self._references[asked] = self._answers(server, model)
-        return self._references[asked]
+                self._references[key] = self._probabilities(server, model)
+        return self._references[key]
 
-    def _answers(self, server: Server, model: str) -> npt.NDArray[np.float32]:
-        return answers(server.urls.grpc, self._requests(model))
+    def _probabilities(self, server: Server, model: str) -> npt.NDArray[np.float32]:
+        return member_probabilities(server.urls.grpc, self._requests(model))
 
     def _requests(self, model: str) -> list[bytes]:
-        """Return the images as this model takes them, prepared once."""
+        """Return the requests for this model, prepared once."""
         if model not in self._prepared:
             spec = self._artefacts[AS_IS].ensemble.image
             self._prepared[model] = requests_of(self._images, spec, model)
         return self._prepared[model]
 
     def final(self, after: Path, turns: int, seconds: float) -> list[Final]:
-        """Measure a repository and the one that it was made from: both are served, and asked by turns.
+        """Measure a repository and the original in turn, with both served at once.
 
-        Besides the objective's loads a single client is measured.
+        Besides the loads of the objective, a single client is measured.
         """
         clients = sorted({1, *self._objective.clients})
         finals = []
         order = random.Random(0)  # noqa: S311 (an order, not a secret)
         self._progress("at the end: starting the servers of before and after")
-        with served(after) as second:
-            servers: dict[Side, Server] = {"before": self._yardstick(), "after": second}
+        with server_of(after) as second:
+            servers: dict[Side, Server] = {"before": self._original(), "after": second}
             for turn in range(1, turns + 1):
                 for side in order.sample(list(servers), len(servers)):
                     self._progress(f"at the end, turn {turn} of {turns}: {side}")
                     finals.append(Final(side=side, turn=turn, points=self._loads(servers[side], clients, seconds)))
         return finals
 
-    def _loads(self, server: Server, clients: Sequence[int], seconds: float) -> tuple[Point, ...]:
-        """Return what a server makes of each load, after a warm-up with the heaviest that is not counted."""
+    def _loads(self, server: Server, clients: Sequence[int], seconds: float) -> tuple[LoadFigures, ...]:
+        """Return the figures of a server under each load, after a warm-up with the heaviest that does not count."""
         url, requests = server.urls.grpc, self._requests(self._objective.model)
         closed_loop(url, requests, max(clients), min(_WARM_UP_S, seconds))
         return tuple(closed_loop(url, requests, one, seconds) for one in clients)
 
 
-def _means(turns: Sequence[Sequence[Point]]) -> tuple[Point, ...]:
+def _means(turns: Sequence[Sequence[LoadFigures]]) -> tuple[LoadFigures, ...]:
     return tuple(mean_of(points) for points in zip(*turns, strict=True))
-
-
-def served(repository: Path) -> Server:
-    """Return a server for `repository` on free ports, to be used in a `with` block."""
-    return Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0))

@@ -1,4 +1,4 @@
-"""From a repository to the same one, served as fast as this machine can: what `plurum tune` does."""
+"""Find the fastest way to serve a repository on this machine, as `plurum tune` does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plurum.benchmarks.tune.exports import exports_from_run
 from plurum.benchmarks.tune.plots import plot_from_result
 from plurum.benchmarks.tune.repository import Artefacts, read_artefacts, write_variant
 from plurum.benchmarks.tune.result import Final, Gain, Objective, TuneResult, csv_from_result, gain_of, medians_of
-from plurum.benchmarks.tune.search import WORTH, Journal, Search, preferable
+from plurum.benchmarks.tune.search import WORTH, Search, TuneJournal, is_preferable
 from plurum.benchmarks.tune.space import batchings, forms, members, precisions
 from plurum.benchmarks.tune.variant import AS_IS, Backend, Variant
 from plurum.errors import MetadataError, SettingsError
@@ -41,31 +41,31 @@ def tune(
     settings: TuneSettings,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TuneResult:
-    """Find the fastest way to serve `repository` on this machine, and put a repository served so at `out`.
+    """Find the fastest way to serve `repository` on this machine, and write a repository served so to `out`.
 
-    What was measured is kept beside `out` until it is done, so that the same call goes on where one was interrupted.
+    Measurements are kept beside `out` until the tuning is complete, so that the same call resumes an interrupted one.
 
     Args:
-        repository: As export writes it; for a GPU, with the plans that `--build-engines` adds.
-        out: A new or empty folder, or a repository of ours; written whole or not at all.
-        run: What `repository` was exported from, to try other precisions; None tries what lies in it.
+        repository: Repository as export writes it; for a GPU, with the plans that `--build-engines` adds.
+        out: New or empty folder, or a repository of Plurum; it is written atomically.
+        run: Run that `repository` was exported from, to try other precisions; None tries only the existing one.
         settings: Objective and effort.
-        progress: Told what is being done, a line each.
+        progress: Receives one line about each step.
 
     Raises:
-        MetadataError: the run is another ensemble's.
-        OutputError: `out` holds something else or can't be written to.
-        RepositoryError: it is no repository that can be tuned.
-        ServerError: it can't be served.
-        SettingsError: `out` is `repository` itself, or a run is given of which a GPU knows one precision only.
+        MetadataError: The run belongs to another ensemble.
+        OutputError: `out` holds something else or is not writable.
+        RepositoryError: The repository cannot be tuned.
+        ServerError: The repository cannot be served.
+        SettingsError: `out` is `repository` itself, or a run is given for a repository that targets a GPU.
     """
-    _claim(out, repository)
+    _check_output(out, repository)
     own = read_artefacts(AS_IS, repository)
     if run is not None and run.ensemble() != own.ensemble:
         raise MetadataError(f"{repository} was not exported from {run.path} as it is now: their ensembles differ")
     if run is not None and _on_gpu(own):
         raise SettingsError(f"{repository} is for a GPU, which has no other precisions to try; leave out --run")
-    # Before the load that we make ourselves.
+    # Before the load of this measurement.
     state = machine()
     objective = _objective(settings, usable_cores())
     encoded = (
@@ -74,20 +74,20 @@ def tune(
     work = out.parent / f".{out.name}.tuning"
     others, notes = exports_from_run(run, own, work, progress) if run is not None else ([], [])
     notes += _untried(own)
-    everything = {one.name: one for one in (own, *others)}
-    key = _key(settings, objective, [one.fingerprint() for one in everything.values()], encoded)
-    journal = Journal(work / "journal.json", key)
+    exports = {one.name: one for one in (own, *others)}
+    key = _key(settings, objective, [one.fingerprint() for one in exports.values()], encoded)
+    journal = TuneJournal(work / "journal.json", key)
     with (
-        Search(everything, objective, encoded, settings.seconds, journal, work / "served", progress) as search,
+        Search(exports, objective, encoded, settings.seconds, journal, work / "served", progress) as search,
         atomic_folder(out) as hidden,
     ):
-        best = _searched(search, everything, usable_cores(), _backends())
-        write_variant(everything[best.artefacts], best, hidden, trial=False)
+        best = _search(search, exports, usable_cores(), _backends())
+        write_variant(exports[best.artefacts], best, hidden, trial=False)
         finals = search.final(hidden, settings.turns, 2 * settings.seconds)
         gain = gain_of(finals, objective)
         chosen, reason = _verdict(best, finals, objective, gain)
         if chosen is None:
-            _copy_as_it_was(own, hidden)
+            _copy_original(own, hidden)
         result = TuneResult(
             repository=str(repository),
             objective=objective,
@@ -109,8 +109,8 @@ def tune(
     return result
 
 
-def _claim(out: Path, repository: Path) -> None:
-    """Refuse what the result would take the place of, before anything is measured."""
+def _check_output(out: Path, repository: Path) -> None:
+    """Refuse an output folder that the result must not replace, before anything is measured."""
     from plurum.export.checks import check_output_folder
 
     check_output_folder(out)
@@ -137,7 +137,7 @@ def _backends() -> tuple[Backend, ...]:
 
 
 def _key(settings: TuneSettings, objective: Objective, fingerprints: list[str], images: list[bytes]) -> str:
-    """Return the SHA-256 over all that the search depends on: with another one, it starts afresh."""
+    """Return the SHA-256 of everything that the search depends on; a search with another one starts again."""
     state = {name: value for name, value in machine().items() if name != "load_1min"}
     parts = [str(settings.seconds), objective.model_dump_json(), str(state), str(versions()), *fingerprints]
     digest = hashlib.sha256("\n".join(parts).encode())
@@ -146,8 +146,8 @@ def _key(settings: TuneSettings, objective: Objective, fingerprints: list[str], 
     return digest.hexdigest()
 
 
-def _searched(search: Search, artefacts: dict[str, Artefacts], cores: int, backends: tuple[Backend, ...]) -> Variant:
-    """Return the best variant, stage by stage."""
+def _search(search: Search, artefacts: dict[str, Artefacts], cores: int, backends: tuple[Backend, ...]) -> Variant:
+    """Return the best variant after all stages."""
     own, *others = artefacts.values()
     best = search.best("form, shape and backend", forms(own, cores, backends))
     best = search.best("precision", precisions(best, own, others, cores), best)
@@ -157,13 +157,13 @@ def _searched(search: Search, artefacts: dict[str, Artefacts], cores: int, backe
 
 
 def _verdict(best: Variant, finals: list[Final], objective: Objective, gain: Gain) -> tuple[Variant | None, str]:
-    """Return what is written, None for the repository as it was, and why in a line."""
+    """Return the variant to write, None for the original, and the reason in one line."""
     before, after = (medians_of(finals, side) for side in ("before", "after"))
     was, now = objective.best(before), objective.best(after)
     merits = [objective.merit(points) for points in (before, after)]
-    # Of rates the turns' pairs decide; where a latency is missed, who comes nearer to it.
+    # Pairs of turns decide between rates; if a latency limit is missed, the lower latency wins.
     if min(merits) > 0:
-        better = preferable(gain.ratio, now.p99_ms, was.p99_ms)
+        better = is_preferable(gain.ratio, now.p99_ms, was.p99_ms)
     else:
         better = merits[1] > merits[0] + (WORTH - 1) * abs(merits[0])
     figures = (
@@ -177,6 +177,6 @@ def _verdict(best: Variant, finals: list[Final], objective: Objective, gain: Gai
     return None, f"as it was, for the best found, {best}, is not clearly better: {figures}{missed}"
 
 
-def _copy_as_it_was(own: Artefacts, folder: Path) -> None:
+def _copy_original(own: Artefacts, folder: Path) -> None:
     shutil.rmtree(folder)
     shutil.copytree(own.path, folder, ignore=shutil.ignore_patterns("tuning.*", ".*"))

@@ -1,4 +1,4 @@
-"""One way to serve an ensemble: what `plurum tune` chooses among."""
+"""The ways to serve an ensemble that `plurum tune` chooses among."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Form = Literal["chain", "fused"]
 Backend = Literal["onnxruntime", "openvino", "tensorrt"]
 Count = Annotated[int, Field(ge=1)]
 
-# The artefacts of the repository that is tuned.
+# Name of the artefacts of the repository to tune.
 AS_IS = "as exported"
 
 
@@ -22,9 +22,9 @@ class Placement(Metadata):
     """How one graph is served.
 
     Attributes:
-        backend: What computes it.
-        instances: How many answer at the same time; of TensorRT's, on each GPU.
-        threads: Of each instance; 1 where a GPU computes.
+        backend: Backend that computes the graph.
+        instances: Number of instances that compute at the same time; for TensorRT, on each GPU.
+        threads: Threads of each instance; 1 on a GPU.
     """
 
     backend: Backend
@@ -38,12 +38,12 @@ class Placement(Metadata):
 
 
 class Batching(Metadata):
-    """What Triton's dynamic batcher puts together. How much one request may hold is the repository's and stays.
+    """Settings of Triton's dynamic batcher. The largest batch of the repository stays unchanged.
 
     Attributes:
-        dynamic: Whether requests are put together at all.
-        preferred: Batch sizes to form when that many wait; empty takes whatever waits, up to the maximum.
-        delay_us: How long an idle instance waits for such a size, microseconds.
+        dynamic: If True, Triton batches requests.
+        preferred: Batch sizes to form when that many requests wait; if empty, all that wait, up to the maximum.
+        delay_us: Time that an idle instance waits for such a size, microseconds.
     """
 
     dynamic: bool = True
@@ -61,10 +61,10 @@ class Variant(Metadata):
     """One way to serve an ensemble.
 
     Attributes:
-        artefacts: Whose graphs: `as exported`, or the precision of another export of the same run.
-        form: `chain` asks a model per member, then the voter; `fused` asks members and vote in one graph.
-        graphs: How each graph that the form asks is served, by model.
-        batching: Of those graphs, and of decoding.
+        artefacts: Export of the graphs: `as exported`, or the precision of another export of the same run.
+        form: `chain` runs a model per member, then the voter; `fused` runs members and vote in one graph.
+        graphs: Placement of each graph that the form uses, by model.
+        batching: Batching of those graphs, and of decoding.
     """
 
     artefacts: str = AS_IS
@@ -82,6 +82,6 @@ class Variant(Metadata):
         artefacts = "" if self.artefacts == AS_IS else f" {self.artefacts}"
         return f"{self.form}{artefacts}, {how}, {self.batching}"
 
-    def placed(self, **graphs: Placement) -> Variant:
-        """Return the same with these graphs served otherwise."""
+    def with_graphs(self, **graphs: Placement) -> Variant:
+        """Return a copy with other placements of these graphs."""
         return self.model_copy(update={"graphs": {**self.graphs, **graphs}})

@@ -18,10 +18,10 @@ from plurum.benchmarks.bench.observed import breakdown_of
 from plurum.benchmarks.bench.perf_analyzer import PerfAnalyzer, find_perf_analyzer, set_up_perf_analyzer
 from plurum.benchmarks.bench.plots import plots_from_result
 from plurum.benchmarks.bench.result import (
+    BenchLoad,
     BenchResult,
     Breakdown,
     Case,
-    Load,
     Measurement,
     Step,
     Target,
@@ -35,8 +35,8 @@ from plurum.spec import ImageSpec
 
 SPEC = ImageSpec(height=16, width=24, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 TARGET = Target(model="ensemble", protocol="grpc")
-ONE, FOUR = (Case(target=TARGET, load=Load(kind="concurrency", value=value)) for value in (1, 4))
-RATE = Case(target=TARGET, load=Load(kind="rate", value=20))
+ONE, FOUR = (Case(target=TARGET, load=BenchLoad(kind="concurrency", value=value)) for value in (1, 4))
+RATE = Case(target=TARGET, load=BenchLoad(kind="rate", value=20))
 
 
 def result(rates: dict[Case, list[float]], **others: object) -> BenchResult:
@@ -193,7 +193,7 @@ def test_a_result_is_read_as_it_was_written_and_drawn(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="can't be read"):
         read_bench(tmp_path / "absent")
     (tmp_path / "bench.json").write_text('{"version": 2}')
-    with pytest.raises(DataError, match=r"no result of plurum bench: version"):
+    with pytest.raises(DataError, match=r"not a result of plurum bench: version"):
         read_bench(tmp_path)
 
 

@@ -1,10 +1,7 @@
-"""The bulk benchmark, with little: all of it runs, and what it counts is right."""
+"""The bulk benchmark with few images: all of it runs, and it counts correctly."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,21 +9,22 @@ import pytest
 from plurum.benchmarks.bench.perf_analyzer import find_perf_analyzer, set_up_perf_analyzer
 from plurum.benchmarks.claims import bulk
 from plurum.errors import ServerError
+from tests.benchmarks.programs import report_of
 
 
 def test_images_are_all_different(tmp_path: Path) -> None:
-    bulk.write_images(tmp_path, 120, 32)
+    bulk.write_digits(tmp_path, 120, 32)
     files = sorted(tmp_path.rglob("*.jpg"))
     assert len(files) == 120
     assert len({file.read_bytes() for file in files}) == 120
 
 
 def test_lost_and_repeated_images_are_counted(tmp_path: Path) -> None:
-    bulk.write_images(tmp_path / "scans", 4, 32)
+    bulk.write_digits(tmp_path / "scans", 4, 32)
     files = sorted((tmp_path / "scans").rglob("*.jpg"))
     rows = [f"{files[0]},", f"{files[1]},", f"{files[1]},", f"{files[2]},no answer"]
     (tmp_path / "out.csv").write_text("\n".join(["path,error", *rows]))
-    assert bulk.counted(tmp_path / "scans", tmp_path / "out.csv") == (2, 1)
+    assert bulk.count_lost(tmp_path / "scans", tmp_path / "out.csv") == (2, 1)
 
 
 @pytest.mark.slow
@@ -37,9 +35,8 @@ def test_it_runs(repository: Path) -> None:
         _ = find_perf_analyzer() or set_up_perf_analyzer()
     except ServerError as error:
         pytest.skip(str(error))
-    options = ["--images", "400", "--rounds", "1", "--seconds", "1", "--batch-size", "8", "--in-flight", "4"]
-    command = [sys.executable, "-m", "plurum.benchmarks.claims.bulk", str(repository), *options]
-    report = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    options = ("--images", 400, "--rounds", 1, "--seconds", 1, "--batch-size", 8, "--in-flight", 4)
+    report = report_of("claims.bulk", repository, *options)
     assert report["ratio_predict"] > 0
     assert report["ratio_predict_started"] > report["ratio_predict"]
     assert [one["fault"] for one in report["faults"]] == [

@@ -1,25 +1,23 @@
-"""How cost grows: what is computed from turns, the picture, and a run of one axis."""
+"""The growth of cost: figures from turns, the picture, and a run of one axis."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from plurum.benchmarks.claims.growth.plots import plot_from_growth
-from plurum.benchmarks.claims.growth.result import Axis, GrowthResult, Point, TurnOfGrowth, csv_from_growth
+from plurum.benchmarks.claims.growth.result import Axis, GrowthPoint, GrowthResult, GrowthTurn, csv_from_growth
+from tests.benchmarks.programs import run_benchmark
 
 
-def turn(axis: Axis, value: int, rate: float, *latencies: float) -> TurnOfGrowth:
-    point = Point.model_validate({axis: value})
+def turn(axis: Axis, value: int, rate: float, *latencies: float) -> GrowthTurn:
+    point = GrowthPoint.model_validate({axis: value})
     busy = {"decoding": 1.0, "members": 10.0 / rate, "voter": 0.5}
-    return TurnOfGrowth(axis=axis, point=point, images_per_s=rate, latencies_ms=latencies, busy_ms=busy)
+    return GrowthTurn(axis=axis, point=point, images_per_s=rate, latencies_ms=latencies, busy_ms=busy)
 
 
 @pytest.fixture
@@ -59,16 +57,10 @@ def test_the_picture_has_a_column_for_each_axis(result: GrowthResult) -> None:
     assert wide.height == narrow.height
 
 
-def run_growth(*options: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "plurum.benchmarks.claims.growth", *map(str, options)]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.triton
-def test_one_axis_is_measured(tmp_path: Path) -> None:
+def test_one_axis_is_measured(work: Path, tmp_path: Path) -> None:
     options = ("--axis", "clients", "--quick", "--rounds", 1, "--seconds", 0.2)
-    ended = run_growth("--work", tmp_path / "work", "--out", tmp_path / "out", *options)
-    assert ended.returncode == 0, ended.stderr
+    ended = run_benchmark("claims.growth", "--work", work, "--out", tmp_path / "out", *options)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["growth.csv", "growth.json", "growth.png"]
     found = GrowthResult.model_validate_json((tmp_path / "out" / "growth.json").read_text())
     assert found.values("clients") == [1, 64]
@@ -81,4 +73,3 @@ def test_one_axis_is_measured(tmp_path: Path) -> None:
     # With so many at once each waits for the others.
     assert found.p50_ms("clients", 64) > 3 * found.p50_ms("clients", 1)
     assert "64 clients" in ended.stdout
-    assert json.loads(found.model_dump_json())["machine"]["cores"] >= 1

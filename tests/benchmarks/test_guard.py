@@ -67,8 +67,8 @@ def test_missing_noise_says_how_to_get_some(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return guarded_repository(tmp_path_factory.mktemp("guard"))
+def guarded(work: Path) -> Path:
+    return guarded_repository(work / "gateway-tiny")
 
 
 @pytest.mark.triton

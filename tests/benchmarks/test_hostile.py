@@ -1,10 +1,8 @@
-"""A short hostile campaign, and how it is judged."""
+"""A short hostile campaign, and its claims."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,11 +17,7 @@ from plurum.benchmarks.claims.hostile.report import Campaign
 from plurum.benchmarks.claims.hostile.wires import Place
 from plurum.benchmarks.claims.hostile.witness import Held
 from plurum.serving import Server
-
-
-def hostile(*words: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "plurum.benchmarks.claims.hostile", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+from tests.benchmarks.programs import run_benchmark
 
 
 def test_there_are_more_than_sixty_kinds_and_each_has_a_turn_in_a_quick_run() -> None:
@@ -75,9 +69,7 @@ def test_images_cost_what_they_are_made_to_cost() -> None:
 
 def test_what_is_not_there_is_named() -> None:
     for words, said in ((("--target", "moon"), "--target: expected one of"), (("--kind", "moon"), "--kind: expected")):
-        ended = hostile(*words)
-        assert ended.returncode == 2
-        assert said in ended.stderr
+        assert said in run_benchmark("claims.hostile", *words, code=2).stderr
 
 
 @pytest.mark.slow
@@ -85,10 +77,9 @@ def test_what_is_not_there_is_named() -> None:
 @pytest.mark.timeout(1200)
 def test_a_quick_campaign_breaks_no_claim(repository: Path) -> None:
     # Other tests and other users take the cores now and then: outages are measured by the long run.
-    ended = hostile("--quick", "--repository", str(repository), "--slack", "10", timeout=1100)
-    report = json.loads(ended.stdout)
-    assert report["broken_claims"] == [], ended.stderr[-5000:]
-    assert ended.returncode == 0
+    options = ("--quick", "--repository", repository, "--slack", 10)
+    report = json.loads(run_benchmark("claims.hostile", *options, timeout_s=1100).stdout)
+    assert report["broken_claims"] == []
     assert report["wrong_answers"] == 0
     assert report["honest_answers"] > 500
     assert report["kinds"] >= 60

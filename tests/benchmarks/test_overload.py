@@ -1,24 +1,22 @@
-"""Too many requests for a few seconds, and how they are counted."""
+"""Too many requests for a few seconds, and their figures."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.claims.overload import Answer, outcome
+from plurum.benchmarks.claims.overload import TimedResponse, outcome
+from tests.benchmarks.programs import report_of
 
 
 def test_only_answers_of_the_overload_are_its_throughput() -> None:
     answers = [
-        Answer(200, 10, 11),
-        Answer(200, 11, 14.5),
-        Answer(503, 11, 11.01),
-        Answer(0, 12, 19),
-        Answer(504, 12, 14),
+        TimedResponse(200, 10, 11),
+        TimedResponse(200, 11, 14.5),
+        TimedResponse(503, 11, 11.01),
+        TimedResponse(0, 12, 19),
+        TimedResponse(504, 12, 14),
     ]
     found = outcome(answers, start_s=10, seconds=4, deadline_s=2)
     assert found["sent"] == 5
@@ -32,20 +30,8 @@ def test_only_answers_of_the_overload_are_its_throughput() -> None:
 
 @pytest.mark.triton
 def test_every_request_is_answered_or_refused_and_nothing_breaks(repository: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "plurum.benchmarks.claims.overload",
-        "--repository",
-        str(repository),
-        "--times",
-        "10",
-    ]
-    done = subprocess.run(
-        [*command, "--seconds", "4", "--peak-seconds", "2"], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    options = ("--repository", repository, "--times", 10, "--seconds", 4, "--peak-seconds", 2)
+    report = report_of("claims.overload", *options)
     over = report["overload"]
     assert over["sent"] == pytest.approx(4 * report["offered_per_s"], abs=1)
     assert set(over["statuses"]) <= {"200", "503", "504"}

@@ -1,4 +1,4 @@
-"""Plurum beside its peers: the load generator, processes that come and go, what is computed, and a whole small run."""
+"""Plurum beside its peers: the load generator, processes, the result, and a small run."""
 
 from __future__ import annotations
 
@@ -23,42 +23,45 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from plurum.benchmarks.peers.answering import Job
-from plurum.benchmarks.peers.asking import Door, Task, answers, ask, asked_elsewhere
+from plurum.benchmarks.peers.__main__ import page_with_table, peers
+from plurum.benchmarks.peers.application import Job
 from plurum.benchmarks.peers.catalogue import PEERS, Peer
 from plurum.benchmarks.peers.environment import Environment, environment_of
-from plurum.benchmarks.peers.material import jpegs, material_of
-from plurum.benchmarks.peers.measurement import Plan, disagreement, measure_peers
+from plurum.benchmarks.peers.load import Endpoint, LoadTask, predictions, run_elsewhere, run_load
+from plurum.benchmarks.peers.material import material_of
+from plurum.benchmarks.peers.measurement import PeersPlan, disagreement, measure_peers
 from plurum.benchmarks.peers.plot import plot_from_result
+from plurum.benchmarks.peers.processes import PeerServer, free_port, marked_processes
 from plurum.benchmarks.peers.result import (
-    Contender,
-    LeftOut,
+    LeftOutPeer,
+    MeasuredPeer,
     PeersResult,
-    TurnOf,
+    PeerTurn,
     csv_from_result,
     markdown_from_result,
 )
-from plurum.benchmarks.peers.running import PeerServer, free_port, marked_processes
-from plurum.benchmarks.peers.trained import voting_by_the_mean
-from plurum.errors import ServerError
+from plurum.benchmarks.peers.trained import run_with_mean_vote
+from plurum.benchmarks.tools.requests import coloured_jpegs
+from plurum.errors import PlurumError, ServerError
 from plurum.run import Run
 from plurum.spec import ImageSpec, Voting
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.3, 0.3, 0.3))
 ANSWER = {"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}
-# A peer with nothing but the standard library, as slow and as right as it is told.
+# A peer with nothing but the standard library, whose predictions are wrong on demand.
 APP = """
 import json, subprocess, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from plurum.benchmarks.peers.answering import OnnxMembers, job_from_environment
+from plurum.benchmarks.peers.application import OnnxMembers, job_from_environment
 
-class Door(BaseHTTPRequestHandler):
+class Peer(BaseHTTPRequestHandler):
     protocol_version, wbufsize = "HTTP/1.1", -1
     def do_POST(self):
-        answer = members.answer(self.rfile.read(int(self.headers["Content-Length"])))
+        answer = members.predict(self.rfile.read(int(self.headers["Content-Length"])))
         if "wrong" in sys.argv:
             answer["probabilities"] = {name: 0.5 for name in answer["probabilities"]}
         body = json.dumps(answer).encode()
@@ -72,7 +75,7 @@ class Door(BaseHTTPRequestHandler):
 job = job_from_environment()
 members = OnnxMembers(job)
 child = subprocess.Popen(["sleep", "600"], start_new_session=True, env={})
-ThreadingHTTPServer(("127.0.0.1", job.port), Door).serve_forever()
+ThreadingHTTPServer(("127.0.0.1", job.port), Peer).serve_forever()
 """
 
 
@@ -110,9 +113,9 @@ def images(tmp_path: Path) -> tuple[str, ...]:
     return tuple(str(tmp_path / name) for name in "xyz")
 
 
-def task(address: str, images: tuple[str, ...], **fields: Any) -> Task:
-    door = fields.pop("door", Door(kind="json", path="/predict"))
-    return replace(Task(door, address, images, ("a", "b"), IMAGE, clients=2, seconds=0.3), **fields)
+def task(address: str, images: tuple[str, ...], **fields: Any) -> LoadTask:
+    endpoint = fields.pop("endpoint", Endpoint(kind="json", path="/predict"))
+    return replace(LoadTask(endpoint, address, images, ("a", "b"), IMAGE, clients=2, seconds=0.3), **fields)
 
 
 def test_so_many_requests_are_in_flight_and_all_are_counted(images: tuple[str, ...]) -> None:
@@ -132,10 +135,10 @@ def test_so_many_requests_are_in_flight_and_all_are_counted(images: tuple[str, .
         return 200, json.dumps(ANSWER).encode()
 
     with answering(slowly) as address:
-        turn = ask(task(address, images, clients=3))
+        turn = run_load(task(address, images, clients=3))
     assert most == 3
-    # Two of each client warm up.
-    assert len(turn.latencies_ms) == len(bodies) - 6
+    # The first request of each client warms up.
+    assert len(turn.latencies_ms) == len(bodies) - 3
     assert min(turn.latencies_ms) > 20
     # No faster than three at a time can be; a busy machine is slower.
     assert 15 < turn.images_per_s <= 3 / 0.02
@@ -148,7 +151,7 @@ def test_every_image_is_answered_once_and_may_travel_as_base_64(images: tuple[st
         return 200, json.dumps({"label": letter, "probabilities": {letter: 1.0}}).encode()
 
     with answering(first_letter) as address:
-        found = answers(task(address, images, door=Door(kind="base64", path="/predict")))
+        found = predictions(task(address, images, endpoint=Endpoint(kind="base64", path="/predict")))
     assert [answer["label"] for answer in found] == ["x", "y", "z"]
 
 
@@ -157,38 +160,41 @@ def test_tritons_answer_comes_out_in_the_same_form(images: tuple[str, ...]) -> N
         assert path == "/v2/models/ensemble/infer"
         # The length in four bytes, then the image.
         assert body[-14:-10] == b"\x0a\0\0\0"
-        outputs = [{"name": "LABEL", "data": ["b"]}, {"name": "PROBABILITIES", "data": [0.25, 0.75]}]
-        return 200, json.dumps({"outputs": outputs}).encode()
+        label, vote = b"\1\0\0\0b", np.array([0.25, 0.75], np.float32).tobytes()
+        outputs = [
+            {"name": name, "datatype": kind, "shape": [1, size], "parameters": {"binary_data_size": len(binary)}}
+            for name, kind, size, binary in (("LABEL", "BYTES", 1, label), ("PROBABILITIES", "FP32", 2, vote))
+        ]
+        return 200, json.dumps({"model_name": "ensemble", "outputs": outputs}).encode() + label + vote
 
     with answering(triton) as address:
-        found = answers(task(address, images, door=Door(kind="kserve", path="ensemble")))
+        found = predictions(task(address, images, endpoint=Endpoint(kind="kserve", path="ensemble")))
     assert found[0] == {"label": "b", "probabilities": {"a": 0.25, "b": 0.75}}
 
 
 def test_the_load_generator_says_what_the_server_said(images: tuple[str, ...]) -> None:
     with answering(lambda *_: (500, b"out of order")) as address:
-        with pytest.raises(RuntimeError, match="HTTP 500: out of order"):
-            ask(task(address, images))
-        with pytest.raises(ServerError, match="HTTP 500: out of order"):
-            asked_elsewhere(task(address, images))
-    with pytest.raises(ServerError, match="refused"):
-        asked_elsewhere(task(f"127.0.0.1:{free_port()}", images))
+        for run in (run_load, run_elsewhere):
+            with pytest.raises(ServerError, match="HTTP 500: out of order"):
+                run(task(address, images))
+    with pytest.raises(ServerError, match="Connect call failed"):
+        run_elsewhere(task(f"127.0.0.1:{free_port()}", images))
 
 
 def test_it_runs_in_a_process_of_its_own(images: tuple[str, ...]) -> None:
     with answering(lambda *_: (200, json.dumps(ANSWER).encode())) as address:
-        assert asked_elsewhere(task(address, images, clients=0)) == [ANSWER] * 3
-        assert asked_elsewhere(task(address, images))["images_per_s"] > 1
+        assert run_elsewhere(task(address, images, clients=0)) == [ANSWER] * 3
+        assert run_elsewhere(task(address, images))["images_per_s"] > 1
 
 
 def test_answers_are_compared_by_probability_and_by_label() -> None:
     near = {"label": "a", "probabilities": {"a": 0.7504, "b": 0.2496}}
     assert disagreement([near, ANSWER], [ANSWER, ANSWER]) == pytest.approx(0.0004)
-    with pytest.raises(ServerError, match="answers 'b' where PyTorch says 'a'"):
+    with pytest.raises(ServerError, match="label: expected 'a' as PyTorch predicts, got 'b'"):
         disagreement([{**near, "label": "b"}], [ANSWER])
     tie = {"label": "a", "probabilities": {"a": 0.5001, "b": 0.4999}}
     assert disagreement([{**tie, "label": "b"}], [tie]) == 0
-    with pytest.raises(ServerError, match=r"other|classes"):
+    with pytest.raises(ServerError, match="classes: expected"):
         disagreement([{"label": "a", "probabilities": {"a": 1.0}}], [ANSWER])
 
 
@@ -210,7 +216,7 @@ def test_descendants_are_found_whatever_they_forget() -> None:
 
 def peer(name: str, *arguments: str, app: str = "", requirements: tuple[str, ...] = ()) -> Peer:
     words = ["-c", app, *arguments]
-    return Peer(name, name.title(), "for a test", requirements, lambda _: words, True, Door("json", "/predict"))
+    return Peer(name, name.title(), "for a test", requirements, lambda _: words, True, Endpoint("json", "/predict"))
 
 
 def test_a_peer_that_ends_by_itself_says_why(tmp_path: Path) -> None:
@@ -219,7 +225,7 @@ def test_a_peer_that_ends_by_itself_says_why(tmp_path: Path) -> None:
     environment.python = Path(sys.executable)
     broken = peer("broken", app="raise SystemExit('no model in here')")
     with (
-        pytest.raises(ServerError, match="Broken ended by itself: no model in here"),
+        pytest.raises(ServerError, match="Broken exited: no model in here"),
         PeerServer(broken, environment, job),
     ):
         pass
@@ -254,10 +260,10 @@ def made_up() -> PeersResult:
             for clients in (8, 1):
                 latencies = (100.0, 200.0, 300.0 + turn)
                 turns.append(
-                    TurnOf(name=name, clients=clients, round=turn + 1, images_per_s=rate, latencies_ms=latencies)
+                    PeerTurn(name=name, clients=clients, round=turn + 1, images_per_s=rate, latencies_ms=latencies)
                 )
     contenders = tuple(
-        Contender(name=name, title=name.title(), setup="", versions={}, ours=name == "ours", difference=0.0)
+        MeasuredPeer(name=name, title=name.title(), setup="", versions={}, ours=name == "ours", difference=0.0)
         for name in figures
     )
     machine: dict[str, str | int | float] = {"processor": "one", "cores": 2, "load_1min": 0.1}
@@ -270,7 +276,7 @@ def made_up() -> PeersResult:
         rounds=3,
         tolerance=0.001,
         contenders=contenders,
-        left_out=(LeftOut(name="ray-serve", reason="no wheel"),),
+        left_out=(LeftOutPeer(name="ray-serve", reason="no wheel"),),
         turns=tuple(turns),
         accuracy={},
         machine=machine,
@@ -311,17 +317,18 @@ def test_each_peer_has_a_name_an_application_and_a_setup() -> None:
     assert all(one.setup and one.requirements for one in PEERS)
 
 
-def test_bad_options_are_one_line(tmp_path: Path) -> None:
-    for options, reason in (
-        (["--peer", "django"], "--peer django: none of flask"),
-        (["--page", str(tmp_path / "none.md")], "no page with the marks"),
-        (["--out", str(Path(__file__).parent)], "holds something else"),
-    ):
-        words = [sys.executable, "-m", "plurum.benchmarks.peers", "--work", str(tmp_path), *options]
-        ended = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert ended.returncode == 2
-        assert reason in ended.stderr
-        assert ended.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"peer": ["django"]}, "--peer: expected one of flask"),
+        ({"page": Path("none.md")}, "expected a page with the marks"),
+        ({"out": Path(__file__).parent}, "expected a new folder or one with earlier results"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(PlurumError, match=reason):
+        peers(**{"work": tmp_path, "out": tmp_path / "out"} | options)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("page", ["peers.md", "growth.md"])
@@ -340,8 +347,6 @@ def test_the_options_on_the_pages_are_there(page: str) -> None:
 
 
 def test_a_page_gets_its_table_between_its_marks(tmp_path: Path) -> None:
-    from plurum.benchmarks.peers.__main__ import page_with_table
-
     page = tmp_path / "page.md"
     shutil.copyfile(Path(__file__).parent.parent.parent / "docs" / "peers.md", page)
     before = page.read_text(encoding="utf-8")
@@ -353,8 +358,8 @@ def test_a_page_gets_its_table_between_its_marks(tmp_path: Path) -> None:
 
 
 def test_jpegs_differ_in_colour() -> None:
-    means = {Image.open(io.BytesIO(one)).resize((1, 1)).getpixel((0, 0)) for one in jpegs(32)}
-    assert len(means) == len(jpegs(32))
+    means = {Image.open(io.BytesIO(one)).resize((1, 1)).getpixel((0, 0)) for one in coloured_jpegs(32, 32)}
+    assert len(means) == len(coloured_jpegs(32, 32))
 
 
 @pytest.mark.triton
@@ -364,12 +369,12 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     material = material_of(tmp_path / "work", ["test_resnet"], 64, None, lambda _: None)
     sleepers = _sleepers()
     wanted = (peer("right", app=APP), peer("wrong", "wrong", app=APP), peer("absent", requirements=("./nowhere",)))
-    result = measure_peers(Plan(wanted, (2,), 1, 0.3), material, lambda _: None)
+    result = measure_peers(PeersPlan(wanted, (2,), 1, 0.3), material, lambda _: None)
     assert {one.name for one in result.contenders} == {"right", "plurum-http", "plurum-grpc", "plurum-fused"}
     assert all(one.difference < 1e-4 for one in result.contenders)
     assert result.spread > 1e-3
     reasons = {one.name: one.reason for one in result.left_out}
-    assert "otherwise than PyTorch" in reasons["wrong"] or "where PyTorch says" in reasons["wrong"]
+    assert "differ from PyTorch" in reasons["wrong"] or "as PyTorch predicts" in reasons["wrong"]
     assert "pip could not install" in reasons["absent"]
     assert len(result.turns) == 4
     assert "preprocess, test_resnet, voter" in next(one.setup for one in result.contenders if one.name == "plurum-http")
@@ -388,10 +393,10 @@ def _command(process: Path) -> bytes:
 
 
 def test_trained_members_vote_as_their_peers_do(run: Run, tmp_path: Path) -> None:
-    plain = voting_by_the_mean(run, tmp_path / "mean")
+    plain = run_with_mean_vote(run, tmp_path / "mean")
     fitted, ensemble = run.ensemble(), plain.ensemble()
     assert ensemble.members == fitted.members
     assert ensemble.voting == Voting(weights=(1 / len(fitted.members),) * len(fitted.members))
     assert plain.checkpoint(ensemble.members[0]).read_bytes() == run.checkpoint(fitted.members[0]).read_bytes()
     assert run.ensemble() == fitted
-    assert voting_by_the_mean(run, tmp_path / "mean").ensemble() == ensemble
+    assert run_with_mean_vote(run, tmp_path / "mean").ensemble() == ensemble

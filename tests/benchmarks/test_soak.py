@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from plurum.benchmarks.claims.garbage import GARBAGE, garbage
-from plurum.benchmarks.claims.soak import Tally, jpegs
+from plurum.benchmarks.claims.soak import SoakTally
+from plurum.benchmarks.tools.requests import coloured_jpegs
+from tests.benchmarks.programs import report_of
 
 
 def test_growth_is_that_of_all_processes_since_the_warm_up() -> None:
@@ -20,11 +19,11 @@ def test_growth_is_that_of_all_processes_since_the_warm_up() -> None:
         50: {"gateway": 900, "triton": 900},
         100: {"gateway": 70, "triton": 41},
     }
-    assert Tally(memory_bytes=memory).growth == pytest.approx(0.11)
+    assert SoakTally(memory_bytes=memory).growth == pytest.approx(0.11)
 
 
 def test_garbage_is_of_many_kinds_and_is_made_anew() -> None:
-    (image,) = jpegs(32, 32, 1)
+    (image,) = coloured_jpegs(32, 32, 1)
     assert len(GARBAGE) >= 15
     chance = random.Random(0)
     sent = [garbage(kind, image, chance).sent for kind in GARBAGE for _ in range(2)]
@@ -34,12 +33,7 @@ def test_garbage_is_of_many_kinds_and_is_made_anew() -> None:
 
 @pytest.mark.triton
 def test_good_answers_stay_right_and_garbage_is_refused(repository: Path) -> None:
-    command = [sys.executable, "-m", "plurum.benchmarks.claims.soak", "--repository", str(repository)]
-    done = subprocess.run(
-        [*command, "--requests", "600", "--garbage", "0.2"], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = report_of("claims.soak", "--repository", repository, "--requests", 600, "--garbage", 0.2)
     assert report["wrong"] == {}
     assert report["garbage_missed"] == {}
     assert report["faults"] == {}

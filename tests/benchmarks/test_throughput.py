@@ -1,16 +1,17 @@
-"""The first benchmark: what it compares, and that it runs as it says."""
+"""The benchmarks of what serving costs: throughput, a tuned repository, and metrics."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import math
 from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.claims.throughput import compare
+from plurum.benchmarks.claims.metrics_cost import difference
+from plurum.benchmarks.claims.throughput import compare_best
+from plurum.benchmarks.claims.tune_efficiency import ideal_p99, ratios
 from plurum.benchmarks.tools.turns import measure
+from tests.benchmarks.programs import report_of
 
 
 def test_the_best_served_case_is_compared_with_the_best_plain_loop() -> None:
@@ -21,7 +22,7 @@ def test_the_best_served_case_is_compared_with_the_best_plain_loop() -> None:
         "served, 1 clients": [9.0, 9.0, 9.0],
         "served, 8 clients": [17.0, 17.1, 16.0],
     }
-    assert compare(figures) == {
+    assert compare_best(figures) == {
         "ratio": round(17 / 18, 4),
         "served": "served, 8 clients",
         "local": "in-process loop, 2 threads",
@@ -49,22 +50,62 @@ def test_every_case_is_warmed_up_and_has_its_turn_in_every_round() -> None:
 
 
 @pytest.mark.triton
-def test_it_runs_and_says_what_it_ran_on(tmp_path: Path) -> None:
-    options = {"work": tmp_path, "arch": "resnet10t", "size": 32, "rounds": 1, "seconds": 0.1}
-    outcome = subprocess.run(
-        [sys.executable, "-m", "plurum.benchmarks.claims.throughput"]
-        + [part for name, value in options.items() for part in (f"--{name}", str(value))],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert outcome.returncode == 0, outcome.stderr
-    report = json.loads(outcome.stdout)
-    assert report["members"] == ["resnet10t"]
+def test_throughput_is_measured(work: Path) -> None:
+    options = ("--arch", "test_resnet", "--size", 32, "--rounds", 1, "--seconds", 0.1)
+    report = report_of("claims.throughput", "--work", work, *options)
+    assert report["members"] == ["test_resnet"]
     served = report["images_per_s"][report["served"]][0]
     local = report["images_per_s"][report["local"]][0]
     assert report["ratio"] == pytest.approx(served / local, abs=1e-3)
-    assert report["machine"]["cores"] >= 1
-    assert {"onnxruntime", "triton", "tritonclient", "python"} <= set(report["versions"])
-    assert "served, 16 clients" in outcome.stderr
+    assert "served, 16 clients" in report["images_per_s"]
+
+
+def test_the_ratio_is_the_best_served_over_the_best_in_process_case() -> None:
+    figures = {
+        "in-process, onnxruntime, one image a core, batches of 1": [20.0, 19.0, 90.0],
+        "in-process, onnxruntime, 2 threads on one image, batches of 1": [15.0, 15.0, 15.0],
+        "ensemble_pixels, gRPC, 2 clients": [10.0, 10.0, 10.0],
+        "ensemble_pixels, HTTP, 8 clients": [18.0, 19.0, 1.0],
+        "ensemble, gRPC, 8 clients": [16.0, 16.0, 16.0],
+        "ensemble_pixels by 4, HTTP, 4 clients": [19.0, 19.0, 19.0],
+        "ensemble by 4, HTTP, 4 clients": [16.5, 16.5, 16.5],
+    }
+    found = ratios(figures, decode_s=0.02, cores=2)
+    assert found["ensemble_pixels"]["ratio"] == round(18 / 20, 4)
+    # An image takes 1/20 s to compute and 0.01 s of each core to decode.
+    assert found["ensemble"]["ceiling"] == pytest.approx(1 / 0.06)
+    assert found["ensemble"]["ratio"] == round(16 * 0.06, 4)
+    assert (found["ensemble_pixels by 4"]["ratio"], found["ensemble by 4"]["ratio"]) == (0.95, 0.99)
+    assert found["ensemble_pixels"]["case"] == "ensemble_pixels, HTTP, 8 clients"
+
+
+def test_the_ideal_queue_is_erlangs() -> None:
+    """Of one server: P(wait ≤ t) = (1 - ρ) Σ_{k ≤ t} (ρ(k - t))^k / k! · e^{-ρ(k - t)} (Erlang, 1909)."""
+    load = 0.5
+    waited = ideal_p99(load, 1) - 1
+    terms = ((load * (k - waited)) ** k / math.factorial(k) * math.exp(-load * (k - waited)) for k in range(5))
+    assert (1 - load) * sum(one for k, one in enumerate(terms) if k <= waited) == pytest.approx(0.99, abs=0.001)
+    assert ideal_p99(0.5, 16) == pytest.approx(1)
+    assert 2 < ideal_p99(1, 2) < ideal_p99(load, 1)
+
+
+def test_a_difference_is_that_of_pairs_and_counting_is_told_of_the_whole() -> None:
+    figures = {
+        "images/s": {"on": [99.0] * 8, "off": [100.0] * 8},
+        "total": {"on": [50.5, 60.6] * 4, "off": [50.0, 60.0] * 4},
+        "counting": {"on": [2.5] * 8, "off": [2.0] * 8},
+    }
+    assert difference(figures, "images/s")["median"] == -1
+    assert difference(figures, "total") == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert difference(figures, "counting")["low"] == pytest.approx(100 * 0.5 / 60, abs=1e-3)
+
+
+@pytest.mark.triton
+def test_both_sides_are_served(work: Path) -> None:
+    options = ("--arch", "test_resnet", "--size", 32, "--turns", 6, "--seconds", 0.2)
+    report = report_of("claims.metrics_cost", "--work", work, *options)
+    for figure in ("images/s", "total", "counting"):
+        sides = report["figures"][figure]
+        assert all(len(sides[side]) == 6 and min(sides[side]) > 0 for side in ("on", "off"))
+        one = report["percent"][figure]
+        assert one["low"] <= one["median"] <= one["high"]

@@ -273,10 +273,10 @@ def test_what_can_not_be_tuned_is_one_line(fused: Path, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"model\.plan is missing; build it with plurum export --build-engines"):
         read_artefacts(AS_IS, other)
     (other / "fused" / "config.pbtxt").write_text('backend: "pytorch"')
-    with pytest.raises(RepositoryError, match="fused is served by pytorch; tune knows onnxruntime, openvino, tensorrt"):
+    with pytest.raises(RepositoryError, match="backends onnxruntime, openvino, tensorrt, got pytorch"):
         read_artefacts(AS_IS, other)
     (other / "ensemble.json").unlink()
-    with pytest.raises(RepositoryError, match="is no model repository of ours"):
+    with pytest.raises(RepositoryError, match="is not a model repository; plurum export"):
         read_artefacts(AS_IS, other)
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plurum.benchmarks.tools.load import Point, mean_of
+from plurum.benchmarks.tools.load import LoadFigures, mean_of
 from plurum.benchmarks.tune import search as tuning_search
 from plurum.benchmarks.tune.plots import plot_from_result
-from plurum.benchmarks.tune.result import Final, Objective, Trial, TuneResult, csv_from_result, gain_of
-from plurum.benchmarks.tune.search import Journal, Search
+from plurum.benchmarks.tune.result import Final, Objective, TuneResult, TuneTrial, csv_from_result, gain_of
+from plurum.benchmarks.tune.search import Search, TuneJournal
 from plurum.benchmarks.tune.variant import Placement, Variant
 from plurum.errors import ServerError
 
@@ -23,8 +23,8 @@ MOST = Objective(model="ensemble", clients=(4, 8))
 SOON = Objective(model="ensemble", clients=(1, 8), latency_ms=50)
 
 
-def point(clients: int, images_per_s: float, p99_ms: float) -> Point:
-    return Point(clients=clients, requests=10, images_per_s=images_per_s, p50_ms=p99_ms / 2, p99_ms=p99_ms)
+def point(clients: int, images_per_s: float, p99_ms: float) -> LoadFigures:
+    return LoadFigures(clients=clients, requests=10, images_per_s=images_per_s, p50_ms=p99_ms / 2, p99_ms=p99_ms)
 
 
 def variant(number: int) -> Variant:
@@ -44,7 +44,7 @@ def test_the_objective_weighs_rate_and_latency() -> None:
 
 def test_a_variant_is_judged_by_what_stood_beside_it() -> None:
     # The machine was half as fast for the second.
-    first = Trial(
+    first = TuneTrial(
         stage="s", turn=1, seconds=1, variant=variant(1), points=(point(8, 90, 9),), beside=(point(8, 80, 9),)
     )
     second = first.model_copy(update={"points": (point(8, 50, 9),), "beside": (point(8, 40, 9),)})
@@ -79,7 +79,7 @@ def search(
         return both if rate else {"error": "answers otherwise"}
 
     monkeypatch.setattr(tuning_search.Search, "_measured", measured)
-    journal = Journal(tmp_path / "journal.json", "key")
+    journal = TuneJournal(tmp_path / "journal.json", "key")
     return Search({}, MOST, [], 1.0, journal, tmp_path / "served", lambda _: None)
 
 
@@ -125,11 +125,11 @@ def test_what_can_not_be_served_is_tried_twice_and_left_out(tmp_path: Path, monk
     assert turns.count(f"{broken} 1") == 2
     assert turns.count(f"{lying} 1") == 1
     assert found.best("other", [broken], good) == good
-    with pytest.raises(ServerError, match=r"none of 2 ways to serve it works; the first says: did not start"):
+    with pytest.raises(ServerError, match=r"none of 2 variants works; the first: did not start"):
         search(tmp_path / "none", {}, monkeypatch).best("stage", [good, broken])
 
 
-def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_search_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [variant(number) for number in range(1, 5)]
     rates = {str(one): float(number) for number, one in enumerate(many, start=1)}
 
@@ -150,9 +150,9 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
 
     taken = interrupt_at(3)[:-1] + interrupt_at(99)
     assert len(taken) == len(set(taken)) == 4 + 2
-    # Of another search it is no use.
-    assert Journal(tmp_path / "journal.json", "other").trials == []
-    assert len(Journal(tmp_path / "journal.json", "key").trials) == 6
+    # Another search starts again.
+    assert TuneJournal(tmp_path / "journal.json", "other").trials == []
+    assert len(TuneJournal(tmp_path / "journal.json", "key").trials) == 6
 
 
 def test_evidence_has_a_row_for_each_turn_and_load() -> None:
@@ -170,8 +170,8 @@ def test_evidence_has_a_row_for_each_turn_and_load() -> None:
         versions={},
         notes=(),
         trials=(
-            Trial(stage="s", turn=1, seconds=2, variant=best, points=(point(8, 5, 9),), beside=(point(8, 4, 9),)),
-            Trial(stage="s", turn=1, seconds=2, variant=variant(1), error="did not start"),
+            TuneTrial(stage="s", turn=1, seconds=2, variant=best, points=(point(8, 5, 9),), beside=(point(8, 4, 9),)),
+            TuneTrial(stage="s", turn=1, seconds=2, variant=variant(1), error="did not start"),
         ),
         best=best,
         finals=tuple(finals),

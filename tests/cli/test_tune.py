@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from plurum.benchmarks.claims.tune_efficiency import efficiency
-from plurum.benchmarks.tools.load import Protocol, answers, closed_loop, open_loop, requests_of
+from plurum.benchmarks.tools.load import Protocol, closed_loop, member_probabilities, open_loop, requests_of
 from plurum.benchmarks.tools.requests import synthetic_images
 from plurum.benchmarks.tune import space as tuning_space
 from plurum.benchmarks.tune import tuning
@@ -101,9 +101,9 @@ def test_clients_are_counted_and_refusals_said(served: Server, repository: Path,
     images = synthetic_images(spec)[:3]
     encoded, pixels = (requests_of(images, spec, model, over) for model in ("ensemble", "ensemble_pixels"))
     if over == "gRPC":
-        said = answers(url, encoded)
+        said = member_probabilities(url, encoded)
         assert said.shape == (3, 2, 10)
-        assert np.allclose(said, answers(url, pixels), atol=1e-6)
+        assert np.allclose(said, member_probabilities(url, pixels), atol=1e-6)
     busy = closed_loop(url, encoded, 3, 0.3)
     assert busy.clients == 3 <= busy.requests
     assert 0 < busy.p50_ms <= busy.p99_ms

@@ -1,20 +1,19 @@
-"""How the cost of an answer grows: with members, classes, the size of images, and clients.
+"""Measure how the cost of a prediction grows with members, classes, the size of images, and clients.
 
     python -m plurum.benchmarks.claims.growth --out runs/growth
 
-One thing grows at a time while the others stay: three members, two classes, 64 x 64 pixels, eight clients. Measured at
-each point: images per second through `ensemble` (JPEG in) asked over gRPC by so many clients; the time of an answer;
-and, from Triton's own statistics over the same requests, how long instances computed per image, by part.
+One quantity grows at a time while the others stay: three members, two classes, 64 x 64 pixels, eight clients. Measured
+at each point: images per second through `ensemble` (JPEG input) over gRPC; latency; and, from Triton's statistics of
+the same requests, how long instances computed per image, by part.
 
-The servers of an axis are all started, then paused but for the one whose turn it is, in an order that changes; figures
-are medians over rounds. Members are all of the smallest architecture that timm has, so that what is not a member's
-computing shows; with members as large as people use, decoding and vote are a far smaller share. Not measured: a
-network, other architectures, a busy machine (the load average is printed).
+All servers of an axis start and are paused, except the one whose turn it is, in an order that changes; figures are
+medians over rounds. All members are of the smallest architecture that timm has, so that everything besides the members'
+computing shows; with members of a usual size, decoding and vote are a far smaller fraction. Not measured: a network,
+other architectures, a busy machine (the report states the load average).
 """
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -24,46 +23,40 @@ from rich.table import Table
 
 from plurum.benchmarks.claims.growth.plots import plot_from_growth
 from plurum.benchmarks.claims.growth.points import ARCH, AXES, measure_growth
-from plurum.benchmarks.claims.growth.result import Axis, GrowthResult, TurnOfGrowth, csv_from_growth
-from plurum.benchmarks.tools.command import run_as_program
+from plurum.benchmarks.claims.growth.result import Axis, GrowthResult, GrowthTurn, csv_from_growth
+from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import machine, versions
-from plurum.errors import OutputError, SettingsError
-from plurum.files import atomic_folder
+from plurum.errors import SettingsError
 
 __all__ = ["growth"]
 
-_FILES = {"growth.json", "growth.csv", "growth.png"}
+_FILES = ("growth.json", "growth.csv", "growth.png")
 
 
 def growth(
-    out: Annotated[Path, typer.Option(help="Folder for results, written whole or not at all.")] = Path("runs/growth"),
-    work: Annotated[Path, typer.Option(help="Keeps the exported graphs for the next run.")] = Path("runs/growth-work"),
-    axis: Annotated[list[str] | None, typer.Option(help="Only this one; repeat for more.", show_default="all")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that every point gets.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of a turn.")] = 2.0,
-    quick: Annotated[bool, typer.Option("--quick", help="Only the ends of each axis.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for results, written atomically.")] = Path("runs/growth"),
+    work: command.WorkFolder = Path("runs/growth-work"),
+    axis: Annotated[list[str] | None, typer.Option(help="Only this axis; repeat for more.", show_default="all")] = None,
+    rounds: command.Rounds = 3,
+    seconds: command.Seconds = 2.0,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure only the ends of each axis.")] = False,
 ) -> None:
-    """Measure how cost grows: a table on standard output, growth.json, growth.csv and growth.png in a folder."""
+    """Measure how cost grows: a table on standard output; growth.json, growth.csv and growth.png in a folder."""
     if unknown := [name for name in axis or () if name not in AXES]:
-        raise SettingsError(f"--axis {unknown[0]}: none of {', '.join(AXES)}")
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - _FILES):
-        raise OutputError(f"{out} holds something else than results of growth; name another folder with --out")
-    # As Ctrl-C: what was started is ended.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    state, turns = machine(), list[TurnOfGrowth]()
-    with Console(stderr=True).status("members") as status:
+        raise SettingsError(f"--axis: expected one of {', '.join(AXES)}, got {unknown[0]!r}.")
+    command.check_results_folder(out, _FILES)
+    command.interrupt_on_sigterm()
+    state, turns = machine(), list[GrowthTurn]()
+    with command.show_status("members") as say:
         for name, values in AXES.items():
             if not axis or name in axis:
-                wanted = (values[0], values[-1]) if quick else values
-                turns += measure_growth(name, wanted, work, rounds, seconds, status.update)
+                chosen = (values[0], values[-1]) if quick else values
+                turns += measure_growth(name, chosen, work, rounds, seconds, say)
     result = GrowthResult(
         arch=ARCH, turns=tuple(turns), rounds=rounds, seconds=seconds, machine=state, versions=versions()
     )
-    picture = plot_from_growth(result)
-    with atomic_folder(out) as folder:
-        (folder / "growth.json").write_text(result.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        (folder / "growth.csv").write_text(csv_from_growth(result), encoding="utf-8")
-        (folder / "growth.png").write_bytes(picture)
+    texts = (result.model_dump_json(indent=1) + "\n", csv_from_growth(result))
+    command.write_results(out, dict(zip(_FILES, (*texts, plot_from_growth(result)), strict=True)))
     _show(result)
     typer.echo(f"result: {out}")
 
@@ -81,14 +74,14 @@ def _show(result: GrowthResult) -> None:
                 f"{result.p50_ms(axis, value):.2f}",
                 *(f"{one:.3f}" for one in busy),
             )
-            table.add_row(_named(axis, value), *cells)
+            table.add_row(_words_for(axis, value), *cells)
     Console(width=120).print(table)
     state = result.machine
     typer.echo(f"medians of {result.rounds} turns of {result.seconds:g} s; members: {result.arch}, random weights")
     typer.echo(f"{state['processor']}, {state['cores']} cores; load average before: {state['load_1min']}")
 
 
-def _named(axis: Axis, value: int) -> str:
+def _words_for(axis: Axis, value: int) -> str:
     named = {"members": "member", "classes": "class", "clients": "client"}
     if axis == "size":
         return f"{value} x {value} pixels"
@@ -96,4 +89,4 @@ def _named(axis: Axis, value: int) -> str:
 
 
 if __name__ == "__main__":
-    run_as_program(growth)
+    command.run_as_program(growth)

@@ -1,4 +1,4 @@
-"""The picture of how cost grows, as PNG."""
+"""The picture of a growth measurement, as PNG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PARTS = {"decoding": COLOURS[1], "members": COLOURS[0], "voter": COLOURS[3]}
 
 
 def plot_from_growth(result: GrowthResult) -> bytes:
-    """Return a column for each axis: images per second, time of an answer, computing per image by part."""
+    """Return a PNG with a column per axis: images per second, latency, and computing time per image by part."""
     axes = result.axes()
     figure = create_figure(1.2 + 3.3 * len(axes), 8.2)
     rows = figure.subplots(3, len(axes), squeeze=False)
@@ -37,8 +37,8 @@ def plot_from_growth(result: GrowthResult) -> bytes:
         _bars(part_axes, result, axis)
         first = number == 0
         tidy_axes(rate_axes, "", "images per second" if first else "")
-        tidy_axes(time_axes, "", "median time of an answer, ms" if first else "")
-        tidy_axes(part_axes, _TITLES[axis], "computing per image, ms" if first else "")
+        tidy_axes(time_axes, "", "median latency, ms" if first else "")
+        tidy_axes(part_axes, _TITLES[axis], "computing time per image, ms" if first else "")
         for one in (rate_axes, time_axes):
             one.set_ylim(0, 1.1 * one.dataLim.y1)
             if axis != "members":
@@ -52,7 +52,7 @@ def plot_from_growth(result: GrowthResult) -> bytes:
 
 
 def _bars(axes: Axes, result: GrowthResult, axis: Axis) -> None:
-    """Computing by part, stacked; above each bar the voter's share."""
+    """Draw stacked bars of computing time by part, and above each bar the voter's fraction."""
     values = result.values(axis)
     below = [0.0] * len(values)
     for part, colour in _PARTS.items():
@@ -63,4 +63,4 @@ def _bars(axes: Axes, result: GrowthResult, axis: Axis) -> None:
         axes.annotate(f"{height / top:.0%}", (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xticks(range(len(values)), [str(value) for value in values])
     axes.margins(y=0.12)
-    axes.set_title("above: the voter's share", fontsize=8, loc="left")
+    axes.set_title("above: the voter's fraction", fontsize=8, loc="left")

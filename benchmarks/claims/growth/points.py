@@ -1,4 +1,4 @@
-"""Serving the points of an axis, and asking each in turn."""
+"""Serve the points of an axis, and measure each in turn."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 from tritonclient.grpc import InferenceServerClient
 
-from plurum.benchmarks.claims.growth.result import Axis, Point, TurnOfGrowth
-from plurum.benchmarks.peers.asking import Door, Task, asked_elsewhere
-from plurum.benchmarks.peers.material import jpegs
-from plurum.benchmarks.peers.running import PlurumServer
+from plurum.benchmarks.claims.growth.result import Axis, GrowthPoint, GrowthTurn
+from plurum.benchmarks.peers.load import Endpoint, LoadTask, run_elsewhere
+from plurum.benchmarks.peers.processes import PlurumServer
 from plurum.benchmarks.tools.members import random_repository
-from plurum.files import write_bytes
-from plurum.serving import Server, ServerSettings
+from plurum.benchmarks.tools.requests import coloured_jpegs, write_images
+from plurum.benchmarks.tools.servers import server_of
+from plurum.serving import Server
 from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["ARCH", "AXES", "measure_growth"]
@@ -29,12 +29,12 @@ AXES: dict[Axis, tuple[int, ...]] = {
     "size": (64, 128, 256, 512),
     "clients": (1, 2, 4, 8, 16, 32, 64),
 }
-_DOOR = Door(kind="grpc", path="ensemble")
+_ENDPOINT = Endpoint(kind="grpc", path="ensemble")
 
 
 @dataclass(frozen=True)
-class _Served:
-    """A running server of some members."""
+class _PausedServer:
+    """A server of one point, which runs during its turns only."""
 
     server: Server
     running: PlurumServer
@@ -44,29 +44,29 @@ class _Served:
 
 def measure_growth(
     axis: Axis, values: Sequence[int], work: Path, rounds: int, seconds: float, progress: Callable[[str], None]
-) -> list[TurnOfGrowth]:
-    """Return the turns of every value of an axis, the other three being as `Point` has them.
+) -> list[GrowthTurn]:
+    """Return the turns of every value of an axis; the other three axes stay at the defaults of `GrowthPoint`.
 
     Args:
-        axis: What grows.
-        values: Its values, each once.
-        work: Keeps graphs and images.
+        axis: Quantity that grows.
+        values: Values on the axis, each once.
+        work: Folder that keeps graphs and images.
         rounds: Turns of every value.
         seconds: Length of a turn.
-        progress: Told what is being done, a line each.
+        progress: Receives one line about each step.
 
     Raises:
-        ServerError: a server does not start, or does not answer.
+        ServerError: A server does not start, or does not respond.
     """
-    points = {value: Point.model_validate({axis: value}) for value in values}
+    points = {value: GrowthPoint.model_validate({axis: value}) for value in values}
     with ExitStack() as stack:
-        servers: dict[Point, _Served] = {}
+        servers: dict[GrowthPoint, _PausedServer] = {}
         for point in points.values():
-            # Clients are no server's property.
+            # The number of clients does not change the server.
             kind = point.model_copy(update={"clients": 1})
             if kind not in servers:
                 progress(f"{axis}: serving {kind.members} members, {kind.classes} classes, {kind.size} pixels")
-                servers[kind] = _served(stack, kind, work, progress)
+                servers[kind] = _start_paused(stack, kind, work, progress)
         turns = []
         order = random.Random(0)  # noqa: S311 - an order, not a secret
         for turn in range(rounds):
@@ -77,25 +77,22 @@ def measure_growth(
     return turns
 
 
-def _served(stack: ExitStack, point: Point, work: Path, progress: Callable[[str], None]) -> _Served:
-    """Start a server, to be ended by the stack, and pause it."""
+def _start_paused(stack: ExitStack, point: GrowthPoint, work: Path, progress: Callable[[str], None]) -> _PausedServer:
+    """Start a server, which the stack ends, and pause it."""
     folder = work / f"{point.members}-{point.classes}-{point.size}"
     repository = random_repository(folder, [ARCH] * point.members, point.size, 16, progress, classes=point.classes)
-    images = []
-    for index, encoded in enumerate(jpegs(point.size)):
-        images.append(folder / "images" / f"{index}.jpg")
-        write_bytes(images[-1], encoded)
-    server = stack.enter_context(Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)))
+    images = write_images(folder / "images", coloured_jpegs(point.size, point.size))
+    server = stack.enter_context(server_of(repository))
     running = PlurumServer(server)
-    # Triton ends well only if it runs.
+    # A paused Triton would not end.
     stack.callback(running.resume)
     running.pause()
-    return _Served(server, running, read_ensemble(repository / "ensemble.json"), tuple(images))
+    return _PausedServer(server, running, read_ensemble(repository / "ensemble.json"), images)
 
 
-def _turn(served: _Served, axis: Axis, point: Point, seconds: float) -> TurnOfGrowth:
-    task = Task(
-        door=_DOOR,
+def _turn(served: _PausedServer, axis: Axis, point: GrowthPoint, seconds: float) -> GrowthTurn:
+    task = LoadTask(
+        endpoint=_ENDPOINT,
         address=served.server.urls.grpc,
         images=tuple(str(path.resolve()) for path in served.images),
         classes=served.ensemble.classes,
@@ -107,19 +104,19 @@ def _turn(served: _Served, axis: Axis, point: Point, seconds: float) -> TurnOfGr
     try:
         with InferenceServerClient(served.server.urls.grpc) as client:
             before = _busy_s(client, served.ensemble)
-            said = asked_elsewhere(task)
+            figures = run_elsewhere(task)
             after = _busy_s(client, served.ensemble)
     finally:
         served.running.pause()
     images = after.pop("images") - before.pop("images")
     busy = {part: 1000 * (after[part] - before[part]) / images for part in after}
-    return TurnOfGrowth(axis=axis, point=point, busy_ms=busy, **said)
+    return GrowthTurn(axis=axis, point=point, busy_ms=busy, **figures)
 
 
 def _busy_s(client: Any, ensemble: Ensemble) -> dict[str, float]:
-    """Return how long instances have computed since the start, seconds, by part; and how many images were voted on.
+    """Return the computing time of instances since the start by part, seconds, and the number of images of the voter.
 
-    By Triton's statistics of executions: those of requests count a batch once for each request in it.
+    They come from Triton's statistics of executions: those of requests count a batch once for each request in it.
     """
     counted = {one.name: one for one in client.get_inference_statistics().model_stats}
     computed = {name: sum(batch.compute_infer.ns for batch in one.batch_stats) / 1e9 for name, one in counted.items()}

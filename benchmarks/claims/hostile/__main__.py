@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -40,23 +39,23 @@ from plurum.benchmarks.claims.hostile.campaign import (
 from plurum.benchmarks.claims.hostile.report import Campaign
 from plurum.benchmarks.claims.hostile.services import Services
 from plurum.benchmarks.claims.hostile.witness import Witness
-from plurum.benchmarks.claims.soak import jpegs
-from plurum.benchmarks.tools.command import run_as_program
-from plurum.benchmarks.tools.machine import machine, versions
+from plurum.benchmarks.tools import command
+from plurum.benchmarks.tools.machine import machine
 from plurum.benchmarks.tools.members import random_repository
+from plurum.benchmarks.tools.requests import coloured_jpegs
 from plurum.errors import SettingsError
 from plurum.files import write_text
 from plurum.serving.triton.metrics import metrics_at
 from plurum.spec import read_ensemble
 
-_ARCHS, _SIZE, _IMAGES, _CLASSES = ("test_resnet", "test_byobnet"), 64, 8, 5
+_SIZE, _IMAGES, _CLASSES = 64, 8, 5
 _QUICK_REQUESTS, _QUICK_SECONDS = 25, 2.0
 _HOLD_S = 5.0
 
 
 def hostile(  # noqa: PLR0913, PLR0917 - one parameter per option
-    work: Annotated[Path, typer.Option(help="Keeps the exported graphs for the next run.")] = Path("runs/hostile"),
-    repository: Annotated[Path | None, typer.Option(help="Serve this one instead of random weights.")] = None,
+    work: command.WorkFolder = Path("runs/hostile"),
+    repository: command.ServedRepository = None,
     target: Annotated[list[str], typer.Option(help=f"Only this one of {', '.join(TARGETS)}; repeat for more.")] = [],  # noqa: B006
     kind: Annotated[list[str], typer.Option(help="Only kinds whose name holds this; repeat for more.")] = [],  # noqa: B006
     requests: Annotated[int, typer.Option(min=1, help="Of each kind; costly kinds send a fraction.")] = 600,
@@ -98,21 +97,18 @@ def hostile(  # noqa: PLR0913, PLR0917 - one parameter per option
         plan = Plan(_QUICK_REQUESTS, 1, _QUICK_SECONDS, threads, seed)
     console = Console(stderr=True)
     state = machine()
-    # SIGTERM ends what was started, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command.interrupt_on_sigterm()
     with console.status("members") as status:
         say = status.update if console.is_terminal else _say
-        served = repository or random_repository(work, _ARCHS, _SIZE, 16, say, classes=_CLASSES)
+        served = repository or random_repository(work, command.TINY_ARCHS, _SIZE, 16, say, classes=_CLASSES)
         campaign = _fought(chosen, plan, served, minutes, say)
     campaign.slack = slack
-    console.print(*campaign.tables())
-    for line in campaign.broken():
-        console.print(f"[red]broken:[/red] {line}", soft_wrap=True, highlight=False)
-    report = {**campaign.summary(), "plan": vars(plan), "slack": slack, "machine": state, "versions": versions()}
-    sys.stdout.write(json.dumps(report) + "\n")
+    broken = [f"[red]broken:[/red] {line}" for line in campaign.broken()]
+    summary = {**campaign.summary(), "plan": vars(plan), "slack": slack}
+    report = command.print_report(summary, state, *campaign.tables(), *broken)
     if out is not None:
         write_text(out, json.dumps({**report, "rows": campaign.rows()}, indent=1) + "\n")
-    if campaign.broken():
+    if broken:
         raise typer.Exit(1)
 
 
@@ -140,7 +136,7 @@ def _fought(
     chosen: list[Attack], plan: Plan, repository: Path, minutes: float | None, say: Callable[[str], None]
 ) -> Campaign:
     image = read_ensemble(repository / "ensemble.json").image
-    images = jpegs(image.height, image.width, _IMAGES)
+    images = coloured_jpegs(image.height, image.width, _IMAGES)
     campaign, start = Campaign(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hostile_") as name:
         folder = Path(name)
@@ -184,4 +180,4 @@ def _left(temporary: Path, shared: set[str], folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_as_program(hostile)
+    command.run_as_program(hostile)

@@ -1,7 +1,7 @@
-"""Attacks on the command line: files, names and values that a user was handed by somebody else.
+"""Attacks on the command line: files, names and values that a user got from somebody else.
 
-What comes of a command is told as a status: 200 where it did its work, 400 where it named the fault and ended with an
-exit code of its own, 500 for a traceback or a signal, a timeout where it had to be ended.
+The outcome of a command is a status: 200 if it succeeded, 400 if it named the fault and ended with an exit code of its
+own, 500 for a traceback or a signal, a timeout if it had to be ended.
 """
 
 from __future__ import annotations
@@ -29,16 +29,9 @@ __all__ = ["COMMANDS", "plurum"]
 _FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0")
 _LONGEST_S, _MOST_BYTES = 60.0, 3 << 30
 _DEVICES = (
-    "/dev/zero",
-    "/dev/urandom",
-    "/dev/full",
-    "/proc/self/mem",
-    "/proc/kmsg",
-    "/proc/kcore",
-    "/dev/stdin",
-    "/",
+    "/dev/zero", "/dev/urandom", "/dev/full", "/proc/self/mem", "/proc/kmsg", "/proc/kcore", "/dev/stdin", "/",
     "/proc/self/fd/1",
-)
+)  # fmt: skip
 _SPECIAL = ("a" * 200, "a b'\"c", "ä\n", "-rf", "\udcff", "%s%n", "~", "$(id)", "..")
 _OPTIONS = (
     ("predict", "x.png", "--timeout", "nan"), ("predict", "x.png", "--timeout", "-1"),
@@ -136,7 +129,7 @@ def _pipe(command: str) -> Make:
     return lambda attacker: _listed(attacker, command, _fifo(attacker))
 
 
-def _asked(attacker: Attacker) -> list[int]:
+def _predict_device(attacker: Attacker) -> list[int]:
     path = attacker.chance.choice((*_DEVICES, _fifo(attacker)))
     return _run(attacker, "predict", path, *_server(attacker))
 
@@ -262,11 +255,7 @@ def _metadata_attack(command: str, *more: str) -> Make:
 def _names(attacker: Attacker) -> list[int]:
     name = attacker.chance.choice(_SPECIAL)
     command = attacker.chance.choice(("predict", "data", "doctor", "fit", "evaluate"))
-    return (
-        _run(attacker, command, "--", name)
-        if command != "predict"
-        else _run(attacker, command, *_server(attacker), "--", name)
-    )
+    return _run(attacker, command, *(_server(attacker) if command == "predict" else ()), "--", name)
 
 
 def _lists(attacker: Attacker) -> list[int]:
@@ -319,7 +308,7 @@ _ODD = EITHER | {"2xx"}
 COMMANDS: dict[str, Kind] = {
     "predict: a manifest that names devices": Kind(_device("predict"), cost=400, may=_ODD),
     "predict: a manifest that names a FIFO": Kind(_pipe("predict"), cost=400),
-    "predict: devices and FIFOs": Kind(_asked, cost=200, may=_ODD),
+    "predict: devices and FIFOs": Kind(_predict_device, cost=200, may=_ODD),
     "predict: lists on standard input": Kind(_lists, cost=200, may=_ODD),
     "data: a manifest that names devices": Kind(_device("data"), cost=400),
     "data: a manifest that names a FIFO": Kind(_pipe("data"), cost=400),

@@ -10,6 +10,7 @@ from typing import Any
 
 from plurum.benchmarks.claims.hostile.attack import ANY, REFUSED, Attacker, Kind, Make
 from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, Place, Wire
+from plurum.benchmarks.tools.requests import bytes_element
 
 __all__ = ["GRPC", "evil_model", "is_answered", "raw_call"]
 
@@ -21,6 +22,13 @@ _MANAGED = (
     "TraceSetting", "LogSettings",
 )  # fmt: skip
 _HEADERS = ("triton-grpc-protocol-admin-key", "triton-grpc-protocol-x", "admin-key", "x", "triton-grpc-protocol-x-y")
+_UNKNOWN = (
+    "Nothing", "ModelInfer/x", "modelinfer", "", "../ModelInfer", "ModelConfig", "ModelStatistics", "ServerMetadata%00",
+)  # fmt: skip
+_SPELLINGS = (
+    b"x y", b"triton-grpc-protocol-x y", b"X Y", b"x\ty", b"x y ", b" x y", b"x%20y", b"triton-grpc-protocol-admin-key",
+    b"x\0y",
+)  # fmt: skip
 _MIB = 1 << 20
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEAD, _PRIORITY, _RESET, _SETTINGS, _PUSH, _PING, _GOAWAY, _WINDOW, _MORE = range(10)
@@ -45,10 +53,9 @@ def _called(attacker: Attacker, method: str, sent: bytes, metadata: list[tuple[s
 def _tensor(attacker: Attacker) -> Any:
     from tritonclient.grpc import service_pb2 as pb
 
-    image = attacker.image()
     request = pb.ModelInferRequest(model_name="ensemble")
     request.inputs.add(name="IMAGE", datatype="BYTES", shape=[1, 1])
-    request.raw_input_contents.append(struct.pack("<I", len(image)) + image)
+    request.raw_input_contents.append(bytes_element(attacker.image()))
     return request
 
 
@@ -89,18 +96,8 @@ def _wrong(attacker: Attacker) -> list[int]:
 
 
 def _unknown(attacker: Attacker) -> list[int]:
-    odd = (
-        "Nothing",
-        "ModelInfer/x",
-        "modelinfer",
-        "",
-        "../ModelInfer",
-        "ModelConfig",
-        "ModelStatistics",
-        "ServerMetadata%00",
-    )
     services = (_SERVICE, "/grpc.reflection.v1alpha.ServerReflection/", "/grpc.channelz.v1.Channelz/", "/x/", "/")
-    return [_called(attacker, attacker.chance.choice(services) + attacker.chance.choice(odd), b"\x0a\x08ensemble")]
+    return [_called(attacker, attacker.chance.choice(services) + attacker.chance.choice(_UNKNOWN), b"\x0a\x08ensemble")]
 
 
 def _managed(attacker: Attacker) -> list[int]:
@@ -198,16 +195,12 @@ def _flood(*choices: bytes) -> Make:
 
 def _odd_frames(attacker: Attacker) -> list[int]:
     chance = attacker.chance
-    pieces = (
-        _frame(
-            chance.randrange(256),
-            chance.randrange(256),
-            chance.randrange(1 << 31),
-            chance.randbytes(chance.randrange(200)),
-        )
-        for _ in range(20)
-    )
-    return [_frames(b"".join(pieces), attacker)]
+
+    def draw() -> bytes:
+        kind, flags, stream = chance.randrange(256), chance.randrange(256), chance.randrange(1 << 31)
+        return _frame(kind, flags, stream, chance.randbytes(chance.randrange(200)))
+
+    return [_frames(b"".join(draw() for _ in range(20)), attacker)]
 
 
 def _resets() -> bytes:
@@ -224,20 +217,9 @@ def _hpack_bomb() -> bytes:
 def _spelled(attacker: Attacker) -> list[int]:
     """Call management with header names that libraries refuse to send."""
     chance = attacker.chance
-    names: tuple[bytes, ...] = (
-        b"x y",
-        b"triton-grpc-protocol-x y",
-        b"X Y",
-        b"x\ty",
-        b"x y ",
-        b" x y",
-        b"x%20y",
-        b"triton-grpc-protocol-admin-key",
-        b"x\0y",
-    )
     own, value = attacker.known.header
     bare = own.removeprefix(b"triton-grpc-protocol-")
-    names += (own, bare, own.upper(), own.replace(b"\n", b"\r\n"), own.replace(b"\n", b" "), own + b" ")
+    names = (*_SPELLINGS, own, bare, own.upper(), own.replace(b"\n", b"\r\n"), own.replace(b"\n", b" "), own + b" ")
     values = (value, value + b" ", b"1", b"")
     method = chance.choice(("RepositoryIndex", "RepositoryModelLoad"))
     sent = _load(attacker) if method.endswith("Load") else b""

@@ -20,20 +20,17 @@ _NAMES = (
     "%E2%80%AE.png", "\udcff", "%ud800", "C:\\x\\..\\y", "%0d%0aset-cookie:%20a=b", ".", "/", "%ff%fe",
 )  # fmt: skip
 _SEEN = (
-    "9" * 5000,
-    "-1",
-    "1e9",
-    "٣",
-    "²",
-    "",
-    "0x1",
-    " 1",
-    "1 ",
-    "9" * 400,
-    "18446744073709551616",
-    "9223372036854775808",
+    "9" * 5000, "-1", "1e9", "٣", "²", "", "0x1", " 1", "1 ", "9" * 400, "18446744073709551616", "9223372036854775808",
     "None",
-)
+)  # fmt: skip
+_STATIC = (
+    "../app.py", "..%2fapp.py", "%2e%2e/app.py", "....//app.py", "%00", "..\\app.py", "/etc/passwd", "a" * 3000, ".",
+    "con",
+)  # fmt: skip
+_KEYS = (
+    "", "Bearer", "Bearer ", "Basic YTpi", "bearer x", "Bearer " + "x" * 9000, "Bearer \udcff", "Bearer null",
+    "Digest a=b",
+)  # fmt: skip
 
 
 def _sha(attacker: Attacker) -> str:
@@ -70,10 +67,8 @@ def _file_names(attacker: Attacker) -> list[int]:
 
 
 def _decisions(attacker: Attacker) -> list[int]:
-    seen, label = (
-        attacker.chance.choice(_SEEN),
-        attacker.chance.choice(("class 0", "", "x" * 9000, "%00", "%ff", "\udcff")),
-    )
+    seen = attacker.chance.choice(_SEEN)
+    label = attacker.chance.choice(("class 0", "", "x" * 9000, "%00", "%ff", "\udcff"))
     path = f"/review/{_sha(attacker)}" + attacker.chance.choice(("", "/undo", "/delete"))
     return [attacker.ask("POST", path, f"label={label}&seen={seen}".encode("utf-8", "surrogateescape"))]
 
@@ -100,19 +95,7 @@ def _huge_forms(attacker: Attacker) -> list[int]:
 
 
 def _static(attacker: Attacker) -> list[int]:
-    odd = (
-        "../app.py",
-        "..%2fapp.py",
-        "%2e%2e/app.py",
-        "....//app.py",
-        "%00",
-        "..\\app.py",
-        "/etc/passwd",
-        "a" * 3000,
-        ".",
-        "con",
-    )
-    return [attacker.ask("GET", f"/static/{attacker.chance.choice(odd)}")]
+    return [attacker.ask("GET", f"/static/{attacker.chance.choice(_STATIC)}")]
 
 
 def _queries(attacker: Attacker) -> list[int]:
@@ -138,19 +121,7 @@ PAGE: dict[str, Kind] = {
 
 
 def _wrong_key(attacker: Attacker) -> list[int]:
-    chance = attacker.chance
-    odd = (
-        "",
-        "Bearer",
-        "Bearer ",
-        "Basic YTpi",
-        "bearer x",
-        "Bearer " + "x" * 9000,
-        "Bearer \udcff",
-        "Bearer null",
-        "Digest a=b",
-    )
-    guess = chance.choice((*odd, f"Bearer {chance.randbytes(32).hex()}"))
+    guess = attacker.chance.choice((*_KEYS, f"Bearer {attacker.chance.randbytes(32).hex()}"))
     return [attacker.ask("POST", attacker.path, attacker.image(), authorization=guess)]
 
 

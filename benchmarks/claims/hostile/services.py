@@ -1,56 +1,56 @@
-"""What is attacked: `plurum serve`, a gateway with and one without TLS before it, and `plurum ui`, each a process."""
+"""The attacked processes: `plurum serve`, a gateway with and one without TLS before it, and `plurum ui`."""
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import signal
 import subprocess
-import sys
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import urlsplit
 
 import psutil
 
 from plurum.benchmarks.claims.hostile.wires import Place
+from plurum.benchmarks.tools.servers import PlurumProcess, port_of
 from plurum.errors import ServerError
 
 __all__ = ["Services"]
 
-_PORTS = ("http", "grpc", "metrics", "status")
-_END_S = 60.0
+_TLS = {"--keys": "keys", "--tls-cert": "cert.pem", "--tls-key": "key.pem"}
 
 
 class Services:
-    """The processes under attack, to be used in a `with` block; what they write lies below one folder.
+    """The processes under attack, to be used in a `with` block; everything they write lies below one folder.
 
     Args:
-        repository: What is served.
-        folder: Empty; its sub-folder `tmp` is their TMPDIR.
+        repository: Repository to serve.
+        folder: Empty folder; its sub-folder `tmp` is their TMPDIR.
 
     Attributes:
-        key: What the gateway with TLS asks for.
-        ended: How often one of them ended by itself and was started again.
-        stuck: Those that did not end within a minute when they were told to, and were killed.
+        key: Key of the gateway with TLS.
+        ended: Number of times that one of them exited by itself and was started again.
+        stuck: Names of those that did not end within a minute after SIGTERM, and were killed.
 
     Raises:
-        ServerError: one of them did not start.
+        ServerError: One of them did not start.
     """
 
     def __init__(self, repository: Path, folder: Path) -> None:
-        self._repository, self._folder = repository, folder
+        self._folder = folder
         self.temporary = folder / "tmp"
         self.key = secrets.token_hex(32)
         self.ended = 0
         self.stuck: list[str] = []
-        self._urls: dict[str, dict[str, str]] = {}
-        self._processes: dict[str, subprocess.Popen[str]] = {}
+        self._processes: dict[str, PlurumProcess] = {}
         self._prepare()
         try:
-            for name in ("serve", "gateway", "gateway-tls", "ui"):
-                self._start(name)
+            self._start("serve", "serve", repository)
+            triton = self._processes["serve"].urls["grpc"]
+            gateway = ("--triton", triton, "--receive-s", "3")
+            self._start("gateway", "gateway", *gateway)
+            files = [word for option, file in _TLS.items() for word in (option, folder / file)]
+            self._start("gateway-tls", "gateway", *gateway, *files)
+            self._start("ui", "ui", "--url", triton, "--store", folder / "reviews")
         except BaseException:
             self._end()
             raise
@@ -66,11 +66,12 @@ class Services:
     @property
     def places(self) -> dict[str, Place]:
         """Each port, by name: http, grpc, metrics, status, gateway, gateway-tls, gateway-metrics, page."""
-        places = {name: Place(_port(self._urls["serve"][name])) for name in _PORTS}
-        places["gateway"] = Place(_port(self._urls["gateway"]["http"]))
-        places["gateway-metrics"] = Place(_port(self._urls["gateway"]["metrics"]))
-        places["gateway-tls"] = Place(_port(self._urls["gateway-tls"]["http"]), tls=True)
-        places["page"] = Place(_port(self._urls["ui"]["page"]))
+        urls = {name: process.urls for name, process in self._processes.items()}
+        places = {name: Place(port_of(url)) for name, url in urls["serve"].items()}
+        places["gateway"] = Place(port_of(urls["gateway"]["http"]))
+        places["gateway-metrics"] = Place(port_of(urls["gateway"]["metrics"]))
+        places["gateway-tls"] = Place(port_of(urls["gateway-tls"]["http"]), tls=True)
+        places["page"] = Place(port_of(urls["ui"]["page"]))
         return places
 
     def header(self) -> tuple[bytes, bytes]:
@@ -84,12 +85,12 @@ class Services:
         return b"admin-key", b""
 
     def revive(self) -> list[str]:
-        """Start again what has ended by itself, at the same ports; return its names."""
-        dead = [name for name, process in self._processes.items() if process.poll() is not None]
-        for name in dead:
+        """Start again those that have exited by themselves, at the same ports; return their names."""
+        exited = [name for name, process in self._processes.items() if not process.is_running()]
+        for name in exited:
             self.ended += 1
-            self._start(name)
-        return dead
+            self._processes[name].start()
+        return exited
 
     def log(self, name: str) -> str:
         """Return what a process has written to standard error so far."""
@@ -106,47 +107,12 @@ class Services:
         except (OSError, subprocess.CalledProcessError) as error:
             raise ServerError(f"openssl: a certificate for the gateway is needed, and it failed: {error}") from error
 
-    def _words(self, name: str) -> list[str]:
-        old = self._urls.get(name, {})
-        if name == "serve":
-            ports = [word for port in _PORTS for word in (f"--{port}-port", str(_port(old.get(port))))]
-            return ["serve", str(self._repository), *ports, "--json"]
-        if name == "ui":
-            store = str(self._folder / "reviews")
-            return ["ui", "--url", self._urls["serve"]["grpc"], "--store", store, "--port", str(_port(old.get("page")))]
-        ports = ["--port", str(_port(old.get("http"))), "--metrics-port", str(_port(old.get("metrics")))]
-        words = ["gateway", "--triton", self._urls["serve"]["grpc"], *ports, "--receive-s", "3", "--json"]
-        if name == "gateway-tls":
-            files = {option: str(self._folder / file) for option, file in _TLS.items()}
-            words += [word for pair in files.items() for word in pair]
-        return words
-
-    def _start(self, name: str) -> None:
-        # The folders of this process are kept: a cache that is there is used.
+    def _start(self, name: str, *words: object) -> None:
+        # The other variables stay: an existing cache is used.
         environment = os.environ | {"TMPDIR": str(self.temporary)}
-        with (self._folder / f"{name}.log").open("a") as log:
-            command = [sys.executable, "-m", "plurum", *self._words(name)]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        self._processes[name] = process
-        line = process.stdout.readline() if process.stdout is not None else ""
-        if not line:
-            raise ServerError(f"plurum {name} did not start: {self.log(name)[-2000:]}")
-        self._urls[name] = {"page": line.split()[-1]} if name == "ui" else json.loads(line)
+        log = self._folder / f"{name}.log"
+        command, *arguments = words
+        self._processes[name] = PlurumProcess(str(command), *arguments, log=log, environment=environment)
 
     def _end(self) -> None:
-        for name, process in reversed(self._processes.items()):
-            with process:
-                process.send_signal(signal.SIGTERM)
-                try:
-                    process.wait(_END_S)
-                except subprocess.TimeoutExpired:
-                    self.stuck.append(name)
-                    process.kill()
-
-
-_TLS = {"--keys": "keys", "--tls-cert": "cert.pem", "--tls-key": "key.pem"}
-
-
-def _port(url: str | None) -> int:
-    """Return the port of a URL with or without a scheme; 0, any free one, without a URL."""
-    return 0 if url is None else int(urlsplit(url if "//" in url else f"//{url}").port or 0)
+        self.stuck += [name for name, process in reversed(self._processes.items()) if not process.stop()]

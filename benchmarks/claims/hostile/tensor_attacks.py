@@ -1,11 +1,10 @@
-"""Attacks on the KServe v2 call over HTTP: JSON, tensors behind it, and the paths of management."""
+"""Attacks on the KServe v2 endpoint over HTTP: JSON, tensors behind it, and the paths of management."""
 
 from __future__ import annotations
 
 import base64
 import functools
 import gzip
-import io
 import json
 import struct
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 from plurum.benchmarks.claims.hostile.attack import EITHER, Attacker, Kind, Make
 from plurum.benchmarks.claims.hostile.grpc_attacks import evil_model
 from plurum.benchmarks.claims.hostile.wires import request
+from plurum.benchmarks.tools.requests import bytes_element
 
 __all__ = ["MANAGEMENT", "TENSORS"]
 
@@ -24,19 +24,9 @@ _SHAPES: tuple[Any, ...] = (
     [True, 1], None, 1, [[1]], {"0": 1}, [10**400, 1], [1e308], [65536, 65536, 65536, 65536],
 )  # fmt: skip
 _NAMES = (
-    "IMAGE\0",
-    "\0",
-    "",
-    "image",
-    "IMAGE ",
-    "ＩＭＡＧＥ",
-    "A" * 100_000,
-    "../IMAGE",
-    "\ud800",
-    "IMAGE\0\0",
-    "%s%n",
+    "IMAGE\0", "\0", "", "image", "IMAGE ", "ＩＭＡＧＥ", "A" * 100_000, "../IMAGE", "\ud800", "IMAGE\0\0", "%s%n",
     "PIXELS",
-)
+)  # fmt: skip
 _DTYPES = ("FP64", "INT8", "UINT8", "FP8", "", "bytes", "BYTES\0", None, 5, ["BYTES"], "A" * 99_999, "BOOL", "STRING")
 _VALUES: tuple[Any, ...] = (
     None, {}, "x", [[1, 2], [3]], ["a"] * 12, [-1] * 12, [1.5] * 12, [None] * 12, [0] * 13, [[]] * 12, [True] * 12,
@@ -60,6 +50,13 @@ _MANAGED = (
     "/v2/cudasharedmemory/status", "/v2/cudasharedmemory/region/a/register", "/v2/cudasharedmemory/unregister",
     "/v2/trace/setting", "/v2/models/ensemble/trace/setting", "/v2/logging", "/V2/Repository/Index",
     "/v2%2frepository%2findex", "/v2/repositor%79/index", "/v2/repository/models/..%2fevil/load",
+)  # fmt: skip
+_PATHS = (
+    "/v2/models/{}", "/v2/models/{}/infer", "/{}", "/v2/models/ensemble/versions/{}/infer", "/v2/{}", "/static/{}",
+)  # fmt: skip
+_WORDS = (
+    "..%2f..%2fetc%2fpasswd", "../../../../etc/passwd", "%00", "%ff", "\\..\\x", "voter", "preprocess", "a" * 5000,
+    "%2e%2e/", "é", "{}",
 )  # fmt: skip
 _BODIES: tuple[Any, ...] = (
     {}, {"log_verbose_level": 9},
@@ -95,31 +92,27 @@ def _binary(attacker: Attacker, tensor: dict[str, Any], behind: bytes, json_size
     return attacker.ask("POST", _IMAGE, text + behind, inference_header_content_length=size)
 
 
-def _lying_sizes(attacker: Attacker) -> list[int]:
-    image = attacker.image()
-    element = struct.pack("<I", len(image)) + image
-    size: Any = attacker.chance.choice(
-        (0, 1, -1, 1 << 31, 1 << 63, 10**400, "12", None, len(element) - 1, len(element) + 1)
-    )
-    tensor = {"name": "IMAGE", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": size}}
+def _image_tensor(attacker: Attacker, element: bytes, size: object, shape: object = (1, 1)) -> list[int]:
+    """Send an element of BYTES behind the JSON, with a shape and a size that may not be its own."""
+    tensor = {"name": "IMAGE", "shape": shape, "datatype": "BYTES", "parameters": {"binary_data_size": size}}
     return [_binary(attacker, tensor, element)]
+
+
+def _lying_sizes(attacker: Attacker) -> list[int]:
+    element = bytes_element(attacker.image())
+    odd: tuple[Any, ...] = (0, 1, -1, 1 << 31, 1 << 63, 10**400, "12", None, len(element) - 1, len(element) + 1)
+    return _image_tensor(attacker, element, attacker.chance.choice(odd))
 
 
 def _lying_elements(attacker: Attacker) -> list[int]:
-    said = attacker.chance.choice((0, 1, 1 << 31, (1 << 32) - 1, 77))
-    element = struct.pack("<I", said) + attacker.chance.randbytes(50)
-    tensor = {"name": "IMAGE", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": len(element)}}
-    return [_binary(attacker, tensor, element)]
+    length = attacker.chance.choice((0, 1, 1 << 31, (1 << 32) - 1, 77))
+    element = struct.pack("<I", length) + attacker.chance.randbytes(50)
+    return _image_tensor(attacker, element, len(element))
 
 
 def _empty_batch(attacker: Attacker) -> list[int]:
-    image = attacker.image()
-    element = struct.pack("<I", len(image)) + image
-    parameters = {"binary_data_size": len(element)}
-    shape = attacker.chance.choice(([0, 1], [0], [0, 0], [1, 0]))
-    return [
-        _binary(attacker, {"name": "IMAGE", "shape": shape, "datatype": "BYTES", "parameters": parameters}, element)
-    ]
+    element = bytes_element(attacker.image())
+    return _image_tensor(attacker, element, len(element), attacker.chance.choice(([0, 1], [0], [0, 0], [1, 0])))
 
 
 def _json_sizes(attacker: Attacker) -> list[int]:
@@ -201,11 +194,7 @@ def _gzip_bomb(attacker: Attacker) -> list[int]:
 
 @functools.cache
 def _bomb() -> bytes:
-    packed = io.BytesIO()
-    with gzip.GzipFile(fileobj=packed, mode="wb") as file:
-        for _ in range(100):
-            file.write(bytes(1 << 20))
-    return packed.getvalue()
+    return gzip.compress(bytes(100 << 20))
 
 
 def _headers(attacker: Attacker) -> list[int]:
@@ -218,33 +207,12 @@ def _headers(attacker: Attacker) -> list[int]:
     return [attacker.ask("POST", attacker.path, b"no image", **{name: odd})]
 
 
-def _words(attacker: Attacker) -> str:
-    kinds = (
-        "/v2/models/{}",
-        "/v2/models/{}/infer",
-        "/{}",
-        "/v2/models/ensemble/versions/{}/infer",
-        "/v2/{}",
-        "/static/{}",
-    )
-    odd = (
-        "..%2f..%2fetc%2fpasswd",
-        "../../../../etc/passwd",
-        "%00",
-        "%ff",
-        "\\..\\x",
-        "voter",
-        "preprocess",
-        "a" * 5000,
-        "%2e%2e/",
-        "é",
-        "{}",
-    )
-    return attacker.chance.choice(kinds).format(attacker.chance.choice((*odd, str(attacker.chance.random()))))
-
-
 def _paths(attacker: Attacker) -> list[int]:
-    return [attacker.ask(attacker.chance.choice(("GET", "POST")), _words(attacker).replace(" ", "%20"))]
+    method, word = (
+        attacker.chance.choice(("GET", "POST")),
+        attacker.chance.choice((*_WORDS, str(attacker.chance.random()))),
+    )
+    return [attacker.ask(method, attacker.chance.choice(_PATHS).format(word).replace(" ", "%20"))]
 
 
 def _managed(attacker: Attacker) -> list[int]:

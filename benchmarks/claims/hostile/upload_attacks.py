@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Sequence
 
 from plurum.benchmarks.claims.hostile import images
 from plurum.benchmarks.claims.hostile.attack import EITHER, Attacker, Kind, Make
+from plurum.benchmarks.tools.requests import bytes_element
 
 __all__ = ["FORMS", "IMAGES"]
 
@@ -27,6 +27,11 @@ _DISPOSITIONS = (
     'form-data; name="file"; name="files"; filename="a"; filename="b"', 'form-data; filename="only"',
     f"form-data; {'a=b; ' * 9000}",
 )  # fmt: skip
+_END, _MULTIPART = b"--b--\r\n", "multipart/form-data; boundary"
+_TYPES = (
+    "application/x-www-form-urlencoded", "multipart/mixed; boundary=b", "multipart/form-data", "text/html",
+    "image/svg+xml", ";", "a" * 9000, "multipart/form-data;boundary",
+)  # fmt: skip
 
 
 def _upload(attacker: Attacker, data: bytes) -> int:
@@ -34,7 +39,7 @@ def _upload(attacker: Attacker, data: bytes) -> int:
         # Triton's own HTTP: the image goes as bytes behind the JSON.
         tensor = {"name": "IMAGE", "shape": [1, 1], "datatype": "BYTES"}
         head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": len(data) + 4}}]})
-        body = head.encode() + struct.pack("<I", len(data)) + data
+        body = head.encode() + bytes_element(data)
         return attacker.ask("POST", attacker.path, body, inference_header_content_length=len(head))
     return attacker.ask("POST", attacker.path, data)
 
@@ -86,19 +91,17 @@ def _part(image: bytes, disposition: str = 'form-data; name="file"; filename="a"
 
 def _charset(attacker: Attacker) -> list[int]:
     charset = attacker.chance.choice(_CHARSETS)
-    return _form(
-        attacker, _part(attacker.image()) + b"--b--\r\n", f"multipart/form-data; boundary=b; charset={charset}"
-    )
+    return _form(attacker, _part(attacker.image()) + _END, f"{_MULTIPART}=b; charset={charset}")
 
 
 def _boundary(attacker: Attacker) -> list[int]:
     boundary = attacker.chance.choice(_BOUNDARIES)
-    return _form(attacker, _part(attacker.image()) + b"--b--\r\n", f"multipart/form-data; boundary={boundary}")
+    return _form(attacker, _part(attacker.image()) + _END, f"{_MULTIPART}={boundary}")
 
 
 def _disposition(attacker: Attacker) -> list[int]:
     part = _part(attacker.image(), attacker.chance.choice(_DISPOSITIONS))
-    return _form(attacker, part + b"--b--\r\n", "multipart/form-data; boundary=b")
+    return _form(attacker, part + _END, f"{_MULTIPART}=b")
 
 
 def _part_headers(attacker: Attacker) -> list[int]:
@@ -108,32 +111,21 @@ def _part_headers(attacker: Attacker) -> list[int]:
         ["Content-Type: multipart/form-data; boundary=b"], ["Content-Length: -1"], [": x"], ["Content-Encoding: gzip"],
     ))  # fmt: skip
     part = _part(attacker.image(), 'form-data; name="file"; filename="a"', *lines)
-    return _form(attacker, part + b"--b--\r\n", "multipart/form-data; boundary=b")
+    return _form(attacker, part + _END, f"{_MULTIPART}=b")
 
 
 def _many_parts(attacker: Attacker) -> list[int]:
     part = _part(b"x", attacker.chance.choice(('form-data; name="a"', 'form-data; name="files"; filename="a"')))
-    return _form(attacker, part * attacker.chance.randint(65, 20_000) + b"--b--\r\n", "multipart/form-data; boundary=b")
+    return _form(attacker, part * attacker.chance.randint(65, 20_000) + _END, f"{_MULTIPART}=b")
 
 
 def _torn(attacker: Attacker) -> list[int]:
-    whole = _part(attacker.image()) * 2 + b"--b--\r\n"
-    return _form(attacker, whole[: attacker.chance.randrange(len(whole) - 8)], "multipart/form-data; boundary=b")
+    whole = _part(attacker.image()) * 2 + _END
+    return _form(attacker, whole[: attacker.chance.randrange(len(whole) - 8)], f"{_MULTIPART}=b")
 
 
 def _other_types(attacker: Attacker) -> list[int]:
-    kind = attacker.chance.choice(
-        (
-            "application/x-www-form-urlencoded",
-            "multipart/mixed; boundary=b",
-            "multipart/form-data",
-            "text/html",
-            "image/svg+xml",
-            ";",
-            "a" * 9000,
-            "multipart/form-data;boundary",
-        )
-    )
+    kind = attacker.chance.choice(_TYPES)
     return _form(attacker, attacker.chance.choice((b"file=x&" * 5000, _part(attacker.image()), b"")), kind)
 
 

@@ -1,10 +1,11 @@
-"""Attacks on the syntax and the flow of HTTP/1: they need no knowledge of what a server is for."""
+"""Attacks on the syntax and the flow of HTTP/1, which need no knowledge of the service."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from plurum.benchmarks.claims.hostile.attack import ANY, EITHER, REFUSED, Attacker, Kind, Make
 from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, Wire, request
@@ -50,72 +51,42 @@ _SMUGGLED = (
 )
 _SIZES = ("zz", "-1", "+1", "0x10", "10" * 40, "ffffffffffffffff", "", "1 1", "\x00")
 _LENGTHS = ("-1", "1" * 19, "9" * 40, "1e9", "", " ", "٣", "4294967296", str(1 << 63))
+_TLS_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" * 50
+_TRAILER = b"x-trailer: " + b"y" * 4000 + b"\r\n"
 _METHODS = ("TRACE", "CONNECT", "OPTIONS", "PUT", "DELETE", "PATCH", "PROPFIND", "get", "X" * 300, "PRI", "GETPOST")
+
+
+# Makes bytes from random numbers.
+Draw = Callable[[random.Random], bytes]
 
 
 def _alone(*choices: bytes) -> Make:
     return lambda attacker: [attacker.alone(attacker.chance.choice(choices), 2.0)]
 
 
-def _random(attacker: Attacker) -> list[int]:
-    return [attacker.alone(attacker.chance.randbytes(attacker.chance.randint(1, 3000)) + b"\r\n\r\n", 2.0)]
+def _drawn(draw: Draw) -> Make:
+    return lambda attacker: [attacker.alone(draw(attacker.chance), 2.0)]
 
 
-def _tls_hello(attacker: Attacker) -> list[int]:
-    return [attacker.alone(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + attacker.chance.randbytes(508), 2.0)]
+def _endless(begin: bytes, piece: bytes, most: int, *, chunked: bool = False) -> Make:
+    """Send pieces until the server closes the connection, or `most` bytes; `chunked` sends them as an upload."""
 
-
-def _endless(attacker: Attacker, begin: bytes, piece: bytes, most: int) -> int:
-    """Send pieces until the server has had enough, or `most` bytes."""
-    try:
-        with Wire(attacker.place, 10.0) as wire:
-            wire.send(begin)
+    def make(attacker: Attacker) -> list[int]:
+        with contextlib.suppress(OSError), Wire(attacker.place, 10.0) as wire:
+            wire.send(attacker.head(_CHUNKED) + begin if chunked else begin)
             for _ in range(most // len(piece)):
                 if not wire.send(piece):
                     break
-            return wire.status()
-    except OSError:
-        return CLOSED
+            return [wire.status()]
+        return [CLOSED]
 
-
-def _endless_head(attacker: Attacker) -> list[int]:
-    line = b"x-%d: " % attacker.chance.randrange(999) + b"y" * 4000 + b"\r\n"
-    return [_endless(attacker, b"GET / HTTP/1.1\r\n", line, 4 * _MIB)]
-
-
-def _one_endless_header(attacker: Attacker) -> list[int]:
-    return [_endless(attacker, b"GET / HTTP/1.1\r\nx: ", b"y" * 8192, 4 * _MIB)]
-
-
-def _endless_path(attacker: Attacker) -> list[int]:
-    return [_endless(attacker, b"GET /", b"a/../" * 1000, 4 * _MIB)]
+    return make
 
 
 def _many_headers(attacker: Attacker) -> list[int]:
     lines = b"".join(b"a%d: b\r\n" % number for number in range(attacker.chance.randint(1000, 9000)))
     return [attacker.alone(b"GET / HTTP/1.1\r\nhost: x\r\n" + lines + b"\r\n")]
-
-
-def _endless_trailers(attacker: Attacker) -> list[int]:
-    begin = attacker.head(_CHUNKED) + b"1\r\nx\r\n0\r\n"
-    return [_endless(attacker, begin, b"x-trailer: " + b"y" * 4000 + b"\r\n", 64 * _MIB)]
-
-
-def _chunk_extensions(attacker: Attacker) -> list[int]:
-    piece = b"1;" + b"e=" * 4000 + b"\r\nx\r\n"
-    return [_endless(attacker, attacker.head(_CHUNKED), piece, 16 * _MIB)]
-
-
-def _one_chunk_extension(attacker: Attacker) -> list[int]:
-    return [_endless(attacker, attacker.head(_CHUNKED) + b"1;", b"e" * 8192, 16 * _MIB)]
-
-
-def _one_byte_chunks(attacker: Attacker) -> list[int]:
-    return [_endless(attacker, attacker.head(_CHUNKED), b"1\r\nx\r\n" * 1000, 6_000_000)]
-
-
-def _endless_body(attacker: Attacker) -> list[int]:
-    return [_endless(attacker, attacker.head(_CHUNKED), b"10000\r\n" + bytes(1 << 16) + b"\r\n", 80 * _MIB)]
 
 
 def _bad_chunk(attacker: Attacker) -> list[int]:
@@ -134,18 +105,16 @@ def _lengths(attacker: Attacker) -> list[int]:
 
 
 def _pipelined(attacker: Attacker) -> Iterable[int]:
-    try:
-        with Wire(attacker.place, 10.0) as wire:
-            wire.send(request("GET", "/v2/health/live") * 200)
-            outcomes: list[int] = []
-            while wire.is_open and len(outcomes) < 200:
-                outcomes.append(wire.status())
-            return outcomes
-    except OSError:
-        return [CLOSED]
+    with contextlib.suppress(OSError), Wire(attacker.place, 10.0) as wire:
+        wire.send(request("GET", "/v2/health/live") * 200)
+        outcomes: list[int] = []
+        while wire.is_open and len(outcomes) < 200:
+            outcomes.append(wire.status())
+        return outcomes
+    return [CLOSED]
 
 
-def _held(attacker: Attacker, count: int, begin: bytes, drop: bytes) -> Iterator[int]:
+def _hold(attacker: Attacker, begin: bytes, drop: bytes, count: int = 100) -> Iterator[int]:
     """Hold connections, each fed `drop` twice a second; give the outcome of each."""
     wires = []
     for _ in range(count):
@@ -165,54 +134,34 @@ def _held(attacker: Attacker, count: int, begin: bytes, drop: bytes) -> Iterator
     yield from [CLOSED] * (count - len(wires))
 
 
-def _slow_heads(attacker: Attacker) -> Iterator[int]:
-    return _held(attacker, 100, b"GET / HTTP/1.1\r\n", b"x")
-
-
-def _slow_bodies(attacker: Attacker) -> Iterator[int]:
-    return _held(attacker, 100, attacker.head("content-length: 1000"), b"x")
-
-
-def _idle(attacker: Attacker) -> Iterator[int]:
-    return _held(attacker, 100, b"", b"")
-
-
 def _half_closed(attacker: Attacker) -> list[int]:
-    try:
-        with Wire(attacker.place, 5.0) as wire:
-            wire.send(attacker.head("content-length: 1000") + b"half")
-            wire.half_close()
-            return [wire.status()]
-    except OSError:
-        return [CLOSED]
-
-
-def _gone(attacker: Attacker) -> list[int]:
-    """Leave in the middle of a body, without a word or with a reset."""
-    try:
-        with Wire(attacker.place, 5.0) as wire:
-            wire.send(attacker.head("content-length: 100000") + bytes(attacker.chance.randrange(90_000)))
-            if attacker.chance.random() < 0.5:
-                wire.reset()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), Wire(attacker.place, 5.0) as wire:
+        wire.send(attacker.head("content-length: 1000") + b"half")
+        wire.half_close()
+        return [wire.status()]
     return [CLOSED]
 
 
-def _reset_before_answer(attacker: Attacker) -> list[int]:
-    try:
-        with Wire(attacker.place, 5.0) as wire:
-            image = attacker.image()
-            wire.send(attacker.head(f"content-length: {len(image)}") + image)
-            time.sleep(attacker.chance.random() / 100)
+def _leave(attacker: Attacker) -> list[int]:
+    """Leave in the middle of a body, with or without a reset."""
+    with contextlib.suppress(OSError), Wire(attacker.place, 5.0) as wire:
+        wire.send(attacker.head("content-length: 100000") + bytes(attacker.chance.randrange(90_000)))
+        if attacker.chance.random() < 0.5:
             wire.reset()
-    except OSError:
-        pass
+    return [CLOSED]
+
+
+def _reset_before_response(attacker: Attacker) -> list[int]:
+    with contextlib.suppress(OSError), Wire(attacker.place, 5.0) as wire:
+        image = attacker.image()
+        wire.send(attacker.head(f"content-length: {len(image)}") + image)
+        time.sleep(attacker.chance.random() / 100)
+        wire.reset()
     return [CLOSED]
 
 
 def _never_read(attacker: Attacker) -> Iterator[int]:
-    """Ask for much over connections whose responses are not read."""
+    """Request large responses over connections, and read none of them."""
     wires = []
     for _ in range(20):
         with contextlib.suppress(OSError):
@@ -224,11 +173,6 @@ def _never_read(attacker: Attacker) -> Iterator[int]:
         wire.reset()
         yield CLOSED
     yield from [CLOSED] * (20 - len(wires))
-
-
-def _refused_body(attacker: Attacker) -> list[int]:
-    """Send 31 MiB of what is refused."""
-    return [attacker.ask("POST", attacker.path, bytes(31 * _MIB), content_type="application/zip")]
 
 
 def _expect(attacker: Attacker) -> list[int]:
@@ -248,10 +192,6 @@ def _upgrade(attacker: Attacker) -> list[int]:
     return [attacker.alone(sent.encode(), 2.0)]
 
 
-def _http2(attacker: Attacker) -> list[int]:
-    return [attacker.alone(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" * 50, 2.0)]
-
-
 def _method(attacker: Attacker) -> list[int]:
     method = attacker.chance.choice(_METHODS)
     path = attacker.chance.choice((attacker.path, "/", "*", "http://127.0.0.1/", "127.0.0.1:80", "//x"))
@@ -262,30 +202,37 @@ _SOON_CLOSED = REFUSED | {"timeout"}
 
 WIRE: dict[str, Kind] = {
     "broken syntax": Kind(_alone(*_SYNTAX), may=EITHER | {"timeout"}),
-    "random bytes": Kind(_random, may=_SOON_CLOSED),
-    "TLS hello": Kind(_tls_hello, may=_SOON_CLOSED),
-    "HTTP/2 preface": Kind(_http2, may=_SOON_CLOSED),
-    "endless head": Kind(_endless_head, cost=4),
-    "one endless header": Kind(_one_endless_header, cost=4),
-    "endless path": Kind(_endless_path, cost=4),
+    "random bytes": Kind(
+        _drawn(lambda chance: chance.randbytes(chance.randint(1, 3000)) + b"\r\n\r\n"), may=_SOON_CLOSED
+    ),
+    "TLS hello": Kind(_drawn(lambda chance: _TLS_HELLO + chance.randbytes(508)), may=_SOON_CLOSED),
+    "HTTP/2 preface": Kind(_alone(_HTTP2), may=_SOON_CLOSED),
+    "endless head": Kind(_endless(b"GET / HTTP/1.1\r\n", b"x-1: " + b"y" * 4000 + b"\r\n", 4 * _MIB), cost=4),
+    "one endless header": Kind(_endless(b"GET / HTTP/1.1\r\nx: ", b"y" * 8192, 4 * _MIB), cost=4),
+    "endless path": Kind(_endless(b"GET /", b"a/../" * 1000, 4 * _MIB), cost=4),
     "many headers": Kind(_many_headers, cost=4),
-    "endless trailers": Kind(_endless_trailers, cost=40),
-    "chunk extensions": Kind(_chunk_extensions, cost=40),
-    "one endless chunk extension": Kind(_one_chunk_extension, cost=40),
-    "chunks of one byte": Kind(_one_byte_chunks, cost=20, deadly=True),
-    "endless body": Kind(_endless_body, cost=40),
+    "endless trailers": Kind(_endless(b"1\r\nx\r\n0\r\n", _TRAILER, 64 * _MIB, chunked=True), cost=40),
+    "chunk extensions": Kind(_endless(b"", b"1;" + b"e=" * 4000 + b"\r\nx\r\n", 16 * _MIB, chunked=True), cost=40),
+    "one endless chunk extension": Kind(_endless(b"1;", b"e" * 8192, 16 * _MIB, chunked=True), cost=40),
+    "chunks of one byte": Kind(_endless(b"", b"1\r\nx\r\n" * 1000, 6_000_000, chunked=True), cost=20, deadly=True),
+    "endless body": Kind(_endless(b"", b"10000\r\n" + bytes(1 << 16) + b"\r\n", 80 * _MIB, chunked=True), cost=40),
     "chunks of odd sizes": Kind(_bad_chunk, may=_SOON_CLOSED),
     "request smuggling": Kind(_smuggling, may=EITHER | {"timeout"}),
     "odd content lengths": Kind(_lengths, may=_SOON_CLOSED),
     "200 pipelined requests": Kind(_pipelined, may=EITHER),
-    "slow heads": Kind(_slow_heads, cost=10, may=ANY - {"500"}),
-    "slow bodies": Kind(_slow_bodies, cost=10, may=ANY - {"500"}),
-    "idle connections": Kind(_idle, cost=10, may=ANY - {"500"}),
+    "slow heads": Kind(lambda attacker: _hold(attacker, b"GET / HTTP/1.1\r\n", b"x"), cost=10, may=ANY - {"500"}),
+    "slow bodies": Kind(
+        lambda attacker: _hold(attacker, attacker.head("content-length: 1000"), b"x"), cost=10, may=ANY - {"500"}
+    ),
+    "idle connections": Kind(lambda attacker: _hold(attacker, b"", b""), cost=10, may=ANY - {"500"}),
     "half-closed connections": Kind(_half_closed, may=_SOON_CLOSED),
-    "connections left in a body": Kind(_gone),
-    "connections reset before the response": Kind(_reset_before_answer),
+    "connections left in a body": Kind(_leave),
+    "connections reset before the response": Kind(_reset_before_response),
     "responses that nobody reads": Kind(_never_read, cost=10),
-    "refused bodies of 31 MiB": Kind(_refused_body, cost=10),
+    "refused bodies of 31 MiB": Kind(
+        lambda attacker: [attacker.ask("POST", attacker.path, bytes(31 * _MIB), content_type="application/zip")],
+        cost=10,
+    ),
     "expectations": Kind(_expect),
     "upgrades": Kind(_upgrade, may=EITHER),
     "odd methods": Kind(_method, may=_SOON_CLOSED | {"2xx", "3xx"}),

@@ -1,6 +1,6 @@
-"""BentoML with ONNX Runtime: a worker a core, as its documentation says for CPUs.
+"""BentoML with ONNX Runtime: a worker per core, as its documentation recommends for CPUs.
 
-bentoml serve plurum.benchmarks.peers.bentoml.__main__:Ensemble
+bentoml serve plurum.benchmarks.peers.bentoml.__main__:BentoMembers
 """
 # mypy: disable-error-code="import-not-found, import-untyped, misc, untyped-decorator"
 
@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import bentoml
 from PIL.Image import Image
 
-from plurum.benchmarks.peers.answering import OnnxMembers, job_from_environment
+from plurum.benchmarks.peers.application import OnnxMembers, job_from_environment
 
-__all__ = ["Ensemble"]
+__all__ = ["BentoMembers"]
 
 
 @bentoml.service(workers=job_from_environment().workers)
-class Ensemble:
+class BentoMembers:
     """The members of one worker."""
 
     def __init__(self) -> None:
@@ -25,5 +25,5 @@ class Ensemble:
 
     @bentoml.api
     def predict(self, image: Annotated[Image, bentoml.validators.ContentType("image/jpeg")], /) -> dict[str, Any]:
-        """Answer a JPEG in the body; BentoML opens it."""
-        return self.members.answer_to_image(image)
+        """Predict a JPEG in the body; BentoML decodes it."""
+        return self.members.predict_image(image)

@@ -1,4 +1,4 @@
-"""FastAPI with ONNX Runtime: a thread a request, as FastAPI runs functions that are not `async`.
+"""FastAPI with ONNX Runtime: a thread per request, as FastAPI runs functions that are not `async`.
 
 uvicorn --host 127.0.0.1 --port PORT plurum.benchmarks.peers.fastapi.__main__:app
 """
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import Body, FastAPI
 
-from plurum.benchmarks.peers.answering import OnnxMembers, job_from_environment
+from plurum.benchmarks.peers.application import OnnxMembers, job_from_environment
 
 __all__ = ["app"]
 
@@ -20,5 +20,5 @@ members = OnnxMembers(job_from_environment())
 
 @app.post("/predict")
 def predict(image: Annotated[bytes, Body(media_type="image/jpeg")]) -> dict[str, Any]:
-    """Answer a JPEG in the body."""
-    return members.answer(image)
+    """Predict a JPEG in the body."""
+    return members.predict(image)

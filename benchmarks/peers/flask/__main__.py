@@ -1,4 +1,4 @@
-"""Flask with PyTorch as it is: one model after the other, no batching.
+"""Flask with PyTorch: one model after the other, no batching.
 
 As Flask's documentation deploys it, with Gunicorn:
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from flask import Flask, jsonify, request
 
-from plurum.benchmarks.peers.answering import TorchMembers, job_from_environment
+from plurum.benchmarks.peers.application import TorchMembers, job_from_environment
 
 __all__ = ["app"]
 
@@ -23,5 +23,5 @@ members = TorchMembers(job_from_environment())
 
 @app.post("/predict")
 def predict() -> Any:
-    """Answer a JPEG in the body."""
-    return jsonify(members.answer(request.get_data()))
+    """Predict a JPEG in the body."""
+    return jsonify(members.predict(request.get_data()))

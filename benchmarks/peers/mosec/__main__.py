@@ -1,4 +1,4 @@
-"""Mosec with ONNX Runtime: a worker a core behind its own front, which is written in Rust."""
+"""Mosec with ONNX Runtime: a worker per core behind its HTTP server, which is written in Rust."""
 # mypy: disable-error-code="import-not-found, import-untyped, misc"
 
 from __future__ import annotations
@@ -7,27 +7,27 @@ from typing import Any
 
 from mosec import Server, Worker
 
-from plurum.benchmarks.peers.answering import OnnxMembers, job_from_environment
+from plurum.benchmarks.peers.application import OnnxMembers, job_from_environment
 
-__all__ = ["Ensemble"]
+__all__ = ["MosecMembers"]
 
 
-class Ensemble(Worker):
+class MosecMembers(Worker):
     """The members of one worker."""
 
     def __init__(self) -> None:
         self.members = OnnxMembers(job_from_environment())
 
     def deserialize(self, data: bytes) -> bytes:
-        """Leave the body as it is; Mosec's own would read JSON."""
+        """Return the body unchanged; Mosec's default would read JSON."""
         return data
 
     def forward(self, data: bytes) -> dict[str, Any]:
-        """Answer a JPEG."""
-        return self.members.answer(data)
+        """Predict a JPEG."""
+        return self.members.predict(data)
 
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Ensemble, num=job_from_environment().workers, route="/predict")
+    server.append_worker(MosecMembers, num=job_from_environment().workers, route="/predict")
     server.run()

@@ -1,4 +1,4 @@
-"""Ray Serve with ONNX Runtime: a replica a core, a core a replica, as Ray gives them by itself."""
+"""Ray Serve with ONNX Runtime: a replica per core, and a core per replica, as Ray assigns them by default."""
 # mypy: disable-error-code="import-not-found, import-untyped, misc, untyped-decorator, attr-defined"
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ import ray
 from ray import serve
 from starlette.requests import Request
 
-from plurum.benchmarks.peers.answering import OnnxMembers, job_from_environment
+from plurum.benchmarks.peers.application import OnnxMembers, job_from_environment
 
-__all__ = ["Ensemble"]
+__all__ = ["RayMembers"]
 
 job = job_from_environment()
 
 
 @serve.deployment(num_replicas=job.workers, ray_actor_options={"num_cpus": 1})
-class Ensemble:
+class RayMembers:
     """The members of one replica."""
 
     def __init__(self) -> None:
         self.members = OnnxMembers(job_from_environment())
 
     async def __call__(self, request: Request) -> dict[str, Any]:
-        """Answer a JPEG in the body."""
-        return self.members.answer(await request.body())
+        """Predict a JPEG in the body."""
+        return self.members.predict(await request.body())
 
 
 if __name__ == "__main__":
-    # Its sockets lie in a folder of this run's own, which is removed with it.
+    # The sockets lie in a folder that is removed with this run.
     ray.init(
         num_cpus=job.workers,
         include_dashboard=False,
@@ -38,4 +38,4 @@ if __name__ == "__main__":
         _temp_dir=os.environ["RAY_TMPDIR"],
     )
     serve.start(http_options={"host": "127.0.0.1", "port": job.port}, logging_config={"enable_access_log": False})
-    serve.run(Ensemble.bind(), route_prefix="/predict", blocking=True)
+    serve.run(RayMembers.bind(), route_prefix="/predict", blocking=True)

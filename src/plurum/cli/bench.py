@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from plurum.benchmarks.bench.comparison import Comparison
+    from plurum.benchmarks.bench.comparison import BenchComparison
     from plurum.benchmarks.bench.perf_analyzer import PerfAnalyzer
-    from plurum.benchmarks.bench.result import BenchResult, Load
+    from plurum.benchmarks.bench.result import BenchLoad, BenchResult
     from plurum.benchmarks.bench.sweep import Sweep
 
 __all__ = ["bench"]
@@ -160,8 +160,8 @@ def _addresses(urls: list[str]) -> dict[Protocol, str]:
     return found
 
 
-def _loads(concurrency: str, rate: str) -> tuple[Load, ...]:
-    from plurum.benchmarks.bench.result import Load
+def _loads(concurrency: str, rate: str) -> tuple[BenchLoad, ...]:
+    from plurum.benchmarks.bench.result import BenchLoad
     from plurum.errors import SettingsError
 
     loads = []
@@ -171,7 +171,7 @@ def _loads(concurrency: str, rate: str) -> tuple[Load, ...]:
             whole = part.isdecimal() if kind == "concurrency" else part.replace(".", "", 1).isdecimal()
             if not whole or float(part) <= 0:
                 raise SettingsError(f"--{kind}: expected comma-separated numbers above 0, got {text}")
-            loads.append(Load(kind=kind, value=float(part)))
+            loads.append(BenchLoad(kind=kind, value=float(part)))
     if not loads:
         raise SettingsError("--concurrency, --rate: expected at least one load, got none")
     return tuple(dict.fromkeys(loads))
@@ -235,7 +235,7 @@ def _compare(first: Path, second: Path, *, as_json: bool) -> None:
                 typer.echo(f"only in {name}: {', '.join(cases)}")
 
 
-def _ratios(comparison: Comparison) -> Table:
+def _ratios(comparison: BenchComparison) -> Table:
     from rich.table import Table
 
     table = Table("", "", "A", "B", "B over A", "95% interval", "B is", box=None)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from plurum.benchmarks.tools.stack import Stack
+from plurum.benchmarks.tools.servers import GatewayStack, serve_behind_gateway
 from plurum.client import EnsembleClient, Failure, Prediction
 from plurum.client.connection.addresses import WireProtocol
 from plurum.errors import ServerError
@@ -52,19 +52,19 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stack(repository: Path, seen: Path) -> Iterator[Stack]:
+def stack(repository: Path, seen: Path) -> Iterator[GatewayStack]:
     """A watched server whose preprocess fails as `_POISON` says."""
     copy = shutil.copytree(repository, seen.parent / "repository")
     with (copy / "preprocess" / "1" / "model.py").open("a") as file:
         file.write(_POISON.replace("SEEN", str(seen)))
     (copy / "export.json").unlink()
-    with Stack(copy) as stack:
+    with serve_behind_gateway(copy) as stack:
         yield stack
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_it_reaches_the_model_twice_at_most_and_costs_others_no_answer(
-    stack: Stack, seen: Path, protocol: WireProtocol
+    stack: GatewayStack, seen: Path, protocol: WireProtocol
 ) -> None:
     seen.write_text("")
     honest = [png(shade) for shade in range(7)]
@@ -81,7 +81,7 @@ def test_it_reaches_the_model_twice_at_most_and_costs_others_no_answer(
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_alone_it_is_sent_twice(stack: Stack, seen: Path, protocol: WireProtocol) -> None:
+def test_alone_it_is_sent_twice(stack: GatewayStack, seen: Path, protocol: WireProtocol) -> None:
     seen.write_text("")
     with EnsembleClient(stack.urls[protocol], protocol) as client:
         with pytest.raises(ServerError, match=r"failed: .*\. See its log"):

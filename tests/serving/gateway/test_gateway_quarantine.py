@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from plurum.benchmarks.tools.stack import Stack
+from plurum.benchmarks.tools.servers import serve_behind_gateway
 from plurum.serving.gateway.quarantine import Quarantine
 from plurum.serving.triton.metrics import metrics_at
 
@@ -74,7 +74,7 @@ def image() -> bytes:
 @pytest.mark.slow
 @pytest.mark.triton
 def test_what_hangs_triton_is_asked_once(poisonous: Path, image: bytes) -> None:
-    with Stack(poisonous, "--deadline-s", "60") as stack:
+    with serve_behind_gateway(poisonous, "--deadline-s", "60") as stack:
         expected = predict(stack.gateway, image)
         status, answer = predict(stack.gateway, image, X_Request_ID="hang")
         assert (status, answer["error"].partition(";")[0]) == (504, "Triton received the request and does not respond")
@@ -86,7 +86,7 @@ def test_what_hangs_triton_is_asked_once(poisonous: Path, image: bytes) -> None:
 @pytest.mark.slow
 @pytest.mark.triton
 def test_what_hangs_triton_before_the_gateway_knows_it_is_asked_once(poisonous: Path, image: bytes) -> None:
-    with Stack(poisonous, "--deadline-s", "60") as stack:
+    with serve_behind_gateway(poisonous, "--deadline-s", "60") as stack:
         status, answer = predict(stack.gateway, image, X_Request_ID="hang")
         assert (status, answer["error"].partition(";")[0]) == (504, "Triton received the request and does not respond")
         assert predict(stack.gateway, image)[0] == 200
@@ -96,7 +96,7 @@ def test_what_hangs_triton_before_the_gateway_knows_it_is_asked_once(poisonous: 
 @pytest.mark.slow
 @pytest.mark.triton
 def test_what_ends_triton_twice_is_refused_for_good_and_costs_others_no_answer(poisonous: Path, image: bytes) -> None:
-    with Stack(poisonous, "--deadline-s", "60") as stack, ThreadPoolExecutor(8) as pool:
+    with serve_behind_gateway(poisonous, "--deadline-s", "60") as stack, ThreadPoolExecutor(8) as pool:
         expected = predict(stack.gateway, image)
         assert expected[0] == 200
         stop = False

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from plurum.benchmarks.claims.rollouts import Asked, Live, answers_of
+from plurum.benchmarks.claims.rollouts import ReleaseClients, ReleaseServer, probabilities_of
 from plurum.client import EnsembleClient
 from plurum.errors import OutputError, RepositoryError, ServerError
 from plurum.export import ExportSettings
@@ -71,7 +71,7 @@ def pixels(run: Run) -> npt.NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def expected(repository: Path, other: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-    return {"first": answers_of(repository, pixels), "second": answers_of(other, pixels)}
+    return {"first": probabilities_of(repository, pixels), "second": probabilities_of(other, pixels)}
 
 
 def release_at(url: str, pixels: npt.NDArray[np.uint8]) -> str | None:
@@ -162,8 +162,8 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "live"
-    with Live(folder, repository) as live:
-        with Asked(live.url, pixels, expected, clients=2) as asked:
+    with ReleaseServer(folder, repository) as live:
+        with ReleaseClients(live.urls["http"], pixels, expected, clients=2) as clients:
             done = live.rollout(other)
             assert done.returncode == 0, done.stderr
             first, second = (json.loads(done.stdout)[name] for name in ("previous", "current"))
@@ -188,17 +188,17 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
                 assert reason in line
                 assert line.endswith("The public release is unchanged.")
                 asked_for = live.rollout()
-                assert asked_for.returncode == 0, (spoil, asked_for.stderr, live.said())
+                assert asked_for.returncode == 0, (spoil, asked_for.stderr, live.log())
                 assert json.loads(asked_for.stdout)["current"] == second
-        assert asked.failures == []
-        assert set(asked.answers) == {"first", "second"}
-        assert "not ready" not in live.said()
-    with Live(folder, None) as live, Asked(live.url, pixels, expected, clients=1) as asked:
+        assert clients.failures == []
+        assert set(clients.counts) == {"first", "second"}
+        assert "not ready" not in live.log()
+    with ReleaseServer(folder, None) as live, ReleaseClients(live.urls["http"], pixels, expected, clients=1) as clients:
         back = live.rollout("--back")
         assert json.loads(back.stdout)["current"] == first
         assert f"{first} is loaded beside {second}" in back.stderr
-    assert asked.failures == []
-    assert asked.answers["second"] > 0
+    assert clients.failures == []
+    assert clients.counts["second"] > 0
     away = live.rollout(other)
     assert away.returncode == 2
     assert "no running server uses" in away.stderr
@@ -217,9 +217,9 @@ def test_a_release_on_trial(
         file.write(_FAILS_LATER)
     _listed(failing)
     folder = tmp_path / "live"
-    with Live(folder, repository) as live:
+    with ReleaseServer(folder, repository) as live:
         first = json.loads(live.rollout().stdout)["current"]
-        with Asked(live.url, pixels, expected, clients=2) as asked:
+        with ReleaseClients(live.urls["http"], pixels, expected, clients=2) as clients:
             state = json.loads(live.rollout(other, "--percent", 50).stdout)
             second = state["trial"]["release"]
             assert state == {
@@ -227,25 +227,25 @@ def test_a_release_on_trial(
                 "previous": None,
                 "trial": {"release": second, "percent": 50, "shadow": False},
             }
-            _wait_for(asked, 40)
+            _wait_for(clients, 40)
             # A front model can't say which of the two has answered.
-            assert release_at(live.url, pixels) is None
-        assert asked.failures == []
-        assert set(asked.answers) == {"first", "second"}
-        with Asked(live.url, pixels, expected, clients=2) as asked:
+            assert release_at(live.urls["http"], pixels) is None
+        assert clients.failures == []
+        assert set(clients.counts) == {"first", "second"}
+        with ReleaseClients(live.urls["http"], pixels, expected, clients=2) as clients:
             assert json.loads(live.rollout(other, "--shadow").stdout)["trial"]["shadow"]
-            asked.answers.clear()
-            _wait_for(asked, 40)
-        assert asked.failures == []
-        assert set(asked.answers) == {"first"}
+            clients.counts.clear()
+            _wait_for(clients, 40)
+        assert clients.failures == []
+        assert set(clients.counts) == {"first"}
         samples = metrics_at(live.urls["metrics"])
         compared = samples['plurum_trial_compared_total{model="ensemble_pixels"}']
         assert compared >= 40
         assert 0 <= samples['plurum_trial_other_labels_total{model="ensemble_pixels"}'] <= compared
         # Models whose processes end because a release comes or goes are not taken for dead.
-        assert "not ready" not in live.said()
+        assert "not ready" not in live.log()
     # A new server takes the trial up again.
-    with Live(folder, None) as live, Asked(live.url, pixels, expected, clients=2) as asked:
+    with ReleaseServer(folder, None) as live, ReleaseClients(live.urls["http"], pixels, expected, clients=2) as clients:
         deadline = time.monotonic() + 60
         while (
             "plurum_trial_compared_total" not in str(metrics_at(live.urls["metrics"])) and time.monotonic() < deadline
@@ -253,13 +253,13 @@ def test_a_release_on_trial(
             time.sleep(0.2)
         assert json.loads(live.rollout("--back").stdout) == {"current": first, "previous": None, "trial": None}
         state = json.loads(live.rollout(failing, "--percent", 50).stdout)
-        _wait_for(asked, 40)
+        _wait_for(clients, 40)
         failures = metrics_at(live.urls["metrics"])['plurum_trial_failures_total{model="ensemble_pixels"}']
         assert failures > 0
         assert json.loads(live.rollout(other).stdout)["current"] == second
-        assert "not ready" not in live.said()
-    assert asked.failures == []
-    assert "mixed" not in asked.answers
+        assert "not ready" not in live.log()
+    assert clients.failures == []
+    assert "mixed" not in clients.counts
 
 
 # Well while it is rehearsed (under the server's own request id), and not when others ask.
@@ -278,10 +278,10 @@ TritonPythonModel.execute = _planted(TritonPythonModel.execute)
 """
 
 
-def _wait_for(asked: Asked, answers: int) -> None:
+def _wait_for(clients: ReleaseClients, answers: int) -> None:
     """Wait until so many more have come."""
-    start, deadline = sum(asked.answers.values()), time.monotonic() + 60
-    while sum(asked.answers.values()) < start + answers and time.monotonic() < deadline:
+    start, deadline = sum(clients.counts.values()), time.monotonic() + 60
+    while sum(clients.counts.values()) < start + answers and time.monotonic() < deadline:
         time.sleep(0.05)
 
 

@@ -1,6 +1,6 @@
-"""What every peer's application does with a JPEG: decode it, ask each member, take the mean, answer in one form.
+"""The computation that every peer's application does: decode a JPEG, run each member, and average their votes.
 
-Decoding and resizing are Plurum's own code, so that the answers can be compared; what differs is who runs it.
+Decoding and resizing are Plurum's own code, so that predictions can be compared; only the framework differs.
 
 Legend: arrays of pixels are uint8 `[1, height, width, 3]`.
 """
@@ -21,22 +21,22 @@ from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec, read_ensemble
 from plurum.telemetry import import_onnxruntime
 from plurum.voting import softmax
 
-__all__ = ["Job", "OnnxMembers", "TorchMembers", "answer_from_logits", "job_from_environment", "job_variable"]
+__all__ = ["Job", "OnnxMembers", "TorchMembers", "job_from_environment", "job_variable", "prediction_from_logits"]
 
 _VARIABLE = "PLURUM_PEER_JOB"
-Answer = dict[str, Any]
+Prediction = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What an application is told.
+    """Settings of an application.
 
     Attributes:
-        repository: A model repository; its `ensemble.json` and the graphs of its members are used.
+        repository: Model repository with the metadata and the members' graphs.
         weights: Folder with each member's weights, `ARCH.safetensors`.
-        port: To listen on, on this machine alone.
-        workers: Processes that compute, for frameworks that start several.
-        threads: Of each session or process; 0 leaves it to the library.
+        port: Port on 127.0.0.1 to listen on.
+        workers: Number of computing processes, for frameworks that start several.
+        threads: Threads of each session or process; 0 leaves their number to the library.
     """
 
     repository: str
@@ -57,29 +57,29 @@ def job_from_environment() -> Job:
 
 
 class _Members:
-    """Base of answers that need the ensemble's metadata."""
+    """Decoding and voting, which are the same for all libraries."""
 
     def __init__(self, job: Job) -> None:
         self.ensemble = read_ensemble(Path(job.repository) / "ensemble.json")
         self.image: ImageSpec = self.ensemble.image
 
-    def answer(self, encoded: bytes) -> Answer:
+    def predict(self, encoded: bytes) -> Prediction:
         """Return the label and the probabilities by class of one encoded image."""
-        return self.answer_to_image(open_image(encoded))
+        return self.predict_image(open_image(encoded))
 
-    def answer_to_image(self, image: Any) -> Answer:
-        """Return the same of an image that the framework has decoded."""
+    def predict_image(self, image: Any) -> Prediction:
+        """Return the label and the probabilities by class of an image that the framework has decoded."""
         spec = self.image
         pixels = pixels_from_image(image, height=spec.height, width=spec.width, colour=spec.colour, resize=spec.resize)
-        return answer_from_logits(self.logits(pixels[None]), self.ensemble.classes)
+        return prediction_from_logits(self.logits(pixels[None]), self.ensemble.classes)
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return what the members say, `[members, classes]`, one asked after the other."""
+        """Return the logits of the members, `[members, classes]`, which run one after the other."""
         raise NotImplementedError
 
 
 class OnnxMembers(_Members):
-    """An ONNX Runtime session a member, with the library's own settings but for the number of threads."""
+    """Members in ONNX Runtime, one session each, with the library's settings except for the number of threads."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -93,12 +93,12 @@ class OnnxMembers(_Members):
         ]
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """See above."""
+        """Return the logits of the members, `[members, classes]`."""
         return np.concatenate([session.run([LOGITS], {INPUT_PIXELS: pixels})[0] for session in self._sessions])
 
 
 class TorchMembers(_Members):
-    """PyTorch as it computes without being compiled."""
+    """Members in PyTorch, not compiled."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
@@ -117,15 +117,15 @@ class TorchMembers(_Members):
         self._mean, self._std = (torch.tensor(three).view(1, 3, 1, 1) for three in (self.image.mean, self.image.std))
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """See above."""
+        """Return the logits of the members, `[members, classes]`."""
         with self._torch.inference_mode():
             tensor = self._torch.tensor(pixels).permute(0, 3, 1, 2).float().div(255)
             tensor = (tensor - self._mean) / self._std
             return np.concatenate([model(tensor).numpy() for model in self._models])
 
 
-def answer_from_logits(logits: npt.NDArray[np.float32], classes: tuple[str, ...]) -> Answer:
-    """Return the mean vote of `[members, classes]` as every application answers it, ready for JSON."""
+def prediction_from_logits(logits: npt.NDArray[np.float32], classes: tuple[str, ...]) -> Prediction:
+    """Return the mean vote of logits `[members, classes]` as every application returns it, ready for JSON."""
     vote = softmax(logits).mean(axis=0)
     return {
         "label": classes[int(vote.argmax())],

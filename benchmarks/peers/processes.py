@@ -1,4 +1,4 @@
-"""A server that is started, paused while others are measured, and ended with nothing left of it."""
+"""Servers that start, pause while others are measured, and end without leaving processes or files."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from plurum.benchmarks.peers.answering import Job, job_variable
+from plurum.benchmarks.peers.application import Job, job_variable
 from plurum.benchmarks.peers.catalogue import Peer
 from plurum.benchmarks.peers.environment import Environment
 from plurum.errors import ServerError
 from plurum.serving import Server
 
-__all__ = ["PeerServer", "PlurumServer", "Running", "free_port", "marked_processes"]
+__all__ = ["PeerServer", "PlurumServer", "RunningServer", "free_port", "marked_processes"]
 
 _MARK = "PLURUM_PEER_MARK"
 _START_S, _END_S, _GONE_S, _POLL_S = 120.0, 15.0, 5.0, 0.05
-# Triton's Python backend asks its processes every 0.3 s whether they live.
+# Triton's Python backend checks every 0.3 s whether its processes respond.
 _SIGN_OF_LIFE_S = 1.0
 
 
-class Running(Protocol):
-    """What is measured: a server that answers between `resume` and `pause`."""
+class RunningServer(Protocol):
+    """A server that responds between `resume` and `pause`."""
 
     def address(self, kind: str) -> str:
-        """Return HOST:PORT of that kind of door."""
+        """Return HOST:PORT of that kind of endpoint."""
         ...
 
     def pause(self) -> None:
-        """Let it use no core."""
+        """Stop all processes of the server, so that they use no core."""
         ...
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Continue all processes of the server."""
         ...
 
 
 class PeerServer:
-    """A peer's application, for `with`: inside it, it listens."""
+    """A peer's application, which listens during a `with` block."""
 
     def __init__(self, peer: Peer, environment: Environment, job: Job) -> None:
         self._peer, self._environment, self._job = peer, environment, job
@@ -67,23 +67,23 @@ class PeerServer:
         self.stop()
 
     def address(self, kind: str) -> str:
-        """See `Running`; there is one door."""
+        """Return HOST:PORT of its only endpoint."""
         del kind
         return f"127.0.0.1:{self._job.port}"
 
     def pause(self) -> None:
-        """See `Running`."""
+        """Stop all processes of the application."""
         _signal(marked_processes(_MARK, self._mark), signal.SIGSTOP)
 
     def resume(self) -> None:
-        """See `Running`."""
+        """Continue all processes of the application."""
         _signal(marked_processes(_MARK, self._mark), signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it: asked first, then every process and file of it goes."""
+        """End the application: send SIGTERM, then kill every process that is left and remove its files."""
         self.resume()
         if self._process is not None:
-            # Children that the first process forgets are found before it ends: afterwards they have other parents.
+            # Before the first process ends: afterwards the children that it forgets have other parents.
             family = marked_processes(_MARK, self._mark)
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -95,12 +95,12 @@ class PeerServer:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self) -> None:
-        # Short: sockets lie below it, and their paths may have 107 characters.
+        # Short: sockets lie below it, and their paths may have at most 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="plurum_"))
         python = self._environment.python
         variables = {name: value.format(folder=self._folder) for name, value in self._peer.environment}
         path = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        # What others set for the sake of their own programs is not for this one.
+        # Settings of other programs would change the measurement.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "PYTHON"))}
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
@@ -117,37 +117,37 @@ class PeerServer:
         deadline = time.monotonic() + _START_S
         while True:
             if self._process is None or self._process.poll() is not None:
-                raise ServerError(f"{self._peer.title} ended by itself: {self._last_words()}")
+                raise ServerError(f"{self._peer.title} exited: {self._last_line()}")
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._job.port), 1):
                 return
             if time.monotonic() > deadline:
-                raise ServerError(f"{self._peer.title} did not listen within {_START_S:g} s: {self._last_words()}")
+                raise ServerError(f"{self._peer.title} did not listen within {_START_S:g} s: {self._last_line()}")
             time.sleep(_POLL_S)
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         lines = [] if self._folder is None else (self._folder / "log").read_text(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
 
 
 class PlurumServer:
-    """Triton as `plurum serve` starts it."""
+    """Triton, as `plurum serve` starts it."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
 
     def address(self, kind: str) -> str:
-        """See `Running`."""
+        """Return HOST:PORT of Triton's HTTP or gRPC."""
         urls = self._server.urls
         return urls.http.removeprefix("http://") if kind == "kserve" else urls.grpc
 
     def pause(self) -> None:
-        """See `Running`: Triton first, as it must not see its models' processes stand still and give them up."""
+        """Stop all processes, Triton first: it would give up the processes of its models if it found them stopped."""
         triton, models = self._processes()
         _signal(triton, signal.SIGSTOP)
         _signal(models, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """See `Running`: Triton last, when its models' processes have shown signs of life."""
+        """Continue all processes, Triton last, when the processes of its models respond again."""
         triton, models = self._processes()
         _signal(models, signal.SIGCONT)
         time.sleep(_SIGN_OF_LIFE_S)
@@ -160,7 +160,7 @@ class PlurumServer:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port that is free now."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]
@@ -170,12 +170,12 @@ def free_port() -> int:
 def marked_processes(variable: str, value: str) -> set[int]:
     """Return the processes that were started with this environment variable, and all their descendants.
 
-    Descendants too, as a program may write its title over its environment.
+    A descendant may have written its title over its environment.
     """
     parents, found = {}, set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            # Processes end while we look.
+            # Processes may exit meanwhile.
             with contextlib.suppress(OSError):
                 state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
                 if state != "Z":
@@ -194,7 +194,7 @@ def _signal(processes: Iterable[int], number: int) -> None:
 
 
 def _kill(family: set[int], left: Callable[[], set[int]]) -> None:
-    """Kill what is left of a family, and wait until it is gone."""
+    """Kill what is left of a family of processes, and wait until it has exited."""
     deadline = time.monotonic() + _GONE_S
     while (alive := left() | {one for one in family if _is_alive(one)}) and time.monotonic() < deadline:
         _signal(alive, signal.SIGKILL)
