@@ -14,7 +14,7 @@ import pytest
 
 from tests.fuzz.mutations import draws
 from tests.fuzz.wire_faults import broken, odd_json
-from tests.serving.gateway.gateways import LIVE, answer_from, lonely_gateway
+from tests.serving.gateway.gateways import LIVE, lonely_gateway, response_from
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 
@@ -67,11 +67,11 @@ def test_requests_broken_at_random_get_no_500() -> None:
             with contextlib.suppress(OSError), contextlib.closing(one.connection()) as connection:
                 connection.sendall(sent)
                 connection.shutdown(socket.SHUT_WR)
-                answer = answer_from(connection)
+                answer = response_from(connection)
                 status = answer[9:12].decode("latin-1")
                 statuses[status] += 1
                 assert re.fullmatch(r"200|100|40[01345]|408|413|415|431|503|504|", status), (status, sent, answer[:300])
-        assert one.send(LIVE).startswith(b"HTTP/1.1 200")
+        assert one.exchange(LIVE).startswith(b"HTTP/1.1 200")
         log.seek(0)
         said = log.read().decode()
         assert "Traceback" not in said, said[-4000:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -19,7 +18,8 @@ from plurum.errors import ServerError, SettingsError
 from plurum.export import ExportSettings, repository_from_run
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
-from tests.serving.gateway.test_gateway import gateway, wait_until_ready
+from tests.serving.certificates import self_signed
+from tests.serving.gateway.gateways import gateway, wait_until_ready
 
 pytestmark = pytest.mark.triton
 KEY = "correct-horse-battery-staple"
@@ -27,12 +27,7 @@ KEY = "correct-horse-battery-staple"
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=127.0.0.1"
-    words = [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run(words, check=True, capture_output=True)
-    return cert, key
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 def test_a_gateway_with_a_key_is_asked_over_https(

@@ -1,20 +1,25 @@
-"""Gateways for tests, each a process of its own with no Triton behind it, and what it takes."""
+"""Gateways for tests, each a separate process."""
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import re
 import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-__all__ = ["LIVE", "Process", "answer_from", "lonely_gateway"]
+from plurum.serving.triton.metrics import metrics_at
+
+__all__ = ["LIVE", "Gateway", "Reply", "form", "gateway", "lonely_gateway", "response_from", "wait_until_ready"]
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -28,72 +33,151 @@ run_gateway(GatewaySettings(**options), lambda urls: print(json.dumps(asdict(url
 
 
 @dataclass(frozen=True)
-class Process:
-    """A gateway.
+class Reply:
+    """Response to a request."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A running gateway.
 
     Attributes:
-        process: Its process.
-        place: Host and port.
-        metrics: Where its metrics are.
-        secure: Whether it speaks TLS.
+        process: Process of the gateway.
+        http: URL of the API.
+        metrics: URL of the metrics.
     """
 
     process: subprocess.Popen[str]
-    place: tuple[str, int]
+    http: str
     metrics: str
-    secure: bool
 
-    def resident_mib(self, kind: str = "RSS") -> float:
-        """Return resident memory in MiB: RSS now, or the most so far (HWM)."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.findall(rf"Vm{kind}:\s+(\d+)", status)[0]) / 1024
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = urlsplit(self.http)
+        return str(parts.hostname), int(parts.port or 0)
 
     def connection(self, timeout_s: float = 30) -> socket.socket:
-        """Return a new connection, over TLS where the gateway speaks that."""
-        plain = socket.create_connection(self.place, timeout=timeout_s)
-        if not self.secure:
-            return plain
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        return context.wrap_socket(plain)
+        """Return a new connection, over TLS if the gateway uses it."""
+        plain = socket.create_connection(self.address, timeout=timeout_s)
+        return _context().wrap_socket(plain) if self.http.startswith("https") else plain
 
-    def send(self, *pieces: bytes) -> bytes:
-        """Return what comes back for these pieces until the answer's end, or the connection's."""
+    def send(self, method: str, path: str, body: Any = b"", **headers: str) -> Reply:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection = http.client.HTTPConnection(*self.address, timeout=40)
+        if self.http.startswith("https"):
+            connection = http.client.HTTPSConnection(*self.address, timeout=40, context=_context())
+        with contextlib.closing(connection):
+            connection.request(method, path, body, named)
+            response = connection.getresponse()
+            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+
+    def predict(self, image: bytes, **headers: str) -> Reply:
+        return self.send("POST", "/predict", image, **headers)
+
+    def exchange(self, *pieces: bytes) -> bytes:
+        """Send these bytes, and return the first response, or what came of it before the connection was closed."""
         with contextlib.closing(self.connection()) as connection:
+            # The gateway may respond and close before it has received everything.
             with contextlib.suppress(OSError):
                 for piece in pieces:
                     connection.sendall(piece)
-            return answer_from(connection)
+            return response_from(connection)
+
+    def raw(self, sent: bytes) -> bytes:
+        """Send these bytes, and return everything that comes back until the gateway closes the connection."""
+        back = b""
+        with self.connection(10) as connection:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(sent)
+            with contextlib.suppress(ConnectionError):
+                while piece := connection.recv(1 << 16):
+                    back += piece
+        return back
+
+    def count(self, sample: str) -> float:
+        return metrics_at(self.metrics).get(f"plurum_gateway_{sample}", 0.0)
+
+    def refused_connections(self, reason: str) -> float:
+        return self.count(f'connections_refused_total{{reason="{reason}"}}')
+
+    def resident_mib(self, kind: str = "RSS") -> float:
+        """Return resident memory in MiB: the current value (RSS) or the maximum so far (HWM)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(rf"Vm{kind}:\s+(\d+)", status)[0]) / 1024
 
 
-def answer_from(connection: socket.socket) -> bytes:
-    """Return one answer with a length, or as much of it as came."""
-    came = b""
+def _context() -> ssl.SSLContext:
+    """Return a context that accepts the tests' own certificates."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def response_from(connection: socket.socket) -> bytes:
+    """Return one response with a length, or as much of it as came."""
+    received = b""
     with contextlib.suppress(OSError):
         while piece := connection.recv(1 << 16):
-            came += piece
-            head, end, body = came.partition(b"\r\n\r\n")
+            received += piece
+            head, end, body = received.partition(b"\r\n\r\n")
             length = re.findall(rb"(?i)\r\ncontent-length: (\d+)", head)
             if end and length and len(body) >= int(length[0]):
                 break
-    return came
+    return received
 
 
-@contextmanager
-def lonely_gateway(*before: str, log: int = subprocess.DEVNULL, **options: object) -> Iterator[Process]:
-    """Start a gateway that no Triton stands behind.
+@contextlib.contextmanager
+def gateway(triton: str, *options: str) -> Iterator[Gateway]:
+    """Run `plurum gateway` in front of a server."""
+    command = [sys.executable, "-m", "plurum", "gateway", "--triton", triton, "--port", "0", "--metrics-port", "0"]
+    with _running([*command, "--json", *options], subprocess.PIPE) as one:
+        yield one
+        one.process.terminate()
+        one.process.wait(20)
+
+
+@contextlib.contextmanager
+def lonely_gateway(*before: str, log: int = subprocess.DEVNULL, **options: object) -> Iterator[Gateway]:
+    """Run a gateway without a server behind it.
 
     Args:
-        before: What stands before its command.
-        log: Where its standard error goes.
-        options: Of the gateway.
+        before: Command to put before the gateway's own.
+        log: Destination of its standard error.
+        options: Settings of the gateway.
     """
-    command = [*before, sys.executable, "-c", _SCRIPT, json.dumps(options)]
+    with _running([*before, sys.executable, "-c", _SCRIPT, json.dumps(options)], log) as one:
+        yield one
+
+
+@contextlib.contextmanager
+def _running(command: list[str], log: int) -> Iterator[Gateway]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
         try:
             assert process.stdout is not None
-            urls = json.loads(process.stdout.readline())
-            place = ("127.0.0.1", int(urls["http"].rpartition(":")[2]))
-            yield Process(process, place, urls["metrics"], urls["http"].startswith("https"))
+            yield Gateway(process, **json.loads(process.stdout.readline()))
         finally:
             process.kill()
+
+
+def wait_until_ready(one: Gateway, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while one.send("GET", "/v2/health/ready").status != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def form(*files: tuple[str, str, bytes]) -> tuple[bytes, str]:
+    """Return a form with files (field, name, content), and its content type."""
+    parts = [
+        f'--b\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'.encode() + data + b"\r\n"
+        for field, name, data in files
+    ]
+    return b"".join(parts) + b"--b--\r\n", "multipart/form-data; boundary=b"

@@ -1,4 +1,4 @@
-"""How much memory a gateway takes, whatever is sent to it: measured as resident memory of its process."""
+"""Resident memory of a gateway's process, whatever clients send."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from plurum.serving.triton.metrics import metrics_at
-from tests.serving.gateway.gateways import Process, answer_from, lonely_gateway
+from tests.serving.gateway.gateways import Gateway, lonely_gateway, response_from
 
 KEY = "correct-horse-battery-staple"
 MIB = 1 << 20
@@ -25,15 +24,6 @@ CHUNKED = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\
 GET = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n"
 # Nothing that arrives before a request is accepted may take more than this on one connection.
 BEFORE_MIB = 4
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=127.0.0.1"
-    subprocess.run([*command.split(), "-keyout", key, "-out", cert], check=True, capture_output=True)
-    return cert, key
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +35,11 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["http", "https"])
-def guarded(request: pytest.FixtureRequest, keys: Path, certificate: tuple[Path, Path]) -> Iterator[Process]:
-    """A gateway that wants a key, over either protocol."""
-    tls: dict[str, Any] = (
-        {} if request.param == "http" else {"tls_cert": str(certificate[0]), "tls_key": str(certificate[1])}
-    )
-    with lonely_gateway(keys=str(keys), receive_s=5, **tls) as one:
-        # Once through all that is made on first use.
-        assert one.send(GET + b"\r\n").startswith(b"HTTP/1.1 200")
+def guarded(request: pytest.FixtureRequest, keys: Path, tls: dict[str, Any]) -> Iterator[Gateway]:
+    """A gateway that requires a key, with each protocol."""
+    with lonely_gateway(keys=str(keys), receive_s=5, **(tls if request.param == "https" else {})) as one:
+        # Create everything that is created on first use.
+        assert one.exchange(GET + b"\r\n").startswith(b"HTTP/1.1 200")
         yield one
 
 
@@ -86,29 +73,29 @@ ENDLESS: dict[str, tuple[bytes, bytes]] = {
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_what_comes_without_end_before_a_request_is_accepted_takes_no_memory(guarded: Process, kind: str) -> None:
+def test_endless_requests_take_no_memory(guarded: Gateway, kind: str) -> None:
     before = guarded.resident_mib("HWM")
     began = time.monotonic()
-    guarded.send(*endless(*ENDLESS[kind]))
+    guarded.exchange(*endless(*ENDLESS[kind]))
     assert guarded.resident_mib("HWM") - before < BEFORE_MIB
     assert time.monotonic() - began < 15
-    assert guarded.send(GET + b"\r\n").startswith(b"HTTP/1.1 200")
+    assert guarded.exchange(GET + b"\r\n").startswith(b"HTTP/1.1 200")
 
 
-def test_heads_and_trailers_of_an_ordinary_size_pass(guarded: Process) -> None:
+def test_ordinary_heads_and_trailers_pass(guarded: Gateway) -> None:
     fields = b"".join(b"x-%d: %s\r\n" % (number, b"y" * 200) for number in range(100))
-    assert guarded.send(GET + fields + b"\r\n").startswith(b"HTTP/1.1 200")
+    assert guarded.exchange(GET + fields + b"\r\n").startswith(b"HTTP/1.1 200")
     chunked = CHUNKED.replace(b"POST /predict", b"GET /v2/health/live")
-    assert guarded.send(chunked + b"5;a=b\r\nhello\r\n0\r\nx-checksum: 12\r\n\r\n").startswith(b"HTTP/1.1 200")
+    assert guarded.exchange(chunked + b"5;a=b\r\nhello\r\n0\r\nx-checksum: 12\r\n\r\n").startswith(b"HTTP/1.1 200")
     many = b"".join(b"x-%d: y\r\n" % number for number in range(200))
-    assert guarded.send(GET + many + b"\r\n").startswith(b"HTTP/1.1 431")
+    assert guarded.exchange(GET + many + b"\r\n").startswith(b"HTTP/1.1 431")
 
 
-def test_an_answer_is_never_read_as_that_of_an_earlier_request() -> None:
+def test_response_is_never_taken_for_that_of_an_earlier_request() -> None:
     with lonely_gateway(deadline_s=3) as one, contextlib.closing(one.connection()) as connection:
         # The first waits for Triton; behind it comes more than is kept.
         connection.sendall(b"GET /v2/models/ensemble HTTP/1.1\r\nhost: x\r\n\r\n" + (GET + b"\r\n") * 40)
-        assert answer_from(connection) == b""
+        assert response_from(connection) == b""
 
 
 REFUSED: dict[str, tuple[int, Callable[[bytes], bytes]]] = {}
@@ -227,14 +214,14 @@ def no_triton_for_a_tensor(body: bytes) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSED)
-def test_refused_bodies_do_not_stay(keys: Path, kind: str) -> None:
+def test_refused_bodies_are_freed(keys: Path, kind: str) -> None:
     status, make = REFUSED[kind]
     request = make(bytes(31 * MIB))
     with lonely_gateway(keys=str(keys)) as one:
-        one.send(GET + b"\r\n")
+        one.exchange(GET + b"\r\n")
         base = one.resident_mib()
         for _ in range(16):
-            answer = one.send(request)
+            answer = one.exchange(request)
             # Where it closed while more was coming, the answer may be lost on its way.
             assert answer.startswith(b"HTTP/1.1 %d" % status) or answer == b""
         # One at a time: a body with its copies, and what a piece of it takes on the way.
@@ -244,15 +231,15 @@ def test_refused_bodies_do_not_stay(keys: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_many_large_bodies_at_once_stay_within_what_is_stated(keys: Path) -> None:
+def test_many_large_bodies_stay_within_the_limit(keys: Path) -> None:
     begin = head("/predict", 31 * MIB, "x-deadline-ms: 3000")
     with lonely_gateway(keys=str(keys)) as one, ThreadPoolExecutor(30) as pool:
-        one.send(GET + b"\r\n")
+        one.exchange(GET + b"\r\n")
         base = one.resident_mib()
 
         def ask(number: int) -> bytes:
             # Some leave in the middle.
-            return one.send(begin, *[bytes(MIB)] * (31 if number % 3 else 20), b"" if number % 3 else b"GET")[:12]
+            return one.exchange(begin, *[bytes(MIB)] * (31 if number % 3 else 20), b"" if number % 3 else b"GET")[:12]
 
         answers = set(pool.map(ask, range(150)))
         assert answers <= {b"HTTP/1.1 503", b"HTTP/1.1 408", b""}

@@ -73,7 +73,7 @@ def image() -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.triton
-def test_what_hangs_triton_is_asked_once(poisonous: Path, image: bytes) -> None:
+def test_request_that_hangs_triton_is_sent_once(poisonous: Path, image: bytes) -> None:
     with serve_behind_gateway(poisonous, "--deadline-s", "60") as stack:
         expected = predict(stack.gateway, image)
         status, answer = predict(stack.gateway, image, X_Request_ID="hang")
@@ -85,7 +85,7 @@ def test_what_hangs_triton_is_asked_once(poisonous: Path, image: bytes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.triton
-def test_what_hangs_triton_before_the_gateway_knows_it_is_asked_once(poisonous: Path, image: bytes) -> None:
+def test_request_that_hangs_triton_at_start_is_sent_once(poisonous: Path, image: bytes) -> None:
     with serve_behind_gateway(poisonous, "--deadline-s", "60") as stack:
         status, answer = predict(stack.gateway, image, X_Request_ID="hang")
         assert (status, answer["error"].partition(";")[0]) == (504, "Triton received the request and does not respond")
@@ -95,7 +95,7 @@ def test_what_hangs_triton_before_the_gateway_knows_it_is_asked_once(poisonous: 
 
 @pytest.mark.slow
 @pytest.mark.triton
-def test_what_ends_triton_twice_is_refused_for_good_and_costs_others_no_answer(poisonous: Path, image: bytes) -> None:
+def test_request_that_ends_triton_twice_is_refused_and_costs_others_nothing(poisonous: Path, image: bytes) -> None:
     with serve_behind_gateway(poisonous, "--deadline-s", "60") as stack, ThreadPoolExecutor(8) as pool:
         expected = predict(stack.gateway, image)
         assert expected[0] == 200
@@ -125,7 +125,7 @@ def test_what_ends_triton_twice_is_refused_for_good_and_costs_others_no_answer(p
     assert (poisonous.parent / "seen").read_text() == "xx"
 
 
-def test_those_who_were_there_longest_and_bulk_requests_come_last() -> None:
+def test_longest_running_and_bulk_requests_come_last() -> None:
     async def scene() -> None:
         quarantine, order = Quarantine(), []
 

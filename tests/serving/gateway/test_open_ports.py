@@ -129,9 +129,7 @@ def _port(url: str) -> int:
     return int(url.removesuffix("/metrics").rpartition(":")[2])
 
 
-def test_another_machine_finds_the_gateway_where_it_was_told_to_face_a_network_and_nothing_else(
-    repository: Path, machines: Machines
-) -> None:
+def test_another_machine_reaches_only_the_gateway_that_faces_it(repository: Path, machines: Machines) -> None:
     with machines.run("serve", str(repository), *_FREE, "--status-port", "0") as urls:
         near = ("gateway", "--triton", urls["grpc"], "--port", "0", "--metrics-port", "0")
         with machines.run(*near) as hidden:
@@ -140,7 +138,7 @@ def test_another_machine_finds_the_gateway_where_it_was_told_to_face_a_network_a
             assert machines.scan() == [_port(facing["http"])]
 
 
-def test_another_machine_finds_grpc_alone_and_is_answered_for_a_certificate(
+def test_another_machine_reaches_only_grpc_and_needs_a_certificate(
     repository: Path, machines: Machines, tmp_path: Path
 ) -> None:
     authority = new_authority(tmp_path / "tls")
@@ -149,4 +147,4 @@ def test_another_machine_finds_grpc_alone_and_is_answered_for_a_certificate(
     with machines.run("serve", str(repository), *_FREE, "--status-port", "0", *words) as urls:
         assert machines.scan() == [_port(urls["grpc"])]
         assert machines.ask(urls["grpc"], known) == "1"
-        assert "no gRPC server answers" in machines.ask(urls["grpc"], Tls(ca_file=authority.ca))
+        assert "no gRPC server responds" in machines.ask(urls["grpc"], Tls(ca_file=authority.ca))

@@ -6,42 +6,27 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from plurum.serving.triton.metrics import metrics_at
-from tests.serving.gateway.gateways import LIVE, Process, answer_from, lonely_gateway
+from tests.serving.gateway.gateways import LIVE, lonely_gateway, response_from
 
 # A ClientHello that is said to be longer than what comes.
 HELLO = b"\x16\x03\x01\x3f\xff\x01\x00\x3f\xfb\x03\x03" + bytes(9000)
 
 
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=127.0.0.1"
-    subprocess.run([*command.split(), "-keyout", key, "-out", cert], check=True, capture_output=True)
-    return {"tls_cert": str(cert), "tls_key": str(key)}
-
-
-def refused(one: Process, reason: str) -> float:
-    return metrics_at(one.metrics).get(f'plurum_gateway_connections_refused_total{{reason="{reason}"}}', 0)
-
-
-def test_handshakes_count_as_connections_and_have_little_time(tls: dict[str, Any]) -> None:
+def test_handshakes_count_as_connections_and_time_out(tls: dict[str, Any]) -> None:
     with lonely_gateway(max_connections=20, receive_s=6, **tls) as one, contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.create_connection(one.place, timeout=10)) for _ in range(20)]
+        held = [stack.enter_context(socket.create_connection(one.address, timeout=10)) for _ in range(20)]
         for connection in held[::2]:
             connection.sendall(HELLO)
         began = time.monotonic()
-        while refused(one, "crowded") == 0:
+        while one.refused_connections("crowded") == 0:
             assert time.monotonic() - began < 5
-            with contextlib.suppress(OSError), socket.create_connection(one.place) as late:
+            with contextlib.suppress(OSError), socket.create_connection(one.address) as late:
                 late.sendall(b"x")
             time.sleep(0.1)
         for connection in held:
@@ -49,33 +34,33 @@ def test_handshakes_count_as_connections_and_have_little_time(tls: dict[str, Any
                 while connection.recv(1 << 16):
                     pass
         assert time.monotonic() - began < 8
-        assert one.send(LIVE).startswith(b"HTTP/1.1 200")
+        assert one.exchange(LIVE).startswith(b"HTTP/1.1 200")
         # What is no TLS is closed at once.
-        before = refused(one, "malformed")
-        with socket.create_connection(one.place, timeout=10) as plain:
+        before = one.refused_connections("malformed")
+        with socket.create_connection(one.address, timeout=10) as plain:
             plain.sendall(LIVE)
-            answer_from(plain)
-        assert refused(one, "malformed") == before + 1
-        assert refused(one, "slow") == 20
+            response_from(plain)
+        assert one.refused_connections("malformed") == before + 1
+        assert one.refused_connections("slow") == 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("secure", [False, True])
-def test_a_signal_lets_what_was_accepted_finish(tls: dict[str, Any], number: signal.Signals, *, secure: bool) -> None:
+def test_signal_lets_accepted_requests_finish(tls: dict[str, Any], number: signal.Signals, *, secure: bool) -> None:
     with lonely_gateway(**tls if secure else {}) as one, contextlib.closing(one.connection()) as connection:
         # Waits for a Triton that never comes.
         connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\nx-deadline-ms: 1500\r\ncontent-length: 1\r\n\r\nx")
         time.sleep(0.3)
         one.process.send_signal(number)
-        assert answer_from(connection).startswith(b"HTTP/1.1 503")
+        assert response_from(connection).startswith(b"HTTP/1.1 503")
         assert one.process.wait(10) == 0
 
 
-def test_a_hangup_is_ignored_where_the_parent_ignores_it() -> None:
+def test_hangup_is_ignored_under_nohup() -> None:
     with lonely_gateway("nohup") as one:
         one.process.send_signal(signal.SIGHUP)
         time.sleep(0.5)
-        assert one.send(LIVE).startswith(b"HTTP/1.1 200")
+        assert one.exchange(LIVE).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -97,8 +82,8 @@ def test_it_runs_as_nobody_and_leaves_no_file(
     user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     with lonely_gateway(*user, keys=str(keys), **tls) as one:
         assert Path(f"/proc/{one.process.pid}").stat().st_uid == 65534
-        assert one.send(LIVE).startswith(b"HTTP/1.1 200")
-        assert one.send(LIVE.replace(b"/health/live", b"")).startswith(b"HTTP/1.1 401")
+        assert one.exchange(LIVE).startswith(b"HTTP/1.1 200")
+        assert one.exchange(LIVE.replace(b"/health/live", b"")).startswith(b"HTTP/1.1 401")
         one.process.terminate()
         assert one.process.wait(10) == 0
     assert [path for name in ("home", "tmp", "cache") for path in (tmp_path / name).rglob("*")] == []
