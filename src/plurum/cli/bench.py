@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from plurum.cli.tables import new_table, show_table
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -201,18 +203,14 @@ def _write(result: BenchResult, out: Path) -> None:
 
 
 def _show(result: BenchResult, out: Path) -> None:
-    from rich.table import Table
-
-    table = Table("model", "", "load", "images/s", "lowest", "highest", "p50 ms", "p99 ms", box=None)
-    for column in table.columns[3:]:
-        column.justify = "right"
+    table = new_table("model", "", "load", "images/s", "lowest", "highest", "p50 ms", "p99 ms", left=3)
     for case in result.cases():
         rates = result.values(case, "images_per_s")
         figures = (result.median(case, "images_per_s"), min(rates), max(rates))
         latencies = (result.median(case, field) for field in ("p50_ms", "p99_ms"))
         cells = [*(f"{value:.1f}" for value in figures), *(f"{value:.2f}" for value in latencies)]
         table.add_row(case.target.model, case.target.protocol, str(case.load), *cells)
-    _print(table)
+    show_table(table)
     state, runs = result.machine, "measurement" if result.repeats == 1 else "measurements"
     typer.echo(f"medians of {result.repeats} {runs} of {result.seconds:g} s; sent: {result.images}")
     typer.echo(f"{state['processor']}, {state['cores']} cores; load average before: {state['load_1min']}")
@@ -227,7 +225,7 @@ def _compare(first: Path, second: Path, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(comparison.model_dump_json() + "\n")
     else:
-        _print(_ratios(comparison))
+        show_table(_ratios(comparison))
         for one in comparison.differences:
             typer.echo(f"differs: {one}")
         for name, cases in ((first, comparison.only_first), (second, comparison.only_second)):
@@ -236,21 +234,11 @@ def _compare(first: Path, second: Path, *, as_json: bool) -> None:
 
 
 def _ratios(comparison: BenchComparison) -> Table:
-    from rich.table import Table
-
-    table = Table("", "", "A", "B", "B over A", "95% interval", "B is", box=None)
-    for column in table.columns[2:6]:
-        column.justify = "right"
+    table = new_table("", "", "A", "B", "B over A", "95% interval", "B is", left=2)
+    table.columns[-1].justify = "left"
     for one in comparison.ratios:
         medians = ("" if value is None else f"{value:.2f}" for value in (one.first, one.second))
         interval = f"{one.low:.3f} to {one.high:.3f}"
         field = one.field.replace("images_per_s", "images/s").replace("_ms", " ms")
         table.add_row(one.case, field, *medians, f"{one.ratio:.3f}", interval, one.verdict)
     return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    # A pipe has no width, so each row stays on one line.
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table, soft_wrap=True)

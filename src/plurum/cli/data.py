@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plurum.cli.options import Given, with_options
+from plurum.cli.tables import new_table, show_table
 from plurum.cli.train import LabelledData
 from plurum.settings.training import TrainSettings
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from plurum.training.data.report import DataReport, ImageCounts
 
 __all__ = ["data"]
@@ -58,29 +57,19 @@ def data(
 
 
 def _print(report: DataReport) -> None:
-    from rich.console import Console
+    from rich.box import SIMPLE
+    from rich.markup import escape
 
     from plurum.training.data.report import report_lines
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(_table(report))
-    for line in report_lines(report):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(report: DataReport) -> Table:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("class", box=box.SIMPLE)
-    for split in report.splits:
-        table.add_column(split, justify="right")
+    table = new_table("class", *report.splits, box=SIMPLE)
     for name, counts in report.counts.items():
         table.add_row(escape(name), *map(_cell, counts.values()))
     table.add_section()
     table.add_row("all", *map(_cell, report.splits.values()))
-    return table
+    show_table(table)
+    for line in report_lines(report):
+        typer.echo(line)
 
 
 def _cell(count: ImageCounts) -> str:

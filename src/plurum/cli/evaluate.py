@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plurum.cli.options import with_options
+from plurum.cli.tables import new_table, show_table
 from plurum.settings.training import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -133,13 +134,10 @@ def _predict_split(client: EnsembleClient, run: Run, split: str, classes: tuple[
 
 
 def _print(judgement: Evaluation, page: Path) -> None:
-    from rich.console import Console
-
     from plurum.training.statistics.wording import percent_text, verdict_lines
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(_comparison(judgement))
-    console.print(_members(judgement))
+    show_table(_comparison(judgement))
+    show_table(_members(judgement))
     review, sets = judgement.review, judgement.sets
     lines = [
         *verdict_lines(judgement),
@@ -162,19 +160,17 @@ def _print(judgement: Evaluation, page: Path) -> None:
             f"correct on {diversity.oracle_accuracy:.1%}."
         )
     for line in (*lines, *judgement.notes, f"report: {page}"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        typer.echo(line)
 
 
 def _comparison(judgement: Evaluation) -> Table:
-    from rich import box
-    from rich.table import Table
+    from rich.box import SIMPLE
 
     from plurum.training.statistics.metrics import METRICS
     from plurum.training.statistics.wording import difference_text, figure_text, significant_change
 
-    table = Table("metric", box=box.SIMPLE)
-    for column in ("ensemble", f"best single: {judgement.best_single}", "difference"):
-        table.add_column(column, justify="right")
+    columns = ("ensemble", f"best single: {judgement.best_single}", "difference")
+    table = new_table("metric", *columns, box=SIMPLE)
     ensemble, best = judgement.judged[:2]
     styles = {"better": "green", "worse": "red", "": ""}
     for name, metric in METRICS.items():
@@ -190,15 +186,12 @@ def _comparison(judgement: Evaluation) -> Table:
 
 
 def _members(judgement: Evaluation) -> Table:
-    from rich import box
-    from rich.table import Table
+    from rich.box import SIMPLE
 
     from plurum.training.statistics.metrics import METRICS
     from plurum.training.statistics.wording import number_text
 
-    table = Table("member", box=box.SIMPLE)
-    for name in _COLUMNS:
-        table.add_column(METRICS[name].title, justify="right")
+    table = new_table("member", *(METRICS[name].title for name in _COLUMNS), box=SIMPLE)
     for judged in judgement.judged:
         if judged.kind == "member":
             table.add_row(judged.name, *(number_text(judged.metrics[name].value) for name in _COLUMNS))

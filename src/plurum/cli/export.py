@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plurum.cli.options import with_options
+from plurum.cli.tables import new_table, show_table
 from plurum.export.settings import ExportSettings
 
 if TYPE_CHECKING:
@@ -263,13 +264,9 @@ def _build(repository: Path, *, as_json: bool) -> None:
 
 
 def _print(exported: ExportResult, repository: Path, images: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.box import HEAVY_HEAD
 
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    table = Table(title=f"differences from PyTorch, on {exported.parities[0].images} {images}")
-    for column in (
-        "",
+    columns = (
         "precision",
         "label changes",
         "largest difference",
@@ -278,16 +275,17 @@ def _print(exported: ExportResult, repository: Path, images: str) -> None:
         "ΔNLL",
         "ΔECE",
         "review changes",
-    ):
-        table.add_column(column, justify="right" if column else "left")
+    )
+    title = f"differences from PyTorch, on {exported.parities[0].images} {images}"
+    table = new_table("", *columns, title=title, box=HEAVY_HEAD)
     for one in exported.parities:
         changes = (f"{change:+.4f}" for change in (one.accuracy_change, one.nll_change, one.ece_change))
         reviews = "" if one.review_flips is None else str(one.review_flips)
         distances = (f"{one.max_difference:.1e}", f"{one.mean_difference:.1e}")
         table.add_row(one.subject, one.precision, str(one.flips), *distances, *changes, reviews)
-    console.print(table)
+    show_table(table)
     for artefact in exported.artefacts:
-        console.print(f"{artefact.model}: {artefact.precision}, {artefact.reason}", soft_wrap=True, highlight=False)
+        typer.echo(f"{artefact.model}: {artefact.precision}, {artefact.reason}")
     if exported.unchanged:
         sys.stdout.write(f"nothing to do: {repository} is up to date with this run and these settings\n")
     sys.stdout.write(f"model repository: {repository}\n")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plurum.cli.options import with_options
+from plurum.cli.tables import new_table, show_table
 from plurum.settings.training import FitSettings
 
 if TYPE_CHECKING:
@@ -58,26 +59,20 @@ def fit(
 
 
 def _print(report: FitReport, run: Path) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(_table(report))
+    show_table(_table(report))
     for line in _lines(report):
-        console.print(escape(line), highlight=False, soft_wrap=True)
-    console.print(f"plots: {escape(str(run / 'report'))}/fit_*.png", highlight=False, soft_wrap=True)
-    console.print(f"next: plurum export {escape(str(run))}", highlight=False, soft_wrap=True)
+        typer.echo(line)
+    typer.echo(f"plots: {run / 'report'}/fit_*.png")
+    typer.echo(f"next: plurum export {run}")
 
 
 def _table(report: FitReport) -> Table:
-    from rich import box
-    from rich.table import Table
+    from rich.box import SIMPLE
 
     from plurum.training.statistics.wording import difference_text
 
-    table = Table("member", box=box.SIMPLE)
-    for column in ("weight", "NLL without it", "validation accuracy", "NLL", "test accuracy", "NLL"):
-        table.add_column(column, justify="right")
+    columns = ("weight", "NLL without it", "validation accuracy", "NLL", "test accuracy", "NLL")
+    table = new_table("member", *columns, box=SIMPLE)
     for name, member in report.members.items():
         weight = "left out" if name in report.left_out else f"{member.weight:.3f}"
         without = "" if member.contribution is None else difference_text(member.contribution)

@@ -14,13 +14,13 @@ import typer
 
 from plurum.cli.options import OverHttp, ServerUrls, with_options
 from plurum.cli.predict_slides import journal_settings, slide_stream
+from plurum.cli.tables import show_table
 from plurum.conventions import PatientRule
 from plurum.settings.client import SlideOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
-    from rich.table import Table
 
     from plurum.client import Answer, Served
     from plurum.client.bulk.bulk_run import BulkRun
@@ -287,7 +287,7 @@ class _PredictionOutput:
         from plurum.client import table_from_answers
 
         if not self.json_lines:
-            _show(table_from_answers(self._rows))
+            show_table(table_from_answers(self._rows))
         if self._more:
             sys.stderr.write(f"and {self._more:,} more rows; use --out FILE or --json to get all\n")
 
@@ -300,20 +300,10 @@ def _show_patients(bulk_run: BulkRun, file: Path | None, *, quiet: bool) -> None
         patients_report(file, answers, bulk_run.totals.patients.classes)
     if answers and not quiet:
         sys.stdout.write("\n")
-        _show(table_from_patients(answers[:_ROWS]))
+        show_table(table_from_patients(answers[:_ROWS]))
 
 
 def _line(console: Console, text: str) -> None:
     """Write a line to standard error, above the progress bar if there is one."""
     printable = text.encode("utf-8", "replace").decode("utf-8")
     console.print(printable, markup=False, highlight=False, soft_wrap=True)
-
-
-def _show(table: Table) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        # A pipe has no width, so each row stays on one line.
-        console = Console(width=console.measure(table, options=console.options.update(width=10_000)).maximum)
-    console.print(table, soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plurum.cli.options import with_options
+from plurum.cli.tables import new_table, show_table
 from plurum.settings.training import TrainOptions, TrainSettings
 
 if TYPE_CHECKING:
@@ -68,31 +69,23 @@ def train(
 
 
 def _print(training: TrainedRun, out: Path) -> None:
-    from rich import box
-    from rich.console import Console
+    from rich.box import SIMPLE
     from rich.markup import escape
-    from rich.table import Table
 
     from plurum.run import Run
     from plurum.training.data.report import read_data_report, report_lines
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
     for line in report_lines(read_data_report(Run(out))):
-        console.print(escape(line), highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE, title=f"{escape(str(out))}: scores on validation images", title_justify="left")
-    for column in ("member", "arch", "parameters", "precision", "best epoch", "accuracy", "NLL"):
-        table.add_column(column, justify="left" if column in {"member", "arch", "precision"} else "right")
+        typer.echo(line)
+    title = escape(f"{out}: scores on validation images")
+    columns = ("member", "arch", "precision", "parameters", "best epoch", "accuracy", "NLL")
+    table = new_table(*columns, left=3, title=title, box=SIMPLE)
     for member in training.members:
         scores = member.validation
-        table.add_row(
-            member.name,
-            member.arch,
-            f"{member.parameters:,}",
-            member.precision,
-            f"{member.best_epoch} of {member.epochs}",
-            *(() if scores is None else (f"{scores.accuracy:.4f}", f"{scores.nll:.4f}")),
-        )
-    console.print(table)
+        best = f"{member.best_epoch} of {member.epochs}"
+        figures = () if scores is None else (f"{scores.accuracy:.4f}", f"{scores.nll:.4f}")
+        table.add_row(member.name, member.arch, member.precision, f"{member.parameters:,}", best, *figures)
+    show_table(table)
     if training.reused:
-        console.print(f"reused from an earlier run: {', '.join(training.reused)}", highlight=False)
-    console.print(f"next: plurum fit {escape(str(out))}", highlight=False, soft_wrap=True)
+        typer.echo(f"reused from an earlier run: {', '.join(training.reused)}")
+    typer.echo(f"next: plurum fit {out}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plurum.cli.options import with_options
+from plurum.cli.tables import new_table, show_table
 from plurum.settings.benchmarks import TuneSettings
 
 if TYPE_CHECKING:
@@ -69,15 +70,8 @@ def tune(
 
 
 def _show(result: TuneResult, out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    # A pipe has no width, so each row stays on one line.
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
-    tried = Table("", "seconds", "images/s", "p99 ms", "vs. REPO", box=None)
-    final = Table("final", "in flight", "images/s", "p50 ms", "p99 ms", box=None)
-    for column in (*tried.columns[1:], *final.columns[1:]):
-        column.justify = "right"
+    tried = new_table("", "seconds", "images/s", "p99 ms", "vs. REPO")
+    final = new_table("final", "in flight", "images/s", "p50 ms", "p99 ms")
     for stage in dict.fromkeys(trial.stage for trial in result.trials):
         tried.add_row(f"[bold]{stage}[/bold]")
         # The last measurement of a variant is its longest.
@@ -93,8 +87,8 @@ def _show(result: TuneResult, out: Path) -> None:
         for point in result.medians(side):
             figures = (f"{point.images_per_s:.1f}", f"{point.p50_ms:.1f}", f"{point.p99_ms:.1f}")
             final.add_row(side, str(point.clients), *figures)
-    console.print(tried, soft_wrap=True)
-    console.print(final, soft_wrap=True)
+    show_table(tried)
+    show_table(final)
     for note in result.notes:
         typer.echo(note)
     typer.echo(f"target: {result.objective}; sent: {result.images}")
