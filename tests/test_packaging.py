@@ -61,7 +61,7 @@ def test_the_wheel_holds_every_room_with_its_files(wheel: Path) -> None:
     assert "plurum/py.typed" in packed
     page = ROOT / "client" / "ui"
     assert {f"plurum/client/ui/{path.relative_to(page)}" for path in page.glob("[st]*[es]/*.*")} - packed == set()
-    assert "plurum/serving/backends/onnxruntime/model.py" in packed
+    assert {f"plurum/serving/backends/{name}" for name in ("graph_model.py", "onnxruntime/model.py")} <= packed
 
 
 def test_help_answers_within_a_second(bare: Path) -> None:

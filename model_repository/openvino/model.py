@@ -1,7 +1,7 @@
-"""OpenVINO in Triton's Python backend; `plurum serve` links this file beside each graph whose backend is `openvino`.
+"""OpenVINO in Triton's Python backend, for graphs whose backend is `openvino`.
 
-It stands in for Triton's C++ backend of that name. The wheel lacks that backend, and NVIDIA's version accepts only
-batches of exactly `max_batch_size`. Parameters:
+`plurum serve` links this file and `graph_model.py` beside each graph. They stand in for Triton's C++ backend of that
+name. The wheel lacks that backend, and NVIDIA's version accepts only batches of exactly `max_batch_size`. Parameters:
 
 - `INFERENCE_NUM_THREADS`, as in the C++ backend
 - `HINT_BF16`, as in the C++ backend: `YES` computes in BF16 if the processor supports it, any other value in FP32
@@ -25,22 +25,25 @@ Legend: arrays are `[batch, ...]` if the model has a maximum batch size, else th
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-Arrays = list[npt.NDArray[Any]]
+if TYPE_CHECKING:
+    from plurum.serving.backends.graph_model import Arrays, GraphModel, check_names
+else:
+    from graph_model import Arrays, GraphModel, check_names
 
 # More sizes gain nothing, and each needs memory for a copy of the weights.
 _BATCH_SIZES = (4, 2, 1)
 
 
-class TritonPythonModel:
+class TritonPythonModel(GraphModel):
     """One instance of a model, which runs one inference at a time."""
+
+    library = "OpenVINO"
 
     def initialize(self, args: dict[str, str]) -> None:
         """Compile the graph.
@@ -51,29 +54,16 @@ class TritonPythonModel:
         """
         config = json.loads(args["model_config"])
         version = Path(args["model_repository"]) / args["model_version"]
-        self._inputs = [entry["name"] for entry in config["input"]]
-        self._outputs = [entry["name"] for entry in config["output"]]
+        self.inputs = [entry["name"] for entry in config["input"]]
+        self.outputs = [entry["name"] for entry in config["output"]]
         self._labels = _labels(version)
         if self._labels:
-            self._outputs = ["INDEX", *(name for name in self._outputs if name != "LABEL")]
-        self._batched = config["max_batch_size"] > 0
+            self.outputs = ["INDEX", *(name for name in self.outputs if name != "LABEL")]
+        self.batched = config["max_batch_size"] > 0
         self._models = _compile(_model_file(version, config), config)
         names = [port.names for port in self._models[1].outputs]
-        _check_names("output", self._outputs, [name for several in names for name in several])
-        self._places = [next(place for place, several in enumerate(names) if name in several) for name in self._outputs]
-
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Return a response to each request; a failed request does not affect the others."""
-        inputs = [
-            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs]
-            for request in requests
-        ]
-        responses: list[Any] = [None] * len(requests)
-        for group in self._groups(inputs):
-            found = self._respond([requests[index] for index in group], [inputs[index] for index in group])
-            for index, response in zip(group, found, strict=True):
-                responses[index] = response
-        return responses
+        check_names("output", self.outputs, [name for several in names for name in several])
+        self._places = [next(place for place, several in enumerate(names) if name in several) for name in self.outputs]
 
     def finalize(self) -> None:
         """Release the model, and count the last predictions."""
@@ -81,39 +71,16 @@ class TritonPythonModel:
         if self._labels:
             self._labels.close()
 
-    def _groups(self, inputs: list[Arrays]) -> list[list[int]]:
-        """Group the indices of requests that fit into one inference, in order of arrival."""
-        if not self._batched:
-            return [[index] for index in range(len(inputs))]
-        groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-        for index, arrays in enumerate(inputs):
-            groups.setdefault(tuple(array.shape[1:] for array in arrays), []).append(index)
-        return list(groups.values())
+    def finish(self, outputs: dict[str, Any], requests: list[Any], inputs: list[Arrays]) -> None:
+        """Name the winners, if the files of the labels model are beside this one."""
+        if self._labels:
+            ids, sizes = [request.request_id() for request in requests], [len(tensors[0]) for tensors in inputs]
+            outputs["LABEL"] = self._labels.name_winners(outputs, ids, sizes)
+            del outputs["INDEX"]
 
-    def _respond(self, requests: list[Any], inputs: list[Arrays]) -> list[Any]:
-        """Return the responses to requests that fit into one inference."""
-        is_batch = len(requests) > 1
-        try:
-            arrays = [np.concatenate(parts) for parts in zip(*inputs, strict=True)] if is_batch else inputs[0]
-            outputs = dict(zip(self._outputs, self._run(arrays), strict=True))
-            if self._labels:
-                ids, sizes = [request.request_id() for request in requests], [len(tensors[0]) for tensors in inputs]
-                outputs["LABEL"] = self._labels.name_winners(outputs, ids, sizes)
-                del outputs["INDEX"]
-        except Exception as error:
-            if is_batch:
-                # Retry the requests one by one: only some of them may be at fault.
-                return [self._respond([one], [tensors])[0] for one, tensors in zip(requests, inputs, strict=True)]
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"OpenVINO: {error}"))]
-        if not is_batch:
-            return [_response(outputs)]
-        # Views: each is copied once, into the response's shared memory.
-        stops = np.cumsum([len(tensors[0]) for tensors in inputs]).tolist()
-        rows = [slice(start, stop) for start, stop in pairwise([0, *stops])]
-        return [_response({name: output[part] for name, output in outputs.items()}) for part in rows]
-
-    def _run(self, arrays: Arrays) -> Arrays:
-        if not self._batched:
+    def run(self, arrays: Arrays) -> Arrays:
+        """Return the outputs of one inference, split into the sizes that the graph is compiled for."""
+        if not self.batched:
             return self._infer(self._models[1], arrays)
         size, row, results = len(arrays[0]), 0, []
         for batch_size, model in self._models.items():
@@ -124,12 +91,8 @@ class TritonPythonModel:
 
     def _infer(self, model: Any, arrays: Arrays) -> Arrays:
         # OpenVINO reads inputs in place, and returns copies of the outputs.
-        outputs = model(dict(zip(self._inputs, arrays, strict=True))).to_tuple()
+        outputs = model(dict(zip(self.inputs, arrays, strict=True))).to_tuple()
         return [outputs[place] for place in self._places]
-
-
-def _response(outputs: dict[str, npt.NDArray[Any]]) -> Any:
-    return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
 
 def _labels(version: Path) -> Any:
@@ -163,7 +126,7 @@ def _compile(file: Path, config: dict[str, Any]) -> dict[int, Any]:
     try:
         model = core.read_model(str(file))
         stated = [entry["name"] for entry in config["input"]]
-        _check_names("input", stated, [name for port in model.inputs for name in port.names])
+        check_names("input", stated, [name for port in model.inputs for name in port.names])
         return _by_size(core, model, options, config["max_batch_size"])
     except pb_utils.TritonModelException:
         raise
@@ -191,10 +154,3 @@ def _model_file(version: Path, config: dict[str, Any]) -> Path:
 
 def _parameter(config: dict[str, Any], name: str) -> str:
     return str(config.get("parameters", {}).get(name, {}).get("string_value", ""))
-
-
-def _check_names(kind: str, stated: list[str], present: list[str]) -> None:
-    if set(stated) - set(present) or (kind == "input" and set(present) - set(stated)):
-        raise pb_utils.TritonModelException(
-            f"config.pbtxt names the {kind}s {', '.join(stated)}; the graph has {', '.join(present)}"
-        )

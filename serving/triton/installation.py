@@ -22,7 +22,7 @@ from plurum.telemetry import forbid_telemetry
 
 __all__ = ["Layout", "TritonInstallation", "find_triton", "lay_out"]
 
-_ONNXRUNTIME = Path(__file__).resolve().parents[1] / "backends" / "onnxruntime"
+_BACKENDS = Path(__file__).resolve().parents[1] / "backends"
 _STUB = "triton_python_backend_stub"
 
 
@@ -122,8 +122,9 @@ def _write_backends(wheel: Path, stub: Path, backends: Path) -> None:
     shutil.copy2(source / "libtriton_python.so", python)
     (python / "triton_python_backend_utils.py").symlink_to(source / "triton_python_backend_utils.py")
     (python / _STUB).symlink_to(stub)
-    (backends / _ONNXRUNTIME.name).mkdir()
-    shutil.copy2(_ONNXRUNTIME / "model.py", backends / _ONNXRUNTIME.name)
+    (backends / "onnxruntime").mkdir()
+    for file in (_BACKENDS / "onnxruntime" / "model.py", _BACKENDS / "graph_model.py"):
+        shutil.copy2(file, backends / "onnxruntime")
 
 
 def _link_libpython(libraries: Path) -> None:

@@ -33,7 +33,8 @@ _CONFIG = "config.pbtxt"
 _MODELS = Path(__file__).parents[2] / "model_repository"
 # Names that export gives the steps of a fused ensemble.
 _FUSED, _LABELS = "fused", "labels"
-_FRONT, _OPENVINO = _MODELS / "trial" / "model.py", _MODELS / "openvino" / "model.py"
+_FRONT = _MODELS / "trial" / "model.py"
+_OPENVINO = (_MODELS / "openvino" / "model.py", Path(__file__).parents[1] / "backends" / "graph_model.py")
 _NAMING = _MODELS / "labels" / "labels.py"
 _MANAGER = _MODELS / "manager" / "model.py"
 # The coarsest resolution of file times.
@@ -152,7 +153,7 @@ def _use_openvino_model(staged: Path, config: Any, labels: Path | None) -> None:
     """
     for version in [part for part in staged.iterdir() if part.name.isdigit()]:
         beside = [*(labels.iterdir() if labels else ()), *version.iterdir()]
-        files = {file.name: file.resolve() for file in beside} | {"model.py": _OPENVINO.resolve()}
+        files = {file.name: file.resolve() for file in (*beside, *_OPENVINO)}
         version.unlink()
         version.mkdir()
         for name, file in files.items():

@@ -5,7 +5,7 @@ the version's folder, and these parameters of the C++ backend: `intra_op_thread_
 `execution_mode` (0 sequential, 1 parallel). With 0 threads, ONNX Runtime chooses the number.
 
 All requests of one call with the same shape become one run of the session. The backend runs inside Triton's stub
-process without Plurum: it requires only NumPy and ONNX Runtime.
+process without Plurum, with `graph_model.py` beside it: it requires only NumPy and ONNX Runtime.
 
 Legend: arrays are `[batch, ...]` if the model has a maximum batch size, else they have the model's own shape.
 """
@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
-Arrays = list[npt.NDArray[Any]]
+if TYPE_CHECKING:
+    from plurum.serving.backends.graph_model import Arrays, GraphModel, check_names
+else:
+    from graph_model import Arrays, GraphModel, check_names
 
 _TRITON_TYPES = {
     "tensor(bool)": "TYPE_BOOL",
@@ -41,8 +42,10 @@ _TRITON_TYPES = {
 _DEFAULT_MAX_BATCH_SIZE = 4
 
 
-class TritonPythonModel:
+class TritonPythonModel(GraphModel):
     """One instance of a model, with one session."""
+
+    library = "ONNX Runtime"
 
     @staticmethod
     def auto_complete_config(config: Any) -> Any:
@@ -76,65 +79,20 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         version = Path(args["model_repository"]) / args["model_version"]
         self._session = _session(_model_file(version, config), config)
-        self._inputs = [entry["name"] for entry in config["input"]]
-        self._outputs = [entry["name"] for entry in config["output"]]
-        _check_names("input", self._inputs, [tensor.name for tensor in self._session.get_inputs()])
-        _check_names("output", self._outputs, [tensor.name for tensor in self._session.get_outputs()])
-        self._batched = config["max_batch_size"] > 0
-
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Return a response to each request; a failed request does not affect the others."""
-        inputs = [
-            [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs]
-            for request in requests
-        ]
-        responses: list[Any] = [None] * len(requests)
-        for group in self._groups(inputs):
-            try:
-                outputs = self._run_together([inputs[index] for index in group])
-            except Exception as error:
-                outputs = [error] if len(group) == 1 else [self._run_alone(inputs[index]) for index in group]
-            for index, output in zip(group, outputs, strict=True):
-                responses[index] = self._response(output)
-        return responses
+        self.inputs = [entry["name"] for entry in config["input"]]
+        self.outputs = [entry["name"] for entry in config["output"]]
+        check_names("input", self.inputs, [tensor.name for tensor in self._session.get_inputs()])
+        check_names("output", self.outputs, [tensor.name for tensor in self._session.get_outputs()])
+        self.batched = config["max_batch_size"] > 0
 
     def finalize(self) -> None:
         """Release the session."""
         del self._session
 
-    def _groups(self, inputs: list[Arrays]) -> list[list[int]]:
-        """Group the indices of requests that fit into one run, in order of arrival."""
-        if not self._batched:
-            return [[index] for index in range(len(inputs))]
-        groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-        for index, arrays in enumerate(inputs):
-            groups.setdefault(tuple(array.shape[1:] for array in arrays), []).append(index)
-        return list(groups.values())
-
-    def _run_together(self, inputs: list[Arrays]) -> list[Arrays | Exception]:
-        if len(inputs) == 1:
-            return [self._run(inputs[0])]
-        outputs = self._run([np.concatenate(arrays) for arrays in zip(*inputs, strict=True)])
-        # Views: each is copied once, into the response's shared memory.
-        bounds = np.cumsum([arrays[0].shape[0] for arrays in inputs])[:-1]
-        return [list(parts) for parts in zip(*(np.split(output, bounds) for output in outputs), strict=True)]
-
-    def _run_alone(self, arrays: Arrays) -> Arrays | Exception:
-        try:
-            return self._run(arrays)
-        except Exception as error:
-            return error
-
-    def _run(self, arrays: Arrays) -> Arrays:
-        outputs: Arrays = self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True)))
+    def run(self, arrays: Arrays) -> Arrays:
+        """Return the outputs of one run of the session."""
+        outputs: Arrays = self._session.run(self.outputs, dict(zip(self.inputs, arrays, strict=True)))
         return outputs
-
-    def _response(self, outputs: Arrays | Exception) -> Any:
-        if isinstance(outputs, Exception):
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"ONNX Runtime: {outputs}"))
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, array) for name, array in zip(self._outputs, outputs, strict=True)]
-        )
 
 
 def _session(file: Path, config: dict[str, Any]) -> Any:
@@ -163,13 +121,6 @@ def _number(config: dict[str, Any], name: str) -> int:
     if not text.isdigit():
         raise pb_utils.TritonModelException(f"{name}: expected a number, got {text!r}")
     return int(text)
-
-
-def _check_names(kind: str, stated: list[str], present: list[str]) -> None:
-    if set(stated) - set(present) or (kind == "input" and set(present) - set(stated)):
-        raise pb_utils.TritonModelException(
-            f"config.pbtxt names the {kind}s {', '.join(stated)}; the graph has {', '.join(present)}"
-        )
 
 
 def _config_entry(tensor: Any, batched: bool) -> dict[str, Any]:
