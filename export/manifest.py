@@ -10,15 +10,12 @@ import hashlib
 import importlib.metadata
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from plurum import __version__
 from plurum.errors import RepositoryError
 from plurum.export.settings import Backend, ExportSettings, Precision, Target
-from plurum.regular_files import read_regular
 from plurum.repository.listing import differences_from, listing_of, plans_of
 from plurum.repository.probes import PROBES_FILE
-from plurum.spec import Ensemble, Metadata, Sha256, write_metadata
+from plurum.spec import Ensemble, Metadata, Sha256, read_metadata, write_metadata
 
 __all__ = [
     "MANIFEST",
@@ -113,16 +110,8 @@ def read_manifest(repository: Path) -> ExportManifest:
     Raises:
         RepositoryError: the manifest is missing or invalid.
     """
-    path = repository / MANIFEST
-    try:
-        return ExportManifest.model_validate_json(read_regular(path))
-    except OSError as error:
-        raise RepositoryError(f"{path} can't be read: {error.strerror}; export the run again") from error
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]["msg"]
-        raise RepositoryError(
-            f"{path} is not an export manifest of version 1: {fault}; export the run again"
-        ) from error
+    fix = "; export the run again"
+    return read_metadata(repository / MANIFEST, ExportManifest, "an export manifest", RepositoryError, fix)
 
 
 def write_manifest(

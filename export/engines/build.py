@@ -26,8 +26,7 @@ from plurum.export.engines.builder import profile_of
 from plurum.export.engines.nvinfer import check_tensorrt
 from plurum.export.manifest import read_manifest
 from plurum.files import atomic_file, sha256_of, write_bytes
-from plurum.regular_files import read_regular
-from plurum.spec import Metadata, Sha256, write_metadata
+from plurum.spec import Metadata, Sha256, read_metadata, write_metadata
 
 __all__ = [
     "RTX_MAGIC",
@@ -170,10 +169,7 @@ def read_plan(plan: Path) -> EnginePlan:
         RepositoryError: the manifest is missing or invalid.
     """
     path = plan.with_name(plan.name + ".json")
-    try:
-        return EnginePlan.model_validate_json(read_regular(path))
-    except (OSError, ValueError) as error:
-        raise RepositoryError(f"{path} is not a plan's manifest; build the plan again: {error}") from error
+    return read_metadata(path, EnginePlan, "a plan's manifest", RepositoryError, "; build the plan again")
 
 
 def build_engines(repository: Path, progress: Callable[[str], None] = lambda _: None) -> dict[str, EnginePlan]:

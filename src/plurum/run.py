@@ -22,11 +22,21 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from plurum.errors import MetadataError, OutputError
-from plurum.regular_files import check_regular, open_regular, read_regular
-from plurum.spec import Classes, Ensemble, ImageSpec, Member, Metadata, Sha256, Text, read_ensemble, read_member
+from plurum.regular_files import check_regular, open_regular
+from plurum.spec import (
+    Classes,
+    Ensemble,
+    ImageSpec,
+    Member,
+    Metadata,
+    Sha256,
+    Text,
+    read_ensemble,
+    read_member,
+    read_metadata,
+)
 
 __all__ = ["DataMetadata", "Run", "Split", "Table"]
 
@@ -183,15 +193,7 @@ class Run:
         Raises:
             MetadataError: the metadata are missing or invalid.
         """
-        path = self.data_folder / "contract.json"
-        try:
-            return DataMetadata.model_validate_json(read_regular(path))
-        except OSError as error:
-            raise MetadataError(f"{path} can't be read: {error.strerror}") from error
-        except ValidationError as error:
-            raise MetadataError(
-                f"{path} is not valid data metadata of version 1: {error.errors()[0]['msg']}"
-            ) from error
+        return read_metadata(self.data_folder / "contract.json", DataMetadata, "valid data metadata")
 
     def table(self) -> Table:
         """Return labels, patients and splits of all images.

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from plurum.conventions import PatientRule
-from plurum.errors import MetadataError
+from plurum.errors import MetadataError, PlurumError
 from plurum.files import write_text
 from plurum.regular_files import read_regular
 from plurum.voting import MODES, VotingRule, rule_from_ensemble
@@ -37,6 +37,7 @@ __all__ = [
     "Voting",
     "read_ensemble",
     "read_member",
+    "read_metadata",
     "release_from_version",
     "version_from_release",
     "write_metadata",
@@ -359,7 +360,7 @@ def release_from_version(version: str) -> str | None:
     return f"{int(version):08x}" if version.isascii() and version.isdigit() and 1 < int(version) < 1 << 32 else None
 
 
-_C = TypeVar("_C", bound=Metadata)
+_M = TypeVar("_M", bound=BaseModel)
 
 
 def read_ensemble(path: Path) -> Ensemble:
@@ -368,7 +369,7 @@ def read_ensemble(path: Path) -> Ensemble:
     Raises:
         MetadataError: the file is missing, not JSON, or not of this format.
     """
-    return _read(path, Ensemble)
+    return read_metadata(path, Ensemble, "valid ensemble metadata")
 
 
 def read_member(path: Path) -> Member:
@@ -377,7 +378,7 @@ def read_member(path: Path) -> Member:
     Raises:
         MetadataError: the file is missing, not JSON, or not of this format.
     """
-    return _read(path, Member)
+    return read_metadata(path, Member, "valid member metadata")
 
 
 def write_metadata(path: Path, metadata: Metadata) -> None:
@@ -385,14 +386,26 @@ def write_metadata(path: Path, metadata: Metadata) -> None:
     write_text(path, metadata.model_dump_json(indent=2) + "\n")
 
 
-def _read(path: Path, kind: type[_C]) -> _C:
+def read_metadata(path: Path, kind: type[_M], what: str, error: type[PlurumError] = MetadataError, fix: str = "") -> _M:
+    """Return the content of a JSON file as a `kind`.
+
+    Args:
+        path: The file.
+        kind: Model of the content.
+        what: Name of the content, for messages.
+        error: Exception to raise.
+        fix: Advice that ends the message.
+
+    Raises:
+        PlurumError: an `error`, because the file is missing, too large, or does not fit `kind`.
+    """
     try:
         return kind.model_validate_json(read_regular(path))
-    except OSError as error:
-        raise MetadataError(f"{path} can't be read: {error.strerror}") from error
-    except ValidationError as error:
+    except OSError as fault:
+        raise error(f"{path} can't be read: {fault.strerror}{fix}") from fault
+    except ValidationError as fault:
         faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'file'}: {re.sub('^Value error, ', '', fault['msg'])}"
-            for fault in error.errors(include_url=False)
+            f"{'.'.join(map(str, one['loc'])) or 'file'}: {re.sub('^Value error, ', '', one['msg'])}"
+            for one in fault.errors(include_url=False)
         )
-        raise MetadataError(f"{path} is not valid {kind.__name__.lower()} metadata of version 1: {faults}") from error
+        raise error(f"{path} is not {what} of version 1: {faults}{fix}") from fault

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from plurum.errors import RepositoryError
-from plurum.regular_files import read_regular
-from plurum.spec import Metadata
+from plurum.spec import Metadata, read_metadata
 
 __all__ = ["PROBES_FILE", "RecordedProbes", "probe_images", "read_recorded_probes"]
 
@@ -58,8 +56,5 @@ def read_recorded_probes(repository: Path) -> RecordedProbes:
     Raises:
         RepositoryError: the file is missing or invalid.
     """
-    path = repository / PROBES_FILE
-    try:
-        return RecordedProbes.model_validate_json(read_regular(path))
-    except (OSError, ValidationError) as error:
-        raise RepositoryError(f"{path} has no valid predictions; export it again with plurum export") from error
+    fix = "; export it again with plurum export"
+    return read_metadata(repository / PROBES_FILE, RecordedProbes, "a record of predictions", RepositoryError, fix)
