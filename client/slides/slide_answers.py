@@ -29,6 +29,8 @@ __all__ = ["SlideAnswers", "SlidePrediction", "TileGrid", "Tiles"]
 
 Floats = npt.NDArray[np.float32]
 Box = tuple[int, int, int, int]
+# All tiles are pooled as one patient's images.
+_SLIDE = "slide"
 # Numbers of an image that are not by class; a slide gets their mean over the tiles.
 _SCALARS = [output.field for output in COLUMNS if output.datatype == "FP32" and output.is_scalar]
 
@@ -115,14 +117,16 @@ class SlideAnswers:
     Args:
         served: Description of the served ensemble.
         tiles: Layout of the tiles.
+        rule: Rule that pools the tiles' predictions.
 
     Raises:
         MissingExtraError: pandas is not installed.
     """
 
-    def __init__(self, served: Served, tiles: Tiles) -> None:
+    def __init__(self, served: Served, tiles: Tiles, rule: PatientRule) -> None:
         with needs_extra("slides", "pandas"):
             self._served, self._tiles = served, tiles
+        self._pool = PatientPool(served.classes, rule)
         asked, classes, members = len(tiles.boxes), len(served.classes), len(served.members)
         self.count = 0
         self._probabilities: Floats = np.full((asked, classes), np.nan, dtype=np.float32)
@@ -139,22 +143,23 @@ class SlideAnswers:
         self.count += 1
         if isinstance(answer, Failure):
             self._errors[row] = answer
+            self._pool.add(_SLIDE, None)
             return
         numbers = numbers_from_prediction(answer, self._served.classes)
         self._probabilities[row] = numbers["probabilities"]
         self._numbers[row] = [getattr(answer, name) for name in _SCALARS]
         self._winners[row], self._review[row] = numbers["label"], numbers["review"]
+        self._pool.add(_SLIDE, answer.label, numbers["probabilities"], review=answer.review)
         self._std += numbers["std"]
         self._inside += numbers["prediction_set"]
         self._members += numbers["member_probabilities"]
 
-    def prediction(self, path: Path, thumbnail: Bytes, rule: PatientRule) -> SlidePrediction:
+    def prediction(self, path: Path, thumbnail: Bytes) -> SlidePrediction:
         """Return the pooled prediction.
 
         Args:
             path: Path of the slide.
             thumbnail: Thumbnail of the slide.
-            rule: Rule that pools the tiles' predictions.
 
         Raises:
             ImageError: all tiles failed, and the first because of its image.
@@ -164,12 +169,12 @@ class SlideAnswers:
             first = self._errors[0]
             fault = ImageError if first.fault == "image" else ServerError
             raise fault(f"{path}: all {self.count:,} tiles failed, the first with: {first.reason}")
-        whole = self._pool(rule)
+        (whole,) = self._pool.answers()
         return SlidePrediction(
             **{one.name: getattr(self._tiles, one.name) for one in fields(TileGrid)},
             path=path,
             answer=self._answer(whole),
-            rule=rule,
+            rule=self._pool.rule,
             tiles_asked=self.count,
             tiles_skipped=self._tiles.tiles_skipped,
             tiles_review=whole.review,
@@ -178,23 +183,18 @@ class SlideAnswers:
             thumbnail=thumbnail,
         )
 
-    def _pool(self, rule: PatientRule) -> PatientAnswer:
-        names = self._served.classes
-        pool = PatientPool(names, rule)
-        rows = self._probabilities.astype(np.float64)
-        for winner, row, review in zip(self._winners, rows, self._review, strict=True):
-            pool.add("slide", names[winner] if winner >= 0 else None, row, review=bool(review))
-        return pool.answers()[0]
-
     def _answer(self, whole: PatientAnswer) -> Prediction:
         names, count = self._served.classes, whole.images
-        means = np.nanmean(self._numbers, axis=0, dtype=np.float64).tolist()
         inside = tuple(
             name for name, often in zip(names, self._inside, strict=True) if name == whole.label or 2 * often >= count
         )
-        values = dict(zip(_SCALARS, means, strict=True)) | {"confidence": whole.confidence}
+        numbers = dict(zip(_SCALARS, self._numbers.T, strict=True))
+        # An older server sends no newer output.
+        means: dict[str, Any] = {
+            name: float(np.nanmean(one, dtype=np.float64)) for name, one in numbers.items() if not np.isnan(one).all()
+        }
         return Prediction(
-            **values,
+            **means | {"confidence": whole.confidence},
             label=whole.label,
             probabilities=whole.probabilities,
             std=dict(zip(names, (self._std / count).tolist(), strict=True)),

@@ -102,7 +102,7 @@ def predict_slide(
                 raise ImageError(
                     f"none of its {tiles.tiles_skipped:,} tiles has at least {settings.least_tissue:.0%} tissue"
                 )
-            answers = SlideAnswers(served, tiles)
+            answers = SlideAnswers(served, tiles, settings.rule or served.patient_rule or "mean")
             size = {} if settings.batch_size is None else {"batch_size": settings.batch_size}
             for answer in client.stream(_regions(slide, tiles), **size):
                 answers.add(answer)
@@ -110,7 +110,7 @@ def predict_slide(
                     progress(answers.count, len(tiles.boxes))
         except (ImageError, SettingsError) as error:
             raise type(error)(f"{path}: {error}") from error
-    return answers.prediction(path, _shrink(small), settings.rule or served.patient_rule or "mean")
+    return answers.prediction(path, _shrink(small))
 
 
 def _shrink(small: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -15,12 +15,17 @@ from pydantic import BaseModel, ConfigDict
 from plurum.arrays import Floats, Ints
 from plurum.errors import ParityError
 from plurum.export.settings import MEMBER_SLACK, Budget, Precision
+from plurum.predictions.outputs import OUTPUTS
 from plurum.scores import calibration_error, compute_losses
 from plurum.voting import Verdict, VotingRule, decide
 
 __all__ = ["Parity", "check_parity", "member_parity", "verdict_from_members", "vote_parity"]
 
 
+# Outputs that follow from the members' probabilities and round like them.
+_UNCERTAINTIES = [
+    output.field for output in OUTPUTS.values() if output.datatype == "FP32" and "PROBABILITIES" not in output.name
+]
 # In nats: far above float32 rounding, far below the effect of a wrong sum.
 _UNCERTAINTY_LIMIT = 1e-3
 
@@ -113,7 +118,7 @@ def vote_parity(
     flips = int(np.count_nonzero(original.review != exported.review))
     # Compare with the artefact's own members; the probabilities show how far rounding moved them.
     expected = decide(exported.member_probabilities, rule)
-    pairs = [(getattr(exported, name), getattr(expected, name)) for name in ("entropy", "disagreement", "std")]
+    pairs = [(getattr(exported, name), getattr(expected, name)) for name in _UNCERTAINTIES]
     # Not the built-in max, which may drop a NaN.
     difference = float(np.max([np.abs(stated - correct).max() for stated, correct in pairs]))
     return _check_budget(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,21 +8,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from plurum.client import EnsembleClient, Failure, Prediction, frame_with_predictions, predictions_to_frame
+from plurum.client import EnsembleClient, Failure, frame_with_predictions, predictions_to_frame
 from plurum.errors import SettingsError
 from plurum.run import Run
 from plurum.serving import Server
+from tests.client.samples import prediction
 
-PREDICTION = Prediction(
-    label="CE",
-    confidence=0.75,
-    probabilities={"CE": 0.75, "LAA": 0.25},
-    entropy=0.5,
-    disagreement=0.1,
-    std={"CE": 0.05, "LAA": 0.06},
+PREDICTION = replace(
+    prediction(confidence=0.75),
     member_probabilities={"a": {"CE": 0.7, "LAA": 0.3}, "b": {"CE": 0.8, "LAA": 0.2}},
-    prediction_set=("CE", "LAA"),
-    review=True,
 )
 
 
