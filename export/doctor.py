@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import onnx
 from google.protobuf import text_format
-from pydantic import BaseModel, ConfigDict
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.errors import MissingExtraError, PlurumError, RepositoryError
@@ -40,7 +39,7 @@ from plurum.export.repository.findings import (
 from plurum.files import sha256_of
 from plurum.repository.listing import differences_from
 from plurum.repository.probes import PROBES_FILE
-from plurum.spec import Ensemble, read_ensemble
+from plurum.spec import Ensemble, Metadata, read_ensemble
 
 __all__ = ["Finding", "check_repository"]
 
@@ -49,7 +48,7 @@ _FILES = {"ensemble.json", "export.json", "parity.json", PROBES_FILE, "timing.ca
 }
 
 
-class Finding(BaseModel):
+class Finding(Metadata):
     """Result of one check of one subject.
 
     Attributes:
@@ -58,8 +57,6 @@ class Finding(BaseModel):
         state: Outcome; `skipped` if the check can't run here.
         detail: Explanation in words; empty if the check passed.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     check: str
     subject: str

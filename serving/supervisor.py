@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Annotated, NoReturn
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from plurum.conventions import MANAGERS
 from plurum.errors import PlurumError, RepositoryError, ServerError
@@ -38,6 +38,7 @@ from plurum.serving.triton.metrics import count_responses
 from plurum.serving.triton.probe import ProbeError
 from plurum.serving.triton.server import Server, Urls
 from plurum.settings.serving import ServerSettings
+from plurum.spec import Metadata
 
 __all__ = ["SupervisionSettings", "Supervisor"]
 
@@ -55,7 +56,7 @@ _LONGEST_PAUSE_S = 30.0
 _ORDER_S, _REPOSITORY_S = 0.2, 5.0
 
 
-class SupervisionSettings(BaseModel):
+class SupervisionSettings(Metadata):
     """Settings of a supervisor.
 
     Attributes:
@@ -63,8 +64,6 @@ class SupervisionSettings(BaseModel):
         patience_s: Time without a completed request after which the server counts as stuck, seconds. The supervisor
             raises it if the largest batch takes longer, as estimated from the first probes.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     interval_s: Annotated[float, Field(gt=0)] = 0.5
     patience_s: Annotated[float, Field(gt=0)] = 3.0

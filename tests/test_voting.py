@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn.linear_model import LogisticRegression
 
-from plurum.arrays import Floats
+from plurum.predictions.arrays import Floats
 from plurum.voting import (
     Verdict,
     VotingRule,

@@ -11,10 +11,24 @@ from typing import TYPE_CHECKING
 from plurum.errors import needs_extra
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "COLOURS", "GREY", "ORANGE", "RED", "create_figure", "png_from_figure", "shorten_name", "tidy_axes"]
+__all__ = [
+    "BLUE",
+    "COLOURS",
+    "GREY",
+    "ORANGE",
+    "RED",
+    "create_figure",
+    "draw_interval",
+    "name_rows",
+    "png_from_figure",
+    "shorten_name",
+    "tidy_axes",
+]
 
 _DPI = 110
 BLUE, ORANGE, GREY, RED = "#0067a5", "#d55e00", "#8a8f98", "#b3261e"
@@ -51,6 +65,22 @@ def tidy_axes(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.grid(color="#e3e5e8", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_interval(
+    axes: Axes, y: float, value: float | None, low: float | None, high: float | None, colour: str
+) -> None:
+    """Draw a value as a dot at the height `y`, and its interval as a line; None draws nothing."""
+    if low is not None and high is not None:
+        axes.plot([low, high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
+    if value is not None:
+        axes.plot(value, y, "o", color=colour, markersize=6)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a plot, the first on top."""
+    axes.set_yticks(range(len(names)), [shorten_name(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 def png_from_figure(figure: Figure) -> bytes:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plurum.arrays import Floats
 from plurum.benchmarks.compare.comparison import RUNTIMES, Compared, Comparison, Runtime, Vote, pareto_front, points_of
 from plurum.benchmarks.compare.contenders import (
     Contender,
@@ -30,6 +29,7 @@ from plurum.benchmarks.compare.speed import graph_logits, speeds_of
 from plurum.benchmarks.compare.votes import metrics_of, subsets_of, votes_of
 from plurum.benchmarks.tools.machine import machine
 from plurum.errors import DataError, MetadataError, OutputError, SettingsError
+from plurum.predictions.arrays import Floats
 from plurum.run import Run, Split
 from plurum.settings.benchmarks import COMPARED_EPOCHS, CompareSettings
 from plurum.training import FitSettings, TrainOptions, TrainSettings, settings_from, train_run

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from plurum.spec import Metadata
 from plurum.training.statistics.results import Estimate
 
 __all__ = [
@@ -35,13 +34,7 @@ RUNTIMES: dict[Runtime, str] = {"pytorch": "PyTorch", "onnx_fp32": "ONNX FP32", 
 SHOWN_METRICS = ("accuracy", "precision", "recall", "f1", "roc_auc")
 
 
-class _Value(BaseModel):
-    """Frozen; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Spread(_Value):
+class Spread(Metadata):
     """A measured figure over its turns.
 
     Attributes:
@@ -55,7 +48,7 @@ class Spread(_Value):
     highest: float
 
 
-class Speed(_Value):
+class Speed(Metadata):
     """How fast answers come.
 
     Attributes:
@@ -67,7 +60,7 @@ class Speed(_Value):
     images_per_s: Spread
 
 
-class Memory(_Value):
+class Memory(Metadata):
     """What a process of its own held at most, in MB (10^6 bytes).
 
     Attributes:
@@ -79,7 +72,7 @@ class Memory(_Value):
     peak: float
 
 
-class Costs(_Value):
+class Costs(Metadata):
     """What an architecture costs on any machine, and in memory on this one.
 
     Attributes:
@@ -97,7 +90,7 @@ class Costs(_Value):
     memory_mb: dict[Runtime, Memory]
 
 
-class Compared(_Value):
+class Compared(Metadata):
     """An architecture with its weights.
 
     Attributes:
@@ -123,7 +116,7 @@ class Compared(_Value):
     speed: dict[Runtime, Speed]
 
 
-class Vote(_Value):
+class Vote(Metadata):
     """A soft vote of some of those compared, fitted on validation images and scored on test images.
 
     Attributes:
@@ -157,7 +150,7 @@ class Vote(_Value):
         return " + ".join(self.members)
 
 
-class Point(_Value):
+class Point(Metadata):
     """One way to answer, on the plane of accuracy and latency.
 
     Attributes:
@@ -173,7 +166,7 @@ class Point(_Value):
     latency_ms: float
 
 
-class Comparison(_Value):
+class Comparison(Metadata):
     """Architectures that learnt the same images, side by side.
 
     Attributes:

@@ -16,9 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-from plurum.arrays import Floats
 from plurum.benchmarks.compare.comparison import SHOWN_METRICS, Vote
-from plurum.scores import compute_losses
+from plurum.predictions.arrays import Floats
+from plurum.predictions.scores import compute_losses
 from plurum.settings.training import FitSettings
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_vote
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval, percentile_interval

@@ -70,7 +70,7 @@ class _Members:
     def predict_image(self, image: Any) -> Prediction:
         """Return the label and the probabilities by class of an image that the framework has decoded."""
         spec = self.image
-        pixels = pixels_from_image(image, height=spec.height, width=spec.width, colour=spec.colour, resize=spec.resize)
+        pixels = pixels_from_image(image, **spec.resizing)
         return prediction_from_logits(self.logits(pixels[None]), self.ensemble.classes)
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

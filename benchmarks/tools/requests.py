@@ -109,9 +109,7 @@ def decode_pixels(image: bytes, spec: ImageSpec) -> Pixels:
     Raises:
         UnreadableImageError: The server would refuse the image.
     """
-    return pixels_from_image(
-        open_image(image), height=spec.height, width=spec.width, colour=spec.colour, resize=spec.resize
-    )
+    return pixels_from_image(open_image(image), **spec.resizing)
 
 
 def bytes_element(content: bytes) -> bytes:

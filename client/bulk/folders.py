@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from plurum.errors import DataError
-from plurum.file_trees import ImageTree, skipped_text
-from plurum.image_structure.image_formats import IMAGE_SUFFIXES
+from plurum.file_trees import files_below
 
-__all__ = ["files_below", "image_files"]
-
-_LOG = logging.getLogger(__name__)
+__all__ = ["image_files"]
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
@@ -33,22 +29,3 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
         else:
             raise DataError(f"{path}: expected an image or a folder of images, got neither. Correct the path.")
     return list(found)
-
-
-def files_below(folder: Path) -> Iterator[str]:
-    """Yield the images below a folder in sorted order, and log which other files were skipped.
-
-    Raises:
-        DataError: the folder holds no image, or can't be read.
-    """
-    tree, none = ImageTree(folder), True
-    for path in tree.paths():
-        none = False
-        yield path
-    others = skipped_text(tree.skipped)
-    if none:
-        raise DataError(
-            f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), got none{f'; skipped: {others}' * bool(others)}"
-        )
-    if others:
-        _LOG.warning("%s: skipped: %s", folder, others)

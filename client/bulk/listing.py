@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from plurum.client.bulk.folders import files_below, image_files
+from plurum.client.bulk.folders import image_files
 from plurum.errors import DataError
-from plurum.file_trees import is_image_name
+from plurum.file_trees import files_below, is_image_name
 from plurum.image_structure.image_formats import IMAGE_SUFFIXES
 from plurum.manifests import file_from_manifest, read_manifest_table
 

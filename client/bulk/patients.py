@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from plurum.arrays import Floats
 from plurum.client.connection.predictions import Answer, Failure
+from plurum.predictions.arrays import Floats
 from plurum.spec import PatientRule
 from plurum.voting import pool_groups
 

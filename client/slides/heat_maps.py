@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from plurum.arrays import Bytes, Floats
 from plurum.client.slides.slide_answers import SlidePrediction
 from plurum.errors import SettingsError, needs_extra
 from plurum.files import atomic_file, write_bytes, write_text
+from plurum.predictions.arrays import Bytes, Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

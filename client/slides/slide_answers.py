@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from plurum.arrays import Bytes
 from plurum.client.bulk.columns import COLUMNS, cells_by_class
 from plurum.client.bulk.patients import PatientAnswer, PatientPool
 from plurum.client.connection.predictions import Answer, Failure, Prediction, Served
 from plurum.errors import ImageError, ServerError, needs_extra
+from plurum.predictions.arrays import Bytes
 from plurum.predictions.outputs import OUTPUTS
 from plurum.predictions.prediction import numbers_from_prediction
 from plurum.spec import PatientRule

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from plurum.arrays import Floats, Ints
 from plurum.errors import ParityError
 from plurum.export.settings import MEMBER_SLACK, Budget, Precision
+from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.outputs import OUTPUTS
-from plurum.scores import calibration_error, compute_losses
+from plurum.predictions.scores import calibration_error, compute_losses
 from plurum.voting import Verdict, VotingRule, decide
 
 __all__ = ["Parity", "check_parity", "member_parity", "verdict_from_members", "vote_parity"]

@@ -17,24 +17,21 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from plurum.errors import OutputError, RepositoryError
 from plurum.files import atomic_folder, is_locked, lock_file, sha256_of, write_text
 from plurum.regular_files import read_regular
 from plurum.serving.triton.trial import ReleaseTrial
+from plurum.spec import Metadata
 
 __all__ = ["ReleaseState", "Releases", "RolloutOrder", "RolloutReport"]
 
 _TAG_LENGTH = 8
-Kind = TypeVar("Kind", bound="_Document")
+Kind = TypeVar("Kind", bound="Metadata")
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ReleaseState(_Document):
+class ReleaseState(Metadata):
     """The releases of a server.
 
     Attributes:
@@ -48,7 +45,7 @@ class ReleaseState(_Document):
     trial: ReleaseTrial | None = None
 
 
-class RolloutOrder(_Document):
+class RolloutOrder(Metadata):
     """Rollout that a server should perform.
 
     Attributes:
@@ -65,7 +62,7 @@ class RolloutOrder(_Document):
     shadow: bool = False
 
 
-class RolloutReport(_Document):
+class RolloutReport(Metadata):
     """Progress and outcome of an order.
 
     Attributes:

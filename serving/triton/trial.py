@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from plurum.spec import Metadata
 
 __all__ = ["ReleaseTrial"]
 
 
-class ReleaseTrial(BaseModel):
+class ReleaseTrial(Metadata):
     """A release that handles some requests in place of the public one, or is compared with it.
 
     Attributes:
@@ -17,8 +19,6 @@ class ReleaseTrial(BaseModel):
         percent: The percentage of requests that it handles, 0 to 100.
         shadow: If True, its responses are only compared with the public release's.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     release: str
     percent: Annotated[float, Field(ge=0, le=100)] = 0.0

@@ -110,7 +110,7 @@ class Evidence:
             image = to_eight_bit(open_image(data))
         except UnreadableImageError as error:
             raise ImageError(str(error)) from error
-        seen = resize_to_pixels(image, height=spec.height, width=spec.width, colour=spec.colour, resize=spec.resize)
+        seen = resize_to_pixels(image, **spec.resizing)
         pixels = normalise(torch.from_numpy(seen.copy())[None], spec)
         with self._lock:
             index = self.ensemble.classes.index(label)

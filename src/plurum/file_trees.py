@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ from pathlib import Path, PurePath
 from plurum.errors import DataError
 from plurum.image_structure.image_formats import IMAGE_SUFFIXES
 
-__all__ = ["ImageTree", "is_image_name", "is_leftover", "skipped_text"]
+__all__ = ["ImageTree", "files_below", "is_image_name", "is_leftover", "skipped_text"]
+
+_LOG = logging.getLogger(__name__)
 
 # Files and folders that macOS, Synology, Windows and Linux leave behind.
 _LEFTOVERS = frozenset(
@@ -78,6 +81,25 @@ class ImageTree:
     def _note(self, real: PurePath) -> None:
         self._read.add(real)
         self._above.update(real.parents)
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Yield the images below a folder in sorted order, and log which other files were skipped.
+
+    Raises:
+        DataError: the folder holds no image, or can't be read.
+    """
+    tree, none = ImageTree(folder), True
+    for path in tree.paths():
+        none = False
+        yield path
+    others = skipped_text(tree.skipped)
+    if none:
+        raise DataError(
+            f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), got none{f'; skipped: {others}' * bool(others)}"
+        )
+    if others:
+        _LOG.warning("%s: skipped: %s", folder, others)
 
 
 def is_image_name(name: str) -> bool:

@@ -15,7 +15,7 @@ import io
 import logging
 import struct
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -246,24 +246,21 @@ def _largest(image: Image.Image) -> int:
     return int(highest[:-1].max() if opacity else highest.max()) << 8
 
 
-def pixels_from_image(
-    image: Image.Image,
-    *,
-    height: int,
-    width: int,
-    colour: Literal["rgb", "grey"] = "rgb",
-    resize: Literal["stretch", "crop"] = "stretch",
-) -> npt.NDArray[np.uint8]:
+def pixels_from_image(image: Image.Image, **resizing: Any) -> npt.NDArray[np.uint8]:
     """Return the `[height, width, 3]` pixels a member sees.
 
     First applies the EXIF orientation, then keeps the high byte of 16-bit values, then composites transparent pixels
     over white. With `grey`, converts to luminance (ITU-R 601-2). Finally resizes with antialiased bilinear
     interpolation. `stretch` ignores the aspect ratio; `crop` crops the centre to the target's aspect ratio first.
 
+    Args:
+        image: Decoded image.
+        **resizing: Arguments of `resize_to_pixels`.
+
     Raises:
         UnreadableImageError: pixels are neither 8- nor 16-bit (32-bit and floating point have no known range).
     """
-    return resize_to_pixels(to_eight_bit(image), height=height, width=width, colour=colour, resize=resize)
+    return resize_to_pixels(to_eight_bit(image), **resizing)
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:

@@ -95,10 +95,7 @@ def read_manifest_table(path: Path, needed: Sequence[str]) -> ManifestTable:
         raise DataError(f"{path} has no row below its header")
     for name, plural in (("label", "labels"), ("patient", "patients")):
         _refuse_missing(path, table, name)
-        try:
-            check_spellings(path, name, plural, sorted(set(table.cells(name)) - {""}))
-        except ValueError as error:
-            raise DataError(str(error)) from error
+        check_spellings(path, name, plural, sorted(set(table.cells(name)) - {""}))
     return table
 
 

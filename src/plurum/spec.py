@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
@@ -107,6 +107,11 @@ class ImageSpec(Metadata):
         Annotated[float, Field(gt=0, le=1)],
         Annotated[float, Field(gt=0, le=1)],
     ]
+
+    @property
+    def resizing(self) -> dict[str, Any]:
+        """Keyword arguments of `plurum.images.pixels_from_image`."""
+        return {"height": self.height, "width": self.width, "colour": self.colour, "resize": self.resize}
 
 
 class Scores(Metadata):

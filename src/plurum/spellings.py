@@ -6,6 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from plurum.errors import DataError
+
 __all__ = ["check_spellings"]
 
 # Spreadsheets show 7, 7.0 and 007 in the same way.
@@ -22,7 +24,7 @@ def check_spellings(where: object, noun: str, plural: str, names: Iterable[str])
         names: Distinct names.
 
     Raises:
-        ValueError: two names are spellings of the same name; the message has both.
+        DataError: two names are spellings of the same name; the message has both.
     """
     seen: dict[str, str] = {}
     for name in names:
@@ -32,7 +34,7 @@ def check_spellings(where: object, noun: str, plural: str, names: Iterable[str])
             # Show code points of letters that look the same.
             alike = unicodedata.normalize("NFKC", one) == unicodedata.normalize("NFKC", two)
             shown = f"{one!a} and {two!a}" if alike else f"{one!r} and {two!r}"
-            raise ValueError(
+            raise DataError(
                 f"{where} has the {plural} {shown}, which are one name in different spellings (case, blanks, Unicode "
                 f"form, or a number such as 1 and 1.0); use one spelling per {noun}, and names that differ in more"
             )

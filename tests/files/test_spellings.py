@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from plurum.errors import DataError
 from plurum.spellings import check_spellings
 
 
@@ -21,7 +22,7 @@ from plurum.spellings import check_spellings
     ],
 )
 def test_two_spellings_of_one_name_are_refused(pair: tuple[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"a\.csv has the labels .* and .*, which are one name") as caught:
+    with pytest.raises(DataError, match=r"a\.csv has the labels .* and .*, which are one name") as caught:
         check_spellings("a.csv", "label", "labels", ["other", *pair])
     shown = str(caught.value)
     # The message distinguishes the two.

@@ -9,10 +9,9 @@ import numpy.typing as npt
 
 from plurum.errors import DataError
 from plurum.regular_files import open_regular
-from plurum.run import Split, Table
-from plurum.training.data.arrays import images_from_arrays
-from plurum.training.data.labelled_images import LabelledImages, check_classes
-from plurum.training.data.splits import check_splits
+from plurum.run import Split
+from plurum.training.data.arrays import images_from_parts
+from plurum.training.data.labelled_images import LabelledImages
 
 __all__ = ["images_from_archive"]
 
@@ -32,26 +31,14 @@ def images_from_archive(path: Path) -> LabelledImages:
         DataError: the file has another format, or a class is not in every split.
     """
     found = _read(path)
-    images = [_check_images(found[f"{part}_images"], f"{path}: {part}_images") for part in _SPLITS]
-    parts = [_check_labels(found[f"{part}_labels"], f"{path}: {part}_labels") for part in _SPLITS]
-    for part, array, some in zip(_SPLITS, images, parts, strict=True):
-        if len(array) != len(some):
-            raise DataError(f"{path} has {len(array)} {part}_images and {len(some)} {part}_labels")
-    if len({array.shape[1:] for array in images}) > 1:
-        shapes = ", ".join(str(list(array.shape)) for array in images)
-        raise DataError(f"{path} has splits of different shapes: {shapes}")
-    labels = np.concatenate(parts)
-    highest = int(parts[0].max())
-    if labels.min() < 0 or labels.max() > highest:
-        wrong = labels.min() if labels.min() < 0 else labels.max()
-        raise DataError(f"{path}: expected labels from 0 to {highest}, as of its training images, got {wrong}")
-    classes = tuple(str(index) for index in range(highest + 1))
-    check_classes(path, classes)
-    splits = tuple(split for split, some in zip(_SPLITS.values(), parts, strict=True) for _ in some)
-    patients = ("",) * len(labels)
-    check_splits(labels, patients, splits, classes)
-    sources = tuple(f"{path}/{part}/{i}" for part, some in zip(_SPLITS, parts, strict=True) for i in range(len(some)))
-    return images_from_arrays(str(path), classes, Table(sources, labels, patients, splits), images)
+    parts = {
+        part: (
+            _check_images(found[f"{part}_images"], f"{path}: {part}_images"),
+            _check_labels(found[f"{part}_labels"], f"{path}: {part}_labels"),
+        )
+        for part in _SPLITS
+    }
+    return images_from_parts(path, parts, _SPLITS)
 
 
 def _read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
@@ -78,8 +65,6 @@ def _check_images(array: npt.NDArray[np.generic], name: str) -> npt.NDArray[np.u
         raise DataError(
             f"{name}: expected shape [images, height, width] or [images, height, width, 3], got {list(array.shape)}"
         )
-    if array.size == 0:
-        raise DataError(f"{name} is empty: its shape is {list(array.shape)}")
     return array.astype(np.uint8, copy=False)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from plurum.arrays import Ints
 from plurum.errors import SettingsError
+from plurum.predictions.arrays import Ints
 from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec
 

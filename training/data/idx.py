@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from plurum.errors import DataError
 from plurum.regular_files import open_regular
-from plurum.run import Split, Table
-from plurum.training.data.arrays import images_from_arrays
-from plurum.training.data.labelled_images import LabelledImages, check_classes
-from plurum.training.data.splits import draw_split
+from plurum.run import Split
+from plurum.training.data.arrays import images_from_parts
+from plurum.training.data.labelled_images import LabelledImages
 
 __all__ = ["array_from_idx", "holds_idx", "images_from_idx"]
 
@@ -42,27 +41,14 @@ def images_from_idx(folder: Path, seed: int) -> LabelledImages:
     Raises:
         DataError: a file is missing, invalid, or does not match the others.
     """
-    images = [_find_array(folder, f"{part}-images?idx3-ubyte", 3) for part in _SPLITS]
-    parts = [_find_array(folder, f"{part}-labels?idx1-ubyte", 1) for part in _SPLITS]
-    for part, array, some in zip(_SPLITS, images, parts, strict=True):
-        if len(array) != len(some):
-            raise DataError(f"{folder} has {len(array):,} {part} images and {len(some):,} {part} labels")
-        if array.size == 0:
-            raise DataError(f"{folder} has no {part} image: the shape is {list(array.shape)}")
-    if images[0].shape[1:] != images[1].shape[1:]:
-        shapes = " and ".join(str(list(array.shape)) for array in images)
-        raise DataError(f"{folder} has splits of different shapes: {shapes}")
-    labels = np.concatenate(parts).astype(np.int64)
-    highest = int(parts[0].max())
-    if labels.max() > highest:
-        raise DataError(f"{folder}: expected labels from 0 to {highest}, as of its training images, got {labels.max()}")
-    classes = tuple(str(index) for index in range(highest + 1))
-    check_classes(folder, classes)
-    given = tuple(split for split, some in zip(_SPLITS.values(), parts, strict=True) for _ in some)
-    patients = ("",) * len(labels)
-    splits = draw_split(labels, patients, given, classes, seed)
-    sources = tuple(f"{folder}/{part}/{i}" for part, some in zip(_SPLITS, parts, strict=True) for i in range(len(some)))
-    return images_from_arrays(str(folder), classes, Table(sources, labels, patients, splits), images)
+    parts = {
+        part: (
+            _find_array(folder, f"{part}-images?idx3-ubyte", 3),
+            _find_array(folder, f"{part}-labels?idx1-ubyte", 1),
+        )
+        for part in _SPLITS
+    }
+    return images_from_parts(folder, parts, _SPLITS, seed)
 
 
 def array_from_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:

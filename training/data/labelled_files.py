@@ -65,10 +65,7 @@ def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *,
         DataError: a class is not in every split, a patient is in two, or a name has two spellings.
     """
     check_classes(files.name, files.classes)
-    try:
-        check_spellings(files.name, "patient", "patients", sorted(set(files.patients)))
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    check_spellings(files.name, "patient", "patients", sorted(set(files.patients)))
     pictures = _find_regions(files, tiling)
     owners = np.repeat(np.arange(len(pictures)), [len(some) for some in pictures])
     flat = [picture for some in pictures for picture in some]

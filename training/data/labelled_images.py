@@ -132,9 +132,7 @@ class LabelledImages:
             try:
                 flat = to_eight_bit(open_image(self.read_encoded(index)))
                 if image is not None and out is not None:
-                    out[index] = resize_to_pixels(
-                        flat, height=image.height, width=image.width, colour=image.colour, resize=image.resize
-                    )
+                    out[index] = resize_to_pixels(flat, **image.resizing)
             except TooLargeImageError as error:
                 return DecodedImage(0, 0, "", f"{error}; cut TIFFs of this size into tiles with --tile-size")
             except (ImageError, UnreadableImageError) as error:
@@ -177,10 +175,7 @@ def check_classes(name: object, classes: Sequence[str]) -> None:
     for one in classes:
         if not one.isprintable():
             raise DataError(f"{name} has a class named {one!a}, with unprintable characters; rename it")
-    try:
-        check_spellings(name, "class", "classes", classes)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    check_spellings(name, "class", "classes", classes)
 
 
 def _sha256(image: Image.Image) -> str:

@@ -8,11 +8,12 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from plurum.errors import DataError, MetadataError
 from plurum.regular_files import read_regular
 from plurum.run import Run, Split
+from plurum.spec import Metadata
 from plurum.training.data.labelled_images import DecodedImage, LabelledImages, check_readable
 from plurum.training.data.splits import SHARES, check_splits
 
@@ -34,11 +35,7 @@ _NAMED = 3
 _MAX_BYTES = 1 << 30
 
 
-class _ReportModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ImageCounts(_ReportModel):
+class ImageCounts(Metadata):
     """Numbers of images and patients in a class and split.
 
     Attributes:
@@ -50,7 +47,7 @@ class ImageCounts(_ReportModel):
     patients: int
 
 
-class PixelRange(_ReportModel):
+class PixelRange(Metadata):
     """Range of a side over all images, in pixels."""
 
     lowest: int
@@ -58,7 +55,7 @@ class PixelRange(_ReportModel):
     highest: int
 
 
-class ReportedImage(_ReportModel):
+class ReportedImage(Metadata):
     """Source, label and split of one image."""
 
     source: str
@@ -66,14 +63,14 @@ class ReportedImage(_ReportModel):
     split: Split
 
 
-class UnreadableImage(_ReportModel):
+class UnreadableImage(Metadata):
     """An unreadable image, and the reason."""
 
     source: str
     reason: str
 
 
-class DataReport(_ReportModel):
+class DataReport(Metadata):
     """Report of `plurum data`, stored as `RUN/data/report.json`.
 
     Two images are equal if all their decoded pixels are equal before resizing. A copy in another lossless format is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,16 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import DataError
-from plurum.file_trees import ImageTree, skipped_text
-from plurum.image_structure.image_formats import IMAGE_SUFFIXES
+from plurum.file_trees import files_below
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
 from plurum.manifests import file_from_manifest, read_manifest_table
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.spec import ImageSpec
 
 __all__ = ["find_unlabelled_images", "iterate_pixels"]
-
-_LOG = logging.getLogger(__name__)
 
 
 def find_unlabelled_images(source: Path) -> tuple[Path, ...]:
@@ -31,17 +27,10 @@ def find_unlabelled_images(source: Path) -> tuple[Path, ...]:
         DataError: there is no image, a listed image is missing, or `source` is neither a folder nor a CSV file.
     """
     if source.is_dir():
-        tree = ImageTree(source)
-        files = tuple(sorted(map(Path, tree.paths())))
-        if tree.skipped:
-            _LOG.warning("%s: not read: %s", source, skipped_text(tree.skipped))
-    elif source.suffix.lower() == ".csv" and source.is_file():
-        files = _files_from_csv(source)
-    else:
-        raise DataError(f"{source} is neither a folder of images nor a .csv file with a column path")
-    if not files:
-        raise DataError(f"{source} has no image; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-    return files
+        return tuple(sorted(map(Path, files_below(source))))
+    if source.suffix.lower() == ".csv" and source.is_file():
+        return _files_from_csv(source)
+    raise DataError(f"{source} is neither a folder of images nor a .csv file with a column path")
 
 
 def iterate_pixels(files: Sequence[Path], image: ImageSpec, batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:
@@ -71,9 +60,7 @@ def _files_from_csv(path: Path) -> tuple[Path, ...]:
 def _pixels(file: Path, image: ImageSpec) -> npt.NDArray[np.uint8]:
     try:
         opened = open_image(read_regular(file, MAX_IMAGE_BYTES))
-        return pixels_from_image(
-            opened, height=image.height, width=image.width, colour=image.colour, resize=image.resize
-        )
+        return pixels_from_image(opened, **image.resizing)
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}") from error
     except UnreadableImageError as error:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plurum.arrays import Bools, Floats, Ints
-from plurum.scores import compute_losses
+from plurum.predictions.arrays import Bools, Floats, Ints
+from plurum.predictions.scores import compute_losses
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import PatientRule, Review
 from plurum.training.statistics.bootstrap import Bootstrap, percentile_interval

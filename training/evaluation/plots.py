@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plurum.scores import BINS
+from plurum.predictions.scores import BINS
 from plurum.training.canvas import (
     BLUE,
     COLOURS,
@@ -14,6 +14,8 @@ from plurum.training.canvas import (
     ORANGE,
     RED,
     create_figure,
+    draw_interval,
+    name_rows,
     png_from_figure,
     shorten_name,
     tidy_axes,
@@ -64,17 +66,13 @@ def _plot_comparison(evaluation: Evaluation) -> Figure:
     panels = figure.subplots(1, len(_COMPARED), sharey=True)
     for axes, name in zip(panels, _COMPARED, strict=True):
         for y, judged in enumerate(rows):
-            value = judged.metrics[name]
-            if value.value is None or value.low is None or value.high is None:
-                continue
-            axes.plot([value.low, value.high], [y, y], color=_colour(judged), linewidth=2.5, solid_capstyle="round")
-            axes.plot(value.value, y, "o", color=_colour(judged), markersize=6)
+            found = judged.metrics[name]
+            draw_interval(axes, y, found.value, found.low, found.high, _colour(judged))
         metric = METRICS[name]
         tidy_axes(axes, f"{metric.title}\n{metric.better} is better", "")
         axes.locator_params(axis="x", nbins=4)
         axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(range(len(rows)), [shorten_name(judged.name) for judged in rows])
-    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    name_rows(panels[0], [judged.name for judged in rows])
     return figure
 
 
@@ -207,17 +205,13 @@ def _plot_prediction_sets(evaluation: Evaluation) -> Figure:
     axes, sizes = figure.subplots(1, 2, width_ratios=(3, 2))
     for y, name in enumerate(names):
         coverage = evaluation.sets.by_class[name].coverage
-        if coverage.value is None or coverage.low is None or coverage.high is None:
-            continue
-        axes.plot([coverage.low, coverage.high], [y, y], color=BLUE, linewidth=2.5, solid_capstyle="round")
-        axes.plot(coverage.value, y, "o", color=BLUE, markersize=6)
+        draw_interval(axes, y, coverage.value, coverage.low, coverage.high, BLUE)
     if evaluation.sets.wished is not None:
         label = f"target: {evaluation.sets.wished:.0%}"
         axes.axvline(evaluation.sets.wished, color=RED, linestyle=":", linewidth=1.4, label=label)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0.2)
     tidy_axes(axes, "coverage (fraction of images whose set contains the true class)", "")
-    axes.set_yticks(range(len(names)), [shorten_name(name) for name in names])
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    name_rows(axes, names)
     counts = evaluation.sets.sizes
     largest = max((size for size, count in enumerate(counts, start=1) if count), default=1)
     shown = max(largest, min(3, len(counts)))

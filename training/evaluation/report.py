@@ -7,7 +7,6 @@ from pathlib import Path
 
 from plurum.errors import OutputError
 from plurum.files import csv_from_rows, write_bytes, write_text
-from plurum.scores import BINS
 from plurum.training.evaluation.page import PAGE
 from plurum.training.evaluation.plots import plots_from_evaluation
 from plurum.training.statistics.metrics import METRICS, PER_CLASS
@@ -22,25 +21,10 @@ __all__ = ["REPORT_FILES", "check_folder", "csv_from_evaluation", "html_from_eva
 REPORT_FILES = ("metrics.csv", "metrics.json", "report.html")
 # Metrics in the table of members, which has limited room.
 _SHOWN = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "nll", "brier", "ece", "aurc")
-_MEANINGS = {
-    "accuracy": "Fraction of correct predictions.",
-    "balanced accuracy, precision, recall, specificity, F1, ROC-AUC, average precision": (
-        "Each class against all others, then the unweighted mean over classes. Recall is also called sensitivity, and "
-        "its mean over classes balanced accuracy."
-    ),
-    "NLL": "Mean of -log of the probability of the true class, in nats. Confident errors cost most.",
-    "Brier score": "Mean over images of the squared differences between probabilities and truth, summed over classes.",
-    "ECE": f"Expected calibration error: mean gap between confidence and accuracy over {BINS} bins of equal width.",
-    "AURC": ("Area under the risk–coverage curve: mean error rate among the 1, 2, … all most confident predictions."),
-    "AUGRC": (
-        "Area under the generalised risk–coverage curve: mean fraction of all images that are errors among the most "
-        "confident predictions."
-    ),
-    "95% interval": (
-        "Range in which the figure falls in 95 of 100 samples like this one, estimated by drawing with replacement: "
-        "patients with all their images if patients are known, else images."
-    ),
-}
+_INTERVAL = (
+    "Range in which the figure falls in 95 of 100 samples like this one, estimated by drawing with replacement: "
+    "patients with all their images if patients are known, else images."
+)
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> Path:
@@ -121,6 +105,14 @@ def html_from_evaluation(evaluation: Evaluation, pictures: dict[str, bytes]) -> 
         per_class=PER_CLASS,
         shown=_SHOWN,
         rules=RULES,
-        meanings=_MEANINGS,
+        meanings=_meanings(),
         verdict=verdict_lines(evaluation),
     )
+
+
+def _meanings() -> dict[str, str]:
+    """Return the definitions of all metrics by their titles; metrics with the same definition share one."""
+    titles: dict[str, list[str]] = {}
+    for metric in METRICS.values():
+        titles.setdefault(metric.meaning, []).append(metric.title)
+    return {", ".join(names): meaning for meaning, names in titles.items()} | {"95% interval": _INTERVAL}

@@ -10,9 +10,9 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from plurum.arrays import Floats, Ints
+from plurum.predictions.arrays import Floats, Ints
+from plurum.predictions.scores import compute_losses
 from plurum.run import Run, Split
-from plurum.scores import compute_losses
 from plurum.settings.training import FitSettings
 from plurum.spec import Baseline, Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.unlabelled import find_unlabelled_images

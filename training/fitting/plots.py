@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plurum.training.canvas import BLUE, GREY, RED, create_figure, png_from_figure, shorten_name, tidy_axes
+from plurum.training.canvas import BLUE, GREY, RED, create_figure, draw_interval, name_rows, png_from_figure, tidy_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,16 +35,14 @@ def _plot_members(report: FitReport) -> Figure:
         if left_out:
             weights.text(0.01, y, "left out", color=RED, va="center")
         added = member.contribution
-        if added is not None and added.value is not None and added.low is not None and added.high is not None:
-            losses.plot([added.low, added.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
-            losses.plot(added.value, y, "o", color=colour, markersize=6)
+        if added is not None:
+            draw_interval(losses, y, added.value, added.low, added.high, colour)
     losses.axvline(0, color=GREY, linewidth=1)
     tidy_axes(weights, "weight in the vote", "")
     tidy_axes(losses, "increase of validation NLL without the member (nats)\nabove 0: the vote is better with it", "")
     losses.tick_params(axis="y", length=0)
     weights.set_xlim(left=0)
-    weights.set_yticks(range(len(rows)), [shorten_name(name) for name, _ in rows])
-    weights.set_ylim(len(rows) - 0.5, -0.5)
+    name_rows(weights, list(report.members))
     return figure
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from plurum.arrays import Floats, Ints
 from plurum.errors import DataError, SettingsError
+from plurum.predictions.arrays import Floats, Ints
 
 __all__ = ["class_frequencies", "estimate_frequencies", "frequencies_from_prior", "prior_ratio"]
 

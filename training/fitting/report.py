@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from plurum.spec import Ensemble, Scores
+from plurum.spec import Ensemble, Metadata, Scores
 from plurum.training.statistics.curves import Curve
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import Estimate, PatientLevel
@@ -17,7 +15,7 @@ __all__ = ["FitReport", "MemberFit"]
 FittedSplit = Literal["validation", "test"]
 
 
-class MemberFit(BaseModel):
+class MemberFit(Metadata):
     """Result of a fit for one member of the run.
 
     Attributes:
@@ -27,14 +25,12 @@ class MemberFit(BaseModel):
         scores: Scores of the member alone, by split.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     weight: float
     contribution: Estimate | None
     scores: dict[FittedSplit, Scores]
 
 
-class FitReport(BaseModel):
+class FitReport(Metadata):
     """Report of a fit.
 
     With a prior, images are weighted by the ratio of their class's frequency in service to that in the data. This does
@@ -58,8 +54,6 @@ class FitReport(BaseModel):
         prior: Class frequencies that the vote is corrected for, by class; None without correction.
         unfinished: Names of planned members whose training is unfinished.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
     ensemble: Ensemble

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plurum.arrays import Floats, Ints
-from plurum.scores import compute_losses
+from plurum.predictions.arrays import Floats, Ints
+from plurum.predictions.scores import compute_losses
 from plurum.training.fitting.weights import equal_weights
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
 from plurum.training.statistics.calibration import fit_cautious_temperature, tempered_losses

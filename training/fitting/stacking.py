@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plurum.arrays import Floats, Ints
 from plurum.errors import DataError, needs_extra
+from plurum.predictions.arrays import Floats, Ints
 from plurum.training.statistics.folds import FOLDS
 from plurum.voting import stacked_vote, stacking_features
 

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
-from plurum.arrays import Floats, Ints
+from plurum.predictions.arrays import Floats, Ints
 from plurum.settings.training import FitSettings
 from plurum.training.fitting.selection import Selection, measure_contributions, select_backward
 from plurum.training.fitting.stacking import StackingFold, cross_fit, fit_stack, predict_out_of_fold

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from plurum.arrays import Floats, Ints
 from plurum.errors import needs_extra
-from plurum.scores import compute_losses
+from plurum.predictions.arrays import Floats, Ints
+from plurum.predictions.scores import compute_losses
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
 from plurum.training.statistics.calibration import fit_cautious_temperature, tempered_losses
 from plurum.training.statistics.folds import patient_folds

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from plurum.arrays import Floats, Ints
+from plurum.predictions.arrays import Floats, Ints
 
 __all__ = ["LEVEL", "Bootstrap", "mean_interval", "percentile_interval"]
 

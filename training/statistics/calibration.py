@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from plurum.arrays import Floats, Ints
 from plurum.errors import needs_extra
-from plurum.scores import compute_losses
+from plurum.predictions.arrays import Floats, Ints
+from plurum.predictions.scores import compute_losses
 from plurum.voting import temper
 
 __all__ = [

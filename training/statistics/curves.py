@@ -6,11 +6,11 @@ Curves are thinned to a visually sufficient number of points, which keeps the re
 from __future__ import annotations
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from plurum.arrays import Bools, Floats
 from plurum.errors import needs_extra
-from plurum.scores import BINS, confidence_bins
+from plurum.predictions.arrays import Bools, Floats
+from plurum.predictions.scores import BINS, confidence_bins
+from plurum.spec import Metadata
 from plurum.training.statistics.metrics import LabelledPredictions
 
 __all__ = ["Bin", "Curve", "precision_recall_curve", "reliability_bins", "risk_coverage_curve", "roc_curve"]
@@ -19,7 +19,7 @@ __all__ = ["Bin", "Curve", "precision_recall_curve", "reliability_bins", "risk_c
 _POINTS = 200
 
 
-class Curve(BaseModel):
+class Curve(Metadata):
     """Points of a curve.
 
     Attributes:
@@ -27,13 +27,11 @@ class Curve(BaseModel):
         y: Positions on the vertical axis, one per value of `x`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     x: tuple[float, ...]
     y: tuple[float, ...]
 
 
-class Bin(BaseModel):
+class Bin(Metadata):
     """Predictions of similar confidence.
 
     Attributes:
@@ -43,8 +41,6 @@ class Bin(BaseModel):
         confidence: Mean confidence of these predictions; None if the bin is empty.
         accuracy: Accuracy of these predictions; None if the bin is empty.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: float
     high: float

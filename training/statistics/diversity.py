@@ -8,14 +8,14 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from plurum.arrays import Bools, Ints
+from plurum.predictions.arrays import Bools, Ints
+from plurum.spec import Metadata
 
 __all__ = ["Diversity", "Pair", "error_correlation", "measure_diversity", "q_statistic"]
 
 
-class Pair(BaseModel):
+class Pair(Metadata):
     """Diversity of two members.
 
     Attributes:
@@ -27,8 +27,6 @@ class Pair(BaseModel):
         correlation: Correlation of their errors, -1 to 1; None if one of them is always or never wrong.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     first: str
     second: str
     disagreement: float
@@ -36,7 +34,7 @@ class Pair(BaseModel):
     correlation: float | None
 
 
-class Diversity(BaseModel):
+class Diversity(Metadata):
     """Diversity of an ensemble's members.
 
     Attributes:
@@ -47,8 +45,6 @@ class Diversity(BaseModel):
         oracle_accuracy: Fraction of images that at least one member predicts correctly.
         all_wrong: Fraction of images that every member predicts wrong, 1 - `oracle_accuracy`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     pairs: tuple[Pair, ...]
     disagreement: float

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from plurum.arrays import Ints
+from plurum.predictions.arrays import Ints
 
 __all__ = ["FOLDS", "Parts", "patient_folds"]
 

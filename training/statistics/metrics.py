@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from plurum.arrays import Floats, Ints
-from plurum.scores import BINS, compute_losses, confidence_bins
+from plurum.predictions.arrays import Floats, Ints
+from plurum.predictions.scores import BINS, compute_losses, confidence_bins
 
 __all__ = ["METRICS", "PER_CLASS", "LabelledPredictions", "Metric", "MetricDraws", "Scorer"]
 
@@ -25,31 +25,53 @@ Counts = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Metric:
-    """Title and direction of a metric.
+    """Title, direction and definition of a metric.
 
     Attributes:
         title: Title in tables and on axes, with the unit.
         better: Direction of better values.
+        meaning: Definition, in sentences.
     """
 
     title: str
     better: Literal["higher", "lower"]
+    meaning: str
 
 
+_BY_CLASS = "Each class against all others, then the unweighted mean over classes."
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("accuracy", "higher"),
-    "balanced_accuracy": Metric("balanced accuracy", "higher"),
-    "precision": Metric("precision", "higher"),
-    "recall": Metric("recall (sensitivity)", "higher"),
-    "specificity": Metric("specificity", "higher"),
-    "f1": Metric("F1", "higher"),
-    "roc_auc": Metric("ROC-AUC", "higher"),
-    "average_precision": Metric("average precision", "higher"),
-    "nll": Metric("NLL (nats)", "lower"),
-    "brier": Metric("Brier score (0 to 2)", "lower"),
-    "ece": Metric("ECE", "lower"),
-    "aurc": Metric("AURC", "lower"),
-    "augrc": Metric("AUGRC", "lower"),
+    "accuracy": Metric("accuracy", "higher", "Fraction of correct predictions."),
+    "balanced_accuracy": Metric("balanced accuracy", "higher", "Mean of recall over classes."),
+    "precision": Metric("precision", "higher", _BY_CLASS),
+    "recall": Metric("recall (sensitivity)", "higher", _BY_CLASS),
+    "specificity": Metric("specificity", "higher", _BY_CLASS),
+    "f1": Metric("F1", "higher", _BY_CLASS),
+    "roc_auc": Metric("ROC-AUC", "higher", _BY_CLASS),
+    "average_precision": Metric("average precision", "higher", _BY_CLASS),
+    "nll": Metric(
+        "NLL (nats)", "lower", "Mean of -log of the probability of the true class. Confident errors cost most."
+    ),
+    "brier": Metric(
+        "Brier score (0 to 2)",
+        "lower",
+        "Mean over images of the squared differences between probabilities and truth, summed over classes.",
+    ),
+    "ece": Metric(
+        "ECE",
+        "lower",
+        f"Expected calibration error: mean gap between confidence and accuracy over {BINS} bins of equal width.",
+    ),
+    "aurc": Metric(
+        "AURC",
+        "lower",
+        "Area under the risk–coverage curve: mean error rate among the 1, 2, … all most confident predictions.",
+    ),
+    "augrc": Metric(
+        "AUGRC",
+        "lower",
+        "Area under the generalised risk–coverage curve: mean fraction of all images that are errors among the most "
+        "confident predictions.",
+    ),
 }
 # Metrics that each class has too; `METRICS` has their means over classes.
 PER_CLASS = ("precision", "recall", "specificity", "f1", "roc_auc", "average_precision")

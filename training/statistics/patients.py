@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plurum.arrays import Floats, Ints
+from plurum.predictions.arrays import Floats, Ints
 from plurum.spec import PatientRule
 from plurum.voting import pool_groups
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from plurum.run import Split
-from plurum.spec import PatientRule
+from plurum.spec import Metadata, PatientRule
 from plurum.training.statistics.curves import Bin, Curve
 from plurum.training.statistics.diversity import Diversity
 
@@ -27,13 +25,7 @@ __all__ = [
 ]
 
 
-class _ResultModel(BaseModel):
-    """Frozen model that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Estimate(_ResultModel):
+class Estimate(Metadata):
     """Figure with its 95 % bootstrap interval.
 
     Attributes:
@@ -47,7 +39,7 @@ class Estimate(_ResultModel):
     high: float | None
 
 
-class EvaluatedModel(_ResultModel):
+class EvaluatedModel(Metadata):
     """Metrics of the ensemble, of its best member, or of a member.
 
     Attributes:
@@ -64,7 +56,7 @@ class EvaluatedModel(_ResultModel):
     per_class: dict[str, dict[str, Estimate]]
 
 
-class ClassPredictionSets(_ResultModel):
+class ClassPredictionSets(Metadata):
     """Prediction sets of one class's images.
 
     Attributes:
@@ -78,7 +70,7 @@ class ClassPredictionSets(_ResultModel):
     mean_size: float | None
 
 
-class PredictionSets(_ResultModel):
+class PredictionSets(Metadata):
     """Conformal prediction sets.
 
     Attributes:
@@ -96,7 +88,7 @@ class PredictionSets(_ResultModel):
     by_class: dict[str, ClassPredictionSets]
 
 
-class ReviewScores(_ResultModel):
+class ReviewScores(Metadata):
     """Predictions with and without review.
 
     Attributes:
@@ -114,7 +106,7 @@ class ReviewScores(_ResultModel):
     accuracy_sent: Estimate
 
 
-class PatientScores(_ResultModel):
+class PatientScores(Metadata):
     """Scores of one prediction per patient.
 
     Attributes:
@@ -127,7 +119,7 @@ class PatientScores(_ResultModel):
     nll: Estimate | None
 
 
-class PatientLevel(_ResultModel):
+class PatientLevel(Metadata):
     """Scores of predictions for patients, each from all images of the patient.
 
     Attributes:
@@ -141,7 +133,7 @@ class PatientLevel(_ResultModel):
     by_rule: dict[str, dict[PatientRule, PatientScores]]
 
 
-class ClassCurves(_ResultModel):
+class ClassCurves(Metadata):
     """Curves of the ensemble for one class against all others.
 
     Attributes:
@@ -153,7 +145,7 @@ class ClassCurves(_ResultModel):
     precision_recall: Curve | None
 
 
-class Evaluation(_ResultModel):
+class Evaluation(Metadata):
     """Evaluation of an ensemble on the images of one split.
 
     Attributes:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.models import normalise
-from plurum.scores import compute_losses
+from plurum.predictions.scores import compute_losses
 from plurum.spec import ImageSpec, Scores
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from plurum.arrays import Bytes
 from plurum.errors import ImageError
 from plurum.images import TooLargeImageError, UnreadableImageError, open_image, to_eight_bit
+from plurum.predictions.arrays import Bytes
 from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
 from plurum.slides.slides import Level, Slide
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from plurum.arrays import Bools, Bytes
+from plurum.predictions.arrays import Bools, Bytes
 
 __all__ = ["LEAST_TISSUE", "is_background", "otsu_threshold", "tile_starts", "tissue_mask", "tissue_share"]
 

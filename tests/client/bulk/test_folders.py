@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from plurum.client import image_files
-from plurum.client.bulk.folders import files_below
 from plurum.errors import DataError
+from plurum.file_trees import files_below
 
 
 def touch(folder: Path, *names: str) -> None:

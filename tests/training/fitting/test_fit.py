@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from plurum.arrays import Floats
 from plurum.errors import MetadataError, PlurumError
 from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint
+from plurum.predictions.arrays import Floats
 from plurum.run import Run
 from plurum.spec import read_ensemble
 from plurum.training import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plurum.arrays import Floats, Ints
 from plurum.errors import DataError, SettingsError
-from plurum.scores import compute_losses
+from plurum.predictions.arrays import Floats, Ints
+from plurum.predictions.scores import compute_losses
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
 from plurum.training.statistics.calibration import conformal_quantiles, review_threshold
 from plurum.voting import with_prior

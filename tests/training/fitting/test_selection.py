@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plurum.arrays import Floats, Ints
+from plurum.predictions.arrays import Floats, Ints
 from plurum.training.fitting.selection import Selection, measure_contributions, select_backward
 from plurum.training.fitting.weights import soft_losses
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval

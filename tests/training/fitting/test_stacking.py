@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from plurum.arrays import Floats, Ints
 from plurum.errors import DataError
-from plurum.scores import compute_losses
+from plurum.predictions.arrays import Floats, Ints
+from plurum.predictions.scores import compute_losses
 from plurum.training.fitting.stacking import cross_fit, fit_stack, predict_out_of_fold
 from plurum.voting import softmax, stacked_vote, stacking_features
 

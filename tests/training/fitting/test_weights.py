@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from plurum.arrays import Floats, Ints
+from plurum.predictions.arrays import Floats, Ints
 from plurum.training.fitting.weights import fit_weights, greedy_weights, improvement_interval, soft_losses
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.voting import softmax, temper

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from plurum.arrays import Floats, Ints
-from plurum.scores import compute_losses
+from plurum.predictions.arrays import Floats, Ints
+from plurum.predictions.scores import compute_losses
 from plurum.training.statistics.calibration import (
     conformal_quantiles,
     fit_cautious_temperature,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from plurum.scores import BINS
+from plurum.predictions.scores import BINS
 from plurum.training.statistics.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
 from plurum.training.statistics.metrics import LabelledPredictions
 

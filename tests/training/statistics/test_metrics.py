@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from plurum.scores import BINS, confidence_bins
+from plurum.predictions.scores import BINS, confidence_bins
 from plurum.training.statistics.metrics import METRICS, PER_CLASS, LabelledPredictions, MetricDraws, Scorer
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from plurum.arrays import Floats, Ints
+from plurum.predictions.arrays import Floats, Ints
 
 __all__ = ["BINS", "calibration_error", "compute_losses", "confidence_bins"]
 
