@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ from plurum.benchmarks.tools.requests import coloured_jpegs
 from plurum.errors import PlurumError, ServerError
 from plurum.run import Run
 from plurum.spec import ImageSpec, Voting
+from tests.client.stub_server import StubResponse, http_server
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.3, 0.3, 0.3))
 ANSWER = {"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}
@@ -81,29 +81,8 @@ ThreadingHTTPServer(("127.0.0.1", job.port), Peer).serve_forever()
 
 @contextmanager
 def answering(reply: Callable[[bytes, str], tuple[int, bytes]]) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        # Headers and body leave together: apart they wait for each other's acknowledgement.
-        protocol_version, wbufsize = "HTTP/1.1", -1
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            status, said = reply(body, self.path)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(said)))
-            self.end_headers()
-            self.wfile.write(said)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with http_server(lambda request: StubResponse(*reply(request.body, request.path))) as url:
+        yield url.removeprefix("http://")
 
 
 @pytest.fixture

@@ -1,16 +1,17 @@
-"""Answers and images to fill a store with."""
+"""Predictions, images and files for tests."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
+from pathlib import Path
 
 from PIL import Image
 
 from plurum.client import Prediction
 
-__all__ = ["bomb", "png", "prediction"]
+__all__ = ["bomb", "png", "prediction", "touch"]
 
 
 def prediction(label: str = "CE", confidence: float = 0.6, *, review: bool = True) -> Prediction:
@@ -39,3 +40,11 @@ def bomb() -> bytes:
     """A PNG of a few bytes that says it has 60,000 x 60,000 pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     return png(1)[:12] + header + struct.pack(">I", zlib.crc32(header)) + png(1)[33:]
+
+
+def touch(folder: Path, *names: str) -> None:
+    """Create empty files below a folder."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")

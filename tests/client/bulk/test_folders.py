@@ -7,13 +7,7 @@ import pytest
 from plurum.client import image_files
 from plurum.errors import DataError
 from plurum.file_trees import files_below
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
+from tests.client.samples import touch
 
 
 def test_folders_are_walked_in_sorted_order(tmp_path: Path) -> None:

@@ -8,13 +8,7 @@ import pytest
 
 from plurum.client import listing_from_names
 from plurum.errors import DataError
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
+from tests.client.samples import touch
 
 
 def test_a_pattern_takes_images_alone_sorted_and_through_all_folders(tmp_path: Path) -> None:

@@ -14,20 +14,8 @@ from plurum.client import AsyncEnsembleClient, EnsembleClient, Failure, Predicti
 from plurum.client.connection.over_grpc import GrpcTransport
 from plurum.client.connection.over_http import HttpTransport
 from plurum.errors import ImageError, ServerError, SettingsError
-from plurum.run import Run
-from plurum.serving import Server
 
 pytestmark = pytest.mark.triton
-
-
-@pytest.fixture(params=["grpc", "http"])
-def url(request: pytest.FixtureRequest, served: Server) -> str:
-    return str(getattr(served.urls, request.param))
-
-
-@pytest.fixture(scope="module")
-def pixels(run: Run) -> npt.NDArray[np.uint8]:
-    return np.array(run.pixels()[:40])
 
 
 def test_both_clients_have_the_same_surface() -> None:

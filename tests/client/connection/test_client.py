@@ -6,12 +6,8 @@ import hashlib
 import io
 import itertools
 import shutil
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +20,17 @@ from plurum.client import EnsembleClient, Failure, Prediction, Served
 from plurum.errors import ImageError, ServerError, SettingsError
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
+from tests.client.stub_server import StubRequest, StubResponse, forward, http_server
 
 pytestmark = pytest.mark.triton
 
 FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
 
 
-@pytest.fixture(params=["grpc", "http"])
-def url(request: pytest.FixtureRequest, served: Server) -> str:
-    return str(getattr(served.urls, request.param))
-
-
 @pytest.fixture
 def client(url: str) -> Iterator[EnsembleClient]:
     with EnsembleClient(url) as client:
         yield client
-
-
-@pytest.fixture(scope="session")
-def pixels(run: Run) -> npt.NDArray[np.uint8]:
-    return np.array(run.pixels()[:40])
 
 
 def png(pixels: npt.NDArray[np.uint8]) -> bytes:
@@ -228,40 +215,14 @@ def test_a_server_that_goes_away_is_an_error_and_not_a_failure(repository: Path,
 
 @pytest.fixture
 def gateway(served: Server) -> Iterator[str]:
-    """What stands before a server that others reach: lets requests through, but keeps models' configs to itself."""
+    """A server that forwards requests, and hides the configs of models."""
 
-    class Gateway(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path.endswith("/config"):
-                self.send_error(403)
-                return
-            self.forward(None)
+    def respond(request: StubRequest) -> StubResponse:
+        hidden = request.path.endswith("/config")
+        return StubResponse(403, b"") if hidden else forward(served.urls.http, request)
 
-        def do_POST(self) -> None:
-            self.forward(self.rfile.read(int(self.headers["Content-Length"])))
-
-        def forward(self, body: bytes | None) -> None:
-            name = "Inference-Header-Content-Length"
-            headers = {name: self.headers[name]} if self.headers[name] else {}
-            request = urllib.request.Request(served.urls.http + self.path, body, headers)
-            with urllib.request.urlopen(request) as answer:
-                content = answer.read()
-                self.send_response(answer.status)
-                if answer.headers[name]:
-                    self.send_header(name, answer.headers[name])
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with http_server(respond) as url:
+        yield url
 
 
 def test_where_configs_are_kept_shut_classes_have_numbers_for_names(

@@ -4,22 +4,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from plurum.client import EnsembleClient
 from plurum.client.connection.addresses import WireProtocol, address_from_url
 from plurum.errors import ServerError, SettingsError
-
-PROTOCOLS: tuple[WireProtocol, ...] = ("grpc", "http")
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+from tests.client.stub_server import StubResponse, http_server
 
 
 @contextmanager
@@ -100,20 +91,18 @@ def test_numbers_that_can_not_be_used_are_refused(options: dict[str, int]) -> No
         EnsembleClient(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_server_that_is_away_is_one_line_that_says_how_to_mend_it(protocol: WireProtocol, free_port: int) -> None:
+def test_a_server_that_is_away_is_one_line_that_says_how_to_mend_it(protocol: WireProtocol, closed_port: str) -> None:
     name = {"grpc": "gRPC", "http": "HTTP"}[protocol]
-    with EnsembleClient(f"127.0.0.1:{free_port}", protocol) as client, pytest.raises(ServerError) as caught:
+    with EnsembleClient(closed_port, protocol) as client, pytest.raises(ServerError) as caught:
         client.predict([b"image"])
     assert str(caught.value) == (
-        f"no {name} server responds at 127.0.0.1:{free_port} (Connection refused). "
+        f"no {name} server responds at {closed_port} (Connection refused). "
         "Start one with plurum serve REPO, or give another address with --url."
     )
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_proxy_of_the_environment_is_not_asked(
-    protocol: WireProtocol, free_port: int, monkeypatch: pytest.MonkeyPatch
+    protocol: WireProtocol, closed_port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy for the web would be asked for 127.0.0.1, too, and would look for the server on its own machine."""
     asked: list[socket.socket] = []
@@ -122,12 +111,11 @@ def test_a_proxy_of_the_environment_is_not_asked(
             monkeypatch.setenv(name, f"http://{proxy}")
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        with EnsembleClient(f"127.0.0.1:{free_port}", protocol) as client, pytest.raises(ServerError, match="refused"):
+        with EnsembleClient(closed_port, protocol) as client, pytest.raises(ServerError, match="refused"):
             client.predict([b"image"])
     assert asked == []
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_server_that_never_answers_is_waited_for_no_longer_than_told(protocol: WireProtocol) -> None:
     with (
         listening(lambda _: None) as address,
@@ -163,26 +151,10 @@ def test_what_speaks_no_http_is_said_so() -> None:
         (500, b"", "does not describe 'ensemble': the server gave no reason"),
     ],
 )
-def test_a_web_server_is_said_to_be_no_triton(status: int, body: bytes, message: str) -> None:
-    class Web(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Web) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            with (
-                EnsembleClient(f"http://127.0.0.1:{server.server_port}") as client,
-                pytest.raises(ServerError, match=message),
-            ):
-                client.predict([b"image"])
-        finally:
-            server.shutdown()
-            thread.join()
+def test_other_web_servers_are_recognised(status: int, body: bytes, message: str) -> None:
+    with (
+        http_server(lambda _: StubResponse(status, body)) as url,
+        EnsembleClient(url) as client,
+        pytest.raises(ServerError, match=message),
+    ):
+        client.predict([b"image"])
