@@ -60,15 +60,10 @@ def answers_report(path: Path, classes: Sequence[str]) -> Iterator[AnswersReport
 
 
 def patients_report(path: Path, answers: Sequence[PatientAnswer], classes: Sequence[str]) -> None:
-    """Write one row per patient to `path` atomically; the suffix chooses the format: .csv, .jsonl or .parquet.
+    """Write one row per patient to `path` atomically; formats and errors are those of `answers_report`.
 
     Columns: patient, label, confidence, images, review and failed (numbers of images), one `p_CLASS` per class; JSON
     lines have `probabilities` instead.
-
-    Raises:
-        MissingExtraError: pyarrow is required and not installed.
-        OutputError: `path` can't be written.
-        SettingsError: the suffix is not supported.
     """
     form = format_from_path(path, classes)
     with atomic_file(path, private=True) as hidden:

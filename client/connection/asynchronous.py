@@ -25,14 +25,10 @@ class AsyncEnsembleClient(BaseClient):
         ...     answers = await asyncio.gather(*(client.predict([path]) for path in paths))
 
     Args:
-        url: Address of a server, or several, as in `EnsembleClient`.
-        protocol: `grpc` or `http`; None takes the protocol from the URL, else gRPC.
-        model: Name of the model; None chooses `ensemble`, or `ensemble_pixels` for arrays of exactly its size.
+        url: Address of a server, or several, as in `EnsembleClient`; so are protocol, model, api_key and tls.
         timeout_s: Time limit of one request with its retries, including the wait for one of the `concurrency` places,
             seconds.
         concurrency: Maximum number of concurrent requests of all tasks together; more wait. None is 32.
-        api_key: Key sent as `Authorization: Bearer`; None reads the environment variable PLURUM_API_KEY.
-        tls: Certificates for `https://` and `grpcs://`.
 
     Raises:
         MissingExtraError: tritonclient is not installed.

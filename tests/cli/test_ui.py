@@ -13,18 +13,15 @@ from pathlib import Path
 import pytest
 
 from plurum.client.ui import ReviewStore
+from tests.cli.processes import run_until_signal
 from tests.client.samples import png, prediction
 
 NOWHERE = ("--url", "127.0.0.1:1")
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "plurum", "ui", *NOWHERE, *map(str, arguments)]
-
-
 def ended(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments),
+        [sys.executable, "-m", "plurum", "ui", *NOWHERE, *map(str, arguments)],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -39,47 +36,27 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_it_says_where_it_listens_and_a_signal_ends_it_well(end: signal.Signals, tmp_path: Path) -> None:
+def test_it_prints_its_url_and_exits_normally_on_a_signal(end: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
-    with subprocess.Popen(
-        command("--port", 0),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path / "here",
-        env=environment(tmp_path),
-    ) as process:
-        try:
-            assert process.stdout is not None
-            lines = [process.stdout.readline() for _ in range(3)]
-            assert re.fullmatch(r"page     http://127\.0\.0\.1:\d+\n", lines[0])
-            assert lines[1:] == [f"reviews  {tmp_path / 'data' / 'plurum' / 'reviews'}\n", "stop it: Ctrl-C\n"]
-            # The socket listens before the URL is printed.
-            socket.create_connection(("127.0.0.1", int(lines[0].rsplit(":", 1)[1])), timeout=10).close()
-            process.send_signal(end)
-            out, err = process.communicate(timeout=15)
-        finally:
-            process.kill()
-    assert (process.returncode, out, err) == (0, "", "")
+
+    def connect(lines: list[str]) -> None:
+        # The socket listens before the URL is printed.
+        socket.create_connection(("127.0.0.1", int(lines[0].rsplit(":", 1)[1])), timeout=10).close()
+
+    options = {"cwd": tmp_path / "here", "env": environment(tmp_path)}
+    done = run_until_signal("ui", *NOWHERE, "--port", 0, lines=3, end=end, meanwhile=connect, **options)
+    assert re.fullmatch(r"page     http://127\.0\.0\.1:\d+\n", done.lines[0])
+    assert done.lines[1:] == [f"reviews  {tmp_path / 'data' / 'plurum' / 'reviews'}\n", "stop it: Ctrl-C\n"]
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_facing_a_network_is_warned_of(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        command("--port", 0, "--host", "0.0.0.0", "--store", tmp_path / "reviews"),  # noqa: S104 (what is warned of)
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith("page     http://0.0.0.0:")
-            process.terminate()
-            _, err = process.communicate(timeout=15)
-        finally:
-            process.kill()
-    assert "there is no login: everyone who can reach 0.0.0.0 sees all images" in err
-    assert process.returncode == 0
+def test_warning_when_it_faces_a_network(tmp_path: Path) -> None:
+    options = ("--port", 0, "--host", "0.0.0.0", "--store", tmp_path / "reviews")  # noqa: S104 (on purpose)
+    done = run_until_signal("ui", *NOWHERE, *options, lines=3)
+    assert done.lines[0].startswith("page     http://0.0.0.0:")
+    assert "there is no login: everyone who can reach 0.0.0.0 sees all images" in done.stderr
+    assert done.returncode == 0
 
 
 def test_what_was_decided_is_exported_without_a_page(tmp_path: Path) -> None:

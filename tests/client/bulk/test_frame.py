@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +13,17 @@ from plurum.run import Run
 from plurum.serving import Server
 from tests.client.samples import prediction
 
-PREDICTION = replace(
-    prediction(confidence=0.75),
-    member_probabilities={"a": {"CE": 0.7, "LAA": 0.3}, "b": {"CE": 0.8, "LAA": 0.2}},
-)
+PREDICTION = prediction(confidence=0.75)
 
 
 def test_each_answer_is_a_row_and_each_number_a_column() -> None:
     frame = predictions_to_frame([PREDICTION, Failure(1, "b.png", "no image")], ["a.png", "b.png"])
     assert list(frame.columns) == [
         *("label", "confidence", "review", "entropy", "disagreement", "prediction_set"),
-        *("p_CE", "p_LAA", "std_CE", "std_LAA", "a_p_CE", "a_p_LAA", "b_p_CE", "b_p_LAA", "error"),
+        *("p_CE", "p_LAA", "std_CE", "std_LAA", "one_p_CE", "one_p_LAA", "two_p_CE", "two_p_LAA", "error"),
     ]
     assert frame.loc["a.png", "p_LAA"] == 0.25
-    assert frame.loc["a.png", "b_p_CE"] == 0.8
+    assert frame.loc["a.png", "two_p_LAA"] == 0.7
     assert frame.loc["a.png", "prediction_set"] == ("CE", "LAA")
     assert frame["error"].isna().tolist() == [True, False]
     assert frame.loc["b.png", "error"] == "no image"

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -41,10 +40,15 @@ def silent() -> Iterator[str]:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
-@contextmanager
-def client_of(relay: Relay, protocol: WireProtocol, timeout_s: float = 20) -> Iterator[EnsembleClient]:
-    with EnsembleClient(relay.address, protocol, timeout_s=timeout_s) as client:
-        yield client
+@pytest.fixture
+def second(new_relay: Callable[[], Relay]) -> Iterator[Relay]:
+    with new_relay() as relay:
+        yield relay
+
+
+def client_of(relays: Relay | list[Relay], protocol: WireProtocol, timeout_s: float = 20) -> EnsembleClient:
+    addresses = [relay.address for relay in (relays if isinstance(relays, list) else [relays])]
+    return EnsembleClient(addresses, protocol, timeout_s=timeout_s)
 
 
 def late_s(request: Callable[[], object], timeout_s: float) -> float:
@@ -215,12 +219,9 @@ def test_unavailable_servers_are_skipped(
 
 
 def test_requests_go_to_servers_in_turn_and_back_to_restarted_ones(
-    protocol: WireProtocol, relay: Relay, new_relay: Callable[[], Relay], pixels: Pixels
+    protocol: WireProtocol, relay: Relay, second: Relay, pixels: Pixels
 ) -> None:
-    with (
-        new_relay() as second,
-        EnsembleClient([relay.address, second.address], protocol, timeout_s=10) as client,
-    ):
+    with client_of([relay, second], protocol, 10) as client:
         client.predict(pixels, batch_size=1)
         client.predict(pixels, batch_size=1)
         assert relay.guests
@@ -238,12 +239,9 @@ def test_requests_go_to_servers_in_turn_and_back_to_restarted_ones(
 
 
 def test_frozen_server_is_given_up_for_another(
-    protocol: WireProtocol, relay: Relay, new_relay: Callable[[], Relay], pixels: Pixels
+    protocol: WireProtocol, relay: Relay, second: Relay, pixels: Pixels
 ) -> None:
-    with (
-        new_relay() as second,
-        EnsembleClient([relay.address, second.address], protocol, timeout_s=20) as client,
-    ):
+    with client_of([relay, second], protocol, 20) as client:
         for _ in range(4):
             client.predict(pixels, batch_size=1)
         relay.frozen.set()
