@@ -37,7 +37,7 @@ def test_warning_when_it_faces_a_network_without_keys_or_tls() -> None:
 
 
 @pytest.mark.parametrize("option", ["--port", "--metrics-port"])
-def test_a_port_that_is_taken_is_one_line(option: str) -> None:
+def test_used_port_of_the_gateway_gives_one_line(option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         outcome = subprocess.run(

@@ -59,7 +59,7 @@ def test_warning_when_it_faces_a_network(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_what_was_decided_is_exported_without_a_page(tmp_path: Path) -> None:
+def test_decisions_are_exported_without_a_page(tmp_path: Path) -> None:
     store = ReviewStore(tmp_path / "reviews")
     sha256 = store.add(png(1), "scan.png", prediction())
     store.decide(sha256, "LAA", 0)
@@ -68,7 +68,7 @@ def test_what_was_decided_is_exported_without_a_page(tmp_path: Path) -> None:
     assert f"{sha256}.png,LAA,CE," in (tmp_path / "out.csv").read_text()
 
 
-def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+def test_used_port_gives_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = ended(tmp_path, "--port", taken.getsockname()[1])
     assert done.returncode == 2

@@ -31,7 +31,7 @@ def output(script: str) -> str:
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
 
-def test_the_client_is_imported_fast_and_brings_nothing_heavy() -> None:
+def test_import_is_fast_and_light() -> None:
     # Of the processor's time, and the best of five: others compute on this machine, too.
     answers = [output(SCRIPT).split() for _ in range(5)]
     assert all(heavy == [] for _, *heavy in answers)
@@ -39,7 +39,7 @@ def test_the_client_is_imported_fast_and_brings_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_connected_it_brings_no_torch_either(protocol: str) -> None:
+def test_connected_client_imports_no_torch(protocol: str) -> None:
     script = f"""
 import sys
 from plurum.client import EnsembleClient
@@ -49,7 +49,7 @@ print(*sorted({{"torch", "timm", "tritonclient"}} & set(sys.modules)))
     assert output(script).split() == ["tritonclient"]
 
 
-def test_without_tritonclient_it_says_what_brings_it() -> None:
+def test_missing_tritonclient_names_the_extra() -> None:
     lines = output(WITHOUT).splitlines()
     assert len(lines) == 2
     assert all("'tritonclient" in line and "pip install 'plurum[client]'" in line for line in lines)

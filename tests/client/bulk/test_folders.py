@@ -16,17 +16,17 @@ def test_folders_are_walked_in_sorted_order(tmp_path: Path) -> None:
     assert found == ["a.JPG", "c.tiff", "d.TIF", "b/10.png", "b/2.png", "b/a/x.jpeg"]
 
 
-def test_what_is_hidden_is_left_out(tmp_path: Path) -> None:
+def test_hidden_files_are_skipped(tmp_path: Path) -> None:
     touch(tmp_path, "._scan.png", ".thumbnails/scan.png", "scan.png")
     assert image_files([tmp_path]) == [tmp_path / "scan.png"]
 
 
-def test_a_file_that_is_named_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_named_files_are_taken_whatever_their_suffix(tmp_path: Path) -> None:
     touch(tmp_path, "scan", ".scan.png")
     assert image_files([tmp_path / "scan", tmp_path / ".scan.png"]) == [tmp_path / "scan", tmp_path / ".scan.png"]
 
 
-def test_files_keep_the_order_they_are_named_in_and_come_once(tmp_path: Path) -> None:
+def test_files_keep_their_order_and_come_once(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png")
     assert image_files([tmp_path / "b.png", tmp_path, tmp_path / "b.png"]) == [tmp_path / "b.png", tmp_path / "a.png"]
 
@@ -49,12 +49,12 @@ def test_paths_are_written_as_they_were_named(tmp_path: Path, monkeypatch: pytes
         assert image_files([Path(folder)]) == [Path(path) for path in expected]
 
 
-def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: expected an image or a folder of images"):
         image_files([tmp_path / "nowhere"])
 
 
-def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
+def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "full/a.png", "empty/notes.txt")
     with pytest.raises(DataError, match=r"empty: expected images \(\.jpeg, \.jpg, \.png, \.tif, \.tiff\), got none"):
         image_files([tmp_path / "full", tmp_path / "empty"])
@@ -70,7 +70,7 @@ def test_linked_folders_are_walked_once(tmp_path: Path) -> None:
     assert found == ["a.png", "linked/b.png", "linked/c/d.png"]
 
 
-def test_what_is_not_asked_about_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_files_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, "a.png", ".DS_Store", "__MACOSX/a.png", "Thumbs.db")
     assert image_files([tmp_path]) == [tmp_path / "a.png"]
     assert caplog.text == ""

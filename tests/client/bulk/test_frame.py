@@ -30,13 +30,13 @@ def test_each_answer_is_a_row_and_each_number_a_column() -> None:
     assert frame.loc["b.png"].drop("error").isna().all()
 
 
-def test_nothing_has_the_usual_columns() -> None:
+def test_empty_input_has_the_usual_columns() -> None:
     frame = predictions_to_frame([])
     assert list(frame.columns)[0::6] == ["label", "error"]
     assert len(frame) == 0
 
 
-def test_names_that_are_too_few_are_refused() -> None:
+def test_too_few_names_are_refused() -> None:
     with pytest.raises(SettingsError, match="expected 2 names, one per answer, got 1"):
         predictions_to_frame([PREDICTION, PREDICTION], ["a.png"])
 

@@ -40,7 +40,7 @@ def left(out: Path, listing: Listing) -> list[int]:
         return [place for place, _ in journal.remaining()]
 
 
-def test_answers_are_found_again_in_the_order_of_the_listing(tmp_path: Path, listing: Listing) -> None:
+def test_results_are_read_back_in_the_order_of_the_listing(tmp_path: Path, listing: Listing) -> None:
     out = tmp_path / "deep" / "out.csv"
     noted(out, listing, 2)
     assert left(out, listing) == [0, 1]
@@ -59,7 +59,7 @@ def test_answers_are_found_again_in_the_order_of_the_listing(tmp_path: Path, lis
     assert left(out, listing) == [0]
 
 
-def test_a_torn_last_line_is_dropped(tmp_path: Path, listing: Listing) -> None:
+def test_incomplete_last_line_is_dropped(tmp_path: Path, listing: Listing) -> None:
     out = tmp_path / "out.csv"
     noted(out, listing, 0, 1)
     journal = tmp_path / ".out.csv.partial"
@@ -75,7 +75,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, listing: Listing) -> None:
     assert left(out, listing) == [0, 1, 2]
 
 
-def test_a_file_that_has_changed_is_asked_about_again(tmp_path: Path, listing: Listing) -> None:
+def test_changed_file_is_classified_again(tmp_path: Path, listing: Listing) -> None:
     out, (first, second, third) = tmp_path / "out.csv", listing
     noted(out, listing, 0, 1, 2)
     Path(first).write_bytes(b"other image")
@@ -87,7 +87,7 @@ def test_a_file_that_has_changed_is_asked_about_again(tmp_path: Path, listing: L
     assert stamp_of(third) == Stamp(0, 0)
 
 
-def test_images_that_are_listed_no_more_are_left_out_and_new_ones_asked_about(tmp_path: Path, listing: Listing) -> None:
+def test_unlisted_images_are_skipped_and_new_ones_classified(tmp_path: Path, listing: Listing) -> None:
     out = tmp_path / "out.csv"
     noted(out, listing, 0, 1, 2)
     _, second, _ = listing
@@ -110,7 +110,7 @@ def test_images_that_are_listed_no_more_are_left_out_and_new_ones_asked_about(tm
         (ABOUT | {"ensemble": "def", "classes": ("a", "b")}, r"of the same classes and ensemble"),
     ],
 )
-def test_answers_of_another_ensemble_are_not_mixed_with_these(
+def test_predictions_of_different_ensembles_are_not_mixed(
     tmp_path: Path, listing: Listing, about: dict[str, object], message: str
 ) -> None:
     out = tmp_path / "out.csv"
@@ -123,14 +123,14 @@ def test_answers_of_another_ensemble_are_not_mixed_with_these(
         assert len(list(journal.remaining())) == 3
 
 
-def test_something_else_under_its_name_is_left_alone(tmp_path: Path, listing: Listing) -> None:
+def test_other_file_of_the_same_name_is_kept(tmp_path: Path, listing: Listing) -> None:
     (tmp_path / ".out.csv.partial").write_text("my notes\n")
     with pytest.raises(OutputError, match="is not a journal of plurum predict"):
         Journal(tmp_path / "out.csv", listing, ABOUT)
     assert (tmp_path / ".out.csv.partial").read_text() == "my notes\n"
 
 
-def test_two_at_once_do_not_write_one_file(tmp_path: Path, listing: Listing) -> None:
+def test_two_processes_do_not_write_one_file(tmp_path: Path, listing: Listing) -> None:
     with (
         Journal(tmp_path / "out.csv", listing, ABOUT),
         pytest.raises(OutputError, match="another plurum predict writes"),
@@ -141,7 +141,7 @@ def test_two_at_once_do_not_write_one_file(tmp_path: Path, listing: Listing) -> 
     assert not (tmp_path / ".out.csv.partial").exists()
 
 
-def test_a_folder_that_can_not_be_made_is_named(tmp_path: Path, listing: Listing) -> None:
+def test_folder_that_can_not_be_created_is_refused(tmp_path: Path, listing: Listing) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"file/out\.csv can't be written"):
         Journal(tmp_path / "file" / "out.csv", listing, ABOUT)
@@ -169,7 +169,7 @@ with Journal(place / "out.csv", listing, {}) as journal:
 
 
 @NEEDS_MOUNTS
-def test_a_full_disk_is_one_line_and_what_was_answered_stays(tmp_path: Path) -> None:
+def test_full_disk_gives_one_line_and_keeps_results(tmp_path: Path) -> None:
     images, place = tmp_path / "images", tmp_path / "place"
     images.mkdir()
     place.mkdir()

@@ -11,7 +11,7 @@ from plurum.errors import DataError
 from tests.client.samples import touch
 
 
-def test_a_pattern_takes_images_alone_sorted_and_through_all_folders(tmp_path: Path) -> None:
+def test_pattern_matches_only_images_in_all_folders(tmp_path: Path) -> None:
     touch(tmp_path, "b/2.png", "b/c/1.PNG", "a.png", "b/notes.txt", "b/.hidden.png")
     (tmp_path / "folder.png").mkdir()
     listing = listing_from_names([tmp_path / "**" / "*.[pP][nN][gG]"])
@@ -19,12 +19,12 @@ def test_a_pattern_takes_images_alone_sorted_and_through_all_folders(tmp_path: P
     assert list(listing_from_names([f"{tmp_path}/b/**"])) == [str(tmp_path / name) for name in ("b/2.png", "b/c/1.PNG")]
 
 
-def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+def test_file_named_like_a_pattern_is_that_file(tmp_path: Path) -> None:
     touch(tmp_path, "a[1].png", "a1.png")
     assert list(listing_from_names([tmp_path / "a[1].png"])) == [str(tmp_path / "a[1].png")]
 
 
-def test_a_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:
+def test_pattern_without_matches_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "notes.txt")
     with pytest.raises(DataError, match=r"\*\.txt: expected a pattern that matches images \(\.jpeg"):
         listing_from_names([tmp_path / "*.txt"])
@@ -54,7 +54,7 @@ def test_a_manifest_names_images_patients_and_labels(tmp_path: Path) -> None:
         ('path\n"a.png\n', "is not a CSV in UTF-8"),
     ],
 )
-def test_a_manifest_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_manifest_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "cases.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         listing_from_names([tmp_path / "cases.csv"])
@@ -77,7 +77,7 @@ def test_empty_standard_input_is_refused() -> None:
         listing_from_names(["-"], io.BytesIO(b"\n\n"))
 
 
-def test_all_kinds_together_come_once_and_in_their_order(tmp_path: Path) -> None:
+def test_mixed_names_are_listed_once_in_order(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png", "c.png", "d.png")
     (tmp_path / "list.csv").write_text("path,patient\nc.png,ann\na.png,bob\n")
     names: list[str | Path] = [tmp_path / "b.png", tmp_path / "list.csv", "-", tmp_path / "*.png", tmp_path]
@@ -87,7 +87,7 @@ def test_all_kinds_together_come_once_and_in_their_order(tmp_path: Path) -> None
     assert len(listing) == 4
 
 
-def test_a_pattern_finds_an_image_once_though_links_lead_to_it(tmp_path: Path) -> None:
+def test_pattern_finds_an_image_once_despite_links(tmp_path: Path) -> None:
     touch(tmp_path, "scans/z.png", "scans/a/1.png", "elsewhere/2.png")
     (tmp_path / "scans" / "a" / "loop").symlink_to(tmp_path / "scans")
     (tmp_path / "scans" / "linked").symlink_to(tmp_path / "elsewhere")

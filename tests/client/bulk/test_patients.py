@@ -32,7 +32,7 @@ PATIENTS = ["bob", "bob", "bob", "ann", "bob"]
 @pytest.mark.parametrize(
     ("rule", "label", "confidence"), [("mean", "CE", 1.7 / 3), ("max", "CE", 0.9 / 1.5), ("majority", "LAA", 2 / 3)]
 )
-def test_a_patient_s_images_become_one_answer(rule: PatientRule, label: str, confidence: float) -> None:
+def test_images_of_a_patient_are_pooled(rule: PatientRule, label: str, confidence: float) -> None:
     ann, bob = patients_from_answers(PATIENTS, ANSWERS, CLASSES, rule)
     assert (ann.patient, ann.label, ann.images, ann.review, ann.failed) == ("ann", "CE", 1, 0, 0)
     assert (bob.patient, bob.label, bob.images, bob.review, bob.failed) == ("bob", label, 3, 1, 1)
@@ -41,7 +41,7 @@ def test_a_patient_s_images_become_one_answer(rule: PatientRule, label: str, con
 
 
 @pytest.mark.parametrize("rule", ["mean", "max", "majority"])
-def test_it_is_what_training_makes_of_them(rule: PatientRule) -> None:
+def test_pooling_equals_that_of_training(rule: PatientRule) -> None:
     draws = np.random.default_rng(0)
     shares, names = draws.random(200), [f"p{number}" for number in draws.integers(0, 20, 200)]
     images = np.stack([shares, 1 - shares], axis=1)
@@ -53,19 +53,19 @@ def test_it_is_what_training_makes_of_them(rule: PatientRule) -> None:
     np.testing.assert_allclose([list(one.probabilities.values()) for one in ours], expected)
 
 
-def test_images_of_nobody_are_left_out_and_a_patient_without_an_answer_says_so() -> None:
+def test_images_without_a_patient_are_ignored() -> None:
     (cid,) = patients_from_answers(["", "cid"], [ANSWERS[0], ANSWERS[4]], CLASSES)
     assert (cid.patient, cid.label, cid.images, cid.failed) == ("cid", "", 0, 1)
     assert math.isnan(cid.confidence)
     assert cid.to_dict()["confidence"] is None
 
 
-def test_a_server_that_keeps_its_class_names_to_itself_is_understood() -> None:
+def test_numbered_classes_are_pooled() -> None:
     pool = PatientPool(("0", "1"), "majority")
     pool.add("ann", "LAA", [0.2, 0.8])
     assert pool.answers()[0].label == "1"
 
 
-def test_as_many_patients_as_answers_are_needed() -> None:
+def test_number_of_patients_must_match_the_answers() -> None:
     with pytest.raises(ValueError, match="longer than"):
         patients_from_answers(["ann"], ANSWERS[:2], CLASSES)

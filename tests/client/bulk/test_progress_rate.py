@@ -11,17 +11,17 @@ def test_rate_and_time_left_are_in_words() -> None:
     assert pace.summary(120.0).endswith(", 500/s, 0 s left")
 
 
-def test_before_the_first_nothing_is_foretold() -> None:
+def test_no_estimate_before_the_first_item() -> None:
     assert ProgressRate(total=5, started_s=1.0).summary(1.0) == "0 of 5 images, 0.0/s"
 
 
-def test_hours_are_told_in_hours_and_slow_rates_with_a_decimal() -> None:
+def test_hours_and_slow_rates_are_formatted() -> None:
     pace = ProgressRate(total=20_000, started_s=0.0)
     pace.note(25, 10.0)
     assert pace.summary(10.0) == "25 of 20,000 images, 2.5/s, 2 h 13 min left"
 
 
-def test_what_was_long_ago_is_forgotten() -> None:
+def test_old_rates_are_forgotten() -> None:
     pace = ProgressRate(total=1_000_000, started_s=0.0)
     for second in range(1, 601):
         pace.note(100 * second, float(second))

@@ -72,12 +72,12 @@ def test_a_block_that_raises_leaves_the_old_csv(tmp_path: Path) -> None:
     assert (tmp_path / "out.csv").read_text() == "old"
 
 
-def test_a_folder_is_no_place_for_a_csv(tmp_path: Path) -> None:
+def test_folder_is_refused_as_a_csv(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="got a folder"), answers_report(tmp_path, ("CE", "LAA")):
         pass
 
 
-def test_names_that_are_no_utf_8_are_written_as_they_are(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_written_as_bytes(tmp_path: Path) -> None:
     with answers_report(tmp_path / "out.csv", ("CE", "LAA")) as report:
         report.add(Path("caf\udce9.png"), ANSWER)
     assert b"caf\xe9.png" in (tmp_path / "out.csv").read_bytes()
@@ -101,7 +101,7 @@ def test_the_table_is_for_people() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_answers_are_their_owners_alone_whatever_the_umask(tmp_path: Path, suffix: str) -> None:
+def test_reports_are_private_whatever_the_umask(tmp_path: Path, suffix: str) -> None:
     out, patients = tmp_path / f"out{suffix}", tmp_path / f"patients{suffix}"
     former = os.umask(0)
     try:

@@ -30,7 +30,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return self_signed(tmp_path_factory.mktemp("tls"))
 
 
-def test_a_gateway_with_a_key_is_asked_over_https(
+def test_gateway_with_a_key_over_https(
     served: Server, run: Run, certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = tmp_path / "keys"
@@ -87,7 +87,7 @@ def test_grpc_over_tls_with_a_key(secure: str, certificate: tuple[Path, Path]) -
         client.predict([b"image"])
 
 
-def test_tls_files_that_can_not_be_used_are_one_line(tmp_path: Path) -> None:
+def test_invalid_tls_files_give_one_line(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     for scheme in ("https", "grpcs"):
         for name in ("ca.pem", "nowhere.pem"):
@@ -98,7 +98,7 @@ def test_tls_files_that_can_not_be_used_are_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_fused_model_can_be_asked(run: Run, tmp_path: Path) -> None:
+def test_fused_model_can_be_chosen(run: Run, tmp_path: Path) -> None:
     repository_from_run(run, tmp_path / "repository", ExportSettings(max_batch_size=8, fused=True))
     images = np.array(run.pixels()[:8])
     with Server(tmp_path / "repository", ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:

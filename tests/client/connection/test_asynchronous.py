@@ -28,7 +28,7 @@ def test_both_clients_have_the_same_surface() -> None:
     assert "served" in vars(AsyncEnsembleClient)
 
 
-def test_answers_are_those_of_the_other_client(url: str, pixels: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+def test_predictions_equal_those_of_the_other_client(url: str, pixels: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     images = [*pixels, b"no image", tmp_path / "nowhere.png"]
 
     async def ask() -> list[Prediction | Failure]:
@@ -52,7 +52,7 @@ def test_answers_are_those_of_the_other_client(url: str, pixels: npt.NDArray[np.
             assert answer.confidence == pytest.approx(wanted.confidence, abs=1e-5)
 
 
-def test_a_thousand_tasks_ask_at_once_and_few_are_under_way(
+def test_concurrency_limits_a_thousand_tasks(
     url: str, pixels: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under_way, most = 0, 0
@@ -85,7 +85,7 @@ def test_a_thousand_tasks_ask_at_once_and_few_are_under_way(
     assert 4 < most <= 17
 
 
-def test_a_task_that_is_cancelled_leaves_the_others_alone(url: str, pixels: npt.NDArray[np.uint8]) -> None:
+def test_cancelled_task_does_not_affect_others(url: str, pixels: npt.NDArray[np.uint8]) -> None:
     async def ask() -> list[list[Prediction] | BaseException]:
         async with AsyncEnsembleClient(url, concurrency=2) as client:
             await client.predict([pixels[0]])

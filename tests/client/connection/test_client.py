@@ -48,7 +48,7 @@ def same(one: Any, other: Any) -> bool:
     )
 
 
-def test_the_server_says_what_it_serves(client: EnsembleClient, run: Run) -> None:
+def test_description_of_the_served_ensemble(client: EnsembleClient, run: Run) -> None:
     ensemble = run.ensemble()
     names = tuple(member.name for member in ensemble.members)
     shape = (ensemble.image.height, ensemble.image.width, 3)
@@ -77,7 +77,7 @@ def test_a_prediction_has_a_number_for_every_name(
         )
 
 
-def test_every_form_of_an_image_gets_the_same_answer(
+def test_every_form_of_an_image_gets_the_same_prediction(
     client: EnsembleClient, pixels: npt.NDArray[np.uint8], tmp_path: Path
 ) -> None:
     """The three channels are alike, so that a grey array is the same image, too."""
@@ -97,16 +97,14 @@ def test_every_form_of_an_image_gets_the_same_answer(
     assert not same(first, client.predict([pixels[5]])[0])
 
 
-def test_an_image_of_another_size_is_brought_to_it_by_the_server(
-    client: EnsembleClient, pixels: npt.NDArray[np.uint8]
-) -> None:
+def test_server_resizes_images(client: EnsembleClient, pixels: npt.NDArray[np.uint8]) -> None:
     larger = pixels[3].repeat(3, axis=0).repeat(2, axis=1)
     (from_array,), (from_bytes,) = client.predict([larger]), client.predict([png(larger)])
     assert same(from_array, from_bytes)
 
 
 @pytest.mark.parametrize(("batch_size", "concurrency"), [(1, 1), (3, 2), (8, 4), (1000, 16)])
-def test_answers_come_in_order(url: str, pixels: npt.NDArray[np.uint8], batch_size: int, concurrency: int) -> None:
+def test_predictions_come_in_order(url: str, pixels: npt.NDArray[np.uint8], batch_size: int, concurrency: int) -> None:
     with EnsembleClient(url) as client:
         alone = [client.predict([image])[0] for image in pixels[:12]]
     mixed = [image if index % 3 else png(image) for index, image in enumerate(pixels[:12])]
@@ -117,7 +115,9 @@ def test_answers_come_in_order(url: str, pixels: npt.NDArray[np.uint8], batch_si
     assert all(same(one, other) for one, other in zip(alone * 3, together, strict=True))
 
 
-def test_a_bad_image_spoils_no_other(client: EnsembleClient, pixels: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+def test_bad_image_does_not_affect_others(
+    client: EnsembleClient, pixels: npt.NDArray[np.uint8], tmp_path: Path
+) -> None:
     good = png(pixels[0])
     images = [
         good,
@@ -155,11 +155,11 @@ def test_predict_names_the_first_image_without_an_answer(
     assert client.predict([pixels[0]])
 
 
-def test_nothing_asked_nothing_answered(client: EnsembleClient) -> None:
+def test_no_images_give_no_predictions(client: EnsembleClient) -> None:
     assert client.predict([]) == []
 
 
-def test_a_batch_of_none_is_refused(client: EnsembleClient) -> None:
+def test_batch_size_of_zero_is_refused(client: EnsembleClient) -> None:
     with pytest.raises(SettingsError, match="batch_size: expected at least 1, got 0"):
         client.predict([b""], batch_size=0)
 
@@ -189,7 +189,7 @@ def test_threads_can_share_a_client(client: EnsembleClient, pixels: npt.NDArray[
         assert all(same(answer, expected[index % 8]) for answer in triple)
 
 
-def test_a_server_without_an_ensemble_says_what_it_has(repository: Path, tmp_path: Path) -> None:
+def test_unknown_model_lists_the_available_ones(repository: Path, tmp_path: Path) -> None:
     shutil.copytree(repository / "preprocess", tmp_path / "other" / "preprocess")
     with Server(tmp_path / "other", FREE) as server:
         for url in (server.urls.grpc, server.urls.http):
@@ -202,7 +202,7 @@ def test_a_server_without_an_ensemble_says_what_it_has(repository: Path, tmp_pat
                 client.predict([b""])
 
 
-def test_a_server_that_goes_away_is_an_error_and_not_a_failure(repository: Path, pixels: npt.NDArray[np.uint8]) -> None:
+def test_unavailable_server_is_an_error_and_not_a_failure(repository: Path, pixels: npt.NDArray[np.uint8]) -> None:
     with Server(repository, FREE) as server:
         # Longer than a first answer takes, and no longer: a server that was there before is waited for.
         clients = [EnsembleClient(url, timeout_s=3) for url in (server.urls.grpc, server.urls.http)]
@@ -225,9 +225,7 @@ def gateway(served: Server) -> Iterator[str]:
         yield url
 
 
-def test_where_configs_are_kept_shut_classes_have_numbers_for_names(
-    gateway: str, served: Server, pixels: npt.NDArray[np.uint8]
-) -> None:
+def test_hidden_configs_give_numbered_classes(gateway: str, served: Server, pixels: npt.NDArray[np.uint8]) -> None:
     with EnsembleClient(gateway) as client, EnsembleClient(served.urls.http) as open_client:
         (numbered,), (named,) = client.predict([pixels[0]]), open_client.predict([pixels[0]])
         assert client.served.max_batch_size == 1

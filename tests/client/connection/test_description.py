@@ -38,7 +38,7 @@ def test_metadata_hash_changes_with_the_vote() -> None:
     assert one.pixels_shape is None
 
 
-def test_a_gateway_tells_the_names_alone() -> None:
+def test_gateway_states_only_names() -> None:
     names = {"classes": METADATA["classes"], "members": [{"name": "one"}, {"name": "two"}]}
     served = served_from_description(config(names), OUTPUTS, PIXELS, encoded=False)
     assert (served.members, served.checkpoints, served.patient_rule) == (("one", "two"), (), None)
@@ -53,6 +53,6 @@ def test_without_metadata_names_are_numbers(given: dict[str, Any]) -> None:
     assert served.takes_encoded
 
 
-def test_another_model_is_none_of_ours() -> None:
+def test_other_models_are_refused() -> None:
     with pytest.raises(KeyError):
         served_from_description({}, [{"name": "logits", "shape": ["-1", "10"]}], [], encoded=True)

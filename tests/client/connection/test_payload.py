@@ -41,7 +41,7 @@ def test_pixels_of_the_served_size_are_sent_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("served", [None, (20, 11, 3)])
-def test_other_pixels_are_sent_as_a_png_that_loses_nothing(served: tuple[int, int, int] | None) -> None:
+def test_other_pixels_are_sent_as_a_lossless_png(served: tuple[int, int, int] | None) -> None:
     item = prepare_image(0, RGB, served)
     assert item.model == "ensemble"
     np.testing.assert_array_equal(np.asarray(decoded(item.payload)), RGB)
@@ -108,7 +108,7 @@ def test_a_broken_pillow_image_is_refused() -> None:
         (None, "got a NoneType"),
     ],
 )
-def test_what_is_no_image_is_refused(image: Any, message: str) -> None:
+def test_other_types_are_refused(image: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         prepare_image(0, image, SERVED)
 
@@ -142,12 +142,12 @@ def test_a_batch_goes_to_one_model() -> None:
     assert [[entry.index for entry in batch] for batch in batches(entries, BatchSize(8, 64))] == [[0, 1], [2, 3, 4]]
 
 
-def test_what_failed_keeps_its_place_and_takes_none_for_ever() -> None:
+def test_failures_keep_their_position() -> None:
     entries = [Failure(index, "", "") for index in range(5)]
     assert [len(batch) for batch in batches(entries, BatchSize(2, 64))] == [2, 2, 1]
 
 
-def test_a_batch_that_is_left_to_itself_grows_while_answers_are_quick() -> None:
+def test_adaptive_batch_grows_while_responses_are_quick() -> None:
     size = BatchSize(None, 64)
     sizes = []
     for took_s in (0.1, 0.1, 0.1, 1.0, 6.0, 6.0, 0.1):
@@ -160,7 +160,7 @@ def test_a_batch_that_is_left_to_itself_grows_while_answers_are_quick() -> None:
     assert size.images == 16
 
 
-def test_the_server_s_limit_holds_whatever_is_wanted() -> None:
+def test_limit_of_the_server_holds() -> None:
     size = BatchSize(None, 4)
     size.note(4, 0.01)
     assert size.images == 4
@@ -177,7 +177,7 @@ def test_large_images_make_smaller_batches() -> None:
     assert sizes == [1, 1, 1]
 
 
-def test_batches_are_made_as_they_are_wanted() -> None:
+def test_batches_are_created_lazily() -> None:
     taken: list[None] = []
 
     def endless() -> Any:
@@ -189,7 +189,7 @@ def test_batches_are_made_as_they_are_wanted() -> None:
     assert len(taken) == 5
 
 
-def test_tensors_have_the_batch_in_front() -> None:
+def test_tensors_have_a_leading_batch_dimension() -> None:
     model, name, tensor = tensor_from_images([PreparedImage(0, "", b""), PreparedImage(1, "", b"\0b\0")])
     assert (model, name, tensor.shape, tensor.dtype) == ("ensemble", "IMAGE", (2, 1), np.dtype(object))
     assert tensor[:, 0].tolist() == [b"", b"\0b\0"]

@@ -63,7 +63,7 @@ def stack(repository: Path, seen: Path) -> Iterator[GatewayStack]:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_it_reaches_the_model_twice_at_most_and_costs_others_no_answer(
+def test_poisonous_image_reaches_the_model_twice_and_costs_others_nothing(
     stack: GatewayStack, seen: Path, protocol: WireProtocol
 ) -> None:
     seen.write_text("")
@@ -81,7 +81,7 @@ def test_it_reaches_the_model_twice_at_most_and_costs_others_no_answer(
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_alone_it_is_sent_twice(stack: GatewayStack, seen: Path, protocol: WireProtocol) -> None:
+def test_poisonous_image_alone_is_sent_twice(stack: GatewayStack, seen: Path, protocol: WireProtocol) -> None:
     seen.write_text("")
     with EnsembleClient(stack.urls[protocol], protocol) as client:
         with pytest.raises(ServerError, match=r"failed: .*\. See its log"):

@@ -59,7 +59,7 @@ def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
         ("grpcs://triton", "grpc", ("grpc", "triton:8001")),
     ],
 )
-def test_where_a_url_leads(url: str | None, protocol: WireProtocol | None, expected: tuple[str, str]) -> None:
+def test_valid_urls(url: str | None, protocol: WireProtocol | None, expected: tuple[str, str]) -> None:
     place = address_from_url(url, protocol)
     assert (place.protocol, place.address, place.secure) == (*expected, "s://" in str(url))
 
@@ -80,18 +80,18 @@ def test_where_a_url_leads(url: str | None, protocol: WireProtocol | None, expec
         ("127.0.0.1:8000", "carrier pigeon"),
     ],
 )
-def test_what_leads_nowhere_is_refused(url: str, protocol: WireProtocol | None) -> None:
+def test_invalid_urls_are_refused(url: str, protocol: WireProtocol | None) -> None:
     with pytest.raises(SettingsError):
         address_from_url(url, protocol)
 
 
 @pytest.mark.parametrize("options", [{"timeout_s": 0}, {"timeout_s": float("nan")}, {"concurrency": 0}])
-def test_numbers_that_can_not_be_used_are_refused(options: dict[str, int]) -> None:
+def test_invalid_numbers_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(SettingsError):
         EnsembleClient(**options)  # type: ignore[arg-type]
 
 
-def test_a_server_that_is_away_is_one_line_that_says_how_to_mend_it(protocol: WireProtocol, closed_port: str) -> None:
+def test_unavailable_server_gives_one_line(protocol: WireProtocol, closed_port: str) -> None:
     name = {"grpc": "gRPC", "http": "HTTP"}[protocol]
     with EnsembleClient(closed_port, protocol) as client, pytest.raises(ServerError) as caught:
         client.predict([b"image"])
@@ -101,7 +101,7 @@ def test_a_server_that_is_away_is_one_line_that_says_how_to_mend_it(protocol: Wi
     )
 
 
-def test_a_proxy_of_the_environment_is_not_asked(
+def test_proxy_of_the_environment_is_not_used(
     protocol: WireProtocol, closed_port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy for the web would be asked for 127.0.0.1, too, and would look for the server on its own machine."""
@@ -116,7 +116,7 @@ def test_a_proxy_of_the_environment_is_not_asked(
     assert asked == []
 
 
-def test_a_server_that_never_answers_is_waited_for_no_longer_than_told(protocol: WireProtocol) -> None:
+def test_silent_server_exceeds_the_deadline(protocol: WireProtocol) -> None:
     with (
         listening(lambda _: None) as address,
         EnsembleClient(address, protocol, timeout_s=0.4) as client,
@@ -125,7 +125,7 @@ def test_a_server_that_never_answers_is_waited_for_no_longer_than_told(protocol:
         client.predict([b"image"])
 
 
-def test_what_speaks_no_http_is_said_so() -> None:
+def test_server_without_http_is_recognised() -> None:
     def greet(guest: socket.socket) -> None:
         guest.recv(4096)
         guest.sendall(b"220 mail.example.org ready\r\n")

@@ -63,7 +63,7 @@ def test_which_files_are_slides(slide: Path, tmp_path: Path) -> None:
     assert not any(is_slide(tmp_path / name) for name in ("large.png", "small.tif", "none.tif", "away.tif"))
 
 
-def test_a_slide_that_pillow_takes_for_a_bomb_is_one(tmp_path: Path) -> None:
+def test_huge_slide_is_recognised(tmp_path: Path) -> None:
     tiles = (np.full((1024, 1024), 240, np.uint8) for _ in range(196))
     path = tmp_path / "bomb.tif"
     tifffile.imwrite(
@@ -86,7 +86,7 @@ def test_answers_come_in_the_order_of_the_images(slide: Path, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["large"]
 
 
-def test_a_broken_slide_fails_alone_and_keeps_nothing(slide: Path, tmp_path: Path) -> None:
+def test_broken_slide_does_not_affect_others(slide: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.tif"
     broken.write_bytes(slide.read_bytes()[: slide.stat().st_size // 2])
     answers = list(stream_of(Reader(), folder=tmp_path / "out", every=True).stream([str(broken), str(slide)]))
@@ -98,7 +98,7 @@ def test_a_broken_slide_fails_alone_and_keeps_nothing(slide: Path, tmp_path: Pat
     assert sorted(path.name for path in (tmp_path / "out" / "slide").iterdir()) == sorted(SLIDE_FILES)
 
 
-def test_slides_of_one_name_have_folders_of_their_own(slide: Path, tmp_path: Path) -> None:
+def test_slides_of_the_same_name_have_separate_folders(slide: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "slide.tif"
     other.parent.mkdir()
     other.write_bytes(slide.read_bytes())
@@ -109,7 +109,7 @@ def test_slides_of_one_name_have_folders_of_their_own(slide: Path, tmp_path: Pat
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other_slide", "slide"]
 
 
-def test_what_is_no_fault_of_the_slide_ends_it_all(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_errors_end_the_stream(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="heat_class: expected one of CE, LAA, got 'XX'"):
         list(stream_of(Reader(), heat_class="XX").stream([str(slide)]))
     reader = Reader()

@@ -68,7 +68,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_slide_file(tmp_path_factory.mktemp("slide") / "slide.tif", SIZE, 3, Planted())
 
 
-def test_tiles_with_tissue_are_asked_about_and_no_others(slide: Path) -> None:
+def test_only_tiles_with_tissue_are_classified(slide: Path) -> None:
     painter = Painter()
     done: list[tuple[int, int]] = []
     answer = predict_slide(
@@ -87,7 +87,7 @@ def test_tiles_with_tissue_are_asked_about_and_no_others(slide: Path) -> None:
         assert (seen[..., 1] < 200).mean() > 0.05
 
 
-def test_the_slide_is_answered_as_a_patients_images_are(slide: Path) -> None:
+def test_slide_is_pooled_like_the_images_of_a_patient(slide: Path) -> None:
     means, majority, most = (ask(Painter(), slide, rule=rule) for rule in ("mean", None, "max"))
     tiles = means.tiles
     assert means.answer.probabilities == pytest.approx(
@@ -109,7 +109,7 @@ def test_the_slide_is_answered_as_a_patients_images_are(slide: Path) -> None:
     ("microns", "tile_size", "level", "side"),
     [(None, None, 0, 64), (0.25, 64, 0, 64), (0.5, 32, 1, 32), (0.4, 40, 0, 64), (1.0, 32, 2, 32), (2.0, 16, 2, 32)],
 )
-def test_tiles_come_from_the_level_that_the_pixel_size_asks_for(
+def test_level_follows_from_the_requested_pixel_size(
     slide: Path, microns: float | None, tile_size: int | None, level: int, side: int
 ) -> None:
     painter = Painter()
@@ -127,7 +127,7 @@ def test_tiles_come_from_the_level_that_the_pixel_size_asks_for(
     assert (columns.max() + 1) * tile == pytest.approx(0.6 * SIZE, abs=tile)
 
 
-def test_a_file_that_does_not_say_is_told_or_asked_about(tmp_path: Path) -> None:
+def test_missing_pixel_size_must_be_given(tmp_path: Path) -> None:
     path = write_slide_file(tmp_path / "silent.tif", 1024, 2, Planted(), resolution=None, resolutionunit=None)
     with pytest.raises(SettingsError, match=r"silent.tif: the file does not state .* Give --file-microns-per-pixel"):
         ask(Painter(), path, microns_per_pixel=1.0)
@@ -146,18 +146,18 @@ def test_a_file_that_does_not_say_is_told_or_asked_about(tmp_path: Path) -> None
         ({"microns_per_pixel": 0.1}, r"slide.tif: microns_per_pixel: expected at least the file's 0.25, got 0.1"),
     ],
 )
-def test_what_can_not_be_had_is_said_in_a_line(slide: Path, settings: dict[str, Any], message: str) -> None:
+def test_impossible_settings_give_one_line(slide: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         ask(Painter(), slide, **settings)
 
 
-def test_without_a_size_of_the_servers_one_must_be_given(slide: Path) -> None:
+def test_tile_size_is_required_if_the_server_states_none(slide: Path) -> None:
     with pytest.raises(SettingsError, match="tile_size: expected a number such as 512"):
         ask(Painter(size=None), slide)
     assert ask(Painter(size=None), slide, tile_size=64).tiles_asked
 
 
-def test_glass_alone_and_what_is_no_slide_are_refused(tmp_path: Path) -> None:
+def test_empty_and_invalid_slides_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "glass.tif"
     tifffile.imwrite(path, np.full((500, 500, 3), 238, np.uint8), tile=(64, 64), photometric="rgb")
     with pytest.raises(ImageError, match=r"glass.tif: none of its 64 tiles has at least 10% tissue"):
@@ -167,7 +167,7 @@ def test_glass_alone_and_what_is_no_slide_are_refused(tmp_path: Path) -> None:
         ask(Painter(), path)
 
 
-def test_a_broken_tile_ends_in_its_name_and_leaves_no_file(slide: Path, tmp_path: Path) -> None:
+def test_broken_tile_is_named_and_leaves_no_file(slide: Path, tmp_path: Path) -> None:
     broken = bytearray(slide.read_bytes())
     with tifffile.TiffFile(slide) as file:
         page = file.pages.first
@@ -182,7 +182,7 @@ def test_a_broken_tile_ends_in_its_name_and_leaves_no_file(slide: Path, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["grey", "rgba"])
-def test_grey_slides_and_those_with_opacity_are_asked_about_as_they_are(tmp_path: Path, kind: str) -> None:
+def test_grey_and_transparent_slides_are_sent_unchanged(tmp_path: Path, kind: str) -> None:
     pixels = np.full((512, 512, 4), 240, np.uint8)
     pixels[100:300, 100:300] = (*PURPLE, 255)
     path = tmp_path / "slide.tif"
@@ -198,7 +198,7 @@ def test_grey_slides_and_those_with_opacity_are_asked_about_as_they_are(tmp_path
     assert len(heat_map(answer)) > 1000
 
 
-def test_tiles_without_an_answer_are_named_and_send_the_slide_to_a_person(slide: Path) -> None:
+def test_failed_tiles_are_named_and_the_slide_needs_review(slide: Path) -> None:
     whole = ask(Painter(), slide)
     answer = ask(Painter(failing=[0, 5]), slide)
     assert (whole.answer.review, answer.answer.review, answer.tiles_failed) == (False, True, 2)
@@ -220,7 +220,7 @@ def test_tiles_without_an_answer_are_named_and_send_the_slide_to_a_person(slide:
         ([0.95, 0.95, math.nan, 0.95], True),
     ],
 )
-def test_when_a_person_should_look_at_the_slide(tmp_path: Path, answers: list[float], review: bool) -> None:
+def test_when_a_slide_needs_review(tmp_path: Path, answers: list[float], review: bool) -> None:
     """Half of the tiles ask for it, or each is sure and they contradict each other."""
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, np.full((64, 64 * len(answers), 3), TISSUE, np.uint8), tile=(64, 64), photometric="rgb")
@@ -229,7 +229,7 @@ def test_when_a_person_should_look_at_the_slide(tmp_path: Path, answers: list[fl
     assert ask(painter, path, rule="mean").answer.review is review
 
 
-def test_several_slides_of_a_patient_become_one_answer_as_images_do(slide: Path, tmp_path: Path) -> None:
+def test_slides_of_a_patient_are_pooled_like_images(slide: Path, tmp_path: Path) -> None:
     other = write_slide_file(tmp_path / "other.tif", 1024, 1, Planted(side=0.3, x=0.35, y=0.35))
     slides = [ask(Painter(), path, rule="mean").answer for path in (slide, other, slide)]
     one, both = patients_from_answers(["b", "b", "a"], slides, ("CE", "LAA"), "mean")
@@ -239,7 +239,7 @@ def test_several_slides_of_a_patient_become_one_answer_as_images_do(slide: Path,
     assert both.probabilities["CE"] == pytest.approx(mean)
 
 
-def test_what_tiles_say_on_average(slide: Path) -> None:
+def test_mean_of_the_tiles(slide: Path) -> None:
     answer = ask(Painter(), slide, rule="mean").answer
     assert answer.member_probabilities["one"] == pytest.approx(answer.probabilities, abs=1e-6)
     assert answer.std == {"CE": 0, "LAA": 0}
@@ -247,7 +247,7 @@ def test_what_tiles_say_on_average(slide: Path) -> None:
     assert answer.prediction_set == ("LAA",)
 
 
-def test_each_tile_is_drawn_where_it_lies(slide: Path) -> None:
+def test_tiles_are_drawn_at_their_positions(slide: Path) -> None:
     answer = ask(Painter(), slide, tile_size=100)
     grid, across, down = tile_grid(answer, np.arange(answer.tiles_asked))
     assert grid.shape == (len(down) - 1, len(across) - 1) == (21, 21)

@@ -45,7 +45,7 @@ def truth(served: Server, images: list[Path]) -> dict[str, Prediction]:
         return dict(zip((image.name for image in images), client.predict(images, batch_size=1), strict=True))
 
 
-def test_images_are_answered_as_the_server_says(desk: Desk, truth: dict[str, Prediction]) -> None:
+def test_page_shows_the_predictions_of_the_server(desk: Desk, truth: dict[str, Prediction]) -> None:
     tab = desk.start()
     assert tab.until(lambda: "classes" in tab.text("#served-line"))
     assert tab.text("#served-line") == "10 classes, 2 members"
@@ -75,7 +75,7 @@ def test_images_are_answered_as_the_server_says(desk: Desk, truth: dict[str, Pre
     tab.until(lambda: tab.one("#said").get_property("textContent"), "what a screen reader is told")
 
 
-def test_a_count_that_was_overtaken_is_not_shown(desk: Desk) -> None:
+def test_overtaken_count_is_ignored(desk: Desk) -> None:
     tab = desk.start()
     for waiting, moment in (("4", 1), ("6", 3), ("5", 2)):
         tab.chrome.execute_script("count(arguments[0], arguments[1])", waiting, moment)
@@ -83,7 +83,7 @@ def test_a_count_that_was_overtaken_is_not_shown(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_an_image_may_be_dropped_or_pasted(desk: Desk, truth: dict[str, Prediction], kind: str) -> None:
+def test_images_can_be_dropped_or_pasted(desk: Desk, truth: dict[str, Prediction], kind: str) -> None:
     tab = desk.start()
     image = desk.images[0]
     tab.chrome.execute_script(GIVEN, kind, image.name, base64.b64encode(image.read_bytes()).decode())
@@ -91,7 +91,7 @@ def test_an_image_may_be_dropped_or_pasted(desk: Desk, truth: dict[str, Predicti
     assert card.get_attribute("data-label") == truth[image.name].label
 
 
-def test_a_file_that_is_no_image_spoils_no_other(desk: Desk) -> None:
+def test_invalid_file_does_not_affect_others(desk: Desk) -> None:
     (desk.folder / "notes <b>.png").write_text("no image at all")
     tab = desk.start()
     tab.upload(desk.images[0], desk.folder / "notes <b>.png", desk.images[1])
@@ -104,7 +104,7 @@ def test_a_file_that_is_no_image_spoils_no_other(desk: Desk) -> None:
     desk.picture(tab, "classify")
 
 
-def test_a_person_sends_what_the_ensemble_was_sure_of(desk: Desk, truth: dict[str, Prediction]) -> None:
+def test_people_can_send_unflagged_images_to_review(desk: Desk, truth: dict[str, Prediction]) -> None:
     tab = desk.start()
     sure = next(image for image in desk.images if not truth[image.name].review)
     tab.upload(sure)
@@ -119,7 +119,7 @@ def test_a_person_sends_what_the_ensemble_was_sure_of(desk: Desk, truth: dict[st
     assert "Sent to review by a person" in tab.text(".verdict")
 
 
-def test_reviewing_takes_the_keyboard_alone(desk: Desk, chrome: Chrome) -> None:
+def test_reviewing_works_with_the_keyboard_alone(desk: Desk, chrome: Chrome) -> None:
     tab = desk.reviewing()
     items = desk.store.items()
     classes = list(items[0].prediction.probabilities)
@@ -167,7 +167,7 @@ def exported(tab: Tab, chrome: Chrome) -> list[dict[str, str]]:
     return rows
 
 
-def test_among_many_classes_one_is_found_by_its_name(chrome: Chrome, tmp_path: Path) -> None:
+def test_class_is_found_by_name_among_many(chrome: Chrome, tmp_path: Path) -> None:
     classes = [f"class {letter}" for letter in "abcdefghijkl"]
     many = replace(prediction(), label="class a", probabilities=dict.fromkeys(classes, 1 / 12))
     store = ReviewStore(tmp_path / "reviews")
@@ -186,7 +186,7 @@ def test_among_many_classes_one_is_found_by_its_name(chrome: Chrome, tmp_path: P
     assert item.label == "class l"
 
 
-def test_the_mouse_does_as_well(desk: Desk) -> None:
+def test_reviewing_works_with_the_mouse(desk: Desk) -> None:
     tab = desk.reviewing()
     item = desk.store.items()[0]
     other = next(name for name in item.prediction.probabilities if name != item.prediction.label)
@@ -198,7 +198,7 @@ def test_the_mouse_does_as_well(desk: Desk) -> None:
     assert [one.label for one in desk.store.history(item.sha256)] == [other, None]
 
 
-def test_a_second_tab_loses_no_decision(desk: Desk, chrome: Chrome) -> None:
+def test_second_tab_overwrites_no_decision(desk: Desk, chrome: Chrome) -> None:
     tab = desk.reviewing()
     item = desk.store.items()[0]
     first = chrome.current_window_handle
@@ -215,7 +215,7 @@ def test_a_second_tab_loses_no_decision(desk: Desk, chrome: Chrome) -> None:
     assert [one.label for one in desk.store.history(item.sha256)] == [item.prediction.label]
 
 
-def test_a_server_that_is_away_is_waited_for(desk: Desk) -> None:
+def test_page_waits_for_an_unavailable_server(desk: Desk) -> None:
     desk.relay.cut()
     tab = desk.start()
     tab.until(lambda: "plurum serve REPO" in tab.text("#away"))
@@ -227,7 +227,7 @@ def test_a_server_that_is_away_is_waited_for(desk: Desk) -> None:
     assert "10 classes" in tab.text("#served-line")
 
 
-def test_a_server_that_goes_and_comes_back_answers_all(desk: Desk) -> None:
+def test_restarted_server_gets_the_waiting_images(desk: Desk) -> None:
     tab = desk.start("--timeout-s", "1")
     tab.upload(desk.images[0])
     tab.answers(1)
@@ -240,7 +240,7 @@ def test_a_server_that_goes_and_comes_back_answers_all(desk: Desk) -> None:
     tab.until(lambda: not tab.one("#away").is_displayed())
 
 
-def test_a_page_whose_own_process_has_ended_says_so(desk: Desk) -> None:
+def test_page_reports_that_its_process_has_exited(desk: Desk) -> None:
     tab = desk.start()
     tab.until(lambda: "classes" in tab.text("#served-line"))
     desk.stack.close()
@@ -248,7 +248,7 @@ def test_a_page_whose_own_process_has_ended_says_so(desk: Desk) -> None:
     tab.until(lambda: "The process of this page has exited. Start it again with: plurum ui" in tab.text("#away"))
 
 
-def test_it_shows_where_members_looked(desk: Desk, run: Run) -> None:
+def test_page_shows_gradcam_maps(desk: Desk, run: Run) -> None:
     tab = desk.start("--run", run.path)
     tab.upload(desk.images[0])
     (card,) = tab.answers(1)
@@ -262,7 +262,7 @@ def test_it_shows_where_members_looked(desk: Desk, run: Run) -> None:
     desk.picture(tab, "evidence")
 
 
-def test_a_run_that_is_not_the_served_one_is_named(desk: Desk, run: Run) -> None:
+def test_run_that_is_not_served_is_refused(desk: Desk, run: Run) -> None:
     other = desk.folder / "other"
     shutil.copytree(run.path, other)
     metadata = json.loads((other / "ensemble.json").read_text())

@@ -55,7 +55,7 @@ def fakes(*answers: Prediction | Failure | ServerError) -> list[FakeClient]:
     return [FakeClient((f"release-{number}",), answer) for number, answer in enumerate(answers)]
 
 
-def test_another_release_is_asked_once_it_is_known_and_the_old_ones_answer_still_comes() -> None:
+def test_new_release_gets_new_requests_and_the_old_one_completes() -> None:
     async def story() -> None:
         old, new = fakes(prediction("CE"), prediction("LAA"))
         connection = Scripted(old, new)
@@ -74,7 +74,7 @@ def test_another_release_is_asked_once_it_is_known_and_the_old_ones_answer_still
     asyncio.run(story())
 
 
-def test_after_a_failure_what_is_served_is_asked_anew() -> None:
+def test_description_is_requested_again_after_a_failure() -> None:
     async def story() -> None:
         old, new = fakes(ServerError("it fails"), prediction("LAA"))
         connection = Scripted(old, new)
@@ -90,7 +90,7 @@ def test_after_a_failure_what_is_served_is_asked_anew() -> None:
 
 
 @pytest.mark.parametrize(("fault", "kind"), [("image", ImageError), ("server", ServerError)])
-def test_a_failure_is_raised_as_whose_fault_it_is(fault: str, kind: type[Exception]) -> None:
+def test_failure_is_raised_as_image_or_server_error(fault: str, kind: type[Exception]) -> None:
     async def story() -> None:
         (client,) = fakes(Failure(0, "image 0", "too dark", fault))  # type: ignore[arg-type]
         client.gate.set()

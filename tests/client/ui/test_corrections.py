@@ -49,7 +49,7 @@ def test_plurum_data_accepts_it(store: ReviewStore, tmp_path: Path) -> None:
     assert "8 images of 2 classes" in said.output
 
 
-def test_a_row_says_what_was_answered_and_who_decided(store: ReviewStore, tmp_path: Path) -> None:
+def test_row_has_prediction_and_reviewer(store: ReviewStore, tmp_path: Path) -> None:
     write_corrections(store, tmp_path / "corrections.csv")
     with (tmp_path / "corrections.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -66,7 +66,7 @@ def test_a_row_says_what_was_answered_and_who_decided(store: ReviewStore, tmp_pa
     assert all(row["decided_at"].endswith("+00:00") for row in rows)
 
 
-def test_no_name_of_a_file_becomes_a_formula(tmp_path: Path) -> None:
+def test_file_names_never_become_formulas(tmp_path: Path) -> None:
     store = ReviewStore(tmp_path / "reviews")
     store.decide(store.add(png(1), '=HYPERLINK("x")', prediction()), "CE", 0)
     write_corrections(store, tmp_path / "corrections.csv")
@@ -74,7 +74,7 @@ def test_no_name_of_a_file_becomes_a_formula(tmp_path: Path) -> None:
         assert next(csv.DictReader(file))["name"] == '\'=HYPERLINK("x")'
 
 
-def test_nothing_decided_is_no_file(tmp_path: Path) -> None:
+def test_without_decisions_no_file_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no decisions yet"):
         write_corrections(ReviewStore(tmp_path / "reviews"), tmp_path / "corrections.csv")
     assert not (tmp_path / "corrections.csv").exists()

@@ -56,7 +56,7 @@ def held(port: int, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nx", UPLOAD + b"content-length: 1000\r\n\r\nx"])
-def test_connections_that_are_held_keep_nobody_out(port: int, sent: bytes) -> None:
+def test_idle_connections_do_not_block_others(port: int, sent: bytes) -> None:
     with held(port, 400, sent):
         for _ in range(3):
             status, took_s = ask(port, "POST", "/answers", b"no image")
@@ -64,7 +64,7 @@ def test_connections_that_are_held_keep_nobody_out(port: int, sent: bytes) -> No
             assert took_s < 2
 
 
-def test_bodies_in_chunks_are_refused_at_once(port: int) -> None:
+def test_chunked_bodies_are_refused_at_once(port: int) -> None:
     flood = UPLOAD + b"transfer-encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 300_000
     with held(port, 1, b"") as (one,):
         with contextlib.suppress(OSError):
@@ -76,7 +76,7 @@ def test_bodies_in_chunks_are_refused_at_once(port: int) -> None:
         assert one.recv(100).startswith(b"HTTP/1.1 411")
 
 
-def test_uploads_whose_sender_has_left_cost_nothing(port: int) -> None:
+def test_uploads_of_disconnected_clients_cost_nothing(port: int) -> None:
     file = io.BytesIO()
     # Few bytes that take long to decode.
     Image.new("RGB", (7000, 7000), "red").save(file, "PNG")
@@ -94,7 +94,7 @@ def test_uploads_whose_sender_has_left_cost_nothing(port: int) -> None:
 
 
 @pytest.mark.parametrize("rest", [b"zz\r\n", b"0\r\n" + b"a: b\r\n" * 20_000, b"1\r\nx", b"\x00"])
-def test_a_body_that_breaks_off_in_nonsense_leaves_no_traceback(port: int, rest: bytes) -> None:
+def test_invalid_rest_of_a_body_leaves_no_traceback(port: int, rest: bytes) -> None:
     # The fixture holds the page to an empty standard error in the end.
     for head in (b"transfer-encoding: chunked\r\n\r\n", b"content-length: 3\r\n\r\nabcGET"):
         for _ in range(10):
@@ -115,7 +115,7 @@ class Body:
             yield bytes(1 << 20)
 
 
-def test_large_images_are_decoded_one_at_a_time_beside_small_ones() -> None:
+def test_large_images_are_decoded_one_at_a_time() -> None:
     large, small = png(4000, 2001), png(8, 8)
     running: list[bytes] = []
     most = {large: 0, small: 0}
@@ -139,7 +139,7 @@ def test_large_images_are_decoded_one_at_a_time_beside_small_ones() -> None:
     assert most == {large: 1, small: 3}
 
 
-def test_all_bodies_together_are_bounded() -> None:
+def test_memory_of_all_uploads_is_limited() -> None:
     async def run() -> None:
         uploads = Uploads(2)
         with pytest.raises(HTTPException, match="larger than 2 MiB"):

@@ -47,7 +47,7 @@ return found.sort((one, other) => one[0] - other[0]);
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_shows_all_without_scrolling_sideways(desk: Desk, run: Run, dark: bool) -> None:
+def test_page_fits_on_a_phone(desk: Desk, run: Run, dark: bool) -> None:
     name = desk.folder / f"{'a-name-without-a-place-to-break-it' * 4}.png"
     shutil.copy(desk.images[0], name)
     tab = desk.start("--run", run.path)
@@ -75,7 +75,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(desk: Desk, run: Run, dark
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_every_text_stands_out_and_every_control_has_a_name(desk: Desk, dark: bool) -> None:
+def test_texts_have_contrast_and_controls_have_names(desk: Desk, dark: bool) -> None:
     tab = desk.asked()
     tab.size(1120, 900, dark=dark)
     for path in ("", "/review", f"/review/{desk.store.items()[-1].sha256}", "/absent"):
@@ -88,7 +88,7 @@ def test_every_text_stands_out_and_every_control_has_a_name(desk: Desk, dark: bo
                 assert control.accessible_name, control.get_attribute("outerHTML")
 
 
-def test_the_focus_is_seen(desk: Desk) -> None:
+def test_focus_is_visible(desk: Desk) -> None:
     tab = desk.reviewing()
     seen = []
     for _ in range(12):

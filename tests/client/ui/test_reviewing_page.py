@@ -22,7 +22,7 @@ PAGE = (ROOT / "docs" / "reviewing.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^plurum .*$", "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)), re.MULTILINE)
 
 
-def test_every_picture_is_made_by_a_test_and_small() -> None:
+def test_pictures_are_made_by_tests_and_small() -> None:
     files = (ROOT / "tests" / "client" / "ui" / name for name in ("test_browser.py", "test_reach.py"))
     tests = "".join(file.read_text(encoding="utf-8") for file in files)
     names = re.findall(r"\(images/ui/(.*?)\.png\)", PAGE)
@@ -33,7 +33,7 @@ def test_every_picture_is_made_by_a_test_and_small() -> None:
     assert {file.stem for file in (ROOT / "docs" / "images" / "ui").iterdir()} == set(names)
 
 
-def test_every_key_is_on_the_page() -> None:
+def test_docs_list_every_key() -> None:
     template = (ROOT / "client" / "ui" / "templates" / "review.html").read_text(encoding="utf-8")
     keys = {key for keys in re.findall(r'data-key="([\w ]+)"', template) for key in keys.split()}
     table = PAGE[PAGE.index("| key |") : PAGE.index("It works on a phone")]

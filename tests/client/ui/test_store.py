@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> ReviewStore:
     return ReviewStore(tmp_path / "reviews", "Ada")
 
 
-def test_an_answer_comes_back_as_it_was_with_its_image(store: ReviewStore) -> None:
+def test_prediction_and_image_are_stored_unchanged(store: ReviewStore) -> None:
     sha256 = store.add(png(1), "scan <1>.png", prediction())
     item = store.item(sha256)
     assert item is not None
@@ -49,7 +49,7 @@ def test_an_answer_comes_back_as_it_was_with_its_image(store: ReviewStore) -> No
     assert store.item("0" * 64) is None
 
 
-def test_an_answer_of_another_version_opens(store: ReviewStore) -> None:
+def test_prediction_of_another_version_opens(store: ReviewStore) -> None:
     answer = prediction().to_dict()
     # Written before the newest field existed, and by a version with a field that this one does not know.
     del answer["release"]
@@ -61,7 +61,7 @@ def test_an_answer_of_another_version_opens(store: ReviewStore) -> None:
     assert item.prediction == prediction()
 
 
-def test_the_last_decision_counts_and_none_is_lost(store: ReviewStore) -> None:
+def test_latest_decision_counts_and_none_is_lost(store: ReviewStore) -> None:
     sha256 = store.add(png(1), "scan.png", prediction())
     first = store.decide(sha256, "CE", 0)
     second = store.decide(sha256, "LAA", first.number)
@@ -74,7 +74,7 @@ def test_the_last_decision_counts_and_none_is_lost(store: ReviewStore) -> None:
     assert (item.label, item.seen) == (None, taken_back.number)
 
 
-def test_who_decides_second_is_told_of_the_first(store: ReviewStore) -> None:
+def test_second_decision_is_a_conflict(store: ReviewStore) -> None:
     sha256 = store.add(png(1), "scan.png", prediction())
     store.decide(sha256, "LAA", 0)
     with pytest.raises(DecisionConflictError) as caught:
@@ -85,7 +85,7 @@ def test_who_decides_second_is_told_of_the_first(store: ReviewStore) -> None:
     assert [one.label for one in store.history(sha256)] == ["LAA", "CE"]
 
 
-def test_of_many_at_once_one_decides(store: ReviewStore) -> None:
+def test_one_of_many_concurrent_decisions_succeeds(store: ReviewStore) -> None:
     sha256 = store.add(png(1), "scan.png", prediction())
     written, refused = [], []
 
@@ -123,7 +123,7 @@ def test_a_store_opens_while_others_close_it(store: ReviewStore) -> None:
     assert not failures
 
 
-def test_an_image_that_comes_again_keeps_its_decision_and_gets_the_new_answer(store: ReviewStore) -> None:
+def test_repeated_image_keeps_its_decision_and_gets_the_new_prediction(store: ReviewStore) -> None:
     sha256 = store.add(png(1), "scan.png", prediction())
     store.decide(sha256, "LAA", 0)
     assert store.add(png(1), "renamed.png", prediction("LAA", 0.9, review=False)) == sha256
@@ -131,7 +131,7 @@ def test_an_image_that_comes_again_keeps_its_decision_and_gets_the_new_answer(st
     assert (item.name, item.label, item.prediction.label) == ("renamed.png", "LAA", "LAA")
 
 
-def test_progress_counts_what_is_decided_now(store: ReviewStore) -> None:
+def test_progress_counts_current_decisions(store: ReviewStore) -> None:
     hashes = [store.add(png(number), f"{number}.png", prediction()) for number in range(3)]
     decision = store.decide(hashes[0], "CE", 0)
     store.decide(hashes[1], "CE", 0)
@@ -139,7 +139,7 @@ def test_progress_counts_what_is_decided_now(store: ReviewStore) -> None:
     assert (store.progress().decided, store.progress().all, store.progress().waiting) == (1, 3, 2)
 
 
-def test_what_is_deleted_is_nowhere(store: ReviewStore) -> None:
+def test_deleted_data_are_nowhere_on_disk(store: ReviewStore) -> None:
     sha256 = store.add(png(1), "very-secret-name.png", prediction())
     kept = store.add(png(2), "kept.png", prediction())
     store.decide(sha256, "LAA", 0)
@@ -151,7 +151,7 @@ def test_what_is_deleted_is_nowhere(store: ReviewStore) -> None:
         assert b"very-secret-name" not in file.read_bytes()
 
 
-def test_what_was_said_to_be_written_survives_a_kill(tmp_path: Path) -> None:
+def test_confirmed_decisions_survive_a_kill(tmp_path: Path) -> None:
     folder = tmp_path / "reviews"
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
@@ -172,7 +172,7 @@ def modes(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
 
 
-def test_the_store_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_store_is_private_whatever_the_umask(tmp_path: Path) -> None:
     former = os.umask(0)
     try:
         store = ReviewStore(tmp_path / "reviews", "Ada")
@@ -190,7 +190,7 @@ def test_the_store_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> Non
     assert (tmp_path / "corrections.csv").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_store_of_an_earlier_version_is_closed_to_others(store: ReviewStore) -> None:
+def test_store_of_an_earlier_version_becomes_private(store: ReviewStore) -> None:
     sha256 = store.add(png(1), "scan.png", prediction())
     for path in (store.folder, *store.folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
@@ -238,7 +238,7 @@ print(store.decide(second, "CE", 0).label)
 
 
 @NEEDS_MOUNTS
-def test_a_full_disk_loses_nothing_and_is_one_line(tmp_path: Path) -> None:
+def test_full_disk_loses_nothing_and_gives_one_line(tmp_path: Path) -> None:
     command = namespace({tmp_path: "size=256k"}, [sys.executable, "-c", FULL, tmp_path])
     # -c looks for modules where it is started.
     ended = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
@@ -249,7 +249,7 @@ def test_a_full_disk_loses_nothing_and_is_one_line(tmp_path: Path) -> None:
     assert (left, label) == ("['first.png'] 1", "CE")
 
 
-def test_a_folder_that_can_not_be_used_is_one_line(tmp_path: Path) -> None:
+def test_unusable_folders_give_one_line(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(OutputError, match="expected a review store or an empty folder"):
