@@ -19,6 +19,7 @@ import pytest
 
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
+from plurum.spec import read_ensemble
 
 
 @pytest.fixture
@@ -42,6 +43,18 @@ def repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("exported") / "model_repository"
     repository_from_run(run, out, ExportSettings(max_batch_size=8))
+    return out
+
+
+@pytest.fixture(scope="session")
+def fused(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That repository with `ensemble_fused`, shared by all tests and read-only."""
+    from plurum.export import repository_from_onnx
+
+    ensemble = read_ensemble(repository / "ensemble.json")
+    graphs = {member.name: repository / member.name / "1" / "model.onnx" for member in ensemble.members}
+    out = tmp_path_factory.mktemp("fused") / "repository"
+    repository_from_onnx(ensemble, graphs, out, 8, fused=True)
     return out
 
 

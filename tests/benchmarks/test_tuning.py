@@ -22,7 +22,6 @@ from plurum.benchmarks.tune.tuning import tune
 from plurum.benchmarks.tune.variant import AS_IS, Backend, Batching, Placement, Variant
 from plurum.cli.main import app
 from plurum.errors import ParityError, RepositoryError, SettingsError
-from plurum.export import repository_from_onnx
 from plurum.export.manifest import read_manifest
 from plurum.export.repository.configs import fused_config, member_config, text_of
 from plurum.export.settings import Execution
@@ -33,16 +32,6 @@ from plurum.spec import read_ensemble
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tuning.md"
 BOTH: tuple[Backend, ...] = ("onnxruntime", "openvino")
-
-
-@pytest.fixture(scope="module")
-def fused(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shared repository with `ensemble_fused`."""
-    ensemble = read_ensemble(repository / "ensemble.json")
-    graphs = {member.name: repository / member.name / "1" / "model.onnx" for member in ensemble.members}
-    out = tmp_path_factory.mktemp("fused") / "repository"
-    repository_from_onnx(ensemble, graphs, out, 8, fused=True)
-    return out
 
 
 @pytest.mark.parametrize(

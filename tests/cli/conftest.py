@@ -31,8 +31,8 @@ class CommandLine:
 
     def said(self, *words: object) -> str:
         """Return standard output after checking that the command succeeded."""
-        code, out, _ = self.ended(*words)
-        assert code == 0
+        code, out, err = self.ended(*words)
+        assert (code, err) == (0, "")
         return out
 
     def refused(self, *words: object) -> str:

@@ -1,12 +1,9 @@
-"""`plurum evaluate` in a separate process, with PyTorch's predictions and a real server's."""
+"""`plurum evaluate`, with PyTorch's predictions and a real server's."""
 
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,45 +11,26 @@ import pytest
 
 from plurum.run import Run
 from plurum.serving import Server
+from plurum.settings.training import EvaluationSettings
 from plurum.spec import read_ensemble
+from plurum.training import evaluate_run
 from plurum.training.statistics.results import Estimate, Evaluation
-
-
-def evaluate(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "plurum", "evaluate", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"COLUMNS": "60"},
-    )
-
-
-def refused(*arguments: object) -> str:
-    """Return the single line that refuses the evaluation."""
-    done = evaluate(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("plurum: ")
-    return line
+from tests.cli.conftest import CommandLine
 
 
 @pytest.fixture(scope="module")
-def by_torch(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
-    done = evaluate(run.path, "--json", "--draws", 100, "--out", tmp_path_factory.mktemp("torch"))
-    assert (done.returncode, done.stderr) == (0, "")
-    return Evaluation.model_validate_json(done.stdout)
+def by_torch(run: Run) -> Evaluation:
+    return evaluate_run(run.path, EvaluationSettings(draws=100))
 
 
-def test_a_run_is_judged_into_its_own_report(fresh_run: Run) -> None:
-    done = evaluate(fresh_run.path, "--draws", 100)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_a_run_is_judged_into_its_own_report(fresh_run: Run, plurum: CommandLine) -> None:
+    printed = plurum.said("evaluate", fresh_run.path, "--draws", 100)
     saved = Evaluation.model_validate_json((fresh_run.report_folder / "metrics.json").read_bytes())
     assert (saved.split, saved.images, saved.draws, saved.drawn) == ("test", 40, 100, "images")
-    assert f"report: {fresh_run.report_folder / 'report.html'}" in done.stdout
-    assert f"{saved.ensemble.metrics['brier'].value:.4f} (" in done.stdout
-    assert "resnet10t" in done.stdout
-    assert "regnetx_002" in done.stdout
+    assert f"report: {fresh_run.report_folder / 'report.html'}" in printed
+    assert f"{saved.ensemble.metrics['brier'].value:.4f} (" in printed
+    assert "resnet10t" in printed
+    assert "regnetx_002" in printed
 
 
 def test_it_computes_what_the_metadata_says(by_torch: Evaluation, run: Run) -> None:
@@ -72,10 +50,10 @@ def test_it_computes_what_the_metadata_says(by_torch: Evaluation, run: Run) -> N
     assert by_torch.sets.wished == pytest.approx(0.9)
 
 
-def test_validation_images_are_said_to_flatter(run: Run, tmp_path: Path) -> None:
-    done = evaluate(run.path, "--split", "validation", "--draws", 100, "--out", tmp_path / "report", "--seed", 7)
-    assert done.returncode == 0
-    assert "its figures are too optimistic" in done.stdout
+def test_validation_images_are_said_to_flatter(run: Run, tmp_path: Path, plurum: CommandLine) -> None:
+    options = ("--split", "validation", "--draws", 100, "--seed", 7, "--out", tmp_path / "report")
+    printed = plurum.said("evaluate", run.path, *options)
+    assert "its figures are too optimistic" in printed
     saved = json.loads((tmp_path / "report" / "metrics.json").read_text(encoding="utf-8"))
     assert (saved["split"], saved["seed"]) == ("validation", 7)
 
@@ -83,13 +61,12 @@ def test_validation_images_are_said_to_flatter(run: Run, tmp_path: Path) -> None
 @pytest.mark.triton
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_a_servers_answers_are_judged_as_pytorchs_are(
-    served: Server, run: Run, by_torch: Evaluation, protocol: str, tmp_path: Path
+    served: Server, run: Run, by_torch: Evaluation, protocol: str, tmp_path: Path, plurum: CommandLine
 ) -> None:
     address = getattr(served.urls, protocol).removeprefix("http://").removeprefix("grpc://")
     options = ["--http"] if protocol == "http" else []
-    done = evaluate(run.path, "--url", address, *options, "--json", "--draws", 100, "--out", tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    found = Evaluation.model_validate_json(done.stdout)
+    printed = plurum.said("evaluate", run.path, "--url", address, *options, "--json", "--draws", 100, "--out", tmp_path)
+    found = Evaluation.model_validate_json(printed)
     assert found.answered_by == f"the server at {address}"
     assert found.notes == by_torch.notes
     for one, other in zip(found.judged, by_torch.judged, strict=True):
@@ -111,51 +88,49 @@ def assert_alike(one: Estimate, other: Estimate) -> None:
 
 
 @pytest.mark.triton
-def test_a_server_of_other_classes_or_sizes_is_refused(served: Server, fresh_run: Run, tmp_path: Path) -> None:
+def test_a_server_of_other_classes_or_sizes_is_refused(
+    served: Server, fresh_run: Run, tmp_path: Path, plurum: CommandLine
+) -> None:
     address = served.urls.grpc.removeprefix("grpc://")
     text = fresh_run.ensemble_file.read_text(encoding="utf-8")
     fresh_run.ensemble_file.write_text(text.replace('"zero"', '"null"'), encoding="utf-8")
-    line = refused(fresh_run.path, "--url", address, "--out", tmp_path / "out")
+    line = plurum.refused("evaluate", fresh_run.path, "--url", address, "--out", tmp_path / "out")
     assert "zero, one, two" in line
     assert "null, one, two" in line
     fresh_run.ensemble_file.write_text(text.replace('"height": 32', '"height": 64'), encoding="utf-8")
-    line = refused(fresh_run.path, "--url", address, "--out", tmp_path / "out")
+    line = plurum.refused("evaluate", fresh_run.path, "--url", address, "--out", tmp_path / "out")
     assert "images of 64 × 32 pixels, got 32 × 32 at" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_a_server_that_is_away_is_one_line(run: Run, tmp_path: Path) -> None:
+def test_a_server_that_is_away_is_one_line(run: Run, tmp_path: Path, plurum: CommandLine) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
-        line = refused(run.path, "--url", f"127.0.0.1:{port}", "--out", tmp_path / "out")
+        line = plurum.refused("evaluate", run.path, "--url", f"127.0.0.1:{port}", "--out", tmp_path / "out")
     assert f"127.0.0.1:{port}" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_wrong_is_one_line_and_leaves_nothing(fresh_run: Run, tmp_path: Path) -> None:
-    assert "is not a run" in refused(tmp_path / "nowhere")
-    assert "--split: expected 'validation' or 'test', got 'train'" in refused(fresh_run.path, "--split", "train")
-    assert "--draws: expected a number greater than or equal to 100, got 5" in refused(fresh_run.path, "--draws", 5)
-    assert "Add --url HOST:PORT" in refused(fresh_run.path, "--http")
+def test_what_is_wrong_is_one_line_and_leaves_nothing(fresh_run: Run, tmp_path: Path, plurum: CommandLine) -> None:
     (tmp_path / "file").write_text("mine")
-    assert "is a file; name a folder" in refused(fresh_run.path, "--out", tmp_path / "file")
+    assert "is a file; name a folder" in plurum.refused("evaluate", fresh_run.path, "--out", tmp_path / "file")
     checkpoint = fresh_run.checkpoint(read_ensemble(fresh_run.ensemble_file).members[1])
     checkpoint.write_bytes(b"broken")
-    assert "its SHA-256 differs" in refused(fresh_run.path)
+    assert "its SHA-256 differs" in plurum.refused("evaluate", fresh_run.path)
     fresh_run.ensemble_file.unlink()
-    assert "has no ensemble.json. Fit the run: plurum fit" in refused(fresh_run.path)
+    assert "has no ensemble.json. Fit the run: plurum fit" in plurum.refused("evaluate", fresh_run.path)
     assert not fresh_run.report_folder.exists()
 
 
-def test_a_fit_on_other_images_is_refused(fresh_run: Run) -> None:
+def test_a_fit_on_other_images_is_refused(fresh_run: Run, plurum: CommandLine) -> None:
     text = fresh_run.ensemble_file.read_text(encoding="utf-8")
     fingerprint = fresh_run.ensemble().data.fingerprint
     fresh_run.ensemble_file.write_text(text.replace(fingerprint, "0" * 64), encoding="utf-8")
-    assert "was fitted on other images" in refused(fresh_run.path)
+    assert "was fitted on other images" in plurum.refused("evaluate", fresh_run.path)
 
 
-def test_a_run_without_images_of_a_split_is_refused(fresh_run: Run) -> None:
+def test_a_run_without_images_of_a_split_is_refused(fresh_run: Run, plurum: CommandLine) -> None:
     items = fresh_run.data_folder / "items.csv"
     items.write_text(items.read_text(encoding="utf-8").replace(",test", ",train"), encoding="utf-8")
-    assert "has no test images" in refused(fresh_run.path)
+    assert "has no test images" in plurum.refused("evaluate", fresh_run.path)

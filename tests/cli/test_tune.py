@@ -22,22 +22,11 @@ from plurum.benchmarks.tune.repository import read_artefacts
 from plurum.benchmarks.tune.result import TuneResult
 from plurum.benchmarks.tune.variant import AS_IS, Batching
 from plurum.errors import ServerError
-from plurum.export import repository_from_onnx
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.serving.triton.staging import read_config
 from plurum.spec import read_ensemble
 from tests.cli.conftest import CommandLine
-
-
-@pytest.fixture(scope="module")
-def fused(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shared repository with `ensemble_fused`."""
-    ensemble = read_ensemble(repository / "ensemble.json")
-    graphs = {member.name: repository / member.name / "1" / "model.onnx" for member in ensemble.members}
-    out = tmp_path_factory.mktemp("fused") / "repository"
-    repository_from_onnx(ensemble, graphs, out, 8, fused=True)
-    return out
 
 
 @pytest.mark.triton

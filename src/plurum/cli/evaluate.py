@@ -65,15 +65,15 @@ def evaluate(
         raise SettingsError("--http: expected together with --url. Add --url HOST:PORT.")
     folder = out or (run / "report" / "served" if url else run / "report")
     check_folder(folder)
-    judgement = _judge_served(run, settings, url, http=http) if url else evaluate_run(run, settings)
-    page = write_report(judgement, folder)
+    evaluation = _evaluate_served(run, settings, url, http=http) if url else evaluate_run(run, settings)
+    page = write_report(evaluation, folder)
     if as_json:
-        sys.stdout.write(judgement.model_dump_json() + "\n")
+        sys.stdout.write(evaluation.model_dump_json() + "\n")
     else:
-        _print(judgement, page)
+        _print(evaluation, page)
 
 
-def _judge_served(path: Path, settings: EvaluationSettings, url: str, *, http: bool) -> Evaluation:
+def _evaluate_served(path: Path, settings: EvaluationSettings, url: str, *, http: bool) -> Evaluation:
     from plurum.client import EnsembleClient
     from plurum.run import Run
     from plurum.training.evaluation.run import evaluate_verdicts, required_splits, subject_from_ensemble
@@ -133,14 +133,14 @@ def _predict_split(client: EnsembleClient, run: Run, split: str, classes: tuple[
     return verdict_from_predictions(predictions, classes)
 
 
-def _print(judgement: Evaluation, page: Path) -> None:
+def _print(evaluation: Evaluation, page: Path) -> None:
     from plurum.training.statistics.wording import percent_text, verdict_lines
 
-    show_table(_comparison(judgement))
-    show_table(_members(judgement))
-    review, sets = judgement.review, judgement.sets
+    show_table(_comparison(evaluation))
+    show_table(_members(evaluation))
+    review, sets = evaluation.review, evaluation.sets
     lines = [
-        *verdict_lines(judgement),
+        *verdict_lines(evaluation),
         (
             f"Prediction sets contain the true class of {percent_text(sets.coverage)} of the images, and "
             f"{sets.mean_size:.2f} classes on average."
@@ -150,31 +150,31 @@ def _print(judgement: Evaluation, page: Path) -> None:
             f"{percent_text(review.accuracy_kept)} are correct."
         ),
     ]
-    if level := judgement.patient_level:
-        rule = judgement.patient_rule or "mean"
+    if level := evaluation.patient_level:
+        rule = evaluation.patient_rule or "mean"
         right = level.by_rule["ensemble"][rule].accuracy
         lines.append(f"Of {level.patients:,} patients, {percent_text(right)} are classified correctly, {_RULES[rule]}.")
-    if diversity := judgement.diversity:
+    if diversity := evaluation.diversity:
         lines.append(
             f"Two members disagree on {diversity.disagreement:.1%} of the images, on average; at least one member is "
             f"correct on {diversity.oracle_accuracy:.1%}."
         )
-    for line in (*lines, *judgement.notes, f"report: {page}"):
+    for line in (*lines, *evaluation.notes, f"report: {page}"):
         typer.echo(line)
 
 
-def _comparison(judgement: Evaluation) -> Table:
+def _comparison(evaluation: Evaluation) -> Table:
     from rich.box import SIMPLE
 
     from plurum.training.statistics.metrics import METRICS
     from plurum.training.statistics.wording import difference_text, figure_text, significant_change
 
-    columns = ("ensemble", f"best single: {judgement.best_single}", "difference")
+    columns = ("ensemble", f"best single: {evaluation.best_single}", "difference")
     table = new_table("metric", *columns, box=SIMPLE)
-    ensemble, best = judgement.judged[:2]
+    ensemble, best = evaluation.judged[:2]
     styles = {"better": "green", "worse": "red", "": ""}
     for name, metric in METRICS.items():
-        difference = judgement.differences[name]
+        difference = evaluation.differences[name]
         table.add_row(
             f"{metric.title} {'↑' if metric.better == 'higher' else '↓'}",
             figure_text(ensemble.metrics[name]),
@@ -185,14 +185,14 @@ def _comparison(judgement: Evaluation) -> Table:
     return table
 
 
-def _members(judgement: Evaluation) -> Table:
+def _members(evaluation: Evaluation) -> Table:
     from rich.box import SIMPLE
 
     from plurum.training.statistics.metrics import METRICS
     from plurum.training.statistics.wording import number_text
 
     table = new_table("member", *(METRICS[name].title for name in _COLUMNS), box=SIMPLE)
-    for judged in judgement.judged:
+    for judged in evaluation.judged:
         if judged.kind == "member":
             table.add_row(judged.name, *(number_text(judged.metrics[name].value) for name in _COLUMNS))
     return table

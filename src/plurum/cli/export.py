@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import sys
 import tempfile
@@ -212,6 +211,7 @@ def _load_labelled(
 
     with needs_extra("training", "sklearn", "pandas"):
         from plurum.training import load_data
+        from plurum.training.data.store import create_pixel_file
     loaded = load_data(data)
     for note in loaded.notes:
         logging.getLogger(__name__).warning("%s: %s", data, note)
@@ -230,12 +230,8 @@ def _load_labelled(
     loaded = loaded.select(
         np.concatenate([select_evenly(rows, count) for rows, count in zip(parts, limits, strict=True)])
     )
-    shape = (len(loaded), image.height, image.width, 3)
     try:
-        pixels = np.lib.format.open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
-        # Allocate now: on a full disk, writing to a sparse memory map kills the process with SIGBUS.
-        with (folder / "pixels.npy").open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, (folder / "pixels.npy").stat().st_size)
+        pixels = create_pixel_file(folder / "pixels.npy", len(loaded), image)
     except OSError as error:
         raise OutputError(
             f"{len(loaded):,} images can't be written below {tempfile.gettempdir()} (TMPDIR): {error.strerror}"
@@ -266,18 +262,11 @@ def _build(repository: Path, *, as_json: bool) -> None:
 def _print(exported: ExportResult, repository: Path, images: str) -> None:
     from rich.box import HEAVY_HEAD
 
-    columns = (
-        "precision",
-        "label changes",
-        "largest difference",
-        "mean",
-        "Δaccuracy",
-        "ΔNLL",
-        "ΔECE",
-        "review changes",
-    )
+    changed = ("Δaccuracy", "ΔNLL", "ΔECE", "review changes")
     title = f"differences from PyTorch, on {exported.parities[0].images} {images}"
-    table = new_table("", *columns, title=title, box=HEAVY_HEAD)
+    table = new_table(
+        "", "precision", "label changes", "largest difference", "mean", *changed, title=title, box=HEAVY_HEAD
+    )
     for one in exported.parities:
         changes = (f"{change:+.4f}" for change in (one.accuracy_change, one.nll_change, one.ece_change))
         reviews = "" if one.review_flips is None else str(one.review_flips)

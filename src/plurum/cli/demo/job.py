@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +21,6 @@ from plurum.client import EnsembleClient, Prediction
 from plurum.errors import ParityError
 from plurum.export import ExportSettings, repository_from_run
 from plurum.files import atomic_folder
-from plurum.models import model_from_checkpoint, normalise
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.serving.triton.metrics import metrics_at
@@ -39,14 +37,14 @@ from plurum.training import (
     train_run,
     write_report,
 )
-from plurum.voting import Verdict, decide, softmax
+from plurum.training.inference.predictions import predict_members
+from plurum.voting import Verdict, decide
 
 __all__ = [
     "HeldOut",
     "ServedComparison",
     "compare_predictions",
     "increased_samples",
-    "pytorch_verdict",
     "run_demo",
     "write_held_out",
 ]
@@ -151,17 +149,6 @@ def write_held_out(run: Run, images: LabelledImages) -> list[Path]:
     return [folder / name for name in names]
 
 
-def pytorch_verdict(run: Run, ensemble: Ensemble) -> Verdict:
-    """Return the vote over the members' outputs in PyTorch for the run's test images."""
-    pixels = torch.from_numpy(np.array(run.pixels()[run.table().rows("test")]))
-    logits = []
-    for member in ensemble.members:
-        model = model_from_checkpoint(member, run.checkpoint(member))
-        with torch.inference_mode():
-            logits.append(torch.cat([model(normalise(batch, member.image)) for batch in pixels.split(64)]).numpy())
-    return decide(softmax(np.stack(logits, axis=1)), ensemble.rule)
-
-
 def compare_predictions(answers: list[Prediction], held_out: HeldOut) -> ServedComparison:
     """Compare served predictions with PyTorch's for the same images.
 
@@ -192,7 +179,8 @@ def increased_samples(before: dict[str, float], after: dict[str, float], *names:
 def _held_out(run: Run, ensemble: Ensemble) -> HeldOut:
     table = run.table()
     paths = write_held_out(run, load_data(DATA, SETTINGS.seed))
-    return HeldOut(paths, table.labels[table.rows("test")], pytorch_verdict(run, ensemble), ensemble.classes)
+    probabilities = predict_members(run, ensemble.members, ("test",))["test"]
+    return HeldOut(paths, table.labels[table.rows("test")], decide(probabilities, ensemble.rule), ensemble.classes)
 
 
 def _predict(url: str, protocol: Literal["grpc", "http"], paths: list[Path]) -> list[Prediction]:
