@@ -1,4 +1,4 @@
-"""Architectures on the same images and splits, side by side: what each answers, and what each costs.
+"""Compare architectures on the same images and splits: scores and costs.
 
 Measured here: test scores with bootstrap intervals over patients, sizes, operations, memory in a process of its own,
 latency and throughput in three runtimes, all votes of 2 and more. Not measured: a GPU, serving, decoding.
@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from plurum.benchmarks.compare.comparison import RUNTIMES, Compared, Comparison, Runtime, Vote, pareto_front, points_of
+from plurum.benchmarks.compare.comparison import (
+    RUNTIMES,
+    ComparedArchitecture,
+    Comparison,
+    Runtime,
+    Vote,
+    pareto_front,
+    points_of,
+)
 from plurum.benchmarks.compare.contenders import (
     Contender,
     check_checkpoints,
@@ -42,19 +50,19 @@ from plurum.voting import softmax
 
 __all__ = ["compare_architectures", "contenders_of"]
 
-# More votes than this would take longer than anybody looks at them.
+# More votes would take too long.
 _MOST_VOTES = 1000
-# Below this, intervals from so few are rough.
+# Intervals from fewer patients or images are rough.
 _FEW = 30
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """What everybody answers to the images of a split.
+class _SplitPredictions:
+    """Predictions of all contenders for the images of a split.
 
     Attributes:
-        known: By PyTorch, `[images, contenders, classes]`, with the truth.
-        by_runtime: The same of other runtimes, by name and runtime, `[images, classes]`.
+        known: Predictions of PyTorch, `[images, contenders, classes]`, with the labels.
+        by_runtime: Predictions of other runtimes, by name and runtime, `[images, classes]`.
     """
 
     known: ValidationPredictions
@@ -64,19 +72,19 @@ class _Answered:
 def contenders_of(
     data: str, archs: Sequence[str], checkpoints: Sequence[str], out: Path, seed: int, training: dict[str, Any]
 ) -> tuple[Run, tuple[Contender, ...]]:
-    """Return who is compared, and the run whose images they are compared on; what is not trained yet is trained.
+    """Return the contenders, and the run whose images they are compared on; train what is not trained yet.
 
     Args:
-        data: A run, which is only read, or images as `plurum train` takes them; the run is then `out/run`.
-        archs: timm's names; of a run, none for all of its members.
-        checkpoints: As `contenders_from_checkpoints` takes them.
-        out: The comparison's folder.
-        seed: Of what is trained.
-        training: Other fields of `TrainSettings` that are not left to their defaults.
+        data: Run, which is only read, or images as `plurum train` takes them; the run is then `out/run`.
+        archs: Architectures that timm knows; if empty, all members of the run.
+        checkpoints: Checkpoints, as `contenders_from_checkpoints` takes them.
+        out: Folder of the comparison.
+        seed: Seed of training.
+        training: Other fields of `TrainSettings` that differ from their defaults.
 
     Raises:
-        SettingsError: no architecture, or options of training for a run that is only read.
-        PlurumError: what training and reading raise.
+        SettingsError: No architecture is given, or options of training for a run that is only read.
+        PlurumError: Training or reading fails.
     """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file; name a folder for the comparison")
@@ -102,33 +110,33 @@ def contenders_of(
 def compare_architectures(
     run: Run, contenders: Sequence[Contender], work: Path, settings: CompareSettings, progress: Callable[[str], None]
 ) -> Comparison:
-    """Return the comparison of what `contenders_of` gave.
+    """Return the comparison of contenders as `contenders_of` returns them.
 
     Args:
-        run: Whose images.
-        contenders: Who.
-        work: Keeps graphs and what does not change, for the next time.
-        settings: How.
-        progress: Is told what is being done.
+        run: Run with the images.
+        contenders: Contenders to compare.
+        work: Folder that keeps graphs and costs for the next time.
+        settings: Settings of the comparison.
+        progress: Receives one line about each step.
 
     Raises:
-        MetadataError: a checkpoint is missing or broken, or answers with numbers that are none.
-        DataError: a split has no image.
-        SettingsError: more ensembles than anybody looks at.
-        MissingExtraError: a package of training or export is not installed.
+        MetadataError: A checkpoint is missing or broken, or predicts NaN.
+        DataError: A split has no image.
+        SettingsError: The contenders make too many ensembles.
+        MissingExtraError: A package of training or export is not installed.
     """
     _check_number(contenders, settings)
     folders = {one.name: work / one.name for one in contenders}
     costs = {one.name: costs_of(one, run, folders[one.name], settings.batch_size, progress) for one in contenders}
-    validation = _answered(run, "validation", contenders, {}, settings, progress)
-    test = _answered(run, "test", contenders, folders, settings, progress)
+    validation = _predict_split(run, "validation", contenders, {}, settings, progress)
+    test = _predict_split(run, "test", contenders, folders, settings, progress)
     state = machine()
     with _threads_kept():
         pixels = _batch(run, settings.batch_size)
         speeds = speeds_of(contenders, folders, pixels, settings.rounds, settings.seconds, progress)
     bootstrap = Bootstrap(test.known.groups, settings.draws, settings.seed)
     compared = tuple(
-        Compared(
+        ComparedArchitecture(
             name=one.name,
             arch=one.arch,
             origin=one.origin,
@@ -155,7 +163,7 @@ def compare_architectures(
 def _comparison(
     run: Run,
     settings: CompareSettings,
-    compared: tuple[Compared, ...],
+    compared: tuple[ComparedArchitecture, ...],
     votes: tuple[Vote, ...],
     state: dict[str, str | int | float],
 ) -> Comparison:
@@ -193,7 +201,7 @@ def _check_number(contenders: Sequence[Contender], settings: CompareSettings) ->
 
 
 def _named_apart(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
-    """Return them with -2, -3, … behind names that come again."""
+    """Return contenders with -2, -3, … after repeated names."""
     seen: Counter[str] = Counter()
     apart = []
     for one in contenders:
@@ -202,43 +210,44 @@ def _named_apart(contenders: Sequence[Contender]) -> tuple[Contender, ...]:
     return tuple(apart)
 
 
-def _answered(
+def _predict_split(
     run: Run,
     split: Split,
     contenders: Sequence[Contender],
     folders: dict[str, Path],
     settings: CompareSettings,
     progress: Callable[[str], None],
-) -> _Answered:
-    """Ask everybody about a split: in PyTorch, and with the graphs in `folders`, where there are any."""
+) -> _SplitPredictions:
+    """Predict a split with all contenders: in PyTorch, and with the graphs in `folders`, if any."""
     table, pixels = run.table(), run.pixels()
     rows = table.rows(split)
     if not len(rows):
         raise DataError(f"{run.path} has no {split} images; compare on data that has some")
-    answers: list[Floats] = []
+    predictions: list[Floats] = []
     by_runtime: dict[tuple[str, Runtime], Floats] = {}
     for one in contenders:
         progress(f"{one.name}: {len(rows):,} {split} images")
-        answers.append(_sane(one, softmax(predict_logits(model_from_contender(one).model, pixels, rows, one.image))))
+        logits = predict_logits(model_from_contender(one).model, pixels, rows, one.image)
+        predictions.append(_check_finite(one, softmax(logits)))
         for runtime in RUNTIMES:
             if runtime != "pytorch" and one.name in folders:
                 graph = graph_of(folders[one.name], runtime)
-                by_runtime[one.name, runtime] = _sane(
+                by_runtime[one.name, runtime] = _check_finite(
                     one, softmax(graph_logits(graph, pixels, rows, settings.batch_size))
                 )
     groups = number_patients([table.patients[row] for row in rows])
-    return _Answered(
-        ValidationPredictions(np.stack(answers, axis=1), table.labels[rows], groups, run.data().classes), by_runtime
+    return _SplitPredictions(
+        ValidationPredictions(np.stack(predictions, axis=1), table.labels[rows], groups, run.data().classes), by_runtime
     )
 
 
-def _sane(contender: Contender, probabilities: Floats) -> Floats:
+def _check_finite(contender: Contender, probabilities: Floats) -> Floats:
     if not np.isfinite(probabilities).all():
-        raise MetadataError(f"{contender.name} answers NaN; train it again, or leave it out")
+        raise MetadataError(f"{contender.name} predicts NaN; train it again, or leave it out")
     return probabilities
 
 
-def _scores(name: str, index: int, test: _Answered, bootstrap: Bootstrap) -> dict[str, Any]:
+def _scores(name: str, index: int, test: _SplitPredictions, bootstrap: Bootstrap) -> dict[str, Any]:
     labels = test.known.labels
     by_runtime = {"pytorch": test.known.predictions[:, index]}
     by_runtime |= {runtime: found for (owner, runtime), found in test.by_runtime.items() if owner == name}
@@ -253,7 +262,7 @@ def _scores(name: str, index: int, test: _Answered, bootstrap: Bootstrap) -> dic
 
 
 def _batch(run: Run, size: int) -> npt.NDArray[np.uint8]:
-    """Return one batch of test images, the same again where there are fewer."""
+    """Return one batch of test images, repeated if there are fewer."""
     rows = run.table().rows("test")
     return np.array(run.pixels()[np.resize(rows, size)])
 
@@ -270,7 +279,7 @@ def _threads_kept() -> Any:
 
 
 def _notes(
-    compared: Sequence[Compared], votes: Sequence[Vote], state: dict[str, str | int | float], drawn: int
+    compared: Sequence[ComparedArchitecture], votes: Sequence[Vote], state: dict[str, str | int | float], drawn: int
 ) -> list[str]:
     notes = []
     if others := [one.name for one in compared if one.origin == "checkpoint"]:
@@ -284,7 +293,7 @@ def _notes(
             f"{len(votes)} ensembles are looked at and no interval is widened for that: about one in forty that gains "
             f"nothing looks worth its cost by chance."
         )
-    # What came before speed was measured keeps up to all cores busy by itself.
+    # The steps before keep up to all cores busy by themselves.
     if float(state["load_1min"]) > float(state["cores"]):
         notes.append(
             f"The machine was busy before speed was measured (load average {state['load_1min']} on {state['cores']} "

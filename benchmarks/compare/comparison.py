@@ -1,6 +1,6 @@
-"""What a comparison of architectures says: one value for the tables, the JSON, the CSV, the pictures and the page.
+"""The result of a comparison of architectures, from which tables, JSON, CSV, pictures and the page are made.
 
-None stands where a figure does not exist or is not known: the ROC-AUC of data with a class that no test image has, the
+A figure is None if it does not exist or is not known: the ROC-AUC of data with a class that no test image has, the
 training time of a checkpoint from elsewhere.
 """
 
@@ -15,11 +15,11 @@ from plurum.training.statistics.results import Estimate
 __all__ = [
     "RUNTIMES",
     "SHOWN_METRICS",
-    "Compared",
+    "ComparedArchitecture",
     "Comparison",
     "Costs",
     "Memory",
-    "Point",
+    "ParetoPoint",
     "Runtime",
     "Speed",
     "Spread",
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Runtime = Literal["pytorch", "onnx_fp32", "onnx_int8"]
-# With their names for people.
+# Names of the runtimes for people.
 RUNTIMES: dict[Runtime, str] = {"pytorch": "PyTorch", "onnx_fp32": "ONNX FP32", "onnx_int8": "ONNX INT8"}
 SHOWN_METRICS = ("accuracy", "precision", "recall", "f1", "roc_auc")
 
@@ -38,9 +38,9 @@ class Spread(Metadata):
     """A measured figure over its turns.
 
     Attributes:
-        median: Over turns.
-        lowest: Of a turn.
-        highest: Of a turn.
+        median: Median over turns.
+        lowest: Lowest turn.
+        highest: Highest turn.
     """
 
     median: float
@@ -49,11 +49,11 @@ class Spread(Metadata):
 
 
 class Speed(Metadata):
-    """How fast answers come.
+    """Latency and throughput in one runtime.
 
     Attributes:
-        latency_ms: Of one image on one thread.
-        images_per_s: In batches, one at a time on every core.
+        latency_ms: Latency of one image on one thread, ms.
+        images_per_s: Throughput in batches, one at a time on every core.
     """
 
     latency_ms: Spread
@@ -61,11 +61,11 @@ class Speed(Metadata):
 
 
 class Memory(Metadata):
-    """What a process of its own held at most, in MB (10^6 bytes).
+    """Highest memory of a process of its own, in MB (10^6 bytes).
 
     Attributes:
-        idle: Once the runtime was imported, before the model.
-        peak: After the model was loaded and has answered.
+        idle: Memory after the import of the runtime, before the model is loaded.
+        peak: Memory after the model was loaded and has predicted.
     """
 
     idle: float
@@ -73,14 +73,14 @@ class Memory(Metadata):
 
 
 class Costs(Metadata):
-    """What an architecture costs on any machine, and in memory on this one.
+    """Costs of an architecture on any machine, and its memory on this one.
 
     Attributes:
-        key: What these were taken of: checkpoint, data and versions.
-        parameters: How many weights it has.
-        gflops: Of one image, 10^9 floating-point operations; a multiplication and its addition are two.
-        size_mb: On disk, 10^6 bytes, of the PyTorch checkpoint and of both graphs.
-        memory_mb: While it answers.
+        key: Checkpoint, data and versions that the costs were measured with.
+        parameters: Number of weights.
+        gflops: Floating-point operations per image, 10^9; a multiplication and its addition are two.
+        size_mb: Size on disk of the PyTorch checkpoint and of both graphs, 10^6 bytes.
+        memory_mb: Memory during predictions, 10^6 bytes.
     """
 
     key: str
@@ -90,19 +90,19 @@ class Costs(Metadata):
     memory_mb: dict[Runtime, Memory]
 
 
-class Compared(Metadata):
-    """An architecture with its weights.
+class ComparedArchitecture(Metadata):
+    """Figures of an architecture with its weights.
 
     Attributes:
-        name: The member's.
-        arch: What `timm.create_model` takes.
-        origin: Where the weights come from.
-        epochs: It was trained for; None where that is not known.
-        training_s: What that took on the machine that trained it, seconds; None where that is not known.
-        metrics: On test images, by the names in `SHOWN_METRICS`, answered by PyTorch.
-        accuracy: On the same images, as each runtime answers them.
+        name: Name of the member.
+        arch: Architecture, as `timm.create_model` takes it.
+        origin: Origin of the weights.
+        epochs: Number of training epochs; None if not known.
+        training_s: Training time on the machine that trained it, seconds; None if not known.
+        metrics: Metrics of PyTorch on test images, by the names in `SHOWN_METRICS`.
+        accuracy: Accuracy on test images, by runtime.
         costs: Size, operations, memory.
-        speed: By runtime.
+        speed: Latency and throughput, by runtime.
     """
 
     name: str
@@ -120,17 +120,18 @@ class Vote(Metadata):
     """A soft vote of some of those compared, fitted on validation images and scored on test images.
 
     Attributes:
-        members: Names.
-        weights: One per member, together 1.
-        temperature: After averaging.
-        accuracy: On test images.
-        nll: On test images, nats.
-        latency_ms: The members' latencies (ONNX FP32) added up.
-        beside: The cheaper alternative: of all members and votes with a lower latency, that with the lowest validation
-            NLL.
-        accuracy_gained: Its accuracy less that of the alternative, paired.
-        nll_change: Its NLL less that of the alternative, paired; below 0 is better.
-        verdict: Worth its cost when it is better beyond chance in accuracy or NLL, and worse in neither.
+        members: Names of the members.
+        weights: Weight of each member; they sum to 1.
+        temperature: Temperature after averaging.
+        accuracy: Accuracy on test images.
+        nll: NLL on test images, nats.
+        latency_ms: Sum of the members' latencies (ONNX FP32), ms.
+        beside: Members of the cheaper alternative: of all members and votes with a lower latency, the one with the
+            lowest validation NLL.
+        accuracy_gained: Accuracy minus that of the alternative, paired.
+        nll_change: NLL minus that of the alternative, paired; below 0 is better.
+        verdict: Worth its cost if accuracy or NLL is significantly better (95 % interval excludes 0) and neither is
+            significantly worse.
     """
 
     members: tuple[str, ...]
@@ -146,18 +147,18 @@ class Vote(Metadata):
 
     @property
     def name(self) -> str:
-        """The members' names, added up."""
+        """Names of the members, joined by a plus sign."""
         return " + ".join(self.members)
 
 
-class Point(Metadata):
-    """One way to answer, on the plane of accuracy and latency.
+class ParetoPoint(Metadata):
+    """A member or a vote on the plane of accuracy and latency.
 
     Attributes:
-        name: Of the member, or of the vote.
-        runtime: What answers.
-        accuracy: On test images.
-        latency_ms: One image on one thread; a vote's is the sum of its members'.
+        name: Name of the member, or of the vote.
+        runtime: Runtime that predicts.
+        accuracy: Accuracy on test images.
+        latency_ms: Latency of one image on one thread, ms; for a vote the sum over its members.
     """
 
     name: str
@@ -170,25 +171,25 @@ class Comparison(Metadata):
     """Architectures that learnt the same images, side by side.
 
     Attributes:
-        version: Of this format.
-        data: As it was named to `plurum train`.
+        version: Version of this format.
+        data: Name of the data, as `plurum train` takes it.
         fingerprint: SHA-256 over pixels and labels.
-        classes: How many there are.
-        height: Of the images that members see, pixels.
-        width: Likewise.
-        images: By split.
-        patients: Known in the test split.
-        draws: Of the bootstrap behind every interval.
-        drawn: What is drawn.
-        seed: What it is drawn from.
-        batch_size: Of the measured throughput.
-        turns: How often each was measured, in turns with all others.
-        compared: In the order in which they were asked for.
-        votes: All ensembles of them, the cheapest first.
-        front: The points that no other point beats: none is as accurate and faster, or as fast and more accurate.
-        machine: What the measurements were taken on.
-        versions: Of the packages that matter.
-        notes: What to mind, a line each.
+        classes: Number of classes.
+        height: Height of the members' input image, pixels.
+        width: Width of the members' input image, pixels.
+        images: Number of images, by split.
+        patients: Number of known patients in the test split.
+        draws: Number of bootstrap draws behind every interval.
+        drawn: Unit of the bootstrap.
+        seed: Seed of the bootstrap.
+        batch_size: Images per batch in the measurement of throughput.
+        turns: Number of turns of every measurement.
+        compared: Architectures in the order in which the user named them.
+        votes: All ensembles of them, in ascending order of latency.
+        front: Points that no other point beats: none is as accurate and faster, or as fast and more accurate.
+        machine: Machine of the measurement.
+        versions: Versions of the packages that figures depend on.
+        notes: Remarks on the figures, one sentence each.
     """
 
     version: Literal[1] = 1
@@ -204,33 +205,35 @@ class Comparison(Metadata):
     seed: int
     batch_size: int
     turns: int
-    compared: tuple[Compared, ...]
+    compared: tuple[ComparedArchitecture, ...]
     votes: tuple[Vote, ...]
-    front: tuple[Point, ...]
+    front: tuple[ParetoPoint, ...]
     machine: dict[str, str | int | float]
     versions: dict[str, str]
     notes: tuple[str, ...]
 
 
-def points_of(compared: Sequence[Compared], votes: Sequence[Vote]) -> tuple[Point, ...]:
+def points_of(compared: Sequence[ComparedArchitecture], votes: Sequence[Vote]) -> tuple[ParetoPoint, ...]:
     """Return every member in every runtime, and every vote in ONNX FP32."""
     members = [
-        Point(name=one.name, runtime=runtime, accuracy=figure.value, latency_ms=one.speed[runtime].latency_ms.median)
+        ParetoPoint(
+            name=one.name, runtime=runtime, accuracy=figure.value, latency_ms=one.speed[runtime].latency_ms.median
+        )
         for one in compared
         for runtime, figure in one.accuracy.items()
         if figure.value is not None
     ]
     together = [
-        Point(name=vote.name, runtime="onnx_fp32", accuracy=vote.accuracy.value, latency_ms=vote.latency_ms)
+        ParetoPoint(name=vote.name, runtime="onnx_fp32", accuracy=vote.accuracy.value, latency_ms=vote.latency_ms)
         for vote in votes
         if vote.accuracy.value is not None
     ]
     return (*members, *together)
 
 
-def pareto_front(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Return the points that no other beats, the fastest first; of equals, the first."""
-    front: list[Point] = []
+def pareto_front(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
+    """Return the points that no other point beats, in ascending order of latency; of equal points, the first."""
+    front: list[ParetoPoint] = []
     for point in sorted(points, key=lambda one: (one.latency_ms, -one.accuracy)):
         if not front or point.accuracy > front[-1].accuracy:
             front.append(point)

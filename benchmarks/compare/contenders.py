@@ -1,4 +1,4 @@
-"""Who is compared: architectures that are trained here, members of a run, checkpoints from elsewhere."""
+"""The architectures to compare: trained here, members of a run, and checkpoints from elsewhere."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Contender:
     """An architecture with its weights.
 
     Attributes:
-        name: Of the member.
-        arch: What `timm.create_model` takes.
-        origin: Where the weights come from.
-        source: The member's folder, or a file of weights.
-        checkpoint: The file with the weights.
-        sha256: Of that file.
-        classes: Names, in the order of the outputs.
-        image: What it expects.
-        epochs: It was trained for; None where that is not known.
-        training_s: What they took, seconds; None where that is not known.
+        name: Name of the member.
+        arch: Architecture, as `timm.create_model` takes it.
+        origin: Origin of the weights.
+        source: Folder of the member, or file with weights.
+        checkpoint: File with the weights.
+        sha256: SHA-256 of that file.
+        classes: Class names, in the order of the outputs.
+        image: Image specification.
+        epochs: Number of training epochs; None if not known.
+        training_s: Training time, seconds; None if not known.
     """
 
     name: str
@@ -56,10 +56,10 @@ class Contender:
 def contenders_from_run(
     run: Run, archs: Sequence[str], origin: Literal["trained", "run"] = "run"
 ) -> tuple[Contender, ...]:
-    """Return the run's members of these architectures, in their order; all members where none is named.
+    """Return the run's members of these architectures, in their order; all members if `archs` is empty.
 
     Raises:
-        MetadataError: the folder is no run, or has no finished member of one of them.
+        MetadataError: The folder is not a run, or has no finished member of one of the architectures.
     """
     members = run.members()
     if missing := [arch for arch in archs if arch not in {member.arch for member in members}]:
@@ -73,11 +73,11 @@ def contenders_from_run(
 
 
 def check_checkpoints(named: Sequence[str]) -> None:
-    """Make sure that checkpoints are there before anything is trained.
+    """Check that checkpoints exist, before anything is trained.
 
     Raises:
-        SettingsError: one is neither a member's folder nor `ARCH=FILE`, or of an architecture that timm has not.
-        MetadataError: a file is missing.
+        SettingsError: One is neither a member's folder nor `ARCH=FILE`, or timm does not have its architecture.
+        MetadataError: A file is missing.
     """
     from plurum.training.learning.architectures import check_architectures
 
@@ -86,7 +86,7 @@ def check_checkpoints(named: Sequence[str]) -> None:
             continue
         arch, equals, path = one.partition("=")
         if not (arch and equals and path):
-            raise SettingsError(f"--checkpoint is {one!r}: ARCH=FILE or a member's folder is needed")
+            raise SettingsError(f"--checkpoint: expected ARCH=FILE or a member's folder, got {one!r}.")
         check_architectures([arch])
         if not Path(path).is_file():
             raise MetadataError(f"--checkpoint {one}: {path} is missing")

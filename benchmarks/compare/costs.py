@@ -1,6 +1,6 @@
-"""What an architecture costs: weights, operations, bytes on disk, memory; and the graphs that its speed is taken of.
+"""The costs of an architecture: weights, operations, bytes on disk, memory; and the graphs to measure its speed with.
 
-Kept under the comparison's folder, so that the same command again does nothing twice.
+They are kept in the folder of the comparison, so that a repeated command reuses them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plurum.run import Run
 
 __all__ = ["CALIBRATION_IMAGES", "costs_of", "flops_of", "graph_of", "versions"]
 
-# As many as `plurum export` takes by default.
+# The default of `plurum export`.
 CALIBRATION_IMAGES = 128
 _PACKAGES = ("plurum", "numpy", "onnx", "onnxruntime", "timm", "torch")
 _GRAPHS: tuple[Runtime, ...] = ("onnx_fp32", "onnx_int8")
@@ -34,22 +34,22 @@ def versions() -> dict[str, str]:
 
 
 def graph_of(folder: Path, runtime: Runtime) -> Path:
-    """Return where a contender's graph lies in its folder."""
+    """Return the path of a contender's graph in its folder."""
     return folder / f"{runtime}.onnx"
 
 
 def costs_of(contender: Contender, run: Run, folder: Path, batch_size: int, progress: Callable[[str], None]) -> Costs:
-    """Return what the contender costs, and leave its FP32 and INT8 graphs in `folder`; what is there is used again.
+    """Return the costs of the contender, and write its FP32 and INT8 graphs to `folder`; existing ones are reused.
 
     Args:
-        contender: Whose.
-        run: Whose training images calibrate INT8.
-        folder: Keeps graphs and costs.
-        batch_size: Of the answers during which memory is watched.
-        progress: Is told what is being done.
+        contender: Contender to measure.
+        run: Run whose training images calibrate INT8.
+        folder: Folder that keeps graphs and costs.
+        batch_size: Images per batch in the measurement of memory.
+        progress: Receives one line about each step.
 
     Raises:
-        MetadataError: the checkpoint is missing or broken.
+        MetadataError: The checkpoint is missing or broken.
         MissingExtraError: PyTorch, ONNX or ONNX Runtime is not installed.
     """
     key = " ".join([contender.sha256, run.data().fingerprint, str(batch_size), *versions().values()])
@@ -63,7 +63,7 @@ def costs_of(contender: Contender, run: Run, folder: Path, batch_size: int, prog
 
 
 def flops_of(contender: Contender) -> int:
-    """Return the floating-point operations that one image takes, counted by PyTorch as it answers."""
+    """Return the floating-point operations per image, as PyTorch counts them during a prediction."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -110,7 +110,7 @@ def _measured(
 
 
 def _spread(run: Run, most: int) -> npt.NDArray[np.uint8]:
-    """Return up to so many training images, evenly spread, as neighbours may be of one class or patient."""
+    """Return up to `most` training images, evenly spread, as neighbours may be of one class or patient."""
     rows = run.table().rows("train")
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64))]
     return np.array(run.pixels()[chosen])

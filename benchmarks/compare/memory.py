@@ -1,7 +1,7 @@
-"""How much memory a model takes while it answers, in a process of its own.
+"""Measure the memory of a model during predictions, in a process of its own.
 
-The process ends with the measurement, so that nothing another model has left behind is counted. It imports what it
-needs before the model is loaded; what it held by then is told too, as for small models that is most of it.
+The process ends with the measurement, so that nothing that another model has left counts. It imports everything before
+it loads the model, and reports the memory at that point too, which is the larger part for small models.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 __all__ = ["memory_of_graph", "memory_of_model"]
 
-_ANSWERS = 3
+_PREDICTIONS = 3
 
 
 def memory_of_graph(path: Path, pixels: npt.NDArray[np.uint8]) -> Memory:
-    """Return what a process holds that runs the ONNX file `path` on uint8 `[batch, height, width, 3]`."""
-    return _apart(_graph, path, pixels)
+    """Return the memory of a process that runs the ONNX file `path` on uint8 `[batch, height, width, 3]`."""
+    return _run_apart(_graph, path, pixels)
 
 
 def memory_of_model(contender: Contender, pixels: npt.NDArray[np.uint8]) -> Memory:
-    """Return what a process holds that runs the contender in PyTorch on uint8 `[batch, height, width, 3]`."""
-    return _apart(_model, contender, pixels)
+    """Return the memory of a process that runs the contender in PyTorch on uint8 `[batch, height, width, 3]`."""
+    return _run_apart(_model, contender, pixels)
 
 
-def _apart(work: Callable[..., Memory], *arguments: Any) -> Memory:
+def _run_apart(work: Callable[..., Memory], *arguments: Any) -> Memory:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
@@ -53,7 +53,7 @@ def _graph(path: Path, pixels: npt.NDArray[np.uint8]) -> Memory:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    for _ in range(_ANSWERS):
+    for _ in range(_PREDICTIONS):
         session.run([LOGITS], {INPUT_PIXELS: pixels})
     return Memory(idle=idle, peak=_peak_mb())
 
@@ -65,18 +65,18 @@ def _model(contender: Contender, pixels: npt.NDArray[np.uint8]) -> Memory:
     from plurum.benchmarks.compare.contenders import model_from_contender
     from plurum.training.inference import ensembles
 
-    # Both are there to be imported before memory is looked at.
+    # Imported before the first reading of memory.
     _ = export, ensembles
     torch.set_num_threads(1)
     idle = _peak_mb()
     model = model_from_contender(contender)
     with torch.inference_mode():
-        for _ in range(_ANSWERS):
+        for _ in range(_PREDICTIONS):
             model(torch.from_numpy(pixels))
     return Memory(idle=idle, peak=_peak_mb())
 
 
 def _peak_mb() -> float:
-    """Return the most that this process ever held, in MB; getrusage would count what its parent held, too."""
+    """Return the highest memory of this process, MB; getrusage would include its parent's."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     return int(found[1]) * 1024 / 1e6 if found else float("nan")

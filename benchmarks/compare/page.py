@@ -52,7 +52,7 @@ Decoding is not in it.</p>
 {% if c.votes %}
 <h2>Which ensembles are worth their cost</h2>
 <div class="wide"><table>
-<tr><th>ensemble</th><th>latency</th><th>accuracy</th><th>NLL (nats)</th><th>beside the best that is cheaper</th>
+<tr><th>ensemble</th><th>latency</th><th>accuracy</th><th>NLL (nats)</th><th>best cheaper alternative</th>
 <th>accuracy gained</th><th>NLL</th><th>verdict</th></tr>
 {% for vote in c.votes %}<tr><td>{{ vote.name }}</td><td>{{ "%.2f ms"|format(vote.latency_ms) }}</td>
 {{ cell(vote.accuracy) }}{{ cell(vote.nll) }}<td>{{ vote.beside|join(" + ") }}</td>
@@ -60,9 +60,9 @@ Decoding is not in it.</p>
 <td class="{{ vote.nll_change|significant_change("lower") }}">{{ vote.nll_change|difference }}</td>
 <td class="{{ {"worth its cost": "better", "worse": "worse"}.get(vote.verdict, "") }}">{{ vote.verdict }}</td></tr>
 {% endfor %}</table></div>
-<p class="faint">Soft votes, fitted on validation images. The alternative is whatever has a lower latency and the lowest
-validation NLL. An ensemble is worth its cost when it is better than that beyond chance in accuracy or NLL, and worse in
-neither. Latencies (ONNX FP32) are added up.</p>
+<p class="faint">Soft votes, fitted on validation images. The alternative is the member or ensemble with a lower latency
+that has the lowest validation NLL. An ensemble is worth its cost if its accuracy or NLL is significantly better (95%
+interval excludes 0) and neither is significantly worse. Latencies (ONNX FP32) are added up.</p>
 {% endif %}
 <h2>Taken on</h2>
 <p class="faint">{% for key, value in c.machine.items() %}{{ key|replace("_", " ") }}: {{ value }}; {% endfor %}

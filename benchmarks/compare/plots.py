@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from plurum.benchmarks.compare.comparison import RUNTIMES, SHOWN_METRICS, Comparison, Runtime, Spread, Vote
+from plurum.benchmarks.compare.comparison import (
+    RUNTIMES,
+    SHOWN_METRICS,
+    ComparedArchitecture,
+    Comparison,
+    Runtime,
+    Spread,
+    Vote,
+)
 from plurum.training.canvas import BLUE, COLOURS, GREY, ORANGE, create_figure, png_from_figure, shorten_name, tidy_axes
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import Estimate
@@ -18,7 +26,7 @@ __all__ = ["PICTURES", "plots_from_comparison"]
 
 PICTURES = ("accuracy_comparison", "multi_metric_comparison", "accuracy_vs_size", "inference_speed", "pareto_front")
 _RUNTIME_COLOURS: dict[Runtime, str] = {"pytorch": GREY, "onnx_fp32": BLUE, "onnx_int8": ORANGE}
-# Beyond as many as there are colours, another shape tells them apart.
+# With more architectures than colours, another shape distinguishes them.
 _MARKERS = "osD^vP"
 _MOST_VOTES = 8
 
@@ -34,9 +42,9 @@ def plots_from_comparison(comparison: Comparison) -> dict[str, bytes]:
 
 
 def _accuracy(comparison: Comparison) -> Drawing:
-    """Accuracy with intervals: architectures, then the most accurate votes."""
+    """Draw accuracy with intervals: architectures, then the most accurate votes."""
     votes = sorted(comparison.votes, key=lambda vote: -(vote.accuracy.value or 0.0))[:_MOST_VOTES]
-    rows = [(_name(one.name), one.metrics["accuracy"], BLUE) for one in comparison.compared]
+    rows = [(shorten_name(one.name), one.metrics["accuracy"], BLUE) for one in comparison.compared]
     rows += [(_vote_name(vote), vote.accuracy, ORANGE) for vote in votes]
     lines = sum(1 + name.count("\n") for name, *_ in rows)
     figure = create_figure(9.0, 1.5 + 0.36 * max(lines, len(rows)))
@@ -54,7 +62,7 @@ def _accuracy(comparison: Comparison) -> Drawing:
 
 
 def _metrics(comparison: Comparison) -> Drawing:
-    """All metrics of all architectures, one panel each, as they have different ranges."""
+    """Draw all metrics of all architectures, one panel each, as their ranges differ."""
     figure = create_figure(12.5, 1.7 + 0.42 * len(comparison.compared))
     panels = figure.subplots(1, len(SHOWN_METRICS), sharey=True)
     for axes, metric in zip(panels, SHOWN_METRICS, strict=True):
@@ -65,30 +73,24 @@ def _metrics(comparison: Comparison) -> Drawing:
         axes.ticklabel_format(axis="x", useOffset=False)
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.12)
-    _rows(panels[0], [_name(one.name) for one in comparison.compared])
+    _rows(panels[0], [shorten_name(one.name) for one in comparison.compared])
     figure.supxlabel("on test images, mean over classes; lines: 95% intervals", fontsize=9)
     return figure
 
 
 def _size(comparison: Comparison) -> Drawing:
-    """Accuracy over size on disk, in FP32 and in INT8."""
+    """Draw accuracy over size on disk, in FP32 and in INT8."""
     figure = create_figure(9.0, 4.8)
     axes = figure.subplots()
-    for index, one in enumerate(comparison.compared):
-        for runtime in ("onnx_fp32", "onnx_int8"):
-            label = _name(one.name) if runtime == "onnx_fp32" else None
-            style = _style(index, hollow=runtime == "onnx_int8")
-            _cross(axes, one.costs.size_mb[runtime], one.accuracy[runtime], style, label)
-    axes.plot([], [], "o", color=GREY, label="filled: ONNX FP32")
-    axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: ONNX INT8")
-    _log(axes)
+    for one, runtime, style in _graphs(comparison):
+        _cross(axes, one.costs.size_mb[runtime], one.accuracy[runtime], style)
+    _finish_graphs(axes, figure)
     tidy_axes(axes, "size on disk (MB, logarithmic)", "accuracy on test images\n(lines: 95% intervals)")
-    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
 def _speed(comparison: Comparison) -> Drawing:
-    """Latency and throughput by architecture and runtime."""
+    """Draw latency and throughput by architecture and runtime."""
     figure = create_figure(11.5, 1.6 + 0.66 * len(comparison.compared))
     latency, throughput = figure.subplots(1, 2, sharey=True)
     for place, runtime in enumerate(RUNTIMES):
@@ -106,7 +108,7 @@ def _speed(comparison: Comparison) -> Drawing:
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
         axes.tick_params(axis="y", length=0)
-    _rows(latency, [_name(one.name) for one in comparison.compared])
+    _rows(latency, [shorten_name(one.name) for one in comparison.compared])
     figure.legend(
         loc="outside upper center", ncols=3, frameon=False, title=f"medians of {comparison.turns} turns, with extremes"
     )
@@ -114,28 +116,38 @@ def _speed(comparison: Comparison) -> Drawing:
 
 
 def _front(comparison: Comparison) -> Drawing:
-    """Accuracy over latency: members, votes, and the front that no other point beats."""
+    """Draw accuracy over latency: members, votes, and the Pareto front."""
     figure = create_figure(9.5, 5.0)
     axes = figure.subplots()
-    for index, one in enumerate(comparison.compared):
-        for runtime in ("onnx_fp32", "onnx_int8"):
-            if (accuracy := one.accuracy[runtime].value) is not None:
-                label = _name(one.name) if runtime == "onnx_fp32" else None
-                style = _style(index, hollow=runtime == "onnx_int8")
-                axes.plot(one.speed[runtime].latency_ms.median, accuracy, label=label, **style)
+    for one, runtime, style in _graphs(comparison):
+        if (accuracy := one.accuracy[runtime].value) is not None:
+            axes.plot(one.speed[runtime].latency_ms.median, accuracy, **style)
     votes = [(vote.latency_ms, vote.accuracy.value or 0.0) for vote in comparison.votes]
     if votes:
         axes.plot(*zip(*votes, strict=True), "x", color="#1b1b1b", markersize=6, label="ensembles, ONNX FP32")
     steps = [(point.latency_ms, point.accuracy) for point in comparison.front]
     axes.step(*zip(*steps, strict=True), where="post", color=GREY, zorder=1, label="Pareto front")
+    _finish_graphs(axes, figure)
+    latency = "latency of one image, one thread; of ensembles: added up (ms, logarithmic)"
+    tidy_axes(axes, latency, "accuracy on test images")
+    return figure
+
+
+def _graphs(comparison: Comparison) -> Iterator[tuple[ComparedArchitecture, Runtime, dict[str, Any]]]:
+    """Give every architecture in FP32 and in INT8, with the style and the label of its points."""
+    runtimes: tuple[Runtime, ...] = ("onnx_fp32", "onnx_int8")
+    for index, one in enumerate(comparison.compared):
+        for runtime in runtimes:
+            label = shorten_name(one.name) if runtime == "onnx_fp32" else None
+            yield one, runtime, _style(index, hollow=runtime == "onnx_int8") | {"label": label}
+
+
+def _finish_graphs(axes: Axes, figure: Drawing) -> None:
+    """Add the legend, with filled and hollow points, and make the lower axis logarithmic."""
     axes.plot([], [], "o", color=GREY, label="filled: ONNX FP32")
     axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: ONNX INT8")
     _log(axes)
-    tidy_axes(
-        axes, "latency of one image, one thread; of ensembles: added up (ms, logarithmic)", "accuracy on test images"
-    )
     figure.legend(loc="outside right upper", frameon=False)
-    return figure
 
 
 def _interval(axes: Axes, y: float, figure: Estimate, colour: str) -> None:
@@ -146,12 +158,12 @@ def _interval(axes: Axes, y: float, figure: Estimate, colour: str) -> None:
     axes.plot(figure.value, y, "o", color=colour, markersize=6)
 
 
-def _cross(axes: Axes, x: float, figure: Estimate, style: dict[str, Any], label: str | None) -> None:
+def _cross(axes: Axes, x: float, figure: Estimate, style: dict[str, Any]) -> None:
     if figure.value is None:
         return
     if figure.low is not None and figure.high is not None:
         axes.plot([x, x], [figure.low, figure.high], color=style["color"], linewidth=1.2, alpha=0.5)
-    axes.plot(x, figure.value, label=label, **style)
+    axes.plot(x, figure.value, **style)
 
 
 def _bar(axes: Axes, y: float, spread: Spread, colour: str) -> None:
@@ -196,12 +208,8 @@ def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _name(name: str) -> str:
-    return shorten_name(name)
-
-
 def _vote_name(vote: Vote) -> str:
-    """Return the members one below the other where one line would leave no room for the plot."""
+    """Return the members one below the other if one line would leave no room for the plot."""
     if len(vote.name) <= 40:
         return vote.name.replace("$", r"\$")
     first, *others = vote.members

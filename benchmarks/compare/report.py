@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from plurum.benchmarks.compare.comparison import RUNTIMES, SHOWN_METRICS, Compared, Comparison, Vote
+from plurum.benchmarks.compare.comparison import RUNTIMES, SHOWN_METRICS, ComparedArchitecture, Comparison, Vote
 from plurum.benchmarks.compare.page import PAGE
 from plurum.benchmarks.compare.plots import PICTURES, plots_from_comparison
 from plurum.files import csv_from_rows, write_bytes, write_text
@@ -75,7 +75,7 @@ def front_lines(comparison: Comparison) -> list[str]:
         lines.append(
             f"Worth their cost: {'; '.join(worth)}."
             if worth
-            else "No ensemble is worth its cost: none is better beyond chance than the best of what is cheaper."
+            else "No ensemble is worth its cost: none is significantly better than the best cheaper alternative."
         )
     return lines
 
@@ -124,7 +124,7 @@ def html_from_comparison(comparison: Comparison, pictures: dict[str, bytes]) -> 
     )
 
 
-def _member_row(one: Compared) -> dict[str, object]:
+def _member_row(one: ComparedArchitecture) -> dict[str, object]:
     row: dict[str, object] = {"kind": "architecture", "name": one.name, "arch": one.arch, "origin": one.origin}
     for name, figure in one.metrics.items():
         row |= _cells(name, figure)
@@ -160,7 +160,7 @@ def _known(value: float | None) -> float | str:
     return "" if value is None else value
 
 
-def _training(one: Compared) -> str:
+def _training(one: ComparedArchitecture) -> str:
     return "–" if one.training_s is None else f"{one.training_s:,.0f} s"
 
 

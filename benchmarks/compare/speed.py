@@ -1,10 +1,10 @@
-"""How fast architectures answer on this machine's processor, in PyTorch, ONNX FP32 and ONNX INT8.
+"""Measure the speed of architectures on this machine's processor, in PyTorch, ONNX FP32 and ONNX INT8.
 
-All cases get an uncounted warm-up, then turns in an order that changes, so that whatever else the machine does meets
-all of them; figures are medians over turns. Latency is that of one image on one thread, as `plurum serve` runs members;
-throughput that of batches, one at a time on every core. Several threads on one batch would be slower: they wait for
-each other after every layer, much longer still where another program has one of the cores. Decoding and resizing are
-not in it.
+All cases get a warm-up that does not count, then turns in an order that changes, so that other work on the machine
+affects all of them; figures are medians over turns. Latency is that of one image on one thread, as `plurum serve` runs
+members; throughput that of batches, one at a time on every core. Several threads on one batch would be slower: they
+wait for each other after every layer, much longer if another program uses one of the cores. Decoding and resizing do
+not count.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from plurum.serving import usable_cores
 __all__ = ["graph_logits", "latency_turn", "speeds_of", "throughput_turn"]
 
 Pixels = npt.NDArray[np.uint8]
-Answer = Callable[[Pixels], object]
+Predict = Callable[[Pixels], object]
 
 
 def speeds_of(
@@ -43,20 +43,20 @@ def speeds_of(
     """Return latency and throughput by contender and runtime.
 
     Args:
-        contenders: Who.
-        folders: With their graphs, by name.
+        contenders: Contenders to measure.
+        folders: Folders with their graphs, by name.
         pixels: One batch, uint8 `[batch, height, width, 3]`.
-        rounds: Turns that each case gets.
+        rounds: Number of turns of each case.
         seconds: Length of a turn.
-        progress: Is told of every turn.
+        progress: Receives one line before every turn.
     """
     image, cores = np.ascontiguousarray(pixels[:1]), usable_cores()
     cases: dict[str, Case] = {}
     for one in contenders:
         for runtime in RUNTIMES:
-            answer = _answer(one, folders[one.name], runtime)
-            cases[f"{one.name} {runtime} latency"] = partial(latency_turn, answer, image)
-            cases[f"{one.name} {runtime} throughput"] = partial(throughput_turn, answer, pixels, cores)
+            predict = _predictor(one, folders[one.name], runtime)
+            cases[f"{one.name} {runtime} latency"] = partial(latency_turn, predict, image)
+            cases[f"{one.name} {runtime} throughput"] = partial(throughput_turn, predict, pixels, cores)
     figures = measure(cases, rounds, seconds, progress)
     return {
         one.name: {
@@ -70,29 +70,29 @@ def speeds_of(
     }
 
 
-def latency_turn(answer: Answer, image: Pixels, seconds: float) -> float:
-    """Return one over the median time of an answer, in a turn of at least `seconds`; the first is not counted."""
-    answer(image)
+def latency_turn(predict: Predict, image: Pixels, seconds: float) -> float:
+    """Return one over the median time of a prediction in a turn of at least `seconds`; the first does not count."""
+    predict(image)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         began = time.perf_counter()
-        answer(image)
+        predict(image)
         times.append(time.perf_counter() - began)
     return 1 / statistics.median(times)
 
 
-def throughput_turn(answer: Answer, pixels: Pixels, cores: int, seconds: float) -> float:
-    """Return images per second of so many loops at once, each over one batch for at least `seconds`.
+def throughput_turn(predict: Predict, pixels: Pixels, cores: int, seconds: float) -> float:
+    """Return images per second of `cores` loops at once, each over one batch for at least `seconds`.
 
-    Each loop's first batch is not counted.
+    The first batch of each loop does not count.
     """
 
     def loop(_: int) -> float:
-        answer(pixels)
+        predict(pixels)
         images, began = 0, time.perf_counter()
         while not images or time.perf_counter() - began < seconds:
-            answer(pixels)
+            predict(pixels)
             images += len(pixels)
         return images / (time.perf_counter() - began)
 
@@ -101,7 +101,7 @@ def throughput_turn(answer: Answer, pixels: Pixels, cores: int, seconds: float) 
 
 
 def graph_logits(path: Path, pixels: Pixels, rows: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[np.float64]:
-    """Return what the ONNX file answers to these of `pixels`, logits `[rows, classes]`."""
+    """Return the logits of the ONNX file for these rows of `pixels`, `[rows, classes]`."""
     from plurum.export.graphs.runtimes import onnx_session
     from plurum.spec import INPUT_PIXELS, LOGITS
 
@@ -111,8 +111,8 @@ def graph_logits(path: Path, pixels: Pixels, rows: npt.NDArray[np.int64], batch_
     return np.concatenate(answers, dtype=np.float64)
 
 
-def _answer(contender: Contender, folder: Path, runtime: Runtime) -> Answer:
-    """Return what answers pixels on the one thread that calls it."""
+def _predictor(contender: Contender, folder: Path, runtime: Runtime) -> Predict:
+    """Return a function that predicts pixels on the calling thread alone."""
     if runtime == "pytorch":
         return _eager(contender)
     from plurum.export.graphs.runtimes import onnx_session
@@ -122,19 +122,19 @@ def _answer(contender: Contender, folder: Path, runtime: Runtime) -> Answer:
     return lambda pixels: session.run([LOGITS], {INPUT_PIXELS: pixels})
 
 
-def _eager(contender: Contender) -> Answer:
+def _eager(contender: Contender) -> Predict:
     import torch
 
     model = model_from_contender(contender)
 
-    def answer(pixels: Pixels) -> object:
-        # A setting of the calling thread, of which there is one a core.
+    def predict(pixels: Pixels) -> object:
+        # A setting of the calling thread; there is one thread per core.
         if torch.get_num_threads() != 1:
             torch.set_num_threads(1)
         with torch.inference_mode():
             return model(torch.from_numpy(pixels))
 
-    return answer
+    return predict
 
 
 def _spread(values: list[float]) -> Spread:

@@ -1,10 +1,10 @@
-"""Which ensembles of architectures are worth what they cost: every vote beside the best of what is cheaper.
+"""Find the ensembles of architectures that are worth their cost: compare every vote with the best cheaper alternative.
 
 Votes are fitted on validation images, by the same code as `plurum fit --select all`, and scored on test images. The
-alternative that a vote must beat is chosen on validation images too. A vote is worth its cost when, on the same
-bootstrap draws, it is better beyond chance in accuracy or NLL and worse in neither.
+alternative that a vote must beat is chosen on validation images too. A vote is worth its cost if, on the same bootstrap
+draws, its accuracy or NLL is significantly better (95 % interval excludes 0) and neither is significantly worse.
 
-Legend: answers are probabilities `[images, members, classes]`, float64; labels and groups are `[images]`, int64.
+Legend: predictions are probabilities `[images, members, classes]`, float64; labels and groups are `[images]`, int64.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ __all__ = ["metrics_of", "subsets_of", "votes_of"]
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A vote, of one member or more, as it did on test images.
+    """A vote of one or more members, with its scores on test images.
 
     Attributes:
-        members: Indices.
-        vote: As it was fitted.
-        validation_nll: Nats, what alternatives are chosen by.
-        right: `[images]`, 1 for a right answer.
+        members: Indices of the members.
+        vote: Fitted vote.
+        validation_nll: Validation NLL, nats; the alternative has the lowest.
+        right: `[images]`, 1 for a correct prediction.
         losses: `[images]`, NLL, nats.
-        latency_ms: Of all members together.
+        latency_ms: Sum of the members' latencies, ms.
     """
 
     members: tuple[int, ...]
@@ -51,7 +51,7 @@ class _Candidate:
 
 
 def subsets_of(members: int, largest: int) -> list[tuple[int, ...]]:
-    """Return all sets of 1 to `largest` of so many members, small ones first."""
+    """Return all sets of 1 to `largest` out of `members` members, small sets first."""
     return [one for size in range(1, min(members, largest) + 1) for one in combinations(range(members), size)]
 
 
@@ -64,16 +64,16 @@ def votes_of(
     settings: FitSettings,
     progress: Callable[[int, str], None] = lambda _count, _note: None,
 ) -> tuple[Vote, ...]:
-    """Return the votes of all sets of 2 to `largest` members, the cheapest first.
+    """Return the votes of all sets of 2 to `largest` members, in ascending order of latency.
 
     Args:
-        names: The members'.
-        latencies_ms: Likewise, of one image.
-        validation: What votes are fitted on, and alternatives chosen.
-        test: What they are scored on.
-        largest: Members of a vote at most.
+        names: Names of the members.
+        latencies_ms: Latency of one image, by member, ms.
+        validation: Predictions that votes are fitted on, and alternatives chosen by.
+        test: Predictions that votes are scored on.
+        largest: Largest number of members of a vote.
         settings: `draws` and `seed` of the bootstraps.
-        progress: Is told of each that is done.
+        progress: Receives the number 1 and the name of each vote that is done.
     """
     bootstrap = Bootstrap(test.groups, settings.draws, settings.seed)
     candidates = []

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
-from plurum.benchmarks.compare.comparison import Comparison, Point, pareto_front, points_of
+from plurum.benchmarks.compare.comparison import Comparison, ParetoPoint, pareto_front, points_of
 from plurum.benchmarks.compare.contenders import contenders_from_checkpoints, contenders_from_run, model_from_contender
 from plurum.benchmarks.compare.costs import flops_of
 from plurum.benchmarks.compare.memory import memory_of_graph
@@ -36,8 +36,8 @@ SETTINGS = FitSettings(select="all", draws=200)
 CLASSES = ("a", "b", "c")
 
 
-def point(name: str, latency_ms: float, accuracy: float) -> Point:
-    return Point(name=name, runtime="onnx_fp32", accuracy=accuracy, latency_ms=latency_ms)
+def point(name: str, latency_ms: float, accuracy: float) -> ParetoPoint:
+    return ParetoPoint(name=name, runtime="onnx_fp32", accuracy=accuracy, latency_ms=latency_ms)
 
 
 def test_the_front_is_what_no_other_point_beats() -> None:
@@ -199,8 +199,8 @@ def test_checkpoints_answer_as_the_members_they_are(run: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("named", "error", "message"),
     [
-        ("weights.pt", SettingsError, "ARCH=FILE or a member's folder is needed"),
-        ("=weights.pt", SettingsError, "ARCH=FILE or a member's folder is needed"),
+        ("weights.pt", SettingsError, "expected ARCH=FILE or a member's folder"),
+        ("=weights.pt", SettingsError, "expected ARCH=FILE or a member's folder"),
         ("resnet10=weights.pt", SettingsError, "timm has no architecture 'resnet10'"),
         ("resnet10t=weights.pt", MetadataError, "weights.pt is missing"),
     ],
