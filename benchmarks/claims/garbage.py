@@ -1,6 +1,6 @@
-"""What a server on a network gets that is no question: kinds of garbage, each with the statuses that are right for it.
+"""Kinds of garbage that a server on a network receives, each with its correct statuses.
 
-Every kind makes its bytes anew from a generator of random numbers, so that no two are the same where that can be.
+Every kind draws its bytes from a random number generator, so that no two are equal if possible.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _CHUNKED = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n
 
 @dataclass(frozen=True)
 class Garbage:
-    """Bytes for the wire.
+    """Bytes to send.
 
     Attributes:
-        sent: All of them.
-        statuses: One of them must come back; 0 stands for a connection that is closed before the answer was read.
-        alone: Whether the connection is of no use afterwards.
+        sent: Bytes of the request.
+        statuses: Correct statuses; 0 stands for a connection that is closed before the response was read.
+        alone: If True, the connection cannot be used afterwards.
     """
 
     sent: bytes
@@ -38,12 +38,12 @@ class Garbage:
     alone: bool = False
 
 
-# A good JPEG and random numbers become garbage.
+# Makes garbage from a valid JPEG and random numbers.
 Maker = Callable[[bytes, random.Random], Garbage]
 
 
 def garbage(kind: str, image: bytes, chance: random.Random) -> Garbage:
-    """Return one of a kind, made from a good JPEG."""
+    """Return one of a kind, made from a valid JPEG."""
     return GARBAGE[kind](image, chance)
 
 
@@ -56,7 +56,7 @@ def _fuzzed(image: bytes, chance: random.Random) -> Garbage:
     changed = bytearray(image)
     for _ in range(chance.randint(1, 40)):
         changed[chance.randrange(len(changed))] = chance.randrange(256)
-    # Some still are images.
+    # Some are still images.
     return Garbage(post("/predict", bytes(changed)), _EITHER)
 
 
@@ -101,7 +101,7 @@ def _large(_: bytes, chance: random.Random) -> Garbage:
 
 def _endless(_: bytes, chance: random.Random) -> Garbage:
     piece = b"10000\r\n" + chance.randbytes(1 << 16) + b"\r\n"
-    # It may close before its answer is read.
+    # The server may close the connection before its response is read.
     return Garbage(_CHUNKED + piece * 24, frozenset({413, 0}), alone=True)
 
 

@@ -248,7 +248,7 @@ async def _connect_http(url: str) -> AsyncIterator[Callable[[bytes], Awaitable[b
             if response.status != HTTPStatus.OK:
                 text = response.body[:200].decode(errors="replace")
                 reason = f"HTTP {response.status}: {text}" if response.status else text or "no response"
-                raise ServerError(f"the server did not answer: {reason}")
+                raise ServerError(f"request failed: {reason}")
             return response.body
 
         yield send
@@ -298,7 +298,7 @@ def _grpc_refusals() -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        raise ServerError(f"the server did not answer: {error.details()}") from error
+        raise ServerError(f"request failed: {error.details()}") from error
 
 
 def _figures(clients: int, timings: Timings) -> LoadFigures:

@@ -1,4 +1,4 @@
-"""Members to measure with: real architectures, random weights. What they answer means nothing; what it costs does."""
+"""Members for measurements: real architectures with random weights. Their predictions mean nothing; their costs do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["random_model", "random_repository"]
 
-# Of ImageNet, as timm's models want them.
+# Of ImageNet, as timm's models expect.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _UNSCORED = Scores(images=1, accuracy=0.5, nll=0.6931)
 
@@ -34,13 +34,13 @@ def random_repository(
     """Return a model repository of `archs` with random weights under `work`, FP32, exported once.
 
     Args:
-        work: Keeps the graphs; reused by the next call.
-        archs: timm's names; one that comes again is one more member, with the same weights.
+        work: Folder that keeps the graphs for the next call.
+        archs: Architectures that timm knows; a repeated one is another member with the same weights.
         size: Height and width of the images, pixels.
-        max_batch_size: Of the repository.
-        progress: Told what is being done, a line each.
-        fused: Whether it has `ensemble_fused` too.
-        classes: How many.
+        max_batch_size: Largest batch of the repository, images.
+        progress: Receives one line about each step.
+        fused: If True, the repository also has `ensemble_fused`.
+        classes: Number of classes.
     """
     with needs_extra("export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "tritonclient.grpc"):
         from plurum.export import repository_from_onnx
@@ -66,7 +66,7 @@ def random_repository(
 
 
 def random_model(arch: str, classes: int = 2) -> nn.Module:
-    """Return timm's `arch` with random weights, the same ones always, in evaluation mode."""
+    """Return timm's `arch` with random weights, the same at every call, in evaluation mode."""
     import timm
     import torch
 
@@ -75,7 +75,7 @@ def random_model(arch: str, classes: int = 2) -> nn.Module:
 
 
 def _export(arch: str, classes: int, image: ImageSpec, graph: Path, progress: Callable[[str], None]) -> int:
-    """Write the graph unless it is there; return how many weights the model has."""
+    """Write the graph unless it exists; return the number of weights of the model."""
     from plurum.export import PixelModel, onnx_from_model
     from plurum.files import atomic_file
 

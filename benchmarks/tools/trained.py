@@ -1,4 +1,4 @@
-"""A trained ensemble to measure with: digits at the size of photographs, with enough test images to tell 0.2 points."""
+"""A trained ensemble for measurements: digits at the size of photographs, with enough test images for 0.2 points."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from plurum.run import Run
 
 __all__ = ["trained_run"]
 
-# Of scikit-learn's 1,797 digits; each class is in each part by its share, as their order is mixed. Of 500 validation
-# images one other label is within the vote's budget of 0.2 %, of fewer it would not be.
+# Of scikit-learn's 1,797 digits in random order. One other label among 500 validation images is within the budget of
+# 0.2 % for the vote; among fewer it would not be.
 _PARTS = {"train": slice(0, 297), "val": slice(297, 797), "test": slice(797, 1797)}
 
 
 def trained_run(work: Path, archs: Sequence[str], size: int, epochs: int) -> Run:
-    """Return a fitted run of `archs` under `work`, trained once; the next call finds it done.
+    """Return a fitted run of `archs` under `work`, which is trained once.
 
     Args:
-        work: Keeps the data and the run.
-        archs: timm's names.
-        size: Height and width that members see, pixels.
-        epochs: Of each member.
+        work: Folder that keeps the data and the run.
+        archs: Architectures that timm knows.
+        size: Height and width of the members' input image, pixels.
+        epochs: Epochs of each member.
     """
     with needs_extra("training"):
         from plurum.training import FitSettings, TrainSettings, fit_run, train_run
     data = work / "digits.npz"
     if not data.is_file():
         _write(data)
-    # Small batches: what is learnt from so few images takes steps, and large images are slow.
+    # Small batches: learning from few images takes many steps, and large images are slow.
     settings = TrainSettings(archs=tuple(archs), epochs=epochs, image_size=size, batch_size=8)
     train_run(str(data), settings, work / "run")
     fit_run(work / "run", FitSettings())
@@ -40,12 +40,12 @@ def trained_run(work: Path, archs: Sequence[str], size: int, epochs: int) -> Run
 
 
 def _write(path: Path) -> None:
-    """Write the digits as a MedMNIST file, which states its own splits."""
+    """Write the digits as a MedMNIST file, which states its splits."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
-    # Four times as large, so that resizing has something to go by.
+    # Four times as large, so that resizing interpolates.
     images = np.kron((digits.images * 255 / 16).astype(np.uint8), np.ones((1, 4, 4), np.uint8))
     arrays = {f"{part}_images": images[order[rows]] for part, rows in _PARTS.items()}
     arrays |= {f"{part}_labels": digits.target[order[rows], None].astype(np.uint8) for part, rows in _PARTS.items()}

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.claims.hostile.attack import Tally, name_of
+from plurum.benchmarks.claims.hostile.attack import AttackTally, name_of
 from plurum.benchmarks.claims.hostile.campaign import attacks, one_of_each
 from plurum.benchmarks.claims.hostile.grpc_attacks import is_answered, raw_call
-from plurum.benchmarks.claims.hostile.honest import Seen
+from plurum.benchmarks.claims.hostile.honest import HonestRequest
 from plurum.benchmarks.claims.hostile.images import claimed_jpeg, endless_jpeg
 from plurum.benchmarks.claims.hostile.report import Campaign
-from plurum.benchmarks.claims.hostile.wires import Place
-from plurum.benchmarks.claims.hostile.witness import Held
+from plurum.benchmarks.claims.hostile.wires import ServerPort
+from plurum.benchmarks.claims.hostile.witness import HeldResources
 from plurum.serving import Server
 from tests.benchmarks.programs import run_benchmark
 
@@ -37,22 +37,22 @@ def test_outcomes_have_classes(outcome: int, name: str) -> None:
 
 def test_each_claim_can_fail() -> None:
     attack = next(one for one in attacks() if one.target == "gateway" and one.name == "deep JSON")
-    tally = Tally(outcomes=Counter({400: 5}))
+    tally = AttackTally(outcomes=Counter({400: 5}))
     campaign = Campaign(tallies={attack: tally})
-    tally.add([Seen("gateway", 1.0, 1.9, 0, is_right=True)])
+    tally.add([HonestRequest("gateway", 1.0, 1.9, 0, is_right=True)])
     assert campaign.broken() == []
-    tally.add([Seen("gateway", 1.0, 2.1, 3, is_right=False, reason="OSError")])
+    tally.add([HonestRequest("gateway", 1.0, 2.1, 3, is_right=False, reason="OSError")])
     tally.outcomes[500] += 1
-    campaign.held = Held(rss_bytes={"plurum gateway": 1 << 40}, open_to_others={"/dev/shm/x"})  # noqa: S108
+    campaign.held = HeldResources(rss_bytes={"plurum gateway": 1 << 40}, open_to_others={"/dev/shm/x"})  # noqa: S108
     campaign.tracebacks, campaign.ended, campaign.left = {"ui": 2}, 1, [".ses"]
     broken = "\n".join(campaign.broken())
     for said in (
-        "1 wrong answers",
-        "answered with {500: 1}",
+        "1 wrong responses",
+        "unexpected outcomes {500: 1}",
         "gateway was out for 1.10 s",
         "1048576 MiB resident",
         "ui: 2 tracebacks",
-        "1 processes ended",
+        "1 processes exited",
         "left after the end: .ses",
         "another user can read: /dev/shm/x",
     ):
@@ -88,6 +88,6 @@ def test_a_quick_campaign_breaks_no_claim(repository: Path) -> None:
 
 @pytest.mark.triton
 def test_a_call_in_raw_frames_that_is_answered_is_told_from_one_that_is_refused(served: Server) -> None:
-    place = Place(int(served.urls.grpc.rpartition(":")[2]))
+    place = ServerPort(int(served.urls.grpc.rpartition(":")[2]))
     assert is_answered(place, raw_call("ServerLive", b""))
     assert not is_answered(place, raw_call("RepositoryIndex", b""))

@@ -1,4 +1,4 @@
-"""Hostile requests against everything that listens, while honest clients go on.
+"""Send hostile requests to everything that listens, while honest clients continue.
 
     python -m plurum.benchmarks.claims.hostile
 
@@ -6,10 +6,10 @@ Starts `plurum serve`, a gateway with TLS and keys and one without, and `plurum 
 of hostile requests to each of them, to Triton's own ports and to the command line, and nowhere else. Meanwhile five
 honest clients send known images at a steady pace, each over a connection of its own, from another process.
 
-Claimed, and exit code 1 otherwise: honest clients never get a wrong answer, and wait at most 1 s for a right one while
-gateway, page or command line are attacked, at most 5 s while Triton's own ports are, where one request can end it; no
-request is answered with 500 and none leaves a traceback; memory stays within bounds; nothing is left after the end.
-Not measured: a network, several machines, days.
+Claimed, with exit code 1 otherwise: honest clients never get a wrong response. They wait at most 1 s for a correct one
+while gateway, page or command line are attacked, and at most 5 s while Triton's own ports are, where one request can
+end it. No request gets status 500 and none leaves a traceback; memory stays within bounds; nothing is left after the
+end. Not measured: a network, several machines, days.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from rich.console import Console
 from plurum.benchmarks.claims.hostile.attack import Attack, Surroundings
 from plurum.benchmarks.claims.hostile.campaign import (
     TARGETS,
+    CampaignPlan,
     HonestCommand,
-    Plan,
     Watchers,
     attacks,
     carry_out,
@@ -57,23 +57,24 @@ def hostile(  # noqa: PLR0913, PLR0917 - one parameter per option
     work: command.WorkFolder = Path("runs/hostile"),
     repository: command.ServedRepository = None,
     target: Annotated[list[str], typer.Option(help=f"Only this one of {', '.join(TARGETS)}; repeat for more.")] = [],  # noqa: B006
-    kind: Annotated[list[str], typer.Option(help="Only kinds whose name holds this; repeat for more.")] = [],  # noqa: B006
-    requests: Annotated[int, typer.Option(min=1, help="Of each kind; costly kinds send a fraction.")] = 600,
-    deadly: Annotated[int, typer.Option(min=1, help="Of each kind that can end Triton, at its own ports.")] = 3,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for a kind at a target.")] = 30.0,
+    kind: Annotated[list[str], typer.Option(help="Only kinds whose name contains this; repeat for more.")] = [],  # noqa: B006
+    requests: Annotated[int, typer.Option(min=1, help="Requests of each kind; costly kinds send a fraction.")] = 600,
+    deadly: Annotated[int, typer.Option(min=1, help="Requests of each kind that can end Triton, at its ports.")] = 3,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for a kind at a target, seconds.")] = 30.0,
     minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="Skip the kinds that have not had their turn by then.")
+        float | None,
+        typer.Option(min=0.1, help="Skip kinds without a turn after this time, minutes."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Connections that attack at once.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="Number of connections that attack at once.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
     slack: Annotated[
-        float, typer.Option(min=1, help="Allow outages this many times as long, where others use the machine too.")
+        float, typer.Option(min=1, help="Allow outages this many times as long, for a machine with other work.")
     ] = 1.0,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few requests of each kind at one target, in some minutes.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write every attack and the summary as JSON.")] = None,
-    list_kinds: Annotated[bool, typer.Option("--list", help="Name the kinds, and attack nothing.")] = False,
+    list_kinds: Annotated[bool, typer.Option("--list", help="List the kinds, and attack nothing.")] = False,
 ) -> None:
     """Attack everything: tables on standard error, one line of JSON on standard output; exit code 1 for a broken claim.
 
@@ -91,17 +92,17 @@ def hostile(  # noqa: PLR0913, PLR0917 - one parameter per option
     if list_kinds:
         sys.stdout.writelines(f"{one.target}\t{one.name}\n" for one in chosen)
         return
-    plan = Plan(requests, deadly, seconds, threads, seed)
+    plan = CampaignPlan(requests, deadly, seconds, threads, seed)
     if quick:
         chosen = one_of_each(chosen)
-        plan = Plan(_QUICK_REQUESTS, 1, _QUICK_SECONDS, threads, seed)
+        plan = CampaignPlan(_QUICK_REQUESTS, 1, _QUICK_SECONDS, threads, seed)
     console = Console(stderr=True)
     state = machine()
     command.interrupt_on_sigterm()
     with console.status("members") as status:
         say = status.update if console.is_terminal else _say
         served = repository or random_repository(work, command.TINY_ARCHS, _SIZE, 16, say, classes=_CLASSES)
-        campaign = _fought(chosen, plan, served, minutes, say)
+        campaign = _attack(chosen, plan, served, minutes, say)
     campaign.slack = slack
     broken = [f"[red]broken:[/red] {line}" for line in campaign.broken()]
     summary = {**campaign.summary(), "plan": vars(plan), "slack": slack}
@@ -121,7 +122,7 @@ def _chosen(targets: list[str], kinds: list[str]) -> list[Attack]:
     """Return the attacks to carry out.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: No attack matches.
     """
     if unknown := sorted(set(targets) - set(TARGETS)):
         raise SettingsError(f"--target: expected one of {', '.join(TARGETS)}, got {unknown[0]!r}.")
@@ -132,8 +133,8 @@ def _chosen(targets: list[str], kinds: list[str]) -> list[Attack]:
     return chosen
 
 
-def _fought(
-    chosen: list[Attack], plan: Plan, repository: Path, minutes: float | None, say: Callable[[str], None]
+def _attack(
+    chosen: list[Attack], plan: CampaignPlan, repository: Path, minutes: float | None, say: Callable[[str], None]
 ) -> Campaign:
     image = read_ensemble(repository / "ensemble.json").image
     images = coloured_jpegs(image.height, image.width, _IMAGES)
@@ -168,10 +169,10 @@ def _fought(
 
 
 def _left(temporary: Path, shared: set[str], folder: Path) -> list[str]:
-    """Return what lies around: temporary files, shared memory, and what an attacker's code would have left."""
-    # The log of the last Triton that failed is for people to read.
+    """Return leftovers: temporary files, shared memory, and files that an attacker's code would have written."""
+    # The log of the last Triton that failed is kept for people.
     logs = sorted(temporary.glob("plurum_*_triton.log"))[:1]
-    # PyTorch makes a folder for its compiler whenever torchvision is imported.
+    # PyTorch creates a folder for its compiler whenever torchvision is imported.
     known = {*logs, *temporary.glob("torchinductor_*")}
     left = [str(path.relative_to(temporary)) for path in temporary.iterdir() if path not in known]
     left += [f"/dev/shm/{name}" for name in sorted(shared) if os.path.exists(f"/dev/shm/{name}")]  # noqa: S108, PTH110

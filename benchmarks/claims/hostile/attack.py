@@ -1,4 +1,4 @@
-"""One kind of attack, and who carries it out."""
+"""Kinds of attacks, and the attacker that sends them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plurum.benchmarks.claims.hostile.honest import Seen
-from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, Place, Wire, request
+from plurum.benchmarks.claims.hostile.honest import HonestRequest
+from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, ServerPort, Wire, request
 
-__all__ = ["ANY", "EITHER", "REFUSED", "Attack", "Attacker", "Kind", "Make", "Surroundings", "Tally", "name_of"]
+__all__ = ["ANY", "EITHER", "REFUSED", "Attack", "AttackTally", "Attacker", "Kind", "Make", "Surroundings", "name_of"]
 
-# What may come back, by class. 500 is in none of them: no request may break a server.
+# Allowed outcomes, by class. 500 is in neither of the first two: no request may break a server.
 REFUSED = frozenset({"4xx", "5xx", "busy", "closed"})
 EITHER = REFUSED | {"2xx", "3xx"}
 ANY = EITHER | {"500", "timeout"}
@@ -29,20 +29,20 @@ def name_of(outcome: int) -> str:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What attackers know.
+    """Knowledge of attackers.
 
     Attributes:
         places: Each port under attack, by name.
         images: Honest JPEG files.
-        key: The key that the gateway with TLS asks for.
-        repository: The served repository.
-        folder: An empty folder for files of attackers.
-        temporary: The temporary folder of all that is attacked.
-        header: Name and value of the header that opens management, as Triton's arguments tell everybody.
-        hold_s: How long connections are held open for nothing, seconds.
+        key: Key of the gateway with TLS.
+        repository: Served repository.
+        folder: Empty folder for files of attackers.
+        temporary: Temporary folder of the attacked processes.
+        header: Name and value of the header that opens management, which Triton's arguments reveal to all users.
+        hold_s: Time to hold idle connections open, seconds.
     """
 
-    places: dict[str, Place]
+    places: dict[str, ServerPort]
     images: list[bytes]
     key: str
     repository: Path
@@ -53,18 +53,18 @@ class Surroundings:
 
 
 class Attacker:
-    """A sender with one connection that is kept open; one thread uses it.
+    """A sender with one connection that is kept open, for one thread.
 
     Args:
-        surroundings: What is known.
-        place: The port under attack.
-        path: Takes images there.
-        chance: Makes each request another one.
-        keyed: Whether requests carry the gateway's key.
+        surroundings: Knowledge of the attacker.
+        place: Port under attack.
+        path: Path that takes images there.
+        chance: Random numbers that vary the requests.
+        keyed: If True, requests carry the gateway's key.
     """
 
     def __init__(
-        self, surroundings: Surroundings, place: Place, path: str, chance: random.Random, *, keyed: bool
+        self, surroundings: Surroundings, place: ServerPort, path: str, chance: random.Random, *, keyed: bool
     ) -> None:
         self.known, self.place, self.path, self.chance = surroundings, place, path, chance
         self._headers = {"authorization": f"Bearer {surroundings.key}"} if keyed else {}
@@ -74,12 +74,12 @@ class Attacker:
         """Return one of the honest images."""
         return self.chance.choice(self.known.images)
 
-    def ask(self, method: str, path: str, body: bytes = b"", **headers: object) -> int:
-        """Send a request over the connection that is kept; return the outcome."""
+    def send(self, method: str, path: str, body: bytes = b"", **headers: object) -> int:
+        """Send a request over the kept connection; return the outcome."""
         return self.kept(request(method, path, body, **(self._headers | headers)))
 
     def kept(self, data: bytes) -> int:
-        """Send bytes over the connection that is kept, once again if the server had closed it meanwhile."""
+        """Send bytes over the kept connection, and again over a new one if the server had closed it meanwhile."""
         for fresh in (self._kept is None or not self._kept.is_open, True):
             try:
                 if fresh:
@@ -137,7 +137,7 @@ class Attacker:
             self.channel.close()
 
 
-# Sends one request or several, and gives the outcome of each.
+# Sends one or more requests, and gives the outcome of each.
 Make = Callable[[Attacker], Iterable[int]]
 
 
@@ -146,10 +146,10 @@ class Kind:
     """A kind of attack, whatever its target.
 
     Attributes:
-        make: Sends it.
-        cost: The number of requests of a run is divided by this.
-        may: Classes of outcomes that are right.
-        deadly: Whether one request can end Triton: then few are sent, each after the server is well again.
+        make: Function that sends the attack.
+        cost: Divisor of the number of requests of a run.
+        may: Allowed classes of outcomes.
+        deadly: If True, one request can end Triton: few are sent, each after the server is healthy again.
     """
 
     make: Make
@@ -164,9 +164,9 @@ class Attack:
 
     Attributes:
         target: gateway, gateway-tls, triton, page or command.
-        name: Of the kind.
+        name: Name of the kind.
         port: Name of the port under attack.
-        kind: How it is carried out.
+        kind: Kind of the attack.
     """
 
     target: str
@@ -176,21 +176,21 @@ class Attack:
 
     @property
     def kind_name(self) -> str:
-        """The kind's name, whatever the port."""
+        """Name of the kind without the port."""
         return self.name.partition(", at the port")[0]
 
 
 @dataclass
-class Tally:
-    """What came of one attack.
+class AttackTally:
+    """Counts of one attack.
 
     Attributes:
-        outcomes: How often each came back: a status of HTTP, `CLOSED` or `TIMEOUT`.
-        took_s: Seconds.
-        outage_s: Longest time that each honest client waited for a right answer, with all its tries.
-        wrong: Wrong answers of honest clients.
-        answers: Right ones.
-        reasons: Why tries of honest clients failed, with their clients.
+        outcomes: Count of each outcome: an HTTP status, `CLOSED` or `TIMEOUT`.
+        took_s: Length of the attack, seconds.
+        outage_s: Longest time that each honest client waited for a correct response, with all its tries, seconds.
+        wrong: Wrong responses to honest clients.
+        answers: Correct responses to honest clients.
+        reasons: Reasons why tries of honest clients failed, by client.
     """
 
     outcomes: Counter[int] = field(default_factory=Counter)
@@ -202,7 +202,7 @@ class Tally:
 
     @property
     def sent(self) -> int:
-        """How many requests."""
+        """Number of requests."""
         return self.outcomes.total()
 
     def classes(self) -> dict[str, int]:
@@ -212,13 +212,13 @@ class Tally:
             found[name_of(outcome)] += count
         return dict(sorted(found.items()))
 
-    def add(self, seen: Iterable[Seen]) -> None:
-        """Count what honest clients have seen."""
+    def add(self, seen: Iterable[HonestRequest]) -> None:
+        """Count the requests of honest clients."""
         for one in seen:
             self.outage_s[one.client] = max(self.outage_s.get(one.client, 0.0), one.end_s - one.start_s)
             self.answers += one.is_right
             if not one.is_right and one.reason != "no response":
                 self.wrong += 1
-                self.reasons[f"{one.client}: a wrong answer"] += 1
+                self.reasons[f"{one.client}: a wrong response"] += 1
             if one.reason:
                 self.reasons[f"{one.client}: {one.reason}"] += one.failures

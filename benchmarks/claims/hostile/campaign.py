@@ -10,7 +10,7 @@ import urllib.request
 from collections import Counter
 from dataclasses import dataclass
 
-from plurum.benchmarks.claims.hostile.attack import ANY, Attack, Attacker, Kind, Surroundings, Tally
+from plurum.benchmarks.claims.hostile.attack import ANY, Attack, Attacker, AttackTally, Kind, Surroundings
 from plurum.benchmarks.claims.hostile.command_attacks import COMMANDS, plurum
 from plurum.benchmarks.claims.hostile.grpc_attacks import GRPC
 from plurum.benchmarks.claims.hostile.page_attacks import KEYS, PAGE
@@ -21,23 +21,23 @@ from plurum.benchmarks.claims.hostile.wire_attacks import WIRE
 from plurum.benchmarks.claims.hostile.witness import Witness
 from plurum.errors import ServerError
 
-__all__ = ["TARGETS", "HonestCommand", "Plan", "Watchers", "attacks", "carry_out", "one_of_each"]
+__all__ = ["TARGETS", "CampaignPlan", "HonestCommand", "Watchers", "attacks", "carry_out", "one_of_each"]
 
 TARGETS = ("gateway", "gateway-tls", "triton", "page", "command")
 _PATHS = {"gateway": "/predict", "gateway-tls": "/predict", "http": "/v2/models/ensemble/infer", "page": "/answers"}
-_WELL_S, _TOLERANCE = 60.0, 1e-4
+_HEALTHY_S, _TOLERANCE = 60.0, 1e-4
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much is sent.
+class CampaignPlan:
+    """Plan of a campaign.
 
     Attributes:
-        requests: Of each kind, divided by its cost.
+        requests: Requests of each kind, divided by its cost.
         deadly: Requests of a kind that can end Triton, at Triton's own ports.
         seconds: Longest time for one kind.
-        threads: That send at once.
-        seed: Of all that is random.
+        threads: Number of threads that send at once.
+        seed: Seed of all random choices.
     """
 
     requests: int
@@ -49,12 +49,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Watchers:
-    """What is looked at while attacks go on.
+    """Observers of the attacked processes.
 
     Attributes:
-        services: Those attacked; what ends by itself is started again.
+        services: Attacked processes; those that exit by themselves are started again.
         witness: Honest clients of the servers.
-        command: An honest user of the command line.
+        command: Honest user of the command line.
     """
 
     services: Services
@@ -63,13 +63,13 @@ class Watchers:
 
 
 class HonestCommand:
-    """Runs `plurum predict` on an honest image, and knows the right response.
+    """Runs `plurum predict` on an honest image, and knows the correct response.
 
     Args:
-        surroundings: What is served, and where.
+        surroundings: Served repository and its ports.
 
     Raises:
-        ServerError: there is no response.
+        ServerError: There is no response.
     """
 
     def __init__(self, surroundings: Surroundings) -> None:
@@ -77,10 +77,10 @@ class HonestCommand:
         (surroundings.folder / "honest.jpg").write_bytes(surroundings.images[0])
         self._expected = self._probabilities()
         if not self._expected:
-            raise ServerError("plurum predict does not answer before anything is attacked")
+            raise ServerError("plurum predict fails before anything is attacked")
 
     def is_right(self) -> bool:
-        """Return whether the response is still the same."""
+        """Return True if the response is still the same."""
         found = self._probabilities()
         return found.keys() == self._expected.keys() and all(
             abs(found[name] - self._expected[name]) < _TOLERANCE for name in found
@@ -101,12 +101,13 @@ def attacks() -> list[Attack]:
         special = {"gateway": {}, "gateway-tls": KEYS, "page": PAGE}[target]
         kinds = WIRE | MANAGEMENT | tensors | IMAGES | special
         found += [Attack(target, name, target, kind) for name, kind in kinds.items()]
-    found += [Attack("triton", name, "http", _anyhow(kind)) for name, kind in (WIRE | TENSORS | IMAGES).items()]
+    found += [Attack("triton", name, "http", _allow_any(kind)) for name, kind in (WIRE | TENSORS | IMAGES).items()]
     found += [Attack("triton", name, "http", kind) for name, kind in MANAGEMENT.items()]
     found += [Attack("triton", name, "grpc", kind) for name, kind in GRPC.items()]
     for port in ("metrics", "status", "gateway-metrics"):
         target = "gateway" if port == "gateway-metrics" else "triton"
-        found += [Attack(target, f"{name}, at the port of {port}", port, _anyhow(kind)) for name, kind in WIRE.items()]
+        named = {f"{name}, at the port of {port}": _allow_any(kind) for name, kind in WIRE.items()}
+        found += [Attack(target, name, port, kind) for name, kind in named.items()]
     found += [Attack("command", name, "", kind) for name, kind in COMMANDS.items()]
     return found
 
@@ -119,21 +120,21 @@ def one_of_each(found: list[Attack]) -> list[Attack]:
     return [ones[number % len(ones)] for number, ones in enumerate(by_name.values())]
 
 
-def _anyhow(kind: Kind) -> Kind:
-    """Return a kind for a server that isn't ours: any answer will do, if it lives on."""
+def _allow_any(kind: Kind) -> Kind:
+    """Return a kind for a server of others: any outcome is allowed, if the server keeps running."""
     return Kind(kind.make, kind.cost, ANY, kind.deadly)
 
 
-def carry_out(attack: Attack, plan: Plan, surroundings: Surroundings, watchers: Watchers) -> Tally:
-    """Send a kind of attack, and wait until honest clients are answered again."""
+def carry_out(attack: Attack, plan: CampaignPlan, surroundings: Surroundings, watchers: Watchers) -> AttackTally:
+    """Send a kind of attack, and wait until honest clients get responses again."""
     services, witness = watchers.services, watchers.witness
-    kind, tally, start = attack.kind, Tally(), time.monotonic()
+    kind, tally, start = attack.kind, AttackTally(), time.monotonic()
     if attack.target == "triton" and kind.deadly:
-        # One after the other, each when the server is well.
+        # One after the other, each when the server is healthy.
         for turn in range(min(plan.deadly, plan.requests)):
             _send(attack, 1, 1, plan, turn, surroundings, tally)
             services.revive()
-            _wait_well(services)
+            _wait_healthy(services)
             tally.add(witness.take(time.monotonic()))
     else:
         count = max(plan.requests // kind.cost, 1)
@@ -147,7 +148,13 @@ def carry_out(attack: Attack, plan: Plan, surroundings: Surroundings, watchers: 
 
 
 def _send(
-    attack: Attack, count: int, threads: int, plan: Plan, turn: int, surroundings: Surroundings, tally: Tally
+    attack: Attack,
+    count: int,
+    threads: int,
+    plan: CampaignPlan,
+    turn: int,
+    surroundings: Surroundings,
+    tally: AttackTally,
 ) -> None:
     place = surroundings.places.get(attack.port, surroundings.places["gateway"])
     deadline, lock, sent = time.monotonic() + plan.seconds, threading.Lock(), 0
@@ -171,8 +178,8 @@ def _send(
         worker.join()
 
 
-def _wait_well(services: Services) -> None:
-    deadline = time.monotonic() + _WELL_S
+def _wait_healthy(services: Services) -> None:
+    deadline = time.monotonic() + _HEALTHY_S
     url = f"http://127.0.0.1:{services.places['status'].port}/v2/health/ready"
     while time.monotonic() < deadline:
         try:

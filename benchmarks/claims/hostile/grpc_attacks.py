@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from plurum.benchmarks.claims.hostile.attack import ANY, REFUSED, Attacker, Kind, Make
-from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, Place, Wire
+from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, ServerPort, Wire
 from plurum.benchmarks.tools.requests import bytes_element
 
 __all__ = ["GRPC", "evil_model", "is_answered", "raw_call"]
@@ -237,7 +237,7 @@ def raw_call(method: str, message: bytes, *headers: tuple[bytes, bytes]) -> byte
     return _PREFACE + _frame(_SETTINGS, 0, 0, b"") + _frame(_HEAD, 4, 1, head) + _frame(_DATA, 1, 1, sent)
 
 
-def is_answered(place: Place, call: bytes) -> bool:
+def is_answered(place: ServerPort, call: bytes) -> bool:
     """Return whether a call gets a message; a refusal has none.
 
     Raises:

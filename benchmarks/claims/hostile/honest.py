@@ -1,4 +1,4 @@
-"""Clients that send known images at a steady pace, each over a connection of its own, and know the right responses."""
+"""Clients that send known images at a steady pace, each over its own connection, and know the correct responses."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from typing import Any
 
 import numpy as np
 
-from plurum.benchmarks.claims.hostile.wires import Place
+from plurum.benchmarks.claims.hostile.wires import ServerPort
 
-__all__ = ["HonestClient", "Seen", "honest_clients"]
+__all__ = ["HonestClient", "HonestRequest", "honest_clients"]
 
 _PACE_S, _DEADLINE_S, _TOLERANCE = 0.05, 10.0, 1e-4
 _VOLATILE = re.compile(rb'href="[^"]*"')
-Answer = Any
+Response = Any
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One request of an honest client, with all that it took to get a response.
+class HonestRequest:
+    """One request of an honest client, with all its tries.
 
     Attributes:
-        client: Which one.
-        start_s: When it was first sent, on the clock of `time.monotonic`.
-        end_s: When the response was there.
-        failures: How often it was sent again, because an error came or nothing.
-        is_right: Whether the response is the expected one.
-        reason: Why the last try failed, if one did.
+        client: Name of the client.
+        start_s: Time of the first try, on the clock of `time.monotonic`.
+        end_s: Time of the response.
+        failures: Number of tries that had an error or no response.
+        is_right: True if the response is the expected one.
+        reason: Reason why the last failed try failed; empty if none did.
     """
 
     client: str
@@ -46,54 +46,54 @@ class Seen:
 
 
 class HonestClient:
-    """Asks the same server about images in turn.
+    """Sends images in turn to the same server.
 
     Args:
-        name: Of the client.
-        ask: Sends an image, and returns the response; raises what it likes where none comes.
+        name: Name of the client.
+        send: Function that sends an image and returns the response; it raises any error if there is none.
         images: JPEG files.
     """
 
-    def __init__(self, name: str, ask: Callable[[bytes], Answer], images: list[bytes]) -> None:
-        self.name, self._ask, self._images = name, ask, images
-        self._expected: list[Answer] = []
+    def __init__(self, name: str, send: Callable[[bytes], Response], images: list[bytes]) -> None:
+        self.name, self._send, self._images = name, send, images
+        self._expected: list[Response] = []
         self._turn = 0
 
-    def learn(self, truth: list[np.ndarray[Any, Any]] | None = None) -> list[Answer]:
-        """Take the responses of now as the expected ones; return them.
+    def learn(self, truth: list[np.ndarray[Any, Any]] | None = None) -> list[Response]:
+        """Store the present responses as the expected ones, and return them.
 
         Raises:
-            AssertionError: they are not `truth`.
+            AssertionError: The responses differ from `truth`.
         """
         for _ in range(2):
-            # The page says another word about an image that it has seen before.
-            self._expected = [self._ask(image) for image in self._images]
+            # The page shows another text for an image that it has seen before.
+            self._expected = [self._send(image) for image in self._images]
         if truth is not None and not all(map(_agree, self._expected, truth)):
             raise AssertionError(f"{self.name}: responses differ from those of Triton before anything was attacked")
         return self._expected
 
-    def once(self, is_over: Callable[[], bool]) -> Seen | None:
-        """Get one response, however often that takes; return None where it is over before."""
+    def send_until_answered(self, is_over: Callable[[], bool]) -> HonestRequest | None:
+        """Send a request until it gets a response; return None if the campaign is over before."""
         time.sleep(_PACE_S)
         self._turn = (self._turn + 1) % len(self._images)
         start, failures, reason = time.monotonic(), 0, ""
         while not is_over():
             try:
-                answer = self._ask(self._images[self._turn])
+                response = self._send(self._images[self._turn])
             except Exception as error:
                 failures, reason = failures + 1, f"{type(error).__name__}: {error}"[:200]
                 time.sleep(_PACE_S)
                 continue
-            is_right = _agree(answer, self._expected[self._turn])
-            return Seen(self.name, start, time.monotonic(), failures, is_right, reason)
+            is_right = _agree(response, self._expected[self._turn])
+            return HonestRequest(self.name, start, time.monotonic(), failures, is_right, reason)
         return None
 
 
-def honest_clients(places: dict[str, Place], key: str, images: list[bytes]) -> list[HonestClient]:
-    """Return a client of each target, which has learnt the right responses.
+def honest_clients(places: dict[str, ServerPort], key: str, images: list[bytes]) -> list[HonestClient]:
+    """Return a client of each target, which has learnt the correct responses.
 
     Raises:
-        AssertionError: targets disagree before anything was attacked.
+        AssertionError: Targets disagree before anything is attacked.
     """
     triton = HonestClient("Triton, gRPC", _over_grpc(places["grpc"]), images)
     truth = triton.learn()
@@ -109,16 +109,16 @@ def honest_clients(places: dict[str, Place], key: str, images: list[bytes]) -> l
     return [triton, *clients, page]
 
 
-def _agree(answer: Answer, expected: Answer) -> bool:
-    if isinstance(answer, bytes):
-        return bool(answer == expected)
-    return answer.shape == expected.shape and bool(np.abs(answer - expected).max() <= _TOLERANCE)
+def _agree(response: Response, expected: Response) -> bool:
+    if isinstance(response, bytes):
+        return bool(response == expected)
+    return response.shape == expected.shape and bool(np.abs(response - expected).max() <= _TOLERANCE)
 
 
 class _Http:
-    """A connection that is kept, and made again where it broke."""
+    """A connection that is kept, and opened again after it broke."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ServerPort) -> None:
         self._place = place
         self._connection: http.client.HTTPConnection | None = None
 
@@ -128,15 +128,15 @@ class _Http:
         try:
             self._connection.request("POST", path, body, headers)
             response = self._connection.getresponse()
-            answer = response.read()
+            body = response.read()
         except BaseException:
             with contextlib.suppress(OSError):
                 self._connection.close()
             self._connection = None
             raise
         if response.status != 200:
-            raise OSError(f"{response.status} {answer[:150]!r}")
-        return answer
+            raise OSError(f"{response.status} {body[:150]!r}")
+        return body
 
     def _new(self) -> http.client.HTTPConnection:
         if not self._place.tls:
@@ -145,20 +145,20 @@ class _Http:
         return http.client.HTTPSConnection("127.0.0.1", self._place.port, timeout=_DEADLINE_S, context=context)
 
 
-def _over_gateway(place: Place, key: str) -> Callable[[bytes], Answer]:
+def _over_gateway(place: ServerPort, key: str) -> Callable[[bytes], Response]:
     wire, headers = _Http(place), {"authorization": f"Bearer {key}"} if key else {}
 
-    def ask(image: bytes) -> Answer:
-        answer = json.loads(wire.post("/predict", image, headers))
-        return np.array(list(answer["probabilities"].values()))
+    def send(image: bytes) -> Response:
+        response = json.loads(wire.post("/predict", image, headers))
+        return np.array(list(response["probabilities"].values()))
 
-    return ask
+    return send
 
 
-def _over_triton_http(place: Place) -> Callable[[bytes], Answer]:
+def _over_triton_http(place: ServerPort) -> Callable[[bytes], Response]:
     wire = _Http(place)
 
-    def ask(image: bytes) -> Answer:
+    def send(image: bytes) -> Response:
         tensor = {
             "name": "IMAGE",
             "shape": [1, 1],
@@ -167,34 +167,33 @@ def _over_triton_http(place: Place) -> Callable[[bytes], Answer]:
         }
         head = json.dumps({"inputs": [tensor], "outputs": [{"name": "PROBABILITIES"}]}).encode()
         body = head + struct.pack("<I", len(image)) + image
-        answer = wire.post("/v2/models/ensemble/infer", body, {"inference-header-content-length": str(len(head))})
-        return np.array(json.loads(answer)["outputs"][0]["data"])
+        response = wire.post("/v2/models/ensemble/infer", body, {"inference-header-content-length": str(len(head))})
+        return np.array(json.loads(response)["outputs"][0]["data"])
 
-    return ask
+    return send
 
 
-def _over_grpc(place: Place) -> Callable[[bytes], Answer]:
+def _over_grpc(place: ServerPort) -> Callable[[bytes], Response]:
     from tritonclient import grpc
 
     # gRPC's own backoff would find a restarted server seconds later.
     backoff = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
     client = grpc.InferenceServerClient(f"127.0.0.1:{place.port}", channel_args=backoff)
 
-    def ask(image: bytes) -> Answer:
+    def send(image: bytes) -> Response:
         tensor = grpc.InferInput("IMAGE", [1, 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[image]], np.object_))
-        wanted = [grpc.InferRequestedOutput("PROBABILITIES")]
-        return client.infer("ensemble", [tensor], outputs=wanted, client_timeout=_DEADLINE_S).as_numpy("PROBABILITIES")[
-            0
-        ]
+        outputs = [grpc.InferRequestedOutput("PROBABILITIES")]
+        result = client.infer("ensemble", [tensor], outputs=outputs, client_timeout=_DEADLINE_S)
+        return result.as_numpy("PROBABILITIES")[0]
 
-    return ask
+    return send
 
 
-def _over_page(place: Place) -> Callable[[bytes], Answer]:
+def _over_page(place: ServerPort) -> Callable[[bytes], Response]:
     wire = _Http(place)
 
-    def ask(image: bytes) -> Answer:
+    def send(image: bytes) -> Response:
         return _VOLATILE.sub(b"", wire.post("/answers", image, {"x-file-name": "honest.jpg"}))
 
-    return ask
+    return send

@@ -1,4 +1,4 @@
-"""Files that cost or confuse whoever decodes them; each is made once and lies in memory."""
+"""Files that are costly or confusing to decode; each is made once and kept in memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _pixels(side: int = 64) -> Image.Image:
 
 
 def _zeros(size: int) -> bytes:
-    """Return so many zeros, compressed; they are never all in memory."""
+    """Return `size` zeros, compressed; they are never all in memory."""
     packer, piece = zlib.compressobj(9), bytes(1 << 20)
     packed = [packer.compress(piece) for _ in range(size >> 20)]
     return b"".join([*packed, packer.compress(bytes(size & 0xFFFFF)), packer.flush()])
@@ -273,7 +273,7 @@ def polyglots() -> Sequence[bytes]:
 
 @functools.cache
 def costly_images() -> Sequence[bytes]:
-    """Return legal images of 64 megapixels, the most that is decoded."""
+    """Return legal images of 64 megapixels, the largest that are decoded."""
     flat = Image.new("L", (_SIDE, _SIDE), 99)
     return (
         _encoded(flat, "JPEG"),

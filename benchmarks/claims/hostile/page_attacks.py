@@ -40,7 +40,7 @@ def _sha(attacker: Attacker) -> str:
 
 
 def _another_site(attacker: Attacker) -> list[int]:
-    """Decide about an honest image as a script of another site would."""
+    """Decide about an honest image, as a script of another site would."""
     known = hashlib.sha256(attacker.image()).hexdigest()
     path = attacker.chance.choice(
         (f"/review/{known}", f"/review/{known}/undo", f"/review/{known}/delete", f"/answers/{known}/review", "/answers")
@@ -52,7 +52,7 @@ def _another_site(attacker: Attacker) -> list[int]:
     ))  # fmt: skip
     body = b"label=class+0&seen=0"
     sent = request("POST", path, body, content_type="application/x-www-form-urlencoded", **headers)
-    # As browsers do: the port tells this page from a site on another port of this machine.
+    # As browsers do: the port distinguishes this page from a site on another port of this machine.
     return [attacker.kept(sent.replace(b"host: 127.0.0.1", b"host: 127.0.0.1:%d" % attacker.place.port, 1))]
 
 
@@ -63,27 +63,27 @@ def _hosts(attacker: Attacker) -> list[int]:
 
 
 def _file_names(attacker: Attacker) -> list[int]:
-    return [attacker.ask("POST", "/answers", attacker.image(), x_file_name=attacker.chance.choice(_NAMES))]
+    return [attacker.send("POST", "/answers", attacker.image(), x_file_name=attacker.chance.choice(_NAMES))]
 
 
 def _decisions(attacker: Attacker) -> list[int]:
     seen = attacker.chance.choice(_SEEN)
     label = attacker.chance.choice(("class 0", "", "x" * 9000, "%00", "%ff", "\udcff"))
     path = f"/review/{_sha(attacker)}" + attacker.chance.choice(("", "/undo", "/delete"))
-    return [attacker.ask("POST", path, f"label={label}&seen={seen}".encode("utf-8", "surrogateescape"))]
+    return [attacker.send("POST", path, f"label={label}&seen={seen}".encode("utf-8", "surrogateescape"))]
 
 
 def _stale(attacker: Attacker) -> list[int]:
-    """Send the forms of an image that nobody has kept, that was decided before, and that was deleted."""
+    """Send forms of an image that is not kept, that was decided before, and that was deleted."""
     image = attacker.image() + attacker.chance.randbytes(3)
     known = hashlib.sha256(image).hexdigest()
-    first = attacker.ask("POST", "/answers", image)
-    kept = attacker.ask("POST", f"/answers/{known}/review")
+    first = attacker.send("POST", "/answers", image)
+    kept = attacker.send("POST", f"/answers/{known}/review")
     seen = attacker.chance.choice(_SEEN)
-    forms = [attacker.ask("POST", f"/review/{known}", f"label=class+0&seen={seen}".encode()) for _ in range(2)]
-    undone = attacker.ask("POST", f"/review/{known}/undo", f"seen={seen}".encode())
-    gone = attacker.ask("POST", f"/review/{known}/delete")
-    late = attacker.ask("POST", f"/review/{known}", f"label=class+0&seen={seen}".encode())
+    forms = [attacker.send("POST", f"/review/{known}", f"label=class+0&seen={seen}".encode()) for _ in range(2)]
+    undone = attacker.send("POST", f"/review/{known}/undo", f"seen={seen}".encode())
+    gone = attacker.send("POST", f"/review/{known}/delete")
+    late = attacker.send("POST", f"/review/{known}", f"label=class+0&seen={seen}".encode())
     return [first, kept, *forms, undone, gone, late]
 
 
@@ -91,11 +91,11 @@ def _huge_forms(attacker: Attacker) -> list[int]:
     body = attacker.chance.choice(
         (b"a=b&" * 500_000, b"label=" + bytes(3 << 20), b"&" * (1 << 16), b"%" * 60_000, b"a" * 70_000)
     )
-    return [attacker.ask("POST", f"/review/{_sha(attacker)}", body)]
+    return [attacker.send("POST", f"/review/{_sha(attacker)}", body)]
 
 
 def _static(attacker: Attacker) -> list[int]:
-    return [attacker.ask("GET", f"/static/{attacker.chance.choice(_STATIC)}")]
+    return [attacker.send("GET", f"/static/{attacker.chance.choice(_STATIC)}")]
 
 
 def _queries(attacker: Attacker) -> list[int]:
@@ -105,7 +105,7 @@ def _queries(attacker: Attacker) -> list[int]:
     more = attacker.chance.choice(
         (path, f"/pictures/{_sha(attacker)}", f"/evidence/{_sha(attacker)}/{'9' * 5000}", "/served?x=%ff")
     )
-    return [attacker.ask("GET", more)]
+    return [attacker.send("GET", more)]
 
 
 PAGE: dict[str, Kind] = {
@@ -122,7 +122,7 @@ PAGE: dict[str, Kind] = {
 
 def _wrong_key(attacker: Attacker) -> list[int]:
     guess = attacker.chance.choice((*_KEYS, f"Bearer {attacker.chance.randbytes(32).hex()}"))
-    return [attacker.ask("POST", attacker.path, attacker.image(), authorization=guess)]
+    return [attacker.send("POST", attacker.path, attacker.image(), authorization=guess)]
 
 
 def _guessed_key(attacker: Attacker) -> list[int]:
@@ -132,7 +132,7 @@ def _guessed_key(attacker: Attacker) -> list[int]:
     )
     header = attacker.chance.choice(("authorization", "x_api_key"))
     value = near if header == "x_api_key" else f"Bearer {near}"
-    return [attacker.ask("POST", attacker.path, attacker.image(), **({"authorization": "x"} | {header: value}))]
+    return [attacker.send("POST", attacker.path, attacker.image(), **({"authorization": "x"} | {header: value}))]
 
 
 KEYS: dict[str, Kind] = {"wrong keys": Kind(_wrong_key), "guessed keys": Kind(_guessed_key)}

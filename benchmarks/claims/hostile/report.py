@@ -1,4 +1,4 @@
-"""What came of a campaign: claims, a table for people, and one object for programs."""
+"""The result of a campaign: claims, tables for people, and an object for programs."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Any
 
 from rich.table import Table
 
-from plurum.benchmarks.claims.hostile.attack import Attack, Tally, name_of
-from plurum.benchmarks.claims.hostile.witness import Held
+from plurum.benchmarks.claims.hostile.attack import Attack, AttackTally, name_of
+from plurum.benchmarks.claims.hostile.witness import HeldResources
 
 __all__ = ["OUTAGE_S", "RSS_MIB", "Campaign"]
 
-# Longest outage of honest clients, by what is attacked. One request can end Triton at its own ports.
+# Longest allowed outage of honest clients, by target. One request can end Triton at its own ports.
 OUTAGE_S = {"gateway": 1.0, "gateway-tls": 1.0, "page": 1.0, "command": 1.0, "triton": 5.0}
-# Highest resident memory of a process, by what it is; what is not named has no bound of ours.
+# Highest allowed resident memory of a process, by its role; other processes have no bound.
 RSS_MIB = {"plurum serve": 300, "plurum gateway": 700, "plurum gateway with TLS": 700, "plurum ui": 2048}
 
 
 @dataclass
 class Campaign:
-    """All that was measured.
+    """Result of a campaign.
 
     Attributes:
-        tallies: Of each attack.
-        held: By the attacked processes.
-        tracebacks: In the log of each process.
-        ended: Processes that ended by themselves.
-        restarts: Of Triton.
-        left: What lay around after the end.
-        took_s: Seconds.
-        skipped: Attacks that had no turn.
-        slack: Outages may be this many times as long, on a machine that others use too.
+        tallies: Counts of each attack.
+        held: Resources that the attacked processes held.
+        tracebacks: Number of tracebacks in the log of each process.
+        ended: Number of processes that exited by themselves.
+        restarts: Number of restarts of Triton.
+        left: Leftovers after the end.
+        took_s: Length of the campaign, seconds.
+        skipped: Number of attacks that had no turn.
+        slack: Factor on allowed outages, for a machine with other work.
     """
 
-    tallies: dict[Attack, Tally] = field(default_factory=dict)
-    held: Held = field(default_factory=Held)
+    tallies: dict[Attack, AttackTally] = field(default_factory=dict)
+    held: HeldResources = field(default_factory=HeldResources)
     tracebacks: dict[str, int] = field(default_factory=dict)
     ended: int = 0
     restarts: int = 0
@@ -46,11 +46,11 @@ class Campaign:
     slack: float = 1.0
 
     def broken(self) -> list[str]:
-        """Return each claim that does not hold, in a line."""
-        return [*self._answers(), *self._outages(), *self._processes()]
+        """Return one line for each claim that does not hold."""
+        return [*self._responses(), *self._outages(), *self._processes()]
 
     def summary(self) -> dict[str, Any]:
-        """Return what a program reads."""
+        """Return the figures for programs."""
         return {
             "kinds": len({attack.kind_name for attack in self.tallies}),
             "attacks": len(self.tallies),
@@ -73,7 +73,7 @@ class Campaign:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return an object for each attack."""
+        """Return one object per attack."""
         return [
             {
                 "target": attack.target,
@@ -114,12 +114,12 @@ class Campaign:
                 row[client] = max(row.get(client, 0.0), round(seconds, 3))
         return longest
 
-    def _answers(self) -> Iterable[str]:
+    def _responses(self) -> Iterable[str]:
         for attack, tally in self.tallies.items():
             if tally.wrong:
-                yield f"{attack.target}, {attack.name}: {tally.wrong} wrong answers of honest clients"
+                yield f"{attack.target}, {attack.name}: {tally.wrong} wrong responses to honest clients"
             if odd := _unexpected(attack, tally):
-                yield f"{attack.target}, {attack.name}: answered with {odd}"
+                yield f"{attack.target}, {attack.name}: unexpected outcomes {odd}"
 
     def _outages(self) -> Iterable[str]:
         for attack, tally in self.tallies.items():
@@ -130,17 +130,17 @@ class Campaign:
     def _processes(self) -> Iterable[str]:
         for name, most in RSS_MIB.items():
             if (mib := self.held.rss_bytes.get(name, 0) / 2**20) > most:
-                yield f"{name}: {mib:.0f} MiB resident, at most {most} are stated"
+                yield f"{name}: {mib:.0f} MiB resident, expected at most {most}"
         for name, count in self.tracebacks.items():
             if count:
                 yield f"{name}: {count} tracebacks in its log"
         if self.ended:
-            yield f"{self.ended} processes ended by themselves"
+            yield f"{self.ended} processes exited by themselves"
         if self.left:
             yield f"left after the end: {', '.join(self.left)}"
         if self.held.open_to_others:
             yield f"another user can read: {', '.join(sorted(self.held.open_to_others)[:5])}"
 
 
-def _unexpected(attack: Attack, tally: Tally) -> dict[int, int]:
+def _unexpected(attack: Attack, tally: AttackTally) -> dict[int, int]:
     return {one: count for one, count in tally.outcomes.items() if name_of(one) not in attack.kind.may}

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import psutil
 
-from plurum.benchmarks.claims.hostile.wires import Place
+from plurum.benchmarks.claims.hostile.wires import ServerPort
 from plurum.benchmarks.tools.servers import PlurumProcess, port_of
 from plurum.errors import ServerError
 
@@ -64,14 +64,14 @@ class Services:
         self._end()
 
     @property
-    def places(self) -> dict[str, Place]:
+    def places(self) -> dict[str, ServerPort]:
         """Each port, by name: http, grpc, metrics, status, gateway, gateway-tls, gateway-metrics, page."""
         urls = {name: process.urls for name, process in self._processes.items()}
-        places = {name: Place(port_of(url)) for name, url in urls["serve"].items()}
-        places["gateway"] = Place(port_of(urls["gateway"]["http"]))
-        places["gateway-metrics"] = Place(port_of(urls["gateway"]["metrics"]))
-        places["gateway-tls"] = Place(port_of(urls["gateway-tls"]["http"]), tls=True)
-        places["page"] = Place(port_of(urls["ui"]["page"]))
+        places = {name: ServerPort(port_of(url)) for name, url in urls["serve"].items()}
+        places["gateway"] = ServerPort(port_of(urls["gateway"]["http"]))
+        places["gateway-metrics"] = ServerPort(port_of(urls["gateway"]["metrics"]))
+        places["gateway-tls"] = ServerPort(port_of(urls["gateway-tls"]["http"]), tls=True)
+        places["page"] = ServerPort(port_of(urls["ui"]["page"]))
         return places
 
     def header(self) -> tuple[bytes, bytes]:

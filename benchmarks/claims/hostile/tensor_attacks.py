@@ -74,14 +74,14 @@ def _dumped(value: Any) -> bytes:
 
 
 def _sent(make: Callable[[Attacker], bytes], path: str = _PIXELS) -> Make:
-    return lambda attacker: [attacker.ask("POST", path, make(attacker), content_type="application/json")]
+    return lambda attacker: [attacker.send("POST", path, make(attacker), content_type="application/json")]
 
 
 def _changed(field: str, *values: Any) -> Make:
     def make(attacker: Attacker) -> list[int]:
         one = _tensor(**{field: attacker.chance.choice(values)})
         path = attacker.chance.choice((_PIXELS, _IMAGE))
-        return [attacker.ask("POST", path, _dumped({"inputs": [one]}))]
+        return [attacker.send("POST", path, _dumped({"inputs": [one]}))]
 
     return make
 
@@ -89,7 +89,7 @@ def _changed(field: str, *values: Any) -> Make:
 def _binary(attacker: Attacker, tensor: dict[str, Any], behind: bytes, json_size: object = None) -> int:
     text = _dumped({"inputs": [tensor]})
     size = len(text) if json_size is None else json_size
-    return attacker.ask("POST", _IMAGE, text + behind, inference_header_content_length=size)
+    return attacker.send("POST", _IMAGE, text + behind, inference_header_content_length=size)
 
 
 def _image_tensor(attacker: Attacker, element: bytes, size: object, shape: object = (1, 1)) -> list[int]:
@@ -123,7 +123,7 @@ def _json_sizes(attacker: Attacker) -> list[int]:
 def _base64(attacker: Attacker) -> list[int]:
     text = base64.b64encode(attacker.image()).decode()
     tensor = {"name": "IMAGE", "shape": [1, 1], "datatype": "BYTES", "data": [text]}
-    return [attacker.ask("POST", _IMAGE, _dumped({"inputs": [tensor]}))]
+    return [attacker.send("POST", _IMAGE, _dumped({"inputs": [tensor]}))]
 
 
 def _deep(attacker: Attacker) -> bytes:
@@ -189,7 +189,7 @@ def _shared(attacker: Attacker) -> bytes:
 
 def _gzip_bomb(attacker: Attacker) -> list[int]:
     coding = attacker.chance.choice(("gzip", "deflate", "br", "gzip, gzip", "x", "identity, gzip"))
-    return [attacker.ask("POST", attacker.path, _bomb(), content_encoding=coding)]
+    return [attacker.send("POST", attacker.path, _bomb(), content_encoding=coding)]
 
 
 @functools.cache
@@ -204,7 +204,7 @@ def _headers(attacker: Attacker) -> list[int]:
     odd = attacker.chance.choice(
         ("-1", "soon", "1" * 400, "nan", "inf", "\udcff\udcfe", "x" * 9000, "", "0x10", "1e308", ";;;")
     )
-    return [attacker.ask("POST", attacker.path, b"no image", **{name: odd})]
+    return [attacker.send("POST", attacker.path, b"no image", **{name: odd})]
 
 
 def _paths(attacker: Attacker) -> list[int]:
@@ -212,7 +212,7 @@ def _paths(attacker: Attacker) -> list[int]:
         attacker.chance.choice(("GET", "POST")),
         attacker.chance.choice((*_WORDS, str(attacker.chance.random()))),
     )
-    return [attacker.ask(method, attacker.chance.choice(_PATHS).format(word).replace(" ", "%20"))]
+    return [attacker.send(method, attacker.chance.choice(_PATHS).format(word).replace(" ", "%20"))]
 
 
 def _managed(attacker: Attacker) -> list[int]:

@@ -40,8 +40,8 @@ def _upload(attacker: Attacker, data: bytes) -> int:
         tensor = {"name": "IMAGE", "shape": [1, 1], "datatype": "BYTES"}
         head = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": len(data) + 4}}]})
         body = head.encode() + bytes_element(data)
-        return attacker.ask("POST", attacker.path, body, inference_header_content_length=len(head))
-    return attacker.ask("POST", attacker.path, data)
+        return attacker.send("POST", attacker.path, body, inference_header_content_length=len(head))
+    return attacker.send("POST", attacker.path, data)
 
 
 def _one_of(files: Callable[[], Sequence[bytes]]) -> Make:
@@ -81,7 +81,7 @@ IMAGES: dict[str, Kind] = {
 
 
 def _form(attacker: Attacker, parts: bytes, kind: str) -> list[int]:
-    return [attacker.ask("POST", attacker.path, parts, content_type=kind)]
+    return [attacker.send("POST", attacker.path, parts, content_type=kind)]
 
 
 def _part(image: bytes, disposition: str = 'form-data; name="file"; filename="a"', *lines: str) -> bytes:

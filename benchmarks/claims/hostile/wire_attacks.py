@@ -230,7 +230,7 @@ WIRE: dict[str, Kind] = {
     "connections reset before the response": Kind(_reset_before_response),
     "responses that nobody reads": Kind(_never_read, cost=10),
     "refused bodies of 31 MiB": Kind(
-        lambda attacker: [attacker.ask("POST", attacker.path, bytes(31 * _MIB), content_type="application/zip")],
+        lambda attacker: [attacker.send("POST", attacker.path, bytes(31 * _MIB), content_type="application/zip")],
         cost=10,
     ),
     "expectations": Kind(_expect),

@@ -1,4 +1,4 @@
-"""Raw sockets to one port: bytes go out as they are, and of a response the status alone is read."""
+"""Raw sockets to one port: they send bytes as they are, and read only the status of a response."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import struct
 import time
 from dataclasses import dataclass
 
-__all__ = ["CLOSED", "TIMEOUT", "Place", "Wire", "request"]
+__all__ = ["CLOSED", "TIMEOUT", "ServerPort", "Wire", "request"]
 
 # Outcomes beside the statuses of HTTP.
 CLOSED, TIMEOUT = 0, -1
@@ -17,12 +17,12 @@ _PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a server listens.
+class ServerPort:
+    """A port of a server.
 
     Attributes:
-        port: On 127.0.0.1, and nowhere else.
-        tls: Whether it speaks TLS.
+        port: Port on 127.0.0.1.
+        tls: If True, the server uses TLS.
     """
 
     port: int
@@ -33,15 +33,15 @@ class Wire:
     """One connection.
 
     Args:
-        place: The server.
+        place: Port of the server.
         timeout_s: Longest wait for one piece of a response.
         receive_bytes: Size of the receive buffer; None leaves it to the system.
 
     Raises:
-        OSError: the server does not accept it.
+        OSError: The server does not accept the connection.
     """
 
-    def __init__(self, place: Place, timeout_s: float = 10.0, receive_bytes: int | None = None) -> None:
+    def __init__(self, place: ServerPort, timeout_s: float = 10.0, receive_bytes: int | None = None) -> None:
         plain = socket.socket()
         try:
             plain.settimeout(timeout_s)
@@ -64,7 +64,7 @@ class Wire:
         self.close()
 
     def send(self, data: bytes) -> bool:
-        """Send all of `data`; return whether the server has taken it."""
+        """Send all of `data`; return True if the server has taken it."""
         try:
             self._socket.sendall(data)
         except OSError:
@@ -105,7 +105,7 @@ class Wire:
         return status
 
     def rest(self, seconds: float) -> bytes:
-        """Return what comes until the connection closes or the time is over."""
+        """Return all bytes until the connection closes or the time is over."""
         deadline = time.monotonic() + seconds
         try:
             while (left := deadline - time.monotonic()) > 0:
@@ -117,7 +117,7 @@ class Wire:
         return self._came
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent."""
+        """Close the sending half of the connection."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 

@@ -1,6 +1,6 @@
-"""A process beside the attack: honest clients, and an observer of what the attacked processes hold.
+"""A process beside the attack: honest clients, and an observer of the attacked processes.
 
-It is a process of its own, so that making attacks takes no time from it.
+It is a process of its own, so that sending attacks takes no time from it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from typing import Any
 
 import psutil
 
-from plurum.benchmarks.claims.hostile.honest import HonestClient, Seen, honest_clients
-from plurum.benchmarks.claims.hostile.wires import Place
+from plurum.benchmarks.claims.hostile.honest import HonestClient, HonestRequest, honest_clients
+from plurum.benchmarks.claims.hostile.wires import ServerPort
 
-__all__ = ["Held", "Witness"]
+__all__ = ["HeldResources", "Witness"]
 
 _SAMPLE_S, _MAPS_S, _START_S = 0.25, 2.0, 120.0
 _SHARED_MEMORY = "/dev/shm/"  # noqa: S108 (where Linux keeps it)
 
 
 @dataclass
-class Held:
-    """What the processes held at their worst.
+class HeldResources:
+    """Largest amounts of resources that the processes have held.
 
     Attributes:
-        rss_bytes: Highest resident memory of one process, by what it is.
-        files: Most open file descriptors, likewise.
-        shared_memory: Names in /dev/shm that they have mapped.
-        shared_bytes: Most that those names held together.
-        temporary_bytes: Most that lay in their temporary folder.
+        rss_bytes: Highest resident memory of one process, by its role, bytes.
+        files: Highest number of open file descriptors of one process, by its role.
+        shared_memory: Names in /dev/shm that the processes have mapped.
+        shared_bytes: Highest total size of those regions, bytes.
+        temporary_bytes: Highest total size of their temporary folder, bytes.
         open_to_others: Regions and temporary files that another user could have read.
     """
 
@@ -55,21 +55,21 @@ class Witness:
     """The process, to be used in a `with` block.
 
     Args:
-        places: Where the targets listen.
-        key: Of the gateway with TLS.
+        places: Ports of the targets.
+        key: Key of the gateway with TLS.
         images: JPEG files of honest clients.
-        temporary: The temporary folder of the attacked processes.
+        temporary: Temporary folder of the attacked processes.
     """
 
-    def __init__(self, places: dict[str, Place], key: str, images: list[bytes], temporary: Path) -> None:
+    def __init__(self, places: dict[str, ServerPort], key: str, images: list[bytes], temporary: Path) -> None:
         context = multiprocessing.get_context("spawn")
         self._end = context.Event()
         self._came, sender = context.Pipe(duplex=False)
         arguments = (sender, self._end, places, os.getpid(), key, images, temporary)
-        self._process = context.Process(target=_witness, args=arguments, daemon=True)
+        self._process = context.Process(target=_run_witness, args=arguments, daemon=True)
         self._lock = threading.Lock()
-        self._seen: list[Seen] = []
-        self.held = Held()
+        self._seen: list[HonestRequest] = []
+        self.held = HeldResources()
 
     def __enter__(self) -> Witness:
         self._process.start()
@@ -86,8 +86,8 @@ class Witness:
         if self._process.is_alive():
             self._process.kill()
 
-    def take(self, since_s: float) -> list[Seen]:
-        """Return what honest clients have seen, after each has had a response to a request sent after `since_s`."""
+    def take(self, since_s: float) -> list[HonestRequest]:
+        """Return the requests of honest clients, after each client has had a response to one sent after `since_s`."""
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             with self._lock:
@@ -99,7 +99,10 @@ class Witness:
             seen, self._seen = self._seen, []
         return [
             *seen,
-            *(Seen(name, since_s, time.monotonic(), 1, False, "no response") for name in _missing(seen, since_s)),
+            *(
+                HonestRequest(name, since_s, time.monotonic(), 1, False, "no response")
+                for name in _missing(seen, since_s)
+            ),
         ]
 
     def _read(self) -> None:
@@ -109,7 +112,7 @@ class Witness:
             except (EOFError, OSError):
                 return
             with self._lock:
-                if isinstance(came, Held):
+                if isinstance(came, HeldResources):
                     self.held = came
                 else:
                     self._seen.append(came)
@@ -118,12 +121,18 @@ class Witness:
 _CLIENTS = ("Triton, gRPC", "Triton, HTTP", "gateway", "gateway, TLS", "page")
 
 
-def _missing(seen: Iterable[Seen], since_s: float) -> set[str]:
+def _missing(seen: Iterable[HonestRequest], since_s: float) -> set[str]:
     return set(_CLIENTS) - {one.client for one in seen if one.start_s >= since_s}
 
 
-def _witness(
-    sender: Connection, end: Event, places: dict[str, Place], owner: int, key: str, images: list[bytes], temporary: Path
+def _run_witness(
+    sender: Connection,
+    end: Event,
+    places: dict[str, ServerPort],
+    owner: int,
+    key: str,
+    images: list[bytes],
+    temporary: Path,
 ) -> None:
     clients = honest_clients(places, key, images)
     lock = threading.Lock()
@@ -132,13 +141,13 @@ def _witness(
         with lock, contextlib.suppress(OSError):
             sender.send(what)
 
-    def ask(client: HonestClient) -> None:
+    def run_client(client: HonestClient) -> None:
         while not end.is_set():
-            if (seen := client.once(end.is_set)) is not None:
+            if (seen := client.send_until_answered(end.is_set)) is not None:
                 tell(seen)
 
     tell("ready")
-    threads = [threading.Thread(target=ask, args=[client]) for client in clients]
+    threads = [threading.Thread(target=run_client, args=[client]) for client in clients]
     for thread in threads:
         thread.start()
     observer = _Observer(owner, temporary)
@@ -150,17 +159,17 @@ def _witness(
 
 
 class _Observer:
-    """Looks at the processes below one process, the owner of all that is attacked."""
+    """Observes the descendants of one process, which has started the attacked processes."""
 
     def __init__(self, owner: int, temporary: Path) -> None:
         self._owner, self._temporary = psutil.Process(owner), temporary
         self._mapped_at = 0.0
-        self.held = Held()
+        self.held = HeldResources()
 
     def look(self) -> None:
         found = {}
         for process in self._owner.children(recursive=True):
-            # Processes end while we look.
+            # Processes may exit meanwhile.
             with contextlib.suppress(psutil.Error, OSError):
                 if process.pid != os.getpid() and (name := _name_of(process)):
                     found[process] = name
@@ -190,7 +199,7 @@ class _Observer:
 
 
 def _name_of(process: psutil.Process) -> str:
-    """Return what a process is, by its command line; empty where it is none of those attacked."""
+    """Return the role of a process by its command line; empty if it is not an attacked process."""
     command = process.cmdline()
     if not command or "plurum.benchmarks.claims.hostile" in command or "multiprocessing" in " ".join(command):
         return ""
@@ -224,7 +233,7 @@ def _raise(most: dict[str, int], name: str, value: int) -> None:
 
 
 def _is_open(path: Path, root: Path) -> bool:
-    """Whether another user could read a file: by its mode, and those of the folders below `root`."""
+    """Return True if another user could read a file, by its mode and those of the folders below `root`."""
     if not path.stat().st_mode & 0o004:
         return False
     below = path.relative_to(root).parents if path.is_relative_to(root) else ()
