@@ -118,7 +118,7 @@ class FaultyServer(PlurumProcess):
         with (copy / "voter" / "1" / "model.py").open("a", encoding="utf-8") as file:
             file.write(_PLANTED)
         # The manifest would reveal that the voter is not the exported one.
-        (copy / "export.json").unlink()
+        (copy / "export.json").unlink(missing_ok=True)
         image = read_ensemble(copy / "ensemble.json").image
         self.pixels = np.full((image.height, image.width, 3), 99, np.uint8)
         super().__init__("serve", copy)
