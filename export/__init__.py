@@ -48,31 +48,24 @@ __all__ = [
     "vote_parity",
 ]
 
-# Module of each name that is imported on first use. `Exported` and `Labelled` are names of earlier versions.
+# Names that are imported on first use, by module.
 _MODULES = {
-    "ExportImages": "repository.checkpoints",
-    "ExportResult": "repository.assembly",
-    "Parity": "repository.parity",
-    "PixelModel": "graphs.member",
-    "build_engines": "engines.build",
-    "check_parity": "repository.parity",
-    "engine_from_onnx": "engines.build",
-    "fp16_from_onnx": "graphs.float16",
-    "fused_from_onnx": "graphs.fused",
-    "int8_from_onnx": "graphs.quantisation",
-    "member_parity": "repository.parity",
-    "onnx_from_model": "graphs.member",
-    "overflow_audit": "graphs.float16",
-    "repository_from_checkpoints": "repository.checkpoints",
-    "repository_from_onnx": "repository.assembly",
-    "repository_from_run": "repository.assembly",
-    "vote_parity": "repository.parity",
+    "engines.build": ("build_engines", "engine_from_onnx"),
+    "graphs.float16": ("fp16_from_onnx", "overflow_audit"),
+    "graphs.fused": ("fused_from_onnx",),
+    "graphs.member": ("PixelModel", "onnx_from_model"),
+    "graphs.quantisation": ("int8_from_onnx",),
+    "repository.assembly": ("ExportResult", "repository_from_onnx", "repository_from_run"),
+    "repository.checkpoints": ("ExportImages", "repository_from_checkpoints"),
+    "repository.parity": ("Parity", "check_parity", "member_parity", "vote_parity"),
 }
+# Names of earlier versions.
 _FORMER = {"Exported": "ExportResult", "Labelled": "ExportImages"}
 
 
 def __getattr__(name: str) -> object:
     present = _FORMER.get(name, name)
-    if present not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"plurum.export.{_MODULES[present]}"), present)
+    for module, names in _MODULES.items():
+        if present in names:
+            return getattr(importlib.import_module(f"plurum.export.{module}"), present)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,16 +34,8 @@ _DPI = 110
 BLUE, ORANGE, GREY, RED = "#0067a5", "#d55e00", "#8a8f98", "#b3261e"
 # Okabe and Ito's palette, which most colour-blind readers can tell apart, then more colours.
 COLOURS = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#d55e00",
-    "#8c6bb1",
-    "#7f7f7f",
-    "#b8860b",
-    "#1b1b1b",
+    *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"),
+    *("#8c6bb1", "#7f7f7f", "#b8860b", "#1b1b1b"),
 )
 
 

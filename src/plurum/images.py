@@ -70,22 +70,7 @@ _ROWS = 256
 # The limit of 12-bit values in the high byte of 16 bits.
 _NEARLY_BLACK = 16
 _HIGH_BYTE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
-_EIGHT_BIT_MODES = (
-    "L",
-    "RGB",
-    "RGBA",
-    "LA",
-    "P",
-    "PA",
-    "1",
-    "CMYK",
-    "YCbCr",
-    "LAB",
-    "HSV",
-    "RGBX",
-    "RGBa",
-    "La",
-)
+_EIGHT_BIT_MODES = ("L", "RGB", "RGBA", "LA", "P", "PA", "1", "CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "La")
 
 
 def structure_of(data: bytes) -> Structure:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from plurum.errors import MetadataError, SettingsError, needs_extra
 from plurum.files import sha256_of
 from plurum.spec import ImageSpec, Member
-from plurum.state_dicts import check_finite, read_state_dict, tensors_from_safetensors
+from plurum.state_dicts import check_finite, tensors_from_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["model_from_checkpoint", "model_from_tensors", "normalise", "state_from_file"]
+__all__ = ["model_from_checkpoint", "model_from_tensors", "normalise"]
 
 _NAMED = 2
 # PyTorch adds it if missing, as in checkpoints from before version 0.4.1.
@@ -87,11 +87,6 @@ def normalise(pixels: Tensor, image: ImageSpec) -> Tensor:
     mean = torch.tensor(image.mean, device=pixels.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(image.std, device=pixels.device).view(1, 3, 1, 1) * 255
     return (pixels.to(torch.float32).permute(0, 3, 1, 2) - mean) / std
-
-
-def state_from_file(path: Path) -> dict[str, Any]:
-    """Return the tensors from `plurum.state_dicts.read_state_dict`, by name."""
-    return dict(read_state_dict(path).tensors)
 
 
 def _misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:

@@ -22,8 +22,8 @@ from plurum.export import PixelModel, onnx_from_model
 from plurum.export.doctor import check_repository
 from plurum.export.repository import assembly as repository
 from plurum.export.repository import selection
-from plurum.models import state_from_file
 from plurum.spec import read_ensemble
+from plurum.state_dicts import read_state_dict
 
 ARCH = "test_resnet"
 SIZE = 64
@@ -194,15 +194,15 @@ def test_wrong_use_is_one_line(
 def test_a_pickle_of_more_than_tensors_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": timm.create_model(ARCH)}, tmp_path / "whole.pt")
     with pytest.raises(MetadataError, match="can be read without running its code"):
-        state_from_file(tmp_path / "whole.pt")
+        read_state_dict(tmp_path / "whole.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(MetadataError, match="has no state dict"):
-        state_from_file(tmp_path / "list.pt")
+        read_state_dict(tmp_path / "list.pt")
     (tmp_path / "text.safetensors").write_text("text")
     with pytest.raises(MetadataError, match="is not a checkpoint"):
-        state_from_file(tmp_path / "text.safetensors")
+        read_state_dict(tmp_path / "text.safetensors")
     with pytest.raises(MetadataError, match="is not a file"):
-        state_from_file(tmp_path / "absent.pt")
+        read_state_dict(tmp_path / "absent.pt")
 
 
 def test_averaged_weights_are_exported_and_said(

@@ -19,7 +19,7 @@ from plurum.spec import ImageSpec, write_metadata
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.report import data_report, report_warnings, usable_rows
 
-__all__ = ["create_pixel_file", "image_spec", "store_data"]
+__all__ = ["image_spec", "store_data"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataM
 
 def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple[npt.NDArray[np.uint8], LabelledImages]:
     """Write `pixels.npy` and `report.json`, and return the pixels and the readable images."""
-    pixels = create_pixel_file(folder / "pixels.npy", len(data), image)
+    pixels = _create_pixel_file(folder / "pixels.npy", len(data), image)
     decoded = data.decode(image, pixels)
     rows = usable_rows(data, decoded)
     report = data_report(data, decoded)
@@ -76,7 +76,7 @@ def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple
     for line in (*report.notes, *report_warnings(report)):
         _LOG.warning("%s: %s", data.name, line)
     if len(rows) < len(data):
-        everything, pixels = pixels, create_pixel_file(folder / "usable.npy", len(rows), image)
+        everything, pixels = pixels, _create_pixel_file(folder / "usable.npy", len(rows), image)
         for start in range(0, len(rows), _BLOCK):
             pixels[start : start + _BLOCK] = everything[rows[start : start + _BLOCK]]
         (folder / "usable.npy").replace(folder / "pixels.npy")
@@ -85,7 +85,7 @@ def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple
     return pixels, data
 
 
-def create_pixel_file(path: Path, images: int, image: ImageSpec) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
+def _create_pixel_file(path: Path, images: int, image: ImageSpec) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
     """Return a new file's memory map, uint8 `[images, height, width, 3]`.
 
     Raises:

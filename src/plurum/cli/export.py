@@ -6,7 +6,6 @@ import json
 import logging
 import shlex
 import sys
-import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -144,9 +143,9 @@ def _export_checkpoints(
     check_checkpoints(source)
     with _needs_export():
         from plurum.export import repository_from_checkpoints
-    with Console(stderr=True).status("exporting") as status, tempfile.TemporaryDirectory() as folder:
+    with Console(stderr=True).status("exporting") as status:
         names = [name.strip() for name in classes.split(",")]
-        labelled = _load_labelled(images, names, image, settings, Path(folder)) if images else None
+        labelled = _load_labelled(images, names, image, settings) if images else None
         return repository_from_checkpoints(source, archs, names, image, out, settings, status.update, labelled=labelled)
 
 
@@ -199,19 +198,16 @@ def _image(size: int, mean: str, std: str) -> ImageSpec:
         raise SettingsError(f"{fault['loc'][0]}: {fault['msg']}, got {fault['input']!r}") from error
 
 
-def _load_labelled(
-    data: str, classes: list[str], image: ImageSpec, settings: ExportSettings, folder: Path
-) -> ExportImages:
-    """Return the images of `data` that an export uses, at the members' input size, in a file of `folder`."""
+def _load_labelled(data: str, classes: list[str], image: ImageSpec, settings: ExportSettings) -> ExportImages:
+    """Return the images of `data` that an export uses, at the members' input size."""
     import numpy as np
 
-    from plurum.errors import OutputError, SettingsError, needs_extra
+    from plurum.errors import SettingsError, needs_extra
     from plurum.export import ExportImages
     from plurum.export.repository.selection import select_evenly
 
     with needs_extra("training", "sklearn", "pandas"):
         from plurum.training import load_data
-        from plurum.training.data.store import create_pixel_file
     loaded = load_data(data)
     for note in loaded.notes:
         logging.getLogger(__name__).warning("%s: %s", data, note)
@@ -230,14 +226,8 @@ def _load_labelled(
     loaded = loaded.select(
         np.concatenate([select_evenly(rows, count) for rows, count in zip(parts, limits, strict=True)])
     )
-    try:
-        pixels = create_pixel_file(folder / "pixels.npy", len(loaded), image)
-    except OSError as error:
-        raise OutputError(
-            f"{len(loaded):,} images can't be written below {tempfile.gettempdir()} (TMPDIR): {error.strerror}"
-        ) from error
-    loaded.pixels(image, pixels)
-    return ExportImages(data, pixels, tuple(loaded.classes[label] for label in loaded.table.labels), loaded.table)
+    labels = tuple(loaded.classes[label] for label in loaded.table.labels)
+    return ExportImages(data, loaded.pixels(image), labels, loaded.table)
 
 
 def _build(repository: Path, *, as_json: bool) -> None:
