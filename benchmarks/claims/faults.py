@@ -205,7 +205,7 @@ def faults(  # noqa: PLR0913, PLR0917 - one parameter per option
     arch: command.Architectures = command.ARCHS[:2],
     size: command.ImageSize = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Number of rounds of each fault.")] = 10,
-    clients: Annotated[int, typer.Option(min=1, help="Number of clients that send requests continuously.")] = 4,
+    clients: command.Clients = 4,
     pause: Annotated[float, typer.Option(min=0, help="Healthy time before the next fault, seconds.")] = 6.0,
     fault: Annotated[list[str], typer.Option(help="Only this fault; repeat for more.")] = [],  # noqa: B006
 ) -> None:

@@ -115,7 +115,7 @@ def rollouts(
     repository: Annotated[Path, typer.Argument(help="Repository to serve first.")],
     other: Annotated[Path, typer.Argument(help="Repository to roll out and back.")],
     times: Annotated[int, typer.Option(min=1, help="Number of rollouts in each direction.")] = 20,
-    clients: Annotated[int, typer.Option(min=1, help="Number of clients that send requests continuously.")] = 4,
+    clients: command.Clients = 4,
 ) -> None:
     """Roll out and back: a table on standard error, one line of JSON on standard output."""
     image = read_ensemble(repository / "ensemble.json").image

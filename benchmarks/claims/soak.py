@@ -145,7 +145,7 @@ def soak(
     repository: command.ServedRepository = None,
     requests: Annotated[int, typer.Option(min=100, help="Number of requests, including garbage.")] = 100_000,
     garbage_share: Annotated[float, typer.Option("--garbage", min=0, max=1, help="Fraction of garbage.")] = 0.05,
-    clients: Annotated[int, typer.Option(min=1, help="Number of clients that send requests continuously.")] = 8,
+    clients: command.Clients = 8,
 ) -> None:
     """Send requests for a long time: tables on standard error, one line of JSON on standard output."""
     with command.show_status("members") as say:

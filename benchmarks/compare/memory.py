@@ -7,7 +7,6 @@ it loads the model, and reports the memory at that point too, which is the large
 from __future__ import annotations
 
 import multiprocessing
-import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.benchmarks.compare.comparison import Memory
+from plurum.benchmarks.tools.machine import peak_bytes
 from plurum.telemetry import import_onnxruntime
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _graph(path: Path, pixels: npt.NDArray[np.uint8]) -> Memory:
 
     from plurum.spec import INPUT_PIXELS, LOGITS
 
-    idle = _peak_mb()
+    idle = peak_bytes("self") / 1e6
     # As `plurum.export.graphs.runtimes.onnx_session` has it, whose module imports PyTorch.
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -55,7 +55,7 @@ def _graph(path: Path, pixels: npt.NDArray[np.uint8]) -> Memory:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     for _ in range(_PREDICTIONS):
         session.run([LOGITS], {INPUT_PIXELS: pixels})
-    return Memory(idle=idle, peak=_peak_mb())
+    return Memory(idle=idle, peak=peak_bytes("self") / 1e6)
 
 
 def _model(contender: Contender, pixels: npt.NDArray[np.uint8]) -> Memory:
@@ -68,15 +68,9 @@ def _model(contender: Contender, pixels: npt.NDArray[np.uint8]) -> Memory:
     # Imported before the first reading of memory.
     _ = export, ensembles
     torch.set_num_threads(1)
-    idle = _peak_mb()
+    idle = peak_bytes("self") / 1e6
     model = model_from_contender(contender)
     with torch.inference_mode():
         for _ in range(_PREDICTIONS):
             model(torch.from_numpy(pixels))
-    return Memory(idle=idle, peak=_peak_mb())
-
-
-def _peak_mb() -> float:
-    """Return the highest memory of this process, MB; getrusage would include its parent's."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    return int(found[1]) * 1024 / 1e6 if found else float("nan")
+    return Memory(idle=idle, peak=peak_bytes("self") / 1e6)

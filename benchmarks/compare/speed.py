@@ -12,10 +12,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +21,13 @@ import numpy.typing as npt
 from plurum.benchmarks.compare.comparison import RUNTIMES, Runtime, Speed, Spread
 from plurum.benchmarks.compare.contenders import Contender, model_from_contender
 from plurum.benchmarks.compare.costs import graph_of
+from plurum.benchmarks.tools.local import LocalMembers, Runner, onnx_runner, rate_in_threads
 from plurum.benchmarks.tools.turns import Case, measure
 from plurum.serving import usable_cores
 
-__all__ = ["graph_logits", "latency_turn", "speeds_of", "throughput_turn"]
+__all__ = ["graph_logits", "latency_turn", "speeds_of"]
 
 Pixels = npt.NDArray[np.uint8]
-Predict = Callable[[Pixels], object]
 
 
 def speeds_of(
@@ -56,7 +54,9 @@ def speeds_of(
         for runtime in RUNTIMES:
             predict = _predictor(one, folders[one.name], runtime)
             cases[f"{one.name} {runtime} latency"] = partial(latency_turn, predict, image)
-            cases[f"{one.name} {runtime} throughput"] = partial(throughput_turn, predict, pixels, cores)
+            cases[f"{one.name} {runtime} throughput"] = partial(
+                rate_in_threads, [LocalMembers([predict])] * cores, pixels
+            )
     figures = measure(cases, rounds, seconds, progress)
     return {
         one.name: {
@@ -70,34 +70,16 @@ def speeds_of(
     }
 
 
-def latency_turn(predict: Predict, image: Pixels, seconds: float) -> float:
+def latency_turn(predict: Runner, image: Pixels, seconds: float) -> float:
     """Return one over the median time of a prediction in a turn of at least `seconds`; the first does not count."""
     predict(image)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
-        began = time.perf_counter()
+        start = time.perf_counter()
         predict(image)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return 1 / statistics.median(times)
-
-
-def throughput_turn(predict: Predict, pixels: Pixels, cores: int, seconds: float) -> float:
-    """Return images per second of `cores` loops at once, each over one batch for at least `seconds`.
-
-    The first batch of each loop does not count.
-    """
-
-    def loop(_: int) -> float:
-        predict(pixels)
-        images, began = 0, time.perf_counter()
-        while not images or time.perf_counter() - began < seconds:
-            predict(pixels)
-            images += len(pixels)
-        return images / (time.perf_counter() - began)
-
-    with ThreadPoolExecutor(cores) as pool:
-        return sum(pool.map(loop, range(cores)))
 
 
 def graph_logits(path: Path, pixels: Pixels, rows: npt.NDArray[np.int64], batch_size: int) -> npt.NDArray[np.float64]:
@@ -107,22 +89,18 @@ def graph_logits(path: Path, pixels: Pixels, rows: npt.NDArray[np.int64], batch_
 
     session = onnx_session(path)
     batches = (np.array(pixels[rows[start : start + batch_size]]) for start in range(0, len(rows), batch_size))
-    answers = [session.run([LOGITS], {INPUT_PIXELS: batch})[0] for batch in batches]
-    return np.concatenate(answers, dtype=np.float64)
+    logits = [session.run([LOGITS], {INPUT_PIXELS: batch})[0] for batch in batches]
+    return np.concatenate(logits, dtype=np.float64)
 
 
-def _predictor(contender: Contender, folder: Path, runtime: Runtime) -> Predict:
+def _predictor(contender: Contender, folder: Path, runtime: Runtime) -> Runner:
     """Return a function that predicts pixels on the calling thread alone."""
     if runtime == "pytorch":
         return _eager(contender)
-    from plurum.export.graphs.runtimes import onnx_session
-    from plurum.spec import INPUT_PIXELS, LOGITS
-
-    session: Any = onnx_session(graph_of(folder, runtime), threads=1)
-    return lambda pixels: session.run([LOGITS], {INPUT_PIXELS: pixels})
+    return onnx_runner(graph_of(folder, runtime), 1)
 
 
-def _eager(contender: Contender) -> Predict:
+def _eager(contender: Contender) -> Runner:
     import torch
 
     model = model_from_contender(contender)

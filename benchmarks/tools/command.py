@@ -23,6 +23,7 @@ __all__ = [
     "ARCHS",
     "TINY_ARCHS",
     "Architectures",
+    "Clients",
     "ImageSize",
     "Rounds",
     "Say",
@@ -43,6 +44,7 @@ ARCHS = ["resnet18", "efficientnet_b0", "densenet121"]
 TINY_ARCHS = ["test_resnet", "test_byobnet"]
 
 Architectures = Annotated[list[str], typer.Option(help="Architecture that timm knows; repeat for more.")]
+Clients = Annotated[int, typer.Option(min=1, help="Number of clients that send requests continuously.")]
 ImageSize = Annotated[int, typer.Option(min=32, help="Height and width of the images, pixels.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Number of turns of every case.")]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Length of a turn, seconds.")]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from plurum.serving import find_triton, usable_cores
 
-__all__ = ["machine", "memory_bytes", "processor_s", "versions"]
+__all__ = ["machine", "memory_bytes", "peak_bytes", "processor_s", "versions"]
 
 _PACKAGES = ("plurum", "numpy", "onnxruntime", "tritonclient", "timm", "torch")
 
@@ -62,6 +62,14 @@ def memory_bytes(roles: Mapping[int, str]) -> dict[str, int]:
         (kib,) = re.findall(r"^Pss:\s+(\d+)", Path(f"/proc/{process}/smaps_rollup").read_text(), re.MULTILINE)
         held[role] = held.get(role, 0) + 1024 * int(kib)
     return held
+
+
+def peak_bytes(process: int | str) -> int:
+    """Return the highest resident memory of a process so far, bytes; `self` is this process.
+
+    Unlike getrusage it does not include the memory that a parent held.
+    """
+    return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text(encoding="utf-8"))[0])
 
 
 def _processor() -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
-from plurum.benchmarks.tools.machine import memory_bytes, processor_s
+from plurum.benchmarks.tools.machine import memory_bytes, peak_bytes, processor_s
 from plurum.errors import ServerError
 from plurum.serving import Server, ServerSettings
 from plurum.serving.triton.metrics import metrics_at
@@ -165,8 +165,7 @@ class GatewayStack:
 
     def gateway_peak_bytes(self) -> int:
         """Return the highest resident memory of the gateway so far, bytes."""
-        status = Path(f"/proc/{self._gateway.pid}/status").read_text()
-        return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+        return peak_bytes(self._gateway.pid)
 
     def cpu_s(self) -> dict[str, float]:
         """Return the processor time used so far by the gateway and by the server, seconds."""

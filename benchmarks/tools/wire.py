@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from plurum.errors import needs_extra
 
-__all__ = ["HttpConnections", "HttpResponse", "post", "run_fast_loop"]
+__all__ = ["HttpConnections", "HttpResponse", "http_request", "post", "run_fast_loop"]
 
 T = TypeVar("T")
 
@@ -132,11 +132,16 @@ class HttpConnections:
         return (await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port))[1]
 
 
-def post(path: str, body: bytes, **headers: object) -> bytes:
-    """Return the bytes of a POST request; underscores in headers' names stand for hyphens."""
-    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}"]
+def http_request(method: str, path: str, body: bytes = b"", **headers: object) -> bytes:
+    """Return the bytes of an HTTP/1.1 request; underscores in headers' names stand for hyphens."""
+    lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", f"content-length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "\r\n"]).encode() + body
+    return "\r\n".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape") + body
+
+
+def post(path: str, body: bytes, **headers: object) -> bytes:
+    """Return the bytes of a POST request; see `http_request`."""
+    return http_request("POST", path, body, **headers)
 
 
 def run_fast_loop(main: Coroutine[Any, Any, T]) -> T:

@@ -22,8 +22,9 @@ from plurum.benchmarks.compare.contenders import contenders_from_checkpoints, co
 from plurum.benchmarks.compare.costs import flops_of
 from plurum.benchmarks.compare.memory import memory_of_graph
 from plurum.benchmarks.compare.report import COMPARISON_FILES, write_comparison
-from plurum.benchmarks.compare.speed import latency_turn, throughput_turn
+from plurum.benchmarks.compare.speed import latency_turn
 from plurum.benchmarks.compare.votes import metrics_of, subsets_of, votes_of
+from plurum.benchmarks.tools.local import LocalMembers, rate_in_threads
 from plurum.errors import MetadataError, SettingsError
 from plurum.run import Run
 from plurum.training import FitSettings
@@ -117,21 +118,22 @@ def test_metrics_are_those_of_scikit_learn_with_intervals_around_them() -> None:
         assert figure.low < figure.value < figure.high
 
 
-def test_a_turn_leaves_out_its_first_answer() -> None:
+def test_a_turn_leaves_out_its_first_prediction() -> None:
     calls: list[int] = []
 
-    def answer(pixels: npt.NDArray[np.uint8]) -> None:
-        # The first is ten times as slow, as first answers are.
+    def predict(pixels: npt.NDArray[np.uint8]) -> None:
+        # The first is ten times as slow, as first predictions are.
         time.sleep(0.002 if calls else 0.02)
         calls.append(len(pixels))
 
     pixels = np.zeros((4, 8, 8, 3), dtype=np.uint8)
-    assert 100 < latency_turn(answer, pixels[:1], 0.02) <= 500
+    assert 100 < latency_turn(predict, pixels[:1], 0.02) <= 500
     calls.clear()
-    assert 400 < throughput_turn(answer, pixels, 1, 0.02) <= 2000
+    one = LocalMembers([predict])
+    assert 400 < one.rate(pixels, 0.02) <= 2000
     assert calls.count(4) == len(calls) > 2
     # Loops side by side: each waits as long, and all count.
-    assert 1.5 < throughput_turn(answer, pixels, 4, 0.1) / throughput_turn(answer, pixels, 1, 0.1) < 6
+    assert 1.5 < rate_in_threads([one] * 4, pixels, 0.1) / one.rate(pixels, 0.1) < 6
 
 
 def test_flops_are_two_per_multiplication(run: Run) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from plurum.benchmarks.claims.hostile.honest import HonestRequest
-from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, ServerPort, Wire, request
+from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, ServerPort, Wire
+from plurum.benchmarks.tools.wire import http_request
 
 __all__ = ["ANY", "EITHER", "REFUSED", "Attack", "AttackTally", "Attacker", "Kind", "Make", "Surroundings", "name_of"]
 
@@ -76,7 +77,7 @@ class Attacker:
 
     def send(self, method: str, path: str, body: bytes = b"", **headers: object) -> int:
         """Send a request over the kept connection; return the outcome."""
-        return self.kept(request(method, path, body, **(self._headers | headers)))
+        return self.kept(http_request(method, path, body, **(self._headers | headers)))
 
     def kept(self, data: bytes) -> int:
         """Send bytes over the kept connection, and again over a new one if the server had closed it meanwhile."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from plurum.benchmarks.claims.hostile.attack import EITHER, REFUSED, Attacker, Kind
-from plurum.benchmarks.claims.hostile.wires import request
+from plurum.benchmarks.tools.wire import http_request
 
 __all__ = ["KEYS", "PAGE"]
 
@@ -51,14 +51,14 @@ def _another_site(attacker: Attacker) -> list[int]:
         {"origin": "http://127.0.0.1.evil.example"}, {"origin": "https://127.0.0.1"}, {"origin": "http://127.0.0.1:1"},
     ))  # fmt: skip
     body = b"label=class+0&seen=0"
-    sent = request("POST", path, body, content_type="application/x-www-form-urlencoded", **headers)
+    sent = http_request("POST", path, body, content_type="application/x-www-form-urlencoded", **headers)
     # As browsers do: the port distinguishes this page from a site on another port of this machine.
     return [attacker.kept(sent.replace(b"host: 127.0.0.1", b"host: 127.0.0.1:%d" % attacker.place.port, 1))]
 
 
 def _hosts(attacker: Attacker) -> list[int]:
     host = attacker.chance.choice(_HOSTS).encode()
-    sent = request("GET", attacker.chance.choice(("/", "/review", "/corrections.csv", "/static/page.js")))
+    sent = http_request("GET", attacker.chance.choice(("/", "/review", "/corrections.csv", "/static/page.js")))
     return [attacker.alone(sent.replace(b"host: 127.0.0.1", b"host: " + host), 3.0)]
 
 

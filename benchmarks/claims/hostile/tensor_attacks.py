@@ -12,8 +12,8 @@ from typing import Any
 
 from plurum.benchmarks.claims.hostile.attack import EITHER, Attacker, Kind, Make
 from plurum.benchmarks.claims.hostile.grpc_attacks import evil_model
-from plurum.benchmarks.claims.hostile.wires import request
 from plurum.benchmarks.tools.requests import bytes_element
+from plurum.benchmarks.tools.wire import http_request
 
 __all__ = ["MANAGEMENT", "TENSORS"]
 
@@ -222,7 +222,7 @@ def _managed(attacker: Attacker) -> list[int]:
     model = base64.b64encode(evil_model(attacker)).decode()
     evil = {"parameters": {"config": '{"backend":"python"}', "file:1/model.py": model}}
     method, body = attacker.chance.choice(("POST", "GET")), _dumped(attacker.chance.choice((evil, *_BODIES)))
-    sent = request(method, path, body, **{attacker.chance.choice(names): guess})
+    sent = http_request(method, path, body, **{attacker.chance.choice(names): guess})
     if attacker.chance.random() < 0.5:
         name, value = attacker.known.header
         own = name.removeprefix(b"triton-grpc-protocol-")

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from plurum.benchmarks.claims.hostile.attack import ANY, EITHER, REFUSED, Attacker, Kind, Make
-from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, Wire, request
+from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, Wire
+from plurum.benchmarks.tools.wire import http_request
 
 __all__ = ["WIRE"]
 
@@ -96,7 +97,7 @@ def _bad_chunk(attacker: Attacker) -> list[int]:
 
 def _smuggling(attacker: Attacker) -> list[int]:
     lines = attacker.chance.choice(_SMUGGLED)
-    inner = request("POST", "/v2/repository/models/smuggled/load", b"{}")
+    inner = http_request("POST", "/v2/repository/models/smuggled/load", b"{}")
     return [attacker.alone(attacker.head(lines) + b"0\r\n\r\n" + inner, 2.0)]
 
 
@@ -106,7 +107,7 @@ def _lengths(attacker: Attacker) -> list[int]:
 
 def _pipelined(attacker: Attacker) -> Iterable[int]:
     with contextlib.suppress(OSError), Wire(attacker.place, 10.0) as wire:
-        wire.send(request("GET", "/v2/health/live") * 200)
+        wire.send(http_request("GET", "/v2/health/live") * 200)
         outcomes: list[int] = []
         while wire.is_open and len(outcomes) < 200:
             outcomes.append(wire.status())
@@ -166,7 +167,7 @@ def _never_read(attacker: Attacker) -> Iterator[int]:
     for _ in range(20):
         with contextlib.suppress(OSError):
             wire = Wire(attacker.place, 0.3, receive_bytes=2048)
-            wire.send(request("GET", "/v2/models/ensemble/config") * 400)
+            wire.send(http_request("GET", "/v2/models/ensemble/config") * 400)
             wires.append(wire)
     time.sleep(2)
     for wire in wires:
@@ -195,7 +196,7 @@ def _upgrade(attacker: Attacker) -> list[int]:
 def _method(attacker: Attacker) -> list[int]:
     method = attacker.chance.choice(_METHODS)
     path = attacker.chance.choice((attacker.path, "/", "*", "http://127.0.0.1/", "127.0.0.1:80", "//x"))
-    return [attacker.alone(request(method, path, b"x"), 2.0)]
+    return [attacker.alone(http_request(method, path, b"x"), 2.0)]
 
 
 _SOON_CLOSED = REFUSED | {"timeout"}

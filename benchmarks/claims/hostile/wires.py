@@ -9,7 +9,7 @@ import struct
 import time
 from dataclasses import dataclass
 
-__all__ = ["CLOSED", "TIMEOUT", "ServerPort", "Wire", "request"]
+__all__ = ["CLOSED", "TIMEOUT", "ServerPort", "Wire"]
 
 # Outcomes beside the statuses of HTTP.
 CLOSED, TIMEOUT = 0, -1
@@ -149,10 +149,3 @@ class Wire:
         self._came = b"" if chunked else self._came[left:]
         if b"\r\nconnection: close" in head:
             self.is_open = False
-
-
-def request(method: str, path: str, body: bytes = b"", **headers: object) -> bytes:
-    """Return an HTTP/1.1 request; underscores in headers' names stand for hyphens."""
-    lines = [f"{method} {path} HTTP/1.1", "host: 127.0.0.1", f"content-length: {len(body)}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "\r\n"]).encode("utf-8", "surrogateescape") + body

@@ -23,6 +23,7 @@ import psutil
 
 from plurum.benchmarks.claims.hostile.honest import HonestClient, HonestRequest, honest_clients
 from plurum.benchmarks.claims.hostile.wires import ServerPort
+from plurum.benchmarks.tools.machine import peak_bytes
 
 __all__ = ["HeldResources", "Witness"]
 
@@ -170,10 +171,10 @@ class _Observer:
         found = {}
         for process in self._owner.children(recursive=True):
             # Processes may exit meanwhile.
-            with contextlib.suppress(psutil.Error, OSError):
+            with contextlib.suppress(psutil.Error, OSError, IndexError):
                 if process.pid != os.getpid() and (name := _name_of(process)):
                     found[process] = name
-                    _raise(self.held.rss_bytes, name, _peak_bytes(process.pid))
+                    _raise(self.held.rss_bytes, name, peak_bytes(process.pid))
                     _raise(self.held.files, name, process.num_fds())
         if time.monotonic() - self._mapped_at > _MAPS_S:
             self._mapped_at = time.monotonic()
@@ -219,13 +220,6 @@ def _name_of(process: psutil.Process) -> str:
     else:
         name = "commands" if words or is_command else "others"
     return name
-
-
-def _peak_bytes(process: int) -> int:
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    return 0
 
 
 def _raise(most: dict[str, int], name: str, value: int) -> None:
