@@ -10,7 +10,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from prometheus_client import generate_latest
 from plurum.errors import RepositoryError, ServerError
 from plurum.serving import ServerSettings, Supervisor
 from plurum.serving.status import Status, StatusServer
+from tests.serving.waiting import wait_until
 
 FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
 
@@ -78,13 +78,6 @@ def heal_dead(supervisor: Supervisor) -> None:
 
 def failed_starts(status: Status) -> float:
     return status.registry.get_sample_value("plurum_faults_total", {"kind": "start"}) or 0.0
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.triton

@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from plurum.serving.triton.metrics import metrics_at
+from tests.serving.waiting import wait_until
 
 __all__ = ["LIVE", "Gateway", "Reply", "form", "gateway", "lonely_gateway", "response_from", "wait_until_ready"]
 
@@ -167,11 +167,8 @@ def _running(command: list[str], log: int) -> Iterator[Gateway]:
             process.kill()
 
 
-def wait_until_ready(one: Gateway, timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while one.send("GET", "/v2/health/ready").status != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def wait_until_ready(one: Gateway) -> None:
+    wait_until(lambda: one.send("GET", "/v2/health/ready").status == 200, 20)
 
 
 def form(*files: tuple[str, str, bytes]) -> tuple[bytes, str]:

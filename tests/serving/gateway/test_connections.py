@@ -19,13 +19,14 @@ from starlette.requests import ClientDisconnect
 from tritonclient.grpc import service_pb2 as pb
 from uvicorn.server import ServerState
 
-from plurum.serving.gateway.connections.connection import connection_class
+from plurum.serving.gateway.connections.connection import GatewayConnection, connection_class
 from plurum.serving.gateway.connections.middleware import GatewayMiddleware
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError
 from plurum.serving.gateway.triton import ENSEMBLE, TritonConnection
 from plurum.settings.serving import GatewaySettings
 from tests.serving.gateway.gateways import LIVE, lonely_gateway
+from tests.serving.waiting import wait_until
 
 LONG = 60.0
 
@@ -84,14 +85,11 @@ def test_memory_of_all_bodies_is_limited() -> None:
     with lonely_gateway(max_body_mib=1, max_buffered_mib=3) as one, ExitStack() as stack:
         first, second = (stack.enter_context(socket.create_connection(one.address)) for _ in range(2))
         first.sendall(head + bytes(700_000))
-        deadline = time.monotonic() + 10
-        while one.count("buffered_bytes{}") < 700_000:
-            assert time.monotonic() < deadline
+        wait_until(lambda: one.count("buffered_bytes{}") >= 700_000)
         second.sendall(head + bytes(700_000))
         assert status_line(second) == "HTTP/1.1 503 Service Unavailable"
         first.close()
-        while one.count("buffered_bytes{}"):
-            assert time.monotonic() < deadline
+        wait_until(lambda: not one.count("buffered_bytes{}"))
         assert one.count('refused_total{reason="gone"}') == 1
 
 
@@ -127,17 +125,24 @@ class FakeTransport(asyncio.Transport):
     abort = close
 
 
+def connected(
+    app: Any, transport: FakeTransport, behind: Any = None, **settings: Any
+) -> tuple[GatewayConnection, GatewayMetrics]:
+    """Return a connection to an application, and the metrics."""
+    metrics = GatewayMetrics()
+    middleware = GatewayMiddleware(app, None, metrics, behind, access_log=False)
+    new_connection = connection_class(GatewaySettings(**settings), metrics, middleware)
+    connection = new_connection(uvicorn.Config(middleware, log_config=None, lifespan="off"), ServerState(), {})
+    connection.connection_made(transport)
+    return connection, metrics
+
+
 def test_clients_that_do_not_read_are_disconnected() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001 (uvicorn counts them)
         await asyncio.sleep(LONG)
 
     async def scene() -> None:
-        metrics = GatewayMetrics()
-        door = GatewayMiddleware(app, None, metrics, None, access_log=False)
-        config = uvicorn.Config(door, log_config=None, lifespan="off")
-        made = connection_class(GatewaySettings(receive_s=0.05), metrics, door)
-        connection, transport = made(config, ServerState(), {}), FakeTransport()
-        connection.connection_made(transport)
+        connection, metrics = connected(app, transport := FakeTransport(), receive_s=0.05)
         connection.data_received(LIVE)
         await asyncio.sleep(0.1)
         assert not transport.is_closing()
@@ -149,7 +154,7 @@ def test_clients_that_do_not_read_are_disconnected() -> None:
         await asyncio.sleep(0.1)
         assert transport.ends == 1
         assert b'connections_refused_total{reason="slow"} 1.0' in generate_latest(metrics.registry)
-        # As a transport does; what waits to write goes on.
+        # Like a transport; pending writes then end.
         connection.connection_lost(None)
 
     run(scene)
@@ -172,11 +177,7 @@ def test_disconnecting_with_a_second_request_logs_no_error(caplog: pytest.LogCap
     left: list[str] = []
 
     async def scene() -> None:
-        metrics = GatewayMetrics()
-        door = GatewayMiddleware(app, None, metrics, None, access_log=False)
-        made = connection_class(GatewaySettings(), metrics, door)
-        connection, transport = made(uvicorn.Config(door, log_config=None), ServerState(), {}), ClosedTransport()
-        connection.connection_made(transport)
+        connection, metrics = connected(app, transport := ClosedTransport())
         connection.data_received(b"POST /first HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx" + LIVE)
         transport.abort()
         connection.connection_lost(None)
@@ -189,7 +190,7 @@ def test_disconnecting_with_a_second_request_logs_no_error(caplog: pytest.LogCap
 
 
 class Full:
-    """What stands behind a door and has no place."""
+    """An application without free places."""
 
     full = True
 
@@ -207,11 +208,7 @@ def test_refusal_by_the_head_precedes_the_body() -> None:
         await send({"type": "http.response.body", "body": b"ok"})
 
     async def scene() -> None:
-        metrics, behind = GatewayMetrics(), Full()
-        door = GatewayMiddleware(app, None, metrics, behind, access_log=False)
-        made = connection_class(GatewaySettings(), metrics, door)
-        connection, transport = made(uvicorn.Config(door, log_config=None), ServerState(), {}), FakeTransport()
-        connection.connection_made(transport)
+        connection, metrics = connected(app, transport := FakeTransport(), behind := Full())
         head = b"POST /predict HTTP/1.1\r\nhost: x\r\nx-request-id: mine\r\ncontent-length: 6\r\n"
         connection.data_received(head + b"\r\nabc")
         answer = (
@@ -223,7 +220,7 @@ def test_refusal_by_the_head_precedes_the_body() -> None:
         # The rest of the body, and two more requests that did not wait.
         connection.data_received(b"def" + 2 * (head + b"\r\nabcdef"))
         assert transport.written == 3 * (answer + b"\r\n" + text)
-        # Nothing is left that would have to be looked for.
+        # Nothing is left for the garbage collector.
         gc.collect()
         gc.disable()
         connection.data_received(head + b"\r\nabcdef")
@@ -234,7 +231,7 @@ def test_refusal_by_the_head_precedes_the_body() -> None:
         assert not called
         assert b'requests_total{key="",route="other",status="503"} 4.0' in generate_latest(metrics.registry)
         assert b'refused_total{reason="busy"} 4.0' in generate_latest(metrics.registry)
-        # What need not wait for a place goes through, and what comes behind it is refused after its answer.
+        # A request that needs no place is passed on, and the next one is refused after its response.
         transport.written = b""
         connection.data_received(b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n" + head + b"\r\nabcdef")
         assert not transport.written

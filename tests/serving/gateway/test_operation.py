@@ -18,6 +18,7 @@ from plurum.serving import Server, ServerSettings
 from tests.docs.pages import wait_for_counts
 from tests.serving.gateway.gateways import Gateway, Reply, form, gateway, wait_until_ready
 from tests.serving.triton.test_server import triton_of
+from tests.serving.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 
@@ -46,9 +47,7 @@ def test_late_response_is_discarded(small: Gateway, images: list[bytes]) -> None
     assert small.send("POST", "/v2/models/ensemble_pixels/infer", json.dumps(body)).status == 504
     assert small.count("thrown_away_total{}") == before + 2
     # What is late still has its place, until Triton has answered it.
-    deadline = time.monotonic() + 5
-    while small.count("in_flight{}"):
-        assert time.monotonic() < deadline
+    wait_until(lambda: not small.count("in_flight{}"))
     assert small.predict(images[0], X_Deadline_Ms="20000").status == 200
 
 
@@ -127,9 +126,7 @@ def test_overload_is_refused_and_a_signal_completes_the_rest(served: Server, ima
                     assert "are waiting" in reply.json["error"]
                     assert took_s < 2
             last = [pool.submit(ask, at) for at in range(4)]
-            deadline = time.monotonic() + 5
-            while one.count("waiting{}") < 2:
-                assert time.monotonic() < deadline
+            wait_until(lambda: one.count("waiting{}") >= 2)
             one.process.send_signal(signal.SIGTERM)
             assert {future.result()[0].status for future in last} <= {200, 503}
             assert [future.result()[0].status for future in last].count(200) >= 3
@@ -179,10 +176,7 @@ def test_restart_of_triton_costs_no_errors_and_exited_voter_is_detected(reposito
 
 def check_that_an_exited_voter_is_detected(server: Server, one: Gateway, image: bytes) -> None:
     os.kill(voter_of(server), signal.SIGKILL)
-    died = time.monotonic()
-    while one.send("GET", "/v2/health/ready").status == 200:
-        assert time.monotonic() - died < 6
-        time.sleep(0.05)
+    wait_until(lambda: one.send("GET", "/v2/health/ready").status != 200, 6)
     assert one.send("GET", "/v2/models/ensemble/ready").status == 503
     with urllib.request.urlopen(f"{server.urls.http}/v2/health/ready", timeout=5) as triton:
         assert triton.status == 200
