@@ -9,21 +9,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from plurum.client.bulk.columns import FILE_COLUMNS, cells_by_class, columns_of_files
+from plurum.client.bulk.columns import FILE_COLUMNS, PROBABILITY, Kind, row_from_patient
 from plurum.client.bulk.patients import PatientAnswer
-from plurum.client.connection.predictions import Answer, Failure
+from plurum.client.connection.predictions import Answer, Failure, Prediction
 from plurum.errors import OutputError, SettingsError, needs_extra
-from plurum.predictions.outputs import OUTPUTS, Output
 
 __all__ = ["SUFFIXES", "Format", "RowSubject", "RowWriter", "format_from_path"]
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-_PATIENT_COUNTS = ("images", "review", "failed")
-_SHARES = OUTPUTS["PROBABILITIES"]
 # Number of rows that are written to Parquet at a time.
 _ROW_GROUP = 10_000
 
@@ -58,7 +56,7 @@ class Format(Protocol):
     CSV has six decimals, the precision of 32-bit numbers, and joins the classes of prediction_set by `|`.
     """
 
-    def body(self, answer: Answer) -> str:
+    def body(self, answer: Answer | PatientAnswer) -> str:
         """Return the body of a row."""
 
     def numbers(self, body: str) -> list[float]:
@@ -67,12 +65,9 @@ class Format(Protocol):
     def writer(self, path: Path, columns: Sequence[str]) -> RowWriter:
         """Create a file whose rows start with these attributes of `RowSubject`."""
 
-    def write_patients(self, path: Path, answers: Sequence[PatientAnswer]) -> None:
-        """Write a file with a row per patient."""
 
-
-def format_from_path(path: Path, classes: Sequence[str]) -> Format:
-    """Return the format for predictions with these classes, chosen by the suffix of `path`.
+def format_from_path(path: Path, columns: Mapping[str, Kind]) -> Format:
+    """Return the format for rows with these columns, chosen by the suffix of `path`.
 
     Raises:
         MissingExtraError: the suffix is .parquet, and pyarrow is not installed.
@@ -87,91 +82,76 @@ def format_from_path(path: Path, classes: Sequence[str]) -> Format:
     kind = kinds.get(path.suffix.lower())
     if kind is None:
         raise SettingsError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}. Change the suffix.")
-    return kind(classes)
+    return kind(columns)
 
 
 class _Columnar:
-    """A format whose rows have the columns of `plurum.client.bulk.columns`, and `error` at the end."""
+    """A format with columns; a cell without a value is None."""
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self._classes = classes
-        self._columns = columns_of_files(classes)
+    def __init__(self, columns: Mapping[str, Kind]) -> None:
+        self._columns = columns
+        self._is_probability = [name.startswith(PROBABILITY.column.format(name="")) for name in columns]
 
-    def _values(self, answer: Answer) -> list[Any]:
-        """Return the cells of a row, None where there is no value."""
-        if isinstance(answer, Failure):
-            return [*[None] * len(self._columns), answer.reason]
+    def _cells(self, answer: Answer | PatientAnswer) -> list[Any]:
+        if not isinstance(answer, Prediction):
+            row = {"error": answer.reason} if isinstance(answer, Failure) else row_from_patient(answer)
+            return [row.get(name) for name in self._columns]
+        # Faster than by name: there may be a million predictions.
         cells: list[Any] = []
         for output in FILE_COLUMNS:
             value = getattr(answer, output.field)
             cells.extend(value.values() if isinstance(value, dict) else (value,))
         return [*cells, None]
 
-    def _probabilities(self, cells: Sequence[Any]) -> list[float]:
-        outputs = self._columns.values()
-        return [float(cell) for output, cell in zip(outputs, cells, strict=False) if output.name == "PROBABILITIES"]
+    def _probabilities(self, cells: Iterable[Any]) -> list[float]:
+        return list(map(float, compress(cells, self._is_probability)))
 
 
 class _Csv(_Columnar):
-    def body(self, answer: Answer) -> str:
-        return ",".join(map(_cell, self._values(answer)))
+    def body(self, answer: Answer | PatientAnswer) -> str:
+        return ",".join(map(_cell, self._cells(answer)))
 
     def numbers(self, body: str) -> list[float]:
         return self._probabilities(next(csv.reader([body])))
 
     def writer(self, path: Path, columns: Sequence[str]) -> RowWriter:
-        head = ",".join(map(_cell, [*columns, *self._columns, "error"]))
-        return _Lines(path, f"{head}\r\n", lambda subject, body: _csv_line(columns, subject, body))
+        def line(subject: RowSubject, body: str) -> str:
+            return ",".join([*(_cell(getattr(subject, name)) for name in columns), body]) + "\r\n"
 
-    def write_patients(self, path: Path, answers: Sequence[PatientAnswer]) -> None:
-        columns = _patient_columns(self._classes)
-        rows = (map(_patient_row(answer).get, columns) for answer in answers)
-        with path.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(",".join(map(_cell, row)) + "\r\n" for row in (columns, *rows))
+        return _Lines(path, ",".join(map(_cell, [*columns, *self._columns])) + "\r\n", line)
 
 
 class _JsonLines:
-    def __init__(self, _: Sequence[str]) -> None:
-        """Ignore the classes, which each line states."""
+    def __init__(self, _: Mapping[str, Kind]) -> None:
+        """Ignore the columns: each line states its names."""
 
-    def body(self, answer: Answer) -> str:
+    def body(self, answer: Answer | PatientAnswer) -> str:
         return json.dumps(answer.to_dict())
 
     def numbers(self, body: str) -> list[float]:
         return list(json.loads(body)["probabilities"].values())
 
     def writer(self, path: Path, columns: Sequence[str]) -> RowWriter:
-        return _Lines(path, "", lambda subject, body: _json_line(columns, subject, body))
+        def line(subject: RowSubject, body: str) -> str:
+            who = (f"{json.dumps(name)}: {json.dumps(getattr(subject, name))}, " for name in columns)
+            return f"{{{''.join(who)}{body[1:]}\n"
 
-    def write_patients(self, path: Path, answers: Sequence[PatientAnswer]) -> None:
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(answer.to_dict()) + "\n" for answer in answers)
+        return _Lines(path, "", line)
 
 
 class _Parquet(_Columnar):
-    def __init__(self, classes: Sequence[str]) -> None:
+    def __init__(self, columns: Mapping[str, Kind]) -> None:
         with needs_extra("parquet", "pyarrow.parquet"):
-            super().__init__(classes)
+            super().__init__(columns)
 
-    def body(self, answer: Answer) -> str:
-        return json.dumps(self._values(answer))
+    def body(self, answer: Answer | PatientAnswer) -> str:
+        return json.dumps(self._cells(answer))
 
     def numbers(self, body: str) -> list[float]:
         return self._probabilities(json.loads(body))
 
     def writer(self, path: Path, columns: Sequence[str]) -> RowWriter:
         return _Table(path, columns, self._columns)
-
-    def write_patients(self, path: Path, answers: Sequence[PatientAnswer]) -> None:
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        write: Any = parquet.write_table
-        columns = _patient_columns(self._classes)
-        kinds = {"patient": pa.string(), "label": pa.string()} | dict.fromkeys(_PATIENT_COUNTS, pa.int64())
-        schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in columns])
-        rows = [dict.fromkeys(columns) | _patient_row(answer) for answer in answers]
-        write(pa.Table.from_pylist(rows, schema), path)
 
 
 class _Lines:
@@ -192,17 +172,15 @@ class _Lines:
 class _Table:
     """A Parquet file."""
 
-    def __init__(self, path: Path, columns: Sequence[str], outputs: Mapping[str, Output]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], kinds: Mapping[str, Kind]) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
         new_writer: Any = parquet.ParquetWriter
-        kinds = {"BYTES": pa.string(), "FP32": pa.float32(), "BOOL": pa.bool_()}
-        types = dict.fromkeys([*columns, *outputs, "error"], pa.string())
-        for name, output in outputs.items():
-            is_set = output.datatype == "BOOL" and not output.is_scalar
-            types[name] = pa.list_(pa.string()) if is_set else kinds[output.datatype]
-        self._schema = pa.schema(list(types.items()))
+        types: dict[Kind, Any] = {"text": pa.string(), "texts": pa.list_(pa.string()), "flag": pa.bool_()}
+        types |= {"count": pa.int64(), "float32": pa.float32(), "float64": pa.float64()}
+        fields = dict.fromkeys(columns, pa.string()) | {name: types[kind] for name, kind in kinds.items()}
+        self._schema = pa.schema(list(fields.items()))
         self._columns = columns
         self._rows: list[list[Any]] = []
         self._writer = new_writer(path, self._schema)
@@ -230,19 +208,6 @@ class _Table:
         self._rows.clear()
 
 
-def _patient_columns(classes: Sequence[str]) -> list[str]:
-    return ["patient", "label", "confidence", *_PATIENT_COUNTS, *cells_by_class(_SHARES, dict.fromkeys(classes))]
-
-
-def _patient_row(answer: PatientAnswer) -> dict[str, Any]:
-    """Return the cells of a patient's row; without any prediction, label and confidence are missing."""
-    row = answer.to_dict()
-    shares = row.pop("probabilities")
-    if not answer.images:
-        del row["label"], row["confidence"]
-    return row | cells_by_class(_SHARES, shares)
-
-
 def _cell(value: Any) -> str:
     """Return a cell of a CSV file, quoted if necessary."""
     if isinstance(value, float):
@@ -255,12 +220,3 @@ def _cell(value: Any) -> str:
     file = io.StringIO()
     csv.writer(file, lineterminator="").writerow([text])
     return file.getvalue()
-
-
-def _csv_line(columns: Sequence[str], subject: RowSubject, body: str) -> str:
-    return f"{','.join(_cell(getattr(subject, name)) for name in columns)},{body}\r\n"
-
-
-def _json_line(columns: Sequence[str], subject: RowSubject, body: str) -> str:
-    who = json.dumps({name: getattr(subject, name) for name in columns})
-    return f"{who[:-1]}, {body[1:]}\n"

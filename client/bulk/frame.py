@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from plurum.client.bulk.columns import columns_of_files, row_from_prediction
+from plurum.client.bulk.columns import columns_of_images, row_from_prediction
 from plurum.client.connection.predictions import Answer, Failure
 from plurum.errors import SettingsError, needs_extra
 
@@ -36,7 +36,7 @@ def predictions_to_frame(answers: Iterable[Answer], index: Sequence[Any] | None 
     rows = [{"error": one.reason} if isinstance(one, Failure) else row_from_prediction(one) for one in answers]
     if index is not None and len(index) != len(rows):
         raise SettingsError(f"index: expected {len(rows)} names, one per answer, got {len(index)}.")
-    found = dict.fromkeys([*columns_of_files(()), *(name for row in rows for name in row)])
+    found = dict.fromkeys([*columns_of_images(()), *(name for row in rows for name in row)])
     columns = [*(name for name in found if name != "error"), "error"]
     return pd.DataFrame(rows, index=None if index is None else list(index), columns=columns)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from plurum.client.bulk.columns import columns_of_images, columns_of_patients
 from plurum.client.bulk.formats import Format, RowSubject, RowWriter, format_from_path
 from plurum.client.bulk.patients import PatientAnswer
 from plurum.client.connection.predictions import Answer, Failure
@@ -31,7 +32,7 @@ class AnswersReport:
     def __init__(self, form: Format, rows: RowWriter) -> None:
         self._form, self._rows = form, rows
 
-    def add(self, path: str | Path, answer: Answer) -> None:
+    def add(self, path: str | Path, answer: Answer | PatientAnswer) -> None:
         """Write the row of one image."""
         self._rows.add(RowSubject(str(path)), self._form.body(answer))
 
@@ -50,13 +51,8 @@ def answers_report(path: Path, classes: Sequence[str]) -> Iterator[AnswersReport
         OutputError: `path` can't be written.
         SettingsError: the suffix is not supported.
     """
-    form = format_from_path(path, classes)
-    with atomic_file(path, private=True) as hidden:
-        rows = form.writer(hidden, ("path",))
-        try:
-            yield AnswersReport(form, rows)
-        finally:
-            rows.close()
+    with _report(path, format_from_path(path, columns_of_images(classes)), ("path",)) as report:
+        yield report
 
 
 def patients_report(path: Path, answers: Sequence[PatientAnswer], classes: Sequence[str]) -> None:
@@ -65,9 +61,19 @@ def patients_report(path: Path, answers: Sequence[PatientAnswer], classes: Seque
     Columns: patient, label, confidence, images, review and failed (numbers of images), one `p_CLASS` per class; JSON
     lines have `probabilities` instead.
     """
-    form = format_from_path(path, classes)
+    with _report(path, format_from_path(path, columns_of_patients(classes)), ()) as report:
+        for answer in answers:
+            report.add("", answer)
+
+
+@contextmanager
+def _report(path: Path, form: Format, columns: Sequence[str]) -> Iterator[AnswersReport]:
     with atomic_file(path, private=True) as hidden:
-        form.write_patients(hidden, answers)
+        rows = form.writer(hidden, columns)
+        try:
+            yield AnswersReport(form, rows)
+        finally:
+            rows.close()
 
 
 def json_line(path: str | Path, answer: Answer) -> str:

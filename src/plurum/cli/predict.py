@@ -150,7 +150,7 @@ def _check_files(out: Path | None, patients: Path | None, listing: Listing) -> N
         raise SettingsError("--patients: expected a CSV manifest with a column patient, got none")
     for file in (out, patients):
         if file:
-            format_from_path(file, ())
+            format_from_path(file, {})
 
 
 def _bulk_run(
@@ -165,6 +165,7 @@ def _bulk_run(
 ) -> BulkRun:
     """Return the bulk run; with `out` it has a journal, which `stack` closes."""
     from plurum.client.bulk.bulk_run import BulkRun, BulkTotals
+    from plurum.client.bulk.columns import columns_of_images
     from plurum.client.bulk.formats import format_from_path
     from plurum.client.bulk.journal import Journal
     from plurum.client.bulk.patients import PatientPool
@@ -172,7 +173,7 @@ def _bulk_run(
     totals = BulkTotals(PatientPool(served.classes, rule or served.patient_rule or "mean"))
     if out is None:
         return BulkRun(listing, totals)
-    form = format_from_path(out, served.classes)
+    form = format_from_path(out, columns_of_images(served.classes))
     settings = {"classes": served.classes, "ensemble": served.metadata_sha256, "format": out.suffix.lower()} | settings
     journal = stack.enter_context(Journal(out, listing, settings, fresh=fresh))
     return BulkRun(listing, totals, journal, form)

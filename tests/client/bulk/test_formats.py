@@ -13,6 +13,7 @@ import pytest
 
 from plurum.client import Failure, PatientAnswer, patients_report
 from plurum.client.bulk.columns import COLUMNS as OUTPUT_COLUMNS
+from plurum.client.bulk.columns import columns_of_images
 from plurum.client.bulk.formats import Format, RowSubject, format_from_path
 from plurum.errors import SettingsError
 from plurum.predictions.outputs import OUTPUTS
@@ -30,7 +31,7 @@ COLUMNS = ("path", "patient", "expected")
 
 
 def written(path: Path) -> Format:
-    form = format_from_path(path, CLASSES)
+    form = format_from_path(path, columns_of_images(CLASSES))
     rows = form.writer(path, COLUMNS)
     rows.add(SUBJECTS[0], form.body(ANSWER))
     rows.add(SUBJECTS[1], form.body(FAILURE))
@@ -77,7 +78,7 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_probabilities_are_read_back(tmp_path: Path, suffix: str) -> None:
-    form = format_from_path(tmp_path / f"out{suffix}", CLASSES)
+    form = format_from_path(tmp_path / f"out{suffix}", columns_of_images(CLASSES))
     assert form.numbers(form.body(ANSWER)) == [0.1875, 0.8125]
 
 
@@ -105,7 +106,7 @@ def test_patients_have_a_row_each(tmp_path: Path, suffix: str) -> None:
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"out\.xlsx: expected a name that ends in \.csv, \.jsonl, \.parquet"):
-        format_from_path(tmp_path / "out.xlsx", CLASSES)
+        format_from_path(tmp_path / "out.xlsx", {})
 
 
 def test_the_page_has_a_row_for_every_output() -> None:
