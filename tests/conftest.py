@@ -20,6 +20,13 @@ import pytest
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.spec import read_ensemble
+from tests.command_line import CommandLine
+
+
+@pytest.fixture
+def plurum(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """Return a runner of the command line in this process."""
+    return CommandLine(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from plurum.benchmarks.compare.report import COMPARISON_FILES
 from plurum.run import Run
-from tests.cli.conftest import CommandLine
+from tests.command_line import CommandLine
 
 
 @pytest.mark.parametrize(

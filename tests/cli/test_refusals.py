@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import CommandLine
+from tests.command_line import CommandLine
 
 _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from plurum.cli.main import run as command_line
 from plurum.errors import MetadataError
 from plurum.export import PixelModel, onnx_from_model
 from plurum.export.doctor import check_repository
@@ -24,17 +22,10 @@ from plurum.export.repository import assembly as repository
 from plurum.export.repository import selection
 from plurum.spec import read_ensemble
 from plurum.state_dicts import read_state_dict
+from tests.command_line import CommandLine
 
 ARCH = "test_resnet"
 SIZE = 64
-
-
-def run_export(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["plurum", "export", *map(str, words)])
-    with pytest.raises(SystemExit) as exit_:
-        command_line()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +54,9 @@ def test_they_become_a_repository_that_answers_as_they_do(
     models: list[torch.nn.Module],
     options: list[object],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    plurum: CommandLine,
 ) -> None:
-    assert run_export(monkeypatch, *checkpoints, *options) == 0
-    assert "32 generated images" in capsys.readouterr().out
+    assert "32 generated images" in plurum.said("export", *checkpoints, *options)
     ensemble = read_ensemble(tmp_path / "out" / "ensemble.json")
     assert [member.name for member in ensemble.members] == ["first", "second_model"]
     assert (ensemble.classes, ensemble.voting.weights) == (("CE", "LAA"), (0.5, 0.5))
@@ -81,8 +70,7 @@ def test_they_become_a_repository_that_answers_as_they_do(
             expected = model(normalised).numpy()
         np.testing.assert_allclose(session.run(["LOGITS"], {"PIXELS": pixels})[0], expected, atol=1e-4)
     # A repeated export is recognised.
-    assert run_export(monkeypatch, *checkpoints, *options) == 0
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in plurum.said("export", *checkpoints, *options)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +91,7 @@ def test_with_labelled_images_other_precisions_are_checked_and_calibrated(
     scans: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    plurum: CommandLine,
 ) -> None:
     samples: list[selection.ParitySample] = []
 
@@ -112,9 +100,8 @@ def test_with_labelled_images_other_precisions_are_checked_and_calibrated(
         return selection.choose_artefact(name, model, sample, *rest)
 
     monkeypatch.setattr(repository, "choose_artefact", recording)
-    words = [checkpoints[0], *options, "--classes", "LAA,CE", "--images", scans, "--precision", "auto"]
-    assert run_export(monkeypatch, *words) == 0
-    assert "validation images" in capsys.readouterr().out
+    words = ["export", checkpoints[0], *options, "--classes", "LAA,CE", "--images", scans, "--precision", "auto"]
+    assert "validation images" in plurum.said(*words)
     (entry,) = json.loads((tmp_path / "out" / "export.json").read_text())["artefacts"]
     # INT8 was built on these images, and either measured or refused by the parity check.
     assert "int8" in entry["reason"]
@@ -122,8 +109,7 @@ def test_with_labelled_images_other_precisions_are_checked_and_calibrated(
     assert len(sample.calibration) > len(sample.pixels) > 4
     # CE is bright: the first folder, but the second of --classes.
     assert sample.labels.tolist() == (sample.pixels.mean(axis=(1, 2, 3)) > 150).astype(int).tolist()
-    assert run_export(monkeypatch, *words) == 0
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in plurum.said(*words)
 
 
 class Swapped(torch.nn.Module):
@@ -150,11 +136,12 @@ def test_a_graph_that_sees_other_colours_is_caught(
     wrong: Callable[[PixelModel], Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    plurum: CommandLine,
 ) -> None:
     monkeypatch.setattr(selection, "onnx_from_model", lambda model, path: onnx_from_model(wrong(model), path))
-    assert run_export(monkeypatch, checkpoints[0], *options) == 1
-    assert "FP32 graph of first differs from PyTorch on 32 images: probabilities" in capsys.readouterr().err
+    code, _, error = plurum.ended("export", checkpoints[0], *options)
+    assert code == 1
+    assert "FP32 graph of first differs from PyTorch on 32 images: probabilities" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -179,15 +166,11 @@ def test_wrong_use_is_one_line(
     words: list[str],
     message: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    plurum: CommandLine,
 ) -> None:
     if words[1] == "vit_nowhere":
         options = options[2:]
-    assert run_export(monkeypatch, *checkpoints, *options, *words) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in plurum.refused("export", *checkpoints, *options, *words)
     assert not (tmp_path / "out").exists()
 
 
@@ -209,13 +192,13 @@ def test_averaged_weights_are_exported_and_said(
     models: list[torch.nn.Module],
     options: list[object],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    plurum: CommandLine,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     torch.save(
         {"state_dict": models[0].state_dict(), "state_dict_ema": models[1].state_dict()}, tmp_path / "_best of all.pt"
     )
-    assert run_export(monkeypatch, tmp_path / "_best of all.pt", *options) == 0
+    assert plurum.ended("export", tmp_path / "_best of all.pt", *options)[0] == 0
     assert "_best of all.pt: used the averaged weights (EMA) under 'state_dict_ema'" in caplog.text
     (member,) = read_ensemble(tmp_path / "out" / "ensemble.json").members
     assert member.name == "best_of_all"
@@ -232,12 +215,11 @@ def test_two_files_of_one_name_are_refused(
     models: list[torch.nn.Module],
     options: list[object],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    plurum: CommandLine,
 ) -> None:
     files = [tmp_path / name / "best.pt" for name in "ab"]
     for file in files:
         file.parent.mkdir()
         torch.save(models[0].state_dict(), file)
-    assert run_export(monkeypatch, *files, *options) == 2
-    assert f"{files[0]} and {files[1]} give the same member name 'best'" in capsys.readouterr().err
+    refusal = plurum.refused("export", *files, *options)
+    assert f"{files[0]} and {files[1]} give the same member name 'best'" in refusal

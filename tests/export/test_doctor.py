@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from plurum.cli.main import run as command_line
 from plurum.errors import RepositoryError
 from plurum.export.doctor import check_repository
 from plurum.export.manifest import read_manifest
@@ -26,6 +24,7 @@ from plurum.export.repository.findings import (
     quantisation_faults,
 )
 from plurum.spec import write_metadata
+from tests.command_line import CommandLine
 
 MEMBER = "resnet10t"
 
@@ -284,20 +283,12 @@ def test_what_is_no_repository(tmp_path: Path) -> None:
         check_repository(tmp_path)
 
 
-def test_the_command(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["plurum", "doctor", str(repository)])
-    with pytest.raises(SystemExit) as exit_:
-        command_line()
-    assert exit_.value.code == 0
-    assert ", 0 errors" in capsys.readouterr().out
+def test_the_command(repository: Path, tmp_path: Path, plurum: CommandLine) -> None:
+    assert ", 0 errors" in plurum.said("doctor", repository)
     broken = shutil.copytree(repository, tmp_path / "broken")
     (broken / "model.bak").touch()
-    monkeypatch.setattr(sys, "argv", ["plurum", "doctor", str(broken), "--json"])
-    with pytest.raises(SystemExit) as exit_:
-        command_line()
-    assert exit_.value.code == 1
-    report = json.loads(capsys.readouterr().out)
+    code, out, _ = plurum.ended("doctor", broken, "--json")
+    assert code == 1
+    report = json.loads(out)
     assert report["errors"] == 1
     assert [one["check"] for one in report["findings"] if one["state"] == "error"] == ["leftovers"]

@@ -8,19 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from plurum.cli.main import run as command_line
 from plurum.export.manifest import read_manifest
 from plurum.export.repository import selection
 from plurum.run import Run
 from plurum.spec import write_metadata
-
-
-def plurum(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["plurum", *map(str, words)])
-    with pytest.raises(SystemExit) as exit_:
-        command_line()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
+from tests.command_line import CommandLine
 
 
 @pytest.fixture(autouse=True)
@@ -43,16 +35,14 @@ def test_a_precision_names_the_extra_that_makes_it(
     run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    plurum: CommandLine,
     package: str,
     options: list[str],
     extra: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert plurum(monkeypatch, "export", run.path, "--out", tmp_path / "out", *options) == 2
-    error = capsys.readouterr().err
+    error = plurum.refused("export", run.path, "--out", tmp_path / "out", *options)
     assert f"{package!r} is not installed; run: pip install 'plurum[{extra}]'" in error
-    assert error.strip().count("\n") == 0
     assert not (tmp_path / "out").exists()
 
 
@@ -61,7 +51,7 @@ def test_the_doctor_says_what_would_prove_that_graphs_build(
     repository: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    plurum: CommandLine,
     package: str,
 ) -> None:
     path = shutil.copytree(repository, tmp_path / "gpu")
@@ -69,8 +59,7 @@ def test_the_doctor_says_what_would_prove_that_graphs_build(
     artefacts = tuple(one.model_copy(update={"backend": "tensorrt"}) for one in manifest.artefacts)
     write_metadata(path / "export.json", manifest.model_copy(update={"artefacts": artefacts, "target": "gpu"}))
     monkeypatch.setitem(sys.modules, package, None)
-    assert plurum(monkeypatch, "doctor", path) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[1] == "build"]
+    lines = [line for line in plurum.said("doctor", path).splitlines() if line.split()[1] == "build"]
     assert len(lines) == 2
     for line in lines:
         assert line.startswith("skipped")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from plurum.cli.main import run as command_line
 from plurum.errors import MetadataError, OutputError, ParityError
 from plurum.export import ExportSettings, repository_from_onnx, repository_from_run
 from plurum.export.graphs import member as graphs_module
@@ -23,6 +21,7 @@ from plurum.export.manifest import is_current
 from plurum.export.repository import selection
 from plurum.run import Run
 from plurum.spec import read_ensemble
+from tests.command_line import CommandLine
 
 
 def config_of(repository: Path, model: str) -> Any:
@@ -192,14 +191,8 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    plurum: CommandLine,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["plurum", "export", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        command_line()
-    captured = capsys.readouterr()
-    assert exit_.value.code == 2
-    assert message in captured.err
-    assert captured.err.strip().count("\n") == 0
+    assert message in plurum.refused("export", *arguments)
     assert list(tmp_path.iterdir()) == []

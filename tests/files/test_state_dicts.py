@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from plurum.cli.main import run as command_line
 from plurum.errors import MetadataError, SettingsError
 from plurum.models import model_from_tensors
 from plurum.state_dicts import read_state_dict
 from tests.checkpoint_garbage import Planted, garbage
+from tests.command_line import CommandLine
 
 ARCH = "test_resnet"
 Tensors = dict[str, torch.Tensor]
@@ -146,18 +145,13 @@ def test_weights_that_are_not_finite_are_told_as_such(
         read_state_dict(path)
 
 
-def test_garbage_is_one_line_and_nothing_is_run(
-    weights: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_garbage_is_one_line_and_nothing_is_run(weights: Tensors, tmp_path: Path, plurum: CommandLine) -> None:
     planted, file = tmp_path / "planted", tmp_path / "weights.pt"
     words = [file, "--arch", ARCH, "--classes", "CE,LAA", "--out", tmp_path / "out"]
-    monkeypatch.setattr(sys, "argv", ["plurum", "export", *map(str, words)])
     for name, content in garbage(weights, planted).items():
         file.write_bytes(content)
-        with pytest.raises(SystemExit) as ended:
-            command_line()
-        error = capsys.readouterr().err
-        assert (name, ended.value.code, error.count("\n")) == (name, 2, 1)
+        code, _, error = plurum.ended("export", *words)
+        assert (name, code, error.count("\n")) == (name, 2, 1)
         assert str(file) in error, name
         assert len(error) < 400 + len(str(file)), name
         # The message does not mention the temporary copy.

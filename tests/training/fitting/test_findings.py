@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from plurum.cli.main import run as command_line
 from plurum.files import sha256_of
 from plurum.run import Run
 from plurum.spec import write_metadata
 from plurum.training import FitReport, FitSettings, fit_report, write_fit
 from plurum.training.learning.plan import RunSettings
 from plurum.training.statistics.results import Estimate
+from tests.command_line import CommandLine
 
 
 @pytest.fixture(scope="module")
@@ -92,50 +92,36 @@ def test_the_command_takes_a_single_member_too(
     copy: Run,
     tmp_path: Path,
     options: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    plurum: CommandLine,
 ) -> None:
     run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
     shutil.rmtree(run.member_folder("test_resnet"))
     started = RunSettings.model_validate_json(run.settings_file.read_bytes())
     alone = started.settings.model_copy(update={"archs": ("test_byobnet",)})
     write_metadata(run.settings_file, started.model_copy(update={"settings": alone}))
-    monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), *options])
-    with pytest.raises(SystemExit) as caught:
-        command_line()
-    printed = capsys.readouterr().out
-    assert not caught.value.code
+    printed = plurum.said("fit", run.path, *options)
     assert run.ensemble().voting.weights == (1.0,)
     assert "the run has a single member, so there is no vote to evaluate" in printed
     assert "patients, by mean: " in printed
     assert " of 8 test patients correct (max: " in printed
 
 
-def test_the_command_names_a_member_that_is_not_finished(
-    copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_names_a_member_that_is_not_finished(copy: Run, tmp_path: Path, plurum: CommandLine) -> None:
     run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
     shutil.rmtree(run.member_folder("test_resnet"))
-    monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), "--draws", "100"])
-    with pytest.raises(SystemExit):
-        command_line()
-    printed = capsys.readouterr().out
+    printed = plurum.said("fit", run.path, "--draws", "100")
     assert "the run has a single finished member, so there is no vote to evaluate" in printed
     assert (
         "not finished, so left out: test_resnet; run the same plurum train command again to finish it, then fit again\n"
     ) in printed
 
 
-def test_who_is_kept_without_a_say_is_not_left_out(
-    copy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_who_is_kept_without_a_say_is_not_left_out(copy: Run, tmp_path: Path, plurum: CommandLine) -> None:
     """With `all`, a member with a weight of 0 stays, and the table shows 0."""
     run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
     ruin(run, "test_byobnet")
     for options, said in (((), "left out"), (("--select", "all"), "0.000")):
-        monkeypatch.setattr("sys.argv", ["plurum", "fit", str(run.path), *options])
-        with pytest.raises(SystemExit):
-            command_line()
-        row = next(line for line in capsys.readouterr().out.splitlines() if "test_byobnet" in line)
+        printed = plurum.said("fit", run.path, *options)
+        row = next(line for line in printed.splitlines() if "test_byobnet" in line)
         assert said in row
     assert len(run.ensemble().members) == 2

@@ -41,9 +41,3 @@ class CommandLine:
         assert (code, err.count("\n")) == (2, 1)
         assert err.startswith("plurum: ")
         return err
-
-
-@pytest.fixture
-def plurum(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    """Return a runner of the command line."""
-    return CommandLine(monkeypatch, capsys)
