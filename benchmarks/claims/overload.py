@@ -118,20 +118,6 @@ class _LoadClient:
         return statistics.median([(await self.send(time.monotonic())).took_s for _ in range(requests)])
 
 
-@dataclass(frozen=True)
-class _Overload:
-    """Peaks before and after one overload, its responses, and its times."""
-
-    before: float
-    responses: list[TimedResponse]
-    after: float
-    calm_s: float
-    back_s: float
-    behind_s: float
-    start_s: float
-    busy_s: dict[str, float]
-
-
 def outcome(responses: list[TimedResponse], start_s: float, seconds: float, deadline_s: float) -> dict[str, Any]:
     """Return figures of an open loop's requests.
 
@@ -169,28 +155,15 @@ def overload(
         request = post("/predict", coloured_jpegs(image.height, image.width, 1)[0], x_deadline_ms=int(1000 * deadline))
         state = machine()
         with serve_behind_gateway(served) as stack:
-            measured = run_fast_loop(_measure(stack, request, (seconds, times, deadline, peak_seconds), say))
-            faults = stack.faults()
-    peak, again = measured.before, measured.after
-    over = outcome(measured.responses, measured.start_s, seconds, deadline)
-    report: dict[str, Any] = {
-        "peak_per_s": {"before": peak, "after": again},
-        "offered_per_s": times * peak,
-        "deadline_s": deadline,
-        "overload": over,
-        "share_of_peak": {"before": over["accepted_per_s"] / peak, "after": over["accepted_per_s"] / again},
-        "latency_before_ms": 1000 * measured.calm_s,
-        "latency_back_s": measured.back_s,
-        "generator_behind_s": measured.behind_s,
-        "cores_used": {name: busy / seconds for name, busy in measured.busy_s.items()},
-        "faults": faults,
-    }
+            report = run_fast_loop(_measure(stack, request, (seconds, times, deadline, peak_seconds), say))
+            report |= {"deadline_s": deadline, "faults": stack.faults()}
     command.print_report(report, state, _table(report, int(state["cores"])))
 
 
 async def _measure(
     stack: GatewayStack, request: bytes, plan: tuple[float, float, float, float], say: command.Say
-) -> _Overload:
+) -> dict[str, Any]:
+    """Return the figures of the report: the peak, the overload, and the peak again."""
     seconds, times, deadline_s, peak_s = plan
     async with HttpConnections(stack.gateway, _CONNECTIONS) as connections:
         client = _LoadClient(connections, request, deadline_s)
@@ -208,7 +181,17 @@ async def _measure(
             pass
         back_s = time.monotonic() - end
         after = await client.peak_per_s(_CLIENTS, peak_s)
-    return _Overload(before, responses, after, calm_s, back_s, client.behind_s, start, spent)
+    over = outcome(responses, start, seconds, deadline_s)
+    return {
+        "peak_per_s": {"before": before, "after": after},
+        "offered_per_s": times * before,
+        "overload": over,
+        "share_of_peak": {"before": over["accepted_per_s"] / before, "after": over["accepted_per_s"] / after},
+        "latency_before_ms": 1000 * calm_s,
+        "latency_back_s": back_s,
+        "generator_behind_s": client.behind_s,
+        "cores_used": {name: busy_s / seconds for name, busy_s in spent.items()},
+    }
 
 
 def _busy_s(stack: GatewayStack) -> dict[str, float]:

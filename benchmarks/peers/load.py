@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from tritonclient.grpc import InferResult
 from tritonclient.grpc import service_pb2 as pb
 
 from plurum.benchmarks.tools.load import Request, requests_of, responses, time_closed_loop
 from plurum.benchmarks.tools.wire import post
 from plurum.errors import PlurumError, ServerError
-from plurum.spec import ImageSpec
+from plurum.spec import ImageSpec, Metadata
 
 __all__ = ["Endpoint", "LoadTask", "Turn", "predictions", "run_elsewhere", "run_load"]
 
@@ -68,16 +69,15 @@ class LoadTask:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(Metadata):
     """Figures of one turn.
 
     Attributes:
         images_per_s: Responses per second.
-        latencies_ms: Latency of each request as its client sees it, ms.
+        latencies_ms: Latency of every request as its client sees it, ms.
     """
 
-    images_per_s: float
+    images_per_s: Annotated[float, Field(gt=0)]
     latencies_ms: tuple[float, ...]
 
 
@@ -88,7 +88,7 @@ def run_load(task: LoadTask) -> Turn:
         ServerError: The server refuses a request, or is not reachable.
     """
     timings = time_closed_loop(_url(task), _requests(task), task.clients, task.seconds)
-    return Turn(timings.per_s, tuple(1000 * latency for latency in timings.latencies_s))
+    return Turn(images_per_s=timings.per_s, latencies_ms=tuple(1000 * one for one in timings.latencies_s))
 
 
 def predictions(task: LoadTask) -> list[Prediction]:
@@ -164,7 +164,7 @@ def _main() -> None:
     fields |= {"endpoint": Endpoint(**fields["endpoint"]), "image": ImageSpec.model_validate(fields["image"])}
     task = LoadTask(**fields)
     try:
-        json.dump(asdict(run_load(task)) if task.clients else predictions(task), sys.stdout)
+        json.dump(run_load(task).model_dump() if task.clients else predictions(task), sys.stdout)
     except PlurumError as error:
         sys.exit(str(error))
 

@@ -16,7 +16,7 @@ from plurum.benchmarks.peers.catalogue import PLURUM_ENDPOINTS, Peer, PlurumEndp
 from plurum.benchmarks.peers.environment import environment_of
 from plurum.benchmarks.peers.load import Endpoint, LoadTask, run_elsewhere
 from plurum.benchmarks.peers.material import Material, steps_of
-from plurum.benchmarks.peers.processes import PeerServer, PlurumServer, RunningServer, free_port
+from plurum.benchmarks.peers.processes import PeerServer, PlurumServer, free_port
 from plurum.benchmarks.peers.result import LeftOutPeer, MeasuredPeer, PeersResult, PeerTurn
 from plurum.benchmarks.tools.machine import machine, versions
 from plurum.benchmarks.tools.servers import server_of
@@ -58,7 +58,7 @@ class _Entry:
 
     peer: MeasuredPeer
     endpoint: Endpoint
-    server: RunningServer
+    server: PeerServer | PlurumServer
 
 
 def measure_peers(plan: PeersPlan, material: Material, progress: Callable[[str], None]) -> PeersResult:
@@ -183,7 +183,7 @@ def _predict_with_pytorch(material: Material) -> Predictions:
     return [members.predict(path.read_bytes()) for path in material.images]
 
 
-def _entry(one: Peer | PlurumEndpoint, installed: dict[str, str], server: RunningServer) -> _Entry:
+def _entry(one: Peer | PlurumEndpoint, installed: dict[str, str], server: PeerServer | PlurumServer) -> _Entry:
     peer = MeasuredPeer(
         name=one.name,
         title=one.title,

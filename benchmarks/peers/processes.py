@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
 
 from plurum.benchmarks.peers.application import Job, job_variable
 from plurum.benchmarks.peers.catalogue import Peer
@@ -21,28 +20,12 @@ from plurum.benchmarks.peers.environment import Environment
 from plurum.errors import ServerError
 from plurum.serving import Server
 
-__all__ = ["PeerServer", "PlurumServer", "RunningServer", "free_port", "marked_processes"]
+__all__ = ["PeerServer", "PlurumServer", "free_port", "marked_processes"]
 
 _MARK = "PLURUM_PEER_MARK"
 _START_S, _END_S, _GONE_S, _POLL_S = 120.0, 15.0, 5.0, 0.05
 # Triton's Python backend checks every 0.3 s whether its processes respond.
 _SIGN_OF_LIFE_S = 1.0
-
-
-class RunningServer(Protocol):
-    """A server that responds between `resume` and `pause`."""
-
-    def address(self, kind: str) -> str:
-        """Return HOST:PORT of that kind of endpoint."""
-        ...
-
-    def pause(self) -> None:
-        """Stop all processes of the server, so that they use no core."""
-        ...
-
-    def resume(self) -> None:
-        """Continue all processes of the server."""
-        ...
 
 
 class PeerServer:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field
 
+from plurum.benchmarks.peers.load import Turn
 from plurum.files import csv_from_rows
 from plurum.spec import Metadata
 
 __all__ = ["LeftOutPeer", "MeasuredPeer", "PeerTurn", "PeersResult", "csv_from_result", "markdown_from_result"]
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 class MeasuredPeer(Metadata):
@@ -43,22 +40,18 @@ class LeftOutPeer(Metadata):
     reason: str
 
 
-class PeerTurn(Metadata):
+class PeerTurn(Turn):
     """One turn of a framework.
 
     Attributes:
         name: Name of the framework.
         clients: Requests in flight.
         round: Number of the round, from 1.
-        images_per_s: Responses per second.
-        latencies_ms: Latency of every request as its client sees it, ms.
     """
 
     name: str
     clients: int
     round: int
-    images_per_s: Positive
-    latencies_ms: tuple[float, ...]
 
 
 class PeersResult(Metadata):

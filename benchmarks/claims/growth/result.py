@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from plurum.benchmarks.peers.load import Turn
 from plurum.files import csv_from_rows
 from plurum.spec import Metadata
 
@@ -33,21 +34,17 @@ class GrowthPoint(Metadata):
     clients: Count = 8
 
 
-class GrowthTurn(Metadata):
+class GrowthTurn(Turn):
     """One turn of one point.
 
     Attributes:
         axis: Axis on which the point was measured.
         point: Point on all four axes.
-        images_per_s: Responses per second.
-        latencies_ms: Latency of every request as its client sees it, ms.
         busy_ms: Computing time of instances per image by part (`decoding`, `members`, `voter`), ms.
     """
 
     axis: Axis
     point: GrowthPoint
-    images_per_s: Annotated[float, Field(gt=0)]
-    latencies_ms: tuple[float, ...]
     busy_ms: dict[str, float]
 
 

@@ -121,21 +121,21 @@ def _listed(attacker: Attacker, command: str, path: str) -> list[int]:
     return _run(attacker, command, manifest, *(_server(attacker) if command == "predict" else ()))
 
 
-def _device(command: str) -> Make:
-    return lambda attacker: _listed(attacker, command, attacker.chance.choice(_DEVICES))
+def _list(command: str, choose: Callable[[Attacker], str]) -> Make:
+    """Return an attack by a manifest that names a path of `choose`."""
+    return lambda attacker: _listed(attacker, command, choose(attacker))
 
 
-def _pipe(command: str) -> Make:
-    return lambda attacker: _listed(attacker, command, _fifo(attacker))
+def _choose_device(attacker: Attacker) -> str:
+    return attacker.chance.choice(_DEVICES)
 
 
-def _predict_device(attacker: Attacker) -> list[int]:
-    path = attacker.chance.choice((*_DEVICES, _fifo(attacker)))
-    return _run(attacker, "predict", path, *_server(attacker))
+def _choose_file(attacker: Attacker) -> str:
+    return attacker.chance.choice((*_DEVICES, _fifo(attacker)))
 
 
-def _as_data(attacker: Attacker) -> list[int]:
-    return _run(attacker, "data", attacker.chance.choice((*_DEVICES, _fifo(attacker))))
+def _predict_file(attacker: Attacker) -> list[int]:
+    return _run(attacker, "predict", _choose_file(attacker), *_server(attacker))
 
 
 def _tables() -> Sequence[bytes]:
@@ -299,20 +299,16 @@ def _store(attacker: Attacker) -> list[int]:
     return _run(attacker, "ui", "--store", str(folder), "--export", "out.csv")
 
 
-def _options(attacker: Attacker) -> list[int]:
-    return _run(attacker, *attacker.chance.choice(_OPTIONS))
-
-
 _ODD = EITHER | {"2xx"}
 
 COMMANDS: dict[str, Kind] = {
-    "predict: a manifest that names devices": Kind(_device("predict"), cost=400, may=_ODD),
-    "predict: a manifest that names a FIFO": Kind(_pipe("predict"), cost=400),
-    "predict: devices and FIFOs": Kind(_predict_device, cost=200, may=_ODD),
+    "predict: a manifest that names devices": Kind(_list("predict", _choose_device), cost=400, may=_ODD),
+    "predict: a manifest that names a FIFO": Kind(_list("predict", _fifo), cost=400),
+    "predict: devices and FIFOs": Kind(_predict_file, cost=200, may=_ODD),
     "predict: lists on standard input": Kind(_lists, cost=200, may=_ODD),
-    "data: a manifest that names devices": Kind(_device("data"), cost=400),
-    "data: a manifest that names a FIFO": Kind(_pipe("data"), cost=400),
-    "data: devices and FIFOs": Kind(_as_data, cost=400),
+    "data: a manifest that names devices": Kind(_list("data", _choose_device), cost=400),
+    "data: a manifest that names a FIFO": Kind(_list("data", _fifo), cost=400),
+    "data: devices and FIFOs": Kind(lambda one: _run(one, "data", _choose_file(one)), cost=400),
     "data, predict: broken tables": Kind(_table, cost=200, may=_ODD),
     "data: archives of arrays": Kind(_archives, cost=200),
     "data, predict: hostile images": Kind(_pictures, cost=100, may=_ODD),
@@ -322,5 +318,5 @@ COMMANDS: dict[str, Kind] = {
     "evaluate, fit, …: odd names": Kind(_names, cost=200, may=_ODD),
     "gateway: keys and certificates": Kind(_secrets, cost=200),
     "ui: a store that is none": Kind(_store, cost=200),
-    "odd values of options": Kind(_options, cost=100),
+    "odd values of options": Kind(lambda one: _run(one, *one.chance.choice(_OPTIONS)), cost=100),
 }  # fmt: skip

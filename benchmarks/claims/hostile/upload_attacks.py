@@ -28,6 +28,12 @@ _DISPOSITIONS = (
     f"form-data; {'a=b; ' * 9000}",
 )  # fmt: skip
 _END, _MULTIPART = b"--b--\r\n", "multipart/form-data; boundary"
+_DISPOSITION = 'form-data; name="file"; filename="a"'
+_PART_HEADERS = (
+    ["Content-Type: text/plain; charset=undefined"], ["Content-Transfer-Encoding: base64"], ["x: y"] * 5000,
+    ["a" * 60_000], ["Content-Type: multipart/form-data; boundary=b"], ["Content-Length: -1"], [": x"],
+    ["Content-Encoding: gzip"],
+)  # fmt: skip
 _TYPES = (
     "application/x-www-form-urlencoded", "multipart/mixed; boundary=b", "multipart/form-data", "text/html",
     "image/svg+xml", ";", "a" * 9000, "multipart/form-data;boundary",
@@ -80,48 +86,38 @@ IMAGES: dict[str, Kind] = {
 }
 
 
-def _form(attacker: Attacker, parts: bytes, kind: str) -> list[int]:
+def _form(attacker: Attacker, parts: bytes, kind: str = f"{_MULTIPART}=b") -> list[int]:
     return [attacker.send("POST", attacker.path, parts, content_type=kind)]
 
 
-def _part(image: bytes, disposition: str = 'form-data; name="file"; filename="a"', *lines: str) -> bytes:
+def _part(image: bytes, disposition: str = _DISPOSITION, *lines: str) -> bytes:
     head = "\r\n".join([f"--b\r\nContent-Disposition: {disposition}", *lines])
     return head.encode("utf-8", "surrogateescape") + b"\r\n\r\n" + image + b"\r\n"
 
 
-def _charset(attacker: Attacker) -> list[int]:
-    charset = attacker.chance.choice(_CHARSETS)
-    return _form(attacker, _part(attacker.image()) + _END, f"{_MULTIPART}=b; charset={charset}")
-
-
-def _boundary(attacker: Attacker) -> list[int]:
-    boundary = attacker.chance.choice(_BOUNDARIES)
-    return _form(attacker, _part(attacker.image()) + _END, f"{_MULTIPART}={boundary}")
+def _typed(kind: str, *choices: str) -> Make:
+    """Send a valid form with a content type in which one of `choices` stands."""
+    return lambda attacker: _form(
+        attacker, _part(attacker.image()) + _END, kind.format(attacker.chance.choice(choices))
+    )
 
 
 def _disposition(attacker: Attacker) -> list[int]:
-    part = _part(attacker.image(), attacker.chance.choice(_DISPOSITIONS))
-    return _form(attacker, part + _END, f"{_MULTIPART}=b")
+    return _form(attacker, _part(attacker.image(), attacker.chance.choice(_DISPOSITIONS)) + _END)
 
 
 def _part_headers(attacker: Attacker) -> list[int]:
-    lines = attacker.chance.choice((
-        ["Content-Type: text/plain; charset=undefined"], ["Content-Transfer-Encoding: base64"], ["x: y"] * 5000,
-        ["a" * 60_000],
-        ["Content-Type: multipart/form-data; boundary=b"], ["Content-Length: -1"], [": x"], ["Content-Encoding: gzip"],
-    ))  # fmt: skip
-    part = _part(attacker.image(), 'form-data; name="file"; filename="a"', *lines)
-    return _form(attacker, part + _END, f"{_MULTIPART}=b")
+    return _form(attacker, _part(attacker.image(), _DISPOSITION, *attacker.chance.choice(_PART_HEADERS)) + _END)
 
 
 def _many_parts(attacker: Attacker) -> list[int]:
     part = _part(b"x", attacker.chance.choice(('form-data; name="a"', 'form-data; name="files"; filename="a"')))
-    return _form(attacker, part * attacker.chance.randint(65, 20_000) + _END, f"{_MULTIPART}=b")
+    return _form(attacker, part * attacker.chance.randint(65, 20_000) + _END)
 
 
 def _torn(attacker: Attacker) -> list[int]:
     whole = _part(attacker.image()) * 2 + _END
-    return _form(attacker, whole[: attacker.chance.randrange(len(whole) - 8)], f"{_MULTIPART}=b")
+    return _form(attacker, whole[: attacker.chance.randrange(len(whole) - 8)])
 
 
 def _other_types(attacker: Attacker) -> list[int]:
@@ -130,8 +126,8 @@ def _other_types(attacker: Attacker) -> list[int]:
 
 
 FORMS: dict[str, Kind] = {
-    "forms with odd charsets": Kind(_charset, may=EITHER),
-    "forms with odd boundaries": Kind(_boundary, may=EITHER),
+    "forms with odd charsets": Kind(_typed(f"{_MULTIPART}=b; charset={{}}", *_CHARSETS), may=EITHER),
+    "forms with odd boundaries": Kind(_typed(f"{_MULTIPART}={{}}", *_BOUNDARIES), may=EITHER),
     "forms with odd names": Kind(_disposition, may=EITHER),
     "forms with odd headers of parts": Kind(_part_headers, may=EITHER),
     "forms of many parts": Kind(_many_parts, cost=10, may=EITHER),
