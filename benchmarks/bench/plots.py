@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from plurum.benchmarks.bench.result import BenchResult, Breakdown, Case, Target
+from plurum.benchmarks.tools.turns import error_bars
 from plurum.training.canvas import COLOURS, create_figure, png_from_figure, shorten_name, tidy_axes
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ def _curve(axes: Axes, result: BenchResult, cases: list[Case], place: int) -> No
         axes.errorbar(
             rates,
             values,
-            xerr=_beside(result, cases, "images_per_s"),
-            yerr=_beside(result, cases, field),
+            xerr=error_bars(result.values(case, "images_per_s") for case in cases),
+            yerr=error_bars(result.values(case, field) for case in cases),
             fmt=f"o{style}",
             color=colour,
             markersize=4,
@@ -91,13 +92,6 @@ def _curve(axes: Axes, result: BenchResult, cases: list[Case], place: int) -> No
                     fontsize=8,
                     color=colour,
                 )
-
-
-def _beside(result: BenchResult, cases: list[Case], field: str) -> list[list[float]]:
-    """Return the distance of the lowest and the highest turn from the median, `[2][cases]`."""
-    below = [result.median(case, field) - min(result.values(case, field)) for case in cases]
-    above = [max(result.values(case, field)) - result.median(case, field) for case in cases]
-    return [below, above]
 
 
 def _breakdowns(result: BenchResult) -> Figure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 
 from plurum.benchmarks.peers.result import PeersResult
+from plurum.benchmarks.tools.turns import error_bars
 from plurum.training.canvas import BLUE, GREY, create_figure, png_from_figure, tidy_axes
 
 __all__ = ["plot_from_result"]
@@ -23,12 +24,8 @@ def plot_from_result(result: PeersResult) -> bytes:
     order = sorted(result.contenders, key=lambda one: result.rate(one.name, most))
     figure = create_figure(12.5, 1.6 + 0.36 * len(order))
     panels = figure.subplots(1, 3, sharey=True)
-    rates = [result.rates(one.name, most) for one in order]
     middles = [result.rate(one.name, most) for one in order]
-    beside = [
-        [middle - min(turns) for middle, turns in zip(middles, rates, strict=True)],
-        [max(turns) - middle for middle, turns in zip(middles, rates, strict=True)],
-    ]
+    beside = error_bars(result.rates(one.name, most) for one in order)
     columns = (
         (middles, beside, f"images per second, {most} in flight", "{:.1f}"),
         (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["Case", "measure"]
+__all__ = ["Case", "error_bars", "measure"]
 
 # Runs for the given number of seconds and returns images per second.
 Case = Callable[[float], float]
@@ -33,3 +34,9 @@ def measure(
             progress(f"round {turn + 1} of {rounds}: {name}")
             figures[name].append(cases[name](seconds))
     return figures
+
+
+def error_bars(cases: Iterable[Sequence[float]]) -> list[list[float]]:
+    """Return the distance of the lowest and of the highest turn from the median of each case, `[2][cases]`."""
+    distances = [(statistics.median(turns) - min(turns), max(turns) - statistics.median(turns)) for turns in cases]
+    return [list(side) for side in zip(*distances, strict=True)]

@@ -35,14 +35,7 @@ from plurum.benchmarks.peers.material import material_of
 from plurum.benchmarks.peers.measurement import PeersPlan, disagreement, measure_peers
 from plurum.benchmarks.peers.plot import plot_from_result
 from plurum.benchmarks.peers.processes import PeerServer, free_port, marked_processes
-from plurum.benchmarks.peers.result import (
-    LeftOutPeer,
-    MeasuredPeer,
-    PeersResult,
-    PeerTurn,
-    csv_from_result,
-    markdown_from_result,
-)
+from plurum.benchmarks.peers.result import PeersResult, csv_from_result, markdown_from_result
 from plurum.benchmarks.peers.trained import run_with_mean_vote
 from plurum.benchmarks.tools.requests import coloured_jpegs
 from plurum.errors import PlurumError, ServerError
@@ -58,7 +51,7 @@ import json, subprocess, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from plurum.benchmarks.peers.application import OnnxMembers, job_from_environment
 
-class Peer(BaseHTTPRequestHandler):
+class Application(BaseHTTPRequestHandler):
     protocol_version, wbufsize = "HTTP/1.1", -1
     def do_POST(self):
         answer = members.predict(self.rfile.read(int(self.headers["Content-Length"])))
@@ -75,7 +68,7 @@ class Peer(BaseHTTPRequestHandler):
 job = job_from_environment()
 members = OnnxMembers(job)
 child = subprocess.Popen(["sleep", "600"], start_new_session=True, env={})
-ThreadingHTTPServer(("127.0.0.1", job.port), Peer).serve_forever()
+ThreadingHTTPServer(("127.0.0.1", job.port), Application).serve_forever()
 """
 
 
@@ -232,35 +225,21 @@ def test_an_environment_is_made_once_and_sees_what_plurum_uses(tmp_path: Path, m
 
 
 def made_up() -> PeersResult:
-    turns = []
-    figures = {"flask": (8.0, 9.0, 30.0), "ours": (20.0, 18.0, 10.0)}
-    for name, rates in figures.items():
-        for turn, rate in enumerate(rates):
-            for clients in (8, 1):
-                latencies = (100.0, 200.0, 300.0 + turn)
-                turns.append(
-                    PeerTurn(name=name, clients=clients, round=turn + 1, images_per_s=rate, latencies_ms=latencies)
-                )
-    contenders = tuple(
-        MeasuredPeer(name=name, title=name.title(), setup="", versions={}, ours=name == "ours", difference=0.0)
-        for name in figures
-    )
-    machine: dict[str, str | int | float] = {"processor": "one", "cores": 2, "load_1min": 0.1}
-    return PeersResult(
-        members=("test_resnet",),
-        size=32,
-        image_bytes=1234,
-        spread=0.1,
-        seconds=1.0,
-        rounds=3,
-        tolerance=0.001,
-        contenders=contenders,
-        left_out=(LeftOutPeer(name="ray-serve", reason="no wheel"),),
-        turns=tuple(turns),
-        accuracy={},
-        machine=machine,
-        versions={},
-    )
+    rates = {"flask": (8.0, 9.0, 30.0), "ours": (20.0, 18.0, 10.0)}
+    turns = [
+        {"name": name, "clients": clients, "round": turn, "images_per_s": rate, "latencies_ms": (100, 200, 299 + turn)}
+        for name, of_name in rates.items()
+        for turn, rate in enumerate(of_name, start=1)
+        for clients in (8, 1)
+    ]
+    peers = [
+        {"name": name, "title": name.title(), "setup": "", "versions": {}, "ours": name == "ours", "difference": 0}
+        for name in rates
+    ]
+    fields = {"members": ["test_resnet"], "size": 32, "image_bytes": 1234, "spread": 0.1, "seconds": 1, "rounds": 3}
+    fields |= {"tolerance": 0.001, "left_out": [{"name": "ray-serve", "reason": "no wheel"}], "accuracy": {}}
+    fields |= {"machine": {"processor": "one", "cores": 2, "load_1min": 0.1}, "versions": {}}
+    return PeersResult.model_validate(fields | {"contenders": peers, "turns": turns})
 
 
 def test_the_table_holds_medians_both_sides_of_each_ratio_and_who_is_missing() -> None:

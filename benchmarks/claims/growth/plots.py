@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from matplotlib.ticker import NullFormatter
 
 from plurum.benchmarks.claims.growth.result import Axis, GrowthResult
+from plurum.benchmarks.tools.turns import error_bars
 from plurum.training.canvas import BLUE, COLOURS, create_figure, png_from_figure, tidy_axes
 
 if TYPE_CHECKING:
@@ -26,11 +27,7 @@ def plot_from_growth(result: GrowthResult) -> bytes:
     for number, axis in enumerate(axes):
         values = result.values(axis)
         rates = [result.rate(axis, value) for value in values]
-        turns = [[turn.images_per_s for turn in result.turns_of(axis, value)] for value in values]
-        beside = [
-            [rate - min(several) for rate, several in zip(rates, turns, strict=True)],
-            [max(several) - rate for rate, several in zip(rates, turns, strict=True)],
-        ]
+        beside = error_bars([turn.images_per_s for turn in result.turns_of(axis, value)] for value in values)
         rate_axes, time_axes, part_axes = (row[number] for row in rows)
         rate_axes.errorbar(values, rates, yerr=beside, fmt="o-", color=BLUE, markersize=4, elinewidth=0.9, capsize=2)
         time_axes.plot(values, [result.p50_ms(axis, value) for value in values], "o-", color=BLUE, markersize=4)
