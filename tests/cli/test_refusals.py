@@ -132,7 +132,7 @@ _UI = ("ui", "--url", "127.0.0.1:1")
         (("bench", ".", "--concurrency", "1,x"), "--concurrency: expected comma-separated numbers above 0, got 1,x"),
         (("bench", ".", "--rate", "0"), "--rate: expected comma-separated numbers above 0, got 0"),
         (("bench", ".", "--concurrency", ""), "expected at least one load"),
-        (("bench", ".", "--out", "."), "--out: . holds files that plurum bench did not write"),
+        (("bench", ".", "--out", "."), "--out .: expected a new folder or one with earlier results"),
         (("bench", "--compare", "a", "b"), "a can't be read: No such file or directory"),
     ],
 )

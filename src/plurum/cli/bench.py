@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -87,11 +86,11 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
         _set_up()
         return
     from plurum.benchmarks.bench.sweep import Sweep
+    from plurum.benchmarks.tools.command import check_results_folder, interrupt_on_sigterm
 
-    _check_out(out)
+    check_results_folder(out, _FILES)
     plan = Sweep(tuple(model or ()), _loads(concurrency, rate), images, seconds, repeats)
-    # SIGTERM cleans up as Ctrl-C does: it stops the processes and removes partial output.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_sigterm()
     protocols: tuple[Protocol, ...] = ("grpc", "http") if protocol == "both" else (protocol,)
     result = _measure(repository, url or [], protocols, plan)
     _write(result, out)
@@ -179,27 +178,14 @@ def _loads(concurrency: str, rate: str) -> tuple[BenchLoad, ...]:
     return tuple(dict.fromkeys(loads))
 
 
-def _check_out(out: Path) -> None:
-    """Refuse, before measuring, an output folder whose content the result would overwrite."""
-    from plurum.errors import OutputError
-
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"--out: expected a folder, got the file {out}")
-    if out.is_dir() and {path.name for path in out.iterdir()} - _FILES:
-        raise OutputError(f"--out: {out} holds files that plurum bench did not write. Choose another folder.")
-
-
 def _write(result: BenchResult, out: Path) -> None:
     from plurum.benchmarks.bench.plots import plots_from_result
     from plurum.benchmarks.bench.result import csv_from_result
-    from plurum.files import atomic_folder
+    from plurum.benchmarks.tools.command import write_results
 
-    pictures = plots_from_result(result)
-    with atomic_folder(out) as folder:
-        (folder / "bench.json").write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (folder / "bench.csv").write_text(csv_from_result(result), encoding="utf-8")
-        for name, picture in pictures.items():
-            (folder / f"{name}.png").write_bytes(picture)
+    pictures = {f"{name}.png": picture for name, picture in plots_from_result(result).items()}
+    texts = {"bench.json": result.model_dump_json(indent=2) + "\n", "bench.csv": csv_from_result(result)}
+    write_results(out, {**texts, **pictures})
 
 
 def _show(result: BenchResult, out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,13 +49,13 @@ def tune(
     from plurum.errors import needs_extra
 
     with needs_extra("all", "matplotlib", "onnx", "onnxruntime", "torch", "tritonclient.grpc"):
+        from plurum.benchmarks.tools.command import interrupt_on_sigterm
         from plurum.benchmarks.tune.tuning import tune as tune_repository
     from rich.console import Console
 
     from plurum.run import Run
 
-    # SIGTERM cleans up as Ctrl-C does: it stops the processes and removes partial output.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_sigterm()
     try:
         with Console(stderr=True).status("tuning") as status:
             result = tune_repository(repository, out, None if run is None else Run(run), settings, status.update)
