@@ -70,7 +70,9 @@ class Health:
                 self._set_away("it can't be checked")
             self._check_now.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._check_now.wait(), self._settings.question_s if self.responds else _CHECK_S)
+                await asyncio.wait_for(
+                    self._check_now.wait(), self._settings.probe_interval_s if self.responds else _CHECK_S
+                )
 
     async def check(self, *, anew: bool = False) -> bool:
         """Check Triton now, or join a check in progress; return True if Triton responds.
@@ -87,22 +89,22 @@ class Health:
         return self.responds
 
     async def wait_after_failure(self, deadline: RequestDeadline) -> bool:
-        """Wait until Triton responds again; return False if it does not before `deadline` or within `away_s`."""
+        """Wait until Triton responds again; return False if it does not before `deadline` or within `max_outage_s`."""
         self._set_away("a request was lost")
         self._check_now.set()
         return await self.wait(deadline)
 
     async def wait(self, deadline: RequestDeadline) -> bool:
         """Return True if Triton responds; wait for it until `deadline`, or until it has been away for too long."""
-        patience_s = self._failed_at + self._settings.away_s - time.monotonic()
+        patience_s = self._failed_at + self._settings.max_outage_s - time.monotonic()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._responding.wait(), max(0.0, min(patience_s, deadline.left_s)))
         return self.responds
 
     async def finish(self) -> None:
-        """Wait for probes in progress, at most `answer_s`."""
+        """Wait for probes in progress, at most `probe_timeout_s`."""
         if pending := [probe for probe in self._probes.values() if not probe.done()]:
-            await asyncio.wait(pending, timeout=self._settings.answer_s)
+            await asyncio.wait(pending, timeout=self._settings.probe_timeout_s)
 
     async def _run_check(self) -> None:
         try:
@@ -135,20 +137,20 @@ class Health:
         started_at = time.monotonic()
         if (
             max(self._last(model), self._last(ENSEMBLE) if model == _SHOWN_BY_ENSEMBLE else 0)
-            > started_at - self._settings.question_s
+            > started_at - self._settings.probe_interval_s
         ):
             return
         probe = self._probes.get(model)
         # One probe at a time: it must not be cancelled, so wait again for one that is in progress.
         if probe is None:
             probe = self._probes[model] = asyncio.ensure_future(self._triton.infer(probe_request(model, served)))
-        await asyncio.wait({probe}, timeout=self._settings.answer_s)
+        await asyncio.wait({probe}, timeout=self._settings.probe_timeout_s)
         if probe.done():
             del self._probes[model]
             probe.result()
             self.note_response(model)
         elif self._last(model) < started_at:
-            raise TimeoutError(f"{model} has not completed a probe within {self._settings.answer_s:g} s")
+            raise TimeoutError(f"{model} has not completed a probe within {self._settings.probe_timeout_s:g} s")
 
     def _last(self, model: str) -> float:
         return self._responded_at.get(model, 0.0)

@@ -90,9 +90,9 @@ class GatewaySettings(Settings):
         max_deadline_s: Longest deadline that a request may set, in seconds.
         receive_s: Longest time for a request to arrive completely, in seconds; its head must arrive in a third of it.
         keep_alive_s: Time that an idle connection stays open, in seconds.
-        question_s: Interval of the gateway's own health requests while no client sends requests, in seconds.
-        answer_s: Time limit of a health request, in seconds. A failure is detected within `question_s` + `answer_s`.
-        away_s: Longest time that requests wait for Triton to respond again, in seconds since it stopped responding.
+        probe_interval_s: Interval of the gateway's own probes while no client sends requests, in seconds.
+        probe_timeout_s: Time limit of a probe, in seconds; a failure is detected within `probe_interval_s` + `probe_timeout_s`.
+        max_outage_s: Longest time that requests wait for Triton to respond again, in seconds since it stopped responding.
         drain_s: Longest time to wait for requests in progress at shutdown, in seconds.
         access_log: If True, write each request as a line of JSON to standard output.
     """
@@ -116,9 +116,9 @@ class GatewaySettings(Settings):
     max_deadline_s: Seconds = 120.0
     receive_s: Seconds = 30.0
     keep_alive_s: Annotated[Count, NOT_AN_OPTION] = 15
-    question_s: Annotated[Seconds, NOT_AN_OPTION] = 2.0
-    answer_s: Annotated[Seconds, NOT_AN_OPTION] = 3.0
-    away_s: Annotated[Seconds, NOT_AN_OPTION] = 15.0
+    probe_interval_s: Annotated[Seconds, NOT_AN_OPTION] = 2.0
+    probe_timeout_s: Annotated[Seconds, NOT_AN_OPTION] = 3.0
+    max_outage_s: Annotated[Seconds, NOT_AN_OPTION] = 15.0
     drain_s: Annotated[Count, NOT_AN_OPTION] = 30
     access_log: bool = False
 

@@ -124,9 +124,9 @@ def run_demo(out: Path, *, fresh: bool = False) -> None:
     say.rule("4. serve on Triton, predict over gRPC and HTTP, read metrics")
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         before = metrics_at(server.urls.metrics)
-        answers = _predict(server.urls.grpc, "grpc", held_out.paths)
-        _say_least_certain(say, held_out, answers)
-        _say_comparison(say, held_out, answers, "gRPC")
+        predictions = _predict(server.urls.grpc, "grpc", held_out.paths)
+        _say_least_certain(say, held_out, predictions)
+        _say_comparison(say, held_out, predictions, "gRPC")
         _say_comparison(say, held_out, _predict(server.urls.http, "http", held_out.paths), "HTTP")
         say.print(f"counters of {server.urls.metrics} that increased:", soft_wrap=True)
         # The voter publishes its counts within a second.
@@ -149,19 +149,19 @@ def write_held_out(run: Run, images: LabelledImages) -> list[Path]:
     return [folder / name for name in names]
 
 
-def compare_predictions(answers: list[Prediction], held_out: HeldOut) -> ServedComparison:
+def compare_predictions(predictions: list[Prediction], held_out: HeldOut) -> ServedComparison:
     """Compare served predictions with PyTorch's for the same images.
 
     Raises:
         ParityError: a label differs, or a probability differs by more than `TOLERANCE`.
     """
-    served = np.array([[answer.probabilities[name] for name in held_out.classes] for answer in answers])
+    served = np.array([[prediction.probabilities[name] for name in held_out.classes] for prediction in predictions])
     difference = float(np.abs(served - held_out.verdict.probabilities).max())
-    given = np.array([held_out.classes.index(answer.label) for answer in answers])
+    given = np.array([held_out.classes.index(prediction.label) for prediction in predictions])
     flips = int(np.count_nonzero(given != held_out.verdict.label))
     if flips or not difference <= TOLERANCE:
         raise ParityError(
-            f"served predictions differ from PyTorch's: {flips} of {len(answers)} labels, and probabilities by up to "
+            f"served predictions differ from PyTorch's: {flips} of {len(predictions)} labels, and probabilities by up to "
             f"{difference:.2g}; at most {TOLERANCE:g} is allowed"
         )
     return ServedComparison(float(np.mean(given == held_out.labels)), difference)
@@ -200,28 +200,28 @@ def _cells(scores: Scores | None) -> tuple[str, str]:
     return ("", "") if scores is None else (f"{scores.accuracy:.4f}", f"{scores.nll:.4f}")
 
 
-def _say_least_certain(say: Console, held_out: HeldOut, answers: list[Prediction]) -> None:
+def _say_least_certain(say: Console, held_out: HeldOut, predictions: list[Prediction]) -> None:
     table = Table("held-out image", "served", "PyTorch", "entropy", "disagreement", "review")
-    for index in np.argsort([answer.confidence for answer in answers])[:_SHOWN]:
-        answer, path, winner = answers[index], held_out.paths[index], held_out.verdict.label[index]
+    for index in np.argsort([prediction.confidence for prediction in predictions])[:_SHOWN]:
+        prediction, path, winner = predictions[index], held_out.paths[index], held_out.verdict.label[index]
         table.add_row(
             f"{path.parent.name}/{path.name}",
-            f"{answer.label} {answer.confidence:.5f}",
+            f"{prediction.label} {prediction.confidence:.5f}",
             f"{held_out.classes[winner]} {held_out.verdict.probabilities[index, winner]:.5f}",
-            f"{answer.entropy:.3f}",
-            f"{answer.disagreement:.3f}",
-            "yes" if answer.review else "",
+            f"{prediction.entropy:.3f}",
+            f"{prediction.disagreement:.3f}",
+            "yes" if prediction.review else "",
         )
     say.print(f"the {_SHOWN} least certain predictions, compared with PyTorch's:")
     say.print(table)
 
 
-def _say_comparison(say: Console, held_out: HeldOut, answers: list[Prediction], protocol: str) -> None:
-    comparison = compare_predictions(answers, held_out)
+def _say_comparison(say: Console, held_out: HeldOut, predictions: list[Prediction], protocol: str) -> None:
+    comparison = compare_predictions(predictions, held_out)
     say.print(
-        f"over {protocol}: {len(answers)} held-out images, accuracy of the served labels "
+        f"over {protocol}: {len(predictions)} held-out images, accuracy of the served labels "
         f"{comparison.accuracy:.4f}; labels equal PyTorch's, probabilities within {comparison.max_difference:.1e}; "
-        f"{sum(answer.review for answer in answers)} need review",
+        f"{sum(prediction.review for prediction in predictions)} need review",
         soft_wrap=True,
     )
 
