@@ -70,9 +70,8 @@ class Health:
                 self._set_away("it can't be checked")
             self._check_now.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(
-                    self._check_now.wait(), self._settings.probe_interval_s if self.responds else _CHECK_S
-                )
+                pause_s = self._settings.probe_interval_s if self.responds else _CHECK_S
+                await asyncio.wait_for(self._check_now.wait(), pause_s)
 
     async def check(self, *, anew: bool = False) -> bool:
         """Check Triton now, or join a check in progress; return True if Triton responds.

@@ -91,8 +91,10 @@ class GatewaySettings(Settings):
         receive_s: Longest time for a request to arrive completely, in seconds; its head must arrive in a third of it.
         keep_alive_s: Time that an idle connection stays open, in seconds.
         probe_interval_s: Interval of the gateway's own probes while no client sends requests, in seconds.
-        probe_timeout_s: Time limit of a probe, in seconds; a failure is detected within `probe_interval_s` + `probe_timeout_s`.
-        max_outage_s: Longest time that requests wait for Triton to respond again, in seconds since it stopped responding.
+        probe_timeout_s: Time limit of a probe, in seconds. A failure is detected within `probe_interval_s` +
+            `probe_timeout_s`.
+        max_outage_s: Longest time that requests wait for Triton to respond again, in seconds since it stopped
+            responding.
         drain_s: Longest time to wait for requests in progress at shutdown, in seconds.
         access_log: If True, write each request as a line of JSON to standard output.
     """

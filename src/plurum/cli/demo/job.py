@@ -161,8 +161,8 @@ def compare_predictions(predictions: list[Prediction], held_out: HeldOut) -> Ser
     flips = int(np.count_nonzero(given != held_out.verdict.label))
     if flips or not difference <= TOLERANCE:
         raise ParityError(
-            f"served predictions differ from PyTorch's: {flips} of {len(predictions)} labels, and probabilities by up to "
-            f"{difference:.2g}; at most {TOLERANCE:g} is allowed"
+            f"served predictions differ from PyTorch's: {flips} of {len(predictions)} labels, and probabilities by up "
+            f"to {difference:.2g}; at most {TOLERANCE:g} is allowed"
         )
     return ServedComparison(float(np.mean(given == held_out.labels)), difference)
 
