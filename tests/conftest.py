@@ -20,7 +20,7 @@ import pytest
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.spec import read_ensemble
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from plurum.benchmarks.compare.report import COMPARISON_FILES
 from plurum.run import Run
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from plurum.training.data.report import DataReport
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 from tests.training.conftest import digit_arrays, write_classes, write_image
 
 LEAK = "1 image in more than one split, which inflates every score"

@@ -15,7 +15,7 @@ from plurum.settings.training import EvaluationSettings
 from plurum.spec import read_ensemble
 from plurum.training import evaluate_run
 from plurum.training.statistics.results import Estimate, Evaluation
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 
 @pytest.fixture(scope="module")

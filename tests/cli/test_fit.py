@@ -11,7 +11,7 @@ from PIL import Image
 from plurum.run import Run
 from plurum.spec import read_ensemble
 from plurum.training import FitReport
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 
 @pytest.fixture

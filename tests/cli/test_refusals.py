@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
 

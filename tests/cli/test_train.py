@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 
 @pytest.fixture(scope="module")

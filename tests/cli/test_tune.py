@@ -26,7 +26,7 @@ from plurum.run import Run
 from plurum.serving import Server
 from plurum.serving.triton.staging import read_config
 from plurum.spec import read_ensemble
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 
 @pytest.mark.triton

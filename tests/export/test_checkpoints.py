@@ -22,7 +22,7 @@ from plurum.export.repository import assembly as repository
 from plurum.export.repository import selection
 from plurum.spec import read_ensemble
 from plurum.state_dicts import read_state_dict
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 ARCH = "test_resnet"
 SIZE = 64

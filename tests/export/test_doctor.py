@@ -24,7 +24,7 @@ from plurum.export.repository.findings import (
     quantisation_faults,
 )
 from plurum.spec import write_metadata
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 MEMBER = "resnet10t"
 

@@ -12,7 +12,7 @@ from plurum.export.manifest import read_manifest
 from plurum.export.repository import selection
 from plurum.run import Run
 from plurum.spec import write_metadata
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from plurum.export.settings import BUDGETS, Backend, Execution, Precision
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.training import settings_from
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 # The shared run's members have hardly learnt, so small changes flip their predictions.
 EVEN = np.full((4, 2), 0.5)

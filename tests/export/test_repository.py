@@ -21,7 +21,7 @@ from plurum.export.manifest import is_current
 from plurum.export.repository import selection
 from plurum.run import Run
 from plurum.spec import read_ensemble
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 
 def config_of(repository: Path, model: str) -> Any:

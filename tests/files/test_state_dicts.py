@@ -14,7 +14,7 @@ from plurum.errors import MetadataError, SettingsError
 from plurum.models import model_from_tensors
 from plurum.state_dicts import read_state_dict
 from tests.checkpoint_garbage import Planted, garbage
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 ARCH = "test_resnet"
 Tensors = dict[str, torch.Tensor]

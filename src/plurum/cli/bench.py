@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from plurum.cli.tables import new_table, show_table
+from plurum.cli.streams import new_table, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plurum.cli.options import Given, with_options
-from plurum.cli.tables import new_table, show_table
+from plurum.cli.streams import new_table, show_table
 from plurum.cli.train import LabelledData
 from plurum.settings.training import TrainSettings
 

@@ -1,12 +1,17 @@
-"""Preparation of standard input, output and error, which may be closed or of a limited encoding."""
+"""Standard input, output and error, which may be closed or of a limited encoding; tables on standard output."""
 
 from __future__ import annotations
 
 import codecs
 import os
 import sys
+from typing import TYPE_CHECKING
 
-__all__ = ["close_output", "prepare_streams"]
+if TYPE_CHECKING:
+    from rich.box import Box
+    from rich.table import Table
+
+__all__ = ["close_output", "new_table", "prepare_streams", "show_table"]
 
 _HANDLER = "plurum"
 
@@ -34,6 +39,26 @@ def prepare_streams() -> None:
 def close_output() -> None:
     """Discard unwritten standard output, which Python would try to write again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def new_table(*columns: str, left: int = 1, title: str = "", box: Box | None = None) -> Table:
+    """Return an empty table whose first `left` columns hold text, and the others numbers; without `box`, no lines."""
+    from rich.table import Table
+
+    table = Table(*columns[:left], title=title or None, title_justify="left", box=box)
+    for column in columns[left:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def show_table(table: Table) -> None:
+    """Print a table; in a pipe, which has no width, each row stays on one line."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table, soft_wrap=True)
 
 
 def _encode(error: UnicodeError) -> tuple[bytes, int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plurum.cli.options import with_options
-from plurum.cli.tables import new_table, show_table
+from plurum.cli.streams import new_table, show_table
 from plurum.settings.training import TrainOptions, TrainSettings
 
 if TYPE_CHECKING:

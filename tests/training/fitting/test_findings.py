@@ -18,7 +18,7 @@ from plurum.spec import write_metadata
 from plurum.training import FitReport, FitSettings, fit_report, write_fit
 from plurum.training.learning.plan import RunSettings
 from plurum.training.statistics.results import Estimate
-from tests.command_line import CommandLine
+from tests.cli.command_line import CommandLine
 
 
 @pytest.fixture(scope="module")
