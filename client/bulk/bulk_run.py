@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -28,7 +29,7 @@ class _Streams(Protocol):
 
 @dataclass
 class BulkTotals:
-    """BulkTotals over all images.
+    """Counts over all images.
 
     Attributes:
         patients: Pool of each patient's predictions.
@@ -73,7 +74,7 @@ class BulkRun:
 
     Attributes:
         listing: Images to classify.
-        totals: BulkTotals, updated when a prediction arrives or, with a journal, when the file is written.
+        totals: Counts, updated when a prediction arrives or, with a journal, when the file is written.
         journal: Journal of the predictions; None keeps none.
         form: Format of the journal's bodies; None without a journal.
         done: Number of images processed in this run.
@@ -131,17 +132,13 @@ class BulkRun:
             *(["patient"] if self.listing.patients else []),
             *(["expected"] if self.listing.labels else []),
         ]
-        with atomic_file(file, private=True) as hidden:
-            rows = self.form.writer(hidden, columns)
-            try:
-                for place, path, entry in self.journal.entries():
-                    subject = self._subject(place, path)
-                    rows.add(subject, entry.body)
-                    known = subject.patient and entry.label is not None
-                    numbers = self.form.numbers(entry.body) if known else []
-                    self.totals.add(subject, entry.label, numbers, review=entry.review)
-            finally:
-                rows.close()
+        with atomic_file(file, private=True) as hidden, closing(self.form.writer(hidden, columns)) as rows:
+            for place, path, entry in self.journal.entries():
+                subject = self._subject(place, path)
+                rows.add(subject, entry.body)
+                known = subject.patient and entry.label is not None
+                numbers = self.form.numbers(entry.body) if known else []
+                self.totals.add(subject, entry.label, numbers, review=entry.review)
         if not self.totals.failed:
             self.journal.remove()
 

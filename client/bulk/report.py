@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from rich.table import Table
@@ -68,12 +68,8 @@ def patients_report(path: Path, answers: Sequence[PatientAnswer], classes: Seque
 
 @contextmanager
 def _report(path: Path, form: Format, columns: Sequence[str]) -> Iterator[AnswersReport]:
-    with atomic_file(path, private=True) as hidden:
-        rows = form.writer(hidden, columns)
-        try:
-            yield AnswersReport(form, rows)
-        finally:
-            rows.close()
+    with atomic_file(path, private=True) as hidden, closing(form.writer(hidden, columns)) as rows:
+        yield AnswersReport(form, rows)
 
 
 def json_line(path: str | Path, answer: Answer) -> str:

@@ -138,14 +138,14 @@ async def _wait_async(wait: Wait) -> None:
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
 
-    def tell() -> None:
+    def end_wait() -> None:
         if not ended.done():
             ended.set_result(None)
 
     def wake(_: Future[Any]) -> None:
         # A call may outlive the loop.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell)
+            loop.call_soon_threadsafe(end_wait)
 
     for call in wait.calls:
         call.add_done_callback(wake)

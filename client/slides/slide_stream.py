@@ -90,10 +90,9 @@ class SlideStream:
         if self.heat_class is not None and self.heat_class not in self.client.served.classes:
             known = ", ".join(self.client.served.classes)
             raise SettingsError(f"heat_class: expected one of {known}, got {self.heat_class!r}.")
-        size = {} if batch_size is None else {"batch_size": batch_size}
         for slides, group in groupby(images, key=self._is_slide):
             if not slides:
-                yield from self.client.stream(group, **size)
+                yield from self.client.stream(group, batch_size=batch_size)
                 continue
             for index, path in enumerate(group):
                 yield self._answer(index, str(path))

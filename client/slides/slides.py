@@ -103,8 +103,7 @@ def predict_slide(
                     f"none of its {tiles.tiles_skipped:,} tiles has at least {settings.least_tissue:.0%} tissue"
                 )
             answers = SlideAnswers(served, tiles, settings.rule or served.patient_rule or "mean")
-            size = {} if settings.batch_size is None else {"batch_size": settings.batch_size}
-            for answer in client.stream(_regions(slide, tiles), **size):
+            for answer in client.stream(_regions(slide, tiles), batch_size=settings.batch_size):
                 answers.add(answer)
                 if progress:
                     progress(answers.count, len(tiles.boxes))

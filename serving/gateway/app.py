@@ -34,7 +34,7 @@ from plurum.serving.gateway.messages.kserve import (
 )
 from plurum.serving.gateway.messages.tensors import check_image
 from plurum.serving.gateway.metrics import GatewayMetrics
-from plurum.serving.gateway.refusals import RefusalError, away
+from plurum.serving.gateway.refusals import RefusalError, refusal
 from plurum.serving.gateway.triton import ENSEMBLE, PUBLIC, ServedEnsemble, TritonConnection, image_request
 from plurum.settings.serving import GatewaySettings
 
@@ -161,7 +161,7 @@ class _Gateway:
     async def ready(self, _: Request) -> Response:
         """Return 200 if Triton has recently completed an inference."""
         if not self._health.responds:
-            raise away()
+            raise refusal("away")
         return Response(status_code=200)
 
     async def model(self, request: Request) -> Response:
@@ -204,7 +204,7 @@ class _Gateway:
         if self._health.served is None:
             await self._health.wait_after_failure(deadline)
         if self._health.served is None:
-            raise away()
+            raise refusal("away")
         if model not in self._health.served.models:
             raise _unknown(model)
         return self._health.served
@@ -215,12 +215,12 @@ class _Gateway:
         """Return a prediction or an error for each file; retry files one by one if they are refused together."""
         try:
             return await self._predictions(request, uploads, deadline, accepted=accepted)
-        except RefusalError as refusal:
-            if refusal.reason != "malformed":
+        except RefusalError as refused:
+            if refused.reason != "malformed":
                 raise
             if len(uploads) == 1:
-                self._metrics.refused.labels(refusal.reason).inc()
-                return [{"error": refusal.text}]
+                self._metrics.refused.labels(refused.reason).inc()
+                return [{"error": refused.text}]
         return [answer for one in uploads for answer in await self._each(request, [one], deadline, accepted=True)]
 
     async def _predictions(

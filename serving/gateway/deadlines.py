@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from plurum.serving.gateway.refusals import RefusalError
+from plurum.serving.gateway.refusals import malformed
 
 __all__ = ["RequestDeadline", "is_bulk", "stated_s"]
 
@@ -55,7 +55,7 @@ def stated_s(text: str | None, usual_s: float, most_s: float) -> float:
     except ValueError:
         milliseconds = math.nan
     if not 0 < milliseconds < math.inf:
-        raise RefusalError(400, "malformed", f"X-Deadline-Ms: expected milliseconds above 0, got {text[:40]!r}")
+        raise malformed(f"X-Deadline-Ms: expected milliseconds above 0, got {text[:40]!r}")
     return min(milliseconds / 1000, most_s)
 
 
@@ -66,5 +66,5 @@ def is_bulk(text: str | None) -> bool:
         RefusalError: the header is neither `bulk` nor `interactive`.
     """
     if text not in {None, "bulk", "interactive"}:
-        raise RefusalError(400, "malformed", f"X-Priority: expected bulk or interactive, got {str(text)[:40]!r}")
+        raise malformed(f"X-Priority: expected bulk or interactive, got {str(text)[:40]!r}")
     return text == "bulk"

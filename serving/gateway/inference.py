@@ -23,7 +23,7 @@ from plurum.serving.gateway.deadlines import RequestDeadline
 from plurum.serving.gateway.health import Health
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.quarantine import Quarantine
-from plurum.serving.gateway.refusals import RefusalError, away, disconnected, late, lost, refusal_from_rpc, suspect
+from plurum.serving.gateway.refusals import RefusalError, late, refusal, refusal_from_rpc
 from plurum.serving.gateway.triton import TritonConnection, WireRequest
 
 __all__ = ["InferenceService"]
@@ -95,7 +95,7 @@ class InferenceService:
         """
         if await self._admission.enter(deadline, accepted=accepted) and await is_disconnected():
             self._admission.leave()
-            raise disconnected()
+            raise refusal("gone")
         attempt = _Attempt(request, deadline, is_disconnected)
         call = asyncio.create_task(self._respond(attempt))
         self._calls.add(call)
@@ -105,9 +105,9 @@ class InferenceService:
             if call.done():
                 return call.result()
             if not attempt.in_flight and not attempt.failures:
-                raise away()
+                raise refusal("away")
             if not self._health.responds:
-                raise lost()
+                raise refusal("lost")
             self._metrics.late_responses.inc()
             raise late(deadline.seconds)
         finally:
@@ -159,7 +159,7 @@ class InferenceService:
         if self._health.responds:
             await self._health.check(anew=True)
         if not await self._health.wait(deadline):
-            raise away()
+            raise refusal("away")
         if not starting:
             # Delayed by a restart, like retried requests.
             self._metrics.retries.inc()
@@ -174,18 +174,18 @@ class InferenceService:
             attempt.failures += 1
         if attempt.failures >= _MOST_FAILURES:
             _log.warning("%s %s: Triton failed twice during this request", attempt.request.model, attempt.request.id)
-            raise suspect()
+            raise refusal("suspect")
         if outcome == "received" and in_flight_s >= HUNG_S:
-            raise lost()
+            raise refusal("lost")
         if not await self._health.wait_after_failure(attempt.deadline):
-            raise lost() if attempt.failures else away()
+            raise refusal("lost") if attempt.failures else refusal("away")
         if attempt.failures:
             await self._quarantine.enter(in_flight_s, bulk=attempt.deadline.bulk)
         try:
             if not attempt.deadline.left_s:
                 raise late(attempt.deadline.seconds)
             if await attempt.is_disconnected():
-                raise disconnected()
+                raise refusal("gone")
         except RefusalError:
             if attempt.failures:
                 self._quarantine.leave()
@@ -211,7 +211,7 @@ class InferenceService:
         return "own" if await self._health.check(anew=True) else "received"
 
     def _refusal(self, error: Any, request: WireRequest) -> RefusalError:
-        refusal = refusal_from_rpc(error)
-        if refusal.reason == "failed":
+        refused = refusal_from_rpc(error)
+        if refused.reason == "failed":
             _log.warning("%s %s: %s", request.model, request.id, error.details())
-        return refusal
+        return refused

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-__all__ = ["Reason", "RefusalError", "away", "disconnected", "late", "lost", "refusal_from_rpc", "suspect"]
+__all__ = ["Reason", "RefusalError", "late", "malformed", "refusal", "refusal_from_rpc"]
 
 # Values of the label `reason` of `plurum_gateway_refused_total`.
 Reason = Literal[
@@ -29,6 +29,13 @@ _FROM_RPC: dict[str, tuple[int, Reason]] = {
     "RESOURCE_EXHAUSTED": (503, "busy"),
     "UNAVAILABLE": (503, "busy"),
     "DEADLINE_EXCEEDED": (504, "late"),
+}
+_FIXED: dict[str, tuple[int, Reason, str]] = {
+    "away": (503, "away", "Triton does not respond at the moment"),
+    "gone": (499, "gone", "the client has disconnected"),
+    # Not 503, on which clients retry: the request may be why Triton does not respond.
+    "lost": (504, "lost", "Triton received the request and does not respond; do not send it again unchanged"),
+    "suspect": (422, "suspect", "Triton failed twice while it processed the request; it is not retried"),
 }
 _LONGEST = 500
 
@@ -60,14 +67,9 @@ class RefusalError(Exception):
         return {"retry-after": "1"} if self.status == 503 else {}
 
 
-def away() -> RefusalError:
-    """Return the error of a request while Triton does not respond."""
-    return RefusalError(503, "away", "Triton does not respond at the moment")
-
-
-def disconnected() -> RefusalError:
-    """Return the error of a request whose client has disconnected."""
-    return RefusalError(499, "gone", "the client has disconnected")
+def malformed(text: str, status: int = 400) -> RefusalError:
+    """Return the error of an invalid request."""
+    return RefusalError(status, "malformed", text)
 
 
 def late(seconds: float) -> RefusalError:
@@ -75,17 +77,9 @@ def late(seconds: float) -> RefusalError:
     return RefusalError(504, "late", f"no response within the request's deadline of {seconds * 1000:.0f} ms")
 
 
-def lost() -> RefusalError:
-    """Return the error of a request that Triton has received, while Triton does not respond.
-
-    The status is not 503, on which clients retry: the request may be why Triton does not respond.
-    """
-    return RefusalError(504, "lost", "Triton received the request and does not respond; do not send it again unchanged")
-
-
-def suspect() -> RefusalError:
-    """Return the error of a request during which Triton failed twice."""
-    return RefusalError(422, "suspect", "Triton failed twice while it processed the request; it is not retried")
+def refusal(reason: Literal["away", "gone", "lost", "suspect"]) -> RefusalError:
+    """Return the error of a request that is refused because of Triton or the client."""
+    return RefusalError(*_FIXED[reason])
 
 
 def refusal_from_rpc(error: Any) -> RefusalError:

@@ -117,12 +117,10 @@ class GatewayMiddleware:
         except RefusalError as refusal:
             record.reason = refusal.reason
             _forget_frames(refusal)
-            await _error_response(refusal.status, refusal.text, refusal.headers)(scope, receive, send_with_id)
+            await _error(refusal.status, refusal.text, refusal.headers)(scope, receive, send_with_id)
         except HTTPException as error:
             record.reason = "unknown"
-            await _error_response(error.status_code, error.detail, dict(error.headers or {}))(
-                scope, receive, send_with_id
-            )
+            await _error(error.status_code, error.detail, dict(error.headers or {}))(scope, receive, send_with_id)
         except ClientDisconnect as error:
             _forget_frames(error)
             record.status, record.reason = 499, "gone"
@@ -131,7 +129,7 @@ class GatewayMiddleware:
             _forget_frames(error)
             record.reason = "failed"
             if not record.status:
-                await _error_response(500, "the gateway failed; see its log", {})(scope, receive, send_with_id)
+                await _error(500, "the gateway failed; see its log", {})(scope, receive, send_with_id)
         finally:
             self._count(scope, record, time.perf_counter() - start)
 
@@ -214,5 +212,5 @@ def _request_id(headers: Headers) -> str:
     return f"{random.getrandbits(64):016x}"
 
 
-def _error_response(status: int, text: str, headers: dict[str, str]) -> JSONResponse:
+def _error(status: int, text: str, headers: dict[str, str]) -> JSONResponse:
     return JSONResponse({"error": text}, status, headers)

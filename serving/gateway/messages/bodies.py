@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from plurum.serving.gateway.messages.forms import Upload, uploads_from_form
-from plurum.serving.gateway.refusals import RefusalError
+from plurum.serving.gateway.refusals import RefusalError, malformed
 from plurum.settings.serving import COPIES
 
 __all__ = ["Bodies", "uploads_from_body"]
@@ -79,7 +79,7 @@ def uploads_from_body(headers: Headers, body: bytearray, max_files: int) -> list
     if kind == "multipart/form-data":
         return uploads_from_form(content_type, body, max_files)
     if kind == "application/json" or kind.startswith("multipart/"):
-        raise RefusalError(415, "malformed", f"Content-Type: expected an image or multipart/form-data, got {kind[:60]}")
+        raise malformed(f"Content-Type: expected an image or multipart/form-data, got {kind[:60]}", 415)
     return [Upload("", "", memoryview(body))]
 
 
@@ -87,6 +87,4 @@ def _check_encoding(headers: Headers) -> None:
     for name in ("content-encoding", "transfer-encoding"):
         for value in headers.getlist(name):
             if value.strip().lower() not in {"identity", "chunked" if name == "transfer-encoding" else "identity"}:
-                raise RefusalError(
-                    415, "malformed", f"{name}: expected an unencoded body, got {value[:40]!r}. Send it unencoded."
-                )
+                raise malformed(f"{name}: expected an unencoded body, got {value[:40]!r}. Send it unencoded.", 415)

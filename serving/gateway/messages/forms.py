@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from python_multipart.multipart import parse_options_header
 
-from plurum.serving.gateway.refusals import RefusalError
+from plurum.serving.gateway.refusals import RefusalError, malformed
 
 __all__ = ["Upload", "uploads_from_form"]
 
@@ -61,23 +61,23 @@ def uploads_from_form(content_type: str, body: bytearray, max_files: int) -> lis
         if name is None:
             fields += 1
             if fields > _MAX_FIELDS or len(data) > _FIELD_BYTES:
-                raise _malformed(f"form fields: expected at most {_MAX_FIELDS} of {_FIELD_BYTES} bytes besides files")
+                raise malformed(f"form fields: expected at most {_MAX_FIELDS} of {_FIELD_BYTES} bytes besides files")
             continue
         if len(uploads) == max_files:
             raise RefusalError(413, "too_large", f"files: expected at most {max_files} in one request, got more")
         uploads.append(Upload(field, name, data))
     if not uploads:
-        raise _malformed("files: expected at least 1, got 0. With curl, send one with -F file=@IMAGE.")
+        raise malformed("files: expected at least 1, got 0. With curl, send one with -F file=@IMAGE.")
     return uploads
 
 
 def _boundary(content_type: str) -> bytes:
     _, options = parse_options_header(content_type)
     if (charset := options.get(b"charset", b"utf-8").lower()) not in {b"utf-8", b"utf8"}:
-        raise RefusalError(415, "malformed", f"charset: expected utf-8 or none, got {charset.decode('latin-1')[:40]!r}")
+        raise malformed(f"charset: expected utf-8 or none, got {charset.decode('latin-1')[:40]!r}", 415)
     boundary = options.get(b"boundary", b"")
     if not _BOUNDARY.fullmatch(boundary):
-        raise _malformed("Content-Type: expected a boundary of 1 to 70 characters that RFC 2046 permits")
+        raise malformed("Content-Type: expected a boundary of 1 to 70 characters that RFC 2046 permits")
     return boundary
 
 
@@ -87,19 +87,19 @@ def _parts(body: bytearray, boundary: bytes) -> Iterator[tuple[int, int]]:
     # The first boundary may have no line break before it.
     first = 2 if body.startswith(b"\r\n") else 0
     if not body.startswith(delimiter[2:], first):
-        raise _malformed("the form does not start with its boundary")
+        raise malformed("the form does not start with its boundary")
     at = first + len(delimiter) - 2
     while not body.startswith(b"--", at):
         if not body.startswith(b"\r\n", at):
-            raise _malformed("the form's boundary is not followed by a line break")
+            raise malformed("the form's boundary is not followed by a line break")
         # A part without a head starts with the empty line that would end the head.
         end = body.find(delimiter, at)
         if end < 0:
-            raise _malformed("the form is truncated: its last boundary is missing")
+            raise malformed("the form is truncated: its last boundary is missing")
         yield at + 2, end + 2
         at = end + len(delimiter)
     if body[at + 2 : at + 2 + _HEAD_BYTES].strip() or len(body) > at + 2 + _HEAD_BYTES:
-        raise _malformed("there are bytes after the form's last boundary")
+        raise malformed("there are bytes after the form's last boundary")
 
 
 def _part(part: memoryview) -> tuple[str, str | None, memoryview]:
@@ -108,12 +108,12 @@ def _part(part: memoryview) -> tuple[str, str | None, memoryview]:
     part = part[:-2]
     head, end, _ = bytes(part[:_HEAD_BYTES]).partition(b"\r\n\r\n")
     if not end:
-        raise _malformed(f"a part of the form has no head that ends within {_HEAD_BYTES} bytes")
+        raise malformed(f"a part of the form has no head that ends within {_HEAD_BYTES} bytes")
     headers: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n"):
         found = _LINE.fullmatch(line)
         if found is None or found["name"].lower() in headers:
-            raise _malformed(f"a part of the form has an invalid line in its head: {line[:40]!r}")
+            raise malformed(f"a part of the form has an invalid line in its head: {line[:40]!r}")
         headers[found["name"].lower()] = found["value"]
     return *_names(headers), part[len(head) + 4 :]
 
@@ -121,21 +121,17 @@ def _part(part: memoryview) -> tuple[str, str | None, memoryview]:
 def _names(headers: dict[bytes, bytes]) -> tuple[str, str | None]:
     for header in (b"content-transfer-encoding", b"content-encoding"):
         if (encoding := headers.get(header, b"").lower()) not in _PLAIN:
-            raise RefusalError(415, "malformed", f"{header.decode()}: expected none, got {encoding[:40]!r}")
+            raise malformed(f"{header.decode()}: expected none, got {encoding[:40]!r}", 415)
     if headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
-        raise RefusalError(415, "malformed", "nested forms are not supported. Send each file as a separate part.")
+        raise malformed("nested forms are not supported. Send each file as a separate part.", 415)
     disposition = headers.get(b"content-disposition", b"")
     kind, options = parse_options_header(disposition)
     if kind != b"form-data" or b"name" not in options:
-        raise _malformed("a part of the form has no Content-Disposition: form-data with a name")
+        raise malformed("a part of the form has no Content-Disposition: form-data with a name")
     if b"filename" not in options and b"filename*" in disposition.lower():
-        raise _malformed("filename*: expected filename, as RFC 7578 requires in forms")
+        raise malformed("filename*: expected filename, as RFC 7578 requires in forms")
     try:
         file = options[b"filename"].decode() if b"filename" in options else None
         return options[b"name"].decode(), file
     except UnicodeDecodeError as error:
-        raise _malformed("a name in the form is not UTF-8") from error
-
-
-def _malformed(text: str) -> RefusalError:
-    return RefusalError(400, "malformed", text)
+        raise malformed("a name in the form is not UTF-8") from error

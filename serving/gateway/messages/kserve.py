@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from plurum.predictions.wire import array_from_raw
 from plurum.serving.gateway.messages.tensors import check_image, check_tensor, raw_from_json
-from plurum.serving.gateway.refusals import RefusalError
+from plurum.serving.gateway.refusals import RefusalError, malformed
 from plurum.serving.gateway.triton import ENSEMBLE, Buffer, ServedEnsemble, WireRequest, image_request, wire_request
 from plurum.spec import INPUT_PIXELS
 
@@ -104,11 +104,11 @@ def request_from_body(model: str, body: Buffer, json_size: str | None, request_i
         described.inputs.add(name=given.name, datatype=given.datatype, shape=given.shape)
         contents.append([raw])
     if tensors:
-        raise _malformed(f"the body: expected no bytes after the last tensor, got {len(tensors)}")
+        raise malformed(f"the body: expected no bytes after the last tensor, got {len(tensors)}")
     outputs = parsed.outputs or []
     for output in outputs:
         if {_SHARED, _CLASSIFICATION} & output.parameters.keys():
-            raise _malformed("outputs in shared memory or as classification strings are not supported")
+            raise malformed("outputs in shared memory or as classification strings are not supported")
         described.outputs.add(name=output.name)
     return InferenceRequest(
         request=wire_request(described, contents),
@@ -175,7 +175,7 @@ def _divided(body: memoryview, json_size: str | None) -> tuple[bytes, memoryview
     size = len(body)
     if json_size is not None:
         if not (json_size.isascii() and json_size.isdigit() and len(json_size) < 12 and int(json_size) <= len(body)):
-            raise _malformed(
+            raise malformed(
                 f"Inference-Header-Content-Length: expected at most {len(body)}, the body's size, got "
                 f"{json_size[:20]!r}"
             )
@@ -194,15 +194,15 @@ def _parsed(text: bytes) -> _Body:
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, fault["loc"])) or "the body"
-        raise _malformed(f"{place[:100]}: {fault['msg']}") from error
+        raise malformed(f"{place[:100]}: {fault['msg']}") from error
     except UnicodeDecodeError as error:
-        raise _malformed(
+        raise malformed(
             "the body: expected JSON in UTF-8 before the tensors. Check Inference-Header-Content-Length."
         ) from error
     except RecursionError as error:
-        raise _malformed("the body: JSON is nested too deep") from error
+        raise malformed("the body: JSON is nested too deep") from error
     except ValueError as error:
-        raise _malformed(f"the body: expected JSON: {str(error)[:100]}") from error
+        raise malformed(f"the body: expected JSON: {str(error)[:100]}") from error
 
 
 # Refuse what has no defined meaning in JSON: repeated names, NaN and infinity.
@@ -223,18 +223,16 @@ _JSON = json.JSONDecoder(object_pairs_hook=_dict_from_pairs, parse_constant=_ref
 def _raw(given: _Input, tensors: memoryview) -> tuple[memoryview, memoryview]:
     """Return an input's bytes, and the rest of the body's binary tensors."""
     if given.datatype not in _DATATYPES:
-        raise _malformed(
-            f"{given.name[:40]}: expected BYTES for IMAGE or UINT8 for PIXELS, got {given.datatype[:20]!r}"
-        )
+        raise malformed(f"{given.name[:40]}: expected BYTES for IMAGE or UINT8 for PIXELS, got {given.datatype[:20]!r}")
     if _SHARED in given.parameters:
-        raise _malformed("inputs in shared memory are not supported")
+        raise malformed("inputs in shared memory are not supported")
     if _BINARY_SIZE not in given.parameters:
         return memoryview(raw_from_json(given.name, given.datatype, given.data)), tensors
     if given.data is not None:
-        raise _malformed(f"{given.name[:40]}: expected data or {_BINARY_SIZE}, got both. Give one.")
+        raise malformed(f"{given.name[:40]}: expected data or {_BINARY_SIZE}, got both. Give one.")
     size = given.parameters[_BINARY_SIZE]
     if type(size) is not int or not 0 <= size <= len(tensors):
-        raise _malformed(
+        raise malformed(
             f"{given.name[:40]}: expected a {_BINARY_SIZE} of at most the remaining {len(tensors)} bytes, got "
             f"{_shorten(size)}"
         )
@@ -244,7 +242,7 @@ def _raw(given: _Input, tensors: memoryview) -> tuple[memoryview, memoryview]:
 def _flag(parameters: Parameters, name: str) -> bool:
     value = parameters.get(name, False)
     if not isinstance(value, bool):
-        raise _malformed(f"the parameter {name}: expected true or false, got {_shorten(value)}")
+        raise malformed(f"the parameter {name}: expected true or false, got {_shorten(value)}")
     return value
 
 
@@ -253,7 +251,7 @@ def _timeout_s(parameters: Parameters) -> float | None:
     if microseconds is None:
         return None
     if type(microseconds) is not int or microseconds <= 0:
-        raise _malformed(f"the parameter {_TIMEOUT}: expected microseconds above 0, got {_shorten(microseconds)}")
+        raise malformed(f"the parameter {_TIMEOUT}: expected microseconds above 0, got {_shorten(microseconds)}")
     # Clamp before dividing: a JSON integer may be too large for a float.
     return min(microseconds, _LONGEST_US) / 1e6
 
@@ -261,7 +259,3 @@ def _timeout_s(parameters: Parameters) -> float | None:
 def _shorten(value: Any) -> str:
     """Return a short text for a value; only the type of lists and objects, which may be deeply nested."""
     return f"{value!r:.40}" if isinstance(value, str | int | float) else f"a {type(value).__name__}"
-
-
-def _malformed(text: str) -> RefusalError:
-    return RefusalError(400, "malformed", text)

@@ -13,7 +13,7 @@ import numpy as np
 
 from plurum.image_structure.image_formats import FORMATS
 from plurum.predictions.wire import raw_from_bytes
-from plurum.serving.gateway.refusals import RefusalError
+from plurum.serving.gateway.refusals import malformed
 from plurum.spec import IMAGE, INPUT_PIXELS
 
 __all__ = ["check_image", "check_tensor", "raw_from_json"]
@@ -44,22 +44,22 @@ def check_tensor(name: str, datatype: str, shape: Sequence[int], raw: memoryview
     text = list(shape)
     if name in _SHAPES and len(text) != (rank := _SHAPES[name][1]):
         batch = "Add the batch dimension in front." if len(text) == rank - 1 else "Give each dimension its size."
-        raise _malformed(f"{name}: expected shape {_SHAPES[name][0]}, got {text}. {batch}")
+        raise malformed(f"{name}: expected shape {_SHAPES[name][0]}, got {text}. {batch}")
     expected = math.prod(shape)
     if datatype == "UINT8":
         if len(raw) != expected:
-            raise _malformed(f"{name[:40]}: expected {expected} bytes for shape {text}, got {len(raw)}")
+            raise malformed(f"{name[:40]}: expected {expected} bytes for shape {text}, got {len(raw)}")
         return
     if expected > _MAX_ELEMENTS:
-        raise _malformed(f"{name[:40]}: expected at most {_MAX_ELEMENTS} elements, got shape {text}")
+        raise malformed(f"{name[:40]}: expected at most {_MAX_ELEMENTS} elements, got shape {text}")
     at = count = 0
     while at < len(raw) and count <= expected:
         if at + 4 > len(raw):
-            raise _malformed(f"{name[:40]}: the length of element {count} is truncated")
+            raise malformed(f"{name[:40]}: the length of element {count} is truncated")
         (size,) = struct.unpack_from("<I", raw, at)
         at += 4 + size
         if at > len(raw):
-            raise _malformed(
+            raise malformed(
                 f"{name[:40]}: expected {size} bytes in element {count}, as its length states, got "
                 f"{len(raw) - at + size}. Send a length of 4 bytes, little-endian, and the bytes."
             )
@@ -67,7 +67,7 @@ def check_tensor(name: str, datatype: str, shape: Sequence[int], raw: memoryview
             check_image(raw[at - size : at])
         count += 1
     if count != expected:
-        raise _malformed(f"{name[:40]}: expected {expected} elements for shape {text}, got {count} or more")
+        raise malformed(f"{name[:40]}: expected {expected} elements for shape {text}, got {count} or more")
 
 
 def check_image(data: memoryview) -> None:
@@ -77,7 +77,7 @@ def check_image(data: memoryview) -> None:
         RefusalError: an image was sent as base64.
     """
     if bytes(data[:12]).startswith(_BASE64):
-        raise _malformed(f"{IMAGE}: expected the bytes of an image, got base64 text. Send the raw bytes.")
+        raise malformed(f"{IMAGE}: expected the bytes of an image, got base64 text. Send the raw bytes.")
 
 
 def raw_from_json(name: str, datatype: str, data: Any) -> bytes:
@@ -103,7 +103,7 @@ def raw_from_json(name: str, datatype: str, data: Any) -> bytes:
             raise ValueError("expected whole numbers from 0 to 255")
         return pixels.tobytes()
     except (ValueError, OverflowError) as error:
-        raise _malformed(f"{name[:40]}: the data are not {datatype}: {str(error)[:100]}") from error
+        raise malformed(f"{name[:40]}: the data are not {datatype}: {str(error)[:100]}") from error
 
 
 def _leaves(data: Any) -> list[Any]:
@@ -118,7 +118,3 @@ def _leaves(data: Any) -> list[Any]:
             raise ValueError("expected lists of equal length")
         leaves = list(chain.from_iterable(leaves))
     raise ValueError(f"expected at most {_MAX_DEPTH} dimensions")
-
-
-def _malformed(text: str) -> RefusalError:
-    return RefusalError(400, "malformed", text)

@@ -27,7 +27,7 @@ class Reader(Painter):
         super().__init__()
         self.groups: list[list[str]] = []
 
-    def stream(self, images: Iterable[Any], *, batch_size: int = 8) -> Iterator[Answer]:
+    def stream(self, images: Iterable[Any], *, batch_size: int | None = None) -> Iterator[Answer]:
         self.groups.append([])
         for image in images:
             if isinstance(image, str | Path):
@@ -114,7 +114,7 @@ def test_server_errors_end_the_stream(slide: Path, monkeypatch: pytest.MonkeyPat
         list(stream_of(Reader(), heat_class="XX").stream([str(slide)]))
     reader = Reader()
 
-    def away(images: Iterable[Any], *, batch_size: int = 8) -> Iterator[Answer]:
+    def away(images: Iterable[Any], *, batch_size: int | None = None) -> Iterator[Answer]:
         raise ServerError(f"no server answers {batch_size} {images}")
 
     monkeypatch.setattr(reader, "stream", away)

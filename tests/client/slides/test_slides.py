@@ -37,7 +37,7 @@ class Painter:
         self.seen: list[npt.NDArray[np.uint8]] = []
         self.failing = set(failing)
 
-    def stream(self, images: Iterable[Any], *, batch_size: int = 8) -> Iterator[Answer]:
+    def stream(self, images: Iterable[Any], *, batch_size: int | None = None) -> Iterator[Answer]:
         self.batch_size = batch_size
         for index, image in enumerate(images):
             pixels = np.asarray(image)
