@@ -18,7 +18,7 @@ from plurum.client.slides.heat_maps import SLIDE_FILES
 from plurum.serving import Server
 from plurum.settings.client import SlideOptions
 from tests.cli.test_predict import predict
-from tests.client.slides.slide_writer import Planted, write_slide_file
+from tests.client.slides.slide_writer import PlantedTile, write_slide_file
 
 # Sixteen tiles in a row.
 CUT = ("--tile-size", 32, "--microns-per-pixel", 1.0)
@@ -27,13 +27,13 @@ CUT = ("--tile-size", 32, "--microns-per-pixel", 1.0)
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Image of a few pixels with a slide's file extension."""
-    return write_slide_file(tmp_path_factory.mktemp("slides") / "slide.svs", 2048, 3, Planted())
+    return write_slide_file(tmp_path_factory.mktemp("slides") / "slide.svs", 2048, 3, PlantedTile())
 
 
 def manifest_of(folder: Path, slide: Path) -> Path:
     """Two slides of one patient, and an image of another patient."""
     shutil.copy(slide, folder / "a.svs")
-    write_slide_file(folder / "b.svs", 1024, 3, Planted(side=0.3, x=0.35, y=0.35))
+    write_slide_file(folder / "b.svs", 1024, 3, PlantedTile(side=0.3, x=0.35, y=0.35))
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "c.png")
     (folder / "list.csv").write_text("path,patient\na.svs,P1\nc.png,P2\nb.svs,P1\n")
     return folder / "list.csv"

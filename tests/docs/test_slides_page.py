@@ -14,7 +14,7 @@ from PIL import Image
 import plurum.client
 from plurum.client.slides.heat_maps import SLIDE_FILES
 from plurum.serving import Server
-from tests.client.slides.slide_writer import Planted, write_slide_file
+from tests.client.slides.slide_writer import PlantedTile, write_slide_file
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "slides.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -29,7 +29,7 @@ def test_what_is_public_of_slides_is_on_the_page() -> None:
 
 @pytest.mark.triton
 def test_the_examples_and_the_commands_run(served: Server, tmp_path: Path) -> None:
-    write_slide_file(tmp_path / "slide.tif", 2048, 3, Planted())
+    write_slide_file(tmp_path / "slide.tif", 2048, 3, PlantedTile())
     assert len(EXAMPLES) == 2
     for example in EXAMPLES:
         code = example.replace("127.0.0.1:8001", served.urls.grpc)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-__all__ = ["GLASS", "MICRONS", "TISSUE", "Planted", "write_slide_file"]
+__all__ = ["GLASS", "MICRONS", "TISSUE", "PlantedTile", "write_slide_file"]
 
 Colour = tuple[int, int, int]
 
@@ -24,7 +24,7 @@ _SIDE = 256
 
 
 @dataclass(frozen=True)
-class Planted:
+class PlantedTile:
     """A square in the tissue.
 
     Attributes:
@@ -40,7 +40,7 @@ class Planted:
     colour: Colour = (90, 40, 130)
 
 
-def write_slide_file(path: Path, size: int, levels: int, planted: Planted, **options: Any) -> Path:
+def write_slide_file(path: Path, size: int, levels: int, planted: PlantedTile, **options: Any) -> Path:
     """Write a square slide; each tile is compressed once, however often it comes.
 
     The tissue is a disc of 0.2 of the width around the middle; glass is flat, so that files stay small.
@@ -72,7 +72,7 @@ def write_slide_file(path: Path, size: int, levels: int, planted: Planted, **opt
     return path
 
 
-def _tiles(side: int, planted: Planted) -> Iterator[bytes]:
+def _tiles(side: int, planted: PlantedTile) -> Iterator[bytes]:
     known: dict[bytes, bytes] = {}
     for top in range(0, side, _SIDE):
         for left in range(0, side, _SIDE):
@@ -82,7 +82,7 @@ def _tiles(side: int, planted: Planted) -> Iterator[bytes]:
             yield known[pixels]
 
 
-def _pixels(left: int, top: int, side: int, planted: Planted) -> npt.NDArray[np.uint8]:
+def _pixels(left: int, top: int, side: int, planted: PlantedTile) -> npt.NDArray[np.uint8]:
     y, x = (np.arange(_SIDE)[:, None] + top + 0.5) / side, (np.arange(_SIDE)[None] + left + 0.5) / side
     pixels = np.empty((_SIDE, _SIDE, 3), dtype=np.uint8)
     pixels[:] = GLASS

@@ -16,8 +16,8 @@ from plurum.client.slides.heat_maps import SLIDE_FILES
 from plurum.client.slides.slide_stream import SlideStream, is_slide
 from plurum.client.slides.slides import SlideSettings
 from plurum.errors import ServerError, SettingsError
-from tests.client.slides.slide_writer import Planted, write_slide_file
-from tests.client.slides.test_slides import Painter, answer_of
+from tests.client.slides.painter import Painter, answer_of
+from tests.client.slides.slide_writer import PlantedTile, write_slide_file
 
 
 class Reader(Painter):
@@ -43,7 +43,7 @@ def stream_of(reader: Painter, **more: Any) -> SlideStream:
 
 @pytest.fixture
 def slide(tmp_path: Path) -> Path:
-    return write_slide_file(tmp_path / "large" / "slide.tif", 1024, 2, Planted())
+    return write_slide_file(tmp_path / "large" / "slide.tif", 1024, 2, PlantedTile())
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Slides: what is asked, what becomes of the answers, and a slide of 20,000 x 20,000 pixels with a real server."""
+"""Slides: tiles, pooled predictions, heat maps, and a slide of 20,000 x 20,000 pixels with a real server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,46 +17,16 @@ import pytest
 import tifffile
 from PIL import Image
 
-from plurum.client import Answer, EnsembleClient, Failure, Prediction, Served, patients_from_answers
+from plurum.client import EnsembleClient, patients_from_answers
 from plurum.client.slides.heat_maps import SLIDE_FILES, heat_map, tile_grid, write_slide
 from plurum.client.slides.slide_answers import SlidePrediction
 from plurum.client.slides.slides import SlideSettings, predict_slide
 from plurum.errors import ImageError, MissingExtraError, OutputError, SettingsError
 from plurum.serving import Server
-from tests.client.slides.slide_writer import MICRONS, TISSUE, Planted, write_slide_file
+from tests.client.slides.painter import PURPLE, Painter, answer_of
+from tests.client.slides.slide_writer import MICRONS, TISSUE, PlantedTile, write_slide_file
 
-PURPLE = (90, 40, 130)
 SIZE = 2048
-
-
-class Painter:
-    """Stands in for a client: says `CE` of what is purple, `LAA` of other tissue, and is never asked about glass."""
-
-    def __init__(self, failing: Iterable[int] = (), size: tuple[int, int, int] | None = (64, 64, 3)) -> None:
-        self.served = Served(("CE", "LAA"), ("one",), 8, size, patient_rule="majority")
-        self.seen: list[npt.NDArray[np.uint8]] = []
-        self.failing = set(failing)
-
-    def stream(self, images: Iterable[Any], *, batch_size: int | None = None) -> Iterator[Answer]:
-        self.batch_size = batch_size
-        for index, image in enumerate(images):
-            pixels = np.asarray(image)
-            self.seen.append(pixels)
-            if index in self.failing:
-                yield Failure(index, f"image {index}", "no good")
-                continue
-            purple = float((np.abs(pixels[..., :3].astype(int) - PURPLE).sum(axis=-1) < 30).mean())
-            yield answer_of(0.1 + 0.8 * purple)
-
-
-def answer_of(ce: float) -> Prediction:
-    both = {"CE": ce, "LAA": 1 - ce}
-    entropy = -sum(p * math.log(p) for p in both.values())
-    label = max(both, key=lambda name: both[name])
-    std = dict.fromkeys(both, 0.0)
-    return Prediction(
-        label, max(both.values()), both, entropy, 0.02, std, {"one": both}, (label,), max(ce, 1 - ce) < 0.8
-    )
 
 
 def ask(painter: Painter, path: Path, **settings: Any) -> SlidePrediction:
@@ -65,7 +35,7 @@ def ask(painter: Painter, path: Path, **settings: Any) -> SlidePrediction:
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_slide_file(tmp_path_factory.mktemp("slide") / "slide.tif", SIZE, 3, Planted())
+    return write_slide_file(tmp_path_factory.mktemp("slide") / "slide.tif", SIZE, 3, PlantedTile())
 
 
 def test_only_tiles_with_tissue_are_classified(slide: Path) -> None:
@@ -128,7 +98,7 @@ def test_level_follows_from_the_requested_pixel_size(
 
 
 def test_missing_pixel_size_must_be_given(tmp_path: Path) -> None:
-    path = write_slide_file(tmp_path / "silent.tif", 1024, 2, Planted(), resolution=None, resolutionunit=None)
+    path = write_slide_file(tmp_path / "silent.tif", 1024, 2, PlantedTile(), resolution=None, resolutionunit=None)
     with pytest.raises(SettingsError, match=r"silent.tif: the file does not state .* Give --file-microns-per-pixel"):
         ask(Painter(), path, microns_per_pixel=1.0)
     assert ask(Painter(), path).microns_per_pixel is None
@@ -230,7 +200,7 @@ def test_when_a_slide_needs_review(tmp_path: Path, answers: list[float], review:
 
 
 def test_slides_of_a_patient_are_pooled_like_images(slide: Path, tmp_path: Path) -> None:
-    other = write_slide_file(tmp_path / "other.tif", 1024, 1, Planted(side=0.3, x=0.35, y=0.35))
+    other = write_slide_file(tmp_path / "other.tif", 1024, 1, PlantedTile(side=0.3, x=0.35, y=0.35))
     slides = [ask(Painter(), path, rule="mean").answer for path in (slide, other, slide)]
     one, both = patients_from_answers(["b", "b", "a"], slides, ("CE", "LAA"), "mean")
     assert (one.patient, both.patient, both.images) == ("a", "b", 2)
@@ -354,7 +324,7 @@ def test_a_slide_of_400_megapixels_shows_what_is_planted_in_less_than_a_gigabyte
         inside, outside = (
             client.predict([np.full((128, 128, 3), one, np.uint8)])[0].probabilities[name] for one in (colour, TISSUE)
         )
-    path = write_slide_file(tmp_path / "slide.tif", 20_000, 5, Planted(colour=colour))
+    path = write_slide_file(tmp_path / "slide.tif", 20_000, 5, PlantedTile(colour=colour))
     words = [sys.executable, "-c", WHOLE, served.urls.grpc, str(path), str(tmp_path / "out"), name]
     ended = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -25,48 +25,48 @@ from tests.client.ui.browser import page_at
 EVIL = '<img src=x onerror="alert(1)">.png'
 
 
-class Reply(NamedTuple):
+class PageReply(NamedTuple):
     status: int
     text: str
     headers: dict[str, str]
 
 
-class Page(NamedTuple):
+class RunningPage(NamedTuple):
     """A running page whose server is away, and its store."""
 
     address: str
     store: ReviewStore
 
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> PageReply:
         connection = http.client.HTTPConnection(self.address, timeout=30)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             answer = connection.getresponse()
             text = answer.read().decode("utf-8", "replace")
-            return Reply(answer.status, text, {name.lower(): value for name, value in answer.getheaders()})
+            return PageReply(answer.status, text, {name.lower(): value for name, value in answer.getheaders()})
         finally:
             connection.close()
 
-    def post(self, path: str, **fields: object) -> Reply:
+    def post(self, path: str, **fields: object) -> PageReply:
         return self.ask("POST", path, urlencode(fields).encode(), Accept="text/html")
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningPage]:
     folder = tmp_path_factory.mktemp("ui") / "reviews"
     with page_at("--url", "127.0.0.1:1", "--store", folder, "--reviewer", "Ada", "--max-image-mib", "1") as url:
-        yield Page(url.removeprefix("http://"), ReviewStore(folder))
+        yield RunningPage(url.removeprefix("http://"), ReviewStore(folder))
 
 
 @pytest.fixture
-def sha256(page: Page) -> Iterator[str]:
+def sha256(page: RunningPage) -> Iterator[str]:
     """An image that waits for this test's decision."""
     sha256 = page.store.add(png(7), EVIL, prediction())
     yield sha256
     page.store.delete(sha256)
 
 
-def test_headers_forbid_foreign_content_and_caching(page: Page) -> None:
+def test_headers_forbid_foreign_content_and_caching(page: RunningPage) -> None:
     for path in ("/", "/review", "/static/page.css", "/absent"):
         headers = page.ask("GET", path).headers
         policy = headers["content-security-policy"]
@@ -78,14 +78,14 @@ def test_headers_forbid_foreign_content_and_caching(page: Page) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/review"])
-def test_pages_load_nothing_from_other_machines(page: Page, sha256: str, path: str) -> None:
+def test_pages_load_nothing_from_other_machines(page: RunningPage, sha256: str, path: str) -> None:
     text = page.ask("GET", f"/review/{sha256}" if path == "/review" else path).text
     assert re.findall(r"""(?:src|href|action)=["'](?!/|#)""", text) == []
     assert re.findall(r"""\sstyle=|<script>|\son[a-z]+=["']""", text.replace("onerror=&#34;", "")) == []
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:80", "a b"])
-def test_foreign_host_names_are_refused(page: Page, sha256: str, host: str) -> None:
+def test_foreign_host_names_are_refused(page: RunningPage, sha256: str, host: str) -> None:
     reply = page.ask("GET", f"/pictures/{sha256}", Host=host)
     # An empty or impossible one is refused before, as no HTTP.
     assert reply.status in {400, 421}
@@ -93,7 +93,7 @@ def test_foreign_host_names_are_refused(page: Page, sha256: str, host: str) -> N
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost:8085", "[::1]:8085", "10.1.2.3:8085", "LOCALHOST"])
-def test_addresses_and_own_names_are_accepted(page: Page, host: str) -> None:
+def test_addresses_and_own_names_are_accepted(page: RunningPage, host: str) -> None:
     assert page.ask("GET", "/", Host=host).status == 200
 
 
@@ -107,7 +107,7 @@ def test_addresses_and_own_names_are_accepted(page: Page, host: str) -> None:
         {"Origin": "http://127.0.0.1:1"},
     ],
 )
-def test_other_sites_can_not_decide(page: Page, sha256: str, headers: dict[str, str]) -> None:
+def test_other_sites_can_not_decide(page: RunningPage, sha256: str, headers: dict[str, str]) -> None:
     body = urlencode({"label": "LAA", "seen": 0}).encode()
     assert page.ask("POST", f"/review/{sha256}", body, **headers).status == 403
     assert page.ask("POST", f"/review/{sha256}/delete", b"", **headers).status == 403
@@ -115,18 +115,18 @@ def test_other_sites_can_not_decide(page: Page, sha256: str, headers: dict[str, 
     assert page.store.item(sha256) is not None
 
 
-def test_own_origin_is_accepted(page: Page, sha256: str) -> None:
+def test_own_origin_is_accepted(page: RunningPage, sha256: str) -> None:
     body = urlencode({"label": "LAA", "seen": 0}).encode()
     assert page.ask("POST", f"/review/{sha256}", body, Origin=f"http://{page.address}").status == 303
 
 
-def test_file_names_are_escaped(page: Page, sha256: str) -> None:
+def test_file_names_are_escaped(page: RunningPage, sha256: str) -> None:
     text = page.ask("GET", f"/review/{sha256}").text
     assert "<img src=x" not in text
     assert "&lt;img src=x onerror=&#34;alert(1)&#34;&gt;.png" in text
 
 
-def test_decision_leads_to_the_next_image_and_can_be_undone(page: Page, sha256: str) -> None:
+def test_decision_leads_to_the_next_image_and_can_be_undone(page: RunningPage, sha256: str) -> None:
     assert page.ask("GET", "/review").headers["location"] == f"/review/{sha256}"
     decided = page.post(f"/review/{sha256}", label="LAA", seen=0)
     assert (decided.status, decided.headers["location"]) == (303, f"/review?done={sha256}")
@@ -141,7 +141,7 @@ def test_decision_leads_to_the_next_image_and_can_be_undone(page: Page, sha256: 
     assert [one.label for one in page.store.history(sha256)] == ["LAA", None]
 
 
-def test_decision_on_an_old_page_shows_the_new_state(page: Page, sha256: str) -> None:
+def test_decision_on_an_old_page_shows_the_new_state(page: RunningPage, sha256: str) -> None:
     page.post(f"/review/{sha256}", label="LAA", seen=0)
     late = page.post(f"/review/{sha256}", label="CE", seen=0)
     assert late.status == 409
@@ -168,7 +168,7 @@ def test_decision_on_an_old_page_shows_the_new_state(page: Page, sha256: str) ->
     ],
 )
 def test_invalid_forms_decide_nothing(
-    page: Page, sha256: str, fields: dict[str, object], status: int, reason: str
+    page: RunningPage, sha256: str, fields: dict[str, object], status: int, reason: str
 ) -> None:
     reply = page.post(f"/review/{sha256}", **fields)
     assert reply.status == status
@@ -176,7 +176,7 @@ def test_invalid_forms_decide_nothing(
     assert page.store.history(sha256) == []
 
 
-def test_deleted_images_are_not_shown(page: Page, sha256: str) -> None:
+def test_deleted_images_are_not_shown(page: RunningPage, sha256: str) -> None:
     assert page.ask("GET", f"/pictures/{sha256}").status == 200
     assert page.post(f"/review/{sha256}/delete").headers["location"] == "/review"
     assert page.ask("GET", f"/pictures/{sha256}").status == 404
@@ -184,14 +184,14 @@ def test_deleted_images_are_not_shown(page: Page, sha256: str) -> None:
     assert "Nothing to review" in page.ask("GET", "/review").text
 
 
-def test_unknown_page_gives_one_line(page: Page) -> None:
+def test_unknown_page_gives_one_line(page: RunningPage) -> None:
     reply = page.ask("GET", "/absent", Accept="text/html")
     assert reply.status == 404
     assert "This page does not exist." in reply.text
     assert page.ask("GET", "/static/../app.py").status == 404
 
 
-def test_unavailable_server_gives_one_line_with_a_fix(page: Page) -> None:
+def test_unavailable_server_gives_one_line_with_a_fix(page: RunningPage) -> None:
     for reply in (page.ask("GET", "/served"), page.ask("POST", "/answers", png(1), X_File_Name="a.png")):
         assert reply.status == 503
         assert "no gRPC server responds at 127.0.0.1:1" in reply.text
@@ -199,7 +199,7 @@ def test_unavailable_server_gives_one_line_with_a_fix(page: Page) -> None:
     assert page.store.items() == []
 
 
-def test_large_files_are_refused(page: Page) -> None:
+def test_large_files_are_refused(page: RunningPage) -> None:
     reply = page.ask("POST", "/answers", b"x" * ((1 << 20) + 1))
     assert (reply.status, reply.text) == (413, '{"error":"this file is larger than 1 MiB"}')
 
@@ -214,14 +214,14 @@ def test_large_files_are_refused(page: Page) -> None:
     ],
     ids=["empty", "another kind", "torn", "bomb"],
 )
-def test_invalid_images_are_refused_without_a_server(page: Page, data: bytes, reason: str) -> None:
+def test_invalid_images_are_refused_without_a_server(page: RunningPage, data: bytes, reason: str) -> None:
     reply = page.ask("POST", "/answers", data, X_File_Name="a.png")
     assert reply.status == 422
     assert reason in reply.text
     assert reply.text.count("\n") == 0
 
 
-def test_corrections_are_exported_as_a_file(page: Page, sha256: str) -> None:
+def test_corrections_are_exported_as_a_file(page: RunningPage, sha256: str) -> None:
     page.post(f"/review/{sha256}", label="LAA", seen=0)
     reply = page.ask("GET", "/corrections.csv")
     assert reply.headers["content-disposition"] == 'attachment; filename="corrections.csv"'
@@ -230,7 +230,7 @@ def test_corrections_are_exported_as_a_file(page: Page, sha256: str) -> None:
     assert row.startswith(f"{page.store.folder}/images/{sha256}.png,LAA,CE,0.600000,")
 
 
-def test_without_a_run_there_are_no_maps(page: Page, sha256: str) -> None:
+def test_without_a_run_there_are_no_maps(page: RunningPage, sha256: str) -> None:
     assert "Where is the evidence?" not in page.ask("GET", f"/review/{sha256}").text
     reply = page.ask("GET", f"/evidence/{sha256}?label=CE")
     assert reply.status == 404
@@ -288,13 +288,13 @@ def test_pictures_have_formats_of_browsers() -> None:
         "/static//etc/passwd",
     ],
 )
-def test_unknown_paths_give_one_line(page: Page, sha256: str, path: str) -> None:
+def test_unknown_paths_give_one_line(page: RunningPage, sha256: str, path: str) -> None:
     reply = page.ask("GET", path.replace("SHA256", sha256), Accept="text/html")
     assert reply.status in ({200} if "done=" in path else {404, 405})
     assert "sqlite" not in reply.text
 
 
-def test_image_deleted_in_another_tab_gives_one_line(page: Page) -> None:
+def test_image_deleted_in_another_tab_gives_one_line(page: RunningPage) -> None:
     """Each of these finds the image in one moment and not in the next."""
     statuses = set()
     for round_ in range(12):
@@ -314,7 +314,7 @@ def test_image_deleted_in_another_tab_gives_one_line(page: Page) -> None:
     assert statuses <= {200, 303, 404, 409}
 
 
-def test_missing_or_corrupt_pictures_give_one_line(page: Page, sha256: str) -> None:
+def test_missing_or_corrupt_pictures_give_one_line(page: RunningPage, sha256: str) -> None:
     item = page.store.item(sha256)
     assert item is not None
     item.file.write_bytes(b"spoilt")
@@ -337,7 +337,7 @@ def test_missing_or_corrupt_pictures_give_one_line(page: Page, sha256: str) -> N
         b"POST /answers HTTP/1.1\r\nHost: 127.0.0.1\r\nX-File-Name: %ff%00%ED%B2%80\xff\r\nContent-Length: 0\r\n\r\n",
     ],
 )
-def test_malformed_requests_never_get_500(page: Page, head: bytes) -> None:
+def test_malformed_requests_never_get_500(page: RunningPage, head: bytes) -> None:
     host, port = page.address.split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(head)
@@ -347,7 +347,7 @@ def test_malformed_requests_never_get_500(page: Page, head: bytes) -> None:
     assert said == b"" or said.split()[1] in {b"400", b"404", b"413", b"421", b"422"}
 
 
-def test_endless_trailers_take_no_memory(page: Page) -> None:
+def test_endless_trailers_take_no_memory(page: RunningPage) -> None:
     host, port = page.address.split(":")
     (owner,) = [
         one.pid
