@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from plurum.model_repository.voter.metrics import CountedPredictions, VoterMetrics
+    from plurum.model_repository.voter.metrics import VoterMetrics
 else:
-    from metrics import CountedPredictions, VoterMetrics
+    from metrics import VoterMetrics
 
 # Id of health probes, which are not counted as predictions.
 PROBE_ID = "plurum-probe"
@@ -58,10 +58,10 @@ class Labels:
             names = [name for name, failed in zip(self._members, is_nan.any(axis=(0, 2)), strict=True) if failed]
             raise NoVoteError(f"no vote: NaN from {', '.join(names)}")
         counted = np.repeat([one != PROBE_ID for one in request_ids], sizes)
-        disagreement, review = outputs["DISAGREEMENT"][:, 0], outputs["REVIEW"][:, 0]
-        predictions = CountedPredictions(index, outputs["PROBABILITIES"], disagreement, members, review, counted)
+        predictions = {"label": index, "probabilities": outputs["PROBABILITIES"], "member_probabilities": members}
+        predictions |= {"disagreement": outputs["DISAGREEMENT"][:, 0], "review": outputs["REVIEW"][:, 0]}
         # Copy the arrays: the next request may overwrite their memory.
-        self._metrics.observe(CountedPredictions(*map(np.array, predictions)))
+        self._metrics.observe({name: np.array(values) for name, values in predictions.items()}, counted)
         return self._classes[index][:, None]
 
     def close(self) -> None:

@@ -33,9 +33,9 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -48,28 +48,9 @@ else:
 # Bucket limits for an `ensemble.json` without a baseline; a baseline states its own.
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 _NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0)
+_COUNTED = ("label", "probabilities", "disagreement", "member_probabilities", "review")
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128)
 _REST, _LONGEST_REST_S = 300, 1.0
-
-
-class CountedPredictions(NamedTuple):
-    """Predictions of a batch, as NumPy arrays with the shapes of `Verdict`.
-
-    Attributes:
-        label: Winning class, int `[batch]`.
-        probabilities: Probabilities of the ensemble, `[batch, classes]`.
-        disagreement: Mutual information, nats, `[batch]`.
-        member_probabilities: Probabilities of the members, `[batch, members, classes]`.
-        review: True if the prediction needs review, bool `[batch]`.
-        counted: False for errors and health probes, bool `[batch]`.
-    """
-
-    label: Any
-    probabilities: Any
-    disagreement: Any
-    member_probabilities: Any
-    review: Any
-    counted: Any
 
 
 class VoterMetrics:
@@ -110,14 +91,19 @@ class VoterMetrics:
         self._entropy = _Histogram(self._counter, "plurum_entropy_nats", "Predictive entropy", _NATS)
         self._disagreement = _Histogram(self._counter, "plurum_disagreement_nats", "Mutual information", _NATS)
         self._batch_size = _Histogram(self._counter, "plurum_batch_size", "Images per vote", _BATCH)
-        self._waiting: deque[CountedPredictions] = deque()
+        self._waiting: deque[tuple[Mapping[str, Any], Any]] = deque()
         self._news, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
-    def observe(self, predictions: CountedPredictions) -> None:
-        """Queue predictions to be counted."""
-        self._waiting.append(predictions)
+    def observe(self, predictions: Mapping[str, Any], counted: Any) -> None:
+        """Queue predictions to be counted.
+
+        Args:
+            predictions: Arrays of a `Verdict` by name, at least `_COUNTED`.
+            counted: False for errors and health probes, bool `[batch]`.
+        """
+        self._waiting.append((predictions, counted))
         self._news.set()
 
     def close(self) -> None:
@@ -142,12 +128,11 @@ class VoterMetrics:
 
     def _count(self) -> None:
         batches = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        batches = [batch for batch in batches if batch.counted.any()]
+        batches = [(predictions, counted) for predictions, counted in batches if counted.any()]
         if not batches:
             return
-        kept = np.concatenate([batch.counted for batch in batches])
         label, probabilities, disagreement, members, review = (
-            np.concatenate(parts)[kept] for parts in list(zip(*batches, strict=True))[:-1]
+            np.concatenate([predictions[name][counted] for predictions, counted in batches]) for name in _COUNTED
         )
         for metric, amount in zip(self._predictions, np.bincount(label, minlength=len(self._predictions)), strict=True):
             _add(metric, amount)
@@ -158,7 +143,7 @@ class VoterMetrics:
         self._confidence.add(probabilities.max(axis=-1))
         self._entropy.add(voting.entropy(probabilities))
         self._disagreement.add(disagreement)
-        self._batch_size.add(np.array([np.count_nonzero(batch.counted) for batch in batches]))
+        self._batch_size.add(np.array([np.count_nonzero(counted) for _, counted in batches]))
 
     def _add_info(self, metadata: dict[str, Any], precisions: dict[str, str]) -> None:
         """Add gauges that describe the served ensemble and its members."""

@@ -16,11 +16,11 @@ import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
     from plurum import voting
-    from plurum.model_repository.voter.metrics import CountedPredictions, VoterMetrics
+    from plurum.model_repository.voter.metrics import VoterMetrics
     from plurum.predictions.outputs import tensors_from_verdict
 else:
     import voting
-    from metrics import CountedPredictions, VoterMetrics
+    from metrics import VoterMetrics
     from outputs import tensors_from_verdict
 
 # Id of health probes, which are not counted as predictions.
@@ -59,16 +59,7 @@ class TritonPythonModel:
             counted[rows] = request.request_id() != PROBE_ID
             own_tensors = [pb_utils.Tensor(name, values[rows]) for name, values in tensors.items()]
             responses.append(pb_utils.InferenceResponse(own_tensors))
-        self.metrics.observe(
-            CountedPredictions(
-                verdict.label,
-                verdict.probabilities,
-                verdict.disagreement,
-                verdict.member_probabilities,
-                verdict.review,
-                counted,
-            )
-        )
+        self.metrics.observe(vars(verdict), counted)
         return responses
 
     def finalize(self) -> None:

@@ -22,8 +22,8 @@ def module(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         def __init__(self, _: Path) -> None:
             self.observed: list[Any] = []
 
-        def observe(self, answers: Any) -> None:
-            self.observed.append(answers)
+        def observe(self, predictions: Any, counted: Any) -> None:
+            self.observed.append(predictions | {"counted": counted})
 
     metrics = loaded("voter/metrics.py")
     metrics.VoterMetrics = FakeMetrics  # type: ignore[attr-defined]
@@ -57,15 +57,15 @@ def test_winners_are_named_and_put_aside(labels: Any) -> None:
     for array in answers.values():
         array[...] = 0
     (observed,) = labels._metrics.observed
-    np.testing.assert_array_equal(observed.label, [0, 1])
-    np.testing.assert_array_equal(observed.member_probabilities, expected["MEMBER_PROBABILITIES"])
-    np.testing.assert_array_equal(observed.review, [False, True])
-    assert observed.counted.tolist() == [True, True]
+    np.testing.assert_array_equal(observed["label"], [0, 1])
+    np.testing.assert_array_equal(observed["member_probabilities"], expected["MEMBER_PROBABILITIES"])
+    np.testing.assert_array_equal(observed["review"], [False, True])
+    assert observed["counted"].tolist() == [True, True]
 
 
 def test_the_servers_own_question_is_not_counted(labels: Any) -> None:
     labels.name_winners(graph_answers(), ["plurum-probe", "7"], [1, 1])
-    assert labels._metrics.observed[0].counted.tolist() == [False, True]
+    assert labels._metrics.observed[0]["counted"].tolist() == [False, True]
 
 
 def test_there_is_no_vote_with_a_silent_member(module: ModuleType, labels: Any) -> None:

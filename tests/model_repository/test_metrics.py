@@ -40,7 +40,7 @@ def folder(run: Any, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def answers(module: ModuleType, confidences: list[float], *, counted: bool = True) -> Any:
+def answers(confidences: list[float], *, counted: bool = True) -> tuple[dict[str, Any], Any]:
     """Answers for class 3 of ten: the first member says so, the second says class 0."""
     size = len(confidences)
     probabilities = np.full((size, 10), 0.0)
@@ -49,16 +49,17 @@ def answers(module: ModuleType, confidences: list[float], *, counted: bool = Tru
     members = np.zeros((size, 2, 10))
     members[:, 0, 3], members[:, 1, 0] = 1.0, 1.0
     label, review = np.full(size, 3), np.arange(size) == 0
-    return module.CountedPredictions(label, probabilities, np.zeros(size), members, review, np.full(size, counted))
+    values = {"label": label, "probabilities": probabilities, "member_probabilities": members}
+    return values | {"disagreement": np.zeros(size), "review": review}, np.full(size, counted)
 
 
 def test_answers_are_counted_together_and_questions_of_our_own_not_at_all(
     module: ModuleType, recorder: Recorder, folder: Path
 ) -> None:
     metrics = module.VoterMetrics(folder)
-    metrics.observe(answers(module, [0.95, 0.6, 0.9]))
-    metrics.observe(answers(module, [0.55], counted=False))
-    metrics.observe(answers(module, [0.99]))
+    metrics.observe(*answers([0.95, 0.6, 0.9]))
+    metrics.observe(*answers([0.55], counted=False))
+    metrics.observe(*answers([0.99]))
     metrics.close()
     release = hashlib.sha256((folder / "ensemble.json").read_bytes()).hexdigest()[:12]
     assert {dict(labels)["release"] for _, labels in recorder.page} == {release}
@@ -98,7 +99,7 @@ def test_metadata_without_a_baseline_is_counted(module: ModuleType, recorder: Re
     (folder / "ensemble.json").write_text(json.dumps(metadata))
     (folder / "precisions.json").unlink()
     metrics = module.VoterMetrics(folder)
-    metrics.observe(answers(module, [0.95]))
+    metrics.observe(*answers([0.95]))
     metrics.close()
     assert recorder.value("plurum_confidence_bucket", le="0.95") == 1
     assert not [name for name, _ in recorder.page if name.startswith("plurum_baseline")]
@@ -110,7 +111,7 @@ def test_under_load_many_answers_are_few_calls_and_the_page_is_behind_by_a_secon
     metrics = module.VoterMetrics(folder)
     counts: list[float] = []
     for _ in range(200):
-        metrics.observe(answers(module, [0.95]))
+        metrics.observe(*answers([0.95]))
         time.sleep(0.001)
         if not counts or counts[-1] != recorder.value("plurum_confidence_count"):
             counts.append(recorder.value("plurum_confidence_count"))
