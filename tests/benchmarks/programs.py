@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from typing import Any
 
-__all__ = ["report_of", "run_benchmark"]
+__all__ = ["run_benchmark"]
 
 
 def run_benchmark(
@@ -18,11 +16,3 @@ def run_benchmark(
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
     assert ended.returncode == code, ended.stderr[-5000:]
     return ended
-
-
-def report_of(module: str, *options: object) -> Any:
-    """Run a benchmark and return the JSON that it prints, which states machine and versions."""
-    report = json.loads(run_benchmark(module, *options).stdout)
-    assert report["machine"]["cores"] >= 1
-    assert {"onnxruntime", "triton", "tritonclient", "python"} <= set(report["versions"])
-    return report

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from plurum.benchmarks.bench.perf_analyzer import find_perf_analyzer, set_up_perf_analyzer
 from plurum.benchmarks.claims import bulk
 from plurum.errors import ServerError
-from tests.benchmarks.programs import report_of
 
 
 def test_images_are_all_different(tmp_path: Path) -> None:
@@ -30,13 +31,12 @@ def test_lost_and_repeated_images_are_counted(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.triton
 @pytest.mark.timeout(600)
-def test_it_runs(repository: Path) -> None:
+def test_it_runs(report_of: Callable[..., Any], repository: Path) -> None:
     try:
         _ = find_perf_analyzer() or set_up_perf_analyzer()
     except ServerError as error:
         pytest.skip(str(error))
-    options = ("--images", 400, "--rounds", 1, "--seconds", 1, "--batch-size", 8, "--in-flight", 4)
-    report = report_of("claims.bulk", repository, *options)
+    report = report_of(bulk.bulk, repository=repository, images=400, rounds=1, seconds=1, batch_size=[8], in_flight=[4])
     assert report["ratio_predict"] > 0
     assert report["ratio_predict_started"] > report["ratio_predict"]
     assert [one["fault"] for one in report["faults"]] == [

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from plurum.benchmarks.tools.command import ARCHS
-from tests.benchmarks.programs import report_of
+from plurum.benchmarks.claims.engines import engines
+from plurum.benchmarks.claims.fused import fused
+from plurum.benchmarks.claims.precision import precision
+from plurum.benchmarks.tools.command import ARCHS, TINY_ARCHS
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_all_architectures_build_in_half_the_size(tmp_path: Path) -> None:
+def test_all_architectures_build_in_half_the_size(report_of: Callable[..., Any], tmp_path: Path) -> None:
     """Residual, squeeze-and-excite, dense, ConvNeXt and transformer members, and three of them fused."""
-    rows = report_of("claims.engines", "--work", tmp_path)["engines"]
+    rows = report_of(engines, work=tmp_path)["engines"]
     assert list(rows) == [*ARCHS, "convnext_atto", "vit_tiny_patch16_224", "fused"]
     for name, row in rows.items():
         assert row["engine_fp16"] < 0.75 * row["engine_fp32"], name
@@ -26,18 +30,16 @@ def test_all_architectures_build_in_half_the_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.triton
-def test_the_fused_graph_beside_the_chain(work: Path) -> None:
-    options = ("--arch", "test_resnet", "--size", 32, "--rounds", 1, "--seconds", 0.2)
-    report = report_of("claims.fused", "--work", work, *options)
-    chain, fused = (report["latency_ms"][model][0] for model in ("ensemble_pixels", "ensemble_fused"))
-    assert report["ratio"] == pytest.approx(chain / fused, abs=1e-3)
+def test_the_fused_graph_beside_the_chain(report_of: Callable[..., Any], work: Path) -> None:
+    report = report_of(fused, work=work, arch=["test_resnet"], size=32, rounds=1, seconds=0.2)
+    chain, graph = (report["latency_ms"][model][0] for model in ("ensemble_pixels", "ensemble_fused"))
+    assert report["ratio"] == pytest.approx(chain / graph, abs=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.triton
-def test_precisions_beside_fp32(tmp_path: Path) -> None:
-    options = ("--arch", "test_resnet", "--arch", "test_byobnet", "--size", 32, "--epochs", 2, "--rounds", 1)
-    report = report_of("claims.precision", "--work", tmp_path, *options, "--seconds", 0.2)
+def test_precisions_beside_fp32(report_of: Callable[..., Any], tmp_path: Path) -> None:
+    report = report_of(precision, work=tmp_path, arch=TINY_ARCHS, size=32, epochs=2, rounds=1, seconds=0.2)
     assert report["test_images"] >= 1000
     rates = report["images_per_s"]
     assert report["ratio"] == pytest.approx(rates["auto"][0] / rates["fp32"][0], abs=1e-3)

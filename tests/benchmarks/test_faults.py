@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from plurum.benchmarks.claims.faults import FAULTS, FaultyServer
+from plurum.benchmarks.claims.faults import FAULTS, FaultyServer, faults
 from plurum.client import EnsembleClient
-from tests.benchmarks.programs import report_of, run_benchmark
+from tests.benchmarks.programs import run_benchmark
 
 # The second of a member meets processes of the version before, which live on for a while.
 _CHOSEN = ("voter killed", "member killed", "member stopped", "voter hangs", "Triton killed")
 
 
 @pytest.mark.triton
-def test_each_is_noticed_and_healed_and_nobody_hangs(repository: Path) -> None:
-    chosen = [word for name in _CHOSEN for word in ("--fault", name)]
-    report = report_of("claims.faults", "--repository", repository, "--rounds", 1, "--pause", 1, *chosen)
+def test_each_is_noticed_and_healed_and_nobody_hangs(report_of: Callable[..., Any], repository: Path) -> None:
+    report = report_of(faults, repository=repository, rounds=1, pause=1.0, fault=list(_CHOSEN))
     assert [one["fault"] for one in report["rounds"]] == list(_CHOSEN)
     for one in report["rounds"]:
         assert 0 < one["noticed_s"] < 10, one

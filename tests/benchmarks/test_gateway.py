@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from plurum.benchmarks.claims.gateway import added_ms, ratios
-from tests.benchmarks.programs import report_of
+from plurum.benchmarks.claims.gateway import added_ms, gateway, ratios
 
 WAYS = ("Triton, gRPC", "Triton, HTTP", "gateway, infer", "gateway, /predict")
 
@@ -29,8 +30,8 @@ def test_each_way_through_is_compared_with_each_way_around() -> None:
 
 
 @pytest.mark.triton
-def test_it_runs(work: Path) -> None:
-    report = report_of("claims.gateway", "--work", work, "--requests", 5, "--rounds", 0)
+def test_it_runs(report_of: Callable[..., Any], work: Path) -> None:
+    report = report_of(gateway, work=work, requests=5, rounds=0)
     for name in ("median", "percentile_10"):
         latencies = report[name]["latency_ms"]
         assert set(latencies) == set(WAYS)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from plurum.benchmarks.claims.overload import TimedResponse, outcome
-from tests.benchmarks.programs import report_of
+from plurum.benchmarks.claims.overload import TimedResponse, outcome, overload
 
 
 def test_only_answers_of_the_overload_are_its_throughput() -> None:
@@ -29,9 +30,8 @@ def test_only_answers_of_the_overload_are_its_throughput() -> None:
 
 
 @pytest.mark.triton
-def test_every_request_is_answered_or_refused_and_nothing_breaks(repository: Path) -> None:
-    options = ("--repository", repository, "--times", 10, "--seconds", 4, "--peak-seconds", 2)
-    report = report_of("claims.overload", *options)
+def test_every_request_is_answered_or_refused(report_of: Callable[..., Any], repository: Path) -> None:
+    report = report_of(overload, repository=repository, times=10.0, seconds=4.0, peak_seconds=2.0)
     over = report["overload"]
     assert over["sent"] == pytest.approx(4 * report["offered_per_s"], abs=1)
     assert set(over["statuses"]) <= {"200", "503", "504"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import importlib
-import inspect
 import io
 import json
 import os
@@ -24,7 +23,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from plurum.benchmarks.peers.__main__ import page_with_table, peers
 from plurum.benchmarks.peers.application import Job
@@ -43,6 +44,11 @@ from plurum.run import Run
 from plurum.spec import ImageSpec, Voting
 from tests.client.stub_server import StubResponse, http_server
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+CLAIMS = (
+    "bulk", "engines", "faults", "fused", "gateway", "growth", "guard", "hostile", "metrics_cost", "overload",
+    "precision", "rollouts", "soak", "throughput", "training", "tune_efficiency",
+)  # fmt: skip
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.3, 0.3, 0.3))
 ANSWER = {"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}
 # A peer with nothing but the standard library, whose predictions are wrong on demand.
@@ -289,24 +295,29 @@ def test_bad_options_are_named(options: dict[str, Any], reason: str, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("page", ["peers.md", "growth.md"])
-def test_the_options_on_the_pages_are_there(page: str) -> None:
+@pytest.mark.parametrize("name", ["peers", *(f"claims.{claim}" for claim in CLAIMS)])
+def test_every_benchmark_has_the_options_on_the_pages(name: str) -> None:
     """The commands themselves take minutes; other tests run the same with little."""
-    text = (Path(__file__).parent.parent.parent / "docs" / page).read_text(encoding="utf-8")
-    found = re.findall(r"python -m (plurum\.benchmarks[.\w]+)(.*)", text)
-    assert found
-    for module, words in found:
-        place = f"{module}.__main__" if module.endswith(("peers", "growth")) else module
-        command = getattr(importlib.import_module(place), module.rpartition(".")[2])
-        known = {f"--{name.replace('_', '-')}" for name in inspect.signature(command).parameters}
+    module = f"plurum.benchmarks.{name}"
+    place = f"{module}.__main__" if name in {"peers", "claims.growth", "claims.hostile"} else module
+    alone = typer.Typer()
+    alone.command()(getattr(importlib.import_module(place), name.rpartition(".")[2]))
+    command = typer.main.get_command(alone)
+    assert CliRunner().invoke(alone, ["--help"]).exit_code == 0
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    pages = " ".join(page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))
+    for words in re.findall(rf"python -m {re.escape(module)}\b(?!\.)([^\n`]*)", pages):
         assert set(re.findall(r"--[\w-]+", words)) <= known, words
-    for name in re.findall(r"--peer (\S+)", text):
-        assert name in {one.name for one in PEERS}
+
+
+def test_the_peers_on_the_page_are_there() -> None:
+    text = (DOCS / "peers.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"--peer (\S+)", text)) <= {one.name for one in PEERS}
 
 
 def test_a_page_gets_its_table_between_its_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    shutil.copyfile(Path(__file__).parent.parent.parent / "docs" / "peers.md", page)
+    shutil.copyfile(DOCS / "peers.md", page)
     before = page.read_text(encoding="utf-8")
     once = page_with_table(page, "| a |\n")
     assert "](images/page/peers.png)\n\n| a |\n\n<!-- peers: end -->" in once

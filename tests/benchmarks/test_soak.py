@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from plurum.benchmarks.claims.garbage import GARBAGE, garbage
-from plurum.benchmarks.claims.soak import SoakTally
+from plurum.benchmarks.claims.soak import SoakTally, soak
 from plurum.benchmarks.tools.requests import coloured_jpegs
-from tests.benchmarks.programs import report_of
 
 
 def test_growth_is_that_of_all_processes_since_the_warm_up() -> None:
@@ -32,8 +33,8 @@ def test_garbage_is_of_many_kinds_and_is_made_anew() -> None:
 
 
 @pytest.mark.triton
-def test_good_answers_stay_right_and_garbage_is_refused(repository: Path) -> None:
-    report = report_of("claims.soak", "--repository", repository, "--requests", 600, "--garbage", 0.2)
+def test_good_answers_stay_right_and_garbage_is_refused(report_of: Callable[..., Any], repository: Path) -> None:
+    report = report_of(soak, repository=repository, requests=600, garbage_share=0.2)
     assert report["wrong"] == {}
     assert report["garbage_missed"] == {}
     assert report["faults"] == {}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from plurum.benchmarks.claims.metrics_cost import difference
-from plurum.benchmarks.claims.throughput import compare_best
+from plurum.benchmarks.claims.metrics_cost import difference, metrics_cost
+from plurum.benchmarks.claims.throughput import compare_best, throughput
 from plurum.benchmarks.claims.tune_efficiency import ideal_p99, ratios
 from plurum.benchmarks.tools.turns import measure
-from tests.benchmarks.programs import report_of
 
 
 def test_the_best_served_case_is_compared_with_the_best_plain_loop() -> None:
@@ -50,9 +51,8 @@ def test_every_case_is_warmed_up_and_has_its_turn_in_every_round() -> None:
 
 
 @pytest.mark.triton
-def test_throughput_is_measured(work: Path) -> None:
-    options = ("--arch", "test_resnet", "--size", 32, "--rounds", 1, "--seconds", 0.1)
-    report = report_of("claims.throughput", "--work", work, *options)
+def test_throughput_is_measured(report_of: Callable[..., Any], work: Path) -> None:
+    report = report_of(throughput, work=work, arch=["test_resnet"], size=32, rounds=1, seconds=0.1)
     assert report["members"] == ["test_resnet"]
     served = report["images_per_s"][report["served"]][0]
     local = report["images_per_s"][report["local"]][0]
@@ -101,9 +101,8 @@ def test_a_difference_is_that_of_pairs_and_counting_is_told_of_the_whole() -> No
 
 
 @pytest.mark.triton
-def test_both_sides_are_served(work: Path) -> None:
-    options = ("--arch", "test_resnet", "--size", 32, "--turns", 6, "--seconds", 0.2)
-    report = report_of("claims.metrics_cost", "--work", work, *options)
+def test_both_sides_are_served(report_of: Callable[..., Any], work: Path) -> None:
+    report = report_of(metrics_cost, work=work, arch=["test_resnet"], size=32, turns=6, seconds=0.2)
     for figure in ("images/s", "total", "counting"):
         sides = report["figures"][figure]
         assert all(len(sides[side]) == 6 and min(sides[side]) > 0 for side in ("on", "off"))
