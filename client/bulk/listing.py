@@ -12,7 +12,7 @@ from typing import BinaryIO
 from plurum.client.bulk.folders import image_files
 from plurum.errors import DataError
 from plurum.file_trees import files_below, is_image_name
-from plurum.image_structure.image_formats import IMAGE_SUFFIXES
+from plurum.images.image_formats import IMAGE_SUFFIXES
 from plurum.manifests import file_from_manifest, read_manifest_table
 
 __all__ = ["STANDARD_INPUT", "Listing", "listing_from_names"]

@@ -17,7 +17,7 @@ from plurum.client.connection.predictions import Prediction
 from plurum.client.ui.store import Progress, ReviewItem
 from plurum.errors import ImageError, OutputError
 from plurum.evidence import EvidenceMap
-from plurum.image_structure.image_formats import FORMAT_NAMES, FORMATS, IMAGE_SUFFIXES
+from plurum.images.image_formats import FORMAT_NAMES, FORMATS, IMAGE_SUFFIXES
 from plurum.predictions.outputs import OUTPUTS
 
 __all__ = ["MemberVote", "Pages", "member_votes", "percentage"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from plurum.client.connection.predictions import Prediction
 from plurum.errors import OutputError
 from plurum.files import write_bytes
-from plurum.image_structure.image_formats import format_of
+from plurum.images.image_formats import format_of
 
 __all__ = ["Decision", "DecisionConflictError", "Progress", "ReviewItem", "ReviewStore"]
 

@@ -57,9 +57,7 @@ __all__ = [
 _SOURCES = {
     "preprocess": (
         ("model_repository", "preprocess", "model.py"),
-        ("images.py",),
-        ("decoder.py",),
-        ("image_structure",),
+        ("images",),
     ),
     "voter": (
         ("model_repository", "voter", "model.py"),

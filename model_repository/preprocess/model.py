@@ -1,7 +1,7 @@
 """Triton's preprocess model: decode images, and resize them to the members' input.
 
-Export copies it with `images.py`, its dependencies, `decoder.py` and `ensemble.json` into `preprocess/1`. It requires
-NumPy and Pillow, but not Plurum.
+Export copies it with the package `images` and `ensemble.json` into `preprocess/1`. It requires NumPy and Pillow, not
+Plurum.
 
     IMAGE   BYTES [batch, 1]                       an encoded JPEG, PNG or TIFF each
     PIXELS  UINT8 [batch, height, width, 3]        RGB
@@ -25,10 +25,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from plurum import decoder, images
+    from plurum import images
+    from plurum.images import decoder
 else:
-    import decoder
     import images
+    from images import decoder
 
 # Maximum pixel visits of a request that is decoded here: some 50 ms of a core. A JPEG of 4 megapixels takes 6 million.
 _WORK_AT_ONCE = 8_000_000

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from plurum.errors import DataError
-from plurum.image_structure.image_formats import IMAGE_SUFFIXES
+from plurum.images.image_formats import IMAGE_SUFFIXES
 
 __all__ = ["ImageTree", "files_below", "is_image_name", "is_leftover", "skipped_text"]
 

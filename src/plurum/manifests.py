@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from plurum.errors import DataError
-from plurum.image_structure.image_formats import IMAGE_SUFFIXES
+from plurum.images.image_formats import IMAGE_SUFFIXES
 from plurum.regular_files import open_regular
 from plurum.spellings import check_spellings
 

@@ -161,7 +161,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
             ("files", "broken"),
             f"{name} is missing",
         )
-        for name in ("voter/1/voting.py", "voter/1/metrics.py", "preprocess/1/images.py", "parity.json")
+        for name in ("voter/1/voting.py", "voter/1/metrics.py", "preprocess/1/images/__init__.py", "parity.json")
     },
     "another vote": (
         lambda path: (path / "voter" / "1" / "voting.py").write_text("decide = None"),

@@ -57,7 +57,10 @@ def _cut_a_graph(folder: Path) -> None:
         ([_add_a_model], "evil/1/ensemble.json was not exported"),
         ([lambda folder: (folder / "voter" / "1" / "extra.py").touch()], "voter/1/extra.py was not exported"),
         ([lambda folder: (folder / "voter" / "2").mkdir()], "voter/2/ was not exported"),
-        ([lambda folder: (folder / "preprocess" / "1" / "images.py").unlink()], "preprocess/1/images.py is missing"),
+        (
+            [lambda folder: (folder / "preprocess" / "1" / "images" / "__init__.py").unlink()],
+            "preprocess/1/images/__init__.py is missing",
+        ),
         ([lambda folder: (folder / "export.json").write_text("{")], "export.json can't be read"),
         ([lambda folder: (folder / "export.json").write_text("[]")], "export.json can't be read"),
     ],

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from plurum.decoder import Decoder, DecoderError
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
+from plurum.images.decoder import Decoder, DecoderError
 from tests.pixel_matrix.jpeg_cells import saved
 from tests.pixel_matrix.tiff_cells import smooth
 
@@ -25,7 +25,7 @@ RULE = {"height": 24, "width": 32, "colour": "rgb", "resize": "stretch"}
 
 def processes() -> list[psutil.Process]:
     """Return the decoder processes among the children of this one."""
-    return [one for one in psutil.Process().children() if any(word.endswith("decoder.py") for word in one.cmdline())]
+    return [one for one in psutil.Process().children() if "images.decoder" in one.cmdline()]
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_without_an_interpreter_that_is_said(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_process_that_can_not_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     decoder = Decoder({**RULE, "colour": "rgb"})
-    monkeypatch.setattr("plurum.decoder._python", lambda: "/bin/false")
+    monkeypatch.setattr("plurum.images.decoder._python", lambda: "/bin/false")
     try:
         with pytest.raises(DecoderError, match="exit code 1"):
             decoder.pixels(b"")
@@ -134,7 +134,7 @@ def test_a_process_that_can_not_run_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     script = """
 import sys, time
-from plurum.decoder import Decoder
+from plurum.images.decoder import Decoder
 decoder = Decoder({"height": 24, "width": 32, "colour": "rgb", "resize": "stretch"})
 decoder.pixels(open(sys.argv[1], "rb").read())
 print(decoder._process.pid, flush=True)

@@ -234,7 +234,7 @@ def test_what_nobody_can_read_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     with ExitStack() as stack, pytest.raises(ImageError, match=r"^can't be read: No such file"):
         open_slide(tmp_path / "away.svs", stack)
     Image.fromarray(PIXELS[0]).save(tmp_path / "large.png")
-    monkeypatch.setattr("plurum.image_structure.image_limits.MAX_PIXELS", 100_000)
+    monkeypatch.setattr("plurum.images.image_limits.MAX_PIXELS", 100_000)
     with (
         ExitStack() as stack,
         pytest.raises(ImageError, match=r"not a TIFF that can be read by tiles: .*OpenSlide can't"),

@@ -12,7 +12,7 @@ import numpy as np
 
 from plurum.errors import DataError
 from plurum.file_trees import ImageTree, is_image_name, is_leftover, skipped_text
-from plurum.image_structure.image_formats import IMAGE_SUFFIXES
+from plurum.images.image_formats import IMAGE_SUFFIXES
 from plurum.run import Split
 from plurum.training.data.labelled_files import LabelledFiles
 from plurum.training.data.splits import split_from_word

@@ -213,7 +213,7 @@ def _name_of(process: psutil.Process) -> str:
     elif "stub" in program:
         parts = Path(command[1]).parts if len(command) > 1 else ()
         name = f"stub of {parts[-3]}" if len(parts) >= 3 else "stub"
-    elif any(word.endswith("/decoder.py") for word in command):
+    elif "images.decoder" in command:
         name = "decoder"
     elif words and words[0] in {"serve", "gateway", "ui"} and not is_command:
         name = f"plurum {words[0]}" + (" with TLS" if "--tls-cert" in words else "")

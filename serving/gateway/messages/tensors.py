@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from plurum.image_structure.image_formats import FORMATS
+from plurum.images.image_formats import FORMATS
 from plurum.predictions.wire import raw_from_bytes
 from plurum.serving.gateway.refusals import malformed
 from plurum.spec import IMAGE, INPUT_PIXELS

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from plurum.errors import ImageError, needs_extra
-from plurum.image_structure.jpeg_structure import jpeg_scan
 from plurum.images import MAX_PIXELS
+from plurum.images.jpeg_structure import jpeg_scan
 from plurum.predictions.arrays import Bools, Bytes
 from plurum.slides.microns import microns_from_tiff
 from plurum.slides.tissue import is_background

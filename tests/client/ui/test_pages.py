@@ -18,7 +18,7 @@ from plurum.client.ui import ReviewStore
 from plurum.client.ui.pages import member_votes, percentage
 from plurum.client.ui.pictures import RecentImage, RecentImages, picture_from_image
 from plurum.errors import ImageError
-from plurum.image_structure.image_formats import FORMATS, format_of
+from plurum.images.image_formats import FORMATS, format_of
 from tests.client.samples import bomb, png, prediction
 from tests.client.ui.browser import page_at
 

@@ -151,6 +151,4 @@ def test_nothing_of_a_decoder_is_left(repository: Path) -> None:
 
 def decoders(process: psutil.Process) -> list[psutil.Process]:
     """Return the decoding processes below `process`."""
-    return [
-        one for one in process.children(recursive=True) if any(word.endswith("/decoder.py") for word in one.cmdline())
-    ]
+    return [one for one in process.children(recursive=True) if "images.decoder" in one.cmdline()]

@@ -275,7 +275,7 @@ def test_a_slide_of_108_megapixels_never_lies_in_memory_whole(tmp_path: Path) ->
 def test_a_slide_without_tile_size_is_refused_and_the_option_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("plurum.image_structure.image_limits.MAX_PIXELS", 10_000)
+    monkeypatch.setattr("plurum.images.image_limits.MAX_PIXELS", 10_000)
     monkeypatch.setattr(tiles_module, "MAX_PIXELS", 10_000)
     for number in range(6):
         path = tmp_path / "AB"[number % 2] / f"{number}.tif"

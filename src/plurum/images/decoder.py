@@ -3,9 +3,7 @@
 libjpeg, zlib and libtiff can't be interrupted within a process. `plurum.images` bounds the cost of an image by its
 structure before decoding. This module bounds everything else, such as a bug in a decoder.
 
-    python decoder.py RULE
-
-Export copies this file beside the preprocess model that runs inside Triton. It needs only NumPy and Pillow.
+    python -m images.decoder RULE
 """
 
 from __future__ import annotations
@@ -22,17 +20,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING or __package__:
-    from plurum.image_structure.image_limits import UnreadableImageError
-    from plurum.images import open_image, pixels_from_image
-else:
-    from image_structure.image_limits import UnreadableImageError
-    from images import open_image, pixels_from_image
+from .image_limits import UnreadableImageError
+from .pixels import open_image, pixels_from_image
 
 __all__ = ["CPU_S", "MEMORY_BYTES", "WALL_S", "Decoder", "DecoderError", "main"]
 
@@ -41,6 +35,7 @@ CPU_S, WALL_S, MEMORY_BYTES = 10.0, 30.0, 3 << 29
 # Large images yield the CPU to requests for small ones.
 _NICENESS = 5
 _SET_DEATH_SIGNAL = 1
+_FOLDER = Path(__file__).resolve().parent.parent
 _HEAD = struct.Struct("<BQ")
 _PIXELS, _REFUSED, _LARGE = 0, 1, 2
 _TOO_LARGE = f"image takes more than {MEMORY_BYTES >> 20:,} MiB of memory to decode"
@@ -114,14 +109,14 @@ class Decoder:
         program = _python()
         environment = {
             # Triton's stub finds packages only by its interpreter's path.
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTHONPATH": os.pathsep.join((str(_FOLDER), *filter(None, sys.path))),
             "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""),
             # OpenBLAS threads are not needed and would use up the address space.
             "OPENBLAS_NUM_THREADS": "1",
         }
         try:
             self._process = subprocess.Popen(
-                [program, "-B", "-s", str(Path(__file__).resolve()), self._arguments],
+                [program, "-B", "-s", "-m", "images.decoder", self._arguments],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                 env=environment, cwd="/", umask=0o077, bufsize=0,
             )  # fmt: skip

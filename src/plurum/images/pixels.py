@@ -1,8 +1,5 @@
 """Decoding of images into the pixels a model sees, the same in training and serving.
 
-Export copies this file beside the preprocess model that runs inside Triton, so that training and serving share the
-code. It needs only NumPy and Pillow.
-
 Legend: `[height, width, 3]` arrays are uint8, 0 to 255, RGB.
 """
 
@@ -15,53 +12,24 @@ import io
 import logging
 import struct
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, _imaging
 
-if TYPE_CHECKING or __package__:
-    from plurum.image_structure.image_formats import FORMAT_NAMES, FORMATS, format_of
-    from plurum.image_structure.image_limits import (
-        MAX_PIXELS,
-        MIN_SIDE,
-        Structure,
-        TooLargeImageError,
-        UnreadableImageError,
-        too_large_text,
-    )
-    from plurum.image_structure.jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
-    from plurum.image_structure.png_structure import has_all_rows
-else:
-    # Inside Triton the package is next to this file.
-    from image_structure.image_formats import FORMAT_NAMES, FORMATS, format_of
-    from image_structure.image_limits import (
-        MAX_PIXELS,
-        MIN_SIDE,
-        Structure,
-        TooLargeImageError,
-        UnreadableImageError,
-        too_large_text,
-    )
-    from image_structure.jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
-    from image_structure.png_structure import has_all_rows
+from .image_formats import FORMAT_NAMES, FORMATS, format_of
+from .image_limits import Structure, UnreadableImageError
+from .jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
+from .png_structure import has_all_rows
 
 __all__ = [
-    "FORMATS",
-    "FORMAT_NAMES",
-    "MAX_PIXELS",
-    "MIN_SIDE",
-    "Structure",
-    "TooLargeImageError",
-    "UnreadableImageError",
     "is_nearly_black",
     "open_image",
     "pixels_from_image",
     "resize_to_pixels",
     "structure_of",
     "to_eight_bit",
-    "too_large_text",
 ]
 
 # Random bytes, which a JPEG decoder does not turn into the grey that it fills gaps with.

@@ -1,0 +1,26 @@
+"""Reading of images, the same in training and serving.
+
+Export copies this package beside the preprocess model that runs inside Triton. It needs only NumPy and Pillow, and its
+imports are relative, because it is a package of its own there.
+"""
+
+from .image_formats import FORMAT_NAMES, FORMATS
+from .image_limits import MAX_PIXELS, MIN_SIDE, Structure, TooLargeImageError, UnreadableImageError, too_large_text
+from .pixels import is_nearly_black, open_image, pixels_from_image, resize_to_pixels, structure_of, to_eight_bit
+
+__all__ = [
+    "FORMATS",
+    "FORMAT_NAMES",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "Structure",
+    "TooLargeImageError",
+    "UnreadableImageError",
+    "is_nearly_black",
+    "open_image",
+    "pixels_from_image",
+    "resize_to_pixels",
+    "structure_of",
+    "to_eight_bit",
+    "too_large_text",
+]
