@@ -55,10 +55,7 @@ __all__ = [
 
 # Files and folders of the package that are copied beside each Python model.
 _SOURCES = {
-    "preprocess": (
-        ("model_repository", "preprocess", "model.py"),
-        ("images",),
-    ),
+    "preprocess": (("model_repository", "preprocess", "model.py"), ("images",)),
     "voter": (
         ("model_repository", "voter", "model.py"),
         ("model_repository", "voter", "metrics.py"),

@@ -22,13 +22,7 @@ from plurum.images.image_formats import IMAGE_SUFFIXES
 from plurum.regular_files import open_regular
 from plurum.spellings import check_spellings
 
-__all__ = [
-    "COLUMNS",
-    "ManifestTable",
-    "file_from_manifest",
-    "is_there",
-    "read_manifest_table",
-]
+__all__ = ["COLUMNS", "ManifestTable", "file_from_manifest", "is_there", "read_manifest_table"]
 
 # Accepted names of a column, in any case; the first one present is used.
 COLUMNS: dict[str, tuple[str, ...]] = {

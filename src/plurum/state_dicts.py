@@ -127,11 +127,7 @@ def _unpickle(path: Path) -> object:
                     raise MetadataError(f"{path} is not a checkpoint: it is a compressed ZIP; {_FIX}")
         # timm stores its training options as a Namespace. PyTorch warns of TorchScript, which it refuses.
         # Pass a file, as torch.load interprets the suffix of a path.
-        with (
-            path.open("rb") as file,
-            warnings.catch_warnings(),
-            torch.serialization.safe_globals([argparse.Namespace]),
-        ):
+        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except MetadataError:

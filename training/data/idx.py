@@ -42,10 +42,7 @@ def images_from_idx(folder: Path, seed: int) -> LabelledImages:
         DataError: a file is missing, invalid, or does not match the others.
     """
     parts = {
-        part: (
-            _find_array(folder, f"{part}-images?idx3-ubyte", 3),
-            _find_array(folder, f"{part}-labels?idx1-ubyte", 1),
-        )
+        part: (_find_array(folder, f"{part}-images?idx3-ubyte", 3), _find_array(folder, f"{part}-labels?idx1-ubyte", 1))
         for part in _SPLITS
     }
     return images_from_parts(folder, parts, _SPLITS, seed)

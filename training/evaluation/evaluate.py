@@ -30,13 +30,7 @@ from plurum.training.statistics.results import (
 )
 from plurum.voting import Verdict, temper, with_prior
 
-__all__ = [
-    "EvaluationSubject",
-    "SplitPredictions",
-    "best_single",
-    "evaluate_predictions",
-    "score_patients",
-]
+__all__ = ["EvaluationSubject", "SplitPredictions", "best_single", "evaluate_predictions", "score_patients"]
 
 
 # With fewer patients (or images), percentile intervals are too narrow.
@@ -253,9 +247,7 @@ def _summarise_sets(evaluated: SplitPredictions, subject: EvaluationSubject, boo
         sizes=tuple(np.bincount(sizes, minlength=len(of_class) + 1)[1:].tolist()),
         by_class={
             name: ClassPredictionSets(
-                images=int(rows.sum()),
-                coverage=coverage,
-                mean_size=float(sizes[rows].mean()) if rows.any() else None,
+                images=int(rows.sum()), coverage=coverage, mean_size=float(sizes[rows].mean()) if rows.any() else None
             )
             for name, rows, coverage in zip(subject.classes, of_class, by_class, strict=True)
         },

@@ -13,11 +13,7 @@ from plurum.errors import DataError, MetadataError
 from plurum.run import Run
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import Ensemble
-from plurum.training.evaluation.evaluate import (
-    EvaluationSubject,
-    SplitPredictions,
-    evaluate_predictions,
-)
+from plurum.training.evaluation.evaluate import EvaluationSubject, SplitPredictions, evaluate_predictions
 from plurum.training.inference.predictions import predict_members
 from plurum.training.progress import show_progress
 from plurum.training.statistics.results import Evaluation

@@ -23,14 +23,7 @@ from .image_limits import Structure, UnreadableImageError
 from .jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
 from .png_structure import has_all_rows
 
-__all__ = [
-    "is_nearly_black",
-    "open_image",
-    "pixels_from_image",
-    "resize_to_pixels",
-    "structure_of",
-    "to_eight_bit",
-]
+__all__ = ["is_nearly_black", "open_image", "pixels_from_image", "resize_to_pixels", "structure_of", "to_eight_bit"]
 
 # Random bytes, which a JPEG decoder does not turn into the grey that it fills gaps with.
 _JUNK = bytes.fromhex("6bd1a94c83e27f15b09c2e57d84361aa1df4c07b3896e5524a8f70c9136db25e")
