@@ -21,11 +21,10 @@ import numpy as np
 import typer
 
 from plurum.benchmarks.tools import command
-from plurum.benchmarks.tools.accuracy import served_accuracy
 from plurum.benchmarks.tools.load import pixel_rate
 from plurum.benchmarks.tools.machine import machine
 from plurum.benchmarks.tools.servers import server_of
-from plurum.benchmarks.tools.trained import trained_run
+from plurum.benchmarks.tools.trained import served_accuracy, trained_run
 from plurum.benchmarks.tools.turns import measure
 
 __all__ = ["precision"]

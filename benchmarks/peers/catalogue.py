@@ -9,7 +9,7 @@ from pathlib import Path
 from plurum.benchmarks.peers.application import Job
 from plurum.benchmarks.peers.load import Endpoint
 
-__all__ = ["PEERS", "PLURUM_ENDPOINTS", "Peer", "PlurumEndpoint"]
+__all__ = ["PEERS", "PLURUM_ENDPOINTS", "MeasuredEndpoint", "Peer"]
 
 _FOLDER = Path(__file__).parent
 _APP = "plurum.benchmarks.peers"
@@ -17,40 +17,13 @@ _BODY = Endpoint(kind="json", path="/predict")
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A framework with an application.
-
-    Attributes:
-        name: Name in results, which `--peer` takes.
-        title: Name for people.
-        setup: Set-up for people.
-        requirements: Packages that pip installs into its environment.
-        arguments: Function that returns the words after `python` for a job.
-        one_thread: If True, each session or process computes with one thread; otherwise the library chooses.
-        endpoint: Endpoint that receives the images.
-        workers_per_core: Computing processes per core, for frameworks that start several.
-        environment: Further variables; `{folder}` is a folder of this run.
-    """
-
-    name: str
-    title: str
-    setup: str
-    requirements: tuple[str, ...]
-    arguments: Callable[[Job], list[str]]
-    one_thread: bool = True
-    endpoint: Endpoint = _BODY
-    workers_per_core: int = 1
-    environment: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class PlurumEndpoint:
-    """An endpoint of Plurum.
+class MeasuredEndpoint:
+    """An endpoint to measure; those of Plurum are nothing more.
 
     Attributes:
         name: Name in results.
         title: Name for people.
-        setup: Where images are decoded, for people.
+        setup: Set-up for people.
         endpoint: Endpoint that receives the images.
     """
 
@@ -58,6 +31,26 @@ class PlurumEndpoint:
     title: str
     setup: str
     endpoint: Endpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer(MeasuredEndpoint):
+    """A framework with an application; `--peer` takes its name.
+
+    Attributes:
+        requirements: Packages that pip installs into its environment.
+        arguments: Function that returns the words after `python` for a job.
+        one_thread: If True, each session or process computes with one thread; otherwise the library chooses.
+        workers_per_core: Computing processes per core, for frameworks that start several.
+        environment: Further variables; `{folder}` is a folder of this run.
+    """
+
+    requirements: tuple[str, ...]
+    arguments: Callable[[Job], list[str]]
+    endpoint: Endpoint = _BODY
+    one_thread: bool = True
+    workers_per_core: int = 1
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 def _gunicorn(job: Job) -> list[str]:
@@ -153,9 +146,9 @@ PEERS = (
 )
 _SERVER_DECODES = "the server decodes the JPEG"
 PLURUM_ENDPOINTS = (
-    PlurumEndpoint("plurum-http", "Plurum, HTTP", _SERVER_DECODES, Endpoint(kind="kserve", path="ensemble")),
-    PlurumEndpoint("plurum-grpc", "Plurum, gRPC", _SERVER_DECODES, Endpoint(kind="grpc", path="ensemble")),
-    PlurumEndpoint(
+    MeasuredEndpoint("plurum-http", "Plurum, HTTP", _SERVER_DECODES, Endpoint(kind="kserve", path="ensemble")),
+    MeasuredEndpoint("plurum-grpc", "Plurum, gRPC", _SERVER_DECODES, Endpoint(kind="grpc", path="ensemble")),
+    MeasuredEndpoint(
         "plurum-fused",
         "Plurum, fused graph, gRPC",
         "the client decodes the JPEG, on the same cores, within the measured time",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from plurum.benchmarks.peers.application import Job, TorchMembers
-from plurum.benchmarks.peers.catalogue import PLURUM_ENDPOINTS, Peer, PlurumEndpoint
+from plurum.benchmarks.peers.catalogue import PLURUM_ENDPOINTS, MeasuredEndpoint, Peer
 from plurum.benchmarks.peers.environment import environment_of
 from plurum.benchmarks.peers.load import Endpoint, LoadTask, run_elsewhere
 from plurum.benchmarks.peers.material import Material, steps_of
@@ -183,13 +183,13 @@ def _predict_with_pytorch(material: Material) -> Predictions:
     return [members.predict(path.read_bytes()) for path in material.images]
 
 
-def _entry(one: Peer | PlurumEndpoint, installed: dict[str, str], server: PeerServer | PlurumServer) -> _Entry:
+def _entry(one: MeasuredEndpoint, installed: dict[str, str], server: PeerServer | PlurumServer) -> _Entry:
     peer = MeasuredPeer(
         name=one.name,
         title=one.title,
         setup=one.setup,
         versions=installed,
-        ours=isinstance(one, PlurumEndpoint),
+        ours=not isinstance(one, Peer),
         difference=0.0,
     )
     return _Entry(peer, one.endpoint, server)

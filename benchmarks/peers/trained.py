@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from plurum.benchmarks.peers.material import Material
-from plurum.benchmarks.tools.accuracy import served_accuracy
 from plurum.benchmarks.tools.requests import jpeg_from_pixels, write_images
 from plurum.benchmarks.tools.servers import server_of
-from plurum.benchmarks.tools.trained import trained_run
+from plurum.benchmarks.tools.trained import served_accuracy, trained_run
 from plurum.benchmarks.tune.tuning import tune
 from plurum.files import atomic_file, atomic_folder
 from plurum.run import Run

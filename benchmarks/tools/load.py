@@ -11,9 +11,10 @@ import asyncio
 import itertools
 import json
 import math
+import statistics
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
@@ -35,8 +36,8 @@ __all__ = [
     "Protocol",
     "Request",
     "Timings",
+    "average_of",
     "closed_loop",
-    "mean_of",
     "member_probabilities",
     "open_loop",
     "open_sender",
@@ -89,9 +90,11 @@ class Timings(NamedTuple):
     latencies_s: list[float]
 
 
-def mean_of(turns: Sequence[LoadFigures]) -> LoadFigures:
-    """Return the mean figures of turns at the same load, with the number of all their requests."""
-    figures = {name: float(np.mean([getattr(one, name) for one in turns])) for name in _FIGURES}
+def average_of(
+    turns: Sequence[LoadFigures], average: Callable[[Iterable[float]], float] = statistics.fmean
+) -> LoadFigures:
+    """Return the mean figures of turns at the same load, or another average, with the number of all their requests."""
+    figures = {name: average([getattr(one, name) for one in turns]) for name in _FIGURES}
     return LoadFigures(clients=turns[0].clients, requests=sum(one.requests for one in turns), **figures)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from plurum.benchmarks.tools.load import LoadFigures
+from plurum.benchmarks.tools.load import LoadFigures, average_of
 from plurum.benchmarks.tune.variant import Variant
 from plurum.files import csv_from_rows
 from plurum.spec import Metadata
@@ -153,15 +153,7 @@ class TuneResult(Metadata):
 def medians_of(finals: Sequence[Final], side: Side) -> list[LoadFigures]:
     """Return the median figures over the turns of one side, by load."""
     turns = [final.points for final in finals if final.side == side]
-    found = []
-    for points in zip(*turns, strict=True):
-        figures = {
-            name: statistics.median(getattr(one, name) for one in points)
-            for name in ("images_per_s", "p50_ms", "p99_ms")
-        }
-        requests = sum(one.requests for one in points)
-        found.append(LoadFigures(clients=points[0].clients, requests=requests, **figures))
-    return found
+    return [average_of(loads, statistics.median) for loads in zip(*turns, strict=True)]
 
 
 def gain_of(finals: Sequence[Final], objective: Objective) -> Gain:

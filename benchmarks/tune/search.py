@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from plurum.benchmarks.tools.load import LoadFigures, closed_loop, mean_of, member_probabilities, requests_of
+from plurum.benchmarks.tools.load import LoadFigures, average_of, closed_loop, member_probabilities, requests_of
 from plurum.benchmarks.tools.servers import server_of
 from plurum.benchmarks.tune.repository import Artefacts, write_variant
 from plurum.benchmarks.tune.result import Final, Objective, Side, TuneTrial
@@ -258,4 +258,4 @@ class Search:
 
 
 def _means(turns: Sequence[Sequence[LoadFigures]]) -> tuple[LoadFigures, ...]:
-    return tuple(mean_of(points) for points in zip(*turns, strict=True))
+    return tuple(average_of(points) for points in zip(*turns, strict=True))

@@ -194,7 +194,7 @@ def test_descendants_are_found_whatever_they_forget() -> None:
 
 def peer(name: str, *arguments: str, app: str = "", requirements: tuple[str, ...] = ()) -> Peer:
     words = ["-c", app, *arguments]
-    return Peer(name, name.title(), "for a test", requirements, lambda _: words, True, Endpoint("json", "/predict"))
+    return Peer(name, name.title(), "for a test", requirements=requirements, arguments=lambda _: words)
 
 
 def test_a_peer_that_ends_by_itself_says_why(tmp_path: Path) -> None:

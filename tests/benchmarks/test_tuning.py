@@ -10,10 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from typer.main import get_command
 
-from plurum.benchmarks.claims.tune_efficiency import tune_efficiency
 from plurum.benchmarks.tune import exports as tuning_exports
 from plurum.benchmarks.tune.exports import exports_from_run
 from plurum.benchmarks.tune.repository import Artefacts, read_artefacts, write_variant
@@ -273,18 +271,7 @@ def test_the_pages_commands_can_be_given_and_its_picture_is_there() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for picture in re.findall(r"\((images/.*?\.png)\)", text):
         assert (PAGE.parent / picture).is_file()
-    alone = typer.Typer()
-    alone.command()(tune_efficiency)
-    known = {"plurum": get_command(app), "python": get_command(alone)}
-    commands = re.findall(r"```sh\n(.*?)\n```", text, flags=re.DOTALL)
-    assert len(commands) == 2
-    for command in commands:
-        program, *words = shlex.split(command)
-        # Parsed, not run: `python -m MODULE` before its options, `plurum tune` before its own.
-        if program == "plurum":
-            context = known[program].make_context(program, words, resilient_parsing=False)
-            tune = get_command(app).get_command(context, "tune")  # type: ignore[attr-defined]
-            tune.make_context("tune", words[1:])
-        else:
-            assert words[:2] == ["-m", tune_efficiency.__module__]
-            known[program].make_context(program, words[2:])
+    (words,) = (shlex.split(command) for command in re.findall(r"```sh\n(plurum .*?)\n```", text, flags=re.DOTALL))
+    # Parsed, not run.
+    context = get_command(app).make_context(words[0], words[1:])
+    get_command(app).get_command(context, "tune").make_context("tune", words[2:])  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plurum.benchmarks.tools.load import LoadFigures, mean_of
+from plurum.benchmarks.tools.load import LoadFigures, average_of
 from plurum.benchmarks.tune import search as tuning_search
 from plurum.benchmarks.tune.plots import plot_from_result
 from plurum.benchmarks.tune.result import Final, Objective, TuneResult, TuneTrial, csv_from_result, gain_of
@@ -51,7 +51,7 @@ def test_a_variant_is_judged_by_what_stood_beside_it() -> None:
     assert second.merit(MOST) == 1.25 > first.merit(MOST)
     late = first.model_copy(update={"points": (point(8, 900, 99),)})
     assert late.merit(SOON) == -99
-    assert mean_of([point(8, 90, 9), point(8, 50, 19)]).model_dump() == {
+    assert average_of([point(8, 90, 9), point(8, 50, 19)]).model_dump() == {
         "clients": 8,
         "requests": 20,
         "images_per_s": 70,
