@@ -32,7 +32,7 @@ class Ratio(Metadata):
         ratio: Second over first, of geometric means over turns.
         low: Lower end of the ratio's 95 % interval.
         high: Upper end of the ratio's 95 % interval.
-        verdict: Whether the second is better; no difference if the interval includes 1.
+        verdict: Verdict on the second result; no difference if the interval includes 1.
     """
 
     case: str

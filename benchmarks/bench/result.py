@@ -90,7 +90,7 @@ class Measurement(Metadata):
 
 
 class Step(Metadata):
-    """Where a request's time in one model goes: means per request, from Triton's statistics.
+    """Time of a request in one model: means per request, from Triton's statistics.
 
     Attributes:
         model: Name of the model in Triton.
@@ -115,7 +115,7 @@ class Step(Metadata):
 
 
 class Breakdown(Metadata):
-    """Where the time of one case goes, all turns together with their warm-ups.
+    """Time of the requests of one case, all turns together with their warm-ups.
 
     Attributes:
         case: Case that was measured.

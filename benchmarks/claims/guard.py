@@ -87,9 +87,9 @@ def guard(
         limits = noise.limits(state)
         say("measuring")
         measured, lost = judge(lambda: cost_ratios(served), limits)
-    told = [f"more costly than before: {', '.join(lost)}"] if lost else []
+    lines = [f"more costly than before: {', '.join(lost)}"] if lost else []
     command.print_report(
-        {"ratios": measured, "limits": limits, "lost": lost}, state, _table(noise, (measured, limits)), *told
+        {"ratios": measured, "limits": limits, "lost": lost}, state, _table(noise, (measured, limits)), *lines
     )
     if lost:
         raise typer.Exit(1)

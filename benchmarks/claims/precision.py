@@ -64,12 +64,12 @@ def precision(
         rates = measure(cases, rounds, seconds, say)
     ratio = statistics.median(rates["auto"]) / statistics.median(rates["fp32"])
     figures = {"ratio": round(ratio, 4), "images_per_s": rates, "accuracy": accuracies, "test_images": len(rows)}
-    told = ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in accuracies.items())
+    listed = ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in accuracies.items())
     command.print_report(
         {**figures, "artefacts": reasons, "size": size},
         state,
         command.table_of_rounds(rates, "images/s"),
-        f"accuracy on {len(rows)} test images: {told}",
+        f"accuracy on {len(rows)} test images: {listed}",
         *(f"{model}: {reason}" for model, reason in reasons["auto"].items()),
         f"auto serves [bold]{ratio:.2f}[/bold] times as many images per second as fp32",
     )

@@ -95,19 +95,19 @@ def tune_efficiency(
         repository = tuned or _tuned(work, arch, size, say)
         state = machine()
         result = efficiency(read_artefacts(AS_IS, repository), rounds, seconds, spaced, say)
-    told = []
+    lines = []
     for name in _KINDS:
         one = result[name]
         figures = f"{one['images_per_s']:.2f} of {one['ceiling']:.2f} images/s: [bold]{one['ratio']:.3f}[/bold]"
-        told.append(f"{name}: {figures} of {one['of']}")
+        lines.append(f"{name}: {figures} of {one['of']}")
     spent = ", ".join(f"{name} {each:.2f}" for name, each in result["processor_ms"].items())
-    told.append(f"processor time per image of {_PIXELS}, ms: {spent}")
+    lines.append(f"processor time per image of {_PIXELS}, ms: {spent}")
     half = result["half_load"]
     p99 = [f"{half[f'{how}_p99_ms']:.0f} ms ({half[how]:.2f} times) {word}" for how, word in _SPACED.items()]
-    told.append(f"latency of one client {half['single_ms']:.0f} ms; at {half['rate']:.1f} images/s p99 is")
-    told.append(f"{', '.join(p99)} ({half['ideal']:.2f} times with nothing lost)")
+    lines.append(f"latency of one client {half['single_ms']:.0f} ms; at {half['rate']:.1f} images/s p99 is")
+    lines.append(f"{', '.join(p99)} ({half['ideal']:.2f} times with nothing lost)")
     table = command.table_of_rounds(result["images_per_s"], "images/s")
-    command.print_report({**result, "repository": str(repository)}, state, table, *told)
+    command.print_report({**result, "repository": str(repository)}, state, table, *lines)
 
 
 def efficiency(artefacts: Artefacts, rounds: int, seconds: float, spaced: int, progress: command.Say) -> dict[str, Any]:

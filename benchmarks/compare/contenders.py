@@ -68,8 +68,8 @@ def contenders_from_run(
             f"{', '.join(sorted({member.arch for member in members}))}; train it there, or leave out --arch to compare "
             f"all"
         )
-    wanted = [member for arch in dict.fromkeys(archs) for member in members if member.arch == arch]
-    return tuple(_of_member(member, run.member_folder(member.name), origin) for member in wanted or members)
+    chosen = [member for arch in dict.fromkeys(archs) for member in members if member.arch == arch]
+    return tuple(_of_member(member, run.member_folder(member.name), origin) for member in chosen or members)
 
 
 def check_checkpoints(named: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ _EACH = " / ".join(RUNTIMES.values())
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
-    """Write the comparison's files into `folder`, each whole or not at all, the page last, and return the page's path.
+    """Write the comparison's files atomically into `folder`, the page last, and return the page's path.
 
     Raises:
         OutputError: `folder` is a file or can't be written to.
@@ -105,7 +105,7 @@ def text_from_comparison(comparison: Comparison) -> str:
 
 
 def html_from_comparison(comparison: Comparison, pictures: dict[str, bytes]) -> str:
-    """Return the page, with the pictures (PNG, by name) inside; it asks for nothing from outside.
+    """Return the page, with the pictures (PNG, by name) inside; it needs nothing from outside.
 
     Raises:
         MissingExtraError: Jinja2 is not installed.

@@ -122,7 +122,7 @@ class TuneResult(Metadata):
         images: Images that were sent, in words.
         machine: Machine of the measurement.
         versions: Package versions of the measurement.
-        notes: What was not tried, and why.
+        notes: Variants that were not tried, and why.
         trials: Trials in the order in which they were taken.
         best: Best variant of the search.
         finals: Turns of the final comparison: `before` is the original repository, `after` is `best`.

@@ -19,7 +19,7 @@ AS_IS = "as exported"
 
 
 class Placement(Metadata):
-    """How one graph is served.
+    """Backend, instances and threads of one graph.
 
     Attributes:
         backend: Backend that computes the graph.

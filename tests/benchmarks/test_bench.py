@@ -1,4 +1,4 @@
-"""What `plurum bench` sends, reads, computes and draws; what it asks of a server is in tests/cli/test_bench.py."""
+"""Requests, results, comparisons and pictures of `plurum bench`; real servers are in tests/cli/test_bench.py."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_images_of_a_folder_are_sent_as_they_are(tmp_path: Path) -> None:
 
 
 def counted(total: float, queue: float, gather: float, infer: float) -> dict[str, int]:
-    """What Triton counts of 10 requests of so many ms each, in 5 executions."""
+    """Return Triton's counters of 10 requests with these times in ms, in 5 executions."""
     parts = {"success": total, "queue": queue, "compute_input": gather, "compute_infer": infer, "compute_output": 9.0}
     return {"requests": 10, "images": 10, "executions": 5} | {name: int(ms * 10 * 1e6) for name, ms in parts.items()}
 

@@ -1,4 +1,4 @@
-"""What `plurum tune` tries, how it chooses and what it writes; real servers are in tests/cli/test_tune.py."""
+"""Variants and repositories of `plurum tune`; real servers are in tests/cli/test_tune.py."""
 
 from __future__ import annotations
 

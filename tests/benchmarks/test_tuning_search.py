@@ -1,4 +1,4 @@
-"""How `plurum tune` chooses, and what it says of that; rates are made up."""
+"""Search and evidence of `plurum tune`, with invented rates."""
 
 from __future__ import annotations
 

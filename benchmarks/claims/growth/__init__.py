@@ -1,1 +1,1 @@
-"""What one more member costs, on Plurum and on other servers."""
+"""The growth of cost with members, classes, image size and clients."""
