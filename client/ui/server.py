@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable
-
-import uvicorn
 
 from plurum.client.ui.app import ui_app
 from plurum.client.ui.connection import Connection
@@ -16,23 +13,10 @@ from plurum.evidence import Evidence
 from plurum.settings.client import UiSettings
 from plurum.web.server import WebServer, http_url, is_loopback, open_listener, server_config
 
-__all__ = ["PageServer", "run_ui"]
+__all__ = ["run_ui"]
 
 _log = logging.getLogger(__name__)
 _DRAIN_S = 5
-
-
-class PageServer(WebServer):
-    """A web server that reports when it accepts requests and signals."""
-
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._started = started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen, and report it."""
-        await super().startup(sockets)
-        self._started()
 
 
 def run_ui(
@@ -68,4 +52,4 @@ def run_ui(
             timeout_graceful_shutdown=_DRAIN_S,
         )
         url = http_url(settings.host, listener.getsockname()[1])
-        PageServer(config, lambda: announce(url)).run(sockets=[listener])
+        WebServer(config, lambda: announce(url)).run(sockets=[listener])

@@ -22,7 +22,20 @@ class WebServer(uvicorn.Server):
     """A uvicorn server that exits normally on SIGINT, SIGTERM and SIGHUP, where uvicorn would re-raise the signal.
 
     A second SIGINT stops it at once. Under `nohup`, SIGHUP stays ignored.
+
+    Args:
+        config: Settings of uvicorn.
+        started: Function that is called when the server accepts requests and signals.
     """
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None] = lambda: None) -> None:
+        super().__init__(config)
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and report it."""
+        await super().startup(sockets)
+        self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's name)
         """Complete the requests in progress, and exit."""
