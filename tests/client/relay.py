@@ -1,4 +1,4 @@
-"""A way to a server that can be cut, frozen and mended: real sockets, and the real server behind them."""
+"""Relay to a real server over real sockets; it can be cut, frozen and repaired."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from types import TracebackType
 
 
 class Relay:
-    """Passes bytes between whoever comes and the server at `target`, HOST:PORT."""
+    """Passes bytes between clients and the server at `target`, HOST:PORT."""
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
-        self._door: socket.socket | None = None
+        self._listener: socket.socket | None = None
         self._pairs: list[socket.socket] = []
         self._lock = threading.Lock()
         self.guests = 0
         self.frozen = threading.Event()
-        # From pieces of this size on, what comes is cut off before the server sees it, and the way mended soon.
+        # Pieces of at least this size cut the connection before the server gets them; the relay recovers soon.
         self.deadly_bytes = 1 << 40
-        # How long it then takes until the server is away.
+        # Time until the connection is then cut, seconds.
         self.dying_s = 0.0
         self.deaths = 0
         self._port = 0
@@ -39,44 +39,44 @@ class Relay:
         self.cut()
 
     def mend(self) -> None:
-        """Listen, again at the same port."""
-        self._door = socket.create_server(("127.0.0.1", self._port))
-        self._port = self._door.getsockname()[1]
-        threading.Thread(target=self._serve, args=(self._door,), daemon=True).start()
+        """Listen, on the same port as before."""
+        self._listener = socket.create_server(("127.0.0.1", self._port))
+        self._port = self._listener.getsockname()[1]
+        threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
 
     def cut(self) -> None:
-        """Be away: refuse who comes, and break off what is under way."""
-        door, self._door = self._door, None
+        """Refuse connections, and interrupt those in progress."""
+        listener, self._listener = self._listener, None
         with contextlib.suppress(OSError):
-            if door:
+            if listener:
                 # Closing alone does not wake a thread that waits in accept.
-                door.shutdown(socket.SHUT_RDWR)
-                door.close()
+                listener.shutdown(socket.SHUT_RDWR)
+                listener.close()
         with self._lock:
             for one in self._pairs:
                 with contextlib.suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)
             self._pairs.clear()
 
-    def _serve(self, door: socket.socket) -> None:
+    def _serve(self, listener: socket.socket) -> None:
         while True:
             try:
-                guest, _ = door.accept()
+                client, _ = listener.accept()
             except OSError:
                 return
             self.guests += 1
-            threading.Thread(target=self._pass, args=(guest,), daemon=True).start()
+            threading.Thread(target=self._pass, args=(client,), daemon=True).start()
 
-    def _pass(self, guest: socket.socket) -> None:
-        with guest, socket.create_connection(self._target) as server, contextlib.suppress(OSError):
+    def _pass(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self._target) as server, contextlib.suppress(OSError):
             with self._lock:
-                self._pairs += [guest, server]
+                self._pairs += [client, server]
             while True:
-                for one in select.select([guest, server], [], [])[0]:
+                for one in select.select([client, server], [], [])[0]:
                     data = one.recv(1 << 16)
                     if not data:
                         return
-                    if one is guest and len(data) >= self.deadly_bytes:
+                    if one is client and len(data) >= self.deadly_bytes:
                         self.deaths += 1
                         threading.Event().wait(self.dying_s)
                         self.cut()
@@ -84,4 +84,4 @@ class Relay:
                         return
                     while self.frozen.is_set():
                         threading.Event().wait(0.02)
-                    (server if one is guest else guest).sendall(data)
+                    (server if one is client else client).sendall(data)

@@ -1,4 +1,4 @@
-"""What an earlier run has left: whole lines count, and nothing that has changed does."""
+"""Resuming from a journal: complete lines count, and results of changed files do not."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_results_are_read_back_in_the_order_of_the_listing(tmp_path: Path, listi
             ANSWER,
             ANSWER,
         ]
-    # What has no answer is asked about again.
+    # Images without a prediction are classified again.
     assert left(out, listing) == [0]
 
 

@@ -31,7 +31,7 @@ def test_both_clients_have_the_same_surface() -> None:
 def test_predictions_equal_those_of_the_other_client(url: str, pixels: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     images = [*pixels, b"no image", tmp_path / "nowhere.png"]
 
-    async def ask() -> list[Prediction | Failure]:
+    async def request() -> list[Prediction | Failure]:
         async with AsyncEnsembleClient(url, concurrency=3) as client:
             assert (await client.served) == other.served
             with pytest.raises(ImageError, match=r"^image 1: "):
@@ -41,7 +41,7 @@ def test_predictions_equal_those_of_the_other_client(url: str, pixels: npt.NDArr
             return [answer async for answer in client.stream(images, batch_size=4)]
 
     with EnsembleClient(url) as other:
-        answers, expected = asyncio.run(ask()), list(other.stream(images, batch_size=4))
+        answers, expected = asyncio.run(request()), list(other.stream(images, batch_size=4))
     assert len(answers) == len(expected) == 42
     for answer, wanted in zip(answers, expected, strict=True):
         if isinstance(wanted, Failure):
@@ -74,11 +74,11 @@ def test_concurrency_limits_a_thousand_tasks(
 
         monkeypatch.setattr(transport, "infer", infer)
 
-    async def ask() -> list[list[Prediction]]:
+    async def request() -> list[list[Prediction]]:
         async with AsyncEnsembleClient(url, concurrency=16) as client:
             return await asyncio.gather(*(client.predict([pixels[index % 40]]) for index in range(1000)))
 
-    answers = asyncio.run(ask())
+    answers = asyncio.run(request())
     with EnsembleClient(url) as client:
         expected = [answer.label for answer in client.predict(pixels)]
     assert [answer.label for (answer,) in answers] == expected * 25
@@ -86,7 +86,7 @@ def test_concurrency_limits_a_thousand_tasks(
 
 
 def test_cancelled_task_does_not_affect_others(url: str, pixels: npt.NDArray[np.uint8]) -> None:
-    async def ask() -> list[list[Prediction] | BaseException]:
+    async def request() -> list[list[Prediction] | BaseException]:
         async with AsyncEnsembleClient(url, concurrency=2) as client:
             await client.predict([pixels[0]])
             tasks = [asyncio.create_task(client.predict(pixels, batch_size=1)) for _ in range(6)]
@@ -95,17 +95,17 @@ def test_cancelled_task_does_not_affect_others(url: str, pixels: npt.NDArray[np.
                 task.cancel()
             return await asyncio.gather(*tasks, return_exceptions=True)
 
-    answers = asyncio.run(ask())
+    answers = asyncio.run(request())
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
     assert all(isinstance(answer, list) and len(answer) == 40 for answer in answers[1::2])
 
 
 def test_a_closed_client_says_so(url: str) -> None:
-    async def ask() -> None:
+    async def request() -> None:
         client = AsyncEnsembleClient(url)
         assert await client.served
         await client.close()
         await client.predict([b"image"])
 
     with pytest.raises(ServerError, match="the client is closed"):
-        asyncio.run(ask())
+        asyncio.run(request())

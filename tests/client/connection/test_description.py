@@ -1,4 +1,4 @@
-"""What a server says of its models, whole and in part."""
+"""Description of the served ensemble from complete and partial metadata."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def png(shade: int, note: str = "") -> bytes:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where preprocess notes that it got the image."""
+    """File in which preprocess records each time that it gets the image."""
     return tmp_path_factory.mktemp("poison") / "seen"
 
 

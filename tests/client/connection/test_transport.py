@@ -16,28 +16,28 @@ from tests.client.stub_server import StubResponse, http_server
 @contextmanager
 def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
     """A port where something else than Triton answers each who comes; gives its address."""
-    with socket.create_server(("127.0.0.1", 0)) as door:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         held: list[socket.socket] = []
 
         def serve() -> None:
             while True:
                 try:
-                    guest, _ = door.accept()
+                    peer, _ = listener.accept()
                 except OSError:
                     return
-                held.append(guest)
-                answer(guest)
+                held.append(peer)
+                answer(peer)
 
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            yield f"127.0.0.1:{door.getsockname()[1]}"
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
         finally:
             # Closing alone does not wake a thread that waits in accept.
-            door.shutdown(socket.SHUT_RDWR)
+            listener.shutdown(socket.SHUT_RDWR)
             thread.join()
-            for guest in held:
-                guest.close()
+            for peer in held:
+                peer.close()
 
 
 @pytest.mark.parametrize(
@@ -104,16 +104,16 @@ def test_unavailable_server_gives_one_line(protocol: WireProtocol, closed_port: 
 def test_proxy_of_the_environment_is_not_used(
     protocol: WireProtocol, closed_port: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy for the web would be asked for 127.0.0.1, too, and would look for the server on its own machine."""
-    asked: list[socket.socket] = []
-    with listening(asked.append) as proxy:
+    """A proxy for the web would be connections for 127.0.0.1, too, and would look for the server on its own machine."""
+    connections: list[socket.socket] = []
+    with listening(connections.append) as proxy:
         for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "grpc_proxy"):
             monkeypatch.setenv(name, f"http://{proxy}")
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
         with EnsembleClient(closed_port, protocol) as client, pytest.raises(ServerError, match="refused"):
             client.predict([b"image"])
-    assert asked == []
+    assert connections == []
 
 
 def test_silent_server_exceeds_the_deadline(protocol: WireProtocol) -> None:
@@ -126,10 +126,10 @@ def test_silent_server_exceeds_the_deadline(protocol: WireProtocol) -> None:
 
 
 def test_server_without_http_is_recognised() -> None:
-    def greet(guest: socket.socket) -> None:
-        guest.recv(4096)
-        guest.sendall(b"220 mail.example.org ready\r\n")
-        guest.shutdown(socket.SHUT_WR)
+    def greet(peer: socket.socket) -> None:
+        peer.recv(4096)
+        peer.sendall(b"220 mail.example.org ready\r\n")
+        peer.shutdown(socket.SHUT_WR)
 
     with (
         listening(greet) as address,

@@ -29,8 +29,8 @@ class PlantedTile:
 
     Attributes:
         x: Of its left edge, as a share of the slide's width.
-        y: Of its upper edge, likewise.
-        side: Likewise.
+        y: Upper edge, as a fraction of the side.
+        side: Side, as a fraction of the side of the slide.
         colour: Its own.
     """
 

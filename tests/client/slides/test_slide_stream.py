@@ -21,7 +21,7 @@ from tests.client.slides.slide_writer import PlantedTile, write_slide_file
 
 
 class Reader(Painter):
-    """Takes paths, too, and says how many at once it was asked about."""
+    """Also accepts paths, and records the groups of images that it gets together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,8 +115,8 @@ def test_server_errors_end_the_stream(slide: Path, monkeypatch: pytest.MonkeyPat
     reader = Reader()
 
     def away(images: Iterable[Any], *, batch_size: int | None = None) -> Iterator[Answer]:
-        raise ServerError(f"no server answers {batch_size} {images}")
+        raise ServerError(f"no server responds {batch_size} {images}")
 
     monkeypatch.setattr(reader, "stream", away)
-    with pytest.raises(ServerError, match="no server answers"):
+    with pytest.raises(ServerError, match="no server responds"):
         list(stream_of(reader).stream([str(slide)]))

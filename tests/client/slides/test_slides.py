@@ -29,7 +29,7 @@ from tests.client.slides.slide_writer import MICRONS, TISSUE, PlantedTile, write
 SIZE = 2048
 
 
-def ask(painter: Painter, path: Path, **settings: Any) -> SlidePrediction:
+def classify(painter: Painter, path: Path, **settings: Any) -> SlidePrediction:
     return predict_slide(cast("EnsembleClient", painter), path, SlideSettings(**settings))
 
 
@@ -58,7 +58,7 @@ def test_only_tiles_with_tissue_are_classified(slide: Path) -> None:
 
 
 def test_slide_is_pooled_like_the_images_of_a_patient(slide: Path) -> None:
-    means, majority, most = (ask(Painter(), slide, rule=rule) for rule in ("mean", None, "max"))
+    means, majority, most = (classify(Painter(), slide, rule=rule) for rule in ("mean", None, "max"))
     tiles = means.tiles
     assert means.answer.probabilities == pytest.approx(
         {"CE": tiles["p_CE"].mean(), "LAA": tiles["p_LAA"].mean()}, abs=1e-6
@@ -83,7 +83,7 @@ def test_level_follows_from_the_requested_pixel_size(
     slide: Path, microns: float | None, tile_size: int | None, level: int, side: int
 ) -> None:
     painter = Painter()
-    answer = ask(painter, slide, microns_per_pixel=microns, tile_size=tile_size)
+    answer = classify(painter, slide, microns_per_pixel=microns, tile_size=tile_size)
     assert answer.level == level
     assert {seen.shape for seen in painter.seen} == {(side, side, 3)}
     # In pixels of level 0, whatever was read.
@@ -100,10 +100,10 @@ def test_level_follows_from_the_requested_pixel_size(
 def test_missing_pixel_size_must_be_given(tmp_path: Path) -> None:
     path = write_slide_file(tmp_path / "silent.tif", 1024, 2, PlantedTile(), resolution=None, resolutionunit=None)
     with pytest.raises(SettingsError, match=r"silent.tif: the file does not state .* Give --file-microns-per-pixel"):
-        ask(Painter(), path, microns_per_pixel=1.0)
-    assert ask(Painter(), path).microns_per_pixel is None
-    told = ask(Painter(), path, microns_per_pixel=1.0, file_microns_per_pixel=0.5)
-    assert (told.level, told.microns_per_pixel) == (1, 0.5)
+        classify(Painter(), path, microns_per_pixel=1.0)
+    assert classify(Painter(), path).microns_per_pixel is None
+    known = classify(Painter(), path, microns_per_pixel=1.0, file_microns_per_pixel=0.5)
+    assert (known.level, known.microns_per_pixel) == (1, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -118,23 +118,23 @@ def test_missing_pixel_size_must_be_given(tmp_path: Path) -> None:
 )
 def test_impossible_settings_give_one_line(slide: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        ask(Painter(), slide, **settings)
+        classify(Painter(), slide, **settings)
 
 
 def test_tile_size_is_required_if_the_server_states_none(slide: Path) -> None:
     with pytest.raises(SettingsError, match="tile_size: expected a number such as 512"):
-        ask(Painter(size=None), slide)
-    assert ask(Painter(size=None), slide, tile_size=64).tiles_asked
+        classify(Painter(size=None), slide)
+    assert classify(Painter(size=None), slide, tile_size=64).tiles_asked
 
 
 def test_empty_and_invalid_slides_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "glass.tif"
     tifffile.imwrite(path, np.full((500, 500, 3), 238, np.uint8), tile=(64, 64), photometric="rgb")
     with pytest.raises(ImageError, match=r"glass.tif: none of its 64 tiles has at least 10% tissue"):
-        ask(Painter(), path)
+        classify(Painter(), path)
     path.write_bytes(b"no slide")
     with pytest.raises(ImageError, match=r"glass.tif: 8 bytes that are not a JPEG, PNG or TIFF"):
-        ask(Painter(), path)
+        classify(Painter(), path)
 
 
 def test_broken_tile_is_named_and_leaves_no_file(slide: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_broken_tile_is_named_and_leaves_no_file(slide: Path, tmp_path: Path) ->
     path = tmp_path / "broken.tif"
     path.write_bytes(broken)
     with pytest.raises(ImageError, match=r"broken.tif: .*tile \(column 4, row 3\) of level 0, at pixel \(1024, 768\)"):
-        ask(Painter(), path)
+        classify(Painter(), path)
     assert [one.name for one in tmp_path.iterdir()] == ["broken.tif"]
 
 
@@ -162,22 +162,22 @@ def test_grey_and_transparent_slides_are_sent_unchanged(tmp_path: Path, kind: st
     painter = Painter()
     if kind == "grey":
         painter.stream = lambda images, **_: (answer_of(0.9) for image in images if painter.seen.append(image) is None)  # type: ignore[method-assign,func-returns-value]
-    answer = ask(painter, path)
+    answer = classify(painter, path)
     assert answer.tiles_asked == len(painter.seen) == 16
     assert {np.asarray(seen).shape for seen in painter.seen} == {(64, 64, 4) if kind == "rgba" else (64, 64)}
     assert len(heat_map(answer)) > 1000
 
 
 def test_failed_tiles_are_named_and_the_slide_needs_review(slide: Path) -> None:
-    whole = ask(Painter(), slide)
-    answer = ask(Painter(failing=[0, 5]), slide)
+    whole = classify(Painter(), slide)
+    answer = classify(Painter(failing=[0, 5]), slide)
     assert (whole.answer.review, answer.answer.review, answer.tiles_failed) == (False, True, 2)
     assert list(np.flatnonzero(answer.tiles["error"].notna())) == [0, 5]
     assert answer.tiles.loc[5, ["label", "review"]].isna().all()
     assert answer.tiles["confidence"].isna()[5]
     assert len(heat_map(answer)) > 1000
     with pytest.raises(ImageError, match=r"slide.tif: all \d+ tiles failed, the first with: no good"):
-        ask(Painter(failing=range(10_000)), slide)
+        classify(Painter(failing=range(10_000)), slide)
 
 
 @pytest.mark.parametrize(
@@ -191,17 +191,17 @@ def test_failed_tiles_are_named_and_the_slide_needs_review(slide: Path) -> None:
     ],
 )
 def test_when_a_slide_needs_review(tmp_path: Path, answers: list[float], review: bool) -> None:
-    """Half of the tiles ask for it, or each is sure and they contradict each other."""
+    """Half of the tiles need review, or confident tiles contradict each other."""
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, np.full((64, 64 * len(answers), 3), TISSUE, np.uint8), tile=(64, 64), photometric="rgb")
     painter = Painter()
     painter.stream = lambda images, **_: (answer_of(ce) for ce, _ in zip(answers, images, strict=True))  # type: ignore[method-assign]
-    assert ask(painter, path, rule="mean").answer.review is review
+    assert classify(painter, path, rule="mean").answer.review is review
 
 
 def test_slides_of_a_patient_are_pooled_like_images(slide: Path, tmp_path: Path) -> None:
     other = write_slide_file(tmp_path / "other.tif", 1024, 1, PlantedTile(side=0.3, x=0.35, y=0.35))
-    slides = [ask(Painter(), path, rule="mean").answer for path in (slide, other, slide)]
+    slides = [classify(Painter(), path, rule="mean").answer for path in (slide, other, slide)]
     one, both = patients_from_answers(["b", "b", "a"], slides, ("CE", "LAA"), "mean")
     assert (one.patient, both.patient, both.images) == ("a", "b", 2)
     assert one.probabilities == pytest.approx(slides[0].probabilities)
@@ -210,7 +210,7 @@ def test_slides_of_a_patient_are_pooled_like_images(slide: Path, tmp_path: Path)
 
 
 def test_mean_of_the_tiles(slide: Path) -> None:
-    answer = ask(Painter(), slide, rule="mean").answer
+    answer = classify(Painter(), slide, rule="mean").answer
     assert answer.member_probabilities["one"] == pytest.approx(answer.probabilities, abs=1e-6)
     assert answer.std == {"CE": 0, "LAA": 0}
     # Each tile's set holds its winner alone, and most say LAA.
@@ -218,7 +218,7 @@ def test_mean_of_the_tiles(slide: Path) -> None:
 
 
 def test_tiles_are_drawn_at_their_positions(slide: Path) -> None:
-    answer = ask(Painter(), slide, tile_size=100)
+    answer = classify(Painter(), slide, tile_size=100)
     grid, across, down = tile_grid(answer, np.arange(answer.tiles_asked))
     assert grid.shape == (len(down) - 1, len(across) - 1) == (21, 21)
     assert np.isnan(grid).sum() == answer.tiles_skipped
@@ -231,7 +231,7 @@ def test_tiles_are_drawn_at_their_positions(slide: Path) -> None:
 
 
 def test_heat_maps_table_and_answer_are_written(slide: Path, tmp_path: Path) -> None:
-    answer = ask(Painter(), slide)
+    answer = classify(Painter(), slide)
     write_slide(answer, tmp_path / "out" / "slide")
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out" / "slide").iterdir()} == {0o600}
     assert sorted(path.name for path in (tmp_path / "out" / "slide").iterdir()) == sorted(SLIDE_FILES)
@@ -256,21 +256,21 @@ def test_heat_maps_table_and_answer_are_written(slide: Path, tmp_path: Path) -> 
         write_slide(answer, tmp_path / "file")
 
 
-@pytest.mark.parametrize(("module", "ask_for"), [("pandas", "predict"), ("pyarrow", "write"), ("matplotlib", "map")])
+@pytest.mark.parametrize(("module", "action"), [("pandas", "predict"), ("pyarrow", "write"), ("matplotlib", "map")])
 def test_a_missing_package_names_its_extra(
-    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, ask_for: str
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, action: str
 ) -> None:
-    answer = ask(Painter(), slide)
+    answer = classify(Painter(), slide)
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, module, None)
-    asked: dict[str, Callable[[], object]] = {
-        "predict": lambda: ask(Painter(), slide),
+    calls: dict[str, Callable[[], object]] = {
+        "predict": lambda: classify(Painter(), slide),
         "write": lambda: write_slide(answer, tmp_path / "out"),
         "map": lambda: heat_map(answer),
     }
     with pytest.raises(MissingExtraError, match=rf"'{module}.*plurum\[slides\]"):
-        asked[ask_for]()
+        calls[action]()
     assert not (tmp_path / "out").exists()
 
 

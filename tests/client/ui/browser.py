@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def find_browser() -> tuple[str, str] | str:
-    """Where Chromium and its driver are, or why there is none."""
+    """Return the paths of Chromium and its driver, or why there is none."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if chromium and driver:
@@ -155,5 +155,5 @@ class Tab:
         )
 
     def complaints(self) -> Sequence[str]:
-        """What the browser has to say about scripts and policies since it was asked last."""
+        """Return errors that the browser has logged since the last call."""
         return [entry["message"] for entry in self.chrome.get_log("browser") if entry["level"] == "SEVERE"]  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from plurum.serving import Server
 from tests.client.relay import Relay
 from tests.client.ui.browser import DESKTOP, Tab, browser, page_at
 
-# Where pictures for docs/reviewing.md go, if they are wanted.
+# Where pictures for docs/reviewing.md go, if they are requested.
 PICTURES = "PLURUM_PICTURES"
 # What Chromium says of answers that mean something.
 EXPECTED = ("status of 404", "status of 409", "status of 422", "status of 503", "net::ERR_CONNECTION_REFUSED")
@@ -43,8 +43,8 @@ class Desk:
         tab.open()
         return tab
 
-    def asked(self) -> Tab:
-        """Start a page that has answered about all images."""
+    def classified(self) -> Tab:
+        """Start a page that has classified all images."""
         tab = self.start()
         tab.upload(*self.images)
         tab.answers(len(self.images))
@@ -52,13 +52,13 @@ class Desk:
 
     def reviewing(self) -> Tab:
         """Start a page at the first image to review."""
-        tab = self.asked()
+        tab = self.classified()
         tab.open("/review")
         tab.one("#decision")
         return tab
 
     def picture(self, tab: Tab, name: str) -> None:
-        """Take a picture for the docs, in few colours and bytes, if pictures are wanted."""
+        """Take a picture for the docs, in few colours and bytes, if pictures are requested."""
         if not (folder := os.environ.get(PICTURES)):
             return
         tab.until(lambda: tab.chrome.execute_script("return [...document.images].every(one => one.complete)"))

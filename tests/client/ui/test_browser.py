@@ -40,7 +40,7 @@ document.body.dispatchEvent(event);
 
 @pytest.fixture
 def truth(served: Server, images: list[Path]) -> dict[str, Prediction]:
-    """What the server says of the images to any other client."""
+    """Predictions of the server for the images, by file name."""
     with EnsembleClient(served.urls.grpc) as client:
         return dict(zip((image.name for image in images), client.predict(images, batch_size=1), strict=True))
 
@@ -136,7 +136,7 @@ def test_reviewing_works_with_the_keyboard_alone(desk: Desk, chrome: Chrome) -> 
     desk.picture(tab, "review")
     tab.press_and_leave(Keys.ENTER)
     assert f"{items[1].name}: confirmed as {items[1].prediction.label}" in tab.body()
-    # Taken back, it is asked again.
+    # A withdrawn decision must be made again.
     tab.press_and_leave("u")
     assert items[1].name in tab.text("figcaption")
     assert f"1 of {len(items)} decided" in tab.body()

@@ -1,4 +1,4 @@
-"""A page stays up through releases: what is served is asked anew, and who waits for an answer still gets it."""
+"""Connection of the page through failures and releases."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield int(urlsplit(url).port or 0)
 
 
-def ask(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, float]:
+def send(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, float]:
     """The status of an answer, and how long it took."""
     start = time.monotonic()
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
@@ -59,7 +59,7 @@ def held(port: int, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
 def test_idle_connections_do_not_block_others(port: int, sent: bytes) -> None:
     with held(port, 400, sent):
         for _ in range(3):
-            status, took_s = ask(port, "POST", "/answers", b"no image")
+            status, took_s = send(port, "POST", "/answers", b"no image")
             assert status == 422
             assert took_s < 2
 
@@ -69,7 +69,7 @@ def test_chunked_bodies_are_refused_at_once(port: int) -> None:
     with held(port, 1, b"") as (one,):
         with contextlib.suppress(OSError):
             one.sendall(flood)
-        status, took_s = ask(port, "GET", "/")
+        status, took_s = send(port, "GET", "/")
         assert status == 200
         assert took_s < 2
     with held(port, 1, UPLOAD + b"transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n") as (one,):
@@ -88,7 +88,7 @@ def test_uploads_of_disconnected_clients_cost_nothing(port: int) -> None:
             time.sleep(0.01)
             # A reset, not a goodbye.
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    status, took_s = ask(port, "POST", "/answers", b"no image")
+    status, took_s = send(port, "POST", "/answers", b"no image")
     assert status == 422
     assert took_s < 2
 
@@ -101,7 +101,7 @@ def test_invalid_rest_of_a_body_leaves_no_traceback(port: int, rest: bytes) -> N
             with held(port, 1, UPLOAD + head) as (one,), contextlib.suppress(OSError):
                 one.sendall(rest)
                 one.recv(100)
-    assert ask(port, "GET", "/")[0] == 200
+    assert send(port, "GET", "/")[0] == 200
 
 
 class Body:

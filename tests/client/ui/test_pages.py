@@ -37,7 +37,7 @@ class RunningPage(NamedTuple):
     address: str
     store: ReviewStore
 
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> PageReply:
+    def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> PageReply:
         connection = http.client.HTTPConnection(self.address, timeout=30)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -48,7 +48,7 @@ class RunningPage(NamedTuple):
             connection.close()
 
     def post(self, path: str, **fields: object) -> PageReply:
-        return self.ask("POST", path, urlencode(fields).encode(), Accept="text/html")
+        return self.send("POST", path, urlencode(fields).encode(), Accept="text/html")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def sha256(page: RunningPage) -> Iterator[str]:
 
 def test_headers_forbid_foreign_content_and_caching(page: RunningPage) -> None:
     for path in ("/", "/review", "/static/page.css", "/absent"):
-        headers = page.ask("GET", path).headers
+        headers = page.send("GET", path).headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy
         assert "frame-ancestors 'none'" in policy
@@ -79,14 +79,14 @@ def test_headers_forbid_foreign_content_and_caching(page: RunningPage) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/review"])
 def test_pages_load_nothing_from_other_machines(page: RunningPage, sha256: str, path: str) -> None:
-    text = page.ask("GET", f"/review/{sha256}" if path == "/review" else path).text
+    text = page.send("GET", f"/review/{sha256}" if path == "/review" else path).text
     assert re.findall(r"""(?:src|href|action)=["'](?!/|#)""", text) == []
     assert re.findall(r"""\sstyle=|<script>|\son[a-z]+=["']""", text.replace("onerror=&#34;", "")) == []
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "localhost.evil.example:80", "a b"])
 def test_foreign_host_names_are_refused(page: RunningPage, sha256: str, host: str) -> None:
-    reply = page.ask("GET", f"/pictures/{sha256}", Host=host)
+    reply = page.send("GET", f"/pictures/{sha256}", Host=host)
     # An empty or impossible one is refused before, as no HTTP.
     assert reply.status in {400, 421}
     assert "PNG" not in reply.text
@@ -94,7 +94,7 @@ def test_foreign_host_names_are_refused(page: RunningPage, sha256: str, host: st
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost:8085", "[::1]:8085", "10.1.2.3:8085", "LOCALHOST"])
 def test_addresses_and_own_names_are_accepted(page: RunningPage, host: str) -> None:
-    assert page.ask("GET", "/", Host=host).status == 200
+    assert page.send("GET", "/", Host=host).status == 200
 
 
 @pytest.mark.parametrize(
@@ -109,28 +109,28 @@ def test_addresses_and_own_names_are_accepted(page: RunningPage, host: str) -> N
 )
 def test_other_sites_can_not_decide(page: RunningPage, sha256: str, headers: dict[str, str]) -> None:
     body = urlencode({"label": "LAA", "seen": 0}).encode()
-    assert page.ask("POST", f"/review/{sha256}", body, **headers).status == 403
-    assert page.ask("POST", f"/review/{sha256}/delete", b"", **headers).status == 403
+    assert page.send("POST", f"/review/{sha256}", body, **headers).status == 403
+    assert page.send("POST", f"/review/{sha256}/delete", b"", **headers).status == 403
     assert page.store.history(sha256) == []
     assert page.store.item(sha256) is not None
 
 
 def test_own_origin_is_accepted(page: RunningPage, sha256: str) -> None:
     body = urlencode({"label": "LAA", "seen": 0}).encode()
-    assert page.ask("POST", f"/review/{sha256}", body, Origin=f"http://{page.address}").status == 303
+    assert page.send("POST", f"/review/{sha256}", body, Origin=f"http://{page.address}").status == 303
 
 
 def test_file_names_are_escaped(page: RunningPage, sha256: str) -> None:
-    text = page.ask("GET", f"/review/{sha256}").text
+    text = page.send("GET", f"/review/{sha256}").text
     assert "<img src=x" not in text
     assert "&lt;img src=x onerror=&#34;alert(1)&#34;&gt;.png" in text
 
 
 def test_decision_leads_to_the_next_image_and_can_be_undone(page: RunningPage, sha256: str) -> None:
-    assert page.ask("GET", "/review").headers["location"] == f"/review/{sha256}"
+    assert page.send("GET", "/review").headers["location"] == f"/review/{sha256}"
     decided = page.post(f"/review/{sha256}", label="LAA", seen=0)
     assert (decided.status, decided.headers["location"]) == (303, f"/review?done={sha256}")
-    done = page.ask("GET", decided.headers["location"]).text
+    done = page.send("GET", decided.headers["location"]).text
     assert "All 1 decided" in done
     assert "0 confirmed, 1 corrected" in done
     item = page.store.item(sha256)
@@ -177,22 +177,22 @@ def test_invalid_forms_decide_nothing(
 
 
 def test_deleted_images_are_not_shown(page: RunningPage, sha256: str) -> None:
-    assert page.ask("GET", f"/pictures/{sha256}").status == 200
+    assert page.send("GET", f"/pictures/{sha256}").status == 200
     assert page.post(f"/review/{sha256}/delete").headers["location"] == "/review"
-    assert page.ask("GET", f"/pictures/{sha256}").status == 404
-    assert page.ask("GET", f"/review/{sha256}", Accept="text/html").status == 404
-    assert "Nothing to review" in page.ask("GET", "/review").text
+    assert page.send("GET", f"/pictures/{sha256}").status == 404
+    assert page.send("GET", f"/review/{sha256}", Accept="text/html").status == 404
+    assert "Nothing to review" in page.send("GET", "/review").text
 
 
 def test_unknown_page_gives_one_line(page: RunningPage) -> None:
-    reply = page.ask("GET", "/absent", Accept="text/html")
+    reply = page.send("GET", "/absent", Accept="text/html")
     assert reply.status == 404
     assert "This page does not exist." in reply.text
-    assert page.ask("GET", "/static/../app.py").status == 404
+    assert page.send("GET", "/static/../app.py").status == 404
 
 
 def test_unavailable_server_gives_one_line_with_a_fix(page: RunningPage) -> None:
-    for reply in (page.ask("GET", "/served"), page.ask("POST", "/answers", png(1), X_File_Name="a.png")):
+    for reply in (page.send("GET", "/served"), page.send("POST", "/answers", png(1), X_File_Name="a.png")):
         assert reply.status == 503
         assert "no gRPC server responds at 127.0.0.1:1" in reply.text
         assert "plurum serve REPO" in reply.text
@@ -200,7 +200,7 @@ def test_unavailable_server_gives_one_line_with_a_fix(page: RunningPage) -> None
 
 
 def test_large_files_are_refused(page: RunningPage) -> None:
-    reply = page.ask("POST", "/answers", b"x" * ((1 << 20) + 1))
+    reply = page.send("POST", "/answers", b"x" * ((1 << 20) + 1))
     assert (reply.status, reply.text) == (413, '{"error":"this file is larger than 1 MiB"}')
 
 
@@ -215,7 +215,7 @@ def test_large_files_are_refused(page: RunningPage) -> None:
     ids=["empty", "another kind", "torn", "bomb"],
 )
 def test_invalid_images_are_refused_without_a_server(page: RunningPage, data: bytes, reason: str) -> None:
-    reply = page.ask("POST", "/answers", data, X_File_Name="a.png")
+    reply = page.send("POST", "/answers", data, X_File_Name="a.png")
     assert reply.status == 422
     assert reason in reply.text
     assert reply.text.count("\n") == 0
@@ -223,7 +223,7 @@ def test_invalid_images_are_refused_without_a_server(page: RunningPage, data: by
 
 def test_corrections_are_exported_as_a_file(page: RunningPage, sha256: str) -> None:
     page.post(f"/review/{sha256}", label="LAA", seen=0)
-    reply = page.ask("GET", "/corrections.csv")
+    reply = page.send("GET", "/corrections.csv")
     assert reply.headers["content-disposition"] == 'attachment; filename="corrections.csv"'
     header, row = reply.text.splitlines()
     assert header.startswith("path,label,")
@@ -231,8 +231,8 @@ def test_corrections_are_exported_as_a_file(page: RunningPage, sha256: str) -> N
 
 
 def test_without_a_run_there_are_no_maps(page: RunningPage, sha256: str) -> None:
-    assert "Where is the evidence?" not in page.ask("GET", f"/review/{sha256}").text
-    reply = page.ask("GET", f"/evidence/{sha256}?label=CE")
+    assert "Where is the evidence?" not in page.send("GET", f"/review/{sha256}").text
+    reply = page.send("GET", f"/evidence/{sha256}?label=CE")
     assert reply.status == 404
     assert "--run RUN" in reply.text
 
@@ -289,7 +289,7 @@ def test_pictures_have_formats_of_browsers() -> None:
     ],
 )
 def test_unknown_paths_give_one_line(page: RunningPage, sha256: str, path: str) -> None:
-    reply = page.ask("GET", path.replace("SHA256", sha256), Accept="text/html")
+    reply = page.send("GET", path.replace("SHA256", sha256), Accept="text/html")
     assert reply.status in ({200} if "done=" in path else {404, 405})
     assert "sqlite" not in reply.text
 
@@ -299,16 +299,16 @@ def test_image_deleted_in_another_tab_gives_one_line(page: RunningPage) -> None:
     statuses = set()
     for round_ in range(12):
         sha256 = page.store.add(png(200), "gone.png", prediction())
-        asks = [
+        requests = [
             ("POST", f"/review/{sha256}", b"label=CE&seen=0"),
             ("POST", f"/review/{sha256}", b"label=LAA&seen=0"),
             ("POST", f"/review/{sha256}/undo", b"seen=0"),
             ("GET", f"/pictures/{sha256}", None),
             ("POST", f"/review/{sha256}/delete", b""),
         ]
-        asks = asks[round_ % 5 :] + asks[: round_ % 5]
-        with ThreadPoolExecutor(len(asks)) as pool:
-            statuses |= {reply.status for reply in pool.map(lambda ask: page.ask(*ask), asks)}
+        requests = requests[round_ % 5 :] + requests[: round_ % 5]
+        with ThreadPoolExecutor(len(requests)) as pool:
+            statuses |= {reply.status for reply in pool.map(lambda request: page.send(*request), requests)}
         with contextlib.suppress(KeyError):
             page.store.delete(sha256)
     assert statuses <= {200, 303, 404, 409}
@@ -318,9 +318,9 @@ def test_missing_or_corrupt_pictures_give_one_line(page: RunningPage, sha256: st
     item = page.store.item(sha256)
     assert item is not None
     item.file.write_bytes(b"spoilt")
-    assert page.ask("GET", f"/pictures/{sha256}").status == 422
+    assert page.send("GET", f"/pictures/{sha256}").status == 422
     item.file.unlink()
-    assert page.ask("GET", f"/pictures/{sha256}").status == 404
+    assert page.send("GET", f"/pictures/{sha256}").status == 404
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_page_fits_on_a_phone(desk: Desk, run: Run, dark: bool) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_texts_have_contrast_and_controls_have_names(desk: Desk, dark: bool) -> None:
-    tab = desk.asked()
+    tab = desk.classified()
     tab.size(1120, 900, dark=dark)
     for path in ("", "/review", f"/review/{desk.store.items()[-1].sha256}", "/absent"):
         if path:

@@ -1,4 +1,4 @@
-"""What people decide is kept: through kills, at once with others, and exactly as long as they want."""
+"""Store of reviews: durable, safe for concurrent use, and complete deletion."""
 
 from __future__ import annotations
 

@@ -35,12 +35,12 @@ def test_requests_wait_in_order_and_the_rest_are_refused() -> None:
         with pytest.raises(RefusalError, match="2 requests are in progress and 2 are waiting") as refused:
             await admission.enter(RequestDeadline.after(LONG))
         assert (refused.value.status, refused.value.headers) == (503, {"retry-after": "1"})
-        # What was begun goes on.
-        begun = asyncio.create_task(admission.enter(RequestDeadline.after(LONG), accepted=True))
+        # Started requests continue.
+        started = asyncio.create_task(admission.enter(RequestDeadline.after(LONG), accepted=True))
         await asyncio.sleep(0)
         for _ in range(3):
             admission.leave()
-        assert await begun
+        assert await started
         await asyncio.gather(*visits)
         assert (order, admission.taken, admission.waiting) == (list("abcd"), 2, 0)
         admission.leave()

@@ -265,10 +265,10 @@ def test_empty_lines_do_not_keep_a_connection_open() -> None:
 def test_loading_triton_serves_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = ENSEMBLE
 
-    async def metadata(asked: Any, **_: Any) -> Any:
-        if asked.name == missing:
+    async def metadata(request: Any, **_: Any) -> Any:
+        if request.name == missing:
             raise grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata())
-        return pb.ModelMetadataResponse(name=asked.name)
+        return pb.ModelMetadataResponse(name=request.name)
 
     async def scene() -> None:
         nonlocal missing

@@ -68,7 +68,7 @@ ENDLESS: dict[str, tuple[bytes, bytes]] = {
     "requests with bodies": (b"", b"POST /predict HTTP/1.1\r\ncontent-length: 900\r\n\r\n" + bytes(900)),
     "empty lines": (b"", b"\r\n"),
     "a body without a key": (b"POST /predict HTTP/1.1\r\ncontent-length: 900000000\r\n\r\n", bytes(1000)),
-    "a body that nobody wants": (b"GET /v2 HTTP/1.1\r\ncontent-length: 900000000\r\n\r\n", bytes(1000)),
+    "a body that is not read": (b"GET /v2 HTTP/1.1\r\ncontent-length: 900000000\r\n\r\n", bytes(1000)),
 }
 
 
@@ -164,11 +164,11 @@ def test_many_large_bodies_stay_within_the_limit(keys: Path) -> None:
         one.exchange(GET + b"\r\n")
         base = one.resident_mib()
 
-        def ask(number: int) -> bytes:
+        def send(number: int) -> bytes:
             # Some leave in the middle.
             return one.exchange(begin, *[bytes(MIB)] * (31 if number % 3 else 20), b"" if number % 3 else b"GET")[:12]
 
-        answers = set(pool.map(ask, range(150)))
+        answers = set(pool.map(send, range(150)))
         assert answers <= {b"HTTP/1.1 503", b"HTTP/1.1 408", b""}
         assert one.resident_mib("HWM") - base < 512
         wait_until(lambda: not one.count("buffered_bytes{}"), 40)

@@ -1,4 +1,4 @@
-"""What another machine finds of a default server."""
+"""Ports that another machine can reach with the default settings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def scan(address, first, last):
 print(json.dumps(asyncio.run(scan(sys.argv[1], *map(int, sys.argv[2:])))))
 """
 # Says whether a grey image is answered; with a certificate, or without.
-_ASK = """
+_PREDICT = """
 import sys
 import numpy as np
 from plurum.client import EnsembleClient, Tls
@@ -63,7 +63,7 @@ _NUMBERS = itertools.count()
 
 @dataclass(frozen=True)
 class Machines:
-    """Two network namespaces with a cable between them: one with the servers, one of somebody else."""
+    """Two network namespaces with a cable between them: one with the servers, one of a stranger."""
 
     servers: str
     stranger: str
@@ -81,10 +81,10 @@ class Machines:
         found: list[int] = json.loads(done.stdout)
         return found
 
-    def ask(self, url: str, tls: Tls) -> str:
+    def predict(self, url: str, tls: Tls) -> str:
         """Return what the stranger gets for an image: the number of answers, or why there is none."""
         files = [str(file) for file in (tls.ca_file, tls.cert_file, tls.key_file) if file]
-        command = ["ip", "netns", "exec", self.stranger, sys.executable, "-c", _ASK, url, *files]
+        command = ["ip", "netns", "exec", self.stranger, sys.executable, "-c", _PREDICT, url, *files]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
     @contextlib.contextmanager
@@ -146,5 +146,5 @@ def test_another_machine_reaches_only_grpc_and_needs_a_certificate(
     words = ("--grpc-host", machines.address, *options(authority.server(mutual=True)))
     with machines.run("serve", str(repository), *_FREE, "--status-port", "0", *words) as urls:
         assert machines.scan() == [_port(urls["grpc"])]
-        assert machines.ask(urls["grpc"], known) == "1"
-        assert "no gRPC server responds" in machines.ask(urls["grpc"], Tls(ca_file=authority.ca))
+        assert machines.predict(urls["grpc"], known) == "1"
+        assert "no gRPC server responds" in machines.predict(urls["grpc"], Tls(ca_file=authority.ca))

@@ -80,7 +80,7 @@ def test_requests_are_counted(small: Gateway, images: list[bytes]) -> None:
 
 def test_keys_tls_and_log(served: Server, images: list[bytes], certificate: tuple[Path, Path], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text(f"# who may ask\nclinic:{hashlib.sha256(KEY.encode()).hexdigest()}\n\n{OTHER}\n")
+    keys.write_text(f"# permitted clients\nclinic:{hashlib.sha256(KEY.encode()).hexdigest()}\n\n{OTHER}\n")
     keys.chmod(0o600)
     cert, key = certificate
     options = ["--keys", keys, "--tls-cert", cert, "--tls-key", key, "--access-log"]
@@ -112,12 +112,12 @@ def test_overload_is_refused_and_a_signal_completes_the_rest(served: Server, ima
         wait_until_ready(one)
         body, kind = form(*[("files", str(at), image) for at, image in enumerate(images[:8])])
 
-        def ask(_: int) -> tuple[Reply, float]:
+        def send(_: int) -> tuple[Reply, float]:
             began = time.monotonic()
             return one.send("POST", "/predict", body, Content_Type=kind), time.monotonic() - began
 
         with ThreadPoolExecutor(24) as pool:
-            replies = list(pool.map(ask, range(24)))
+            replies = list(pool.map(send, range(24)))
             statuses = {reply.status for reply, _ in replies}
             assert statuses == {200, 503}
             for reply, took_s in replies:
@@ -125,7 +125,7 @@ def test_overload_is_refused_and_a_signal_completes_the_rest(served: Server, ima
                     assert reply.headers["retry-after"] == "1"
                     assert "are waiting" in reply.json["error"]
                     assert took_s < 2
-            last = [pool.submit(ask, at) for at in range(4)]
+            last = [pool.submit(send, at) for at in range(4)]
             wait_until(lambda: one.count("waiting{}") >= 2)
             one.process.send_signal(signal.SIGTERM)
             assert {future.result()[0].status for future in last} <= {200, 503}
@@ -150,13 +150,13 @@ def test_restart_of_triton_costs_no_errors_and_exited_voter_is_detected(reposito
             end = time.monotonic() + 30
             stop = False
 
-            def keep_asking(_: int) -> list[int]:
+            def keep_sending(_: int) -> list[int]:
                 statuses = []
                 while not stop and time.monotonic() < end:
                     statuses.append(one.predict(images[0]).status)
                 return statuses
 
-            asking = [pool.submit(keep_asking, at) for at in range(4)]
+            senders = [pool.submit(keep_sending, at) for at in range(4)]
             time.sleep(0.3)
             os.kill(triton_of(first), signal.SIGKILL)
             time.sleep(0.7)
@@ -165,7 +165,7 @@ def test_restart_of_triton_costs_no_errors_and_exited_voter_is_detected(reposito
                 wait_until_ready(one)
                 time.sleep(0.5)
                 stop = True
-                statuses = [status for future in asking for status in future.result()]
+                statuses = [status for future in senders for status in future.result()]
                 check_that_an_exited_voter_is_detected(second, one, images[0])
             assert len(statuses) > 20
             assert set(statuses) == {200}

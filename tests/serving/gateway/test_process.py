@@ -63,7 +63,7 @@ def test_hangup_is_ignored_under_nohup() -> None:
         assert one.exchange(LIVE).startswith(b"HTTP/1.1 200")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_it_runs_as_nobody_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: dict[str, Any]
 ) -> None:

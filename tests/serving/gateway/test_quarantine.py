@@ -1,4 +1,4 @@
-"""A request that ends Triton, among others that don't: how often it is asked, and what becomes of the others."""
+"""A request that ends Triton, among others: how often it is sent, and the responses to the others."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ def test_request_that_ends_triton_twice_is_refused_and_costs_others_nothing(pois
         assert expected[0] == 200
         stop = False
 
-        def keep_asking(_: int) -> list[tuple[int, Any]]:
+        def keep_sending(_: int) -> list[tuple[int, Any]]:
             answers = []
             while not stop:
                 answers.append(predict(stack.gateway, image))
             return answers
 
-        others = [pool.submit(keep_asking, number) for number in range(6)]
+        others = [pool.submit(keep_sending, number) for number in range(6)]
         time.sleep(1)
         status, answer = predict(stack.gateway, image, X_Request_ID="poison")
         time.sleep(2)

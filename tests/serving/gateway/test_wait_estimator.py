@@ -1,4 +1,4 @@
-"""Who would be late is refused at once: how long an answer takes is told from those before it."""
+"""Estimated waiting times, from the times of earlier requests."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_who_would_be_late_does_not_wait() -> None:
         refused = [one for one in crowd if one.done()]
         assert 5 < len(refused) < 40
         assert all(isinstance(one.exception(), RefusalError) for one in refused)
-        # Bulk requests have time, and what was begun goes on.
+        # Bulk requests have time, and started requests continue.
         others = [
             asyncio.create_task(admission.enter(RequestDeadline.after(60, bulk=True))),
             asyncio.create_task(admission.enter(RequestDeadline.after(0.01), accepted=True)),
