@@ -1,8 +1,8 @@
 """Start, supervise and stop a Triton server; includes the Python-based backends of the embedded server."""
 
+from plurum.serving.installation import find_triton
 from plurum.serving.supervisor import SupervisionSettings, Supervisor
 from plurum.serving.triton.cores import usable_cores
-from plurum.serving.triton.installation import find_triton
 from plurum.serving.triton.server import Server, Urls
 from plurum.settings.serving import ServerSettings
 

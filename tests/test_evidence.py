@@ -40,7 +40,7 @@ class Quadrant(nn.Module):
         return self.head(self.features(seen).relu().mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
-def png(pixels: np.ndarray) -> bytes:  # type: ignore[type-arg]
+def png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from plurum.serving import Server
-from plurum.serving.triton.installation import find_triton, lay_out
+from plurum.serving.installation import find_triton, lay_out
 from plurum.telemetry import forbid_telemetry
 from tests.serving.triton.test_server import triton_of
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from plurum.serving import find_triton, usable_cores
+from plurum.serving.installation import PACKAGES
 
 __all__ = ["machine", "memory_bytes", "peak_bytes", "processor_s", "versions"]
 
@@ -30,10 +31,7 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that figures depend on, and the source of Triton."""
     found = {"python": platform.python_version()}
     found |= {name: importlib.metadata.version(name) for name in _PACKAGES}
-    wheel = find_triton().wheel
-    found["triton"] = (
-        "from PATH" if wheel is None else f"nvidia-pytriton {importlib.metadata.version('nvidia-pytriton')}"
-    )
+    found["triton"] = "from PATH" if find_triton().wheel is None else f"nvidia-pytriton {PACKAGES['nvidia-pytriton']}"
     return found
 
 

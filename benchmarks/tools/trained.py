@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +65,7 @@ def _write(path: Path) -> None:
     order = np.random.default_rng(0).permutation(len(digits.target))
     # Four times as large, so that resizing interpolates.
     images = np.kron((digits.images * 255 / 16).astype(np.uint8), np.ones((1, 4, 4), np.uint8))
-    arrays = {f"{part}_images": images[order[rows]] for part, rows in _PARTS.items()}
+    arrays: dict[str, Any] = {f"{part}_images": images[order[rows]] for part, rows in _PARTS.items()}
     arrays |= {f"{part}_labels": digits.target[order[rows], None].astype(np.uint8) for part, rows in _PARTS.items()}
     with atomic_file(path) as hidden, hidden.open("wb") as file:
         np.savez(file, **arrays)

@@ -64,13 +64,14 @@ def fp16_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path) -> N
         path: File for the FP16 graph.
 
     Raises:
-        MissingExtraError: the extra `gpu` is not installed.
+        MissingExtraError: the extra `fp16` is not installed.
     """
-    with needs_extra("gpu", "modelopt", "onnx_graphsurgeon", "onnxconverter_common", "lief"), silence_converters():
+    with needs_extra("fp16", "modelopt", "onnx_graphsurgeon", "onnxconverter_common", "lief"), silence_converters():
         from modelopt.onnx import autocast
     with tempfile.TemporaryDirectory() as folder, silence_converters():
         calibration = Path(folder) / "calibration.npz"
-        np.savez(calibration, **{INPUT_PIXELS: pixels[:_AUTOCAST_IMAGES]})
+        arrays: dict[str, Any] = {INPUT_PIXELS: pixels[:_AUTOCAST_IMAGES]}
+        np.savez(calibration, **arrays)
         model = autocast.convert_to_mixed_precision(
             str(source),
             low_precision_type="fp16",

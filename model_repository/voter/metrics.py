@@ -136,8 +136,8 @@ class VoterMetrics:
         )
         for metric, amount in zip(self._predictions, np.bincount(label, minlength=len(self._predictions)), strict=True):
             _add(metric, amount)
-        _add(self._reviews, np.count_nonzero(review))
-        dissents = np.count_nonzero(members.argmax(axis=-1) != label[:, None], axis=0)
+        _add(self._reviews, int(np.count_nonzero(review)))
+        dissents = (members.argmax(axis=-1) != label[:, None]).sum(axis=0)
         for metric, amount in zip(self._dissents, dissents, strict=True):
             _add(metric, amount)
         self._confidence.add(probabilities.max(axis=-1))

@@ -19,11 +19,11 @@ import psutil
 
 from plurum.errors import ServerError, needs_extra
 from plurum.repository.listing import model_folders
+from plurum.serving.installation import find_triton, lay_out
 from plurum.serving.triton.admin import Admin
 from plurum.serving.triton.certificates import check_certificates
 from plurum.serving.triton.cores import usable_cores
 from plurum.serving.triton.drain import drain
-from plurum.serving.triton.installation import find_triton, lay_out
 from plurum.serving.triton.leftovers import OwnedFolder, sweep_environments, sweep_killed_servers, sweep_shared_memory
 from plurum.serving.triton.log import TritonLog
 from plurum.serving.triton.model_processes import ModelProcesses

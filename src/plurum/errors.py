@@ -38,6 +38,10 @@ __all__ = [
 ]
 
 
+# Not part of any stage's extra, because a machine with a GPU needs another package.
+_EXTRAS_OF_RUNTIMES = {"onnxruntime": "cpu"}
+
+
 class PlurumError(Exception):
     """Base class of errors that the user can fix; the command line prints them as one line.
 
@@ -100,6 +104,8 @@ class ParityError(PlurumError):
 def needs_extra(extra: str, *modules: str) -> Iterator[None]:
     """Import `modules` and run the block, which may import more; name `extra` if a package is missing.
 
+    For ONNX Runtime the extra is `cpu`, whatever `extra` is.
+
     Raises:
         MissingExtraError: a third-party package is missing.
     """
@@ -108,8 +114,10 @@ def needs_extra(extra: str, *modules: str) -> Iterator[None]:
             importlib.import_module(module)
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "plurum":
+        package = (error.name or "").split(".")[0]
+        if package in {"", "plurum"}:
             raise
+        extra = _EXTRAS_OF_RUNTIMES.get(package, extra)
         raise MissingExtraError(
             f"package {error.name!r} is not installed; run: pip install 'plurum[{extra}]'"
         ) from error

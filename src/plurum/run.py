@@ -243,7 +243,7 @@ class Run:
         path = self.data_folder / "pixels.npy"
         try:
             check_regular(path)
-            pixels: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call]
+            pixels: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")
         except OSError as error:
             raise MetadataError(f"{path} can't be read: {error.strerror or error}") from error
         # On a corrupt header, NumPy raises more than ValueError.

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from plurum.training.data.report import DataReport
 from tests.cli.command_line import CommandLine
-from tests.training.conftest import digit_arrays, write_classes, write_image
+from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
 
 LEAK = "1 image in more than one split, which inflates every score"
 
@@ -88,7 +87,7 @@ def test_the_seed_draws_the_splits_and_the_plot_is_written(tmp_path: Path, pluru
 def test_what_is_no_data_is_refused(tmp_path: Path, plurum: CommandLine) -> None:
     assert "does not exist" in plurum.refused("data", tmp_path / "nothing")
     arrays = digit_arrays()
-    np.savez(tmp_path / "a.npz", **{name: array[:0] for name, array in arrays.items()})
+    save_npz(tmp_path / "a.npz", {name: array[:0] for name, array in arrays.items()})
     assert "train_images is empty" in plurum.refused("data", tmp_path / "a.npz")
 
 

@@ -6,11 +6,10 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from plurum.cli.main import run
-from tests.training.conftest import digit_arrays, write_classes, write_image
+from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
 from tests.training.data.test_idx import idx
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
@@ -34,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lines = [f"scans/{number}.png,{label},p{number},{splits[number // 2]}" for number, label in enumerate(labels)]
     (tmp_path / "images.csv").write_text("\n".join(["path,label,patient,split", *lines]))
     arrays = digit_arrays()
-    np.savez(tmp_path / "pathmnist.npz", **arrays)
+    save_npz(tmp_path / "pathmnist.npz", arrays)
     (tmp_path / "fashion-mnist").mkdir()
     for ours, theirs in (("train", "train"), ("t10k", "test")):
         images, targets = arrays[f"{theirs}_images"], arrays[f"{theirs}_labels"].reshape(-1)

@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 
 if TYPE_CHECKING:
     from tests.conftest import Demo
+from tests.training.conftest import save_npz
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -62,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Path:
     parts = {"train": slice(0, 240), "val": slice(240, 320), "test": slice(320, 400)}
     arrays = {f"{part}_images": rgb[rows] for part, rows in parts.items()}
     arrays |= {f"{part}_labels": labels[rows] for part, rows in parts.items()}
-    np.savez(folder / "pathmnist.npz", **arrays)
+    save_npz(folder / "pathmnist.npz", arrays)
     Image.fromarray(rgb[0]).save(folder / "image.jpg")
     shutil.copytree(demo.folder / "runs", folder / "runs")
     return folder

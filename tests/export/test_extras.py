@@ -27,8 +27,8 @@ def exported_once(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("package", "options", "extra"),
     [
         ("openvino", ["--precision", "bf16"], "openvino"),
-        ("modelopt", ["--target", "gpu", "--precision", "fp16"], "gpu"),
-        ("onnx_graphsurgeon", ["--target", "gpu", "--precision", "fp16"], "gpu"),
+        ("modelopt", ["--target", "gpu", "--precision", "fp16"], "fp16"),
+        ("onnx_graphsurgeon", ["--target", "gpu", "--precision", "fp16"], "fp16"),
     ],
 )
 def test_a_precision_names_the_extra_that_makes_it(

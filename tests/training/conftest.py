@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,11 @@ ARCHS = ("test_byobnet", "test_resnet")
 SETTINGS = TrainSettings(archs=ARCHS, epochs=4, batch_size=16, learning_rate=5e-3, precision="fp32")
 # Images of the digits 0 to 3.
 COUNTS = {"train": 160, "val": 80, "test": 80}
+
+
+def save_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as MedMNIST publishes them."""
+    np.savez(path, **arrays)
 
 
 def digit_arrays() -> dict[str, npt.NDArray[np.uint8]]:
@@ -61,7 +67,7 @@ def one_thread() -> Iterator[None]:
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a MedMNIST archive shared by all tests, read-only."""
     path = tmp_path_factory.mktemp("archive") / "digitmnist.npz"
-    np.savez(path, **digit_arrays())
+    save_npz(path, digit_arrays())
     return path
 
 

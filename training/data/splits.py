@@ -85,8 +85,8 @@ def draw_split(
     result = list(splits)
     rows = np.flatnonzero(np.asarray(splits) == "train")
     shares: dict[Split, float] = {"train": 0.8, missing: 0.2}
-    drawn = stratified_splits(labels[rows], [patients[row] for row in rows], classes, seed, shares)
-    for row, split in zip(rows, drawn, strict=True):
+    drawn = stratified_splits(labels[rows], [patients[row] for row in rows.tolist()], classes, seed, shares)
+    for row, split in zip(rows.tolist(), drawn, strict=True):
         result[row] = split
     return tuple(result)
 
@@ -133,7 +133,7 @@ def check_splits(
         rows = np.flatnonzero(labels == index)
         missing = [split for split in required if not (where[rows] == split).any()]
         if missing:
-            known = {patients[row] for row in rows} - {""}
+            known = {patients[row] for row in rows.tolist()} - {""}
             of = f" of {_count_text(len(known), 'patient')}" if known else ""
             raise DataError(
                 f"class {name!r} has {_count_text(len(rows), 'image')}{of}, and none for {' and '.join(missing)}; "

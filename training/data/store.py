@@ -92,11 +92,11 @@ def _create_pixel_file(path: Path, images: int, image: ImageSpec) -> np.memmap[t
         OSError: the disk is full, or the file can't be written.
     """
     shape = (images, image.height, image.width, 3)
-    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)  # type: ignore[no-untyped-call]
+    pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     # Allocate the file's blocks now: on a full disk, a write into the map would end the process with a bus error.
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return pixels  # type: ignore[no-any-return]
+    return pixels
 
 
 def _holds_same_images(run: Run, data: LabelledImages) -> bool:

@@ -255,7 +255,8 @@ def _risk_areas(total: Floats, wrong: Floats) -> tuple[Floats, Floats]:
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     """Return the quotient, with NaN for a division by 0."""
     out = np.full(numerator.shape, np.nan)
-    return np.divide(numerator, denominator, out=out, where=denominator != 0)
+    np.divide(numerator, denominator, out=out, where=denominator != 0)
+    return out
 
 
 def _mean(values: Floats) -> Floats:

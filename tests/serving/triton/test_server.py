@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from plurum.errors import MetadataError, RepositoryError, ServerError
 from plurum.serving import Server, ServerSettings, find_triton
-from plurum.serving.triton.installation import lay_out
+from plurum.serving.installation import lay_out
 from plurum.serving.triton.leftovers import SHARED_MEMORY
 from plurum.serving.triton.processes import MARK
 

@@ -11,7 +11,7 @@ from plurum.errors import DataError, ImageError
 from plurum.images import open_image, pixels_from_image
 from plurum.spec import ImageSpec
 from plurum.training import load_data
-from tests.training.conftest import digit_arrays, write_classes, write_image
+from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
 
 IMAGE = ImageSpec(height=24, width=20, resize="crop", mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -83,6 +83,6 @@ def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
 
 def test_images_of_an_archive_that_are_too_small_are_refused(tmp_path: Path) -> None:
     arrays = {name: array[:, :4, :4] if "images" in name else array for name, array in digit_arrays().items()}
-    np.savez(tmp_path / "a.npz", **arrays)
+    save_npz(tmp_path / "a.npz", arrays)
     with pytest.raises(DataError, match=r"320 of 320 images can't be read.*4 x 4 pixels is too small"):
         load_data(str(tmp_path / "a.npz")).pixels(IMAGE)

@@ -16,7 +16,7 @@ from plurum.training import LabelledImages, TrainSettings, load_data
 from plurum.training.data.report import DataReport, data_report, read_data_report, report_lines, usable_rows
 from plurum.training.data.report_plot import plot_from_data_report
 from plurum.training.data.store import store_data
-from tests.training.conftest import digit_arrays, write_classes, write_image
+from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
 
 SETTINGS = TrainSettings(archs=("a",), image_size=16)
 
@@ -35,7 +35,7 @@ def leaky(tmp_path: Path) -> Path:
     arrays["test_images"][5] = arrays["test_images"][4]
     arrays["test_labels"][5] = arrays["test_labels"][4]
     path = tmp_path / "leaky.npz"
-    np.savez(path, **arrays)
+    save_npz(path, arrays)
     return path
 
 

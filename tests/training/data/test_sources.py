@@ -11,7 +11,7 @@ import pytest
 
 from plurum.errors import DataError
 from plurum.training import load_data
-from tests.training.conftest import COUNTS, digit_arrays, write_classes, write_image
+from tests.training.conftest import COUNTS, digit_arrays, save_npz, write_classes, write_image
 
 
 def test_digits_are_scikit_learns() -> None:
@@ -42,7 +42,7 @@ def test_an_archive_of_colour_images_is_read(tmp_path: Path) -> None:
     arrays = digit_arrays()
     for part in COUNTS:
         arrays[f"{part}_images"] = np.stack([arrays[f"{part}_images"]] * 3, axis=-1)
-    np.savez(tmp_path / "a.npz", **arrays)
+    save_npz(tmp_path / "a.npz", arrays)
     assert len(load_data(str(tmp_path / "a.npz"))) == 320
 
 
@@ -83,7 +83,7 @@ NO_THREE[NO_THREE == 3] = 0
 )
 def test_a_wrong_archive_is_refused(tmp_path: Path, change: Change, message: str) -> None:
     arrays = {name: array for name, array in {**digit_arrays(), **change}.items() if array is not None}
-    np.savez(tmp_path / "a.npz", **arrays)
+    save_npz(tmp_path / "a.npz", arrays)
     with pytest.raises(DataError, match=message):
         load_data(str(tmp_path / "a.npz"))
 
@@ -190,7 +190,7 @@ def test_the_fingerprint_follows_the_content(archive: Path, tmp_path: Path) -> N
     arrays = digit_arrays()
     arrays["test_images"] = arrays["test_images"].copy()
     arrays["test_images"][3, 4, 5] ^= 1
-    np.savez(tmp_path / "a.npz", **arrays)
+    save_npz(tmp_path / "a.npz", arrays)
     assert load_data(str(archive)).fingerprint != load_data(str(tmp_path / "a.npz")).fingerprint
     folder = write_classes(tmp_path / "classes", {"CE": 4, "LAA": 4})
     before = load_data(str(folder)).fingerprint

@@ -16,7 +16,7 @@ from plurum.errors import DataError, OutputError
 from plurum.run import Run
 from plurum.training import TrainSettings, load_data
 from plurum.training.data.store import image_spec, store_data
-from tests.training.conftest import digit_arrays, write_classes, write_image
+from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
 
 SETTINGS = TrainSettings(archs=("a",), image_size=16)
 
@@ -27,7 +27,7 @@ def test_arrays_keep_their_size_where_a_network_can_halve_it_five_times(tmp_path
         name: array if "labels" in name else np.zeros((len(array), 8, side), np.uint8)
         for name, array in digit_arrays().items()
     }
-    np.savez(tmp_path / "a.npz", **arrays)
+    save_npz(tmp_path / "a.npz", arrays)
     image = image_spec(load_data(str(tmp_path / "a.npz")), TrainSettings(archs=("a",)))
     assert (image.height, image.width) == (size, size)
 
@@ -78,7 +78,7 @@ def test_pretrained_members_get_imagenets(archive: Path, tmp_path: Path) -> None
 
 def test_pixels_that_never_change_can_be_normalised(tmp_path: Path) -> None:
     arrays = {name: array if "labels" in name else np.full_like(array, 255) for name, array in digit_arrays().items()}
-    np.savez(tmp_path / "a.npz", **arrays)
+    save_npz(tmp_path / "a.npz", arrays)
     image = store_data(Run(tmp_path / "run"), load_data(str(tmp_path / "a.npz")), SETTINGS).image
     assert image.mean == pytest.approx((1, 1, 1))
     assert image.std == pytest.approx((1 / 255,) * 3)

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
-import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from plurum.errors import ServerError, needs_extra
+from plurum.errors import ServerError
+from plurum.serving.installation.environment import private_environment
+from plurum.serving.installation.interpreters import Interpreter, describe_this
 from plurum.telemetry import forbid_telemetry
 
 __all__ = ["Layout", "TritonInstallation", "find_triton", "lay_out"]
 
+_log = logging.getLogger(__name__)
+
 _BACKENDS = Path(__file__).resolve().parents[1] / "backends"
 _STUB = "triton_python_backend_stub"
+_BINARY = Path("bin", "tritonserver")
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,12 @@ class TritonInstallation:
     Attributes:
         binary: The `tritonserver` executable.
         wheel: The wheel's `tritonserver` folder; None for an installation with its own backends.
+        python: Interpreter that runs the Python models of the server from the wheel; else None.
     """
 
     binary: Path
     wheel: Path | None = None
+    python: Interpreter | None = None
 
     @property
     def uses_gpu(self) -> bool:
@@ -58,61 +64,61 @@ class Layout:
 
 
 def find_triton() -> TritonInstallation:
-    """Return the `tritonserver` on PATH, else the one inside the `nvidia-pytriton` wheel.
+    """Return the `tritonserver` on PATH, else the one of the wheel.
+
+    The wheel of this Python environment is taken if Triton's Python models can run in it, which the extra `embedded`
+    provides; otherwise that of the private environment, which is made if need be.
 
     Raises:
-        ServerError: there is neither.
+        ServerError: the private environment can't be made.
     """
     if found := shutil.which("tritonserver"):
         return TritonInstallation(Path(found))
-    # Look the package up without importing it: the import starts background work.
+    return _of_this_environment() or _of(private_environment())
+
+
+def _of_this_environment() -> TritonInstallation | None:
+    python = describe_this()
+    # Look packages up without importing them: pytriton's import starts background work.
     spec = importlib.util.find_spec("pytriton")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        wheel = Path(place) / "tritonserver"
-        if (wheel / "bin" / "tritonserver").is_file():
-            return TritonInstallation(wheel / "bin" / "tritonserver", wheel)
-    raise ServerError(
-        "no Triton server found: tritonserver is not on PATH, and the package nvidia-pytriton is not installed. "
-        "Run: pip install 'plurum[serving]'"
-    )
+    if not python.fits or spec is None or importlib.util.find_spec("onnxruntime") is None:
+        return None
+    if int(importlib.metadata.version("numpy").split(".")[0]) >= 2:
+        _log.info("numpy %s can't run Triton's Python models", importlib.metadata.version("numpy"))
+        return None
+    wheels = [Path(place) / "tritonserver" for place in spec.submodule_search_locations or []]
+    return next((_from_wheel(wheel, python) for wheel in wheels if (wheel / _BINARY).is_file()), None)
+
+
+def _of(python: Interpreter) -> TritonInstallation:
+    packages = Path(python.executable).parents[1] / "lib" / f"python{python.version}" / "site-packages"
+    return _from_wheel(packages / "pytriton" / "tritonserver", python)
+
+
+def _from_wheel(wheel: Path, python: Interpreter) -> TritonInstallation:
+    return TritonInstallation(wheel / _BINARY, wheel, python)
 
 
 def lay_out(triton: TritonInstallation, folder: Path) -> Layout:
     """Write the files that `triton` needs to the empty `folder`, and return the arguments and environment to start it.
 
     Raises:
-        MissingExtraError: ONNX Runtime is not installed.
-        ServerError: this Python can't run Triton's Python backend.
+        ServerError: Triton's Python models can't run in their interpreter.
     """
-    if triton.wheel is None:
+    if triton.wheel is None or triton.python is None:
         environment = dict(os.environ, PYTHONDONTWRITEBYTECODE="1")
         forbid_telemetry(environment)
         return Layout((), environment)
-    with needs_extra("serving", "onnxruntime"):
-        _check_numpy()
-    stub = triton.wheel / "python_backend_stubs" / sysconfig.get_python_version() / _STUB
-    if not stub.is_file():
-        versions = [path.parent.name for path in stub.parent.parent.glob(f"*/{_STUB}")]
-        known = ", ".join(sorted(versions, key=lambda version: int(version.partition(".")[2])))
-        raise ServerError(
-            f"nvidia-pytriton: expected Python {known}, got {sysconfig.get_python_version()}. "
-            "Use a supported Python version."
-        )
+    stub = triton.wheel / "python_backend_stubs" / triton.python.version / _STUB
     backends, libraries = folder / "backends", folder / "lib"
     _write_backends(triton.wheel, stub, backends)
-    _link_libpython(libraries)
-    environment = _environment(libraries)
-    _check_stub(stub, environment)
+    # In a separate folder, so that LD_LIBRARY_PATH adds nothing else.
+    libraries.mkdir()
+    library = Path(triton.python.library)
+    (libraries / library.name).symlink_to(library)
+    environment = _environment(Path(triton.python.executable).parent, libraries)
+    _check_stub(stub, triton.python, environment)
     return Layout((f"--backend-directory={backends}",), environment)
-
-
-def _check_numpy() -> None:
-    version = importlib.metadata.version("numpy")
-    if int(version.split(".")[0]) >= 2:
-        raise ServerError(
-            f"numpy: expected a version below 2, got {version}, with which this Triton's Python backend returns empty "
-            "tensors. Run: pip install 'numpy>=1.26,<2'"
-        )
 
 
 def _write_backends(wheel: Path, stub: Path, backends: Path) -> None:
@@ -127,23 +133,11 @@ def _write_backends(wheel: Path, stub: Path, backends: Path) -> None:
         shutil.copy2(file, backends / "onnxruntime")
 
 
-def _link_libpython(libraries: Path) -> None:
-    """Link this Python's shared library into a separate folder, so that LD_LIBRARY_PATH adds nothing else."""
-    libraries.mkdir()
-    name = sysconfig.get_config_var("INSTSONAME") or ""
-    places = [sysconfig.get_config_var("LIBDIR") or "", f"{sys.base_prefix}/lib", f"{sys.base_prefix}/lib64"]
-    for place in places:
-        # A Python without a shared library names its static one (.a) here.
-        if ".so" in name and (found := Path(place, name)).is_file():
-            (libraries / name).symlink_to(found)
-            return
-
-
-def _environment(libraries: Path) -> dict[str, str]:
+def _environment(programs: Path, libraries: Path) -> dict[str, str]:
     environment = dict(os.environ)
     environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(libraries), os.environ.get("LD_LIBRARY_PATH")]))
     # The stub uses the environment of the first python3 on PATH.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment["PATH"] = os.pathsep.join([str(programs), os.environ.get("PATH", os.defpath)])
     # These variables would make the stub use another environment.
     for name in ("PYTHONHOME", "PYTHONPATH"):
         environment.pop(name, None)
@@ -155,7 +149,7 @@ def _environment(libraries: Path) -> dict[str, str]:
     return environment
 
 
-def _check_stub(stub: Path, environment: dict[str, str]) -> None:
+def _check_stub(stub: Path, python: Interpreter, environment: dict[str, str]) -> None:
     """Run the stub without arguments to check its libraries; without them Triton would hang and never become ready."""
     try:
         outcome = subprocess.run([stub], env=environment, capture_output=True, text=True, check=False, timeout=30)
@@ -170,8 +164,7 @@ def _check_stub(stub: Path, environment: dict[str, str]) -> None:
     if outcome.returncode != 127:
         return
     reason = (outcome.stderr.strip().splitlines() or ["no reason given"])[-1].rpartition(": error while ")[2]
-    version = sysconfig.get_python_version()
     raise ServerError(
-        f"Triton's Python backend can't start with this Python ({sys.executable}): {reason}. Install its shared "
-        f"library (Debian, Ubuntu: apt-get install libpython{version}) or use a Python that has one (uv, conda)."
+        f"Triton's Python backend can't start with Python {python.version} ({python.base}): {reason}. Install "
+        f"its shared library (Debian, Ubuntu: apt-get install libpython{python.version}), or set PLURUM_SERVE_PYTHON."
     )
