@@ -124,7 +124,7 @@ environment.private_environment()
 def test_another_program_is_no_python(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLURUM_SERVE_PYTHON", chosen)
     with pytest.raises(
-        ServerError, match=rf"PLURUM_SERVE_PYTHON: expected Python 3\.10 to 3\.12 .*{chosen}, no Python"
+        ServerError, match=rf"expected Python 3\.10 to 3\.12 .*got {chosen}, no Python"
     ):
         private_environment()
 
