@@ -1,5 +1,5 @@
 # Everything happens in .venv; no root, no Docker, no GPU needed.
-PYTHON ?= python3
+PYTHON ?= $(firstword $(shell command -v python3 python3.14 python3.13 python3.12 python3.11 python3.10) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # A machine with a GPU runs every test, any other all but those that need one.
@@ -39,8 +39,16 @@ format: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/*.egg-info
 
+# The embedded server needs Python 3.10 to 3.12; where another serves, or none is to be had, that is told first.
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@command -v tritonserver >/dev/null || $(PYTHON) serving/installation/interpreters.py \
+	  "$${XDG_CACHE_HOME:-$$HOME/.cache}/plurum" >/dev/null
+	@if $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
+	elif command -v uv >/dev/null; then uv venv --quiet --seed $(VENV); \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -m pip install --quiet --target build/uv uv && build/uv/bin/uv venv --quiet --seed $(VENV); \
+	else echo "make: expected python3 with venv, or uv. Debian, Ubuntu: apt-get install python3-venv; Fedora: dnf install" \
+	  "python3; elsewhere: install uv." >&2; exit 2; fi
 
 # The stamps: installed again when the dependencies change.
 $(VENV)/.all $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(BIN)/python

@@ -6,6 +6,7 @@ without TensorRT or a GPU, is reported as skipped, not as passed.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +167,7 @@ def _plan_findings(repository: _LoadedRepository, published: PublishedGraph, mod
 
 def _repository_findings(repository: _LoadedRepository) -> Iterator[Finding]:
     path, ensemble = repository.path, repository.ensemble
+    yield _finding("installation", "onnxruntime", _installation_faults())
     yield from _file_findings(repository)
     graphs = {one.model: one.sha256 for one in repository.manifest.artefacts}
     members = [member.name for member in ensemble.members]
@@ -186,6 +188,14 @@ def _repository_findings(repository: _LoadedRepository) -> Iterator[Finding]:
             yield _finding("contract", name, parameter_faults(config, ensemble))
     for copy in sorted(path.glob("*/1/ensemble.json")):
         yield _finding("contract", copy.parent.parent.name, copy_faults(copy, path))
+
+
+def _installation_faults() -> list[str]:
+    flavours = ("onnxruntime", "onnxruntime-gpu")
+    there = [name for name in flavours if any(importlib.metadata.distributions(name=name))]
+    if len(there) < len(flavours):
+        return []
+    return ["onnxruntime and onnxruntime-gpu share a folder, and both are installed; uninstall both, then install one"]
 
 
 def _file_findings(repository: _LoadedRepository) -> Iterator[Finding]:

@@ -39,6 +39,38 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
+@pytest.mark.parametrize("python", ["3.10", "3.14"])
+@pytest.mark.parametrize(
+    ("extras", "there", "absent"),
+    [
+        (["client"], {"tritonclient"}, {"torch", "onnxruntime", "nvidia-pytriton", "pandas"}),
+        (["serving", "gateway"], {"tritonclient", "starlette"}, {"torch", "onnxruntime", "nvidia-pytriton"}),
+        (["all"], {"torch", "onnxruntime", "openvino", "pyarrow"}, {"onnxruntime-gpu", "nvidia-pytriton"}),
+        (["export", "serving", "gpu"], {"onnxruntime-gpu", "tensorrt"}, {"onnxruntime", "nvidia-pytriton"}),
+        (["all", "embedded"], {"torch", "onnxruntime"}, {"onnxruntime-gpu"}),
+    ],
+)
+def test_extras_add_up(python: str, extras: list[str], there: set[str], absent: set[str]) -> None:
+    options = [option for extra in extras for option in ("--extra", extra)]
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
+    outcome = subprocess.run(
+        [*command, "--python-version", python, *options, "pyproject.toml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    versions = dict(line.split(" ")[0].split("==") for line in outcome.stdout.splitlines())
+    assert there <= set(versions)
+    assert not absent & set(versions)
+    if not {"torch", "tensorrt"} & there:
+        assert not [name for name in versions if name.startswith(("nvidia-", "cuda-"))]
+    is_embedded = "embedded" in extras and python == "3.10"
+    assert ("nvidia-pytriton" in versions) == is_embedded
+    assert versions["numpy"].startswith("1.26.") == is_embedded
+
+
 def test_nothing_but_plurum_lands_in_site_packages(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"plurum"}

@@ -6,7 +6,7 @@ Python and NumPy, Triton's Python models run in an environment of their own:
     CACHE/plurum/server-KEY/    a virtual environment, and `environment.json`, written last
 
 KEY depends on the wanted versions, so that another version of ONNX Runtime makes another environment. `CACHE` is
-`XDG_CACHE_HOME`, or `~/.cache`.
+`XDG_CACHE_HOME`, or `~/.cache`; without a home it is a folder of the user's in the temporary folder.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from plurum.errors import OutputError, ServerError
 from plurum.files import atomic_folder
-from plurum.serving.installation.interpreters import VERSIONS, Interpreter, describe, find_interpreters
+from plurum.serving.installation.interpreters import Interpreter, find_interpreter
 
 __all__ = ["PACKAGES", "private_environment"]
 
@@ -83,21 +84,28 @@ def _key(wanted: dict[str, str]) -> str:
 
 
 def _cache() -> Path:
-    """Return Plurum's folder in the user's cache.
+    """Return Plurum's folder in the user's cache, or in the temporary folder for a user without a home.
 
     Raises:
         ServerError: it can't be made, or other users may write to it.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "plurum"
-    try:
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = cache.stat()
-    except (OSError, RuntimeError) as error:
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        places = [Path(chosen, "plurum")]
+    else:
+        places = [Path("~/.cache/plurum").expanduser(), Path(tempfile.gettempdir(), f"plurum-{os.geteuid()}")]
+    for cache in places:
+        try:
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            break
+        except OSError as error:
+            reason = error.strerror
+    else:
         raise ServerError(
-            f"XDG_CACHE_HOME: expected a folder to keep Triton's environment in, got {cache.parent}: {error}. "
+            f"XDG_CACHE_HOME: expected a folder to keep Triton's environment in, got {cache.parent}: {reason}. "
             "Set it to a folder that you can write to."
-        ) from error
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        )
+    status = cache.lstat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022 or not stat.S_ISDIR(status.st_mode):
         raise ServerError(f"{cache}: expected a folder that only its owner, you, can write to. Run: chmod go-w {cache}")
     return cache
 
@@ -154,7 +162,10 @@ def _make(folder: Path, wanted: dict[str, str]) -> Interpreter:
     for left in folder.parent.glob(".server-*"):
         # Of a process that was killed.
         shutil.rmtree(left, ignore_errors=True)
-    base = _base()
+    try:
+        base = find_interpreter(folder.parent)
+    except LookupError as error:
+        raise ServerError(str(error)) from error
     _log.warning("making an environment for Triton in %s with Python %s; this happens once", folder, base.version)
     try:
         with atomic_folder(folder, private=True) as hidden:
@@ -169,62 +180,6 @@ def _make(folder: Path, wanted: dict[str, str]) -> Interpreter:
     _log.warning("the environment for Triton is complete")
     _tell_differences(wanted, installed)
     return interpreter
-
-
-def _base() -> Interpreter:
-    """Return the interpreter to make the environment with.
-
-    Raises:
-        ServerError: there is none.
-    """
-    if chosen := os.environ.get("PLURUM_SERVE_PYTHON"):
-        interpreter = describe(Path(shutil.which(chosen) or chosen))
-        if interpreter is None or not interpreter.fits:
-            got = "no Python" if interpreter is None else f"Python {interpreter.version}"
-            without = " without a shared library" if interpreter and not interpreter.library else ""
-            raise ServerError(
-                f"PLURUM_SERVE_PYTHON: expected Python 3.10 to 3.12 with a shared library (libpython), "
-                f"got {chosen}, {got}{without}."
-            )
-        return interpreter
-    found = next(find_interpreters(), None) or _from_uv()
-    if found is None:
-        raise ServerError(
-            "Triton's Python models need Python 3.10, 3.11 or 3.12 with its shared library, and none was found. "
-            "Install one (Debian, Ubuntu: apt-get install libpython3.11 or libpython3.12; or: uv python install 3.12), "
-            "or name one in PLURUM_SERVE_PYTHON."
-        )
-    return found
-
-
-def _from_uv() -> Interpreter | None:
-    """Return an interpreter that uv has or downloads; None without uv or the download."""
-    with tempfile.TemporaryDirectory(prefix="plurum_uv_") as place:
-        uv = _find_uv(Path(place))
-        if uv is None:
-            return None
-        _log.warning("looking for Python %s with uv", VERSIONS[0])
-        # In Plurum's cache, so that it appears nowhere else.
-        environment = os.environ | {"UV_PYTHON_INSTALL_DIR": str(_cache() / "python")}
-        for arguments in (["install", "--no-bin", VERSIONS[0]], ["find", "--no-project", VERSIONS[0]]):
-            outcome = subprocess.run(
-                [*uv, "python", *arguments], env=environment, capture_output=True, text=True, check=False
-            )
-        found = describe(Path(outcome.stdout.strip())) if outcome.returncode == 0 else None
-        return found if found is not None and found.fits else None
-
-
-def _find_uv(place: Path) -> list[str] | None:
-    """Return the command of uv, which is downloaded to `place` if it is not installed."""
-    if found := shutil.which("uv"):
-        return [found]
-    if importlib.util.find_spec("uv") is not None:
-        return [sys.executable, "-m", "uv"]
-    if importlib.util.find_spec("pip") is None:
-        return None
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(place), "uv"]
-    outcome = subprocess.run(command, capture_output=True, check=False)
-    return [str(place / "bin" / "uv")] if outcome.returncode == 0 else None
 
 
 def _install(python: Path, wanted: dict[str, str]) -> dict[str, str]:

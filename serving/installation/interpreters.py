@@ -1,26 +1,29 @@
 """Find a Python that can run Triton's Python models: version 3.10 to 3.12, with a shared library.
 
-    python interpreters.py
+    python interpreters.py          prints the description of the interpreter that runs it, as JSON
+    python interpreters.py CACHE    finds one, downloads it to CACHE if need be, and prints its path
 
-prints the description of the interpreter that runs it, as JSON. Therefore the file imports nothing of Plurum.
+The file imports nothing of Plurum, so that it runs in any interpreter and before Plurum is installed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["VERSIONS", "Interpreter", "describe_this", "find_interpreters"]
+__all__ = ["Interpreter", "describe", "describe_this", "find_interpreter"]
 
 # NumPy 1.26, which Triton's stubs need, has wheels up to Python 3.12.
-VERSIONS = ("3.12", "3.11", "3.10")
+_VERSIONS = ("3.12", "3.11", "3.10")
 _TIMEOUT_S = 20.0
 
 
@@ -43,7 +46,7 @@ class Interpreter:
     @property
     def fits(self) -> bool:
         """True if Triton's Python models can run in it."""
-        return self.version in VERSIONS and bool(self.library)
+        return self.version in _VERSIONS and bool(self.library)
 
 
 def describe_this() -> Interpreter:
@@ -60,16 +63,70 @@ def describe_this() -> Interpreter:
     )
 
 
-def find_interpreters() -> Iterator[Interpreter]:
-    """Yield the fitting interpreters of this machine: this one, those on PATH, those in the system's folders."""
-    seen: set[str] = set()
+def find_interpreter(cache: Path) -> Interpreter:
+    """Return a fitting interpreter.
+
+    The search order is: `PLURUM_SERVE_PYTHON`, this interpreter, those on PATH and in the system's folders, and uv,
+    which may download one.
+
+    Args:
+        cache: Folder for the download.
+
+    Raises:
+        LookupError: there is none; the message is for the user.
+    """
+    if chosen := os.environ.get("PLURUM_SERVE_PYTHON"):
+        found = describe(Path(shutil.which(chosen) or chosen))
+        if found is not None and found.fits:
+            return found
+        got = "no Python" if found is None else f"Python {found.version}{'' if found.library else ' without one'}"
+        raise LookupError(
+            f"PLURUM_SERVE_PYTHON: expected Python 3.10 to 3.12 with a shared library (libpython), got {chosen}, {got}."
+        )
+    found = next(_on_this_machine(), None) or _from_uv(cache)
+    if found is None:
+        raise LookupError(
+            "Triton's Python models need Python 3.10, 3.11 or 3.12 with its shared library, and none was found. "
+            "Install one (Debian, Ubuntu: apt-get install libpython3.11 or libpython3.12; or: uv python install 3.12), "
+            "or name one in PLURUM_SERVE_PYTHON."
+        )
+    return found
+
+
+def _on_this_machine() -> Iterator[Interpreter]:
     folders = os.pathsep.join([os.environ.get("PATH", ""), "/usr/bin", "/usr/local/bin"])
-    names = [sys.executable, *(shutil.which(f"python{version}", path=folders) for version in VERSIONS)]
-    for name in names:
-        interpreter = describe(Path(name)) if name else None
-        if interpreter is not None and interpreter.fits and interpreter.base not in seen:
-            seen.add(interpreter.base)
-            yield interpreter
+    names = [sys.executable, *(shutil.which(f"python{version}", path=folders) for version in _VERSIONS)]
+    for name in filter(None, names):
+        found = describe(Path(name))
+        if found is not None and found.fits:
+            yield found
+
+
+def _from_uv(cache: Path) -> Interpreter | None:
+    """Return an interpreter that uv has or downloads; None without uv or the download."""
+    with tempfile.TemporaryDirectory(prefix="plurum_uv_") as place:
+        uv = _find_uv(place)
+        if uv is None:
+            return None
+        # In Plurum's cache, so that it appears nowhere else.
+        environment = os.environ | {"UV_PYTHON_INSTALL_DIR": str(cache / "python")}
+        for arguments in (["install", "--no-bin", _VERSIONS[0]], ["find", "--no-project", _VERSIONS[0]]):
+            outcome = subprocess.run(
+                [*uv, "python", *arguments], env=environment, capture_output=True, text=True, check=False
+            )
+        found = describe(Path(outcome.stdout.strip())) if outcome.returncode == 0 else None
+        return found if found is not None and found.fits else None
+
+
+def _find_uv(place: str) -> list[str] | None:
+    """Return the command of uv, which pip installs in the folder `place` if it is not there."""
+    if found := shutil.which("uv"):
+        return [found]
+    if importlib.util.find_spec("pip") is None:
+        return None
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", place, "uv"]
+    outcome = subprocess.run(command, capture_output=True, check=False)
+    return [f"{place}/bin/uv"] if outcome.returncode == 0 else None
 
 
 def describe(executable: Path) -> Interpreter | None:
@@ -83,5 +140,15 @@ def describe(executable: Path) -> Interpreter | None:
         return None
 
 
+def _main() -> None:
+    if len(sys.argv) == 1:
+        sys.stdout.write(json.dumps(asdict(describe_this())))
+        return
+    try:
+        sys.stdout.write(f"{find_interpreter(Path(sys.argv[1])).base}\n")
+    except LookupError as error:
+        sys.exit(f"plurum: {error}")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(describe_this())))
+    _main()

@@ -108,3 +108,12 @@ def test_the_python_example_of_training_runs(tmp_path: Path, monkeypatch: pytest
     (example,) = re.findall(r"```python\n(.*?)```", (DOCS / "training.md").read_text(), flags=re.DOTALL)
     said = subprocess.run([sys.executable, "-c", example], check=True, capture_output=True, text=True).stdout
     assert re.fullmatch(r"\d+\.\d+ 2\n", said)
+
+
+def test_the_page_has_a_row_for_each_extra() -> None:
+    project = (
+        (DOCS.parent / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
+    )
+    extras = re.findall(r"^([a-z0-9-]+) = \[", project.partition("\n[")[0], re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|", (DOCS / "installing.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == extras

@@ -48,10 +48,10 @@ def serve(
 ) -> None:
     """Serve a model repository on Triton until Ctrl-C.
 
-    Uses tritonserver from PATH, or else the one in the package nvidia-pytriton. Prints its URLs after a successful
-    test inference, and repeats that inference at intervals. A model or server that exits, hangs or returns errors is
-    restarted within seconds. Ctrl-C, SIGTERM or SIGHUP completes requests in flight, then stops all processes and
-    removes temporary files.
+    Uses tritonserver from PATH, or else the one in the package nvidia-pytriton, for which the first start may install a
+    Python environment in your cache folder. Prints its URLs after a successful test inference, and repeats that
+    inference at intervals. A model or server that exits, hangs or returns errors is restarted within seconds. Ctrl-C,
+    SIGTERM or SIGHUP completes requests in flight, then stops all processes and removes temporary files.
 
     [bold]Examples[/bold]
 

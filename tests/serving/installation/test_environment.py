@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from plurum.errors import ServerError
-from plurum.serving.installation import PACKAGES, environment, private_environment
+from plurum.serving.installation import PACKAGES, environment, interpreters, private_environment
 
 Run = Callable[[list[str], str], None]
 
@@ -123,16 +123,14 @@ environment.private_environment()
 @pytest.mark.parametrize("chosen", ["/bin/false", "/nowhere/python"])
 def test_another_program_is_no_python(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLURUM_SERVE_PYTHON", chosen)
-    with pytest.raises(
-        ServerError, match=rf"expected Python 3\.10 to 3\.12 .*got {chosen}, no Python"
-    ):
+    with pytest.raises(ServerError, match=rf"expected Python 3\.10 to 3\.12 .*got {chosen}, no Python"):
         private_environment()
 
 
 @pytest.mark.usefixtures("cache")
 def test_no_python_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "find_interpreters", lambda: iter(()))
-    monkeypatch.setattr(environment, "_from_uv", lambda: None)
+    monkeypatch.setattr(interpreters, "describe", lambda _: None)
+    monkeypatch.setattr(interpreters, "_from_uv", lambda _: None)
     with pytest.raises(ServerError, match=r"need Python 3\.10, 3\.11 or 3\.12 .* PLURUM_SERVE_PYTHON"):
         private_environment()
 

@@ -22,7 +22,7 @@ from plurum.errors import ParityError
 from plurum.export import ExportSettings, repository_from_run
 from plurum.files import atomic_folder
 from plurum.run import Run
-from plurum.serving import Server, ServerSettings
+from plurum.serving import Server, ServerSettings, find_triton
 from plurum.serving.triton.metrics import metrics_at
 from plurum.spec import Ensemble, Scores
 from plurum.training import (
@@ -107,6 +107,8 @@ def run_demo(out: Path, *, fresh: bool = False) -> None:
     """
     start = time.monotonic()
     say, run, repository = Console(), Run(out), out / "model_repository"
+    # First, because what is missing should be told before the minutes of training.
+    find_triton()
     say.rule("1. train three classifiers on scikit-learn's digits")
     train_run(DATA, SETTINGS, out, TrainOptions(fresh=fresh))
     say.rule("2. fit them into one calibrated ensemble")
