@@ -52,5 +52,9 @@ $(BIN)/python:
 
 # The stamps: installed again when the dependencies change.
 $(VENV)/.all $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(BIN)/python
+	@# Without a GPU, PyTorch needs no CUDA packages (3 GB); only uv knows the index of those without.
+	@command -v nvidia-smi >/dev/null || ! command -v uv >/dev/null || \
+	  uv pip install --python $(BIN)/python --torch-backend=cpu 'torch>=2.6' 'torchvision>=0.21' || \
+	  echo "PyTorch's CPU packages can't be reached: installing those with CUDA" >&2
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -e ".[$*]"
 	@touch $@

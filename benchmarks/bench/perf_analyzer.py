@@ -1,8 +1,8 @@
 """Triton's load generator: find it, set it up if there is none, and measure one case with it.
 
-A `perf_analyzer` on PATH (NVIDIA's SDK container, `pip install perf-analyzer` where glibc is 2.38 or newer) is used as
-it is. Otherwise the binary inside the `tritonclient` 2.51.0 wheel is unpacked into a folder of the user's cache, with
-the two libraries that it needs; nothing is installed.
+A `perf_analyzer` on PATH (NVIDIA's SDK container has one) is used as it is. Otherwise one is unpacked into a folder of
+the user's cache; nothing is installed. Where glibc is 2.38 or newer, it is that of the `perf-analyzer` wheel; elsewhere
+that of the `tritonclient` 2.51.0 wheel, with the two libraries that it needs.
 """
 
 from __future__ import annotations
@@ -27,12 +27,18 @@ from plurum.files import atomic_folder
 
 __all__ = ["PerfAnalyzer", "find_perf_analyzer", "set_up_perf_analyzer"]
 
-# The last wheel with the binary inside; it runs with glibc 2.35 and newer.
-_VERSION = "2.51.0"
-_WHEELS = {
-    f"tritonclient=={_VERSION}": ("data/bin/perf_analyzer", "perf_analyzer"),
-    "nvidia-cuda-runtime-cu12": ("lib/libcudart.so.12", "libcudart.so.12"),
-}
+_HAS_NEW_GLIBC = tuple(map(int, (platform.libc_ver()[1] or "0").split(".")[:2])) >= (2, 38)
+# For older glibc, the last `tritonclient` wheel with the binary inside, which runs with 2.35 and newer.
+_VERSION = "2.59.0" if _HAS_NEW_GLIBC else "2.51.0"
+# A file of each wheel, and its name in the cache.
+_WHEELS = (
+    {f"perf-analyzer=={_VERSION}": ("bin/perf_analyzer", "perf_analyzer")}
+    if _HAS_NEW_GLIBC
+    else {
+        f"tritonclient=={_VERSION}": ("data/bin/perf_analyzer", "perf_analyzer"),
+        "nvidia-cuda-runtime-cu12": ("lib/libcudart.so.12", "libcudart.so.12"),
+    }
+)
 _LIBB64 = "libb64.so.0d"
 _OTHERWISE = "or put a perf_analyzer on PATH (NVIDIA's SDK container has one; pip install perf-analyzer, glibc >= 2.38)"
 _DOWNLOAD_S, _RUN_S, _LAST_ANSWERS_S = 300, 60, 5
