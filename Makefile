@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A machine with a GPU runs every test, any other all but those that need one.
 MARKERS := $(if $(shell command -v nvidia-smi),,-m "not gpu")
 
-.PHONY: demo test lint docs format clean
+.PHONY: demo test lint docs dist format clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -14,6 +14,7 @@ help:
 	@echo "make test    install and run every test that this machine can"
 	@echo "make lint    ruff, mypy and the layers of packages"
 	@echo "make docs    build the site in build/site"
+	@echo "make dist    build and check the wheel and the source distribution in build/dist"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 
@@ -31,6 +32,14 @@ lint: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# A release is what is tagged with its version: the check fails where a tag and the version differ.
+dist: $(VENV)/.dev
+	rm -rf build/dist
+	$(BIN)/python -m build --outdir build/dist . >/dev/null
+	$(BIN)/twine check --strict build/dist/*
+	$(BIN)/check-wheel-contents build/dist/*.whl
+	@tag=$$(git tag --points-at HEAD 'v*'); test -z "$$tag" || ls build/dist/plurum-$${tag#v}-py3-none-any.whl
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

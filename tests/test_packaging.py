@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from plurum.serving import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
@@ -153,3 +157,16 @@ def test_a_missing_extra_is_one_line_with_the_command_that_brings_it(
     assert f"pip install 'plurum[{extra}]'" in ended.stderr
     assert ended.stderr.strip().count("\n") == 0
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.triton
+def test_the_installed_client_requests_predictions(wheel: Path, served: Server, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    programs = tmp_path / "venv" / "bin"
+    pip = [str(programs / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*pip, f"plurum[client] @ {wheel.as_uri()}"], check=True)
+    Image.new("RGB", (32, 32), "gray").save(tmp_path / "image.png")
+    for way in (["--url", served.urls.grpc], ["--http", "--url", served.urls.http.removeprefix("http://")]):
+        command = [programs / "plurum", "predict", "image.png", "--json", *way]
+        answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert 0 < json.loads(answer.stdout)["confidence"] <= 1
