@@ -167,6 +167,6 @@ def test_the_installed_client_requests_predictions(wheel: Path, served: Server, 
     subprocess.run([*pip, f"plurum[client] @ {wheel.as_uri()}"], check=True)
     Image.new("RGB", (32, 32), "gray").save(tmp_path / "image.png")
     for way in (["--url", served.urls.grpc], ["--http", "--url", served.urls.http.removeprefix("http://")]):
-        command = [programs / "plurum", "predict", "image.png", "--json", *way]
+        command = [str(programs / "plurum"), "predict", "image.png", "--json", *way]
         answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
         assert 0 < json.loads(answer.stdout)["confidence"] <= 1
