@@ -101,10 +101,8 @@ class TritonConnection:
 
     def __init__(self, target: str) -> None:
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        self._infer = self._method("ModelInfer", _Serialized, pb.ModelInferResponse)
-        self._ready = self._method("ModelReady", pb.ModelReadyRequest, pb.ModelReadyResponse)
-        self._metadata = self._method("ModelMetadata", pb.ModelMetadataRequest, pb.ModelMetadataResponse)
-        self._config = self._method("ModelConfig", pb.ModelConfigRequest, pb.ModelConfigResponse)
+        self._infer = self._method("ModelInfer", _Serialized)
+        self._ready, self._metadata, self._config = map(self._method, ("ModelReady", "ModelMetadata", "ModelConfig"))
 
     @property
     def connected(self) -> bool:
@@ -156,11 +154,11 @@ class TritonConnection:
                     raise
         return found
 
-    def _method(self, name: str, request: Any, response: Any) -> Any:
+    def _method(self, name: str, request: Any = None) -> Any:
         return self._channel.unary_unary(
             f"/inference.GRPCInferenceService/{name}",
-            request_serializer=request.SerializeToString,
-            response_deserializer=response.FromString,
+            request_serializer=(request or getattr(pb, f"{name}Request")).SerializeToString,
+            response_deserializer=getattr(pb, f"{name}Response").FromString,
         )
 
 
