@@ -36,6 +36,7 @@ from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.servers import PlurumProcess, roles_of, triton_of
 from plurum.errors import ServerError, SettingsError
 from plurum.serving.triton.leftovers import SHARED_MEMORY
+from plurum.serving.triton.processes import ServerProcesses
 from plurum.spec import read_ensemble
 
 __all__ = ["FAULTS", "FaultyServer", "Round", "faults"]
@@ -121,6 +122,7 @@ class FaultyServer(PlurumProcess):
         (copy / "export.json").unlink(missing_ok=True)
         image = read_ensemble(copy / "ensemble.json").image
         self.pixels = np.full((image.height, image.width, 3), 99, np.uint8)
+        self._names: set[str] = set()
         super().__init__("serve", copy)
 
     def __enter__(self) -> FaultyServer:
@@ -136,7 +138,7 @@ class FaultyServer(PlurumProcess):
 
     def kill(self, model: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to a process: `triton`, or the youngest instance of a model; `member` is any member."""
-        server = triton_of(self)
+        server = self._triton()
         if model == "triton":
             os.kill(server.session, number)
             return
@@ -160,9 +162,16 @@ class FaultyServer(PlurumProcess):
         threading.Thread(target=send, daemon=True).start()
 
     def held_bytes(self) -> dict[str, int]:
-        """Return the memory of the processes (proportional set size), and all of Plurum's files in /dev/shm, bytes."""
-        shared = sum(path.stat().st_size for path in SHARED_MEMORY.glob("plurum_*"))
+        """Return the memory of the processes (proportional set size), and this server's files in /dev/shm, bytes."""
+        self._triton()
+        shared = sum(path.stat().st_size for name in self._names for path in SHARED_MEMORY.glob(f"{name}*"))
         return {"memory": sum(memory_bytes(roles_of(self)).values()), "shared_memory": shared}
+
+    def _triton(self) -> ServerProcesses:
+        """Return the processes of Triton, and remember its name: a Triton that was killed may leave files."""
+        server = triton_of(self)
+        self._names.add(server.name)
+        return server
 
 
 FAULTS: dict[str, Callable[[FaultyServer], None]] = {
