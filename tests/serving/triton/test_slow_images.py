@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -151,4 +152,10 @@ def test_nothing_of_a_decoder_is_left(repository: Path) -> None:
 
 def decoders(process: psutil.Process) -> list[psutil.Process]:
     """Return the decoding processes below `process`."""
-    return [one for one in process.children(recursive=True) if "images.decoder" in one.cmdline()]
+    found = []
+    for one in process.children(recursive=True):
+        # One that has just exited has no command line.
+        with contextlib.suppress(psutil.Error):
+            if "images.decoder" in one.cmdline():
+                found.append(one)
+    return found

@@ -105,7 +105,7 @@ def is_answered(url: str, tls: Tls, run: Run) -> bool:
             return len(client.predict(np.array(run.pixels()[:2]))) == 2
         except ServerError as error:
             said = str(error)
-    assert "no gRPC server answers" in said
+    assert "no gRPC server responds" in said
     return False
 
 
