@@ -35,7 +35,7 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
 def test_every_way_to_members_ends_in_served_answers(way: str, tmp_path: Path) -> None:
     values, members = WAYS[way]
     run = Run(tmp_path / "run")
-    settings = TrainSettings(**values, epochs=6, learning_rate=5e-3, precision="fp32")
+    settings = TrainSettings(**values, epochs=3, learning_rate=5e-3, precision="fp32")
     assert len(train_run("digits", settings, run.path).members) == members
     # Keep all members: the fit's own tests cover selection.
     ensemble = fit_run(run.path, FitSettings(select="all"))

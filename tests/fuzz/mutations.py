@@ -1,6 +1,6 @@
 """Break what is whole, at random, for a while: all fuzz tests share this.
 
-`PLURUM_FUZZ_SECONDS` says for how long each test runs (12), `PLURUM_FUZZ_SEED` repeats one that failed.
+`PLURUM_FUZZ_SECONDS` says for how long each test runs (5), `PLURUM_FUZZ_SEED` repeats one that failed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def draws(name: str, seed: int | None = None, told: Callable[[], str] = lambda: 
         told: What else is said at the end.
     """
     seed = _seed() if seed is None else seed
-    end_s = time.monotonic() + float(os.environ.get("PLURUM_FUZZ_SECONDS", "12"))
+    end_s = time.monotonic() + float(os.environ.get("PLURUM_FUZZ_SECONDS", "5"))
     inputs = 0
     try:
         while time.monotonic() < end_s:
