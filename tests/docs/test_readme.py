@@ -36,7 +36,6 @@ BENCHMARK = "python -m plurum.benchmarks.claims.throughput"
 SMALLER = {
     "resnet18": "test_resnet",
     "mobilenetv3_small_100": "test_byobnet",
-    "regnetx_002": "test_vit",
     "--epochs 5": "--epochs 1",
 }
 PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
