@@ -88,7 +88,7 @@ def test_what_is_no_data_is_refused(tmp_path: Path, plurum: CommandLine) -> None
     assert "does not exist" in plurum.refused("data", tmp_path / "nothing")
     arrays = digit_arrays()
     save_npz(tmp_path / "a.npz", {name: array[:0] for name, array in arrays.items()})
-    assert "train_images is empty" in plurum.refused("data", tmp_path / "a.npz")
+    assert "a.npz has no train image" in plurum.refused("data", tmp_path / "a.npz")
 
 
 def test_folders_taken_as_splits_and_files_not_read_are_said(tmp_path: Path, plurum: CommandLine) -> None:
