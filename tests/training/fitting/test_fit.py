@@ -315,7 +315,7 @@ def test_what_can_not_be_fitted_is_refused_and_writes_nothing(run: Run, tmp_path
     for settings, message in (
         (FitSettings(prior={"zero": 0.5, "1": 0.5}), "--prior: unknown class zero; available: "),
         (FitSettings(prior_from=str(tmp_path / "nowhere")), "is neither a folder of images nor a .csv"),
-        (FitSettings(prior_from=str(tmp_path / "empty")), "has no image"),
+        (FitSettings(prior_from=str(tmp_path / "empty")), "expected images .*, got none"),
         (FitSettings(prior_from=str(tmp_path / "names.csv")), r"has no column path .*; it has: slide"),
         (FitSettings(prior_from=str(tmp_path / "gone.csv")), r"names images that do not exist: .*a\.png, and 1 more"),
         (FitSettings(prior_from=str(tmp_path / "long.csv")), r"names images that do not exist: .*a{300}\.png"),
