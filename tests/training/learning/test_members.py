@@ -79,7 +79,7 @@ def test_finished_members_are_reused_and_others_added(copy: Run, archive: Path) 
     ("changes", "message"),
     [
         ({"epochs": 5}, "--epochs: expected 4, got 5"),
-        ({"seed": 1, "learning_rate": 0.1}, "--learning-rate: expected 0.005, got 0.1; --seed: expected 0, got 1"),
+        ({"seed": 1, "learning_rate": 0.1}, "--seed: expected 0, got 1; --learning-rate: expected 0.005, got 0.1"),
         ({"archs": ARCHS[::-1]}, r"--arch: expected \('test_byobnet', 'test_resnet'\), got"),
         ({"archs": ARCHS[:1]}, "--arch: expected"),
     ],
