@@ -82,7 +82,7 @@ Classes = Annotated[tuple[Text, ...], Field(min_length=2), AfterValidator(_disti
 class Metadata(BaseModel):
     """Base class of schemas: instances are frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class ImageSpec(Metadata):

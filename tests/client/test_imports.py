@@ -35,7 +35,7 @@ def test_import_is_fast_and_light() -> None:
     # Of the processor's time, and the best of five: others compute on this machine, too.
     answers = [output(SCRIPT).split() for _ in range(5)]
     assert all(heavy == [] for _, *heavy in answers)
-    assert min(float(taken_s) for taken_s, *_ in answers) < 0.4
+    assert min(float(taken_s) for taken_s, *_ in answers) < 0.6
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
