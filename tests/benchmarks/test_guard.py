@@ -84,7 +84,7 @@ def test_a_voter_that_dawdles_is_found(guarded: Path, tmp_path: Path) -> None:
     model = slow / "voter" / "1" / "model.py"
     begin = "        logits = [self._logits(request) for request in requests]\n"
     assert begin in model.read_text()
-    model.write_text(model.read_text().replace(begin, f"        __import__('time').sleep(0.003)\n{begin}"))
+    model.write_text(model.read_text().replace(begin, f"        __import__('time').sleep(0.005)\n{begin}"))
     limits, found = read_noise().limits(machine()), cost_ratios(slow)
     assert found["voter"] > limits["voter"], (found, limits)
     assert found["latency"] > limits["latency"], (found, limits)
