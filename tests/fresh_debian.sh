@@ -5,8 +5,11 @@
 #
 # The root gets make, python3 and python3-venv, and this machine's pip settings. Without a Python that runs Triton's
 # models, `make demo` must end with one line. Then this machine's Python 3.11 packages are unpacked into the root, and it
-# must pass. The client in the root then requests predictions from a server outside. FOLDER is kept for a look.
+# must pass. The client in the root then requests predictions from a server outside, `PLURUM` or that of .venv. FOLDER is
+# kept for a look.
 set -euo pipefail
+# Mounts are this script's alone, and end with it.
+[ -n "${ALONE:-}" ] || ALONE=1 exec unshare --mount --propagation private "$0" "$@"
 repository=$(cd "$(dirname "$0")/.." && pwd)
 root=$(realpath -m "${1:?FOLDER}")
 suite=${2:-trixie}
@@ -15,9 +18,6 @@ server=
 
 finish() {
   [ -z "$server" ] || kill "$server" || true
-  for place in opt dev/shm dev proc; do
-    ! mountpoint -q "$root/$place" || umount "$root/$place"
-  done
 }
 trap finish EXIT
 
@@ -32,7 +32,8 @@ for place in proc dev opt; do
   mount --bind "/$place" "$root/$place"
 done
 mount -t tmpfs none "$root/dev/shm"
-cp -r /etc/resolv.conf /etc/hosts $(ls -d /etc/pip.conf) "$root/etc/"
+cp /etc/resolv.conf /etc/hosts "$root/etc/"
+cp /etc/pip.conf "$root/etc/" 2>/dev/null || true
 cp -r /etc/xdg/pip "$root/etc/xdg/" 2>/dev/null || true
 cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 rm -rf "$root/root/plurum" "$root/root/.cache/plurum"
@@ -55,7 +56,7 @@ inside "make demo"
 echo "== the client there, the server here"
 inside "python3 -m venv /root/client && /root/client/bin/pip install -q '.[client]'"
 cp -r "$root/root/plurum/runs/demo/model_repository" "$root/root/plurum/runs/demo/served"
-"$repository/.venv/bin/plurum" serve "$root/root/plurum/runs/demo/served" --http-port 18000 --grpc-port 18001 \
+"${PLURUM:-$repository/.venv/bin/plurum}" serve "$root/root/plurum/runs/demo/served" --http-port 18000 --grpc-port 18001 \
   --metrics-port 18002 &
 server=$!
 until curl -sf http://127.0.0.1:18000/v2/models/ensemble/ready; do
