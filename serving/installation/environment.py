@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from pathlib import Path
 
 from plurum.errors import OutputError, ServerError
 from plurum.files import atomic_folder
-from plurum.serving.installation.interpreters import Interpreter, find_interpreter
+from plurum.serving.installation.interpreters import Interpreter, find_interpreter, has_pip
 
 __all__ = ["PACKAGES", "private_environment"]
 
@@ -207,7 +206,7 @@ def _install(python: Path, wanted: dict[str, str]) -> dict[str, str]:
 
 def _installer(python: Path) -> list[str]:
     """Return the command that installs packages for another interpreter."""
-    if importlib.util.find_spec("pip") is not None:
+    if has_pip():
         return [
             sys.executable, "-m", "pip", "--python", str(python), "install",
             "--disable-pip-version-check", "--no-input", "--only-binary=:all:", "--retries=2",

@@ -8,7 +8,7 @@ The file imports nothing of Plurum, so that it runs in any interpreter and befor
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import json
 import os
 import shutil
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["Interpreter", "describe", "describe_this", "find_interpreter"]
+__all__ = ["Interpreter", "describe", "describe_this", "find_interpreter", "has_pip"]
 
 # NumPy 1.26, which Triton's stubs need, has wheels up to Python 3.12.
 _VERSIONS = ("3.12", "3.11", "3.10")
@@ -122,11 +122,20 @@ def _find_uv(place: str) -> list[str] | None:
     """Return the command of uv, which pip installs in the folder `place` if it is not there."""
     if found := shutil.which("uv"):
         return [found]
-    if importlib.util.find_spec("pip") is None:
+    if not has_pip():
         return None
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", place, "uv"]
     outcome = subprocess.run(command, capture_output=True, check=False)
     return [f"{place}/bin/uv"] if outcome.returncode == 0 else None
+
+
+def has_pip() -> bool:
+    """Say whether this interpreter has pip.
+
+    `importlib.util.find_spec` would ask setuptools' hook too, which then gives this whole process the standard
+    library's distutils: deprecated, and torch.compile imports it.
+    """
+    return importlib.machinery.PathFinder.find_spec("pip") is not None
 
 
 def describe(executable: Path) -> Interpreter | None:

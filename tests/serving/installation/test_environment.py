@@ -135,6 +135,12 @@ def test_no_python_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         private_environment()
 
 
+def test_looking_for_pip_changes_nothing_in_the_process() -> None:
+    code = "from plurum.serving.installation.interpreters import has_pip; print(has_pip()); import setuptools"
+    outcome = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (outcome.returncode, outcome.stdout) == (0, "True\n"), outcome.stderr
+
+
 def test_a_cache_that_others_may_write_to_is_refused(cache: Path) -> None:
     cache.mkdir()
     cache.chmod(0o777)
