@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from plurum.spec import (
     version_from_release,
     write_metadata,
 )
-from plurum.voting import Verdict, VotingRule
+from plurum.voting import DecisionPoint, Verdict, VotingRule
 
 IMAGE = {"height": 32, "width": 24, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
 SCORES = {"images": 40, "accuracy": 0.9, "nll": 0.3}
@@ -124,7 +125,8 @@ def edit(path: str, value: object) -> Callable[[dict[str, Any]], None]:
         ("colour", "red", "colour: Extra inputs are not permitted"),
         ("image.depth", 3, "image.depth: Extra inputs"),
         ("members.1.colour", "red", "members.1.colour: Extra inputs"),
-        ("version", 2, "version: Input should be 1"),
+        ("version", 3, "version: Input should be 1 or 2"),
+        ("version", 2, "version: expected 1 for these keys, got 2"),
         ("name", "../up", "name: String should match pattern"),
         ("name", ".hidden", "name: String should match"),
         ("voting.weights", [0.5, 0.4], "weights: expected a sum of 1, got 0.9"),
@@ -171,8 +173,67 @@ def test_what_does_not_fit_is_refused_in_one_line_that_names_it(
     with pytest.raises(MetadataError) as caught:
         read_ensemble(written(tmp_path, content))
     assert message in str(caught.value)
-    assert str(caught.value).startswith(f"{tmp_path / 'contract.json'} is not valid ensemble metadata of version 1: ")
+    start = f"{tmp_path / 'contract.json'} is not valid ensemble metadata of version 1 or 2: "
+    assert str(caught.value).startswith(start)
     assert "\n" not in str(caught.value)
+
+
+POINT = {"criterion": "sensitivity", "value": 0.95, "confidence": 0.95, "positive": "CE", "threshold": 0.2}
+COSTS = {"criterion": "costs", "costs": [[0, 5], [1, 0]], "positive": "CE", "threshold": 1 / 6}
+
+
+def ensemble_at(point: dict[str, Any]) -> dict[str, Any]:
+    soft = {"mode": "soft", "weights": [0.25, 0.75]}
+    return ensemble() | {"version": 2, "voting": soft, "operating_point": point}
+
+
+def test_a_point_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    whole = Ensemble.model_validate(ensemble_at(POINT | {"review_interval": [0.1, 0.4]}))
+    write_metadata(tmp_path / "ensemble.json", whole)
+    assert read_ensemble(tmp_path / "ensemble.json") == whole
+    assert whole.rule.point == DecisionPoint(positive=0, threshold=0.2, review_interval=(0.1, 0.4))
+    assert Ensemble.model_validate(ensemble_at(COSTS)).rule.point == DecisionPoint(positive=0, threshold=1 / 6)
+    assert "operating_point" not in Ensemble.model_validate(ensemble()).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        (POINT | {"threshold": None}, "positive: expected a positive class together with a threshold"),
+        (POINT | {"positive": "ce"}, "unknown positive class 'ce'; available: CE, LAA"),
+        (POINT | {"positive": None, "threshold": None}, "positive: expected a positive class, or costs"),
+        (POINT | {"value": None}, "criterion: sensitivity needs a value"),
+        (POINT | {"value": 1.5}, "operating_point.value: Input should be less than 1"),
+        (POINT | {"review_interval": [0.3, 0.4]}, "review_interval: expected an interval around 0.2, got 0.3 to 0.4"),
+        (POINT | {"review_cost": 1}, "review_cost: expected costs beside it"),
+        (COSTS | {"costs": None}, "criterion: costs needs costs and no value"),
+        (COSTS | {"costs": [[0, 1, 1]] * 3}, "costs: expected 2 rows of 2 for 2 classes"),
+        (COSTS | {"positive": None, "threshold": None}, "expected a positive class for 2 classes"),
+        (COSTS | {"costs": [[0, -1], [1, 0]]}, "costs.0.1: Input should be greater than or equal to 0"),
+    ],
+)
+def test_a_point_that_contradicts_itself_or_the_classes_is_refused(
+    tmp_path: Path, point: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MetadataError, match=re.escape(message)):
+        read_ensemble(written(tmp_path, ensemble_at(point)))
+
+
+def test_a_point_needs_probabilities_and_version_2(tmp_path: Path) -> None:
+    hard = ensemble() | {"version": 2, "operating_point": POINT}
+    with pytest.raises(MetadataError, match="operating_point: not supported with mode hard"):
+        read_ensemble(written(tmp_path, hard))
+    with pytest.raises(MetadataError, match="version: expected 2 for these keys, got 1"):
+        read_ensemble(written(tmp_path, ensemble_at(POINT) | {"version": 1}))
+
+
+def test_a_file_of_version_0_1_0_is_read_and_written_unchanged(tmp_path: Path) -> None:
+    """So Plurum 0.1.0 also reads what is written from it."""
+    sample = Path(__file__).parent / "formats" / "ensemble_0.1.0.json"
+    read = read_ensemble(sample)
+    assert (read.version, read.operating_point, read.rule.point) == (1, None, None)
+    write_metadata(tmp_path / "ensemble.json", read)
+    assert (tmp_path / "ensemble.json").read_text() == sample.read_text()
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED_NAMES))

@@ -16,9 +16,12 @@ from sklearn.linear_model import LogisticRegression
 
 from plurum.predictions.arrays import Floats
 from plurum.voting import (
+    DecisionPoint,
     Verdict,
     VotingRule,
     decide,
+    decide_at,
+    decide_groups,
     entropy,
     hard_vote,
     mutual_information,
@@ -316,3 +319,75 @@ def test_a_rule_is_read_from_the_metadata() -> None:
     }
     rule = rule_from_ensemble({**metadata, "voting": voting})
     assert (rule.coefficients, rule.intercepts, rule.prior_ratio) == (((1.0, 0.0), (0.0, 1.0)), (0.1, -0.1), (2.0, 0.5))
+
+
+def test_a_point_of_two_classes_decides_by_the_threshold_of_its_positive_class() -> None:
+    probabilities = np.array([[0.2, 0.8], [0.19, 0.81], [0.9, 0.1]])
+    for positive, expected in ((0, [0, 1, 0]), (1, [1, 1, 0])):
+        assert decide_at(probabilities, DecisionPoint(positive=positive, threshold=0.2)).tolist() == expected
+    verdict = verdict_of(probabilities[:, None], 1.0, point=DecisionPoint(positive=0, threshold=0.2))
+    assert verdict.label.tolist() == [0, 1, 0]
+    # The probabilities are untouched, and no decision that the point changes goes to review.
+    np.testing.assert_array_equal(verdict.probabilities, probabilities)
+    assert not verdict.review.any()
+
+
+def test_review_at_a_point_of_two_classes_is_an_interval_of_the_positive_class() -> None:
+    members = np.array([[[p, 1 - p]] for p in (0.09, 0.1, 0.2, 0.3, 0.31, 0.9, math.nan)])
+    point = DecisionPoint(positive=0, threshold=0.2, review_interval=(0.1, 0.3))
+    verdict = verdict_of(members, 1.0, point=point, review_threshold=0.95, quantiles=(0.95, 0.95))
+    assert verdict.review.tolist() == [False, True, True, True, False, False, True]
+    # Sets stay conformal and hold the decision: 0.09 is LAA, and CE can't be ruled out only from 0.05 on.
+    assert verdict.prediction_set[[0, 5]].tolist() == [[True, True], [True, True]]
+    assert verdict_of(members[5:6], 1.0, point=point, quantiles=(0.5, 0.5)).prediction_set.tolist() == [[True, False]]
+    low = verdict_of(np.array([[[0.25, 0.75]]]), 1.0, point=point, quantiles=(0.0, 0.0))
+    assert low.prediction_set.tolist() == [[True, False]]
+
+
+def test_costs_decide_for_the_lowest_expected_cost() -> None:
+    costs = ((0.0, 10.0, 10.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0))
+    probabilities = np.array([[0.2, 0.7, 0.1], [0.05, 0.85, 0.1], [0.4, 0.4, 0.2]])
+    assert decide_at(probabilities, DecisionPoint(costs=costs)).tolist() == [0, 1, 0]
+    point = DecisionPoint(costs=costs, review_cost=0.7)
+    verdict = verdict_of(probabilities[:, None], 1.0, point=point, review_threshold=1.0)
+    # Their expected costs are 0.8, 0.6 and 0.6.
+    assert verdict.review.tolist() == [True, False, False]
+    by_confidence = verdict_of(probabilities[:, None], 1.0, point=DecisionPoint(costs=costs), review_threshold=0.3)
+    assert by_confidence.review.tolist() == [True, False, False]
+
+
+@given(votes(), st.integers(0, 1), st.floats(0, 1))
+def test_costs_of_two_classes_are_a_threshold(
+    drawn: tuple[Floats, VotingRule], positive: int, threshold: float
+) -> None:
+    """The positive class costs less from 1 / (1 + cost of a miss) on; the rest is 1."""
+    probabilities = softmax(np.log(np.maximum(drawn[0][:, 0, :2], 1e-300)))
+    miss = (1 - threshold) / threshold if threshold > 1e-3 else 1e3
+    costs = [[0.0, 1.0], [1.0, 0.0]]
+    costs[positive][1 - positive] = miss
+    by_costs = decide_at(probabilities, DecisionPoint(costs=tuple(map(tuple, costs))))
+    by_threshold = decide_at(probabilities, DecisionPoint(positive=positive, threshold=1 / (1 + miss)))
+    clear = np.abs(probabilities[:, positive] - 1 / (1 + miss)) > 1e-9
+    np.testing.assert_array_equal(by_costs[clear], by_threshold[clear])
+
+
+def test_groups_are_decided_at_the_point_unless_their_images_were() -> None:
+    pooled, point = np.array([[0.3, 0.7]]), DecisionPoint(positive=0, threshold=0.2)
+    assert [decide_groups(rule, pooled, point).tolist() for rule in ("mean", "max", "majority")] == [[0], [0], [1]]
+    assert decide_groups("mean", pooled, None).tolist() == [1]
+
+
+def test_a_point_is_read_from_the_metadata() -> None:
+    metadata = {
+        "classes": ["CE", "LAA"],
+        "voting": {"mode": "soft", "weights": [1.0], "temperature": 1.0},
+        "conformal": None,
+        "review": {"threshold": 0.8, "risk": None},
+    }
+    point = {"positive": "LAA", "threshold": 0.3, "review_interval": [0.2, 0.4], "costs": None, "review_cost": None}
+    assert rule_from_ensemble(metadata).point is None
+    expected = DecisionPoint(positive=1, threshold=0.3, review_interval=(0.2, 0.4))
+    assert rule_from_ensemble({**metadata, "operating_point": point}).point == expected
+    by_costs = {"positive": None, "threshold": None, "review_interval": None, "costs": [[0, 1], [2, 0]]}
+    read = rule_from_ensemble({**metadata, "operating_point": by_costs | {"review_cost": 0.1}})
+    assert read.point == DecisionPoint(costs=((0, 1), (2, 0)), review_cost=0.1)

@@ -9,9 +9,19 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from plurum.conventions import PatientRule
 from plurum.errors import MetadataError, PlurumError
@@ -31,6 +41,7 @@ __all__ = [
     "ImageSpec",
     "Member",
     "Metadata",
+    "OperatingPoint",
     "PatientRule",
     "Review",
     "Scores",
@@ -231,6 +242,67 @@ class Review(Metadata):
     risk: Share | None = None
 
 
+Cost = Annotated[float, Field(ge=0, le=1e100, allow_inf_nan=False)]
+
+
+class OperatingPoint(Metadata):
+    """Decision that the labels of an ensemble state.
+
+    With two classes, the label is the positive class if its probability is at least the threshold. With several, it is
+    the class with the lowest expected cost. Without an operating point, the label is the most probable class.
+
+    Attributes:
+        criterion: Criterion that chose the point.
+        value: Requested sensitivity, specificity or negative predictive value (`npv`); None for costs.
+        confidence: Confidence with which the requested value holds for patients like those of the fit; None for costs.
+        positive: Positive class; None with several classes.
+        threshold: Probability of the positive class from which the label is positive; None with several classes.
+        review_interval: Lowest and highest probability of the positive class at which a prediction needs review; None
+            reviews none. Two classes use it instead of `Review.threshold` and of the size of prediction sets.
+        costs: Cost of each decision, `[true class][decided class]`, in the order of the classes; None unless costs
+            chose the point.
+        review_cost: Cost of a review, in the unit of `costs`. With several classes, a prediction whose expected cost is
+            higher needs review, instead of by threshold and prediction set.
+    """
+
+    criterion: Literal["sensitivity", "specificity", "npv", "costs"]
+    value: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
+    confidence: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None = None
+    positive: Text | None = None
+    threshold: Share | None = None
+    review_interval: tuple[Share, Share] | None = None
+    costs: tuple[tuple[Cost, ...], ...] | None = None
+    review_cost: Cost | None = None
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> OperatingPoint:
+        if (self.positive is None) != (self.threshold is None):
+            raise ValueError("positive: expected a positive class together with a threshold, got one of them")
+        has_costs = self.criterion == "costs"
+        if has_costs != (self.costs is not None) or has_costs == (self.value is not None):
+            raise ValueError(f"criterion: {self.criterion} needs {'costs and no value' if has_costs else 'a value'}")
+        if self.review_cost is not None and self.costs is None:
+            raise ValueError("review_cost: expected costs beside it")
+        if self.positive is None and (self.costs is None or self.review_interval is not None):
+            raise ValueError("positive: expected a positive class, or costs of several classes without review_interval")
+        if self.review_interval is not None and self.threshold is not None:
+            low, high = self.review_interval
+            if not low <= self.threshold <= high:
+                raise ValueError(f"review_interval: expected an interval around {self.threshold}, got {low} to {high}")
+        return self
+
+    def faults(self, classes: tuple[str, ...]) -> list[str]:
+        """Return the contradictions between the point and the classes of its ensemble, in words."""
+        number, found = len(classes), []
+        if (self.positive is not None) != (number == 2):
+            found.append(f"expected {'a' if number == 2 else 'no'} positive class for {number} classes")
+        elif self.positive is not None and self.positive not in classes:
+            found.append(f"unknown positive class {self.positive!r}; available: {', '.join(classes)}")
+        if self.costs is not None and {len(self.costs), *map(len, self.costs)} != {number}:
+            found.append(f"costs: expected {number} rows of {number} for {number} classes")
+        return found
+
+
 class FittedOn(Metadata):
     """Data that an ensemble was fitted on.
 
@@ -274,11 +346,15 @@ class Baseline(Metadata):
         return self
 
 
+# Keys of ensemble.json that version 1 lacks.
+_NEWER = ("operating_point",)
+
+
 class Ensemble(Metadata):
     """Members, their vote and the data it was fitted on, stored in `ensemble.json`.
 
     Attributes:
-        version: Version of this format.
+        version: Version of this format: 2 with keys that version 1 lacks, such as an operating point, else 1.
         name: Name in metrics and reports.
         classes: Class names, in the order of the outputs.
         image: Image spec of all members.
@@ -293,9 +369,10 @@ class Ensemble(Metadata):
         scores: Scores of the ensemble by split. A stacked vote predicts validation images by cross-validation. With a
             prior ratio, each image is weighted by the ratio of its class.
         baseline: Statistics of the validation predictions, weighted in the same way; None in older files.
+        operating_point: Decision that the labels state; None is the most probable class. Absent in files if None.
     """
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 1
     name: Name
     classes: Classes
     image: ImageSpec
@@ -307,6 +384,13 @@ class Ensemble(Metadata):
     data: FittedOn
     scores: dict[Literal["validation", "test"], Scores]
     baseline: Baseline | None = None
+    operating_point: OperatingPoint | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out newer keys that are None, so that older versions of Plurum read the file."""
+        values: dict[str, Any] = serialise(self)
+        return {name: value for name, value in values.items() if name not in _NEWER or value is not None}
 
     @property
     def rule(self) -> VotingRule:
@@ -329,7 +413,21 @@ class Ensemble(Metadata):
         if self.conformal is not None and len(self.conformal.quantiles) != len(self.classes):
             raise ValueError(f"{len(self.conformal.quantiles)} quantiles for {len(self.classes)} classes")
         self._check_baseline()
+        self._check_point()
         return self
+
+    def _check_point(self) -> None:
+        """Check the operating point, and that the file's version covers its keys."""
+        point = self.operating_point
+        expected = 2 if any(getattr(self, name) is not None for name in _NEWER) else 1
+        if self.version != expected:
+            raise ValueError(f"version: expected {expected} for these keys, got {self.version}")
+        if point is None:
+            return
+        if not MODES[self.voting.mode].has_probabilities:
+            raise ValueError(f"operating_point: not supported with mode {self.voting.mode}, which has no probabilities")
+        if faults := point.faults(self.classes):
+            raise ValueError(f"operating_point: {'; '.join(faults)}")
 
     def _check_baseline(self) -> None:
         """Check that the baseline matches the numbers of classes and members."""
@@ -413,4 +511,10 @@ def read_metadata(path: Path, kind: type[_M], what: str, error: type[PlurumError
             f"{'.'.join(map(str, one['loc'])) or 'file'}: {re.sub('^Value error, ', '', one['msg'])}"
             for one in fault.errors(include_url=False)
         )
-        raise error(f"{path} is not {what} of version 1: {faults}{fix}") from fault
+        raise error(f"{path} is not {what} of version {_versions(kind)}: {faults}{fix}") from fault
+
+
+def _versions(kind: type[BaseModel]) -> str:
+    """Return the versions of a format that this program reads, in words."""
+    field = kind.model_fields.get("version")
+    return " or ".join(map(str, get_args(field.annotation) if field else ())) or "1"

@@ -18,13 +18,17 @@ import numpy.typing as npt
 
 __all__ = [
     "MODES",
+    "DecisionPoint",
     "Verdict",
     "VotingMode",
     "VotingRule",
     "decide",
+    "decide_at",
+    "decide_groups",
     "entropy",
     "hard_vote",
     "mutual_information",
+    "point_from_ensemble",
     "pool_groups",
     "prediction_sets",
     "rule_from_ensemble",
@@ -48,6 +52,30 @@ _STACKED_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
+class DecisionPoint:
+    """Operating point: the rule that turns probabilities into the decision, the label.
+
+    Two classes have `positive` and `threshold`, several have `costs`.
+
+    Attributes:
+        positive: Index of the positive class; None for several classes.
+        threshold: Probability of the positive class from which the decision is positive; None for several classes.
+        review_interval: Lowest and highest probability of the positive class at which a decision needs review; None
+            reviews none. Only for two classes.
+        costs: Cost of each decision, `[true class][decided class]`, of which the lowest expected cost decides; None for
+            two classes.
+        review_cost: Cost of a review; a decision whose expected cost is higher needs review. None reviews by confidence
+            and prediction set. Only for several classes.
+    """
+
+    positive: int | None = None
+    threshold: float | None = None
+    review_interval: tuple[float, float] | None = None
+    costs: tuple[tuple[float, ...], ...] | None = None
+    review_cost: float | None = None
+
+
+@dataclass(frozen=True)
 class VotingRule:
     """Parameters that turn member probabilities into a verdict.
 
@@ -65,6 +93,7 @@ class VotingRule:
         intercepts: Stacking intercepts, one per class; None for other modes.
         prior_ratio: Ratio of each class's fraction in production to its fraction in the fitting data, > 0; None if
             they are equal, and for hard votes.
+        point: Operating point; None decides for the most probable class.
     """
 
     weights: tuple[float, ...]
@@ -75,6 +104,7 @@ class VotingRule:
     coefficients: tuple[tuple[float, ...], ...] | None = None
     intercepts: tuple[float, ...] | None = None
     prior_ratio: tuple[float, ...] | None = None
+    point: DecisionPoint | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +113,7 @@ class Verdict:
 
     Attributes:
         probabilities: Probabilities of the vote, `[batch, classes]`; rows sum to 1.
-        label: Index of the predicted class, int64 `[batch]`.
+        label: Index of the predicted class, the decision at the operating point, int64 `[batch]`.
         entropy: Predictive entropy of `probabilities`, `[batch]`, 0 to log(classes).
         disagreement: Mutual information between prediction and member, `[batch]`; 0 if all members agree.
         std: Standard deviation over members with the weights of the vote, `[batch, classes]`.
@@ -116,6 +146,22 @@ def rule_from_ensemble(ensemble: Mapping[str, Any]) -> VotingRule:
         coefficients=None if coefficients is None else tuple(map(tuple, coefficients)),
         intercepts=None if intercepts is None else tuple(intercepts),
         prior_ratio=None if ratio is None else tuple(ratio),
+        point=point_from_ensemble(ensemble),
+    )
+
+
+def point_from_ensemble(ensemble: Mapping[str, Any]) -> DecisionPoint | None:
+    """Return the operating point of a parsed `ensemble.json`; None if it has none."""
+    point = ensemble.get("operating_point")
+    if point is None:
+        return None
+    interval, costs, positive = point["review_interval"], point["costs"], point["positive"]
+    if positive is None:
+        return DecisionPoint(costs=tuple(map(tuple, costs)), review_cost=point["review_cost"])
+    return DecisionPoint(
+        positive=ensemble["classes"].index(positive),
+        threshold=point["threshold"],
+        review_interval=None if interval is None else tuple(interval),
     )
 
 
@@ -210,14 +256,34 @@ def spread(members: Floats, weights: npt.ArrayLike) -> Floats:
     return np.sqrt(soft_vote(np.square(deviation), weights))
 
 
-def prediction_sets(probabilities: Floats, quantiles: npt.ArrayLike) -> Bools:
+def decide_at(probabilities: Floats, point: DecisionPoint | None) -> npt.NDArray[np.int64]:
+    """Return the index of the decision for `probabilities` `[batch, classes]`, int64 `[batch]`.
+
+    Two classes: the positive class from its threshold on. Several classes: the decision with the lowest expected cost.
+    Without a point: the most probable class. Ties go to the class with the lower index.
+    """
+    if point is None:
+        return np.asarray(probabilities.argmax(axis=-1))
+    if point.positive is None or point.threshold is None:
+        return np.asarray(_expected_costs(probabilities, point).argmin(axis=-1))
+    is_positive = probabilities[..., point.positive] >= point.threshold
+    return np.where(is_positive, point.positive, 1 - point.positive)
+
+
+def prediction_sets(probabilities: Floats, quantiles: npt.ArrayLike, label: npt.ArrayLike | None = None) -> Bools:
     """Return the conformal prediction sets, `[batch, classes]`.
 
     A class is in the set if `1 - probability` is at most its quantile (class-conditional split conformal prediction,
     Vovk 2012). The predicted class is always in the set, so no set is empty; this can only increase coverage.
+
+    Args:
+        probabilities: Probabilities of the vote, `[batch, classes]`.
+        quantiles: Quantiles, one per class.
+        label: Predicted classes, `[batch]`; None takes the most probable ones.
     """
     inside = 1.0 - probabilities <= np.asarray(quantiles, dtype=np.float64)
-    np.put_along_axis(inside, probabilities.argmax(axis=-1)[..., None], values=True, axis=-1)
+    winner = probabilities.argmax(axis=-1) if label is None else np.asarray(label)
+    np.put_along_axis(inside, winner[..., None], values=True, axis=-1)
     return np.asarray(inside)
 
 
@@ -244,6 +310,16 @@ def pool_groups(
         return mean
     # Small enough to only break ties, as fractions differ by at least 1 / images.
     return np.asarray((wins / images + 1e-9 * mean) / (1 + 1e-9))
+
+
+def decide_groups(
+    rule: Literal["mean", "max", "majority"], pooled: Floats, point: DecisionPoint | None
+) -> npt.NDArray[np.int64]:
+    """Return the index of the decision for each group, int64 `[groups]`, from the result of `pool_groups`.
+
+    `majority` counts the decisions for images, in which the operating point is already contained.
+    """
+    return decide_at(pooled, None if rule == "majority" else point)
 
 
 class VotingMode(NamedTuple):
@@ -277,27 +353,25 @@ MODES: dict[str, VotingMode] = {
 def decide(members: Floats, rule: VotingRule) -> Verdict:
     """Return the verdict on member probabilities `[batch, members, classes]`.
 
-    A vote of probabilities is tempered, then corrected for class frequencies; prediction sets and review use the
-    result. Ties of a hard vote go to the class with the higher soft vote. Remaining ties, and those of other votes, go
-    to the class with the lower index. A prediction needs review if its confidence is below the threshold, its
-    prediction set has more than one class, or a member returns NaN.
+    A vote of probabilities is tempered, then corrected for class frequencies; the decision, prediction sets and review
+    use the result. The operating point decides; without one, the most probable class is the label. Ties of a hard vote
+    go to the class with the higher soft vote. Remaining ties, and those of other votes, go to the class with the lower
+    index.
+
+    A prediction needs review if a member returns NaN, or by the operating point: inside its interval, or above its
+    review cost. Without either, a prediction needs review if its confidence, the label's probability, is below the
+    threshold, or if the classes of its prediction set are several.
     """
     mean, mode = soft_vote(members, rule.weights), MODES[rule.mode]
     probabilities = mode.vote(members, mean, rule)
     if mode.has_probabilities:
         probabilities = with_prior(temper(probabilities, rule.temperature), rule.prior_ratio)
-        label = probabilities.argmax(axis=-1)
+        label = decide_at(probabilities, rule.point)
     else:
         # Sums of weights differ by rounding, so compare with a tolerance.
         tied = probabilities >= probabilities.max(axis=-1, keepdims=True) - 1e-9
         label = np.where(tied, mean, -1.0).argmax(axis=-1)
-    winner = label[:, None]
-    if rule.quantiles is None:
-        inside = np.zeros(probabilities.shape, dtype=np.bool_)
-    else:
-        inside = prediction_sets(probabilities, rule.quantiles)
-    np.put_along_axis(inside, winner, values=True, axis=-1)
-    confidence = np.take_along_axis(probabilities, winner, axis=-1)[:, 0]
+    inside = _sets(probabilities, label, rule)
     return Verdict(
         probabilities=probabilities,
         label=label,
@@ -306,6 +380,35 @@ def decide(members: Floats, rule: VotingRule) -> Verdict:
         std=spread(members, rule.weights),
         member_probabilities=members,
         prediction_set=inside,
-        # Not `confidence <`, so that NaN needs review. A hard vote would count a member's NaN as a vote.
-        review=~(confidence >= rule.review_threshold) | (inside.sum(axis=-1) > 1) | np.isnan(members).any(axis=(1, 2)),
+        # A hard vote would count a member's NaN as a vote.
+        review=_needs_review(probabilities, label, inside, rule) | np.isnan(members).any(axis=(1, 2)),
     )
+
+
+def _sets(probabilities: Floats, label: npt.NDArray[np.int64], rule: VotingRule) -> Bools:
+    """Return the prediction sets, `[batch, classes]`; without quantiles, they hold only the label."""
+    if rule.quantiles is None:
+        inside = np.zeros(probabilities.shape, dtype=np.bool_)
+    else:
+        inside = prediction_sets(probabilities, rule.quantiles, None if rule.point is None else label)
+    np.put_along_axis(inside, label[:, None], values=True, axis=-1)
+    return inside
+
+
+def _needs_review(probabilities: Floats, label: npt.NDArray[np.int64], inside: Bools, rule: VotingRule) -> Bools:
+    """Return the mask of predictions that need review, `[batch]`. All comparisons are such that NaN needs review."""
+    point = rule.point
+    if point is not None and point.positive is not None:
+        if point.review_interval is None:
+            return np.isnan(probabilities[:, point.positive])
+        (low, high), positive = point.review_interval, probabilities[:, point.positive]
+        return np.asarray(~((positive < low) | (positive > high)))
+    if point is not None and point.review_cost is not None:
+        return np.asarray(~(_expected_costs(probabilities, point).min(axis=-1) <= point.review_cost))
+    confidence = np.take_along_axis(probabilities, label[:, None], axis=-1)[:, 0]
+    return np.asarray(~(confidence >= rule.review_threshold) | (inside.sum(axis=-1) > 1))
+
+
+def _expected_costs(probabilities: Floats, point: DecisionPoint) -> Floats:
+    """Return the expected cost of each decision, `[batch, classes]`."""
+    return np.asarray(probabilities @ np.asarray(point.costs, dtype=np.float64))
