@@ -22,8 +22,8 @@ __all__ = [
 ]
 
 Kind = Literal["text", "texts", "flag", "count", "float32", "float64"]
-# Not an output of its own: the highest of the probabilities.
-_CONFIDENCE = Output("CONFIDENCE", "FP32", (1,), "confidence", "probability of the winning class, 0 to 1")
+# Not an output of its own: the probability of the label.
+_CONFIDENCE = Output("CONFIDENCE", "FP32", (1,), "confidence", "probability of the label, 0 to 1")
 # In the order of the columns.
 COLUMNS = (OUTPUTS["LABEL"], _CONFIDENCE, *(output for name, output in OUTPUTS.items() if name != "LABEL"))
 FILE_COLUMNS = tuple(output for output in COLUMNS if output.in_files)

@@ -11,7 +11,7 @@ import numpy as np
 from plurum.client.connection.predictions import Answer, Failure
 from plurum.predictions.arrays import Floats
 from plurum.spec import PatientRule
-from plurum.voting import pool_groups
+from plurum.voting import DecisionPoint, decide_groups, pool_groups
 
 __all__ = ["PatientAnswer", "PatientPool", "patients_from_answers"]
 
@@ -22,8 +22,8 @@ class PatientAnswer:
 
     Attributes:
         patient: Name of the patient.
-        label: Winning class; empty if no image has a prediction.
-        confidence: Probability of the winning class, 0 to 1; NaN if no image has a prediction.
+        label: Decided class; empty if no image has a prediction.
+        confidence: Probability of the label, 0 to 1; NaN if no image has a prediction.
         probabilities: Probabilities by class, which sum to 1; empty if no image has a prediction.
         images: Number of images with a prediction.
         review: Number of images that need review.
@@ -60,10 +60,13 @@ class PatientPool:
     Attributes:
         classes: Class names, in the order of the probabilities.
         rule: Rule that pools a patient's predictions; see `plurum.voting.pool_groups`.
+        point: Operating point that decides on the pooled probabilities, `Served.point`; None decides for the most
+            probable class. Majorities count the images' labels instead.
     """
 
     classes: Sequence[str]
     rule: PatientRule = "mean"
+    point: DecisionPoint | None = None
     _patients: dict[str, _Sums] = field(default_factory=dict)
 
     def add(
@@ -73,7 +76,7 @@ class PatientPool:
 
         Args:
             patient: Name of the patient.
-            label: Winning class; None for an image without a prediction.
+            label: Decided class; None for an image without a prediction.
             probabilities: Probabilities in the order of `classes`.
             review: True if the prediction needs review.
         """
@@ -101,7 +104,7 @@ class PatientPool:
         if not one.images:
             return PatientAnswer(patient, "", float("nan"), {}, 0, 0, one.failed)
         (row,) = pool_groups(self.rule, [one.images], one.sums[None], one.highest[None], one.wins[None])
-        winner = int(row.argmax())
+        (winner,) = decide_groups(self.rule, row[None], self.point).tolist()
         return PatientAnswer(
             patient=patient,
             label=self.classes[winner],
@@ -114,7 +117,11 @@ class PatientPool:
 
 
 def patients_from_answers(
-    patients: Iterable[str], answers: Iterable[Answer], classes: Sequence[str], rule: PatientRule = "mean"
+    patients: Iterable[str],
+    answers: Iterable[Answer],
+    classes: Sequence[str],
+    rule: PatientRule = "mean",
+    point: DecisionPoint | None = None,
 ) -> list[PatientAnswer]:
     """Return one pooled prediction per patient, sorted by name.
 
@@ -123,9 +130,11 @@ def patients_from_answers(
         answers: Results of `predict` or `stream`.
         classes: Class names, as the server states them.
         rule: Rule that pools a patient's predictions: `mean` averages probabilities, `max` takes each class's highest
-            probability, `majority` counts winning classes.
+            probability, `majority` counts labels.
+        point: Operating point that decides on the pooled probabilities, `Served.point`; None decides for the most
+            probable class.
     """
-    pool = PatientPool(classes, rule)
+    pool = PatientPool(classes, rule, point)
     for patient, answer in zip(patients, answers, strict=True):
         if isinstance(answer, Failure):
             pool.add(patient, None)

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from plurum.client.connection.predictions import Served
 from plurum.spec import IMAGE, PatientRule
+from plurum.voting import DecisionPoint, point_from_ensemble
 
 __all__ = ["served_from_description"]
 
@@ -50,7 +51,20 @@ def served_from_description(
         checkpoints=checkpoints,
         patient_rule=rule if rule in get_args(PatientRule) else None,
         metadata_sha256=hashlib.sha256(text.encode()).hexdigest() if text else "",
+        point=_point(metadata),
     )
+
+
+def _point(metadata: dict[str, Any]) -> DecisionPoint | None:
+    """Return the operating point in the metadata.
+
+    Raises:
+        ValueError: this version of Plurum does not know such a point.
+    """
+    try:
+        return point_from_ensemble(metadata)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError("the server's operating point can't be read") from error
 
 
 def _metadata(config: dict[str, Any]) -> tuple[dict[str, Any], str]:

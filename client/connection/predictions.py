@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from plurum.predictions.prediction import Prediction
 from plurum.spec import PatientRule
+from plurum.voting import DecisionPoint
 
 __all__ = ["Answer", "Failure", "Prediction", "Served"]
 
@@ -25,6 +26,7 @@ class Served:
         patient_rule: Rule that pools the predictions of a patient's images; None if the fit had no patients, or if the
             server hides its config.
         metadata_sha256: SHA-256 of the metadata of classes, members and vote; empty if the server hides its config.
+        point: Operating point; None if labels are the most probable class, or if the server hides its config.
     """
 
     classes: tuple[str, ...]
@@ -35,6 +37,7 @@ class Served:
     checkpoints: tuple[str, ...] = ()
     patient_rule: PatientRule | None = None
     metadata_sha256: str = ""
+    point: DecisionPoint | None = None
 
     @property
     def contract(self) -> str:

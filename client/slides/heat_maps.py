@@ -65,7 +65,7 @@ def heat_map(slide: SlidePrediction, kind: HeatMap = "probability", heat_class: 
         slide: Prediction of the slide.
         kind: `probability` of a class, or `uncertainty`: a tile's entropy divided by the logarithm of the number of
             classes. Both range from 0 to 1, so that slides can be compared.
-        heat_class: Class whose probability is shown; None shows the winning class.
+        heat_class: Class whose probability is shown; None shows the label.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

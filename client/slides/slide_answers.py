@@ -21,6 +21,7 @@ from plurum.predictions.arrays import Bytes
 from plurum.predictions.outputs import OUTPUTS
 from plurum.predictions.prediction import numbers_from_prediction
 from plurum.spec import PatientRule
+from plurum.voting import needs_review_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,9 +69,11 @@ class SlidePrediction(TileGrid):
     Attributes:
         path: Path of the slide.
         answer: Prediction for the slide. Label, confidence and probabilities follow from `rule`. Entropy, disagreement,
-            std and the members' probabilities are means over the tiles. The prediction set holds the winning class and
+            std and the members' probabilities are means over the tiles. The prediction set holds the label and
             every class in at least half of the tiles' prediction sets. The slide needs review if at least half of its
-            tiles do, if a tile failed, or if its confidence is below that of every tile that needs no review.
+            tiles do, if a tile failed, or if its confidence is below that of every tile that needs no review. At an
+            operating point that states what needs review, this applies to the slide's probabilities instead of that
+            confidence.
         rule: Rule that pooled the tiles' predictions; see `plurum.voting.pool_groups`.
         tiles_asked: Number of tiles with enough tissue, which were sent to the server.
         tiles_skipped: Number of tiles with too little tissue.
@@ -126,7 +129,7 @@ class SlideAnswers:
     def __init__(self, served: Served, tiles: Tiles, rule: PatientRule) -> None:
         with needs_extra("slides", "pandas"):
             self._served, self._tiles = served, tiles
-        self._pool = PatientPool(served.classes, rule)
+        self._pool = PatientPool(served.classes, rule, served.point)
         asked, classes, members = len(tiles.boxes), len(served.classes), len(served.members)
         self.count = 0
         self._probabilities: Floats = np.full((asked, classes), np.nan, dtype=np.float32)
@@ -207,12 +210,18 @@ class SlideAnswers:
         )
 
     def _needs_review(self, whole: PatientAnswer) -> bool:
+        uncertain = 2 * whole.review >= whole.images or whole.failed > 0
+        point = self._served.point
+        if point is not None and self._pool.rule != "majority":
+            at_point = needs_review_at(np.array([list(whole.probabilities.values())]), point)
+            if at_point is not None:
+                return uncertain or bool(at_point[0])
         confident = self._numbers[(self._winners >= 0) & ~self._review, _SCALARS.index("confidence")]
         # If confident tiles contradict each other, the slide is uncertain. The server does not state its review
         # threshold, but every tile that needs no review is at or above it.
         least = float(confident.min()) if len(confident) else math.inf
         # Written as a negation so that NaN needs review.
-        return 2 * whole.review >= whole.images or whole.failed > 0 or not whole.confidence >= least - 1e-6
+        return uncertain or not whole.confidence >= least - 1e-6
 
     def _frame(self) -> pd.DataFrame:
         import pandas as pd

@@ -59,7 +59,7 @@ class SlideStream:
         client: Client of the server.
         settings: Settings for slides.
         folder: Folder for heat maps and tables, in a subfolder with the slide's name; None writes none.
-        heat_class: Class whose probability the heat map shows; None shows each slide's winning class.
+        heat_class: Class whose probability the heat map shows; None shows each slide's label.
         every: If True, treat every image as a slide, whatever its size.
         progress: Function that is called after each tile with the slide's path, the number of finished tiles, and the
             number of tiles.

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from plurum.client.ui.connection import Connection
 from plurum.client.ui.explanations import Explanations
 from plurum.client.ui.middleware import PageMiddleware
-from plurum.client.ui.pages import Pages
+from plurum.client.ui.pages import Pages, point_text
 from plurum.client.ui.pictures import Decoding, RecentImage, RecentImages, decode_image, picture_from_image
 from plurum.client.ui.reviews import Reviews
 from plurum.client.ui.store import ReviewStore
@@ -117,7 +117,8 @@ class _Predictions:
             served = await self._connection.served()
         except ServerError as error:
             return JSONResponse({"error": str(error)}, 503)
-        return JSONResponse({"line": f"{len(served.classes)} classes, {len(served.members)} members"})
+        line = f"{len(served.classes)} classes, {len(served.members)} members"
+        return JSONResponse({"line": line + point_text(served.point, served.classes)})
 
     async def classify(self, request: Request) -> Response:
         """Classify the image in the body, and store it if the prediction needs review."""

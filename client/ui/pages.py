@@ -19,8 +19,9 @@ from plurum.errors import ImageError, OutputError
 from plurum.evidence import EvidenceMap
 from plurum.images.image_formats import FORMAT_NAMES, FORMATS, IMAGE_SUFFIXES
 from plurum.predictions.outputs import OUTPUTS
+from plurum.voting import DecisionPoint
 
-__all__ = ["MemberVote", "Pages", "member_votes", "percentage"]
+__all__ = ["MemberVote", "Pages", "member_votes", "more_probable", "percentage", "point_text"]
 
 _BARS = 5
 # Errors that are not faults of this program: an unreadable image, a full disk.
@@ -57,6 +58,7 @@ class Pages:
             loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         self._templates.filters |= {"percentage": percentage, "bars": _bars, "votes": member_votes, "ln": math.log}
+        self._templates.filters["more_probable"] = more_probable
         numbers = [one for one in OUTPUTS.values() if one.is_scalar and one.datatype == "FP32"]
         self._templates.globals |= {"has_evidence": has_evidence, "numbers": numbers}
 
@@ -124,6 +126,21 @@ def percentage(value: float) -> str:
     if text == "100.0%" and value < 1:
         return "> 99.9%"
     return "< 0.1%" if text == "0.0%" and value > 0 else text
+
+
+def point_text(point: DecisionPoint | None, classes: Sequence[str]) -> str:
+    """Return the operating point as the end of a sentence; empty for the most probable class."""
+    if point is None:
+        return ""
+    if point.positive is None or point.threshold is None:
+        return "; decides by cost"
+    return f"; decides {classes[point.positive]} from {percentage(point.threshold)}"
+
+
+def more_probable(prediction: Prediction) -> str:
+    """Return the most probable class if the operating point decided for another; else an empty text."""
+    name, probability = max(prediction.probabilities.items(), key=lambda one: one[1])
+    return name if probability > prediction.confidence else ""
 
 
 def member_votes(prediction: Prediction) -> list[MemberVote]:

@@ -26,11 +26,11 @@ from plurum.export.graphs.runtimes import onnx_session, openvino_runner
 from plurum.export.settings import Backend
 from plurum.predictions.outputs import OUTPUTS
 from plurum.spec import INPUT_PIXELS, LOGITS
-from plurum.voting import MODES, Verdict, VotingRule
+from plurum.voting import MODES, DecisionPoint, Verdict, VotingRule
 
 __all__ = ["FUSED_OUTPUTS", "VoteModel", "fused_from_onnx", "verdict_from_fused"]
 
-# A graph names the winning class by its index, because TensorRT has no strings.
+# A graph names the decided class by its index, because TensorRT has no strings.
 FUSED_OUTPUTS = tuple("INDEX" if name == "LABEL" else name for name in OUTPUTS)
 # The smallest normal float32: log of it is finite.
 _TINY = float(np.finfo(np.float32).tiny)
@@ -60,19 +60,18 @@ class VoteModel(nn.Module):
         probabilities = _VOTES[self.rule.mode](members, mean, self.rule)
         if MODES[self.rule.mode].has_probabilities:
             probabilities = _corrected(probabilities, self.rule)
-            index = probabilities.argmax(dim=-1, keepdim=True)
+            index = _decided(probabilities, self.rule.point)
         else:
             tied = probabilities >= probabilities.max(dim=-1, keepdim=True).values - _ROUNDING
             index = torch.where(tied, mean, -1.0).argmax(dim=-1, keepdim=True)
         winner = torch.arange(logits.shape[2]) == index
         inside = winner
         if self.rule.quantiles is not None:
-            # The tie rule of a hard vote may pick another class than the lower index; the set then holds both.
-            first = torch.arange(logits.shape[2]) == probabilities.argmax(dim=-1, keepdim=True)
-            inside = winner | first | (1.0 - probabilities <= _tensor(self.rule.quantiles) + _ROUNDING)
-        confidence = (probabilities * winner).sum(dim=-1, keepdim=True)
-        sure = confidence >= self.rule.review_threshold - _ROUNDING
-        review = ~sure | (inside.to(torch.int32).sum(dim=-1, keepdim=True) > 1)
+            inside = winner | (1.0 - probabilities <= _tensor(self.rule.quantiles) + _ROUNDING)
+            if self.rule.point is None:
+                # The tie rule of a hard vote may pick another class than the lower index; the set then holds both.
+                inside |= torch.arange(logits.shape[2]) == probabilities.argmax(dim=-1, keepdim=True)
+        review = _needs_review(probabilities, winner, inside, self.rule)
         # Sum over members first, then over classes. The other order sums a tensor of [batch, members, 1] over members,
         # which OpenVINO 2026.4 gets wrong from the second image of a batch on.
         expected = -(members * members.clamp(min=_TINY).log() * weights).sum(dim=1).sum(dim=-1, keepdim=True)
@@ -117,6 +116,36 @@ def _corrected(vote: Tensor, rule: VotingRule) -> Tensor:
         shared = vote * _tensor(rule.prior_ratio)
         vote = shared / shared.sum(dim=-1, keepdim=True)
     return vote
+
+
+def _decided(probabilities: Tensor, point: DecisionPoint | None) -> Tensor:
+    """Return the index of the decision, `[batch, 1]`; see `plurum.voting.decide_at`."""
+    if point is None:
+        return probabilities.argmax(dim=-1, keepdim=True)
+    if point.positive is None or point.threshold is None:
+        return _expected_costs(probabilities, point).argmin(dim=-1, keepdim=True)
+    is_positive = probabilities[:, point.positive : point.positive + 1] >= point.threshold
+    return torch.where(is_positive, point.positive, 1 - point.positive)
+
+
+def _needs_review(probabilities: Tensor, winner: Tensor, inside: Tensor, rule: VotingRule) -> Tensor:
+    """Return the review flags, `[batch, 1]`, true for NaN; see `plurum.voting.decide`."""
+    point = rule.point
+    if point is not None and point.positive is not None:
+        positive = probabilities[:, point.positive : point.positive + 1]
+        # An empty interval: only NaN is within it.
+        low, high = point.review_interval or (0.0, -1.0)
+        return ~((positive < low - _ROUNDING) | (positive > high + _ROUNDING))
+    if point is not None and point.review_cost is not None:
+        least = _expected_costs(probabilities, point).amin(dim=-1, keepdim=True)
+        return ~(least <= point.review_cost * (1 + _ROUNDING))
+    confidence = (probabilities * winner).sum(dim=-1, keepdim=True)
+    sure = confidence >= rule.review_threshold - _ROUNDING
+    return ~sure | (inside.to(torch.int32).sum(dim=-1, keepdim=True) > 1)
+
+
+def _expected_costs(probabilities: Tensor, point: DecisionPoint) -> Tensor:
+    return probabilities @ _tensor(point.costs or ())
 
 
 def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path: Path) -> None:

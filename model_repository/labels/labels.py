@@ -1,4 +1,4 @@
-"""Name the winning classes of the fused graph's predictions, and count them.
+"""Name the decided classes of the fused graph's predictions, and count them.
 
 Export copies this module into `labels/1` for the labels model. If Plurum's OpenVINO model computes the fused graph,
 `plurum serve` links it there too, which saves a step per prediction. Requires only NumPy, and Triton's module for

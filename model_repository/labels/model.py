@@ -3,8 +3,8 @@
 Export copies it with `labels.py`, `voting.py`, `metrics.py` and `ensemble.json` into `labels/1`. It requires NumPy, but
 not Plurum. A graph can't output strings on a GPU, and can't count.
 
-    INDEX                        INT32 [batch, 1]: the winning class, from the fused graph
-    LABEL                        BYTES [batch, 1]: name of the winning class
+    INDEX                        INT32 [batch, 1]: the decided class, from the fused graph
+    LABEL                        BYTES [batch, 1]: name of the decided class
     PROBABILITIES … REVIEW       the fused graph's other outputs, passed through unchanged
 """
 

@@ -2,10 +2,10 @@
 
 All have the labels `ensemble`, its name, and `release`, the first 12 digits of the SHA-256 of its `ensemble.json`.
 
-plurum_predictions_total{class}           counter: predictions by winning class
+plurum_predictions_total{class}           counter: predictions by label, the decided class
 plurum_reviews_total                      counter: predictions that need review
 plurum_member_dissents_total{member}      counter: predictions whose label differs from this member's
-plurum_confidence                         histogram of the winner's probability
+plurum_confidence                         histogram of the label's probability
 plurum_entropy_nats                       histogram of the predictive entropy
 plurum_disagreement_nats                  histogram of the mutual information
 plurum_batch_size                         histogram of the number of images per vote
@@ -15,8 +15,8 @@ plurum_model_info{member, arch, parameters, precision, sha256}     gauge, 1: a s
 Baseline for drift; an `ensemble.json` without a baseline has none of these:
 
 plurum_baseline_images                    gauge: number of validation images at the fit
-plurum_baseline_class_share{class}        gauge: fraction of their predictions by winning class
-plurum_baseline_confidence_share{over, le}    gauge: fraction of their predictions by the winner's probability
+plurum_baseline_class_share{class}        gauge: fraction of their predictions by label
+plurum_baseline_confidence_share{over, le}    gauge: fraction of their predictions by the label's probability
 plurum_baseline_review_share              gauge: fraction of their predictions that need review
 plurum_baseline_dissent_share{member}     gauge: fraction of their predictions whose label differs from a member's
 
@@ -69,12 +69,13 @@ class VoterMetrics:
         # Triton removes metrics that are no longer referenced, and families must outlive their metrics.
         self._families: dict[str, Any] = {}
         self._gauges: list[Any] = []
+        self._rule = voting.rule_from_ensemble(metadata)
         baseline = metadata.get("baseline")
         self._add_info(metadata, _precisions(folder))
         if baseline:
             self._add_baseline(metadata, baseline)
         self._predictions = [
-            self._counter("plurum_predictions_total", "Predictions by winning class", {"class": name})
+            self._counter("plurum_predictions_total", "Predictions by label", {"class": name})
             for name in metadata["classes"]
         ]
         self._reviews = self._counter("plurum_reviews_total", "Predictions that need review")
@@ -87,7 +88,7 @@ class VoterMetrics:
             for one in metadata["members"]
         ]
         limits = baseline["confidence_limits"] if baseline else _CONFIDENCE
-        self._confidence = _Histogram(self._counter, "plurum_confidence", "Winner's probability", limits)
+        self._confidence = _Histogram(self._counter, "plurum_confidence", "Label's probability", limits)
         self._entropy = _Histogram(self._counter, "plurum_entropy_nats", "Predictive entropy", _NATS)
         self._disagreement = _Histogram(self._counter, "plurum_disagreement_nats", "Mutual information", _NATS)
         self._batch_size = _Histogram(self._counter, "plurum_batch_size", "Images per vote", _BATCH)
@@ -137,10 +138,10 @@ class VoterMetrics:
         for metric, amount in zip(self._predictions, np.bincount(label, minlength=len(self._predictions)), strict=True):
             _add(metric, amount)
         _add(self._reviews, int(np.count_nonzero(review)))
-        dissents = (members.argmax(axis=-1) != label[:, None]).sum(axis=0)
+        dissents = (voting.decide_members(members, self._rule) != label[:, None]).sum(axis=0)
         for metric, amount in zip(self._dissents, dissents, strict=True):
             _add(metric, amount)
-        self._confidence.add(probabilities.max(axis=-1))
+        self._confidence.add(np.take_along_axis(probabilities, label[:, None], axis=-1)[:, 0])
         self._entropy.add(voting.entropy(probabilities))
         self._disagreement.add(disagreement)
         self._batch_size.add(np.array([np.count_nonzero(counted) for _, counted in batches]))

@@ -25,9 +25,11 @@ __all__ = [
     "decide",
     "decide_at",
     "decide_groups",
+    "decide_members",
     "entropy",
     "hard_vote",
     "mutual_information",
+    "needs_review_at",
     "point_from_ensemble",
     "pool_groups",
     "prediction_sets",
@@ -270,6 +272,22 @@ def decide_at(probabilities: Floats, point: DecisionPoint | None) -> npt.NDArray
     return np.where(is_positive, point.positive, 1 - point.positive)
 
 
+def needs_review_at(probabilities: Floats, point: DecisionPoint) -> Bools | None:
+    """Return the mask of `probabilities` `[batch, classes]` that need review at the point, `[batch]`, true for NaN.
+
+    None if confidence and prediction set decide on reviews, not the point.
+    """
+    if point.positive is not None:
+        positive = probabilities[..., point.positive]
+        if point.review_interval is None:
+            return np.asarray(np.isnan(positive))
+        low, high = point.review_interval
+        return np.asarray(~((positive < low) | (positive > high)))
+    if point.review_cost is None:
+        return None
+    return np.asarray(~(_expected_costs(probabilities, point).min(axis=-1) <= point.review_cost))
+
+
 def prediction_sets(probabilities: Floats, quantiles: npt.ArrayLike, label: npt.ArrayLike | None = None) -> Bools:
     """Return the conformal prediction sets, `[batch, classes]`.
 
@@ -350,6 +368,17 @@ MODES: dict[str, VotingMode] = {
 }
 
 
+def decide_members(members: Floats, rule: VotingRule) -> npt.NDArray[np.int64]:
+    """Return the index of each member's own decision, int64 `[batch, members]`.
+
+    Without an operating point, it is the member's most probable class. With one, the member's probabilities are
+    corrected like the vote's, and decided at the point.
+    """
+    if rule.point is None:
+        return np.asarray(members.argmax(axis=-1))
+    return decide_at(with_prior(temper(members, rule.temperature), rule.prior_ratio), rule.point)
+
+
 def decide(members: Floats, rule: VotingRule) -> Verdict:
     """Return the verdict on member probabilities `[batch, members, classes]`.
 
@@ -396,15 +425,10 @@ def _sets(probabilities: Floats, label: npt.NDArray[np.int64], rule: VotingRule)
 
 
 def _needs_review(probabilities: Floats, label: npt.NDArray[np.int64], inside: Bools, rule: VotingRule) -> Bools:
-    """Return the mask of predictions that need review, `[batch]`. All comparisons are such that NaN needs review."""
-    point = rule.point
-    if point is not None and point.positive is not None:
-        if point.review_interval is None:
-            return np.isnan(probabilities[:, point.positive])
-        (low, high), positive = point.review_interval, probabilities[:, point.positive]
-        return np.asarray(~((positive < low) | (positive > high)))
-    if point is not None and point.review_cost is not None:
-        return np.asarray(~(_expected_costs(probabilities, point).min(axis=-1) <= point.review_cost))
+    """Return the mask of predictions that need review, `[batch]`."""
+    if rule.point is not None and (review := needs_review_at(probabilities, rule.point)) is not None:
+        return review
+    # Not `confidence <`, so that NaN needs review.
     confidence = np.take_along_axis(probabilities, label[:, None], axis=-1)[:, 0]
     return np.asarray(~(confidence >= rule.review_threshold) | (inside.sum(axis=-1) > 1))
 

@@ -22,7 +22,7 @@ from plurum.export.repository import selection
 from plurum.predictions.outputs import OUTPUTS
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
-from plurum.voting import VotingRule, decide, softmax
+from plurum.voting import DecisionPoint, VotingRule, decide, softmax
 from tests.docs.pages import wait_for_counts
 
 WEIGHTS = (0.5, 0.3, 0.2)
@@ -40,6 +40,52 @@ RULES = {
     ),
     "prior": VotingRule(WEIGHTS, temperature=1.3, quantiles=(0.7,) * 4, prior_ratio=(0.2, 3.0, 1.0, 0.5)),
 }
+POINTS = {
+    "interval": DecisionPoint(positive=1, threshold=0.2, review_interval=(0.1, 0.35)),
+    "no review": DecisionPoint(positive=0, threshold=0.8),
+    "review cost": DecisionPoint(costs=((0.0, 5.0), (1.0, 0.0)), review_cost=0.3),
+    "costs": DecisionPoint(costs=((0.0, 5.0), (1.0, 0.0))),
+}
+
+
+@pytest.mark.parametrize("mode", ["soft", "stack"])
+@pytest.mark.parametrize("point", POINTS.values(), ids=POINTS.keys())
+def test_the_vote_decides_at_the_point_as_the_voter_does(point: DecisionPoint, mode: str, tmp_path: Path) -> None:
+    """Compare random probabilities, in PyTorch, ONNX Runtime and OpenVINO."""
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(2, 7))
+    stack = {"coefficients": tuple(map(tuple, drawn[:, 1:].tolist())), "intercepts": (0.3, -0.3)}
+    rule = VotingRule(
+        WEIGHTS,
+        mode=mode,
+        temperature=1.3,
+        quantiles=(0.6, 0.7),
+        review_threshold=0.6,
+        prior_ratio=(0.7, 1.4),
+        point=point,
+        **stack if mode == "stack" else {},  # type: ignore[arg-type]
+    )
+    logits = rng.normal(scale=2, size=(2000, 3, 2)).astype(np.float32)
+    expected = decide(softmax(logits), rule)
+    path = tmp_path / "vote.onnx"
+    onnx_from_module(VoteModel(rule), torch.zeros(2, 3, 2), path, ("LOGITS",), FUSED_OUTPUTS)
+    found = [tensor.numpy() for tensor in VoteModel(rule)(torch.from_numpy(logits))]
+    session, compiled = (
+        onnx_session(path),
+        openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}),
+    )
+    outputs = compiled({"LOGITS": logits})
+    for answers in (
+        dict(zip(FUSED_OUTPUTS, found, strict=True)),
+        dict(zip(FUSED_OUTPUTS, session.run(list(FUSED_OUTPUTS), {"LOGITS": logits}), strict=True)),
+        {name: outputs[name] for name in FUSED_OUTPUTS},
+    ):
+        np.testing.assert_array_equal(answers["INDEX"][:, 0], expected.label)
+        np.testing.assert_array_equal(answers["REVIEW"][:, 0], expected.review)
+        np.testing.assert_array_equal(answers["PREDICTION_SET"], expected.prediction_set)
+    # The point decides otherwise than the most probable class, and not everything goes to review.
+    assert 0.02 < np.mean(expected.label != expected.probabilities.argmax(axis=1)) < 0.5
+    assert expected.review.mean() < 0.9
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())

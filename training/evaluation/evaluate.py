@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plurum.predictions.arrays import Bools, Floats, Ints
+from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import compute_losses
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import PatientRule, Review
-from plurum.training.statistics.bootstrap import Bootstrap, percentile_interval
+from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.calibration import fit_temperature, number_patients, tempered_losses
 from plurum.training.statistics.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
+from plurum.training.statistics.decisions import estimate_fractions, estimate_from_draws
 from plurum.training.statistics.diversity import measure_diversity
 from plurum.training.statistics.metrics import LabelledPredictions, MetricDraws, Scorer
 from plurum.training.statistics.patients import RULES, Patients, group_by_patient
@@ -28,7 +29,17 @@ from plurum.training.statistics.results import (
     PredictionSets,
     ReviewScores,
 )
-from plurum.voting import Verdict, temper, with_prior
+from plurum.training.statistics.wording import review_condition
+from plurum.voting import (
+    DecisionPoint,
+    Verdict,
+    VotingRule,
+    decide_at,
+    decide_groups,
+    decide_members,
+    temper,
+    with_prior,
+)
 
 __all__ = ["EvaluationSubject", "SplitPredictions", "best_single", "evaluate_predictions", "score_patients"]
 
@@ -52,6 +63,8 @@ class EvaluationSubject:
         prior_ratio: Assumed class frequencies divided by those of the validation images; None without correction.
         patient_rule: Rule that combines the predictions for a patient's images; None if none was chosen.
         notes: Remarks on these predictions, one sentence each.
+        rule: Voting rule, whose operating point also decides for members and patients; None takes the most probable
+            class.
     """
 
     name: str
@@ -63,6 +76,16 @@ class EvaluationSubject:
     prior_ratio: tuple[float, ...] | None = None
     patient_rule: PatientRule | None = None
     notes: tuple[str, ...] = ()
+    rule: VotingRule | None = None
+
+    @property
+    def point(self) -> DecisionPoint | None:
+        """Operating point; None decides for the most probable class."""
+        return None if self.rule is None else self.rule.point
+
+    def decide_members(self, members: Floats) -> Ints:
+        """Return the members' own decisions, `[images, members]`, for their probabilities."""
+        return members.argmax(axis=-1) if self.rule is None else decide_members(members, self.rule)
 
 
 @dataclass(frozen=True)
@@ -84,13 +107,16 @@ class SplitPredictions:
         """Predictions of the ensemble."""
         return LabelledPredictions(self.verdict.probabilities, self.verdict.label, self.labels)
 
-    def member_predictions(
-        self, member: int, temperature: float = 1.0, prior_ratio: tuple[float, ...] | None = None
-    ) -> LabelledPredictions:
+    def member_predictions(self, member: int, subject: EvaluationSubject) -> LabelledPredictions:
         """Return the predictions of one member."""
+        members = self.verdict.member_probabilities[:, member]
+        return LabelledPredictions(members, subject.decide_members(members[:, None])[:, 0], self.labels)
+
+    def best_predictions(self, member: int, temperature: float, subject: EvaluationSubject) -> LabelledPredictions:
+        """Return the predictions of the best member with its own temperature and the ensemble's prior correction."""
         tempered = temper(self.verdict.member_probabilities[:, member], temperature)
-        probabilities = with_prior(tempered, prior_ratio)
-        return LabelledPredictions(probabilities, probabilities.argmax(axis=-1), self.labels)
+        probabilities = with_prior(tempered, subject.prior_ratio)
+        return LabelledPredictions(probabilities, decide_at(probabilities, subject.point), self.labels)
 
 
 def evaluate_predictions(
@@ -115,9 +141,9 @@ def evaluate_predictions(
     best, temperature = best_single(fitted_on.verdict.member_probabilities, fitted_on.labels)
     candidates = {
         "ensemble": evaluated.predictions,
-        "best single": evaluated.member_predictions(best, temperature, subject.prior_ratio),
+        "best single": evaluated.best_predictions(best, temperature, subject),
     }
-    candidates |= {name: evaluated.member_predictions(index) for index, name in enumerate(subject.members)}
+    candidates |= {name: evaluated.member_predictions(index, subject) for index, name in enumerate(subject.members)}
     results: dict[str, tuple[MetricDraws, MetricDraws]] = {}
     for name, predictions in candidates.items():
         results[name] = _compute_metrics(Scorer(predictions), bootstrap)
@@ -144,8 +170,10 @@ def evaluate_predictions(
         risk_coverage={name: risk_coverage_curve(predictions) for name, predictions in candidates.items()},
         sets=_summarise_sets(evaluated, subject, bootstrap),
         review=_summarise_review(evaluated, subject, bootstrap),
-        diversity=measure_diversity(evaluated.verdict.member_probabilities.argmax(axis=-1), labels, subject.members),
-        patient_level=score_patients(patients, candidates, settings.draws, settings.seed),
+        diversity=measure_diversity(
+            subject.decide_members(evaluated.verdict.member_probabilities), labels, subject.members
+        ),
+        patient_level=score_patients(patients, candidates, settings.draws, settings.seed, subject.point),
         patient_rule=subject.patient_rule,
         notes=(*subject.notes, *_notes(evaluated, classes, settings, results["ensemble"][1], patients)),
     )
@@ -175,24 +203,16 @@ def _compute_metrics(scorer: Scorer, bootstrap: Bootstrap) -> tuple[MetricDraws,
     )
 
 
-def _estimate(value: float, draws: Floats) -> Estimate:
-    low, high = percentile_interval(draws)
-    return Estimate(value=_number_or_none(value), low=_number_or_none(low), high=_number_or_none(high))
-
-
-def _number_or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 def _evaluated_model(name: str, result: tuple[MetricDraws, MetricDraws], classes: tuple[str, ...]) -> EvaluatedModel:
     plain, drawn = result
     return EvaluatedModel(
         name=name,
         kind="ensemble" if name == "ensemble" else "best" if name == "best single" else "member",
-        metrics={key: _estimate(values[0], drawn.overall[key]) for key, values in plain.overall.items()},
+        metrics={key: estimate_from_draws(values[0], drawn.overall[key]) for key, values in plain.overall.items()},
         per_class={
             label: {
-                key: _estimate(values[index, 0], drawn.per_class[key][index]) for key, values in plain.per_class.items()
+                key: estimate_from_draws(values[index, 0], drawn.per_class[key][index])
+                for key, values in plain.per_class.items()
             }
             for index, label in enumerate(classes)
         },
@@ -201,7 +221,7 @@ def _evaluated_model(name: str, result: tuple[MetricDraws, MetricDraws], classes
 
 def _differences(one: tuple[MetricDraws, MetricDraws], other: tuple[MetricDraws, MetricDraws]) -> dict[str, Estimate]:
     return {
-        name: _estimate(values[0] - other[0].overall[name][0], one[1].overall[name] - other[1].overall[name])
+        name: estimate_from_draws(values[0] - other[0].overall[name][0], one[1].overall[name] - other[1].overall[name])
         for name, values in one[0].overall.items()
     }
 
@@ -222,22 +242,12 @@ def _curves(predictions: LabelledPredictions, classes: tuple[str, ...]) -> dict[
     }
 
 
-def _estimate_fractions(of: Sequence[Bools], among: Sequence[Bools], bootstrap: Bootstrap) -> list[Estimate]:
-    """Return, for each pair of masks `[images]`, the fraction of the second mask's images in the first."""
-    part = np.array([one & other for one, other in zip(of, among, strict=True)], dtype=np.float64)
-    whole = np.array(among, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        plain = part.sum(axis=1) / whole.sum(axis=1)
-        drawn = np.concatenate([(part @ counts) / (whole @ counts) for counts in bootstrap.blocks()], axis=1)
-    return [_estimate(value, draws) for value, draws in zip(plain, drawn, strict=True)]
-
-
 def _summarise_sets(evaluated: SplitPredictions, subject: EvaluationSubject, bootstrap: Bootstrap) -> PredictionSets:
     inside, labels = evaluated.verdict.prediction_set, evaluated.labels
     covered = np.take_along_axis(inside, labels[:, None], axis=-1)[:, 0]
     sizes = inside.sum(axis=1)
     of_class = [labels == index for index in range(len(subject.classes))]
-    overall, *by_class = _estimate_fractions(
+    overall, *by_class = estimate_fractions(
         [covered] * (len(of_class) + 1), [np.ones_like(covered), *of_class], bootstrap
     )
     return PredictionSets(
@@ -256,18 +266,23 @@ def _summarise_sets(evaluated: SplitPredictions, subject: EvaluationSubject, boo
 
 def _summarise_review(evaluated: SplitPredictions, subject: EvaluationSubject, bootstrap: Bootstrap) -> ReviewScores:
     sent, correct = evaluated.verdict.review, ~evaluated.predictions.wrong
-    share, kept, others = _estimate_fractions([sent, correct, correct], [np.ones_like(sent), ~sent, sent], bootstrap)
+    share, kept, others = estimate_fractions([sent, correct, correct], [np.ones_like(sent), ~sent, sent], bootstrap)
     return ReviewScores(
         threshold=subject.review.threshold,
         wished_risk=subject.review.risk,
         share=share,
         accuracy_kept=kept,
         accuracy_sent=others,
+        condition=None if subject.rule is None else review_condition(subject.rule, subject.classes),
     )
 
 
 def score_patients(
-    patients: Patients | None, candidates: dict[str, LabelledPredictions], draws: int, seed: int
+    patients: Patients | None,
+    candidates: dict[str, LabelledPredictions],
+    draws: int,
+    seed: int,
+    point: DecisionPoint | None = None,
 ) -> PatientLevel | None:
     """Return the scores of predictions per patient, or None if no patient is known.
 
@@ -276,25 +291,30 @@ def score_patients(
         candidates: Predictions for all images, by name of the model.
         draws: Number of bootstrap resamples of patients.
         seed: Random seed of the bootstrap.
+        point: Operating point, which also decides for patients; None takes the most probable class.
     """
     if patients is None or not patients.names:
         return None
     bootstrap = Bootstrap(np.arange(len(patients.labels)), draws, seed)
     by_rule = {
-        name: {rule: _score_by_rule(patients, predictions, rule, bootstrap) for rule in RULES}
+        name: {rule: _score_by_rule(patients, predictions, rule, bootstrap, point) for rule in RULES}
         for name, predictions in candidates.items()
     }
     return PatientLevel(patients=len(patients.labels), images=len(patients.rows), by_rule=by_rule)
 
 
 def _score_by_rule(
-    patients: Patients, predictions: LabelledPredictions, rule: PatientRule, bootstrap: Bootstrap
+    patients: Patients,
+    predictions: LabelledPredictions,
+    rule: PatientRule,
+    bootstrap: Bootstrap,
+    point: DecisionPoint | None,
 ) -> PatientScores:
     probabilities = patients.probabilities(predictions.probabilities, predictions.winners, rule)
-    correct = (probabilities.argmax(axis=1) == patients.labels).astype(np.float64)
+    correct = (decide_groups(rule, probabilities, point) == patients.labels).astype(np.float64)
     values = np.stack([correct, compute_losses(probabilities, patients.labels)])
     drawn = np.concatenate([values @ counts for counts in bootstrap.blocks()], axis=1) / len(patients.labels)
-    accuracy, nll = (_estimate(float(row.mean()), draws) for row, draws in zip(values, drawn, strict=True))
+    accuracy, nll = (estimate_from_draws(float(row.mean()), draws) for row, draws in zip(values, drawn, strict=True))
     return PatientScores(accuracy=accuracy, nll=None if rule == "majority" else nll)
 
 

@@ -48,9 +48,10 @@ single is the member with the lowest NLL on the images that the vote was fitted 
   ~ "confidence equals accuracy. ECE is the mean gap, weighted by the numbers of predictions below.") }}
 
 <h2>Review</h2>
-<p>{{ j.review.share|percent }} of the predictions need review: those with a confidence below
-{{ "%.4f"|format(j.review.threshold) }}, and those with more than one class in their prediction set. Of the predictions
-without review, {{ j.review.accuracy_kept|percent }} are correct; of the others,
+<p>{{ j.review.share|percent }} of the predictions need review: those with
+{% if j.review.condition %}{{ j.review.condition }}.{% else %}a confidence below
+{{ "%.4f"|format(j.review.threshold) }}, and those with more than one class in their prediction set.{% endif %}
+Of the predictions without review, {{ j.review.accuracy_kept|percent }} are correct; of the others,
 {{ j.review.accuracy_sent|percent }}.</p>
 {{ picture("risk_coverage", "Risk–coverage curves", "With only the most confident predictions (left), the error rate "
   ~ "should be lower. AURC is the mean height of a line.") }}

@@ -74,6 +74,7 @@ def subject_from_ensemble(
         prior_ratio=ensemble.voting.prior_ratio,
         patient_rule=ensemble.patient_rule,
         notes=notes,
+        rule=ensemble.rule,
     )
 
 

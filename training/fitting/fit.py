@@ -17,9 +17,17 @@ from plurum.settings.training import FitSettings
 from plurum.spec import Baseline, Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.unlabelled import find_unlabelled_images
 from plurum.training.evaluation.evaluate import best_single, score_patients
+from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point
+from plurum.training.fitting.points import check_point_options, costs_of
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
 from plurum.training.fitting.report import FitReport, MemberFit
-from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_sets_and_review, fit_vote
+from plurum.training.fitting.votes import (
+    FittedVote,
+    ValidationPredictions,
+    confidence_of,
+    fit_sets_and_review,
+    fit_vote,
+)
 from plurum.training.inference.predictions import predict_files, predict_members
 from plurum.training.learning.plan import unfinished_members
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
@@ -29,7 +37,7 @@ from plurum.training.statistics.metrics import LabelledPredictions
 from plurum.training.statistics.patients import group_by_patient
 from plurum.training.statistics.results import Estimate
 from plurum.training.statistics.scoring import compute_scores
-from plurum.voting import Verdict, temper, with_prior
+from plurum.voting import Verdict, decide_at, decide_members, temper, with_prior
 
 __all__ = ["fit_report", "fit_run"]
 
@@ -76,19 +84,22 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     """Fit the vote of the members of the run `path`, write `ensemble.json` and return the report.
 
     Everything is fitted on validation images; test images are only scored. The steps are: select members; fit weights
-    or stacking; fit the temperature; correct for class frequencies, if requested; fit prediction sets and the review
-    threshold. Weights stay equal for hard votes, and unless others are better by a statistically significant margin.
+    or stacking; fit the temperature; correct for class frequencies, if requested; fit prediction sets, the operating
+    point, if requested, and the review. Weights stay equal for hard votes, and unless others are better by a
+    statistically significant margin.
 
     Raises:
         MetadataError: the folder is not a run, has no finished member, or has an invalid one.
         DataError: there are too few images for stacking, or unlabelled images are unreadable.
-        SettingsError: the prior's classes are not those of the run.
+        SettingsError: the prior's classes are not those of the run, or the operating point is not reachable.
         OutputError: `ensemble.json` can't be written.
         MissingExtraError: PyTorch, timm, safetensors, scikit-learn or SciPy is not installed.
     """
     run = Run(path)
     members, classes = run.members(), run.data().classes
     _check_prior(settings, classes)
+    check_point_options(settings, classes)
+    costs = None if settings.costs is None else costs_of(settings, classes)
     members_answer = predict_members(run, members, _SPLITS)
     table = run.table()
     labels = {split: table.labels[table.rows(split)] for split in _SPLITS}
@@ -99,7 +110,7 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     vote = fit_vote(known, settings)
     shares = _served_frequencies(run, members, vote, known, settings)
     ratio = None if shares is None else prior_ratio(shares, class_frequencies(known.labels, len(classes)), classes)
-    vote = fit_sets_and_review(vote, known, settings, ratio)
+    vote = fit_sets_and_review(vote, known, settings, ratio, costs)
     results = {
         split: _SplitResults(
             members_answer[split],
@@ -149,14 +160,16 @@ def _ensemble(
     results: dict[Fitted, _SplitResults],
 ) -> Ensemble:
     metadata, table, rule = run.data(), run.table(), vote.rule
+    by_cost = vote.point is not None and vote.point.review_cost is not None
     return Ensemble(
+        version=1 if vote.point is None else 2,
         name=_ensemble_name(run.path),
         classes=metadata.classes,
         image=metadata.image,
         members=tuple(members[index] for index in vote.kept),
         voting=Voting.model_validate(rule, from_attributes=True),
         conformal=Conformal(alpha=settings.alpha, quantiles=rule.quantiles or ()),
-        review=Review(threshold=rule.review_threshold, risk=settings.risk),
+        review=Review(threshold=rule.review_threshold, risk=None if by_cost else settings.risk),
         patient_rule=settings.patient_rule if any(table.patients) else None,
         data=FittedOn(
             data=metadata.source,
@@ -164,14 +177,14 @@ def _ensemble(
             images={split: len(table.rows(split)) for split in get_args(Split)},
         ),
         scores={split: part.scores for split, part in results.items()},
-        baseline=_baseline(results["validation"], vote.kept),
+        baseline=_baseline(results["validation"], vote),
+        operating_point=vote.point,
     )
 
 
-def _baseline(part: _SplitResults, kept: Ints) -> Baseline:
-    """Return the reference to measure drift against: frequencies among the predictions of the members `kept`."""
-    probabilities = part.verdict.probabilities
-    dissents = part.members[:, kept].argmax(axis=-1) != part.verdict.label[:, None]
+def _baseline(part: _SplitResults, vote: FittedVote) -> Baseline:
+    """Return the reference to measure drift against: frequencies among the predictions of the selected members."""
+    dissents = decide_members(part.members[:, vote.kept], vote.rule) != part.verdict.label[:, None]
     limits = np.array(Baseline.model_fields["confidence_limits"].default)
 
     def shares(bins: Ints, count: int) -> tuple[float, ...]:
@@ -180,10 +193,10 @@ def _baseline(part: _SplitResults, kept: Ints) -> Baseline:
 
     return Baseline(
         images=len(part.labels),
-        class_shares=shares(part.verdict.label, probabilities.shape[1]),
+        class_shares=shares(part.verdict.label, part.verdict.probabilities.shape[1]),
         confidence_limits=tuple(limits.tolist()),
         # Bins include their upper limit, as in Prometheus.
-        confidence_shares=shares(np.searchsorted(limits, probabilities.max(axis=-1)), len(limits) + 1),
+        confidence_shares=shares(np.searchsorted(limits, confidence_of(part.verdict)), len(limits) + 1),
         review_share=part.share(part.verdict.review),
         dissent_shares=tuple(part.share(dissent) for dissent in dissents.T),
     )
@@ -202,7 +215,7 @@ def _report(
     tried = vote.weights_tried
     best, temperature = best_single(validation.members, validation.labels)
     alone = with_prior(temper(test.members[:, best], temperature), vote.rule.prior_ratio)
-    best_answers = LabelledPredictions(alone, alone.argmax(axis=-1), test.labels)
+    best_answers = LabelledPredictions(alone, decide_at(alone, vote.rule.point), test.labels)
     candidates = {"ensemble": test.predictions, "best single": best_answers}
     return FitReport(
         ensemble=ensemble,
@@ -216,11 +229,27 @@ def _report(
         best_single=members[best].name,
         differences=_differences(test, best_answers, settings),
         patient_level=score_patients(
-            group_by_patient(test.patients, test.labels), candidates, settings.draws, settings.seed
+            group_by_patient(test.patients, test.labels), candidates, settings.draws, settings.seed, vote.rule.point
         ),
         prior=None if shares is None else dict(zip(ensemble.classes, shares.tolist(), strict=True)),
         unfinished=unfinished_members(run),
+        decisions=_decisions(ensemble, vote, results, settings),
     )
+
+
+def _decisions(
+    ensemble: Ensemble, vote: FittedVote, results: dict[Fitted, _SplitResults], settings: FitSettings
+) -> dict[Fitted, PointScores] | None:
+    """Return the figures of the operating point by split; None without one."""
+    if vote.point is None or vote.rule.point is None:
+        return None
+    found = {}
+    for split, part in results.items():
+        decided = DecidedSplit(part.verdict, part.labels, part.patients, part.weights)
+        found[split] = score_point(
+            decided, vote.point, vote.rule.point, ensemble.patient_rule, settings.seed, settings.draws
+        )
+    return found
 
 
 def _member_fits(
@@ -232,7 +261,12 @@ def _member_fits(
             weight=weights.get(index, 0.0),
             contribution=vote.selection.contributions[index],
             scores={
-                split: compute_scores(part.members[:, index], part.labels, weights=part.weights)
+                split: compute_scores(
+                    part.members[:, index],
+                    part.labels,
+                    decide_members(part.members[:, [index]], vote.rule)[:, 0],
+                    part.weights,
+                )
                 for split, part in results.items()
             },
         )

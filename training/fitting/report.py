@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from plurum.spec import Ensemble, Metadata, Scores
+from plurum.training.fitting.decided import PointScores
 from plurum.training.statistics.curves import Curve
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import Estimate, PatientLevel
@@ -53,6 +54,7 @@ class FitReport(Metadata):
         patient_level: Scores of test images by patient; None if no patient is known.
         prior: Class frequencies that the vote is corrected for, by class; None without correction.
         unfinished: Names of planned members whose training is unfinished.
+        decisions: Figures of the decisions at the operating point, by split; None without one.
     """
 
     version: Literal[1] = 1
@@ -69,6 +71,7 @@ class FitReport(Metadata):
     patient_level: PatientLevel | None
     prior: dict[str, float] | None
     unfinished: tuple[str, ...] = ()
+    decisions: dict[FittedSplit, PointScores] | None = None
 
     @property
     def outcome(self) -> Literal["better", "no different", "mixed", "worse"]:

@@ -13,6 +13,9 @@ import numpy as np
 
 from plurum.predictions.arrays import Floats, Ints
 from plurum.settings.training import FitSettings
+from plurum.spec import OperatingPoint
+from plurum.training.fitting.costs import Costs
+from plurum.training.fitting.points import LabelledScores, fit_point, fit_review_interval
 from plurum.training.fitting.selection import Selection, measure_contributions, select_backward
 from plurum.training.fitting.stacking import StackingFold, cross_fit, fit_stack, predict_out_of_fold
 from plurum.training.fitting.weights import (
@@ -29,7 +32,7 @@ from plurum.training.statistics.calibration import (
     review_threshold,
     tempered_losses,
 )
-from plurum.voting import MODES, Verdict, VotingRule, decide, soft_vote
+from plurum.voting import MODES, Verdict, VotingRule, decide, point_from_ensemble, soft_vote
 
 __all__ = ["FittedVote", "ValidationPredictions", "confidence_of", "fit_sets_and_review", "fit_vote"]
 
@@ -73,6 +76,7 @@ class FittedVote:
         nll_saved: 95 % interval of the validation NLL that these weights, or stacking, save against equal weights, in
             nats; each image is predicted by a fit without its patient.
         folds: Folds of stacking, which predict each validation image by a regression without it; empty for other votes.
+        point: Operating point; the rule has it too. None decides for the most probable class.
     """
 
     rule: VotingRule
@@ -81,6 +85,7 @@ class FittedVote:
     weights_tried: dict[int, float] | None
     nll_saved: tuple[float, float]
     folds: tuple[StackingFold, ...]
+    point: OperatingPoint | None = None
 
     def verdict(self, predictions: Floats) -> Verdict:
         """Return the verdict on new images, from the predictions of all members."""
@@ -127,28 +132,50 @@ def fit_vote(known: ValidationPredictions, settings: FitSettings) -> FittedVote:
 
 
 def fit_sets_and_review(
-    vote: FittedVote, known: ValidationPredictions, settings: FitSettings, ratio: tuple[float, ...] | None = None
+    vote: FittedVote,
+    known: ValidationPredictions,
+    settings: FitSettings,
+    ratio: tuple[float, ...] | None = None,
+    costs: Costs | None = None,
 ) -> FittedVote:
-    """Return the vote with prediction sets and review threshold, corrected for class frequencies.
+    """Return the vote with operating point, prediction sets and review, corrected for class frequencies.
 
     Args:
         vote: Vote fitted to `known`.
         known: Predictions for the validation images.
-        settings: Targets of prediction sets and review.
+        settings: Targets of operating point, prediction sets and review.
         ratio: Frequency of each class in service divided by that in `known`; it also weights the images when the risk
             is computed. None corrects nothing.
+        costs: Costs of decisions, if the settings choose the point by them.
+
+    Raises:
+        SettingsError: the requested operating point is not reachable.
     """
     corrected = replace(vote, rule=replace(vote.rule, prior_ratio=ratio))
-    verdict, labels = corrected.validation_verdict(known.predictions), known.labels
+    labels = known.labels
     weights = None if ratio is None else np.asarray(ratio)[labels]
-    quantiles = conformal_quantiles(verdict.probabilities, labels, known.groups, settings.alpha)
-    threshold = review_threshold(confidence_of(verdict), verdict.label != labels, settings.risk, weights)
-    rule = replace(
-        corrected.rule,
-        quantiles=tuple(min(quantile + _ROUNDING, 1.0) for quantile in quantiles),
-        review_threshold=max(threshold - _ROUNDING, 0.0) if threshold < 1 else 1.0,
+    probabilities = corrected.validation_verdict(known.predictions).probabilities
+    quantiles = conformal_quantiles(probabilities, labels, known.groups, settings.alpha)
+    corrected = replace(
+        corrected,
+        rule=replace(corrected.rule, quantiles=tuple(min(one + _ROUNDING, 1.0) for one in quantiles)),
     )
-    return replace(corrected, rule=rule)
+    scores = LabelledScores(probabilities, labels, known.groups, known.classes, weights)
+    point = fit_point(scores, settings, costs)
+    if point is not None:
+        point = fit_review_interval(scores, point, settings)
+        corrected = _at_point(corrected, point, known.classes)
+        if point.positive is not None or point.review_cost is not None:
+            return corrected
+    verdict = corrected.validation_verdict(known.predictions)
+    threshold = review_threshold(confidence_of(verdict), verdict.label != labels, settings.risk, weights)
+    limit = max(threshold - _ROUNDING, 0.0) if threshold < 1 else 1.0
+    return replace(corrected, rule=replace(corrected.rule, review_threshold=limit))
+
+
+def _at_point(vote: FittedVote, point: OperatingPoint, classes: Sequence[str]) -> FittedVote:
+    decision = point_from_ensemble({"classes": list(classes), "operating_point": point.model_dump()})
+    return replace(vote, rule=replace(vote.rule, point=decision), point=point)
 
 
 def confidence_of(verdict: Verdict) -> Floats:

@@ -97,6 +97,7 @@ class ReviewScores(Metadata):
         share: Fraction of predictions that need review.
         accuracy_kept: Accuracy of predictions without review.
         accuracy_sent: Accuracy of predictions that need review.
+        condition: Condition for review at the operating point, in words; None is the threshold and the prediction set.
     """
 
     threshold: float
@@ -104,6 +105,7 @@ class ReviewScores(Metadata):
     share: Estimate
     accuracy_kept: Estimate
     accuracy_sent: Estimate
+    condition: str | None = None
 
 
 class PatientScores(Metadata):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import Estimate, Evaluation
+from plurum.voting import VotingRule
 
 __all__ = [
     "comparison_line",
@@ -14,11 +15,25 @@ __all__ = [
     "figure_text",
     "number_text",
     "percent_text",
+    "review_condition",
     "significant_change",
     "verdict_lines",
 ]
 
 _NONE = "–"
+
+
+def review_condition(rule: VotingRule, classes: Sequence[str]) -> str | None:
+    """Return the condition for review at the rule's operating point; None if it is the threshold and the set."""
+    point = rule.point
+    if point is None:
+        return None
+    if point.positive is not None:
+        if point.review_interval is None:
+            return "no probability"
+        low, high = point.review_interval
+        return f"a probability of {classes[point.positive]} from {low:.4f} to {high:.4f}"
+    return None if point.review_cost is None else f"an expected cost above {point.review_cost:g}"
 
 
 def verdict_lines(evaluation: Evaluation) -> list[str]:

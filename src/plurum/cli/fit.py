@@ -15,7 +15,7 @@ from plurum.settings.training import FitSettings
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from plurum.spec import Scores
+    from plurum.spec import Ensemble, Scores
     from plurum.training import FitReport
 
 __all__ = ["fit"]
@@ -45,6 +45,10 @@ def fit(
       plurum fit runs/tiles --prior CE=0.7 --prior LAA=0.3
 
       plurum fit runs/tiles --prior-from ward/2026
+
+      plurum fit runs/tiles --positive CE --sensitivity 0.95
+
+      plurum fit runs/tiles --positive CE --costs costs.csv
     """
     from plurum.training import fit_report, write_fit
     from plurum.training.evaluation.report import check_folder
@@ -89,6 +93,8 @@ def _cells(scores: Scores) -> tuple[str, str]:
 
 def _lines(report: FitReport) -> list[str]:
     """Return the results that the table does not contain."""
+    from plurum.training.fitting.point_text import point_lines
+
     ensemble = report.ensemble
     alpha = ensemble.conformal.alpha if ensemble.conformal else 1.0
     reviewed, covered = report.reviewed, report.covered
@@ -98,17 +104,27 @@ def _lines(report: FitReport) -> list[str]:
         _weights_line(report),
         f"temperature of the vote: {ensemble.voting.temperature:.3f}",
         *_prior_lines(report),
+        *point_lines(report),
         (
             f"prediction sets: {covered['test']:.1%} of test images have their true class in them "
             f"(target: {1 - alpha:.1%})"
         ),
         (
-            f"review: below a confidence of {ensemble.review.threshold:.4f}, or with more than one class in the set: "
+            f"review: {_review_condition(ensemble)}: "
             f"{reviewed['validation']:.1%} of validation predictions, {reviewed['test']:.1%} of test predictions"
         ),
         *_patient_lines(report),
         _best_member_line(report),
     ]
+
+
+def _review_condition(ensemble: Ensemble) -> str:
+    from plurum.training.statistics.wording import review_condition
+
+    condition = review_condition(ensemble.rule, ensemble.classes)
+    if condition is None:
+        return f"below a confidence of {ensemble.review.threshold:.4f}, or with more than one class in the set"
+    return f"at {condition}"
 
 
 def _unfinished_lines(report: FitReport) -> list[str]:

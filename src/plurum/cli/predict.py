@@ -170,7 +170,7 @@ def _bulk_run(
     from plurum.client.bulk.journal import Journal
     from plurum.client.bulk.patients import PatientPool
 
-    totals = BulkTotals(PatientPool(served.classes, rule or served.patient_rule or "mean"))
+    totals = BulkTotals(PatientPool(served.classes, rule or served.patient_rule or "mean", served.point))
     if out is None:
         return BulkRun(listing, totals)
     form = format_from_path(out, columns_of_images(served.classes))

@@ -55,7 +55,7 @@ class Output:
 
 
 _TABLE = (
-    Output("LABEL", "BYTES", (1,), "label", "winning class"),
+    Output("LABEL", "BYTES", (1,), "label", "decided class"),
     Output("REVIEW", "BOOL", (1,), "review", "true if the prediction needs review"),
     Output("ENTROPY", "FP32", (1,), "entropy", "predictive entropy in nats, 0 to log(classes)"),
     Output("DISAGREEMENT", "FP32", (1,), "disagreement", "mutual information of prediction and member, in nats"),

@@ -25,8 +25,8 @@ class Prediction:
     """The ensemble's prediction for one image.
 
     Attributes:
-        label: Winning class.
-        confidence: Probability of the winning class, 0 to 1.
+        label: Decided class: the decision at the operating point, else the most probable class.
+        confidence: Probability of the label, 0 to 1.
         probabilities: Probabilities by class, which sum to 1.
         entropy: Predictive entropy in nats, 0 to log(classes).
         disagreement: Mutual information between prediction and member in nats, 0 if all members agree.
@@ -100,8 +100,7 @@ def predictions_from_tensors(
                 f"the server's output {name}: expected shape {list(expected)}, got {got}. Use a server of Plurum."
             )
         columns[output.field] = _column(output, tensors[name].tolist(), classes, members)
-    # In a tie of a hard vote, the winner has the same probability as the other classes of the tie.
-    columns["confidence"] = tensors["PROBABILITIES"].max(axis=1).tolist()
+    columns["confidence"] = _confidences(columns["label"], tensors["PROBABILITIES"], classes)
     rows = zip(*columns.values(), strict=True)
     return [Prediction(**dict(zip(columns, row, strict=True)), release=release) for row in rows]
 
@@ -135,6 +134,14 @@ def _column(output: Output, rows: list[Any], classes: Sequence[str], members: Se
     if output.dims == ("C",):
         return [tuple(compress(classes, row)) if output.datatype == "BOOL" else _by_class(row, classes) for row in rows]
     return [row[0].decode("utf-8", "replace") if output.datatype == "BYTES" else row[0] for row in rows]
+
+
+def _confidences(labels: Sequence[str], probabilities: npt.NDArray[Any], classes: Sequence[str]) -> list[float]:
+    """Return the probabilities of the labels; if the server hides the class names, the highest of all."""
+    places = {name: index for index, name in enumerate(classes)}
+    highest = probabilities.argmax(axis=1).tolist()
+    found = [places.get(label, most) for label, most in zip(labels, highest, strict=True)]
+    return list(probabilities[np.arange(len(found)), found].tolist())
 
 
 def _by_class(values: Iterable[float], classes: Sequence[str]) -> dict[str, float]:

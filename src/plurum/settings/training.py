@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from plurum.conventions import PatientRule
 from plurum.options import Option, Settings
 
-__all__ = ["EvaluationSettings", "FitSettings", "TrainOptions", "TrainSettings"]
+__all__ = ["CRITERIA", "Criterion", "EvaluationSettings", "FitSettings", "TrainOptions", "TrainSettings"]
 
 _MEMBERS, _IMAGES = Option(panel="Members"), Option(panel="Images")
 _STEPS, _CHANGES, _WORK = Option(panel="Optimisation"), Option(panel="Augmentation"), Option(panel="Execution")
@@ -147,6 +147,11 @@ def _shares_from_texts(given: object) -> object:
     return shares or None
 
 
+Criterion = Literal["sensitivity", "specificity", "npv", "costs"]
+# Criteria of an operating point; each is an option of a fit.
+CRITERIA: tuple[Criterion, ...] = ("sensitivity", "specificity", "npv", "costs")
+
+
 class FitSettings(Settings):
     """Settings of a fit.
 
@@ -158,6 +163,14 @@ class FitSettings(Settings):
         l2: L2 penalty on the coefficients of `stack`, scikit-learn's 1 / C.
         alpha: Target fraction of prediction sets that miss the true class, per class, 0 to 1.
         risk: Target error rate among predictions that skip review, 0 to 1.
+        positive: Positive class of the operating point; only with two classes.
+        sensitivity: Sensitivity for which to choose the operating point, with the highest specificity; 0 to 1.
+        specificity: Specificity for which to choose the operating point, with the highest sensitivity; 0 to 1.
+        npv: Negative predictive value for which to choose the operating point, 0 to 1.
+        costs: CSV file with the cost of each decision, by true class, to choose the operating point by; columns true,
+            decided, cost.
+        confidence: Confidence with which a requested sensitivity, specificity or NPV holds for new patients, 0 to 1; by
+            default 0.95.
         prior: Expected fraction of a class in production; repeat for every class. By default, as in the data.
         prior_from: Unlabelled production images to estimate class fractions from: a folder, or a .csv manifest with a
             column `path`.
@@ -171,6 +184,12 @@ class FitSettings(Settings):
     l2: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
     risk: Annotated[float, Field(ge=0, le=1)] = 0.01
+    positive: Annotated[Text | None, Option(metavar="CLASS")] = None
+    sensitivity: Annotated[float, Field(gt=0, lt=1)] | None = None
+    specificity: Annotated[float, Field(gt=0, lt=1)] | None = None
+    npv: Annotated[float, Field(gt=0, lt=1)] | None = None
+    costs: Annotated[Text | None, Option(metavar="CSV")] = None
+    confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
     prior: Annotated[
         dict[str, Annotated[float, Field(gt=0, lt=1)]] | None,
         BeforeValidator(_shares_from_texts),
@@ -195,7 +214,34 @@ class FitSettings(Settings):
             )
         if self.prior is not None and not math.isclose(sum(self.prior.values()), 1.0, abs_tol=1e-6):
             raise ValueError(f"--prior: expected a sum of 1, got {sum(self.prior.values()):g}")
+        self._check_point()
         return self
+
+    @property
+    def criterion(self) -> Criterion | None:
+        """Criterion of the operating point; None if none is requested."""
+        return next((name for name in CRITERIA if getattr(self, name) is not None), None)
+
+    def _check_point(self) -> None:
+        """Check that the options of the operating point agree."""
+        given = [name for name in CRITERIA if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"--{given[0]}: can't be combined with --{given[1]}. Leave one of them out")
+        if given and self.mode == "hard":
+            raise ValueError(
+                f"--{given[0]}: chooses a probability, and --mode hard has vote counts instead. Choose --mode soft or "
+                f"stack"
+            )
+        if self.positive is not None and not given:
+            names = ", ".join(f"--{name}" for name in CRITERIA)
+            raise ValueError(f"--positive: expected one of {names} with it, got none. Add one")
+        if given and given != ["costs"] and self.positive is None:
+            raise ValueError(f"--{given[0]}: expected --positive with it, got none. Name the class to be found")
+        if self.npv is not None and (self.prior or self.prior_from):
+            raise ValueError(
+                "--npv: can't be combined with --prior, under which the validation images have other frequencies. "
+                "Choose --sensitivity"
+            )
 
 
 class EvaluationSettings(Settings):

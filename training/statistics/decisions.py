@@ -1,0 +1,71 @@
+"""Figures of decisions for a positive class, with bootstrap intervals by patient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from plurum.predictions.arrays import Bools, Floats, Ints
+from plurum.spec import Metadata
+from plurum.training.statistics.bootstrap import Bootstrap, percentile_interval
+from plurum.training.statistics.results import Estimate
+
+__all__ = ["DecisionFigures", "decision_figures", "estimate_fractions", "estimate_from_draws"]
+
+
+class DecisionFigures(Metadata):
+    """Figures of decisions between a positive class and the other.
+
+    Attributes:
+        number: Number of decisions, of images or of patients.
+        sensitivity: Fraction of the positive class that is decided positive.
+        specificity: Fraction of the other class that is decided negative.
+        ppv: Fraction of positive decisions that are correct.
+        npv: Fraction of negative decisions that are correct.
+    """
+
+    number: int
+    sensitivity: Estimate
+    specificity: Estimate
+    ppv: Estimate
+    npv: Estimate
+
+
+def decision_figures(
+    is_positive: Bools, decided: Bools, kept: Bools, bootstrap: Bootstrap, weights: Floats | None = None
+) -> DecisionFigures:
+    """Return the figures of some decisions.
+
+    Args:
+        is_positive: Mask of the positive class, `[decisions]`.
+        decided: Mask of positive decisions, `[decisions]`.
+        kept: Mask of the decisions to use, such as those without review, `[decisions]`.
+        bootstrap: Bootstrap over the patients of all decisions.
+        weights: Weight of each decision, `[decisions]`; 1 by default.
+    """
+    correct = is_positive == decided
+    among = [mask & kept for mask in (is_positive, ~is_positive, decided, ~decided)]
+    found = estimate_fractions([correct] * 4, among, bootstrap, weights)
+    names = ("sensitivity", "specificity", "ppv", "npv")
+    return DecisionFigures(number=int(kept.sum()), **dict(zip(names, found, strict=True)))
+
+
+def estimate_fractions(
+    of: Sequence[Bools], among: Sequence[Bools], bootstrap: Bootstrap, weights: Floats | None = None
+) -> list[Estimate]:
+    """Return, for each pair of masks `[images]`, the fraction of the second mask's images in the first."""
+    each = np.ones(len(bootstrap.groups)) if weights is None else weights
+    part = np.array([one & other for one, other in zip(of, among, strict=True)]) * each
+    whole = np.array(among) * each
+    with np.errstate(invalid="ignore"):
+        plain = part.sum(axis=1) / whole.sum(axis=1)
+        drawn = np.concatenate([(part @ counts) / (whole @ counts) for counts in bootstrap.blocks()], axis=1)
+    return [estimate_from_draws(value, draws) for value, draws in zip(plain, drawn, strict=True)]
+
+
+def estimate_from_draws(value: float, draws: Ints | Floats) -> Estimate:
+    """Return a figure with the interval of its bootstrap draws; None for a figure that does not exist."""
+    low, high = percentile_interval(np.asarray(draws, dtype=np.float64))
+    ends = [None if np.isnan(one) else float(one) for one in (value, low, high)]
+    return Estimate(value=ends[0], low=ends[1], high=ends[2])
