@@ -27,8 +27,9 @@ def _rule_line(point: OperatingPoint) -> str:
     rule = f"operating point: {point.positive} from a probability of {point.threshold:.4f} on"
     if point.value is None or point.confidence is None:
         return f"{rule}, where both decisions cost the same"
+    name = "NPV" if point.criterion == "npv" else point.criterion
     return (
-        f"{rule}: {point.criterion} of at least {point.value:g} for new patients like those of the validation images, "
+        f"{rule}: {name} of at least {point.value:g} for new patients like those of the validation images, "
         f"at {point.confidence:.0%} confidence"
     )
 
