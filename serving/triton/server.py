@@ -13,7 +13,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
@@ -23,7 +22,6 @@ from plurum.serving.installation import find_triton, lay_out
 from plurum.serving.triton.admin import Admin
 from plurum.serving.triton.certificates import check_certificates
 from plurum.serving.triton.cores import usable_cores
-from plurum.serving.triton.drain import drain
 from plurum.serving.triton.leftovers import OwnedFolder, sweep_environments, sweep_killed_servers, sweep_shared_memory
 from plurum.serving.triton.log import TritonLog
 from plurum.serving.triton.model_processes import ModelProcesses
@@ -117,9 +115,7 @@ class Server:
                 break
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -403,17 +399,17 @@ class Server:
             self._staged.publish(self._release)
         check_names(self._repository, list(self._staged.configs))
         check_shared_memory(self._staged.processes(all_backends=triton.wheel is not None))
-        layout = lay_out(triton, self._folder.path)
+        extra_arguments, environment = lay_out(triton, self._folder.path)
         arguments = server_arguments(self._settings, self._ports, str(self._staged.folder), self.name)
         if are_complete(list(self._staged.configs.values())):
             arguments.append("--disable-auto-complete-config")
-        return [str(triton.binary), *arguments, *layout.arguments], layout.environment, self._folder
+        return [str(triton.binary), *arguments, *extra_arguments], environment, self._folder
 
     def _drain(self) -> None:
         # Front models send their requests to the ensembles, so unload the fronts first.
         for models in (self._staged.fronts, self._staged.chains):
             if models:
-                drain(self._admin, models, self._settings.exit_timeout_s)
+                self._admin.drain(models, self._settings.exit_timeout_s)
 
     def _check_inference(self, timeout_s: float) -> None:
         if (probe := self.probe()) is None:
