@@ -106,7 +106,7 @@ def test_a_soft_vote_is_fitted_on_validation_images(run: Run) -> None:
     check_numbers(run, report)
 
 
-def test_the_answers_at_the_fit_are_written_down_for_drift_to_be_measured_against(run: Run) -> None:
+def test_the_fit_stores_the_baseline_for_drift(run: Run) -> None:
     ensemble = fit_run(run.path)
     predictions, labels = answers_of(run, "validation")
     verdict = decide(predictions, ensemble.rule)
