@@ -56,7 +56,7 @@ class Listing:
 
 
 def listing_from_names(names: Iterable[str | Path], standard_input: BinaryIO | None = None) -> Listing:
-    """Return the images that `names` stand for.
+    """Return the images that `names` match.
 
     - A folder: the images below it, in sorted order.
     - A name with `*`, `?` or `[` that is not a file: the matching images, sorted; `**` matches any folders.

@@ -198,7 +198,7 @@ class Server:
         return [] if self._processes is None else [process.pid for process in self._processes.find()]
 
     def stubs(self) -> dict[int, str]:
-        """Return the model names of the processes of Python models and backends, by process id."""
+        """Return the model of each process of a Python model or backend, by process id."""
         found = {} if self._processes is None else self._processes.stubs()
         return {process.pid: model for process, model in found.items()}
 

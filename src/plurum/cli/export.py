@@ -60,7 +60,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     images: Annotated[
         str | None,
         typer.Option(
-            help="Labelled images to check checkpoints with, as for `plurum train`; allows every precision.",
+            help="Labelled images, as for `plurum train`, to check and calibrate checkpoints in every precision.",
             metavar="DATA",
         ),
     ] = None,
@@ -75,12 +75,12 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         ),
     ] = _STD,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print each artefact's comparison with PyTorch as JSON.")
+        bool, typer.Option("--json", help="Print each graph's comparison with PyTorch as JSON.")
     ] = False,
 ) -> None:
     """Export the members, check each and their vote against PyTorch, and assemble a Triton model repository.
 
-    Writes nothing if the outputs of an artefact or of the vote differ from PyTorch's by more than the tolerance.
+    Writes nothing if the outputs of a graph or of the vote differ from PyTorch's by more than the tolerance.
 
     [bold]Examples[/bold]
 

@@ -42,8 +42,8 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Images (JPEG, PNG, TIFF), folders of images, quoted patterns ('scans/**/*.png'), CSV manifests with "
-            "a column path, or - to read paths from standard input."
+            help="Images (JPEG, PNG, TIFF), folders, quoted patterns ('scans/**/*.png'), CSV manifests with a column "
+            "path, or - to read paths from standard input."
         ),
     ],
     slides: SlideOptions,
@@ -85,7 +85,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     timeout: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", help="Longest time for one request, retries included, so that a server may restart."
+            metavar="SECONDS", help="Longest time for one request, including retries while the server restarts."
         ),
     ] = 60.0,
 ) -> None:

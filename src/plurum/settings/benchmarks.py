@@ -32,8 +32,8 @@ class TuneSettings(Settings):
     Attributes:
         latency_ms: Limit of the 99th percentile latency in ms. By default, none: the highest throughput wins.
         model: Model to measure: `ensemble` takes encoded images, `ensemble_pixels` decoded ones.
-        clients: Comma-separated numbers of requests in flight, such as `4,8`. By default, 4 per core; fewer too with a
-            latency limit.
+        clients: Comma-separated numbers of requests in flight, such as `4,8`. By default, 4 per core; with a
+            latency limit, also fewer.
         images: Folder of images to send. By default, synthetic JPEGs.
         seconds: Seconds of the first, shortest measurements.
         turns: Final measurements of the repository before and after tuning.

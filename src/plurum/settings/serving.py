@@ -44,8 +44,8 @@ class ServerSettings(Settings):
         grpc_port: Port of gRPC; 0 takes a free one.
         metrics_port: Port of /metrics; 0 takes a free one.
         host: Address to listen on, an IPv4 address or a host name.
-        grpc_host: Address to listen on for gRPC only, such as 0.0.0.0, as a single HTTP request can crash Triton 2.51.
-            By default, that of --host.
+        grpc_host: Address for gRPC only, such as 0.0.0.0. HTTP stays on --host, because one HTTP request can crash
+            Triton 2.51. By default, that of --host.
         grpc_tls: Certificates for gRPC; None leaves gRPC unencrypted.
         start_timeout_s: Longest time until the server has completed its first inference, in seconds.
         exit_timeout_s: Longest time to wait for requests in flight at shutdown, in whole seconds.
@@ -88,7 +88,7 @@ class GatewaySettings(Settings):
         max_files: Most images in one request to /predict.
         deadline_s: Default deadline of a request, in seconds.
         max_deadline_s: Longest deadline that a request may set, in seconds.
-        receive_s: Longest time for a request to arrive completely, in seconds; its head must arrive in a third of it.
+        receive_s: Longest time for a request to arrive completely, in seconds; its head has a third of this time.
         keep_alive_s: Time that an idle connection stays open, in seconds.
         probe_interval_s: Interval of the gateway's own probes while no client sends requests, in seconds.
         probe_timeout_s: Time limit of a probe, in seconds. A failure is detected within `probe_interval_s` +
