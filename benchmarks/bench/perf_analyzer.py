@@ -23,7 +23,7 @@ from pathlib import Path
 
 from plurum.benchmarks.bench.result import BenchLoad, Target
 from plurum.errors import ServerError
-from plurum.files import atomic_folder
+from plurum.files import atomic_folder, cache_folder
 
 __all__ = ["PerfAnalyzer", "find_perf_analyzer", "set_up_perf_analyzer"]
 
@@ -171,8 +171,7 @@ def set_up_perf_analyzer() -> PerfAnalyzer:
 
 
 def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "plurum" / f"perf_analyzer-{_VERSION}"
+    return cache_folder() / f"perf_analyzer-{_VERSION}"
 
 
 def _unpack(requirement: str, member: str, to: Path) -> None:

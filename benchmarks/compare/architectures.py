@@ -36,7 +36,8 @@ from plurum.benchmarks.compare.costs import costs_of, graph_of, versions
 from plurum.benchmarks.compare.speed import graph_logits, speeds_of
 from plurum.benchmarks.compare.votes import metrics_of, subsets_of, votes_of
 from plurum.benchmarks.tools.machine import machine
-from plurum.errors import DataError, MetadataError, OutputError, SettingsError
+from plurum.errors import DataError, MetadataError, SettingsError
+from plurum.files import check_folder
 from plurum.predictions.arrays import Floats
 from plurum.run import Run, Split
 from plurum.settings.benchmarks import COMPARED_EPOCHS, CompareSettings
@@ -86,8 +87,7 @@ def contenders_of(
         SettingsError: No architecture is given, or options of training for a run that is only read.
         PlurumError: Training or reading fails.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; name a folder for the comparison")
+    check_folder(out, "the comparison")
     check_checkpoints(checkpoints)
     if Run(Path(data)).settings_file.is_file():
         if training:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plurum.conventions import IMAGENET_MEAN, IMAGENET_STD
 from plurum.errors import needs_extra
 from plurum.files import sha256_of
 from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Scores, Voting
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["random_model", "random_repository"]
 
-# Of ImageNet, as timm's models expect.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _UNSCORED = Scores(images=1, accuracy=0.5, nll=0.6931)
 
 
@@ -44,7 +43,7 @@ def random_repository(
     """
     with needs_extra("export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "tritonclient.grpc"):
         from plurum.export import repository_from_onnx
-    image = ImageSpec(height=size, width=size, mean=_MEAN, std=_STD)
+    image = ImageSpec(height=size, width=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     names = ("CE", "LAA") if classes == 2 else tuple(f"class {index}" for index in range(classes))
     exported = {arch: work / "graphs" / f"{arch}-{size}-{classes}.onnx" for arch in archs}
     counts = {arch: _export(arch, classes, image, graph, progress) for arch, graph in exported.items()}

@@ -27,7 +27,7 @@ from plurum.serving.triton.log import TritonLog
 from plurum.serving.triton.model_processes import ModelProcesses
 from plurum.serving.triton.probe import Probe, ProbeError
 from plurum.serving.triton.processes import MARK, ServerProcesses, is_alive
-from plurum.serving.triton.settings import Ports, claim_ports, find_exposures, server_arguments
+from plurum.serving.triton.settings import Ports, ReleaseTrial, claim_ports, find_exposures, server_arguments
 from plurum.serving.triton.surroundings import (
     check_folder,
     check_machine,
@@ -35,7 +35,6 @@ from plurum.serving.triton.surroundings import (
     check_shared_memory,
     name_failures,
 )
-from plurum.serving.triton.trial import ReleaseTrial
 from plurum.settings.serving import ServerSettings
 from plurum.spec import Ensemble, read_ensemble
 

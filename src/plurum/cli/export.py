@@ -14,6 +14,7 @@ import typer
 
 from plurum.cli.options import with_options
 from plurum.cli.streams import new_table, show_table
+from plurum.conventions import IMAGENET_MEAN, IMAGENET_STD
 from plurum.export.settings import ExportSettings
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ PACKED = (
     *("benchmarks", "client", "export", "model_repository", "serving", "training"),
 )
 _PRINT_VERSION = "from plurum.export.engines.nvinfer import main; main()"
-# ImageNet's.
-_MEAN, _STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
+_MEAN, _STD = (",".join(map(str, numbers)) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 @with_options

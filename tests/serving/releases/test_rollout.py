@@ -30,7 +30,7 @@ from plurum.serving.releases.releases import Releases, ReleaseState, RolloutOrde
 from plurum.serving.releases.rollout import Rollout
 from plurum.serving.triton.metrics import metrics_at
 from plurum.serving.triton.probe import Probe
-from plurum.serving.triton.trial import ReleaseTrial
+from plurum.serving.triton.settings import ReleaseTrial
 from plurum.spec import read_ensemble, write_metadata
 
 
