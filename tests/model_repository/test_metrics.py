@@ -41,7 +41,7 @@ def folder(run: Any, tmp_path: Path) -> Path:
 
 
 def answers(confidences: list[float], *, counted: bool = True) -> tuple[dict[str, Any], Any]:
-    """Answers for class 3 of ten: the first member says so, the second says class 0."""
+    """Predictions of class 3 of ten; the first member agrees, the second predicts class 0."""
     size = len(confidences)
     probabilities = np.full((size, 10), 0.0)
     probabilities[:, 3] = confidences

@@ -81,7 +81,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images per request.", show_default="adapted to the server's speed")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Most requests in flight.")] = 6,
+    concurrency: Annotated[int, typer.Option(min=1, help="Largest number of requests in flight.")] = 6,
     timeout: Annotated[
         float,
         typer.Option(

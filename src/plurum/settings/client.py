@@ -22,7 +22,7 @@ class UiSettings(Settings):
         port: Port to listen on; 0 takes a free one.
         max_image_mib: Largest image file in MiB.
         recent_mib: Memory for images that are not sent to review yet, in MiB.
-        uploads: Most images decoded and sent to the server at the same time; others wait.
+        uploads: Largest number of images decoded and sent to the server at the same time; others wait.
     """
 
     host: str = "127.0.0.1"

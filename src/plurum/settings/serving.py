@@ -79,13 +79,13 @@ class GatewaySettings(Settings):
         keys: File of API keys, one client per line: NAME:SHA256 or the key itself. By default, no key is needed.
         tls_cert: Certificate chain in PEM; enables HTTPS.
         tls_key: Private key of --tls-cert in PEM.
-        max_in_flight: Most requests sent to Triton at the same time.
-        max_waiting: Most requests waiting; further ones are refused immediately.
+        max_in_flight: Largest number of requests sent to Triton at the same time.
+        max_waiting: Largest number of waiting requests; further ones are refused immediately.
         longest_wait_s: Refuse requests whose expected response time exceeds this, in seconds. Bulk requests are exempt.
-        max_connections: Most open connections; further ones are closed immediately.
+        max_connections: Largest number of open connections; further ones are closed immediately.
         max_body_mib: Largest request body in MiB.
         max_buffered_mib: Memory for the bodies of all requests with their copies, in MiB.
-        max_files: Most images in one request to /predict.
+        max_files: Largest number of images in one request to /predict.
         deadline_s: Default deadline of a request, in seconds.
         max_deadline_s: Longest deadline that a request may set, in seconds.
         receive_s: Longest time for a request to arrive completely, in seconds; its head has a third of this time.

@@ -35,7 +35,7 @@ class TrainSettings(Settings):
         colour: Colour mode of the members' input.
         resize: Resize rule: `stretch`, or `crop` to crop the centre to a square first.
         tile_size: Cut larger images into square tiles of this many pixels a side. By default, images stay whole.
-        max_tiles: Most tiles per image; those with the most tissue are kept.
+        max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, skip images that can't be read instead of refusing the data.
         epochs: Epochs per training, over all its learning-rate cycles.
         batch_size: Images per forward pass, over all devices; at least 2, for batch normalisation.
