@@ -5,14 +5,8 @@ PyTorch is imported by the fixtures that need it, because that takes seconds.
 
 from __future__ import annotations
 
-import os
-import resource
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -70,50 +64,3 @@ def served(repository: Path) -> Iterator[Server]:
     """Running server for that repository, shared by all tests."""
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         yield server
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Result of `plurum demo` in an empty folder.
-
-    Attributes:
-        folder: Its working directory.
-        output: What it printed.
-        took_s: How long it took, seconds.
-        cpu_s: How long processors were busy with it, seconds.
-    """
-
-    folder: Path
-    output: str
-    took_s: float
-    cpu_s: float
-
-    def again(self) -> Demo:
-        """Run the demo again in the same folder."""
-        return run_demo(self.folder)
-
-
-def run_demo(folder: Path) -> Demo:
-    """Run the demo in `folder`, as a user does."""
-    start, used = time.monotonic(), _children_s()
-    ended = subprocess.run(
-        [sys.executable, "-m", "plurum", "demo"],
-        cwd=folder,
-        env=os.environ | {"COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return Demo(folder, ended.stdout, time.monotonic() - start, _children_s() - used)
-
-
-def _children_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """Result of the demo, run once for all tests."""
-    return run_demo(tmp_path_factory.mktemp("demo"))
