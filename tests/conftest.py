@@ -16,6 +16,28 @@ from plurum.serving import Server, ServerSettings
 from plurum.spec import read_ensemble
 from tests.cli.command_line import CommandLine
 
+# Tests that took half a second or more; `make test-fast` leaves them out.
+LONG_TESTS = Path(__file__).with_name("long_tests.txt")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help=f"leave out the tests that {LONG_TESTS.name} lists")
+    parser.addoption("--measure", action="store_true", help=f"write {LONG_TESTS.name}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        long = set(LONG_TESTS.read_text(encoding="utf-8").splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid.partition("[")[0] in long])
+        items[:] = [item for item in items if item.nodeid.partition("[")[0] not in long]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--measure"):
+        reports = [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("", ())]
+        long = {report.nodeid.partition("[")[0] for report in reports if report.duration >= 0.5}
+        LONG_TESTS.write_text("".join(f"{name}\n" for name in sorted(long)), encoding="utf-8")
+
 
 @pytest.fixture
 def plurum(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:

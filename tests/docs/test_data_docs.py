@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from plurum.cli.main import run
-from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
-from tests.training.data.test_idx import idx
+from tests.training.conftest import digit_arrays, idx, save_npz, write_classes, write_image
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]

@@ -16,8 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from plurum.cli.main import run
-from tests.training.conftest import digit_arrays
-from tests.training.data.test_idx import idx
+from tests.training.conftest import digit_arrays, idx
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 # Small inputs and short runs: the figures on the pages took minutes.

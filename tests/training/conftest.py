@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ def digit_arrays() -> dict[str, npt.NDArray[np.uint8]]:
         arrays[f"{part}_labels"] = labels[start : start + count, None]
         start += count
     return arrays
+
+
+def idx(array: npt.NDArray[np.uint8], kind: int = 8) -> bytes:
+    """Return an array in the format of MNIST's files."""
+    return struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape) + array.tobytes()
 
 
 def write_image(path: Path, seed: int, size: tuple[int, int] = (12, 10)) -> None:
