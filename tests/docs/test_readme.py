@@ -9,12 +9,9 @@ import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,13 +22,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from plurum.spec import read_ensemble
+from tests.docs.pages import ROOT, Terminal, blocks, commands, run_python, text_of
 from tests.training.conftest import save_npz
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines() if line
-]
+COMMANDS = commands("../README.md")
 # `make test` runs this test; `make demo` installs and then runs `plurum demo`.
 MAKE = ["make demo", "make test"]
 NEEDS_A_GPU = [command for command in COMMANDS if command.startswith("docker run --gpus")]
@@ -42,7 +36,6 @@ SMALLER = {
     "mobilenetv3_small_100": "test_byobnet",
     "--epochs 5": "--epochs 1",
 }
-PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
 
@@ -50,8 +43,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
 def test_the_commands_are_those_that_are_run_here() -> None:
     of_plurum = [command for command in COMMANDS if command.startswith("plurum ")]
     assert sorted(COMMANDS) == sorted([*MAKE, *NEEDS_A_GPU, *of_plurum])
-    assert f"\n{BENCHMARK}\n" in (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
-    text_before = README.split(NEEDS_A_GPU[0])[0].rsplit("\n\n", 2)[-2]
+    assert f"\n{BENCHMARK}\n" in text_of("measuring.md")
+    text_before = text_of("../README.md").split(NEEDS_A_GPU[0])[0].rsplit("\n\n", 2)[-2]
     assert "needs a GPU" in text_before
     for target in ("demo", "test", "lint"):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
@@ -170,10 +163,10 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Path:
-    """Return a working directory with a user's images: PNGs by class, and a file in MedMNIST's format."""
-    folder = tmp_path_factory.mktemp("readme")
+@pytest.fixture
+def folder(tmp_path: Path, demo: Demo) -> Path:
+    """Return a working directory with the demo's runs and images: PNGs by class, and a file in MedMNIST's format."""
+    folder = tmp_path
     digits = load_digits()
     images = (digits.images * 255 / 16).astype(np.uint8)
     for index in np.flatnonzero(digits.target < 3)[:180]:
@@ -192,70 +185,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Path:
     return folder
 
 
-@contextmanager
-def serving(command: str, folder: Path) -> Iterator[str]:
-    """Run a `plurum serve` of the README on free ports and yield its gRPC address."""
-    words = [sys.executable, "-m", *command.split(), *PORTS]
-    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            for line in server.stdout:
-                if found := re.search(r"gRPC\W+(127\.0\.0\.1:\d+)", line):
-                    yield found[1]
-                    break
-            else:
-                pytest.fail(f"{command} printed no gRPC address")
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(30)
-    assert server.returncode == 0
-
-
-def plurum(command: str, folder: Path, *options: str) -> str:
-    words = [sys.executable, "-m", *command.split(), *options]
-    ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, f"{command}: {ended.stderr}"
-    return ended.stdout
-
-
-def test_the_commands_run_in_their_order(folder: Path) -> None:
-    address = ""
-    with ExitStack() as terminal:
-        for command in (command for command in COMMANDS if command.startswith("plurum ")):
-            for large, small in SMALLER.items():
-                command = command.replace(large, small)  # noqa: PLW2901 - step by step
-            if command.startswith("plurum serve"):
-                terminal.close()
-                address = terminal.enter_context(serving(command, folder))
-            elif command.startswith("plurum predict"):
-                plurum(command, folder, "--url", address)
-            else:
-                plurum(command, folder)
+def test_the_commands_run_in_their_order(terminal: Terminal, folder: Path) -> None:
+    for command in COMMANDS:
+        if command.startswith("plurum "):
+            terminal.run(command, SMALLER)
     rows = (folder / "answers.csv").read_text().splitlines()
     assert len(rows) == 1 + len(list((folder / "runs" / "demo" / "held_out").rglob("*.png")))
+    for run, images, count in (("mine", "my_images", 180), ("pathmnist", "image.jpg", 1)):
+        terminal.run(f"plurum serve runs/{run}/model_repository")
+        assert len(terminal.run(f"plurum predict {images} --json").splitlines()) == count
 
 
-def test_both_of_ones_own_runs_are_served_and_answer(folder: Path) -> None:
-    for run, images in (("mine", "my_images"), ("pathmnist", "image.jpg")):
-        with serving(f"plurum serve runs/{run}/model_repository", folder) as address:
-            answers = plurum(f"plurum predict {images} --json", folder, "--url", address)
-            assert len(answers.splitlines()) == (180 if run == "mine" else 1)
+def test_the_python_example_runs(terminal: Terminal, folder: Path) -> None:
+    (example,) = blocks("../README.md", "python")
+    terminal.run("plurum serve runs/demo/model_repository")
+    assert run_python(example.replace("EnsembleClient()", f'EnsembleClient("{terminal.grpc}")'), folder).strip()
 
 
-def test_the_python_example_runs(folder: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    with serving("plurum serve runs/demo/model_repository", folder) as address:
-        script = example.replace("EnsembleClient()", f"EnsembleClient({address!r})")
-        environment = os.environ | {"PYTHONWARNINGS": "error"}
-        said = subprocess.run(
-            [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=True
-        )
-    assert said.stdout.strip()
-
-
-def test_the_benchmark_runs(folder: Path) -> None:
+def test_the_benchmark_runs(tmp_path: Path) -> None:
     """Run the benchmark briefly with one small member: the figures in docs/measuring.md took minutes."""
     small = ["--arch", "resnet10t", "--size", "32", "--rounds", "1", "--seconds", "0.2"]
     words = [sys.executable, *BENCHMARK.split()[1:], *small]
-    ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(ended.stdout)["ratio"] > 0

@@ -46,6 +46,14 @@ def idx(array: npt.NDArray[np.uint8], kind: int = 8) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape) + array.tobytes()
 
 
+def write_mnist(folder: Path, arrays: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+    """Write the training and test images of such arrays in the format of MNIST's files."""
+    folder.mkdir()
+    for ours, theirs in (("train", "train"), ("t10k", "test")):
+        (folder / f"{ours}-images-idx3-ubyte").write_bytes(idx(arrays[f"{theirs}_images"]))
+        (folder / f"{ours}-labels-idx1-ubyte").write_bytes(idx(arrays[f"{theirs}_labels"].reshape(-1)))
+
+
 def write_image(path: Path, seed: int, size: tuple[int, int] = (12, 10)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
