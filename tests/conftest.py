@@ -5,11 +5,13 @@ PyTorch is imported by the fixtures that need it, because that takes seconds.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
@@ -39,6 +41,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         LONG_TESTS.write_text("".join(f"{name}\n" for name in sorted(long)), encoding="utf-8")
 
 
+def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """Return a folder that `build` makes in the first of pytest-xdist's processes that needs it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            build(folder)
+    return folder
+
+
 @pytest.fixture
 def plurum(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
     """Return a runner of the command line in this process."""
@@ -56,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Fitted run, shared by all tests and read-only."""
     from tests.fitted_run import build_run
 
-    return build_run(tmp_path_factory.mktemp("shared") / "run")
+    return Run(build_once(tmp_path_factory, "run", build_run))
 
 
 @pytest.fixture(scope="session")
@@ -64,9 +77,8 @@ def repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model repository of the run, shared by all tests and read-only."""
     from plurum.export import ExportSettings, repository_from_run
 
-    out = tmp_path_factory.mktemp("exported") / "model_repository"
-    repository_from_run(run, out, ExportSettings(max_batch_size=8))
-    return out
+    settings = ExportSettings(max_batch_size=8)
+    return build_once(tmp_path_factory, "model_repository", lambda out: repository_from_run(run, out, settings))
 
 
 @pytest.fixture(scope="session")
@@ -76,9 +88,7 @@ def fused(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ensemble = read_ensemble(repository / "ensemble.json")
     graphs = {member.name: repository / member.name / "1" / "model.onnx" for member in ensemble.members}
-    out = tmp_path_factory.mktemp("fused") / "repository"
-    repository_from_onnx(ensemble, graphs, out, 8, fused=True)
-    return out
+    return build_once(tmp_path_factory, "fused", lambda out: repository_from_onnx(ensemble, graphs, out, 8, fused=True))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from plurum.run import Run
 from plurum.training import TrainSettings, train_run
+from tests.conftest import build_once
 
 ARCHS = ("test_byobnet", "test_resnet")
 SETTINGS = TrainSettings(archs=ARCHS, epochs=4, batch_size=16, learning_rate=5e-3, precision="fp32")
@@ -88,9 +89,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run of two members shared by all tests, read-only."""
-    out = tmp_path_factory.mktemp("trained") / "run"
-    train_run(str(archive), SETTINGS, out)
-    return Run(out)
+    return Run(build_once(tmp_path_factory, "trained", lambda out: train_run(str(archive), SETTINGS, out)))
 
 
 @pytest.fixture(scope="session")
