@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # A machine with a GPU runs every test, any other all but those that need one.
 MARKERS := $(if $(shell command -v nvidia-smi),,-m "not gpu")
 
-.PHONY: demo test lint docs dist format clean
+.PHONY: demo test test-fast measure-tests lint docs dist format clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@echo "make demo    install and run the main job: train, fit, export, serve, ask, measure"
 	@echo "make test    install and run every test that this machine can"
+	@echo "make test-fast  the tests that take less than half a second each; make measure-tests finds those that don't"
 	@echo "make lint    ruff, mypy and the layers of packages"
 	@echo "make docs    build the site in build/site"
 	@echo "make dist    build and check the wheel and the source distribution in build/dist"
@@ -23,6 +24,12 @@ demo: $(VENV)/.all
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --durations=15 $(MARKERS)
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest --fast
+
+measure-tests: $(VENV)/.dev
+	$(BIN)/python -m pytest --measure
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -1,8 +1,7 @@
 """Client library for a served ensemble; imports no torch, and tritonclient only when a client is created."""
 
-from plurum.client.bulk.folders import image_files
 from plurum.client.bulk.frame import frame_with_predictions, predictions_to_frame
-from plurum.client.bulk.listing import Listing, listing_from_names
+from plurum.client.bulk.listing import Listing, image_files, listing_from_names
 from plurum.client.bulk.patients import PatientAnswer, PatientPool, patients_from_answers
 from plurum.client.bulk.report import (
     answers_report,

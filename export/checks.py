@@ -8,6 +8,7 @@ from pathlib import Path
 
 from plurum.errors import MetadataError, OutputError, RepositoryError, SettingsError
 from plurum.export.settings import ExportSettings
+from plurum.files import check_folder
 from plurum.regular_files import check_regular
 
 __all__ = ["check_checkpoints", "check_is_repository", "check_output_folder", "find_member_names"]
@@ -44,8 +45,7 @@ def check_output_folder(out: Path) -> None:
     Raises:
         OutputError: `out` is a file, or a folder with other files.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; name a new folder for the repository")
+    check_folder(out, "the repository")
     if out.is_dir() and any(out.iterdir()) and not (out / "voter" / "config.pbtxt").is_file():
         raise OutputError(f"{out} is not empty and not a model repository; name a new or an empty folder")
 

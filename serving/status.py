@@ -13,7 +13,6 @@ import http.server
 import threading
 import time
 from http import HTTPStatus
-from types import TracebackType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -38,6 +37,7 @@ class Status:
         faults: Counter of faults by `kind`: `died`, `model_died`, `late`, `error`, `away`, `start`.
         reloads: Counter of reloaded models, by `model`.
         restarts: Counter of restarts of Triton.
+        failed_starts: Gauge of the consecutive failed starts of Triton.
         probes: Histogram of the duration of successful probes, seconds.
     """
 
@@ -49,7 +49,7 @@ class Status:
             self.faults.labels(kind)
         self.reloads = Counter("plurum_model_reloads", "Reloaded models.", ["model"], registry=self.registry)
         self.restarts = Counter("plurum_restarts", "Restarts of Triton.", registry=self.registry)
-        self._failed_starts = Gauge(
+        self.failed_starts = Gauge(
             "plurum_failed_starts", "Consecutive failed starts of Triton.", registry=self.registry
         )
         self._copied = Gauge("plurum_repository_bytes", "Size of the copy that is served.", registry=self.registry)
@@ -87,10 +87,6 @@ class Status:
     def mark_unready(self, reason: str) -> None:
         """Record why the server does not respond."""
         self._reason = reason
-
-    def set_failed_starts(self, count: int) -> None:
-        """Record the number of consecutive failed starts."""
-        self._failed_starts.set(count)
 
     def set_copy(self, size_bytes: int, took_s: float) -> None:
         """Record the size of the repository's copy, and the time that copying took."""
@@ -144,9 +140,7 @@ class StatusServer:
         threading.Thread(target=self._server.serve_forever, name="status", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 

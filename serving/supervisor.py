@@ -21,7 +21,6 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, NoReturn
 from urllib.parse import urlsplit
 
@@ -127,9 +126,7 @@ class Supervisor:
         threading.Thread(target=self._watch_files, name="files", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.status.mark_unready("the server is stopping")
         with contextlib.ExitStack() as last:
             last.callback(self._copies.remove)
@@ -321,12 +318,12 @@ class Supervisor:
             except (PlurumError, OSError) as error:
                 failures += 1
                 self.status.faults.labels("start").inc()
-                self.status.set_failed_starts(failures)
+                self.status.failed_starts.set(failures)
                 self.status.mark_unready(f"the server can't be started: {error}")
                 _log.warning("start failed (%d times in a row): %s", failures, error)
                 continue
             self.status.restarts.inc()
-            self.status.set_failed_starts(0)
+            self.status.failed_starts.set(0)
             return
 
 

@@ -6,21 +6,50 @@ PyTorch is imported by the fixtures that need it, because that takes seconds.
 from __future__ import annotations
 
 import os
-import resource
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.spec import read_ensemble
 from tests.cli.command_line import CommandLine
+
+# Tests that took half a second or more; `make test-fast` leaves them out.
+LONG_TESTS = Path(__file__).with_name("long_tests.txt")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help=f"leave out the tests that {LONG_TESTS.name} lists")
+    parser.addoption("--measure", action="store_true", help=f"write {LONG_TESTS.name}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        long = set(LONG_TESTS.read_text(encoding="utf-8").splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid.partition("[")[0] in long])
+        items[:] = [item for item in items if item.nodeid.partition("[")[0] not in long]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--measure"):
+        reports = [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("", ())]
+        long = {report.nodeid.partition("[")[0] for report in reports if report.duration >= 0.5}
+        LONG_TESTS.write_text("".join(f"{name}\n" for name in sorted(long)), encoding="utf-8")
+
+
+def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """Return a folder that `build` makes in the first of pytest-xdist's processes that needs it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            build(folder)
+    return folder
 
 
 @pytest.fixture
@@ -40,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Fitted run, shared by all tests and read-only."""
     from tests.fitted_run import build_run
 
-    return build_run(tmp_path_factory.mktemp("shared") / "run")
+    return Run(build_once(tmp_path_factory, "run", build_run))
 
 
 @pytest.fixture(scope="session")
@@ -48,9 +77,8 @@ def repository(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model repository of the run, shared by all tests and read-only."""
     from plurum.export import ExportSettings, repository_from_run
 
-    out = tmp_path_factory.mktemp("exported") / "model_repository"
-    repository_from_run(run, out, ExportSettings(max_batch_size=8))
-    return out
+    settings = ExportSettings(max_batch_size=8)
+    return build_once(tmp_path_factory, "model_repository", lambda out: repository_from_run(run, out, settings))
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +88,7 @@ def fused(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ensemble = read_ensemble(repository / "ensemble.json")
     graphs = {member.name: repository / member.name / "1" / "model.onnx" for member in ensemble.members}
-    out = tmp_path_factory.mktemp("fused") / "repository"
-    repository_from_onnx(ensemble, graphs, out, 8, fused=True)
-    return out
+    return build_once(tmp_path_factory, "fused", lambda out: repository_from_onnx(ensemble, graphs, out, 8, fused=True))
 
 
 @pytest.fixture(scope="session")
@@ -70,50 +96,3 @@ def served(repository: Path) -> Iterator[Server]:
     """Running server for that repository, shared by all tests."""
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         yield server
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Result of `plurum demo` in an empty folder.
-
-    Attributes:
-        folder: Its working directory.
-        output: What it printed.
-        took_s: How long it took, seconds.
-        cpu_s: How long processors were busy with it, seconds.
-    """
-
-    folder: Path
-    output: str
-    took_s: float
-    cpu_s: float
-
-    def again(self) -> Demo:
-        """Run the demo again in the same folder."""
-        return run_demo(self.folder)
-
-
-def run_demo(folder: Path) -> Demo:
-    """Run the demo in `folder`, as a user does."""
-    start, used = time.monotonic(), _children_s()
-    ended = subprocess.run(
-        [sys.executable, "-m", "plurum", "demo"],
-        cwd=folder,
-        env=os.environ | {"COLUMNS": "160"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return Demo(folder, ended.stdout, time.monotonic() - start, _children_s() - used)
-
-
-def _children_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """Result of the demo, run once for all tests."""
-    return run_demo(tmp_path_factory.mktemp("demo"))

@@ -25,8 +25,8 @@ from tritonclient.utils import InferenceServerException
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.voting import Verdict, decide, softmax
-from tests.docs.pages import wait_for_counts
 from tests.fitted_run import ARCHS, CLASSES
+from tests.serving.voter_counts import wait_for_counts
 
 pytestmark = pytest.mark.triton
 

@@ -46,7 +46,7 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_the_map_of_one_who_sees_a_quarter_lies_in_that_quarter() -> None:
+def test_the_map_of_a_model_that_uses_one_quarter_lies_in_that_quarter() -> None:
     pixels = torch.ones(1, 3, 32, 32)
     values = grad_cam(Quadrant().eval(), pixels, 0)
     assert values is not None

@@ -110,5 +110,5 @@ def test_what_runs_inside_triton_imports_neither_torch_nor_plurum() -> None:
         assert not names & {"torch", "timm", "plurum"}, file
 
 
-def test_no_module_is_called_after_nothing() -> None:
+def test_no_module_has_a_meaningless_name() -> None:
     assert not {path.stem for path in MODULES.values()} & {"utils", "helpers", "common", "misc"}

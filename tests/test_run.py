@@ -55,7 +55,7 @@ def test_a_new_an_empty_and_a_known_folder_can_be_claimed(run: Run, tmp_path: Pa
 
 def test_a_file_can_not_be_claimed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="expected a folder, got the file"):
+    with pytest.raises(OutputError, match="file is a file; name a folder for the run"):
         Run(tmp_path / "file").claim()
 
 

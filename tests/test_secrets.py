@@ -33,7 +33,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", ["device", "pipe", "folder", "too large"])
-def test_what_is_no_file_of_a_sane_size_is_refused(reader: str, kind: str, tmp_path: Path) -> None:
+def test_a_secret_that_is_not_a_small_regular_file_is_refused(reader: str, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "secret"
     said = "it is a"
     if kind == "device":

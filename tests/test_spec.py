@@ -284,7 +284,7 @@ def test_a_version_tells_its_release(tag: str) -> None:
 
 
 @pytest.mark.parametrize("tag", ["", "one", "A0000001", "a000000", "a00000012"])
-def test_what_is_no_tag_has_the_version_of_what_has_none(tag: str) -> None:
+def test_a_release_that_is_not_a_tag_has_version_1(tag: str) -> None:
     assert version_from_release(tag) == 1
 
 

@@ -42,7 +42,7 @@ def test_what_a_user_has_set_stays() -> None:
 
 
 def test_triton_is_started_with_reports_forbidden(tmp_path: Path) -> None:
-    assert lay_out(find_triton(), tmp_path).environment["ORT_DISABLE_TELEMETRY"] == "1"
+    assert lay_out(find_triton(), tmp_path)[1]["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 @pytest.mark.triton

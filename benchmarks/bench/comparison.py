@@ -37,8 +37,8 @@ class Ratio(Metadata):
 
     case: str
     field: str
-    first: float | None
-    second: float | None
+    first: float | None = None
+    second: float | None = None
     ratio: float
     low: float
     high: float
@@ -102,17 +102,9 @@ def _ratio(case: str, field: str, first: list[float], second: list[float]) -> Ra
     verdict: Verdict = "no difference beyond noise"
     if low > 0 or high < 0:
         verdict = "better" if (middle > 0) == _FIELDS[field] else "worse"
-    medians = (None, None) if case == "all" else (float(np.median(first)), float(np.median(second)))
-    return Ratio(
-        case=case,
-        field=field,
-        first=medians[0],
-        second=medians[1],
-        ratio=math.exp(middle),
-        low=math.exp(low),
-        high=math.exp(high),
-        verdict=verdict,
-    )
+    medians = {} if case == "all" else {"first": float(np.median(first)), "second": float(np.median(second))}
+    ratio, low, high = map(math.exp, (middle, low, high))
+    return Ratio(case=case, field=field, **medians, ratio=ratio, low=low, high=high, verdict=verdict)
 
 
 def _welch(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> tuple[float, float]:
@@ -129,13 +121,13 @@ def _welch(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> t
 
 
 def _differences(first: BenchResult, second: BenchResult) -> list[str]:
-    pairs = {
-        **{name: (first.machine.get(name), second.machine.get(name)) for name in ("processor", "cores")},
-        **{
-            name: (first.versions.get(name), second.versions.get(name))
-            for name in sorted({*first.versions, *second.versions})
-        },
-        "images": (first.images, second.images),
-        "seconds a turn": (first.seconds, second.seconds),
-    }
-    return [f"{name}: {one} and {other}" for name, (one, other) in pairs.items() if one != other]
+    stated = [
+        {
+            **{name: one.machine.get(name) for name in ("processor", "cores")},
+            **{name: one.versions.get(name) for name in sorted({*first.versions, *second.versions})},
+            "images": one.images,
+            "seconds a turn": one.seconds,
+        }
+        for one in (first, second)
+    ]
+    return [f"{name}: {one} and {stated[1][name]}" for name, one in stated[0].items() if one != stated[1][name]]

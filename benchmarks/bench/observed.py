@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from plurum.benchmarks.bench.result import Breakdown, Case, Step
@@ -13,7 +15,7 @@ from plurum.spec import ImageSpec
 __all__ = ["Counts", "Observer", "breakdown_of"]
 
 # Sums since the server's start by model: requests, images, executions, and nanoseconds of each part.
-Counts = dict[str, dict[str, int]]
+Counts = Mapping[str, Mapping[str, int]]
 _PARTS = ("success", "queue", "compute_input", "compute_infer", "compute_output")
 _TIMEOUT_S = 20.0
 
@@ -64,10 +66,9 @@ class Observer:
 
     def counts(self) -> Counts:
         """Return the counters of every model so far, summed over its versions."""
-        found: Counts = {}
+        found: dict[str, Counter[str]] = {}
         for one in self._call("get_inference_statistics").get("model_stats", ()):
-            sums = found.setdefault(one["name"], dict.fromkeys(("requests", "images", "executions", *_PARTS), 0))
-            parts = one.get("inference_stats", {})
+            sums, parts = found.setdefault(one["name"], Counter()), one.get("inference_stats", {})
             sums["requests"] += int(parts.get("success", {}).get("count", 0))
             sums["images"] += int(one.get("inference_count", 0))
             sums["executions"] += int(one.get("execution_count", 0))
@@ -107,15 +108,11 @@ def breakdown_of(case: Case, counts: Counts, config: dict[str, Any], latency_ms:
     found = tuple(_step(name, counts[name]) for name in names)
     step_ms = {step.model: step.until_answer_ms for step in found}
     path_ms = _longest_ms(steps, step_ms) if steps else step_ms[model]
-    return Breakdown(
-        case=case,
-        outside_ms=max(0.0, latency_ms - server_ms),
-        hop_ms=max(0.0, server_ms - path_ms),
-        steps=found,
-    )
+    outside_ms, hop_ms = (max(0.0, ms) for ms in (latency_ms - server_ms, server_ms - path_ms))
+    return Breakdown(case=case, outside_ms=outside_ms, hop_ms=hop_ms, steps=found)
 
 
-def _step(model: str, counts: dict[str, int]) -> Step:
+def _step(model: str, counts: Mapping[str, int]) -> Step:
     queue, gather, infer, hand = (counts[part] / counts["requests"] / 1e6 for part in _PARTS[1:])
     batch = counts["images"] / max(1, counts["executions"])
     return Step(model=model, batch=batch, queue_ms=queue, input_ms=gather, infer_ms=infer, output_ms=hand)
@@ -123,17 +120,10 @@ def _step(model: str, counts: dict[str, int]) -> Step:
 
 def _longest_ms(steps: list[dict[str, Any]], step_ms: dict[str, float]) -> float:
     """Return the time of the slowest path through an ensemble, ms: a step starts when all its inputs exist."""
-    ends: dict[str, float] = {}
-    waiting = list(steps)
-    made = {tensor for step in steps for tensor in step["output_map"].values()}
-    while waiting:
-        ready = [step for step in waiting if all(name in ends or name not in made for name in _inputs(step))]
-        for step in ready:
-            end = max((ends.get(name, 0.0) for name in _inputs(step)), default=0.0) + step_ms[step["model_name"]]
-            ends |= dict.fromkeys(step["output_map"].values(), end)
-        waiting = [step for step in waiting if step not in ready]
-    return max(ends.values())
+    made_by = {tensor: step for step in steps for tensor in step["output_map"].values()}
 
+    def end_ms(step: dict[str, Any]) -> float:
+        inputs = [made_by[tensor] for tensor in step["input_map"].values() if tensor in made_by]
+        return step_ms[step["model_name"]] + max(map(end_ms, inputs), default=0.0)
 
-def _inputs(step: dict[str, Any]) -> list[str]:
-    return list(step["input_map"].values())
+    return max(map(end_ms, steps))

@@ -17,13 +17,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from plurum.benchmarks.bench.result import BenchLoad, Target
 from plurum.errors import ServerError
-from plurum.files import atomic_folder
+from plurum.files import atomic_folder, cache_folder
 
 __all__ = ["PerfAnalyzer", "find_perf_analyzer", "set_up_perf_analyzer"]
 
@@ -45,6 +44,9 @@ _DOWNLOAD_S, _RUN_S, _LAST_ANSWERS_S = 300, 60, 5
 # perf_analyzer measures three windows and reports their mean. Its own test of stability is off: it would extend noisy
 # measurements, and repeats would not be comparable.
 _WINDOWS, _ANY_DEVIATION = 3, 999
+# Asynchronous: otherwise at most four requests are in flight, and waiting does not count as latency.
+_RATE = ("--request-distribution", "poisson", "--async", "--request-rate-range")
+_LOADS = {"concurrency": ("--concurrency-range",), "rate": _RATE}
 _COLUMNS = {
     "images_per_s": "Inferences/Second",
     "latency_ms": "Avg latency",
@@ -91,20 +93,19 @@ class PerfAnalyzer:
             text = self._run(
                 *("-m", target.model, "-u", url, "-i", target.protocol, "--input-data", str(data)),
                 *("-p", str(window_ms), "-r", str(_WINDOWS), "-s", str(_ANY_DEVIATION)),
-                *("-b", str(batch_size), *_load_arguments(load)),
+                *("-b", str(batch_size), *_LOADS[load.kind], f"{load.value:g}"),
                 *("--verbose-csv", "-f", str(table)),
                 timeout_s=_RUN_S + 10 * seconds,
             )
-            row = _only_row(table)
-        if row is None:
+            rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines())) if table.is_file() else []
+        if not rows:
             raise ServerError(
                 f"perf_analyzer measured nothing of {target.model} at {load} in windows of {window_ms} ms "
                 f"(a third of --seconds): {_reason(text)}"
             )
         # Its latencies are in microseconds.
-        return {
-            field: float(row[column]) * (1e-3 if field.endswith("_ms") else 1.0) for field, column in _COLUMNS.items()
-        }
+        units = {field: 1e-3 if field.endswith("_ms") else 1.0 for field in _COLUMNS}
+        return {field: float(rows[0][column]) * units[field] for field, column in _COLUMNS.items()}
 
     def _run(self, *arguments: str, timeout_s: float) -> str:
         """Return the text of both outputs; the process never outlives this call."""
@@ -164,15 +165,16 @@ def set_up_perf_analyzer() -> PerfAnalyzer:
         for requirement, (member, name) in _WHEELS.items():
             _unpack(requirement, member, folder / name)
         (folder / "perf_analyzer").chmod(0o755)
-        if not _loads(folder):
+        try:
+            _checked(folder / "perf_analyzer", folder)
+        except ServerError:
             _fetch_libb64(folder)
-        _checked(folder / "perf_analyzer", folder)
+            _checked(folder / "perf_analyzer", folder)
     return _checked(_cache() / "perf_analyzer", _cache())
 
 
 def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "plurum" / f"perf_analyzer-{_VERSION}"
+    return cache_folder() / f"perf_analyzer-{_VERSION}"
 
 
 def _unpack(requirement: str, member: str, to: Path) -> None:
@@ -216,13 +218,6 @@ def _output_of(*command: str, place: str | None = None) -> str | None:
     return done.stdout
 
 
-def _loads(folder: Path) -> bool:
-    with contextlib.suppress(ServerError):
-        _checked(folder / "perf_analyzer", folder)
-        return True
-    return False
-
-
 def _checked(binary: Path, libraries: Path | None) -> PerfAnalyzer:
     try:
         done = subprocess.run(
@@ -247,21 +242,6 @@ def _environment(libraries: Path | None) -> dict[str, str]:
         places = [str(libraries), environment.get("LD_LIBRARY_PATH", "")]
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, places))
     return environment
-
-
-def _load_arguments(load: BenchLoad) -> Iterator[str]:
-    if load.kind == "concurrency":
-        yield from ("--concurrency-range", f"{load.value:g}")
-    else:
-        # Asynchronous: otherwise at most four requests are in flight, and waiting does not count as latency.
-        yield from ("--request-rate-range", f"{load.value:g}", "--request-distribution", "poisson", "--async")
-
-
-def _only_row(table: Path) -> dict[str, str] | None:
-    if not table.is_file():
-        return None
-    with table.open(newline="", encoding="utf-8") as file:
-        return next(csv.DictReader(file), None)
 
 
 def _reason(text: str) -> str:

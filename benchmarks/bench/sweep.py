@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
-from plurum.benchmarks.bench.observed import Counts, Observer, breakdown_of
+from plurum.benchmarks.bench.observed import Observer, breakdown_of
 from plurum.benchmarks.bench.perf_analyzer import PerfAnalyzer
-from plurum.benchmarks.bench.result import BenchLoad, BenchResult, Breakdown, Case, Measurement, Target
+from plurum.benchmarks.bench.result import BenchLoad, BenchResult, Case, Measurement, Target
 from plurum.benchmarks.tools.machine import machine
 from plurum.benchmarks.tools.requests import encoded_from_folder, input_data, synthetic_images
+from plurum.benchmarks.tools.turns import in_turns
 from plurum.errors import ServerError
+from plurum.settings.benchmarks import BenchSettings
 from plurum.spec import ImageSpec
 
-__all__ = ["PUBLIC_MODELS", "Sweep", "sweep"]
+__all__ = ["PUBLIC_MODELS", "sweep"]
 
 Protocol = Literal["grpc", "http"]
 
@@ -26,29 +28,10 @@ PUBLIC_MODELS = ("ensemble", "ensemble_pixels", "ensemble_fused")
 _WARM_UP_S = 1.0
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Plan of a bench.
-
-    Attributes:
-        models: Names of models in Triton; if empty, those of `PUBLIC_MODELS` that are served.
-        loads: Loads, one after the other.
-        images: Folder with images to send; None for synthetic images.
-        seconds: Length of a turn.
-        repeats: Number of turns of every case.
-    """
-
-    models: tuple[str, ...]
-    loads: tuple[BenchLoad, ...]
-    images: Path | None
-    seconds: float
-    repeats: int
-
-
 def sweep(
     analyzer: PerfAnalyzer,
     urls: dict[Protocol, str],
-    plan: Sweep,
+    plan: BenchSettings,
     asked: str,
     versions: dict[str, str],
     progress: Callable[[str], None],
@@ -71,22 +54,31 @@ def sweep(
     state = machine()
     with ExitStack() as stack:
         observer = stack.enter_context(Observer(*next(iter(urls.items()))))
-        models = _served(observer, plan.models)
+        models = _served(observer, plan.model)
         configs = {model: observer.config(model) for model in models}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="plurum_bench_")))
         data, images = _requests(observer, configs, plan.images, folder)
-        runner = _Runner(analyzer, urls, observer, data, configs)
+
+        def measure(target: Target, load: BenchLoad, seconds: float) -> dict[str, float]:
+            return analyzer.measure(target, urls[target.protocol], load, data[target.model], seconds)
+
         targets = [Target(model=model, protocol=protocol) for model in models for protocol in urls]
         for target in targets:
             progress(f"warm-up: {target.model} {target.protocol}")
-            runner.warm_up(target, plan.loads)
-        cases = [Case(target=target, load=load) for target in targets for load in plan.loads]
-        order = random.Random(0)  # noqa: S311 (an order, not a secret)
-        for turn in range(1, plan.repeats + 1):
-            # Another order in each turn, so that other work on the machine does not always hit the same case.
-            for number, case in enumerate(order.sample(cases, len(cases)), start=1):
-                progress(f"turn {turn} of {plan.repeats}, {number} of {len(cases)}: {case}")
-                runner.measure(case, turn, plan.seconds)
+            # Every instance gets requests: as many in flight as the sweep will have, and at least two.
+            measure(target, BenchLoad(kind="concurrency", value=max([2, *plan.concurrency])), _WARM_UP_S)
+        cases = [Case(target=target, load=load) for target in targets for load in _loads(plan)]
+        measurements = list[Measurement]()
+        counts: dict[Case, dict[str, Counter[str]]] = {case: {} for case in cases}
+        for number, (turn, case) in enumerate(in_turns(cases, plan.repeats)):
+            progress(f"turn {turn} of {plan.repeats}, {number % len(cases) + 1} of {len(cases)}: {case}")
+            before = observer.counts()
+            measurements.append(Measurement(case=case, turn=turn, **measure(case.target, case.load, plan.seconds)))
+            for model, sums in observer.counts().items():
+                total = counts[case].setdefault(model, Counter())
+                total.update(sums)
+                total.subtract(before.get(model, {}))
+        latencies = {case: fmean(one.latency_ms for one in measurements if one.case == case) for case in cases}
         return BenchResult(
             asked=asked,
             images=images,
@@ -94,54 +86,16 @@ def sweep(
             repeats=plan.repeats,
             machine=state,
             versions={**versions, "perf_analyzer": analyzer.version, "triton_server": observer.version()},
-            measurements=tuple(runner.measurements),
-            breakdowns=tuple(runner.breakdown(case) for case in cases),
+            measurements=tuple(measurements),
+            breakdowns=tuple(
+                breakdown_of(case, counts[case], configs[case.target.model], latencies[case]) for case in cases
+            ),
         )
 
 
-class _Runner:
-    """Takes turns, and keeps their figures."""
-
-    def __init__(
-        self,
-        analyzer: PerfAnalyzer,
-        urls: dict[Protocol, str],
-        observer: Observer,
-        data: dict[str, Path],
-        configs: dict[str, dict[str, Any]],
-    ) -> None:
-        self._analyzer, self._urls, self._observer = analyzer, urls, observer
-        self._data, self._configs = data, configs
-        self._counts: dict[Case, Counts] = {}
-        self.measurements: list[Measurement] = []
-
-    def warm_up(self, target: Target, loads: tuple[BenchLoad, ...]) -> None:
-        """Send requests to every instance: as many in flight as the sweep will have, and at least two."""
-        most = max((load.value for load in loads if load.kind == "concurrency"), default=2.0)
-        self._measure(target, BenchLoad(kind="concurrency", value=max(2.0, most)), _WARM_UP_S)
-
-    def measure(self, case: Case, turn: int, seconds: float) -> None:
-        """Take one turn."""
-        before = self._observer.counts()
-        figures = self._measure(case.target, case.load, seconds)
-        after = self._observer.counts()
-        self.measurements.append(Measurement(case=case, turn=turn, **figures))
-        sums = self._counts.setdefault(case, {})
-        for model, counts in after.items():
-            total = sums.setdefault(model, dict.fromkeys(counts, 0))
-            for name, value in counts.items():
-                total[name] += value - before.get(model, {}).get(name, 0)
-
-    def breakdown(self, case: Case) -> Breakdown:
-        """Return where the time of all its turns goes."""
-        turns = [one.latency_ms for one in self.measurements if one.case == case]
-        return breakdown_of(
-            case, self._counts[case], self._configs[case.target.model], latency_ms=sum(turns) / len(turns)
-        )
-
-    def _measure(self, target: Target, load: BenchLoad, seconds: float) -> dict[str, float]:
-        url = self._urls[target.protocol]
-        return self._analyzer.measure(target, url, load, self._data[target.model], seconds)
+def _loads(plan: BenchSettings) -> list[BenchLoad]:
+    in_flight = [BenchLoad(kind="concurrency", value=value) for value in plan.concurrency]
+    return list(dict.fromkeys([*in_flight, *(BenchLoad(kind="rate", value=value) for value in plan.rate)]))
 
 
 def _served(observer: Observer, models: tuple[str, ...]) -> tuple[str, ...]:

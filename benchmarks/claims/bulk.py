@@ -25,6 +25,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +38,6 @@ from rich.table import Table
 from plurum.benchmarks.bench.perf_analyzer import PerfAnalyzer, find_perf_analyzer, set_up_perf_analyzer
 from plurum.benchmarks.bench.result import BenchLoad, Target
 from plurum.benchmarks.tools import command
-from plurum.benchmarks.tools.machine import machine
 from plurum.benchmarks.tools.requests import input_data, jpeg_from_pixels
 from plurum.benchmarks.tools.servers import PlurumProcess, triton_of
 from plurum.client import EnsembleClient, image_files
@@ -45,6 +46,8 @@ from plurum.spec import IMAGE, read_ensemble
 
 __all__ = ["bulk", "count_lost", "write_digits"]
 
+# Batch size, and requests in flight.
+_Way = tuple[int, int]
 _TARGET = Target(model="ensemble", protocol="grpc")
 _BATCHES, _IN_FLIGHT = [1, 8, 16, 32], [2, 4, 8]
 _SEARCH_S, _RUN_S = 2.0, 3600.0
@@ -60,22 +63,21 @@ def bulk(
     faults: Annotated[bool, typer.Option(help="Also kill and restart server and client.")] = True,
 ) -> None:
     """Predict a folder of images: a table on standard error, one line of JSON on standard output."""
-    state = machine()
     analyzer = find_perf_analyzer() or set_up_perf_analyzer()
-    with command.show_status("images") as say, tempfile.TemporaryDirectory(prefix="plurum_bulk_") as place:
-        folder, data, spec = (
-            Path(place, "scans"),
-            Path(place, "requests.json"),
-            read_ensemble(repository / "ensemble.json"),
-        )
-        write_digits(folder, images, spec.image.height)
-        data.write_text(
-            input_data([path.read_bytes() for path in image_files([folder])], spec.image, IMAGE), encoding="utf-8"
-        )
-        with PlurumProcess("serve", repository) as server:
-            best = _find_best(analyzer, server, data, batch_size, in_flight, say)
-            turns = [_turn(analyzer, server, data, folder, best, seconds, say) for _ in range(rounds)]
-            broken = [_run_with_fault(name, server, folder, say) for name in _FAULTS] if faults else []
+    with (
+        command.measurement("images") as (say, state),
+        tempfile.TemporaryDirectory(prefix="plurum_bulk_") as place,
+        PlurumProcess("serve", repository) as server,
+    ):
+        folder, data = Path(place, "scans"), Path(place, "requests.json")
+        image = read_ensemble(repository / "ensemble.json").image
+        write_digits(folder, images, image.height)
+        encoded = [path.read_bytes() for path in image_files([folder])]
+        data.write_text(input_data(encoded, image, IMAGE), encoding="utf-8")
+        rate = partial(_rate, analyzer, server.urls["grpc"], data)
+        best = _find_best(rate, server, batch_size, in_flight, say)
+        turns = [_turn(partial(rate, best, seconds / 2), server, folder, say) for _ in range(rounds)]
+        broken = [_run_with_fault(name, server, folder, say) for name in _FAULTS] if faults else []
     report = {
         "perf_analyzer": {"batch_size": best[0], "in_flight": best[1], "version": analyzer.version},
         "images": images,
@@ -98,47 +100,36 @@ def write_digits(folder: Path, count: int, size: int) -> None:
         (below / f"{number:05}.jpg").write_bytes(jpeg_from_pixels(np.clip(moved, 0, 255).astype(np.uint8)))
 
 
-def _rate(analyzer: PerfAnalyzer, server: PlurumProcess, data: Path, how: tuple[int, int], seconds: float) -> float:
-    """Return perf_analyzer's images per second with a batch size and a number of requests in flight."""
+def _rate(analyzer: PerfAnalyzer, url: str, data: Path, how: _Way, seconds: float) -> float:
+    """Return perf_analyzer's images per second."""
     load = BenchLoad(kind="concurrency", value=how[1])
-    figures = analyzer.measure(_TARGET, server.urls["grpc"], load, data, seconds, batch_size=how[0])
-    return figures["images_per_s"]
+    return analyzer.measure(_TARGET, url, load, data, seconds, batch_size=how[0])["images_per_s"]
 
 
 def _find_best(
-    analyzer: PerfAnalyzer,
+    rate: Callable[[_Way, float], float],
     server: PlurumProcess,
-    data: Path,
     batches: list[int],
     in_flight: list[int],
     say: command.Say,
-) -> tuple[int, int]:
-    """Return the batch size and the requests in flight with the most images per second, after a warm-up."""
+) -> _Way:
+    """Return the way with the most images per second, after a warm-up."""
     with EnsembleClient(server.urls["grpc"]) as client:
         most = client.served.max_batch_size
-    cases = [(batch, number) for batch in sorted({min(one, most) for one in batches}) for number in in_flight]
-    rates: dict[tuple[int, int], list[float]] = {case: [] for case in cases}
-    _rate(analyzer, server, data, cases[-1], _SEARCH_S)
-    for _ in range(2):
-        for case in cases:
-            say(f"perf_analyzer: batches of {case[0]}, {case[1]} in flight")
-            rates[case].append(_rate(analyzer, server, data, case, _SEARCH_S))
-    return max(cases, key=lambda case: sum(rates[case]))
+    cases = list(product(sorted({min(one, most) for one in batches}), in_flight))
+    rates = dict.fromkeys(cases, 0.0)
+    rate(cases[-1], _SEARCH_S)
+    for case in 2 * cases:
+        say(f"perf_analyzer: batches of {case[0]}, {case[1]} in flight")
+        rates[case] += rate(case, _SEARCH_S)
+    return max(cases, key=rates.__getitem__)
 
 
-def _turn(
-    analyzer: PerfAnalyzer,
-    server: PlurumProcess,
-    data: Path,
-    folder: Path,
-    best: tuple[int, int],
-    seconds: float,
-    say: command.Say,
-) -> dict[str, float]:
-    """Measure both sides once, `plurum predict` between the halves of perf_analyzer."""
+def _turn(rate: Callable[[], float], server: PlurumProcess, folder: Path, say: command.Say) -> dict[str, float]:
+    """Measure both sides once, `plurum predict` between the halves of perf_analyzer, each of which `rate` measures."""
     count = len(image_files([folder]))
     say("perf_analyzer")
-    rates = [_rate(analyzer, server, data, best, seconds / 2)]
+    rates = [rate()]
     say("plurum predict")
     with tempfile.TemporaryDirectory(prefix="plurum_bulk_") as place:
         out = Path(place, "answers.csv")
@@ -147,7 +138,7 @@ def _turn(
             raise ServerError(f"{out} lacks {counts[0]} images and has {counts[1]} twice")
     start_s, _ = _time_command([sys.executable, "-m", "plurum", "predict", "--help"])
     say("perf_analyzer")
-    rates.append(_rate(analyzer, server, data, best, seconds / 2))
+    rates.append(rate())
     return {
         "perf_analyzer": statistics.mean(rates),
         "predict": count / took_s,
@@ -177,22 +168,10 @@ def count_lost(folder: Path, out: Path) -> tuple[int, int]:
     return len({str(path) for path in image_files([folder])} - set(paths)), len(paths) - len(set(paths))
 
 
-def _kill_triton(server: PlurumProcess, _: subprocess.Popen[str]) -> None:
-    os.kill(triton_of(server).session, signal.SIGKILL)
-
-
-def _restart_server(server: PlurumProcess, _: subprocess.Popen[str]) -> None:
-    server.restart()
-
-
-def _kill_client(_: PlurumProcess, client: subprocess.Popen[str]) -> None:
-    client.kill()
-
-
 _FAULTS: dict[str, Callable[[PlurumProcess, Any], None]] = {
-    "Triton killed": _kill_triton,
-    "server ended and started again": _restart_server,
-    "client killed and started again": _kill_client,
+    "Triton killed": lambda server, _: os.kill(triton_of(server).session, signal.SIGKILL),
+    "server ended and started again": lambda server, _: server.restart(),
+    "client killed and started again": lambda _, client: client.kill(),
 }
 
 
@@ -203,12 +182,13 @@ def _run_with_fault(name: str, server: PlurumProcess, folder: Path, say: command
     with tempfile.TemporaryDirectory(prefix="plurum_bulk_") as place:
         out, start_s = Path(place, "answers.csv"), time.perf_counter()
         words = [*_command(server, folder, out), "--timeout", "120"]
-        client = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        start = partial(subprocess.Popen[str], words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        client = start()
         at = _wait_for_images(out.with_name(f".{out.name}.partial"), count // 3)
         _FAULTS[name](server, client)
         text = client.communicate(timeout=_RUN_S)[1]
         if client.returncode == -signal.SIGKILL:
-            client = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            client = start()
             text = client.communicate(timeout=_RUN_S)[1]
         if client.returncode:
             raise ServerError(f"{name}: plurum predict ended with {client.returncode}: {text[-500:]}")

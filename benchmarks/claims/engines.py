@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,12 @@ import typer
 from rich.table import Table
 
 from plurum.benchmarks.tools import command
-from plurum.benchmarks.tools.machine import machine
+from plurum.benchmarks.tools.members import random_model
+from plurum.conventions import IMAGENET_MEAN, IMAGENET_STD
 from plurum.spec import ImageSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["engine_table", "engines"]
 
@@ -40,8 +44,7 @@ def engines(
     size: command.ImageSize = 224,
 ) -> None:
     """Build all engines: a table on standard error, one line of JSON on standard output."""
-    state = machine()
-    with command.show_status("engines") as say:
+    with command.measurement("engines") as (say, state):
         rows = engine_table(work, arch, size, say)
     table = Table("", "ONNX FP32", "ONNX FP16", "engine FP32", "engine FP16", "FP16 / FP32", "difference", "largest")
     for name, row in rows.items():
@@ -53,19 +56,17 @@ def engines(
 
 def engine_table(work: Path, archs: Sequence[str], size: int, progress: command.Say) -> dict[str, dict[str, float]]:
     """Return sizes in MB, differences and seconds, by architecture and for the fused graph of the first three."""
-    from plurum.export.graphs.float16 import fp16_from_onnx, overflow_audit
-    from plurum.export.graphs.fused import fused_from_onnx
-    from plurum.export.graphs.member import PixelModel, onnx_from_model
+    from plurum.export import PixelModel, fp16_from_onnx, fused_from_onnx, onnx_from_model, overflow_audit
     from plurum.voting import VotingRule
 
     work.mkdir(parents=True, exist_ok=True)
-    image = ImageSpec(height=size, width=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    image = ImageSpec(height=size, width=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     pixels = _pixels(size)
     rows = {}
     for arch in archs:
         progress(arch)
         single, half = work / f"{arch}.fp32.onnx", work / f"{arch}.fp16.onnx"
-        onnx_from_model(PixelModel(_model(arch, size), image), single)
+        onnx_from_model(PixelModel(_model_with_statistics(arch, size), image), single)
         fp16_from_onnx(single, pixels, half)
         rows[arch] = _row(single, half, pixels) | {"largest": overflow_audit(single, half, pixels).absmax}
     together = list(archs[:_FUSED])
@@ -80,7 +81,7 @@ def engine_table(work: Path, archs: Sequence[str], size: int, progress: command.
 
 
 def _row(single: Path, half: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, float]:
-    from plurum.export.engines.build import engine_from_onnx
+    from plurum.export import engine_from_onnx
 
     row = {"difference": float(np.abs(_probabilities(single, pixels) - _probabilities(half, pixels)).max())}
     for precision, path in (("fp32", single), ("fp16", half)):
@@ -102,13 +103,11 @@ def _probabilities(path: Path, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.
     return np.asarray(outputs["PROBABILITIES"] if "PROBABILITIES" in outputs else softmax(outputs["LOGITS"]))
 
 
-def _model(arch: str, size: int) -> Any:
+def _model_with_statistics(arch: str, size: int) -> nn.Module:
     """Return the architecture with random weights and the batch statistics of noise."""
-    import timm
     import torch
 
-    torch.manual_seed(0)
-    model = timm.create_model(arch, num_classes=_CLASSES).train()
+    model = random_model(arch, _CLASSES).train()
     with torch.no_grad():
         for _ in range(2):
             model(torch.randn(4, 3, size, size))

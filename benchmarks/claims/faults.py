@@ -30,8 +30,8 @@ import typer
 from rich.table import Table
 
 from plurum.benchmarks.tools import command
-from plurum.benchmarks.tools.background import BackgroundClients, request_probabilities
-from plurum.benchmarks.tools.machine import machine, memory_bytes
+from plurum.benchmarks.tools.background import background_clients, request_probabilities
+from plurum.benchmarks.tools.machine import memory_bytes
 from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.servers import PlurumProcess, roles_of, triton_of
 from plurum.errors import ServerError, SettingsError
@@ -143,13 +143,11 @@ class FaultyServer(PlurumProcess):
             os.kill(server.session, number)
             return
         others = {"voter", "preprocess", "labels"}
+        found = [
+            one.pid for one, of in server.stubs().items() if of == model or (model == "member" and of not in others)
+        ]
         # The youngest: instances of earlier versions may be about to exit.
-        os.kill(
-            max(
-                one.pid for one, of in server.stubs().items() if of == model or (model == "member" and of not in others)
-            ),
-            number,
-        )
+        os.kill(max(found), number)
 
     def request_fault(self, request_id: str) -> None:
         """Send a request with this id, and do not wait for the response."""
@@ -221,13 +219,15 @@ def faults(  # noqa: PLR0913, PLR0917 - one parameter per option
     """Inject faults: a table on standard error, one line of JSON on standard output."""
     if unknown := sorted(set(fault) - set(FAULTS)):
         raise SettingsError(f"--fault: expected one of {', '.join(FAULTS)}, got {unknown[0]!r}.")
-    with command.show_status("members") as say, tempfile.TemporaryDirectory(prefix="plurum_faults_") as folder:
+    with (
+        command.measurement("members") as (say, state),
+        tempfile.TemporaryDirectory(prefix="plurum_faults_") as folder,
+    ):
         served = repository or random_repository(work, arch, size, 16, say)
-        state = machine()
         with FaultyServer(served, Path(folder)) as server:
             plan = [(number, name) for number in range(rounds) for name in fault or FAULTS]
             # Memory settles under load before the first fault.
-            with BackgroundClients(_Counter(server).send, clients):
+            with background_clients(_Counter(server).send, clients):
                 time.sleep(pause)
             before = server.held_bytes()
             results = list(_rounds(server, plan, clients, pause, say))
@@ -248,7 +248,7 @@ def _rounds(
     for number, name in plan:
         say(f"round {number + 1}: {name}")
         counter = _Counter(server)
-        with BackgroundClients(counter.send, clients):
+        with background_clients(counter.send, clients):
             time.sleep(0.5)
             noticed_s, healed_s = _inject(server, FAULTS[name])
             time.sleep(pause_s)

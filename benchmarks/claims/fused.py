@@ -18,7 +18,6 @@ from pathlib import Path
 
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.load import pixel_rate
-from plurum.benchmarks.tools.machine import machine
 from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.requests import random_pixels
 from plurum.benchmarks.tools.servers import server_of
@@ -37,10 +36,9 @@ def fused(
     seconds: command.Seconds = 4.0,
 ) -> None:
     """Measure the chain and the fused graph: a table on standard error, one line of JSON on standard output."""
-    with command.show_status("members") as say:
-        repository = random_repository(work, arch, size, 16, say, fused=True)
-        state, pixels = machine(), random_pixels(size, size)
-        with server_of(repository) as server:
+    with command.measurement("members") as (say, state):
+        pixels = random_pixels(size, size)
+        with server_of(random_repository(work, arch, size, 16, say, fused=True)) as server:
             cases = {model: partial(pixel_rate, server.urls.grpc, model, pixels, 1) for model in (_CHAIN, _FUSED)}
             rates = measure(cases, rounds, seconds, say)
     latencies = {model: [1000 / rate for rate in turns] for model, turns in rates.items()}

@@ -16,15 +16,10 @@ from PIL import Image
 
 from plurum.benchmarks.tools.wire import post
 
-__all__ = ["GARBAGE", "Garbage", "garbage"]
+__all__ = ["GARBAGE", "Garbage"]
 
 _PREDICT, _INFER, _PIXELS = "/predict", "/v2/models/ensemble/infer", "/v2/models/ensemble_pixels/infer"
-_REFUSED, _UNSUPPORTED, _TOO_LARGE, _TOO_LONG = (
-    frozenset({400}),
-    frozenset({415}),
-    frozenset({413}),
-    frozenset({431, 0}),
-)
+_REFUSED, _UNSUPPORTED, _TOO_LARGE, _TOO_LONG = map(frozenset, ({400}, {415}, {413}, {431, 0}))
 _FORM = "multipart/form-data; boundary=b"
 _CHUNKED = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -48,11 +43,6 @@ class Garbage:
 Maker = Callable[[bytes, random.Random], Garbage]
 # Makes bytes from random numbers.
 Draw = Callable[[random.Random], bytes]
-
-
-def garbage(kind: str, image: bytes, chance: random.Random) -> Garbage:
-    """Return one of a kind, made from a valid JPEG."""
-    return GARBAGE[kind](image, chance)
 
 
 def _body(draw: Draw, path: str = _PREDICT, statuses: frozenset[int] = _REFUSED, **headers: object) -> Maker:

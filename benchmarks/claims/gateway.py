@@ -21,12 +21,12 @@ load average).
 from __future__ import annotations
 
 import asyncio
-import random
 import statistics
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,11 +36,11 @@ from rich.table import Table
 
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.load import closed_loop, open_sender, requests_of
-from plurum.benchmarks.tools.machine import machine, processor_s
+from plurum.benchmarks.tools.machine import processor_s
 from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.requests import coloured_jpegs
 from plurum.benchmarks.tools.servers import PlurumProcess, server_of
-from plurum.benchmarks.tools.turns import Case, measure
+from plurum.benchmarks.tools.turns import Case, in_turns, measure
 from plurum.benchmarks.tools.wire import post
 from plurum.spec import read_ensemble
 
@@ -48,20 +48,15 @@ __all__ = ["added_ms", "gateway", "ratios"]
 
 _TINY_SIZE, _REAL_SIZE = 64, 224
 _GRPC, _HTTP, _INFER, _PREDICT = "Triton, gRPC", "Triton, HTTP", "gateway, infer", "gateway, /predict"
-_DIRECT, _BEHIND = (_GRPC, _HTTP), (_INFER, _PREDICT)
-_WAYS = (*_DIRECT, *_BEHIND)
+_WAYS = (_GRPC, _HTTP, _INFER, _PREDICT)
+# Each way through the gateway beside each direct way.
+_PAIRS = tuple(product((_INFER, _PREDICT), (_GRPC, _HTTP)))
 _CLIENTS, _WARM_UP = 8, 20
 
 
 @dataclass(frozen=True)
 class _Ways:
-    """Four ways to one ensemble.
-
-    Attributes:
-        urls: URL by way.
-        requests: Prepared request by way.
-        processes: Process ids of `triton` and of the `gateway`.
-    """
+    """URL and prepared request of the four ways to one ensemble; process ids of `triton` and of the `gateway`."""
 
     urls: dict[str, str]
     requests: dict[str, bytes]
@@ -80,8 +75,7 @@ def gateway(
 ) -> None:
     """Measure what the gateway adds: a table on standard error, one line of JSON on standard output."""
     report: dict[str, Any] = {}
-    state = machine()
-    with command.show_status("members") as say:
+    with command.measurement("members") as (say, state):
         with _serve(work / "gateway-tiny", command.TINY_ARCHS, _TINY_SIZE, say) as ways:
             say("latency")
             latencies = asyncio.run(_latencies(ways, requests))
@@ -99,15 +93,13 @@ def gateway(
 
 def added_ms(latencies: dict[str, float]) -> dict[str, float]:
     """Return the latency that each way through the gateway adds to each direct way, ms."""
-    pairs = ((behind, direct) for behind in _BEHIND for direct in _DIRECT)
-    return {f"{behind} - {direct}": round(latencies[behind] - latencies[direct], 3) for behind, direct in pairs}
+    return {f"{behind} - {direct}": round(latencies[behind] - latencies[direct], 3) for behind, direct in _PAIRS}
 
 
 def ratios(rates: dict[str, list[float]]) -> dict[str, float]:
     """Return the throughput of each way through the gateway over that of each direct way, of medians over rounds."""
     medians = {way: statistics.median(turns) for way, turns in rates.items()}
-    pairs = ((behind, direct) for behind in _BEHIND for direct in _DIRECT)
-    return {f"{behind} / {direct}": round(medians[behind] / medians[direct], 4) for behind, direct in pairs}
+    return {f"{behind} / {direct}": round(medians[behind] / medians[direct], 4) for behind, direct in _PAIRS}
 
 
 @contextmanager
@@ -127,14 +119,12 @@ def _serve(work: Path, archs: list[str], size: int, say: command.Say) -> Iterato
 async def _latencies(ways: _Ways, requests: int) -> dict[str, dict[str, float]]:
     """Return the median and the 10th percentile of each way's latency, ms."""
     taken: dict[str, list[float]] = {way: [] for way in _WAYS}
-    order = random.Random(0)  # noqa: S311 (an order, not a secret)
     async with AsyncExitStack() as stack:
         senders = {
             way: await stack.enter_async_context(open_sender(ways.urls[way], [ways.requests[way]])) for way in _WAYS
         }
-        for _ in range(requests + _WARM_UP):
-            for way in order.sample(_WAYS, len(_WAYS)):
-                taken[way].append(1000 * (await senders[way]())[0])
+        for _, way in in_turns(_WAYS, requests + _WARM_UP):
+            taken[way].append(1000 * (await senders[way]())[0])
     return {
         name: {way: float(np.percentile(values[_WARM_UP:], share)) for way, values in taken.items()}
         for name, share in {"median": 50, "percentile_10": 10}.items()
@@ -164,9 +154,7 @@ def _rates(
 
 def _table(report: dict[str, Any]) -> Table:
     columns = ("median ms", "10th percentile", "images/s", "Triton's CPU, ms", "gateway's CPU, ms")
-    table = Table("", *columns, title="one client, small members; eight clients, real members")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = command.new_table("", *columns, title="one client, small members; eight clients, real members")
     for way in _WAYS:
         latencies = (f"{report[name]['latency_ms'][way]:.2f}" for name in ("median", "percentile_10"))
         turns = report.get("images_per_s", {}).get(way)

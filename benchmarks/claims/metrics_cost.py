@@ -32,7 +32,6 @@ from rich.table import Table
 
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.load import pixel_rate
-from plurum.benchmarks.tools.machine import machine
 from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.requests import random_pixels
 from plurum.benchmarks.tools.servers import server_of
@@ -70,10 +69,9 @@ def metrics_cost(
     seconds: command.Seconds = 2.0,
 ) -> None:
     """Measure the cost of counting: a table on standard error, one line of JSON on standard output."""
-    with command.show_status("members") as say:
+    with command.measurement("members") as (say, state):
         repository = random_repository(work, arch, size, 16, say)
         off = without_metrics(repository, work / "model_repository_without_metrics")
-        state = machine()
         say("starting two servers")
         with server_of(repository) as one, server_of(off) as other:
             figures = _measure({_ON: one, _OFF: other}, random_pixels(size, size), turns, seconds)

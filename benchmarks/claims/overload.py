@@ -17,11 +17,11 @@ behind their plan. Not measured: a network, TLS, many clients at many addresses.
 from __future__ import annotations
 
 import asyncio
-import math
-import statistics
+import contextlib
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,11 +30,12 @@ import typer
 from rich.table import Table
 
 from plurum.benchmarks.tools import command
-from plurum.benchmarks.tools.machine import machine
+from plurum.benchmarks.tools.load import closed_loop
 from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.requests import coloured_jpegs
 from plurum.benchmarks.tools.servers import GatewayStack, serve_behind_gateway
 from plurum.benchmarks.tools.wire import HttpConnections, post, run_fast_loop
+from plurum.errors import ServerError
 from plurum.spec import read_ensemble
 
 __all__ = ["TimedResponse", "outcome", "overload"]
@@ -42,8 +43,8 @@ __all__ = ["TimedResponse", "outcome", "overload"]
 _SIZE = 224
 # Below the gateway's limit on connections, so that only the number of requests is too large.
 _CONNECTIONS, _CLIENTS, _WARM_UP_S = 900, 16, 2.0
-_TICK_S, _LATE_S, _CALM, _LONGEST_RETURN_S = 0.005, 5.0, 20, 60.0
-# Latency is back when the median of this many requests is at most this times the latency before.
+_TICK_S, _LATE_S, _CALM_S, _LONGEST_RETURN_S = 0.005, 5.0, 1.0, 60.0
+# Latency is back when the median of about this many requests is at most this times the latency before.
 _AGAIN, _BACK = 5, 2.0
 
 
@@ -67,55 +68,24 @@ class TimedResponse:
         return self.done_s - self.due_s
 
 
-class _LoadClient:
-    """Sends one request over and over."""
+async def _send_at_rate(
+    url: str, request: bytes, timeout_s: float, rate: float, seconds: float
+) -> tuple[list[TimedResponse], float]:
+    """Send `rate` requests per second, each when it is due; return responses, and how late a request was, seconds."""
+    start, behind_s, tasks = time.monotonic(), 0.0, list[asyncio.Task[TimedResponse]]()
+    async with HttpConnections(url, _CONNECTIONS) as connections:
 
-    def __init__(self, connections: HttpConnections, request: bytes, deadline_s: float) -> None:
-        self._connections, self._request, self._timeout_s = connections, request, deadline_s + _LATE_S
-        self.behind_s = 0.0
+        async def send(due_s: float) -> TimedResponse:
+            response = await connections.send(request, timeout_s)
+            return TimedResponse(response.status, due_s, time.monotonic())
 
-    async def send(self, due_s: float) -> TimedResponse:
-        """Send the request now."""
-        response = await self._connections.send(self._request, self._timeout_s)
-        return TimedResponse(response.status, due_s, time.monotonic())
-
-    async def peak_per_s(self, clients: int, seconds: float) -> float:
-        """Return the responses per second of a closed loop of several clients.
-
-        Counting starts when each client has had a first response. Requests in flight at the end do not count, as under
-        overload.
-        """
-        waiting, start, moments = clients, math.inf, list[float]()
-
-        async def run_client() -> None:
-            nonlocal waiting, start
-            await self.send(time.monotonic())
-            waiting -= 1
-            if not waiting:
-                start = time.monotonic()
-            while time.monotonic() < start + seconds:
-                response = await self.send(time.monotonic())
-                if response.status == 200:
-                    moments.append(response.done_s)
-
-        await asyncio.gather(*(run_client() for _ in range(clients)))
-        return sum(start < moment <= start + seconds for moment in moments) / seconds
-
-    async def send_at_rate(self, rate: float, seconds: float) -> list[TimedResponse]:
-        """Send `rate` requests per second, each when it is due."""
-        start = time.monotonic()
-        tasks: list[asyncio.Task[TimedResponse]] = []
         while len(tasks) < int(rate * seconds):
             due = int(rate * min(time.monotonic() - start, seconds)) + 1
             for number in range(len(tasks), min(due, int(rate * seconds))):
-                tasks.append(asyncio.create_task(self.send(start + number / rate)))
-                self.behind_s = max(self.behind_s, time.monotonic() - start - number / rate)
+                tasks.append(asyncio.create_task(send(start + number / rate)))
+                behind_s = max(behind_s, time.monotonic() - start - number / rate)
             await asyncio.sleep(_TICK_S)
-        return await asyncio.gather(*tasks)
-
-    async def latency_s(self, requests: int) -> float:
-        """Return the median time of requests that are sent one after the other."""
-        return statistics.median([(await self.send(time.monotonic())).took_s for _ in range(requests)])
+        return await asyncio.gather(*tasks), behind_s
 
 
 def outcome(responses: list[TimedResponse], start_s: float, seconds: float, deadline_s: float) -> dict[str, Any]:
@@ -149,47 +119,49 @@ def overload(
     peak_seconds: Annotated[float, typer.Option(min=1, help="Length of each measurement of the peak, seconds.")] = 10.0,
 ) -> None:
     """Send too many requests: a table on standard error, one line of JSON on standard output."""
-    with command.show_status("members") as say:
+    with command.measurement("members") as (say, state):
         served = repository or random_repository(work, command.ARCHS[:2], _SIZE, 16, say)
         image = read_ensemble(served / "ensemble.json").image
         request = post("/predict", coloured_jpegs(image.height, image.width, 1)[0], x_deadline_ms=int(1000 * deadline))
-        state = machine()
         with serve_behind_gateway(served) as stack:
-            report = run_fast_loop(_measure(stack, request, (seconds, times, deadline, peak_seconds), say))
+            report = _measure(stack, request, (seconds, times, deadline, peak_seconds), say)
             report |= {"deadline_s": deadline, "faults": stack.faults()}
     command.print_report(report, state, _table(report, int(state["cores"])))
 
 
-async def _measure(
+def _measure(
     stack: GatewayStack, request: bytes, plan: tuple[float, float, float, float], say: command.Say
 ) -> dict[str, Any]:
     """Return the figures of the report: the peak, the overload, and the peak again."""
     seconds, times, deadline_s, peak_s = plan
-    async with HttpConnections(stack.gateway, _CONNECTIONS) as connections:
-        client = _LoadClient(connections, request, deadline_s)
-        say("peak")
-        await client.peak_per_s(_CLIENTS, _WARM_UP_S)
-        calm_s = await client.latency_s(_CALM)
-        before = await client.peak_per_s(_CLIENTS, peak_s)
-        say(f"{times:g} times {before:.1f} requests per second")
-        busy, start = _busy_s(stack), time.monotonic()
-        responses = await client.send_at_rate(times * before, seconds)
-        spent = {name: at - busy[name] for name, at in _busy_s(stack).items()}
-        say("calm again")
-        end = start + seconds
-        while await client.latency_s(_AGAIN) > _BACK * calm_s and time.monotonic() - end < _LONGEST_RETURN_S:
-            pass
-        back_s = time.monotonic() - end
-        after = await client.peak_per_s(_CLIENTS, peak_s)
+    run_clients = partial(closed_loop, stack.gateway, [request])
+    say("peak")
+    run_clients(_CLIENTS, _WARM_UP_S)
+    calm_ms = run_clients(1, _CALM_S).p50_ms
+    before = run_clients(_CLIENTS, peak_s).images_per_s
+    say(f"{times:g} times {before:.1f} requests per second")
+    busy, start = _busy_s(stack), time.monotonic()
+    overloading = _send_at_rate(stack.gateway, request, deadline_s + _LATE_S, times * before, seconds)
+    responses, behind_s = run_fast_loop(overloading)
+    spent = {name: at - busy[name] for name, at in _busy_s(stack).items()}
+    say("calm again")
+    end = start + seconds
+    while time.monotonic() - end < _LONGEST_RETURN_S:
+        # The gateway may still refuse requests.
+        with contextlib.suppress(ServerError):
+            if run_clients(1, _AGAIN * calm_ms / 1000).p50_ms <= _BACK * calm_ms:
+                break
+    back_s = time.monotonic() - end
+    after = run_clients(_CLIENTS, peak_s).images_per_s
     over = outcome(responses, start, seconds, deadline_s)
     return {
         "peak_per_s": {"before": before, "after": after},
         "offered_per_s": times * before,
         "overload": over,
         "share_of_peak": {"before": over["accepted_per_s"] / before, "after": over["accepted_per_s"] / after},
-        "latency_before_ms": 1000 * calm_s,
+        "latency_before_ms": calm_ms,
         "latency_back_s": back_s,
-        "generator_behind_s": client.behind_s,
+        "generator_behind_s": behind_s,
         "cores_used": {name: busy_s / seconds for name, busy_s in spent.items()},
     }
 

@@ -22,7 +22,6 @@ import typer
 
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.load import pixel_rate
-from plurum.benchmarks.tools.machine import machine
 from plurum.benchmarks.tools.servers import server_of
 from plurum.benchmarks.tools.trained import served_accuracy, trained_run
 from plurum.benchmarks.tools.turns import measure
@@ -49,7 +48,7 @@ def precision(
 
     run = trained_run(work, arch, size, epochs)
     reasons: dict[str, dict[str, str]] = {}
-    with command.show_status("exporting") as say, ExitStack() as servers:
+    with command.measurement("exporting") as (say, state), ExitStack() as servers:
         urls = {}
         for name in ("fp32", "auto"):
             out = work / f"repository_{name}"
@@ -58,7 +57,7 @@ def precision(
             urls[name] = servers.enter_context(server_of(out)).urls.grpc
         say("accuracy")
         accuracies = {name: served_accuracy(url, run) for name, url in urls.items()}
-        state, rows = machine(), run.table().rows("test")
+        rows = run.table().rows("test")
         pixels = np.array(run.pixels()[rows[:1]])
         cases = {name: partial(pixel_rate, url, _MODEL, pixels, _CLIENTS) for name, url in urls.items()}
         rates = measure(cases, rounds, seconds, say)

@@ -17,8 +17,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated
 
 import numpy as np
@@ -27,14 +30,13 @@ import typer
 from rich.table import Table
 
 from plurum.benchmarks.tools import command
-from plurum.benchmarks.tools.background import BackgroundClients, request_probabilities
-from plurum.benchmarks.tools.machine import machine
+from plurum.benchmarks.tools.background import background_clients, request_probabilities
 from plurum.benchmarks.tools.requests import random_pixels
 from plurum.benchmarks.tools.servers import PlurumProcess, server_of
 from plurum.errors import ServerError
 from plurum.spec import read_ensemble
 
-__all__ = ["ReleaseClients", "ReleaseServer", "probabilities_of", "rollouts"]
+__all__ = ["ReleaseServer", "ReleaseTally", "probabilities_of", "release_clients", "rollouts"]
 
 _IMAGES, _TOLERANCE, _DEADLINE_S = 4, 1e-5, 60.0
 
@@ -60,49 +62,46 @@ class ReleaseServer(PlurumProcess):
         return subprocess.run([*words, "--json"], capture_output=True, text=True, check=False, timeout=300)
 
 
-class ReleaseClients:
-    """Clients that send the same images continuously and tell releases apart, to be used in a `with` block.
-
-    Args:
-        url: URL of the server.
-        pixels: Images, uint8 `[images, height, width, 3]`, sent at random.
-        expected: Probabilities of these images by release; see `probabilities_of`.
-        clients: Number of clients.
+@dataclass
+class ReleaseTally:
+    """Outcomes of requests.
 
     Attributes:
         counts: Number of responses by release; `mixed` counts those that belong to none.
         failures: Errors of failed requests.
     """
 
-    def __init__(
-        self, url: str, pixels: npt.NDArray[np.uint8], expected: dict[str, npt.NDArray[np.float32]], clients: int = 4
-    ) -> None:
-        self._url, self._pixels, self._expected = url, pixels, expected
-        self._clients, self._lock = BackgroundClients(self._send, clients), threading.Lock()
-        self.counts: dict[str, int] = {}
-        self.failures: list[str] = []
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
 
-    def __enter__(self) -> ReleaseClients:
-        self._clients.__enter__()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._clients.__exit__(kind, error, trace)
+@contextmanager
+def release_clients(
+    url: str, pixels: npt.NDArray[np.uint8], expected: dict[str, npt.NDArray[np.float32]], clients: int = 4
+) -> Iterator[ReleaseTally]:
+    """Let clients send the same images continuously and tell releases apart while a `with` block lasts.
 
-    def _send(self) -> None:
-        number = random.randrange(len(self._pixels))  # noqa: S311 (a choice of images, not a secret)
+    Args:
+        url: URL of the server.
+        pixels: Images, uint8 `[images, height, width, 3]`, sent at random.
+        expected: Probabilities of these images by release; see `probabilities_of`.
+        clients: Number of clients.
+    """
+    tally, lock = ReleaseTally(), threading.Lock()
+
+    def send() -> None:
+        number = random.randrange(len(pixels))  # noqa: S311 (a choice of images, not a secret)
         try:
-            found = request_probabilities(self._url, self._pixels[number], _DEADLINE_S)
+            found = request_probabilities(url, pixels[number], _DEADLINE_S)
         except Exception as error:  # errors of geventhttpclient have no class in common
-            with self._lock:
-                self.failures.append(repr(error))
+            tally.failures.append(repr(error))
             return
-        names = [name for name, of in self._expected.items() if np.abs(of[number] - found).max() <= _TOLERANCE]
-        name = names[0] if len(names) == 1 else "mixed"
-        with self._lock:
-            self.counts[name] = self.counts.get(name, 0) + 1
+        names = [name for name, of in expected.items() if np.abs(of[number] - found).max() <= _TOLERANCE]
+        with lock:
+            tally.counts[names[0] if len(names) == 1 else "mixed"] += 1
+
+    with background_clients(send, clients):
+        yield tally
 
 
 def probabilities_of(repository: Path, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -120,12 +119,12 @@ def rollouts(
     """Roll out and back: a table on standard error, one line of JSON on standard output."""
     image = read_ensemble(repository / "ensemble.json").image
     pixels = random_pixels(image.height, image.width, _IMAGES)
-    with command.show_status("predictions of each release") as say, tempfile.TemporaryDirectory() as folder:
+    with command.measurement("predictions of each release") as (say, state), tempfile.TemporaryDirectory() as folder:
         expected = {"first": probabilities_of(repository, pixels), "second": probabilities_of(other, pixels)}
-        state, took = machine(), []
+        took = []
         with (
             ReleaseServer(Path(folder) / "releases", repository) as server,
-            ReleaseClients(server.urls["http"], pixels, expected, clients) as senders,
+            release_clients(server.urls["http"], pixels, expected, clients) as tally,
         ):
             for number in range(times):
                 say(f"there and back {number + 1} of {times}")
@@ -136,9 +135,9 @@ def rollouts(
                         raise ServerError(f"plurum rollout failed: {done.stderr}")
                     took.append(time.monotonic() - start)
     table = Table("rollouts", "longest, s", *(f"from the {name}" for name in expected), "from none", "failed")
-    counts = [senders.counts.get(name, 0) for name in (*expected, "mixed")]
-    table.add_row(str(len(took)), f"{max(took):.1f}", *map(str, counts), str(len(senders.failures)))
-    report = {"rollouts_s": took, "answers": senders.counts, "failures": senders.failures, "clients": clients}
+    counts = [tally.counts[name] for name in (*expected, "mixed")]
+    table.add_row(str(len(took)), f"{max(took):.1f}", *map(str, counts), str(len(tally.failures)))
+    report = {"rollouts_s": took, "answers": tally.counts, "failures": tally.failures, "clients": clients}
     command.print_report(report, state, table)
 
 

@@ -26,9 +26,8 @@ import grpc
 import typer
 from rich.table import Table
 
-from plurum.benchmarks.claims.garbage import GARBAGE, garbage
+from plurum.benchmarks.claims.garbage import GARBAGE
 from plurum.benchmarks.tools import command
-from plurum.benchmarks.tools.machine import machine
 from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.requests import coloured_jpegs
 from plurum.benchmarks.tools.servers import GatewayStack, serve_behind_gateway
@@ -52,15 +51,15 @@ class SoakTally:
     Attributes:
         right: Images with the expected response.
         wrong: Images with another response or none, by what came instead.
-        refused: Garbage with a correct status, by kind.
-        missed: Garbage with another status, by kind and status.
+        garbage: Garbage with a correct status, by kind.
+        garbage_missed: Garbage with another status, by kind and status.
         memory_bytes: Memory by number of requests sent, then by kind of process.
     """
 
     right: int = 0
     wrong: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    missed: Counter[str] = field(default_factory=Counter)
+    garbage: Counter[str] = field(default_factory=Counter)
+    garbage_missed: Counter[str] = field(default_factory=Counter)
     memory_bytes: dict[int, dict[str, int]] = field(default_factory=dict)
 
     @property
@@ -71,14 +70,7 @@ class SoakTally:
 
 
 class _Soak:
-    """Clients that share a plan.
-
-    Args:
-        stack: Server and gateway.
-        images: Valid JPEG images.
-        expected: Probabilities by class of each image.
-        share: Fraction of garbage.
-    """
+    """Clients that share a plan: images with their expected probabilities by class, and a fraction of garbage."""
 
     def __init__(
         self, stack: GatewayStack, images: list[bytes], expected: list[dict[str, float]], share: float
@@ -127,10 +119,13 @@ class _Soak:
             status: int | str = await asyncio.to_thread(self._send_protobuf, self._chance.randbytes(200))
             is_right = status != "OK"
         else:
-            made = garbage(kind, self._chance.choice(self._good)[0], self._chance)
+            made = GARBAGE[kind](self._chance.choice(self._good)[0], self._chance)
             status = (await connections.send(made.sent, _DEADLINE_S, alone=made.alone)).status
             is_right = status in made.statuses
-        (self.tally.refused if is_right else self.tally.missed)[kind if is_right else f"{kind}: {status}"] += 1
+        if is_right:
+            self.tally.garbage[kind] += 1
+        else:
+            self.tally.garbage_missed[f"{kind}: {status}"] += 1
 
     def _send_protobuf(self, sent: bytes) -> str:
         try:
@@ -148,10 +143,10 @@ def soak(
     clients: command.Clients = 8,
 ) -> None:
     """Send requests for a long time: tables on standard error, one line of JSON on standard output."""
-    with command.show_status("members") as say:
+    with command.measurement("members") as (say, state):
         served = repository or random_repository(work, command.TINY_ARCHS, _SIZE, 16, say)
         image = read_ensemble(served / "ensemble.json").image
-        images, state = coloured_jpegs(image.height, image.width, _IMAGES), machine()
+        images = coloured_jpegs(image.height, image.width, _IMAGES)
         with serve_behind_gateway(served, *_GATEWAY) as stack:
             with EnsembleClient(stack.urls["grpc"]) as client:
                 expected = [dict(client.predict([one])[0].probabilities) for one in images]
@@ -160,11 +155,7 @@ def soak(
             took_s, faults, peak_bytes = time.monotonic() - start, stack.faults(), stack.gateway_peak_bytes()
     tally = soaking.tally
     report = {
-        "right": tally.right,
-        "wrong": dict(tally.wrong),
-        "garbage": dict(tally.refused),
-        "garbage_missed": dict(tally.missed),
-        "memory_bytes": tally.memory_bytes,
+        **vars(tally),
         "growth": tally.growth,
         "gateway_peak_bytes": peak_bytes,
         "faults": faults,
@@ -188,9 +179,9 @@ def _memory_table(tally: SoakTally) -> Table:
 
 def _garbage_table(tally: SoakTally) -> Table:
     table = Table("kind", "correctly refused", title=f"{tally.right} right, {tally.wrong.total()} wrong")
-    for kind, count in sorted(tally.refused.items()):
+    for kind, count in sorted(tally.garbage.items()):
         table.add_row(kind, str(count))
-    for kind, count in sorted(tally.missed.items()):
+    for kind, count in sorted(tally.garbage_missed.items()):
         table.add_row(f"[red]{kind}", f"not {count}")
     return table
 

@@ -26,8 +26,7 @@ import typer
 
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.load import pixel_rate
-from plurum.benchmarks.tools.local import LocalMembers, onnx_runner, rate_in_threads
-from plurum.benchmarks.tools.machine import machine
+from plurum.benchmarks.tools.local import onnx_runner, rate_in_threads, rate_of, run_in_turn
 from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.requests import random_pixels
 from plurum.benchmarks.tools.servers import server_of
@@ -50,9 +49,8 @@ def throughput(
     seconds: command.Seconds = 4.0,
 ) -> None:
     """Measure what serving costs: a table on standard error, one line of JSON on standard output."""
-    with command.show_status("members") as say:
+    with command.measurement("members") as (say, state):
         repository = random_repository(work, arch, size, max_batch_size, say)
-        state = machine()
         say("starting the server")
         with server_of(repository) as server:
             graphs = [repository / name / "1" / "model.onnx" for name in arch]
@@ -78,13 +76,13 @@ def compare_best(figures: dict[str, list[float]]) -> dict[str, str | float]:
 
 def _cases(graphs: list[Path], url: str, pixels: npt.NDArray[np.uint8]) -> dict[str, Case]:
     cores = usable_cores()
-    single, all_cores = (LocalMembers([onnx_runner(graph, threads) for graph in graphs]) for threads in (1, cores))
-    cases: dict[str, Case] = {f"{_LOOP}, 1 thread": partial(single.rate, pixels)}
+    single, all_cores = (run_in_turn([onnx_runner(graph, threads) for graph in graphs]) for threads in (1, cores))
+    cases: dict[str, Case] = {f"{_LOOP}, 1 thread": partial(rate_of, single, pixels)}
     if cores > 1:
-        cases[f"{_LOOP}, {cores} threads"] = partial(all_cores.rate, pixels)
+        cases[f"{_LOOP}, {cores} threads"] = partial(rate_of, all_cores, pixels)
         cases["in-process, one image a core"] = partial(rate_in_threads, [single] * cores, pixels)
     for batch in _BATCHES:
-        cases[f"in-process, batches of {batch}"] = partial(all_cores.rate, np.repeat(pixels, batch, axis=0))
+        cases[f"in-process, batches of {batch}"] = partial(rate_of, all_cores, np.repeat(pixels, batch, axis=0))
     for clients in _CLIENTS:
         cases[f"{_SERVED}, {clients} clients"] = partial(pixel_rate, url, "ensemble_pixels", pixels, clients)
     return cases

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import machine
+from plurum.benchmarks.tools.requests import random_pixels
 from plurum.spec import ImageSpec
 from plurum.training import TrainSettings, load_data
 from plurum.training.data.examples import Examples
@@ -110,10 +111,8 @@ def _examples(size: int, images: int | None = None) -> Examples:
     labels, train, validation = data.table.labels, data.table.rows("train"), data.table.rows("validation")
     if images is None:
         return Examples(data.pixels(image), labels, train, validation, 10, image)
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (images, size, size, 3), dtype=np.uint8)
     rows = np.arange(images)
-    return Examples(pixels, labels[:images], rows, rows, 10, image)
+    return Examples(random_pixels(size, size, images), labels[:images], rows, rows, 10, image)
 
 
 if __name__ == "__main__":

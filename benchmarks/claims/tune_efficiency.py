@@ -36,8 +36,8 @@ import typer
 
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.load import Protocol, closed_loop, open_loop, requests_of
-from plurum.benchmarks.tools.local import LocalMembers, Runner, onnx_runner, rate_in_threads
-from plurum.benchmarks.tools.machine import machine, processor_s
+from plurum.benchmarks.tools.local import Runner, onnx_runner, rate_in_threads, run_in_turn
+from plurum.benchmarks.tools.machine import processor_s
 from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.requests import decode_pixels, synthetic_images
 from plurum.benchmarks.tools.servers import server_of
@@ -91,9 +91,8 @@ def tune_efficiency(
     spaced: Annotated[int, typer.Option(min=1, help="Number of requests at half of the highest throughput.")] = 200,
 ) -> None:
     """Measure both sides: a table on standard error, one line of JSON on standard output."""
-    with command.show_status("members") as say:
+    with command.measurement("members") as (say, state):
         repository = tuned or _tuned(work, arch, size, say)
-        state = machine()
         result = efficiency(read_artefacts(AS_IS, repository), rounds, seconds, spaced, say)
     lines = []
     for name in _KINDS:
@@ -117,10 +116,11 @@ def efficiency(artefacts: Artefacts, rounds: int, seconds: float, spaced: int, p
     pixels = decode_pixels(encoded[0], spec)[None]
     progress("starting the server")
     with server_of(artefacts.path) as server:
+        urls: dict[Protocol, str] = {"gRPC": server.urls.grpc, "HTTP": server.urls.http}
         loads = {
             f"{kind}, {over}": _Load(url, requests_of(encoded, spec, model, over, each=each), each)
             for kind, (model, each) in _KINDS.items()
-            for over, url in _urls(server).items()
+            for over, url in urls.items()
         }
         cases = _local_cases(artefacts, cores, pixels)
         for how, one in loads.items():
@@ -174,27 +174,22 @@ def _local_cases(artefacts: Artefacts, cores: int, pixels: Pixels) -> dict[str, 
     graphs = {artefacts.path / model / "1" / "model.onnx": artefacts.backends[model] for model in artefacts.members}
     bf16 = {graph: artefacts.rounds(graph.parents[1].name) for graph in graphs}
     by_backend: dict[str, dict[Path, Backend]] = {}
-    for backend in ("onnxruntime", "openvino"):
-        taken: dict[Path, Backend] = {
-            graph: next((one for one in known if one == backend), known[0]) for graph, known in graphs.items()
-        }
+    backends: tuple[Backend, ...] = ("onnxruntime", "openvino")
+    for backend in backends:
+        taken = {graph: backend if backend in known else known[0] for graph, known in graphs.items()}
         by_backend.setdefault(" and ".join(dict.fromkeys(taken.values())), taken)
     cases: dict[str, Case] = {}
     for name, taken in by_backend.items():
         for lanes, threads in dict.fromkeys(((cores, 1), (1, cores))):
             how = "one image a core" if threads == 1 else f"{threads} threads on one image"
             members = [
-                LocalMembers([_runner(graph, of, bf16[graph], threads) for graph, of in taken.items()])
+                run_in_turn([_runner(graph, of, bf16[graph], threads) for graph, of in taken.items()])
                 for _ in range(lanes)
             ]
             for batch in _BATCHES:
                 several = np.repeat(pixels, batch, axis=0)
                 cases[f"{_LOCAL}, {name}, {how}, batches of {batch}"] = partial(rate_in_threads, members, several)
     return cases
-
-
-def _urls(server: Server) -> dict[Protocol, str]:
-    return {"gRPC": server.urls.grpc, "HTTP": server.urls.http}
 
 
 def _rate(load: _Load, clients: int, seconds: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ from plurum.benchmarks.compare.costs import costs_of, graph_of, versions
 from plurum.benchmarks.compare.speed import graph_logits, speeds_of
 from plurum.benchmarks.compare.votes import metrics_of, subsets_of, votes_of
 from plurum.benchmarks.tools.machine import machine
-from plurum.errors import DataError, MetadataError, OutputError, SettingsError
+from plurum.errors import DataError, MetadataError, SettingsError
+from plurum.files import check_folder
 from plurum.predictions.arrays import Floats
 from plurum.run import Run, Split
 from plurum.settings.benchmarks import COMPARED_EPOCHS, CompareSettings
@@ -56,19 +57,6 @@ _MOST_VOTES = 1000
 _FEW = 30
 
 
-@dataclass(frozen=True)
-class _SplitPredictions:
-    """Predictions of all contenders for the images of a split.
-
-    Attributes:
-        known: Predictions of PyTorch, `[images, contenders, classes]`, with the labels.
-        by_runtime: Predictions of other runtimes, by name and runtime, `[images, classes]`.
-    """
-
-    known: ValidationPredictions
-    by_runtime: dict[tuple[str, Runtime], Floats]
-
-
 def contenders_of(
     data: str, archs: Sequence[str], checkpoints: Sequence[str], out: Path, seed: int, training: dict[str, Any]
 ) -> tuple[Run, tuple[Contender, ...]]:
@@ -86,8 +74,7 @@ def contenders_of(
         SettingsError: No architecture is given, or options of training for a run that is only read.
         PlurumError: Training or reading fails.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out} is a file; name a folder for the comparison")
+    check_folder(out, "the comparison")
     check_checkpoints(checkpoints)
     if Run(Path(data)).settings_file.is_file():
         if training:
@@ -128,13 +115,14 @@ def compare_architectures(
     _check_number(contenders, settings)
     folders = {one.name: work / one.name for one in contenders}
     costs = {one.name: costs_of(one, run, folders[one.name], settings.batch_size, progress) for one in contenders}
-    validation = _predict_split(run, "validation", contenders, {}, settings, progress)
-    test = _predict_split(run, "test", contenders, folders, settings, progress)
+    validation, _ = _predict_split(run, "validation", contenders, {}, settings, progress)
+    test, by_runtime = _predict_split(run, "test", contenders, folders, settings, progress)
     state = machine()
     with _threads_kept():
-        pixels = _batch(run, settings.batch_size)
+        # One batch of test images, repeated if there are fewer.
+        pixels = np.array(run.pixels()[np.resize(run.table().rows("test"), settings.batch_size)])
         speeds = speeds_of(contenders, folders, pixels, settings.rounds, settings.seconds, progress)
-    bootstrap = Bootstrap(test.known.groups, settings.draws, settings.seed)
+    bootstrap = Bootstrap(test.groups, settings.draws, settings.seed)
     compared = tuple(
         ComparedArchitecture(
             name=one.name,
@@ -142,7 +130,7 @@ def compare_architectures(
             origin=one.origin,
             epochs=one.epochs,
             training_s=one.training_s,
-            **_scores(one.name, index, test, bootstrap),
+            **_scores({"pytorch": test.predictions[:, index], **by_runtime[one.name]}, test.labels, bootstrap),
             costs=costs[one.name],
             speed=speeds[one.name],
         )
@@ -151,8 +139,8 @@ def compare_architectures(
     votes = votes_of(
         [one.name for one in compared],
         [one.speed["onnx_fp32"].latency_ms.median for one in compared],
-        validation.known,
-        test.known,
+        validation,
+        test,
         settings.max_members,
         FitSettings(select="all", draws=settings.draws, seed=settings.seed),
         lambda _, name: progress(f"vote: {name}"),
@@ -173,14 +161,11 @@ def _comparison(
         data=data.source,
         fingerprint=data.fingerprint,
         classes=len(data.classes),
-        height=data.image.height,
-        width=data.image.width,
+        **data.image.model_dump(include={"height", "width"}),
         images={split: len(table.rows(split)) for split in ("train", "validation", "test")},
         patients=len(patients),
-        draws=settings.draws,
         drawn="patients" if patients else "images",
-        seed=settings.seed,
-        batch_size=settings.batch_size,
+        **settings.model_dump(include={"draws", "seed", "batch_size"}),
         turns=settings.rounds,
         compared=compared,
         votes=votes,
@@ -217,54 +202,43 @@ def _predict_split(
     folders: dict[str, Path],
     settings: CompareSettings,
     progress: Callable[[str], None],
-) -> _SplitPredictions:
-    """Predict a split with all contenders: in PyTorch, and with the graphs in `folders`, if any."""
+) -> tuple[ValidationPredictions, dict[str, dict[Runtime, Floats]]]:
+    """Return PyTorch's predictions of a split by all contenders, and by name those of the graphs in `folders`, if any.
+
+    Predictions of graphs are `[images, classes]`.
+    """
     table, pixels = run.table(), run.pixels()
     rows = table.rows(split)
     if not len(rows):
         raise DataError(f"{run.path} has no {split} images; compare on data that has some")
     predictions: list[Floats] = []
-    by_runtime: dict[tuple[str, Runtime], Floats] = {}
+    by_runtime: dict[str, dict[Runtime, Floats]] = {one.name: {} for one in contenders}
     for one in contenders:
         progress(f"{one.name}: {len(rows):,} {split} images")
         logits = predict_logits(model_from_contender(one).model, pixels, rows, one.image)
-        predictions.append(_check_finite(one, softmax(logits)))
+        predictions.append(_probabilities(one, logits))
         for runtime in RUNTIMES:
             if runtime != "pytorch" and one.name in folders:
-                graph = graph_of(folders[one.name], runtime)
-                by_runtime[one.name, runtime] = _check_finite(
-                    one, softmax(graph_logits(graph, pixels, rows, settings.batch_size))
-                )
+                logits = graph_logits(graph_of(folders[one.name], runtime), pixels, rows, settings.batch_size)
+                by_runtime[one.name][runtime] = _probabilities(one, logits)
     groups = number_patients([table.patients[row] for row in rows])
-    return _SplitPredictions(
-        ValidationPredictions(np.stack(predictions, axis=1), table.labels[rows], groups, run.data().classes), by_runtime
-    )
+    known = ValidationPredictions(np.stack(predictions, axis=1), table.labels[rows], groups, run.data().classes)
+    return known, by_runtime
 
 
-def _check_finite(contender: Contender, probabilities: Floats) -> Floats:
-    if not np.isfinite(probabilities).all():
+def _probabilities(contender: Contender, logits: Floats) -> Floats:
+    if not np.isfinite(probabilities := softmax(logits)).all():
         raise MetadataError(f"{contender.name} predicts NaN; train it again, or leave it out")
     return probabilities
 
 
-def _scores(name: str, index: int, test: _SplitPredictions, bootstrap: Bootstrap) -> dict[str, Any]:
-    labels = test.known.labels
-    by_runtime = {"pytorch": test.known.predictions[:, index]}
-    by_runtime |= {runtime: found for (owner, runtime), found in test.by_runtime.items() if owner == name}
+def _scores(by_runtime: dict[Runtime, Floats], labels: npt.NDArray[np.int64], bootstrap: Bootstrap) -> dict[str, Any]:
     metrics = {
         runtime: metrics_of(LabelledPredictions(found, found.argmax(axis=1), labels), bootstrap)
         for runtime, found in by_runtime.items()
     }
-    return {
-        "metrics": metrics["pytorch"],
-        "accuracy": {runtime: figures["accuracy"] for runtime, figures in metrics.items()},
-    }
-
-
-def _batch(run: Run, size: int) -> npt.NDArray[np.uint8]:
-    """Return one batch of test images, repeated if there are fewer."""
-    rows = run.table().rows("test")
-    return np.array(run.pixels()[np.resize(rows, size)])
+    accuracy = {runtime: figures["accuracy"] for runtime, figures in metrics.items()}
+    return {"metrics": metrics["pytorch"], "accuracy": accuracy}
 
 
 @contextmanager

@@ -62,11 +62,11 @@ def contenders_from_run(
         MetadataError: The folder is not a run, or has no finished member of one of the architectures.
     """
     members = run.members()
-    if missing := [arch for arch in archs if arch not in {member.arch for member in members}]:
+    known = sorted({member.arch for member in members})
+    if missing := [arch for arch in archs if arch not in known]:
         raise MetadataError(
-            f"{run.path} has no finished member of the architecture {missing[0]!r}, only of "
-            f"{', '.join(sorted({member.arch for member in members}))}; train it there, or leave out --arch to compare "
-            f"all"
+            f"{run.path} has no finished member of the architecture {missing[0]!r}, only of {', '.join(known)}; train "
+            f"it there, or leave out --arch to compare all"
         )
     chosen = [member for arch in dict.fromkeys(archs) for member in members if member.arch == arch]
     return tuple(_of_member(member, run.member_folder(member.name), origin) for member in chosen or members)
@@ -109,10 +109,9 @@ def model_from_contender(contender: Contender) -> PixelModel:
     Raises:
         MetadataError: its checkpoint is missing, broken, or not of its architecture.
     """
-    with needs_extra("training"):
-        from plurum.training import ensemble_from_checkpoints
-    with needs_extra("export"):
+    with needs_extra("all"):
         from plurum.export import PixelModel
+        from plurum.training import ensemble_from_checkpoints
     loaded = ensemble_from_checkpoints(
         [contender.source], arch=contender.arch, classes=contender.classes, image=contender.image
     )

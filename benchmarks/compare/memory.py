@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from plurum.benchmarks.compare.comparison import Memory
 from plurum.benchmarks.tools.machine import peak_bytes
-from plurum.telemetry import import_onnxruntime
 
 if TYPE_CHECKING:
     from plurum.benchmarks.compare.contenders import Contender
@@ -43,18 +42,12 @@ def _run_apart(work: Callable[..., Memory], *arguments: Any) -> Memory:
 
 
 def _graph(path: Path, pixels: npt.NDArray[np.uint8]) -> Memory:
-    onnxruntime = import_onnxruntime()
-
-    from plurum.spec import INPUT_PIXELS, LOGITS
+    from plurum.benchmarks.tools.local import onnx_runner
 
     idle = peak_bytes("self") / 1e6
-    # As `plurum.export.graphs.runtimes.onnx_session` has it, whose module imports PyTorch.
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    predict = onnx_runner(path, 1)
     for _ in range(_PREDICTIONS):
-        session.run([LOGITS], {INPUT_PIXELS: pixels})
+        predict(pixels)
     return Memory(idle=idle, peak=peak_bytes("self") / 1e6)
 
 

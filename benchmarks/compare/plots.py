@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from plurum.benchmarks.compare.comparison import (
@@ -14,7 +14,18 @@ from plurum.benchmarks.compare.comparison import (
     Spread,
     Vote,
 )
-from plurum.training.canvas import BLUE, COLOURS, GREY, ORANGE, create_figure, png_from_figure, shorten_name, tidy_axes
+from plurum.training.canvas import (
+    BLUE,
+    COLOURS,
+    GREY,
+    ORANGE,
+    create_figure,
+    draw_interval,
+    name_rows,
+    png_from_figure,
+    shorten_name,
+    tidy_axes,
+)
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import Estimate
 
@@ -50,32 +61,35 @@ def _accuracy(comparison: Comparison) -> Drawing:
     figure = create_figure(9.0, 1.5 + 0.36 * max(lines, len(rows)))
     axes = figure.subplots()
     for y, (_, accuracy, colour) in enumerate(rows):
-        _interval(axes, y, accuracy, colour)
+        draw_interval(axes, y, accuracy.value, accuracy.low, accuracy.high, colour)
     axes.plot([], [], "o-", color=BLUE, label="architecture")
     if votes:
         shown = "ensemble" if len(votes) == len(comparison.votes) else f"ensemble (the best {len(votes)})"
         axes.plot([], [], "o-", color=ORANGE, label=shown)
     tidy_axes(axes, f"accuracy on {comparison.images['test']:,} test images (lines: 95% intervals)", "")
-    _rows(axes, [name for name, *_ in rows])
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
 def _metrics(comparison: Comparison) -> Drawing:
     """Draw all metrics of all architectures, one panel each, as their ranges differ."""
-    figure = create_figure(12.5, 1.7 + 0.42 * len(comparison.compared))
-    panels = figure.subplots(1, len(SHOWN_METRICS), sharey=True)
+    drawing = create_figure(12.5, 1.7 + 0.42 * len(comparison.compared))
+    panels = drawing.subplots(1, len(SHOWN_METRICS), sharey=True)
     for axes, metric in zip(panels, SHOWN_METRICS, strict=True):
         for y, one in enumerate(comparison.compared):
-            _interval(axes, y, one.metrics[metric], _colour(y))
+            figure = one.metrics[metric]
+            draw_interval(axes, y, figure.value, figure.low, figure.high, _colour(y))
         tidy_axes(axes, METRICS[metric].title, "")
         axes.locator_params(axis="x", nbins=3)
         axes.ticklabel_format(axis="x", useOffset=False)
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.12)
-    _rows(panels[0], [shorten_name(one.name) for one in comparison.compared])
-    figure.supxlabel("on test images, mean over classes; lines: 95% intervals", fontsize=9)
-    return figure
+    name_rows(panels[0], [one.name for one in comparison.compared])
+    drawing.supxlabel("on test images, mean over classes; lines: 95% intervals", fontsize=9)
+    return drawing
 
 
 def _size(comparison: Comparison) -> Drawing:
@@ -108,7 +122,7 @@ def _speed(comparison: Comparison) -> Drawing:
         axes.margins(x=0.14)
         axes.set_xlim(left=0)
         axes.tick_params(axis="y", length=0)
-    _rows(latency, [shorten_name(one.name) for one in comparison.compared])
+    name_rows(latency, [one.name for one in comparison.compared])
     figure.legend(
         loc="outside upper center", ncols=3, frameon=False, title=f"medians of {comparison.turns} turns, with extremes"
     )
@@ -144,18 +158,17 @@ def _graphs(comparison: Comparison) -> Iterator[tuple[ComparedArchitecture, Runt
 
 def _finish_graphs(axes: Axes, figure: Drawing) -> None:
     """Add the legend, with filled and hollow points, and make the lower axis logarithmic."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.plot([], [], "o", color=GREY, label="filled: ONNX FP32")
     axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="hollow: ONNX INT8")
-    _log(axes)
+    axes.set_xscale("log")
+    axes.margins(x=0.15, y=0.12)
+    # Plain numbers at a few places of each decade.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside right upper", frameon=False)
-
-
-def _interval(axes: Axes, y: float, figure: Estimate, colour: str) -> None:
-    if figure.value is None:
-        return
-    if figure.low is not None and figure.high is not None:
-        axes.plot([figure.low, figure.high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
-    axes.plot(figure.value, y, "o", color=colour, markersize=6)
 
 
 def _cross(axes: Axes, x: float, figure: Estimate, style: dict[str, Any]) -> None:
@@ -173,23 +186,6 @@ def _bar(axes: Axes, y: float, spread: Spread, colour: str) -> None:
     axes.annotate(
         text, (max(spread.highest, spread.median), y), (4, 0), textcoords="offset points", va="center", fontsize=8
     )
-
-
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def _log(axes: Axes) -> None:
-    """Make the lower axis logarithmic, with plain numbers at a few places of each decade."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_xscale("log")
-    axes.margins(x=0.15, y=0.12)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _style(index: int, *, hollow: bool) -> dict[str, Any]:

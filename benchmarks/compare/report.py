@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from plurum.benchmarks.compare.comparison import RUNTIMES, SHOWN_METRICS, ComparedArchitecture, Comparison, Vote
 from plurum.benchmarks.compare.page import PAGE
@@ -82,8 +87,6 @@ def front_lines(comparison: Comparison) -> list[str]:
 
 def text_from_comparison(comparison: Comparison) -> str:
     """Return the comparison as plain text, with tables of up to 150 columns."""
-    from rich.console import Console
-
     file = io.StringIO()
     console = Console(file=file, width=_WIDTH, color_system=None, highlight=False, markup=False, emoji=False)
     images = ", ".join(f"{split} {count:,}" for split, count in comparison.images.items())
@@ -91,14 +94,15 @@ def text_from_comparison(comparison: Comparison) -> str:
         f"{comparison.data}: {images} images of {comparison.classes} classes, {comparison.height} x {comparison.width} "
         f"pixels; in brackets: 95% intervals from {comparison.draws:,} draws of {comparison.drawn}"
     )
-    _print_table(console, ["test images", *(METRICS[key].title for key in SHOWN_METRICS)], _metric_cells(comparison))
+    scores = ["test images", *(METRICS[key].title for key in SHOWN_METRICS)]
     costs = ["costs", "parameters", "GFLOPs", "training", f"MB on disk\n{_EACH}", f"peak MB of memory\n{_EACH}"]
-    _print_table(console, costs, _cost_cells(comparison))
     speeds = ["speed", f"ms an image\n{_EACH}", f"images/s\n{_EACH}"]
-    _print_table(console, speeds, _speed_cells(comparison))
+    votes = ["ensembles", "ms", "accuracy", "NLL", "beside", "accuracy gained", "NLL change", "verdict"]
+    console.print(_table(scores, map(_metric_cells, comparison.compared)))
+    console.print(_table(costs, map(_cost_cells, comparison.compared)))
+    console.print(_table(speeds, map(_speed_cells, comparison.compared)))
     if comparison.votes:
-        votes = ["ensembles", "ms", "accuracy", "NLL", "beside", "accuracy gained", "NLL change", "verdict"]
-        _print_table(console, votes, _vote_cells(comparison))
+        console.print(_table(votes, map(_vote_cells, comparison.votes)))
     for line in (*front_lines(comparison), *(f"note: {note}" for note in comparison.notes)):
         console.print(line)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
@@ -164,44 +168,34 @@ def _training(one: ComparedArchitecture) -> str:
     return "–" if one.training_s is None else f"{one.training_s:,.0f} s"
 
 
-def _metric_cells(comparison: Comparison) -> Iterator[list[str]]:
-    for one in comparison.compared:
-        yield [one.name, *(figure_text(one.metrics[key]).replace(" ", "\n") for key in SHOWN_METRICS)]
+def _metric_cells(one: ComparedArchitecture) -> list[str]:
+    return [one.name, *(figure_text(one.metrics[key]).replace(" ", "\n") for key in SHOWN_METRICS)]
 
 
-def _cost_cells(comparison: Comparison) -> Iterator[list[str]]:
-    for one in comparison.compared:
-        costs = one.costs
-        sizes = " / ".join(f"{costs.size_mb[runtime]:.1f}" for runtime in RUNTIMES)
-        memory = " / ".join(f"{costs.memory_mb[runtime].peak:.0f}" for runtime in RUNTIMES)
-        yield [one.name, f"{costs.parameters:,}", f"{costs.gflops:.4g}", _training(one), sizes, memory]
+def _cost_cells(one: ComparedArchitecture) -> list[str]:
+    costs = one.costs
+    sizes = " / ".join(f"{costs.size_mb[runtime]:.1f}" for runtime in RUNTIMES)
+    memory = " / ".join(f"{costs.memory_mb[runtime].peak:.0f}" for runtime in RUNTIMES)
+    return [one.name, f"{costs.parameters:,}", f"{costs.gflops:.4g}", _training(one), sizes, memory]
 
 
-def _speed_cells(comparison: Comparison) -> Iterator[list[str]]:
-    for one in comparison.compared:
-        latencies = " / ".join(f"{one.speed[runtime].latency_ms.median:.2f}" for runtime in RUNTIMES)
-        rates = " / ".join(f"{one.speed[runtime].images_per_s.median:,.0f}" for runtime in RUNTIMES)
-        yield [one.name, latencies, rates]
+def _speed_cells(one: ComparedArchitecture) -> list[str]:
+    latencies = " / ".join(f"{one.speed[runtime].latency_ms.median:.2f}" for runtime in RUNTIMES)
+    rates = " / ".join(f"{one.speed[runtime].images_per_s.median:,.0f}" for runtime in RUNTIMES)
+    return [one.name, latencies, rates]
 
 
-def _vote_cells(comparison: Comparison) -> Iterator[list[str]]:
-    for vote in comparison.votes:
-        scores = (figure_text(vote.accuracy), figure_text(vote.nll))
-        changes = (difference_text(vote.accuracy_gained), difference_text(vote.nll_change))
-        cells = [vote.name, f"{vote.latency_ms:.2f}", *scores, " + ".join(vote.beside), *changes]
-        yield [*(cell.replace(" (", "\n(").replace(" + ", "\n+ ") for cell in cells), vote.verdict]
+def _vote_cells(vote: Vote) -> list[str]:
+    scores = (figure_text(vote.accuracy), figure_text(vote.nll))
+    changes = (difference_text(vote.accuracy_gained), difference_text(vote.nll_change))
+    cells = [vote.name, f"{vote.latency_ms:.2f}", *scores, " + ".join(vote.beside), *changes]
+    return [*(cell.replace(" (", "\n(").replace(" + ", "\n+ ") for cell in cells), vote.verdict]
 
 
-def _print_table(console: object, titles: list[str], rows: Iterator[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    assert isinstance(console, Console)  # noqa: S101 - for the type checker; the import is a slow one
-    table = Table(box=box.SIMPLE)
+def _table(titles: list[str], rows: Iterable[list[str]]) -> Table:
+    table = Table(box=SIMPLE)
     for index, title in enumerate(titles):
         table.add_column(Text(title), justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    console.print(table)
+    return table

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from plurum.benchmarks.compare.comparison import RUNTIMES, Runtime, Speed, Spread
 from plurum.benchmarks.compare.contenders import Contender, model_from_contender
 from plurum.benchmarks.compare.costs import graph_of
-from plurum.benchmarks.tools.local import LocalMembers, Runner, onnx_runner, rate_in_threads
+from plurum.benchmarks.tools.local import Runner, onnx_runner, rate_in_threads
 from plurum.benchmarks.tools.turns import Case, measure
 from plurum.serving import usable_cores
 
@@ -52,11 +52,10 @@ def speeds_of(
     cases: dict[str, Case] = {}
     for one in contenders:
         for runtime in RUNTIMES:
-            predict = _predictor(one, folders[one.name], runtime)
+            graph = graph_of(folders[one.name], runtime)
+            predict = _eager(one) if runtime == "pytorch" else onnx_runner(graph, 1)
             cases[f"{one.name} {runtime} latency"] = partial(latency_turn, predict, image)
-            cases[f"{one.name} {runtime} throughput"] = partial(
-                rate_in_threads, [LocalMembers([predict])] * cores, pixels
-            )
+            cases[f"{one.name} {runtime} throughput"] = partial(rate_in_threads, [predict] * cores, pixels)
     figures = measure(cases, rounds, seconds, progress)
     return {
         one.name: {
@@ -93,14 +92,8 @@ def graph_logits(path: Path, pixels: Pixels, rows: npt.NDArray[np.int64], batch_
     return np.concatenate(logits, dtype=np.float64)
 
 
-def _predictor(contender: Contender, folder: Path, runtime: Runtime) -> Runner:
-    """Return a function that predicts pixels on the calling thread alone."""
-    if runtime == "pytorch":
-        return _eager(contender)
-    return onnx_runner(graph_of(folder, runtime), 1)
-
-
 def _eager(contender: Contender) -> Runner:
+    """Return a function that predicts pixels in PyTorch, on the calling thread alone."""
     import torch
 
     model = model_from_contender(contender)

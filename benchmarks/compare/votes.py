@@ -31,16 +31,7 @@ __all__ = ["metrics_of", "subsets_of", "votes_of"]
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A vote of one or more members, with its scores on test images.
-
-    Attributes:
-        members: Indices of the members.
-        vote: Fitted vote.
-        validation_nll: Validation NLL, nats; the alternative has the lowest.
-        right: `[images]`, 1 for a correct prediction.
-        losses: `[images]`, NLL, nats.
-        latency_ms: Sum of the members' latencies, ms.
-    """
+    """A vote of members, by index: its validation NLL, and for each test image 1 if it is right, and the NLL, nats."""
 
     members: tuple[int, ...]
     vote: FittedVote

@@ -75,7 +75,6 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
     command.check_results_folder(out, _FILES)
     if page is not None:
         page_with_table(page, "")
-    command.interrupt_on_sigterm()
     with command.show_status("members") as say:
         if trained:
             material, run = trained_material(work / "trained", arch, size, repository, say)

@@ -21,7 +21,7 @@ from plurum.spec import INPUT_PIXELS, LOGITS, ImageSpec, read_ensemble
 from plurum.telemetry import import_onnxruntime
 from plurum.voting import softmax
 
-__all__ = ["Job", "OnnxMembers", "TorchMembers", "job_from_environment", "job_variable", "prediction_from_logits"]
+__all__ = ["Job", "OnnxMembers", "TorchMembers", "job_from_environment", "job_variable"]
 
 _VARIABLE = "PLURUM_PEER_JOB"
 Prediction = dict[str, Any]
@@ -69,9 +69,12 @@ class _Members:
 
     def predict_image(self, image: Any) -> Prediction:
         """Return the label and the probabilities by class of an image that the framework has decoded."""
-        spec = self.image
-        pixels = pixels_from_image(image, **spec.resizing)
-        return prediction_from_logits(self.logits(pixels[None]), self.ensemble.classes)
+        pixels, classes = pixels_from_image(image, **self.image.resizing), self.ensemble.classes
+        vote = softmax(self.logits(pixels[None])).mean(axis=0)
+        return {
+            "label": classes[int(vote.argmax())],
+            "probabilities": {name: float(share) for name, share in zip(classes, vote, strict=True)},
+        }
 
     def logits(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the logits of the members, `[members, classes]`, which run one after the other."""
@@ -122,12 +125,3 @@ class TorchMembers(_Members):
             tensor = self._torch.tensor(pixels).permute(0, 3, 1, 2).float().div(255)
             tensor = (tensor - self._mean) / self._std
             return np.concatenate([model(tensor).numpy() for model in self._models])
-
-
-def prediction_from_logits(logits: npt.NDArray[np.float32], classes: tuple[str, ...]) -> Prediction:
-    """Return the mean vote of logits `[members, classes]` as every application returns it, ready for JSON."""
-    vote = softmax(logits).mean(axis=0)
-    return {
-        "label": classes[int(vote.argmax())],
-        "probabilities": {name: float(share) for name, share in zip(classes, vote, strict=True)},
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,50 +38,35 @@ class Peer(MeasuredEndpoint):
 
     Attributes:
         requirements: Packages that pip installs into its environment.
-        arguments: Function that returns the words after `python` for a job.
+        arguments: Words after `python`; `{port}` and `{workers}` are those of the job.
         one_thread: If True, each session or process computes with one thread; otherwise the library chooses.
         workers_per_core: Computing processes per core, for frameworks that start several.
         environment: Further variables; `{folder}` is a folder of this run.
     """
 
     requirements: tuple[str, ...]
-    arguments: Callable[[Job], list[str]]
+    arguments: tuple[str, ...]
     endpoint: Endpoint = _BODY
     one_thread: bool = True
     workers_per_core: int = 1
     environment: tuple[tuple[str, str], ...] = ()
 
-
-def _gunicorn(job: Job) -> list[str]:
-    options = ["--workers", str(job.workers), "--bind", f"127.0.0.1:{job.port}", "--log-level", "warning"]
-    return ["-m", "gunicorn", *options, f"{_APP}.flask.__main__:app"]
-
-
-def _uvicorn(job: Job) -> list[str]:
-    options = ["--host", "127.0.0.1", "--port", str(job.port), "--no-access-log", "--log-level", "warning"]
-    return ["-m", "uvicorn", *options, f"{_APP}.fastapi.__main__:app"]
+    def words(self, job: Job) -> list[str]:
+        """Return the words after `python` for a job."""
+        return [word.format(port=job.port, workers=job.workers) for word in self.arguments]
 
 
-def _bentoml(job: Job) -> list[str]:
-    options = ["--host", "127.0.0.1", "--port", str(job.port)]
-    return ["-m", "bentoml", "serve", *options, f"{_APP}.bentoml.__main__:BentoMembers"]
-
-
-def _mosec(job: Job) -> list[str]:
-    return [str(_FOLDER / "mosec" / "__main__.py"), "--address", "127.0.0.1", "--port", str(job.port)]
-
-
-def _script(name: str) -> Callable[[Job], list[str]]:
-    return lambda _: [str(_FOLDER / name / "__main__.py")]
-
-
+_HTTP = ("--host", "127.0.0.1", "--port", "{port}")
 _WORKER_PER_CORE = "a process per core, one thread per session, no batching (it gains nothing on a CPU)"
 _FLASK = Peer(
     name="flask",
     title="Flask, PyTorch",
     setup="Gunicorn, 2 workers per core (the start that Flask's documentation recommends), PyTorch's number of threads",
     requirements=("flask>=3", "gunicorn>=23"),
-    arguments=_gunicorn,
+    arguments=(
+        *("-m", "gunicorn", "--workers", "{workers}", "--bind", "127.0.0.1:{port}", "--log-level", "warning"),
+        f"{_APP}.flask.__main__:app",
+    ),
     one_thread=False,
     workers_per_core=2,
 )
@@ -91,7 +75,7 @@ _FASTAPI = Peer(
     title="FastAPI, ONNX Runtime",
     setup="Uvicorn, a thread per request, as many threads per session as there are cores (the library's choice)",
     requirements=("fastapi>=0.115", "uvicorn[standard]>=0.32"),
-    arguments=_uvicorn,
+    arguments=("-m", "uvicorn", *_HTTP, "--no-access-log", "--log-level", "warning", f"{_APP}.fastapi.__main__:app"),
     one_thread=False,
 )
 PEERS = (
@@ -117,7 +101,7 @@ PEERS = (
         title="LitServe, ONNX Runtime",
         setup=f"workers_per_device = cores: {_WORKER_PER_CORE}",
         requirements=("litserve>=0.2.10",),
-        arguments=_script("litserve"),
+        arguments=(f"{_FOLDER}/litserve/__main__.py",),
         endpoint=Endpoint(kind="base64", path="/predict"),
     ),
     Peer(
@@ -125,7 +109,7 @@ PEERS = (
         title="BentoML, ONNX Runtime",
         setup=f"workers = cores: {_WORKER_PER_CORE}",
         requirements=("bentoml>=1.4",),
-        arguments=_bentoml,
+        arguments=("-m", "bentoml", "serve", *_HTTP, f"{_APP}.bentoml.__main__:BentoMembers"),
         environment=(("BENTOML_DO_NOT_TRACK", "True"), ("BENTOML_HOME", "{folder}")),
     ),
     Peer(
@@ -133,14 +117,14 @@ PEERS = (
         title="Mosec, ONNX Runtime",
         setup=f"num = cores: {_WORKER_PER_CORE}",
         requirements=("mosec>=0.9",),
-        arguments=_mosec,
+        arguments=(f"{_FOLDER}/mosec/__main__.py", "--address", "127.0.0.1", "--port", "{port}"),
     ),
     Peer(
         name="ray-serve",
         title="Ray Serve, ONNX Runtime",
         setup=f"num_replicas = cores: {_WORKER_PER_CORE}",
         requirements=("ray[serve]>=2.40",),
-        arguments=_script("ray"),
+        arguments=(f"{_FOLDER}/ray/__main__.py",),
         environment=(("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_TMPDIR", "{folder}")),
     ),
 )

@@ -6,7 +6,6 @@ So PyTorch, ONNX Runtime, NumPy and Pillow are the same for all, and are not ins
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import sysconfig
@@ -14,33 +13,15 @@ import venv
 from pathlib import Path
 
 from plurum.errors import ServerError
-from plurum.files import atomic_folder
+from plurum.files import atomic_folder, cache_folder
 
-__all__ = ["Environment", "environment_of"]
+__all__ = ["installed_versions", "python_with"]
 
 _INSTALL_S = 600
 
 
-class Environment:
-    """A virtual environment.
-
-    Attributes:
-        python: Path of the interpreter.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.python = folder / "bin" / "python"
-
-    def versions(self, requirements: tuple[str, ...]) -> dict[str, str]:
-        """Return the installed version of each required package."""
-        names = [requirement.split(">=")[0].split("[")[0] for requirement in requirements]
-        code = "import sys\nfrom importlib.metadata import version\nprint(*map(version, sys.argv[1:]))"
-        done = subprocess.run([self.python, "-c", code, *names], capture_output=True, text=True, check=True)
-        return dict(zip(names, done.stdout.split(), strict=True))
-
-
-def environment_of(requirements: tuple[str, ...]) -> Environment:
-    """Return the environment with these packages; create it atomically if it does not exist.
+def python_with(requirements: tuple[str, ...]) -> Path:
+    """Return the interpreter of the environment with these packages; create it atomically if it does not exist.
 
     Raises:
         OutputError: The cache is not writable.
@@ -48,12 +29,19 @@ def environment_of(requirements: tuple[str, ...]) -> Environment:
     """
     packages = sysconfig.get_path("purelib")
     digest = hashlib.sha256("\n".join([sys.version, packages, *requirements]).encode()).hexdigest()[:12]
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(root).expanduser() / "plurum" / "peers" / digest
+    folder = cache_folder() / "peers" / digest
     if not (folder / "bin" / "python").exists():
         with atomic_folder(folder) as hidden:
             _make(hidden, packages, requirements)
-    return Environment(folder)
+    return folder / "bin" / "python"
+
+
+def installed_versions(python: Path, requirements: tuple[str, ...]) -> dict[str, str]:
+    """Return the version of each required package in the environment of an interpreter."""
+    names = [requirement.split(">=")[0].split("[")[0] for requirement in requirements]
+    code = "import sys\nfrom importlib.metadata import version\nprint(*map(version, sys.argv[1:]))"
+    done = subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True)
+    return dict(zip(names, done.stdout.split(), strict=True))
 
 
 def _make(folder: Path, packages: str, requirements: tuple[str, ...]) -> None:

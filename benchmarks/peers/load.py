@@ -12,12 +12,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from tritonclient.grpc import InferResult
 from tritonclient.grpc import service_pb2 as pb
 
@@ -69,6 +69,9 @@ class LoadTask:
     seconds: float
 
 
+_TASKS = TypeAdapter(LoadTask)
+
+
 class Turn(Metadata):
     """Figures of one turn.
 
@@ -87,8 +90,8 @@ def run_load(task: LoadTask) -> Turn:
     Raises:
         ServerError: The server refuses a request, or is not reachable.
     """
-    timings = time_closed_loop(_url(task), _requests(task), task.clients, task.seconds)
-    return Turn(images_per_s=timings.per_s, latencies_ms=tuple(1000 * one for one in timings.latencies_s))
+    per_s, latencies_s = time_closed_loop(_url(task), _requests(task), task.clients, task.seconds)
+    return Turn(images_per_s=per_s, latencies_ms=tuple(1000 * one for one in latencies_s))
 
 
 def predictions(task: LoadTask) -> list[Prediction]:
@@ -109,7 +112,7 @@ def run_elsewhere(task: LoadTask) -> Any:
     Raises:
         ServerError: The task failed, or did not end in time.
     """
-    text = json.dumps(asdict(task) | {"image": task.image.model_dump()})
+    text = _TASKS.dump_json(task).decode()
     longest = task.seconds + _EXTRA_S
     command = [sys.executable, "-m", "plurum.benchmarks.peers.load"]
     try:
@@ -160,9 +163,7 @@ def _triton_prediction(response: bytes, task: LoadTask) -> Prediction:
 
 
 def _main() -> None:
-    fields = json.load(sys.stdin)
-    fields |= {"endpoint": Endpoint(**fields["endpoint"]), "image": ImageSpec.model_validate(fields["image"])}
-    task = LoadTask(**fields)
+    task = _TASKS.validate_json(sys.stdin.read())
     try:
         json.dump(run_load(task).model_dump() if task.clients else predictions(task), sys.stdout)
     except PlurumError as error:

@@ -7,13 +7,14 @@ import random
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import product
+from typing import Any, cast
 
 import numpy as np
 
 from plurum.benchmarks.peers.application import Job, TorchMembers
 from plurum.benchmarks.peers.catalogue import PLURUM_ENDPOINTS, MeasuredEndpoint, Peer
-from plurum.benchmarks.peers.environment import environment_of
+from plurum.benchmarks.peers.environment import installed_versions, python_with
 from plurum.benchmarks.peers.load import Endpoint, LoadTask, run_elsewhere
 from plurum.benchmarks.peers.material import Material, steps_of
 from plurum.benchmarks.peers.processes import PeerServer, PlurumServer, free_port
@@ -75,21 +76,20 @@ def measure_peers(plan: PeersPlan, material: Material, progress: Callable[[str],
         entries, left_out, spread = _start_all(stack, plan, material, progress)
         turns: list[PeerTurn] = []
         order = random.Random(0)  # noqa: S311 - an order, not a secret
-        for turn in range(plan.rounds):
-            for clients in plan.clients:
-                # Another order in each round, so that other work on the machine does not always hit the same peer.
-                for entry in order.sample(entries, len(entries)):
-                    name = entry.peer.name
-                    progress(f"round {turn + 1} of {plan.rounds}, {clients} clients: {entry.peer.title}")
-                    try:
-                        figures = _take_turn(entry, material, clients, plan.seconds)
-                    except ServerError as error:
-                        if entry.peer.ours:
-                            raise
-                        entries.remove(entry)
-                        left_out.append(LeftOutPeer(name=name, reason=f"stopped responding: {error}"))
-                        continue
-                    turns.append(PeerTurn(name=name, clients=clients, round=turn + 1, **figures))
+        for turn, clients in product(range(1, plan.rounds + 1), plan.clients):
+            # Another order in each round, so that other work on the machine does not always hit the same peer.
+            for entry in order.sample(entries, len(entries)):
+                name = entry.peer.name
+                progress(f"round {turn} of {plan.rounds}, {clients} clients: {entry.peer.title}")
+                try:
+                    figures = _take_turn(entry, material, clients, plan.seconds)
+                except ServerError as error:
+                    if entry.peer.ours:
+                        raise
+                    entries.remove(entry)
+                    left_out.append(LeftOutPeer(name=name, reason=f"stopped responding: {error}"))
+                    continue
+                turns.append(PeerTurn(name=name, clients=clients, round=turn, **figures))
     kept = tuple(entry.peer for entry in entries)
     return PeersResult(
         members=tuple(member.arch for member in material.ensemble.members),
@@ -154,11 +154,11 @@ def _start_all(
     for peer in plan.peers:
         try:
             progress(f"setting up {peer.title}")
-            environment = environment_of(peer.requirements)
+            python = python_with(peer.requirements)
             progress(f"starting {peer.title}")
             with ExitStack() as own:
-                server = own.enter_context(PeerServer(peer, environment, _job(peer, material)))
-                entry = _entry(peer, environment.versions(peer.requirements), server)
+                server = own.enter_context(PeerServer(peer, python, _job(peer, material)))
+                entry = _entry(peer, installed_versions(python, peer.requirements), server)
                 entries.append(_compare(entry, material, expected, TOLERANCE))
                 server.pause()
                 # A peer that is left out ends here, the others with the run.
@@ -184,14 +184,8 @@ def _predict_with_pytorch(material: Material) -> Predictions:
 
 
 def _entry(one: MeasuredEndpoint, installed: dict[str, str], server: PeerServer | PlurumServer) -> _Entry:
-    peer = MeasuredPeer(
-        name=one.name,
-        title=one.title,
-        setup=one.setup,
-        versions=installed,
-        ours=not isinstance(one, Peer),
-        difference=0.0,
-    )
+    named = {"name": one.name, "title": one.title, "setup": one.setup}
+    peer = MeasuredPeer(**named, versions=installed, ours=not isinstance(one, Peer), difference=0.0)
     return _Entry(peer, one.endpoint, server)
 
 
@@ -210,22 +204,13 @@ def _compare(entry: _Entry, material: Material, expected: Predictions, tolerance
 def _take_turn(entry: _Entry, material: Material, clients: int, seconds: float) -> dict[str, Any]:
     entry.server.resume()
     try:
-        figures: dict[str, Any] = _run_task(entry, material, clients, seconds)
-        return figures
+        return cast("dict[str, Any]", _run_task(entry, material, clients, seconds))
     finally:
         entry.server.pause()
 
 
 def _run_task(entry: _Entry, material: Material, clients: int, seconds: float) -> Any:
     """Return what the load generator returns; raises as `run_elsewhere`."""
-    return run_elsewhere(
-        LoadTask(
-            endpoint=entry.endpoint,
-            address=entry.server.address(entry.endpoint.kind),
-            images=tuple(str(path.resolve()) for path in material.images),
-            classes=material.ensemble.classes,
-            image=material.ensemble.image,
-            clients=clients,
-            seconds=seconds,
-        )
-    )
+    address, images = entry.server.address(entry.endpoint.kind), tuple(str(one.resolve()) for one in material.images)
+    ensemble = material.ensemble
+    return run_elsewhere(LoadTask(entry.endpoint, address, images, ensemble.classes, ensemble.image, clients, seconds))

@@ -11,12 +11,13 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+
+import psutil
 
 from plurum.benchmarks.peers.application import Job, job_variable
 from plurum.benchmarks.peers.catalogue import Peer
-from plurum.benchmarks.peers.environment import Environment
 from plurum.errors import ServerError
 from plurum.serving import Server
 
@@ -31,8 +32,8 @@ _SIGN_OF_LIFE_S = 1.0
 class PeerServer:
     """A peer's application, which listens during a `with` block."""
 
-    def __init__(self, peer: Peer, environment: Environment, job: Job) -> None:
-        self._peer, self._environment, self._job = peer, environment, job
+    def __init__(self, peer: Peer, python: Path, job: Job) -> None:
+        self._peer, self._python, self._job = peer, python, job
         self._mark = secrets.token_hex(8)
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
@@ -49,9 +50,8 @@ class PeerServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def address(self, kind: str) -> str:
+    def address(self, kind: str) -> str:  # noqa: ARG002 - the other server has two
         """Return HOST:PORT of its only endpoint."""
-        del kind
         return f"127.0.0.1:{self._job.port}"
 
     def pause(self) -> None:
@@ -71,7 +71,10 @@ class PeerServer:
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_END_S)
-            _kill(family, lambda: marked_processes(_MARK, self._mark))
+            deadline = time.monotonic() + _GONE_S
+            while (left := family & _running() | marked_processes(_MARK, self._mark)) and time.monotonic() < deadline:
+                _signal(left, signal.SIGKILL)
+                time.sleep(_POLL_S)
             self._process.wait()
             self._process = None
         if self._folder is not None:
@@ -80,14 +83,13 @@ class PeerServer:
     def _start(self) -> None:
         # Short: sockets lie below it, and their paths may have at most 107 characters.
         self._folder = Path(tempfile.mkdtemp(prefix="plurum_"))
-        python = self._environment.python
         variables = {name: value.format(folder=self._folder) for name, value in self._peer.environment}
-        path = f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        path = f"{self._python.parent}{os.pathsep}{os.environ.get('PATH', '')}"
         # Settings of other programs would change the measurement.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "PYTHON"))}
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [python, *self._peer.arguments(self._job)],
+                [self._python, *self._peer.words(self._job)],
                 cwd=self._folder,
                 env=inherited | variables | job_variable(self._job) | {"PATH": path, _MARK: self._mark},
                 stdin=subprocess.DEVNULL,
@@ -136,10 +138,10 @@ class PlurumServer:
         time.sleep(_SIGN_OF_LIFE_S)
         _signal(triton, signal.SIGCONT)
 
-    def _processes(self) -> tuple[list[int], list[int]]:
-        found = self._server.processes()
-        triton = [one for one in found if Path(f"/proc/{one}/exe").resolve().name == "tritonserver"]
-        return triton, [one for one in found if one not in triton]
+    def _processes(self) -> tuple[set[psutil.Process], set[psutil.Process]]:
+        found = set(map(psutil.Process, self._server.processes()))
+        triton = {one for one in found if Path(one.exe()).name == "tritonserver"}
+        return triton, found - triton
 
 
 def free_port() -> int:
@@ -150,41 +152,25 @@ def free_port() -> int:
         return port
 
 
-def marked_processes(variable: str, value: str) -> set[int]:
+def marked_processes(variable: str, value: str) -> set[psutil.Process]:
     """Return the processes that were started with this environment variable, and all their descendants.
 
     A descendant may have written its title over its environment.
     """
-    parents, found = {}, set()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            # Processes may exit meanwhile.
-            with contextlib.suppress(OSError):
-                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-                if state != "Z":
-                    parents[int(folder.name)] = int(parent)
-                    if f"{variable}={value}".encode() in (folder / "environ").read_bytes():
-                        found.add(int(folder.name))
-    while more := {process for process, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
+    found, running = set[psutil.Process](), _running()
+    for process in running:
+        # Processes may exit meanwhile.
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(variable) == value:
+                found |= {process, *process.children(recursive=True)}
+    return found & running
 
 
-def _signal(processes: Iterable[int], number: int) -> None:
+def _running() -> set[psutil.Process]:
+    return {one for one in psutil.process_iter(["status"]) if one.info["status"] != psutil.STATUS_ZOMBIE}
+
+
+def _signal(processes: Iterable[psutil.Process], number: int) -> None:
     for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
-
-
-def _kill(family: set[int], left: Callable[[], set[int]]) -> None:
-    """Kill what is left of a family of processes, and wait until it has exited."""
-    deadline = time.monotonic() + _GONE_S
-    while (alive := left() | {one for one in family if _is_alive(one)}) and time.monotonic() < deadline:
-        _signal(alive, signal.SIGKILL)
-        time.sleep(_POLL_S)
-
-
-def _is_alive(process: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,16 +73,8 @@ def run_with_mean_vote(run: Run, out: Path) -> Run:
     """Return a copy of the run whose vote is the one that peers compute: the plain mean, without temperatures."""
     fitted = run.ensemble()
     count = len(fitted.members)
-    plain = Ensemble(
-        name=fitted.name,
-        classes=fitted.classes,
-        image=fitted.image,
-        members=fitted.members,
-        voting=Voting(weights=(1 / count,) * count),
-        review=Review(),
-        data=fitted.data,
-        scores={},
-    )
+    kept: dict[str, Any] = {name: getattr(fitted, name) for name in ("name", "classes", "image", "members", "data")}
+    plain = Ensemble(**kept, voting=Voting(weights=(1 / count,) * count), review=Review(), scores={})
     if not out.is_dir():
         with atomic_folder(out) as hidden:
             shutil.copytree(run.path, hidden, dirs_exist_ok=True)

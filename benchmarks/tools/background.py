@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -12,37 +13,26 @@ import tritonclient.http
 
 from plurum.spec import INPUT_PIXELS
 
-__all__ = ["BackgroundClients", "request_probabilities"]
+__all__ = ["background_clients", "request_probabilities"]
 
 
-class BackgroundClients:
-    """Threads that each call a function again and again while a `with` block lasts.
+@contextmanager
+def background_clients(send: Callable[[], None], threads: int) -> Iterator[None]:
+    """Let threads call `send`, which sends a request and waits for the response, again and again in a `with` block."""
+    ended = threading.Event()
 
-    Args:
-        send: Function that sends one request and waits for the response.
-        threads: Number of threads.
-    """
+    def run() -> None:
+        while not ended.is_set():
+            send()
 
-    def __init__(self, send: Callable[[], None], threads: int) -> None:
-        self._send = send
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
-
-    def __enter__(self) -> BackgroundClients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self._send()
+    with ThreadPoolExecutor(threads) as pool:
+        clients = [pool.submit(run) for _ in range(threads)]
+        try:
+            yield
+        finally:
+            ended.set()
+    for client in clients:
+        client.result()
 
 
 def request_probabilities(

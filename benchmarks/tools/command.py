@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import HEAVY_HEAD, Box
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from plurum.benchmarks.tools.machine import versions
+from plurum.benchmarks.tools.machine import machine, versions
 from plurum.errors import OutputError, PlurumError
 from plurum.files import atomic_folder
 
@@ -32,6 +33,8 @@ __all__ = [
     "WorkFolder",
     "check_results_folder",
     "interrupt_on_sigterm",
+    "measurement",
+    "new_table",
     "print_report",
     "run_as_program",
     "show_status",
@@ -59,6 +62,7 @@ Say = Callable[[str], None]
 
 def run_as_program(command: Callable[..., None]) -> None:
     """Run a command with the arguments of this process; print an error of Plurum in one line and exit with its code."""
+    interrupt_on_sigterm()
     try:
         typer.run(command)
     except (PlurumError, KeyboardInterrupt) as error:
@@ -82,6 +86,22 @@ def show_status(first: str) -> Iterator[Say]:
         yield status.update
 
 
+@contextmanager
+def measurement(first: str) -> Iterator[tuple[Say, dict[str, str | int | float]]]:
+    """Show a line of progress as `show_status`, and give the machine as it is before the measurement too."""
+    state = machine()
+    with show_status(first) as say:
+        yield say, state
+
+
+def new_table(*columns: str, title: str | None = None, box: Box | None = HEAVY_HEAD) -> Table:
+    """Return an empty table whose first column holds text, and the others numbers."""
+    table = Table(*columns, title=title, box=box)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
 def table_of_rounds(rounds: Mapping[str, Sequence[float]], unit: str, title: str = "medians over rounds") -> Table:
     """Return a table with the median, the lowest and the highest figure of each case.
 
@@ -90,9 +110,7 @@ def table_of_rounds(rounds: Mapping[str, Sequence[float]], unit: str, title: str
         unit: Unit of the figures.
         title: Title of the table.
     """
-    table = Table("", unit, "lowest", "highest", title=title)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = new_table("", unit, "lowest", "highest", title=title)
     for name, turns in rounds.items():
         table.add_row(name, *(f"{value:.2f}" for value in (statistics.median(turns), min(turns), max(turns))))
     return table

@@ -14,11 +14,11 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import grpc.aio
 import numpy as np
@@ -35,7 +35,6 @@ __all__ = [
     "LoadFigures",
     "Protocol",
     "Request",
-    "Timings",
     "average_of",
     "closed_loop",
     "member_probabilities",
@@ -76,18 +75,6 @@ class LoadFigures(Metadata):
     images_per_s: float
     p50_ms: float
     p99_ms: float
-
-
-class Timings(NamedTuple):
-    """Rate and latencies of one measurement.
-
-    Attributes:
-        per_s: Responses per second.
-        latencies_s: Latency of each response, seconds.
-    """
-
-    per_s: float
-    latencies_s: list[float]
 
 
 def average_of(
@@ -141,8 +128,10 @@ def member_probabilities(url: str, requests: Sequence[bytes]) -> npt.NDArray[np.
     return np.concatenate([one.as_numpy("MEMBER_PROBABILITIES") for one in results])
 
 
-def time_closed_loop(url: str, requests: Sequence[Request], clients: int, seconds: float) -> Timings:
-    """Return the timings of `clients` clients that each send the next request as soon as they have a response.
+def time_closed_loop(url: str, requests: Sequence[Request], clients: int, seconds: float) -> tuple[float, list[float]]:
+    """Return responses per second, and the latency of each, seconds, of clients that each have a request in flight.
+
+    A client sends the next request as soon as it has a response.
 
     The rate is the sum over clients: the responses of a client over the time from its first response, which does not
     count, to its last. So the rate counts whole requests, also if they take long or are computed in batches. The end,
@@ -159,7 +148,7 @@ def time_closed_loop(url: str, requests: Sequence[Request], clients: int, second
         ServerError: The server refuses a request, or is not reachable.
     """
 
-    async def send_all(stop: threading.Event) -> Timings:
+    async def send_all(stop: threading.Event) -> tuple[float, list[float]]:
         latencies, rates = list[float](), list[float]()
         waiting, start = clients, math.inf
         async with open_sender(url, requests) as send:
@@ -179,14 +168,14 @@ def time_closed_loop(url: str, requests: Sequence[Request], clients: int, second
                 rates.append(count / (time.perf_counter() - first))
 
             await _wait_for_all(run_client() for _ in range(clients))
-        return Timings(sum(rates), latencies)
+        return sum(rates), latencies
 
     return _run(send_all)
 
 
 def closed_loop(url: str, requests: Sequence[Request], clients: int, seconds: float) -> LoadFigures:
     """Return the figures of a closed loop; arguments and errors are those of `time_closed_loop`."""
-    return _figures(clients, time_closed_loop(url, requests, clients, seconds))
+    return _figures(clients, *time_closed_loop(url, requests, clients, seconds))
 
 
 def open_loop(url: str, requests: Sequence[Request], moments_s: Sequence[float]) -> LoadFigures:
@@ -198,7 +187,7 @@ def open_loop(url: str, requests: Sequence[Request], moments_s: Sequence[float])
         ServerError: The server refuses a request, or is not reachable.
     """
 
-    async def send_all(stop: threading.Event) -> Timings:
+    async def send_all(stop: threading.Event) -> tuple[float, list[float]]:
         async with open_sender(url, requests) as send:
             start = time.perf_counter()
 
@@ -211,9 +200,9 @@ def open_loop(url: str, requests: Sequence[Request], moments_s: Sequence[float])
 
             outcomes = await _wait_for_all(send_at(moment) for moment in moments_s)
             latencies = [one for one in outcomes if one is not None]
-            return Timings(len(latencies) / (time.perf_counter() - start), latencies)
+            return len(latencies) / (time.perf_counter() - start), latencies
 
-    return _figures(0, _run(send_all))
+    return _figures(0, *_run(send_all))
 
 
 def pixel_rate(url: str, model: str, pixels: npt.NDArray[np.uint8], clients: int, seconds: float) -> float:
@@ -288,31 +277,19 @@ def _run(main: Callable[[threading.Event], Coroutine[Any, Any, _T]]) -> _T:
     """Run `main` to its end; Ctrl-C tells it to start no more requests and waits for those in flight."""
     stop = threading.Event()
     # A thread of its own: in the main thread Ctrl-C would cancel the requests in flight.
-    with _grpc_refusals(), ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool:
         future = pool.submit(lambda: asyncio.run(main(stop)))
         try:
             return future.result()
+        except grpc.aio.AioRpcError as error:
+            raise ServerError(f"request failed: {error.details()}") from error
         finally:
             stop.set()
 
 
-@contextmanager
-def _grpc_refusals() -> Iterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise ServerError(f"request failed: {error.details()}") from error
-
-
-def _figures(clients: int, timings: Timings) -> LoadFigures:
-    if not timings.latencies_s:
+def _figures(clients: int, per_s: float, latencies_s: list[float]) -> LoadFigures:
+    if not latencies_s:
         raise ServerError("the server answered no request")
     # Never a latency below the one that 99 % were not above.
-    p50, p99 = np.percentile(timings.latencies_s, (50, 99), method="higher")
-    return LoadFigures(
-        clients=clients,
-        requests=len(timings.latencies_s),
-        images_per_s=timings.per_s,
-        p50_ms=1000 * float(p50),
-        p99_ms=1000 * float(p99),
-    )
+    p50_ms, p99_ms = (1000 * float(one) for one in np.percentile(latencies_s, (50, 99), method="higher"))
+    return LoadFigures(clients=clients, requests=len(latencies_s), images_per_s=per_s, p50_ms=p50_ms, p99_ms=p99_ms)

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from plurum.spec import INPUT_PIXELS, LOGITS
 from plurum.telemetry import import_onnxruntime
 
-__all__ = ["LocalMembers", "Runner", "onnx_runner", "rate_in_threads"]
+__all__ = ["Runner", "onnx_runner", "rate_in_threads", "rate_of", "run_in_turn"]
 
 ort = import_onnxruntime()
 
 Pixels = npt.NDArray[np.uint8]
-# Computes one member's logits of uint8 `[batch, height, width, 3]`.
+# Predicts uint8 `[batch, height, width, 3]`.
 Runner = Callable[[Pixels], object]
 
 
@@ -37,32 +37,22 @@ def onnx_runner(graph: Path, threads: int) -> Runner:
     return lambda pixels: session.run([LOGITS], {INPUT_PIXELS: pixels})
 
 
-class LocalMembers:
-    """Members that run one after the other in the calling thread.
-
-    Args:
-        runners: One function per member.
-    """
-
-    def __init__(self, runners: Sequence[Runner]) -> None:
-        self._runners = runners
-
-    def predict(self, pixels: Pixels) -> None:
-        """Run every member on uint8 `[batch, height, width, 3]`."""
-        for run in self._runners:
-            run(pixels)
-
-    def rate(self, pixels: Pixels, seconds: float) -> float:
-        """Return images per second of a plain loop over at least `seconds`, after one uncounted prediction."""
-        self.predict(pixels)
-        images, start = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < seconds:
-            self.predict(pixels)
-            images += len(pixels)
-        return images / elapsed
+def run_in_turn(runners: Sequence[Runner]) -> Runner:
+    """Return a function that runs every member, one after the other, in the calling thread."""
+    return lambda pixels: [run(pixels) for run in runners]
 
 
-def rate_in_threads(members: Sequence[LocalMembers], pixels: Pixels, seconds: float) -> float:
-    """Return images per second of plain loops that run at once, one thread for each of `members`."""
-    with ThreadPoolExecutor(len(members)) as pool:
-        return sum(pool.map(LocalMembers.rate, members, repeat(pixels), repeat(seconds)))
+def rate_of(predict: Runner, pixels: Pixels, seconds: float) -> float:
+    """Return images per second of a plain loop over at least `seconds`, after one uncounted prediction."""
+    predict(pixels)
+    images, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        predict(pixels)
+        images += len(pixels)
+    return images / elapsed
+
+
+def rate_in_threads(predict: Sequence[Runner], pixels: Pixels, seconds: float) -> float:
+    """Return images per second of plain loops that run at once, one thread for each of `predict`."""
+    with ThreadPoolExecutor(len(predict)) as pool:
+        return sum(pool.map(rate_of, predict, repeat(pixels), repeat(seconds)))

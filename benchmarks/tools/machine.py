@@ -9,20 +9,27 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 from plurum.serving import find_triton, usable_cores
 from plurum.serving.installation import PACKAGES
 
-__all__ = ["machine", "memory_bytes", "peak_bytes", "processor_s", "versions"]
+__all__ = ["Machine", "machine", "memory_bytes", "peak_bytes", "processor_s", "versions"]
 
 _PACKAGES = ("plurum", "numpy", "onnxruntime", "tritonclient", "timm", "torch")
 
 
-def machine() -> dict[str, str | int | float]:
+# The machine of a measurement, as results state it.
+Machine = dict[str, str | int | float]
+
+
+def machine() -> Machine:
     """Return the processor, the number of usable cores, the memory in GB and the load average of the last minute."""
+    named = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     return {
-        "processor": _processor(),
+        "processor": named[1].strip() if named else platform.machine(),
         "cores": usable_cores(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "load_1min": round(os.getloadavg()[0], 2),
     }
 
@@ -39,11 +46,10 @@ def processor_s(process: int) -> float:
     """Return the processor time that a process has used so far, seconds.
 
     Raises:
-        OSError: The process has exited.
+        psutil.NoSuchProcess: The process has exited.
     """
-    fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    # utime and stime, proc(5).
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    used = psutil.Process(process).cpu_times()
+    return used.user + used.system
 
 
 def memory_bytes(roles: Mapping[int, str]) -> dict[str, int]:
@@ -68,10 +74,3 @@ def peak_bytes(process: int | str) -> int:
     Unlike getrusage it does not include the memory that a parent held.
     """
     return 1024 * int(re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text(encoding="utf-8"))[0])
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -7,18 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from plurum.conventions import IMAGENET_MEAN, IMAGENET_STD
 from plurum.errors import needs_extra
 from plurum.files import sha256_of
-from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Scores, Voting
+from plurum.spec import Ensemble, FittedOn, ImageSpec, Member, Voting
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["random_model", "random_repository"]
-
-# Of ImageNet, as timm's models expect.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_UNSCORED = Scores(images=1, accuracy=0.5, nll=0.6931)
 
 
 def random_repository(
@@ -44,19 +41,22 @@ def random_repository(
     """
     with needs_extra("export", "torch", "timm", "onnx", "onnxscript", "onnxruntime", "tritonclient.grpc"):
         from plurum.export import repository_from_onnx
-    image = ImageSpec(height=size, width=size, mean=_MEAN, std=_STD)
+    image = ImageSpec(height=size, width=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     names = ("CE", "LAA") if classes == 2 else tuple(f"class {index}" for index in range(classes))
-    exported = {arch: work / "graphs" / f"{arch}-{size}-{classes}.onnx" for arch in archs}
-    counts = {arch: _export(arch, classes, image, graph, progress) for arch, graph in exported.items()}
-    named = {arch if arch not in archs[:place] else f"{arch}-{place}": arch for place, arch in enumerate(archs)}
-    graphs = {name: exported[arch] for name, arch in named.items()}
-    members = tuple(_member(name, arch, exported[arch], image, names, counts[arch]) for name, arch in named.items())
+    members, graphs = list[Member](), dict[str, Path]()
+    for place, arch in enumerate(archs):
+        name = arch if arch not in archs[:place] else f"{arch}-{place}"
+        graph = work / "graphs" / f"{arch}-{size}-{classes}.onnx"
+        parameters = _export(arch, classes, image, graph, progress)
+        sha256 = sha256_of(graph)
+        members.append(Member(name=name, arch=arch, sha256=sha256, classes=names, image=image, parameters=parameters))
+        graphs[name] = graph
     ensemble = Ensemble(
         name="benchmark",
         classes=names,
         image=image,
-        members=members,
-        voting=Voting(weights=tuple(1 / len(members) for _ in members)),
+        members=tuple(members),
+        voting=Voting(weights=(1 / len(members),) * len(members)),
         data=FittedOn(data="nothing: random weights", fingerprint=hashlib.sha256().hexdigest(), images={}),
         scores={},
     )
@@ -85,20 +85,3 @@ def _export(arch: str, classes: int, image: ImageSpec, graph: Path, progress: Ca
         with atomic_file(graph) as hidden:
             onnx_from_model(PixelModel(model, image), hidden)
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _member(name: str, arch: str, graph: Path, image: ImageSpec, classes: tuple[str, ...], parameters: int) -> Member:
-    return Member(
-        name=name,
-        arch=arch,
-        checkpoint=graph.name,
-        sha256=sha256_of(graph),
-        classes=classes,
-        image=image,
-        parameters=parameters,
-        seed=0,
-        precision="fp32",
-        epochs=1,
-        best_epoch=1,
-        validation=_UNSCORED,
-    )

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import urlsplit
 
 from plurum.benchmarks.tools.machine import memory_bytes, peak_bytes, processor_s
@@ -81,9 +80,7 @@ class PlurumProcess:
     def __enter__(self) -> PlurumProcess:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         has_ended = self.stop()
         if kind is not None:
             # Only the log says why.

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from tritonclient.grpc import InferenceServerClient, InferInput
 
+from plurum.client import EnsembleClient
 from plurum.errors import needs_extra
 from plurum.files import atomic_file
 from plurum.run import Run
-from plurum.spec import INPUT_PIXELS
 
 __all__ = ["served_accuracy", "trained_run"]
 
 # Of scikit-learn's 1,797 digits in random order. One other label among 500 validation images is within the budget of
 # 0.2 % for the vote; among fewer it would not be.
 _PARTS = {"train": slice(0, 297), "val": slice(297, 797), "test": slice(797, 1797)}
-_BATCH = 16
 
 
 def trained_run(work: Path, archs: Sequence[str], size: int, epochs: int) -> Run:
@@ -48,13 +46,9 @@ def served_accuracy(url: str, run: Run) -> float:
     """Return the accuracy on the run's test images of the server at `url`, 0 to 1."""
     table, pixels, classes = run.table(), run.pixels(), run.ensemble().classes
     rows = table.rows("test")
-    correct = 0
-    with InferenceServerClient(url) as client:
-        for start in range(0, len(rows), _BATCH):
-            batch = rows[start : start + _BATCH]
-            labels = _request_labels(client, np.array(pixels[batch]))
-            correct += sum(label == classes[table.labels[row]] for label, row in zip(labels, batch, strict=True))
-    return correct / len(rows)
+    with EnsembleClient(url, model="ensemble_pixels") as client:
+        found = client.predict(np.array(pixels[row]) for row in rows)
+    return fmean(one.label == classes[table.labels[row]] for one, row in zip(found, rows, strict=True))
 
 
 def _write(path: Path) -> None:
@@ -69,9 +63,3 @@ def _write(path: Path) -> None:
     arrays |= {f"{part}_labels": digits.target[order[rows], None].astype(np.uint8) for part, rows in _PARTS.items()}
     with atomic_file(path) as hidden, hidden.open("wb") as file:
         np.savez(file, **arrays)
-
-
-def _request_labels(client: InferenceServerClient, pixels: npt.NDArray[np.uint8]) -> list[str]:
-    tensor = InferInput(INPUT_PIXELS, list(pixels.shape), "UINT8")
-    tensor.set_data_from_numpy(pixels)
-    return [label.decode() for label in client.infer("ensemble_pixels", [tensor]).as_numpy("LABEL")[:, 0]]

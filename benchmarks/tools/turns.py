@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
-__all__ = ["Case", "error_bars", "measure"]
+__all__ = ["Case", "error_bars", "in_turns", "measure"]
 
+T = TypeVar("T")
 # Runs for the given number of seconds and returns images per second.
 Case = Callable[[float], float]
+
+
+def in_turns(cases: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
+    """Give every case once in each round, after the number of the round, from 1.
+
+    The order changes, so that other work on the machine does not always hit the same case.
+    """
+    order = random.Random(0)  # noqa: S311 (an order, not a secret)
+    for turn in range(1, rounds + 1):
+        for case in order.sample(cases, len(cases)):
+            yield turn, case
 
 
 def measure(
@@ -27,12 +40,9 @@ def measure(
         progress(f"warm-up: {name}")
         case(min(1.0, seconds))
     figures: dict[str, list[float]] = {name: [] for name in cases}
-    order = random.Random(0)  # noqa: S311 (an order, not a secret)
-    for turn in range(rounds):
-        # Another order in each round, so that other work on the machine does not always hit the same case.
-        for name in order.sample(list(cases), len(cases)):
-            progress(f"round {turn + 1} of {rounds}: {name}")
-            figures[name].append(cases[name](seconds))
+    for turn, name in in_turns(list(cases), rounds):
+        progress(f"round {turn} of {rounds}: {name}")
+        figures[name].append(cases[name](seconds))
     return figures
 
 

@@ -140,9 +140,10 @@ def write_variant(artefacts: Artefacts, variant: Variant, folder: Path, *, trial
         # Evidence of an earlier tuning does not belong to this one.
         if other.is_file() and not other.name.startswith("tuning."):
             shutil.copyfile(other, folder / other.name)
-    left_out = _unused(artefacts, variant.form) if trial else set()
+    # The models that neither `ensemble` nor `ensemble_pixels` uses in this form.
+    unused = {"ensemble_fused", FUSED, LABELS} if variant.form == "chain" else {*artefacts.members, "voter"}
     for name, stated in artefacts.configs.items():
-        if name in left_out:
+        if trial and name in unused:
             continue
         config = pb.ModelConfig()
         config.CopyFrom(stated)
@@ -174,11 +175,6 @@ def _correct_manifest(folder: Path, variant: Variant) -> None:
     write_metadata(folder / MANIFEST, manifest.model_copy(update={"artefacts": artefacts, "files": files}))
 
 
-def _unused(artefacts: Artefacts, form: Form) -> set[str]:
-    """Return the models that neither `ensemble` nor `ensemble_pixels` uses in this form."""
-    return {"ensemble_fused", FUSED, LABELS} if form == "chain" else {*artefacts.members, "voter"}
-
-
 def _place(part: Path, to: Path, *, link: bool) -> None:
     if link:
         to.symlink_to(part.resolve())
@@ -196,7 +192,8 @@ def _tuned(name: str, config: Any, artefacts: Artefacts, variant: Variant) -> An
         _state_batching(config, variant.batching)
     elif name in artefacts.hashes:
         # No ensemble uses it: one instance takes the least memory.
-        _state(config, Placement(backend=_backend(config), instances=1, threads=_all_threads(variant)))
+        threads = max(one.instances * one.threads for one in variant.graphs.values())
+        _state(config, Placement(backend=_backend(config), instances=1, threads=threads))
     elif name == "preprocess":
         _state_batching(config, variant.batching)
     return config
@@ -211,10 +208,6 @@ def _chain(name: str, config: Any, artefacts: Artefacts, form: Form) -> Any:
     if form == "fused":
         return fused_ensemble_config(ensemble, most, name, encoded=encoded)
     return ensemble_config(name, ensemble, most, encoded=encoded)
-
-
-def _all_threads(variant: Variant) -> int:
-    return max(one.instances * one.threads for one in variant.graphs.values())
 
 
 def _state(config: Any, placement: Placement) -> None:

@@ -11,7 +11,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from plurum.benchmarks.tools.load import LoadFigures, average_of, closed_loop, member_probabilities, requests_of
 from plurum.benchmarks.tools.servers import server_of
+from plurum.benchmarks.tools.turns import in_turns
 from plurum.benchmarks.tune.repository import Artefacts, write_variant
 from plurum.benchmarks.tune.result import Final, Objective, Side, TuneTrial
 from plurum.benchmarks.tune.variant import AS_IS, Form, Variant
@@ -205,21 +206,17 @@ class Search:
             except ServerError as error:
                 _log.debug("started again: %s", error)
                 self._before.stop()
-            else:
-                return self._before
-        self._before = None
-        server = server_of(self._artefacts[AS_IS].path)
-        self._before = server.__enter__()
-        return server
+                self._before = None
+        if self._before is None:
+            self._before = server_of(self._artefacts[AS_IS].path).__enter__()
+        return self._before
 
     def _reference(self, artefacts: Artefacts, form: Form) -> npt.NDArray[np.float32]:
         """Return the probabilities of the export as written; export has checked chain and fused graph separately."""
         key = (artefacts.name, form)
         if key not in self._references:
-            with ExitStack() as stack:
-                own = artefacts.name == AS_IS
-                server = self._original() if own else stack.enter_context(server_of(artefacts.path))
-                model = "ensemble_fused" if form == "fused" else self._objective.model
+            model = "ensemble_fused" if form == "fused" else self._objective.model
+            with nullcontext(self._original()) if artefacts.name == AS_IS else server_of(artefacts.path) as server:
                 self._references[key] = self._probabilities(server, model)
         return self._references[key]
 
@@ -240,14 +237,12 @@ class Search:
         """
         clients = sorted({1, *self._objective.clients})
         finals = []
-        order = random.Random(0)  # noqa: S311 (an order, not a secret)
         self._progress("at the end: starting the servers of before and after")
         with server_of(after) as second:
             servers: dict[Side, Server] = {"before": self._original(), "after": second}
-            for turn in range(1, turns + 1):
-                for side in order.sample(list(servers), len(servers)):
-                    self._progress(f"at the end, turn {turn} of {turns}: {side}")
-                    finals.append(Final(side=side, turn=turn, points=self._loads(servers[side], clients, seconds)))
+            for turn, side in in_turns(list(servers), turns):
+                self._progress(f"at the end, turn {turn} of {turns}: {side}")
+                finals.append(Final(side=side, turn=turn, points=self._loads(servers[side], clients, seconds)))
         return finals
 
     def _loads(self, server: Server, clients: Sequence[int], seconds: float) -> tuple[LoadFigures, ...]:

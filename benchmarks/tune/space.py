@@ -30,11 +30,7 @@ _BATCHINGS = (
 
 def shapes(cores: int) -> list[tuple[int, int]]:
     """Return (instances, threads of each) from one image per core to all cores on one image."""
-    counts = []
-    count = cores
-    while count >= 1:
-        counts.append(count)
-        count //= 2
+    counts = [cores >> halvings for halvings in range(cores.bit_length())]
     return [(count, cores // count) for count in counts if count <= _MAX_INSTANCES]
 
 

@@ -10,22 +10,26 @@ from pathlib import Path
 
 from plurum.benchmarks.tools.machine import machine, versions
 from plurum.benchmarks.tools.requests import encoded_from_folder, synthetic_images
-from plurum.benchmarks.tune.exports import exports_from_run
 from plurum.benchmarks.tune.plots import plot_from_result
 from plurum.benchmarks.tune.repository import Artefacts, read_artefacts, write_variant
 from plurum.benchmarks.tune.result import Final, Gain, Objective, TuneResult, csv_from_result, gain_of, medians_of
 from plurum.benchmarks.tune.search import WORTH, Search, TuneJournal, is_preferable
 from plurum.benchmarks.tune.space import batchings, forms, members, precisions
 from plurum.benchmarks.tune.variant import AS_IS, Backend, Variant
-from plurum.errors import MetadataError, SettingsError
+from plurum.errors import MetadataError, MissingExtraError, ParityError, SettingsError
+from plurum.export import ExportSettings, repository_from_run
+from plurum.export.checks import check_output_folder
+from plurum.export.settings import EXECUTIONS
 from plurum.files import atomic_folder
 from plurum.run import Run
 from plurum.serving import usable_cores
 from plurum.settings.benchmarks import TuneSettings
 
-__all__ = ["tune"]
+__all__ = ["exports_from_run", "tune"]
 
 _IMAGES = 8
+# The reference first; `auto` takes, member by member, the fastest that passes.
+_PRECISIONS = (*dict.fromkeys(one.precision for one in EXECUTIONS["cpu"]), "auto")
 
 
 def _objective(settings: TuneSettings, cores: int) -> Objective:
@@ -59,7 +63,10 @@ def tune(
         ServerError: The repository cannot be served.
         SettingsError: `out` is `repository` itself, or a run is given for a repository that targets a GPU.
     """
-    _check_output(out, repository)
+    # Refused before anything is measured.
+    check_output_folder(out)
+    if out.exists() and out.resolve() == repository.resolve():
+        raise SettingsError(f"--out {out} is the repository itself, which is kept as it is; name another folder")
     own = read_artefacts(AS_IS, repository)
     if run is not None and run.ensemble() != own.ensemble:
         raise MetadataError(f"{repository} was not exported from {run.path} as it is now: their ensembles differ")
@@ -87,7 +94,8 @@ def tune(
         gain = gain_of(finals, objective)
         chosen, reason = _verdict(best, finals, objective, gain)
         if chosen is None:
-            _copy_original(own, hidden)
+            shutil.rmtree(hidden)
+            shutil.copytree(own.path, hidden, ignore=shutil.ignore_patterns("tuning.*", ".*"))
         result = TuneResult(
             repository=str(repository),
             objective=objective,
@@ -109,13 +117,44 @@ def tune(
     return result
 
 
-def _check_output(out: Path, repository: Path) -> None:
-    """Refuse an output folder that the result must not replace, before anything is measured."""
-    from plurum.export.checks import check_output_folder
+def exports_from_run(
+    run: Run, own: Artefacts, work: Path, progress: Callable[[str], None]
+) -> tuple[list[Artefacts], list[str]]:
+    """Return the run's exports that pass export's gate and differ from `own`, and why others are missing.
 
-    check_output_folder(out)
-    if out.exists() and out.resolve() == repository.resolve():
-        raise SettingsError(f"--out {out} is the repository itself, which is kept as it is; name another folder")
+    Each has the fused form and the same largest batch as `own`.
+
+    Args:
+        run: Run that `own` was exported from.
+        own: Existing export.
+        work: Folder that keeps the exports; a second call reuses them.
+        progress: Receives one line about each step.
+    """
+    found: list[Artefacts] = []
+    notes = []
+    known = [_graphs(own)]
+    for precision in _PRECISIONS:
+        settings = {"precision": precision, "fused": True, "max_batch_size": own.max_batch_size}
+        path = work / f"exported-{precision}"
+        progress(f"export in {precision}, checked against PyTorch")
+        try:
+            repository_from_run(run, path, ExportSettings.model_validate(settings))
+        except (ParityError, MissingExtraError) as error:
+            notes.append(f"{precision} was not tried: {error}")
+            continue
+        artefacts = read_artefacts(precision, path)
+        if (graphs := _graphs(artefacts)) not in known:
+            known.append(graphs)
+            found.append(artefacts)
+    return found, notes
+
+
+def _graphs(artefacts: Artefacts) -> dict[str, tuple[str, str, bool]]:
+    """Return what distinguishes exports, by model: hash of the graph, backend, and whether it computes in BF16."""
+    return {
+        model: (sha256, artefacts.backends[model][0], artefacts.rounds(model))
+        for model, sha256 in artefacts.hashes.items()
+    }
 
 
 def _on_gpu(own: Artefacts) -> bool:
@@ -175,8 +214,3 @@ def _verdict(best: Variant, finals: list[Final], objective: Objective, gain: Gai
     if better:
         return best, f"{best}: {figures}{missed}"
     return None, f"as it was, for the best found, {best}, is not clearly better: {figures}{missed}"
-
-
-def _copy_original(own: Artefacts, folder: Path) -> None:
-    shutil.rmtree(folder)
-    shutil.copytree(own.path, folder, ignore=shutil.ignore_patterns("tuning.*", ".*"))

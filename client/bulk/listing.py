@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from plurum.client.bulk.folders import image_files
 from plurum.errors import DataError
 from plurum.file_trees import files_below, is_image_name
 from plurum.images.image_formats import IMAGE_SUFFIXES
 from plurum.manifests import file_from_manifest, read_manifest_table
 
-__all__ = ["STANDARD_INPUT", "Listing", "listing_from_names"]
+__all__ = ["STANDARD_INPUT", "Listing", "image_files", "listing_from_names"]
 
 STANDARD_INPUT = "-"
 # Limit of paths on standard input: some five million.
@@ -57,7 +56,7 @@ class Listing:
 
 
 def listing_from_names(names: Iterable[str | Path], standard_input: BinaryIO | None = None) -> Listing:
-    """Return the images that `names` stand for.
+    """Return the images that `names` match.
 
     - A folder: the images below it, in sorted order.
     - A name with `*`, `?` or `[` that is not a file: the matching images, sorted; `**` matches any folders.
@@ -84,6 +83,26 @@ def listing_from_names(names: Iterable[str | Path], standard_input: BinaryIO | N
             for file in files_below(path) if path.is_dir() else map(str, image_files([path])):
                 listing.add(file)
     return listing
+
+
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the files in `paths` and the images below its folders, each once, folders in sorted order.
+
+    In a folder, images are files with one of `IMAGE_SUFFIXES`, in upper or lower case. Names that start with a dot are
+    skipped. A file in `paths` is returned whatever its name.
+
+    Raises:
+        DataError: a path does not exist, or a folder holds no image or can't be read.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            found.update(dict.fromkeys(map(Path, files_below(path))))
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise DataError(f"{path}: expected an image or a folder of images, got neither. Correct the path.")
+    return list(found)
 
 
 def _add_lines(listing: Listing, file: BinaryIO) -> None:

@@ -55,7 +55,7 @@ class _Sums:
 
 @dataclass
 class PatientPool:
-    """Pools predictions as they arrive; memory grows with the number of patients, not of images.
+    """Pool of predictions by patient; memory grows with the number of patients, not of images.
 
     Attributes:
         classes: Class names, in the order of the probabilities.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Iterable
-from types import TracebackType
 
 from plurum.client.connection.base_client import CLOSE_S, BaseClient, raise_first
 from plurum.client.connection.calls import Deadline, run_flow_async
@@ -44,9 +43,7 @@ class AsyncEnsembleClient(BaseClient):
     async def __aenter__(self) -> AsyncEnsembleClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:

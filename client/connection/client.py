@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from types import TracebackType
 
 from plurum.client.connection.base_client import CLOSE_S, BaseClient, raise_first
 from plurum.client.connection.calls import Deadline, run_flow
@@ -58,7 +57,7 @@ class EnsembleClient(BaseClient):
     def __enter__(self) -> EnsembleClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -25,16 +25,10 @@ __all__ = ["HttpTransport"]
 
 T = TypeVar("T")
 _FAULTS: dict[int, Fault] = {
-    400: "refused",
-    413: "refused",
-    415: "refused",
+    **dict.fromkeys((400, 413, 415), "refused"),
     422: "spent",
     404: "missing",
-    408: "busy",
-    429: "busy",
-    502: "busy",
-    503: "busy",
-    504: "busy",
+    **dict.fromkeys((408, 429, 502, 503, 504), "busy"),
 }
 
 

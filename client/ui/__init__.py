@@ -1,9 +1,8 @@
 """Web page for people: classify images, review predictions, and export the decisions."""
 
-from plurum.client.ui.app import ui_app
+from plurum.client.ui.app import run_ui, ui_app
 from plurum.client.ui.connection import Connection
 from plurum.client.ui.corrections import write_corrections
-from plurum.client.ui.server import run_ui
 from plurum.client.ui.store import ReviewStore
 from plurum.settings.client import UiSettings
 

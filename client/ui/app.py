@@ -1,12 +1,13 @@
-"""Routes of the page, and its endpoints for predictions."""
+"""The page as a process: its routes, and its endpoints for predictions."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hashlib
+import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp
 from plurum.client.ui.connection import Connection
 from plurum.client.ui.explanations import Explanations
 from plurum.client.ui.middleware import PageMiddleware
+from plurum.client.ui.page_connection import PageConnection
 from plurum.client.ui.pages import Pages, point_text
 from plurum.client.ui.pictures import Decoding, RecentImage, RecentImages, decode_image, picture_from_image
 from plurum.client.ui.reviews import Reviews
@@ -30,11 +32,50 @@ from plurum.client.ui.uploads import Uploads
 from plurum.errors import ImageError, PlurumError, ServerError
 from plurum.evidence import Evidence
 from plurum.settings.client import UiSettings
+from plurum.web.server import WebServer, http_url, is_loopback, open_listener, server_config
 
-__all__ = ["ui_app"]
+__all__ = ["run_ui", "ui_app"]
 
+_log = logging.getLogger(__name__)
+_DRAIN_S = 5
 _NAME_LENGTH = 200
 _DROPPED = "the image is no longer in memory. Upload it again."
+
+
+def run_ui(
+    connection: Connection,
+    store: ReviewStore,
+    evidence: Evidence | None,
+    settings: UiSettings,
+    announce: Callable[[str], None],
+) -> None:
+    """Serve the page until SIGINT, SIGTERM or SIGHUP.
+
+    Args:
+        connection: Connection to the served ensemble, which may be unavailable.
+        store: Store of reviews.
+        evidence: Source of Grad-CAM maps; None shows none.
+        settings: Options of the page.
+        announce: Function that is called with the page's URL when it accepts requests.
+
+    Raises:
+        ServerError: the port can't be listened on.
+    """
+    with open_listener(settings.host, settings.port) as listener:
+        if not is_loopback(listener):
+            _log.warning(
+                "there is no login: everyone who can reach %s sees all images that were sent to review and may decide "
+                "about them, and the images cross the network unencrypted. Put a proxy with a login and TLS in front.",
+                settings.host,
+            )
+        config = server_config(
+            ui_app(connection, store, evidence, settings),
+            loop="asyncio",
+            http=PageConnection,
+            timeout_graceful_shutdown=_DRAIN_S,
+        )
+        url = http_url(settings.host, listener.getsockname()[1])
+        WebServer(config, lambda: announce(url)).run(sockets=[listener])
 
 
 def ui_app(connection: Connection, store: ReviewStore, evidence: Evidence | None, settings: UiSettings) -> ASGIApp:

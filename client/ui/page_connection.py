@@ -8,7 +8,7 @@ from typing import cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from plurum.web.clock import ConnectionClock
+from plurum.web.server import ConnectionClock
 
 __all__ = ["PageConnection"]
 

@@ -17,13 +17,14 @@ from starlette.types import Scope
 
 from plurum import __version__
 from plurum.errors import ServerError
+from plurum.predictions.prediction import predictions_from_tensors
+from plurum.predictions.wire import tensors_from_response
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.connections.keys import Keys
 from plurum.serving.gateway.connections.middleware import GatewayMiddleware
 from plurum.serving.gateway.deadlines import RequestDeadline, is_bulk, stated_s
 from plurum.serving.gateway.health import Health
 from plurum.serving.gateway.inference import InferenceService
-from plurum.serving.gateway.messages.answers import predictions_from_response
 from plurum.serving.gateway.messages.bodies import Bodies, uploads_from_body
 from plurum.serving.gateway.messages.forms import Upload
 from plurum.serving.gateway.messages.kserve import (
@@ -37,6 +38,7 @@ from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError, refusal
 from plurum.serving.gateway.triton import ENSEMBLE, PUBLIC, ServedEnsemble, TritonConnection, image_request
 from plurum.settings.serving import GatewaySettings
+from plurum.spec import release_from_version
 
 __all__ = ["gateway_app"]
 
@@ -232,14 +234,25 @@ class _Gateway:
         response = await self._inference.run(wire, deadline, request.is_disconnected, accepted=accepted)
         served = await self._served(deadline)
         try:
-            return predictions_from_response(response, served, len(uploads))
+            return _json_from_response(response, served, len(uploads))
         except ServerError:
             # Another release, with other members, may just have become public.
             await self._health.check()
             try:
-                return predictions_from_response(response, await self._served(deadline), len(uploads))
+                return _json_from_response(response, await self._served(deadline), len(uploads))
             except ServerError as error:
                 raise RefusalError(500, "failed", str(error)) from error
+
+
+def _json_from_response(response: Any, served: ServedEnsemble, images: int) -> list[JsonObject]:
+    """Return one object per image, with the fields of `Prediction`.
+
+    Raises:
+        ServerError: the response comes from another release, whose classes or members differ from those of `served`.
+    """
+    release, tensors = release_from_version(response.model_version), tensors_from_response(response)
+    predictions = predictions_from_tensors(tensors, served.classes, served.members, images, release)
+    return [one.to_dict() | {"ensemble": served.ensemble} for one in predictions]
 
 
 def _public(request: Request) -> str:

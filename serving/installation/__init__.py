@@ -2,12 +2,11 @@
 
 from plurum.serving.installation.environment import PACKAGES, private_environment
 from plurum.serving.installation.interpreters import Interpreter
-from plurum.serving.installation.triton import Layout, TritonInstallation, find_triton, lay_out
+from plurum.serving.installation.triton import TritonInstallation, find_triton, lay_out
 
 __all__ = [
     "PACKAGES",
     "Interpreter",
-    "Layout",
     "TritonInstallation",
     "find_triton",
     "lay_out",

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from plurum.errors import OutputError, ServerError
-from plurum.files import atomic_folder
+from plurum.files import atomic_folder, cache_folder
 from plurum.serving.installation.interpreters import Interpreter, find_interpreter, has_pip
 
 __all__ = ["PACKAGES", "private_environment"]
@@ -88,10 +88,9 @@ def _cache() -> Path:
     Raises:
         ServerError: it can't be made, or other users may write to it.
     """
-    if chosen := os.environ.get("XDG_CACHE_HOME"):
-        places = [Path(chosen, "plurum")]
-    else:
-        places = [Path("~/.cache/plurum").expanduser(), Path(tempfile.gettempdir(), f"plurum-{os.geteuid()}")]
+    places = [cache_folder()]
+    if not os.environ.get("XDG_CACHE_HOME"):
+        places.append(Path(tempfile.gettempdir(), f"plurum-{os.geteuid()}"))
     for cache in places:
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from plurum.serving.installation.environment import private_environment
 from plurum.serving.installation.interpreters import Interpreter, describe_this
 from plurum.telemetry import forbid_telemetry
 
-__all__ = ["Layout", "TritonInstallation", "find_triton", "lay_out"]
+__all__ = ["TritonInstallation", "find_triton", "lay_out"]
 
 _log = logging.getLogger(__name__)
 
@@ -48,19 +48,6 @@ class TritonInstallation:
     def uses_gpu(self) -> bool:
         """True if this server places models on GPUs; the server from the wheel can't."""
         return self.wheel is None and any(Path("/dev").glob("nvidia[0-9]*"))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Extra arguments and environment to start a server with.
-
-    Attributes:
-        arguments: Additional command-line arguments.
-        environment: The complete environment of the process.
-    """
-
-    arguments: tuple[str, ...]
-    environment: dict[str, str]
 
 
 def find_triton() -> TritonInstallation:
@@ -99,8 +86,8 @@ def _from_wheel(wheel: Path, python: Interpreter) -> TritonInstallation:
     return TritonInstallation(wheel / _BINARY, wheel, python)
 
 
-def lay_out(triton: TritonInstallation, folder: Path) -> Layout:
-    """Write the files that `triton` needs to the empty `folder`, and return the arguments and environment to start it.
+def lay_out(triton: TritonInstallation, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Write the files that `triton` needs to the empty `folder`; return its extra arguments and its environment.
 
     Raises:
         ServerError: Triton's Python models can't run in their interpreter.
@@ -108,7 +95,7 @@ def lay_out(triton: TritonInstallation, folder: Path) -> Layout:
     if triton.wheel is None or triton.python is None:
         environment = dict(os.environ, PYTHONDONTWRITEBYTECODE="1")
         forbid_telemetry(environment)
-        return Layout((), environment)
+        return [], environment
     stub = triton.wheel / "python_backend_stubs" / triton.python.version / _STUB
     backends, libraries = folder / "backends", folder / "lib"
     _write_backends(triton.wheel, stub, backends)
@@ -118,7 +105,7 @@ def lay_out(triton: TritonInstallation, folder: Path) -> Layout:
     (libraries / library.name).symlink_to(library)
     environment = _environment(Path(triton.python.executable).parent, libraries)
     _check_stub(stub, triton.python, environment)
-    return Layout((f"--backend-directory={backends}",), environment)
+    return [f"--backend-directory={backends}"], environment
 
 
 def _write_backends(wheel: Path, stub: Path, backends: Path) -> None:

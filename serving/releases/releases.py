@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 from plurum.errors import OutputError, RepositoryError
 from plurum.files import atomic_folder, is_locked, lock_file, sha256_of, write_text
 from plurum.regular_files import read_regular
-from plurum.serving.triton.trial import ReleaseTrial
+from plurum.serving.triton.settings import ReleaseTrial
 from plurum.spec import Metadata
 
 __all__ = ["ReleaseState", "Releases", "RolloutOrder", "RolloutReport"]

@@ -19,7 +19,7 @@ from plurum.serving.releases.rehearsal import check_release, rehearse
 from plurum.serving.releases.releases import Releases, ReleaseState, RolloutOrder, RolloutReport
 from plurum.serving.releases.snapshot import Snapshots
 from plurum.serving.triton.server import Server
-from plurum.serving.triton.trial import ReleaseTrial
+from plurum.serving.triton.settings import ReleaseTrial
 from plurum.spec import read_ensemble
 
 __all__ = ["Rollout"]

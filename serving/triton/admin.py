@@ -1,10 +1,11 @@
-"""Query Triton for its loaded models, and load and unload models through the manager models."""
+"""Query Triton for its loaded models, and load, unload and drain models through the manager models."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import json
+import logging
 import os
 import signal
 import socket
@@ -20,8 +21,11 @@ from plurum.serving.triton.metrics import models_at
 
 __all__ = ["Admin", "ManagerLostError"]
 
+_log = logging.getLogger(__name__)
+
 _HEALTH_S = 1.0
 _POLL_S = 0.1
+_DRAIN_POLL_S = 0.05
 # Time for the manager to report a failure that Triton has already logged.
 _GRACE_S = 1.0
 
@@ -57,17 +61,11 @@ class Admin:
 
     def is_ready(self) -> bool:
         """Return True if Triton reports that it is ready; it also does so after a model's process has exited."""
-        try:
-            return self._status_of("/v2/health/ready") == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return False
+        return self._status_of("/v2/health/ready") == http.HTTPStatus.OK
 
     def is_loaded(self, model: str) -> bool:
         """Return True if Triton accepts requests for a model, even if its processes exited, or does not respond."""
-        try:
-            return self._status_of(f"/v2/models/{model}/ready") == http.HTTPStatus.OK
-        except (OSError, http.client.HTTPException):
-            return True
+        return self._status_of(f"/v2/models/{model}/ready") in {http.HTTPStatus.OK, None}
 
     def load(self, model: str, timeout_s: float) -> None:
         """Load a model, or reload it if its files have changed.
@@ -86,6 +84,24 @@ class Admin:
             ServerError: Triton could not unload the model.
         """
         self._manage("unload", model, timeout_s)
+
+    def drain(self, ensembles: list[str], timeout_s: float) -> None:
+        """Unload `ensembles` and wait until they have no request in flight, at most `timeout_s`.
+
+        Triton's own drain does not know ensembles: after SIGTERM it refuses their next steps, and most requests in
+        flight are lost. Requests still in flight at the end, or when the server fails to respond, are abandoned.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            for model in ensembles:
+                self.unload(model, timeout_s)
+            while time.monotonic() < deadline:
+                if self.list_in_memory(timeout_s).isdisjoint(ensembles):
+                    return
+                time.sleep(_DRAIN_POLL_S)
+            _log.warning("requests still in flight after %g s were abandoned", timeout_s)
+        except ServerError as error:
+            _log.warning("could not wait for requests in flight: %s", error)
 
     def list_in_memory(self, timeout_s: float) -> set[str]:
         """Return the models that are loaded or still have requests in flight.
@@ -164,12 +180,15 @@ class Admin:
             os.close(folder)
         raise failure
 
-    def _status_of(self, path: str) -> int:
+    def _status_of(self, path: str) -> int | None:
+        """Return the status of a response; None if Triton does not respond."""
         # One connection per request: an idle connection would delay Triton's shutdown.
         connection = http.client.HTTPConnection(self._address, timeout=_HEALTH_S)
         try:
             connection.request("GET", path, headers={"Connection": "close"})
             return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return None
         finally:
             connection.close()
 

@@ -13,7 +13,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
@@ -23,13 +22,12 @@ from plurum.serving.installation import find_triton, lay_out
 from plurum.serving.triton.admin import Admin
 from plurum.serving.triton.certificates import check_certificates
 from plurum.serving.triton.cores import usable_cores
-from plurum.serving.triton.drain import drain
 from plurum.serving.triton.leftovers import OwnedFolder, sweep_environments, sweep_killed_servers, sweep_shared_memory
 from plurum.serving.triton.log import TritonLog
 from plurum.serving.triton.model_processes import ModelProcesses
 from plurum.serving.triton.probe import Probe, ProbeError
 from plurum.serving.triton.processes import MARK, ServerProcesses, is_alive
-from plurum.serving.triton.settings import Ports, claim_ports, find_exposures, server_arguments
+from plurum.serving.triton.settings import Ports, ReleaseTrial, claim_ports, find_exposures, server_arguments
 from plurum.serving.triton.surroundings import (
     check_folder,
     check_machine,
@@ -37,7 +35,6 @@ from plurum.serving.triton.surroundings import (
     check_shared_memory,
     name_failures,
 )
-from plurum.serving.triton.trial import ReleaseTrial
 from plurum.settings.serving import ServerSettings
 from plurum.spec import Ensemble, read_ensemble
 
@@ -117,9 +114,7 @@ class Server:
                 break
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -202,7 +197,7 @@ class Server:
         return [] if self._processes is None else [process.pid for process in self._processes.find()]
 
     def stubs(self) -> dict[int, str]:
-        """Return the model names of the processes of Python models and backends, by process id."""
+        """Return the model of each process of a Python model or backend, by process id."""
         found = {} if self._processes is None else self._processes.stubs()
         return {process.pid: model for process, model in found.items()}
 
@@ -403,17 +398,17 @@ class Server:
             self._staged.publish(self._release)
         check_names(self._repository, list(self._staged.configs))
         check_shared_memory(self._staged.processes(all_backends=triton.wheel is not None))
-        layout = lay_out(triton, self._folder.path)
+        extra_arguments, environment = lay_out(triton, self._folder.path)
         arguments = server_arguments(self._settings, self._ports, str(self._staged.folder), self.name)
         if are_complete(list(self._staged.configs.values())):
             arguments.append("--disable-auto-complete-config")
-        return [str(triton.binary), *arguments, *layout.arguments], layout.environment, self._folder
+        return [str(triton.binary), *arguments, *extra_arguments], environment, self._folder
 
     def _drain(self) -> None:
         # Front models send their requests to the ensembles, so unload the fronts first.
         for models in (self._staged.fronts, self._staged.chains):
             if models:
-                drain(self._admin, models, self._settings.exit_timeout_s)
+                self._admin.drain(models, self._settings.exit_timeout_s)
 
     def _check_inference(self, timeout_s: float) -> None:
         if (probe := self.probe()) is None:

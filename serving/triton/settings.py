@@ -1,15 +1,19 @@
-"""Translation of a server's settings into Triton's command line."""
+"""Translation of a server's settings into Triton's command line, and a release on trial."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from plurum.errors import ServerError, SettingsError
 from plurum.settings.serving import ServerSettings, ServerTls
+from plurum.spec import Metadata
 
-__all__ = ["Ports", "claim_ports", "find_exposures", "is_exposed", "server_arguments"]
+__all__ = ["Ports", "ReleaseTrial", "claim_ports", "find_exposures", "is_exposed", "server_arguments"]
 
 # Endpoints that no client needs: loading a model runs code, and several vulnerabilities of this version of Triton lie
 # behind them. Triton requires this header, whose name no client can send: a line break ends a header in HTTP/1, and
@@ -25,6 +29,20 @@ class Ports:
     http: int
     grpc: int
     metrics: int
+
+
+class ReleaseTrial(Metadata):
+    """A release that handles some requests in place of the public one, or is compared with it.
+
+    Attributes:
+        release: The release's tag.
+        percent: The percentage of requests that it handles, 0 to 100.
+        shadow: If True, its responses are only compared with the public release's.
+    """
+
+    release: str
+    percent: Annotated[float, Field(ge=0, le=100)] = 0.0
+    shadow: bool = False
 
 
 def claim_ports(settings: ServerSettings) -> Ports:

@@ -24,7 +24,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from plurum.conventions import MANAGERS
 from plurum.errors import RepositoryError
 from plurum.repository.listing import model_folders
-from plurum.serving.triton.trial import ReleaseTrial
+from plurum.serving.triton.settings import ReleaseTrial
 from plurum.spec import version_from_release
 
 __all__ = ["StagedRepository", "are_complete", "complete_config", "read_config", "stage"]

@@ -1,14 +1,16 @@
-"""Names and times that the server, the gateway and the client agree on."""
+"""Names, times and numbers that several packages agree on."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["HUNG_S", "MANAGERS", "PROBE_ID", "PatientRule"]
+__all__ = ["HUNG_S", "IMAGENET_MEAN", "IMAGENET_STD", "MANAGERS", "PROBE_ID", "PatientRule"]
 
 # A request that hangs the server has been inside for longer than this, in seconds, when `plurum serve` ends the server:
 # `plurum serve` waits for at least 3 s.
 HUNG_S = 2.5
+# Of the pixels of ImageNet by channel, on a scale of 0 to 1; timm's weights expect them.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The models that load and unload others. Triton never restarts a process of its own: each loads the other again.
 MANAGERS = ("plurum_manager_1", "plurum_manager_2")
 # The id of probes. The voter leaves requests with this id out of its metrics.

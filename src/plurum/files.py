@@ -21,6 +21,8 @@ from plurum.errors import OutputError
 __all__ = [
     "atomic_file",
     "atomic_folder",
+    "cache_folder",
+    "check_folder",
     "csv_from_rows",
     "is_locked",
     "lock_file",
@@ -31,6 +33,21 @@ __all__ = [
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+
+def cache_folder() -> Path:
+    """Return Plurum's folder in the user's cache, which may be missing."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "plurum"
+
+
+def check_folder(folder: Path, content: str) -> None:
+    """Check that `folder`, for `content`, is missing or a folder.
+
+    Raises:
+        OutputError: it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; name a folder for {content}")
 
 
 def sha256_of(path: Path) -> str:

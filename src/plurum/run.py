@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import MetadataError, OutputError
+from plurum.files import check_folder
 from plurum.regular_files import check_regular, open_regular
 from plurum.spec import (
     Classes,
@@ -100,30 +101,21 @@ class Run:
 
     Args:
         path: Path of the folder.
+
+    Attributes:
+        path: Path of the folder.
+        settings_file: Path of run.json, which marks a folder as a run.
+        data_folder: Path of the folder with pixels, items and their metadata.
+        ensemble_file: Path of ensemble.json.
+        report_folder: Path of the folder with reports.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @property
-    def settings_file(self) -> Path:
-        """Path of run.json, which marks a folder as a run."""
-        return self.path / "run.json"
-
-    @property
-    def data_folder(self) -> Path:
-        """Path of the folder with pixels, items and their metadata."""
-        return self.path / "data"
-
-    @property
-    def ensemble_file(self) -> Path:
-        """Path of ensemble.json."""
-        return self.path / "ensemble.json"
-
-    @property
-    def report_folder(self) -> Path:
-        """Path of the folder with reports."""
-        return self.path / "report"
+        self.settings_file = path / "run.json"
+        self.data_folder = path / "data"
+        self.ensemble_file = path / "ensemble.json"
+        self.report_folder = path / "report"
 
     def member_folder(self, name: str) -> Path:
         """Return the folder of the member `name`."""
@@ -139,8 +131,7 @@ class Run:
         Raises:
             OutputError: the path is a file, or the folder holds other files.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"expected a folder, got the file {self.path}")
+        check_folder(self.path, "the run")
         # Ignore temporary files of a killed process.
         temporary = f".{self.settings_file.name}."
         if (

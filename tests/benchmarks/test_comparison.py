@@ -24,7 +24,7 @@ from plurum.benchmarks.compare.memory import memory_of_graph
 from plurum.benchmarks.compare.report import COMPARISON_FILES, write_comparison
 from plurum.benchmarks.compare.speed import latency_turn
 from plurum.benchmarks.compare.votes import metrics_of, subsets_of, votes_of
-from plurum.benchmarks.tools.local import LocalMembers, rate_in_threads
+from plurum.benchmarks.tools.local import rate_in_threads, rate_of
 from plurum.errors import MetadataError, SettingsError
 from plurum.run import Run
 from plurum.training import FitSettings
@@ -112,10 +112,8 @@ def test_metrics_are_those_of_scikit_learn_with_intervals_around_them() -> None:
     }
     assert {name: figure.value for name, figure in found.items()} == pytest.approx(expected)
     for figure in found.values():
-        assert figure.low is not None
-        assert figure.value is not None
-        assert figure.high is not None
-        assert figure.low < figure.value < figure.high
+        low, value, high = (one for one in (figure.low, figure.value, figure.high) if one is not None)
+        assert low < value < high
 
 
 def test_a_turn_leaves_out_its_first_prediction() -> None:
@@ -129,11 +127,10 @@ def test_a_turn_leaves_out_its_first_prediction() -> None:
     pixels = np.zeros((4, 8, 8, 3), dtype=np.uint8)
     assert 100 < latency_turn(predict, pixels[:1], 0.02) <= 500
     calls.clear()
-    one = LocalMembers([predict])
-    assert 400 < one.rate(pixels, 0.02) <= 2000
+    assert 400 < rate_of(predict, pixels, 0.02) <= 2000
     assert calls.count(4) == len(calls) > 2
     # Loops side by side: each waits as long, and all count.
-    assert 1.5 < rate_in_threads([one] * 4, pixels, 0.1) / one.rate(pixels, 0.1) < 6
+    assert 1.5 < rate_in_threads([predict] * 4, pixels, 0.1) / rate_of(predict, pixels, 0.1) < 6
 
 
 def test_flops_are_two_per_multiplication(run: Run) -> None:
@@ -156,19 +153,14 @@ def test_flops_are_two_per_multiplication(run: Run) -> None:
 
 def test_memory_is_what_the_model_adds_in_a_process_of_its_own(tmp_path: Path) -> None:
     weights = np.ones((32 * 32 * 3, 4000), dtype=np.float32)
-    nodes = [
-        onnx.helper.make_node("Cast", ["PIXELS"], ["floats"], to=onnx.TensorProto.FLOAT),
-        onnx.helper.make_node("Flatten", ["floats"], ["flat"]),
-        onnx.helper.make_node("MatMul", ["flat", "weights"], ["LOGITS"]),
-    ]
-    graph = onnx.helper.make_graph(
-        nodes,
-        "heavy",
-        [onnx.helper.make_tensor_value_info("PIXELS", onnx.TensorProto.UINT8, ["batch", 32, 32, 3])],
-        [onnx.helper.make_tensor_value_info("LOGITS", onnx.TensorProto.FLOAT, ["batch", 4000])],
-        [onnx.numpy_helper.from_array(weights, "weights")],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 20]>
+        heavy (uint8[batch, 32, 32, 3] PIXELS) => (float[batch, 4000] LOGITS) {
+            floats = Cast<to = 1>(PIXELS)
+            flat = Flatten(floats)
+            LOGITS = MatMul(flat, weights)
+        }""")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
     onnx.save(model, tmp_path / "heavy.onnx")
     # What this process holds must not be counted.
     ballast = np.ones(60_000_000, dtype=np.float64)

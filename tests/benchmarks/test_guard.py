@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.claims.guard import Noise, guarded_repository, judge, read_noise
-from plurum.benchmarks.claims.guard_ratios import RATIOS, cost_ratios
+from plurum.benchmarks.claims.guard import RATIOS, Noise, cost_ratios, guarded_repository, judge, read_noise
 from plurum.benchmarks.tools.machine import machine
 from plurum.errors import DataError
 

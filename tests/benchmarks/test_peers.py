@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import typer
 from PIL import Image
@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 from plurum.benchmarks.peers.__main__ import page_with_table, peers
 from plurum.benchmarks.peers.application import Job
 from plurum.benchmarks.peers.catalogue import PEERS, Peer
-from plurum.benchmarks.peers.environment import Environment, environment_of
+from plurum.benchmarks.peers.environment import python_with
 from plurum.benchmarks.peers.load import Endpoint, LoadTask, predictions, run_elsewhere, run_load
 from plurum.benchmarks.peers.material import material_of
 from plurum.benchmarks.peers.measurement import PeersPlan, disagreement, measure_peers
@@ -186,39 +186,35 @@ def test_descendants_are_found_whatever_they_forget() -> None:
             found = marked_processes("MARK", "x1")
         finally:
             for one in marked_processes("MARK", "x1"):
-                os.kill(one, signal.SIGKILL)
-    assert process.pid in found
+                one.kill()
+    assert process.pid in {one.pid for one in found}
     assert len(found) == 3
     assert not marked_processes("MARK", "x1")
 
 
 def peer(name: str, *arguments: str, app: str = "", requirements: tuple[str, ...] = ()) -> Peer:
-    words = ["-c", app, *arguments]
-    return Peer(name, name.title(), "for a test", requirements=requirements, arguments=lambda _: words)
+    # Braces stand for values of the job.
+    words = ("-c", app.replace("{", "{{").replace("}", "}}"), *arguments)
+    return Peer(name, name.title(), "for a test", requirements=requirements, arguments=words)
 
 
 def test_a_peer_that_ends_by_itself_says_why(tmp_path: Path) -> None:
     job = Job(str(tmp_path), str(tmp_path), free_port(), 1, 1)
-    environment = Environment(tmp_path)
-    environment.python = Path(sys.executable)
     broken = peer("broken", app="raise SystemExit('no model in here')")
-    with (
-        pytest.raises(ServerError, match="Broken exited: no model in here"),
-        PeerServer(broken, environment, job),
-    ):
-        pass
+    with pytest.raises(ServerError, match="Broken exited: no model in here"):
+        PeerServer(broken, Path(sys.executable), job).__enter__()
 
 
 def test_what_pip_cant_install_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ServerError, match=r"pip could not install \./nowhere"):
-        environment_of(("./nowhere",))
+        python_with(("./nowhere",))
     assert not list((tmp_path / "plurum" / "peers").iterdir())
 
 
 def test_an_environment_is_made_once_and_sees_what_plurum_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    python = environment_of(()).python
+    python = python_with(())
     code = "import plurum, onnxruntime, sys; print(plurum.__file__); print(sys.prefix)"
     said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     import plurum
@@ -227,7 +223,7 @@ def test_an_environment_is_made_once_and_sees_what_plurum_uses(tmp_path: Path, m
     assert ours == plurum.__file__
     assert Path(prefix) == python.parent.parent
     made = python.parent.stat().st_mtime_ns
-    assert environment_of(()).python.parent.stat().st_mtime_ns == made
+    assert python_with(()).parent.stat().st_mtime_ns == made
 
 
 def made_up() -> PeersResult:
@@ -275,7 +271,7 @@ def test_each_peer_has_a_name_an_application_and_a_setup() -> None:
     assert len({one.name for one in PEERS}) == len(PEERS)
     folder = Path(__file__).parent.parent.parent / "benchmarks" / "peers"
     apps = {path.parent.name for path in folder.glob("*/__main__.py")}
-    commands = [" ".join(one.arguments(Job("r", "w", 1234, 2, 1))) for one in PEERS]
+    commands = [" ".join(one.words(Job("r", "w", 1234, 2, 1))) for one in PEERS]
     for app in apps:
         assert any(f"peers.{app}." in command or f"peers/{app}/" in command for command in commands), app
     assert all(one.setup and one.requirements for one in PEERS)
@@ -351,14 +347,7 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _sleepers() -> int:
-    return sum(b"sleep\x00600" in _command(folder) for folder in Path("/proc").iterdir() if folder.name.isdigit())
-
-
-def _command(process: Path) -> bytes:
-    try:
-        return (process / "cmdline").read_bytes()
-    except OSError:
-        return b""
+    return sum(one.info["cmdline"] == ["sleep", "600"] for one in psutil.process_iter(["cmdline"]))
 
 
 def test_trained_members_vote_as_their_peers_do(run: Run, tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from typer.main import get_command
 
-from plurum.benchmarks.tune import exports as tuning_exports
-from plurum.benchmarks.tune.exports import exports_from_run
+from plurum.benchmarks.tune import tuning
 from plurum.benchmarks.tune.repository import Artefacts, read_artefacts, write_variant
 from plurum.benchmarks.tune.space import batchings, forms, members, precisions, shapes
-from plurum.benchmarks.tune.tuning import tune
+from plurum.benchmarks.tune.tuning import exports_from_run, tune
 from plurum.benchmarks.tune.variant import AS_IS, Backend, Batching, Placement, Variant
 from plurum.cli.main import app
 from plurum.errors import ParityError, RepositoryError, SettingsError
+from plurum.export import int8_from_onnx
 from plurum.export.manifest import read_manifest
 from plurum.export.repository.configs import fused_config, member_config, text_of
 from plurum.export.settings import Execution
@@ -76,9 +76,6 @@ def test_the_other_stages_stay_around_the_best(fused: Path) -> None:
 
 
 def test_what_was_checked_on_one_backend_alone_stays_there(fused: Path, tmp_path: Path) -> None:
-
-    from plurum.export import int8_from_onnx
-
     own = read_artefacts(AS_IS, fused)
     first, second = own.members
     assert own.backends[first] == BOTH
@@ -108,7 +105,7 @@ def test_other_precisions_come_through_exports_own_gate(
     run: Run, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The others take long, and the same way.
-    monkeypatch.setattr(tuning_exports, "_PRECISIONS", ("fp32", "bf16"))
+    monkeypatch.setattr(tuning, "_PRECISIONS", ("fp32", "bf16"))
     own = read_artefacts(AS_IS, repository)
     found, notes = exports_from_run(run, own, tmp_path, lambda _: None)
     names = {one.name for one in found}
@@ -118,12 +115,12 @@ def test_other_precisions_come_through_exports_own_gate(
     assert all("fused" in one.forms and one.max_batch_size == own.max_batch_size for one in found)
     again, _ = exports_from_run(run, read_artefacts(AS_IS, tmp_path / "exported-fp32"), tmp_path, lambda _: None)
     assert {one.name for one in again} == names - {"fp32"}
-    monkeypatch.setattr(tuning_exports, "_PRECISIONS", ("int8",))
+    monkeypatch.setattr(tuning, "_PRECISIONS", ("int8",))
 
     def refuse(*_: object) -> None:
         raise ParityError("int8 answers otherwise")
 
-    monkeypatch.setattr(tuning_exports, "repository_from_run", refuse)
+    monkeypatch.setattr(tuning, "repository_from_run", refuse)
     assert exports_from_run(run, own, tmp_path, lambda _: None) == (
         [],
         ["int8 was not tried: int8 answers otherwise"],
@@ -193,7 +190,6 @@ def test_the_fused_form_takes_the_public_names_and_gives_them_back(fused: Path, 
 
 def test_the_manifest_says_what_serves_a_graph_now(repository: Path, tmp_path: Path) -> None:
     own = read_artefacts(AS_IS, repository)
-    (tmp_path / "before").mkdir()
     placement = Placement(backend="openvino", instances=1, threads=1)
     tuned = write(own, Variant(form="chain", graphs=dict.fromkeys(own.members, placement)), tmp_path / "tuned")
     assert {one.backend for one in read_manifest(repository).artefacts} == {"onnxruntime"}

@@ -6,7 +6,6 @@ import contextlib
 import select
 import socket
 import threading
-from types import TracebackType
 
 
 class Relay:
@@ -35,7 +34,7 @@ class Relay:
     def __enter__(self) -> Relay:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.cut()
 
     def mend(self) -> None:

@@ -1,29 +1,113 @@
-"""Read Triton's /metrics page, which lags about a second behind the predictions."""
+"""Run what the pages of docs/ show: their commands, one after another, and their Python."""
 
 from __future__ import annotations
 
-import time
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
-from plurum.serving.triton.metrics import metrics_at
+import pytest
 
-__all__ = ["wait_for_counts"]
+from tests.cli.command_line import CommandLine
 
-# Longer than the page lags behind on a busy machine.
-_QUIET_S, _LONGEST_S = 2.0, 30.0
+__all__ = ["DOCS", "ROOT", "Terminal", "blocks", "commands", "run_python", "text_of"]
 
-
-def wait_for_counts(url: str) -> dict[str, float]:
-    """Return the samples of the page at `url` once the voter's counts no longer change."""
-    deadline = time.monotonic() + _LONGEST_S
-    last, since = metrics_at(url), time.monotonic()
-    while time.monotonic() - since < _QUIET_S and time.monotonic() < deadline:
-        time.sleep(0.1)
-        now = metrics_at(url)
-        if _voters(now) != _voters(last):
-            since = time.monotonic()
-        last = now
-    return last
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
+_PROGRAMS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 
 
-def _voters(samples: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in samples.items() if name.startswith("plurum_")}
+def text_of(page: str) -> str:
+    """Return the text of docs/`page`."""
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a language, which is a pattern, on docs/`page`."""
+    return re.findall(rf"```{language}\n(.*?)```", text_of(page), flags=re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    """Return the lines of the page's blocks of shell commands."""
+    return [line for block in blocks(page, "(?:ba)?sh") for line in block.splitlines() if line]
+
+
+def run_python(code: str, folder: Path) -> str:
+    """Run a program in `folder`, check that it ends well without a warning, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), code
+    return done.stdout
+
+
+class Terminal:
+    """Run the commands of a page in the current folder; `plurum` in this process, and `plurum serve` on free ports.
+
+    Args:
+        plurum: Runs the command line.
+        terminal: Holds the server that runs, until the next one.
+    """
+
+    def __init__(self, plurum: CommandLine, terminal: ExitStack) -> None:
+        self._plurum, self._server = plurum, terminal
+        self._addresses: dict[str, str] = {}
+
+    @property
+    def grpc(self) -> str:
+        """Address of the server that runs, for gRPC."""
+        return self._addresses["127.0.0.1:8001"]
+
+    def run(self, command: str, changes: Mapping[str, str] | None = None) -> str:
+        """Run a command after `changes` of its text, check that it succeeds, and return what `plurum` prints."""
+        for old, new in {**(changes or {}), **self._addresses}.items():
+            command = command.replace(old, new)
+        words = shlex.split(command)
+        if words[:2] == ["plurum", "serve"]:
+            self._server.close()
+            self._addresses = self._server.enter_context(_serving(words))
+        elif words[0] == "plurum":
+            if words[1] == "predict" and "--url" not in words:
+                words += ["--url", self.grpc]
+            code, out, err = self._plurum.ended(*words[1:])
+            assert code == 0, f"{command}: {err}"
+            return out
+        elif words[0] in _PROGRAMS:
+            subprocess.run([*_PROGRAMS[words[0]], *words[1:]], check=True, capture_output=True)
+        else:
+            subprocess.run(command, shell=True, check=True)  # noqa: S602 - our own page
+        return ""
+
+
+@contextmanager
+def _serving(words: list[str]) -> Iterator[dict[str, str]]:
+    """Run `plurum serve` on free ports; yield the address in place of each default one."""
+    with subprocess.Popen([sys.executable, "-m", *words, *_PORTS], stdout=subprocess.PIPE, text=True) as server:
+        found: dict[str, str] = {}
+        try:
+            assert server.stdout is not None
+            for line in server.stdout:
+                for name, port in (("gRPC", "127.0.0.1:8001"), ("HTTP", "127.0.0.1:8000")):
+                    if at := re.search(rf"{name}\W+(?:http://)?(127\.0\.0\.1:\d+)", line):
+                        found[port] = at[1]
+                if len(found) == 2:
+                    yield found
+                    break
+            else:
+                pytest.fail(f"{words} did not say where it listens")
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(30)
+    assert server.returncode == 0

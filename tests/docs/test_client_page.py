@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +12,11 @@ from PIL import Image
 import plurum.client
 from plurum.run import Run
 from plurum.serving import Server
+from tests.docs.pages import blocks, run_python
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 # The functions for slides have their own page and test.
 OF_SLIDES = {"heat_map", "predict_slide", "write_slide"}
-
-
-def examples(page: str) -> list[str]:
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-
-
-EXAMPLES = examples("client.md")
+EXAMPLES = blocks("client.md", "python")
 
 
 def test_every_public_function_has_an_example() -> None:
@@ -48,10 +39,7 @@ def test_the_examples_run(served: Server, run: Run, tmp_path: Path) -> None:
     said = []
     for example in EXAMPLES:
         code = example.replace("127.0.0.1:8001", served.urls.grpc)
-        code = code.replace("http://127.0.0.1:8000", served.urls.http)
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, ""), example
-        said.append(done.stdout)
+        said.append(run_python(code.replace("http://127.0.0.1:8000", served.urls.http), tmp_path))
     assert "scans/bad.png: " in said[1]
     assert "no answer" in said[2]
     assert "\n1000\nPrediction(" in said[5]

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 
-from plurum.cli.main import run
-from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
-from tests.training.data.test_idx import idx
+from tests.docs.pages import Terminal, blocks, commands
+from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image, write_mnist
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
 EXAMPLE = "plurum data scans.csv --skip-unreadable"
-INSTALLED = "/usr/share/datasets/fashion-mnist"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a working directory with data of every form, named as on the page."""
+def folder(tmp_path: Path) -> Path:
+    """Write data of every form, named as on the page."""
     write_classes(tmp_path / "my_images", {"CE": 5, "LAA": 5})
     for number in range(6):
         write_image(tmp_path / "slides" / ("CE", "LAA")[number % 2] / f"{number}.tif", number, (600, 600))
@@ -34,40 +28,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "images.csv").write_text("\n".join(["path,label,patient,split", *lines]))
     arrays = digit_arrays()
     save_npz(tmp_path / "pathmnist.npz", arrays)
-    (tmp_path / "fashion-mnist").mkdir()
-    for ours, theirs in (("train", "train"), ("t10k", "test")):
-        images, targets = arrays[f"{theirs}_images"], arrays[f"{theirs}_labels"].reshape(-1)
-        (tmp_path / "fashion-mnist" / f"{ours}-images-idx3-ubyte").write_bytes(idx(images))
-        (tmp_path / "fashion-mnist" / f"{ours}-labels-idx1-ubyte").write_bytes(idx(targets))
-    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "fashion-mnist", arrays)
     return tmp_path
 
 
-def plurum(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = shlex.split(command.replace(INSTALLED, "fashion-mnist"))
-    monkeypatch.setattr("sys.argv", words)
-    with pytest.raises(SystemExit) as caught:
-        run()
-    assert caught.value.code == 0, command
-
-
 @pytest.mark.usefixtures("folder")
-def test_the_commands_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(COMMANDS) == 8
-    for command in COMMANDS:
+def test_the_commands_run(terminal: Terminal) -> None:
+    assert len(commands("data.md")) == 8
+    for command in commands("data.md"):
         if command != EXAMPLE:
-            plurum(command, monkeypatch)
+            terminal.run(command, {"/usr/share/datasets/fashion-mnist": "fashion-mnist"})
     assert Path("fashion_mnist.png").is_file()
 
 
-def test_the_example_says_what_the_page_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (script,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+def test_the_example_says_what_the_page_says(terminal: Terminal) -> None:
+    (script,) = blocks("data.md", "python")
     exec(compile(script, "docs/data.md", "exec"), {})  # noqa: S102 - our own page
-    plurum(EXAMPLE, monkeypatch)
-    (said,) = re.findall(r"```text\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()] == [
+    (said,) = blocks("data.md", "text")
+    printed = terminal.run(EXAMPLE)
+    assert [line.split() for line in printed.splitlines() if line.strip()] == [
         line.split() for line in said.splitlines() if line.strip()
     ]

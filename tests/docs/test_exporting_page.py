@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 
-from plurum.cli.main import run as command_line
 from plurum.export.settings import BUDGETS, MEMBER_SLACK
+from tests.docs.pages import Terminal, commands, text_of
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "exporting.md").read_text(encoding="utf-8")
-SMALL = {"resnet10t": "test_resnet", "regnetx_002": "test_byobnet", "--epochs 4": "--epochs 2"}
+PAGE = text_of("exporting.md")
+SMALLER = {"resnet10t": "test_resnet", "regnetx_002": "test_byobnet", "--epochs 4": "--epochs 2"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_commands_run_in_their_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
-    assert len(lines) > 4
-    for line in lines:
-        command = line
-        for large, small in SMALL.items():
-            command = command.replace(large, small)
-        monkeypatch.setattr("sys.argv", shlex.split(command))
-        with pytest.raises(SystemExit) as exit_:
-            command_line()
-        assert exit_.value.code == 0, command
-    assert ", 0 errors" in capsys.readouterr().out
+def test_the_commands_run_in_their_order(terminal: Terminal, tmp_path: Path) -> None:
+    said = [terminal.run(command, SMALLER) for command in commands("exporting.md")]
+    assert len(said) > 4
+    assert ", 0 errors" in "".join(said)
     assert (tmp_path / "runs/exported/model_repository/ensemble_fused/config.pbtxt").is_file()
     assert (tmp_path / "runs/exported/auto/export.json").is_file()
 

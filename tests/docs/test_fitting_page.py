@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from plurum.cli.main import run as command_line
 from plurum.run import Run
 from plurum.voting import Verdict
+from tests.docs.pages import Terminal, blocks, commands
 
-PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "fitting.md"
-
-pytestmark = pytest.mark.slow
-
-
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+SMALLER = {"--epochs 5": "--epochs 1", "regnetx_002": "test_nfnet"}
 
 
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for command in "".join(blocks("sh")).splitlines():
+@pytest.mark.slow
+def test_the_page_runs(terminal: Terminal, tmp_path: Path) -> None:
+    for command in commands("fitting.md"):
         # The reader has these data, not the test.
-        if "runs/clots" in command:
-            continue
-        words = shlex.split(command.replace("--epochs 5", "--epochs 1"))
-        if words[0] == "cp":
-            subprocess.run(words, check=True)
-            continue
-        monkeypatch.setattr("sys.argv", words)
-        with pytest.raises(SystemExit) as caught:
-            command_line()
-        assert not caught.value.code, command
+        if "runs/clots" not in command:
+            terminal.run(command, SMALLER)
     run = Run(tmp_path / "runs" / "votes")
     weights = load_file(run.member_folder("test_resnet") / "checkpoint.safetensors")
     save_file(weights, tmp_path / "a.safetensors")
-    fitted, elsewhere = blocks("python")
+    fitted, elsewhere = blocks("fitting.md", "python")
     names: dict[str, object] = {"pixels": np.array(run.pixels()[:3])}
     exec(fitted, names)  # noqa: S102 - our own page
     verdict = names["verdict"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shlex
 import socket
 import subprocess
@@ -20,10 +19,10 @@ from PIL import Image
 
 from plurum.run import Run
 from plurum.serving import Server
+from tests.docs.pages import blocks, commands, run_python
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "from-flask.md").read_text(encoding="utf-8")
-BEFORE, AFTER = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
+BEFORE, AFTER = blocks("from-flask.md", "python")
+COMMANDS = commands("from-flask.md")
 
 pytestmark = pytest.mark.triton
 
@@ -84,12 +83,11 @@ def test_the_same_request_is_answered_before_and_after(run: Run, served: Server,
         tmp_path, *COMMANDS[3].replace("5000", port).split(), "--triton", served.urls.grpc, "--metrics-port", "0"
     ):
         after = run_request(curl, tmp_path)
-        code = AFTER.replace("5000", port)
-        said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        said = run_python(AFTER.replace("5000", port), tmp_path)
     assert before.keys() == {"label", "confidence"}
     assert before.keys() <= after.keys()
     # The one model predicts the same before and after.
     member = after["member_probabilities"]["resnet10t"]
     assert max(member, key=member.__getitem__) == before["label"]
     assert max(member.values()) == pytest.approx(before["confidence"], abs=1e-4)
-    assert said.stdout.startswith("needs review" if after["review"] else after["label"])
+    assert said.startswith("needs review" if after["review"] else after["label"])

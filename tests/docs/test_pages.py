@@ -164,7 +164,7 @@ def registered(registry: CollectorRegistry) -> dict[str, set[str]]:
 
 @pytest.fixture
 def of_the_voter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, set[str]]:
-    """What the voter's own code registers with Triton, by name, with the labels that not all of them have."""
+    """Return the metrics that the voter registers with Triton, by name, with their labels except the common ones."""
     recorder = Recorder({})
     triton, family = ModuleType("triton_python_backend_utils"), partial(recorder.family)
     family.COUNTER, family.GAUGE = Recorder.COUNTER, Recorder.GAUGE  # type: ignore[attr-defined]

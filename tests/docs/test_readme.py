@@ -1,34 +1,32 @@
-"""Run every command of the README, except those that need what this machine lacks."""
+"""Run the demo and every command of the README, except those that need what this machine lacks."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
+import resource
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-if TYPE_CHECKING:
-    from tests.conftest import Demo
+from plurum.spec import read_ensemble
+from tests.docs.pages import ROOT, Terminal, blocks, commands, run_python, text_of
 from tests.training.conftest import save_npz
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines() if line
-]
-# `make test` runs this test; `make demo` installs and then runs `plurum demo`, as test_demo.py does.
+COMMANDS = commands("../README.md")
+# `make test` runs this test; `make demo` installs and then runs `plurum demo`.
 MAKE = ["make demo", "make test"]
 NEEDS_A_GPU = [command for command in COMMANDS if command.startswith("docker run --gpus")]
 BENCHMARK = "python -m plurum.benchmarks.claims.throughput"
@@ -38,7 +36,6 @@ SMALLER = {
     "mobilenetv3_small_100": "test_byobnet",
     "--epochs 5": "--epochs 1",
 }
-PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
 
@@ -46,17 +43,130 @@ pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
 def test_the_commands_are_those_that_are_run_here() -> None:
     of_plurum = [command for command in COMMANDS if command.startswith("plurum ")]
     assert sorted(COMMANDS) == sorted([*MAKE, *NEEDS_A_GPU, *of_plurum])
-    assert f"\n{BENCHMARK}\n" in (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
-    text_before = README.split(NEEDS_A_GPU[0])[0].rsplit("\n\n", 2)[-2]
+    assert f"\n{BENCHMARK}\n" in text_of("measuring.md")
+    text_before = text_of("../README.md").split(NEEDS_A_GPU[0])[0].rsplit("\n\n", 2)[-2]
     assert "needs a GPU" in text_before
     for target in ("demo", "test", "lint"):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
 
 
+@dataclass(frozen=True)
+class Demo:
+    """Result of `plurum demo` in an empty folder.
+
+    Attributes:
+        folder: Its working directory.
+        output: What it printed.
+        took_s: How long it took, seconds.
+        cpu_s: How long processors were busy with it, seconds.
+    """
+
+    folder: Path
+    output: str
+    took_s: float
+    cpu_s: float
+
+    def again(self) -> Demo:
+        """Run the demo again in the same folder."""
+        return run_demo(self.folder)
+
+
+def run_demo(folder: Path) -> Demo:
+    """Run the demo in `folder`, as a user does."""
+    start, used = time.monotonic(), _children_s()
+    ended = subprocess.run(
+        [sys.executable, "-m", "plurum", "demo"],
+        cwd=folder,
+        env=os.environ | {"COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return Demo(folder, ended.stdout, time.monotonic() - start, _children_s() - used)
+
+
+def _children_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Path:
-    """Return a working directory with a user's images: PNGs by class, and a file in MedMNIST's format."""
-    folder = tmp_path_factory.mktemp("readme")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """Result of the demo, run once."""
+    return run_demo(tmp_path_factory.mktemp("demo"))
+
+
+def test_it_says_what_it_found(demo: Demo) -> None:
+    ensemble = read_ensemble(demo.folder / "runs" / "demo" / "ensemble.json")
+    assert len(ensemble.members) == 3
+    for member in ensemble.members:
+        assert member.validation is not None
+        assert re.search(rf"{member.name}.*{member.validation.accuracy:.4f}", demo.output)
+    assert re.search(rf"the ensemble.*{ensemble.scores['validation'].accuracy:.4f}", demo.output)
+    served = re.findall(r"over (gRPC|HTTP): \d+ held-out images, accuracy of the served labels (\d\.\d+)", demo.output)
+    assert [protocol for protocol, _ in served] == ["gRPC", "HTTP"]
+    assert min(float(accuracy) for _, accuracy in served) >= 0.97
+    assert all(float(difference) <= 1e-3 for difference in re.findall(r"probabilities within (\S+);", demo.output))
+    labels = r'class="\w+",ensemble="demo",release="[0-9a-f]{12}"'
+    assert re.search(rf"plurum_predictions_total\{{{labels}\}} 0 -> [1-9]", demo.output)
+    # Four minutes of two cores; wall-clock time would depend on other load.
+    assert demo.cpu_s < 480
+
+
+def test_it_leaves_its_files_where_it_says_and_nothing_else(demo: Demo) -> None:
+    assert [path.name for path in demo.folder.iterdir()] == ["runs"]
+    run = demo.folder / "runs" / "demo"
+    assert (run / "model_repository" / "ensemble" / "config.pbtxt").is_file()
+    assert len(list((run / "held_out").rglob("*.png"))) == read_ensemble(run / "ensemble.json").data.images["test"]
+    assert list(run.rglob(".*")) == []
+
+
+def test_its_report_opens(demo: Demo) -> None:
+    """The report is one self-contained page with all plots, and agrees with the demo's output."""
+    report = demo.folder / "runs" / "demo" / "report" / "report.html"
+    assert str(report.relative_to(demo.folder)) in demo.output.replace("\n", "")
+    page = report.read_text(encoding="utf-8")
+    HTMLParser().feed(page)
+    sources = re.findall(r'<img[^>]+src="([^"]*)"', page)
+    assert len(sources) >= 7
+    for source in sources:
+        kind, _, data = source.partition(",")
+        assert kind == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(data))).verify()
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    accuracy = read_ensemble(demo.folder / "runs" / "demo" / "ensemble.json").scores["test"].accuracy
+    assert f"{accuracy:.4f}" in page or f"{accuracy:.1%}" in page
+
+
+def files_of(run: Path) -> dict[Path, int]:
+    paths = [*run.glob("members/*/checkpoint.safetensors"), *run.glob("model_repository/*/1/model.onnx")]
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+def test_a_second_run_uses_again_what_is_done(demo: Demo) -> None:
+    before = files_of(demo.folder / "runs" / "demo")
+    assert len(before) == 6
+    again = demo.again()
+    assert files_of(demo.folder / "runs" / "demo") == before
+    assert again.took_s < demo.took_s / 2
+    accuracies = r"accuracy of the served labels (\d\.\d+)"
+    assert re.findall(accuracies, again.output) == re.findall(accuracies, demo.output)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    command = [sys.executable, "-m", "plurum", "demo", "--out", str(tmp_path), "--fresh"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "is not a run and not empty" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, demo: Demo) -> Path:
+    """Return a working directory with the demo's runs and images: PNGs by class, and a file in MedMNIST's format."""
+    folder = tmp_path
     digits = load_digits()
     images = (digits.images * 255 / 16).astype(np.uint8)
     for index in np.flatnonzero(digits.target < 3)[:180]:
@@ -75,70 +185,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory, demo: Demo) -> Path:
     return folder
 
 
-@contextmanager
-def serving(command: str, folder: Path) -> Iterator[str]:
-    """Run a `plurum serve` of the README on free ports and yield its gRPC address."""
-    words = [sys.executable, "-m", *command.split(), *PORTS]
-    with subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout is not None
-            for line in server.stdout:
-                if found := re.search(r"gRPC\W+(127\.0\.0\.1:\d+)", line):
-                    yield found[1]
-                    break
-            else:
-                pytest.fail(f"{command} printed no gRPC address")
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(30)
-    assert server.returncode == 0
-
-
-def plurum(command: str, folder: Path, *options: str) -> str:
-    words = [sys.executable, "-m", *command.split(), *options]
-    ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, f"{command}: {ended.stderr}"
-    return ended.stdout
-
-
-def test_the_commands_run_in_their_order(folder: Path) -> None:
-    address = ""
-    with ExitStack() as terminal:
-        for command in (command for command in COMMANDS if command.startswith("plurum ")):
-            for large, small in SMALLER.items():
-                command = command.replace(large, small)  # noqa: PLW2901 - step by step
-            if command.startswith("plurum serve"):
-                terminal.close()
-                address = terminal.enter_context(serving(command, folder))
-            elif command.startswith("plurum predict"):
-                plurum(command, folder, "--url", address)
-            else:
-                plurum(command, folder)
+def test_the_commands_run_in_their_order(terminal: Terminal, folder: Path) -> None:
+    for command in COMMANDS:
+        if command.startswith("plurum "):
+            terminal.run(command, SMALLER)
     rows = (folder / "answers.csv").read_text().splitlines()
     assert len(rows) == 1 + len(list((folder / "runs" / "demo" / "held_out").rglob("*.png")))
+    for run, images, count in (("mine", "my_images", 180), ("pathmnist", "image.jpg", 1)):
+        terminal.run(f"plurum serve runs/{run}/model_repository")
+        assert len(terminal.run(f"plurum predict {images} --json").splitlines()) == count
 
 
-def test_both_of_ones_own_runs_are_served_and_answer(folder: Path) -> None:
-    for run, images in (("mine", "my_images"), ("pathmnist", "image.jpg")):
-        with serving(f"plurum serve runs/{run}/model_repository", folder) as address:
-            answers = plurum(f"plurum predict {images} --json", folder, "--url", address)
-            assert len(answers.splitlines()) == (180 if run == "mine" else 1)
+def test_the_python_example_runs(terminal: Terminal, folder: Path) -> None:
+    (example,) = blocks("../README.md", "python")
+    terminal.run("plurum serve runs/demo/model_repository")
+    assert run_python(example.replace("EnsembleClient()", f'EnsembleClient("{terminal.grpc}")'), folder).strip()
 
 
-def test_the_python_example_runs(folder: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    with serving("plurum serve runs/demo/model_repository", folder) as address:
-        script = example.replace("EnsembleClient()", f"EnsembleClient({address!r})")
-        environment = os.environ | {"PYTHONWARNINGS": "error"}
-        said = subprocess.run(
-            [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=True
-        )
-    assert said.stdout.strip()
-
-
-def test_the_benchmark_runs(folder: Path) -> None:
+def test_the_benchmark_runs(tmp_path: Path) -> None:
     """Run the benchmark briefly with one small member: the figures in docs/measuring.md took minutes."""
     small = ["--arch", "resnet10t", "--size", "32", "--rounds", "1", "--seconds", "0.2"]
     words = [sys.executable, *BENCHMARK.split()[1:], *small]
-    ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True)
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(ended.stdout)["ratio"] > 0

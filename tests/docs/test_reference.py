@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +13,11 @@ from PIL import Image
 
 from plurum.run import Run
 from plurum.serving import Server
-
-REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
+from tests.docs.pages import blocks, run_python
 
 
 def example_code(package: str) -> str:
-    text = (REFERENCE / f"{package}.md").read_text(encoding="utf-8")
-    return "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL))
+    return "\n".join(blocks(f"reference/{package}.md", "python"))
 
 
 @pytest.mark.parametrize("package", ["client", "export", "serving", "training"])
@@ -44,7 +40,4 @@ def test_the_examples_run(package: str, run: Run, repository: Path, served: Serv
         shutil.copytree(repository, tmp_path / "model_repository")
         for member in run.ensemble().members:
             shutil.copyfile(run.checkpoint(member), tmp_path / f"{member.name}.safetensors")
-    code = example_code(package).replace("127.0.0.1:8001", served.urls.grpc)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert run_python(example_code(package).replace("127.0.0.1:8001", served.urls.grpc), tmp_path).strip()

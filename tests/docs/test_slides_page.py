@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +11,9 @@ import plurum.client
 from plurum.client.slides.heat_maps import SLIDE_FILES
 from plurum.serving import Server
 from tests.client.slides.slide_writer import PlantedTile, write_slide_file
+from tests.docs.pages import Terminal, blocks, commands, run_python
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "slides.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
+EXAMPLES = blocks("slides.md", "python")
 
 
 def test_what_is_public_of_slides_is_on_the_page() -> None:
@@ -28,20 +23,14 @@ def test_what_is_public_of_slides_is_on_the_page() -> None:
 
 
 @pytest.mark.triton
-def test_the_examples_and_the_commands_run(served: Server, tmp_path: Path) -> None:
+def test_the_examples_and_the_commands_run(served: Server, terminal: Terminal, tmp_path: Path) -> None:
     write_slide_file(tmp_path / "slide.tif", 2048, 3, PlantedTile())
     assert len(EXAMPLES) == 2
     for example in EXAMPLES:
-        code = example.replace("127.0.0.1:8001", served.urls.grpc)
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, ""), example
-        assert done.stdout
+        assert run_python(example.replace("127.0.0.1:8001", served.urls.grpc), tmp_path)
     assert sorted(path.name for path in (tmp_path / "out" / "slide").iterdir()) == sorted(SLIDE_FILES)
     with Image.open(tmp_path / "map.png") as picture:
         assert min(picture.size) > 500
-    assert len(COMMANDS) == 1
-    for command in COMMANDS:
-        # An image of this size is a slide only with `--slide`.
-        words = [*shlex.split(command)[1:], "--slide", "--url", served.urls.grpc]
-        words[words.index("512")] = "64"
-        subprocess.run([sys.executable, "-m", "plurum", *words], cwd=tmp_path, capture_output=True, check=True)
+    (command,) = commands("slides.md")
+    # An image of this size is a slide only with `--slide`.
+    terminal.run(f"{command} --slide --url {served.urls.grpc}", {"512": "64"})

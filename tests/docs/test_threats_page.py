@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
-TESTS = Path(__file__).resolve().parent.parent
-PAGE = TESTS.parent / "docs" / "threats.md"
+from tests.docs.pages import ROOT, text_of
+
+TESTS = ROOT / "tests"
 
 
 def rows() -> list[list[str]]:
     """Return the cells of each row below "Defended"."""
-    text = PAGE.read_text(encoding="utf-8").partition("## Defended")[2].partition("## Not defended")[0]
+    text = text_of("threats.md").partition("## Defended")[2].partition("## Not defended")[0]
     lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith(("|---", "| Threat"))]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 

@@ -23,7 +23,7 @@ from plurum.predictions.outputs import OUTPUTS
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.voting import DecisionPoint, VotingRule, decide, softmax
-from tests.docs.pages import wait_for_counts
+from tests.serving.voter_counts import wait_for_counts
 
 WEIGHTS = (0.5, 0.3, 0.2)
 RULES = {

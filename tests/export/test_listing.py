@@ -65,7 +65,7 @@ def _cut_a_graph(folder: Path) -> None:
         ([lambda folder: (folder / "export.json").write_text("[]")], "export.json can't be read"),
     ],
 )
-def test_what_was_not_exported_so_is_named(
+def test_files_that_differ_from_the_export_are_named(
     repository: Path, tmp_path: Path, changes: list[Callable[[Path], object]], told: str
 ) -> None:
     changed = shutil.copytree(repository, tmp_path / "changed")
@@ -91,7 +91,7 @@ def test_a_plan_is_the_one_that_was_built(repository: Path, tmp_path: Path) -> N
         check_exported(folder)
 
 
-def test_who_vouches_is_told(repository: Path, tmp_path: Path) -> None:
+def test_a_repository_without_a_list_of_files_is_reported(repository: Path, tmp_path: Path) -> None:
     assert check_exported(repository)
     assert check_exported(repository, listing_of(repository))
     folder = shutil.copytree(repository, tmp_path / "copy")
@@ -129,7 +129,7 @@ DAMAGES: tuple[Callable[[Path], object], ...] = (
 )
 
 
-def test_an_export_that_was_damaged_is_none_of_this_run(run: Run, repository: Path, tmp_path: Path) -> None:
+def test_a_damaged_export_is_not_current(run: Run, repository: Path, tmp_path: Path) -> None:
     ensemble = run.ensemble()
     for number, damage in enumerate(DAMAGES):
         broken = shutil.copytree(repository, tmp_path / str(number))

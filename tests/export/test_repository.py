@@ -111,7 +111,7 @@ def test_a_second_export_of_the_same_has_nothing_to_do(run: Run, repository: Pat
     assert [parity.subject for parity in exported.parities] == ["resnet10t", "regnetx_002", "vote"]
 
 
-def test_what_makes_a_repository_another(run: Run, repository: Path, tmp_path: Path) -> None:
+def test_a_changed_setting_vote_or_graph_requires_a_new_export(run: Run, repository: Path, tmp_path: Path) -> None:
     ensemble, settings = run.ensemble(), ExportSettings(max_batch_size=8)
     assert is_current(repository, ensemble, settings)
     assert not is_current(repository, ensemble, ExportSettings(max_batch_size=9))

@@ -152,7 +152,7 @@ def test_the_old_folder_stays_when_the_block_raises(tmp_path: Path) -> None:
     assert names(tmp_path) == ["folder"]
 
 
-def test_no_reader_ever_finds_neither_folder(tmp_path: Path) -> None:
+def test_a_reader_always_finds_the_old_or_the_new_folder(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     with atomic_folder(path) as hidden:
         (hidden / "here").write_text("")
@@ -203,7 +203,7 @@ def test_what_is_private_is_so_from_its_first_moment(
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_what_is_written_again_is_as_closed_as_its_owner_made_it(tmp_path: Path, private: bool) -> None:
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, private: bool) -> None:
     for mode in (0o400, 0o640, 0o644):
         path = tmp_path / f"{mode:o}"
         path.write_text("old")

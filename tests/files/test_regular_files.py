@@ -61,7 +61,7 @@ every_kind = pytest.mark.parametrize(("make", "message"), KINDS, ids=[make.__nam
 
 
 @every_kind
-def test_what_is_no_file_of_a_sane_size_is_refused_by_its_kind(make: Make, message: str, tmp_path: Path) -> None:
+def test_files_that_are_not_regular_or_too_large_are_refused(make: Make, message: str, tmp_path: Path) -> None:
     make(tmp_path / "a.png")
     with pytest.raises(OSError, match=message):
         read_regular(tmp_path / "a.png")

@@ -95,7 +95,7 @@ def test_the_average_of_torchvision_and_of_pytorch_is_read(file: Path, weights: 
         "model.backbone.",
     ],
 )
-def test_what_wrappers_put_before_names_is_taken_away(file: Path, weights: Tensors, prefix: str) -> None:
+def test_prefixes_of_wrappers_are_removed(file: Path, weights: Tensors, prefix: str) -> None:
     torch.save({"state_dict": prefixed(weights, prefix)}, file)
     assert same(read_state_dict(file).tensors, weights)
     save_file(prefixed(weights, prefix), file)

@@ -28,7 +28,7 @@ _WEIGHTS = {
 
 @pytest.fixture(autouse=True)
 def bounded_memory() -> Iterator[None]:
-    """Whatever takes memory without end fails the test, and not the machine."""
+    """Limit memory, so that an endless allocation fails the test instead of the machine."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), before[1]))
@@ -55,7 +55,7 @@ def wholes(planted: Path) -> list[bytes]:
 
 
 def with_broken_record(draw: random.Random, data: bytes) -> bytes:
-    """Return a ZIP whose sums are right, and one of whose records is broken: the pickle, in most cases."""
+    """Return a ZIP with correct checksums and one broken record, usually the pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as before, zipfile.ZipFile(file, "w") as after:
         names = before.namelist()

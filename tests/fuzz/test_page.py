@@ -67,7 +67,7 @@ def request(draw: random.Random, sha256: str, host: str) -> bytes:
 
 
 def status_of(address: str, whole: bytes) -> bytes:
-    """Return the status of the first response; empty where the page hangs up."""
+    """Return the status of the first response; empty if the page closes the connection."""
     host, port = address.split(":")
     try:
         with socket.create_connection((host, int(port)), timeout=20) as connection:

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from plurum.images import UnreadableImageError, open_image
-from tests.images.test_images import encoded, gradient, seen, tiff
+from tests.images.image_files import encoded, gradient, seen, tiff
 
 
 def corpus() -> list[bytes]:

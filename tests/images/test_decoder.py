@@ -72,7 +72,7 @@ def test_an_image_that_takes_too_long_ends_the_process_alone() -> None:
         decoder.close()
 
 
-def test_an_image_that_nobody_finds_time_for_ends_the_process_too(decoder: Decoder) -> None:
+def test_an_image_that_is_not_decoded_in_time_ends_the_decoder(decoder: Decoder) -> None:
     decoder.pixels(saved(Image.fromarray(smooth())))
     (process,) = processes()
     process.send_signal(signal.SIGSTOP)
@@ -113,7 +113,7 @@ def test_a_decoder_that_breaks_on_an_image_is_told(decoder: Decoder) -> None:
         decoder.pixels(saved(Image.fromarray(smooth())))
 
 
-def test_without_an_interpreter_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_interpreter_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(DecoderError, match="python3 is not on PATH"):
@@ -155,7 +155,7 @@ time.sleep(60)
         assert not child.is_running()
 
 
-def test_nothing_of_it_is_open_to_others(decoder: Decoder) -> None:
+def test_the_decoder_is_private_to_its_user(decoder: Decoder) -> None:
     decoder.pixels(saved(Image.fromarray(smooth())))
     (process,) = processes()
     status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")

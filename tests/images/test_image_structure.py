@@ -88,7 +88,7 @@ def test_more_scans_than_encoders_write_are_refused() -> None:
     ],
     ids=["jpeg segments", "jpeg padding", "png chunks", "png empty pixels"],
 )
-def test_pieces_without_number_are_refused(data: bytes, match: str) -> None:
+def test_too_many_pieces_are_refused(data: bytes, match: str) -> None:
     refused_quickly(data, match)
 
 
@@ -280,7 +280,7 @@ def test_a_png_that_can_not_unfold_to_its_size_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
-def test_what_unfolds_beside_the_pixels_is_left_alone(kind: bytes) -> None:
+def test_compressed_profiles_and_texts_are_not_expanded(kind: bytes) -> None:
     """A profile or text of 60 MB is not decompressed, and the image is read."""
     bomb = zlib.compress(bytes(60_000_000), 1)
     body = {b"iCCP": b"p\0\0" + bomb, b"zTXt": b"note\0\0" + bomb, b"iTXt": b"note\0\1\0\0\0" + bomb}[kind]
@@ -356,7 +356,7 @@ def test_16_bits_that_use_the_low_byte_alone_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
-def test_no_cut_anywhere_gives_other_pixels(kind: str) -> None:
+def test_a_truncated_file_never_gives_other_pixels(kind: str) -> None:
     file = io.BytesIO()
     Image.fromarray(NOISE[:24, :24]).save(file, kind, **({"compression": "tiff_lzw"} if kind == "TIFF" else {}))
     data = file.getvalue()

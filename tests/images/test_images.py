@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import struct
 import time
 import tracemalloc
@@ -10,61 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from plurum.images import MIN_SIDE, UnreadableImageError, open_image, pixels_from_image
-
-Pixels = npt.NDArray[np.uint8]
-
-
-def seen(data: bytes, side: int = 16, **options: Any) -> Pixels:
-    return pixels_from_image(open_image(data), height=side, width=side, **options)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, depth: int, colour: int, body: bytes, *extra: bytes) -> bytes:
-    """Return a hand-written PNG: Pillow writes neither 16-bit colour nor wrong headers."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
-
-
-def tiff(width: int, height: int, bits: tuple[int, ...], body: bytes) -> bytes:
-    """Return a little-endian, uncompressed TIFF with one strip, RGB or grey by the number of `bits`."""
-    entries = 8
-    extra = 8 + 2 + entries * 12 + 4
-    bits_value = extra if len(bits) > 2 else bits[0]
-    tags = [
-        (256, 4, 1, width),
-        (257, 4, 1, height),
-        (258, 3, len(bits), bits_value),
-        (259, 3, 1, 1),
-        (262, 3, 1, 2 if len(bits) == 3 else 1),
-        (273, 4, 1, extra + 6),
-        (277, 3, 1, len(bits)),
-        (279, 4, 1, len(body)),
-    ]
-    directory = struct.pack("<H", entries) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + b"\0" * 4
-    return b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<3H", *(bits * 3)[:3]) + body
-
-
-def gradient(height: int = 16, width: int = 16) -> Pixels:
-    """Return an image with distinct rows, columns and channels, so that each orientation looks different."""
-    rows, columns = np.mgrid[0:height, 0:width]
-    pixels: Pixels = np.stack([rows * 8 + 20, columns * 8 + 60, (rows + columns) * 4 + 100], axis=-1).astype(np.uint8)
-    return pixels
-
+from tests.images.image_files import Pixels, chunk, encoded, gradient, png, seen, tiff
 
 # Transformation that a camera applies to the upright pixels before storing, by EXIF number.
 STORED: dict[int, Callable[[Pixels], Pixels]] = {

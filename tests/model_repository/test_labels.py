@@ -49,7 +49,7 @@ def labels(module: ModuleType, tmp_path: Path) -> Any:
     return module.Labels(tmp_path)
 
 
-def test_winners_are_named_and_put_aside(labels: Any) -> None:
+def test_labels_are_named_and_kept_for_counting(labels: Any) -> None:
     answers = graph_answers()
     assert labels.name_winners(answers, ["7"], [2]).tolist() == [[b"CE"], [b"LAA"]]
     # What it was given may be written to again.
@@ -63,12 +63,12 @@ def test_winners_are_named_and_put_aside(labels: Any) -> None:
     assert observed["counted"].tolist() == [True, True]
 
 
-def test_the_servers_own_question_is_not_counted(labels: Any) -> None:
+def test_a_probe_is_not_counted(labels: Any) -> None:
     labels.name_winners(graph_answers(), ["plurum-probe", "7"], [1, 1])
     assert labels._metrics.observed[0]["counted"].tolist() == [False, True]
 
 
-def test_there_is_no_vote_with_a_silent_member(module: ModuleType, labels: Any) -> None:
+def test_a_nan_from_a_member_is_an_error(module: ModuleType, labels: Any) -> None:
     answers = graph_answers()
     answers["MEMBER_PROBABILITIES"][1, 1] = np.nan
     with pytest.raises(module.NoVoteError, match="no vote: NaN from second"):

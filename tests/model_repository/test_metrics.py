@@ -41,7 +41,7 @@ def folder(run: Any, tmp_path: Path) -> Path:
 
 
 def answers(confidences: list[float], *, counted: bool = True) -> tuple[dict[str, Any], Any]:
-    """Answers for class 3 of ten: the first member says so, the second says class 0."""
+    """Predictions of class 3 of ten; the first member agrees, the second predicts class 0."""
     size = len(confidences)
     probabilities = np.full((size, 10), 0.0)
     probabilities[:, 3] = confidences
@@ -53,7 +53,7 @@ def answers(confidences: list[float], *, counted: bool = True) -> tuple[dict[str
     return values | {"disagreement": np.zeros(size), "review": review}, np.full(size, counted)
 
 
-def test_answers_are_counted_together_and_questions_of_our_own_not_at_all(
+def test_predictions_are_counted_in_batches_and_probes_are_not_counted(
     module: ModuleType, recorder: Recorder, folder: Path
 ) -> None:
     metrics = module.VoterMetrics(folder)
@@ -78,7 +78,7 @@ def test_answers_are_counted_together_and_questions_of_our_own_not_at_all(
     assert recorder.monotone
 
 
-def test_what_is_served_and_what_drift_is_measured_against_is_on_the_page(
+def test_metrics_describe_the_served_ensemble_and_its_baseline(
     module: ModuleType, recorder: Recorder, folder: Path
 ) -> None:
     module.VoterMetrics(folder).close()
@@ -105,7 +105,7 @@ def test_metadata_without_a_baseline_is_counted(module: ModuleType, recorder: Re
     assert not [name for name, _ in recorder.page if name.startswith("plurum_baseline")]
 
 
-def test_under_load_many_answers_are_few_calls_and_the_page_is_behind_by_a_second_at_most(
+def test_under_load_metrics_are_updated_at_most_once_a_second(
     module: ModuleType, recorder: Recorder, folder: Path
 ) -> None:
     metrics = module.VoterMetrics(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from plurum.files import atomic_folder
+from plurum.files import atomic_folder, cache_folder
 
 NAMES = ("prometheus", "promtool")
 DOWNLOAD_S, START_S = 300, 20
@@ -28,8 +27,7 @@ def find_prometheus() -> dict[str, Path] | str:
     found = {name: Path(path) for name in NAMES if (path := shutil.which(name))}
     if len(found) == len(NAMES):
         return found
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(root).expanduser() / "plurum" / "prometheus-debian"
+    folder = cache_folder() / "prometheus-debian"
     if not folder.is_dir() and (reason := set_up(folder)):
         return reason
     return {name: folder / name for name in NAMES}

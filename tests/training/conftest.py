@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from plurum.run import Run
 from plurum.training import TrainSettings, train_run
+from tests.conftest import build_once
 
 ARCHS = ("test_byobnet", "test_resnet")
 SETTINGS = TrainSettings(archs=ARCHS, epochs=4, batch_size=16, learning_rate=5e-3, precision="fp32")
@@ -38,6 +40,19 @@ def digit_arrays() -> dict[str, npt.NDArray[np.uint8]]:
         arrays[f"{part}_labels"] = labels[start : start + count, None]
         start += count
     return arrays
+
+
+def idx(array: npt.NDArray[np.uint8], kind: int = 8) -> bytes:
+    """Return an array in the format of MNIST's files."""
+    return struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_mnist(folder: Path, arrays: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+    """Write the training and test images of such arrays in the format of MNIST's files."""
+    folder.mkdir()
+    for ours, theirs in (("train", "train"), ("t10k", "test")):
+        (folder / f"{ours}-images-idx3-ubyte").write_bytes(idx(arrays[f"{theirs}_images"]))
+        (folder / f"{ours}-labels-idx1-ubyte").write_bytes(idx(arrays[f"{theirs}_labels"].reshape(-1)))
 
 
 def write_image(path: Path, seed: int, size: tuple[int, int] = (12, 10)) -> None:
@@ -74,9 +89,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a run of two members shared by all tests, read-only."""
-    out = tmp_path_factory.mktemp("trained") / "run"
-    train_run(str(archive), SETTINGS, out)
-    return Run(out)
+    return Run(build_once(tmp_path_factory, "trained", lambda out: train_run(str(archive), SETTINGS, out)))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from plurum.conventions import IMAGENET_MEAN, IMAGENET_STD
 from plurum.errors import OutputError
 from plurum.files import atomic_folder
 from plurum.run import DataMetadata, Run
@@ -24,8 +25,6 @@ __all__ = ["image_spec", "store_data"]
 _LOG = logging.getLogger(__name__)
 
 # Normalisation of timm's pretrained weights.
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _BLOCK = 1024
 
 
@@ -117,8 +116,8 @@ def image_spec(data: LabelledImages, settings: TrainSettings) -> ImageSpec:
         width=size,
         colour=settings.colour,
         resize=settings.resize,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
     )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from plurum.errors import OutputError
-from plurum.files import csv_from_rows, write_bytes, write_text
+from plurum.files import check_folder, csv_from_rows, write_bytes, write_text
 from plurum.training.evaluation.page import PAGE
 from plurum.training.evaluation.plots import plots_from_evaluation
 from plurum.training.statistics.metrics import METRICS, PER_CLASS
@@ -15,7 +14,7 @@ from plurum.training.statistics.patients import RULES
 from plurum.training.statistics.results import Estimate, Evaluation
 from plurum.training.statistics.wording import verdict_lines
 
-__all__ = ["REPORT_FILES", "check_folder", "csv_from_evaluation", "html_from_evaluation", "write_report"]
+__all__ = ["REPORT_FILES", "csv_from_evaluation", "html_from_evaluation", "write_report"]
 
 # Files of a report, apart from the plots.
 REPORT_FILES = ("metrics.csv", "metrics.json", "report.html")
@@ -36,7 +35,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
         OutputError: `folder` is a file or can't be written.
         MissingExtraError: matplotlib or Jinja2 is not installed.
     """
-    check_folder(folder)
+    check_folder(folder, "the report")
     pictures = plots_from_evaluation(evaluation)
     page = html_from_evaluation(evaluation, pictures)
     write_text(folder / "metrics.csv", csv_from_evaluation(evaluation))
@@ -47,16 +46,6 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
         (folder / "diversity.png").unlink(missing_ok=True)
     write_text(folder / "report.html", page)
     return folder / "report.html"
-
-
-def check_folder(folder: Path) -> None:
-    """Check, before the evaluation starts, that a report can be written into `folder`.
-
-    Raises:
-        OutputError: `folder` is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; name a folder for the report")
 
 
 def csv_from_evaluation(evaluation: Evaluation) -> str:

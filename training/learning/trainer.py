@@ -145,7 +145,7 @@ class Trainer:
         precision_for(settings.precision, self.device)
 
     def precision(self, image: ImageSpec) -> Precision:
-        """Return the precision of trainings on images of this spec."""
+        """Return the precision that `fit` uses for images of this spec."""
         return precision_for(self.settings.precision, self.device, image)
 
     def steps(self, examples: Examples) -> int:

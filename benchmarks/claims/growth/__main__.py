@@ -14,22 +14,38 @@ other architectures, a busy machine (the report states the load average).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from tritonclient.grpc import InferenceServerClient
 
 from plurum.benchmarks.claims.growth.plots import plot_from_growth
-from plurum.benchmarks.claims.growth.points import ARCH, AXES, measure_growth
-from plurum.benchmarks.claims.growth.result import Axis, GrowthResult, GrowthTurn, csv_from_growth
+from plurum.benchmarks.claims.growth.result import Axis, GrowthPoint, GrowthResult, GrowthTurn, csv_from_growth
+from plurum.benchmarks.peers.load import Endpoint, LoadTask, run_elsewhere
+from plurum.benchmarks.peers.processes import PlurumServer
 from plurum.benchmarks.tools import command
-from plurum.benchmarks.tools.machine import machine, versions
+from plurum.benchmarks.tools.machine import versions
+from plurum.benchmarks.tools.members import random_repository
+from plurum.benchmarks.tools.requests import coloured_jpegs, write_images
+from plurum.benchmarks.tools.servers import server_of
+from plurum.benchmarks.tools.turns import in_turns
 from plurum.errors import SettingsError
+from plurum.spec import Ensemble, read_ensemble
 
 __all__ = ["growth"]
 
+_ARCH = "test_resnet"
+_AXES: dict[Axis, tuple[int, ...]] = {
+    "members": (1, 2, 3, 4, 5),
+    "classes": (2, 10, 100, 1000),
+    "size": (64, 128, 256, 512),
+    "clients": (1, 2, 4, 8, 16, 32, 64),
+}
+_ENDPOINT = Endpoint(kind="grpc", path="ensemble")
 _FILES = ("growth.json", "growth.csv", "growth.png")
 
 
@@ -42,18 +58,17 @@ def growth(
     quick: Annotated[bool, typer.Option("--quick", help="Measure only the ends of each axis.")] = False,
 ) -> None:
     """Measure how cost grows: a table on standard output; growth.json, growth.csv and growth.png in a folder."""
-    if unknown := [name for name in axis or () if name not in AXES]:
-        raise SettingsError(f"--axis: expected one of {', '.join(AXES)}, got {unknown[0]!r}.")
+    if unknown := [name for name in axis or () if name not in _AXES]:
+        raise SettingsError(f"--axis: expected one of {', '.join(_AXES)}, got {unknown[0]!r}.")
     command.check_results_folder(out, _FILES)
-    command.interrupt_on_sigterm()
-    state, turns = machine(), list[GrowthTurn]()
-    with command.show_status("members") as say:
-        for name, values in AXES.items():
+    turns = list[GrowthTurn]()
+    with command.measurement("members") as (say, state):
+        for name, values in _AXES.items():
             if not axis or name in axis:
                 chosen = (values[0], values[-1]) if quick else values
-                turns += measure_growth(name, chosen, work, rounds, seconds, say)
+                turns += _measure(name, chosen, work, rounds, seconds, say)
     result = GrowthResult(
-        arch=ARCH, turns=tuple(turns), rounds=rounds, seconds=seconds, machine=state, versions=versions()
+        arch=_ARCH, turns=tuple(turns), rounds=rounds, seconds=seconds, machine=state, versions=versions()
     )
     texts = (result.model_dump_json(indent=1) + "\n", csv_from_growth(result))
     command.write_results(out, dict(zip(_FILES, (*texts, plot_from_growth(result)), strict=True)))
@@ -61,20 +76,87 @@ def growth(
     typer.echo(f"result: {out}")
 
 
+class _PausedServer(NamedTuple):
+    """A server of one point, which runs during its turns only."""
+
+    server: PlurumServer
+    ensemble: Ensemble
+    images: tuple[str, ...]
+
+
+def _measure(
+    axis: Axis, values: Sequence[int], work: Path, rounds: int, seconds: float, say: command.Say
+) -> list[GrowthTurn]:
+    """Return the turns of every value of an axis; the other three axes stay at the defaults of `GrowthPoint`."""
+    points = {value: GrowthPoint.model_validate({axis: value}) for value in values}
+    with ExitStack() as stack:
+        servers: dict[GrowthPoint, _PausedServer] = {}
+        for point in points.values():
+            # The number of clients does not change the server.
+            kind = point.model_copy(update={"clients": 1})
+            if kind not in servers:
+                say(f"{axis}: serving {kind.members} members, {kind.classes} classes, {kind.size} pixels")
+                servers[kind] = _start_paused(stack, kind, work, say)
+        turns = []
+        for turn, value in in_turns(list(points), rounds):
+            say(f"{axis}: {value}, round {turn} of {rounds}")
+            served = servers[points[value].model_copy(update={"clients": 1})]
+            turns.append(_turn(served, axis, points[value], seconds))
+    return turns
+
+
+def _start_paused(stack: ExitStack, point: GrowthPoint, work: Path, say: command.Say) -> _PausedServer:
+    """Start a server, which the stack ends, and pause it."""
+    folder = work / f"{point.members}-{point.classes}-{point.size}"
+    repository = random_repository(folder, [_ARCH] * point.members, point.size, 16, say, classes=point.classes)
+    images = write_images(folder / "images", coloured_jpegs(point.size, point.size))
+    server = PlurumServer(stack.enter_context(server_of(repository)))
+    # A paused Triton would not end.
+    stack.callback(server.resume)
+    server.pause()
+    ensemble = read_ensemble(repository / "ensemble.json")
+    return _PausedServer(server, ensemble, tuple(str(path.resolve()) for path in images))
+
+
+def _turn(served: _PausedServer, axis: Axis, point: GrowthPoint, seconds: float) -> GrowthTurn:
+    server, ensemble, images = served
+    address = server.address(_ENDPOINT.kind)
+    task = LoadTask(_ENDPOINT, address, images, ensemble.classes, ensemble.image, point.clients, seconds)
+    server.resume()
+    try:
+        with InferenceServerClient(address) as client:
+            before = _busy_s(client, ensemble)
+            figures = run_elsewhere(task)
+            after = _busy_s(client, ensemble)
+    finally:
+        server.pause()
+    count = after.pop("images") - before.pop("images")
+    busy = {part: 1000 * (after[part] - before[part]) / count for part in after}
+    return GrowthTurn(axis=axis, point=point, busy_ms=busy, **figures)
+
+
+def _busy_s(client: Any, ensemble: Ensemble) -> dict[str, float]:
+    """Return the computing time of instances since the start by part, seconds, and the number of images of the voter.
+
+    They come from Triton's statistics of executions: those of requests count a batch once for each request in it.
+    """
+    counted = {one.name: one for one in client.get_inference_statistics().model_stats}
+    computed = {name: sum(batch.compute_infer.ns for batch in one.batch_stats) / 1e9 for name, one in counted.items()}
+    return {
+        "decoding": computed["preprocess"],
+        "members": sum(computed[member.name] for member in ensemble.members),
+        "voter": computed["voter"],
+        "images": counted["voter"].inference_count,
+    }
+
+
 def _show(result: GrowthResult) -> None:
-    table = Table("", "images/s", "p50 ms", "ms per image: decoding", "members", "voter", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = command.new_table("", "images/s", "p50 ms", "ms per image: decoding", "members", "voter", box=None)
     for axis in result.axes():
         for value in result.values(axis):
-            parts = ("decoding", "members", "voter")
-            busy = (result.busy_ms(axis, value, part) for part in parts)
-            cells = (
-                f"{result.rate(axis, value):.1f}",
-                f"{result.p50_ms(axis, value):.2f}",
-                *(f"{one:.3f}" for one in busy),
-            )
-            table.add_row(_words_for(axis, value), *cells)
+            busy = (f"{result.busy_ms(axis, value, part):.3f}" for part in ("decoding", "members", "voter"))
+            rate, p50_ms = f"{result.rate(axis, value):.1f}", f"{result.p50_ms(axis, value):.2f}"
+            table.add_row(_words_for(axis, value), rate, p50_ms, *busy)
     Console(width=120).print(table)
     state = result.machine
     typer.echo(f"medians of {result.rounds} turns of {result.seconds:g} s; members: {result.arch}, random weights")

@@ -31,7 +31,6 @@ from plurum.benchmarks.claims.hostile.campaign import (
     TARGETS,
     CampaignPlan,
     HonestCommand,
-    Watchers,
     attacks,
     carry_out,
     one_of_each,
@@ -98,7 +97,6 @@ def hostile(  # noqa: PLR0913, PLR0917 - one parameter per option
         plan = CampaignPlan(_QUICK_REQUESTS, 1, _QUICK_SECONDS, threads, seed)
     console = Console(stderr=True)
     state = machine()
-    command.interrupt_on_sigterm()
     with console.status("members") as status:
         say = status.update if console.is_terminal else _say
         served = repository or random_repository(work, command.TINY_ARCHS, _SIZE, 16, say, classes=_CLASSES)
@@ -149,13 +147,13 @@ def _attack(
             files = (repository, folder / "files", services.temporary)
             known = Surroundings(services.places, images, services.key, *files, services.header(), hold_s)
             with Witness(services.places, services.key, images, services.temporary) as witness:
-                watchers = Watchers(services, witness, HonestCommand(known))
+                honest = HonestCommand(known)
                 for number, attack in enumerate(chosen, 1):
                     if minutes is not None and time.monotonic() - start > 60 * minutes:
                         campaign.skipped = len(chosen) - number + 1
                         break
                     say(f"{number} of {len(chosen)}: {attack.target}, {attack.name}")
-                    campaign.tallies[attack] = carry_out(attack, plan, known, watchers)
+                    campaign.tallies[attack] = carry_out(attack, plan, known, services, witness, honest)
                 campaign.held = witness.held
             status = f"http://127.0.0.1:{services.places['status'].port}/metrics"
             campaign.restarts = int(metrics_at(status).get("plurum_restarts_total{}", 0))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from plurum.benchmarks.claims.hostile.honest import HonestRequest
 from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, ServerPort, Wire
@@ -16,6 +16,7 @@ from plurum.benchmarks.tools.wire import http_request
 
 __all__ = ["ANY", "EITHER", "REFUSED", "Attack", "AttackTally", "Attacker", "Kind", "Make", "Surroundings", "name_of"]
 
+_T = TypeVar("_T")
 # Allowed outcomes, by class. 500 is in neither of the first two: no request may break a server.
 REFUSED = frozenset({"4xx", "5xx", "busy", "closed"})
 EITHER = REFUSED | {"2xx", "3xx"}
@@ -71,9 +72,13 @@ class Attacker:
         self._headers = {"authorization": f"Bearer {surroundings.key}"} if keyed else {}
         self._kept: Wire | None = None
 
+    def choose(self, *options: _T) -> _T:
+        """Return one of the options."""
+        return self.chance.choice(options)
+
     def image(self) -> bytes:
         """Return one of the honest images."""
-        return self.chance.choice(self.known.images)
+        return self.choose(*self.known.images)
 
     def send(self, method: str, path: str, body: bytes = b"", **headers: object) -> int:
         """Send a request over the kept connection; return the outcome."""
@@ -208,10 +213,7 @@ class AttackTally:
 
     def classes(self) -> dict[str, int]:
         """Return the outcomes by class."""
-        found: Counter[str] = Counter()
-        for outcome, count in self.outcomes.items():
-            found[name_of(outcome)] += count
-        return dict(sorted(found.items()))
+        return dict(sorted(Counter(map(name_of, self.outcomes.elements())).items()))
 
     def add(self, seen: Iterable[HonestRequest]) -> None:
         """Count the requests of honest clients."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 import time
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from plurum.benchmarks.claims.hostile.attack import ANY, Attack, Attacker, AttackTally, Kind, Surroundings
@@ -21,7 +21,7 @@ from plurum.benchmarks.claims.hostile.wire_attacks import WIRE
 from plurum.benchmarks.claims.hostile.witness import Witness
 from plurum.errors import ServerError
 
-__all__ = ["TARGETS", "CampaignPlan", "HonestCommand", "Watchers", "attacks", "carry_out", "one_of_each"]
+__all__ = ["TARGETS", "CampaignPlan", "HonestCommand", "attacks", "carry_out", "one_of_each"]
 
 TARGETS = ("gateway", "gateway-tls", "triton", "page", "command")
 _PATHS = {"gateway": "/predict", "gateway-tls": "/predict", "http": "/v2/models/ensemble/infer", "page": "/answers"}
@@ -45,21 +45,6 @@ class CampaignPlan:
     seconds: float
     threads: int
     seed: int
-
-
-@dataclass(frozen=True)
-class Watchers:
-    """Observers of the attacked processes.
-
-    Attributes:
-        services: Attacked processes; those that exit by themselves are started again.
-        witness: Honest clients of the servers.
-        command: Honest user of the command line.
-    """
-
-    services: Services
-    witness: Witness
-    command: HonestCommand
 
 
 class HonestCommand:
@@ -125,57 +110,52 @@ def _allow_any(kind: Kind) -> Kind:
     return Kind(kind.make, kind.cost, ANY, kind.deadly)
 
 
-def carry_out(attack: Attack, plan: CampaignPlan, surroundings: Surroundings, watchers: Watchers) -> AttackTally:
-    """Send a kind of attack, and wait until honest clients get responses again."""
-    services, witness = watchers.services, watchers.witness
+def carry_out(
+    attack: Attack,
+    plan: CampaignPlan,
+    surroundings: Surroundings,
+    services: Services,
+    witness: Witness,
+    command: HonestCommand,
+) -> AttackTally:
+    """Send a kind of attack, start services again that it has ended, and wait until honest clients get responses."""
     kind, tally, start = attack.kind, AttackTally(), time.monotonic()
     if attack.target == "triton" and kind.deadly:
         # One after the other, each when the server is healthy.
         for turn in range(min(plan.deadly, plan.requests)):
-            _send(attack, 1, 1, plan, turn, surroundings, tally)
+            tally.outcomes += _send(attack, 1, 1, plan, turn, surroundings)
             services.revive()
             _wait_healthy(services)
             tally.add(witness.take(time.monotonic()))
     else:
         count = max(plan.requests // kind.cost, 1)
-        _send(attack, count, 2 if kind.cost > 1 else plan.threads, plan, 0, surroundings, tally)
+        tally.outcomes += _send(attack, count, 2 if kind.cost > 1 else plan.threads, plan, 0, surroundings)
         services.revive()
         if attack.target == "command":
-            tally.wrong += not watchers.command.is_right()
+            tally.wrong += not command.is_right()
     tally.took_s = time.monotonic() - start
     tally.add(witness.take(time.monotonic()))
     return tally
 
 
 def _send(
-    attack: Attack,
-    count: int,
-    threads: int,
-    plan: CampaignPlan,
-    turn: int,
-    surroundings: Surroundings,
-    tally: AttackTally,
-) -> None:
+    attack: Attack, count: int, threads: int, plan: CampaignPlan, turn: int, surroundings: Surroundings
+) -> Counter[int]:
+    """Send at least `count` requests, and return their outcomes."""
     place = surroundings.places.get(attack.port, surroundings.places["gateway"])
-    deadline, lock, sent = time.monotonic() + plan.seconds, threading.Lock(), 0
+    deadline, outcomes = time.monotonic() + plan.seconds, list[int]()
 
     def run(number: int) -> None:
-        nonlocal sent
         chance = random.Random(f"{plan.seed} {attack.target} {attack.name} {turn} {number}")  # noqa: S311 (not a secret)
         keyed = attack.target == "gateway-tls"
         attacker = Attacker(surroundings, place, _PATHS.get(attack.port, "/"), chance, keyed=keyed)
-        while time.monotonic() < deadline and sent < count:
-            outcomes = Counter(attack.kind.make(attacker))
-            with lock:
-                sent += outcomes.total()
-                tally.outcomes += outcomes
+        while time.monotonic() < deadline and len(outcomes) < count:
+            outcomes.extend(attack.kind.make(attacker))
         attacker.end()
 
-    workers = [threading.Thread(target=run, args=[number]) for number in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(threads) as workers:
+        list(workers.map(run, range(threads)))
+    return Counter(outcomes)
 
 
 def _wait_healthy(services: Services) -> None:

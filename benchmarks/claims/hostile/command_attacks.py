@@ -6,6 +6,7 @@ own, 500 for a traceback or a signal, a timeout if it had to be ended.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -53,22 +54,15 @@ def plurum(*words: str, folder: Path, temporary: Path, stdin: bytes = b"") -> tu
     command = [sys.executable, "-m", "plurum", *words]
     with (folder / "command.out").open("w+b") as out, (folder / "command.err").open("w+b") as err:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=out, stderr=err)
-        _feed(process, stdin)
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(stdin)
         outcome = _watched(process)
         err.seek(0)
         out.seek(0)
         if b"Traceback (most recent call last)" in err.read():
             outcome = 500
         return outcome, out.read().decode(errors="replace")
-
-
-def _feed(process: subprocess.Popen[bytes], data: bytes) -> None:
-    try:
-        if process.stdin is not None:
-            process.stdin.write(data)
-            process.stdin.close()
-    except BrokenPipeError:
-        pass
 
 
 def _watched(process: subprocess.Popen[bytes]) -> int:
@@ -112,30 +106,29 @@ def _fifo(attacker: Attacker) -> str:
     return str(path)
 
 
-def _server(attacker: Attacker) -> tuple[str, str]:
-    return "--url", f"127.0.0.1:{attacker.known.places['grpc'].port}"
-
-
-def _listed(attacker: Attacker, command: str, path: str) -> list[int]:
-    manifest = _file(attacker, "manifest.csv", f"path,label\n{path},a\n{path},b\n".encode("utf-8", "surrogateescape"))
-    return _run(attacker, command, manifest, *(_server(attacker) if command == "predict" else ()))
+def _read(attacker: Attacker, command: str, *words: str, stdin: bytes = b"") -> list[int]:
+    """Run a command that reads images; `predict` sends them to the server."""
+    server = ("--url", f"127.0.0.1:{attacker.known.places['grpc'].port}") if command == "predict" else ()
+    return _run(attacker, command, *server, *words, stdin=stdin)
 
 
 def _list(command: str, choose: Callable[[Attacker], str]) -> Make:
     """Return an attack by a manifest that names a path of `choose`."""
-    return lambda attacker: _listed(attacker, command, choose(attacker))
+
+    def make(attacker: Attacker) -> list[int]:
+        path = choose(attacker)
+        manifest = f"path,label\n{path},a\n{path},b\n".encode("utf-8", "surrogateescape")
+        return _read(attacker, command, _file(attacker, "manifest.csv", manifest))
+
+    return make
 
 
 def _choose_device(attacker: Attacker) -> str:
-    return attacker.chance.choice(_DEVICES)
+    return attacker.choose(*_DEVICES)
 
 
 def _choose_file(attacker: Attacker) -> str:
-    return attacker.chance.choice((*_DEVICES, _fifo(attacker)))
-
-
-def _predict_file(attacker: Attacker) -> list[int]:
-    return _run(attacker, "predict", _choose_file(attacker), *_server(attacker))
+    return attacker.choose(*_DEVICES, _fifo(attacker))
 
 
 def _tables() -> Sequence[bytes]:
@@ -154,16 +147,15 @@ def _tables() -> Sequence[bytes]:
 
 
 def _table(attacker: Attacker) -> list[int]:
-    manifest = _file(attacker, "table.csv", attacker.chance.choice(_tables()))
-    command = attacker.chance.choice(("data", "predict"))
-    return _run(attacker, command, manifest, *(_server(attacker) if command == "predict" else ()))
+    manifest = _file(attacker, "table.csv", attacker.choose(*_tables()))
+    return _read(attacker, attacker.choose("data", "predict"), manifest)
 
 
 def _archives(attacker: Attacker) -> list[int]:
     path = _folder(attacker) / "images.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("train_images.npy", "train_labels.npy", "val_images.npy"):
-            archive.writestr(name, attacker.chance.choice(_arrays()))
+            archive.writestr(name, attacker.choose(*_arrays()))
     if attacker.chance.random() < 0.3:
         path.write_bytes(path.read_bytes()[: attacker.chance.randint(0, 200)])
     return _run(attacker, "data", str(path))
@@ -208,14 +200,14 @@ def _checkpoints() -> Sequence[tuple[str, bytes]]:
 
 
 def _checkpoint(attacker: Attacker) -> list[int]:
-    path = _file(attacker, *attacker.chance.choice(_checkpoints()))
+    path = _file(attacker, *attacker.choose(*_checkpoints()))
     return _run(attacker, "export", path, "--arch", "test_resnet", "--classes", "a,b", "--out", "repository")
 
 
 def _broken_metadata(attacker: Attacker) -> Sequence[bytes]:
     good = json.loads((attacker.known.repository / "ensemble.json").read_text())
-    key = attacker.chance.choice(sorted(good))
-    odd: Any = attacker.chance.choice((None, [], {}, "x", -1, 1e308, "\ud800", ["a"] * 9999, {"a": {}}))
+    key = attacker.choose(*sorted(good))
+    odd: Any = attacker.choose(None, [], {}, "x", -1, 1e308, "\ud800", ["a"] * 9999, {"a": {}})
     return (
         json.dumps(good | {key: odd}).encode(),
         json.dumps(good | {"unknown": 1}).encode(),
@@ -229,14 +221,12 @@ def _broken_metadata(attacker: Attacker) -> Sequence[bytes]:
     )
 
 
-def _repository(attacker: Attacker) -> Path:
-    """Return a folder that looks like a repository and has broken metadata."""
+def _repository(attacker: Attacker) -> str:
+    """Return the path of a folder that looks like a repository and has broken metadata."""
     folder = _folder(attacker) / "repository"
     for model in ("ensemble", "preprocess", "voter"):
         (folder / model / "1").mkdir(parents=True, exist_ok=True)
-        (folder / model / "config.pbtxt").write_bytes(
-            attacker.chance.choice((b"", b"{" * 9999, b'name: "x"', bytes(999)))
-        )
+        (folder / model / "config.pbtxt").write_bytes(attacker.choose(b"", b"{" * 9999, b'name: "x"', bytes(999)))
     ensemble_file = folder / "ensemble.json"
     ensemble_file.unlink(missing_ok=True)
     if attacker.chance.random() < 0.1:
@@ -244,23 +234,19 @@ def _repository(attacker: Attacker) -> Path:
     elif attacker.chance.random() < 0.1:
         ensemble_file.symlink_to("/dev/zero")
     else:
-        ensemble_file.write_bytes(attacker.chance.choice(_broken_metadata(attacker)))
-    return folder
-
-
-def _metadata_attack(command: str, *more: str) -> Make:
-    return lambda attacker: _run(attacker, command, str(_repository(attacker)), *more)
+        ensemble_file.write_bytes(attacker.choose(*_broken_metadata(attacker)))
+    return str(folder)
 
 
 def _names(attacker: Attacker) -> list[int]:
-    name = attacker.chance.choice(_SPECIAL)
-    command = attacker.chance.choice(("predict", "data", "doctor", "fit", "evaluate"))
-    return _run(attacker, command, *(_server(attacker) if command == "predict" else ()), "--", name)
+    name = attacker.choose(*_SPECIAL)
+    command = attacker.choose("predict", "data", "doctor", "fit", "evaluate")
+    return _read(attacker, command, "--", name)
 
 
 def _lists(attacker: Attacker) -> list[int]:
     lists = (b"\0" * 100_000, b"x\n" * 20_000, b"\xff\xfe", b"/dev/zero\n", b"a" * 5_000_000, b"", b"\n\n\n")
-    return _run(attacker, "predict", "-", *_server(attacker), stdin=attacker.chance.choice(lists))
+    return _read(attacker, "predict", "-", stdin=attacker.choose(*lists))
 
 
 def _pictures(attacker: Attacker) -> list[int]:
@@ -269,20 +255,20 @@ def _pictures(attacker: Attacker) -> list[int]:
         images.other_formats(),
         [images.claimed_jpeg()], [images.endless_jpeg()], [images.huge_tile()], images.many_pages(),
     )  # fmt: skip
-    path = _file(attacker, "image.png", attacker.chance.choice(attacker.chance.choice(made)))
+    path = _file(attacker, "image.png", attacker.choose(*attacker.choose(*made)))
     if attacker.chance.random() < 0.5:
-        return _run(attacker, "predict", path, *_server(attacker))
+        return _read(attacker, "predict", path)
     (_folder(attacker) / "classes" / "a").mkdir(parents=True, exist_ok=True)
     Path(path).replace(_folder(attacker) / "classes" / "a" / "image.png")
     return _run(attacker, "data", str(_folder(attacker) / "classes"))
 
 
 def _secrets(attacker: Attacker) -> list[int]:
-    odd = attacker.chance.choice(
-        (*_DEVICES[:2], _fifo(attacker), _file(attacker, "odd.pem", b"-----BEGIN CERTIFICATE-----\nx\n"), "/")
+    odd = attacker.choose(
+        *_DEVICES[:2], _fifo(attacker), _file(attacker, "odd.pem", b"-----BEGIN CERTIFICATE-----\nx\n"), "/"
     )
     ports = ("--port", "0", "--metrics-port", "0")
-    options = attacker.chance.choice((("--keys", odd), ("--tls-cert", odd, "--tls-key", odd)))
+    options = attacker.choose(("--keys", odd), ("--tls-cert", odd, "--tls-key", odd))
     return _run(attacker, "gateway", *ports, *options)
 
 
@@ -291,10 +277,10 @@ def _store(attacker: Attacker) -> list[int]:
     folder.mkdir(exist_ok=True)
     (folder / "reviews.sqlite").unlink(missing_ok=True)
     if attacker.chance.random() < 0.3:
-        (folder / "reviews.sqlite").symlink_to(attacker.chance.choice(("/dev/zero", "/proc/self/mem", "/")))
+        (folder / "reviews.sqlite").symlink_to(attacker.choose("/dev/zero", "/proc/self/mem", "/"))
     else:
         (folder / "reviews.sqlite").write_bytes(
-            attacker.chance.choice((b"x" * 5000, b"SQLite format 3\0" + bytes(9999), bytes(4096)))
+            attacker.choose(b"x" * 5000, b"SQLite format 3\0" + bytes(9999), bytes(4096))
         )
     return _run(attacker, "ui", "--store", str(folder), "--export", "out.csv")
 
@@ -304,17 +290,17 @@ _ODD = EITHER | {"2xx"}
 COMMANDS: dict[str, Kind] = {
     "predict: a manifest that names devices": Kind(_list("predict", _choose_device), cost=400, may=_ODD),
     "predict: a manifest that names a FIFO": Kind(_list("predict", _fifo), cost=400),
-    "predict: devices and FIFOs": Kind(_predict_file, cost=200, may=_ODD),
+    "predict: devices and FIFOs": Kind(lambda one: _read(one, "predict", _choose_file(one)), cost=200, may=_ODD),
     "predict: lists on standard input": Kind(_lists, cost=200, may=_ODD),
     "data: a manifest that names devices": Kind(_list("data", _choose_device), cost=400),
     "data: a manifest that names a FIFO": Kind(_list("data", _fifo), cost=400),
-    "data: devices and FIFOs": Kind(lambda one: _run(one, "data", _choose_file(one)), cost=400),
+    "data: devices and FIFOs": Kind(lambda one: _read(one, "data", _choose_file(one)), cost=400),
     "data, predict: broken tables": Kind(_table, cost=200, may=_ODD),
     "data: archives of arrays": Kind(_archives, cost=200),
     "data, predict: hostile images": Kind(_pictures, cost=100, may=_ODD),
     "export: files that are no checkpoint": Kind(_checkpoint, cost=200),
-    "doctor: broken metadata": Kind(_metadata_attack("doctor"), cost=200),
-    "serve: broken metadata": Kind(_metadata_attack("serve", *_FREE), cost=200),
+    "doctor: broken metadata": Kind(lambda one: _run(one, "doctor", _repository(one)), cost=200),
+    "serve: broken metadata": Kind(lambda one: _run(one, "serve", _repository(one), *_FREE), cost=200),
     "evaluate, fit, …: odd names": Kind(_names, cost=200, may=_ODD),
     "gateway: keys and certificates": Kind(_secrets, cost=200),
     "ui: a store that is none": Kind(_store, cost=200),

@@ -97,26 +97,24 @@ def _wrong(attacker: Attacker) -> list[int]:
 
 def _unknown(attacker: Attacker) -> list[int]:
     services = (_SERVICE, "/grpc.reflection.v1alpha.ServerReflection/", "/grpc.channelz.v1.Channelz/", "/x/", "/")
-    return [_called(attacker, attacker.chance.choice(services) + attacker.chance.choice(_UNKNOWN), b"\x0a\x08ensemble")]
+    return [_called(attacker, attacker.choose(*services) + attacker.choose(*_UNKNOWN), b"\x0a\x08ensemble")]
 
 
 def _managed(attacker: Attacker) -> list[int]:
     from tritonclient.grpc import service_pb2 as pb
 
-    method = attacker.chance.choice(_MANAGED)
+    method = attacker.choose(*_MANAGED)
     request = getattr(pb, f"{method}Request", pb.RepositoryIndexRequest)()
     if "Model" in method:
         if method.endswith("Load"):
             request.ParseFromString(_load(attacker))
-        request.model_name = attacker.chance.choice(("evil", "ensemble", "voter", "../evil"))
+        request.model_name = attacker.choose("evil", "ensemble", "voter", "../evil")
     elif method == "SystemSharedMemoryRegister":
         request.name, request.key, request.byte_size = "a", "/plurum", 64
     elif method == "LogSettings":
         request.settings["log_file"].string_param = str(attacker.known.folder / "ran")
-    guess = attacker.chance.choice(("", "1", "admin", attacker.chance.randbytes(16).hex()))
-    return [
-        _called(attacker, _SERVICE + method, request.SerializeToString(), [(attacker.chance.choice(_HEADERS), guess)])
-    ]
+    guess = attacker.choose("", "1", "admin", attacker.chance.randbytes(16).hex())
+    return [_called(attacker, _SERVICE + method, request.SerializeToString(), [(attacker.choose(*_HEADERS), guess)])]
 
 
 def _load(attacker: Attacker) -> bytes:
@@ -190,7 +188,7 @@ def _frames(sent: bytes, attacker: Attacker, seconds: float = 0.05) -> int:
 
 
 def _flood(*choices: bytes) -> Make:
-    return lambda attacker: [_frames(attacker.chance.choice(choices), attacker)]
+    return lambda attacker: [_frames(attacker.choose(*choices), attacker)]
 
 
 def _odd_frames(attacker: Attacker) -> list[int]:
@@ -258,9 +256,7 @@ def _kinds(came: bytes) -> list[int]:
 
 
 def _garbage(attacker: Attacker) -> list[int]:
-    return [
-        attacker.alone(attacker.chance.choice((b"", _PREFACE, _PREFACE[:10])) + attacker.chance.randbytes(500), 0.1)
-    ]
+    return [attacker.alone(attacker.choose(b"", _PREFACE, _PREFACE[:10]) + attacker.chance.randbytes(500), 0.1)]
 
 
 _SOON = REFUSED | {"timeout"}

@@ -7,7 +7,6 @@ import http.client
 import json
 import re
 import ssl
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from plurum.benchmarks.claims.hostile.wires import ServerPort
+from plurum.benchmarks.tools.requests import bytes_element
 
 __all__ = ["HonestClient", "HonestRequest", "honest_clients"]
 
@@ -159,15 +159,16 @@ def _over_triton_http(place: ServerPort) -> Callable[[bytes], Response]:
     wire = _Http(place)
 
     def send(image: bytes) -> Response:
+        element = bytes_element(image)
         tensor = {
             "name": "IMAGE",
             "shape": [1, 1],
             "datatype": "BYTES",
-            "parameters": {"binary_data_size": len(image) + 4},
+            "parameters": {"binary_data_size": len(element)},
         }
         head = json.dumps({"inputs": [tensor], "outputs": [{"name": "PROBABILITIES"}]}).encode()
-        body = head + struct.pack("<I", len(image)) + image
-        response = wire.post("/v2/models/ensemble/infer", body, {"inference-header-content-length": str(len(head))})
+        size = {"inference-header-content-length": str(len(head))}
+        response = wire.post("/v2/models/ensemble/infer", head + element, size)
         return np.array(json.loads(response)["outputs"][0]["data"])
 
     return send

@@ -175,15 +175,8 @@ def _tiff(entries: dict[int, tuple[int, Sequence[int]]], data: bytes, next_ifd: 
         else:
             value = packed.ljust(4, b"\0")
         fields += struct.pack("<HHI", tag, kind, len(values)) + value
-    return (
-        b"II*\0"
-        + struct.pack("<I", at)
-        + data
-        + struct.pack("<H", len(entries))
-        + fields
-        + struct.pack("<I", next_ifd)
-        + behind
-    )
+    directory = struct.pack("<H", len(entries)) + fields + struct.pack("<I", next_ifd)
+    return b"II*\0" + struct.pack("<I", at) + data + directory + behind
 
 
 def _grey(width: int, height: int) -> dict[int, tuple[int, Sequence[int]]]:

@@ -36,20 +36,20 @@ _KEYS = (
 def _sha(attacker: Attacker) -> str:
     known = hashlib.sha256(attacker.image()).hexdigest()
     odd = ("..%2f..%2fx", "x" * 3000, "%00", "' OR 1=1 --", known.upper(), known[:-1], "0" * 64, "%ff")
-    return attacker.chance.choice(odd).replace(" ", "%20")
+    return attacker.choose(*odd).replace(" ", "%20")
 
 
 def _another_site(attacker: Attacker) -> list[int]:
     """Decide about an honest image, as a script of another site would."""
     known = hashlib.sha256(attacker.image()).hexdigest()
-    path = attacker.chance.choice(
-        (f"/review/{known}", f"/review/{known}/undo", f"/review/{known}/delete", f"/answers/{known}/review", "/answers")
+    path = attacker.choose(
+        f"/review/{known}", f"/review/{known}/undo", f"/review/{known}/delete", f"/answers/{known}/review", "/answers"
     )
-    headers = attacker.chance.choice((
+    headers = attacker.choose(
         {"sec_fetch_site": "cross-site"}, {"sec_fetch_site": "same-site"}, {"origin": "http://evil.example"},
         {"origin": "null"},
         {"origin": "http://127.0.0.1.evil.example"}, {"origin": "https://127.0.0.1"}, {"origin": "http://127.0.0.1:1"},
-    ))  # fmt: skip
+    )  # fmt: skip
     body = b"label=class+0&seen=0"
     sent = http_request("POST", path, body, content_type="application/x-www-form-urlencoded", **headers)
     # As browsers do: the port distinguishes this page from a site on another port of this machine.
@@ -57,19 +57,19 @@ def _another_site(attacker: Attacker) -> list[int]:
 
 
 def _hosts(attacker: Attacker) -> list[int]:
-    host = attacker.chance.choice(_HOSTS).encode()
-    sent = http_request("GET", attacker.chance.choice(("/", "/review", "/corrections.csv", "/static/page.js")))
+    host = attacker.choose(*_HOSTS).encode()
+    sent = http_request("GET", attacker.choose("/", "/review", "/corrections.csv", "/static/page.js"))
     return [attacker.alone(sent.replace(b"host: 127.0.0.1", b"host: " + host), 3.0)]
 
 
 def _file_names(attacker: Attacker) -> list[int]:
-    return [attacker.send("POST", "/answers", attacker.image(), x_file_name=attacker.chance.choice(_NAMES))]
+    return [attacker.send("POST", "/answers", attacker.image(), x_file_name=attacker.choose(*_NAMES))]
 
 
 def _decisions(attacker: Attacker) -> list[int]:
-    seen = attacker.chance.choice(_SEEN)
-    label = attacker.chance.choice(("class 0", "", "x" * 9000, "%00", "%ff", "\udcff"))
-    path = f"/review/{_sha(attacker)}" + attacker.chance.choice(("", "/undo", "/delete"))
+    seen = attacker.choose(*_SEEN)
+    label = attacker.choose("class 0", "", "x" * 9000, "%00", "%ff", "\udcff")
+    path = f"/review/{_sha(attacker)}" + attacker.choose("", "/undo", "/delete")
     return [attacker.send("POST", path, f"label={label}&seen={seen}".encode("utf-8", "surrogateescape"))]
 
 
@@ -79,7 +79,7 @@ def _stale(attacker: Attacker) -> list[int]:
     known = hashlib.sha256(image).hexdigest()
     first = attacker.send("POST", "/answers", image)
     kept = attacker.send("POST", f"/answers/{known}/review")
-    seen = attacker.chance.choice(_SEEN)
+    seen = attacker.choose(*_SEEN)
     forms = [attacker.send("POST", f"/review/{known}", f"label=class+0&seen={seen}".encode()) for _ in range(2)]
     undone = attacker.send("POST", f"/review/{known}/undo", f"seen={seen}".encode())
     gone = attacker.send("POST", f"/review/{known}/delete")
@@ -88,22 +88,22 @@ def _stale(attacker: Attacker) -> list[int]:
 
 
 def _huge_forms(attacker: Attacker) -> list[int]:
-    body = attacker.chance.choice(
-        (b"a=b&" * 500_000, b"label=" + bytes(3 << 20), b"&" * (1 << 16), b"%" * 60_000, b"a" * 70_000)
+    body = attacker.choose(
+        b"a=b&" * 500_000, b"label=" + bytes(3 << 20), b"&" * (1 << 16), b"%" * 60_000, b"a" * 70_000
     )
     return [attacker.send("POST", f"/review/{_sha(attacker)}", body)]
 
 
 def _static(attacker: Attacker) -> list[int]:
-    return [attacker.send("GET", f"/static/{attacker.chance.choice(_STATIC)}")]
+    return [attacker.send("GET", f"/static/{attacker.choose(*_STATIC)}")]
 
 
 def _queries(attacker: Attacker) -> list[int]:
-    path = attacker.chance.choice(
-        (f"/review?done={'x' * 5000}", f"/review/{_sha(attacker)}?done=%ff", "/review?done=%00&done=1")
+    path = attacker.choose(
+        f"/review?done={'x' * 5000}", f"/review/{_sha(attacker)}?done=%ff", "/review?done=%00&done=1"
     )
-    more = attacker.chance.choice(
-        (path, f"/pictures/{_sha(attacker)}", f"/evidence/{_sha(attacker)}/{'9' * 5000}", "/served?x=%ff")
+    more = attacker.choose(
+        path, f"/pictures/{_sha(attacker)}", f"/evidence/{_sha(attacker)}/{'9' * 5000}", "/served?x=%ff"
     )
     return [attacker.send("GET", more)]
 
@@ -121,16 +121,16 @@ PAGE: dict[str, Kind] = {
 
 
 def _wrong_key(attacker: Attacker) -> list[int]:
-    guess = attacker.chance.choice((*_KEYS, f"Bearer {attacker.chance.randbytes(32).hex()}"))
+    guess = attacker.choose(*_KEYS, f"Bearer {attacker.chance.randbytes(32).hex()}")
     return [attacker.send("POST", attacker.path, attacker.image(), authorization=guess)]
 
 
 def _guessed_key(attacker: Attacker) -> list[int]:
     key = attacker.known.key
-    near = attacker.chance.choice(
-        (key[:-1], key + "0", key.upper(), key[::-1], f"{key},{key}", hashlib.sha256(key.encode()).hexdigest())
+    near = attacker.choose(
+        key[:-1], key + "0", key.upper(), key[::-1], f"{key},{key}", hashlib.sha256(key.encode()).hexdigest()
     )
-    header = attacker.chance.choice(("authorization", "x_api_key"))
+    header = attacker.choose("authorization", "x_api_key")
     value = near if header == "x_api_key" else f"Bearer {near}"
     return [attacker.send("POST", attacker.path, attacker.image(), **({"authorization": "x"} | {header: value}))]
 

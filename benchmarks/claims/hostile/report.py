@@ -47,7 +47,7 @@ class Campaign:
 
     def broken(self) -> list[str]:
         """Return one line for each claim that does not hold."""
-        return [*self._responses(), *self._outages(), *self._processes()]
+        return [*self._responses(), *self._processes()]
 
     def summary(self) -> dict[str, Any]:
         """Return the figures for programs."""
@@ -95,11 +95,9 @@ class Campaign:
             came = ", ".join(f"{name} {count}" for name, count in tally.classes().items())
             bad = bool(_unexpected(attack, tally)) or tally.wrong
             outage = max(tally.outage_s.values(), default=0.0)
-            slow = outage > OUTAGE_S[attack.target] * self.slack
+            mark = "[red]" if outage > OUTAGE_S[attack.target] * self.slack else ""
             name = f"[red]{attack.name}" if bad else attack.name
-            table.add_row(
-                attack.target, name, f"{tally.sent:,}", came, f"[red]{outage:.2f}" if slow else f"{outage:.2f}"
-            )
+            table.add_row(attack.target, name, f"{tally.sent:,}", came, f"{mark}{outage:.2f}")
         yield table
         table = Table("process", "peak RSS, MiB", "most files", title="Processes")
         for name, size in sorted(self.held.rss_bytes.items()):
@@ -120,9 +118,6 @@ class Campaign:
                 yield f"{attack.target}, {attack.name}: {tally.wrong} wrong responses to honest clients"
             if odd := _unexpected(attack, tally):
                 yield f"{attack.target}, {attack.name}: unexpected outcomes {odd}"
-
-    def _outages(self) -> Iterable[str]:
-        for attack, tally in self.tallies.items():
             for client, seconds in tally.outage_s.items():
                 if seconds > OUTAGE_S[attack.target] * self.slack:
                     yield f"{attack.target}, {attack.name}: {client} was out for {seconds:.2f} s"

@@ -6,7 +6,6 @@ import os
 import secrets
 import subprocess
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
@@ -52,16 +51,14 @@ class Services:
             self._start("gateway-tls", "gateway", *gateway, *files)
             self._start("ui", "ui", "--url", triton, "--store", folder / "reviews")
         except BaseException:
-            self._end()
+            self.__exit__()
             raise
 
     def __enter__(self) -> Services:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
+    def __exit__(self, *_: object) -> None:
+        self.stuck += [name for name, process in reversed(self._processes.items()) if not process.stop()]
 
     @property
     def places(self) -> dict[str, ServerPort]:
@@ -84,13 +81,12 @@ class Services:
                     return f"triton-grpc-protocol-{name}".encode(), value.encode()
         return b"admin-key", b""
 
-    def revive(self) -> list[str]:
-        """Start again those that have exited by themselves, at the same ports; return their names."""
-        exited = [name for name, process in self._processes.items() if not process.is_running()]
-        for name in exited:
-            self.ended += 1
-            self._processes[name].start()
-        return exited
+    def revive(self) -> None:
+        """Start again those that have exited by themselves, at the same ports."""
+        for process in self._processes.values():
+            if not process.is_running():
+                self.ended += 1
+                process.start()
 
     def log(self, name: str) -> str:
         """Return what a process has written to standard error so far."""
@@ -107,12 +103,8 @@ class Services:
         except (OSError, subprocess.CalledProcessError) as error:
             raise ServerError(f"openssl: a certificate for the gateway is needed, and it failed: {error}") from error
 
-    def _start(self, name: str, *words: object) -> None:
+    def _start(self, name: str, command: str, *arguments: object) -> None:
         # The other variables stay: an existing cache is used.
         environment = os.environ | {"TMPDIR": str(self.temporary)}
         log = self._folder / f"{name}.log"
-        command, *arguments = words
-        self._processes[name] = PlurumProcess(str(command), *arguments, log=log, environment=environment)
-
-    def _end(self) -> None:
-        self.stuck += [name for name, process in reversed(self._processes.items()) if not process.stop()]
+        self._processes[name] = PlurumProcess(command, *arguments, log=log, environment=environment)

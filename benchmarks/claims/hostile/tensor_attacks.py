@@ -79,8 +79,8 @@ def _sent(make: Callable[[Attacker], bytes], path: str = _PIXELS) -> Make:
 
 def _changed(field: str, *values: Any) -> Make:
     def make(attacker: Attacker) -> list[int]:
-        one = _tensor(**{field: attacker.chance.choice(values)})
-        path = attacker.chance.choice((_PIXELS, _IMAGE))
+        one = _tensor(**{field: attacker.choose(*values)})
+        path = attacker.choose(_PIXELS, _IMAGE)
         return [attacker.send("POST", path, _dumped({"inputs": [one]}))]
 
     return make
@@ -101,22 +101,22 @@ def _image_tensor(attacker: Attacker, element: bytes, size: object, shape: objec
 def _lying_sizes(attacker: Attacker) -> list[int]:
     element = bytes_element(attacker.image())
     odd: tuple[Any, ...] = (0, 1, -1, 1 << 31, 1 << 63, 10**400, "12", None, len(element) - 1, len(element) + 1)
-    return _image_tensor(attacker, element, attacker.chance.choice(odd))
+    return _image_tensor(attacker, element, attacker.choose(*odd))
 
 
 def _lying_elements(attacker: Attacker) -> list[int]:
-    length = attacker.chance.choice((0, 1, 1 << 31, (1 << 32) - 1, 77))
+    length = attacker.choose(0, 1, 1 << 31, (1 << 32) - 1, 77)
     element = struct.pack("<I", length) + attacker.chance.randbytes(50)
     return _image_tensor(attacker, element, len(element))
 
 
 def _empty_batch(attacker: Attacker) -> list[int]:
     element = bytes_element(attacker.image())
-    return _image_tensor(attacker, element, len(element), attacker.chance.choice(([0, 1], [0], [0, 0], [1, 0])))
+    return _image_tensor(attacker, element, len(element), attacker.choose([0, 1], [0], [0, 0], [1, 0]))
 
 
 def _json_sizes(attacker: Attacker) -> list[int]:
-    size = attacker.chance.choice((-1, 0, 1, 10**9, "x", "1e2", "٣", "", 1 << 64, "+5"))
+    size = attacker.choose(-1, 0, 1, 10**9, "x", "1e2", "٣", "", 1 << 64, "+5")
     return [_binary(attacker, _tensor(), b"", size)]
 
 
@@ -131,14 +131,14 @@ def _deep(attacker: Attacker) -> bytes:
 
 
 def _nested(attacker: Attacker) -> bytes:
-    depth, opened, closed = attacker.chance.randint(300, 60_000), *attacker.chance.choice((("[", "]"), ('{"a":', "}")))
+    depth, opened, closed = attacker.chance.randint(300, 60_000), *attacker.choose(("[", "]"), ('{"a":', "}"))
     data = opened * depth + "0" + closed * depth
     return f'{{"inputs":[{{"name":"PIXELS","shape":[1],"datatype":"UINT8","data":{data}}}]}}'.encode()
 
 
 def _numbers(attacker: Attacker) -> bytes:
-    number = attacker.chance.choice(
-        ("1" + "0" * 400, "NaN", "Infinity", "-Infinity", "1e999", "-0", "1e-999", "9" * 5000, "256")
+    number = attacker.choose(
+        "1" + "0" * 400, "NaN", "Infinity", "-Infinity", "1e999", "-0", "1e-999", "9" * 5000, "256"
     )
     return f'{{"inputs":[{{"name":"PIXELS","shape":[1,2,2,3],"datatype":"UINT8","data":[{number}]}}]}}'.encode()
 
@@ -150,12 +150,12 @@ def _duplicates(attacker: Attacker) -> bytes:
 
 def _encodings(attacker: Attacker) -> bytes:
     text = json.dumps({"inputs": [_tensor()]})
-    encoding = attacker.chance.choice(("utf-16", "utf-32", "utf-8-sig", "utf-7", "cp037"))
-    return text.encode(encoding) + attacker.chance.choice((b"", b"\0", b"\xff", b"}"))
+    encoding = attacker.choose("utf-16", "utf-32", "utf-8-sig", "utf-7", "cp037")
+    return text.encode(encoding) + attacker.choose(b"", b"\0", b"\xff", b"}")
 
 
 def _surrogates(attacker: Attacker) -> bytes:
-    word = attacker.chance.choice(("\\ud800", "\\udfff\\ud800", "\\u0000", "\\uFFFF", "\\ud83d"))
+    word = attacker.choose("\\ud800", "\\udfff\\ud800", "\\u0000", "\\uFFFF", "\\ud83d")
     return f'{{"id":"{word}","inputs":[{{"name":"{word}","shape":[1],"datatype":"BYTES","data":["{word}"]}}]}}'.encode()
 
 
@@ -165,30 +165,30 @@ def _many_inputs(attacker: Attacker) -> bytes:
 
 
 def _outputs(attacker: Attacker) -> bytes:
-    odd: Any = attacker.chance.choice((
+    odd: Any = attacker.choose(
         [{"name": "NONE"}], [{"name": "LABEL"}] * 3000,
         [{"name": "LABEL", "parameters": {"classification": 1 << 40}}], [{}], 7,
         [{"name": "LABEL", "parameters": {"shared_memory_region": "x", "shared_memory_byte_size": 9}}],
         [{"name": "LABEL\0"}],
-    ))  # fmt: skip
+    )  # fmt: skip
     return _dumped({"inputs": [_tensor()], "outputs": odd})
 
 
 def _parameters(attacker: Attacker) -> bytes:
-    odd = attacker.chance.choice(_PARAMETERS)
+    odd = attacker.choose(*_PARAMETERS)
     where = attacker.chance.random() < 0.5
     return _dumped({"inputs": [_tensor(parameters=odd)]} if where else {"inputs": [_tensor()], "parameters": odd})
 
 
 def _shared(attacker: Attacker) -> bytes:
-    region = attacker.chance.choice(("x", "/plurum", "../x", "", 5))
-    size = attacker.chance.choice((12, 1 << 63, -1))
+    region = attacker.choose("x", "/plurum", "../x", "", 5)
+    size = attacker.choose(12, 1 << 63, -1)
     parameters = {"shared_memory_region": region, "shared_memory_byte_size": size, "shared_memory_offset": 1 << 62}
     return _dumped({"inputs": [_tensor(parameters=parameters)]})
 
 
 def _gzip_bomb(attacker: Attacker) -> list[int]:
-    coding = attacker.chance.choice(("gzip", "deflate", "br", "gzip, gzip", "x", "identity, gzip"))
+    coding = attacker.choose("gzip", "deflate", "br", "gzip, gzip", "x", "identity, gzip")
     return [attacker.send("POST", attacker.path, _bomb(), content_encoding=coding)]
 
 
@@ -198,37 +198,33 @@ def _bomb() -> bytes:
 
 
 def _headers(attacker: Attacker) -> list[int]:
-    name = attacker.chance.choice(
-        ("x_deadline_ms", "x_priority", "x_request_id", "accept", "content_type", "inference_header_content_length")
+    name = attacker.choose(
+        "x_deadline_ms", "x_priority", "x_request_id", "accept", "content_type", "inference_header_content_length"
     )
-    odd = attacker.chance.choice(
-        ("-1", "soon", "1" * 400, "nan", "inf", "\udcff\udcfe", "x" * 9000, "", "0x10", "1e308", ";;;")
-    )
+    odd = attacker.choose("-1", "soon", "1" * 400, "nan", "inf", "\udcff\udcfe", "x" * 9000, "", "0x10", "1e308", ";;;")
     return [attacker.send("POST", attacker.path, b"no image", **{name: odd})]
 
 
 def _paths(attacker: Attacker) -> list[int]:
     method, word = (
-        attacker.chance.choice(("GET", "POST")),
-        attacker.chance.choice((*_WORDS, str(attacker.chance.random()))),
+        attacker.choose("GET", "POST"),
+        attacker.choose(*_WORDS, str(attacker.chance.random())),
     )
-    return [attacker.send(method, attacker.chance.choice(_PATHS).format(word).replace(" ", "%20"))]
+    return [attacker.send(method, attacker.choose(*_PATHS).format(word).replace(" ", "%20"))]
 
 
 def _managed(attacker: Attacker) -> list[int]:
-    path = attacker.chance.choice(_SPELLINGS).format(attacker.chance.choice(_MANAGED))
+    path = attacker.choose(*_SPELLINGS).format(attacker.choose(*_MANAGED))
     names = ("admin_key", "Admin_Key", "x", "triton_grpc_protocol_admin_key", "x%20y")
-    guess = attacker.chance.choice(("", "1", "admin", attacker.chance.randbytes(16).hex()))
+    guess = attacker.choose("", "1", "admin", attacker.chance.randbytes(16).hex())
     model = base64.b64encode(evil_model(attacker)).decode()
     evil = {"parameters": {"config": '{"backend":"python"}', "file:1/model.py": model}}
-    method, body = attacker.chance.choice(("POST", "GET")), _dumped(attacker.chance.choice((evil, *_BODIES)))
-    sent = http_request(method, path, body, **{attacker.chance.choice(names): guess})
+    method, body = attacker.choose("POST", "GET"), _dumped(attacker.choose(evil, *_BODIES))
+    sent = http_request(method, path, body, **{attacker.choose(*names): guess})
     if attacker.chance.random() < 0.5:
         name, value = attacker.known.header
         own = name.removeprefix(b"triton-grpc-protocol-")
-        own = attacker.chance.choice(
-            (own, own.replace(b"\n", b"\r\n"), own.replace(b"\n", b" "), own.replace(b"\n", b"\n "))
-        )
+        own = attacker.choose(own, own.replace(b"\n", b"\r\n"), own.replace(b"\n", b" "), own.replace(b"\n", b"\n "))
         sent = sent.replace(b"\r\n\r\n", b"\r\n" + own + b": " + value + b"\r\n\r\n", 1)
     return [attacker.kept(sent)]
 

@@ -51,7 +51,7 @@ def _upload(attacker: Attacker, data: bytes) -> int:
 
 
 def _one_of(files: Callable[[], Sequence[bytes]]) -> Make:
-    return lambda attacker: [_upload(attacker, attacker.chance.choice(files()))]
+    return lambda attacker: [_upload(attacker, attacker.choose(*files()))]
 
 
 def _fixed(file: Callable[[], bytes]) -> Make:
@@ -63,8 +63,8 @@ def _fuzzed(attacker: Attacker) -> list[int]:
 
 
 def _random(attacker: Attacker) -> list[int]:
-    begin = attacker.chance.choice(
-        (b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"BM", b"GIF89a")
+    begin = attacker.choose(
+        b"", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"II+\0", b"BM", b"GIF89a"
     )
     return [_upload(attacker, begin + attacker.chance.randbytes(attacker.chance.randint(0, 3000)))]
 
@@ -97,21 +97,19 @@ def _part(image: bytes, disposition: str = _DISPOSITION, *lines: str) -> bytes:
 
 def _typed(kind: str, *choices: str) -> Make:
     """Send a valid form with a content type in which one of `choices` stands."""
-    return lambda attacker: _form(
-        attacker, _part(attacker.image()) + _END, kind.format(attacker.chance.choice(choices))
-    )
+    return lambda attacker: _form(attacker, _part(attacker.image()) + _END, kind.format(attacker.choose(*choices)))
 
 
 def _disposition(attacker: Attacker) -> list[int]:
-    return _form(attacker, _part(attacker.image(), attacker.chance.choice(_DISPOSITIONS)) + _END)
+    return _form(attacker, _part(attacker.image(), attacker.choose(*_DISPOSITIONS)) + _END)
 
 
 def _part_headers(attacker: Attacker) -> list[int]:
-    return _form(attacker, _part(attacker.image(), _DISPOSITION, *attacker.chance.choice(_PART_HEADERS)) + _END)
+    return _form(attacker, _part(attacker.image(), _DISPOSITION, *attacker.choose(*_PART_HEADERS)) + _END)
 
 
 def _many_parts(attacker: Attacker) -> list[int]:
-    part = _part(b"x", attacker.chance.choice(('form-data; name="a"', 'form-data; name="files"; filename="a"')))
+    part = _part(b"x", attacker.choose('form-data; name="a"', 'form-data; name="files"; filename="a"'))
     return _form(attacker, part * attacker.chance.randint(65, 20_000) + _END)
 
 
@@ -121,8 +119,8 @@ def _torn(attacker: Attacker) -> list[int]:
 
 
 def _other_types(attacker: Attacker) -> list[int]:
-    kind = attacker.chance.choice(_TYPES)
-    return _form(attacker, attacker.chance.choice((b"file=x&" * 5000, _part(attacker.image()), b"")), kind)
+    kind = attacker.choose(*_TYPES)
+    return _form(attacker, attacker.choose(b"file=x&" * 5000, _part(attacker.image()), b""), kind)
 
 
 FORMS: dict[str, Kind] = {

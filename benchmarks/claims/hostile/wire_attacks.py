@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from plurum.benchmarks.claims.hostile.attack import ANY, EITHER, REFUSED, Attacker, Kind, Make
 from plurum.benchmarks.claims.hostile.wires import CLOSED, TIMEOUT, Wire
@@ -63,26 +63,35 @@ Draw = Callable[[random.Random], bytes]
 
 
 def _alone(*choices: bytes) -> Make:
-    return lambda attacker: [attacker.alone(attacker.chance.choice(choices), 2.0)]
+    return lambda attacker: [attacker.alone(attacker.choose(*choices), 2.0)]
 
 
 def _drawn(draw: Draw) -> Make:
     return lambda attacker: [attacker.alone(draw(attacker.chance), 2.0)]
 
 
-def _endless(begin: bytes, piece: bytes, most: int, *, chunked: bool = False) -> Make:
-    """Send pieces until the server closes the connection, or `most` bytes; `chunked` sends them as an upload."""
+def _connected(use: Callable[[Attacker, Wire], list[int]], timeout_s: float = 5.0) -> Make:
+    """Use a connection; one that breaks counts as closed."""
 
     def make(attacker: Attacker) -> list[int]:
-        with contextlib.suppress(OSError), Wire(attacker.place, 10.0) as wire:
-            wire.send(attacker.head(_CHUNKED) + begin if chunked else begin)
-            for _ in range(most // len(piece)):
-                if not wire.send(piece):
-                    break
-            return [wire.status()]
+        with contextlib.suppress(OSError), Wire(attacker.place, timeout_s) as wire:
+            return use(attacker, wire)
         return [CLOSED]
 
     return make
+
+
+def _endless(begin: bytes, piece: bytes, most: int, *, chunked: bool = False) -> Make:
+    """Send pieces until the server closes the connection, or `most` bytes; `chunked` sends them as an upload."""
+
+    def use(attacker: Attacker, wire: Wire) -> list[int]:
+        wire.send(attacker.head(_CHUNKED) + begin if chunked else begin)
+        for _ in range(most // len(piece)):
+            if not wire.send(piece):
+                break
+        return [wire.status()]
+
+    return _connected(use, 10.0)
 
 
 def _many_headers(attacker: Attacker) -> list[int]:
@@ -91,28 +100,26 @@ def _many_headers(attacker: Attacker) -> list[int]:
 
 
 def _bad_chunk(attacker: Attacker) -> list[int]:
-    size = attacker.chance.choice(_SIZES).encode()
+    size = attacker.choose(*_SIZES).encode()
     return [attacker.alone(attacker.head(_CHUNKED) + size + b"\r\n" + b"1" * 50 + b"\r\n0\r\n\r\n", 2.0)]
 
 
 def _smuggling(attacker: Attacker) -> list[int]:
-    lines = attacker.chance.choice(_SMUGGLED)
+    lines = attacker.choose(*_SMUGGLED)
     inner = http_request("POST", "/v2/repository/models/smuggled/load", b"{}")
     return [attacker.alone(attacker.head(lines) + b"0\r\n\r\n" + inner, 2.0)]
 
 
 def _lengths(attacker: Attacker) -> list[int]:
-    return [attacker.alone(attacker.head(f"content-length: {attacker.chance.choice(_LENGTHS)}") + bytes(99), 2.0)]
+    return [attacker.alone(attacker.head(f"content-length: {attacker.choose(*_LENGTHS)}") + bytes(99), 2.0)]
 
 
-def _pipelined(attacker: Attacker) -> Iterable[int]:
-    with contextlib.suppress(OSError), Wire(attacker.place, 10.0) as wire:
-        wire.send(http_request("GET", "/v2/health/live") * 200)
-        outcomes: list[int] = []
-        while wire.is_open and len(outcomes) < 200:
-            outcomes.append(wire.status())
-        return outcomes
-    return [CLOSED]
+def _pipelined(_: Attacker, wire: Wire) -> list[int]:
+    wire.send(http_request("GET", "/v2/health/live") * 200)
+    outcomes: list[int] = []
+    while wire.is_open and len(outcomes) < 200:
+        outcomes.append(wire.status())
+    return outcomes
 
 
 def _hold(attacker: Attacker, begin: bytes, drop: bytes, count: int = 100) -> Iterator[int]:
@@ -135,29 +142,25 @@ def _hold(attacker: Attacker, begin: bytes, drop: bytes, count: int = 100) -> It
     yield from [CLOSED] * (count - len(wires))
 
 
-def _half_closed(attacker: Attacker) -> list[int]:
-    with contextlib.suppress(OSError), Wire(attacker.place, 5.0) as wire:
-        wire.send(attacker.head("content-length: 1000") + b"half")
-        wire.half_close()
-        return [wire.status()]
-    return [CLOSED]
+def _half_closed(attacker: Attacker, wire: Wire) -> list[int]:
+    wire.send(attacker.head("content-length: 1000") + b"half")
+    wire.half_close()
+    return [wire.status()]
 
 
-def _leave(attacker: Attacker) -> list[int]:
+def _leave(attacker: Attacker, wire: Wire) -> list[int]:
     """Leave in the middle of a body, with or without a reset."""
-    with contextlib.suppress(OSError), Wire(attacker.place, 5.0) as wire:
-        wire.send(attacker.head("content-length: 100000") + bytes(attacker.chance.randrange(90_000)))
-        if attacker.chance.random() < 0.5:
-            wire.reset()
+    wire.send(attacker.head("content-length: 100000") + bytes(attacker.chance.randrange(90_000)))
+    if attacker.chance.random() < 0.5:
+        wire.reset()
     return [CLOSED]
 
 
-def _reset_before_response(attacker: Attacker) -> list[int]:
-    with contextlib.suppress(OSError), Wire(attacker.place, 5.0) as wire:
-        image = attacker.image()
-        wire.send(attacker.head(f"content-length: {len(image)}") + image)
-        time.sleep(attacker.chance.random() / 100)
-        wire.reset()
+def _reset_before_response(attacker: Attacker, wire: Wire) -> list[int]:
+    image = attacker.image()
+    wire.send(attacker.head(f"content-length: {len(image)}") + image)
+    time.sleep(attacker.chance.random() / 100)
+    wire.reset()
     return [CLOSED]
 
 
@@ -176,26 +179,24 @@ def _never_read(attacker: Attacker) -> Iterator[int]:
     yield from [CLOSED] * (20 - len(wires))
 
 
-def _expect(attacker: Attacker) -> list[int]:
-    value = attacker.chance.choice(("100-continue", "200-ok", "100-continue, x", "\x7f"))
-    with contextlib.suppress(OSError), Wire(attacker.place, 1.0) as wire:
-        wire.send(attacker.head("content-length: 5", f"expect: {value}"))
-        outcome = wire.status()
-        # 100 was skipped, and the body is missing.
-        return [CLOSED if outcome == TIMEOUT else outcome]
-    return [CLOSED]
+def _expect(attacker: Attacker, wire: Wire) -> list[int]:
+    value = attacker.choose("100-continue", "200-ok", "100-continue, x", "\x7f")
+    wire.send(attacker.head("content-length: 5", f"expect: {value}"))
+    outcome = wire.status()
+    # 100 was skipped, and the body is missing.
+    return [CLOSED if outcome == TIMEOUT else outcome]
 
 
 def _upgrade(attacker: Attacker) -> list[int]:
-    protocol = attacker.chance.choice(("websocket", "h2c", "TLS/1.0", "x"))
+    protocol = attacker.choose("websocket", "h2c", "TLS/1.0", "x")
     key = "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-version: 13\r\n"
     sent = f"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n{key}\r\n"
     return [attacker.alone(sent.encode(), 2.0)]
 
 
 def _method(attacker: Attacker) -> list[int]:
-    method = attacker.chance.choice(_METHODS)
-    path = attacker.chance.choice((attacker.path, "/", "*", "http://127.0.0.1/", "127.0.0.1:80", "//x"))
+    method = attacker.choose(*_METHODS)
+    path = attacker.choose(attacker.path, "/", "*", "http://127.0.0.1/", "127.0.0.1:80", "//x")
     return [attacker.alone(http_request(method, path, b"x"), 2.0)]
 
 
@@ -220,21 +221,21 @@ WIRE: dict[str, Kind] = {
     "chunks of odd sizes": Kind(_bad_chunk, may=_SOON_CLOSED),
     "request smuggling": Kind(_smuggling, may=EITHER | {"timeout"}),
     "odd content lengths": Kind(_lengths, may=_SOON_CLOSED),
-    "200 pipelined requests": Kind(_pipelined, may=EITHER),
+    "200 pipelined requests": Kind(_connected(_pipelined, 10.0), may=EITHER),
     "slow heads": Kind(lambda attacker: _hold(attacker, b"GET / HTTP/1.1\r\n", b"x"), cost=10, may=ANY - {"500"}),
     "slow bodies": Kind(
         lambda attacker: _hold(attacker, attacker.head("content-length: 1000"), b"x"), cost=10, may=ANY - {"500"}
     ),
     "idle connections": Kind(lambda attacker: _hold(attacker, b"", b""), cost=10, may=ANY - {"500"}),
-    "half-closed connections": Kind(_half_closed, may=_SOON_CLOSED),
-    "connections left in a body": Kind(_leave),
-    "connections reset before the response": Kind(_reset_before_response),
+    "half-closed connections": Kind(_connected(_half_closed), may=_SOON_CLOSED),
+    "connections left in a body": Kind(_connected(_leave)),
+    "connections reset before the response": Kind(_connected(_reset_before_response)),
     "responses that nobody reads": Kind(_never_read, cost=10),
     "refused bodies of 31 MiB": Kind(
         lambda attacker: [attacker.send("POST", attacker.path, bytes(31 * _MIB), content_type="application/zip")],
         cost=10,
     ),
-    "expectations": Kind(_expect),
+    "expectations": Kind(_connected(_expect, 1.0)),
     "upgrades": Kind(_upgrade, may=EITHER),
     "odd methods": Kind(_method, may=_SOON_CLOSED | {"2xx", "3xx"}),
 }

@@ -11,12 +11,11 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -66,7 +65,7 @@ class Witness:
         context = multiprocessing.get_context("spawn")
         self._end = context.Event()
         self._came, sender = context.Pipe(duplex=False)
-        arguments = (sender, self._end, places, os.getpid(), key, images, temporary)
+        arguments = (sender, self._end, os.getpid(), temporary, places, key, images)
         self._process = context.Process(target=_run_witness, args=arguments, daemon=True)
         self._lock = threading.Lock()
         self._seen: list[HonestRequest] = []
@@ -79,9 +78,7 @@ class Witness:
         threading.Thread(target=self._read, daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end.set()
         self._process.join(30)
         if self._process.is_alive():
@@ -92,19 +89,13 @@ class Witness:
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             with self._lock:
-                if len({one.client for one in self._seen if one.start_s >= since_s}) == len(_CLIENTS):
-                    seen, self._seen = self._seen, []
-                    return seen
+                missing = set(_CLIENTS) - {one.client for one in self._seen if one.start_s >= since_s}
+            if not missing:
+                break
             time.sleep(0.02)
         with self._lock:
             seen, self._seen = self._seen, []
-        return [
-            *seen,
-            *(
-                HonestRequest(name, since_s, time.monotonic(), 1, False, "no response")
-                for name in _missing(seen, since_s)
-            ),
-        ]
+        return seen + [HonestRequest(one, since_s, time.monotonic(), 1, False, "no response") for one in missing]
 
     def _read(self) -> None:
         while True:
@@ -122,20 +113,8 @@ class Witness:
 _CLIENTS = ("Triton, gRPC", "Triton, HTTP", "gateway", "gateway, TLS", "page")
 
 
-def _missing(seen: Iterable[HonestRequest], since_s: float) -> set[str]:
-    return set(_CLIENTS) - {one.client for one in seen if one.start_s >= since_s}
-
-
-def _run_witness(
-    sender: Connection,
-    end: Event,
-    places: dict[str, ServerPort],
-    owner: int,
-    key: str,
-    images: list[bytes],
-    temporary: Path,
-) -> None:
-    clients = honest_clients(places, key, images)
+def _run_witness(sender: Connection, end: Event, owner: int, temporary: Path, *honest: Any) -> None:
+    clients = honest_clients(*honest)
     lock = threading.Lock()
 
     def tell(what: Any) -> None:
@@ -148,15 +127,12 @@ def _run_witness(
                 tell(seen)
 
     tell("ready")
-    threads = [threading.Thread(target=run_client, args=[client]) for client in clients]
-    for thread in threads:
-        thread.start()
     observer = _Observer(owner, temporary)
-    while not end.wait(_SAMPLE_S):
-        observer.look()
-        tell(observer.held)
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(clients)) as pool:
+        pool.map(run_client, clients)
+        while not end.wait(_SAMPLE_S):
+            observer.look()
+            tell(observer.held)
 
 
 class _Observer:

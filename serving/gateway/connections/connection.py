@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from plurum.serving.gateway.connections.middleware import GatewayMiddleware
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.settings.serving import GatewaySettings
-from plurum.web.clock import ConnectionClock
+from plurum.web.server import ConnectionClock
 
 if TYPE_CHECKING:
     from starlette.types import Scope

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from plurum.cli.options import with_options
 from plurum.cli.streams import new_table, show_table
+from plurum.settings.benchmarks import BenchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +20,7 @@ if TYPE_CHECKING:
 
     from plurum.benchmarks.bench.comparison import BenchComparison
     from plurum.benchmarks.bench.perf_analyzer import PerfAnalyzer
-    from plurum.benchmarks.bench.result import BenchLoad, BenchResult
-    from plurum.benchmarks.bench.sweep import Sweep
+    from plurum.benchmarks.bench.result import BenchResult
 
 __all__ = ["bench"]
 
@@ -27,7 +28,9 @@ _FILES = {"bench.json", "bench.csv", "latency_throughput.png", "breakdown.png"}
 Protocol = Literal["grpc", "http"]
 
 
-def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
+@with_options
+def bench(
+    settings: BenchSettings,
     repository: Annotated[
         Path | None, typer.Argument(help="Model repository to serve and measure.", metavar="REPO")
     ] = None,
@@ -37,25 +40,6 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
             help="Running server to measure instead: HOST:PORT for gRPC, http://HOST:PORT for HTTP; repeat for both."
         ),
     ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Model to measure; repeat for several.",
-            show_default="those of ensemble, ensemble_pixels and ensemble_fused that are served",
-        ),
-    ] = None,
-    protocol: Annotated[Literal["grpc", "http", "both"], typer.Option(help="Protocol to measure with REPO.")] = "grpc",
-    concurrency: Annotated[str, typer.Option(help="Comma-separated numbers of requests in flight.")] = "1,2,4,8",
-    rate: Annotated[
-        str, typer.Option(help="Comma-separated request rates per second, with Poisson arrivals, such as `10,20`.")
-    ] = "",
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of images to send.", show_default="synthetic JPEGs")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0.3, help="Seconds per measurement.")] = 5.0,
-    repeats: Annotated[
-        int, typer.Option(min=1, help="Measurements of each combination of model, protocol and load.")
-    ] = 3,
     out: Annotated[Path, typer.Option(help="Output folder for results and plots, written atomically.")] = Path(
         "runs/bench"
     ),
@@ -85,14 +69,11 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
     if setup:
         _set_up()
         return
-    from plurum.benchmarks.bench.sweep import Sweep
     from plurum.benchmarks.tools.command import check_results_folder, interrupt_on_sigterm
 
     check_results_folder(out, _FILES)
-    plan = Sweep(tuple(model or ()), _loads(concurrency, rate), images, seconds, repeats)
     interrupt_on_sigterm()
-    protocols: tuple[Protocol, ...] = ("grpc", "http") if protocol == "both" else (protocol,)
-    result = _measure(repository, url or [], protocols, plan)
+    result = _measure(repository, url or [], settings)
     _write(result, out)
     if as_json:
         sys.stdout.write(result.model_dump_json() + "\n")
@@ -100,14 +81,14 @@ def bench(  # noqa: PLR0913, PLR0917 - one parameter per option
         _show(result, out)
 
 
-def _measure(repository: Path | None, urls: list[str], protocols: tuple[Protocol, ...], plan: Sweep) -> BenchResult:
+def _measure(repository: Path | None, urls: list[str], plan: BenchSettings) -> BenchResult:
     from rich.console import Console
 
     from plurum import __version__
     from plurum.benchmarks.bench.sweep import sweep
     from plurum.benchmarks.tools.machine import versions
+    from plurum.benchmarks.tools.servers import server_of
     from plurum.errors import SettingsError
-    from plurum.serving import Server, ServerSettings
 
     if (repository is None) == (not urls):
         raise SettingsError("REPO, --url: expected exactly one of them, a model repository or a running server")
@@ -117,10 +98,9 @@ def _measure(repository: Path | None, urls: list[str], protocols: tuple[Protocol
         if repository is None:
             return sweep(analyzer, _addresses(urls), plan, ", ".join(urls), {"plurum": __version__}, status.update)
         status.update("starting the server")
-        settings = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
-        server = stack.enter_context(Server(repository, settings))
+        server = stack.enter_context(server_of(repository))
         known: dict[Protocol, str] = {"grpc": server.urls.grpc, "http": server.urls.http.removeprefix("http://")}
-        addresses = {protocol: known[protocol] for protocol in protocols}
+        addresses = {protocol: url for protocol, url in known.items() if plan.protocol in {protocol, "both"}}
         return sweep(analyzer, addresses, plan, str(repository), versions(), status.update)
 
 
@@ -159,23 +139,6 @@ def _addresses(urls: list[str]) -> dict[Protocol, str]:
             )
         found[protocol] = address
     return found
-
-
-def _loads(concurrency: str, rate: str) -> tuple[BenchLoad, ...]:
-    from plurum.benchmarks.bench.result import BenchLoad
-    from plurum.errors import SettingsError
-
-    loads = []
-    kinds: dict[Literal["concurrency", "rate"], str] = {"concurrency": concurrency, "rate": rate}
-    for kind, text in kinds.items():
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            whole = part.isdecimal() if kind == "concurrency" else part.replace(".", "", 1).isdecimal()
-            if not whole or float(part) <= 0:
-                raise SettingsError(f"--{kind}: expected comma-separated numbers above 0, got {text}")
-            loads.append(BenchLoad(kind=kind, value=float(part)))
-    if not loads:
-        raise SettingsError("--concurrency, --rate: expected at least one load, got none")
-    return tuple(dict.fromkeys(loads))
 
 
 def _write(result: BenchResult, out: Path) -> None:

@@ -23,7 +23,7 @@ def compare(
     data: Annotated[
         str,
         typer.Argument(
-            help="Labelled images in a form that `plurum train` accepts, such as a folder per class or the word "
+            help="Labelled images in a format that `plurum train` accepts, such as a folder per class or the word "
             "[bold]digits[/bold]; or a run, to compare its members.",
             metavar="DATA",
         ),

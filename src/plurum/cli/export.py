@@ -14,6 +14,7 @@ import typer
 
 from plurum.cli.options import with_options
 from plurum.cli.streams import new_table, show_table
+from plurum.conventions import IMAGENET_MEAN, IMAGENET_STD
 from plurum.export.settings import ExportSettings
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ PACKED = (
     *("benchmarks", "client", "export", "model_repository", "serving", "training"),
 )
 _PRINT_VERSION = "from plurum.export.engines.nvinfer import main; main()"
-# ImageNet's.
-_MEAN, _STD = "0.485,0.456,0.406", "0.229,0.224,0.225"
+_MEAN, _STD = (",".join(map(str, numbers)) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 @with_options
@@ -60,7 +60,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     images: Annotated[
         str | None,
         typer.Option(
-            help="Labelled images to check checkpoints with, as for `plurum train`; allows every precision.",
+            help="Labelled images, as for `plurum train`, to check and calibrate checkpoints in every precision.",
             metavar="DATA",
         ),
     ] = None,
@@ -75,12 +75,12 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         ),
     ] = _STD,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print each artefact's comparison with PyTorch as JSON.")
+        bool, typer.Option("--json", help="Print each graph's comparison with PyTorch as JSON.")
     ] = False,
 ) -> None:
     """Export the members, check each and their vote against PyTorch, and assemble a Triton model repository.
 
-    Writes nothing if the outputs of an artefact or of the vote differ from PyTorch's by more than the tolerance.
+    Writes nothing if the outputs of a graph or of the vote differ from PyTorch's by more than the tolerance.
 
     [bold]Examples[/bold]
 

@@ -50,10 +50,10 @@ def fit(
 
       plurum fit runs/tiles --positive CE --costs costs.csv
     """
+    from plurum.files import check_folder
     from plurum.training import fit_report, write_fit
-    from plurum.training.evaluation.report import check_folder
 
-    check_folder(run / "report")
+    check_folder(run / "report", "the report")
     report = fit_report(run, settings)
     write_fit(report, run / "report")
     if as_json:

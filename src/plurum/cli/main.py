@@ -68,21 +68,11 @@ def _root(
         logging.getLogger("plurum").setLevel(logging.DEBUG)
 
 
-app.command()(bench)
-app.command()(compare)
-app.command()(data)
-app.command()(demo)
-app.command()(doctor)
-app.command()(evaluate)
-app.command()(export)
-app.command()(fit)
-app.command()(gateway)
-app.command()(predict)
-app.command()(rollout)
-app.command()(serve)
-app.command()(train)
-app.command()(tune)
-app.command()(ui)
+for _command in (
+    *(bench, compare, data, demo, doctor, evaluate, export, fit),
+    *(gateway, predict, rollout, serve, train, tune, ui),
+):
+    app.command()(_command)
 
 
 def run() -> None:

@@ -71,6 +71,8 @@ class _All:
         field = self.kind.model_fields[name]
         if field.is_required():
             return Parameter.empty
+        if Option.of(self.kind, name).type is str and isinstance(field.default, tuple):
+            return ",".join(map(str, field.default)) or None
         return None if field.default == () else field.default
 
 

@@ -42,8 +42,8 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Images (JPEG, PNG, TIFF), folders of images, quoted patterns ('scans/**/*.png'), CSV manifests with "
-            "a column path, or - to read paths from standard input."
+            help="Images (JPEG, PNG, TIFF), folders, quoted patterns ('scans/**/*.png'), CSV manifests with a column "
+            "path, or - to read paths from standard input."
         ),
     ],
     slides: SlideOptions,
@@ -81,11 +81,11 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images per request.", show_default="adapted to the server's speed")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Most requests in flight.")] = 6,
+    concurrency: Annotated[int, typer.Option(min=1, help="Largest number of requests in flight.")] = 6,
     timeout: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", help="Longest time for one request, retries included, so that a server may restart."
+            metavar="SECONDS", help="Longest time for one request, including retries while the server restarts."
         ),
     ] = 60.0,
 ) -> None:

@@ -49,10 +49,10 @@ def rollout(
 ) -> None:
     """Replace the release of a running server without losing a request.
 
-    Loads the new release beside the old one and checks it first. The export must have passed its parity checks, its
+    Loads the new release beside the old one and checks it first. The export must have passed the parity gate, its
     files must be unchanged, and its predictions must match those computed here. Then the new release becomes public;
-    the old one stays loaded for a rollback. With --percent or --shadow the new release goes on trial first; its
-    failures never reach clients. Without REPO and --back, prints the public release.
+    the old one stays loaded for a rollback. With --percent or --shadow, the new release is on trial
+    first; if it fails, the public release responds. Without REPO and --back, prints the public release.
 
     [bold]Examples[/bold]
 

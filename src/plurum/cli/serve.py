@@ -41,15 +41,15 @@ def serve(
         typer.Option(
             min=0,
             max=65535,
-            help="Port of the status page: /v2/health/ready from real inferences, and restarts; 0 takes a free one.",
+            help="Port of the status page: /v2/health/ready, and /metrics of restarts; 0 takes a free one.",
         ),
     ] = 8003,
     as_json: Annotated[bool, typer.Option("--json", help="Print the URLs as one line of JSON.")] = False,
 ) -> None:
     """Serve a model repository on Triton until Ctrl-C.
 
-    Uses tritonserver from PATH, or else the one in the package nvidia-pytriton, for which the first start may install a
-    Python environment in your cache folder. Prints its URLs after a successful test inference, and repeats that
+    Uses tritonserver from PATH, or else the one in the package nvidia-pytriton. Its first start may install a Python
+    environment in your cache folder. Prints its URLs after a successful test inference, and repeats that
     inference at intervals. A model or server that exits, hangs or returns errors is restarted within seconds. Ctrl-C,
     SIGTERM or SIGHUP completes requests in flight, then stops all processes and removes temporary files.
 

@@ -28,7 +28,7 @@ def tune(
     settings: TuneSettings,
     run: Annotated[
         Path | None,
-        typer.Option(help="Run that REPO was exported from; adds bf16 and int8, with export's parity checks."),
+        typer.Option(help="Run that REPO was exported from; also tries bf16 and int8, if they pass the parity gate."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all measurements as JSON.")] = False,
 ) -> None:

@@ -37,20 +37,10 @@ _SOI, _EOI, _SOS, _DHT, _DRI, _APP1, _APP2, _APP14 = 0xD8, 0xD9, 0xDA, 0xC4, 0xD
 _GAIN_MAPS = (b"hdrgm:", b"HDRGainMap")
 _FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
 _REFUSED = {
-    0xC3: "lossless",
-    0xC5: "hierarchical",
-    0xC6: "hierarchical",
-    0xC7: "hierarchical",
-    0xC9: "arithmetic-coded",
-    0xCA: "arithmetic-coded",
-    0xCB: "lossless",
-    0xCC: "arithmetic-coded",
-    0xCD: "hierarchical",
-    0xCE: "hierarchical",
-    0xCF: "hierarchical",
+    **dict.fromkeys((0xC3, 0xCB), "lossless"),
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF, 0xDE, 0xDF), "hierarchical"),
+    **dict.fromkeys((0xC9, 0xCA, 0xCC), "arithmetic-coded"),
     0xDC: "with its height at the end (DNL)",
-    0xDE: "hierarchical",
-    0xDF: "hierarchical",
     0xF7: "JPEG-LS",
 }
 # Markers that may start a segment; restart markers and others without a body may not.

@@ -28,6 +28,8 @@ __all__ = ["is_nearly_black", "open_image", "pixels_from_image", "resize_to_pixe
 # Random bytes, which a JPEG decoder does not turn into the grey that it fills gaps with.
 _JUNK = bytes.fromhex("6bd1a94c83e27f15b09c2e57d84361aa1df4c07b3896e5524a8f70c9136db25e")
 _ROWS = 256
+# Exceptions of Pillow's decoders on broken files, found by fuzzing.
+_ERRORS = (ArithmeticError, AssertionError, AttributeError, OSError, RuntimeError, ValueError, EOFError, LookupError)
 # The limit of 12-bit values in the high byte of 16 bits.
 _NEARLY_BLACK = 16
 _HIGH_BYTE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -89,20 +91,7 @@ def _decode(data: bytes, structure: Structure) -> Image.Image:
     except SyntaxError as error:
         # Pillow raises SyntaxError for a header that it does not support, though the structure is valid.
         raise UnreadableImageError(f"a {structure.kind} that can't be decoded here ({structure.about})") from error
-    # Exceptions of Pillow's decoders on broken files, found by fuzzing.
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        struct.error,
-    ) as error:
+    except _ERRORS as error:
         raise UnreadableImageError(f"image is corrupt or truncated ({structure.about}): {error}") from error
     return image
 

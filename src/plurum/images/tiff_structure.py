@@ -1,7 +1,7 @@
 """Structure of a TIFF (Adobe TIFF 6.0, BigTIFF), read without decoding it: its image, cost and kind.
 
 Kinds are supported if the decoder's pixels were compared with an independent reader's (`tests/test_pixel_matrix.py`).
-All others are refused by name.
+All others are refused, and the message names the feature.
 """
 
 from __future__ import annotations

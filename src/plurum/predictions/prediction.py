@@ -58,7 +58,7 @@ class Prediction:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Prediction:
-        """Return the prediction of a `to_dict`, also of another version: unknown keys are ignored.
+        """Return the prediction that `to_dict` wrote, also in another version: unknown keys are ignored.
 
         Raises:
             TypeError: a value without a default is missing.

@@ -22,7 +22,7 @@ class UiSettings(Settings):
         port: Port to listen on; 0 takes a free one.
         max_image_mib: Largest image file in MiB.
         recent_mib: Memory for images that are not sent to review yet, in MiB.
-        uploads: Most images decoded and sent to the server at the same time; others wait.
+        uploads: Largest number of images decoded and sent to the server at the same time; others wait.
     """
 
     host: str = "127.0.0.1"
@@ -37,9 +37,9 @@ class SlideOptions(Settings):
 
     Attributes:
         folder: Save each slide's heat maps, tile table and prediction to FOLDER/NAME.
-        microns_per_pixel: Resolution to cut tiles at, in µm per pixel. By default, the file's own.
-        file_microns_per_pixel: Resolution of the file in µm per pixel, if its metadata lack it.
-        tile_size: Side of a tile in pixels, as the members were trained with. By default, the server's input size.
+        microns_per_pixel: Pixel size at which tiles are cut, in µm. By default, the file's own.
+        file_microns_per_pixel: Pixel size of the file in µm, if its metadata do not state it.
+        tile_size: Side of a tile in pixels; use that of the training. By default, the server's input size.
         heat_class: Class whose probability the heat map shows. By default, each slide's predicted class.
         every: If True, cut every image into tiles, whatever its size.
     """

@@ -44,8 +44,8 @@ class ServerSettings(Settings):
         grpc_port: Port of gRPC; 0 takes a free one.
         metrics_port: Port of /metrics; 0 takes a free one.
         host: Address to listen on, an IPv4 address or a host name.
-        grpc_host: Address to listen on for gRPC only, such as 0.0.0.0, as a single HTTP request can crash Triton 2.51.
-            By default, that of --host.
+        grpc_host: Address for gRPC only, such as 0.0.0.0. HTTP stays on --host, because one HTTP request can crash
+            Triton 2.51. By default, that of --host.
         grpc_tls: Certificates for gRPC; None leaves gRPC unencrypted.
         start_timeout_s: Longest time until the server has completed its first inference, in seconds.
         exit_timeout_s: Longest time to wait for requests in flight at shutdown, in whole seconds.
@@ -79,16 +79,16 @@ class GatewaySettings(Settings):
         keys: File of API keys, one client per line: NAME:SHA256 or the key itself. By default, no key is needed.
         tls_cert: Certificate chain in PEM; enables HTTPS.
         tls_key: Private key of --tls-cert in PEM.
-        max_in_flight: Most requests sent to Triton at the same time.
-        max_waiting: Most requests waiting; further ones are refused immediately.
+        max_in_flight: Largest number of requests sent to Triton at the same time.
+        max_waiting: Largest number of waiting requests; further ones are refused immediately.
         longest_wait_s: Refuse requests whose expected response time exceeds this, in seconds. Bulk requests are exempt.
-        max_connections: Most open connections; further ones are closed immediately.
+        max_connections: Largest number of open connections; further ones are closed immediately.
         max_body_mib: Largest request body in MiB.
         max_buffered_mib: Memory for the bodies of all requests with their copies, in MiB.
-        max_files: Most images in one request to /predict.
+        max_files: Largest number of images in one request to /predict.
         deadline_s: Default deadline of a request, in seconds.
         max_deadline_s: Longest deadline that a request may set, in seconds.
-        receive_s: Longest time for a request to arrive completely, in seconds; its head must arrive in a third of it.
+        receive_s: Longest time for a request to arrive completely, in seconds; its head has a third of this time.
         keep_alive_s: Time that an idle connection stays open, in seconds.
         probe_interval_s: Interval of the gateway's own probes while no client sends requests, in seconds.
         probe_timeout_s: Time limit of a probe, in seconds. A failure is detected within `probe_interval_s` +

@@ -35,16 +35,15 @@ class TrainSettings(Settings):
         colour: Colour mode of the members' input.
         resize: Resize rule: `stretch`, or `crop` to crop the centre to a square first.
         tile_size: Cut larger images into square tiles of this many pixels a side. By default, images stay whole.
-        max_tiles: Most tiles per image; those with the most tissue are kept.
+        max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, skip images that can't be read instead of refusing the data.
-        epochs: Training epochs per training, over all its learning-rate cycles.
+        epochs: Epochs per training, over all its learning-rate cycles.
         batch_size: Images per forward pass, over all devices; at least 2, for batch normalisation.
         accumulate: Gradient accumulation: forward passes per optimiser step, for larger batches in less memory.
         learning_rate: Learning rate of AdamW after warm-up.
         weight_decay: Weight decay of AdamW; not applied to biases and normalisation layers.
         warmup_share: Fraction of steps for learning-rate warm-up; then the rate falls along a cosine, once per cycle.
-        clip_norm: Largest gradient norm, as early steps at the full learning rate make some architectures diverge; 0
-            disables clipping.
+        clip_norm: Largest gradient norm; some architectures diverge early without clipping. 0 disables clipping.
         label_smoothing: Label smoothing, 0 to below 1.
         balance: Class balancing: `weights` weighs each image by 1 / images of its class in the loss, `sampling` draws
             all classes equally often.
@@ -162,7 +161,7 @@ class FitSettings(Settings):
             adds the most helpful member repeatedly, `all` keeps every member.
         l2: L2 penalty on the coefficients of `stack`, scikit-learn's 1 / C.
         alpha: Target fraction of prediction sets that miss the true class, per class, 0 to 1.
-        risk: Target error rate among predictions that skip review, 0 to 1.
+        risk: Target error rate among predictions without review, 0 to 1.
         positive: Positive class of the operating point; only with two classes.
         sensitivity: Sensitivity for which to choose the operating point, with the highest specificity; 0 to 1.
         specificity: Specificity for which to choose the operating point, with the highest sensitivity; 0 to 1.

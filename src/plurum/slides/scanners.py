@@ -9,7 +9,6 @@ import functools
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,9 +52,7 @@ class ScannerSlide:
     def __enter__(self) -> ScannerSlide:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._slide.close()
 
     @functools.cached_property

@@ -1,7 +1,8 @@
-"""Run an ASGI application with uvicorn: socket, settings and signals."""
+"""Run an ASGI application with uvicorn: socket, settings, signals, and time limits of connections."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import os
@@ -15,7 +16,7 @@ import uvicorn
 
 from plurum.errors import ServerError
 
-__all__ = ["WebServer", "http_url", "is_loopback", "open_listener", "server_config"]
+__all__ = ["ConnectionClock", "WebServer", "http_url", "is_loopback", "open_listener", "server_config"]
 
 
 class WebServer(uvicorn.Server):
@@ -47,6 +48,32 @@ class WebServer(uvicorn.Server):
         if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
             signal.signal(signal.SIGHUP, self.handle_exit)
         super().run(sockets)
+
+
+class ConnectionClock:
+    """Part of a connection's protocol: a clock that calls `on_timeout` unless it is stopped or restarted in time."""
+
+    loop: asyncio.AbstractEventLoop
+    _clock: asyncio.TimerHandle | None = None
+
+    def start_clock(self, seconds: float) -> None:
+        """Start the clock, or start it again."""
+        self.stop_clock()
+        self._clock = self.loop.call_later(seconds, self._ring)
+
+    def stop_clock(self) -> None:
+        """Stop the clock, if it runs."""
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def on_timeout(self) -> None:
+        """Refuse or close the connection."""
+        raise NotImplementedError
+
+    def _ring(self) -> None:
+        self._clock = None
+        self.on_timeout()
 
 
 def server_config(app: Callable[..., Any], **options: Any) -> uvicorn.Config:

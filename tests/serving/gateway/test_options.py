@@ -109,7 +109,7 @@ def test_docs_name_existing_metrics_and_options() -> None:
     defaults = GatewaySettings()
     text = " ".join(PAGE.split())
     assert f"{defaults.receive_s:.0f} s for the whole request, {defaults.receive_s / 3:.0f} s for its head" in text
-    assert f"its own probe every {defaults.probe_interval_s:.0f} s while no client sends requests" in text
+    assert f"While no client sends requests, it sends its own probe every {defaults.probe_interval_s:.0f} s" in text
     assert f"unresponsive Triton within {defaults.probe_interval_s + defaults.probe_timeout_s:.0f} s" in text
     assert f"as their deadline allows, at most {defaults.max_outage_s:.0f} s" in text
 

@@ -55,9 +55,9 @@ def test_path_comes_first_and_needs_nothing(folder: Path, monkeypatch: pytest.Mo
     binary = executable(folder.parent / "tritonserver", "exit 0")
     monkeypatch.setenv("PATH", str(folder.parent), prepend=os.pathsep)
     assert find_triton() == TritonInstallation(binary)
-    layout = lay_out(find_triton(), folder)
-    assert layout.arguments == ()
-    assert layout.environment.items() >= os.environ.items()
+    arguments, environment = lay_out(find_triton(), folder)
+    assert arguments == []
+    assert environment.items() >= os.environ.items()
 
 
 @pytest.mark.parametrize("lacking", ["nothing", "pytriton", "onnxruntime", "NumPy 1", "Python 3.12", "libpython"])
@@ -95,16 +95,16 @@ def test_the_stub_runs_in_what_was_laid_out(folder: Path, monkeypatch: pytest.Mo
     if found.python is None:
         pytest.skip("a tritonserver on PATH brings its own")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-    layout = lay_out(found, folder)
-    assert layout.arguments == (f"--backend-directory={folder / 'backends'}",)
+    arguments, environment = lay_out(found, folder)
+    assert arguments == [f"--backend-directory={folder / 'backends'}"]
     assert (folder / "backends" / "onnxruntime" / "model.py").is_file()
     assert not (folder / "backends" / "python" / "libtriton_python.so").is_symlink()
     stub = folder / "backends" / "python" / "triton_python_backend_stub"
-    outcome = subprocess.run([stub], env=layout.environment, capture_output=True, text=True, check=False)
+    outcome = subprocess.run([stub], env=environment, capture_output=True, text=True, check=False)
     assert "Expected 9 arguments" in outcome.stdout + outcome.stderr
-    first = shutil.which("python3", path=layout.environment["PATH"])
+    first = shutil.which("python3", path=environment["PATH"])
     assert first == str(Path(found.python.executable).with_name("python3"))
-    assert "PYTHONPATH" not in layout.environment
+    assert "PYTHONPATH" not in environment
     assert "pytriton" not in sys.modules
 
 

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from plurum.benchmarks.claims.rollouts import ReleaseClients, ReleaseServer, probabilities_of
+from plurum.benchmarks.claims.rollouts import ReleaseServer, ReleaseTally, probabilities_of, release_clients
 from plurum.client import EnsembleClient
 from plurum.errors import OutputError, RepositoryError, ServerError
 from plurum.export import ExportSettings
@@ -30,7 +30,7 @@ from plurum.serving.releases.releases import Releases, ReleaseState, RolloutOrde
 from plurum.serving.releases.rollout import Rollout
 from plurum.serving.triton.metrics import metrics_at
 from plurum.serving.triton.probe import Probe
-from plurum.serving.triton.trial import ReleaseTrial
+from plurum.serving.triton.settings import ReleaseTrial
 from plurum.spec import read_ensemble, write_metadata
 
 
@@ -163,7 +163,7 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
 ) -> None:
     folder = tmp_path / "live"
     with ReleaseServer(folder, repository) as live:
-        with ReleaseClients(live.urls["http"], pixels, expected, clients=2) as clients:
+        with release_clients(live.urls["http"], pixels, expected, clients=2) as clients:
             done = live.rollout(other)
             assert done.returncode == 0, done.stderr
             first, second = (json.loads(done.stdout)[name] for name in ("previous", "current"))
@@ -193,7 +193,10 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
         assert clients.failures == []
         assert set(clients.counts) == {"first", "second"}
         assert "not ready" not in live.log()
-    with ReleaseServer(folder, None) as live, ReleaseClients(live.urls["http"], pixels, expected, clients=1) as clients:
+    with (
+        ReleaseServer(folder, None) as live,
+        release_clients(live.urls["http"], pixels, expected, clients=1) as clients,
+    ):
         back = live.rollout("--back")
         assert json.loads(back.stdout)["current"] == first
         assert f"{first} is loaded beside {second}" in back.stderr
@@ -219,7 +222,7 @@ def test_a_release_on_trial(
     folder = tmp_path / "live"
     with ReleaseServer(folder, repository) as live:
         first = json.loads(live.rollout().stdout)["current"]
-        with ReleaseClients(live.urls["http"], pixels, expected, clients=2) as clients:
+        with release_clients(live.urls["http"], pixels, expected, clients=2) as clients:
             state = json.loads(live.rollout(other, "--percent", 50).stdout)
             second = state["trial"]["release"]
             assert state == {
@@ -232,7 +235,7 @@ def test_a_release_on_trial(
             assert release_at(live.urls["http"], pixels) is None
         assert clients.failures == []
         assert set(clients.counts) == {"first", "second"}
-        with ReleaseClients(live.urls["http"], pixels, expected, clients=2) as clients:
+        with release_clients(live.urls["http"], pixels, expected, clients=2) as clients:
             assert json.loads(live.rollout(other, "--shadow").stdout)["trial"]["shadow"]
             clients.counts.clear()
             _wait_for(clients, 40)
@@ -245,7 +248,10 @@ def test_a_release_on_trial(
         # Models whose processes end because a release comes or goes are not taken for dead.
         assert "not ready" not in live.log()
     # A new server takes the trial up again.
-    with ReleaseServer(folder, None) as live, ReleaseClients(live.urls["http"], pixels, expected, clients=2) as clients:
+    with (
+        ReleaseServer(folder, None) as live,
+        release_clients(live.urls["http"], pixels, expected, clients=2) as clients,
+    ):
         deadline = time.monotonic() + 60
         while (
             "plurum_trial_compared_total" not in str(metrics_at(live.urls["metrics"])) and time.monotonic() < deadline
@@ -278,7 +284,7 @@ TritonPythonModel.execute = _planted(TritonPythonModel.execute)
 """
 
 
-def _wait_for(clients: ReleaseClients, answers: int) -> None:
+def _wait_for(clients: ReleaseTally, answers: int) -> None:
     """Wait until so many more have come."""
     start, deadline = sum(clients.counts.values()), time.monotonic() + 60
     while sum(clients.counts.values()) < start + answers and time.monotonic() < deadline:

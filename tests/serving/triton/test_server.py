@@ -63,13 +63,11 @@ def test_a_server_on_path_is_used_with_what_it_brings(
     triton = find_triton()
     if triton.wheel is None:
         pytest.skip("there is one on PATH already, and the other tests use it")
-    layout = lay_out(triton, own)
-    variables = " ".join(f"{name}={shlex.quote(layout.environment[name])}" for name in ("LD_LIBRARY_PATH", "PATH"))
+    arguments, environment = lay_out(triton, own)
+    variables = " ".join(f"{name}={shlex.quote(environment[name])}" for name in ("LD_LIBRARY_PATH", "PATH"))
     script = tmp_path / "bin" / "tritonserver"
     script.parent.mkdir()
-    script.write_text(
-        f'#!/bin/sh\ntouch {tmp_path}/started\n{variables} exec {triton.binary} "$@" {layout.arguments[0]}\n'
-    )
+    script.write_text(f'#!/bin/sh\ntouch {tmp_path}/started\n{variables} exec {triton.binary} "$@" {arguments[0]}\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
     with Server(repository, FREE) as server:

@@ -49,7 +49,7 @@ def test_pixels_of_an_archive_are_those_of_its_arrays_as_png(archive: Path) -> N
     np.testing.assert_array_equal(np.asarray(open_image(data.read_encoded(200))), expected[200])
 
 
-def test_pixels_go_where_they_are_wanted(archive: Path) -> None:
+def test_pixels_are_written_into_a_given_array(archive: Path) -> None:
     data = load_data(str(archive))
     out = np.zeros((320, 24, 20, 3), dtype=np.uint8)
     assert data.pixels(IMAGE, out=out) is out

@@ -39,7 +39,7 @@ def leaky(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_honest_archive_has_nothing_to_be_warned_of(archive: Path) -> None:
+def test_clean_data_causes_no_warning(archive: Path) -> None:
     data = load_data(str(archive))
     report = report_of(data)
     assert {split: count.images for split, count in report.splits.items()} == {

@@ -203,7 +203,7 @@ def test_classes_that_are_called_like_splits_are_refused_with_a_way_out(tmp_path
         ("{}/fold_3", r"class 'CE' has a folder 'fold_3' in it"),
     ],
 )
-def test_classes_that_lie_elsewhere_are_looked_for(tmp_path: Path, layout: str, message: str) -> None:
+def test_class_folders_at_another_level_are_named(tmp_path: Path, layout: str, message: str) -> None:
     for name in CLASSES:
         write_classes(tmp_path / layout.format(name), {"p1" if "{}/" in layout else name: 5})
         if "{}/" in layout:
@@ -229,7 +229,7 @@ def test_classes_below_sites_are_told(tmp_path: Path) -> None:
     assert data.notes == ("all classes have the same folders in them (CE, LAA, other), which are taken as patients",)
 
 
-def test_what_systems_leave_is_passed_over_and_what_is_not_read_is_told(tmp_path: Path) -> None:
+def test_system_files_are_skipped_and_other_unread_files_are_counted(tmp_path: Path) -> None:
     write_classes(tmp_path, CLASSES)
     for name in ("__MACOSX/CE/._0.png", ".ipynb_checkpoints/0.png", "CE/.ipynb_checkpoints/0.png", "@eaDir/CE/0.png"):
         write_image(tmp_path / name, 0)

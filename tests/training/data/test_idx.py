@@ -8,20 +8,15 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from plurum.errors import DataError
 from plurum.images import open_image
 from plurum.training import load_data
 from plurum.training.data.idx import array_from_idx
-from tests.training.conftest import digit_arrays
+from tests.training.conftest import digit_arrays, idx
 
 ARRAYS = digit_arrays()
-
-
-def idx(array: npt.NDArray[np.uint8], kind: int = 8) -> bytes:
-    return struct.pack(f">HBB{array.ndim}I", 0, kind, array.ndim, *array.shape) + array.tobytes()
 
 
 @pytest.fixture(params=["", ".gz"])

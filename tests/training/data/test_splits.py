@@ -60,7 +60,7 @@ def test_shares_are_of_images_however_many_a_patient_has() -> None:
             assert (splits[labels == index] == split).mean() == pytest.approx(share, abs=0.03)
 
 
-def test_a_patient_with_two_classes_goes_one_way() -> None:
+def test_a_patient_with_two_classes_is_in_one_split() -> None:
     labels = np.array([0, 1] * 10)
     names = [f"patient {row // 2}" for row in range(20)]
     splits = stratified_splits(labels, names, CLASSES, seed=3)

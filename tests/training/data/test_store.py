@@ -39,7 +39,7 @@ def test_files_are_brought_to_224_and_any_size_may_be_asked_for(tmp_path: Path) 
     assert (image.height, image.width, image.colour, image.resize) == (48, 48, "grey", "crop")
 
 
-def test_what_is_stored_is_what_was_there(archive: Path, tmp_path: Path) -> None:
+def test_stored_pixels_and_labels_equal_the_data(archive: Path, tmp_path: Path) -> None:
     run, data = Run(tmp_path / "run"), load_data(str(archive))
     metadata = store_data(run, data, SETTINGS)
     assert metadata == run.data()
@@ -52,7 +52,7 @@ def test_what_is_stored_is_what_was_there(archive: Path, tmp_path: Path) -> None
     np.testing.assert_array_equal(table.labels, data.table.labels)
 
 
-def test_patients_images_and_names_are_their_owners_alone_whatever_the_umask(archive: Path, tmp_path: Path) -> None:
+def test_images_and_patients_are_private_whatever_the_umask(archive: Path, tmp_path: Path) -> None:
     former = os.umask(0)
     try:
         store_data(Run(tmp_path / "run"), load_data(str(archive)), SETTINGS)
@@ -69,7 +69,7 @@ def test_mean_and_std_are_those_of_training_pixels(archive: Path, tmp_path: Path
     np.testing.assert_allclose(image.std, pixels.std(axis=(0, 1, 2)), rtol=1e-9)
 
 
-def test_pretrained_members_get_imagenets(archive: Path, tmp_path: Path) -> None:
+def test_pretrained_members_get_the_mean_and_std_of_imagenet(archive: Path, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"pretrained": True})
     image = store_data(Run(tmp_path / "run"), load_data(str(archive)), settings).image
     assert image.mean == (0.485, 0.456, 0.406)

@@ -216,7 +216,7 @@ def test_the_lowest_level_of_a_pyramid_with_enough_pixels_is_looked_at(tmp_path:
     ("size", "most", "option"),
     [(7, 1, "--tile-size: .* got 7"), (8001, 1, "8001"), (64, 0, "--max-tiles: expected at least 1, got 0")],
 )
-def test_tiles_that_can_not_be_had_are_refused(size: int, most: int, option: str) -> None:
+def test_invalid_tile_settings_are_refused(size: int, most: int, option: str) -> None:
     with pytest.raises(SettingsError, match=option):
         Tiling(size, most)
     with pytest.raises(SettingsError, match=option):

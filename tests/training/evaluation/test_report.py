@@ -87,7 +87,7 @@ class Page(HTMLParser):
             self.text += data
 
 
-def test_the_page_holds_all_and_asks_for_nothing(evaluation: Evaluation) -> None:
+def test_the_page_contains_everything_and_loads_nothing(evaluation: Evaluation) -> None:
     pictures = plots_from_evaluation(evaluation)
     text = html_from_evaluation(evaluation, pictures)
     page = Page(text)
@@ -178,7 +178,7 @@ def test_many_classes_and_many_members_still_make_a_report(tmp_path: Path) -> No
     assert "class 39" in page.text
 
 
-def test_what_does_not_exist_is_a_dash() -> None:
+def test_undefined_figures_are_dashes() -> None:
     none = Estimate(value=None, low=None, high=None)
     assert (figure_text(none), figure_text(None), difference_text(none), percent_text(none)) == ("–", "–", "–", "none")
     assert figure_text(Estimate(value=0.5, low=None, high=None)) == "0.5000"
@@ -197,7 +197,7 @@ def test_a_difference_counts_when_its_interval_excludes_0(low: float, high: floa
     assert significant_change(figure, "lower") == lower
 
 
-def test_the_verdict_says_what_the_vote_is_worth(evaluation: Evaluation) -> None:
+def test_the_summary_compares_the_vote_with_its_best_member(evaluation: Evaluation) -> None:
     def said(accuracy: tuple[float, float], nll: tuple[float, float]) -> str:
         differences = dict(evaluation.differences)
         for name, (low, high) in (("accuracy", accuracy), ("nll", nll)):

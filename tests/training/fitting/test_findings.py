@@ -116,7 +116,9 @@ def test_the_command_names_a_member_that_is_not_finished(copy: Run, tmp_path: Pa
     ) in printed
 
 
-def test_who_is_kept_without_a_say_is_not_left_out(copy: Run, tmp_path: Path, plurum: CommandLine) -> None:
+def test_a_kept_member_with_weight_0_is_not_reported_as_left_out(
+    copy: Run, tmp_path: Path, plurum: CommandLine
+) -> None:
     """With `all`, a member with a weight of 0 stays, and the table shows 0."""
     run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
     ruin(run, "test_byobnet")

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from plurum.errors import MetadataError, PlurumError
 from plurum.files import sha256_of
-from plurum.models import model_from_checkpoint
 from plurum.predictions.arrays import Floats
 from plurum.run import Run
 from plurum.spec import read_ensemble
@@ -31,8 +29,9 @@ from plurum.training import (
 from plurum.training.fitting.stacking import cross_fit, fit_stack, predict_out_of_fold
 from plurum.training.fitting.weights import greedy_weights
 from plurum.training.statistics.calibration import conformal_quantiles, fit_temperature, review_threshold
-from plurum.training.statistics.scoring import compute_scores, predict_logits
-from plurum.voting import Verdict, decide, soft_vote, softmax, temper
+from plurum.training.statistics.scoring import compute_scores
+from plurum.voting import Verdict, decide, soft_vote, temper
+from tests.training.fitting.member_answers import answers_of
 
 # Margin of fitted limits, which keeps the image they come from within them despite rounding.
 ROUNDING = 1e-5
@@ -42,17 +41,6 @@ ROUNDING = 1e-5
 def run(unfitted: Run) -> Run:
     """Return a copy of the finished run for one test."""
     return unfitted
-
-
-def answers_of(run: Run, split: str) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Return members' probabilities `[images, members, classes]` and labels, computed from the files."""
-    table = run.table()
-    rows = np.flatnonzero(np.array(table.splits) == split)
-    predictions = [
-        softmax(predict_logits(model_from_checkpoint(member, run.checkpoint(member)), run.pixels(), rows, member.image))
-        for member in run.members()
-    ]
-    return np.stack(predictions, axis=1), table.labels[rows]
 
 
 def confidence_of(verdict: Verdict) -> Floats:
@@ -106,7 +94,7 @@ def test_a_soft_vote_is_fitted_on_validation_images(run: Run) -> None:
     check_numbers(run, report)
 
 
-def test_the_answers_at_the_fit_are_written_down_for_drift_to_be_measured_against(run: Run) -> None:
+def test_the_fit_stores_the_baseline_for_drift(run: Run) -> None:
     ensemble = fit_run(run.path)
     predictions, labels = answers_of(run, "validation")
     verdict = decide(predictions, ensemble.rule)

@@ -13,7 +13,7 @@ from plurum.training import EvaluationSettings, FitSettings, evaluate_run, fit_r
 from plurum.training.statistics.calibration import tempered_losses
 from plurum.training.statistics.scoring import compute_scores
 from plurum.voting import temper, with_prior
-from tests.training.fitting.test_fit import answers_of
+from tests.training.fitting.member_answers import answers_of
 
 
 @pytest.fixture

@@ -10,15 +10,7 @@ from plurum.training.fitting.selection import Selection, measure_contributions, 
 from plurum.training.fitting.weights import soft_losses
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
 from plurum.voting import soft_vote, softmax
-from tests.training.fitting.test_weights import resembling
-
-
-def simulated(images: int, skills: tuple[float, ...], seed: int = 0) -> tuple[Floats, Ints]:
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 3, images)
-    logits = rng.normal(size=(images, len(skills), 3))
-    logits[np.arange(images), :, labels] += np.array(skills)
-    return softmax(logits), labels
+from tests.training.fitting.simulated_members import resembling, simulated
 
 
 def selected(members: Floats, labels: Ints) -> Selection:

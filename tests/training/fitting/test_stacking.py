@@ -47,7 +47,7 @@ def test_every_image_is_answered_once_by_a_fold_that_knows_nothing_of_its_patien
         np.testing.assert_allclose(predictions[fold.rows], expected)
 
 
-def test_out_of_fold_answers_do_not_flatter() -> None:
+def test_out_of_fold_predictions_are_not_optimistic() -> None:
     """Random members: a regression that has seen the labels looks better than chance, an out-of-fold one does not."""
     members, labels = simulated(120, 4, 3, 0.0)
     stack = fit_stack(members, labels, 0.01)
@@ -57,7 +57,7 @@ def test_out_of_fold_answers_do_not_flatter() -> None:
     assert seen < np.log(3) < unseen
 
 
-def test_it_mends_what_no_weights_can() -> None:
+def test_stacking_corrects_errors_that_weights_can_not_correct() -> None:
     """Only a regression can use a member that always confuses a and b."""
     members, labels = simulated(300, 1, 3, 2.0)
     mixed_up = members[:, :, [1, 0, 2]]

@@ -112,7 +112,7 @@ def test_pixels_and_models_of_another_shape_are_refused() -> None:
             ensemble(wrong)
 
 
-def test_checkpoints_that_are_none_are_refused(run: Run, tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_refused(run: Run, tmp_path: Path) -> None:
     one, other = run.ensemble().members
     known: dict[str, Any] = {"classes": one.classes, "image": one.image}
     with pytest.raises(SettingsError, match="is a file of weights without metadata; pass arch, classes and image"):

@@ -79,7 +79,7 @@ def test_weights_that_can_not_be_downloaded_are_one_clear_line() -> None:
 
 
 @pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO])
-def test_a_hub_that_is_away_is_asked_once_and_without_a_word(
+def test_an_unreachable_hub_gets_one_request_and_logs_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, level: int
 ) -> None:
     asked: list[str] = []

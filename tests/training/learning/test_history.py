@@ -30,7 +30,7 @@ def test_a_members_own_is_read(trained: Run) -> None:
 
 
 @pytest.mark.parametrize("text", ["epoch,train_loss\n1,2\n", "epoch\nthree\n", None])
-def test_something_else_is_refused(tmp_path: Path, text: str | None) -> None:
+def test_a_file_that_is_not_a_history_is_refused(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "history.csv").write_text(text)
     with pytest.raises(MetadataError, match=r"history.csv can't be read as a member's history"):

@@ -197,7 +197,7 @@ def wait_for_the_end_of(group: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_that_is_killed_at_random_goes_on_as_if_it_had_not_been(tmp_path: Path, archive: Path) -> None:
+def test_a_training_killed_at_random_resumes_with_the_same_weights(tmp_path: Path, archive: Path) -> None:
     """Send SIGKILL three times, during reading data, training, saving and writing the member."""
     options = ["--epochs", "12", "--ema", "0.9", "--save-every-s", "0", "--mixup", "0.2", "--flip"]
     whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
@@ -253,7 +253,7 @@ def test_ctrl_c_leaves_no_member_and_no_process_behind(tmp_path: Path, archive: 
 
 
 @pytest.mark.slow
-def test_jobs_end_when_whoever_started_them_is_killed(tmp_path: Path, archive: Path) -> None:
+def test_jobs_end_when_their_parent_is_killed(tmp_path: Path, archive: Path) -> None:
     out = tmp_path / "run"
     options = ["--arch", ARCHS[1], "--epochs", "5000", "--jobs", "2", "--save-every-s", "0"]
     with subprocess.Popen(
@@ -316,7 +316,7 @@ def joined_commands(command: list[str]) -> list[subprocess.CompletedProcess[str]
         (("--arch", "resnet19"), "timm has no architecture 'resnet19'; did you mean "),
     ],
 )
-def test_what_is_refused_is_said_by_one_of_the_processes(
+def test_with_torchrun_one_process_reports_the_error(
     tmp_path: Path, archive: Path, options: tuple[str, ...], line: str
 ) -> None:
     first, second = joined_commands(train_command(archive, tmp_path / "run", *options))

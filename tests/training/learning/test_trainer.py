@@ -108,7 +108,7 @@ def test_the_best_epoch_is_kept_and_scored_as_it_will_be_served(examples: Exampl
     assert scores.accuracy == result.best.epoch.validation_accuracy == result.best.validation.accuracy
 
 
-def test_it_learns(examples: Examples) -> None:
+def test_training_lowers_the_loss(examples: Examples) -> None:
     result = fitted(examples, epochs=6, precision="fp32")
     assert result.best.validation.accuracy > 0.6
     assert result.history[-1].train_loss < result.history[0].train_loss
@@ -273,9 +273,7 @@ def test_it_stops_when_nothing_becomes_better(examples: Examples) -> None:
 
 
 @pytest.mark.parametrize("killed_at", [1, 7, 10, 16, 19, 29])
-def test_it_goes_on_from_any_step_as_if_nothing_had_happened(
-    examples: Examples, tmp_path: Path, killed_at: int
-) -> None:
+def test_a_resumed_training_gives_the_same_weights(examples: Examples, tmp_path: Path, killed_at: int) -> None:
     """With all state: averages, cycles, a scaler, dropout and random numbers."""
     every = {"ema": 0.8, "snapshots": 2, "epochs": 3, "mixup": 0.2, "cutmix": 1.0, "rotate": 10, "jitter": 0.1}
     settings = changed(**every, flip=True, balance="sampling", label_smoothing=0.1)
@@ -347,7 +345,7 @@ def test_a_state_that_can_not_be_read_is_started_over(tmp_path: Path, caplog: py
     assert state.read() is None, "something else than tensors and plain values was unpickled"
 
 
-def test_tensorboard_is_told(examples: Examples, tmp_path: Path) -> None:
+def test_tensorboard_gets_the_history(examples: Examples, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings = changed(epochs=2)

@@ -33,7 +33,7 @@ def test_a_planted_temperature_is_found(planted: float) -> None:
     assert fit_temperature(temper(true, 1 / planted), labels) == pytest.approx(planted, rel=0.05)
 
 
-def test_without_a_wrong_answer_there_is_nothing_to_fit_it_to() -> None:
+def test_without_errors_the_temperature_is_1() -> None:
     right = np.tile([[0.6, 0.4], [0.3, 0.7]], (50, 1))
     assert fit_temperature(right, np.tile([0, 1], 50)) == 1.0
     assert fit_temperature(right, np.append(np.tile([0, 1], 49), [1, 1])) < 1.0

@@ -24,7 +24,7 @@ def test_q_and_correlation_by_hand() -> None:
     assert error_correlation(*right) == pytest.approx(expected)
 
 
-def test_independent_members_have_neither() -> None:
+def test_independent_members_have_q_and_correlation_0() -> None:
     right = pair(both=36, first=12, second=12, neither=4)
     assert q_statistic(*right) == 0
     assert error_correlation(*right) == pytest.approx(0)
@@ -36,7 +36,7 @@ def test_members_alike_and_members_opposed() -> None:
     assert error_correlation(*pair(0, 5, 5, 0)) == pytest.approx(-1)
 
 
-def test_what_is_0_by_0_is_none() -> None:
+def test_undefined_figures_are_none() -> None:
     assert q_statistic(*pair(9, 1, 0, 0)) is None
     assert error_correlation(*pair(9, 1, 0, 0)) is None
     assert error_correlation(*pair(0, 0, 3, 7)) is None
@@ -70,5 +70,5 @@ def test_a_mean_is_over_the_pairs_that_have_a_value() -> None:
     assert found.correlation == pytest.approx(0)
 
 
-def test_one_member_has_nobody_to_differ_from() -> None:
+def test_a_single_member_has_no_diversity() -> None:
     assert measure_diversity(np.array([[0], [1]]), np.array([0, 1]), ("a",)) is None

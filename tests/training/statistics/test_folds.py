@@ -7,7 +7,7 @@ import numpy as np
 from plurum.training.statistics.folds import patient_folds
 
 
-def test_each_image_judges_once_and_no_patient_is_on_both_sides() -> None:
+def test_each_image_is_held_out_once_and_patients_are_not_divided() -> None:
     rng = np.random.default_rng(0)
     groups = rng.permutation(200) // 5
     labels = rng.integers(0, 3, 200)

@@ -41,7 +41,7 @@ def by_confidence(right: list[int], confidence: list[float] | None = None) -> La
 
 @pytest.mark.parametrize("decimals", [1, 6])
 @pytest.mark.parametrize("classes", [2, 3, 7])
-def test_all_that_scikit_learn_has_is_equal_to_it(classes: int, decimals: int) -> None:
+def test_metrics_equal_those_of_scikit_learn(classes: int, decimals: int) -> None:
     predictions = simulated(300, classes, decimals=decimals)
     p, labels, winners = predictions.probabilities, predictions.labels, predictions.winners
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(labels, winners, average="macro")

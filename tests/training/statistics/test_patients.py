@@ -12,7 +12,7 @@ LABELS = np.array([1, 0, 1, 1, 1, 0, 1, 0])
 PROBABILITIES = np.array([[0.9, 0.1], [0.6, 0.4], [0.5, 0.5], [0.4, 0.6], [0.4, 0.6], [1, 0], [1, 0], [0.2, 0.8]])
 
 
-def test_whose_images_they_are() -> None:
+def test_images_are_grouped_by_patient() -> None:
     patients = group_by_patient(NAMES, LABELS)
     assert patients is not None
     assert patients.names == ("a", "b")
@@ -39,11 +39,11 @@ def test_mean_max_and_majority() -> None:
 
 
 @pytest.mark.parametrize("names", [[""] * 3, []])
-def test_without_names_there_are_none(names: list[str]) -> None:
+def test_without_patient_names_there_are_no_patients(names: list[str]) -> None:
     assert group_by_patient(names, np.zeros(len(names), dtype=np.int64)) is None
 
 
-def test_all_of_them_torn_leaves_none() -> None:
+def test_patients_with_several_labels_are_left_out() -> None:
     patients = group_by_patient(["a", "a"], np.array([0, 1]))
     assert patients is not None
     assert patients.names == ()

@@ -93,7 +93,7 @@ def test_every_interval_is_around_its_figure(evaluation: Evaluation) -> None:
         assert figure.low < figure.high
 
 
-def test_the_best_single_is_chosen_where_the_vote_was_fitted_and_not_where_it_is_judged() -> None:
+def test_the_best_single_is_chosen_on_validation_images_not_on_evaluated_ones() -> None:
     fitted_on = asked(RULE, 300, (1.0, 3.0, 1.0), seed=1)
     found = evaluate_predictions(subject(RULE), asked(RULE, 300, (3.0, 1.0, 1.0), seed=2), fitted_on, SETTINGS)
     assert found.best_single == "b"
@@ -233,7 +233,7 @@ def test_intervals_are_by_patient_where_patients_are_known() -> None:
     np.testing.assert_allclose(ends[0], ends[2])
 
 
-def test_a_missing_class_is_said_and_breaks_nothing() -> None:
+def test_a_missing_class_is_reported_and_raises_no_error() -> None:
     predictions = asked(RULE, 60, (2.0, 1.8, 1.6), seed=4)
     rows = np.flatnonzero((predictions.labels != 2) | (np.arange(60) < 3))
     one_left = rows[: np.flatnonzero(predictions.labels[rows] == 2)[0] + 20]

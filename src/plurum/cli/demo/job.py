@@ -42,7 +42,6 @@ from plurum.voting import Verdict, decide
 
 __all__ = [
     "HeldOut",
-    "ServedComparison",
     "compare_predictions",
     "increased_samples",
     "run_demo",
@@ -82,19 +81,6 @@ class HeldOut:
     labels: npt.NDArray[np.int64]
     verdict: Verdict
     classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ServedComparison:
-    """Comparison of served predictions with PyTorch's for the same images.
-
-    Attributes:
-        accuracy: Accuracy of the served labels, 0 to 1.
-        max_difference: Largest difference of any probability, 0 to 1.
-    """
-
-    accuracy: float
-    max_difference: float
 
 
 def run_demo(out: Path, *, fresh: bool = False) -> None:
@@ -151,8 +137,8 @@ def write_held_out(run: Run, images: LabelledImages) -> list[Path]:
     return [folder / name for name in names]
 
 
-def compare_predictions(predictions: list[Prediction], held_out: HeldOut) -> ServedComparison:
-    """Compare served predictions with PyTorch's for the same images.
+def compare_predictions(predictions: list[Prediction], held_out: HeldOut) -> tuple[float, float]:
+    """Return the accuracy of served labels, and the largest difference of a served probability from PyTorch's.
 
     Raises:
         ParityError: a label differs, or a probability differs by more than `TOLERANCE`.
@@ -166,7 +152,7 @@ def compare_predictions(predictions: list[Prediction], held_out: HeldOut) -> Ser
             f"served predictions differ from PyTorch's: {flips} of {len(predictions)} labels, and probabilities by up "
             f"to {difference:.2g}; at most {TOLERANCE:g} is allowed"
         )
-    return ServedComparison(float(np.mean(given == held_out.labels)), difference)
+    return float(np.mean(given == held_out.labels)), difference
 
 
 def increased_samples(before: dict[str, float], after: dict[str, float], *names: str) -> list[tuple[str, float, float]]:
@@ -219,10 +205,10 @@ def _say_least_certain(say: Console, held_out: HeldOut, predictions: list[Predic
 
 
 def _say_comparison(say: Console, held_out: HeldOut, predictions: list[Prediction], protocol: str) -> None:
-    comparison = compare_predictions(predictions, held_out)
+    accuracy, difference = compare_predictions(predictions, held_out)
     say.print(
         f"over {protocol}: {len(predictions)} held-out images, accuracy of the served labels "
-        f"{comparison.accuracy:.4f}; labels equal PyTorch's, probabilities within {comparison.max_difference:.1e}; "
+        f"{accuracy:.4f}; labels equal PyTorch's, probabilities within {difference:.1e}; "
         f"{sum(prediction.review for prediction in predictions)} need review",
         soft_wrap=True,
     )
