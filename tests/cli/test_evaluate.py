@@ -134,3 +134,30 @@ def test_a_run_without_images_of_a_split_is_refused(fresh_run: Run, plurum: Comm
     items = fresh_run.data_folder / "items.csv"
     items.write_text(items.read_text(encoding="utf-8").replace(",test", ",train"), encoding="utf-8")
     assert "has no test images" in plurum.refused("evaluate", fresh_run.path)
+
+
+def test_a_positive_class_and_its_prevalence(run: Run, tmp_path: Path, plurum: CommandLine) -> None:
+    options = ("--positive", "two", "--prevalence", 0.2, "--draws", 100, "--out", tmp_path / "report")
+    printed = plurum.said("evaluate", run.path, *options)
+    saved = Evaluation.model_validate_json((tmp_path / "report" / "metrics.json").read_bytes())
+    assert (saved.positive, saved.prevalence) == ("two", 0.2)
+    assert [(one.positive, one.answers) for one in saved.diagnoses] == [("two", "all"), ("two", "unreviewed")]
+    assert saved.diagnoses[0].figures["sensitivity"].value == saved.ensemble.per_class["two"]["recall"].value
+    assert "PPV at the prevalence" in printed
+    assert "deciding two by its probability, at a prevalence of 0.200" in printed
+    assert "PPV" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--positive", "Two"), "--positive: expected one of the classes zero, one, two, got 'Two'"),
+        (("--prevalence", "0.2"), "--prevalence: expected together with --positive"),
+        (("--positive", "two", "--prevalence", "1.5"), "--prevalence: expected a number less than 1, got 1.5"),
+    ],
+)
+def test_a_wrong_positive_class_is_refused(
+    fresh_run: Run, plurum: CommandLine, options: tuple[str, ...], said: str
+) -> None:
+    assert said in plurum.refused("evaluate", fresh_run.path, *options)
+    assert not fresh_run.report_folder.exists()

@@ -14,14 +14,16 @@ from plurum.spec import PatientRule, Review
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.calibration import fit_temperature, number_patients, tempered_losses
 from plurum.training.statistics.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
-from plurum.training.statistics.decisions import estimate_fractions, estimate_from_draws
+from plurum.training.statistics.decision_curves import decision_curve
+from plurum.training.statistics.decisions import estimate_fractions
+from plurum.training.statistics.diagnoses import Diagnosis, diagnose
 from plurum.training.statistics.diversity import measure_diversity
+from plurum.training.statistics.estimates import Estimate, estimate_from_draws
 from plurum.training.statistics.metrics import LabelledPredictions, MetricDraws, Scorer
 from plurum.training.statistics.patients import RULES, Patients, group_by_patient
 from plurum.training.statistics.results import (
     ClassCurves,
     ClassPredictionSets,
-    Estimate,
     EvaluatedModel,
     Evaluation,
     PatientLevel,
@@ -62,6 +64,7 @@ class EvaluationSubject:
         review: Review threshold and target risk.
         prior_ratio: Assumed class frequencies divided by those of the validation images; None without correction.
         patient_rule: Rule that combines the predictions for a patient's images; None if none was chosen.
+        positive: Class that counts as positive; None if none is chosen.
         notes: Remarks on these predictions, one sentence each.
         rule: Voting rule, whose operating point also decides for members and patients; None takes the most probable
             class.
@@ -75,6 +78,7 @@ class EvaluationSubject:
     review: Review
     prior_ratio: tuple[float, ...] | None = None
     patient_rule: PatientRule | None = None
+    positive: str | None = None
     notes: tuple[str, ...] = ()
     rule: VotingRule | None = None
 
@@ -175,6 +179,9 @@ def evaluate_predictions(
         ),
         patient_level=score_patients(patients, candidates, settings.draws, settings.seed, subject.point),
         patient_rule=subject.patient_rule,
+        positive=subject.positive,
+        prevalence=settings.prevalence,
+        diagnoses=_diagnoses(evaluated, subject, bootstrap, settings.prevalence),
         notes=(*subject.notes, *_notes(evaluated, classes, settings, results["ensemble"][1], patients)),
     )
 
@@ -275,6 +282,24 @@ def _summarise_review(evaluated: SplitPredictions, subject: EvaluationSubject, b
         accuracy_sent=others,
         condition=None if subject.rule is None else review_condition(subject.rule, subject.classes),
     )
+
+
+def _diagnoses(
+    evaluated: SplitPredictions, subject: EvaluationSubject, bootstrap: Bootstrap, prevalence: float | None
+) -> tuple[Diagnosis, ...]:
+    """Return the figures of the decision for the positive class, or for each class: of all, then of the unreviewed."""
+    verdict, found = evaluated.verdict, []
+    has_curve = subject.positive is not None or len(subject.classes) == 2
+    for index, name in enumerate(subject.classes):
+        if subject.positive not in {None, name}:
+            continue
+        true = evaluated.labels == index
+        masks = verdict.label == index, true
+        whole = diagnose(name, masks, bootstrap, prevalence=prevalence)
+        curve = decision_curve(verdict.probabilities[:, index], true, bootstrap, prevalence) if has_curve else None
+        found += [whole.model_copy(update={"decision_curve": curve})]
+        found += [diagnose(name, masks, bootstrap, among=~verdict.review, prevalence=prevalence)]
+    return tuple(found)
 
 
 def score_patients(

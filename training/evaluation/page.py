@@ -12,7 +12,7 @@ predicted by {{ j.answered_by }}. In brackets: 95% intervals from {{ "{:,}".form
 <h2>The ensemble and its best member</h2>
 <div class="wide"><table>
 <tr><th>metric</th><th>ensemble</th><th>best single ({{ j.best_single }})</th><th>difference</th></tr>
-{% for key, metric in metrics.items() %}{% set difference = j.differences[key] %}
+{% for key, metric in distinct.items() %}{% set difference = j.differences[key] %}
 <tr><td>{{ metric.title }} <small>{{ "↑" if metric.better == "higher" else "↓" }}</small></td>
 <td>{{ j.judged[0].metrics[key]|figure }}</td><td>{{ j.judged[1].metrics[key]|figure }}</td>
 <td class="{{ difference|significant_change(metric.better) }}">{{ difference|difference }}</td></tr>
@@ -32,7 +32,7 @@ single is the member with the lowest NLL on the images that the vote was fitted 
 
 <h2>Class by class</h2>
 <div class="wide"><table>
-<tr><th>class</th><th>images</th>{% for key in per_class %}<th>{{ metrics[key].title }}</th>{% endfor %}</tr>
+<tr><th>class</th><th>images</th>{% for title in per_class.values() %}<th>{{ title }}</th>{% endfor %}</tr>
 {% for name in j.classes %}<tr><td>{{ name }}</td><td>{{ j.class_counts[loop.index0] }}</td>
 {%- for key in per_class %}{{ cell(j.judged[0].per_class[name][key]) }}{% endfor %}</tr>
 {% endfor %}</table></div>
@@ -42,6 +42,30 @@ single is the member with the lowest NLL on the images that the vote was fitted 
 {{ picture("precision_recall", "Precision–recall curves",
   "Each class against all others: precision over recall.") }}
 </div>
+
+<h2>The decision, as clinicians read it</h2>
+<p>{% if j.positive %}The positive class is {{ j.positive }}.{% else %}No positive class is chosen: each class is the
+positive one in turn, against all others. Choose one with --positive.{% endif %} Figures are of images, not of
+patients{% if j.diagnoses and j.diagnoses[0].intervals == "by patient" %}; intervals draw patients
+{%- endif %}.
+{%- if j.prevalence is not none %} The stated prevalence is {{ "%.4g"|format(j.prevalence) }}.{% endif %}</p>
+<div class="wide"><table>
+<tr><th>positive</th><th>predictions</th><th>TP, FN, FP, TN</th>
+{%- for key in j.diagnoses[0].figures %}<th>{{ figures[key] }}</th>{% endfor %}</tr>
+{% for d in j.diagnoses %}<tr><td>{{ d.positive }}</td>
+<td>{{ "all" if d.answers == "all" else "without review" }}</td>
+<td>{{ d.true_positives }}, {{ d.false_negatives }}, {{ d.false_positives }}, {{ d.true_negatives }}</td>
+{%- for figure in d.figures.values() %}{{ cell(figure) }}{% endfor %}</tr>
+{% endfor %}</table></div>
+{% for d in j.diagnoses if d.decision_curve %}<div class="wide"><table>
+<caption>Net benefit of deciding {{ d.positive }} by its probability, at a prevalence of
+{{ "%.3f"|format(d.decision_curve.prevalence) }}; deciding none has 0</caption>
+<tr><th>threshold probability</th><th>ensemble</th><th>deciding all</th></tr>
+{% for row in curve_rows(d.decision_curve) %}<tr><td>{{ "%.2f"|format(row[0]) }}</td>{{ cell(row[1]) }}
+<td>{{ row[2]|number }}</td></tr>
+{% endfor %}</table></div>{% endfor %}
+{{ picture("decision_curve", "Decision curves", "Net benefit by threshold probability. The ensemble is worth using "
+  ~ "where its line is above both others. Bands are 95% intervals.") }}
 
 <h2>Calibration of the probabilities</h2>
 {{ picture("reliability", "Reliability diagram", "Accuracy of predictions of similar confidence; on the dotted line, "

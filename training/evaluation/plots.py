@@ -50,6 +50,8 @@ def plots_from_evaluation(evaluation: Evaluation) -> dict[str, bytes]:
         "risk_coverage": _plot_risk_coverage(evaluation),
         "prediction_sets": _plot_prediction_sets(evaluation),
     }
+    if any(diagnosis.decision_curve for diagnosis in evaluation.diagnoses):
+        figures["decision_curve"] = _plot_decision_curves(evaluation)
     if evaluation.diversity:
         figures["diversity"] = _plot_diversity(evaluation)
     return {name: png_from_figure(figure) for name, figure in figures.items()}
@@ -123,6 +125,23 @@ def _plot_precision_recall(evaluation: Evaluation) -> Figure:
     tidy_axes(axes, "recall (sensitivity)", "precision")
     axes.set_ylim(-0.02, 1.02)
     _legend_beside(figure, axes, "class: average precision\n(worst first)")
+    return figure
+
+
+def _plot_decision_curves(evaluation: Evaluation) -> Figure:
+    """Plot net benefit over threshold probability, one panel per class."""
+    found = [(one.positive, one.decision_curve) for one in evaluation.diagnoses if one.decision_curve]
+    figure = create_figure(1.2 + 5.2 * len(found), 4.2)
+    for axes, (name, curve) in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+        axes.fill_between(curve.thresholds, curve.low, curve.high, color=BLUE, alpha=0.2, linewidth=0)
+        axes.plot(curve.thresholds, curve.net_benefit, color=BLUE, linewidth=2, label="ensemble")
+        axes.plot(curve.thresholds, curve.treat_all, color=ORANGE, linewidth=1.4, label="deciding all")
+        axes.axhline(0, color=GREY, linewidth=1.4, linestyle="--", label="deciding none")
+        axes.set_ylim(-0.15 * curve.prevalence, 1.1 * curve.prevalence)
+        axes.set_xlim(0, 1)
+        tidy_axes(axes, f"threshold probability of {shorten_name(name)}", "net benefit")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=3)
     return figure
 
 

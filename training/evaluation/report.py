@@ -8,11 +8,12 @@ from pathlib import Path
 from plurum.files import check_folder, csv_from_rows, write_bytes, write_text
 from plurum.training.evaluation.page import PAGE
 from plurum.training.evaluation.plots import plots_from_evaluation
-from plurum.training.statistics.metrics import METRICS, PER_CLASS
+from plurum.training.statistics.diagnoses import FIGURES
+from plurum.training.statistics.metrics import METRICS, PER_CLASS, class_title, distinct_metrics
 from plurum.training.statistics.page import html_from_template
 from plurum.training.statistics.patients import RULES
 from plurum.training.statistics.results import Estimate, Evaluation
-from plurum.training.statistics.wording import verdict_lines
+from plurum.training.statistics.wording import curve_rows, verdict_lines
 
 __all__ = ["REPORT_FILES", "csv_from_evaluation", "html_from_evaluation", "write_report"]
 
@@ -20,6 +21,19 @@ __all__ = ["REPORT_FILES", "csv_from_evaluation", "html_from_evaluation", "write
 REPORT_FILES = ("metrics.csv", "metrics.json", "report.html")
 # Metrics in the table of members, which has limited room.
 _SHOWN = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "nll", "brier", "ece", "aurc")
+_DECISION = {
+    "sensitivity, specificity": "Fraction of the positive class's images that are predicted as it; fraction of all "
+    "other images that are not.",
+    "PPV, NPV": "Fraction of the images predicted as the positive class that belong to it; fraction of those not "
+    "predicted as it that do not. Both depend on how common the class is; a stated prevalence replaces that of these "
+    "images.",
+    "LR+, LR-": "Likelihood ratios: sensitivity / (1 - specificity), and (1 - sensitivity) / specificity. Odds of the "
+    "class before the prediction times this number are the odds after it.",
+    "Youden's J": "Sensitivity + specificity - 1: 0 for guessing, 1 without errors.",
+    "net benefit": "True positives minus false positives times t / (1 - t), as a fraction of all images, if the class "
+    "is decided from a probability of t on. A test is worth using where it is above both deciding all and deciding "
+    "none.",
+}
 _INTERVAL = (
     "Range in which the figure falls in 95 of 100 samples like this one, estimated by drawing with replacement: "
     "patients with all their images if patients are known, else images."
@@ -42,8 +56,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     write_text(folder / "metrics.json", evaluation.model_dump_json(indent=1) + "\n")
     for name, picture in pictures.items():
         write_bytes(folder / f"{name}.png", picture)
-    if "diversity" not in pictures:
-        (folder / "diversity.png").unlink(missing_ok=True)
+    for name in {"diversity", "decision_curve"} - set(pictures):
+        (folder / f"{name}.png").unlink(missing_ok=True)
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -70,6 +84,7 @@ def _estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Estimate
     yield "ensemble", "", "coverage", evaluation.sets.coverage
     for label, sets in evaluation.sets.by_class.items():
         yield "ensemble", label, "coverage", sets.coverage
+    yield from _decision_estimates(evaluation)
     yield "ensemble", "", "review_share", evaluation.review.share
     yield "ensemble", "", "accuracy_without_review", evaluation.review.accuracy_kept
     for name, by_rule in evaluation.patient_level.by_rule.items() if evaluation.patient_level else ():
@@ -77,6 +92,13 @@ def _estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Estimate
             yield name, "", f"patient_accuracy_{rule}", scores.accuracy
             if scores.nll:
                 yield name, "", f"patient_nll_{rule}", scores.nll
+
+
+def _decision_estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Estimate]]:
+    for diagnosis in evaluation.diagnoses:
+        part = "decision" if diagnosis.answers == "all" else "unreviewed"
+        for metric, figure in diagnosis.figures.items():
+            yield "ensemble", diagnosis.positive, f"{part}_{metric}", figure
 
 
 def html_from_evaluation(evaluation: Evaluation, pictures: dict[str, bytes]) -> str:
@@ -91,17 +113,20 @@ def html_from_evaluation(evaluation: Evaluation, pictures: dict[str, bytes]) -> 
         pictures,
         j=evaluation,
         metrics=METRICS,
-        per_class=PER_CLASS,
+        distinct=distinct_metrics(len(evaluation.classes)),
+        per_class={name: class_title(name) for name in PER_CLASS},
+        figures=FIGURES,
+        curve_rows=curve_rows,
         shown=_SHOWN,
         rules=RULES,
-        meanings=_meanings(),
+        meanings=_meanings(len(evaluation.classes)),
         verdict=verdict_lines(evaluation),
     )
 
 
-def _meanings() -> dict[str, str]:
-    """Return the definitions of all metrics by their titles; metrics with the same definition share one."""
+def _meanings(classes: int) -> dict[str, str]:
+    """Return the definitions of metrics by their titles; metrics with the same definition share one."""
     titles: dict[str, list[str]] = {}
-    for metric in METRICS.values():
+    for metric in distinct_metrics(classes).values():
         titles.setdefault(metric.meaning, []).append(metric.title)
-    return {", ".join(names): meaning for meaning, names in titles.items()} | {"95% interval": _INTERVAL}
+    return {", ".join(names): meaning for meaning, names in titles.items()} | _DECISION | {"95% interval": _INTERVAL}

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from plurum.errors import DataError, MetadataError
+from plurum.errors import DataError, MetadataError, SettingsError
 from plurum.run import Run
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import Ensemble
@@ -92,8 +92,10 @@ def evaluate_verdicts(
     Raises:
         MetadataError: the ensemble was fitted on other data than the run holds.
         DataError: a split has no image.
+        SettingsError: the positive class is unknown, or a prevalence is stated without one.
     """
     ensemble = run.ensemble()
+    subject = replace(subject, positive=_positive_class(subject, settings))
     if ensemble.data.fingerprint != run.data().fingerprint:
         raise MetadataError(f"{run.ensemble_file} was fitted on other images than {run.data_folder} holds; fit again")
     table = run.table()
@@ -108,6 +110,21 @@ def evaluate_verdicts(
     subject = replace(subject, notes=(*subject.notes, *_left_out(run, ensemble)))
     with show_progress("evaluating", len(subject.members) + 2) as progress:
         return evaluate_predictions(subject, evaluated[settings.split], evaluated["validation"], settings, progress)
+
+
+def _positive_class(subject: EvaluationSubject, settings: EvaluationSettings) -> str | None:
+    """Return the positive class: that of the settings, else that of the ensemble."""
+    positive = settings.positive or subject.positive
+    if positive is not None and positive not in subject.classes:
+        raise SettingsError(
+            f"--positive: expected one of the classes {', '.join(subject.classes)}, got {positive!r}. Name a class."
+        )
+    if settings.prevalence is not None and positive is None:
+        raise SettingsError(
+            f"--prevalence: expected together with --positive. Add --positive with the class that it is the prevalence "
+            f"of: {', '.join(subject.classes)}."
+        )
+    return positive
 
 
 def _left_out(run: Run, ensemble: Ensemble) -> tuple[str, ...]:

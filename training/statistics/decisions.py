@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plurum.predictions.arrays import Bools, Floats, Ints
+from plurum.predictions.arrays import Bools, Floats
 from plurum.spec import Metadata
-from plurum.training.statistics.bootstrap import Bootstrap, percentile_interval
-from plurum.training.statistics.results import Estimate
+from plurum.training.statistics.bootstrap import Bootstrap
+from plurum.training.statistics.estimates import Estimate, estimate_from_draws
 
-__all__ = ["DecisionFigures", "decision_figures", "estimate_fractions", "estimate_from_draws"]
+__all__ = ["DecisionFigures", "decision_figures", "estimate_fractions"]
 
 
 class DecisionFigures(Metadata):
@@ -62,10 +62,3 @@ def estimate_fractions(
         plain = part.sum(axis=1) / whole.sum(axis=1)
         drawn = np.concatenate([(part @ counts) / (whole @ counts) for counts in bootstrap.blocks()], axis=1)
     return [estimate_from_draws(value, draws) for value, draws in zip(plain, drawn, strict=True)]
-
-
-def estimate_from_draws(value: float, draws: Ints | Floats) -> Estimate:
-    """Return a figure with the interval of its bootstrap draws; None for a figure that does not exist."""
-    low, high = percentile_interval(np.asarray(draws, dtype=np.float64))
-    ends = [None if np.isnan(one) else float(one) for one in (value, low, high)]
-    return Estimate(value=ends[0], low=ends[1], high=ends[2])

@@ -18,7 +18,16 @@ import numpy.typing as npt
 from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import BINS, compute_losses, confidence_bins
 
-__all__ = ["METRICS", "PER_CLASS", "LabelledPredictions", "Metric", "MetricDraws", "Scorer"]
+__all__ = [
+    "METRICS",
+    "PER_CLASS",
+    "LabelledPredictions",
+    "Metric",
+    "MetricDraws",
+    "Scorer",
+    "class_title",
+    "distinct_metrics",
+]
 
 Counts = npt.NDArray[np.float32]
 
@@ -42,12 +51,12 @@ _BY_CLASS = "Each class against all others, then the unweighted mean over classe
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", "higher", "Fraction of correct predictions."),
     "balanced_accuracy": Metric("balanced accuracy", "higher", "Mean of recall over classes."),
-    "precision": Metric("precision", "higher", _BY_CLASS),
-    "recall": Metric("recall (sensitivity)", "higher", _BY_CLASS),
-    "specificity": Metric("specificity", "higher", _BY_CLASS),
-    "f1": Metric("F1", "higher", _BY_CLASS),
-    "roc_auc": Metric("ROC-AUC", "higher", _BY_CLASS),
-    "average_precision": Metric("average precision", "higher", _BY_CLASS),
+    "precision": Metric("macro precision", "higher", _BY_CLASS),
+    "recall": Metric("macro recall", "higher", _BY_CLASS),
+    "specificity": Metric("macro specificity", "higher", _BY_CLASS),
+    "f1": Metric("macro F1", "higher", _BY_CLASS),
+    "roc_auc": Metric("macro ROC-AUC", "higher", _BY_CLASS),
+    "average_precision": Metric("macro average precision", "higher", _BY_CLASS),
     "nll": Metric(
         "NLL (nats)", "lower", "Mean of -log of the probability of the true class. Confident errors cost most."
     ),
@@ -75,6 +84,19 @@ METRICS: dict[str, Metric] = {
 }
 # Metrics that each class has too; `METRICS` has their means over classes.
 PER_CLASS = ("precision", "recall", "specificity", "f1", "roc_auc", "average_precision")
+# Of two classes, the recall of one is the specificity of the other, so these means repeat the balanced accuracy.
+_REPEATED = ("recall", "specificity")
+_CLASS_TITLES = {"precision": "precision (PPV)", "recall": "recall (sensitivity)"}
+
+
+def class_title(name: str) -> str:
+    """Return the title of one class's metric, a name in `PER_CLASS`."""
+    return _CLASS_TITLES.get(name, METRICS[name].title.removeprefix("macro "))
+
+
+def distinct_metrics(classes: int) -> dict[str, Metric]:
+    """Return the metrics by name, without those that repeat another one for this number of classes."""
+    return {name: metric for name, metric in METRICS.items() if classes > 2 or name not in _REPEATED}
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ dt { font-weight: 600; margin-top: .5rem; } dd { margin: 0; max-width: 46rem; }
 <figure><img alt="{{ alt }}" src="data:image/png;base64,{{ pictures[name] }}">
 {%- if text %}<figcaption>{{ text }}</figcaption>{% endif %}</figure>{% endif %}{% endmacro %}
 {% macro cell(figure) %}<td>{{ figure.value|number if figure else "–" }}
-{%- if figure and figure.low is not none %}<br><small>{{ "%.3f–%.3f"|format(figure.low, figure.high) }}</small>
+{%- if figure and figure.low is not none and figure.high is not none %}
+<br><small>{{ "%.3f–%.3f"|format(figure.low, figure.high) }}</small>
 {%- endif %}</td>{% endmacro %}
 <h1>{{ title }}</h1>
 """

@@ -10,7 +10,9 @@ from typing import Literal
 from plurum.run import Split
 from plurum.spec import Metadata, PatientRule
 from plurum.training.statistics.curves import Bin, Curve
+from plurum.training.statistics.diagnoses import Diagnosis
 from plurum.training.statistics.diversity import Diversity
+from plurum.training.statistics.estimates import Estimate
 
 __all__ = [
     "ClassCurves",
@@ -23,20 +25,6 @@ __all__ = [
     "PredictionSets",
     "ReviewScores",
 ]
-
-
-class Estimate(Metadata):
-    """Figure with its 95 % bootstrap interval.
-
-    Attributes:
-        value: Figure over all images.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 class EvaluatedModel(Metadata):
@@ -175,6 +163,10 @@ class Evaluation(Metadata):
         diversity: Diversity of the members; None for a single member.
         patient_level: Scores by patient; None if no patient is known.
         patient_rule: Rule of the ensemble for a patient's images; None if none was chosen.
+        positive: Class that counts as positive; None if none is chosen.
+        prevalence: Stated fraction of the positive class where the ensemble serves; None if none is stated.
+        diagnoses: Figures of the decision for the positive class, or else for each class against the others: of all
+            predictions, then of those without review.
         notes: Remarks on missing figures and on limits of the evaluation, one sentence each.
     """
 
@@ -202,6 +194,9 @@ class Evaluation(Metadata):
     diversity: Diversity | None
     patient_level: PatientLevel | None
     patient_rule: PatientRule | None = None
+    positive: str | None = None
+    prevalence: float | None = None
+    diagnoses: tuple[Diagnosis, ...] = ()
     notes: tuple[str, ...]
 
     @property

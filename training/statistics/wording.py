@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from plurum.training.statistics.decision_curves import DecisionCurve
+from plurum.training.statistics.estimates import Estimate
 from plurum.training.statistics.metrics import METRICS
-from plurum.training.statistics.results import Estimate, Evaluation
+from plurum.training.statistics.results import Evaluation
 from plurum.voting import VotingRule
 
 __all__ = [
     "comparison_line",
+    "curve_rows",
     "difference_text",
     "figure_text",
     "number_text",
@@ -21,6 +24,7 @@ __all__ = [
 ]
 
 _NONE = "–"
+_TABLE_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def review_condition(rule: VotingRule, classes: Sequence[str]) -> str | None:
@@ -98,6 +102,16 @@ def percent_text(figure: Estimate) -> str:
     if figure.low is None or figure.high is None:
         return f"{figure.value:.1%}"
     return f"{figure.value:.1%} ({figure.low:.1%}–{figure.high:.1%})"
+
+
+def curve_rows(curve: DecisionCurve) -> list[tuple[float, Estimate, float]]:
+    """Return some points of a decision curve: threshold probability, net benefit, and that of deciding all."""
+    points = zip(curve.thresholds, curve.net_benefit, curve.low, curve.high, curve.treat_all, strict=True)
+    return [
+        (threshold, Estimate(value=value, low=low, high=high), whole)
+        for threshold, value, low, high, whole in points
+        if threshold in _TABLE_THRESHOLDS
+    ]
 
 
 def difference_text(figure: Estimate) -> str:

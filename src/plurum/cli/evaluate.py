@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,9 @@ _RULES = {
     "max": "by each class's highest probability",
     "majority": "by the majority of their images",
 }
+# More columns do not fit on a screen.
+_MOST_COLUMNS = 4
+_BY_CLASS = ("sensitivity", "specificity", "ppv", "npv", "youden")
 _COLUMNS = ("accuracy", "balanced_accuracy", "f1", "roc_auc", "nll", "ece", "aurc")
 
 
@@ -56,6 +60,8 @@ def evaluate(
       plurum evaluate runs/digits --url 127.0.0.1:8001
 
       plurum evaluate runs/digits --split validation --out reports/validation --json
+
+      plurum evaluate runs/tiles --positive CE --prevalence 0.2
     """
     from plurum.errors import SettingsError
     from plurum.files import check_folder
@@ -139,6 +145,8 @@ def _print(evaluation: Evaluation, page: Path) -> None:
 
     show_table(_comparison(evaluation))
     show_table(_members(evaluation))
+    for table in (_decision(evaluation), *_net_benefit(evaluation)):
+        show_table(table)
     review, sets = evaluation.review, evaluation.sets
     lines = [
         *verdict_lines(evaluation),
@@ -167,14 +175,14 @@ def _print(evaluation: Evaluation, page: Path) -> None:
 def _comparison(evaluation: Evaluation) -> Table:
     from rich.box import SIMPLE
 
-    from plurum.training.statistics.metrics import METRICS
+    from plurum.training.statistics.metrics import distinct_metrics
     from plurum.training.statistics.wording import difference_text, figure_text, significant_change
 
     columns = ("ensemble", f"best single: {evaluation.best_single}", "difference")
     table = new_table("metric", *columns, box=SIMPLE)
     ensemble, best = evaluation.judged[:2]
     styles = {"better": "green", "worse": "red", "": ""}
-    for name, metric in METRICS.items():
+    for name, metric in distinct_metrics(len(evaluation.classes)).items():
         difference = evaluation.differences[name]
         table.add_row(
             f"{metric.title} {'↑' if metric.better == 'higher' else '↓'}",
@@ -184,6 +192,44 @@ def _comparison(evaluation: Evaluation) -> Table:
             style=styles[significant_change(difference, metric.better)],
         )
     return table
+
+
+def _decision(evaluation: Evaluation) -> Table:
+    """Return the figures of the decision: by class, or for two classes also those of predictions without review."""
+    from rich.box import SIMPLE
+    from rich.markup import escape
+
+    from plurum.training.statistics.diagnoses import FIGURES
+    from plurum.training.statistics.wording import figure_text
+
+    title = f"figures of the decision by image, intervals {evaluation.diagnoses[0].intervals}"
+    if len(evaluation.diagnoses) > _MOST_COLUMNS:
+        table = new_table("class", *map(FIGURES.__getitem__, _BY_CLASS), title=title, box=SIMPLE)
+        for one in evaluation.diagnoses:
+            if one.answers == "all":
+                table.add_row(escape(one.positive), *(figure_text(one.figures[name]) for name in _BY_CLASS))
+        return table
+    parts = {"all": "all", "unreviewed": "without review"}
+    columns = (escape(f"{one.positive}: {parts[one.answers]}") for one in evaluation.diagnoses)
+    table = new_table("positive class", *columns, title=title, box=SIMPLE)
+    for name in evaluation.diagnoses[0].figures:
+        table.add_row(FIGURES[name], *(figure_text(one.figures[name]) for one in evaluation.diagnoses))
+    return table
+
+
+def _net_benefit(evaluation: Evaluation) -> Iterator[Table]:
+    from rich.box import SIMPLE
+    from rich.markup import escape
+
+    from plurum.training.statistics.wording import curve_rows, figure_text, number_text
+
+    for one in evaluation.diagnoses if evaluation.positive else ():
+        if curve := one.decision_curve:
+            title = f"deciding {escape(one.positive)} by its probability, at a prevalence of {curve.prevalence:.3f}"
+            table = new_table("threshold", "net benefit", "deciding all", title=title, box=SIMPLE)
+            for threshold, figure, whole in curve_rows(curve):
+                table.add_row(f"{threshold:.2f}", figure_text(figure), number_text(whole))
+            yield table
 
 
 def _members(evaluation: Evaluation) -> Table:

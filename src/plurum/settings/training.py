@@ -248,10 +248,16 @@ class EvaluationSettings(Settings):
 
     Attributes:
         split: Images of the run to evaluate on.
+        positive: Class that counts as positive in sensitivity, specificity, PPV, NPV and the decision curve. By
+            default, each class in turn.
+        prevalence: Fraction of the positive class where the ensemble serves, for PPV, NPV and net benefit. By default,
+            as in the images.
         draws: Bootstrap resamples, by patient, for the confidence intervals.
         seed: Random seed of the bootstrap.
     """
 
     split: Literal["validation", "test"] = "test"
+    positive: Annotated[Text | None, Option(metavar="CLASS")] = None
+    prevalence: Annotated[float | None, Field(gt=0, lt=1)] = None
     draws: Draws = 1000
     seed: Seed = 0

@@ -211,3 +211,22 @@ def test_the_summary_compares_the_vote_with_its_best_member(evaluation: Evaluati
         (0.1, 0.2), (0.1, 0.2)
     )
     assert "no vote to evaluate" in verdict_lines(judged(members=1))[1]
+
+
+def test_two_classes_have_a_decision_curve_and_no_repeated_means(tmp_path: Path) -> None:
+    two = judged(classes=("<b>CE</b>", "LAA"))
+    page = Page(write_report(two, tmp_path).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert (tmp_path / "decision_curve.png").is_file()
+    assert [(one.positive, one.answers) for one in two.diagnoses] == [
+        (name, answers) for name in ("<b>CE</b>", "LAA") for answers in ("all", "unreviewed")
+    ]
+    first, second = two.diagnoses[0], two.diagnoses[2]
+    # The sensitivity of one class is the specificity of the other.
+    assert first.figures["sensitivity"] == second.figures["specificity"]
+    assert first.figures["sensitivity"].value == two.ensemble.per_class["<b>CE</b>"]["recall"].value
+    assert "macro recall" not in page.text
+    assert "macro recall" in Page(write_report(judged(), tmp_path).read_text(encoding="utf-8")).text
+    assert not (tmp_path / "decision_curve.png").exists()
+    rows = list(csv.DictReader(io.StringIO(csv_from_evaluation(two))))
+    assert {("LAA", "decision_ppv"), ("LAA", "unreviewed_npv")} <= {(row["class"], row["metric"]) for row in rows}
