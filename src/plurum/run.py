@@ -41,8 +41,8 @@ from plurum.spec import (
 
 __all__ = ["DataMetadata", "Run", "Split", "Table"]
 
-Split = Literal["train", "validation", "test"]
-_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Split = Literal["train", "validation", "test", "calibration", "certification"]
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test", "calibration", "certification")
 
 
 class DataMetadata(Metadata):
@@ -74,7 +74,7 @@ class Table:
         sources: Source of each image: a file, or a name such as `digits/17`.
         labels: Class indices, int64 `[images]`.
         patients: Patient of each image; empty if unknown.
-        splits: Split of each image: `train`, `validation` or `test`.
+        splits: Split of each image: `train`, `validation`, `test`, or set aside as `calibration` or `certification`.
     """
 
     sources: tuple[str, ...]

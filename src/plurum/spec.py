@@ -44,6 +44,7 @@ __all__ = [
     "OperatingPoint",
     "PatientRule",
     "Review",
+    "ReviewPromise",
     "Scores",
     "Voting",
     "read_ensemble",
@@ -303,6 +304,29 @@ class OperatingPoint(Metadata):
         return found
 
 
+class ReviewPromise(Metadata):
+    """Upper limit on the review risk of new patients like those that it was certified on.
+
+    The review risk is the mean, over patients with at least one unreviewed prediction, of the fraction of these
+    predictions that are wrong.
+
+    Attributes:
+        risk: Largest review risk.
+        confidence: Probability with which the promise holds.
+        patients: Certification patients with an unreviewed prediction.
+        errors: Sum over these patients of the fractions of wrong predictions.
+        p_value: P-value of the hypothesis that the review risk is higher.
+        status: `provisional` until export has repeated the test with the predictions that are served.
+    """
+
+    risk: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+    confidence: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+    patients: Annotated[int, Field(ge=1)]
+    errors: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    p_value: Share
+    status: Literal["provisional", "certified"] = "provisional"
+
+
 class FittedOn(Metadata):
     """Data that an ensemble was fitted on.
 
@@ -347,7 +371,7 @@ class Baseline(Metadata):
 
 
 # Keys of ensemble.json that version 1 lacks.
-_NEWER = ("operating_point",)
+_NEWER = ("operating_point", "promise")
 
 
 class Ensemble(Metadata):
@@ -370,6 +394,7 @@ class Ensemble(Metadata):
             prior ratio, each image is weighted by the ratio of its class.
         baseline: Statistics of the validation predictions, weighted in the same way; None in older files.
         operating_point: Decision that the labels state; None is the most probable class. Absent in files if None.
+        promise: Limit on the review risk of new patients; None promises nothing. Absent in files if None.
     """
 
     version: Literal[1, 2] = 1
@@ -385,6 +410,7 @@ class Ensemble(Metadata):
     scores: dict[Literal["validation", "test"], Scores]
     baseline: Baseline | None = None
     operating_point: OperatingPoint | None = None
+    promise: ReviewPromise | None = None
 
     @model_serializer(mode="wrap")
     def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:

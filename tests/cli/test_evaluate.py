@@ -151,7 +151,7 @@ def test_a_positive_class_and_its_prevalence(run: Run, tmp_path: Path, plurum: C
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--positive", "Two"), "--positive: expected one of the classes zero, one, two, got 'Two'"),
+        (("--positive", "Two"), "eight, nine, got 'Two'. Name a class."),
         (("--prevalence", "0.2"), "--prevalence: expected together with --positive"),
         (("--positive", "two", "--prevalence", "1.5"), "--prevalence: expected a number less than 1, got 1.5"),
     ],

@@ -10,8 +10,9 @@ import numpy as np
 
 from plurum.errors import DataError
 from plurum.manifests import file_from_manifest, read_manifest_table
+from plurum.run import Split
 from plurum.training.data.labelled_files import LabelledFiles
-from plurum.training.data.splits import split_from_word
+from plurum.training.data.splits import HELD_OUT, split_from_word
 
 __all__ = ["files_from_manifest"]
 
@@ -50,7 +51,7 @@ def files_from_manifest(path: Path) -> LabelledFiles:
         paths=tuple(files),
         labels=np.array([index[name] for name in columns["label"]], dtype=np.int64),
         patients=tuple(columns.get("patient", [""] * len(files))),
-        splits=tuple(split for word in words if (split := split_from_word(word))),
+        splits=tuple(split for word in words if (split := _split(word))),
     )
 
 
@@ -61,10 +62,15 @@ def _file(manifest: Path, name: str) -> Path | None:
     return file_from_manifest(manifest, name)
 
 
+def _split(word: str) -> Split | None:
+    """Return the split of a cell. Folders with the names of the held-out splits may be classes, and cells can't."""
+    return split_from_word(word) or next((split for split in HELD_OUT if split == word.strip().lower()), None)
+
+
 def _split_fault(word: str) -> str:
-    if split_from_word(word):
+    if _split(word):
         return ""
-    return f"has the split {word!r}; expected train, validation (or val) or test"
+    return f"has the split {word!r}; expected train, validation (or val), test, calibration or certification"
 
 
 def _missing_text(manifest: Path, name: str) -> str:

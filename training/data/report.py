@@ -15,7 +15,7 @@ from plurum.regular_files import read_regular
 from plurum.run import Run, Split
 from plurum.spec import Metadata
 from plurum.training.data.labelled_images import DecodedImage, LabelledImages, check_readable
-from plurum.training.data.splits import SHARES, check_splits
+from plurum.training.data.splits import HELD_OUT, SHARES, check_splits, present_splits
 
 __all__ = [
     "DataReport",
@@ -123,7 +123,7 @@ def data_report(data: LabelledImages, decoded: Sequence[DecodedImage]) -> DataRe
     if not rows:
         check_readable(data, decoded)
     table = data.table
-    of_split = {split: [row for row in rows if table.splits[row] == split] for split in SHARES}
+    of_split = {split: [row for row in rows if table.splits[row] == split] for split in present_splits(table.splits)}
     groups = _group_equal_images(data, decoded, rows)
     return DataReport(
         source=data.name,
@@ -259,7 +259,7 @@ def _divided_patients(data: LabelledImages, rows: Sequence[int]) -> dict[str, tu
         if patient := data.table.patients[row]:
             where[patient].add(data.table.splits[row])
     return {
-        patient: tuple(split for split in SHARES if split in found)
+        patient: tuple(split for split in (*SHARES, *HELD_OUT) if split in found)
         for patient, found in where.items()
         if len(found) > 1
     }

@@ -13,6 +13,7 @@ from plurum.training.data.idx import holds_idx, images_from_idx
 from plurum.training.data.labelled_files import images_from_files
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.manifests import files_from_manifest
+from plurum.training.data.splits import set_aside
 from plurum.training.data.tiles import Tiling
 
 __all__ = ["load_data"]
@@ -27,6 +28,7 @@ def load_data(
     tile_size: int | None = None,
     max_tiles: int = 16,
     skip_unreadable: bool = False,
+    certification: float = 0.0,
 ) -> LabelledImages:
     """Return the labelled images of `source`; images are decoded later, except to choose tiles.
 
@@ -45,18 +47,28 @@ def load_data(
         tile_size: Side of the tiles that larger images are cut into, in pixels of the file; None keeps images whole.
         max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, leave out unreadable images instead of refusing the data.
+        certification: Fraction of each class's training images to set aside for calibration and certification.
 
     Raises:
         DataError: `source` does not exist, is not image data, or can't be learnt from.
         SettingsError: invalid tile settings.
         MissingExtraError: scikit-learn or tifffile is not installed.
     """
+    data = _load(source, seed, tile_size, max_tiles, skip=skip_unreadable)
+    if not certification:
+        return data
+    table = data.table
+    splits = set_aside(table.labels, table.patients, table.splits, data.classes, seed, certification)
+    return replace(data, table=replace(table, splits=splits))
+
+
+def _load(source: str, seed: int, tile_size: int | None, max_tiles: int, *, skip: bool) -> LabelledImages:
     tiling = Tiling(tile_size, max_tiles) if tile_size is not None else None
     path = Path(source)
     if arrays := _arrays(source, seed):
         if tiling:
             raise SettingsError(f"--tile-size: expected image files, got arrays in {source}. Leave the option out")
-        return replace(arrays, skip_unreadable=skip_unreadable)
+        return replace(arrays, skip_unreadable=skip)
     if path.is_dir():
         files = files_from_folder(path)
     elif path.is_file() and path.suffix.lower() == ".csv":
@@ -69,7 +81,7 @@ def load_data(
             f"{what}: name a folder with a folder per class or with MNIST's files, a .csv that lists images, a "
             f"MedMNIST .npz file, or the word {DIGITS!r}"
         )
-    return images_from_files(files, seed, tiling, skip=skip_unreadable)
+    return images_from_files(files, seed, tiling, skip=skip)
 
 
 def _arrays(source: str, seed: int) -> LabelledImages | None:

@@ -11,10 +11,22 @@ import numpy.typing as npt
 from plurum.errors import DataError
 from plurum.run import Split
 
-__all__ = ["SHARES", "check_patients", "check_splits", "draw_split", "split_from_word", "stratified_splits"]
+__all__ = [
+    "HELD_OUT",
+    "SHARES",
+    "check_patients",
+    "check_splits",
+    "draw_split",
+    "present_splits",
+    "set_aside",
+    "split_from_word",
+    "stratified_splits",
+]
 
 # Fractions of the images of each class.
 SHARES: dict[Split, float] = {"train": 0.64, "validation": 0.16, "test": 0.2}
+# What promises are made from; only data that chose nothing else can hold them.
+HELD_OUT: tuple[Split, ...] = ("calibration", "certification")
 _WORDS: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -89,6 +101,49 @@ def draw_split(
     for row, split in zip(rows.tolist(), drawn, strict=True):
         result[row] = split
     return tuple(result)
+
+
+def set_aside(
+    labels: npt.NDArray[np.int64],
+    patients: Sequence[str],
+    splits: Sequence[Split],
+    classes: Sequence[str],
+    seed: int,
+    share: float,
+) -> tuple[Split, ...]:
+    """Return `splits` with a fraction of each class's training images moved to calibration and certification.
+
+    Each of the two gets half of them; no patient is divided.
+
+    Args:
+        labels: Indices into `classes`, `[images]`.
+        patients: Patient of each image.
+        splits: Split of each image.
+        classes: Class names, for messages.
+        seed: Random seed of the drawing.
+        share: Fraction to set aside, 0 to below 1.
+
+    Raises:
+        DataError: images are set aside already, or a class has too few images or patients.
+    """
+    if given := [split for split in HELD_OUT if split in splits]:
+        raise DataError(
+            f"--certification: expected data without the split {' and '.join(given)}, which they already set aside. "
+            f"Leave the option out"
+        )
+    result = list(splits)
+    rows = np.flatnonzero(np.asarray(splits) == "train")
+    shares: dict[Split, float] = {"train": 1 - share, **dict.fromkeys(HELD_OUT, share / 2)}
+    drawn = stratified_splits(labels[rows], [patients[row] for row in rows.tolist()], classes, seed, shares)
+    for row, split in zip(rows.tolist(), drawn, strict=True):
+        result[row] = split
+    return tuple(result)
+
+
+def present_splits(splits: Iterable[Split]) -> tuple[Split, ...]:
+    """Return the splits of some data: training, validation and test, and those that are set aside."""
+    found = set(splits)
+    return (*SHARES, *(split for split in HELD_OUT if split in found))
 
 
 def split_from_word(word: str) -> Split | None:

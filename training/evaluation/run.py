@@ -73,6 +73,7 @@ def subject_from_ensemble(
         review=ensemble.review,
         prior_ratio=ensemble.voting.prior_ratio,
         patient_rule=ensemble.patient_rule,
+        positive=None if ensemble.operating_point is None else ensemble.operating_point.positive,
         notes=notes,
         rule=ensemble.rule,
     )

@@ -10,13 +10,16 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from plurum.errors import SettingsError
 from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import compute_losses
-from plurum.run import Run, Split
+from plurum.run import Run, Split, Table
 from plurum.settings.training import FitSettings
 from plurum.spec import Baseline, Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
+from plurum.training.data.splits import HELD_OUT
 from plurum.training.data.unlabelled import find_unlabelled_images
 from plurum.training.evaluation.evaluate import best_single, score_patients
+from plurum.training.fitting.certification import Certification, certify_review
 from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point
 from plurum.training.fitting.points import check_point_options, costs_of
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
@@ -42,6 +45,7 @@ from plurum.voting import Verdict, decide_at, decide_members, temper, with_prior
 __all__ = ["fit_report", "fit_run"]
 
 Fitted = Literal["validation", "test"]
+Part = Literal["train", "validation", "test"]
 _SPLITS: tuple[Fitted, ...] = ("validation", "test")
 
 
@@ -100,17 +104,25 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     _check_prior(settings, classes)
     check_point_options(settings, classes)
     costs = None if settings.costs is None else costs_of(settings, classes)
-    members_answer = predict_members(run, members, _SPLITS)
     table = run.table()
-    labels = {split: table.labels[table.rows(split)] for split in _SPLITS}
-    patients = {split: tuple(table.patients[row] for row in table.rows(split)) for split in _SPLITS}
-    known = ValidationPredictions(
-        members_answer["validation"], labels["validation"], number_patients(patients["validation"]), classes
-    )
+    aside = _check_held_out(settings, table)
+    members_answer = predict_members(run, members, (*_SPLITS, *aside))
+    labels = {split: table.labels[table.rows(split)] for split in members_answer}
+    patients = {split: tuple(table.patients[row] for row in table.rows(split)) for split in members_answer}
+    parts = {
+        split: ValidationPredictions(members_answer[split], labels[split], number_patients(patients[split]), classes)
+        for split in members_answer
+    }
+    known = parts["validation"]
     vote = fit_vote(known, settings)
     shares = _served_frequencies(run, members, vote, known, settings)
     ratio = None if shares is None else prior_ratio(shares, class_frequencies(known.labels, len(classes)), classes)
-    vote = fit_sets_and_review(vote, known, settings, ratio, costs)
+    vote = fit_sets_and_review(vote, known, settings, ratio, costs, parts.get("calibration"))
+    certification = None
+    # An operating point and other class frequencies have a review of their own; 0 and 1 are no promises.
+    if "certification" in parts and ratio is None and vote.point is None and settings.risk not in {0, 1}:
+        certification = certify_review(vote, known, parts["certification"], settings)
+        vote = certification.vote
     results = {
         split: _SplitResults(
             members_answer[split],
@@ -123,10 +135,27 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
         )
         for split in _SPLITS
     }
-    ensemble = _ensemble(run, members, vote, settings, results)
+    ensemble = _ensemble(run, members, vote, settings, results, certification)
     report = _report(run, ensemble, members, vote, settings, results, shares)
+    if certification is not None:
+        report = report.model_copy(update={"promise_line": certification.line})
     write_metadata(run.ensemble_file, ensemble)
     return report
+
+
+def _check_held_out(settings: FitSettings, table: Table) -> tuple[Split, ...]:
+    """Return the splits that are set aside, and check that they are what the settings need."""
+    found = tuple(split for split in HELD_OUT if split in table.splits)
+    if settings.risk != "auto":
+        return found
+    if "certification" not in found:
+        raise SettingsError(
+            "--risk: expected a number, got auto, which needs certification patients. Set some aside: plurum train "
+            "--certification 0.3"
+        )
+    if settings.prior is not None or settings.prior_from is not None:
+        raise SettingsError("--risk: expected a number, got auto, which promises nothing with --prior. Leave one out.")
+    return found
 
 
 def _check_prior(settings: FitSettings, classes: tuple[str, ...]) -> None:
@@ -158,23 +187,27 @@ def _ensemble(
     vote: FittedVote,
     settings: FitSettings,
     results: dict[Fitted, _SplitResults],
+    certification: Certification | None,
 ) -> Ensemble:
     metadata, table, rule = run.data(), run.table(), vote.rule
     by_cost = vote.point is not None and vote.point.review_cost is not None
+    promise = certification.promise if certification else None
+    target = promise.risk if promise else None if by_cost else settings.estimated_risk
     return Ensemble(
-        version=1 if vote.point is None else 2,
+        version=1 if vote.point is None and promise is None else 2,
+        promise=promise,
         name=_ensemble_name(run.path),
         classes=metadata.classes,
         image=metadata.image,
         members=tuple(members[index] for index in vote.kept),
         voting=Voting.model_validate(rule, from_attributes=True),
         conformal=Conformal(alpha=settings.alpha, quantiles=rule.quantiles or ()),
-        review=Review(threshold=rule.review_threshold, risk=None if by_cost else settings.risk),
+        review=Review(threshold=rule.review_threshold, risk=target),
         patient_rule=settings.patient_rule if any(table.patients) else None,
         data=FittedOn(
             data=metadata.source,
             fingerprint=metadata.fingerprint,
-            images={split: len(table.rows(split)) for split in get_args(Split)},
+            images={split: len(table.rows(split)) for split in get_args(Part)},
         ),
         scores={split: part.scores for split, part in results.items()},
         baseline=_baseline(results["validation"], vote),

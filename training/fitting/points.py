@@ -164,11 +164,11 @@ def _review_limit(known: LabelledScores, side: Bools, scores: Floats, wrong: Boo
     if not side.any():
         return 1.0
     if settings.confidence is not None and known.weights is None:
-        promise = Promise(settings.risk, settings.confidence)
+        promise = Promise(settings.estimated_risk, settings.confidence)
         found = accepted_below(scores[side], wrong[side], known.groups[side], promise)
         return 0.0 if found is None else min(found, 1.0)
     weights = None if known.weights is None else known.weights[side]
-    confidence = review_threshold(1 - scores[side], wrong[side], settings.risk, weights)
+    confidence = review_threshold(1 - scores[side], wrong[side], settings.estimated_risk, weights)
     return 0.0 if confidence == 1 else min(1 - confidence + _ROUNDING, 1.0)
 
 

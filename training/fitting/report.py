@@ -53,6 +53,7 @@ class FitReport(Metadata):
         differences: Ensemble minus best member on test images, by `accuracy` and `nll`, with 95 % intervals.
         patient_level: Scores of test images by patient; None if no patient is known.
         prior: Class frequencies that the vote is corrected for, by class; None without correction.
+        promise_line: Result of the certification in a sentence; None without certification patients.
         unfinished: Names of planned members whose training is unfinished.
         decisions: Figures of the decisions at the operating point, by split; None without one.
     """
@@ -70,6 +71,7 @@ class FitReport(Metadata):
     differences: dict[str, Estimate]
     patient_level: PatientLevel | None
     prior: dict[str, float] | None
+    promise_line: str | None = None
     unfinished: tuple[str, ...] = ()
     decisions: dict[FittedSplit, PointScores] | None = None
 

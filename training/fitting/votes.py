@@ -137,6 +137,7 @@ def fit_sets_and_review(
     settings: FitSettings,
     ratio: tuple[float, ...] | None = None,
     costs: Costs | None = None,
+    calibration: ValidationPredictions | None = None,
 ) -> FittedVote:
     """Return the vote with operating point, prediction sets and review, corrected for class frequencies.
 
@@ -147,6 +148,7 @@ def fit_sets_and_review(
         ratio: Frequency of each class in service divided by that in `known`; it also weights the images when the risk
             is computed. None corrects nothing.
         costs: Costs of decisions, if the settings choose the point by them.
+        calibration: Predictions for images that are set aside for the prediction sets; None takes `known`.
 
     Raises:
         SettingsError: the requested operating point is not reachable.
@@ -155,7 +157,11 @@ def fit_sets_and_review(
     labels = known.labels
     weights = None if ratio is None else np.asarray(ratio)[labels]
     probabilities = corrected.validation_verdict(known.predictions).probabilities
-    quantiles = conformal_quantiles(probabilities, labels, known.groups, settings.alpha)
+    if calibration is None:
+        quantiles = conformal_quantiles(probabilities, labels, known.groups, settings.alpha)
+    else:
+        aside = corrected.verdict(calibration.predictions).probabilities
+        quantiles = conformal_quantiles(aside, calibration.labels, calibration.groups, settings.alpha)
     corrected = replace(
         corrected,
         rule=replace(corrected.rule, quantiles=tuple(min(one + _ROUNDING, 1.0) for one in quantiles)),
@@ -168,7 +174,7 @@ def fit_sets_and_review(
         if point.positive is not None or point.review_cost is not None:
             return corrected
     verdict = corrected.validation_verdict(known.predictions)
-    threshold = review_threshold(confidence_of(verdict), verdict.label != labels, settings.risk, weights)
+    threshold = review_threshold(confidence_of(verdict), verdict.label != labels, settings.estimated_risk, weights)
     limit = max(threshold - _ROUNDING, 0.0) if threshold < 1 else 1.0
     return replace(corrected, rule=replace(corrected.rule, review_threshold=limit))
 

@@ -125,6 +125,7 @@ def _prepare(
         tile_size=settings.tile_size,
         max_tiles=settings.max_tiles,
         skip_unreadable=settings.skip_unreadable,
+        certification=settings.certification,
     )
     check_batches(settings, processes, len(data.table.rows("train")))
     missing = [training for training in plans if fresh or not is_finished(run, training)]

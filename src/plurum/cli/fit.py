@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["fit"]
 
+_ESTIMATE = (
+    "the review rule's risk is an estimate on validation images, not a promise; plurum train --certification 0.3 sets "
+    "patients aside that can certify one"
+)
+
 
 @with_options
 def fit(
@@ -37,6 +42,8 @@ def fit(
       plurum fit runs/digits
 
       plurum fit runs/tiles --alpha 0.05 --risk 0.005
+
+      plurum fit runs/tiles --risk 0.01 --confidence 0.95
 
       plurum fit runs/tiles --select greedy
 
@@ -113,6 +120,7 @@ def _lines(report: FitReport) -> list[str]:
             f"review: {_review_condition(ensemble)}: "
             f"{reviewed['validation']:.1%} of validation predictions, {reviewed['test']:.1%} of test predictions"
         ),
+        report.promise_line or _ESTIMATE,
         *_patient_lines(report),
         _best_member_line(report),
     ]

@@ -37,6 +37,8 @@ class TrainSettings(Settings):
         tile_size: Cut larger images into square tiles of this many pixels a side. By default, images stay whole.
         max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, skip images that can't be read instead of refusing the data.
+        certification: Fraction of each class's training patients (or images) to set aside: half of them calibrate
+            prediction sets, half certify what `plurum fit` promises. 0 sets none aside.
         epochs: Epochs per training, over all its learning-rate cycles.
         batch_size: Images per forward pass, over all devices; at least 2, for batch normalisation.
         accumulate: Gradient accumulation: forward passes per optimiser step, for larger batches in less memory.
@@ -76,6 +78,7 @@ class TrainSettings(Settings):
     tile_size: Annotated[int | None, Field(ge=8, le=8_000), _IMAGES] = None
     max_tiles: Annotated[int, Field(ge=1, le=100_000), _IMAGES] = 16
     skip_unreadable: Annotated[bool, _IMAGES] = False
+    certification: Annotated[float, Field(ge=0, le=0.9), _IMAGES] = 0.0
     epochs: Annotated[int, Field(ge=1, le=10_000), _STEPS] = 20
     batch_size: Annotated[int, Field(ge=2, le=65_536), _STEPS] = 32
     accumulate: Annotated[int, Field(ge=1, le=1024), _STEPS] = 1
@@ -151,6 +154,16 @@ Criterion = Literal["sensitivity", "specificity", "npv", "costs"]
 CRITERIA: tuple[Criterion, ...] = ("sensitivity", "specificity", "npv", "costs")
 
 
+def _number_or_auto(given: object) -> object:
+    """Return the number that a text states; pass `auto` and other values on."""
+    if not isinstance(given, str) or given == "auto":
+        return given
+    try:
+        return float(given)
+    except ValueError:
+        raise ValueError("expected a number from 0 to 1, or auto") from None
+
+
 class FitSettings(Settings):
     """Settings of a fit.
 
@@ -161,15 +174,17 @@ class FitSettings(Settings):
             adds the most helpful member repeatedly, `all` keeps every member.
         l2: L2 penalty on the coefficients of `stack`, scikit-learn's 1 / C.
         alpha: Target fraction of prediction sets that miss the true class, per class, 0 to 1.
-        risk: Target error rate among predictions without review, 0 to 1.
+        risk: Target error rate among predictions without review, 0 to 1. With certification patients, which `plurum
+            train --certification` sets aside, it is a promise on the review risk of new patients; `auto` promises the
+            smallest risk that they allow. Without, it is an estimate on validation images.
         positive: Positive class of the operating point; only with two classes.
         sensitivity: Sensitivity for which to choose the operating point, with the highest specificity; 0 to 1.
         specificity: Specificity for which to choose the operating point, with the highest sensitivity; 0 to 1.
         npv: Negative predictive value for which to choose the operating point, 0 to 1.
         costs: CSV file with the cost of each decision, by true class, to choose the operating point by; columns true,
             decided, cost.
-        confidence: Confidence with which a requested sensitivity, specificity or NPV holds for new patients, 0 to 1; by
-            default 0.95.
+        confidence: Confidence with which a requested sensitivity, specificity, NPV or review risk holds for new
+            patients, 0 to 1; by default 0.95.
         prior: Expected fraction of a class in production; repeat for every class. By default, as in the data.
         prior_from: Unlabelled production images to estimate class fractions from: a folder, or a .csv manifest with a
             column `path`.
@@ -182,7 +197,11 @@ class FitSettings(Settings):
     select: Literal["backward", "greedy", "all"] = "backward"
     l2: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    risk: Annotated[float, Field(ge=0, le=1)] = 0.01
+    risk: Annotated[
+        Annotated[float, Field(ge=0, le=1)] | Literal["auto"],
+        BeforeValidator(_number_or_auto),
+        Option(metavar="RISK", type=str),
+    ] = 0.01
     positive: Annotated[Text | None, Option(metavar="CLASS")] = None
     sensitivity: Annotated[float, Field(gt=0, lt=1)] | None = None
     specificity: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -217,6 +236,11 @@ class FitSettings(Settings):
         return self
 
     @property
+    def estimated_risk(self) -> float:
+        """Target error rate among validation predictions that skip review; the default for `auto`."""
+        return 0.01 if self.risk == "auto" else self.risk
+
+    @property
     def criterion(self) -> Criterion | None:
         """Criterion of the operating point; None if none is requested."""
         return next((name for name in CRITERIA if getattr(self, name) is not None), None)
@@ -226,6 +250,8 @@ class FitSettings(Settings):
         given = [name for name in CRITERIA if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"--{given[0]}: can't be combined with --{given[1]}. Leave one of them out")
+        if given and self.risk == "auto":
+            raise ValueError(f"--risk: expected a number with --{given[0]}, got auto. Promise a number")
         if given and self.mode == "hard":
             raise ValueError(
                 f"--{given[0]}: chooses a probability, and --mode hard has vote counts instead. Choose --mode soft or "

@@ -73,6 +73,16 @@ def test_given_splits_are_kept(folder: Path) -> None:
     assert table.splits == ("train",) * 2 + ("validation",) * 4 + ("test",) * 2 + ("train",) * 12
 
 
+def test_a_manifest_may_set_images_aside(folder: Path) -> None:
+    words = ["train"] * 8 + ["val"] * 4 + ["test"] * 4 + ["Calibration"] * 2 + ["certification"] * 2
+    rows = [f"{row},{word}" for row, word in zip(rows_of(), words, strict=True)]
+    path = write_manifest(folder, "path,label,split", rows)
+    table = load_data(path).table
+    assert table.splits[16:] == ("calibration",) * 2 + ("certification",) * 2
+    with pytest.raises(DataError, match="--certification: expected data without the split"):
+        load_data(path, certification=0.2)
+
+
 def test_without_validation_a_fifth_of_train_is_drawn(folder: Path) -> None:
     rows = [f"{row},{'train' if number < 10 else 'test'}" for number, row in enumerate(rows_of())]
     table = load_data(write_manifest(folder, "path,label,split", rows)).table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from plurum.errors import DataError
 from plurum.run import Split
-from plurum.training.data.splits import SHARES, check_patients, check_splits, draw_split, stratified_splits
+from plurum.training.data.splits import (
+    SHARES,
+    check_patients,
+    check_splits,
+    draw_split,
+    present_splits,
+    set_aside,
+    stratified_splits,
+)
 
 CLASSES = ("CE", "LAA")
 
@@ -131,3 +139,22 @@ def test_a_class_of_test_images_alone_is_named_with_all_its_images() -> None:
     given: list[Split] = ["train", "train", "test", "test", "test"]
     with pytest.raises(DataError, match=r"class 'LAA' has 2 images, and none for train; .* each of train, test"):
         draw_split(np.array([0, 0, 0, 1, 1]), [""] * 5, given, CLASSES, seed=0)
+
+
+def test_patients_are_set_aside_whole_and_in_halves() -> None:
+    labels = np.repeat([0, 1], 200)
+    patients = [f"p{index // 4}" for index in range(400)]
+    drawn = stratified_splits(labels, patients, CLASSES, 0)
+    splits = set_aside(labels, patients, drawn, CLASSES, 0, 0.5)
+    check_patients(patients, splits)
+    before, after = Counter(drawn), Counter(splits)
+    assert after["validation"] == before["validation"]
+    assert after["test"] == before["test"]
+    assert after["calibration"] == pytest.approx(before["train"] / 4, abs=4)
+    assert after["certification"] == pytest.approx(before["train"] / 4, abs=4)
+    assert present_splits(splits) == ("train", "validation", "test", "calibration", "certification")
+    assert present_splits(drawn) == ("train", "validation", "test")
+    for label in (0, 1):
+        assert {split for split, one in zip(splits, labels, strict=True) if one == label} == set(splits)
+    with pytest.raises(DataError, match=r"--certification: expected data without the split calibration and certif"):
+        set_aside(labels, patients, splits, CLASSES, 0, 0.5)
