@@ -13,7 +13,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -45,15 +45,17 @@ _MAX_LINE = 1 << 20
 
 @dataclass(frozen=True)
 class ManifestTable:
-    """Known columns of a manifest.
+    """Columns of a manifest.
 
     Attributes:
         columns: Cells without blanks at the ends, one per row, by the column's name in `COLUMNS`.
         lines: Line of the file where each row starts, from 1.
+        others: Cells of the other columns, by their names in the header; empty unless they were requested.
     """
 
     columns: dict[str, list[str]]
     lines: array[int]
+    others: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -63,12 +65,13 @@ class ManifestTable:
         return self.columns.get(name) or [""] * len(self)
 
 
-def read_manifest_table(path: Path, needed: Sequence[str]) -> ManifestTable:
+def read_manifest_table(path: Path, needed: Sequence[str], *, with_others: bool = False) -> ManifestTable:
     """Return the known columns of the manifest `path`.
 
     Args:
         path: A CSV file with a header.
         needed: Required columns, by their names in `COLUMNS`.
+        with_others: If True, also return the other columns; of those with one name, the first.
 
     Raises:
         DataError: the file is not readable text, its delimiter is ambiguous, or a column is missing or duplicated.
@@ -80,7 +83,7 @@ def read_manifest_table(path: Path, needed: Sequence[str]) -> ManifestTable:
             start = file.read(4)
         encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8")
         with path.open(encoding=encoding, newline="") as text:
-            table = _read(path, text, needed)
+            table = _read(path, text, needed, with_others=with_others)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a CSV in UTF-8: {_undecodable(path)}; save it as 'CSV UTF-8'") from error
     except OSError as error:
@@ -125,7 +128,7 @@ def is_there(file: Path) -> bool:
         return False
 
 
-def _read(path: Path, file: TextIO, needed: Sequence[str]) -> ManifestTable:
+def _read(path: Path, file: TextIO, needed: Sequence[str], *, with_others: bool) -> ManifestTable:
     named = _NAMED.fullmatch(file.readline(_MAX_LINE))
     delimiters = [named[1] or named[2]] if named else list(_DELIMITERS)
     if not set(delimiters) <= set(_DELIMITERS):
@@ -134,6 +137,9 @@ def _read(path: Path, file: TextIO, needed: Sequence[str]) -> ManifestTable:
     header, delimiter = _header(path, file, delimiters, above, needed)
     chosen = _column_indices(header)
     columns: dict[str, list[str]] = {ours: [] for ours in chosen}
+    known = set(chosen.values())
+    rest = {name: number for number, name in reversed(list(enumerate(header))) if name and number not in known}
+    others: dict[str, list[str]] = {name: [] for name in header if name in rest} if with_others else {}
     lines = array("q")
     rows = _rows(path, file, delimiter, above)
     next(rows)
@@ -146,7 +152,9 @@ def _read(path: Path, file: TextIO, needed: Sequence[str]) -> ManifestTable:
         lines.append(line)
         for ours, number in chosen.items():
             columns[ours].append(row[number] if number < len(row) else "")
-    return ManifestTable(columns, lines)
+        for name, cells in others.items():
+            cells.append(row[rest[name]] if rest[name] < len(row) else "")
+    return ManifestTable(columns, lines, others)
 
 
 def _header(

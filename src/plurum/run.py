@@ -2,7 +2,8 @@
 
 RUN/run.json                        data source, settings and seed; marks the folder as a run
 RUN/data/pixels.npy                 uint8 [images, height, width, 3], every image at the members' input size
-RUN/data/items.csv                  index,source,label,patient,split: one row per image, in the same order
+RUN/data/items.csv                  index,source,label,patient,split and manifest:NAME for each other column of a
+                                    manifest: one row per image, in the same order
 RUN/data/contract.json              classes, image spec and fingerprint
 RUN/data/report.json                counts, sizes, duplicates and leaks of the images
 RUN/members/NAME/                   checkpoint.safetensors, member.json, history.csv
@@ -16,7 +17,8 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -39,8 +41,10 @@ from plurum.spec import (
     read_metadata,
 )
 
-__all__ = ["DataMetadata", "Run", "Split", "Table"]
+__all__ = ["OTHER_COLUMN", "DataMetadata", "Run", "Split", "Table"]
 
+# Begins the names of a manifest's other columns in items.csv.
+OTHER_COLUMN = "manifest:"
 Split = Literal["train", "validation", "test", "calibration", "certification"]
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test", "calibration", "certification")
 
@@ -75,12 +79,14 @@ class Table:
         labels: Class indices, int64 `[images]`.
         patients: Patient of each image; empty if unknown.
         splits: Split of each image: `train`, `validation`, `test`, or set aside as `calibration` or `certification`.
+        columns: Other columns of the manifest, such as the site of each image, by name.
     """
 
     sources: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     patients: tuple[str, ...]
     splits: tuple[Split, ...]
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def rows(self, split: Split) -> npt.NDArray[np.int64]:
         """Return the indices of a split's images, ascending, int64."""
@@ -93,6 +99,7 @@ class Table:
             labels=self.labels[rows],
             patients=tuple(self.patients[row] for row in rows),
             splits=tuple(self.splits[row] for row in rows),
+            columns={name: tuple(cells[row] for row in rows) for name, cells in self.columns.items()},
         )
 
 
@@ -197,7 +204,8 @@ class Run:
         path = self.data_folder / "items.csv"
         try:
             with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
+                reader = csv.DictReader(file)
+                rows = list(reader)
             for number, row in enumerate(rows):
                 if None in row.values():
                     raise ValueError(f"row {number}, counted from 0, has fewer cells than the header")
@@ -207,6 +215,11 @@ class Run:
                 labels=np.array([classes[row["label"]] for row in rows], dtype=np.int64),
                 patients=tuple(row["patient"] for row in rows),
                 splits=tuple(_split(row["split"]) for row in rows),
+                columns={
+                    name.removeprefix(OTHER_COLUMN): tuple(row[name] for row in rows)
+                    for name in reader.fieldnames or ()
+                    if name.startswith(OTHER_COLUMN)
+                },
             )
         except (OSError, KeyError, ValueError, csv.Error) as error:
             raise MetadataError(f"{path} can't be read: {error!r}") from error

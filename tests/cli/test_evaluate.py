@@ -161,3 +161,24 @@ def test_a_wrong_positive_class_is_refused(
 ) -> None:
     assert said in plurum.refused("evaluate", fresh_run.path, *options)
     assert not fresh_run.report_folder.exists()
+
+
+def test_groups_of_a_column(fresh_run: Run, plurum: CommandLine) -> None:
+    line = plurum.refused("evaluate", fresh_run.path, "--by", "site")
+    assert "--by: expected a column of the manifest (none, because the run was not trained on a manifest" in line
+    items = fresh_run.data_folder / "items.csv"
+    header, *rows = items.read_text(encoding="utf-8").splitlines()
+    sites = ["north", "south", "", "south"]
+    lines = [f"{header},manifest:site", *(f"{row},{sites[number % 4]}" for number, row in enumerate(rows))]
+    items.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    printed = plurum.said("evaluate", fresh_run.path, "--by", "site", "--draws", 100)
+    saved = Evaluation.model_validate_json((fresh_run.report_folder / "metrics.json").read_bytes())
+    (column,) = saved.by_group
+    assert [(one.name, one.images, one.is_judged) for one in column.groups] == [
+        ("north", 10, False),
+        ("south", 20, True),
+        ("unknown", 10, False),
+    ]
+    assert "south (20 patients)" in printed
+    assert "site: Not judged, because of fewer than 20 patients: north, unknown." in printed
+    assert "(site), got 'Site'" in plurum.refused("evaluate", fresh_run.path, "--by", "Site")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ class LabelledFiles:
         patients: Patient of each file; an empty string if unknown.
         splits: Split of each file; empty if splits are to be drawn.
         notes: Remarks for the user, such as files that were left out, one sentence each.
+        columns: Other columns of a manifest, such as the site of each file, by name.
     """
 
     name: str
@@ -47,6 +49,7 @@ class LabelledFiles:
     patients: tuple[str, ...]
     splits: tuple[Split, ...] = ()
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *, skip: bool) -> LabelledImages:
@@ -76,7 +79,8 @@ def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *,
     )
     given = tuple(files.splits[owner] for owner in owners) if files.splits else ()
     splits, drawn = _splits(files, labels, patients, given, seed)
-    table = Table(tuple(picture.source for picture in flat), labels, patients, splits)
+    columns = {name: tuple(cells[owner] for owner in owners) for name, cells in files.columns.items()}
+    table = Table(tuple(picture.source for picture in flat), labels, patients, splits, columns)
     return LabelledImages(
         files.name,
         files.classes,

@@ -22,13 +22,13 @@ _NEEDED = ("path", "label")
 def files_from_manifest(path: Path) -> LabelledFiles:
     """Return the image files that a CSV file lists, in its order.
 
-    Paths and column names follow `plurum.manifests`; other columns are ignored.
+    Paths and column names follow `plurum.manifests`; other columns are kept, to evaluate by group.
 
     Raises:
         DataError: a column is missing, or a row has no label, an unknown split, or an image that is missing or listed
             twice. The message names the first row and counts the others.
     """
-    table = read_manifest_table(path, _NEEDED)
+    table = read_manifest_table(path, _NEEDED, with_others=True)
     columns, lines = table.columns, table.lines
     for name in _NEEDED:
         _refuse(path, lines, (f"has no {name}" if not cell else "" for cell in columns[name]))
@@ -52,6 +52,7 @@ def files_from_manifest(path: Path) -> LabelledFiles:
         labels=np.array([index[name] for name in columns["label"]], dtype=np.int64),
         patients=tuple(columns.get("patient", [""] * len(files))),
         splits=tuple(split for word in words if (split := _split(word))),
+        columns={name: tuple(cells) for name, cells in table.others.items()},
     )
 
 

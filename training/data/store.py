@@ -14,7 +14,7 @@ import numpy.typing as npt
 from plurum.conventions import IMAGENET_MEAN, IMAGENET_STD
 from plurum.errors import OutputError
 from plurum.files import atomic_folder
-from plurum.run import DataMetadata, Run
+from plurum.run import OTHER_COLUMN, DataMetadata, Run
 from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec, write_metadata
 from plurum.training.data.labelled_images import LabelledImages
@@ -147,7 +147,10 @@ def _write_items(path: Path, data: LabelledImages) -> None:
     table = data.table
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["index", "source", "label", "patient", "split"])
+        writer.writerow(
+            ["index", "source", "label", "patient", "split", *(OTHER_COLUMN + name for name in table.columns)]
+        )
         for index, source in enumerate(table.sources):
             label = data.classes[table.labels[index]]
-            writer.writerow([index, source, label, table.patients[index], table.splits[index]])
+            others = (cells[index] for cells in table.columns.values())
+            writer.writerow([index, source, label, table.patients[index], table.splits[index], *others])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from plurum.training.statistics.decisions import estimate_fractions
 from plurum.training.statistics.diagnoses import Diagnosis, diagnose
 from plurum.training.statistics.diversity import measure_diversity
 from plurum.training.statistics.estimates import Estimate, estimate_from_draws
+from plurum.training.statistics.groups import GroupedFigures, split_by_column
 from plurum.training.statistics.metrics import LabelledPredictions, MetricDraws, Scorer
 from plurum.training.statistics.patients import RULES, Patients, group_by_patient
 from plurum.training.statistics.results import (
@@ -100,11 +101,13 @@ class SplitPredictions:
         verdict: Predictions of the ensemble and its members; all probabilities are finite.
         labels: True classes, `[images]`; at least one.
         patients: Patient of each image; an empty string if unknown.
+        columns: Columns of the manifest to evaluate by group, `[images]` each, by name.
     """
 
     verdict: Verdict
     labels: Ints
     patients: Sequence[str]
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def predictions(self) -> LabelledPredictions:
@@ -182,6 +185,7 @@ def evaluate_predictions(
         positive=subject.positive,
         prevalence=settings.prevalence,
         diagnoses=_diagnoses(evaluated, subject, bootstrap, settings.prevalence),
+        by_group=_by_group(evaluated, subject, bootstrap),
         notes=(*subject.notes, *_notes(evaluated, classes, settings, results["ensemble"][1], patients)),
     )
 
@@ -300,6 +304,28 @@ def _diagnoses(
         found += [whole.model_copy(update={"decision_curve": curve})]
         found += [diagnose(name, masks, bootstrap, among=~verdict.review, prevalence=prevalence)]
     return tuple(found)
+
+
+def _by_group(
+    evaluated: SplitPredictions, subject: EvaluationSubject, bootstrap: Bootstrap
+) -> tuple[GroupedFigures, ...]:
+    if not evaluated.columns:
+        return ()
+    verdict, labels = evaluated.verdict, evaluated.labels
+    everything, correct = np.ones(len(labels), dtype=np.bool_), ~evaluated.predictions.wrong
+    fractions = {
+        "accuracy": (everything, correct),
+        "accuracy without review": (~verdict.review, correct),
+        "coverage": (everything, np.take_along_axis(verdict.prediction_set, labels[:, None], axis=-1)[:, 0]),
+    }
+    for index, name in enumerate(subject.classes):
+        if name == subject.positive:
+            fractions["sensitivity"] = labels == index, correct
+            fractions["specificity"] = labels != index, verdict.label != index
+    better = tuple(fractions)
+    fractions["needs review"] = everything, verdict.review
+    fractions |= {f"decided {name}": (everything, verdict.label == index) for index, name in enumerate(subject.classes)}
+    return split_by_column(evaluated.columns, fractions, bootstrap, higher_is_better=better)
 
 
 def score_patients(

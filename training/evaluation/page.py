@@ -116,6 +116,21 @@ probability, or by the most frequent class.</p>
 {%- for rule in rules %}{{ cell(by_rule[rule].accuracy) }}{{ cell(by_rule[rule].nll) }}{% endfor %}
 </tr>{% endfor %}</table></div>
 {% endif %}
+{% for column in j.by_group %}
+<h2>By {{ column.column }}</h2>
+<p>{% for line in group_lines(column) %}{{ line }} {% endfor %}</p>
+<div class="wide"><table>
+<caption>With 95% intervals. * differs from all other images (p ≤ 0.05, permutation of patients, corrected for all tests
+of all columns by Holm's method).</caption>
+<tr><th>{{ column.column }}</th><th>images</th><th>patients</th>
+{%- for name in column.groups[0].figures %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for group in column.groups %}<tr><td>{{ group.name }}{{ "" if group.is_judged else " (few patients)" }}</td>
+<td>{{ group.images }}</td><td>{{ group.patients }}</td>
+{%- for name, figure in group.figures.items() %}<td>{{ group_cell(group, name) }}
+{%- if figure.low is not none and figure.high is not none %}<br>
+<small>{{ "%.3f–%.3f"|format(figure.low, figure.high) }}</small>{% endif %}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+{% endfor %}
 <h2>Definitions</h2>
 <dl>{% for word, meaning in meanings.items() %}<dt>{{ word }}</dt><dd>{{ meaning }}</dd>{% endfor %}</dl>
 """

@@ -13,7 +13,7 @@ from plurum.training.statistics.metrics import METRICS, PER_CLASS, class_title, 
 from plurum.training.statistics.page import html_from_template
 from plurum.training.statistics.patients import RULES
 from plurum.training.statistics.results import Estimate, Evaluation
-from plurum.training.statistics.wording import curve_rows, verdict_lines
+from plurum.training.statistics.wording import curve_rows, group_cell, group_lines, verdict_lines
 
 __all__ = ["REPORT_FILES", "csv_from_evaluation", "html_from_evaluation", "write_report"]
 
@@ -85,6 +85,7 @@ def _estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Estimate
     for label, sets in evaluation.sets.by_class.items():
         yield "ensemble", label, "coverage", sets.coverage
     yield from _decision_estimates(evaluation)
+    yield from _group_estimates(evaluation)
     yield "ensemble", "", "review_share", evaluation.review.share
     yield "ensemble", "", "accuracy_without_review", evaluation.review.accuracy_kept
     for name, by_rule in evaluation.patient_level.by_rule.items() if evaluation.patient_level else ():
@@ -99,6 +100,13 @@ def _decision_estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str,
         part = "decision" if diagnosis.answers == "all" else "unreviewed"
         for metric, figure in diagnosis.figures.items():
             yield "ensemble", diagnosis.positive, f"{part}_{metric}", figure
+
+
+def _group_estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Estimate]]:
+    for column in evaluation.by_group:
+        for group in column.groups:
+            for metric, figure in group.figures.items():
+                yield f"ensemble, {column.column} {group.name}", "", metric.replace(" ", "_"), figure
 
 
 def html_from_evaluation(evaluation: Evaluation, pictures: dict[str, bytes]) -> str:
@@ -117,6 +125,8 @@ def html_from_evaluation(evaluation: Evaluation, pictures: dict[str, bytes]) -> 
         per_class={name: class_title(name) for name in PER_CLASS},
         figures=FIGURES,
         curve_rows=curve_rows,
+        group_cell=group_cell,
+        group_lines=group_lines,
         shown=_SHOWN,
         rules=RULES,
         meanings=_meanings(len(evaluation.classes)),

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from plurum.errors import DataError, MetadataError, SettingsError
-from plurum.run import Run
+from plurum.run import Run, Table
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import Ensemble
 from plurum.training.evaluation.evaluate import EvaluationSubject, SplitPredictions, evaluate_predictions
@@ -22,6 +22,7 @@ from plurum.voting import Verdict, decide
 __all__ = ["EvaluatedSplit", "evaluate_run", "evaluate_verdicts", "required_splits", "subject_from_ensemble"]
 
 EvaluatedSplit = Literal["validation", "test"]
+_MOST_GROUPS = 50
 
 
 def required_splits(settings: EvaluationSettings) -> tuple[EvaluatedSplit, ...]:
@@ -93,24 +94,39 @@ def evaluate_verdicts(
     Raises:
         MetadataError: the ensemble was fitted on other data than the run holds.
         DataError: a split has no image.
-        SettingsError: the positive class is unknown, or a prevalence is stated without one.
+        SettingsError: the positive class or a column is unknown, or a prevalence is stated without a positive class.
     """
     ensemble = run.ensemble()
     subject = replace(subject, positive=_positive_class(subject, settings))
     if ensemble.data.fingerprint != run.data().fingerprint:
         raise MetadataError(f"{run.ensemble_file} was fitted on other images than {run.data_folder} holds; fit again")
     table = run.table()
+    _check_columns(table, settings)
     evaluated = {}
     for split, verdict in verdicts.items():
         rows = table.rows(split)
         if not len(rows):
             raise DataError(f"{run.path} has no {split} images; train on data with some")
-        evaluated[split] = SplitPredictions(verdict, table.labels[rows], [table.patients[row] for row in rows])
+        columns = {name: [table.columns[name][row] for row in rows] for name in settings.by}
+        patients = [table.patients[row] for row in rows]
+        evaluated[split] = SplitPredictions(verdict, table.labels[rows], patients, columns)
         if not (np.isfinite(verdict.probabilities).all() and np.isfinite(verdict.member_probabilities).all()):
             raise DataError(f"{subject.answered_by} returns NaN for {split} images, which can't be evaluated")
     subject = replace(subject, notes=(*subject.notes, *_left_out(run, ensemble)))
     with show_progress("evaluating", len(subject.members) + 2) as progress:
         return evaluate_predictions(subject, evaluated[settings.split], evaluated["validation"], settings, progress)
+
+
+def _check_columns(table: Table, settings: EvaluationSettings) -> None:
+    for name in settings.by:
+        if name not in table.columns:
+            known = ", ".join(table.columns) or "none, because the run was not trained on a manifest with other columns"
+            raise SettingsError(f"--by: expected a column of the manifest ({known}), got {name!r}. Name one of them.")
+        if (number := len(set(table.columns[name]))) > _MOST_GROUPS:
+            raise SettingsError(
+                f"--by: expected a column with at most {_MOST_GROUPS} different values, got {number:,} in {name}. Put "
+                f"numbers into classes first."
+            )
 
 
 def _positive_class(subject: EvaluationSubject, settings: EvaluationSettings) -> str | None:

@@ -13,6 +13,7 @@ from plurum.training.statistics.curves import Bin, Curve
 from plurum.training.statistics.diagnoses import Diagnosis
 from plurum.training.statistics.diversity import Diversity
 from plurum.training.statistics.estimates import Estimate
+from plurum.training.statistics.groups import GroupedFigures
 
 __all__ = [
     "ClassCurves",
@@ -167,6 +168,7 @@ class Evaluation(Metadata):
         prevalence: Stated fraction of the positive class where the ensemble serves; None if none is stated.
         diagnoses: Figures of the decision for the positive class, or else for each class against the others: of all
             predictions, then of those without review.
+        by_group: Figures by group, for each requested column of the manifest.
         notes: Remarks on missing figures and on limits of the evaluation, one sentence each.
     """
 
@@ -197,6 +199,7 @@ class Evaluation(Metadata):
     positive: str | None = None
     prevalence: float | None = None
     diagnoses: tuple[Diagnosis, ...] = ()
+    by_group: tuple[GroupedFigures, ...] = ()
     notes: tuple[str, ...]
 
     @property

@@ -7,6 +7,7 @@ from typing import Literal
 
 from plurum.training.statistics.decision_curves import DecisionCurve
 from plurum.training.statistics.estimates import Estimate
+from plurum.training.statistics.groups import FEWEST_PATIENTS, GroupedFigures, GroupFigures
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import Evaluation
 from plurum.voting import VotingRule
@@ -16,6 +17,8 @@ __all__ = [
     "curve_rows",
     "difference_text",
     "figure_text",
+    "group_cell",
+    "group_lines",
     "number_text",
     "percent_text",
     "review_condition",
@@ -24,6 +27,7 @@ __all__ = [
 ]
 
 _NONE = "–"
+_SIGNIFICANT = 0.05
 _TABLE_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -102,6 +106,33 @@ def percent_text(figure: Estimate) -> str:
     if figure.low is None or figure.high is None:
         return f"{figure.value:.1%}"
     return f"{figure.value:.1%} ({figure.low:.1%}–{figure.high:.1%})"
+
+
+def group_lines(column: GroupedFigures) -> list[str]:
+    """Return sentences on the groups of a column: the worst, those that differ, and those that are not judged."""
+    lines = []
+    for figure, name in column.worst.items():
+        group = next(one for one in column.groups if one.name == name)
+        lines.append(f"The lowest {figure} is that of {name}: {percent_text(group.figures[figure])}.")
+    found = [
+        f"{group.name} in {figure} (p = {value:.4f})"
+        for group in column.groups
+        for figure, value in group.p_values.items()
+        if value <= _SIGNIFICANT
+    ]
+    if found:
+        lines.append(f"Significant differences from all other images: {', '.join(found)}.")
+    elif any(group.p_values for group in column.groups):
+        lines.append("No group differs significantly from all other images.")
+    if few := [group.name for group in column.groups if not group.is_judged]:
+        lines.append(f"Not judged, because of fewer than {FEWEST_PATIENTS} patients: {', '.join(few)}.")
+    return lines
+
+
+def group_cell(group: GroupFigures, figure: str) -> str:
+    """Return a group's figure with a star if it differs significantly from all other images."""
+    star = "*" if group.p_values.get(figure, 1.0) <= _SIGNIFICANT else ""
+    return f"{number_text(group.figures[figure].value)}{star}"
 
 
 def curve_rows(curve: DecisionCurve) -> list[tuple[float, Estimate, float]]:

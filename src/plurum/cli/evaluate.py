@@ -62,6 +62,8 @@ def evaluate(
       plurum evaluate runs/digits --split validation --out reports/validation --json
 
       plurum evaluate runs/tiles --positive CE --prevalence 0.2
+
+      plurum evaluate runs/tiles --by site --by scanner
     """
     from plurum.errors import SettingsError
     from plurum.files import check_folder
@@ -141,11 +143,11 @@ def _predict_split(client: EnsembleClient, run: Run, split: str, classes: tuple[
 
 
 def _print(evaluation: Evaluation, page: Path) -> None:
-    from plurum.training.statistics.wording import percent_text, verdict_lines
+    from plurum.training.statistics.wording import group_lines, percent_text, verdict_lines
 
     show_table(_comparison(evaluation))
     show_table(_members(evaluation))
-    for table in (_decision(evaluation), *_net_benefit(evaluation)):
+    for table in (_decision(evaluation), *_net_benefit(evaluation), *_by_group(evaluation)):
         show_table(table)
     review, sets = evaluation.review, evaluation.sets
     lines = [
@@ -168,6 +170,8 @@ def _print(evaluation: Evaluation, page: Path) -> None:
             f"Two members disagree on {diversity.disagreement:.1%} of the images, on average; at least one member is "
             f"correct on {diversity.oracle_accuracy:.1%}."
         )
+    for column in evaluation.by_group:
+        lines += (f"{column.column}: {line}" for line in group_lines(column))
     for line in (*lines, *evaluation.notes, f"report: {page}"):
         typer.echo(line)
 
@@ -230,6 +234,22 @@ def _net_benefit(evaluation: Evaluation) -> Iterator[Table]:
             for threshold, figure, whole in curve_rows(curve):
                 table.add_row(f"{threshold:.2f}", figure_text(figure), number_text(whole))
             yield table
+
+
+def _by_group(evaluation: Evaluation) -> Iterator[Table]:
+    from rich.box import SIMPLE
+    from rich.markup import escape
+
+    from plurum.training.statistics.wording import figure_text, group_cell
+
+    for column in evaluation.by_group:
+        names = [escape(f"{one.name} ({one.patients:,} patients)") for one in column.groups]
+        title = "with 95% intervals; * differs from all other images (corrected for all tests)"
+        table = new_table(escape(column.column), *names, title=title, box=SIMPLE)
+        for figure in column.groups[0].figures:
+            cells = (f"{group_cell(one, figure)}{figure_text(one.figures[figure])[6:]}" for one in column.groups)
+            table.add_row(escape(figure), *cells)
+        yield table
 
 
 def _members(evaluation: Evaluation) -> Table:

@@ -278,6 +278,7 @@ class EvaluationSettings(Settings):
             default, each class in turn.
         prevalence: Fraction of the positive class where the ensemble serves, for PPV, NPV and net benefit. By default,
             as in the images.
+        by: Column of the manifest, such as `site` or `scanner`, to evaluate by group; repeat for several.
         draws: Bootstrap resamples, by patient, for the confidence intervals.
         seed: Random seed of the bootstrap.
     """
@@ -285,5 +286,6 @@ class EvaluationSettings(Settings):
     split: Literal["validation", "test"] = "test"
     positive: Annotated[Text | None, Option(metavar="CLASS")] = None
     prevalence: Annotated[float | None, Field(gt=0, lt=1)] = None
+    by: Annotated[tuple[Text, ...], Option(metavar="COLUMN")] = ()
     draws: Draws = 1000
     seed: Seed = 0

@@ -11,7 +11,9 @@ import pytest
 import tifffile
 
 from plurum.errors import DataError
-from plurum.training import load_data
+from plurum.run import Run
+from plurum.training import TrainSettings, load_data
+from plurum.training.data.store import store_data
 from tests.training.conftest import write_image
 
 
@@ -71,6 +73,21 @@ def test_given_splits_are_kept(folder: Path) -> None:
     rows = [f"{row},{word}" for row, word in zip(rows_of(), given, strict=True)]
     table = load_data(write_manifest(folder, "path,label,split", rows)).table
     assert table.splits == ("train",) * 2 + ("validation",) * 4 + ("test",) * 2 + ("train",) * 12
+
+
+def test_other_columns_are_kept_in_the_run(folder: Path, tmp_path: Path) -> None:
+    rows = [f"{row},{'north' if number < 9 else ''},b{number},{number}" for number, row in enumerate(rows_of())]
+    data = load_data(write_manifest(folder, "path,label,Site, index ,label2", rows))
+    expected = {
+        "Site": ("north",) * 9 + ("",) * 11,
+        "index": tuple(f"b{number}" for number in range(20)),
+        "label2": tuple(map(str, range(20))),
+    }
+    assert data.table.columns == expected
+    run = Run(tmp_path / "run")
+    store_data(run, data, TrainSettings(archs=("a",), image_size=16))
+    assert run.table().columns == expected
+    assert run.table().select(np.arange(3, 11)).columns["Site"] == expected["Site"][3:11]
 
 
 def test_a_manifest_may_set_images_aside(folder: Path) -> None:

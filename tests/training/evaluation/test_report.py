@@ -230,3 +230,39 @@ def test_two_classes_have_a_decision_curve_and_no_repeated_means(tmp_path: Path)
     assert not (tmp_path / "decision_curve.png").exists()
     rows = list(csv.DictReader(io.StringIO(csv_from_evaluation(two))))
     assert {("LAA", "decision_ppv"), ("LAA", "unreviewed_npv")} <= {(row["class"], row["metric"]) for row in rows}
+
+
+def test_groups_have_their_own_figures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rule = VotingRule((1.0,), quantiles=(0.9, 0.9), review_threshold=0.5)
+    subject = EvaluationSubject(
+        "clots", ("CE", "LAA"), ("one",), "PyTorch", alpha=0.1, review=Review(threshold=0.5), positive="CE"
+    )
+    labels = rng.integers(0, 2, 120)
+    logits = rng.normal(0, 1, (120, 1, 2))
+    # The second site is guessing, the third has few images, and two are unknown.
+    logits[np.arange(120), 0, labels] += np.repeat([4.0, 0.0, 4.0], [50, 50, 20])
+    sites = ["<b>north</b>"] * 50 + ["south"] * 50 + ["west"] * 18 + ["", "NA"]
+    asked = SplitPredictions(decide(softmax(logits), rule), labels, [""] * 120, {"site": sites})
+    found = evaluate_predictions(subject, asked, asked, EvaluationSettings(draws=100))
+    (column,) = found.by_group
+    assert [(one.name, one.is_judged) for one in column.groups] == [
+        ("<b>north</b>", True),
+        ("south", True),
+        ("unknown", False),
+        ("west", False),
+    ]
+    south = column.groups[1]
+    assert column.worst["accuracy"] == "south"
+    assert south.p_values["accuracy"] <= 0.05
+    verdict = asked.verdict
+    assert south.figures["accuracy"].value == pytest.approx((verdict.label == labels)[50:100].mean())
+    assert south.figures["needs review"].value == pytest.approx(verdict.review[50:100].mean())
+    positives = np.flatnonzero(labels[50:100] == 0) + 50
+    assert south.figures["sensitivity"].value == pytest.approx((verdict.label[positives] == 0).mean())
+    page = Page(write_report(found, tmp_path).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert "The lowest accuracy is that of south" in page.text
+    assert "Not judged, because of fewer than 20 patients: unknown, west." in page.text
+    rows = csv.DictReader(io.StringIO(csv_from_evaluation(found)))
+    assert ("ensemble, site south", "accuracy_without_review") in {(row["name"], row["metric"]) for row in rows}
