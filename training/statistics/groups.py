@@ -182,4 +182,4 @@ def correct_holm(p_values: Sequence[float]) -> list[float]:
     steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
     corrected = np.empty_like(values)
     corrected[order] = np.minimum(steps, 1.0)
-    return corrected.tolist()
+    return [float(value) for value in corrected]
