@@ -106,6 +106,8 @@ def diagnose(
 
 
 def _estimate(value: float, low: float, high: float) -> Estimate:
+    # Intervals with 0.5 added to counts leave out 0 and infinity themselves.
+    low, high = min(low, value), max(high, value)
     return Estimate(value=number_or_none(value), low=number_or_none(low), high=number_or_none(high))
 
 

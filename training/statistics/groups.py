@@ -146,7 +146,7 @@ def _worst_groups(groups: Mapping[str, GroupFigures], names: Sequence[str]) -> d
             for name, one in groups.items()
             if one.is_judged and (value := one.figures[figure].value) is not None
         }
-        if len(values) > 1:
+        if len(set(values.values())) > 1:
             worst[figure] = min(values, key=values.__getitem__)
     return worst
 

@@ -93,7 +93,8 @@ def test_values_at_a_prevalence_follow_bayes_rule() -> None:
 def test_what_is_undefined_or_infinite_has_no_value() -> None:
     perfect = by_image(20, 0, 0, 30, prevalence=0.2)
     assert perfect.figures["lr_positive"].value is None
-    assert figure(perfect, "ppv_at_prevalence")[0] == 1
+    assert figure(perfect, "ppv_at_prevalence")[::2] == (1, 1)
+    assert figure(perfect, "lr_negative")[:2] == (0, 0)
     assert figure(perfect, "sensitivity")[1] == pytest.approx(wilson_interval(20, 20)[0])
     without = by_image(0, 0, 4, 30)
     assert without.figures["sensitivity"].value is None
