@@ -120,7 +120,7 @@ def _lines(report: FitReport) -> list[str]:
             f"review: {_review_condition(ensemble)}: "
             f"{reviewed['validation']:.1%} of validation predictions, {reviewed['test']:.1%} of test predictions"
         ),
-        report.promise_line or _ESTIMATE,
+        *_promise_lines(report),
         *_patient_lines(report),
         _best_member_line(report),
     ]
@@ -133,6 +133,13 @@ def _review_condition(ensemble: Ensemble) -> str:
     if condition is None:
         return f"below a confidence of {ensemble.review.threshold:.4f}, or with more than one class in the set"
     return f"at {condition}"
+
+
+def _promise_lines(report: FitReport) -> list[str]:
+    if report.promise_line is not None:
+        return [report.promise_line]
+    # An operating point states its own confidence.
+    return [] if report.ensemble.operating_point else [_ESTIMATE]
 
 
 def _unfinished_lines(report: FitReport) -> list[str]:
