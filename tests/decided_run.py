@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -26,7 +27,7 @@ __all__ = ["CLASSES", "build_decided_run"]
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.35, 0.35, 0.35))
 CLASSES = ("CE", "LAA")
 ARCHS = ("test_resnet", "test_byobnet")
-_SPLITS = {"train": 400, "validation": 800, "test": 500}
+_SPLITS = {"train": 300, "validation": 600, "test": 200}
 # Images of a patient.
 _IMAGES = 2
 
@@ -67,7 +68,7 @@ def _write_data(run: Run) -> None:
 
 def _write_member(run: Run, arch: str, seed: int) -> None:
     torch.manual_seed(seed)
-    model = timm.create_model(arch, num_classes=len(CLASSES)).eval()
+    model: Any = timm.create_model(arch, num_classes=len(CLASSES)).eval()
     table = run.table()
     rows = table.rows("train")
     with torch.inference_mode():
