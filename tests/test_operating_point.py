@@ -205,11 +205,7 @@ def test_the_client_gets_the_decision(
 
 @pytest.mark.triton
 def test_gateway_page_and_patients_get_the_decision(
-    server: Server,
-    fitted: tuple[Run, FitReport],
-    sample: tuple[list[int], Verdict],
-    images: list[Path],
-    tmp_path: Path,
+    server: Server, fitted: tuple[Run, FitReport], sample: tuple[list[int], Verdict], images: list[Path], tmp_path: Path
 ) -> None:
     ensemble, expected = fitted[1].ensemble, sample[1]
     with gateway(server.urls.grpc) as one:

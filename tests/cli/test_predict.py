@@ -179,8 +179,7 @@ def test_a_server_that_is_away_leaves_nothing_behind(scans: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
-    [("nowhere", "expected an image or a folder of images"), ("empty", "expected images")],
+    ("what", "message"), [("nowhere", "expected an image or a folder of images"), ("empty", "expected images")]
 )
 def test_what_can_not_be_asked_about_is_one_line(tmp_path: Path, what: str, message: str) -> None:
     (tmp_path / "empty").mkdir()

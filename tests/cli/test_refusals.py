@@ -20,14 +20,8 @@ _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
         (("export", "NOWHERE"), "is not a run: it has no run.json"),
         (("export", "NOWHERE", "more"), "RUN: expected one run, got 2"),
         (("export", "NOWHERE", "--images", "scans"), "--images: expected only with checkpoints"),
-        (
-            ("export", "NOWHERE", "--max-batch-size", "0"),
-            "--max-batch-size: expected a number",
-        ),
-        (
-            ("export", "NOWHERE", "--precision", "fp16"),
-            "for --target cpu, got fp16",
-        ),
+        (("export", "NOWHERE", "--max-batch-size", "0"), "--max-batch-size: expected a number"),
+        (("export", "NOWHERE", "--precision", "fp16"), "for --target cpu, got fp16"),
         (("export", "NOWHERE", "--build-engines"), "export.json can't be read"),
         (("export", "FILE"), "--arch, --classes, --out: expected all three with checkpoints"),
         (("export", "FILE", *_CHECKPOINT, "--out", "FOLDER"), "is not empty and not a model repository"),

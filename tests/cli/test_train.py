@@ -56,11 +56,7 @@ def test_it_trains_goes_on_and_tells_what_is_next(folder: Path, tmp_path: Path, 
     ],
 )
 def test_data_that_can_not_be_learnt_from_are_one_line(
-    tmp_path: Path,
-    plurum: CommandLine,
-    counts: dict[str, int] | None,
-    broken: bool,
-    line: str,
+    tmp_path: Path, plurum: CommandLine, counts: dict[str, int] | None, broken: bool, line: str
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     for name, count in (counts or {}).items():

@@ -163,8 +163,7 @@ def fit_sets_and_review(
         aside = corrected.verdict(calibration.predictions).probabilities
         quantiles = conformal_quantiles(aside, calibration.labels, calibration.groups, settings.alpha)
     corrected = replace(
-        corrected,
-        rule=replace(corrected.rule, quantiles=tuple(min(one + _ROUNDING, 1.0) for one in quantiles)),
+        corrected, rule=replace(corrected.rule, quantiles=tuple(min(one + _ROUNDING, 1.0) for one in quantiles))
     )
     scores = LabelledScores(probabilities, labels, known.groups, known.classes, weights)
     point = fit_point(scores, settings, costs)

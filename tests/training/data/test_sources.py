@@ -151,10 +151,7 @@ def test_a_class_with_one_image_is_refused(tmp_path: Path) -> None:
     ("counts", "message"),
     [
         ({}, "expected a folder per class"),
-        (
-            {"CE": 5},
-            "expected at least 2 folders of classes, got only 'CE'. If its folders are the classes, name",
-        ),
+        ({"CE": 5}, "expected at least 2 folders of classes, got only 'CE'. If its folders are the classes, name"),
         ({"CE": 5, "LAA": 0}, "class 'LAA' has no image"),
     ],
 )
