@@ -76,10 +76,3 @@ def test_data_that_can_not_be_learnt_from_are_one_line(
     assert line in printed
     assert not broken or str(data / "LAA" / "1.png") in printed
     assert [path.name for path in tmp_path.iterdir()] == ([] if counts is None else ["data"])
-
-
-def test_a_folder_of_something_else_is_one_line(folder: Path, tmp_path: Path, plurum: CommandLine) -> None:
-    (tmp_path / "thesis.tex").write_text("precious")
-    printed = plurum.refused("train", folder, "--arch", "test_byobnet", "--out", tmp_path)
-    assert printed == f"plurum: {tmp_path} is not a run and not empty. Choose a new or empty folder.\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

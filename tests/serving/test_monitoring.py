@@ -27,6 +27,7 @@ from PIL import Image
 
 from tests.fitted_run import ARCHS, CLASSES
 from tests.serving.prometheus import ask, find_prometheus, running
+from tests.serving.servers import FREE_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "serving" / "monitoring"
@@ -35,7 +36,6 @@ RULES = (MONITORING / "rules.yml").read_text(encoding="utf-8")
 ALERTS = re.findall(r"- alert: (\w+)", RULES)
 # What Grafana puts in place of its variables.
 VARIABLES = {"$__rate_interval": "15s", "$__range": "1m", "$ensemble": "digits-test", "$release": ".+"}
-FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0", "--json")
 DATA_S = 40
 
 
@@ -212,7 +212,7 @@ def test_every_query_finds_data_on_a_loaded_server(
 ) -> None:
     pixels = np.array(run.pixels()[40])
     with (
-        plurum("serve", with_baseline, *FREE) as served,
+        plurum("serve", with_baseline, *FREE_OPTIONS, "--json") as served,
         plurum("gateway", "--triton", served["grpc"], "--port", 0, "--metrics-port", 0, "--json") as gateway,
     ):
         pages = {"8002": served["metrics"], "8003": served["status"], "8081": gateway["metrics"]}

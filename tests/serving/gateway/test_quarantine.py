@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import io
 import json
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from plurum.benchmarks.tools.servers import serve_behind_gateway
 from plurum.serving.gateway.quarantine import Quarantine
 from plurum.serving.triton.metrics import metrics_at
+from tests.serving.servers import changed_repository
 
 # Appended to the voter: a request called so ends the server, as a defect in a decoder could, or hangs it for as long as
 # `plurum serve` waits before it does.
@@ -55,9 +55,7 @@ def predict(url: str, image: bytes, **headers: str) -> tuple[int, Any]:
 @pytest.fixture
 def poisonous(repository: Path, tmp_path: Path) -> Path:
     """A repository whose voter fails as `_POISON` says."""
-    copy = shutil.copytree(repository, tmp_path / "repository")
-    with (copy / "voter" / "1" / "model.py").open("a") as file:
-        file.write(_POISON.replace("SEEN", str(tmp_path / "seen")))
+    copy = changed_repository(repository, tmp_path, _POISON.replace("SEEN", str(tmp_path / "seen")))
     # It tells the files apart from those that were exported.
     (copy / "export.json").unlink()
     return copy
