@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -10,7 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,17 @@ from urllib.parse import urlsplit
 from plurum.serving.triton.metrics import metrics_at
 from tests.serving.waiting import wait_until
 
-__all__ = ["LIVE", "Gateway", "Reply", "form", "gateway", "lonely_gateway", "response_from", "wait_until_ready"]
+__all__ = [
+    "LIVE",
+    "Gateway",
+    "Reply",
+    "form",
+    "gateway",
+    "lonely_gateway",
+    "response_from",
+    "run_scene",
+    "wait_until_ready",
+]
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -165,6 +176,11 @@ def _running(command: list[str], log: int) -> Iterator[Gateway]:
             yield Gateway(process, **json.loads(process.stdout.readline()))
         finally:
             process.kill()
+
+
+def run_scene(scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine, for at most 10 s."""
+    asyncio.run(asyncio.wait_for(scene(), 10))
 
 
 def wait_until_ready(one: Gateway) -> None:
