@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from plurum.serving.triton.processes import ServerProcesses
 from tests.serving.servers import FREE_OPTIONS
 
-__all__ = ["Ended", "plurum_command", "predict", "run_until_signal", "server_of", "serving"]
+__all__ = ["Ended", "plurum_command", "predict", "run_until_signal", "server_of", "serving", "started"]
 
 
 class Ended(NamedTuple):
@@ -63,18 +64,9 @@ def predict(*arguments: object, **environment: str) -> subprocess.CompletedProce
 
 
 @contextlib.contextmanager
-def serving(
-    repository: Path, *options: str, before: tuple[str, ...] = ()
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Yield a running `plurum serve` and its line of URLs.
-
-    Args:
-        repository: What is served.
-        options: Of the command.
-        before: A command that starts it.
-    """
-    command = [*before, *plurum_command("serve", repository, *FREE_OPTIONS, *options)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+def started(command: list[str], **options: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Yield a running command and the first line that it prints; in the end, kill it."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -82,6 +74,20 @@ def serving(
             yield process, line
         finally:
             process.kill()
+
+
+def serving(
+    repository: Path, *options: str, before: tuple[str, ...] = ()
+) -> AbstractContextManager[tuple[subprocess.Popen[str], str]]:
+    """Return a running `plurum serve` and its line of URLs.
+
+    Args:
+        repository: What is served.
+        options: Of the command.
+        before: A command that starts it.
+    """
+    command = [*before, *plurum_command("serve", repository, *FREE_OPTIONS, *options)]
+    return started(command, stderr=subprocess.PIPE)
 
 
 def server_of(process: subprocess.Popen[str]) -> ServerProcesses:

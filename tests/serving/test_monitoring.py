@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import pytest
 import tritonclient.grpc
 from PIL import Image
 
+from tests.cli.processes import plurum_command, started
 from tests.fitted_run import ARCHS, CLASSES
 from tests.serving.prometheus import ask, find_prometheus, running
 from tests.serving.servers import FREE_OPTIONS
@@ -110,17 +110,12 @@ def test_promtool_finds_nothing_wrong(binaries: dict[str, Path], arguments: tupl
 @contextlib.contextmanager
 def plurum(*arguments: object) -> Iterator[dict[str, str]]:
     """Run a command of ours that answers, and give where."""
-    words = [sys.executable, "-m", "plurum", *map(str, arguments)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with started(plurum_command(*arguments)) as (process, line):
         try:
-            assert process.stdout is not None
-            yield json.loads(process.stdout.readline())
+            yield json.loads(line)
         finally:
             process.send_signal(signal.SIGINT)
-            try:
-                process.wait(30)
-            finally:
-                process.kill()
+            process.wait(30)
     assert process.returncode == 0
 
 

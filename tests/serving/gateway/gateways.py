@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from plurum.serving.triton.metrics import metrics_at
+from tests.cli.processes import plurum_command, started
 from tests.serving.waiting import wait_until
 
 __all__ = [
@@ -148,8 +149,8 @@ def response_from(connection: socket.socket) -> bytes:
 @contextlib.contextmanager
 def gateway(triton: str, *options: str) -> Iterator[Gateway]:
     """Run `plurum gateway` in front of a server."""
-    command = [sys.executable, "-m", "plurum", "gateway", "--triton", triton, "--port", "0", "--metrics-port", "0"]
-    with _running([*command, "--json", *options], subprocess.PIPE) as one:
+    command = plurum_command("gateway", "--triton", triton, "--port", 0, "--metrics-port", 0, "--json", *options)
+    with _running(command, subprocess.PIPE) as one:
         yield one
         one.process.terminate()
         one.process.wait(20)
@@ -170,12 +171,8 @@ def lonely_gateway(*before: str, log: int = subprocess.DEVNULL, **options: objec
 
 @contextlib.contextmanager
 def _running(command: list[str], log: int) -> Iterator[Gateway]:
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield Gateway(process, **json.loads(process.stdout.readline()))
-        finally:
-            process.kill()
+    with started(command, stderr=log) as (process, line):
+        yield Gateway(process, **json.loads(line))
 
 
 def run_scene(scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
