@@ -47,8 +47,10 @@ def fit(
       plurum fit runs/tiles --prior-from ward/2026
     """
     from plurum.files import check_folder
+    from plurum.run import Run
     from plurum.training import fit_report, write_fit
 
+    Run(run).check()
     check_folder(run / "report", "the report")
     report = fit_report(run, settings)
     write_fit(report, run / "report")
