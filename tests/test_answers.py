@@ -83,13 +83,7 @@ def verdict(run: Run, repository: Path, images: npt.NDArray[np.uint8]) -> Verdic
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("model", ["ensemble", "ensemble_pixels"])
 def test_all_outputs_by_name_type_shape_and_value(
-    served: Server,
-    run: Run,
-    verdict: Verdict,
-    images: npt.NDArray[np.uint8],
-    protocol: str,
-    batch: int,
-    model: str,
+    served: Server, run: Run, verdict: Verdict, images: npt.NDArray[np.uint8], protocol: str, batch: int, model: str
 ) -> None:
     if model == "ensemble":
         answer = ask(served, protocol, model, "IMAGE", encoded(*(png_from_pixels(image) for image in images[:batch])))
@@ -152,12 +146,7 @@ BAD_IMAGES = {
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(("bad", "reason"), BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
 def test_a_bad_image_fails_alone(
-    served: Server,
-    verdict: Verdict,
-    images: npt.NDArray[np.uint8],
-    protocol: str,
-    bad: bytes,
-    reason: str,
+    served: Server, verdict: Verdict, images: npt.NDArray[np.uint8], protocol: str, bad: bytes, reason: str
 ) -> None:
     """Send bad requests together with good ones, so that they share batches."""
 

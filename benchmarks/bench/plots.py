@@ -31,10 +31,7 @@ def plots_from_result(result: BenchResult) -> dict[str, bytes]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    return {
-        "latency_throughput": png_from_figure(_curves(result)),
-        "breakdown": png_from_figure(_breakdowns(result)),
-    }
+    return {"latency_throughput": png_from_figure(_curves(result)), "breakdown": png_from_figure(_breakdowns(result))}
 
 
 def _targets(result: BenchResult) -> list[Target]:
@@ -85,12 +82,7 @@ def _curve(axes: Axes, result: BenchResult, cases: list[Case], place: int) -> No
         if style == "-":
             for case, rate, value in zip(cases, rates, values, strict=True):
                 axes.annotate(
-                    f"{case.load.value:g}",
-                    (rate, value),
-                    beside,
-                    textcoords="offset points",
-                    fontsize=8,
-                    color=colour,
+                    f"{case.load.value:g}", (rate, value), beside, textcoords="offset points", fontsize=8, color=colour
                 )
 
 

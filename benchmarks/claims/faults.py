@@ -219,10 +219,7 @@ def faults(  # noqa: PLR0913, PLR0917 - one parameter per option
     """Inject faults: a table on standard error, one line of JSON on standard output."""
     if unknown := sorted(set(fault) - set(FAULTS)):
         raise SettingsError(f"--fault: expected one of {', '.join(FAULTS)}, got {unknown[0]!r}.")
-    with (
-        command.measurement("members") as (say, state),
-        tempfile.TemporaryDirectory(prefix="plurum_faults_") as folder,
-    ):
+    with command.measurement("members") as (say, state), tempfile.TemporaryDirectory(prefix="plurum_faults_") as folder:
         served = repository or random_repository(work, arch, size, 16, say)
         with FaultyServer(served, Path(folder)) as server:
             plan = [(number, name) for number in range(rounds) for name in fault or FAULTS]

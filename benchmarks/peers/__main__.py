@@ -63,8 +63,7 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
         ),
     ] = None,
     trained: Annotated[
-        bool,
-        typer.Option("--trained", help="Train members on digits, and serve them as plurum tune --run chooses."),
+        bool, typer.Option("--trained", help="Train members on digits, and serve them as plurum tune --run chooses.")
     ] = False,
     page: Annotated[Path | None, typer.Option(help="Page to put table and picture into, between its marks.")] = None,
 ) -> None:

@@ -19,15 +19,7 @@ from plurum.serving import Server, ServerSettings
 from plurum.serving.triton.metrics import metrics_at
 from plurum.serving.triton.processes import ServerProcesses
 
-__all__ = [
-    "GatewayStack",
-    "PlurumProcess",
-    "port_of",
-    "roles_of",
-    "serve_behind_gateway",
-    "server_of",
-    "triton_of",
-]
+__all__ = ["GatewayStack", "PlurumProcess", "port_of", "roles_of", "serve_behind_gateway", "server_of", "triton_of"]
 
 # Option that sets each port, by command and by the port's name in the line that the command prints.
 _PORTS = {
@@ -65,11 +57,7 @@ class PlurumProcess:
     """
 
     def __init__(
-        self,
-        command: str,
-        *arguments: object,
-        log: Path | None = None,
-        environment: Mapping[str, str] | None = None,
+        self, command: str, *arguments: object, log: Path | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
         self._command, self._arguments, self._environment = command, arguments, environment
         self._is_temporary = log is None

@@ -4,11 +4,4 @@ from plurum.serving.installation.environment import PACKAGES, private_environmen
 from plurum.serving.installation.interpreters import Interpreter
 from plurum.serving.installation.triton import TritonInstallation, find_triton, lay_out
 
-__all__ = [
-    "PACKAGES",
-    "Interpreter",
-    "TritonInstallation",
-    "find_triton",
-    "lay_out",
-    "private_environment",
-]
+__all__ = ["PACKAGES", "Interpreter", "TritonInstallation", "find_triton", "lay_out", "private_environment"]

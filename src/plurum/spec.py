@@ -103,9 +103,7 @@ class ImageSpec(Metadata):
     resize: Literal["stretch", "crop"] = "stretch"
     mean: tuple[Share, Share, Share]
     std: tuple[
-        Annotated[float, Field(gt=0, le=1)],
-        Annotated[float, Field(gt=0, le=1)],
-        Annotated[float, Field(gt=0, le=1)],
+        Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]
     ]
 
     @property

@@ -121,10 +121,7 @@ def test_other_precisions_come_through_exports_own_gate(
         raise ParityError("int8 answers otherwise")
 
     monkeypatch.setattr(tuning, "repository_from_run", refuse)
-    assert exports_from_run(run, own, tmp_path, lambda _: None) == (
-        [],
-        ["int8 was not tried: int8 answers otherwise"],
-    )
+    assert exports_from_run(run, own, tmp_path, lambda _: None) == ([], ["int8 was not tried: int8 answers otherwise"])
 
 
 def served_as(folder: Path, model: str) -> Any:

@@ -29,11 +29,7 @@ from tests.cli.command_line import CommandLine
     ],
 )
 def test_wrong_use_is_one_line_and_leaves_nothing(
-    run: Run,
-    arguments: tuple[object, ...],
-    message: str,
-    tmp_path: Path,
-    plurum: CommandLine,
+    run: Run, arguments: tuple[object, ...], message: str, tmp_path: Path, plurum: CommandLine
 ) -> None:
     words = [run.path if word == "RUN" else word for word in arguments]
     assert message in plurum.refused("compare", *words, "--out", tmp_path / "out")

@@ -42,8 +42,7 @@ def test_an_option_is_called_as_its_field_with_few_exceptions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "given"),
-    [((), {}), (("--pretrained", "--epochs", "3"), {"epochs": 3, "pretrained": True})],
+    ("words", "given"), [((), {}), (("--pretrained", "--epochs", "3"), {"epochs": 3, "pretrained": True})]
 )
 def test_only_given_options_reach_the_command(words: tuple[str, ...], given: dict[str, Any]) -> None:
     reached = []

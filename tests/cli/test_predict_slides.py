@@ -68,7 +68,7 @@ def test_slides_and_images_of_patients_in_one_table(served: Server, slide: Path,
     assert patients.loc["P1", "p_seven"] == pytest.approx(mean, abs=2e-6)
     assert patients.loc["P2", "p_seven"] == pytest.approx(float(rows[1]["p_seven"]), abs=2e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("a.svs", "b.svs", "c.png", "list.csv", "out.csv", "patients.csv"),
+        *("a.svs", "b.svs", "c.png", "list.csv", "out.csv", "patients.csv")
     ]
 
 

@@ -20,14 +20,8 @@ _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
         (("export", "NOWHERE"), "is not a run: it has no run.json"),
         (("export", "NOWHERE", "more"), "RUN: expected one run, got 2"),
         (("export", "NOWHERE", "--images", "scans"), "--images: expected only with checkpoints"),
-        (
-            ("export", "NOWHERE", "--max-batch-size", "0"),
-            "--max-batch-size: expected a number",
-        ),
-        (
-            ("export", "NOWHERE", "--precision", "fp16"),
-            "for --target cpu, got fp16",
-        ),
+        (("export", "NOWHERE", "--max-batch-size", "0"), "--max-batch-size: expected a number"),
+        (("export", "NOWHERE", "--precision", "fp16"), "for --target cpu, got fp16"),
         (("export", "NOWHERE", "--build-engines"), "export.json can't be read"),
         (("export", "FILE"), "--arch, --classes, --out: expected all three with checkpoints"),
         (("export", "FILE", *_CHECKPOINT, "--out", "FOLDER"), "is not empty and not a model repository"),
@@ -52,10 +46,7 @@ _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
         ),
         (("predict", "FILE", "--out", "FOLDER"), "expected a file, got a folder. Give a file name."),
         (("predict", "FILE", "--out", "FILE"), "expected a name that ends in .csv, .jsonl"),
-        (
-            ("predict", "FILE", "--patients", "NEW"),
-            "expected a CSV manifest with a column patient, got none",
-        ),
+        (("predict", "FILE", "--patients", "NEW"), "expected a CSV manifest with a column patient, got none"),
         (("predict", "FILE", "--tile-size", "3"), "--tile-size: expected a number greater than or equal to 8, got 3"),
         (("predict", "FILE", "--microns-per-pixel", "-1"), "--microns-per-pixel: expected a number greater than 0"),
         (("serve",), "REPO, --releases: expected at least one of them, got none"),

@@ -31,11 +31,7 @@ MAKE = ["make demo", "make test"]
 NEEDS_A_GPU = [command for command in COMMANDS if command.startswith("docker run --gpus")]
 BENCHMARK = "python -m plurum.benchmarks.claims.throughput"
 # Architectures and epochs of the commands that take minutes.
-SMALLER = {
-    "resnet18": "test_resnet",
-    "mobilenetv3_small_100": "test_byobnet",
-    "--epochs 5": "--epochs 1",
-}
+SMALLER = {"resnet18": "test_resnet", "mobilenetv3_small_100": "test_byobnet", "--epochs 5": "--epochs 1"}
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
 

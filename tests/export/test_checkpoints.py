@@ -50,11 +50,7 @@ def options(tmp_path: Path) -> list[object]:
 
 
 def test_they_become_a_repository_that_answers_as_they_do(
-    checkpoints: list[Path],
-    models: list[torch.nn.Module],
-    options: list[object],
-    tmp_path: Path,
-    plurum: CommandLine,
+    checkpoints: list[Path], models: list[torch.nn.Module], options: list[object], tmp_path: Path, plurum: CommandLine
 ) -> None:
     assert "32 generated images" in plurum.said("export", *checkpoints, *options)
     ensemble = read_ensemble(tmp_path / "out" / "ensemble.json")
@@ -161,12 +157,7 @@ def test_a_graph_that_sees_other_colours_is_caught(
     ],
 )
 def test_wrong_use_is_one_line(
-    checkpoints: list[Path],
-    options: list[Any],
-    words: list[str],
-    message: str,
-    tmp_path: Path,
-    plurum: CommandLine,
+    checkpoints: list[Path], options: list[Any], words: list[str], message: str, tmp_path: Path, plurum: CommandLine
 ) -> None:
     if words[1] == "vit_nowhere":
         options = options[2:]
@@ -212,10 +203,7 @@ def test_averaged_weights_are_exported_and_said(
 
 
 def test_two_files_of_one_name_are_refused(
-    models: list[torch.nn.Module],
-    options: list[object],
-    tmp_path: Path,
-    plurum: CommandLine,
+    models: list[torch.nn.Module], options: list[object], tmp_path: Path, plurum: CommandLine
 ) -> None:
     files = [tmp_path / name / "best.pt" for name in "ab"]
     for file in files:

@@ -134,11 +134,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
         ("leftovers", "broken"),
         f"{MEMBER}/2/ does not belong to this export",
     ),
-    "every copy edited": (
-        edit_every_copy,
-        ("files", "broken"),
-        "ensemble.json was changed since it was exported",
-    ),
+    "every copy edited": (edit_every_copy, ("files", "broken"), "ensemble.json was changed since it was exported"),
     "every copy edited, and clients told another": (
         edit_every_copy,
         ("contract", "ensemble_pixels"),

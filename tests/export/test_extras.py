@@ -48,11 +48,7 @@ def test_a_precision_names_the_extra_that_makes_it(
 
 @pytest.mark.parametrize("package", ["tensorrt_rtx", "polygraphy"])
 def test_the_doctor_says_what_would_prove_that_graphs_build(
-    repository: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    plurum: CommandLine,
-    package: str,
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plurum: CommandLine, package: str
 ) -> None:
     path = shutil.copytree(repository, tmp_path / "gpu")
     manifest = read_manifest(path)

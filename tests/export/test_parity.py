@@ -52,11 +52,7 @@ def test_accuracy_nll_and_ece_are_the_judges(logits: npt.NDArray[np.float64], se
     figures = [
         Scorer(LabelledPredictions(given, given.argmax(axis=1), labels))(one).overall for given in (even, answers)
     ]
-    for name, change in (
-        ("accuracy", parity.accuracy_change),
-        ("nll", parity.nll_change),
-        ("ece", parity.ece_change),
-    ):
+    for name, change in (("accuracy", parity.accuracy_change), ("nll", parity.nll_change), ("ece", parity.ece_change)):
         assert change == pytest.approx(float(figures[1][name][0] - figures[0][name][0]), abs=1e-6)
 
 

@@ -65,11 +65,7 @@ def test_a_plan_that_fits_is_well(gpu_repository: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "check", "detail"),
     [
-        (
-            {"tensorrt": "10.9.0"},
-            "plan's machine",
-            "built by TensorRT 10.9.0, Python's is 10.13.2.6: it will not load",
-        ),
+        ({"tensorrt": "10.9.0"}, "plan's machine", "built by TensorRT 10.9.0, Python's is 10.13.2.6: it will not load"),
         ({"compute_capability": "7.5"}, "plan's machine", "built for compute capability 7.5, this GPU has 8.9"),
         ({"onnx_sha256": "0" * 64}, "plan", "built from another graph"),
         ({"plan_sha256": "0" * 64}, "plan", "changed since it was built"),

@@ -187,11 +187,7 @@ def test_a_checkpoint_that_was_edited_is_refused(fresh_run: Run) -> None:
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    plurum: CommandLine,
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plurum: CommandLine
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in plurum.refused("export", *arguments)

@@ -125,8 +125,7 @@ def test_tables_without_oddities_are_read_however_they_were_written(tmp_path: Pa
 
 @several
 @given(
-    st.text('ab1 ,;|\t"\n', max_size=60),
-    st.sampled_from(["path,label", "path;label", "label\tpath", '"path"|"label"']),
+    st.text('ab1 ,;|\t"\n', max_size=60), st.sampled_from(["path,label", "path;label", "label\tpath", '"path"|"label"'])
 )
 def test_any_text_that_is_read_is_read_as_pandas_does(tmp_path: Path, text: str, header: str) -> None:
     content = f"{header}\n{text}"

@@ -18,11 +18,7 @@ from PIL import Image
 
 from tests.pixel_matrix.cell import Cell, Pixels, eight, samples, three, turned
 
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "strip": {},
-    "strips": {"rowsperstrip": 8},
-    "tiles": {"tile": (16, 32)},
-}
+LAYOUTS: dict[str, dict[str, Any]] = {"strip": {}, "strips": {"rowsperstrip": 8}, "tiles": {"tile": (16, 32)}}
 ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float16", "float32", "float64")
 COMPRESSIONS = (

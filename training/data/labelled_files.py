@@ -102,11 +102,7 @@ def _find_regions(files: LabelledFiles, tiling: Tiling | None) -> list[list[Imag
 
 
 def _splits(
-    files: LabelledFiles,
-    labels: npt.NDArray[np.int64],
-    patients: tuple[str, ...],
-    given: tuple[Split, ...],
-    seed: int,
+    files: LabelledFiles, labels: npt.NDArray[np.int64], patients: tuple[str, ...], given: tuple[Split, ...], seed: int
 ) -> tuple[tuple[Split, ...], list[str]]:
     """Return the split of each image, and a note if some splits were drawn although others were given."""
     missing = [split for split in SHARES if split not in given]

@@ -21,12 +21,7 @@ _TABLES = (".tsv", ".tab", ".txt", ".xls", ".xlsx", ".ods", ".parquet", ".json",
 
 
 def load_data(
-    source: str,
-    seed: int = 0,
-    *,
-    tile_size: int | None = None,
-    max_tiles: int = 16,
-    skip_unreadable: bool = False,
+    source: str, seed: int = 0, *, tile_size: int | None = None, max_tiles: int = 16, skip_unreadable: bool = False
 ) -> LabelledImages:
     """Return the labelled images of `source`; images are decoded later, except to choose tiles.
 

@@ -142,11 +142,7 @@ def _served_frequencies(
 
 
 def _ensemble(
-    run: Run,
-    members: tuple[Member, ...],
-    vote: FittedVote,
-    settings: FitSettings,
-    results: dict[Fitted, _SplitResults],
+    run: Run, members: tuple[Member, ...], vote: FittedVote, settings: FitSettings, results: dict[Fitted, _SplitResults]
 ) -> Ensemble:
     metadata, table, rule = run.data(), run.table(), vote.rule
     return Ensemble(

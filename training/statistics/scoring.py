@@ -28,11 +28,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def predict_logits(
-    model: nn.Module,
-    pixels: npt.NDArray[np.uint8],
-    rows: npt.NDArray[np.int64],
-    image: ImageSpec,
-    batch_size: int = 64,
+    model: nn.Module, pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], image: ImageSpec, batch_size: int = 64
 ) -> npt.NDArray[np.float64]:
     """Return the model's logits, `[rows, classes]`, computed in float32, in evaluation mode, on the model's device.
 

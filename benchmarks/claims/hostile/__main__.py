@@ -61,8 +61,7 @@ def hostile(  # noqa: PLR0913, PLR0917 - one parameter per option
     deadly: Annotated[int, typer.Option(min=1, help="Requests of each kind that can end Triton, at its ports.")] = 3,
     seconds: Annotated[float, typer.Option(min=0.1, help="Longest time for a kind at a target, seconds.")] = 30.0,
     minutes: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="Skip kinds without a turn after this time, minutes."),
+        float | None, typer.Option(min=0.1, help="Skip kinds without a turn after this time, minutes.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Number of connections that attack at once.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,

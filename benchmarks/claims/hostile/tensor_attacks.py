@@ -206,10 +206,7 @@ def _headers(attacker: Attacker) -> list[int]:
 
 
 def _paths(attacker: Attacker) -> list[int]:
-    method, word = (
-        attacker.choose("GET", "POST"),
-        attacker.choose(*_WORDS, str(attacker.chance.random())),
-    )
+    method, word = (attacker.choose("GET", "POST"), attacker.choose(*_WORDS, str(attacker.chance.random())))
     return [attacker.send(method, attacker.choose(*_PATHS).format(word).replace(" ", "%20"))]
 
 

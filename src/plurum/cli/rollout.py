@@ -23,8 +23,7 @@ _POLL_S = 0.1
 
 def rollout(
     repository: Annotated[
-        Path | None,
-        typer.Argument(help="Model repository to make public.", metavar="REPO", show_default=False),
+        Path | None, typer.Argument(help="Model repository to make public.", metavar="REPO", show_default=False)
     ] = None,
     releases: Annotated[Path, typer.Option(help="Releases folder of a running `plurum serve --releases`.")] = Path(
         "releases"

@@ -31,8 +31,7 @@ def ui(  # noqa: PLR0913, PLR0917 - one parameter per option
     ] = None,
     reviewer: Annotated[str, typer.Option(help="Name of the reviewer, recorded with every decision.")] = "",
     export: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write the decisions to FILE atomically and exit."),
+        Path | None, typer.Option(metavar="FILE", help="Write the decisions to FILE atomically and exit.")
     ] = None,
     timeout_s: Annotated[float, typer.Option(help="Longest time for a prediction, in seconds.")] = 20.0,
 ) -> None:

@@ -11,13 +11,7 @@ from .image_limits import Structure, UnreadableImageError, check_size, check_wor
 __all__ = ["has_all_rows", "png_structure"]
 
 # Samples per pixel and allowed bits, by colour type.
-_COLOURS = {
-    0: (1, (1, 2, 4, 8, 16)),
-    2: (3, (8, 16)),
-    3: (1, (1, 2, 4, 8)),
-    4: (2, (8, 16)),
-    6: (4, (8, 16)),
-}
+_COLOURS = {0: (1, (1, 2, 4, 8, 16)), 2: (3, (8, 16)), 3: (1, (1, 2, 4, 8)), 4: (2, (8, 16)), 6: (4, (8, 16))}
 # Pixel chunks have 8 KB in most files; many small ones cost more than their bytes.
 _FEW_CHUNKS, _CHUNK_BYTES = 1000, 1024
 # Largest compression ratio of Deflate.

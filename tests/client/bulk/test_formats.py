@@ -21,9 +21,7 @@ from tests.client.samples import prediction
 
 CLASSES = ("CE", 'LAA, "large"')
 ANSWER = replace(
-    prediction(CLASSES[1], 0.8125),
-    probabilities={CLASSES[0]: 0.1875, CLASSES[1]: 0.8125},
-    prediction_set=CLASSES,
+    prediction(CLASSES[1], 0.8125), probabilities={CLASSES[0]: 0.1875, CLASSES[1]: 0.8125}, prediction_set=CLASSES
 )
 FAILURE = Failure(1, "b.png", 'no image, "says" the server')
 SUBJECTS = [RowSubject("a,\n.png", "ann", CLASSES[1]), RowSubject("b \udce9.png", "", "CE")]

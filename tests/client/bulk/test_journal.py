@@ -103,10 +103,7 @@ def test_unlisted_images_are_skipped_and_new_ones_classified(tmp_path: Path, lis
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        (
-            ABOUT | {"ensemble": "def"},
-            r"of the same ensemble, got those of another\. .* or start over with --fresh",
-        ),
+        (ABOUT | {"ensemble": "def"}, r"of the same ensemble, got those of another\. .* or start over with --fresh"),
         (ABOUT | {"ensemble": "def", "classes": ("a", "b")}, r"of the same classes and ensemble"),
     ],
 )

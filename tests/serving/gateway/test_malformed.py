@@ -74,11 +74,7 @@ BAD_PREDICTIONS: dict[str, tuple[int, bytes, dict[str, str]]] = {
     "a long boundary": (400, b"x", {"Content-Type": "multipart/form-data; boundary=" + "b" * 71}),
     "mixed parts": (415, b"x", {"Content-Type": "multipart/mixed; boundary=b"}),
     "charset undefined": (415, ONE_FILE, {"Content-Type": FORM + "; charset=undefined"}),
-    "charset unicode_escape": (
-        415,
-        form(("f", "\\N{x", b"x"))[0],
-        {"Content-Type": FORM + "; charset=unicode_escape"},
-    ),
+    "charset unicode_escape": (415, form(("f", "\\N{x", b"x"))[0], {"Content-Type": FORM + "; charset=unicode_escape"}),
     "charset utf-7": (415, form(("f", "+", b"x"))[0], {"Content-Type": FORM + "; charset=utf-7"}),
 }
 # Name of the case: status and body of a form.
@@ -93,10 +89,7 @@ BAD_FORMS: dict[str, tuple[int, bytes]] = {
         415,
         ONE_FILE.replace(b"\r\n\r\n", b"\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n", 1),
     ),
-    "a file in base64": (
-        415,
-        ONE_FILE.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n", 1),
-    ),
+    "a file in base64": (415, ONE_FILE.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n", 1)),
     "a name that is not UTF-8": (400, ONE_FILE.replace(b'"a"', b'"\xe9"')),
     "an extended name": (400, ONE_FILE.replace(b'filename="a"', b"filename*=UTF-8''a")),
     "a long part header": (400, form(("f", "a" * 5000, b"x"))[0]),
@@ -174,11 +167,7 @@ def test_shape_and_bytes_of_an_image_must_agree(small: Gateway, images: list[byt
         ([1, 1], one * 2, "IMAGE: expected 1 elements for shape [1, 1], got 2"),
         ([1, 1], images[0], "bytes in element 0, as its length states, got"),
         ([1, 1], one[:3], "the length of element 0 is truncated"),
-        (
-            [1, 1],
-            counted(base64.b64encode(images[0])),
-            BASE64,
-        ),
+        ([1, 1], counted(base64.b64encode(images[0])), BASE64),
     ]
     for shape, raw, text in told:
         body, headers = tensor(shape, raw)
@@ -197,22 +186,13 @@ def test_base64_is_refused_by_name(small: Gateway, images: list[bytes]) -> None:
     texts = [base64.b64encode(image) for image in images[:3]]
     for text in (*texts, b"data:image/png;base64," + texts[0]):
         reply = small.predict(text)
-        assert (reply.status, reply.json["error"]) == (
-            400,
-            BASE64,
-        )
+        assert (reply.status, reply.json["error"]) == (400, BASE64)
     body, kind = form(("files", "good", images[0]), ("files", "text", texts[0]))
     good, bad = small.send("POST", "/predict", body, Content_Type=kind).json
     assert "label" in good
-    assert bad == {
-        "file": "text",
-        "error": BASE64,
-    }
+    assert bad == {"file": "text", "error": BASE64}
     raw = small.send("POST", "/v2/models/ensemble/infer", texts[0], Inference_Header_Content_Length="0")
-    assert (raw.status, raw.json["error"]) == (
-        400,
-        BASE64,
-    )
+    assert (raw.status, raw.json["error"]) == (400, BASE64)
 
 
 def test_decompression_bomb_is_refused_before_decoding(small: Gateway) -> None:

@@ -44,10 +44,7 @@ def write_graph(
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("graphs")
-    batched = {
-        "X": (TensorProto.INT64, ["batch", "n"]),
-        "Y": (TensorProto.FLOAT, ["batch", "n"]),
-    }
+    batched = {"X": (TensorProto.INT64, ["batch", "n"]), "Y": (TensorProto.FLOAT, ["batch", "n"])}
     stated = """
         max_batch_size: 8
         input { name: "X" data_type: TYPE_INT64 dims: [-1] }
@@ -61,10 +58,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     running = helper.make_node("CumSum", ["X", "axis"], ["Y"])
     sums = {"X": (TensorProto.FLOAT, ["batch", "n"]), "Y": (TensorProto.FLOAT, ["batch", "n"])}
     write_graph(repository, "running", running, sums, stated.replace("INT64", "FP32") + MEET, axis=np.array(0))
-    square = {
-        "X": (TensorProto.FLOAT, [2, 2]),
-        "Y": (TensorProto.FLOAT, [2, 2]),
-    }
+    square = {"X": (TensorProto.FLOAT, [2, 2]), "Y": (TensorProto.FLOAT, [2, 2])}
     write_graph(repository, "unbatched", helper.make_node("Neg", ["X"], ["Y"]), square, "")
     return repository
 

@@ -105,10 +105,7 @@ def test_a_temporary_folder_that_nothing_fits_or_runs_in_is_named(
 @NEEDS_MOUNTS
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [
-        ("size=64k", r"expected at least \d MiB free"),
-        ("ro", "expected a folder that can be written to"),
-    ],
+    [("size=64k", r"expected at least \d MiB free"), ("ro", "expected a folder that can be written to")],
 )
 def test_shared_memory_that_is_full_or_read_only_is_named(
     small: Path, tmp_path: Path, options: str, reason: str

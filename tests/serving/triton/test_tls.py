@@ -274,10 +274,7 @@ def test_a_server_started_anew_wants_the_same_certificates(repository: Path, run
 def test_wrong_files_end_plurum_serve_with_one_line(repository: Path, authority: Authority, tmp_path: Path) -> None:
     tls = authority.server(mutual=False)
     for words, message in (
-        (
-            tls_options(tls.model_copy(update={"cert": tmp_path / "no.pem"})),
-            f"{tmp_path}/no.pem: No such file",
-        ),
+        (tls_options(tls.model_copy(update={"cert": tmp_path / "no.pem"})), f"{tmp_path}/no.pem: No such file"),
         (
             tls_options(tls.model_copy(update={"key": authority.issue("other")[1]})),
             "expected the private key of the first certificate",

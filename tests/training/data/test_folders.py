@@ -195,10 +195,7 @@ def test_classes_that_are_called_like_splits_are_refused_with_a_way_out(tmp_path
     [
         ("images/{}", r"expected at least 2 folders of classes, got only 'images'. .* name .*/images$"),
         ("CE/{}", r"expected at least 2 folders of classes, got only 'CE'"),
-        (
-            "{}/train",
-            r"class 'CE' has a folder 'train' in it, where patients are expected; lay splits",
-        ),
+        ("{}/train", r"class 'CE' has a folder 'train' in it, where patients are expected; lay splits"),
         ("{}/images", r"class 'CE' has a folder 'images' in it, where patients are expected"),
         ("{}/fold_3", r"class 'CE' has a folder 'fold_3' in it"),
     ],

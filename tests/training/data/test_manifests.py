@@ -150,11 +150,7 @@ def test_the_fingerprint_follows_labels_and_patients(folder: Path) -> None:
             ["a/0.png,CE", "a/98.png,CE", "a/99.png,CE"],
             "line 3 names a/98.png, which does not exist; and 1",
         ),
-        (
-            "path,label",
-            ["a/0.png,CE", "a/1.png,CE", "a/../a/0.png,LAA"],
-            "line 4 lists .* a second time, as 'LAA' and",
-        ),
+        ("path,label", ["a/0.png,CE", "a/1.png,CE", "a/../a/0.png,LAA"], "line 4 lists .* a second time, as 'LAA' and"),
         ("path,label", ["a/0.png,CE", "a/1.png,CE"], "expected at least 2 classes, got 'CE'"),
         ("path,label", ["a/0.png,CE", "a/1.png,C\x07E"], r"a class named 'C\\x07E'"),
         ("path,label", ["a/\x07.png,CE"], r"names 'a/\\x07.png', with unprintable"),

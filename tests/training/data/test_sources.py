@@ -137,10 +137,7 @@ def test_the_folder_below_the_class_is_the_patient_and_is_never_divided(tmp_path
     ("counts", "message"),
     [
         ({}, "expected a folder per class"),
-        (
-            {"CE": 5},
-            "expected at least 2 folders of classes, got only 'CE'. If its folders are the classes, name",
-        ),
+        ({"CE": 5}, "expected at least 2 folders of classes, got only 'CE'. If its folders are the classes, name"),
         ({"CE": 5, "LAA": 0}, "class 'LAA' has no image"),
         ({"CE": 5, "LAA": 1}, "class 'LAA' has 1 image, and none for validation and test"),
     ],

@@ -16,11 +16,7 @@ from PIL import Image
 from plurum.errors import OutputError
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import Review
-from plurum.training.evaluation.evaluate import (
-    EvaluationSubject,
-    SplitPredictions,
-    evaluate_predictions,
-)
+from plurum.training.evaluation.evaluate import EvaluationSubject, SplitPredictions, evaluate_predictions
 from plurum.training.evaluation.plots import plots_from_evaluation
 from plurum.training.evaluation.report import REPORT_FILES, csv_from_evaluation, html_from_evaluation, write_report
 from plurum.training.statistics.results import Estimate, Evaluation

@@ -89,10 +89,7 @@ def test_files_are_the_report_and_two_pictures(report: FitReport, tmp_path: Path
     "options", [(), ("--select", "greedy"), ("--select", "all"), ("--mode", "hard"), ("--mode", "stack")]
 )
 def test_the_command_takes_a_single_member_too(
-    copy: Run,
-    tmp_path: Path,
-    options: tuple[str, ...],
-    plurum: CommandLine,
+    copy: Run, tmp_path: Path, options: tuple[str, ...], plurum: CommandLine
 ) -> None:
     run = Run(Path(shutil.copytree(copy.path, tmp_path / "run")))
     shutil.rmtree(run.member_folder("test_resnet"))

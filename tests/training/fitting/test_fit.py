@@ -18,14 +18,7 @@ from plurum.files import sha256_of
 from plurum.predictions.arrays import Floats
 from plurum.run import Run
 from plurum.spec import read_ensemble
-from plurum.training import (
-    EvaluationSettings,
-    FitReport,
-    FitSettings,
-    evaluate_run,
-    fit_report,
-    fit_run,
-)
+from plurum.training import EvaluationSettings, FitReport, FitSettings, evaluate_run, fit_report, fit_run
 from plurum.training.fitting.stacking import cross_fit, fit_stack, predict_out_of_fold
 from plurum.training.fitting.weights import greedy_weights
 from plurum.training.statistics.calibration import conformal_quantiles, fit_temperature, review_threshold

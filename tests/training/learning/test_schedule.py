@@ -34,10 +34,7 @@ def test_every_cycle_starts_at_the_full_rate_again() -> None:
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        (
-            {"snapshots": 4, "epochs": 3},
-            "^--snapshots: expected at most 3, the number of --epochs, got 4",
-        ),
+        ({"snapshots": 4, "epochs": 3}, "^--snapshots: expected at most 3, the number of --epochs, got 4"),
         ({"snapshots": 2, "patience": 3}, "^--patience: can't be combined with --snapshots"),
         ({"rotate": 200, "mixup": -1}, "--rotate: .*, got 200; --mixup: .*, got -1"),
         ({"balance": "both"}, "--balance: expected 'none', 'weights' or 'sampling', got 'both'"),

@@ -40,13 +40,7 @@ from plurum.training import (
 from plurum.training.inference.predictions import predict_members
 from plurum.voting import Verdict, decide
 
-__all__ = [
-    "HeldOut",
-    "compare_predictions",
-    "increased_samples",
-    "run_demo",
-    "write_held_out",
-]
+__all__ = ["HeldOut", "compare_predictions", "increased_samples", "run_demo", "write_held_out"]
 
 DATA = "digits"
 # bf16 is no faster for images of 32 x 32 pixels.
