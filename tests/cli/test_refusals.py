@@ -37,6 +37,7 @@ _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
         (("evaluate", "NOWHERE", "--http"), "--http: expected together with --url"),
         (("evaluate", "NOWHERE", "--url", "127.0.0.1:1"), "is not a run: it has no run.json"),
         (("evaluate", "NOWHERE", "--out", "FILE"), "is a file; name a folder"),
+        (("train", "digits", "--arch", "resnet18", "--out", "FILE"), "is a file; name a folder for the run"),
         (("train", "NOWHERE", "--arch", "resnet18", "--out", "NEW", "--epochs", "0"), "--epochs: expected a number"),
         (("predict", "NOWHERE"), "expected an image or a folder of images"),
         (("predict", "FOLDER"), "expected images"),

@@ -59,14 +59,12 @@ def evaluate(
     """
     from plurum.errors import SettingsError
     from plurum.files import check_folder
-    from plurum.run import Run
     from plurum.training.evaluation.report import write_report
     from plurum.training.evaluation.run import evaluate_run
 
     if http and url is None:
         raise SettingsError("--http: expected together with --url. Add --url HOST:PORT.")
     folder = out or (run / "report" / "served" if url else run / "report")
-    Run(run).check()
     check_folder(folder, "the report")
     evaluation = _evaluate_served(run, settings, url, http=http) if url else evaluate_run(run, settings)
     page = write_report(evaluation, folder)
