@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(shell command -v python3 python3.14 python3.13 python3.1
 VENV := .venv
 BIN := $(VENV)/bin
 # A machine with a GPU runs every test, any other all but those that need one.
-MARKERS := $(if $(shell command -v nvidia-smi),,-m "not gpu")
+SLOW := $(if $(shell command -v nvidia-smi),slow or triton or gpu,(slow or triton) and not gpu)
 
 .PHONY: demo test test-fast measure-tests lint docs dist format clean
 .DEFAULT_GOAL := help
@@ -23,7 +23,9 @@ demo: $(VENV)/.all
 	$(BIN)/plurum demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --durations=15 $(MARKERS)
+	$(BIN)/python -m pytest
+	@# One after another: many of these measure times.
+	$(BIN)/python -m pytest -n 0 --durations=15 -m "$(SLOW)"
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest --fast

@@ -9,6 +9,8 @@ import threading
 import time
 from typing import Any
 
+from plurum.errors import port_error
+
 __all__ = ["SmallHttpServer"]
 
 _MOST_CONNECTIONS = 64
@@ -24,20 +26,26 @@ class SmallHttpServer(http.server.ThreadingHTTPServer):
         host: Address to listen on: IPv4, IPv6 or a host name.
         port: Port to listen on; 0 picks a free port.
         handler: Class that handles a request.
+        option: Option that changes the port, for messages.
 
     Raises:
-        OSError: the port can't be listened on.
+        ServerError: the port can't be listened on.
     """
 
     daemon_threads = True
     # The library's 5 would make a client wait a second or more for its place behind a burst of others.
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, handler: type[http.server.BaseHTTPRequestHandler]) -> None:
+    def __init__(
+        self, host: str, port: int, handler: type[http.server.BaseHTTPRequestHandler], option: str = "--port"
+    ) -> None:
         self._deadlines: dict[socket.socket, float] = {}
         self._lock = threading.Lock()
-        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        super().__init__((host, port), handler)
+        try:
+            self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            super().__init__((host, port), handler)
+        except OSError as error:
+            raise port_error(option, port, host, error) from error
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Handle a request in a thread, and close the oldest connection if there are too many."""

@@ -17,7 +17,6 @@ from http import HTTPStatus
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from plurum.errors import ServerError
 from plurum.serving.small_server import SmallHttpServer
 
 __all__ = ["Status", "StatusServer"]
@@ -127,13 +126,7 @@ class StatusServer:
 
     def __init__(self, status: Status, host: str, port: int) -> None:
         handler = type("Handler", (_Handler,), {"status": status})
-        try:
-            self._server = SmallHttpServer(host, port, handler)
-        except OSError as error:
-            raise ServerError(
-                f"--status-port: expected a port that can be listened on, got {port} on {host}: {error.strerror}. "
-                "Stop the program that uses it, or change --status-port."
-            ) from error
+        self._server = SmallHttpServer(host, port, handler, "--status-port")
         self.url = f"http://{host}:{self._server.server_address[1]}"
 
     def __enter__(self) -> StatusServer:

@@ -25,7 +25,9 @@ from tritonclient.utils import InferenceServerException
 from plurum.run import Run
 from plurum.serving import Server
 from plurum.voting import Verdict, decide, softmax
-from tests.fitted_run import ARCHS, CLASSES
+from tests.images.image_files import png_from_pixels
+from tests.pixel_matrix.png_cells import chunk
+from tests.runs.fitted_run import ARCHS, CLASSES
 from tests.serving.voter_counts import wait_for_counts
 
 pytestmark = pytest.mark.triton
@@ -59,12 +61,6 @@ def ask(
         return client.infer(model, [tensor])
 
 
-def png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
 def encoded(*images: bytes) -> npt.NDArray[Any]:
     return np.array(images, dtype=np.object_)[:, None]
 
@@ -90,7 +86,7 @@ def test_all_outputs_by_name_type_shape_and_value(
     served: Server, run: Run, verdict: Verdict, images: npt.NDArray[np.uint8], protocol: str, batch: int, model: str
 ) -> None:
     if model == "ensemble":
-        answer = ask(served, protocol, model, "IMAGE", encoded(*(png(image) for image in images[:batch])))
+        answer = ask(served, protocol, model, "IMAGE", encoded(*(png_from_pixels(image) for image in images[:batch])))
     else:
         answer = ask(served, protocol, model, "PIXELS", images[:batch])
     for name, (datatype, dtype, dims) in EXPECTED.items():
@@ -124,9 +120,6 @@ def test_the_images_exercise_the_rule(verdict: Verdict) -> None:
 def _bomb() -> bytes:
     """Return a PNG of 20,000 × 20,000 pixels in 50 kB."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     packer = zlib.compressobj(9)
     row = bytes(1 + 20_000 // 8)
     packed = b"".join(packer.compress(row) for _ in range(20_000)) + packer.flush()
@@ -145,7 +138,7 @@ BAD_IMAGES = {
     "corrupt JPEG": (_jpeg()[:700], "corrupt or truncated"),
     "text": (b"dear server, please classify me", "not a JPEG, PNG or TIFF"),
     "nothing": (b"", "not a JPEG, PNG or TIFF"),
-    "one pixel": (png(np.zeros((1, 1, 3), np.uint8)), "too small"),
+    "one pixel": (png_from_pixels(np.zeros((1, 1, 3), np.uint8)), "too small"),
     "bomb": (_bomb(), "too large"),
 }
 
@@ -158,7 +151,7 @@ def test_a_bad_image_fails_alone(
     """Send bad requests together with good ones, so that they share batches."""
 
     def one(index: int) -> npt.NDArray[Any] | str:
-        data = bad if index % 3 == 1 else png(images[index % 8])
+        data = bad if index % 3 == 1 else png_from_pixels(images[index % 8])
         try:
             answer = ask(served, protocol, "ensemble", "IMAGE", encoded(data))
         except InferenceServerException as error:
@@ -274,6 +267,8 @@ def test_latency_summaries_are_on_the_page(served: Server) -> None:
     with urllib.request.urlopen(served.urls.metrics) as page:
         families = {family.name: family for family in text_string_to_metric_families(page.read().decode())}
     summary = families["nv_inference_request_summary_us"]
-    quantiles = {sample.labels.get("quantile") for sample in summary.samples if sample.labels["model"] == "ensemble"}
-    assert {"0.5", "0.95", "0.99"} <= quantiles
+    assert summary.type == "summary"
+    quantiles = {(sample.labels["model"], sample.labels.get("quantile")) for sample in summary.samples}
+    models = ("ensemble", "ensemble_pixels", "voter", "resnet10t")
+    assert {(model, quantile) for model in models for quantile in ("0.5", "0.95", "0.99")} <= quantiles
     assert families["plurum_predictions"].type == "counter"

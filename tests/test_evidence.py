@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from plurum.errors import ImageError, MetadataError
 from plurum.evidence import ENSEMBLE, Evidence, grad_cam, overlay
 from plurum.run import Run
+from tests.images.image_files import png_from_pixels
 
 
 class Quadrant(nn.Module):
@@ -38,12 +39,6 @@ class Quadrant(nn.Module):
         seen = torch.zeros_like(pixels)
         seen[..., :16, :16] = pixels[..., :16, :16]
         return self.head(self.features(seen).relu().mean(dim=(2, 3)))  # type: ignore[no-any-return]
-
-
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def test_the_map_of_a_model_that_uses_one_quarter_lies_in_that_quarter() -> None:
@@ -126,7 +121,7 @@ def test_an_overlay_is_bright_where_the_map_is() -> None:
 def test_a_run_has_a_map_for_the_vote_and_each_member(run: Run) -> None:
     evidence = Evidence(run)
     names = [member.name for member in evidence.ensemble.members]
-    maps = evidence.maps(png(np.array(run.pixels()[40])), "five")
+    maps = evidence.maps(png_from_pixels(np.array(run.pixels()[40])), "five")
     assert [one.name for one in maps] == [ENSEMBLE, *names]
     for one in maps:
         assert one.places == (4, 4)
@@ -162,7 +157,7 @@ def test_what_can_not_be_shown_is_one_line(run: Run, fresh_run: Run, tmp_path: P
     with pytest.raises(ImageError, match="not a JPEG, PNG or TIFF"):
         Evidence(run).maps(b"no image", "five")
     with pytest.raises(MetadataError, match="got 'eleven'"):
-        Evidence(run).maps(png(np.array(run.pixels()[40])), "eleven")
+        Evidence(run).maps(png_from_pixels(np.array(run.pixels()[40])), "eleven")
     with pytest.raises(MetadataError, match="is not a run"):
         Evidence(Run(tmp_path))
     shutil.rmtree(fresh_run.member_folder("resnet10t"))

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from plurum.errors import MetadataError
 from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint, normalise
-from plurum.spec import ImageSpec, Member, Scores
+from plurum.spec import ImageSpec, Member
+from tests.member_samples import member
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
 
@@ -29,24 +30,13 @@ def checkpoint(trained: Any, tmp_path: Path) -> Path:
     return tmp_path / "checkpoint.safetensors"
 
 
-def member(checkpoint: Path, arch: str = "resnet10t", classes: tuple[str, ...] = ("CE", "LAA")) -> Member:
-    return Member(
-        name="one",
-        arch=arch,
-        sha256=sha256_of(checkpoint),
-        classes=classes,
-        image=IMAGE,
-        parameters=1,
-        seed=0,
-        precision="fp32",
-        epochs=1,
-        best_epoch=1,
-        validation=Scores(images=1, accuracy=1, nll=0),
-    )
+def member_of(checkpoint: Path, arch: str = "resnet10t", classes: tuple[str, ...] = ("CE", "LAA")) -> Member:
+    content = member("one", arch=arch, sha256=sha256_of(checkpoint), classes=classes, image=IMAGE)
+    return Member.model_validate(content)
 
 
 def test_a_model_comes_back_with_its_weights_and_in_evaluation_mode(trained: Any, checkpoint: Path) -> None:
-    model = model_from_checkpoint(member(checkpoint), checkpoint)
+    model = model_from_checkpoint(member_of(checkpoint), checkpoint)
     pixels = torch.rand(2, 3, 32, 32)
     assert not model.training
     with torch.inference_mode():
@@ -54,14 +44,14 @@ def test_a_model_comes_back_with_its_weights_and_in_evaluation_mode(trained: Any
 
 
 def test_a_missing_checkpoint_is_named(checkpoint: Path) -> None:
-    metadata = member(checkpoint)
+    metadata = member_of(checkpoint)
     checkpoint.unlink()
     with pytest.raises(MetadataError, match=r"checkpoint\.safetensors is missing; train the member 'one' again"):
         model_from_checkpoint(metadata, checkpoint)
 
 
 def test_another_file_than_the_metadata_names_is_refused(checkpoint: Path) -> None:
-    metadata = member(checkpoint)
+    metadata = member_of(checkpoint)
     with checkpoint.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x01")
@@ -79,20 +69,20 @@ def test_another_file_than_the_metadata_names_is_refused(checkpoint: Path) -> No
 )
 def test_another_architecture_is_refused_in_one_line(checkpoint: Path, arch: str, message: str) -> None:
     with pytest.raises(MetadataError, match=message) as caught:
-        model_from_checkpoint(member(checkpoint, arch), checkpoint)
+        model_from_checkpoint(member_of(checkpoint, arch), checkpoint)
     assert "\n" not in str(caught.value)
 
 
 def test_another_number_of_classes_is_refused(checkpoint: Path) -> None:
     with pytest.raises(MetadataError, match="does not fit the architecture"):
-        model_from_checkpoint(member(checkpoint, classes=("CE", "LAA", "other")), checkpoint)
+        model_from_checkpoint(member_of(checkpoint, classes=("CE", "LAA", "other")), checkpoint)
 
 
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(b"\x80\x04no weights")
     with pytest.raises(MetadataError, match="is not a checkpoint: its safetensors are corrupt"):
-        model_from_checkpoint(member(path), path)
+        model_from_checkpoint(member_of(path), path)
 
 
 def test_normalisation_is_that_of_the_metadata() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from plurum.errors import MetadataError, OutputError
 from plurum.run import DataMetadata, Run
-from plurum.spec import ImageSpec, Member, Scores, write_metadata
+from plurum.spec import ImageSpec, Member, write_metadata
+from tests.member_samples import member
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 CLASSES = ("CE", "LAA")
@@ -31,20 +32,8 @@ def run(tmp_path: Path) -> Run:
 
 def add_member(run: Run, name: str) -> None:
     run.member_folder(name).mkdir(parents=True)
-    member = Member(
-        name=name,
-        arch="resnet10t",
-        sha256="cd" * 32,
-        classes=CLASSES,
-        image=IMAGE,
-        parameters=1,
-        seed=0,
-        precision="fp32",
-        epochs=1,
-        best_epoch=1,
-        validation=Scores(images=1, accuracy=1, nll=0),
-    )
-    write_metadata(run.member_folder(name) / "member.json", member)
+    metadata = Member.model_validate(member(name, classes=CLASSES, image=IMAGE))
+    write_metadata(run.member_folder(name) / "member.json", metadata)
 
 
 def test_a_new_an_empty_and_a_known_folder_can_be_claimed(run: Run, tmp_path: Path) -> None:
@@ -57,12 +46,6 @@ def test_a_file_can_not_be_claimed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file is a file; name a folder for the run"):
         Run(tmp_path / "file").claim()
-
-
-def test_a_folder_with_something_else_can_not_be_claimed(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(OutputError, match="is not a run and not empty"):
-        Run(tmp_path).claim()
 
 
 def test_what_a_killed_process_left_of_a_run_that_never_began_is_nothing(tmp_path: Path) -> None:

@@ -22,29 +22,9 @@ from plurum.spec import (
     write_metadata,
 )
 from plurum.voting import DecisionPoint, Verdict, VotingRule
-
-IMAGE = {"height": 32, "width": 24, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1)}
-SCORES = {"images": 40, "accuracy": 0.9, "nll": 0.3}
-SHA = "0123456789abcdef" * 4
-
+from tests.member_samples import IMAGE, SCORES, SHA, member
 
 STACKED = {"mode": "stack", "weights": [0.5, 0.5], "coefficients": [[0.1] * 4] * 2, "intercepts": [0.5, -0.5]}
-
-
-def member(name: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "arch": "resnet10t",
-        "sha256": SHA,
-        "classes": ["CE", "LAA"],
-        "image": dict(IMAGE),
-        "parameters": 1000,
-        "seed": 7,
-        "precision": "bf16",
-        "epochs": 3,
-        "best_epoch": 2,
-        "validation": SCORES,
-    }
 
 
 def ensemble() -> dict[str, Any]:

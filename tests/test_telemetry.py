@@ -12,7 +12,7 @@ import pytest
 from plurum.serving import Server
 from plurum.serving.installation import find_triton, lay_out
 from plurum.telemetry import forbid_telemetry
-from tests.serving.triton.test_server import triton_of
+from tests.serving.servers import triton_of
 
 
 def left_by(folder: Path, *command: str) -> list[Path]:

@@ -202,11 +202,7 @@ class Journal:
             )
 
     def _fields(self, line: bytes) -> tuple[str, int, int, str | None]:
-        """Return the fields of a line without its prediction: path, size, time of change and label.
-
-        Raises:
-            OutputError: the line is invalid.
-        """
+        """Return the fields of a line without its prediction: path, size, time of change and label."""
         try:
             path, size_bytes, changed_ns, label, review, body = json.loads(line)
             texts = isinstance(path, str) and isinstance(body, str) and (label is None or isinstance(label, str))

@@ -135,11 +135,7 @@ def _side(settings: SlideSettings, served: Served) -> int:
 
 
 def _zoom(slide: AnySlide, settings: SlideSettings) -> float:
-    """Return the width of a pixel of the requested size, in pixels of level 0.
-
-    Raises:
-        SettingsError: the pixel size of the file is unknown, or larger than the requested one.
-    """
+    """Return the width of a pixel of the requested size, in pixels of level 0."""
     requested = settings.microns_per_pixel
     if requested is None:
         return 1.0

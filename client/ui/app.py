@@ -237,11 +237,7 @@ class _Predictions:
 
 
 async def _check_connected(request: Request) -> None:
-    """Check that the browser still waits for the response.
-
-    Raises:
-        ClientDisconnect: the browser has disconnected.
-    """
+    """Check that the browser still waits for the response."""
     if await request.is_disconnected():
         raise ClientDisconnect
 

@@ -128,11 +128,7 @@ class Health:
             self._set_responding()
 
     async def _probe(self, model: str, served: ServedEnsemble) -> None:
-        """Send a probe to `model`, unless it has completed a request recently.
-
-        Raises:
-            TimeoutError: neither the probe nor a client's request was completed in time.
-        """
+        """Send a probe to `model`, unless it has completed a request recently."""
         started_at = time.monotonic()
         if (
             max(self._last(model), self._last(ENSEMBLE) if model == _SHOWN_BY_ENSEMBLE else 0)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import uvicorn
 from prometheus_client import MetricsHandler, disable_created_metrics
 
-from plurum.errors import ServerError, SettingsError
+from plurum.errors import SettingsError
 from plurum.regular_files import MAX_SECRET_BYTES, read_regular
 from plurum.serving.gateway.app import gateway_app
 from plurum.serving.gateway.connections.connection import connection_class
@@ -137,14 +137,8 @@ def _give_bodies_own_pages() -> None:
 
 
 def _serve_metrics(settings: GatewaySettings, metrics: GatewayMetrics) -> str:
-    try:
-        handler = MetricsHandler.factory(metrics.registry)
-        server = SmallHttpServer(settings.metrics_host, settings.metrics_port, handler)
-    except OSError as error:
-        raise ServerError(
-            f"--metrics-port: expected a port that can be listened on, got {settings.metrics_port} on "
-            f"{settings.metrics_host}: {error.strerror}. Stop the program that uses it, or change --metrics-port."
-        ) from error
+    handler = MetricsHandler.factory(metrics.registry)
+    server = SmallHttpServer(settings.metrics_host, settings.metrics_port, handler, "--metrics-port")
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return f"{http_url(settings.metrics_host, server.server_port)}/metrics"
 

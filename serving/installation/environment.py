@@ -83,11 +83,7 @@ def _key(wanted: dict[str, str]) -> str:
 
 
 def _cache() -> Path:
-    """Return Plurum's folder in the user's cache, or in the temporary folder for a user without a home.
-
-    Raises:
-        ServerError: it can't be made, or other users may write to it.
-    """
+    """Return Plurum's folder in the user's cache, or in the temporary folder for a user without a home."""
     places = [cache_folder()]
     if not os.environ.get("XDG_CACHE_HOME"):
         places.append(Path(tempfile.gettempdir(), f"plurum-{os.geteuid()}"))
@@ -218,11 +214,7 @@ def _installer(python: Path) -> list[str]:
 
 
 def _run(command: list[str], failure: str) -> None:
-    """Run `command`, with its progress on the terminal if there is one.
-
-    Raises:
-        ServerError: it failed.
-    """
+    """Run `command`, with its progress on the terminal if there is one."""
     watched = sys.stderr.isatty()
     outcome = subprocess.run(
         command,

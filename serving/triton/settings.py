@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from plurum.errors import ServerError, SettingsError
+from plurum.errors import ServerError, SettingsError, port_error
 from plurum.settings.serving import ServerSettings, ServerTls
 from plurum.spec import Metadata
 
@@ -168,8 +168,5 @@ def _listener(host: str, port: int, host_option: str, port_option: str) -> socke
         one.listen()
     except OSError as error:
         one.close()
-        raise ServerError(
-            f"{port_option}: expected a port that can be listened on, got {port} on {host}: {error.strerror}. "
-            f"Stop the program that uses it, or change {port_option}."
-        ) from error
+        raise port_error(port_option, port, host, error) from error
     return one

@@ -18,6 +18,7 @@ A message states in one line what is wrong, what was received, what was expected
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -35,6 +36,7 @@ __all__ = [
     "ServerError",
     "SettingsError",
     "needs_extra",
+    "port_error",
 ]
 
 
@@ -121,3 +123,13 @@ def needs_extra(extra: str, *modules: str) -> Iterator[None]:
         raise MissingExtraError(
             f"package {error.name!r} is not installed; run: pip install 'plurum[{extra}]'"
         ) from error
+
+
+def port_error(option: str, port: int, host: str, error: OSError) -> ServerError:
+    """Return the error of a port that can't be listened on; its message names `option` as the one to change."""
+    # The error's own text may repeat the address; a failed name lookup has a negative errno.
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    return ServerError(
+        f"{option}: expected a port that can be listened on, got {port} on {host}: {reason}. "
+        f"Stop the program that uses it, or change {option}."
+    )

@@ -41,13 +41,16 @@ def cache_folder() -> Path:
 
 
 def check_folder(folder: Path, content: str) -> None:
-    """Check that `folder`, for `content`, is missing or a folder.
+    """Check that `folder`, for `content`, is a folder that can be written to, or can be created.
 
     Raises:
-        OutputError: it is a file.
+        OutputError: it is a file, or no folder of this user.
     """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; name a folder for {content}")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise OutputError(f"{there} is a file; name a folder for {content}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{there} can't be written to; name another folder for {content}")
 
 
 def sha256_of(path: Path) -> str:

@@ -27,6 +27,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from plurum.benchmarks.peers import environment
 from plurum.benchmarks.peers.__main__ import page_with_table, peers
 from plurum.benchmarks.peers.application import Job
 from plurum.benchmarks.peers.catalogue import PEERS, Peer
@@ -330,7 +331,8 @@ def test_jpegs_differ_in_colour() -> None:
 @pytest.mark.triton
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plurum beside a peer that answers, one that answers wrongly, and one that can't be had; then nothing is left."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    # Not the variable: Plurum's server would install its environment there.
+    monkeypatch.setattr(environment, "cache_folder", lambda: tmp_path / "cache")
     material = material_of(tmp_path / "work", ["test_resnet"], 64, None, lambda _: None)
     sleepers = _sleepers()
     wanted = (peer("right", app=APP), peer("wrong", "wrong", app=APP), peer("absent", requirements=("./nowhere",)))

@@ -45,6 +45,7 @@ def test_shapes_go_from_one_image_a_core_to_all_cores_on_one_image(cores: int, e
     assert shapes(cores) == expected
 
 
+@pytest.mark.slow
 def test_every_form_is_tried_in_every_shape_by_every_backend(repository: Path, fused: Path) -> None:
     found = forms(read_artefacts(AS_IS, fused), 2, BOTH)
     assert len(set(map(str, found))) == len(found) == (3 + 2) * 2

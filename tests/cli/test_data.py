@@ -10,7 +10,7 @@ from PIL import Image
 
 from plurum.training.data.report import DataReport
 from tests.cli.command_line import CommandLine
-from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
+from tests.training.conftest import write_classes, write_image
 
 LEAK = "1 image in more than one split, which inflates every score"
 
@@ -84,13 +84,6 @@ def test_the_seed_draws_the_splits_and_the_plot_is_written(tmp_path: Path, pluru
     assert "expected a file, got the folder" in plurum.refused("data", tmp_path / "data", "--plot", tmp_path)
 
 
-def test_what_is_no_data_is_refused(tmp_path: Path, plurum: CommandLine) -> None:
-    assert "does not exist" in plurum.refused("data", tmp_path / "nothing")
-    arrays = digit_arrays()
-    save_npz(tmp_path / "a.npz", {name: array[:0] for name, array in arrays.items()})
-    assert "a.npz has no train image" in plurum.refused("data", tmp_path / "a.npz")
-
-
 def test_folders_taken_as_splits_and_files_not_read_are_said(tmp_path: Path, plurum: CommandLine) -> None:
     for number, name in enumerate(("train", "valid", "test")):
         for label in range(2):
@@ -104,6 +97,3 @@ def test_folders_taken_as_splits_and_files_not_read_are_said(tmp_path: Path, plu
     ]
     assert [line.split() for line in lines if line.split()[:1] == ["CE"]] == [["CE", "2", "2", "2"]]
     assert json.loads(plurum.said("data", tmp_path, "--json"))["notes"] == lines[-2:]
-    (tmp_path / "other").mkdir()
-    refusal = plurum.refused("data", tmp_path)
-    assert "has folders named like splits (test and train and valid) and others (other)" in refusal

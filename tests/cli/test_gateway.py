@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
+from tests.cli.command_line import CommandLine
 from tests.cli.processes import run_until_signal
 
 # No server listens there: a gateway may start before its Triton.
@@ -37,18 +36,11 @@ def test_warning_when_it_faces_a_network_without_keys_or_tls() -> None:
 
 
 @pytest.mark.parametrize("option", ["--port", "--metrics-port"])
-def test_used_port_of_the_gateway_gives_one_line(option: str) -> None:
+def test_used_port_of_the_gateway_gives_one_line(option: str, plurum: CommandLine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        outcome = subprocess.run(
-            [sys.executable, "-m", "plurum", "gateway", *NOWHERE, option, str(port)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-    assert outcome.returncode == 2
-    assert outcome.stderr == (
+        refused = plurum.refused("gateway", *NOWHERE, option, port)
+    assert refused == (
         f"plurum: {option}: expected a port that can be listened on, got {port} on 127.0.0.1: Address already in use. "
         f"Stop the program that uses it, or change {option}.\n"
     )

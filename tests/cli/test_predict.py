@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +15,7 @@ from PIL import Image
 
 from plurum.run import Run
 from plurum.serving import Server
-
-
-def predict(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "plurum", "predict", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"COLUMNS": "60"} | environment,
-    )
+from tests.cli.processes import plurum_command, predict
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +92,7 @@ def test_with_a_progress_bar_on_a_terminal_answers_still_go_to_standard_output(s
     screen, terminal = os.openpty()
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "plurum", "predict", str(scans), "--url", served.urls.grpc, "--json"],
+            plurum_command("predict", scans, "--url", served.urls.grpc, "--json"),
             stdout=subprocess.PIPE,
             stderr=terminal,
             check=True,
@@ -158,13 +148,6 @@ def test_a_dead_server_among_several_is_survived(served: Server, scans: Path) ->
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 21)
 
 
-@pytest.mark.triton
-def test_a_csv_that_can_not_be_written_is_said_before_anything_is_asked(served: Server, scans: Path) -> None:
-    done = predict(scans, "--url", served.urls.grpc, "--json", "--out", scans)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"plurum: {scans}: expected a file, got a folder. Give a file name.\n"
-
-
 def test_a_server_that_is_away_leaves_nothing_behind(scans: Path, tmp_path: Path) -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -176,23 +159,6 @@ def test_a_server_that_is_away_leaves_nothing_behind(scans: Path, tmp_path: Path
         assert f"server responds at {address}" in done.stderr
         assert "Start one with plurum serve REPO" in done.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("what", "message"), [("nowhere", "expected an image or a folder of images"), ("empty", "expected images")]
-)
-def test_what_can_not_be_asked_about_is_one_line(tmp_path: Path, what: str, message: str) -> None:
-    (tmp_path / "empty").mkdir()
-    done = predict(tmp_path / what)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert f"{tmp_path / what}: {message}" in done.stderr
-
-
-def test_a_url_that_leads_nowhere_is_one_line(scans: Path) -> None:
-    done = predict(scans, "--url", "ftp://127.0.0.1")
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "expected an address for grpc or http, got 'ftp://127.0.0.1'" in done.stderr
 
 
 def test_help_shows_examples() -> None:

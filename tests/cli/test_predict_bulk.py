@@ -213,12 +213,6 @@ def test_patients_of_a_manifest_have_an_answer_each(served: Server, run: Run, sc
     assert f"; {right / 12:.1%} of 12 labelled images are correct\n" in done.stderr.decode()
 
 
-def test_without_patients_there_is_no_file_of_them(served: Server, scans: Path, tmp_path: Path) -> None:
-    done = predict(scans, "--url", served.urls.grpc, "--patients", tmp_path / "patients.csv")
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == b"plurum: --patients: expected a CSV manifest with a column patient, got none\n"
-
-
 def test_a_long_table_ends_and_says_so(served: Server, scans: Path) -> None:
     done = predict(scans, "--url", served.urls.grpc)
     assert len(done.stdout.splitlines()) == 101

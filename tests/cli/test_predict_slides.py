@@ -17,7 +17,7 @@ from plurum.cli.predict_slides import _SlideProgress, journal_settings
 from plurum.client.slides.heat_maps import SLIDE_FILES
 from plurum.serving import Server
 from plurum.settings.client import SlideOptions
-from tests.cli.test_predict import predict
+from tests.cli.processes import predict
 from tests.client.slides.slide_writer import PlantedTile, write_slide_file
 
 # Sixteen tiles in a row.

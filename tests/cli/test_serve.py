@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from plurum.serving.triton.leftovers import SHARED_MEMORY
 from plurum.serving.triton.processes import ServerProcesses
+from tests.cli.processes import plurum_command, server_of, serving
+from tests.serving.servers import FREE_OPTIONS
 
 NOBODY = 65534
-FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0")
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "plurum", "serve", *map(str, arguments)]
-
-
-@contextlib.contextmanager
-def serving(
-    repository: Path, *options: str, before: tuple[str, ...] = ()
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Yield a running `plurum serve` and its line of URLs.
-
-    Args:
-        repository: What is served.
-        options: Of the command.
-        before: A command that starts it.
-    """
-    with subprocess.Popen(
-        [*before, *command(repository, *FREE, *options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line, process.stderr.read() if process.stderr is not None else ""
-            yield process, line
-        finally:
-            process.kill()
-
-
-def server_of(process: subprocess.Popen[str]) -> ServerProcesses:
-    """Return the server processes that `process` has started."""
-    server = ServerProcesses.started_by(process.pid)
-    assert server is not None
-    return server
 
 
 def leftovers(server: ServerProcesses) -> list[object]:
@@ -120,7 +84,8 @@ def test_what_other_users_name_and_plant_is_left_alone_and_holds_nothing_up(repo
 
 @pytest.mark.triton
 def test_a_signal_while_it_starts(repository: Path) -> None:
-    with subprocess.Popen(command(repository, *FREE), stdout=subprocess.PIPE, text=True) as process:
+    command = plurum_command("serve", repository, *FREE_OPTIONS)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         server = None
         deadline = time.monotonic() + 20
         while server is None and time.monotonic() < deadline:

@@ -49,6 +49,7 @@ def options(tmp_path: Path) -> list[object]:
     return ["--arch", ARCH, "--classes", "CE,LAA", "--image-size", SIZE, "--out", tmp_path / "out"]
 
 
+@pytest.mark.slow
 def test_they_become_a_repository_that_answers_as_they_do(
     checkpoints: list[Path], models: list[torch.nn.Module], options: list[object], tmp_path: Path, plurum: CommandLine
 ) -> None:
@@ -81,6 +82,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_with_labelled_images_other_precisions_are_checked_and_calibrated(
     checkpoints: list[Path],
     options: list[object],

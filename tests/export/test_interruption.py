@@ -21,7 +21,7 @@ from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 
 # Ten exports in a row, on machines that may be busy.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SETTINGS = ExportSettings(max_batch_size=4, fused=True)
 # Import once, then fork and kill one process per step.

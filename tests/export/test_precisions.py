@@ -77,6 +77,7 @@ def mixed(run: Run, tmp_path_factory: pytest.TempPathFactory, int8_backend: Back
     return out
 
 
+@pytest.mark.slow
 def test_auto_says_why(mixed: Path, int8_backend: Backend) -> None:
     manifest = json.loads((mixed / "export.json").read_text())
     reasons = {one["model"]: one["reason"] for one in manifest["artefacts"]}
@@ -86,6 +87,7 @@ def test_auto_says_why(mixed: Path, int8_backend: Backend) -> None:
     assert reasons["fused"] == "resnet10t in int8, regnetx_002 in fp32"
 
 
+@pytest.mark.slow
 def test_each_backend_has_its_config(mixed: Path, int8_backend: Backend) -> None:
     """The fused graph contains the INT8 member as built for its backend, and the vote is not quantised."""
     for model in ("resnet10t", "fused"):
@@ -226,6 +228,7 @@ HARDLY = Budget(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [False, True], ids=["training images", "noise"])
 def test_calibration_on_noise_is_caught_and_on_training_images_passes(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: bool

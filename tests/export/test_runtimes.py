@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
 # With a short switch interval, two first calls almost always overlap.
@@ -26,6 +27,7 @@ for thread in threads:
 """
 
 
+@pytest.mark.slow
 def test_two_threads_may_be_the_first_to_ask_openvino(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("Cast", ["PIXELS"], ["LOGITS"], to=TensorProto.FLOAT)],

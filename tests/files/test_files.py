@@ -104,18 +104,6 @@ def test_a_folder_is_no_place_for_a_file(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_others_may_read_what_was_written(tmp_path: Path) -> None:
-    mask = os.umask(0o027)
-    try:
-        write_text(tmp_path / "file", "text")
-        with atomic_folder(tmp_path / "folder"):
-            pass
-    finally:
-        os.umask(mask)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
-    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
-
-
 def test_a_folder_appears_when_the_block_ends_well(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder"
     with atomic_folder(path) as hidden:
@@ -185,10 +173,11 @@ def test_a_reader_always_finds_the_old_or_the_new_folder(tmp_path: Path) -> None
         (0o000, True, (0o600, 0o700)),
         (0o022, True, (0o600, 0o700)),
         (0o000, False, (0o666, 0o777)),
+        (0o027, False, (0o640, 0o750)),
         (0o077, False, (0o600, 0o700)),
     ],
 )
-def test_what_is_private_is_so_from_its_first_moment(
+def test_modes_follow_the_umask_unless_private_from_the_first_moment(
     tmp_path: Path, mask: int, private: bool, modes: tuple[int, int]
 ) -> None:
     former = os.umask(mask)

@@ -11,32 +11,30 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from plurum.errors import PlurumError
+from plurum.serving.gateway.refusals import RefusalError
 
-__all__ = ["Fuzz", "broken_bytes", "broken_json", "draws", "places_in"]
+__all__ = ["Fuzz", "broken_bytes", "broken_json", "draws", "json_bytes", "odd_json", "outcome"]
 
-_ODD_VALUES: tuple[Any, ...] = (
-    *(None, True, -1, 0, 1, 2**31, 2**63, 10**400, -1e308, 1e-320, float("nan"), float("inf"), "", "0", "nan"),
-    *("\0", "\ud800", "a" * 3000, "../../etc/passwd", "/dev/zero", "ensemble", [], {}, [[]], [None], {"a": 1}),
-)
+T = TypeVar("T")
+
 _ODD_BYTES = (
-    b"",
-    b"\0",
-    b"\xff",
-    b"\xef\xbb\xbf",
-    b"\r\n",
-    b",",
-    b";",
-    b'"',
-    b"\t",
-    b"nan",
-    b"-",
-    b"9" * 30,
-    b"[" * 2000,
+    *(b"", b"\0", b"\r", b"\n", b"\r\n", b"\r\n\r\n", b" ", b"\t", b":", b";", b'"', b"=", b",", b"-", b"--", b"\xff"),
+    *(b"\xc3\xa9", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xb2", b"%00", b"nan", b"NaN", b"-1", b"1e400"),
+    *(b"9" * 30, b"9" * 5000, b"[" * 3000, b"{" * 3000),
+)
+_ODD_TEXTS = (
+    *("", "0", "1", "nan", "true", "\0", "\ud800", "é", "x\r\ny", "a" * 3000, "../../etc/passwd", "/dev/zero"),
+    *("ensemble", "IMAGE", "IMAGE\0", "PIXELS", "LABEL", "BYTES", "UINT8", "FP32", "iVBORw0KGgo=", "/9j/4AAQ"),
+    *("binary_data_size", "shared_memory_region", "timeout", "priority", "version", "more", "name"),
+)
+_ODD_VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2, 255, 256, 2**31 - 1, 2**31, 2**63, 2**64, 10**400, 0.5, 1.0, -0.0, 1e308, -1e308),
+    *(1e-320, float("nan"), float("inf"), [], {}, [[]], [None], [[1], [2, 3]], {"a": 1}, *_ODD_TEXTS),
 )
 
 
@@ -101,56 +99,76 @@ class Fuzz:
         return None
 
 
-def broken_bytes(draw: random.Random, data: bytes, most: int = 4) -> bytes:
-    """Return `data` with up to so many faults: bits turned, parts lost, repeated, moved or put in."""
+def broken_bytes(draw: random.Random, data: bytes, most: int = 4, words: Sequence[bytes] = ()) -> bytes:
+    """Return `data` with up to `most` faults: bits turned, bytes lost, repeated, moved, or odd ones put in."""
+    odd = (*_ODD_BYTES, *words)
     for _ in range(draw.randint(0, most)):
-        start = draw.randint(0, len(data))
-        end = min(len(data), start + draw.choice((1, 2, 8, 64, len(data))))
+        start, other = draw.randint(0, len(data)), draw.randint(0, len(data))
+        end = min(len(data), start + draw.choice((0, 1, 2, 8, 64, len(data))))
         part = data[start:end]
+        turned = bytes(byte ^ 1 << draw.randrange(8) for byte in part[:1]) + part[1:]
+        repeated, moved = part + part, data[other : other + 40] + part
         part = draw.choice(
-            (
-                b"",
-                part + part,
-                bytes(byte ^ 1 << draw.randrange(8) for byte in part[:1]) + part[1:],
-                draw.randbytes(len(part[:16])),
-                draw.choice(_ODD_BYTES),
-                data[end : end + 16] + part,
-                draw.choice(_ODD_BYTES) + part,
-            )
+            (b"", repeated, turned, moved, draw.randbytes(len(part[:16])), draw.choice(odd), draw.choice(odd) + part)
         )
         data = data[:start] + part + data[end:]
     return data
 
 
-def broken_json(draw: random.Random, document: Any) -> bytes:
-    """Return a JSON document with some of its values exchanged, lost, renamed or of another kind, in some encoding."""
-    document = json.loads(json.dumps(document))
+def odd_json(draw: random.Random, value: Any) -> Any:
+    """Return a JSON value with some parts exchanged, lost, renamed, repeated or of another kind."""
+    value = json.loads(json.dumps(value))
     for _ in range(draw.randint(0, 3)):
-        places = list(places_in(document))
+        places = list(_places_in(value))
         if not places:
             break
         holder, key = draw.choice(places)
-        other_holder, other_key = draw.choice(places)
+        other, other_key = draw.choice(places)
         action = draw.randrange(5)
         if action == 0:
             # A copy: lists and objects among them are broken further.
             holder[key] = copy.deepcopy(draw.choice(_ODD_VALUES))
         elif action == 1:
-            holder[key] = json.loads(json.dumps(other_holder[other_key]))
+            holder[key] = copy.deepcopy(other[other_key])
         elif action == 2:
             del holder[key]
         elif action == 3 and isinstance(holder, dict):
-            holder[draw.choice(("version", "more", "name", "", str(key).upper()))] = holder.pop(key)
+            holder[draw.choice((*_ODD_TEXTS, str(key).upper()))] = holder.pop(key)
+        elif isinstance(holder, list):
+            holder.insert(0, holder[key])
         elif isinstance(holder[key], float):
             holder[key] *= draw.choice((-1, 0, 0.5, 1.0000001, 2, 1e9))
-    text = json.dumps(document, ensure_ascii=draw.random() < 0.5)
-    data = text.encode("utf-8", "surrogatepass")
+    return value
+
+
+def json_bytes(draw: random.Random, value: Any) -> bytes:
+    """Return a JSON value as text in some encoding, invalid where it holds surrogates."""
+    return json.dumps(value, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
+
+
+def broken_json(draw: random.Random, document: Any) -> bytes:
+    """Return a JSON document whose values, and sometimes its bytes, are broken."""
+    data = json_bytes(draw, odd_json(draw, document))
     return broken_bytes(draw, data, 2) if draw.random() < 0.2 else data
 
 
-def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
+def _places_in(value: Any) -> Iterator[tuple[Any, Any]]:
     """Yield every place in a JSON value: what holds it, and its key or index there."""
     for key, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
         yield value, key
         if isinstance(inner, dict | list):
-            yield from places_in(inner)
+            yield from _places_in(inner)
+
+
+def outcome(read: Callable[[], T], sent: object) -> T | None:
+    """Return what was read of a request, or None where it was refused in a line; anything else is a finding."""
+    try:
+        return read()
+    except RefusalError as error:
+        refusal = error
+    except Exception as error:
+        raise AssertionError(f"{error!r:.200} for {sent!r:.3000}") from error
+    assert refusal.status in {400, 413, 415}, refusal
+    assert refusal.text.isprintable(), refusal.text
+    assert len(refusal.text) < 400
+    return None

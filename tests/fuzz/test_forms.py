@@ -12,8 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from plurum.serving.gateway.messages.bodies import uploads_from_body
 from plurum.serving.gateway.messages.forms import Upload
-from tests.fuzz.mutations import draws
-from tests.fuzz.wire_faults import broken, outcome
+from tests.fuzz.mutations import broken_bytes, draws, outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 
@@ -25,28 +24,17 @@ _WORDS = (
         b"\r\n--b\r\n",
         b"\r\n--b--\r\n",
         b"--bb",
-        b"Content-Disposition: form-data; name=x\r\n",
-    ),
-    *(
         b"; filename=y",
         b"; filename*=UTF-8''z",
-        b"Content-Transfer-Encoding: base64\r\n",
-        b"Content-Type: multipart/mixed\r\n",
     ),
+    *(b"Content-Disposition: form-data; name=x\r\n", b"Content-Transfer-Encoding: base64\r\n"),
+    b"Content-Type: multipart/mixed\r\n",
 )
+_FORM = "multipart/form-data; boundary="
 _TYPES = (
-    *("multipart/form-data; boundary=b", 'multipart/form-data; boundary="b"; charset=utf-8', "multipart/form-data"),
-    *("multipart/form-data; boundary=b; charset=undefined", "multipart/form-data; charset=utf-7; boundary=b"),
-    *(
-        "multipart/form-data; boundary=b; charset=unicode_escape",
-        "Multipart/Form-Data;boundary=b ",
-        "multipart/mixed; boundary=b",
-    ),
-    *(
-        "multipart/form-data; boundary=",
-        "multipart/form-data; boundary=" + "b" * 300,
-        "multipart/form-data; boundary=\xe9",
-    ),
+    *(f"{_FORM}b", f'{_FORM}"b"; charset=utf-8', f"{_FORM}b; charset=undefined", f"{_FORM}b; charset=unicode_escape"),
+    *(_FORM, _FORM + "b" * 300, f"{_FORM}\xe9", "multipart/form-data", "Multipart/Form-Data;boundary=b "),
+    *("multipart/form-data; charset=utf-7; boundary=b", "multipart/mixed; boundary=b"),
 )
 
 
@@ -96,7 +84,7 @@ def test_forms_broken_at_random() -> None:
         content_type = _TYPES[0] if draw.random() < 0.8 else draw.choice(_TYPES)
         body = _form(draw)
         if draw.random() < 0.7:
-            body = broken(draw, body, 3, _WORDS)
+            body = broken_bytes(draw, body, 3, _WORDS)
         headers = Headers({"content-type": content_type})
         uploads = outcome(lambda: uploads_from_body(headers, bytearray(body), 3), (content_type, body))  # noqa: B023
         if uploads is None:

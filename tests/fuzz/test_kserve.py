@@ -13,8 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from plurum.serving.gateway.messages.kserve import InferenceRequest, request_from_body
 from plurum.serving.gateway.messages.tensors import check_tensor
-from tests.fuzz.mutations import draws
-from tests.fuzz.wire_faults import broken, odd_json, outcome
+from tests.fuzz.mutations import broken_bytes, draws, json_bytes, odd_json, outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 
@@ -61,13 +60,13 @@ _CORPUS: list[tuple[dict[str, Any], bytes]] = [
 
 def _input(draw: random.Random) -> tuple[bytes, str | None]:
     document, behind = draw.choice(_CORPUS)
-    text = json.dumps(odd_json(draw, document), ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
+    text = json_bytes(draw, odd_json(draw, document))
     if draw.random() < 0.3:
-        text = broken(draw, text, 2)
+        text = broken_bytes(draw, text, 2)
     size: str | None = str(len(text)) if behind or draw.random() < 0.3 else None
     if draw.random() < 0.1:
         size = draw.choice((None, "", "0", "-1", "1e3", "\xb2", "9" * 30, str(len(text) + draw.randint(-5, 5)), " 5"))
-    return text + (broken(draw, behind, 2) if draw.random() < 0.3 else behind), size
+    return text + (broken_bytes(draw, behind, 2) if draw.random() < 0.3 else behind), size
 
 
 def _check(inference: InferenceRequest) -> None:

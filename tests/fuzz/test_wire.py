@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import re
 import socket
@@ -12,8 +11,7 @@ from collections import Counter
 
 import pytest
 
-from tests.fuzz.mutations import draws
-from tests.fuzz.wire_faults import broken, odd_json
+from tests.fuzz.mutations import broken_bytes, draws, json_bytes, odd_json
 from tests.serving.gateway.gateways import LIVE, lonely_gateway, response_from
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
@@ -22,38 +20,26 @@ _INFER = {"inputs": [{"name": "PIXELS", "shape": [1, 1, 1, 3], "datatype": "UINT
 _FORM = b'--b\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\nabc\r\n--b--\r\n'
 _HEADERS = (
     *("X-Deadline-Ms: 20", "X-Priority: bulk", "X-Request-ID: a-1", "Content-Type: multipart/form-data; boundary=b"),
-    *(
-        "Inference-Header-Content-Length: 0",
-        "Content-Encoding: identity",
-        "Authorization: Bearer abc",
-        "X-API-Key: abc",
-    ),
-    *("Expect: 100-continue", "Connection: Upgrade", "Upgrade: h2c", "Transfer-Encoding: chunked", "Connection: close"),
+    *("Inference-Header-Content-Length: 0", "Content-Encoding: identity", "Authorization: Bearer abc"),
+    *("X-API-Key: abc", "Expect: 100-continue", "Connection: Upgrade", "Upgrade: h2c", "Transfer-Encoding: chunked"),
+    "Connection: close",
 )
 _PATHS = (
     *("/predict", "/v2/models/ensemble/infer", "/v2/models/ensemble_pixels/infer", "/v2", "/v2/health/ready", "/"),
-    *(
-        "/v2/models/ensemble",
-        "/v2/models/ensemble/config",
-        "/v2/models/ensemble/ready",
-        "*",
-        "http://x/v2",
-        "//",
-        "/%00",
-        "/%ff",
-    ),
+    *("/v2/models/ensemble", "/v2/models/ensemble/config", "/v2/models/ensemble/ready", "*", "http://x/v2", "//"),
+    *("/%00", "/%ff"),
 )
 
 
 def _request(draw: random.Random) -> bytes:
-    body = draw.choice((b"", b"abc", _FORM, json.dumps(odd_json(draw, _INFER)).encode("utf-8", "surrogatepass")))
+    body = draw.choice((b"", b"abc", _FORM, json_bytes(draw, odd_json(draw, _INFER))))
     method = draw.choice(("POST", "POST", "POST", "GET", "HEAD", "PUT", "OPTIONS", "CONNECT", "PRI", "post"))
     lines = [f"{method} {draw.choice(_PATHS)} HTTP/1.{draw.choice('110')}", "Host: x", f"Content-Length: {len(body)}"]
     lines += draw.sample(_HEADERS, draw.randint(0, 4))
     head = "\r\n".join(lines).encode() + b"\r\n\r\n"
     if draw.random() < 0.6:
-        head = broken(draw, head, 2)
-    return head + (broken(draw, body, 2) if draw.random() < 0.5 else body)
+        head = broken_bytes(draw, head, 2)
+    return head + (broken_bytes(draw, body, 2) if draw.random() < 0.5 else body)
 
 
 def test_requests_broken_at_random_get_no_500() -> None:

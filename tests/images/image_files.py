@@ -12,8 +12,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from plurum.images import open_image, pixels_from_image
+from tests.pixel_matrix.png_cells import chunk
 
-__all__ = ["Pixels", "chunk", "encoded", "gradient", "png", "seen", "tiff"]
+__all__ = ["Pixels", "encoded", "gradient", "png", "png_from_pixels", "seen", "tiff"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -26,10 +27,6 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(width: int, height: int, depth: int, colour: int, body: bytes, *extra: bytes) -> bytes:
@@ -62,3 +59,7 @@ def gradient(height: int = 16, width: int = 16) -> Pixels:
     rows, columns = np.mgrid[0:height, 0:width]
     pixels: Pixels = np.stack([rows * 8 + 20, columns * 8 + 60, (rows + columns) * 4 + 100], axis=-1).astype(np.uint8)
     return pixels
+
+
+def png_from_pixels(pixels: Pixels) -> bytes:
+    return encoded(Image.fromarray(pixels))

@@ -14,7 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from plurum.images import MIN_SIDE, UnreadableImageError, open_image, pixels_from_image
-from tests.images.image_files import Pixels, chunk, encoded, gradient, png, seen, tiff
+from tests.images.image_files import Pixels, encoded, gradient, png, seen, tiff
+from tests.pixel_matrix.png_cells import chunk
 
 # Transformation that a camera applies to the upright pixels before storing, by EXIF number.
 STORED: dict[int, Callable[[Pixels], Pixels]] = {

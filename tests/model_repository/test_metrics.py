@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from plurum.spec import Baseline, Ensemble, write_metadata
-from tests.fitted_run import CLASSES
 from tests.model_repository.conftest import Recorder, loaded
+from tests.runs.fitted_run import CLASSES
 
 
 @pytest.fixture

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
+
+from tests.serving.servers import changed_repository
 
 _SLOWLY = """
 
@@ -23,7 +24,4 @@ TritonPythonModel.execute = slowly
 @pytest.fixture
 def slow(repository: Path, tmp_path: Path) -> Path:
     """A repository whose voter takes 50 ms a request: however fast a machine is, most of many are in flight a while."""
-    copy = shutil.copytree(repository, tmp_path / "repository")
-    with (copy / "voter" / "1" / "model.py").open("a") as file:
-        file.write(_SLOWLY)
-    return copy
+    return changed_repository(repository, tmp_path, _SLOWLY)

@@ -23,6 +23,7 @@ from typer.main import get_command
 from plurum import __version__
 from plurum.cli.main import app
 from plurum.serving.status import Status, StatusServer
+from tests.serving.gateway.gateways import lonely_gateway
 from tests.serving.prometheus import find_prometheus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,13 +183,8 @@ def ask(url: str) -> int:
 @pytest.fixture(scope="module")
 def gateway_url() -> Iterator[str]:
     """A gateway without a Triton behind it."""
-    words = [sys.executable, "-m", "plurum", "gateway", "--triton", "127.0.0.1:1", "--json"]
-    with subprocess.Popen([*words, "--port", "0", "--metrics-port", "0"], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield json.loads(process.stdout.readline())["http"]
-        finally:
-            process.terminate()
+    with lonely_gateway() as one:
+        yield one.http
 
 
 def probed_paths(command: str) -> set[str]:

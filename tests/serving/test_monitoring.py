@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -25,8 +24,10 @@ import pytest
 import tritonclient.grpc
 from PIL import Image
 
-from tests.fitted_run import ARCHS, CLASSES
+from tests.cli.processes import plurum_command, started
+from tests.runs.fitted_run import ARCHS, CLASSES
 from tests.serving.prometheus import ask, find_prometheus, running
+from tests.serving.servers import FREE_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "serving" / "monitoring"
@@ -35,7 +36,6 @@ RULES = (MONITORING / "rules.yml").read_text(encoding="utf-8")
 ALERTS = re.findall(r"- alert: (\w+)", RULES)
 # What Grafana puts in place of its variables.
 VARIABLES = {"$__rate_interval": "15s", "$__range": "1m", "$ensemble": "digits-test", "$release": ".+"}
-FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0", "--json")
 DATA_S = 40
 
 
@@ -110,17 +110,12 @@ def test_promtool_finds_nothing_wrong(binaries: dict[str, Path], arguments: tupl
 @contextlib.contextmanager
 def plurum(*arguments: object) -> Iterator[dict[str, str]]:
     """Run a command of ours that answers, and give where."""
-    words = [sys.executable, "-m", "plurum", *map(str, arguments)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with started(plurum_command(*arguments)) as (process, line):
         try:
-            assert process.stdout is not None
-            yield json.loads(process.stdout.readline())
+            yield json.loads(line)
         finally:
             process.send_signal(signal.SIGINT)
-            try:
-                process.wait(30)
-            finally:
-                process.kill()
+            process.wait(30)
     assert process.returncode == 0
 
 
@@ -212,7 +207,7 @@ def test_every_query_finds_data_on_a_loaded_server(
 ) -> None:
     pixels = np.array(run.pixels()[40])
     with (
-        plurum("serve", with_baseline, *FREE) as served,
+        plurum("serve", with_baseline, *FREE_OPTIONS, "--json") as served,
         plurum("gateway", "--triton", served["grpc"], "--port", 0, "--metrics-port", 0, "--json") as gateway,
     ):
         pages = {"8002": served["metrics"], "8003": served["status"], "8081": gateway["metrics"]}

@@ -17,11 +17,10 @@ import pytest
 from prometheus_client import generate_latest
 
 from plurum.errors import RepositoryError, ServerError
-from plurum.serving import ServerSettings, Supervisor
+from plurum.serving import Supervisor
 from plurum.serving.status import Status, StatusServer
+from tests.serving.servers import FREE
 from tests.serving.waiting import wait_until
-
-FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
 
 
 def asked(url: str) -> tuple[int, str]:

@@ -80,11 +80,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _split_folders(path: Path, folders: Sequence[Path]) -> dict[Split, Path] | None:
-    """Return the folders of the splits, train first; None if no folder is named like a split.
-
-    Raises:
-        DataError: there are other folders beside them, two folders of one split, or no folder for training.
-    """
+    """Return the folders of the splits, train first; None if no folder is named like a split."""
     named = [(split, folder) for folder in folders if (split := split_from_word(folder.name))]
     if not named:
         return None
@@ -133,11 +129,7 @@ def _check_classes_agree(parts: dict[Split, list[_Class]]) -> None:
 
 
 def _refuse_containers(path: Path, folders: Sequence[Path]) -> None:
-    """Refuse folders that are hardly classes.
-
-    Raises:
-        DataError: a folder has the usual name of a folder of data.
-    """
+    """Refuse folders that are hardly classes."""
     if odd := [folder for folder in folders if _CONTAINER.fullmatch(folder.name)]:
         others = _some([one.name for one in folders if one != odd[0]])
         raise DataError(

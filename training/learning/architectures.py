@@ -87,11 +87,7 @@ def _quiet_hub() -> Iterator[None]:
 
 
 def _reach_hub(arch: str) -> None:
-    """Check that the hub is reachable, unless the weights are cached; its client would retry for over a minute.
-
-    Raises:
-        OSError: the hub is unreachable.
-    """
+    """Check that the hub is reachable, unless the weights are cached; its client would retry for over a minute."""
     import timm
     from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
 

@@ -58,8 +58,10 @@ def fit(
       plurum fit runs/tiles --positive CE --costs costs.csv
     """
     from plurum.files import check_folder
+    from plurum.run import Run
     from plurum.training import fit_report, write_fit
 
+    Run(run).check()
     check_folder(run / "report", "the report")
     report = fit_report(run, settings)
     write_fit(report, run / "report")

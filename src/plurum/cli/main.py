@@ -107,11 +107,7 @@ def run() -> None:
 
 
 def _check_arguments(arguments: list[str]) -> None:
-    """Check that paths to be recorded in JSON are valid UTF-8.
-
-    Raises:
-        SettingsError: an argument is not valid UTF-8.
-    """
+    """Check that paths to be recorded in JSON are valid UTF-8."""
     command = next((argument for argument in arguments if not argument.startswith("-")), "")
     for argument in arguments:
         if command in _WRITE_PATHS and any("\udc80" <= letter <= "\udcff" for letter in argument):

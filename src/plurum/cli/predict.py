@@ -192,11 +192,7 @@ def _report_resumed(found: EarlierResults, total: int, console: Console) -> None
 def _predict(
     bulk_run: BulkRun, stream: SlideStream, batch_size: int | None, output: _PredictionOutput, console: Console
 ) -> None:
-    """Send all requests, and show the predictions.
-
-    Raises:
-        InterruptedRunError: no server is available any more.
-    """
+    """Send all requests, and show the predictions."""
     from plurum.client import Failure
     from plurum.errors import InterruptedRunError, ServerError
 

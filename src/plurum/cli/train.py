@@ -52,6 +52,10 @@ def train(
 
       torchrun --nproc-per-node 4 -m plurum train tiles/ --arch convnext_tiny --pretrained --out runs/tiles
     """
+    from plurum.run import Run
+
+    # PyTorch takes seconds to import.
+    Run(out).claim()
     from plurum.training import train_run
 
     try:

@@ -341,11 +341,7 @@ def with_more_data(data: bytes, scans: Sequence[tuple[int, int]], junk: bytes) -
 
 
 def _check_pictures(data: bytes, scan: JpegScan) -> None:
-    """Check that no other independent picture follows the first (CIPA DC-007).
-
-    Raises:
-        UnreadableImageError: the file is a panorama, a stereo pair, or a sequence of pictures.
-    """
+    """Check that no other independent picture follows the first (CIPA DC-007)."""
     if not scan.pictures:
         if data[scan.end : scan.end + 3] == b"\xff\xd8\xff":
             raise UnreadableImageError("a JPEG with several pictures: save the wanted one alone")

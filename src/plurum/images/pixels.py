@@ -154,11 +154,7 @@ def _is_grey(image: Image.Image) -> npt.NDArray[np.bool_]:
 
 
 def _check_values(image: Image.Image, structure: Structure) -> None:
-    """Check that the range of the pixel values is known.
-
-    Raises:
-        UnreadableImageError: a colour index outside the palette, or 16-bit values with an empty high byte.
-    """
+    """Check that the range of the pixel values is known."""
     if image.mode == "P" and image.palette is not None:
         most = int(np.asarray(image).max())
         colours = len(image.palette.palette) // len(image.palette.mode)

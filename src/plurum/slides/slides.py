@@ -306,11 +306,7 @@ def _segment_grid(page: TiffPage) -> tuple[int, int, int]:
 
 
 def _segment_data(page: TiffPage, index: int) -> bytes | None:
-    """Return the encoded segment; None if it was never written, which libtiff also reads as zeros.
-
-    Raises:
-        ValueError: the segment is truncated.
-    """
+    """Return the encoded segment; None if it was never written, which libtiff also reads as zeros."""
     count = page.databytecounts[index]
     if count == 0:
         return None
@@ -325,11 +321,7 @@ def _segment_data(page: TiffPage, index: int) -> bytes | None:
 
 
 def _check_jpeg(page: TiffPage, data: bytes) -> None:
-    """Check that a tile's JPEG is complete and not larger than the tile, as decoders fill in missing data.
-
-    Raises:
-        ValueError: the JPEG is truncated or too large.
-    """
+    """Check that a tile's JPEG is complete and not larger than the tile, as decoders fill in missing data."""
     tables = page.jpegtables or b""
     scan = jpeg_scan(tables[:-2] + data[2:] if tables else data)
     if scan.width > page.chunks[1] or scan.height > page.chunks[0]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import os
 import signal
 import socket
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from plurum.errors import ServerError
+from plurum.errors import port_error
 
 __all__ = ["ConnectionClock", "WebServer", "http_url", "is_loopback", "open_listener", "server_config"]
 
@@ -104,12 +103,7 @@ def open_listener(host: str, port: int, option: str = "--port") -> socket.socket
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        # The socket's own message repeats the address; a failed name lookup has a negative errno.
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise ServerError(
-            f"{option}: expected a port that can be listened on, got {port} on {host}: {reason}. "
-            f"Stop the program that uses it, or change {option}."
-        ) from error
+        raise port_error(option, port, host, error) from error
 
 
 def is_loopback(listener: socket.socket) -> bool:

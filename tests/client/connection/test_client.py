@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import shutil
 from collections.abc import Iterator
@@ -19,24 +18,18 @@ from PIL import Image
 from plurum.client import EnsembleClient, Failure, Prediction, Served
 from plurum.errors import ImageError, ServerError, SettingsError
 from plurum.run import Run
-from plurum.serving import Server, ServerSettings
+from plurum.serving import Server
 from tests.client.stub_server import StubRequest, StubResponse, forward, http_server
+from tests.images.image_files import png_from_pixels
+from tests.serving.servers import FREE
 
 pytestmark = pytest.mark.triton
-
-FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
 
 
 @pytest.fixture
 def client(url: str) -> Iterator[EnsembleClient]:
     with EnsembleClient(url) as client:
         yield client
-
-
-def png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def same(one: Any, other: Any) -> bool:
@@ -82,11 +75,11 @@ def test_every_form_of_an_image_gets_the_same_prediction(
 ) -> None:
     """The three channels are alike, so that a grey array is the same image, too."""
     image = pixels[3]
-    (tmp_path / "scan.png").write_bytes(png(image))
+    (tmp_path / "scan.png").write_bytes(png_from_pixels(image))
     forms = [
         image,
         image[..., 0],
-        png(image),
+        png_from_pixels(image),
         Image.fromarray(image),
         Image.fromarray(image[..., 0]),
         tmp_path / "scan.png",
@@ -99,7 +92,7 @@ def test_every_form_of_an_image_gets_the_same_prediction(
 
 def test_server_resizes_images(client: EnsembleClient, pixels: npt.NDArray[np.uint8]) -> None:
     larger = pixels[3].repeat(3, axis=0).repeat(2, axis=1)
-    (from_array,), (from_bytes,) = client.predict([larger]), client.predict([png(larger)])
+    (from_array,), (from_bytes,) = client.predict([larger]), client.predict([png_from_pixels(larger)])
     assert same(from_array, from_bytes)
 
 
@@ -107,7 +100,7 @@ def test_server_resizes_images(client: EnsembleClient, pixels: npt.NDArray[np.ui
 def test_predictions_come_in_order(url: str, pixels: npt.NDArray[np.uint8], batch_size: int, concurrency: int) -> None:
     with EnsembleClient(url) as client:
         alone = [client.predict([image])[0] for image in pixels[:12]]
-    mixed = [image if index % 3 else png(image) for index, image in enumerate(pixels[:12])]
+    mixed = [image if index % 3 else png_from_pixels(image) for index, image in enumerate(pixels[:12])]
     with EnsembleClient(url, concurrency=concurrency) as client:
         together = client.predict(itertools.chain(mixed, mixed, mixed), batch_size=batch_size)
     assert len({prediction.label for prediction in alone}) > 2
@@ -118,7 +111,7 @@ def test_predictions_come_in_order(url: str, pixels: npt.NDArray[np.uint8], batc
 def test_bad_image_does_not_affect_others(
     client: EnsembleClient, pixels: npt.NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    good = png(pixels[0])
+    good = png_from_pixels(pixels[0])
     images = [
         good,
         b"no image",
@@ -200,17 +193,6 @@ def test_unknown_model_lists_the_available_ones(repository: Path, tmp_path: Path
                 ),
             ):
                 client.predict([b""])
-
-
-def test_unavailable_server_is_an_error_and_not_a_failure(repository: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    with Server(repository, FREE) as server:
-        # Longer than a first answer takes, and no longer: a server that was there before is waited for.
-        clients = [EnsembleClient(url, timeout_s=3) for url in (server.urls.grpc, server.urls.http)]
-        for client in clients:
-            assert client.predict([pixels[0]])
-    for client in clients:
-        with client, pytest.raises(ServerError, match="server responds at"):
-            client.predict([pixels[0]])
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from plurum.benchmarks.tools.servers import GatewayStack, serve_behind_gateway
 from plurum.client import EnsembleClient, Failure, Prediction
 from plurum.client.connection.addresses import WireProtocol
 from plurum.errors import ServerError
+from tests.serving.servers import changed_repository
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton]
 
@@ -54,9 +54,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stack(repository: Path, seen: Path) -> Iterator[GatewayStack]:
     """A watched server whose preprocess fails as `_POISON` says."""
-    copy = shutil.copytree(repository, seen.parent / "repository")
-    with (copy / "preprocess" / "1" / "model.py").open("a") as file:
-        file.write(_POISON.replace("SEEN", str(seen)))
+    copy = changed_repository(repository, seen.parent, _POISON.replace("SEEN", str(seen)), "preprocess")
     (copy / "export.json").unlink()
     with serve_behind_gateway(copy) as stack:
         yield stack

@@ -116,15 +116,6 @@ def test_proxy_of_the_environment_is_not_used(
     assert connections == []
 
 
-def test_silent_server_exceeds_the_deadline(protocol: WireProtocol) -> None:
-    with (
-        listening(lambda _: None) as address,
-        EnsembleClient(address, protocol, timeout_s=0.4) as client,
-        pytest.raises(ServerError, match=r"did not respond within 0\.4 s"),
-    ):
-        client.predict([b"image"])
-
-
 def test_server_without_http_is_recognised() -> None:
     def greet(peer: socket.socket) -> None:
         peer.recv(4096)

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
+
+from tests.cli.processes import plurum_command, started
 
 __all__ = ["DESKTOP", "NEEDS_BROWSER", "PHONE", "Tab", "browser", "find_browser", "page_at"]
 
@@ -70,19 +71,13 @@ def browser(folder: Path) -> Iterator[Chrome]:
 @contextlib.contextmanager
 def page_at(*arguments: object) -> Iterator[str]:
     """The URL of a `plurum ui` with these arguments; it has to end well."""
-    command = [sys.executable, "-m", "plurum", "ui", "--port", "0", *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            found = re.fullmatch(r"page     (http://\S+)\n", line)
-            assert found, (line, process.communicate(timeout=10)[1])
-            yield found[1]
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=30)
-            assert (process.returncode, err) == (0, ""), err
-        finally:
-            process.kill()
+    with started(plurum_command("ui", "--port", 0, *arguments), stderr=subprocess.PIPE) as (process, line):
+        found = re.fullmatch(r"page     (http://\S+)\n", line)
+        assert found, (line, process.communicate(timeout=10)[1])
+        yield found[1]
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert (process.returncode, err) == (0, ""), err
 
 
 @dataclass

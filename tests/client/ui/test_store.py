@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -95,32 +95,22 @@ def test_one_of_many_concurrent_decisions_succeeds(store: ReviewStore) -> None:
         except DecisionConflictError:
             refused.append(label)
 
-    threads = [threading.Thread(target=decide, args=("CE" if number % 2 else "LAA",)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decide, ["LAA", "CE"] * 4))
     assert (len(written), len(refused)) == (1, 7)
     assert store.history(sha256) == written
 
 
 def test_a_store_opens_while_others_close_it(store: ReviewStore) -> None:
     """SQLite removes its own files with the last connection, which may be between another's listing and its look."""
-    failures: list[OutputError] = []
 
-    def open_and_close() -> None:
-        try:
-            for _ in range(300):
-                ReviewStore(store.folder)
-        except OutputError as error:
-            failures.append(error)
+    def open_and_close(_: int) -> None:
+        for _ in range(300):
+            ReviewStore(store.folder)
 
-    threads = [threading.Thread(target=open_and_close) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    with ThreadPoolExecutor(3) as pool:
+        # A failure is raised here.
+        list(pool.map(open_and_close, range(3)))
 
 
 def test_repeated_image_keeps_its_decision_and_gets_the_new_prediction(store: ReviewStore) -> None:

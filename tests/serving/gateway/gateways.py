@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -10,16 +11,27 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from plurum.serving.triton.metrics import metrics_at
+from tests.cli.processes import plurum_command, started
 from tests.serving.waiting import wait_until
 
-__all__ = ["LIVE", "Gateway", "Reply", "form", "gateway", "lonely_gateway", "response_from", "wait_until_ready"]
+__all__ = [
+    "LIVE",
+    "Gateway",
+    "Reply",
+    "form",
+    "gateway",
+    "lonely_gateway",
+    "response_from",
+    "run_scene",
+    "wait_until_ready",
+]
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -137,8 +149,8 @@ def response_from(connection: socket.socket) -> bytes:
 @contextlib.contextmanager
 def gateway(triton: str, *options: str) -> Iterator[Gateway]:
     """Run `plurum gateway` in front of a server."""
-    command = [sys.executable, "-m", "plurum", "gateway", "--triton", triton, "--port", "0", "--metrics-port", "0"]
-    with _running([*command, "--json", *options], subprocess.PIPE) as one:
+    command = plurum_command("gateway", "--triton", triton, "--port", 0, "--metrics-port", 0, "--json", *options)
+    with _running(command, subprocess.PIPE) as one:
         yield one
         one.process.terminate()
         one.process.wait(20)
@@ -159,12 +171,13 @@ def lonely_gateway(*before: str, log: int = subprocess.DEVNULL, **options: objec
 
 @contextlib.contextmanager
 def _running(command: list[str], log: int) -> Iterator[Gateway]:
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield Gateway(process, **json.loads(process.stdout.readline()))
-        finally:
-            process.kill()
+    with started(command, stderr=log) as (process, line):
+        yield Gateway(process, **json.loads(line))
+
+
+def run_scene(scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine, for at most 10 s."""
+    asyncio.run(asyncio.wait_for(scene(), 10))
 
 
 def wait_until_ready(one: Gateway) -> None:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.deadlines import RequestDeadline, is_bulk, stated_s
 from plurum.serving.gateway.refusals import RefusalError
+from tests.serving.gateway.gateways import run_scene
 
 LONG = 60.0
-
-
-def run(coroutine: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        await asyncio.wait_for(coroutine(), 10)
-
-    asyncio.run(limited())
 
 
 def test_requests_wait_in_order_and_the_rest_are_refused() -> None:
@@ -47,7 +40,7 @@ def test_requests_wait_in_order_and_the_rest_are_refused() -> None:
         admission.leave()
         assert (admission.taken, await admission.enter(RequestDeadline.after(LONG))) == (0, False)
 
-    run(scene)
+    run_scene(scene)
 
 
 def test_bulk_requests_come_last_and_make_room() -> None:
@@ -79,7 +72,7 @@ def test_bulk_requests_come_last_and_make_room() -> None:
         admission.check(RequestDeadline.after(LONG))
         assert (admission.taken, admission.waiting) == (0, 0)
 
-    run(scene)
+    run_scene(scene)
     assert [is_bulk(text) for text in (None, "interactive", "bulk")] == [False, False, True]
     with pytest.raises(RefusalError, match="X-Priority: expected bulk or interactive, got 'high'"):
         is_bulk("high")
@@ -104,7 +97,7 @@ def test_late_or_cancelled_requests_free_their_place() -> None:
             await called
         assert (admission.taken, admission.waiting) == (0, 0)
 
-    run(scene)
+    run_scene(scene)
 
 
 def test_earlier_deadline_holds() -> None:

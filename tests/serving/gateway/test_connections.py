@@ -6,7 +6,6 @@ import asyncio
 import gc
 import socket
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -25,17 +24,10 @@ from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.gateway.refusals import RefusalError
 from plurum.serving.gateway.triton import ENSEMBLE, TritonConnection
 from plurum.settings.serving import GatewaySettings
-from tests.serving.gateway.gateways import LIVE, lonely_gateway
+from tests.serving.gateway.gateways import LIVE, lonely_gateway, run_scene
 from tests.serving.waiting import wait_until
 
 LONG = 60.0
-
-
-def run(coroutine: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        await asyncio.wait_for(coroutine(), 10)
-
-    asyncio.run(limited())
 
 
 def test_defect_gives_a_response_and_a_log_entry(caplog: pytest.LogCaptureFixture) -> None:
@@ -56,7 +48,7 @@ def test_defect_gives_a_response_and_a_log_entry(caplog: pytest.LogCaptureFixtur
         await GatewayMiddleware(broken, None, metrics, None, access_log=False)(scope, receive, send)
         assert b'plurum_gateway_refused_total{reason="failed"} 1.0' in generate_latest(metrics.registry)
 
-    run(scene)
+    run_scene(scene)
     assert sent[0]["status"] == 500
     assert b"secret" not in sent[1]["body"]
     assert "ZeroDivisionError: secret" in caplog.text
@@ -157,7 +149,7 @@ def test_clients_that_do_not_read_are_disconnected() -> None:
         # Like a transport; pending writes then end.
         connection.connection_lost(None)
 
-    run(scene)
+    run_scene(scene)
 
 
 class ClosedTransport(FakeTransport):
@@ -184,7 +176,7 @@ def test_disconnecting_with_a_second_request_logs_no_error(caplog: pytest.LogCap
         await asyncio.sleep(0.01)
         assert b'refused_total{reason="gone"} 1.0' in generate_latest(metrics.registry)
 
-    run(scene)
+    run_scene(scene)
     assert left == ["/first"]
     assert caplog.text == ""
 
@@ -249,7 +241,7 @@ def test_refusal_by_the_head_precedes_the_body() -> None:
         assert transport.ends == 1
         connection.connection_lost(None)
 
-    run(scene)
+    run_scene(scene)
 
 
 def test_empty_lines_do_not_keep_a_connection_open() -> None:
@@ -281,4 +273,4 @@ def test_loading_triton_serves_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> N
         assert list(await triton._models()) == [ENSEMBLE, "ensemble_pixels"]
         await triton.close()
 
-    run(scene)
+    run_scene(scene)

@@ -98,10 +98,7 @@ PIXEL = infer_json(shape=[1, 1, 1, 1])[:-1]
 # Name of the case: body of an inference request, which gets status 400.
 BAD_INFERENCES: dict[str, bytes] = {
     "a timeout of many digits": infer_json()[:-1] + b', "parameters": {"timeout": 1' + b"0" * 5000 + b"}}",
-    "a timeout of 0.5": PIXEL + b', "parameters": {"timeout": 0.5}}',
     "a deep timeout": PIXEL + b', "parameters": {"timeout": ' + b"[" * 300 + b"]" * 300 + b"}}",
-    "NaN": infer_json(data=[float("nan")]),
-    "Infinity": infer_json(data=[float("inf")]),
     "repeated names": b'{"inputs": [], "inputs": []}',
     "half a letter": b'{"id": "\\ud800", ' + infer_json()[1:],
     "UTF-16": infer_json().decode().encode("utf-16"),
@@ -112,8 +109,6 @@ BAD_INFERENCES: dict[str, bytes] = {
     "nested data": infer_json(data="DEEP").replace(b'"DEEP"', b"[" * 500 + b"]" * 500),
     "a huge shape": infer_json(shape=[2**31 - 1] * 8),
     "a negative shape": infer_json(shape=[-1, 4]),
-    "ragged": infer_json(data=[[1, 2], [3]]),
-    "floats": infer_json(data=[1.5]),
     "words": infer_json(data=["a" * 9999, {}, None]),
     "another type": infer_json(datatype="FP64"),
     "another name": infer_json(name="LOGITS_0"),

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from plurum.client import Tls
-from tests.serving.triton.test_tls import new_authority, options
+from tests.serving.certificates import new_authority, tls_options
+from tests.serving.servers import FREE_OPTIONS
 
 pytestmark = pytest.mark.triton
 
-_FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 # Many ports at a time; says which are open.
 _SCAN = """
 import asyncio, json, sys
@@ -130,7 +130,7 @@ def _port(url: str) -> int:
 
 
 def test_another_machine_reaches_only_the_gateway_that_faces_it(repository: Path, machines: Machines) -> None:
-    with machines.run("serve", str(repository), *_FREE, "--status-port", "0") as urls:
+    with machines.run("serve", str(repository), *FREE_OPTIONS) as urls:
         near = ("gateway", "--triton", urls["grpc"], "--port", "0", "--metrics-port", "0")
         with machines.run(*near) as hidden:
             assert machines.scan(_port(hidden["http"]), _port(hidden["http"])) == []
@@ -143,8 +143,8 @@ def test_another_machine_reaches_only_grpc_and_needs_a_certificate(
 ) -> None:
     authority = new_authority(tmp_path / "tls")
     known = authority.client()
-    words = ("--grpc-host", machines.address, *options(authority.server(mutual=True)))
-    with machines.run("serve", str(repository), *_FREE, "--status-port", "0", *words) as urls:
+    words = ("--grpc-host", machines.address, *tls_options(authority.server(mutual=True)))
+    with machines.run("serve", str(repository), *FREE_OPTIONS, *words) as urls:
         assert machines.scan() == [_port(urls["grpc"])]
         assert machines.predict(urls["grpc"], known) == "1"
         assert "no gRPC server responds" in machines.predict(urls["grpc"], Tls(ca_file=authority.ca))

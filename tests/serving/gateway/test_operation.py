@@ -16,7 +16,7 @@ import pytest
 
 from plurum.serving import Server, ServerSettings
 from tests.serving.gateway.gateways import Gateway, Reply, form, gateway, wait_until_ready
-from tests.serving.triton.test_server import triton_of
+from tests.serving.servers import triton_of
 from tests.serving.voter_counts import wait_for_counts
 from tests.serving.waiting import wait_until
 

@@ -44,6 +44,7 @@ def test_handshakes_count_as_connections_and_time_out(tls: dict[str, Any]) -> No
         assert one.refused_connections("slow") == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("secure", [False, True])
 def test_signal_lets_accepted_requests_finish(tls: dict[str, Any], number: signal.Signals, *, secure: bool) -> None:

@@ -32,6 +32,7 @@ from plurum.serving.triton.metrics import metrics_at
 from plurum.serving.triton.probe import Probe
 from plurum.serving.triton.settings import ReleaseTrial
 from plurum.spec import read_ensemble, write_metadata
+from tests.serving.servers import changed_repository
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +216,7 @@ def test_a_release_on_trial(
     expected: dict[str, npt.NDArray[np.float32]],
     tmp_path: Path,
 ) -> None:
-    failing = shutil.copytree(other, tmp_path / "failing")
-    with (failing / "voter" / "1" / "model.py").open("a") as file:
-        file.write(_FAILS_LATER)
+    failing = changed_repository(other, tmp_path, _FAILS_LATER)
     _listed(failing)
     folder = tmp_path / "live"
     with ReleaseServer(folder, repository) as live:

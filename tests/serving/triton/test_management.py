@@ -26,13 +26,13 @@ from tritonclient.utils import InferenceServerException
 from plurum.client import EnsembleClient
 from plurum.conventions import MANAGERS
 from plurum.errors import ServerError
-from plurum.serving import Server, ServerSettings, Supervisor
+from plurum.serving import Server, Supervisor
 from plurum.serving.triton.leftovers import SHARED_MEMORY
 from plurum.serving.triton.settings import Ports, server_arguments
+from tests.serving.servers import FREE
 
 pytestmark = pytest.mark.triton
 
-FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
 PATHS = [
     "v2/repository/index",
     "v2/repository/models/voter/load",

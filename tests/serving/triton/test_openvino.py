@@ -15,7 +15,8 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
 
 from plurum.errors import ServerError
-from plurum.serving import Server, ServerSettings
+from plurum.serving import Server
+from tests.serving.servers import FREE
 
 pytestmark = pytest.mark.triton
 
@@ -36,6 +37,13 @@ NET = NET.replace("model.onnx", "net.onnx")
 WEIGHT = np.float32(1 + 2**-9)
 
 
+def save(graph: onnx.GraphProto, folder: Path, config: str, name: str) -> None:
+    (folder / "1").mkdir(parents=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, folder / "1" / name)
+    (folder / "config.pbtxt").write_text(config)
+
+
 def write_model(repository: Path, name: str, config: str) -> None:
     """Y = the sum of X, each times WEIGHT; a MatMul, which is what BF16 is for."""
     shapes: list[str | int | None] = ["batch", 64]
@@ -46,10 +54,7 @@ def write_model(repository: Path, name: str, config: str) -> None:
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["batch", 1])],
         [numpy_helper.from_array(np.full((64, 1), WEIGHT, np.float32), "weights")],
     )
-    (repository / name / "1").mkdir(parents=True)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, repository / name / "1" / "model.onnx")
-    (repository / name / "config.pbtxt").write_text(config)
+    save(graph, repository / name, config, "model.onnx")
 
 
 def write_net(repository: Path, name: str, config: str) -> None:
@@ -73,10 +78,7 @@ def write_net(repository: Path, name: str, config: str) -> None:
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["batch", 5])],
         [numpy_helper.from_array(array, key) for key, array in weights.items()],
     )
-    (repository / name / "1").mkdir(parents=True)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, repository / name / "1" / "net.onnx")
-    (repository / name / "config.pbtxt").write_text(config)
+    save(graph, repository / name, config, "net.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     write_model(repository, "rounded", CONFIG + BF16)
     write_net(repository, "net", NET)
     write_net(repository, "rounded_net", NET + BF16)
-    with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
+    with Server(repository, FREE) as server:
         yield server
 
 
@@ -164,7 +166,7 @@ def test_one_that_fails_leaves_its_neighbours_alone(server: Server) -> None:
 )
 def test_what_can_not_be_served_says_why(tmp_path: Path, config: str, reason: str) -> None:
     write_model(tmp_path, "model", config)
-    server = Server(tmp_path, ServerSettings(http_port=0, grpc_port=0, metrics_port=0))
+    server = Server(tmp_path, FREE)
     with pytest.raises(ServerError, match=reason), server:
         pass
     server.log.path.unlink()

@@ -3,56 +3,26 @@
 from __future__ import annotations
 
 import os
-import queue
 import shlex
 import shutil
 import signal
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import psutil
 import pytest
-import tritonclient.grpc
-from prometheus_client.parser import text_string_to_metric_families
 
 from plurum.errors import MetadataError, RepositoryError, ServerError
-from plurum.serving import Server, ServerSettings, find_triton
+from plurum.serving import Server, find_triton
 from plurum.serving.installation import lay_out
-from plurum.serving.triton.leftovers import SHARED_MEMORY
-from plurum.serving.triton.processes import MARK
+from tests.serving.servers import FREE, changed_repository, listening, nothing_is_left, triton_of
 
 pytestmark = pytest.mark.triton
-
-FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
-
-
-def nothing_is_left(server: Server) -> bool:
-    places = [*SHARED_MEMORY.glob(f"{server.name}*"), *Path(server.log.path).parent.glob(f"{server.name}*")]
-    return not server.processes() and not [path for path in places if path != server.log.path]
-
-
-def triton_of(server: Server) -> int:
-    """Return the id of the server's main process."""
-    (triton,) = (one.pid for one in psutil.Process().children() if one.environ().get(MARK) == server.name)
-    return triton
 
 
 def test_only_loopback_listens(served: Server) -> None:
     ports = {int(url.removesuffix("/metrics").rpartition(":")[2]) for url in vars(served.urls).values()}
-    listening = [
-        line.split()[1].split(":")
-        for table in ("tcp", "tcp6")
-        for line in Path("/proc/net", table).read_text().splitlines()[1:]
-        if line.split()[3] == "0A"
-    ]
-    addresses = {int(port, 16): address for address, port in listening if int(port, 16) in ports}
-    # gRPC listens on the same address mapped into IPv6.
-    assert {port: address.removeprefix("0000000000000000FFFF0000") for port, address in addresses.items()} == (
-        dict.fromkeys(ports, "0100007F")
-    )
+    assert listening(ports) == dict.fromkeys(ports, "0100007F")
 
 
 def test_a_server_on_path_is_used_with_what_it_brings(
@@ -92,27 +62,6 @@ def test_a_triton_that_crashes_while_it_starts_is_started_once_more(
     assert (tmp_path / "started").read_text().split() == ["x"] * 4
 
 
-def test_requests_in_flight_go_all_the_way_and_nothing_is_left(slow: Path) -> None:
-    answers: queue.Queue[tuple[float, Any]] = queue.Queue()
-    with Server(slow, FREE.model_copy(update={"exit_timeout_s": 30})) as server:
-        client = tritonclient.grpc.InferenceServerClient(server.urls.grpc)
-        tensor = tritonclient.grpc.InferInput("PIXELS", [8, 32, 32, 3], "UINT8")
-        tensor.set_data_from_numpy(np.zeros((8, 32, 32, 3), np.uint8))
-        for _ in range(150):
-            client.async_infer(
-                "ensemble_pixels", [tensor], lambda result, error: answers.put((time.monotonic(), error or result))
-            )
-        time.sleep(0.3)
-        end = time.monotonic()
-    client.close()
-    assert answers.qsize() == 150
-    outcomes = [answers.get() for _ in range(150)]
-    assert len([when for when, _ in outcomes if when > end]) > 20
-    assert [str(answer) for _, answer in outcomes if isinstance(answer, Exception)] == []
-    assert nothing_is_left(server)
-    assert not server.log.path.exists()
-
-
 def test_a_server_that_dies_is_noticed_and_cleared_away(repository: Path) -> None:
     with Server(repository, FREE) as server:
         server.check()
@@ -142,11 +91,8 @@ def test_a_broken_graph_is_named_with_the_reason(repository: Path, tmp_path: Pat
 
 
 def test_ready_means_answered(repository: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "repository"
-    shutil.copytree(repository, broken)
-    with (broken / "voter" / "1" / "model.py").open("a") as file:
-        file.write("\n\ndef fail(*_):\n    raise ValueError('out of order')\n\nTritonPythonModel.execute = fail\n")
-    server = Server(broken, FREE)
+    code = "\n\ndef fail(*_):\n    raise ValueError('out of order')\n\nTritonPythonModel.execute = fail\n"
+    server = Server(changed_repository(repository, tmp_path, code), FREE)
     with pytest.raises(ServerError, match=r"failed a first inference .*out of order"), server:
         pass
     assert nothing_is_left(server)
@@ -181,14 +127,3 @@ def test_what_is_wrong_before_the_start_leaves_nothing(repository: Path, tmp_pat
     assert nothing_is_left(third)
     with pytest.raises(ServerError, match="was not started"):
         _ = other.urls
-
-
-def test_latency_summaries_have_quantiles(served: Server) -> None:
-    import urllib.request
-
-    with urllib.request.urlopen(served.urls.metrics, timeout=10) as page:
-        families = {family.name: family for family in text_string_to_metric_families(page.read().decode())}
-    family = families["nv_inference_request_summary_us"]
-    assert family.type == "summary"
-    assert {sample.labels.get("quantile") for sample in family.samples} >= {"0.5", "0.95", "0.99"}
-    assert {sample.labels["model"] for sample in family.samples} >= {"resnet10t", "voter", "ensemble_pixels"}

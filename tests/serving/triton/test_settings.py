@@ -10,8 +10,7 @@ import pytest
 from plurum.errors import ServerError, SettingsError
 from plurum.serving import ServerSettings
 from plurum.serving.triton.settings import Ports, claim_ports, is_exposed, server_arguments
-
-FREE = ServerSettings(http_port=0, grpc_port=0, metrics_port=0)
+from tests.serving.servers import FREE
 
 
 def test_free_ports_differ() -> None:

@@ -17,9 +17,9 @@ from plurum.errors import RepositoryError, ServerError
 from plurum.serving import Server
 from plurum.serving.triton.leftovers import SHARED_MEMORY
 from plurum.serving.triton.surroundings import check_folder, check_names, check_shared_memory, name_failures
+from tests.serving.servers import FREE_OPTIONS
 from tests.surroundings import NEEDS_MOUNTS, namespace
 
-FREE = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0")
 # Starting Python and importing takes one of them on a quiet machine; Triton's own time is 120.
 SOON_S = 20.0
 MODEL = """
@@ -53,7 +53,7 @@ def test_a_machine_where_shared_memory_stays_open_is_named(
 
 def refusal(repository: Path, temporary: Path, mounts: dict[Path, str] | None = None) -> str:
     """Return the line with which serve refuses to start with this temporary folder."""
-    command = [sys.executable, "-m", "plurum", "serve", repository, *FREE]
+    command = [sys.executable, "-m", "plurum", "serve", repository, *FREE_OPTIONS]
     start = time.monotonic()
     ended = subprocess.run(
         namespace(mounts, command) if mounts else [*map(str, command)],
@@ -172,7 +172,7 @@ def test_a_full_disk_refuses_a_rollout_and_the_server_goes_on(repository: Path, 
     (newer / "questions.json").write_bytes((newer / "questions.json").read_bytes() + b"\n")
     place.mkdir()
     used = sum(path.stat().st_size for path in repository.rglob("*") if path.is_file())
-    command = [sys.executable, "-c", FULL_RELEASES, repository, newer, place, *FREE]
+    command = [sys.executable, "-c", FULL_RELEASES, repository, newer, place, *FREE_OPTIONS]
     ended = subprocess.run(
         namespace({place: f"size={used * 3 // 2}"}, command), capture_output=True, text=True, timeout=120, check=False
     )

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,58 +27,11 @@ from plurum.serving import Server
 from plurum.serving.triton.certificates import check_certificates
 from plurum.serving.triton.settings import Ports, server_arguments
 from plurum.settings.serving import ServerTls
-from tests.cli.test_serve import command, server_of, serving
-from tests.serving.triton.test_server import FREE, nothing_is_left
+from tests.cli.processes import plurum_command, server_of, serving
+from tests.serving.certificates import Authority, new_authority, openssl, tls_options
+from tests.serving.servers import FREE, listening, nothing_is_left
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - what these tests are about
-
-
-@dataclass(frozen=True)
-class Authority:
-    """Signs certificates for this machine; its own is `ca`."""
-
-    folder: Path
-
-    @property
-    def ca(self) -> Path:
-        return self.folder / "ca.pem"
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Return a certificate and its private key."""
-        cert, key, request = (self.folder / f"{name}.{end}" for end in ("pem", "key", "csr"))
-        names = self.folder / "names"
-        names.write_text("subjectAltName=IP:127.0.0.1,IP:10.231.87.1")
-        _openssl("req -newkey", *_EC, "-subj", f"/CN={name}", "-keyout", key, "-out", request)
-        signing = ("-CA", self.ca, "-CAkey", self.folder / "ca.key", "-CAcreateserial", "-extfile", names)
-        _openssl("x509 -req -days 1", "-in", request, *signing, "-out", cert)
-        # openssl leaves the mode of a file that is there already.
-        key.chmod(0o600)
-        return cert, key
-
-    def server(self, *, mutual: bool) -> ServerTls:
-        """Return what a server is started with."""
-        cert, key = self.issue("server")
-        return ServerTls(cert=cert, key=key, client_ca=self.ca if mutual else None)
-
-    def client(self, name: str = "clinic") -> Tls:
-        """Return what a client shows that believes us and is known to us."""
-        cert, key = self.issue(name)
-        return Tls(ca_file=self.ca, cert_file=cert, key_file=key)
-
-
-_EC = ("ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-
-
-def _openssl(words: str, *more: object) -> None:
-    subprocess.run(["openssl", *words.split(), *map(str, more)], check=True, capture_output=True)
-
-
-def new_authority(folder: Path) -> Authority:
-    folder.mkdir()
-    _openssl(
-        "req -x509 -days 1 -subj /CN=authority -newkey", *_EC, "-keyout", folder / "ca.key", "-out", folder / "ca.pem"
-    )
-    return Authority(folder)
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +61,6 @@ def is_answered(url: str, tls: Tls, run: Run) -> bool:
     return False
 
 
-def listening(ports: set[int]) -> dict[int, str]:
-    """Return the addresses, as the kernel writes them, that listen on these ports."""
-    lines = [
-        line.split() for table in ("tcp", "tcp6") for line in Path("/proc/net", table).read_text().splitlines()[1:]
-    ]
-    places = [words[1].split(":") for words in lines if words[3] == "0A"]
-    return {int(port, 16): address for address, port in places if int(port, 16) in ports}
-
-
 def test_what_triton_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tls = ServerTls(cert=Path("cert.pem"), key=Path("key.pem"))
@@ -136,10 +79,10 @@ def test_files_that_can_not_be_used_are_one_line_each(authority: Authority, tmp_
     cert, key = authority.issue("server")
     other_cert, other_key = authority.issue("other")
     locked, rsa, garbage, torn = (tmp_path / name for name in ("locked.key", "rsa.key", "garbage.pem", "torn.pem"))
-    _openssl("pkey -aes128 -passout pass:x", "-in", key, "-out", locked)
-    _openssl("genrsa", "-out", rsa, "2048")
+    openssl("pkey -aes128 -passout pass:x", "-in", key, "-out", locked)
+    openssl("genrsa", "-out", rsa, "2048")
     edwards, torn_key, shorter = (tmp_path / name for name in ("edwards.key", "torn.key", "shorter-torn.key"))
-    _openssl("genpkey -algorithm ed25519", "-out", edwards)
+    openssl("genpkey -algorithm ed25519", "-out", edwards)
     torn_key.write_bytes(key.read_bytes()[:60])
     shorter.write_bytes(key.read_bytes()[:58])
     garbage.write_bytes(os.urandom(500))
@@ -239,15 +182,17 @@ def test_only_grpc_leaves_this_machine(mutual: Server) -> None:
     http, grpc, metrics = (urlsplit(url).port or 0 for url in (urls.http, urls.grpc, urls.metrics))
     assert listening({http, metrics}) == {http: "0100007F", metrics: "0100007F"}
     # Everywhere, as IPv4 or as IPv6 has it.
-    assert set(listening({grpc})[grpc].removeprefix("0000000000000000FFFF0000")) == {"0"}
+    assert set(listening({grpc})[grpc]) == {"0"}
 
 
 @contextlib.contextmanager
-def tritons_client(server: Server, tls: Tls) -> Iterator[Any]:
-    address = urlsplit(here(server)).netloc
-    files = {"root_certificates": tls.ca_file, "private_key": tls.key_file, "certificate_chain": tls.cert_file}
+def tritons_client(server: Server, tls: Tls | None) -> Iterator[Any]:
+    address = here(server).removeprefix("grpcs://")
+    files = {}
+    if tls is not None:
+        files = {"root_certificates": tls.ca_file, "private_key": tls.key_file, "certificate_chain": tls.cert_file}
     with tritonclient.grpc.InferenceServerClient(
-        address, ssl=True, **{name: str(file) for name, file in files.items()}
+        address, ssl=tls is not None, **{name: str(file) for name, file in files.items()}
     ) as client:
         yield client
 
@@ -274,15 +219,17 @@ def test_a_certificate_does_not_open_management(mutual: Server, authority: Autho
 
 
 @pytest.mark.triton
-def test_requests_in_flight_go_all_the_way_with_mutual_tls(
-    slow: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("mutual", [False, True])
+def test_requests_in_flight_go_all_the_way_and_nothing_is_left(
+    slow: Path, authority: Authority, caplog: pytest.LogCaptureFixture, mutual: bool
 ) -> None:
     answers: queue.Queue[tuple[float, Any]] = queue.Queue()
     tensor = tritonclient.grpc.InferInput("PIXELS", [8, 32, 32, 3], "UINT8")
     tensor.set_data_from_numpy(np.zeros((8, 32, 32, 3), np.uint8))
-    settings = FREE.model_copy(update={"grpc_tls": authority.server(mutual=True), "exit_timeout_s": 30})
+    tls = authority.server(mutual=True) if mutual else None
+    settings = FREE.model_copy(update={"grpc_tls": tls, "exit_timeout_s": 30})
     with contextlib.ExitStack() as asking, Server(slow, settings) as server:
-        client = asking.enter_context(tritons_client(server, authority.client()))
+        client = asking.enter_context(tritons_client(server, authority.client() if mutual else None))
         # The handshake takes its time on a busy machine.
         assert client.is_server_live()
         for _ in range(150):
@@ -297,16 +244,12 @@ def test_requests_in_flight_go_all_the_way_with_mutual_tls(
     assert [str(answer) for _, answer in outcomes if isinstance(answer, Exception)] == []
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert nothing_is_left(server)
-
-
-def options(tls: ServerTls) -> list[str]:
-    files = {"cert": tls.cert, "key": tls.key, "client-ca": tls.client_ca}
-    return [word for name, file in files.items() if file for word in (f"--grpc-tls-{name}", str(file))]
+    assert not server.log.path.exists()
 
 
 @pytest.mark.triton
 def test_a_server_started_anew_wants_the_same_certificates(repository: Path, run: Run, authority: Authority) -> None:
-    words = ("--json", "--grpc-host", EVERYWHERE, *options(authority.server(mutual=True)))
+    words = ("--json", "--grpc-host", EVERYWHERE, *tls_options(authority.server(mutual=True)))
     with serving(repository, *words) as (process, line):
         urls = json.loads(line)
         url, http = urls["grpc"].replace(EVERYWHERE, "127.0.0.1"), urlsplit(urls["http"]).port or 0
@@ -331,14 +274,15 @@ def test_a_server_started_anew_wants_the_same_certificates(repository: Path, run
 def test_wrong_files_end_plurum_serve_with_one_line(repository: Path, authority: Authority, tmp_path: Path) -> None:
     tls = authority.server(mutual=False)
     for words, message in (
-        (options(tls.model_copy(update={"cert": tmp_path / "no.pem"})), f"{tmp_path}/no.pem: No such file"),
+        (tls_options(tls.model_copy(update={"cert": tmp_path / "no.pem"})), f"{tmp_path}/no.pem: No such file"),
         (
-            options(tls.model_copy(update={"key": authority.issue("other")[1]})),
+            tls_options(tls.model_copy(update={"key": authority.issue("other")[1]})),
             "expected the private key of the first certificate",
         ),
-        (options(tls)[:2], "--grpc-tls-cert, --grpc-tls-key: expected both, got one"),
+        (tls_options(tls)[:2], "--grpc-tls-cert, --grpc-tls-key: expected both, got one"),
     ):
-        done = subprocess.run(command(repository, *words), capture_output=True, text=True, check=False, timeout=60)
+        command = plurum_command("serve", repository, *words)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("plurum: ")
         assert message in done.stderr

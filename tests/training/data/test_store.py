@@ -101,6 +101,7 @@ def test_a_disk_without_room_for_the_pixels_is_refused_before_they_are_written(
     assert list(run.path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_no_bus_error(archive: Path, tmp_path: Path) -> None:
     """Run in a separate process, because a write into a map on a full disk ends it by a signal."""
     (tmp_path / "small").mkdir()

@@ -162,6 +162,7 @@ def test_seeds_and_snapshots_become_members(tmp_path: Path, archive: Path) -> No
         train_run(str(archive), settings.model_copy(update={"seeds": 3, "snapshots": 1}), out)
 
 
+@pytest.mark.slow
 def test_members_trained_side_by_side_are_the_same(trained: Run, tmp_path: Path, archive: Path) -> None:
     training = train_run(str(archive), SETTINGS, tmp_path / "run", TrainOptions(jobs=2))
     assert [member.name for member in training.members] == list(ARCHS)
@@ -169,6 +170,7 @@ def test_members_trained_side_by_side_are_the_same(trained: Run, tmp_path: Path,
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "data", "members", "report"}
 
 
+@pytest.mark.slow
 def test_a_job_that_is_refused_is_one_line_and_ends_the_others(tmp_path: Path, archive: Path) -> None:
     settings = changed(learning_rate=10, weight_decay=10, warmup_share=0, epochs=40)
     with pytest.raises(SettingsError, match=r"test_\w+: the training diverged"):
@@ -309,6 +311,7 @@ def joined_commands(command: list[str]) -> list[subprocess.CompletedProcess[str]
     return [subprocess.CompletedProcess(command, process.returncode, *said) for process, *said in ended]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "line"),
     [

@@ -272,7 +272,9 @@ def test_it_stops_when_nothing_becomes_better(examples: Examples) -> None:
     assert result.best.epoch.epoch == 2
 
 
-@pytest.mark.parametrize("killed_at", [1, 7, 10, 16, 19, 29])
+@pytest.mark.parametrize(
+    "killed_at", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 10, 16, 19, 29))]
+)
 def test_a_resumed_training_gives_the_same_weights(examples: Examples, tmp_path: Path, killed_at: int) -> None:
     """With all state: averages, cycles, a scaler, dropout and random numbers."""
     every = {"ema": 0.8, "snapshots": 2, "epochs": 3, "mixup": 0.2, "cutmix": 1.0, "rotate": 10, "jitter": 0.1}
