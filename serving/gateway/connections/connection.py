@@ -55,6 +55,7 @@ class GatewayConnection(ConnectionClock, HttpToolsProtocol):
     _framing_bytes = 0
     _framing_since_body = 0
     _pipelined_bytes = 0
+    _abort: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, unless too many are open."""
@@ -68,6 +69,9 @@ class GatewayConnection(ConnectionClock, HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock, and notify the running request; uvicorn notifies only the last one that arrived."""
         self.stop_clock()
+        if self._abort is not None:
+            # It would keep the connection's memory until it is due: 256 KiB over TLS.
+            self._abort.cancel()
         if self._running is not None:
             self._running.disconnected = not self._running.response_complete
             self._running.message_event.set()
@@ -231,7 +235,7 @@ class GatewayConnection(ConnectionClock, HttpToolsProtocol):
     def _close(self) -> None:
         self.transport.close()
         # The client may never read what was written.
-        self.loop.call_later(_LINGER_S, self.transport.abort)
+        self._abort = self.loop.call_later(_LINGER_S, self.transport.abort)
 
     def on_timeout(self) -> None:
         """Refuse a request that arrives too slowly."""

@@ -173,3 +173,14 @@ def test_many_large_bodies_stay_within_the_limit(keys: Path) -> None:
         assert one.resident_mib("HWM") - base < 512
         wait_until(lambda: not one.count("buffered_bytes{}"), 40)
         assert one.resident_mib() - base < 60
+
+
+@pytest.mark.slow
+def test_closed_tls_connections_are_freed(tls: dict[str, Any]) -> None:
+    """Each has a buffer of 256 KiB, which no timer may keep."""
+    with lonely_gateway(**tls) as one:
+        one.exchange(GET + b"\r\n")
+        base = one.resident_mib()
+        for _ in range(600):
+            one.exchange(GET, b"x" * (256 << 10))
+        assert one.resident_mib() - base < 40
