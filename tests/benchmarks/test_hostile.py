@@ -42,12 +42,14 @@ def test_each_claim_can_fail() -> None:
     tally.add([HonestRequest("gateway", 1.0, 1.9, 0, is_right=True)])
     assert campaign.broken() == []
     tally.add([HonestRequest("gateway", 1.0, 2.1, 3, is_right=False, reason="OSError")])
+    tally.add_command(None)
     tally.outcomes[500] += 1
     campaign.held = HeldResources(rss_bytes={"plurum gateway": 1 << 40}, open_to_others={"/dev/shm/x"})  # noqa: S108
     campaign.tracebacks, campaign.ended, campaign.left = {"ui": 2}, 1, [".ses"]
     broken = "\n".join(campaign.broken())
     for said in (
         "1 wrong responses",
+        "1 honest commands without a response",
         "unexpected outcomes {500: 1}",
         "gateway was out for 1.10 s",
         "1048576 MiB resident",

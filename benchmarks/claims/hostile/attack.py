@@ -196,6 +196,7 @@ class AttackTally:
         outage_s: Longest time that each honest client waited for a correct response, with all its tries, seconds.
         wrong: Wrong responses to honest clients.
         answers: Correct responses to honest clients.
+        unanswered: Commands of honest users without a response.
         reasons: Reasons why tries of honest clients failed, by client.
     """
 
@@ -204,6 +205,7 @@ class AttackTally:
     outage_s: dict[str, float] = field(default_factory=dict)
     wrong: int = 0
     answers: int = 0
+    unanswered: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -214,6 +216,12 @@ class AttackTally:
     def classes(self) -> dict[str, int]:
         """Return the outcomes by class."""
         return dict(sorted(Counter(map(name_of, self.outcomes.elements())).items()))
+
+    def add_command(self, is_right: bool | None) -> None:
+        """Count a command of an honest user; None if it got no response."""
+        self.answers += bool(is_right)
+        self.unanswered += is_right is None
+        self.wrong += is_right is False
 
     def add(self, seen: Iterable[HonestRequest]) -> None:
         """Count the requests of honest clients."""

@@ -64,9 +64,11 @@ class HonestCommand:
         if not self._expected:
             raise ServerError("plurum predict fails before anything is attacked")
 
-    def is_right(self) -> bool:
-        """Return True if the response is still the same."""
+    def is_right(self) -> bool | None:
+        """Return True if the response is still the same; None if there is none."""
         found = self._probabilities()
+        if not found:
+            return None
         return found.keys() == self._expected.keys() and all(
             abs(found[name] - self._expected[name]) < _TOLERANCE for name in found
         )
@@ -132,7 +134,7 @@ def carry_out(
         tally.outcomes += _send(attack, count, 2 if kind.cost > 1 else plan.threads, plan, 0, surroundings)
         services.revive()
         if attack.target == "command":
-            tally.wrong += not command.is_right()
+            tally.add_command(command.is_right())
     tally.took_s = time.monotonic() - start
     tally.add(witness.take(time.monotonic()))
     return tally

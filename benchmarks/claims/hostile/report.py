@@ -83,6 +83,7 @@ class Campaign:
                 "took_s": round(tally.took_s, 2),
                 "outage_s": {name: round(seconds, 3) for name, seconds in sorted(tally.outage_s.items())},
                 "wrong": tally.wrong,
+                "unanswered": tally.unanswered,
                 "reasons": dict(tally.reasons.most_common(3)),
             }
             for attack, tally in self.tallies.items()
@@ -116,6 +117,8 @@ class Campaign:
         for attack, tally in self.tallies.items():
             if tally.wrong:
                 yield f"{attack.target}, {attack.name}: {tally.wrong} wrong responses to honest clients"
+            if tally.unanswered:
+                yield f"{attack.target}, {attack.name}: {tally.unanswered} honest commands without a response"
             if odd := _unexpected(attack, tally):
                 yield f"{attack.target}, {attack.name}: unexpected outcomes {odd}"
             for client, seconds in tally.outage_s.items():
