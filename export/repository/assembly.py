@@ -13,6 +13,7 @@ REPO/{ensemble_fused,fused,labels}      with --fused: one graph of members and v
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ _SOURCES = {
     "voter": (
         ("model_repository", "voter", "model.py"),
         ("model_repository", "voter", "metrics.py"),
+        ("model_repository", "voter", "audit.py"),
         ("voting.py",),
         ("predictions", "outputs.py"),
     ),
@@ -66,9 +68,13 @@ _SOURCES = {
         ("model_repository", "labels", "model.py"),
         ("model_repository", "labels", "labels.py"),
         ("model_repository", "voter", "metrics.py"),
+        ("model_repository", "voter", "audit.py"),
         ("voting.py",),
     ),
 }
+_AUDIT_FILE = "audit.json"
+# Bytes of the key from which audits are drawn.
+_KEY_BYTES = 32
 # Difference of a probability between processors.
 _PROCESSORS_DIFFER = 1e-3
 
@@ -335,6 +341,9 @@ def _write_fused(
     """Add the fused graph, its labels and their Triton ensemble; return the graph's path."""
     for config in fused_configs(ensemble, max_batch_size, backend):
         _write_model(repository, config, ensemble)
+    if ensemble.audit_rate is not None:
+        # The same key as the voter's: both ways draw the same images.
+        shutil.copyfile(repository / "voter" / "1" / _AUDIT_FILE, repository / LABELS / "1" / _AUDIT_FILE)
     path = repository / FUSED / "1" / "model.onnx"
     fused_from_onnx(graphs, ensemble.rule, len(ensemble.classes), path)
     return path
@@ -349,6 +358,10 @@ def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int, artefacts: 
     for config in chain_configs(ensemble, max_batch_size):
         _write_model(folder, config, ensemble)
     _state_precisions(folder / "voter" / "1", {name: artefact.precision for name, artefact in artefacts.items()})
+    if ensemble.audit_rate is not None:
+        # Not in ensemble.json, which clients read: nobody is to know beforehand what will be drawn.
+        draw = {"rate": ensemble.audit_rate, "key": secrets.token_hex(_KEY_BYTES)}
+        (folder / "voter" / "1" / _AUDIT_FILE).write_text(json.dumps(draw) + "\n", encoding="utf-8")
     write_metadata(folder / "ensemble.json", ensemble)
 
 

@@ -1,11 +1,12 @@
 """Triton's labels model: add class names to the fused graph's predictions, and count them.
 
-Export copies it with `labels.py`, `voting.py`, `metrics.py` and `ensemble.json` into `labels/1`. It requires NumPy, but
-not Plurum. A graph can't output strings on a GPU, and can't count.
+Export copies it with `labels.py`, `voting.py`, `metrics.py`, `audit.py` and `ensemble.json` into `labels/1`. It
+requires NumPy, but not Plurum. A graph can't output strings on a GPU, and can't count.
 
     INDEX                        INT32 [batch, 1]: the decided class, from the fused graph
     LABEL                        BYTES [batch, 1]: name of the decided class
     PROBABILITIES … REVIEW       the fused graph's other outputs, passed through unchanged
+    PIXELS → AUDIT               if `audit.json` states that images are drawn for audit
 """
 
 from __future__ import annotations
@@ -45,4 +46,9 @@ class TritonPythonModel:
             fault = pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(output_tensors=[], error=fault)
         del tensors["INDEX"]
-        return pb_utils.InferenceResponse([*tensors.values(), pb_utils.Tensor("LABEL", names)])
+        added = [pb_utils.Tensor("LABEL", names)]
+        if self.labels.has_audit:
+            drawn = self.labels.draw([outputs["PIXELS"]], [request.parameters()])
+            added.append(pb_utils.Tensor("AUDIT", drawn))
+            del tensors["PIXELS"]
+        return pb_utils.InferenceResponse([*tensors.values(), *added])

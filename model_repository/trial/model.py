@@ -75,6 +75,7 @@ class TritonPythonModel:
             requested_output_names=self.outputs,
             inputs=request.inputs(),
             request_id=request.request_id(),
+            parameters=json.loads(request.parameters() or "{}"),
         )
         return await inference.async_exec()
 

@@ -173,7 +173,7 @@ def _bulk_run(
     totals = BulkTotals(PatientPool(served.classes, rule or served.patient_rule or "mean", served.point))
     if out is None:
         return BulkRun(listing, totals)
-    form = format_from_path(out, columns_of_images(served.classes))
+    form = format_from_path(out, columns_of_images(served.classes, has_audit=served.audit_rate is not None))
     settings = {"classes": served.classes, "ensemble": served.metadata_sha256, "format": out.suffix.lower()} | settings
     journal = stack.enter_context(Journal(out, listing, settings, fresh=fresh))
     return BulkRun(listing, totals, journal, form)
