@@ -78,7 +78,7 @@ def json_line(path: str | Path, answer: Answer) -> str:
 
 
 def table_from_answers(rows: Iterable[tuple[str | Path, Answer]]) -> Table:
-    """Return a table for a terminal, one row per image; images that need review are marked."""
+    """Return a table for a terminal, one row per image; images that need review, and audits, are marked."""
     table = Table("path", "label", "confidence", "entropy", "disagreement", "review", box=None, pad_edge=False)
     for column in table.columns[2:5]:
         column.justify = "right"
@@ -89,7 +89,8 @@ def table_from_answers(rows: Iterable[tuple[str | Path, Answer]]) -> Table:
             table.add_row(name, Text("no answer", style="red"))
             continue
         numbers = (f"{number:.3f}" for number in (answer.confidence, answer.entropy, answer.disagreement))
-        table.add_row(name, Text(answer.label), *numbers, Text("review", style="yellow") if answer.review else "")
+        mark = "review" if answer.review else "audit" if answer.audit else ""
+        table.add_row(name, Text(answer.label), *numbers, Text(mark, style="yellow"))
     return table
 
 

@@ -52,7 +52,8 @@ def served_from_description(
         patient_rule=rule if rule in get_args(PatientRule) else None,
         metadata_sha256=hashlib.sha256(text.encode()).hexdigest() if text else "",
         point=_point(metadata),
-        audit_rate=metadata.get("audit_rate"),
+        has_audit="AUDIT" in shapes,
+        audit_rate=metadata.get("audit_rate") if "AUDIT" in shapes else None,
     )
 
 

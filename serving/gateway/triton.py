@@ -20,6 +20,7 @@ from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
 from plurum.conventions import PROBE_ID
+from plurum.predictions.wire import parameters_from_patients
 from plurum.spec import IMAGE, INPUT_PIXELS
 
 __all__ = [
@@ -190,9 +191,17 @@ def wire_request(described: Any, tensors: Sequence[Sequence[Buffer]]) -> WireReq
     return WireRequest(described.model_name, described.id, b"".join(wire))
 
 
-def image_request(images: Sequence[Buffer], request_id: str) -> WireRequest:
-    """Return a request to classify encoded images; each BYTES element is a length followed by the bytes."""
+def image_request(images: Sequence[Buffer], request_id: str, patients: Sequence[str] = ()) -> WireRequest:
+    """Return a request to classify encoded images; each BYTES element is a length followed by the bytes.
+
+    Args:
+        images: Encoded images.
+        request_id: Id of the request.
+        patients: Patient of each image, an empty text if unknown; may be empty if all are unknown.
+    """
     described = pb.ModelInferRequest(model_name=ENSEMBLE, id=request_id)
+    for name, value in parameters_from_patients(patients).items():
+        described.parameters[name].string_param = value
     described.inputs.add(name=IMAGE, datatype="BYTES", shape=(len(images), 1))
     return wire_request(described, [[part for one in images for part in (struct.pack("<I", len(one)), one)]])
 

@@ -34,9 +34,9 @@ class Prediction:
         member_probabilities: Probabilities by member, then by class.
         prediction_set: Classes that can't be ruled out at the fitted risk; never empty.
         review: True if the prediction needs review.
-        audit: True if drawn for audit, whatever the prediction; None if the server draws none.
         release: Tag of the release that made the prediction, with `plurum serve --releases`. None without releases, and
             while a release is on trial, because the response does not tell which of the two made it.
+        audit: True if drawn for audit, whatever the prediction; None if the server draws none.
     """
 
     label: str
@@ -49,8 +49,8 @@ class Prediction:
     prediction_set: tuple[str, ...]
     review: bool
     # Newer fields have a default: an older server does not send them, and an older review store lacks them.
-    audit: bool | None = None
     release: str | None = None
+    audit: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all attributes as JSON values."""
