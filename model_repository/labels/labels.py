@@ -64,8 +64,8 @@ class Labels:
         """Return LABEL, BYTES `[batch, 1]`, and queue the predictions to be counted.
 
         Args:
-            outputs: Arrays INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES and REVIEW from the graph; they may
-                be overwritten afterwards.
+            outputs: Arrays INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES and REVIEW from the graph, and
+                AUDIT with `has_audit`; they may be overwritten afterwards.
             request_ids: Ids of the batch's requests.
             sizes: Number of images in each request.
 
@@ -80,6 +80,8 @@ class Labels:
         counted = np.repeat([one != PROBE_ID for one in request_ids], sizes)
         predictions = {"label": index, "probabilities": outputs["PROBABILITIES"], "member_probabilities": members}
         predictions |= {"disagreement": outputs["DISAGREEMENT"][:, 0], "review": outputs["REVIEW"][:, 0]}
+        if self.has_audit:
+            predictions["audit"] = outputs["AUDIT"][:, 0]
         # Copy the arrays: the next request may overwrite their memory.
         self._metrics.observe({name: np.array(values) for name, values in predictions.items()}, counted)
         return self._classes[index][:, None]

@@ -40,6 +40,9 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
         outputs = {name: one.as_numpy() for name, one in tensors.items()}
+        if self.labels.has_audit:
+            outputs["AUDIT"] = self.labels.draw([outputs["PIXELS"]], [request.parameters()])
+            del tensors["PIXELS"]
         try:
             names = self.labels.name_winners(outputs, [request.request_id()], [len(outputs["INDEX"])])
         except NoVoteError as error:
@@ -48,7 +51,5 @@ class TritonPythonModel:
         del tensors["INDEX"]
         added = [pb_utils.Tensor("LABEL", names)]
         if self.labels.has_audit:
-            drawn = self.labels.draw([outputs["PIXELS"]], [request.parameters()])
-            added.append(pb_utils.Tensor("AUDIT", drawn))
-            del tensors["PIXELS"]
+            added.append(pb_utils.Tensor("AUDIT", outputs["AUDIT"]))
         return pb_utils.InferenceResponse([*tensors.values(), *added])

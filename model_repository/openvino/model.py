@@ -75,10 +75,10 @@ class TritonPythonModel(GraphModel):
         """Name the winners, if the files of the labels model are beside this one."""
         if self._labels:
             ids, sizes = [request.request_id() for request in requests], [len(tensors[0]) for tensors in inputs]
-            outputs["LABEL"] = self._labels.name_winners(outputs, ids, sizes)
             if self._labels.has_audit:
                 parameters = [request.parameters() for request in requests]
                 outputs["AUDIT"] = self._labels.draw([tensors[0] for tensors in inputs], parameters)
+            outputs["LABEL"] = self._labels.name_winners(outputs, ids, sizes)
             del outputs["INDEX"]
 
     def run(self, arrays: Arrays) -> Arrays:

@@ -72,7 +72,7 @@ def patients_from_parameters(parameters: str) -> list[str]:
     """
     try:
         patients = json.loads(json.loads(parameters)[PARAMETER])
-        return ["" if one is None else str(one) for one in patients] if isinstance(patients, list) else []
+        return ["" if one is None else str(one).strip() for one in patients] if isinstance(patients, list) else []
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
 

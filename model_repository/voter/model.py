@@ -50,7 +50,7 @@ class TritonPythonModel:
         verdict = voting.decide(voting.softmax(np.concatenate(logits)), self.rule)
         tensors = tensors_from_verdict(verdict, self.classes)
         responses = []
-        counted = np.zeros(len(verdict.label), dtype=np.bool_)
+        counted, drawn = np.zeros((2, len(verdict.label)), dtype=np.bool_)
         start = 0
         for request, own in zip(requests, logits, strict=True):
             rows = slice(start, start + len(own))
@@ -64,10 +64,11 @@ class TritonPythonModel:
             own_tensors = [pb_utils.Tensor(name, values[rows]) for name, values in tensors.items()]
             if self.audit is not None:
                 pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS").as_numpy()
-                drawn = self.audit.draw(pixels, patients_from_parameters(request.parameters()))
-                own_tensors.append(pb_utils.Tensor("AUDIT", drawn))
+                audit = self.audit.draw(pixels, patients_from_parameters(request.parameters()))
+                own_tensors.append(pb_utils.Tensor("AUDIT", audit))
+                drawn[rows] = audit[:, 0]
             responses.append(pb_utils.InferenceResponse(own_tensors))
-        self.metrics.observe(vars(verdict), counted)
+        self.metrics.observe(vars(verdict) | {"audit": drawn}, counted)
         return responses
 
     def finalize(self) -> None:

@@ -58,6 +58,7 @@ def test_a_patient_is_drawn_as_a_whole(module: ModuleType) -> None:
     [
         (json.dumps({"patients": json.dumps(["ann", None, ""])}), ["ann", "", ""]),
         (json.dumps({"patients": json.dumps([7])}), ["7"]),
+        (json.dumps({"patients": json.dumps([" ann\n", " "])}), ["ann", ""]),
         (json.dumps({"patients": "ann"}), []),
         (json.dumps({"patients": 3}), []),
         (json.dumps({"patients": json.dumps({"a": 1})}), []),
