@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import io
+import asyncio
+import csv
 import json
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import pandas as pd
 import pytest
-import tritonclient.grpc
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from plurum.client import EnsembleClient, Prediction
+from plurum.client import AsyncEnsembleClient, EnsembleClient, Prediction, frame_with_predictions
+from plurum.client.connection.addresses import WireProtocol
+from plurum.client.ui import ReviewStore
 from plurum.export import repository_from_onnx
 from plurum.serving import Server, ServerSettings
 from plurum.spec import Ensemble
+from tests.cli.command_line import CommandLine
+from tests.client.ui.browser import page_at
+from tests.serving.gateway.gateways import Gateway, form, gateway, wait_until_ready
+from tests.serving.voter_counts import wait_for_counts
 
 SHA = "0" * 64
 IMAGE = {"height": 8, "width": 8, "mean": [0.5] * 3, "std": [0.2] * 3}
 SCORES = {"images": 9, "accuracy": 0.5, "nll": 0.7}
 IMAGES = 32
+# Two images of each, and some of nobody.
+PATIENTS = [f"Änn {number // 2}" if number < 22 else None for number in range(IMAGES)]
 
 pytestmark = pytest.mark.triton
 
@@ -84,54 +95,154 @@ def server(exported: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
+def served_gateway(server: Server) -> Iterator[Gateway]:
+    with gateway(server.urls.grpc) as one:
+        wait_until_ready(one)
+        yield one
+
+
+@pytest.fixture(scope="module")
+def files(pixels: npt.NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("images")
+    paths = [folder / f"{number:02d}.png" for number in range(len(pixels))]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
 def pixels() -> npt.NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 3), dtype=np.uint8)
 
 
-def png(image: npt.NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
+def audits(answers: list[Prediction]) -> list[bool | None]:
+    return [answer.audit for answer in answers]
 
 
-def drawn_with(server: Server, pixels: npt.NDArray[np.uint8], patients: list[str | None], model: str) -> list[bool]:
-    tensor = tritonclient.grpc.InferInput("PIXELS", list(pixels.shape), "UINT8")
-    tensor.set_data_from_numpy(pixels)
-    with tritonclient.grpc.InferenceServerClient(server.urls.grpc) as client:
-        answer = client.infer(model, [tensor], parameters={"patients": json.dumps(patients)})
-    return [bool(one) for one in answer.as_numpy("AUDIT")[:, 0]]
+Draws = Callable[[list[str | None] | None], list[bool | None]]
 
 
-def test_every_way_draws_the_same(server: Server, pixels: npt.NDArray[np.uint8]) -> None:
-    found: list[list[Any]] = []
-    ways = [("ensemble", "grpc"), ("ensemble_pixels", "grpc"), ("ensemble_fused", "grpc"), ("ensemble", "http")]
-    for model, protocol in ways:
-        url = server.urls.grpc if protocol == "grpc" else server.urls.http
-        images: list[Any] = [png(one) for one in pixels] if model == "ensemble" else list(pixels)
-        with EnsembleClient(url, protocol, model=model) as client:  # type: ignore[arg-type]
-            assert client.served.audit_rate == 0.5
-            answers = client.predict(images)
-            assert all(isinstance(one, Prediction) for one in answers)
-            found.append([one.audit for one in answers if isinstance(one, Prediction)])
-    assert all(one == found[0] for one in found)
-    assert set(found[0]) == {True, False}
+@pytest.fixture(scope="module")
+def ways(server: Server, served_gateway: Gateway, pixels: npt.NDArray[np.uint8], files: list[Path]) -> dict[str, Draws]:
+    """Functions that return the draw of each image for a list of patients, by the way to the server."""
+
+    def through(model: str | None, protocol: WireProtocol, url: str | None = None) -> Draws:
+        url = url or (server.urls.grpc if protocol == "grpc" else server.urls.http)
+
+        def draw(patients: list[str | None] | None) -> list[bool | None]:
+            images: list[Any] = list(pixels) if model in {"ensemble_pixels", "ensemble_fused"} else list(files)
+            with EnsembleClient(url, protocol, model=model) as client:
+                assert (client.served.has_audit, client.served.audit_rate) == (True, 0.5)
+                return audits(client.predict(images, patients=patients, batch_size=5))
+
+        return draw
+
+    def asynchronous(patients: list[str | None] | None) -> list[bool | None]:
+        async def draw() -> list[bool | None]:
+            async with AsyncEnsembleClient(server.urls.grpc) as client:
+                return audits(await client.predict(list(files), patients=patients))
+
+        return asyncio.run(draw())
+
+    def form_of_gateway(patients: list[str | None] | None) -> list[bool | None]:
+        head = b'--b\r\nContent-Disposition: form-data; name="patient"\r\n\r\n%s\r\n'
+        fields = b"".join(head % (one or "").encode() for one in patients or ())
+        body, kind = form(*(("files", file.name, file.read_bytes()) for file in files))
+        reply = served_gateway.send("POST", "/predict", fields + body, content_type=kind)
+        assert reply.status == 200, reply.body
+        return [one["audit"] for one in reply.json]
+
+    def images_alone(patients: list[str | None] | None) -> list[bool | None]:
+        names = patients or [None] * len(files)
+        headers = [{"x_patient": quote(name)} if name else {} for name in names]
+        return [
+            served_gateway.predict(file.read_bytes(), **more).json["audit"]
+            for file, more in zip(files, headers, strict=True)
+        ]
+
+    def table(patients: list[str | None] | None) -> list[bool | None]:
+        frame = pd.DataFrame({"path": files, "who": patients or [None] * len(files)})
+        with EnsembleClient(server.urls.grpc) as client:
+            return list(frame_with_predictions(client, frame, patient="who")["audit"])
+
+    return {
+        "gRPC": through(None, "grpc"),
+        "HTTP": through(None, "http"),
+        "pixels": through("ensemble_pixels", "grpc"),
+        "fused": through("ensemble_fused", "grpc"),
+        "fused over HTTP": through("ensemble_fused", "http"),
+        "asynchronous": asynchronous,
+        "gateway": through(None, "http", served_gateway.http),
+        "form": form_of_gateway,
+        "header": images_alone,
+        "pandas": table,
+    }
 
 
-@pytest.mark.parametrize("model", ["ensemble_pixels", "ensemble_fused"])
-def test_images_of_a_named_patient_are_drawn_together(
-    server: Server, pixels: npt.NDArray[np.uint8], model: str
+def test_every_way_draws_the_same_images(ways: dict[str, Draws]) -> None:
+    found = {name: draw(None) for name, draw in ways.items()}
+    assert set(found["gRPC"]) == {True, False}
+    assert {name: one for name, one in found.items() if one != found["gRPC"]} == {}
+
+
+def test_every_way_draws_the_same_patients(ways: dict[str, Draws]) -> None:
+    found = {name: draw(PATIENTS) for name, draw in ways.items()}
+    assert {name: one for name, one in found.items() if one != found["gRPC"]} == {}
+    by_patient: dict[str, set[bool | None]] = {}
+    for patient, drawn in zip(PATIENTS, found["gRPC"], strict=True):
+        by_patient.setdefault(patient or "", set()).add(drawn)
+    unknown = by_patient.pop("")
+    assert all(len(drawn) == 1 for drawn in by_patient.values())
+    assert set.union(*by_patient.values()) == {True, False} == unknown
+    # An image of an unknown patient is drawn by itself.
+    by_image = ways["gRPC"](None)
+    assert by_image != found["gRPC"]
+    assert all(by_image[at] == found["gRPC"][at] for at, name in enumerate(PATIENTS) if name is None)
+
+
+def test_plurum_predict_draws_the_patients_of_its_manifest(
+    server: Server, ways: dict[str, Draws], files: list[Path], tmp_path: Path, plurum: CommandLine
 ) -> None:
-    of_patients = {}
-    for name in map(str, range(12)):
-        drawn = {
-            *drawn_with(server, pixels[:3], [name] * 3, model),
-            *drawn_with(server, pixels[3:5], [name] * 2, model),
-        }
-        assert len(drawn) == 1
-        of_patients[name] = drawn.pop()
-    assert set(of_patients.values()) == {True, False}
-    by_image = drawn_with(server, pixels[:8], [], model)
-    assert drawn_with(server, pixels[:8], [None] * 8, model) == by_image
+    manifest, out = tmp_path / "manifest.csv", tmp_path / "answers.csv"
+    rows = [f"{file},{patient or ''}" for file, patient in zip(files, PATIENTS, strict=True)]
+    manifest.write_text("\n".join(["path,patient", *rows]))
+    code, printed, _ = plurum.ended("predict", manifest, "--url", server.urls.grpc, "--out", out)
+    assert code == 0
+    with out.open(newline="") as file:
+        drawn = [row["audit"] for row in csv.DictReader(file)]
+    assert drawn == ["true" if one else "false" for one in ways["gRPC"](PATIENTS)]
+    lines = printed.splitlines()
+    assert sum(line.rstrip().endswith("audit") for line in lines) == drawn.count("true")
+    _, printed, _ = plurum.ended("predict", manifest, "--url", server.urls.grpc, "--review-only", "--json")
+    assert len(printed.splitlines()) == drawn.count("true")
+
+
+def test_the_page_sends_audits_to_review(
+    server: Server, ways: dict[str, Draws], files: list[Path], tmp_path: Path
+) -> None:
+    drawn = ways["gRPC"](None)
+    with page_at("--url", server.urls.grpc, "--store", tmp_path / "reviews") as page:
+        for file, audit in zip(files, drawn, strict=True):
+            request = urllib.request.Request(f"{page}/answers", file.read_bytes(), {"x-file-name": file.name})
+            html = urllib.request.urlopen(request).read().decode()
+            assert ('<p class="badge ask">Audit</p>' in html) == audit
+            assert ("No review needed" in html) != audit
+        items = ReviewStore(tmp_path / "reviews").items()
+        review = urllib.request.urlopen(f"{page}/review/{items[0].sha256}").read().decode()
+    assert [one.name for one in items] == [file.name for file, audit in zip(files, drawn, strict=True) if audit]
+    assert {(one.is_audit, one.sampling_probability) for one in items} == {(True, 0.5)}
+    assert "<b>Audit:</b>" in review
+
+
+def test_audits_are_counted(server: Server, ways: dict[str, Draws]) -> None:
+    def counts() -> float:
+        samples = wait_for_counts(server.urls.metrics)
+        return sum(value for name, value in samples.items() if name.startswith("plurum_audits_total"))
+
+    for way in ("gRPC", "fused"):
+        before = counts()
+        drawn = ways[way](PATIENTS)
+        assert counts() - before == sum(map(bool, drawn))
 
 
 def test_the_key_is_where_no_client_sees_it(exported: Path) -> None:
