@@ -82,8 +82,8 @@ def sampling_weights(probabilities: Floats) -> Floats:
     """Return the weight of each image in estimates for all images, 1 / its sampling probability (Horvitz–Thompson).
 
     Labelled images are a biased sample where only predictions that need review, and audits, were labelled. Weighted
-    means over them are unbiased in large samples. An image of unknown probability, such as one that a person chose, says
-    nothing about others: its weight is 0.
+    means over them are unbiased in large samples. An image of unknown probability, such as one that a person chose,
+    says nothing about others: its weight is 0.
 
     Args:
         probabilities: Probability with which each image was chosen, above 0 to 1; NaN if unknown, `[images]`.
