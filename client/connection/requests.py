@@ -27,6 +27,7 @@ from plurum.client.connection.predictions import Answer, Failure, Served
 from plurum.client.connection.retries import Request, Retries, UnansweredError
 from plurum.client.connection.transport import CallError, Transport
 from plurum.errors import ImageError, ServerError, SettingsError
+from plurum.predictions.outputs import AUDIT
 from plurum.predictions.prediction import predictions_from_tensors
 from plurum.predictions.wire import parameters_from_patients
 from plurum.spec import release_from_version
@@ -127,6 +128,9 @@ class Requester:
             if error.fault not in {"refused", "broken"} or len(images) == 1:
                 raise error.explained from error
             return (yield from self._classify_alone(images, served, deadline, error))
+        if (AUDIT in outputs.tensors) != served.has_audit:
+            # Another release is served now. Describe it before further requests: only audits need patients.
+            self.known = None
         release = release_from_version(outputs.version)
         names = served.classes, served.members
         return list(predictions_from_tensors(outputs.tensors, *names, len(images), release))

@@ -24,6 +24,7 @@ from plurum.client.connection.addresses import WireProtocol
 from plurum.client.ui import ReviewStore
 from plurum.export import repository_from_onnx
 from plurum.serving import Server, ServerSettings
+from plurum.serving.triton.settings import ReleaseTrial
 from plurum.spec import Ensemble
 from tests.cli.command_line import CommandLine
 from tests.client.ui.browser import page_at
@@ -265,3 +266,35 @@ def test_a_repository_without_a_rate_serves_as_before(tmp_path: Path, pixels: np
         (answer,) = client.predict([pixels[0]])
         assert isinstance(answer, Prediction)
         assert answer.audit is None
+
+
+def test_clients_last_through_releases_with_and_without_audits(
+    tmp_path: Path, exported: Path, files: list[Path]
+) -> None:
+    plain = repository(tmp_path, None, fused=False)
+    with (
+        Server(plain, ServerSettings(http_port=0, grpc_port=0, metrics_port=0), "aaaa0001") as server,
+        EnsembleClient(server.urls.grpc) as client,
+    ):
+
+        def drawn() -> list[bool | None]:
+            return audits(client.predict(files, patients=PATIENTS))
+
+        assert set(drawn()) == {None}
+        assert not client.served.has_audit
+        # Twice the same export, whose key is the same.
+        for tag in ("aaaa0002", "aaaa0003"):
+            server.add_release(exported, tag, 30)
+        # While one of two releases draws, nothing is drawn.
+        server.put_on_trial(ReleaseTrial(release="aaaa0002", percent=50), "aaaa0001", 30)
+        assert set(drawn()) == {None}
+        server.publish("aaaa0002", 30)
+        # The client still has the description of the first release: it sends no patients, once.
+        assert set(drawn()) == {True, False}
+        of_patients = drawn()
+        assert client.served.audit_rate == 0.5
+        assert all(of_patients[at] == of_patients[at + 1] for at in range(0, 22, 2))
+        server.put_on_trial(ReleaseTrial(release="aaaa0003", percent=50), "aaaa0002", 30)
+        assert drawn() == of_patients
+        server.publish("aaaa0001", 30)
+        assert set(drawn()) == {None}

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from plurum.voting import Verdict
 
-__all__ = ["OUTPUTS", "VOTED", "Output", "tensors_from_verdict"]
+__all__ = ["AUDIT", "OUTPUTS", "VOTED", "Output", "tensors_from_verdict"]
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,12 @@ class Output:
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
 
 
+# The only output that the vote does not compute.
+AUDIT = "AUDIT"
 _TABLE = (
     Output("LABEL", "BYTES", (1,), "label", "decided class"),
     Output("REVIEW", "BOOL", (1,), "review", "true if the prediction needs review"),
-    Output("AUDIT", "BOOL", (1,), "audit", "true if drawn for audit, whatever the prediction", is_optional=True),
+    Output(AUDIT, "BOOL", (1,), "audit", "true if drawn for audit, whatever the prediction", is_optional=True),
     Output("ENTROPY", "FP32", (1,), "entropy", "predictive entropy in nats, 0 to log(classes)"),
     Output("DISAGREEMENT", "FP32", (1,), "disagreement", "mutual information of prediction and member, in nats"),
     Output("PREDICTION_SET", "BOOL", ("C",), "prediction_set", "classes that can't be ruled out at the fitted risk"),
