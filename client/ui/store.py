@@ -26,7 +26,7 @@ from plurum.images.image_formats import format_of
 
 __all__ = ["Decision", "DecisionConflictError", "Progress", "ReviewItem", "ReviewStore"]
 
-_VERSION = 2
+_VERSION = 1
 _SCHEMA = """
 CREATE TABLE answers (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -47,8 +47,9 @@ CREATE TABLE decisions (
 );
 CREATE INDEX decisions_by_image ON decisions (sha256, number);
 """
-# Version 1 held predictions that need review, which are all chosen, and images that people sent.
-_FROM_VERSION_1 = """
+# Stores of Plurum 0.1.0 lack the column. They hold predictions that need review, which are all chosen, and images that
+# people sent. Plurum 0.1.0 reads and writes stores with it, too.
+_ADD_PROBABILITY = """
 ALTER TABLE answers ADD COLUMN sampling_probability REAL;
 UPDATE answers SET sampling_probability = 1 WHERE asked_for = 'ensemble'
 """
@@ -179,12 +180,14 @@ class ReviewStore:
             raise OutputError(f"{folder} can't be used: {error.strerror}") from error
         with self._transaction() as database:
             (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version not in range(_VERSION + 1):
+            if version not in {0, _VERSION}:
                 raise OutputError(f"{folder}: expected a review store of version {_VERSION}, got version {version}.")
-            if version < _VERSION:
-                for statement in (_FROM_VERSION_1 if version else _SCHEMA).split(";\n"):
-                    database.execute(statement)
+            if version == 0:
+                _execute(database, _SCHEMA)
                 database.execute(f"PRAGMA user_version = {_VERSION}")
+            columns = {row["name"] for row in database.execute("PRAGMA table_info (answers)")}
+            if "sampling_probability" not in columns:
+                _execute(database, _ADD_PROBABILITY)
 
     def add(
         self,
@@ -332,6 +335,12 @@ class ReviewStore:
             decision=Decision(number, row["label"], row["decided_at"], row["reviewer"]) if number else None,
             sampling_probability=row["sampling_probability"],
         )
+
+
+def _execute(database: sqlite3.Connection, script: str) -> None:
+    """Run statements within the current transaction, which `executescript` would end."""
+    for statement in script.split(";\n"):
+        database.execute(statement)
 
 
 def _close_to_others(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import shutil
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -298,3 +299,19 @@ def test_clients_last_through_releases_with_and_without_audits(
         assert drawn() == of_patients
         server.publish("aaaa0001", 30)
         assert set(drawn()) == {None}
+
+
+def test_openvino_draws_the_same(
+    exported: Path, ways: dict[str, Draws], pixels: npt.NDArray[np.uint8], tmp_path: Path
+) -> None:
+    """OpenVINO's backend draws beside the fused graph, where ONNX Runtime's leaves it to the labels model."""
+    other = shutil.copytree(exported, tmp_path / "repository")
+    config = other / "fused" / "config.pbtxt"
+    config.write_text(config.read_text().replace('backend: "onnxruntime"', 'backend: "openvino"'))
+    assert config.read_text() != (exported / "fused" / "config.pbtxt").read_text()
+    with (
+        Server(other, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server,
+        EnsembleClient(server.urls.grpc, model="ensemble_fused") as client,
+    ):
+        for patients in (PATIENTS, None):
+            assert audits(client.predict(list(pixels), patients=patients)) == ways["fused"](patients)
