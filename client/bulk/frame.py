@@ -20,8 +20,9 @@ __all__ = ["frame_with_predictions", "predictions_to_frame"]
 def predictions_to_frame(answers: Iterable[Answer], index: Sequence[Any] | None = None) -> pd.DataFrame:
     """Return one row per image: the columns of `plurum predict --out`, and the members' probabilities.
 
-    Columns: label, confidence, review, entropy, disagreement, prediction_set (a tuple), `p_CLASS`, `std_CLASS`,
-    `MEMBER_p_CLASS`, error (missing for a prediction; the only value in the row of a failure).
+    Columns: label, confidence, review, entropy, disagreement, prediction_set (a tuple), audit (if the server draws
+    audits), `p_CLASS`, `std_CLASS`, `MEMBER_p_CLASS`, error (missing for a prediction; the only value in the row of a
+    failure).
 
     Args:
         answers: Results of `predict` or `stream`.

@@ -38,20 +38,25 @@ class AnswersReport:
 
 
 @contextmanager
-def answers_report(path: Path, classes: Sequence[str]) -> Iterator[AnswersReport]:
+def answers_report(path: Path, classes: Sequence[str], *, has_audit: bool = False) -> Iterator[AnswersReport]:
     """Open a file of predictions, which appears at `path` only if the block ends without an error.
 
     The suffix chooses the format: `.csv`, `.jsonl` or `.parquet`. Columns of CSV and Parquet: path, label, confidence,
-    review (true or false), entropy, disagreement, prediction_set (classes, joined by `|` in CSV), one `p_CLASS` per
-    class, error (empty for a prediction; the only value beside path for a failure). JSON lines are those of
-    `json_line`.
+    review (true or false), audit (with `has_audit`), entropy, disagreement, prediction_set (classes, joined by `|` in
+    CSV), one `p_CLASS` per class, error (empty for a prediction; the only value beside path for a failure). JSON lines
+    are those of `json_line`.
+
+    Args:
+        path: File to write.
+        classes: Class names, in the order of the outputs.
+        has_audit: True if the server draws audits; see `Served.has_audit`.
 
     Raises:
         MissingExtraError: pyarrow is required and not installed.
         OutputError: `path` can't be written.
         SettingsError: the suffix is not supported.
     """
-    with _report(path, format_from_path(path, columns_of_images(classes)), ("path",)) as report:
+    with _report(path, format_from_path(path, columns_of_images(classes, has_audit=has_audit)), ("path",)) as report:
         yield report
 
 

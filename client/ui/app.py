@@ -196,8 +196,8 @@ class _Predictions:
         image = self._recent.get(sha256)
         if image is None:
             raise HTTPException(404, _DROPPED)
-        known = {"by_person": True, "audit_rate": image.audit_rate}
-        await asyncio.to_thread(self._store.add, image.data, image.name, image.prediction, **known)
+        sent = (image.data, image.name, image.prediction)
+        await asyncio.to_thread(self._store.add, *sent, by_person=True, audit_rate=image.audit_rate)
         if "x-stay" in request.headers:
             waiting, moment = await self._waiting()
             return JSONResponse({"item": f"/review/{sha256}", "waiting": waiting, "counted": moment})

@@ -117,6 +117,19 @@ def pixels() -> npt.NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 3), dtype=np.uint8)
 
 
+def recorded_parameters(client: EnsembleClient) -> list[Any]:
+    """Record the parameters of the client's further requests in the list that is returned."""
+    (transport,) = client._requester.transports
+    sent: list[Any] = []
+
+    def infer(*given: Any, original: Callable[..., Any] = transport.infer, **named: Any) -> Any:
+        sent.append(named["parameters"])
+        return original(*given, **named)
+
+    transport.infer = infer  # type: ignore[method-assign]
+    return sent
+
+
 def audits(answers: list[Prediction]) -> list[bool | None]:
     return [answer.audit for answer in answers]
 
@@ -263,10 +276,21 @@ def test_a_repository_without_a_rate_serves_as_before(tmp_path: Path, pixels: np
         Server(plain, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server,
         EnsembleClient(server.urls.grpc) as client,
     ):
-        assert client.served.audit_rate is None
-        (answer,) = client.predict([pixels[0]])
-        assert isinstance(answer, Prediction)
+        assert (client.served.has_audit, client.served.audit_rate) == (False, None)
+        sent = recorded_parameters(client)
+        (answer,) = client.predict([pixels[0]], patients=["ann"])
         assert answer.audit is None
+        # Names of patients stay where they are.
+        assert sent == [{}]
+
+
+def test_patients_are_sent_as_documented(server: Server, pixels: npt.NDArray[np.uint8]) -> None:
+    with EnsembleClient(server.urls.grpc) as client:
+        assert client.served.has_audit
+        sent = recorded_parameters(client)
+        client.predict(list(pixels[:3]), patients=["ann", None, ""])
+        client.predict(list(pixels[:3]))
+    assert sent == [{"patients": '["ann", null, null]'}, {}]
 
 
 def test_clients_last_through_releases_with_and_without_audits(
