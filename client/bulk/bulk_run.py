@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import tee
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from plurum.client.bulk.listing import Listing
 from plurum.client.bulk.patients import PatientPool
 from plurum.client.connection.payload import AnyImage
 from plurum.client.connection.predictions import Answer, Failure
+from plurum.client.connection.requests import Patients
 from plurum.files import atomic_file
 
 __all__ = ["BulkRun", "BulkTotals"]
@@ -23,7 +25,9 @@ __all__ = ["BulkRun", "BulkTotals"]
 class _Streams(Protocol):
     """The part of a client that is needed here."""
 
-    def stream(self, images: Iterator[AnyImage], *, batch_size: int | None = None) -> Iterator[Answer]:
+    def stream(
+        self, images: Iterator[AnyImage], *, patients: Patients | None = None, batch_size: int | None = None
+    ) -> Iterator[Answer]:
         """See `EnsembleClient.stream`."""
 
 
@@ -101,14 +105,17 @@ class BulkRun:
         in_progress: deque[tuple[int, str, Stamp]] = deque()
         kept = self.journal
 
-        def send() -> Iterator[str]:
+        def send() -> Iterator[tuple[str, str]]:
             remaining = kept.remaining() if kept else enumerate(self.listing)
             for place, path in remaining:
                 # Take the stamp before the file is read, so that the next run detects later changes.
                 in_progress.append((place, path, stamp_of(path) if kept else Stamp(0, 0)))
-                yield path
+                yield path, self.listing.patients.get(place, "")
 
-        for answer in client.stream(send(), batch_size=batch_size):
+        # The client reads both in step, so `tee` keeps at most one pair.
+        first, second = tee(send())
+        patients = (patient for _, patient in second) if self.listing.patients else None
+        for answer in client.stream((path for path, _ in first), patients=patients, batch_size=batch_size):
             place, path, stamp = in_progress.popleft()
             label, review = (None, False) if isinstance(answer, Failure) else (answer.label, answer.review)
             if kept and self.form:

@@ -30,11 +30,18 @@ FILE_COLUMNS = tuple(output for output in COLUMNS if output.in_files)
 PROBABILITY = OUTPUTS["PROBABILITIES"]
 
 
-def columns_of_images(classes: Iterable[str]) -> dict[str, Kind]:
-    """Return the columns of a file with a row per image, and what they hold."""
+def columns_of_images(classes: Iterable[str], *, has_audit: bool = False) -> dict[str, Kind]:
+    """Return the columns of a file with a row per image, and what they hold.
+
+    Args:
+        classes: Class names, in the order of the outputs.
+        has_audit: True if the server draws predictions for audit.
+    """
     kinds: dict[str, Kind] = {"BYTES": "text", "FP32": "float32", "BOOL": "flag"}
     found: dict[str, Kind] = {}
     for output in FILE_COLUMNS:
+        if output.is_optional and not has_audit:
+            continue
         kind = "texts" if output.datatype == "BOOL" and not output.is_scalar else kinds[output.datatype]
         names = classes if "{name}" in output.column else ("",)
         found |= dict.fromkeys(cells_by_class(output, dict.fromkeys(names)), kind)
@@ -53,6 +60,8 @@ def row_from_prediction(prediction: Prediction) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for output in COLUMNS:
         value = getattr(prediction, output.field)
+        if output.is_optional and value is None:
+            continue
         if output.dims == ("M", "C"):
             for member, by_class in value.items():
                 row |= cells_by_class(output, by_class, member)

@@ -90,6 +90,7 @@ class _Columnar:
 
     def __init__(self, columns: Mapping[str, Kind]) -> None:
         self._columns = columns
+        self._outputs = [one for one in FILE_COLUMNS if not one.is_optional or one.column in columns]
         self._is_probability = [name.startswith(PROBABILITY.column.format(name="")) for name in columns]
 
     def _cells(self, answer: Answer | PatientAnswer) -> list[Any]:
@@ -98,7 +99,7 @@ class _Columnar:
             return [row.get(name) for name in self._columns]
         # Faster than by name: there may be a million predictions.
         cells: list[Any] = []
-        for output in FILE_COLUMNS:
+        for output in self._outputs:
             value = getattr(answer, output.field)
             cells.extend(value.values() if isinstance(value, dict) else (value,))
         return [*cells, None]

@@ -20,8 +20,9 @@ __all__ = ["frame_with_predictions", "predictions_to_frame"]
 def predictions_to_frame(answers: Iterable[Answer], index: Sequence[Any] | None = None) -> pd.DataFrame:
     """Return one row per image: the columns of `plurum predict --out`, and the members' probabilities.
 
-    Columns: label, confidence, review, entropy, disagreement, prediction_set (a tuple), `p_CLASS`, `std_CLASS`,
-    `MEMBER_p_CLASS`, error (missing for a prediction; the only value in the row of a failure).
+    Columns: label, confidence, review, entropy, disagreement, prediction_set (a tuple), audit (if the server draws
+    audits), `p_CLASS`, `std_CLASS`, `MEMBER_p_CLASS`, error (missing for a prediction; the only value in the row of a
+    failure).
 
     Args:
         answers: Results of `predict` or `stream`.
@@ -42,7 +43,12 @@ def predictions_to_frame(answers: Iterable[Answer], index: Sequence[Any] | None 
 
 
 def frame_with_predictions(
-    client: EnsembleClient, frame: pd.DataFrame, *, path: str = "path", batch_size: int | None = None
+    client: EnsembleClient,
+    frame: pd.DataFrame,
+    *,
+    path: str = "path",
+    patient: str | None = None,
+    batch_size: int | None = None,
 ) -> pd.DataFrame:
     """Classify the images in a column of `frame`, and return the frame with the predictions' columns appended.
 
@@ -53,6 +59,7 @@ def frame_with_predictions(
         client: Client of the server.
         frame: Table with a row per image.
         path: Name of the column with the paths.
+        patient: Name of the column with the patients, by whom a server draws audits; None sends none.
         batch_size: Images per request, as in `EnsembleClient.predict`.
 
     Raises:
@@ -62,9 +69,11 @@ def frame_with_predictions(
     """
     with needs_extra("pandas"):
         import pandas as pd
-    if path not in frame.columns:
-        raise SettingsError(f"path: expected one of {', '.join(map(str, frame.columns))}, got {path!r}.")
-    answers = predictions_to_frame(client.stream(map(str, frame[path]), batch_size=batch_size))
+    for option, column in (("path", path), ("patient", patient)):
+        if column is not None and column not in frame.columns:
+            raise SettingsError(f"{option}: expected one of {', '.join(map(str, frame.columns))}, got {column!r}.")
+    patients = None if patient is None else frame[patient].astype("string").fillna("")
+    answers = predictions_to_frame(client.stream(map(str, frame[path]), patients=patients, batch_size=batch_size))
     if both := [str(name) for name in frame.columns if name in set(answers.columns)]:
         raise SettingsError(f"frame: expected no column {both[0]!r}, which the predictions also have. Rename it.")
     # Concatenate by position: an index may repeat a name.

@@ -38,20 +38,25 @@ class AnswersReport:
 
 
 @contextmanager
-def answers_report(path: Path, classes: Sequence[str]) -> Iterator[AnswersReport]:
+def answers_report(path: Path, classes: Sequence[str], *, has_audit: bool = False) -> Iterator[AnswersReport]:
     """Open a file of predictions, which appears at `path` only if the block ends without an error.
 
     The suffix chooses the format: `.csv`, `.jsonl` or `.parquet`. Columns of CSV and Parquet: path, label, confidence,
-    review (true or false), entropy, disagreement, prediction_set (classes, joined by `|` in CSV), one `p_CLASS` per
-    class, error (empty for a prediction; the only value beside path for a failure). JSON lines are those of
-    `json_line`.
+    review (true or false), audit (with `has_audit`), entropy, disagreement, prediction_set (classes, joined by `|` in
+    CSV), one `p_CLASS` per class, error (empty for a prediction; the only value beside path for a failure). JSON lines
+    are those of `json_line`.
+
+    Args:
+        path: File to write.
+        classes: Class names, in the order of the outputs.
+        has_audit: True if the server draws audits; see `Served.has_audit`.
 
     Raises:
         MissingExtraError: pyarrow is required and not installed.
         OutputError: `path` can't be written.
         SettingsError: the suffix is not supported.
     """
-    with _report(path, format_from_path(path, columns_of_images(classes)), ("path",)) as report:
+    with _report(path, format_from_path(path, columns_of_images(classes, has_audit=has_audit)), ("path",)) as report:
         yield report
 
 
@@ -78,7 +83,7 @@ def json_line(path: str | Path, answer: Answer) -> str:
 
 
 def table_from_answers(rows: Iterable[tuple[str | Path, Answer]]) -> Table:
-    """Return a table for a terminal, one row per image; images that need review are marked."""
+    """Return a table for a terminal, one row per image; images that need review, and audits, are marked."""
     table = Table("path", "label", "confidence", "entropy", "disagreement", "review", box=None, pad_edge=False)
     for column in table.columns[2:5]:
         column.justify = "right"
@@ -89,7 +94,8 @@ def table_from_answers(rows: Iterable[tuple[str | Path, Answer]]) -> Table:
             table.add_row(name, Text("no answer", style="red"))
             continue
         numbers = (f"{number:.3f}" for number in (answer.confidence, answer.entropy, answer.disagreement))
-        table.add_row(name, Text(answer.label), *numbers, Text("review", style="yellow") if answer.review else "")
+        mark = "review" if answer.review else "audit" if answer.audit else ""
+        table.add_row(name, Text(answer.label), *numbers, Text(mark, style="yellow"))
     return table
 
 

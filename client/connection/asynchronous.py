@@ -10,6 +10,7 @@ from plurum.client.connection.base_client import CLOSE_S, BaseClient, raise_firs
 from plurum.client.connection.calls import Deadline, run_flow_async
 from plurum.client.connection.payload import AnyImage, BatchSize, PreparedImage
 from plurum.client.connection.predictions import Answer, Failure, Prediction, Served
+from plurum.client.connection.requests import Patients
 
 __all__ = ["AsyncEnsembleClient"]
 
@@ -61,33 +62,39 @@ class AsyncEnsembleClient(BaseClient):
         """
         return self._served(Deadline.after(self._requester.timeout_s))
 
-    async def predict(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> list[Prediction]:
+    async def predict(
+        self, images: Iterable[AnyImage], *, patients: Patients | None = None, batch_size: int | None = None
+    ) -> list[Prediction]:
         """Return one prediction per image, in order; see `EnsembleClient.predict`.
 
         Raises:
             ImageError: an image failed; the message names the first one and the reason. `stream` returns the others.
             ServerError: no server responds, the server fails, or it serves no ensemble.
-            SettingsError: the batch size is below 1.
+            SettingsError: the batch size is below 1, or there is not one patient per image.
         """
-        return raise_first([answer async for answer in self.stream(images, batch_size=batch_size)])
+        answers = self.stream(images, patients=patients, batch_size=batch_size)
+        return raise_first([answer async for answer in answers])
 
-    async def stream(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> AsyncIterator[Answer]:
+    async def stream(
+        self, images: Iterable[AnyImage], *, patients: Patients | None = None, batch_size: int | None = None
+    ) -> AsyncIterator[Answer]:
         """Yield one `Prediction` or `Failure` per image, in order, while later images are being classified.
 
         `images` is read in another thread, so that reading and encoding don't block other tasks.
 
         Args:
             images: Images, as in `EnsembleClient.predict`.
+            patients: Patient of each image, as in `EnsembleClient.predict`; read in step with `images`.
             batch_size: Maximum number of images per request, as in `EnsembleClient.predict`.
 
         Raises:
             ServerError: no server responds, the server fails, or it serves no ensemble.
-            SettingsError: the batch size is below 1.
+            SettingsError: the batch size is below 1, or there is not one patient per image.
         """
         deadline = Deadline.after(self._requester.timeout_s)
         served = await self._served(deadline)
         size = BatchSize(batch_size, served.max_batch_size)
-        batches = self._requester.batches(images, served, size)
+        batches = self._requester.batches(images, patients, served, size)
         pending: deque[asyncio.Task[list[Answer]]] = deque()
         try:
             while batch := await asyncio.to_thread(next, batches, None):

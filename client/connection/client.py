@@ -10,7 +10,7 @@ from plurum.client.connection.base_client import CLOSE_S, BaseClient, raise_firs
 from plurum.client.connection.calls import Deadline, run_flow
 from plurum.client.connection.payload import AnyImage, BatchSize, PreparedImage
 from plurum.client.connection.predictions import Answer, Failure, Prediction, Served
-from plurum.client.connection.requests import Requester
+from plurum.client.connection.requests import Patients, Requester
 from plurum.errors import ServerError
 
 __all__ = ["EnsembleClient"]
@@ -76,23 +76,29 @@ class EnsembleClient(BaseClient):
         """
         return run_flow(self._requester.served(Deadline.after(self._requester.timeout_s)))
 
-    def predict(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> list[Prediction]:
+    def predict(
+        self, images: Iterable[AnyImage], *, patients: Patients | None = None, batch_size: int | None = None
+    ) -> list[Prediction]:
         """Return one prediction per image, in order.
 
         Args:
             images: Paths, encoded JPEG, PNG or TIFF bytes, Pillow images, or uint8 arrays `[height, width, 3]` (RGB)
                 or `[height, width]` (grey), in any mixture.
+            patients: Patient of each image, None if unknown. A server that draws audits then draws patients instead of
+                images; servers that draw none don't get the names.
             batch_size: Maximum number of images per request, within the server's own limit. None adapts it so that a
                 request takes about half a second: 8 images at first, at most 32.
 
         Raises:
             ImageError: an image failed; the message names the first one and the reason. `stream` returns the others.
             ServerError: no server responds, the server fails, or it serves no ensemble.
-            SettingsError: the batch size is below 1.
+            SettingsError: the batch size is below 1, or there is not one patient per image.
         """
-        return raise_first(list(self.stream(images, batch_size=batch_size)))
+        return raise_first(list(self.stream(images, patients=patients, batch_size=batch_size)))
 
-    def stream(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> Iterator[Answer]:
+    def stream(
+        self, images: Iterable[AnyImage], *, patients: Patients | None = None, batch_size: int | None = None
+    ) -> Iterator[Answer]:
         """Yield one `Prediction` or `Failure` per image, in order, while later images are being classified.
 
         `images` is read a few requests ahead, so it may be endless. A failed image yields a `Failure`, and does not
@@ -100,11 +106,12 @@ class EnsembleClient(BaseClient):
 
         Args:
             images: Images, as in `predict`.
+            patients: Patient of each image, as in `predict`; read in step with `images`.
             batch_size: Maximum number of images per request, as in `predict`.
 
         Raises:
             ServerError: no server responds, the server fails, or it serves no ensemble.
-            SettingsError: the batch size is below 1.
+            SettingsError: the batch size is below 1, or there is not one patient per image.
         """
         requester = self._requester
         # The time to describe the ensemble counts towards the first request's limit.
@@ -113,7 +120,7 @@ class EnsembleClient(BaseClient):
         size = BatchSize(batch_size, served.max_batch_size)
         pending: deque[Future[list[Answer]]] = deque()
         try:
-            for index, batch in enumerate(requester.batches(images, served, size)):
+            for index, batch in enumerate(requester.batches(images, patients, served, size)):
                 pending.append(self._submit(requester, batch, served, size, deadline if index == 0 else None))
                 while pending and (pending[0].done() or not self._has_room(pending)):
                     yield from pending.popleft().result()

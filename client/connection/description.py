@@ -7,6 +7,7 @@ import json
 from typing import Any, get_args
 
 from plurum.client.connection.predictions import Served
+from plurum.predictions.outputs import AUDIT
 from plurum.spec import IMAGE, PatientRule
 from plurum.voting import DecisionPoint, point_from_ensemble
 
@@ -52,6 +53,8 @@ def served_from_description(
         patient_rule=rule if rule in get_args(PatientRule) else None,
         metadata_sha256=hashlib.sha256(text.encode()).hexdigest() if text else "",
         point=_point(metadata),
+        has_audit=AUDIT in shapes,
+        audit_rate=metadata.get("audit_rate") if AUDIT in shapes else None,
     )
 
 

@@ -15,7 +15,15 @@ import numpy.typing as npt
 
 from plurum.client.connection.addresses import Access, ServerAddress
 from plurum.client.connection.calls import Call
-from plurum.client.connection.transport import DATA_TYPES, CallError, Fault, Outputs, Transport, names_from_statistics
+from plurum.client.connection.transport import (
+    DATA_TYPES,
+    CallError,
+    Fault,
+    Outputs,
+    Parameters,
+    Transport,
+    names_from_statistics,
+)
 from plurum.errors import SettingsError, needs_extra
 from plurum.predictions.wire import raw_from_bytes, tensors_from_response
 from plurum.regular_files import MAX_SECRET_BYTES, read_regular
@@ -101,9 +109,12 @@ class GrpcTransport(Transport):
         tensor: npt.NDArray[Any],
         timeout_s: float,  # noqa: ARG002
         request_id: str = "",
+        parameters: Parameters | None = None,
     ) -> Call[Outputs]:
         """See `Transport`."""
         request = self._pb.ModelInferRequest(model_name=model, id=request_id)
+        for key, value in (parameters or {}).items():
+            request.parameters[key].string_param = value
         request.inputs.add(name=name, datatype=DATA_TYPES[tensor.dtype], shape=tensor.shape)
         is_bytes = tensor.dtype == np.object_
         request.raw_input_contents.append(raw_from_bytes(tensor.flat) if is_bytes else tensor.tobytes())

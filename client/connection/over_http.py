@@ -18,7 +18,15 @@ import numpy.typing as npt
 
 from plurum.client.connection.addresses import Access, ServerAddress
 from plurum.client.connection.calls import Call
-from plurum.client.connection.transport import DATA_TYPES, CallError, Fault, Outputs, Transport, names_from_statistics
+from plurum.client.connection.transport import (
+    DATA_TYPES,
+    CallError,
+    Fault,
+    Outputs,
+    Parameters,
+    Transport,
+    names_from_statistics,
+)
 from plurum.errors import ServerError, needs_extra
 
 __all__ = ["HttpTransport"]
@@ -77,12 +85,20 @@ class HttpTransport(Transport):
         return self._start("GET", "/v2/models/stats", timeout_s, names)
 
     def infer(
-        self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float, request_id: str = ""
+        self,
+        model: str,
+        name: str,
+        tensor: npt.NDArray[Any],
+        timeout_s: float,
+        request_id: str = "",
+        parameters: Parameters | None = None,
     ) -> Call[Outputs]:
         """See `Transport`."""
         given = self._triton.InferInput(name, tensor.shape, DATA_TYPES[tensor.dtype])
         given.set_data_from_numpy(tensor, binary_data=True)
-        body, json_bytes = self._triton.InferenceServerClient.generate_request_body([given], request_id=request_id)
+        body, json_bytes = self._triton.InferenceServerClient.generate_request_body(
+            [given], request_id=request_id, parameters=dict(parameters or {})
+        )
         headers = {"Inference-Header-Content-Length": str(json_bytes)}
         return self._start("POST", f"/v2/models/{model}/infer", timeout_s, self._outputs, body, headers)
 

@@ -65,11 +65,13 @@ class PreparedImage:
         index: Position of the image in the input, from 0.
         name: Path of the image, or `image 3` for an image without one.
         payload: Encoded bytes for `ensemble`, or pixels `[height, width, 3]` for `ensemble_pixels`.
+        patient: Patient of the image; empty if unknown.
     """
 
     index: int
     name: str
     payload: bytes | npt.NDArray[np.uint8]
+    patient: str = ""
 
     @property
     def model(self) -> str:

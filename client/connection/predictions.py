@@ -27,6 +27,8 @@ class Served:
             server hides its config.
         metadata_sha256: SHA-256 of the metadata of classes, members and vote; empty if the server hides its config.
         point: Operating point; None if labels are the most probable class, or if the server hides its config.
+        has_audit: True if the server draws patients, or images, for audit.
+        audit_rate: Probability with which it draws them; None if it draws none, or if it hides its config.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +40,8 @@ class Served:
     patient_rule: PatientRule | None = None
     metadata_sha256: str = ""
     point: DecisionPoint | None = None
+    has_audit: bool = False
+    audit_rate: float | None = None
 
     @property
     def contract(self) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from plurum.client.connection.calls import Deadline, Flow
@@ -26,12 +26,17 @@ from plurum.client.connection.payload import (
 from plurum.client.connection.predictions import Answer, Failure, Served
 from plurum.client.connection.retries import Request, Retries, UnansweredError
 from plurum.client.connection.transport import CallError, Transport
-from plurum.errors import ImageError, ServerError
+from plurum.errors import ImageError, ServerError, SettingsError
+from plurum.predictions.outputs import AUDIT
 from plurum.predictions.prediction import predictions_from_tensors
+from plurum.predictions.wire import parameters_from_patients
 from plurum.spec import release_from_version
 
-__all__ = ["Requester"]
+__all__ = ["Patients", "Requester", "pairs"]
 
+Patients = Iterable[str | None]
+_MISSING: Any = object()
+_MEND = "Give None for an unknown patient."
 # Time limit of a request for the description, which needs no computing, seconds.
 _DESCRIBE_S = 10.0
 
@@ -72,10 +77,14 @@ class Requester:
         return self.known
 
     def batches(
-        self, images: Iterable[AnyImage], served: Served, size: BatchSize
+        self, images: Iterable[AnyImage], patients: Patients | None, served: Served, size: BatchSize
     ) -> Iterator[list[PreparedImage | Failure]]:
-        """Yield the images of each request; reads `images` one batch ahead."""
-        return batches(_prepare(images, served), size)
+        """Yield the images of each request; reads `images` and `patients` one batch ahead.
+
+        Raises:
+            SettingsError: there are more images or more patients.
+        """
+        return batches(_prepare(images, patients, served), size)
 
     def answers(
         self, batch: list[PreparedImage | Failure], served: Served, deadline: Deadline, size: BatchSize
@@ -105,7 +114,9 @@ class Requester:
         if not images:
             return []
         model, name, tensor = tensor_from_images(images)
-        request = Request(self.model or model, name, tensor)
+        # Names of patients only go where audits are drawn by them.
+        parameters = parameters_from_patients([one.patient for one in images]) if served.has_audit else {}
+        request = Request(self.model or model, name, tensor, parameters)
         try:
             if suspect:
                 outputs = yield from self.retries.send_again(request, deadline, "broken")
@@ -117,6 +128,9 @@ class Requester:
             if error.fault not in {"refused", "broken"} or len(images) == 1:
                 raise error.explained from error
             return (yield from self._classify_alone(images, served, deadline, error))
+        if (AUDIT in outputs.tensors) != served.has_audit:
+            # Another release is served now. Describe it before further requests: only audits need patients.
+            self.known = None
         release = release_from_version(outputs.version)
         names = served.classes, served.members
         return list(predictions_from_tensors(outputs.tensors, *names, len(images), release))
@@ -185,12 +199,36 @@ class Requester:
         ) from error
 
 
-def _prepare(images: Iterable[AnyImage], served: Served) -> Iterator[PreparedImage | Failure]:
-    for index, image in enumerate(images):
+def _prepare(
+    images: Iterable[AnyImage], patients: Patients | None, served: Served
+) -> Iterator[PreparedImage | Failure]:
+    for index, (image, patient) in enumerate(pairs(images, patients)):
         try:
-            yield prepare_image(index, image, served.pixels_shape, encoded=served.takes_encoded)
+            prepared = prepare_image(index, image, served.pixels_shape, encoded=served.takes_encoded)
+            yield replace(prepared, patient=patient) if patient else prepared
         except ImageError as error:
             yield Failure(index, image_name(index, image), str(error))
+
+
+def pairs(images: Iterable[AnyImage], patients: Patients | None) -> Iterator[tuple[AnyImage, str]]:
+    """Yield each image with its patient, an empty text if unknown.
+
+    Raises:
+        SettingsError: there are more images or more patients, or a patient is not a text.
+    """
+    if patients is None:
+        yield from ((image, "") for image in images)
+        return
+    given = iter(patients)
+    for index, image in enumerate(images):
+        patient = next(given, _MISSING)
+        if patient is _MISSING:
+            raise SettingsError(f"patients: expected one per image, got {index} for more images. {_MEND}")
+        if not isinstance(patient, str | None):
+            raise SettingsError(f"patients: expected texts or None, got a {type(patient).__name__}. {_MEND}")
+        yield image, patient or ""
+    if next(given, _MISSING) is not _MISSING:
+        raise SettingsError(f"patients: expected one per image, got more than images. {_MEND}")
 
 
 def _tensors_of(metadata: Any, transport: Transport) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -19,7 +19,15 @@ import numpy.typing as npt
 from plurum.client.connection.balance import Balance
 from plurum.client.connection.calls import Call, Deadline, Flow, TurnQueue, Wait
 from plurum.client.connection.payload import grey_tensor
-from plurum.client.connection.transport import CallError, Fault, Outputs, Transport, late_error, server_error
+from plurum.client.connection.transport import (
+    CallError,
+    Fault,
+    Outputs,
+    Parameters,
+    Transport,
+    late_error,
+    server_error,
+)
 from plurum.conventions import HUNG_S, PROBE_ID
 from plurum.errors import ServerError
 
@@ -46,15 +54,17 @@ class Request:
         model: Name of the model.
         name: Name of the model's input.
         tensor: Images.
+        parameters: Parameters of the request, such as the images' patients.
     """
 
     model: str
     name: str
     tensor: npt.NDArray[Any]
+    parameters: Parameters = field(default_factory=dict)
 
     def start(self, transport: Transport, timeout_s: float) -> Call[Outputs]:
         """Send the images."""
-        return transport.infer(self.model, self.name, self.tensor, timeout_s)
+        return transport.infer(self.model, self.name, self.tensor, timeout_s, parameters=self.parameters)
 
     def probe(self, transport: Transport, timeout_s: float) -> Call[Outputs]:
         """Send a grey image instead, which is harmless, and which the server does not count."""

@@ -6,6 +6,7 @@ error, or with `ServerError` if the server is not Triton.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = [
     "CallError",
     "Fault",
     "Outputs",
+    "Parameters",
     "Tensors",
     "Transport",
     "late_error",
@@ -30,6 +32,7 @@ __all__ = [
 
 DATA_TYPES = {np.dtype(np.object_): "BYTES", np.dtype(np.uint8): "UINT8"}
 Tensors = dict[str, npt.NDArray[Any]]
+Parameters = Mapping[str, str]
 
 
 class Outputs(NamedTuple):
@@ -88,7 +91,13 @@ class Transport(Protocol):
         """Request the names of the loaded models, sorted; uses statistics, because the index is often restricted."""
 
     def infer(
-        self, model: str, name: str, tensor: npt.NDArray[Any], timeout_s: float, request_id: str = ""
+        self,
+        model: str,
+        name: str,
+        tensor: npt.NDArray[Any],
+        timeout_s: float,
+        request_id: str = "",
+        parameters: Parameters | None = None,
     ) -> Call[Outputs]:
         """Run an inference with one input, and request all outputs."""
 

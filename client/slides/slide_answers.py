@@ -122,6 +122,10 @@ class SlideAnswers:
         tiles: Layout of the tiles.
         rule: Rule that pools the tiles' predictions.
 
+    Attributes:
+        count: Number of results.
+        audit: True if the server drew the latest tile for audit; None if it draws none.
+
     Raises:
         MissingExtraError: pandas is not installed.
     """
@@ -132,6 +136,7 @@ class SlideAnswers:
         self._pool = PatientPool(served.classes, rule, served.point)
         asked, classes, members = len(tiles.boxes), len(served.classes), len(served.members)
         self.count = 0
+        self.audit: bool | None = None
         self._probabilities: Floats = np.full((asked, classes), np.nan, dtype=np.float32)
         self._numbers: Floats = np.full((asked, len(_SCALARS)), np.nan, dtype=np.float32)
         self._winners = np.full(asked, -1, dtype=np.int32)
@@ -148,6 +153,7 @@ class SlideAnswers:
             self._errors[row] = answer
             self._pool.add(_SLIDE, None)
             return
+        self.audit = answer.audit
         numbers = numbers_from_prediction(answer, self._served.classes)
         self._probabilities[row] = numbers["probabilities"]
         self._numbers[row] = [getattr(answer, name) for name in _SCALARS]

@@ -6,7 +6,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, tee
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from plurum.client.connection.client import EnsembleClient
 from plurum.client.connection.payload import AnyImage
 from plurum.client.connection.predictions import Answer, Failure
+from plurum.client.connection.requests import Patients, pairs
 from plurum.client.slides.heat_maps import write_slide
 from plurum.client.slides.slide_answers import SlidePrediction
 from plurum.client.slides.slides import SlideSettings, predict_slide
@@ -75,7 +76,9 @@ class SlideStream:
     finished: Callable[[SlidePrediction], None] | None = None
     _named: dict[str, str] = field(default_factory=dict, init=False)
 
-    def stream(self, images: Iterable[AnyImage], *, batch_size: int | None = None) -> Iterator[Answer]:
+    def stream(
+        self, images: Iterable[AnyImage], *, patients: Patients | None = None, batch_size: int | None = None
+    ) -> Iterator[Answer]:
         """Yield one result per image, in order.
 
         A slide that can't be read, or can't be divided as the settings state, gives a `Failure`. The index of a failure
@@ -85,26 +88,33 @@ class SlideStream:
             MissingExtraError: there is a slide, and a package of the extra `slides` is not installed.
             OutputError: a slide's files can't be written.
             ServerError: no server responds, the server fails, or it serves no ensemble.
-            SettingsError: the class is unknown, or the batch size is below 1.
+            SettingsError: the class is unknown, the batch size is below 1, or there is not one patient per image.
         """
         if self.heat_class is not None and self.heat_class not in self.client.served.classes:
             known = ", ".join(self.client.served.classes)
             raise SettingsError(f"heat_class: expected one of {known}, got {self.heat_class!r}.")
-        for slides, group in groupby(images, key=self._is_slide):
+        for slides, group in groupby(pairs(images, patients), key=lambda pair: self._is_slide(pair[0])):
             if not slides:
-                yield from self.client.stream(group, batch_size=batch_size)
+                # The client reads both in step, so `tee` keeps at most one pair.
+                first, second = tee(group)
+                named = None if patients is None else (patient for _, patient in second)
+                yield from self.client.stream((image for image, _ in first), patients=named, batch_size=batch_size)
                 continue
-            for index, path in enumerate(group):
-                yield self._answer(index, str(path))
+            for index, (path, patient) in enumerate(group):
+                yield self._answer(index, str(path), patient)
 
     def _is_slide(self, image: AnyImage) -> bool:
         return isinstance(image, str | Path) and (self.every or is_slide(image))
 
-    def _answer(self, index: int, path: str) -> Answer:
+    def _answer(self, index: int, path: str, patient: str) -> Answer:
         tell = self.progress
         try:
             slide = predict_slide(
-                self.client, path, self.settings, (lambda done, of: tell(path, done, of)) if tell else None
+                self.client,
+                path,
+                self.settings,
+                (lambda done, of: tell(path, done, of)) if tell else None,
+                patient=patient,
             )
         except (ImageError, SettingsError) as error:
             return Failure(index, path, str(error).removeprefix(f"{path}: "))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,8 @@ def predict_slide(
     path: str | Path,
     settings: SlideSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    patient: str | None = None,
 ) -> SlidePrediction:
     """Classify a slide, and return its prediction with those of its tiles.
 
@@ -84,6 +86,7 @@ def predict_slide(
         path: A tiled TIFF, or another format that OpenSlide reads, if it is installed.
         settings: Settings for tiles and pooling; None uses the defaults.
         progress: Function that is called after each tile with the number of finished tiles and the number of tiles.
+        patient: Patient of the slide, by whom a server draws audits; None if unknown: then no audit is drawn.
 
     Raises:
         ImageError: the slide can't be read, or has no tissue; for a broken slide the message names level and tile.
@@ -103,13 +106,18 @@ def predict_slide(
                     f"none of its {tiles.tiles_skipped:,} tiles has at least {settings.least_tissue:.0%} tissue"
                 )
             answers = SlideAnswers(served, tiles, settings.rule or served.patient_rule or "mean")
-            for answer in client.stream(_regions(slide, tiles), batch_size=settings.batch_size):
+            patients = [patient] * len(tiles.boxes) if patient else None
+            regions = _regions(slide, tiles)
+            for answer in client.stream(regions, patients=patients, batch_size=settings.batch_size):
                 answers.add(answer)
                 if progress:
                     progress(answers.count, len(tiles.boxes))
         except (ImageError, SettingsError) as error:
             raise type(error)(f"{path}: {error}") from error
-    return answers.prediction(path, _shrink(small))
+    slide_prediction = answers.prediction(path, _shrink(small))
+    # All tiles of a patient are drawn together; those of nobody are drawn one by one, which draws no slide.
+    drawn = replace(slide_prediction.answer, audit=answers.audit if patient else None)
+    return replace(slide_prediction, answer=drawn)
 
 
 def _shrink(small: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -162,7 +162,7 @@ class _Predictions:
         return JSONResponse({"line": line + point_text(served.point, served.classes)})
 
     async def classify(self, request: Request) -> Response:
-        """Classify the image in the body, and store it if the prediction needs review."""
+        """Classify the image in the body, and store it if the prediction needs review or was drawn for audit."""
         # A slow upload takes no place from others.
         async with self._uploads.body(request) as data:
             name = _name(request.headers.get("x-file-name", ""))
@@ -173,7 +173,7 @@ class _Predictions:
                     await asyncio.to_thread(decode_image, data)
                 async with self._places:
                     await _check_connected(request)
-                    prediction = await self._connection.predict(data)
+                    prediction, audit_rate = await self._connection.predict(data)
             except ImageError as error:
                 return JSONResponse({"error": str(error)}, 422)
             except ServerError as error:
@@ -181,10 +181,10 @@ class _Predictions:
             sha256 = hashlib.sha256(data).hexdigest()
             item = await asyncio.to_thread(self._store.item, sha256)
             # An image that is in review already gets the new prediction in any case.
-            if prediction.review or item:
-                await asyncio.to_thread(self._store.add, data, name, prediction)
+            if prediction.review or prediction.audit or item:
+                await asyncio.to_thread(self._store.add, data, name, prediction, audit_rate=audit_rate)
                 item = await asyncio.to_thread(self._store.item, sha256)
-            self._recent.add(sha256, RecentImage(name, data, prediction))
+            self._recent.add(sha256, RecentImage(name, data, prediction, audit_rate))
         response = self._pages.prediction(sha256, name, prediction, item)
         waiting, moment = await self._waiting()
         response.headers.update({"x-waiting": str(waiting), "x-counted": str(moment)})
@@ -196,7 +196,8 @@ class _Predictions:
         image = self._recent.get(sha256)
         if image is None:
             raise HTTPException(404, _DROPPED)
-        await asyncio.to_thread(self._store.add, image.data, image.name, image.prediction, by_person=True)
+        sent = (image.data, image.name, image.prediction)
+        await asyncio.to_thread(self._store.add, *sent, by_person=True, audit_rate=image.audit_rate)
         if "x-stay" in request.headers:
             waiting, moment = await self._waiting()
             return JSONResponse({"item": f"/review/{sha256}", "waiting": waiting, "counted": moment})

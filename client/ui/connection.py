@@ -53,8 +53,8 @@ class Connection:
             self._served = served
         return served
 
-    async def predict(self, data: bytes) -> Prediction:
-        """Return the prediction for one encoded image.
+    async def predict(self, data: bytes) -> tuple[Prediction, float | None]:
+        """Return the prediction for one encoded image, and the rate of its server's audits; None if it draws none.
 
         Raises:
             ImageError: the server refuses the image.
@@ -67,6 +67,7 @@ class Connection:
             raise ServerError("the server has just become unavailable. Try again.")
         try:
             (answer,) = [answer async for answer in client.stream([data])]
+            audit_rate = (await client.served).audit_rate
         except ServerError:
             # Another ensemble may be served when the server is back.
             if self._client is client:
@@ -74,7 +75,7 @@ class Connection:
             raise
         if isinstance(answer, Failure):
             raise (ImageError if answer.fault == "image" else ServerError)(answer.reason)
-        return answer
+        return answer, audit_rate
 
     async def close(self) -> None:
         """Close all connections."""

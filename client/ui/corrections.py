@@ -14,11 +14,11 @@ from plurum.files import write_text
 __all__ = ["COLUMNS", "csv_from_items", "write_corrections"]
 
 # `plurum train` reads the first two columns and ignores the others.
-COLUMNS = ("path", "label", "answered", "confidence", "name", "reviewer", "decided_at")
+COLUMNS = ("path", "label", "answered", "confidence", "name", "reviewer", "decided_at", "sampling_probability")
 
 
 def csv_from_items(items: Iterable[ReviewItem]) -> str:
-    """Return a row for each image with a decision; paths are absolute."""
+    """Return a row for each image with a decision; paths are absolute, an unknown sampling probability is empty."""
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
@@ -27,7 +27,8 @@ def csv_from_items(items: Iterable[ReviewItem]) -> str:
             continue
         prediction, decision = item.prediction, item.decision
         texts = (_plain(item.name), _plain(decision.reviewer), decision.decided_at)
-        writer.writerow([item.file, decision.label, prediction.label, f"{prediction.confidence:.6f}", *texts])
+        chosen = "" if item.sampling_probability is None else f"{item.sampling_probability:.6g}"
+        writer.writerow([item.file, decision.label, prediction.label, f"{prediction.confidence:.6f}", *texts, chosen])
     return file.getvalue()
 
 

@@ -89,11 +89,13 @@ class RecentImage:
         name: Name of the file.
         data: Encoded image.
         prediction: Prediction of the ensemble.
+        audit_rate: Probability with which the server draws images for audit; None if it draws none, or hides it.
     """
 
     name: str
     data: bytes
     prediction: Prediction
+    audit_rate: float | None = None
 
 
 class RecentImages:

@@ -35,7 +35,8 @@ CREATE TABLE answers (
     name TEXT NOT NULL,
     answer TEXT NOT NULL,
     asked_for TEXT NOT NULL CHECK (asked_for IN ('ensemble', 'person')),
-    answered_at TEXT NOT NULL
+    answered_at TEXT NOT NULL,
+    sampling_probability REAL
 );
 CREATE TABLE decisions (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -45,6 +46,12 @@ CREATE TABLE decisions (
     reviewer TEXT NOT NULL
 );
 CREATE INDEX decisions_by_image ON decisions (sha256, number);
+"""
+# Stores of Plurum 0.1.0 lack the column. They hold predictions that need review, which are all chosen, and images that
+# people sent. Plurum 0.1.0 reads and writes stores with it, too.
+_ADD_PROBABILITY = """
+ALTER TABLE answers ADD COLUMN sampling_probability REAL;
+UPDATE answers SET sampling_probability = 1 WHERE asked_for = 'ensemble'
 """
 _ITEMS = """
 SELECT answers.*, decisions.number AS decision, decisions.label, decisions.decided_at, decisions.reviewer
@@ -82,9 +89,11 @@ class ReviewItem:
         name: Original name of the image's file.
         file: Path of the image in the store.
         prediction: Latest prediction for the image.
-        by_person: True if a person sent it to review, False if the ensemble flagged it.
+        by_person: True if a person sent it to review, False if the ensemble flagged it or the server drew it.
         answered_at: Time of the prediction, ISO 8601, UTC.
         decision: Latest decision; None before the first.
+        sampling_probability: Probability with which an image with such a prediction comes here: 1 if it needs review,
+            the audit rate if it was drawn for audit; None if unknown, as of images that people sent.
     """
 
     number: int
@@ -95,6 +104,12 @@ class ReviewItem:
     by_person: bool
     answered_at: str
     decision: Decision | None
+    sampling_probability: float | None
+
+    @property
+    def is_audit(self) -> bool:
+        """True if the image is here because the server drew it for audit."""
+        return bool(self.prediction.audit) and not self.prediction.review and not self.by_person
 
     @property
     def label(self) -> str | None:
@@ -168,12 +183,31 @@ class ReviewStore:
             if version not in {0, _VERSION}:
                 raise OutputError(f"{folder}: expected a review store of version {_VERSION}, got version {version}.")
             if version == 0:
-                for statement in _SCHEMA.split(";\n"):
-                    database.execute(statement)
+                _execute(database, _SCHEMA)
                 database.execute(f"PRAGMA user_version = {_VERSION}")
+            columns = {row["name"] for row in database.execute("PRAGMA table_info (answers)")}
+            if "sampling_probability" not in columns:
+                _execute(database, _ADD_PROBABILITY)
 
-    def add(self, data: bytes, name: str, prediction: Prediction, *, by_person: bool = False) -> str:
+    def add(
+        self,
+        data: bytes,
+        name: str,
+        prediction: Prediction,
+        *,
+        by_person: bool = False,
+        audit_rate: float | None = None,
+    ) -> str:
         """Store an image and its prediction, replacing an earlier prediction, and return the image's SHA-256.
+
+        An image keeps the largest probability with which one of its predictions came here.
+
+        Args:
+            data: Encoded image.
+            name: Name of its file.
+            prediction: Prediction for it.
+            by_person: True if a person sent it to review.
+            audit_rate: Probability with which the server draws images for audit; None if unknown.
 
         Raises:
             OutputError: the store can't be written.
@@ -184,12 +218,17 @@ class ReviewStore:
         # The image comes before its row, so that every row has its image.
         if not (self.folder / file).exists():
             write_bytes(self.folder / file, data, private=True)
-        row = (sha256, file, name, json.dumps(prediction.to_dict()), "person" if by_person else "ensemble", _now())
+        chosen = 1.0 if prediction.review else audit_rate if prediction.audit else None
+        sender = "person" if by_person else "ensemble"
+        row = (sha256, file, name, json.dumps(prediction.to_dict()), sender, _now(), chosen)
         with self._transaction() as database:
             database.execute(
-                "INSERT INTO answers (sha256, file, name, answer, asked_for, answered_at) VALUES (?, ?, ?, ?, ?, ?) "
+                "INSERT INTO answers (sha256, file, name, answer, asked_for, answered_at, sampling_probability) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (sha256) DO UPDATE SET name = excluded.name, answer = excluded.answer, "
-                "answered_at = excluded.answered_at",
+                "answered_at = excluded.answered_at, sampling_probability = "
+                "max(ifnull(sampling_probability, excluded.sampling_probability), "
+                "ifnull(excluded.sampling_probability, sampling_probability))",
                 row,
             )
         return sha256
@@ -294,7 +333,14 @@ class ReviewStore:
             by_person=row["asked_for"] == "person",
             answered_at=row["answered_at"],
             decision=Decision(number, row["label"], row["decided_at"], row["reviewer"]) if number else None,
+            sampling_probability=row["sampling_probability"],
         )
+
+
+def _execute(database: sqlite3.Connection, script: str) -> None:
+    """Run statements within the current transaction, which `executescript` would end."""
+    for statement in script.split(";\n"):
+        database.execute(statement)
 
 
 def _close_to_others(folder: Path) -> None:

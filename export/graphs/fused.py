@@ -1,7 +1,7 @@
 """Join members and vote into one graph, with uncertainty, prediction set and review flag.
 
-Its input is PIXELS, uint8 [batch, height, width, 3]; its outputs are those of `plurum.predictions.outputs`, with INDEX,
-int32 [batch, 1], instead of LABEL.
+Its input is PIXELS, uint8 [batch, height, width, 3]; its outputs are those of the vote in `plurum.predictions.outputs`,
+with INDEX, int32 [batch, 1], instead of LABEL.
 
 The vote is `plurum.voting.decide` in float32. It is joined to the members' published graphs, so the fused graph
 contains the graphs that were checked. INT8 and FP16 members keep their precision; the vote computes in FP32.
@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from plurum.export.graphs.member import onnx_from_module
 from plurum.export.graphs.runtimes import onnx_session, openvino_runner
 from plurum.export.settings import Backend
-from plurum.predictions.outputs import OUTPUTS
+from plurum.predictions.outputs import VOTED
 from plurum.spec import INPUT_PIXELS, LOGITS
 from plurum.voting import MODES, DecisionPoint, Verdict, VotingRule
 
 __all__ = ["FUSED_OUTPUTS", "VoteModel", "fused_from_onnx", "verdict_from_fused"]
 
 # A graph names the decided class by its index, because TensorRT has no strings.
-FUSED_OUTPUTS = tuple("INDEX" if name == "LABEL" else name for name in OUTPUTS)
+FUSED_OUTPUTS = tuple("INDEX" if name == "LABEL" else name for name in VOTED)
 # The smallest normal float32: log of it is finite.
 _TINY = float(np.finfo(np.float32).tiny)
 _LEAST_PROBABILITY = 1e-6
@@ -211,7 +211,7 @@ def verdict_from_fused(path: Path, pixels: npt.NDArray[np.uint8], backend: Backe
     parts = [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
     values: dict[str, Any] = {
         output.field: (part[:, 0] if output.is_scalar else part).astype(_VERDICT_TYPES[output.datatype])
-        for output, part in zip(OUTPUTS.values(), parts, strict=True)
+        for output, part in zip(VOTED.values(), parts, strict=True)
     }
     return Verdict(**values)
 

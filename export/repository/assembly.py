@@ -30,6 +30,7 @@ from plurum.export.graphs.fused import fused_from_onnx, verdict_from_fused
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, logits_from_artefact
 from plurum.export.manifest import PublishedGraph, is_current, read_manifest, write_manifest
+from plurum.export.repository.audits import AUDIT_FILE, write_audit_draw
 from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config, text_of
 from plurum.export.repository.parity import Parity, check_parity, verdict_from_members, vote_parity
 from plurum.export.repository.selection import MemberChoice, ParitySample, choose_artefact, select_evenly
@@ -59,6 +60,7 @@ _SOURCES = {
     "voter": (
         ("model_repository", "voter", "model.py"),
         ("model_repository", "voter", "metrics.py"),
+        ("model_repository", "voter", "audit.py"),
         ("voting.py",),
         ("predictions", "outputs.py"),
     ),
@@ -66,6 +68,7 @@ _SOURCES = {
         ("model_repository", "labels", "model.py"),
         ("model_repository", "labels", "labels.py"),
         ("model_repository", "voter", "metrics.py"),
+        ("model_repository", "voter", "audit.py"),
         ("voting.py",),
     ),
 }
@@ -151,7 +154,7 @@ def repository_from_models(
         choices, vote = select_passing_choices(ensemble, choices, sample, settings)
         published = tuple(_copy_graph(choice, hidden) for choice in choices)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
-        _assemble(ensemble, hidden, settings.max_batch_size, artefacts)
+        _assemble(ensemble, hidden, out, settings.max_batch_size, artefacts)
         parities = (*(choice.candidate.parity for choice in choices), vote)
         if settings.fused:
             progress("ensemble_fused: members and vote in one graph")
@@ -184,7 +187,7 @@ def repository_from_onnx(
         for member in ensemble.members:
             (hidden / member.name / "1").mkdir(parents=True)
             shutil.copyfile(graphs[member.name], hidden / member.name / "1" / "model.onnx")
-        _assemble(ensemble, hidden, max_batch_size, {})
+        _assemble(ensemble, hidden, out, max_batch_size, {})
         if fused:
             files_of_members = [graphs[member.name] for member in ensemble.members]
             _write_fused(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
@@ -335,13 +338,18 @@ def _write_fused(
     """Add the fused graph, its labels and their Triton ensemble; return the graph's path."""
     for config in fused_configs(ensemble, max_batch_size, backend):
         _write_model(repository, config, ensemble)
+    if ensemble.audit_rate is not None:
+        # The same key as the voter's: both ways draw the same images.
+        shutil.copyfile(repository / "voter" / "1" / AUDIT_FILE, repository / LABELS / "1" / AUDIT_FILE)
     path = repository / FUSED / "1" / "model.onnx"
     fused_from_onnx(graphs, ensemble.rule, len(ensemble.classes), path)
     return path
 
 
-def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int, artefacts: Mapping[str, Artefact]) -> None:
-    """Add everything except the graphs; ONNX Runtime serves members without an artefact."""
+def _assemble(
+    ensemble: Ensemble, folder: Path, former: Path, max_batch_size: int, artefacts: Mapping[str, Artefact]
+) -> None:
+    """Add everything except the graphs; ONNX Runtime serves members without an artefact; continue `former`'s audits."""
     for member in ensemble.members:
         artefact = artefacts.get(member.name)
         made = (artefact.execution,) if artefact else ()
@@ -349,6 +357,8 @@ def _assemble(ensemble: Ensemble, folder: Path, max_batch_size: int, artefacts: 
     for config in chain_configs(ensemble, max_batch_size):
         _write_model(folder, config, ensemble)
     _state_precisions(folder / "voter" / "1", {name: artefact.precision for name, artefact in artefacts.items()})
+    if ensemble.audit_rate is not None:
+        write_audit_draw(folder / "voter" / "1", ensemble.audit_rate, former / "voter" / "1")
     write_metadata(folder / "ensemble.json", ensemble)
 
 

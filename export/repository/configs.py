@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.export.settings import EXECUTIONS, Backend, Execution
-from plurum.predictions.outputs import OUTPUTS
+from plurum.predictions.outputs import OUTPUTS, VOTED, Output
 from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, Ensemble, Member
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "fused_configs",
     "fused_ensemble_config",
     "member_config",
+    "outputs_of",
     "text_of",
 ]
 
@@ -72,8 +73,13 @@ def _preprocess_config(ensemble: Ensemble, max_batch_size: int) -> Any:
 
 
 def _voter_config(ensemble: Ensemble, max_batch_size: int) -> Any:
-    """Return the config of the Python model that votes: LOGITS_0 … LOGITS_{M-1} → the outputs of the ensemble."""
+    """Return the config of the Python model that votes: LOGITS_0 … LOGITS_{M-1} → the outputs of the ensemble.
+
+    Audits also need PIXELS, from which an image is drawn.
+    """
     config = _config("voter", max_batch_size, backend="python")
+    if ensemble.audit_rate is not None:
+        config.input.append(_pixels(pb.ModelInput, ensemble))
     for index in range(len(ensemble.members)):
         config.input.append(_tensor(pb.ModelInput, f"{LOGITS}_{index}", "TYPE_FP32", (len(ensemble.classes),)))
     config.output.extend(_ensemble_outputs(ensemble))
@@ -90,7 +96,7 @@ def ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encod
     logits = {f"{LOGITS}_{index}": f"{member.name}_{LOGITS}" for index, member in enumerate(ensemble.members)}
     for member, tensor in zip(ensemble.members, logits.values(), strict=True):
         steps.append(_step(member.name, {INPUT_PIXELS: INPUT_PIXELS}, {LOGITS: tensor}))
-    steps.append(_step("voter", logits, {output: output for output in OUTPUTS}))
+    steps.append(_step("voter", _drawn_from(ensemble) | logits, {name: name for name in outputs_of(ensemble)}))
     return config
 
 
@@ -105,7 +111,7 @@ def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> A
     if backend != "tensorrt":
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     config.input.append(_pixels(pb.ModelInput, ensemble))
-    config.output.extend(one for one in _ensemble_outputs(ensemble) if one.name != "LABEL")
+    config.output.extend(one for one in _ensemble_outputs(ensemble) if one.name in VOTED and one.name != "LABEL")
     config.output.append(_tensor(pb.ModelOutput, "INDEX", "TYPE_INT32", (1,)))
     return config
 
@@ -120,8 +126,12 @@ def _labels_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     config.input.append(_tensor(pb.ModelInput, "INDEX", "TYPE_INT32", (1,)))
     outputs = _ensemble_outputs(ensemble)
     config.input.extend(
-        pb.ModelInput(name=one.name, data_type=one.data_type, dims=one.dims) for one in outputs if one.name != "LABEL"
+        pb.ModelInput(name=one.name, data_type=one.data_type, dims=one.dims)
+        for one in outputs
+        if one.name in VOTED and one.name != "LABEL"
     )
+    if ensemble.audit_rate is not None:
+        config.input.append(_pixels(pb.ModelInput, ensemble))
     config.output.extend(outputs)
     return config
 
@@ -134,10 +144,10 @@ def fused_ensemble_config(
     It has the same outputs and the same parameter `contract` as `ensemble_config`.
     """
     config = _ensemble_config(name, ensemble, max_batch_size, encoded=encoded)
-    tensors = {name: f"{FUSED}_{name}" for name in ("INDEX", *OUTPUTS) if name != "LABEL"}
+    tensors = {name: f"{FUSED}_{name}" for name in ("INDEX", *VOTED) if name != "LABEL"}
     steps = config.ensemble_scheduling.step
     steps.append(_step(FUSED, {INPUT_PIXELS: INPUT_PIXELS}, tensors))
-    steps.append(_step(LABELS, tensors, {output: output for output in OUTPUTS}))
+    steps.append(_step(LABELS, tensors | _drawn_from(ensemble), {name: name for name in outputs_of(ensemble)}))
     return config
 
 
@@ -188,8 +198,18 @@ def _ensemble_outputs(ensemble: Ensemble) -> list[Any]:
     types = {"BYTES": "TYPE_STRING"}
     return [
         _tensor(pb.ModelOutput, name, types.get(one.datatype, f"TYPE_{one.datatype}"), one.shape(*sizes))
-        for name, one in OUTPUTS.items()
+        for name, one in outputs_of(ensemble).items()
     ]
+
+
+def outputs_of(ensemble: Ensemble) -> dict[str, Output]:
+    """Return the outputs of a served ensemble: those of the vote, and AUDIT if it draws audits."""
+    return dict(VOTED if ensemble.audit_rate is None else OUTPUTS)
+
+
+def _drawn_from(ensemble: Ensemble) -> dict[str, str]:
+    """Return the input map of the tensor that audits are drawn from; empty without audits."""
+    return {} if ensemble.audit_rate is None else {INPUT_PIXELS: INPUT_PIXELS}
 
 
 def _step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> Any:

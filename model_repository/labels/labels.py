@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from plurum.model_repository.voter.audit import draw_from_folder, patients_from_parameters
     from plurum.model_repository.voter.metrics import VoterMetrics
 else:
+    from audit import draw_from_folder, patients_from_parameters
     from metrics import VoterMetrics
 
 # Id of health probes, which are not counted as predictions.
@@ -38,14 +40,32 @@ class Labels:
         metadata = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
         self._members = [member["name"] for member in metadata["members"]]
         self._classes = np.array([name.encode() for name in metadata["classes"]], dtype=np.object_)
+        self._audit = draw_from_folder(folder)
         self._metrics = VoterMetrics(folder)
+
+    @property
+    def has_audit(self) -> bool:
+        """True if images are drawn for audit."""
+        return self._audit is not None
+
+    def draw(self, pixels: Sequence[Any], parameters: Sequence[str]) -> Any:
+        """Return AUDIT, bool `[batch, 1]`, of requests that were inferred together; only with `has_audit`.
+
+        Args:
+            pixels: Images of each request, uint8 `[images, height, width, 3]`.
+            parameters: Parameters of each request, as JSON.
+        """
+        if self._audit is None:
+            raise ValueError("this ensemble draws no audits")
+        pairs = zip(pixels, parameters, strict=True)
+        return np.concatenate([self._audit.draw(own, patients_from_parameters(stated)) for own, stated in pairs])
 
     def name_winners(self, outputs: Mapping[str, Any], request_ids: Sequence[str], sizes: Sequence[int]) -> Any:
         """Return LABEL, BYTES `[batch, 1]`, and queue the predictions to be counted.
 
         Args:
-            outputs: Arrays INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES and REVIEW from the graph; they may
-                be overwritten afterwards.
+            outputs: Arrays INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES and REVIEW from the graph, and
+                AUDIT with `has_audit`; they may be overwritten afterwards.
             request_ids: Ids of the batch's requests.
             sizes: Number of images in each request.
 
@@ -60,6 +80,8 @@ class Labels:
         counted = np.repeat([one != PROBE_ID for one in request_ids], sizes)
         predictions = {"label": index, "probabilities": outputs["PROBABILITIES"], "member_probabilities": members}
         predictions |= {"disagreement": outputs["DISAGREEMENT"][:, 0], "review": outputs["REVIEW"][:, 0]}
+        if self.has_audit:
+            predictions["audit"] = outputs["AUDIT"][:, 0]
         # Copy the arrays: the next request may overwrite their memory.
         self._metrics.observe({name: np.array(values) for name, values in predictions.items()}, counted)
         return self._classes[index][:, None]

@@ -1,11 +1,12 @@
 """Triton's labels model: add class names to the fused graph's predictions, and count them.
 
-Export copies it with `labels.py`, `voting.py`, `metrics.py` and `ensemble.json` into `labels/1`. It requires NumPy, but
-not Plurum. A graph can't output strings on a GPU, and can't count.
+Export copies it with `labels.py`, `voting.py`, `metrics.py`, `audit.py` and `ensemble.json` into `labels/1`. It
+requires NumPy, but not Plurum. A graph can't output strings on a GPU, and can't count.
 
     INDEX                        INT32 [batch, 1]: the decided class, from the fused graph
     LABEL                        BYTES [batch, 1]: name of the decided class
     PROBABILITIES … REVIEW       the fused graph's other outputs, passed through unchanged
+    PIXELS → AUDIT               if `audit.json` states that images are drawn for audit
 """
 
 from __future__ import annotations
@@ -39,10 +40,16 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         tensors = {tensor.name(): tensor for tensor in request.inputs()}
         outputs = {name: one.as_numpy() for name, one in tensors.items()}
+        if self.labels.has_audit:
+            outputs["AUDIT"] = self.labels.draw([outputs["PIXELS"]], [request.parameters()])
+            del tensors["PIXELS"]
         try:
             names = self.labels.name_winners(outputs, [request.request_id()], [len(outputs["INDEX"])])
         except NoVoteError as error:
             fault = pb_utils.TritonError(str(error), pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(output_tensors=[], error=fault)
         del tensors["INDEX"]
-        return pb_utils.InferenceResponse([*tensors.values(), pb_utils.Tensor("LABEL", names)])
+        added = [pb_utils.Tensor("LABEL", names)]
+        if self.labels.has_audit:
+            added.append(pb_utils.Tensor("AUDIT", outputs["AUDIT"]))
+        return pb_utils.InferenceResponse([*tensors.values(), *added])

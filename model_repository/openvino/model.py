@@ -58,7 +58,7 @@ class TritonPythonModel(GraphModel):
         self.outputs = [entry["name"] for entry in config["output"]]
         self._labels = _labels(version)
         if self._labels:
-            self.outputs = ["INDEX", *(name for name in self.outputs if name != "LABEL")]
+            self.outputs = ["INDEX", *(name for name in self.outputs if name not in {"LABEL", "AUDIT"})]
         self.batched = config["max_batch_size"] > 0
         self._models = _compile(_model_file(version, config), config)
         names = [port.names for port in self._models[1].outputs]
@@ -75,6 +75,9 @@ class TritonPythonModel(GraphModel):
         """Name the winners, if the files of the labels model are beside this one."""
         if self._labels:
             ids, sizes = [request.request_id() for request in requests], [len(tensors[0]) for tensors in inputs]
+            if self._labels.has_audit:
+                parameters = [request.parameters() for request in requests]
+                outputs["AUDIT"] = self._labels.draw([tensors[0] for tensors in inputs], parameters)
             outputs["LABEL"] = self._labels.name_winners(outputs, ids, sizes)
             del outputs["INDEX"]
 

@@ -75,6 +75,7 @@ class TritonPythonModel:
             requested_output_names=self.outputs,
             inputs=request.inputs(),
             request_id=request.request_id(),
+            parameters=_patients(request),
         )
         return await inference.async_exec()
 
@@ -92,3 +93,9 @@ class TritonPythonModel:
         labels = [pb_utils.get_output_tensor_by_name(one, "LABEL").as_numpy() for one in (public, other)]
         self._counts["compared"].increment(len(labels[0]))
         self._counts["other_labels"].increment(int(np.count_nonzero(labels[0] != labels[1])))
+
+
+def _patients(request: Any) -> dict[str, str]:
+    """Return the parameter by which audits are drawn; others have no meaning here, and may have types that fail."""
+    parameters = json.loads(request.parameters() or "{}")
+    return {name: value for name, value in parameters.items() if name == "patients" and isinstance(value, str)}

@@ -4,6 +4,7 @@ All have the labels `ensemble`, its name, and `release`, the first 12 digits of 
 
 plurum_predictions_total{class}           counter: predictions by label, the decided class
 plurum_reviews_total                      counter: predictions that need review
+plurum_audits_total                       counter: predictions drawn for audit; only if the ensemble draws them
 plurum_member_dissents_total{member}      counter: predictions whose label differs from this member's
 plurum_confidence                         histogram of the label's probability
 plurum_entropy_nats                       histogram of the predictive entropy
@@ -79,6 +80,8 @@ class VoterMetrics:
             for name in metadata["classes"]
         ]
         self._reviews = self._counter("plurum_reviews_total", "Predictions that need review")
+        has_audit = metadata.get("audit_rate") is not None
+        self._audits = self._counter("plurum_audits_total", "Predictions drawn for audit") if has_audit else None
         self._dissents = [
             self._counter(
                 "plurum_member_dissents_total",
@@ -101,7 +104,7 @@ class VoterMetrics:
         """Queue predictions to be counted.
 
         Args:
-            predictions: Arrays of a `Verdict` by name, at least `_COUNTED`.
+            predictions: Arrays of a `Verdict` by name, at least `_COUNTED`, and `audit` if the ensemble draws audits.
             counted: False for errors and health probes, bool `[batch]`.
         """
         self._waiting.append((predictions, counted))
@@ -138,6 +141,8 @@ class VoterMetrics:
         for metric, amount in zip(self._predictions, np.bincount(label, minlength=len(self._predictions)), strict=True):
             _add(metric, amount)
         _add(self._reviews, int(np.count_nonzero(review)))
+        if self._audits is not None:
+            _add(self._audits, sum(int(np.count_nonzero(one["audit"][counted])) for one, counted in batches))
         dissents = (voting.decide_members(members, self._rule) != label[:, None]).sum(axis=0)
         for metric, amount in zip(self._dissents, dissents, strict=True):
             _add(metric, amount)

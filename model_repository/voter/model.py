@@ -1,8 +1,9 @@
 """Triton's voter: combine the members' logits into one prediction with its uncertainty.
 
-Export copies it with `voting.py`, `outputs.py`, `metrics.py` and `ensemble.json` into `voter/1`. It requires NumPy, but
-not Plurum. Its inputs are LOGITS_0 … LOGITS_{M-1}, FP32 [batch, C], one per member in the order of `ensemble.json`. Its
-outputs are those of `outputs.py`.
+Export copies it with `voting.py`, `outputs.py`, `metrics.py`, `audit.py` and `ensemble.json` into `voter/1`. It
+requires NumPy, but not Plurum. Its inputs are LOGITS_0 … LOGITS_{M-1}, FP32 [batch, C], one per member in the order of
+`ensemble.json`, and PIXELS if `audit.json` states that images are drawn for audit. Its outputs are those of
+`outputs.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
     from plurum import voting
+    from plurum.model_repository.voter.audit import draw_from_folder, patients_from_parameters
     from plurum.model_repository.voter.metrics import VoterMetrics
     from plurum.predictions.outputs import tensors_from_verdict
 else:
     import voting
+    from audit import draw_from_folder, patients_from_parameters
     from metrics import VoterMetrics
     from outputs import tensors_from_verdict
 
@@ -38,6 +41,7 @@ class TritonPythonModel:
         self.inputs = [f"LOGITS_{index}" for index in range(len(self.members))]
         self.rule = voting.rule_from_ensemble(metadata)
         self.classes = [name.encode() for name in metadata["classes"]]
+        self.audit = draw_from_folder(here)
         self.metrics = VoterMetrics(here)
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -46,7 +50,7 @@ class TritonPythonModel:
         verdict = voting.decide(voting.softmax(np.concatenate(logits)), self.rule)
         tensors = tensors_from_verdict(verdict, self.classes)
         responses = []
-        counted = np.zeros(len(verdict.label), dtype=np.bool_)
+        counted, drawn = np.zeros((2, len(verdict.label)), dtype=np.bool_)
         start = 0
         for request, own in zip(requests, logits, strict=True):
             rows = slice(start, start + len(own))
@@ -58,8 +62,13 @@ class TritonPythonModel:
                 continue
             counted[rows] = request.request_id() != PROBE_ID
             own_tensors = [pb_utils.Tensor(name, values[rows]) for name, values in tensors.items()]
+            if self.audit is not None:
+                pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS").as_numpy()
+                audit = self.audit.draw(pixels, patients_from_parameters(request.parameters()))
+                own_tensors.append(pb_utils.Tensor("AUDIT", audit))
+                drawn[rows] = audit[:, 0]
             responses.append(pb_utils.InferenceResponse(own_tensors))
-        self.metrics.observe(vars(verdict), counted)
+        self.metrics.observe(vars(verdict) | {"audit": drawn}, counted)
         return responses
 
     def finalize(self) -> None:

@@ -230,7 +230,8 @@ class _Gateway:
     ) -> list[JsonObject]:
         for one in uploads:
             check_image(one.data)
-        wire = image_request([one.data for one in uploads], request.scope["record"].id)
+        images, patients = [one.data for one in uploads], [one.patient for one in uploads]
+        wire = image_request(images, request.scope["record"].id, patients)
         response = await self._inference.run(wire, deadline, request.is_disconnected, accepted=accepted)
         served = await self._served(deadline)
         try:

@@ -20,6 +20,7 @@ from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
 from plurum.conventions import PROBE_ID
+from plurum.predictions.wire import parameters_from_patients
 from plurum.spec import IMAGE, INPUT_PIXELS
 
 __all__ = [
@@ -44,7 +45,7 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
-_DECISION = ("patient_rule", "operating_point")
+_DECISION = ("patient_rule", "operating_point", "audit_rate")
 # Time limit for metadata requests, which need no computing.
 _DESCRIBE_S = 2.0
 # Prefix of each tensor in a serialized request: the field's number, and the wire type of length-delimited bytes.
@@ -80,7 +81,8 @@ class ServedEnsemble:
         width: Width of the members' input image, pixels.
         max_batch_size: Maximum number of images in one request.
         models: Metadata of the public models that are served, by name.
-        decision: Parts of the metadata that decide for patients: `patient_rule` and `operating_point`, where present.
+        decision: Parts of the metadata about decisions: `patient_rule`, `operating_point` and
+            `audit_rate`, where present.
     """
 
     ensemble: str
@@ -189,9 +191,17 @@ def wire_request(described: Any, tensors: Sequence[Sequence[Buffer]]) -> WireReq
     return WireRequest(described.model_name, described.id, b"".join(wire))
 
 
-def image_request(images: Sequence[Buffer], request_id: str) -> WireRequest:
-    """Return a request to classify encoded images; each BYTES element is a length followed by the bytes."""
+def image_request(images: Sequence[Buffer], request_id: str, patients: Sequence[str] = ()) -> WireRequest:
+    """Return a request to classify encoded images; each BYTES element is a length followed by the bytes.
+
+    Args:
+        images: Encoded images.
+        request_id: Id of the request.
+        patients: Patient of each image, an empty text if unknown; may be empty if all are unknown.
+    """
     described = pb.ModelInferRequest(model_name=ENSEMBLE, id=request_id)
+    for name, value in parameters_from_patients(patients).items():
+        described.parameters[name].string_param = value
     described.inputs.add(name=IMAGE, datatype="BYTES", shape=(len(images), 1))
     return wire_request(described, [[part for one in images for part in (struct.pack("<I", len(one)), one)]])
 

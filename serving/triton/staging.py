@@ -255,7 +255,8 @@ class StagedRepository:
                 version = _only_version(self.folder / name, 1)
                 (version / "model.py").unlink(missing_ok=True)
                 (version / "model.py").symlink_to(_FRONT.resolve())
-                config = _front_config(name, self.configs[chain], {"current": chain, "candidate": candidate}, trial)
+                parts = {"current": chain, "candidate": candidate}
+                config = _front_config(name, self.configs[chain], self.configs[candidate], parts, trial)
                 _write_config(version.parent, config)
                 self.configs[name] = config
                 fronts.append(name)
@@ -279,11 +280,12 @@ def _stated_instances(config: Any) -> int:
     return sum(group.count or 1 for group in config.instance_group)
 
 
-def _front_config(name: str, chain: Any, parts: dict[str, str], trial: ReleaseTrial) -> Any:
-    """Return the config of a front model: the inputs and outputs of `chain`, and the parameters of the trial."""
+def _front_config(name: str, chain: Any, candidate: Any, parts: dict[str, str], trial: ReleaseTrial) -> Any:
+    """Return the config of a front model: inputs of `chain`, outputs of both releases, and the trial's parameters."""
     config = pb.ModelConfig(name=name, backend="python", max_batch_size=chain.max_batch_size)
     config.input.extend(chain.input)
-    config.output.extend(chain.output)
+    both = {one.name for one in candidate.output}
+    config.output.extend(one for one in chain.output if one.name in both)
     # While one instance waits for responses, the others forward further requests.
     config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=_MAX_INSTANCES)
     config.dynamic_batching.SetInParent()

@@ -369,7 +369,7 @@ class Baseline(Metadata):
 
 
 # Keys of ensemble.json that version 1 lacks.
-_NEWER = ("operating_point", "promise")
+_NEWER = ("operating_point", "promise", "audit_rate")
 
 
 class Ensemble(Metadata):
@@ -393,6 +393,8 @@ class Ensemble(Metadata):
         baseline: Statistics of the validation predictions, weighted in the same way; None in older files.
         operating_point: Decision that the labels state; None is the most probable class. Absent in files if None.
         promise: Limit on the review risk of new patients; None promises nothing. Absent in files if None.
+        audit_rate: Probability with which the server draws a patient, or an image, for audit; None draws none. Absent
+            in files if None.
     """
 
     version: Literal[1, 2] = 1
@@ -409,6 +411,7 @@ class Ensemble(Metadata):
     baseline: Baseline | None = None
     operating_point: OperatingPoint | None = None
     promise: ReviewPromise | None = None
+    audit_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
 
     @model_serializer(mode="wrap")
     def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -180,7 +180,9 @@ def of_the_voter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, s
         "dissent_shares": [0.5],
     }
     member = {"name": "one", "arch": "resnet18", "parameters": 1, "sha256": "0" * 64}
-    about = {"name": "demo", "voting": {"mode": "soft"}, "data": {"data": "digits"}, "classes": ["CE", "LAA"]}
+    about = {"name": "demo", "data": {"data": "digits"}, "classes": ["CE", "LAA"], "audit_rate": 0.02}
+    voting_of = {"mode": "soft", "weights": [1.0], "temperature": 1.0}
+    about |= {"voting": voting_of, "conformal": None, "review": {"threshold": 0.9}}
     (tmp_path / "ensemble.json").write_text(json.dumps({**about, "members": [member], "baseline": baseline}))
     loaded("voter/metrics.py").VoterMetrics(tmp_path).close()
     found: dict[str, set[str]] = {}

@@ -86,4 +86,5 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     triton.MetricFamily = family  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
     monkeypatch.setitem(sys.modules, "voting", voting)
+    monkeypatch.setitem(sys.modules, "audit", loaded("voter/audit.py"))
     return recorder

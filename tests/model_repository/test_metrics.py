@@ -105,6 +105,21 @@ def test_metadata_without_a_baseline_is_counted(module: ModuleType, recorder: Re
     assert not [name for name, _ in recorder.page if name.startswith("plurum_baseline")]
 
 
+def test_audits_are_counted_where_they_are_drawn(module: ModuleType, recorder: Recorder, folder: Path) -> None:
+    metrics = module.VoterMetrics(folder)
+    metrics.observe(*answers([0.95]))
+    metrics.close()
+    assert not [name for name, _ in recorder.page if name == "plurum_audits_total"]
+    metadata = json.loads((folder / "ensemble.json").read_text())
+    (folder / "ensemble.json").write_text(json.dumps(metadata | {"version": 2, "audit_rate": 0.5}))
+    metrics = module.VoterMetrics(folder)
+    for counted in (True, False):
+        values, rows = answers([0.95, 0.6, 0.9], counted=counted)
+        metrics.observe(values | {"audit": np.array([True, False, True])}, rows)
+    metrics.close()
+    assert recorder.value("plurum_audits_total") == 2
+
+
 def test_under_load_metrics_are_updated_at_most_once_a_second(
     module: ModuleType, recorder: Recorder, folder: Path
 ) -> None:

@@ -194,7 +194,7 @@ def _ensemble(
     promise = certification.promise if certification else None
     target = promise.risk if promise else None if by_cost else settings.estimated_risk
     return Ensemble(
-        version=1 if vote.point is None and promise is None else 2,
+        version=1 if vote.point is None and promise is None and settings.audit_rate is None else 2,
         promise=promise,
         name=_ensemble_name(run.path),
         classes=metadata.classes,
@@ -212,6 +212,7 @@ def _ensemble(
         scores={split: part.scores for split, part in results.items()},
         baseline=_baseline(results["validation"], vote),
         operating_point=vote.point,
+        audit_rate=settings.audit_rate,
     )
 
 

@@ -1,4 +1,4 @@
-"""Combine the predictions for a patient's images into one prediction, with NumPy."""
+"""Combine the predictions for a patient's images into one, and weigh images that were sampled unequally, with NumPy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from plurum.predictions.arrays import Floats, Ints
 from plurum.spec import PatientRule
 from plurum.voting import pool_groups
 
-__all__ = ["RULES", "Patients", "group_by_patient"]
+__all__ = ["RULES", "Patients", "effective_patients", "group_by_patient", "sampling_weights"]
 
 
 RULES: tuple[PatientRule, ...] = ("mean", "max", "majority")
@@ -76,3 +76,36 @@ def group_by_patient(patients: Sequence[str], labels: Ints) -> Patients | None:
         labels=lowest[whole],
         torn=tuple(names[~whole].tolist()),
     )
+
+
+def sampling_weights(probabilities: Floats) -> Floats:
+    """Return the weight of each image in estimates for all images, 1 / its sampling probability (Horvitz–Thompson).
+
+    Labelled images are a biased sample where only predictions that need review, and audits, were labelled. Weighted
+    means over them are unbiased in large samples. An image of unknown probability, such as one that a person chose,
+    says nothing about others: its weight is 0.
+
+    Args:
+        probabilities: Probability with which each image was chosen, above 0 to 1; NaN if unknown, `[images]`.
+
+    Raises:
+        ValueError: a probability is out of range.
+    """
+    known = ~np.isnan(probabilities)
+    if not ((probabilities[known] > 0) & (probabilities[known] <= 1)).all():
+        raise ValueError("sampling probabilities: expected numbers above 0 to 1")
+    return np.divide(1.0, probabilities, out=np.zeros(len(known)), where=known)
+
+
+def effective_patients(weights: Floats, groups: Ints) -> float:
+    """Return the number of patients of equal weight that would give estimates as certain (Kish 1965): (Σw)² / Σw².
+
+    A patient's weight is the sum over its images. It is 0 without any weight.
+
+    Args:
+        weights: Weight of each image, `[images]`.
+        groups: Number of each image's patient, `[images]`; see `number_patients`.
+    """
+    of_patients = np.bincount(groups, weights)
+    squares = float((of_patients**2).sum())
+    return float(of_patients.sum()) ** 2 / squares if squares else 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -71,16 +73,20 @@ class Bodies:
 def uploads_from_body(headers: Headers, body: bytearray, max_files: int) -> list[Upload]:
     """Return the files of a multipart form, or the whole body as one image.
 
+    The header X-Patient names the patient of the images to which no field of the form gives one, percent-encoded.
+
     Raises:
         RefusalError: the content type is not supported, or the form is invalid or holds too many files.
     """
     content_type = headers.get("content-type", "")
+    patient = unquote(headers.get("x-patient", ""))
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return uploads_from_form(content_type, body, max_files)
+        uploads = uploads_from_form(content_type, body, max_files)
+        return [replace(one, patient=one.patient or patient) for one in uploads]
     if kind == "application/json" or kind.startswith("multipart/"):
         raise malformed(f"Content-Type: expected an image or multipart/form-data, got {kind[:60]}", 415)
-    return [Upload("", "", memoryview(body))]
+    return [Upload("", "", memoryview(body), patient)]
 
 
 def _check_encoding(headers: Headers) -> None:

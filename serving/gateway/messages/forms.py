@@ -1,4 +1,4 @@
-"""Split a multipart form (RFC 7578) into its files without copying them.
+"""Split a multipart form (RFC 7578) into its files without copying them. Fields `patient` name their patients.
 
 Parsing is strict, because a lenient parser can lose files silently: the form must be complete, end with its closing
 boundary, and use UTF-8 names. Each part takes one search for the boundary, whatever the form contains.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from python_multipart.multipart import parse_options_header
 
@@ -21,7 +21,9 @@ _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]"
 # A header line: a token of RFC 9110, and a value without control characters.
 _LINE = re.compile(rb"(?P<name>[0-9A-Za-z!#$%&'*+.^_`|~-]+):[ \t]*(?P<value>[^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
 _HEAD_BYTES = 4096
-# Limits of form fields that are not files; their contents are ignored.
+# Name of form fields that name the patient of all files, or of each file in order; contents of others are ignored.
+PATIENT_FIELD = "patient"
+# Limits of form fields that are not files: their contents, and their number without patients.
 _MAX_FIELDS, _FIELD_BYTES = 16, 4096
 # Encodings under which a part's bytes are unchanged.
 _PLAIN = frozenset({b"", b"7bit", b"8bit", b"binary", b"identity"})
@@ -35,11 +37,13 @@ class Upload:
         field: Name of its form field; empty if the body is the image.
         name: File name from the client; empty if there is none.
         data: Bytes of the image, a view of the body.
+        patient: Patient of the image; empty if unknown.
     """
 
     field: str
     name: str
     data: memoryview
+    patient: str = ""
 
 
 def uploads_from_form(content_type: str, body: bytearray, max_files: int) -> list[Upload]:
@@ -51,24 +55,44 @@ def uploads_from_form(content_type: str, body: bytearray, max_files: int) -> lis
         max_files: Maximum number of files.
 
     Raises:
-        RefusalError: the form is invalid, truncated or encoded, or holds no files or too many.
+        RefusalError: the form is invalid, truncated or encoded, or holds no files or too many, or there is neither one
+            patient for all files nor one for each.
     """
     uploads: list[Upload] = []
+    patients: list[str] = []
     fields = 0
     view = memoryview(body)
     for start, end in _parts(body, _boundary(content_type)):
         field, name, data = _part(view[start:end])
         if name is None:
-            fields += 1
+            is_patient = field == PATIENT_FIELD and len(patients) < max_files
+            fields += not is_patient
             if fields > _MAX_FIELDS or len(data) > _FIELD_BYTES:
                 raise malformed(f"form fields: expected at most {_MAX_FIELDS} of {_FIELD_BYTES} bytes besides files")
+            if is_patient:
+                patients.append(_text(data))
             continue
         if len(uploads) == max_files:
             raise RefusalError(413, "too_large", f"files: expected at most {max_files} in one request, got more")
         uploads.append(Upload(field, name, data))
     if not uploads:
         raise malformed("files: expected at least 1, got 0. With curl, send one with -F file=@IMAGE.")
-    return uploads
+    return _with_patients(uploads, patients)
+
+
+def _with_patients(uploads: list[Upload], patients: list[str]) -> list[Upload]:
+    """Return the files with their patients: one for all, or one for each."""
+    if len(patients) > 1 and len(patients) != len(uploads):
+        raise malformed(f"{PATIENT_FIELD}: expected 1 field for all files or {len(uploads)}, got {len(patients)}")
+    owners = patients if len(patients) == len(uploads) else (patients or [""]) * len(uploads)
+    return [replace(one, patient=owner) for one, owner in zip(uploads, owners, strict=True)]
+
+
+def _text(data: memoryview) -> str:
+    try:
+        return bytes(data).decode()
+    except UnicodeDecodeError as error:
+        raise malformed(f"{PATIENT_FIELD}: expected UTF-8, got {bytes(data[:20])!r}") from error
 
 
 def _boundary(content_type: str) -> bytes:

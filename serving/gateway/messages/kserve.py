@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tritonclient.grpc import service_pb2 as pb
 
+from plurum.conventions import PATIENTS
 from plurum.predictions.wire import array_from_raw
 from plurum.serving.gateway.messages.tensors import check_image, check_tensor, raw_from_json
 from plurum.serving.gateway.refusals import RefusalError, malformed
@@ -95,8 +96,10 @@ def request_from_body(model: str, body: Buffer, json_size: str | None, request_i
     """
     text, tensors = _divided(memoryview(body), json_size)
     parsed = _parsed(text)
-    # Don't forward the parameters: some of them change Triton's queueing, or make it read shared memory.
+    # Don't forward other parameters: some of them change Triton's queueing, or make it read shared memory.
     described = pb.ModelInferRequest(model_name=model, id=request_id)
+    if (patients := _patients(parsed)) is not None:
+        described.parameters[PATIENTS].string_param = patients
     contents: list[list[Buffer]] = []
     for given in parsed.inputs:
         raw, tensors = _raw(given, tensors)
@@ -244,6 +247,25 @@ def _flag(parameters: Parameters, name: str) -> bool:
     if not isinstance(value, bool):
         raise malformed(f"the parameter {name}: expected true or false, got {_shorten(value)}")
     return value
+
+
+def _patients(parsed: _Body) -> str | None:
+    """Return the parameter that names the images' patients, as the voter reads it; None without it."""
+    text = parsed.parameters.get(PATIENTS)
+    if text is None:
+        return None
+    try:
+        patients = _JSON.decode(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        patients = None
+    images = parsed.inputs[0].shape[0] if parsed.inputs[0].shape else 0
+    if not (isinstance(patients, list) and all(isinstance(one, str | None) for one in patients)):
+        raise malformed(
+            f"the parameter {PATIENTS}: expected the text of a JSON list of texts or null, got {_shorten(text)}"
+        )
+    if len(patients) != images:
+        raise malformed(f"the parameter {PATIENTS}: expected {images}, one per image, got {len(patients)}")
+    return json.dumps(patients)
 
 
 def _timeout_s(parameters: Parameters) -> float | None:

@@ -76,7 +76,10 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     ] = False,
     review_only: Annotated[
         bool,
-        typer.Option("--review-only", help="Show only predictions that need review, and images without a prediction."),
+        typer.Option(
+            "--review-only",
+            help="Show only predictions that need review or were drawn for audit, and images without a prediction.",
+        ),
     ] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images per request.", show_default="adapted to the server's speed")
@@ -173,7 +176,7 @@ def _bulk_run(
     totals = BulkTotals(PatientPool(served.classes, rule or served.patient_rule or "mean", served.point))
     if out is None:
         return BulkRun(listing, totals)
-    form = format_from_path(out, columns_of_images(served.classes))
+    form = format_from_path(out, columns_of_images(served.classes, has_audit=served.has_audit))
     settings = {"classes": served.classes, "ensemble": served.metadata_sha256, "format": out.suffix.lower()} | settings
     journal = stack.enter_context(Journal(out, listing, settings, fresh=fresh))
     return BulkRun(listing, totals, journal, form)
@@ -257,7 +260,7 @@ class _PredictionOutput:
 
     Attributes:
         json_lines: If True, write JSON lines; otherwise a table.
-        review_only: If True, leave out predictions that need no review.
+        review_only: If True, leave out predictions that need no review and were not drawn for audit.
     """
 
     json_lines: bool
@@ -267,7 +270,7 @@ class _PredictionOutput:
 
     def add(self, path: str, answer: Answer) -> None:
         """Write a prediction, or keep it for the table."""
-        if self.review_only and not getattr(answer, "review", True):
+        if self.review_only and not (getattr(answer, "review", True) or getattr(answer, "audit", False)):
             return
         if self.json_lines:
             from plurum.client import json_line

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from plurum.voting import Verdict
 
-__all__ = ["OUTPUTS", "Output", "tensors_from_verdict"]
+__all__ = ["AUDIT", "OUTPUTS", "VOTED", "Output", "tensors_from_verdict"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Output:
         column: Column in tables, with `{name}` for each class and `{member}` for each member.
         meaning: Meaning, for the docs.
         in_files: True if CSV and Parquet files have the column, too; pandas tables have all.
+        is_optional: True if only some repositories have it, and the vote does not compute it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Output:
     column: str
     meaning: str
     in_files: bool = True
+    is_optional: bool = False
 
     @property
     def field(self) -> str:
@@ -54,9 +56,12 @@ class Output:
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
 
 
+# The only output that the vote does not compute.
+AUDIT = "AUDIT"
 _TABLE = (
     Output("LABEL", "BYTES", (1,), "label", "decided class"),
     Output("REVIEW", "BOOL", (1,), "review", "true if the prediction needs review"),
+    Output(AUDIT, "BOOL", (1,), "audit", "true if drawn for audit, whatever the prediction", is_optional=True),
     Output("ENTROPY", "FP32", (1,), "entropy", "predictive entropy in nats, 0 to log(classes)"),
     Output("DISAGREEMENT", "FP32", (1,), "disagreement", "mutual information of prediction and member, in nats"),
     Output("PREDICTION_SET", "BOOL", ("C",), "prediction_set", "classes that can't be ruled out at the fitted risk"),
@@ -66,16 +71,18 @@ _TABLE = (
 )
 # In the order of the columns in tables.
 OUTPUTS: dict[str, Output] = {output.name: output for output in _TABLE}
+# Outputs that the vote computes, which every repository has.
+VOTED: dict[str, Output] = {name: output for name, output in OUTPUTS.items() if not output.is_optional}
 _TYPES = {"FP32": np.float32, "BOOL": np.bool_, "BYTES": np.object_}
 
 
 def tensors_from_verdict(verdict: Verdict, classes: Sequence[bytes]) -> dict[str, Any]:
-    """Return the outputs for a batch, in the data types of Triton's tensors.
+    """Return the outputs of the vote for a batch, in the data types of Triton's tensors.
 
     Args:
         verdict: Verdict on the batch.
         classes: Names of the classes.
     """
     values = vars(verdict) | {"label": np.array(classes, dtype=np.object_)[verdict.label]}
-    tensors = {name: values[one.field].astype(_TYPES[one.datatype]) for name, one in OUTPUTS.items()}
+    tensors = {name: values[one.field].astype(_TYPES[one.datatype]) for name, one in VOTED.items()}
     return {name: tensor[:, None] if OUTPUTS[name].is_scalar else tensor for name, tensor in tensors.items()}

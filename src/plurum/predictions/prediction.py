@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import ServerError
-from plurum.predictions.outputs import OUTPUTS, Output
+from plurum.predictions.outputs import OUTPUTS, VOTED, Output
 from plurum.voting import Verdict
 
 __all__ = ["Prediction", "numbers_from_prediction", "predictions_from_tensors", "verdict_from_predictions"]
@@ -36,6 +36,7 @@ class Prediction:
         review: True if the prediction needs review.
         release: Tag of the release that made the prediction, with `plurum serve --releases`. None without releases, and
             while a release is on trial, because the response does not tell which of the two made it.
+        audit: True if drawn for audit, whatever the prediction; None if the server draws none.
     """
 
     label: str
@@ -49,6 +50,7 @@ class Prediction:
     review: bool
     # Newer fields have a default: an older server does not send them, and an older review store lacks them.
     release: str | None = None
+    audit: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all attributes as JSON values."""
@@ -112,16 +114,16 @@ def verdict_from_predictions(predictions: Sequence[Prediction], classes: Sequenc
         ValueError: a label is not in `classes`.
     """
     rows = [numbers_from_prediction(one, classes) for one in predictions]
-    return Verdict(**{output.field: np.array([row[output.field] for row in rows]) for output in OUTPUTS.values()})
+    return Verdict(**{output.field: np.array([row[output.field] for row in rows]) for output in VOTED.values()})
 
 
 def numbers_from_prediction(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
-    """Return every output by its field, as numbers without names: a label as its index in `classes`.
+    """Return every output of the vote by its field, as numbers without names: a label as its index in `classes`.
 
     Raises:
         ValueError: the label is not in `classes`.
     """
-    values = {output.field: _numbers(getattr(prediction, output.field)) for output in OUTPUTS.values()}
+    values = {output.field: _numbers(getattr(prediction, output.field)) for output in VOTED.values()}
     inside = [name in prediction.prediction_set for name in prediction.probabilities]
     return values | {"label": classes.index(prediction.label), "prediction_set": inside}
 

@@ -5,6 +5,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from plurum.conventions import PATIENTS
 from plurum.errors import ServerError
 
-__all__ = ["array_from_raw", "bytes_from_raw", "raw_from_bytes", "tensors_from_response"]
+__all__ = ["array_from_raw", "bytes_from_raw", "parameters_from_patients", "raw_from_bytes", "tensors_from_response"]
 
 
 def tensors_from_response(response: Any) -> dict[str, npt.NDArray[Any]]:
@@ -46,6 +48,15 @@ def array_from_raw(datatype: str, shape: Sequence[int], raw: bytes) -> npt.NDArr
     tensor = np.empty(len(values), dtype=np.object_)
     tensor[:] = values
     return tensor.reshape(shape)
+
+
+def parameters_from_patients(patients: Sequence[str]) -> dict[str, str]:
+    """Return the parameters of a request that name its images' patients; empty if none is known.
+
+    Args:
+        patients: Patient of each image; an empty text if unknown.
+    """
+    return {PATIENTS: json.dumps([one or None for one in patients])} if any(patients) else {}
 
 
 def raw_from_bytes(elements: Iterable[bytes]) -> bytes:

@@ -189,6 +189,7 @@ class FitSettings(Settings):
         prior_from: Unlabelled production images to estimate class fractions from: a folder, or a .csv manifest with a
             column `path`.
         patient_rule: Rule that combines the predictions of a patient's images, where patients are known.
+        audit_rate: Probability with which the server draws a patient, or an image of an unknown patient, for audit.
         draws: Bootstrap resamples, by patient, for comparing votes.
         seed: Random seed of the bootstrap and of the folds of `stack`.
     """
@@ -215,6 +216,7 @@ class FitSettings(Settings):
     ] = None
     prior_from: Annotated[Text | None, Option(metavar="PATH")] = None
     patient_rule: PatientRule = "mean"
+    audit_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     draws: Draws = 1000
     seed: Seed = 0
 

@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from plurum.client import Answer, EnsembleClient, Failure, Prediction
+from plurum.client.connection.requests import pairs
 from plurum.client.slides.heat_maps import SLIDE_FILES
 from plurum.client.slides.slide_stream import SlideStream, is_slide
 from plurum.client.slides.slides import SlideSettings
@@ -23,18 +24,19 @@ from tests.client.slides.slide_writer import PlantedTile, write_slide_file
 class Reader(Painter):
     """Also accepts paths, and records the groups of images that it gets together."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, drawn: Iterable[str] | None = None) -> None:
+        super().__init__(drawn=drawn)
         self.groups: list[list[str]] = []
 
-    def stream(self, images: Iterable[Any], *, batch_size: int | None = None) -> Iterator[Answer]:
+    def stream(self, images: Iterable[Any], *, patients: Any = None, batch_size: int | None = None) -> Iterator[Answer]:
         self.groups.append([])
-        for image in images:
+        for image, patient in pairs(images, patients):
             if isinstance(image, str | Path):
                 self.groups[-1].append(str(image))
+                self.patients.append(patient)
                 yield answer_of(0.55)
             else:
-                yield from super().stream([image], batch_size=batch_size)
+                yield from super().stream([image], patients=[patient], batch_size=batch_size)
 
 
 def stream_of(reader: Painter, **more: Any) -> SlideStream:
@@ -86,6 +88,26 @@ def test_answers_come_in_the_order_of_the_images(slide: Path, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["large"]
 
 
+def test_patients_stay_with_their_images_and_slides(slide: Path) -> None:
+    reader = Reader(drawn=["bob"])
+    images, patients = ["a.png", "b.png", str(slide), str(slide), "c.png"], ["ann", None, "bob", "ann", "bob"]
+    answers = list(stream_of(reader).stream(images, patients=iter(patients)))
+    tiles = sum(patient == "bob" for patient in reader.patients) - 1
+    assert tiles > 1
+    assert reader.patients == ["ann", "", *["bob"] * tiles, *["ann"] * tiles, "bob"]
+    # A slide is drawn with its patient.
+    assert [answer.audit for answer in answers[2:4]] == [True, False]  # type: ignore[union-attr]
+    (unknown,) = stream_of(Reader(drawn=["bob"])).stream([str(slide)])
+    assert isinstance(unknown, Prediction)
+    assert unknown.audit is None
+
+
+def test_patients_are_as_many_as_images() -> None:
+    for patients in (["ann"], ["ann", "bob", "cid"]):
+        with pytest.raises(SettingsError, match="patients: expected one per image, got"):
+            list(stream_of(Reader()).stream(["a.png", "b.png"], patients=patients))
+
+
 def test_broken_slide_does_not_affect_others(slide: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.tif"
     broken.write_bytes(slide.read_bytes()[: slide.stat().st_size // 2])
@@ -114,8 +136,8 @@ def test_server_errors_end_the_stream(slide: Path, monkeypatch: pytest.MonkeyPat
         list(stream_of(Reader(), heat_class="XX").stream([str(slide)]))
     reader = Reader()
 
-    def away(images: Iterable[Any], *, batch_size: int | None = None) -> Iterator[Answer]:
-        raise ServerError(f"no server responds {batch_size} {images}")
+    def away(images: Iterable[Any], **more: Any) -> Iterator[Answer]:
+        raise ServerError(f"no server responds {more} {images}")
 
     monkeypatch.setattr(reader, "stream", away)
     with pytest.raises(ServerError, match="no server responds"):

@@ -63,9 +63,9 @@ def test_new_release_gets_new_requests_and_the_old_one_completes() -> None:
         await asyncio.sleep(0.01)
         assert (await connection.served()).members == ("release-1",)
         new.gate.set()
-        assert (await connection.predict(b"second")).label == "LAA"
+        assert (await connection.predict(b"second"))[0].label == "LAA"
         old.gate.set()
-        assert (await waiting).label == "CE"
+        assert (await waiting)[0].label == "CE"
         await asyncio.sleep(0.3)
         assert (old.closed, new.closed) == (True, False)
         await connection.close()
@@ -82,7 +82,7 @@ def test_description_is_requested_again_after_a_failure() -> None:
         new.gate.set()
         with pytest.raises(ServerError, match="it fails"):
             await connection.predict(b"first")
-        assert (await connection.predict(b"second")).label == "LAA"
+        assert (await connection.predict(b"second"))[0].label == "LAA"
         await connection.close()
         assert old.closed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,8 +63,21 @@ def test_row_has_prediction_and_reviewer(store: ReviewStore, tmp_path: Path) -> 
         "name": "scan1.png",
         "reviewer": "Ada",
         "decided_at": "",
+        "sampling_probability": "1",
     }
     assert all(row["decided_at"].endswith("+00:00") for row in rows)
+
+
+def test_rows_keep_the_probability_with_which_they_were_chosen(tmp_path: Path) -> None:
+    store, sure = ReviewStore(tmp_path / "reviews"), prediction(review=False)
+    for number, (one, by_person) in enumerate(
+        [(prediction(), False), (replace(sure, audit=True), False), (sure, True)]
+    ):
+        sha256 = store.add(png(number), "scan.png", one, by_person=by_person, audit_rate=1 / 64)
+        store.decide(sha256, "CE", 0)
+    write_corrections(store, tmp_path / "corrections.csv")
+    with (tmp_path / "corrections.csv").open(newline="") as file:
+        assert [row["sampling_probability"] for row in csv.DictReader(file)] == ["1", "0.015625", ""]
 
 
 def test_file_names_never_become_formulas(tmp_path: Path) -> None:

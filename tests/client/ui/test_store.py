@@ -10,16 +10,20 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from plurum.client.ui import ReviewStore, write_corrections
-from plurum.client.ui.store import DecisionConflictError
+from plurum.client.ui.store import DecisionConflictError, ReviewItem
 from plurum.errors import OutputError
 from tests.client.samples import png, prediction
 from tests.surroundings import NEEDS_MOUNTS, namespace
 
+FORMATS = Path(__file__).parents[2] / "formats"
+AUDITED = replace(prediction(review=False), audit=True)
 WRITER = """
 import sys
 from pathlib import Path
@@ -59,6 +63,47 @@ def test_prediction_of_another_version_opens(store: ReviewStore) -> None:
     item = store.item(sha256)
     assert item is not None
     assert item.prediction == prediction()
+
+
+def test_store_of_the_last_version_opens(tmp_path: Path) -> None:
+    """Open a store that Plurum 0.1.0 wrote: two flagged images, one of them decided, and one that a person sent."""
+    (tmp_path / "images").mkdir()
+    with closing(sqlite3.connect(tmp_path / "reviews.sqlite")) as database:
+        database.executescript((FORMATS / "reviews_0.1.0.sql").read_text())
+    for _ in range(2):
+        items = ReviewStore(tmp_path).items()
+        assert [(one.name, one.label) for one in items] == [
+            ("flagged.png", "LAA"),
+            ("waiting.png", None),
+            ("sent.png", "CE"),
+        ]
+        assert [one.by_person for one in items] == [False, False, True]
+        # All that needed review was chosen.
+        assert [one.sampling_probability for one in items] == [1, 1, None]
+    store = ReviewStore(tmp_path)
+    assert [one.label for one in store.history(items[2].sha256)] == ["LAA", "CE"]
+    store.decide(store.add(png(9), "new.png", AUDITED, audit_rate=0.02), "CE", 0)
+    assert store.items()[-1].sampling_probability == 0.02
+
+
+def test_an_image_keeps_the_probability_with_which_it_was_chosen(store: ReviewStore) -> None:
+    def item_after(*arguments: Any, **named: Any) -> ReviewItem:
+        item = store.item(store.add(png(1), "scan.png", *arguments, **named))
+        assert item is not None
+        return item
+
+    sure = prediction(review=False)
+    sent = item_after(sure, by_person=True, audit_rate=0.02)
+    assert (sent.sampling_probability, sent.is_audit) == (None, False)
+    assert item_after(AUDITED, audit_rate=0.02).sampling_probability == 0.02
+    # Nothing lowers it: the image stays in review.
+    assert item_after(sure, audit_rate=0.02).sampling_probability == 0.02
+    assert item_after(AUDITED, audit_rate=0.01).sampling_probability == 0.02
+    assert item_after(prediction(), audit_rate=0.02).sampling_probability == 1
+    assert item_after(AUDITED, audit_rate=0.02).sampling_probability == 1
+    other = store.item(store.add(png(2), "scan.png", AUDITED, audit_rate=0.02))
+    assert other is not None
+    assert (other.is_audit, other.by_person) == (True, False)
 
 
 def test_latest_decision_counts_and_none_is_lost(store: ReviewStore) -> None:

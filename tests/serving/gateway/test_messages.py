@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.datastructures import Headers
 from tritonclient.grpc import service_pb2 as pb
 
 from plurum.predictions.wire import bytes_from_raw
+from plurum.serving.gateway.messages.bodies import uploads_from_body
 from plurum.serving.gateway.messages.kserve import (
     MAX_JSON_BYTES,
     InferenceRequest,
@@ -184,3 +186,77 @@ def test_elements_of_bytes_are_complete(raw: bytes) -> None:
     except ValueError:
         return
     assert b"".join(struct.pack("<I", len(part)) + part for part in parts) == raw
+
+
+def image_of(name: str) -> dict[str, Any]:
+    return {"name": name, "shape": [2, 1], "datatype": "BYTES", "data": ["a", "b"]}
+
+
+def test_patients_are_forwarded_as_the_voter_reads_them() -> None:
+    stated = json.dumps(["Änn", None])
+    sent, _ = body(image_of("IMAGE"), parameters={"patients": stated, "priority": 3})
+    parameters = parsed(request_from_body("ensemble", sent, None, "")).parameters
+    assert [*parameters] == ["patients"]
+    assert json.loads(parameters["patients"].string_param) == ["Änn", None]
+    built = image_request([memoryview(b"a"), memoryview(b"b")], "", ["Änn", ""])
+    assert pb.ModelInferRequest.FromString(built.wire).parameters["patients"] == parameters["patients"]
+    assert not pb.ModelInferRequest.FromString(image_request([memoryview(b"a")], "", [""]).wire).parameters
+
+
+@pytest.mark.parametrize(
+    ("patients", "fault"),
+    [
+        (["ann", "bob"], "expected the text of a JSON list of texts or null, got a list"),
+        ("ann", "expected the text of a JSON list"),
+        (json.dumps([1, 2]), "expected the text of a JSON list"),
+        (json.dumps({"a": "ann"}), "expected the text of a JSON list"),
+        ("[" * 100_000, "expected the text of a JSON list"),
+        (json.dumps(["ann"]), "expected 2, one per image, got 1"),
+    ],
+)
+def test_invalid_patients_are_refused(patients: Any, fault: str) -> None:
+    sent, _ = body(image_of("IMAGE"), parameters={"patients": patients})
+    with pytest.raises(RefusalError, match=f"the parameter patients: {fault}"):
+        request_from_body("ensemble", sent, None, "")
+
+
+def form_of(files: int, patients: list[bytes]) -> tuple[str, bytearray]:
+    parts = [b'name="patient"\r\n\r\n' + one for one in patients]
+    parts += [b'name="files"; filename="%d.png"\r\n\r\nx' % number for number in range(files)]
+    lines = [b"--b\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts]
+    return "multipart/form-data; boundary=b", bytearray(b"".join(lines) + b"--b--\r\n")
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "header", "patients"),
+    [
+        (3, [], "", ["", "", ""]),
+        (3, ["Änn"], "", ["Änn"] * 3),
+        (20, [str(number) for number in range(20)], "", [str(number) for number in range(20)]),
+        (2, [], "%C3%84nn", ["Änn"] * 2),
+        (2, ["ann", ""], "bob", ["ann", "bob"]),
+    ],
+)
+def test_forms_name_patients(files: int, fields: list[str], header: str, patients: list[str]) -> None:
+    kind, form = form_of(files, [one.encode() for one in fields])
+    uploads = uploads_from_body(Headers({"content-type": kind, "x-patient": header}), form, 32)
+    assert [one.patient for one in uploads] == patients
+
+
+def test_an_image_alone_has_its_patient_in_a_header() -> None:
+    (upload,) = uploads_from_body(Headers({"content-type": "image/png", "x-patient": "ann"}), bytearray(b"x"), 32)
+    assert (upload.patient, bytes(upload.data)) == ("ann", b"x")
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "fault"),
+    [
+        (3, [b"ann", b"bob"], "patient: expected 1 field for all files or 3, got 2"),
+        (1, [b"\xff"], "patient: expected UTF-8"),
+        (1, [b"a" * 5000], "form fields: expected at most"),
+    ],
+)
+def test_forms_with_other_patients_are_refused(files: int, fields: list[bytes], fault: str) -> None:
+    kind, form = form_of(files, fields)
+    with pytest.raises(RefusalError, match=fault):
+        uploads_from_body(Headers({"content-type": kind}), form, 32)
