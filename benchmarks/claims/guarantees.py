@@ -21,8 +21,8 @@ import typer
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import machine
 from plurum.predictions.arrays import Bools, Floats, Ints
+from plurum.promises.risk_control import patient_losses, try_in_order
 from plurum.training.statistics.calibration import review_threshold
-from plurum.training.statistics.risk_control import patient_losses, try_in_order
 
 __all__ = ["guarantees", "simulate"]
 

@@ -10,7 +10,7 @@ from scipy.stats import binom, binomtest
 
 from plurum.benchmarks.claims.guarantees import simulate
 from plurum.predictions.arrays import Floats
-from plurum.training.statistics.risk_control import (
+from plurum.promises.risk_control import (
     count_required_patients,
     patient_losses,
     risk_bound,
