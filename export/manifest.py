@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from pathlib import Path
+from typing import Any
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from plurum import __version__
 from plurum.errors import RepositoryError
 from plurum.export.settings import Backend, ExportSettings, Precision, Target
 from plurum.repository.listing import differences_from, listing_of, plans_of
 from plurum.repository.probes import PROBES_FILE
-from plurum.spec import Ensemble, Metadata, Sha256, read_metadata, write_metadata
+from plurum.spec import Ensemble, Metadata, Sha256, read_ensemble, read_metadata, write_metadata
 
 __all__ = [
     "MANIFEST",
@@ -23,6 +26,7 @@ __all__ = [
     "PublishedGraph",
     "hash_inputs",
     "is_current",
+    "is_exported_from",
     "read_manifest",
     "write_manifest",
 ]
@@ -71,6 +75,8 @@ class ExportManifest(Metadata):
         artefacts: Every graph in the repository.
         files: SHA-256 of every file except `export.json`, by path in the repository; None in older exports, which
             list no files.
+        ensemble: SHA-256 of the exported ensemble, if the repository's states another promise or review limit because
+            it was certified; None, and absent in files, if it is the same.
     """
 
     version: int = 1
@@ -80,6 +86,13 @@ class ExportManifest(Metadata):
     versions: dict[str, str]
     artefacts: tuple[PublishedGraph, ...]
     files: dict[str, Sha256] | None = None
+    ensemble: Sha256 | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the newer key if it is None, so that older versions of Plurum read the file."""
+        values: dict[str, Any] = serialise(self)
+        return {name: value for name, value in values.items() if name != "ensemble" or value is not None}
 
     @property
     def plans(self) -> set[str]:
@@ -117,7 +130,15 @@ def read_manifest(repository: Path) -> ExportManifest:
 def write_manifest(
     repository: Path, ensemble: Ensemble, settings: ExportSettings, artefacts: tuple[PublishedGraph, ...]
 ) -> None:
-    """Write the manifest of `repository`, after all its other files."""
+    """Write the manifest of `repository`, after all its other files.
+
+    Args:
+        repository: Repository, whose `ensemble.json` may state what was certified.
+        ensemble: Ensemble that was exported.
+        settings: Settings of the export.
+        artefacts: Every graph in the repository.
+    """
+    is_same = read_ensemble(repository / "ensemble.json") == ensemble
     manifest = ExportManifest(
         inputs=hash_inputs(ensemble, settings),
         target=settings.target,
@@ -125,8 +146,27 @@ def write_manifest(
         versions=_versions(),
         artefacts=artefacts,
         files=listing_of(repository),
+        ensemble=None if is_same else _hash_ensemble(ensemble),
     )
     write_metadata(repository / MANIFEST, manifest)
+
+
+def is_exported_from(repository: Path, ensemble: Ensemble) -> bool:
+    """Return True if `repository` serves `ensemble`, or what its export certified of it.
+
+    Raises:
+        MetadataError: its `ensemble.json` is missing or invalid.
+    """
+    if read_ensemble(repository / "ensemble.json") == ensemble:
+        return True
+    try:
+        return read_manifest(repository).ensemble == _hash_ensemble(ensemble)
+    except RepositoryError:
+        return False
+
+
+def _hash_ensemble(ensemble: Ensemble) -> str:
+    return hashlib.sha256(ensemble.model_dump_json().encode()).hexdigest()
 
 
 def is_current(repository: Path, ensemble: Ensemble, settings: ExportSettings) -> bool:

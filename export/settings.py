@@ -96,6 +96,7 @@ class ExportSettings(Settings):
             member: on CPUs the fastest that passes, on GPUs FP16 where it passes. `int8` takes the faster of its two
             forms.
         fused: If True, add the model ensemble_fused: members and vote in one graph.
+        without_promise: If True, export without the promise of `plurum fit` on the review risk, and do not certify it.
         max_batch_size: Largest batch that the server accepts or forms, 1 to 1024.
         tolerance: Largest allowed difference in any probability between PyTorch and an FP32 graph, 0 to 1.
         parity_images: Largest number of the run's validation images to check artefacts on.
@@ -106,6 +107,7 @@ class ExportSettings(Settings):
     target: Target = "cpu"
     precision: Precision | Literal["auto"] = "fp32"
     fused: bool = False
+    without_promise: bool = False
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     parity_images: Annotated[int, Field(ge=1), NOT_AN_OPTION] = 512

@@ -15,6 +15,7 @@ from plurum.spec import (
     RESERVED_NAMES,
     Ensemble,
     Member,
+    ReviewPromise,
     read_ensemble,
     read_member,
     release_from_version,
@@ -197,6 +198,28 @@ def test_a_point_that_contradicts_itself_or_the_classes_is_refused(
 ) -> None:
     with pytest.raises(MetadataError, match=re.escape(message)):
         read_ensemble(written(tmp_path, ensemble_at(point)))
+
+
+PROMISE = {"risk": 0.01, "confidence": 0.95, "patients": 300, "errors": 0, "p_value": 0.05}
+DECISION = {"criterion": "sensitivity", "value": 0.95, "patients": 60, "errors": 0, "p_value": 0.05}
+
+
+def test_a_promise_comes_and_goes_with_its_version() -> None:
+    plain = Ensemble.model_validate(ensemble())
+    promised = plain.with_promise(ReviewPromise.model_validate(PROMISE))
+    assert promised == Ensemble.model_validate(ensemble() | {"version": 2, "promise": PROMISE})
+    assert promised.with_promise(None) == plain
+    at_point = Ensemble.model_validate(ensemble_at(POINT) | {"promise": PROMISE | {"decision": DECISION}})
+    assert at_point.with_promise(None) == Ensemble.model_validate(ensemble_at(POINT))
+
+
+@pytest.mark.parametrize("point", [POINT | {"value": 0.9}, POINT | {"criterion": "npv"}, COSTS, None])
+def test_a_promise_is_about_the_point_of_its_ensemble(tmp_path: Path, point: dict[str, Any] | None) -> None:
+    content = ensemble_at(POINT) | {"operating_point": point, "promise": PROMISE | {"decision": DECISION}}
+    with pytest.raises(
+        MetadataError, match=r"promise: expected the value of the operating point, got sensitivity 0\.95"
+    ):
+        read_ensemble(written(tmp_path, content))
 
 
 def test_a_point_needs_probabilities_and_version_2(tmp_path: Path) -> None:

@@ -39,12 +39,11 @@ from plurum.benchmarks.tools.machine import machine
 from plurum.errors import DataError, MetadataError, SettingsError
 from plurum.files import check_folder
 from plurum.predictions.arrays import Floats
-from plurum.run import Run, Split
+from plurum.run import Run, Split, number_patients
 from plurum.settings.benchmarks import COMPARED_EPOCHS, CompareSettings
 from plurum.training import FitSettings, TrainOptions, TrainSettings, settings_from, train_run
 from plurum.training.fitting.votes import ValidationPredictions
 from plurum.training.statistics.bootstrap import Bootstrap
-from plurum.training.statistics.calibration import number_patients
 from plurum.training.statistics.metrics import LabelledPredictions
 from plurum.training.statistics.scoring import predict_logits
 from plurum.voting import softmax

@@ -19,6 +19,7 @@ from plurum.benchmarks.tune.variant import AS_IS, Backend, Variant
 from plurum.errors import MetadataError, MissingExtraError, ParityError, SettingsError
 from plurum.export import ExportSettings, repository_from_run
 from plurum.export.checks import check_output_folder
+from plurum.export.manifest import is_exported_from
 from plurum.export.settings import EXECUTIONS
 from plurum.files import atomic_folder
 from plurum.run import Run
@@ -68,7 +69,7 @@ def tune(
     if out.exists() and out.resolve() == repository.resolve():
         raise SettingsError(f"--out {out} is the repository itself, which is kept as it is; name another folder")
     own = read_artefacts(AS_IS, repository)
-    if run is not None and run.ensemble() != own.ensemble:
+    if run is not None and not is_exported_from(repository, run.ensemble()):
         raise MetadataError(f"{repository} was not exported from {run.path} as it is now: their ensembles differ")
     if run is not None and _on_gpu(own):
         raise SettingsError(f"{repository} is for a GPU, which has no other precisions to try; leave out --run")
@@ -134,7 +135,13 @@ def exports_from_run(
     notes = []
     known = [_graphs(own)]
     for precision in _PRECISIONS:
-        settings = {"precision": precision, "fused": True, "max_batch_size": own.max_batch_size}
+        # Each precision certifies a promise of its own, unless the given repository has none.
+        settings = {
+            "precision": precision,
+            "fused": True,
+            "max_batch_size": own.max_batch_size,
+            "without_promise": own.ensemble.promise is None,
+        }
         path = work / f"exported-{precision}"
         progress(f"export in {precision}, checked against PyTorch")
         try:

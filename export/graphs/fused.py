@@ -22,8 +22,9 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from plurum.export.graphs.member import onnx_from_module
-from plurum.export.graphs.runtimes import onnx_session, openvino_runner
+from plurum.export.graphs.runtimes import batches_of, onnx_session, openvino_runner
 from plurum.export.settings import Backend
+from plurum.predictions.arrays import Ints
 from plurum.predictions.outputs import VOTED
 from plurum.spec import INPUT_PIXELS, LOGITS
 from plurum.voting import MODES, DecisionPoint, Verdict, VotingRule
@@ -37,7 +38,6 @@ _TINY = float(np.finfo(np.float32).tiny)
 _LEAST_PROBABILITY = 1e-6
 # Tolerance for float32 rounding: a vote share that equals a fitted limit must still reach it.
 _ROUNDING = 1e-6
-_BATCH = 16
 # Types of a verdict's arrays by data type of the output; labels are indices.
 _VERDICT_TYPES = {"FP32": np.float64, "BYTES": np.int64, "BOOL": np.bool_}
 
@@ -191,13 +191,16 @@ def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path
     onnx.checker.check_model(path, full_check=True)
 
 
-def verdict_from_fused(path: Path, pixels: npt.NDArray[np.uint8], backend: Backend = "onnxruntime") -> Verdict:
+def verdict_from_fused(
+    path: Path, pixels: npt.NDArray[np.uint8], backend: Backend = "onnxruntime", rows: Ints | None = None
+) -> Verdict:
     """Return the verdict of the fused graph at `path` on `pixels`.
 
     Args:
         path: ONNX file of the graph.
         pixels: Images, uint8 `[images, height, width, 3]`.
         backend: Backend that runs the graph; ONNX Runtime stands in for TensorRT.
+        rows: Indices of the images to run, `[rows]`; None runs all.
     """
     if backend == "openvino":
         infer = openvino_runner(path, FUSED_OUTPUTS)
@@ -207,7 +210,7 @@ def verdict_from_fused(path: Path, pixels: npt.NDArray[np.uint8], backend: Backe
         def infer(batch: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
             return list(session.run(list(FUSED_OUTPUTS), {INPUT_PIXELS: batch}))
 
-    batches = [infer(np.array(pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)]
+    batches = [infer(batch) for batch in batches_of(pixels, rows)]
     parts = [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
     values: dict[str, Any] = {
         output.field: (part[:, 0] if output.is_scalar else part).astype(_VERDICT_TYPES[output.datatype])

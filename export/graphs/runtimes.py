@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,19 @@ import torch
 from plurum.errors import needs_extra
 from plurum.export.graphs.member import PixelModel
 from plurum.export.settings import Backend, Execution, Precision
+from plurum.predictions.arrays import Ints
 from plurum.spec import INPUT_PIXELS, LOGITS
 from plurum.telemetry import import_onnxruntime
 
-__all__ = ["Artefact", "latency_ms", "logits_from_artefact", "logits_from_model", "onnx_session", "openvino_runner"]
+__all__ = [
+    "Artefact",
+    "batches_of",
+    "latency_ms",
+    "logits_from_artefact",
+    "logits_from_model",
+    "onnx_session",
+    "openvino_runner",
+]
 
 onnxruntime = import_onnxruntime()
 Pixels = npt.NDArray[np.uint8]
@@ -116,15 +125,20 @@ def logits_from_model(model: PixelModel, pixels: Pixels) -> Logits:
     return _run_in_batches(infer, pixels)
 
 
-def logits_from_artefact(artefact: Artefact, pixels: Pixels) -> Logits:
+def logits_from_artefact(artefact: Artefact, pixels: Pixels, rows: Ints | None = None) -> Logits:
     """Return the artefact's logits on this machine.
 
     ONNX Runtime runs artefacts for TensorRT; on a CPU it computes FP16 in a wider type.
 
+    Args:
+        artefact: Artefact to run.
+        pixels: Images, uint8 `[images, height, width, 3]`.
+        rows: Indices of the images to run, `[rows]`; None runs all.
+
     Raises:
         MissingExtraError: OpenVINO is needed and not installed.
     """
-    return _run_in_batches(_runner(artefact, threads=0), pixels)
+    return _run_in_batches(_runner(artefact, threads=0), pixels, rows)
 
 
 def latency_ms(artefact: Artefact, pixels: Pixels) -> float:
@@ -146,6 +160,16 @@ def _runner(artefact: Artefact, threads: int) -> Callable[[Pixels], Logits]:
     return lambda batch: np.asarray(session.run([LOGITS], {INPUT_PIXELS: batch})[0])
 
 
-def _run_in_batches(infer: Callable[[Pixels], Logits], pixels: Pixels) -> Logits:
-    # Copies, because a run's pixels are a read-only file mapping, which PyTorch warns about.
-    return np.concatenate([infer(np.array(pixels[start : start + _BATCH])) for start in range(0, len(pixels), _BATCH)])
+def batches_of(pixels: Pixels, rows: Ints | None = None) -> Iterator[Pixels]:
+    """Yield the images, or those with the indices `rows`, in batches.
+
+    Batches are copies: a run's pixels are a read-only file mapping, which PyTorch warns about, and may be larger than
+    the memory.
+    """
+    for start in range(0, len(pixels) if rows is None else len(rows), _BATCH):
+        part = slice(start, start + _BATCH)
+        yield np.array(pixels[part] if rows is None else pixels[rows[part]])
+
+
+def _run_in_batches(infer: Callable[[Pixels], Logits], pixels: Pixels, rows: Ints | None = None) -> Logits:
+    return np.concatenate([infer(batch) for batch in batches_of(pixels, rows)])

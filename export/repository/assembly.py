@@ -1,6 +1,6 @@
 """Assemble a Triton model repository from members.
 
-REPO/ensemble.json                      metadata of the ensemble
+REPO/ensemble.json                      metadata of the ensemble, with the review limit that the graphs certified
 REPO/parity.json                        differences of each artefact, and of the vote, from PyTorch
 REPO/export.json                        manifest of the export
 REPO/questions.json                     predictions for generated images, to check a release with
@@ -31,6 +31,12 @@ from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, logits_from_artefact
 from plurum.export.manifest import PublishedGraph, is_current, read_manifest, write_manifest
 from plurum.export.repository.audits import AUDIT_FILE, write_audit_draw
+from plurum.export.repository.certification import (
+    ServedGraphs,
+    certification_images,
+    certify_ensemble,
+    with_provisional_promise,
+)
 from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config, text_of
 from plurum.export.repository.parity import Parity, check_parity, verdict_from_members, vote_parity
 from plurum.export.repository.selection import MemberChoice, ParitySample, choose_artefact, select_evenly
@@ -41,7 +47,7 @@ from plurum.models import model_from_checkpoint
 from plurum.regular_files import read_regular
 from plurum.repository.probes import PROBES_FILE, RecordedProbes, probe_images
 from plurum.run import Run, Split, Table
-from plurum.spec import Ensemble, Member, write_metadata
+from plurum.spec import Ensemble, Member, ReviewPromise, read_ensemble, write_metadata
 from plurum.voting import softmax
 
 __all__ = [
@@ -84,17 +90,21 @@ class ExportResult:
         unchanged: True if the repository was already up to date, so that nothing was done.
         parities: Parity of every artefact and of the vote.
         artefacts: Graphs in the repository.
+        promise: Promise on the review risk that the repository states; None without one.
     """
 
     unchanged: bool
     parities: tuple[Parity, ...]
     artefacts: tuple[PublishedGraph, ...]
+    promise: ReviewPromise | None = None
 
 
 def repository_from_run(
     run: Run, out: Path, settings: ExportSettings, progress: Callable[[str], None] = lambda _: None
 ) -> ExportResult:
     """Export every member of a fitted run, check it, and write the repository to `out` atomically.
+
+    A promise of the fit is certified with the predictions of the exported graphs, see `certify_ensemble`.
 
     Args:
         run: Run with `ensemble.json`, checkpoints and data.
@@ -103,6 +113,7 @@ def repository_from_run(
         progress: Called with one line per step.
 
     Raises:
+        CertificationError: the graphs don't keep the promise of the fit; `out` is unchanged.
         MetadataError: the run is not fitted, or one of its files is invalid.
         MissingExtraError: the requested precision needs a package that is not installed.
         OutputError: `out` holds other files or can't be written.
@@ -138,6 +149,7 @@ def repository_from_models(
         progress: Called with one line per step.
 
     Raises:
+        CertificationError: the graphs don't keep the promise of the fit; `out` is unchanged.
         MissingExtraError: the requested precision needs a package that is not installed.
         OutputError: `out` holds other files or can't be written.
         ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
@@ -152,25 +164,35 @@ def repository_from_models(
             model = PixelModel(load_model(member), member.image)
             choices.append(choose_artefact(member.name, model, sample, settings, folder, progress))
         choices, vote = select_passing_choices(ensemble, choices, sample, settings)
-        published = tuple(_copy_graph(choice, hidden) for choice in choices)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
-        _assemble(ensemble, hidden, out, settings.max_batch_size, artefacts)
+        graphs = ServedGraphs(
+            list(artefacts.values()), _fused_backend(choices, settings) if settings.fused else None, folder
+        )
+        served = certify_ensemble(ensemble, graphs, sample.certification, settings, progress)
+        if served.rule != ensemble.rule:
+            # Compare reviews at the limit that is served.
+            vote = _parity_of_vote(served, choices, sample, settings)
+            check_parity(vote)
+        published = tuple(_copy_graph(choice, hidden) for choice in choices)
+        _assemble(served, hidden, out, settings.max_batch_size, artefacts)
         parities = (*(choice.candidate.parity for choice in choices), vote)
         if settings.fused:
             progress("ensemble_fused: members and vote in one graph")
-            fused, parity = _fuse(ensemble, choices, sample, settings, hidden)
+            fused, parity = _fuse(served, choices, sample, settings, hidden)
             published, parities = (*published, fused), (*parities, parity)
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
-        write_metadata(hidden / PROBES_FILE, record_predictions(ensemble, list(artefacts.values()), settings))
+        write_metadata(hidden / PROBES_FILE, record_predictions(served, list(artefacts.values()), settings))
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_manifest(hidden, ensemble, settings, published)
-    return ExportResult(unchanged=False, parities=parities, artefacts=published)
+    return ExportResult(False, parities, published, served.promise)
 
 
 def repository_from_onnx(
     ensemble: Ensemble, graphs: Mapping[str, Path], out: Path, max_batch_size: int = 16, *, fused: bool = False
 ) -> None:
     """Write a repository of existing graphs to `out` atomically, without checking the graphs.
+
+    A promise in the metadata is stated as provisional, because these graphs did not certify it.
 
     Args:
         ensemble: Metadata of the ensemble.
@@ -183,6 +205,7 @@ def repository_from_onnx(
         OutputError: `out` holds other files or can't be written.
     """
     check_output_folder(out)
+    ensemble = with_provisional_promise(ensemble)
     with atomic_folder(out) as hidden:
         for member in ensemble.members:
             (hidden / member.name / "1").mkdir(parents=True)
@@ -200,13 +223,14 @@ def _read_previous_export(out: Path) -> ExportResult:
         parities = tuple(Parity.model_validate(parity) for parity in report["artefacts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RepositoryError(f"{path} can't be read; remove {out} and export the run again: {error!r:.200}") from error
-    return ExportResult(unchanged=True, parities=parities, artefacts=read_manifest(out).artefacts)
+    promise = read_ensemble(out / "ensemble.json").promise
+    return ExportResult(True, parities, read_manifest(out).artefacts, promise)
 
 
 def sample_from_table(
     table: Table, pixels: npt.NDArray[np.uint8], settings: ExportSettings, source: str
 ) -> ParitySample:
-    """Return validation images to check on and training images to calibrate on; the choice is deterministic.
+    """Return images to check on, to calibrate on and, where patients were set aside, to certify on; deterministic.
 
     Args:
         table: Labels and splits of the images.
@@ -228,7 +252,8 @@ def sample_from_table(
             raise MetadataError(f"{source} has no {split} images, which an export needs; train on data with some")
         parts[split] = select_evenly(rows, most)
     held_out = parts["validation"]
-    return ParitySample(pixels[held_out], table.labels[held_out], pixels[parts["train"]])
+    certification = certification_images(table, pixels)
+    return ParitySample(pixels[held_out], table.labels[held_out], pixels[parts["train"]], certification)
 
 
 def select_passing_choices(
@@ -241,14 +266,9 @@ def select_passing_choices(
     Raises:
         ParityError: the vote does not pass.
     """
-    original = verdict_from_members([choice.original for choice in choices], ensemble.rule)
     while True:
-        precision = max((choice.taken.precision for choice in choices), key=[*BUDGETS].index)
-        exported = verdict_from_members([choice.candidate.probabilities for choice in choices], ensemble.rule)
-        parity = vote_parity(
-            "vote", precision, original, exported, sample.labels, settings.budget(precision), ensemble.rule
-        )
-        if parity.passed or settings.precision != "auto" or precision == "fp32":
+        parity = _parity_of_vote(ensemble, choices, sample, settings)
+        if parity.passed or settings.precision != "auto" or parity.precision == "fp32":
             check_parity(parity)
             return choices, parity
         worst = max(
@@ -257,6 +277,16 @@ def select_passing_choices(
         )
         reason = f"{worst.taken} passed alone, but with it the vote does not: {'; '.join(parity.faults)}"
         choices = [one.back_to_fp32(reason) if one is worst else one for one in choices]
+
+
+def _parity_of_vote(
+    ensemble: Ensemble, choices: list[MemberChoice], sample: ParitySample, settings: ExportSettings
+) -> Parity:
+    rule = ensemble.rule
+    original = verdict_from_members([choice.original for choice in choices], rule)
+    exported = verdict_from_members([choice.candidate.probabilities for choice in choices], rule)
+    precision = max((choice.taken.precision for choice in choices), key=[*BUDGETS].index)
+    return vote_parity("vote", precision, original, exported, sample.labels, settings.budget(precision), rule)
 
 
 def record_predictions(ensemble: Ensemble, artefacts: Sequence[Artefact], settings: ExportSettings) -> RecordedProbes:
@@ -303,6 +333,14 @@ def _published_from_file(
     )
 
 
+def _fused_backend(choices: list[MemberChoice], settings: ExportSettings) -> Backend:
+    if settings.target == "gpu":
+        return "tensorrt"
+    # ONNX Runtime would run graphs that were quantised for OpenVINO in FP32.
+    has_openvino = any(choice.taken == Execution("int8", "openvino") for choice in choices)
+    return "openvino" if has_openvino else "onnxruntime"
+
+
 def _fuse(
     ensemble: Ensemble, choices: list[MemberChoice], sample: ParitySample, settings: ExportSettings, repository: Path
 ) -> tuple[PublishedGraph, Parity]:
@@ -314,10 +352,7 @@ def _fuse(
     taken = [choice.taken for choice in choices]
     # OpenVINO rounds a whole graph to BF16 when it compiles it, and the vote needs FP32: use the FP32 graph instead.
     inside: list[Precision] = ["fp32" if one.precision == "bf16" else one.precision for one in taken]
-    backend: Backend = "tensorrt" if settings.target == "gpu" else "onnxruntime"
-    if Execution("int8", "openvino") in taken:
-        # ONNX Runtime would run graphs that were quantised for OpenVINO in FP32.
-        backend = "openvino"
+    backend = _fused_backend(choices, settings)
     precision = max(inside, key=[*BUDGETS].index)
     graphs = [choice.candidate.artefact.path for choice in choices]
     path = _write_fused(ensemble, graphs, repository, settings.max_batch_size, backend)

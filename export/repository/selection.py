@@ -14,6 +14,7 @@ from plurum.export.graphs.float16 import check_overflow, fp16_from_onnx, overflo
 from plurum.export.graphs.member import PixelModel, onnx_from_model
 from plurum.export.graphs.quantisation import int8_from_onnx
 from plurum.export.graphs.runtimes import Artefact, latency_ms, logits_from_artefact, logits_from_model
+from plurum.export.repository.certification import CertificationImages
 from plurum.export.repository.parity import Parity, check_parity, member_parity
 from plurum.export.settings import EXECUTIONS, Execution, ExportSettings
 from plurum.voting import softmax
@@ -32,11 +33,13 @@ class ParitySample:
         pixels: Held-out images to check artefacts on, uint8 `[images, height, width, 3]`.
         labels: True classes of `pixels`, int64 `[images]`.
         calibration: Training images to calibrate on, uint8 `[images, height, width, 3]`.
+        certification: Images to certify a promise on; None if no patient was set aside.
     """
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     calibration: npt.NDArray[np.uint8]
+    certification: CertificationImages | None = None
 
 
 @dataclass(frozen=True)

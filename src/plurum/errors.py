@@ -11,6 +11,7 @@
     ├── ServerError             a server that does not start, is unavailable or refuses a request
     ├── InterruptedRunError     a run that stopped early and can be resumed; exit code 3
     └── ParityError             an exported model whose outputs differ from the original's; exit code 1
+        └── CertificationError  exported models that don't keep the promise of the fit; exit code 1
 
 A message states in one line what is wrong, what was received, what was expected and how to fix it.
 """
@@ -24,6 +25,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 __all__ = [
+    "CertificationError",
     "DataError",
     "ImageError",
     "InterruptedRunError",
@@ -100,6 +102,10 @@ class ParityError(PlurumError):
     """Outputs of an exported model differ from those of its original."""
 
     exit_code: ClassVar[int] = 1
+
+
+class CertificationError(ParityError):
+    """Outputs of exported models don't keep what the fit promised with those of their originals."""
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -41,7 +41,7 @@ from plurum.spec import (
     read_metadata,
 )
 
-__all__ = ["OTHER_COLUMN", "DataMetadata", "Run", "Split", "Table"]
+__all__ = ["OTHER_COLUMN", "DataMetadata", "Run", "Split", "Table", "number_patients"]
 
 # Begins the names of a manifest's other columns in items.csv.
 OTHER_COLUMN = "manifest:"
@@ -101,6 +101,13 @@ class Table:
             splits=tuple(self.splits[row] for row in rows),
             columns={name: tuple(cells[row] for row in rows) for name, cells in self.columns.items()},
         )
+
+
+def number_patients(patients: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return a group number for each image, from 0: one per patient, and one per image of an unknown patient."""
+    numbers: dict[str | int, int] = {}
+    groups = [numbers.setdefault(patient or row, len(numbers)) for row, patient in enumerate(patients)]
+    return np.array(groups, dtype=np.int64)
 
 
 class Run:

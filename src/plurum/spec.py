@@ -36,6 +36,7 @@ __all__ = [
     "RESERVED_NAMES",
     "Baseline",
     "Conformal",
+    "DecisionPromise",
     "Ensemble",
     "FittedOn",
     "ImageSpec",
@@ -302,6 +303,24 @@ class OperatingPoint(Metadata):
         return found
 
 
+class DecisionPromise(Metadata):
+    """Lower limit on the requested value of an operating point, for new patients like those that it was certified on.
+
+    Attributes:
+        criterion: Quantity that is at least `value`.
+        value: Requested value of the operating point.
+        patients: Certification patients whom the value is about.
+        errors: Sum over these patients of the fractions of wrong decisions.
+        p_value: P-value of the hypothesis that the value is lower.
+    """
+
+    criterion: Literal["sensitivity", "specificity", "npv"]
+    value: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+    patients: Annotated[int, Field(ge=1)]
+    errors: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    p_value: Share
+
+
 class ReviewPromise(Metadata):
     """Upper limit on the review risk of new patients like those that it was certified on.
 
@@ -315,6 +334,9 @@ class ReviewPromise(Metadata):
         errors: Sum over these patients of the fractions of wrong predictions.
         p_value: P-value of the hypothesis that the review risk is higher.
         status: `provisional` until export has repeated the test with the predictions that are served.
+        method: `sequence` tested review limits in order for a requested risk; `bound` promises the upper bound of a
+            single limit.
+        decision: Promise on the operating point that holds together with this one; None without a requested value.
     """
 
     risk: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -323,6 +345,8 @@ class ReviewPromise(Metadata):
     errors: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     p_value: Share
     status: Literal["provisional", "certified"] = "provisional"
+    method: Literal["sequence", "bound"] = "sequence"
+    decision: DecisionPromise | None = None
 
 
 class FittedOn(Metadata):
@@ -424,6 +448,12 @@ class Ensemble(Metadata):
         """Voting rule for `plurum.voting.decide`."""
         return rule_from_ensemble(self.model_dump())
 
+    def with_promise(self, promise: ReviewPromise | None) -> Ensemble:
+        """Return the ensemble with another promise, or without one."""
+        newer = [promise, *(getattr(self, name) for name in _NEWER if name != "promise")]
+        version = 1 if all(value is None for value in newer) else 2
+        return self.model_copy(update={"promise": promise, "version": version})
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Ensemble:
         names = [member.name for member in self.members]
@@ -441,6 +471,7 @@ class Ensemble(Metadata):
             raise ValueError(f"{len(self.conformal.quantiles)} quantiles for {len(self.classes)} classes")
         self._check_baseline()
         self._check_point()
+        self._check_promise()
         return self
 
     def _check_point(self) -> None:
@@ -455,6 +486,14 @@ class Ensemble(Metadata):
             raise ValueError(f"operating_point: not supported with mode {self.voting.mode}, which has no probabilities")
         if faults := point.faults(self.classes):
             raise ValueError(f"operating_point: {'; '.join(faults)}")
+
+    def _check_promise(self) -> None:
+        """Check that a promise on the operating point is about the one that the ensemble has."""
+        promised, point = self.promise and self.promise.decision, self.operating_point
+        if promised and (promised.criterion, promised.value) != (point and (point.criterion, point.value)):
+            raise ValueError(
+                f"promise: expected the value of the operating point, got {promised.criterion} {promised.value}"
+            )
 
     def _check_baseline(self) -> None:
         """Check that the baseline matches the numbers of classes and members."""

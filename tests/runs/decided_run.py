@@ -32,19 +32,24 @@ _SPLITS = {"train": 300, "validation": 600, "test": 200}
 _IMAGES = 2
 
 
-def build_decided_run(folder: Path) -> Run:
-    """Write a run in which even digits are CE and odd ones LAA, of which the members learn a part."""
+def build_decided_run(folder: Path, certification: int = 0) -> Run:
+    """Write a run in which even digits are CE and odd ones LAA, of which the members learn a part.
+
+    Args:
+        folder: Folder of the run.
+        certification: Number of certification images, up to 680.
+    """
     run = Run(folder)
-    _write_data(run)
+    _write_data(run, {**_SPLITS, "certification": certification})
     run.settings_file.write_text(json.dumps({}))
     for seed, arch in enumerate(ARCHS):
         _write_member(run, arch, seed)
     return run
 
 
-def _write_data(run: Run) -> None:
+def _write_data(run: Run, counts: dict[str, int]) -> None:
     digits = load_digits()
-    number = sum(_SPLITS.values())
+    number = sum(counts.values())
     # Patients have images of one class only.
     order = np.concatenate([np.flatnonzero(digits.target % 2 == odd)[: number // 2] for odd in (0, 1)])
     pairs = np.random.default_rng(0).permutation(order.reshape(-1, _IMAGES)).ravel()
@@ -52,7 +57,7 @@ def _write_data(run: Run) -> None:
     pixels = np.stack([pixels_from_image(Image.fromarray(image), height=32, width=32) for image in images])
     run.data_folder.mkdir(parents=True)
     np.save(run.data_folder / "pixels.npy", pixels)
-    splits = [name for name, count in _SPLITS.items() for _ in range(count)]
+    splits = [name for name, count in counts.items() for _ in range(count)]
     with (run.data_folder / "items.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "source", "label", "patient", "split"])

@@ -9,10 +9,11 @@ import numpy as np
 
 from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import compute_losses
+from plurum.run import number_patients
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import PatientRule, Review
 from plurum.training.statistics.bootstrap import Bootstrap
-from plurum.training.statistics.calibration import fit_temperature, number_patients, tempered_losses
+from plurum.training.statistics.calibration import fit_temperature, tempered_losses
 from plurum.training.statistics.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
 from plurum.training.statistics.decision_curves import decision_curve
 from plurum.training.statistics.decisions import estimate_fractions

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from plurum.predictions.arrays import Floats, Ints
+from plurum.run import number_patients
 from plurum.spec import Metadata, OperatingPoint, PatientRule
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
-from plurum.training.statistics.calibration import number_patients
 from plurum.training.statistics.decisions import DecisionFigures, decision_figures
 from plurum.training.statistics.patients import group_by_patient
 from plurum.training.statistics.results import Estimate

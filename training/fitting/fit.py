@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from plurum.errors import SettingsError
 from plurum.predictions.arrays import Floats, Ints
-from plurum.predictions.scores import compute_losses
-from plurum.run import Run, Split, Table
+from plurum.predictions.scores import compute_losses, confidence_of
+from plurum.run import Run, Split, Table, number_patients
 from plurum.settings.training import FitSettings
 from plurum.spec import Baseline, Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.splits import HELD_OUT
@@ -24,17 +24,10 @@ from plurum.training.fitting.decided import DecidedSplit, PointScores, score_poi
 from plurum.training.fitting.points import check_point_options, costs_of
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
 from plurum.training.fitting.report import FitReport, MemberFit
-from plurum.training.fitting.votes import (
-    FittedVote,
-    ValidationPredictions,
-    confidence_of,
-    fit_sets_and_review,
-    fit_vote,
-)
+from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_sets_and_review, fit_vote
 from plurum.training.inference.predictions import predict_files, predict_members
 from plurum.training.learning.plan import unfinished_members
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
-from plurum.training.statistics.calibration import number_patients
 from plurum.training.statistics.curves import risk_coverage_curve
 from plurum.training.statistics.metrics import LabelledPredictions
 from plurum.training.statistics.patients import group_by_patient
@@ -119,8 +112,9 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     ratio = None if shares is None else prior_ratio(shares, class_frequencies(known.labels, len(classes)), classes)
     vote = fit_sets_and_review(vote, known, settings, ratio, costs, parts.get("calibration"))
     certification = None
-    # An operating point and other class frequencies have a review of their own; 0 and 1 are no promises.
-    if "certification" in parts and ratio is None and vote.point is None and settings.risk not in {0, 1}:
+    # Costs of reviews, and other class frequencies, decide on reviews in another way; 0 and 1 are no promises.
+    by_cost = vote.point is not None and vote.point.review_cost is not None
+    if "certification" in parts and ratio is None and not by_cost and settings.risk not in {0, 1}:
         certification = certify_review(vote, known, parts["certification"], settings)
         vote = certification.vote
     results = {

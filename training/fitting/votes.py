@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 
 from plurum.predictions.arrays import Floats, Ints
+from plurum.predictions.scores import confidence_of
 from plurum.settings.training import FitSettings
 from plurum.spec import OperatingPoint
 from plurum.training.fitting.costs import Costs
@@ -34,7 +35,7 @@ from plurum.training.statistics.calibration import (
 )
 from plurum.voting import MODES, Verdict, VotingRule, decide, point_from_ensemble, soft_vote
 
-__all__ = ["FittedVote", "ValidationPredictions", "confidence_of", "fit_sets_and_review", "fit_vote"]
+__all__ = ["FittedVote", "ValidationPredictions", "fit_sets_and_review", "fit_vote", "vote_at_point"]
 
 
 # Fitted limits equal the value of some validation image. This margin keeps that image within them if another program
@@ -169,7 +170,7 @@ def fit_sets_and_review(
     point = fit_point(scores, settings, costs)
     if point is not None:
         point = fit_review_interval(scores, point, settings)
-        corrected = _at_point(corrected, point, known.classes)
+        corrected = vote_at_point(corrected, point, known.classes)
         if point.positive is not None or point.review_cost is not None:
             return corrected
     verdict = corrected.validation_verdict(known.predictions)
@@ -178,14 +179,10 @@ def fit_sets_and_review(
     return replace(corrected, rule=replace(corrected.rule, review_threshold=limit))
 
 
-def _at_point(vote: FittedVote, point: OperatingPoint, classes: Sequence[str]) -> FittedVote:
+def vote_at_point(vote: FittedVote, point: OperatingPoint, classes: Sequence[str]) -> FittedVote:
+    """Return the vote with an operating point."""
     decision = point_from_ensemble({"classes": list(classes), "operating_point": point.model_dump()})
     return replace(vote, rule=replace(vote.rule, point=decision), point=point)
-
-
-def confidence_of(verdict: Verdict) -> Floats:
-    """Return the probabilities of the predicted classes, `[images]`."""
-    return np.take_along_axis(verdict.probabilities, verdict.label[:, None], axis=-1)[:, 0]
 
 
 def _select_members(known: ValidationPredictions, settings: FitSettings, bootstrap: Bootstrap) -> Selection:

@@ -4,7 +4,7 @@ Images of one patient resemble each other and are not independent. Patients are 
 with all images (cluster bootstrap, Field & Welsh 2007). Intervals are percentiles of the draws (Efron & Tibshirani
 1993, 13.3).
 
-Legend: groups are `[images]`, int64, as numbered by `plurum.training.statistics.calibration.number_patients`. Counts
+Legend: groups are `[images]`, int64, as numbered by `plurum.run.number_patients`. Counts
 are `[images, draws]`, float32: how often each image occurs in each draw.
 """
 

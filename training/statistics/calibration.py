@@ -7,7 +7,6 @@ int64. Images of one patient share a group; an image without a patient has its o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,23 +16,10 @@ from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import compute_losses
 from plurum.voting import temper
 
-__all__ = [
-    "conformal_quantiles",
-    "fit_cautious_temperature",
-    "fit_temperature",
-    "number_patients",
-    "review_threshold",
-    "tempered_losses",
-]
+__all__ = ["conformal_quantiles", "fit_cautious_temperature", "fit_temperature", "review_threshold", "tempered_losses"]
 
 
 _TEMPERATURES = (0.1, 10.0)
-
-
-def number_patients(patients: Sequence[str]) -> Ints:
-    """Return a group number for each image, from 0: one per patient, and one per image of an unknown patient."""
-    numbers: dict[str | int, int] = {}
-    return np.array([numbers.setdefault(patient or row, len(numbers)) for row, patient in enumerate(patients)])
 
 
 def fit_temperature(probabilities: Floats, labels: Ints) -> float:

@@ -80,7 +80,8 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
 ) -> None:
     """Export the members, check each and their vote against PyTorch, and assemble a Triton model repository.
 
-    Writes nothing if the outputs of a graph or of the vote differ from PyTorch's by more than the tolerance.
+    Writes nothing if the outputs of a graph or of the vote differ from PyTorch's by more than the tolerance, or if they
+    don't keep a promise of `plurum fit` on the review risk, which they certify.
 
     [bold]Examples[/bold]
 
@@ -115,6 +116,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
             "unchanged": exported.unchanged,
             "parity": parities,
             "artefacts": published,
+            "promise": exported.promise and exported.promise.model_dump(),
         }
         sys.stdout.write(json.dumps(report) + "\n")
     else:
@@ -252,6 +254,8 @@ def _build(repository: Path, *, as_json: bool) -> None:
 def _print(exported: ExportResult, repository: Path, images: str) -> None:
     from rich.box import HEAVY_HEAD
 
+    from plurum.promises.review import promise_text
+
     changed = ("Δaccuracy", "ΔNLL", "ΔECE", "review changes")
     title = f"differences from PyTorch, on {exported.parities[0].images} {images}"
     table = new_table(
@@ -265,6 +269,8 @@ def _print(exported: ExportResult, repository: Path, images: str) -> None:
     show_table(table)
     for artefact in exported.artefacts:
         typer.echo(f"{artefact.model}: {artefact.precision}, {artefact.reason}")
+    if exported.promise is not None:
+        typer.echo(promise_text(exported.promise))
     if exported.unchanged:
         sys.stdout.write(f"nothing to do: {repository} is up to date with this run and these settings\n")
     sys.stdout.write(f"model repository: {repository}\n")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from plurum.predictions.arrays import Floats, Ints
+from plurum.voting import Verdict
 
-__all__ = ["BINS", "calibration_error", "compute_losses", "confidence_bins"]
+__all__ = ["BINS", "calibration_error", "compute_losses", "confidence_bins", "confidence_of"]
 
 
 # Number of bins of ECE and of the reliability diagram, as in Guo et al. (arXiv 1706.04599).
@@ -28,6 +29,11 @@ def compute_losses(probabilities: Floats, labels: Ints) -> Floats:
 def confidence_bins(confidence: Floats) -> Ints:
     """Return the bin of each confidence, 0 to `BINS - 1`; bin i is the interval (i / BINS, (i + 1) / BINS]."""
     return np.asarray(np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1))
+
+
+def confidence_of(verdict: Verdict) -> Floats:
+    """Return the probabilities of the predicted classes, `[images]`."""
+    return np.take_along_axis(verdict.probabilities, verdict.label[:, None], axis=-1)[:, 0]
 
 
 def calibration_error(probabilities: Floats, winners: Ints, labels: Ints) -> float:

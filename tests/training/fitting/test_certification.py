@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 from plurum.errors import SettingsError
-from plurum.run import Run
+from plurum.predictions.scores import confidence_of
+from plurum.promises.risk_control import patient_losses, risk_bound, risk_p_value
+from plurum.run import Run, number_patients
 from plurum.settings.training import FitSettings
 from plurum.training import fit_report
 from plurum.training.fitting.certification import Certification, certify_review
 from plurum.training.fitting.selection import Selection
-from plurum.training.fitting.votes import FittedVote, ValidationPredictions, confidence_of
+from plurum.training.fitting.votes import FittedVote, ValidationPredictions
 from plurum.training.inference.predictions import predict_members
-from plurum.training.statistics.calibration import conformal_quantiles, number_patients
-from plurum.training.statistics.risk_control import patient_losses, risk_bound, risk_p_value
+from plurum.training.statistics.calibration import conformal_quantiles
 from plurum.voting import VotingRule, decide
 
 VOTE = FittedVote(
@@ -83,7 +84,7 @@ def test_too_many_errors_are_no_promise() -> None:
     wrong = replace(wrong, labels=1 - wrong.labels)
     found = certify_review(VOTE, simulated(400, 1, 0), wrong, FitSettings(risk=0.1))
     assert (found.promise, found.vote) == (None, VOTE)
-    assert "the strictest threshold that could pass has" in found.line
+    assert "the first threshold tested has" in found.line
 
 
 def test_auto_promises_the_bound_of_one_threshold() -> None:

@@ -8,11 +8,11 @@ from scipy import stats
 
 from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import compute_losses
+from plurum.run import number_patients
 from plurum.training.statistics.calibration import (
     conformal_quantiles,
     fit_cautious_temperature,
     fit_temperature,
-    number_patients,
     review_threshold,
     tempered_losses,
 )
@@ -22,6 +22,7 @@ from plurum.voting import prediction_sets, softmax, temper
 
 def test_groups_are_patients_and_lone_images() -> None:
     assert number_patients(["a", "", "b", "a", ""]).tolist() == [0, 1, 2, 0, 3]
+    assert number_patients([]).dtype == np.int64
 
 
 @pytest.mark.parametrize("planted", [0.4, 1.0, 2.5])

@@ -1,0 +1,1 @@
+"""Promises on new patients: statistical tests that training and export share."""
