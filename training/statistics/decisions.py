@@ -6,30 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from plurum.figures import DecisionFigures
 from plurum.predictions.arrays import Bools, Floats
-from plurum.spec import Metadata
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.estimates import Estimate, estimate_from_draws
 
 __all__ = ["DecisionFigures", "decision_figures", "estimate_fractions"]
-
-
-class DecisionFigures(Metadata):
-    """Figures of decisions between a positive class and the other.
-
-    Attributes:
-        number: Number of decisions, of images or of patients.
-        sensitivity: Fraction of the positive class that is decided positive.
-        specificity: Fraction of the other class that is decided negative.
-        ppv: Fraction of positive decisions that are correct.
-        npv: Fraction of negative decisions that are correct.
-    """
-
-    number: int
-    sensitivity: Estimate
-    specificity: Estimate
-    ppv: Estimate
-    npv: Estimate
 
 
 def decision_figures(
