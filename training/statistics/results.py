@@ -97,6 +97,7 @@ class Evaluation(Metadata):
         diagnoses: Figures of the decision for the positive class, or else for each class against the others: of all
             predictions, then of those without review.
         by_group: Figures by group, for each requested column of the manifest.
+        ensemble_sha256: SHA-256 of the run's `ensemble.json`; None in older files.
         notes: Remarks on missing figures and on limits of the evaluation, one sentence each.
     """
 
@@ -128,6 +129,7 @@ class Evaluation(Metadata):
     prevalence: float | None = None
     diagnoses: tuple[Diagnosis, ...] = ()
     by_group: tuple[GroupedFigures, ...] = ()
+    ensemble_sha256: str | None = None
     notes: tuple[str, ...]
 
     @property
