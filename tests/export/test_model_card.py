@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import json
 import re
@@ -28,7 +27,7 @@ from plurum.spec import write_metadata
 from plurum.training import FitReport, FitSettings, evaluate_run, fit_report, write_fit, write_report
 from plurum.training.statistics.results import Evaluation
 from tests.cli.command_line import CommandLine
-from tests.runs.decided_run import build_decided_run
+from tests.runs.decided_run import add_column, build_decided_run
 
 SETTINGS = ExportSettings(max_batch_size=8)
 USE = {"purpose": "Triage of <b>clots</b>", "out_of_scope": ["Children", "Other | scanners"], "contact": "a@b.example"}
@@ -82,21 +81,11 @@ def test_a_text_is_shown_as_it_is(text: str) -> None:
         assert set(re.findall(r"<(\w+)", page)) == tags
 
 
-def add_sites(run: Run) -> None:
-    path = run.data_folder / "items.csv"
-    with path.open(newline="") as file:
-        rows = [row | {"manifest:si|te": "ab"[int(row["index"]) // 2 % 2]} for row in csv.DictReader(file)]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 @pytest.fixture(scope="module")
 def decided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, FitReport, Evaluation]:
     """Run with an operating point, a report of the fit and one of test images by site."""
     run = build_decided_run(tmp_path_factory.mktemp("decided") / "run")
-    add_sites(run)
+    add_column(run, "si|te", ["a", "b"])
     fit = fit_report(run.path, FitSettings(positive="CE", sensitivity=0.9, draws=100))
     write_fit(fit, run.report_folder)
     found = evaluate_run(run.path, EvaluationSettings(draws=100, by=("si|te",), prevalence=0.2))
