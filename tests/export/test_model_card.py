@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from markdown_it import MarkdownIt
@@ -14,16 +15,17 @@ from markdown_it import MarkdownIt
 from plurum.errors import RepositoryError
 from plurum.export import ExportSettings, repository_from_run
 from plurum.export.manifest import read_manifest
-from plurum.export.repository.cards.card import ModelCard
+from plurum.export.repository.cards.card import ModelCard, card_from_repository
 from plurum.export.repository.cards.card_files import CARD_FILES
 from plurum.export.repository.cards.facts import CardFacts, facts_from_run
+from plurum.export.repository.cards.markdown import markdown_from_card
 from plurum.export.repository.cards.markup import escape, table_from_rows
 from plurum.figures import percent_text
 from plurum.files import sha256_of
 from plurum.repository.listing import check_exported
 from plurum.run import Run
 from plurum.settings.training import EvaluationSettings
-from plurum.spec import write_metadata
+from plurum.spec import Review, ReviewPromise, write_metadata
 from plurum.training import FitReport, FitSettings, evaluate_run, fit_report, write_fit, write_report
 from plurum.training.statistics.results import Evaluation
 from tests.cli.command_line import CommandLine
@@ -202,6 +204,36 @@ def test_the_same_export_gives_the_same_card(run: Run, repository: Path, tmp_pat
         "40 images, from the fit: accuracy 0.1000, NLL 2.3000 nats. Intervals of these figures are not known." in text
     )
     assert "Not stated. Write `RUN/intended_use.json`" in text
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("certified", "certified by the export on the predictions that are served: 2 errors in 700"),
+        (
+            "provisional",
+            "provisional: certified on PyTorch's predictions, not on those that are served: 2 errors in 700",
+        ),
+    ],
+)
+def test_a_promise_says_how_it_was_certified(
+    run: Run, repository: Path, tmp_path: Path, status: Literal["certified", "provisional"], words: str
+) -> None:
+    fitted = run.ensemble()
+    promise = ReviewPromise(risk=0.01, confidence=0.95, patients=700, errors=2, p_value=0.03, status=status)
+    changed = {"version": 2, "promise": promise, "review": Review(threshold=0.9, risk=0.01)}
+    write_metadata(tmp_path / "ensemble.json", fitted.model_copy(update=changed))
+    artefacts, facts = read_manifest(repository).artefacts, CardFacts(fitted=fitted)
+    text = markdown_from_card(card_from_repository(tmp_path, facts, artefacts, ()))
+    assert "**Review risk**: at most 1.00% for new patients like those of the certification split" in text
+    assert words in text
+    # Export certified another threshold than that of the fit.
+    assert "The export serves another vote or review rule than that of the fit" in text
+    assert "needs review with a confidence below 0.9000, or more than one class in the prediction set." in text
+    refused = CardFacts(fitted=fitted, promise_line="review risk: no promise of 1.00%: 12 patients are missing")
+    text = markdown_from_card(card_from_repository(repository, refused, artefacts, ()))
+    assert "**Review risk**: no promise of 1.00%: 12 patients are missing." in text
+    assert "The export serves another" not in text
 
 
 def test_a_card_follows_the_run_and_nothing_else_is_exported_again(

@@ -82,7 +82,7 @@ class ModelCard(Metadata):
         scores: Scores of the fit by split, without intervals.
         decisions: Figures of the fit at the operating point, by split; None without one, or if not known.
         figures: Figures by split, with intervals.
-        is_refitted: True if the export serves another review rule than the one that the figures are of.
+        is_refitted: True if the export serves another vote or review rule than the fit, whose figures these are.
         parity: Differences between the exported graphs and PyTorch.
         checked_on: Images that they were compared on.
         files: SHA-256 of the metadata and the graphs, by path in the repository.

@@ -38,8 +38,8 @@ def figure_blocks(card: ModelCard) -> Iterator[str]:
     """Yield the blocks of figures by split."""
     if card.is_refitted:
         yield (
-            "The export serves another review rule than the fit, whose figures these are. Figures of what is served: "
-            "`plurum evaluate RUN --url HOST:PORT`."
+            "The export serves another vote or review rule than that of the fit, whose figures these are. Measure what "
+            "is served: `plurum evaluate RUN --url HOST:PORT`."
         )
     by_split = {one.split: one for one in card.figures}
     splits: tuple[FittedSplit, ...] = ("test", "validation")
