@@ -29,6 +29,7 @@ from plurum.export.repository.agreement import (
     parameter_faults,
     wiring_faults,
 )
+from plurum.export.repository.cards.card_files import CARD_FILES
 from plurum.export.repository.findings import (
     interface_faults,
     load_faults,
@@ -44,7 +45,7 @@ from plurum.spec import Ensemble, Metadata, read_ensemble
 
 __all__ = ["Finding", "check_repository"]
 
-_FILES = {"ensemble.json", "export.json", "parity.json", PROBES_FILE, "timing.cache"} | {
+_FILES = {"ensemble.json", "export.json", "parity.json", PROBES_FILE, *CARD_FILES, "timing.cache"} | {
     f"tuning.{kind}" for kind in ("json", "csv", "png")
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import urllib.request
@@ -201,6 +202,30 @@ def test_the_client_gets_the_decision(
         assert client.served.point == report.ensemble.rule.point
         found = client.predict(images if model == "ensemble" else pixels)
     check_predictions(found, sample[1], report.ensemble)
+
+
+@pytest.mark.triton
+def test_the_table_of_predict_has_the_decision(
+    server: Server,
+    fitted: tuple[Run, FitReport],
+    sample: tuple[list[int], Verdict],
+    images: list[Path],
+    plurum: CommandLine,
+    tmp_path: Path,
+) -> None:
+    expected, classes = sample[1], fitted[1].ensemble.classes
+    code, _, err = plurum.ended("predict", *images, "--url", server.urls.grpc, "--out", tmp_path / "answers.csv")
+    assert (code, err) == (0, f"{len(images)} classified, {int(expected.review.sum())} to review, 0 failed\n")
+    with (tmp_path / "answers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [str(path) for path in images]
+    assert [row["label"] for row in rows] == [classes[index] for index in expected.label]
+    assert [row["review"] for row in rows] == [str(one).lower() for one in expected.review.tolist()]
+    sets = [
+        "|".join(name for name, is_in in zip(classes, one, strict=True) if is_in) for one in expected.prediction_set
+    ]
+    assert [row["prediction_set"] for row in rows] == sets
+    assert [row["confidence"] for row in rows] == [row[f"p_{row['label']}"] for row in rows]
 
 
 @pytest.mark.triton

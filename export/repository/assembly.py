@@ -2,6 +2,7 @@
 
 REPO/ensemble.json                      metadata of the ensemble, with the review limit that the graphs certified
 REPO/parity.json                        differences of each artefact, and of the vote, from PyTorch
+REPO/model_card.md, model_card.json      data, members, figures, promises and limits of the ensemble
 REPO/export.json                        manifest of the export
 REPO/questions.json                     predictions for generated images, to check a release with
 REPO/{ensemble,ensemble_pixels}         Triton ensembles
@@ -31,6 +32,8 @@ from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, logits_from_artefact
 from plurum.export.manifest import PublishedGraph, is_current, read_manifest, write_manifest
 from plurum.export.repository.audits import AUDIT_FILE, write_audit_draw
+from plurum.export.repository.cards.card_files import update_card, write_card
+from plurum.export.repository.cards.facts import CardFacts, facts_from_run
 from plurum.export.repository.certification import (
     ServedGraphs,
     certification_images,
@@ -100,7 +103,12 @@ class ExportResult:
 
 
 def repository_from_run(
-    run: Run, out: Path, settings: ExportSettings, progress: Callable[[str], None] = lambda _: None
+    run: Run,
+    out: Path,
+    settings: ExportSettings,
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    intended_use: Path | None = None,
 ) -> ExportResult:
     """Export every member of a fitted run, check it, and write the repository to `out` atomically.
 
@@ -111,6 +119,7 @@ def repository_from_run(
         out: New or empty folder, or a Plurum repository, which stays in place until the new one replaces it.
         settings: Target, precision, batch size and budgets.
         progress: Called with one line per step.
+        intended_use: File with statements for the model card; by default the run's `intended_use.json`, if it exists.
 
     Raises:
         CertificationError: the graphs don't keep the promise of the fit; `out` is unchanged.
@@ -118,8 +127,10 @@ def repository_from_run(
         MissingExtraError: the requested precision needs a package that is not installed.
         OutputError: `out` holds other files or can't be written.
         ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
+        SettingsError: the statements for the model card are invalid.
     """
     ensemble = run.ensemble()
+    facts = facts_from_run(run, intended_use)
 
     def load_sample() -> ParitySample:
         return sample_from_table(run.table(), run.pixels(), settings, str(run.path))
@@ -127,7 +138,7 @@ def repository_from_run(
     def load_model(member: Member) -> nn.Module:
         return model_from_checkpoint(member, run.checkpoint(member))
 
-    return repository_from_models(ensemble, load_model, load_sample, out, settings, progress)
+    return repository_from_models(ensemble, load_model, load_sample, out, settings, progress, facts)
 
 
 def repository_from_models(
@@ -137,6 +148,7 @@ def repository_from_models(
     out: Path,
     settings: ExportSettings,
     progress: Callable[[str], None],
+    facts: CardFacts,
 ) -> ExportResult:
     """Export every member of `ensemble`, check it, and write the repository to `out` atomically.
 
@@ -147,6 +159,7 @@ def repository_from_models(
         out: New or empty folder, or a Plurum repository.
         settings: Target, precision, batch size and budgets.
         progress: Called with one line per step.
+        facts: Facts for the model card.
 
     Raises:
         CertificationError: the graphs don't keep the promise of the fit; `out` is unchanged.
@@ -156,7 +169,9 @@ def repository_from_models(
     """
     check_output_folder(out)
     if is_current(out, ensemble, settings):
-        return _read_previous_export(out)
+        former = _read_previous_export(out)
+        update_card(out, facts, former.artefacts, former.parities)
+        return former
     sample = load_sample()
     with atomic_folder(out) as hidden, scratch_folder(hidden) as folder:
         choices = []
@@ -183,6 +198,7 @@ def repository_from_models(
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
         write_metadata(hidden / PROBES_FILE, record_predictions(served, list(artefacts.values()), settings))
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_card(hidden, facts, published, parities)
         write_manifest(hidden, ensemble, settings, published)
     return ExportResult(False, parities, published, served.promise)
 

@@ -21,6 +21,8 @@ from torch import nn
 from plurum.errors import MetadataError, SettingsError
 from plurum.export.checks import find_member_names
 from plurum.export.repository.assembly import ExportResult, repository_from_models, sample_from_table
+from plurum.export.repository.cards.facts import CardFacts
+from plurum.export.repository.cards.intended_use import IntendedUse, read_intended_use
 from plurum.export.repository.selection import ParitySample
 from plurum.export.settings import ExportSettings
 from plurum.files import sha256_of
@@ -64,6 +66,7 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
     progress: Callable[[str], None] = lambda _: None,
     *,
     labelled: ExportImages | None = None,
+    intended_use: Path | None = None,
 ) -> ExportResult:
     """Write a repository of `checkpoints` to `out` atomically; each member is named after its file.
 
@@ -76,12 +79,14 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
         settings: Export settings; precisions other than FP32 need `labelled`.
         progress: Called with one line per step.
         labelled: Labelled images to check and calibrate on; None generates images.
+        intended_use: File with statements for the model card.
 
     Raises:
         MetadataError: a file is not a state dict, or does not fit its architecture.
         OutputError: `out` holds other files or can't be written.
         ParityError: a graph differs from its PyTorch model by more than its budget.
-        SettingsError: the numbers of files and architectures differ, or the precision needs labelled images.
+        SettingsError: the numbers of files and architectures differ, the precision needs labelled images, or the
+            statements for the model card are invalid.
     """
     names = find_member_names(checkpoints, archs, settings, has_images=labelled is not None)
     of_each = list(archs) if len(archs) == len(checkpoints) else list(archs) * len(checkpoints)
@@ -105,7 +110,16 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
     def load_model(member: Member) -> nn.Module:
         return _load_model(files[member.name], member)
 
-    return repository_from_models(ensemble, load_model, load_sample, out, settings, progress)
+    facts = _card_facts(intended_use, has_images=labelled is not None)
+    return repository_from_models(ensemble, load_model, load_sample, out, settings, progress, facts)
+
+
+def _card_facts(intended_use: Path | None, *, has_images: bool) -> CardFacts:
+    return CardFacts(
+        use=IntendedUse() if intended_use is None else read_intended_use(intended_use),
+        missing=("Figures: the checkpoints come from elsewhere, without a run.",),
+        checked_on="labelled images" if has_images else "generated images",
+    )
 
 
 def _member(name: str, file: Path, arch: str, classes: tuple[str, ...], image: ImageSpec) -> Member:

@@ -66,6 +66,9 @@ def test_they_become_a_repository_that_answers_as_they_do(
         with torch.inference_mode():
             expected = model(normalised).numpy()
         np.testing.assert_allclose(session.run(["LOGITS"], {"PIXELS": pixels})[0], expected, atol=1e-4)
+    card = (tmp_path / "out" / "model_card.md").read_text()
+    assert "Differences between the exported graphs and PyTorch, on generated images:" in card
+    assert "- Figures: the checkpoints come from elsewhere, without a run." in card
     # A repeated export is recognised.
     assert "nothing to do" in plurum.said("export", *checkpoints, *options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from sklearn.linear_model import LogisticRegression
 from plurum.files import sha256_of
 from plurum.images import pixels_from_image
 from plurum.models import normalise
-from plurum.run import DataMetadata, Run
+from plurum.run import OTHER_COLUMN, DataMetadata, Run
 from plurum.spec import ImageSpec, Member, write_metadata
 
-__all__ = ["CLASSES", "build_decided_run"]
+__all__ = ["CLASSES", "add_column", "build_decided_run"]
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.35, 0.35, 0.35))
 CLASSES = ("CE", "LAA")
@@ -69,6 +70,19 @@ def _write_data(run: Run, counts: dict[str, int]) -> None:
         run.data_folder / "contract.json",
         DataMetadata(source="digits", fingerprint=fingerprint, classes=CLASSES, image=IMAGE),
     )
+
+
+def add_column(run: Run, name: str, values: Sequence[str]) -> None:
+    """Add a manifest's column to the run's table: each patient gets one of the values, in turn."""
+    path = run.data_folder / "items.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row[f"{OTHER_COLUMN}{name}"] = values[int(row["index"]) // _IMAGES % len(values)]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _write_member(run: Run, arch: str, seed: int) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from plurum.errors import DataError, MetadataError, SettingsError
+from plurum.files import sha256_of
 from plurum.run import Run, Table
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import Ensemble
@@ -114,7 +115,8 @@ def evaluate_verdicts(
             raise DataError(f"{subject.answered_by} returns NaN for {split} images, which can't be evaluated")
     subject = replace(subject, notes=(*subject.notes, *_left_out(run, ensemble)))
     with show_progress("evaluating", len(subject.members) + 2) as progress:
-        return evaluate_predictions(subject, evaluated[settings.split], evaluated["validation"], settings, progress)
+        found = evaluate_predictions(subject, evaluated[settings.split], evaluated["validation"], settings, progress)
+    return found.model_copy(update={"ensemble_sha256": sha256_of(run.ensemble_file)})
 
 
 def _check_columns(table: Table, settings: EvaluationSettings) -> None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plurum.figures import PointScores
 from plurum.predictions.arrays import Floats, Ints
 from plurum.run import number_patients
-from plurum.spec import Metadata, OperatingPoint, PatientRule
+from plurum.spec import OperatingPoint, PatientRule
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
 from plurum.training.statistics.decisions import DecisionFigures, decision_figures
 from plurum.training.statistics.patients import group_by_patient
@@ -17,26 +18,6 @@ from plurum.training.statistics.results import Estimate
 from plurum.voting import DecisionPoint, Verdict, decide_groups
 
 __all__ = ["DecidedSplit", "PointScores", "score_point"]
-
-
-class PointScores(Metadata):
-    """Figures of the decisions at an operating point.
-
-    The first three are None with several classes, the costs without costs.
-
-    Attributes:
-        images: Decisions for all images.
-        unreviewed: Decisions for images that need no review.
-        patients: Decisions for patients, whose predictions the patient rule combines; None if no patient is known.
-        cost: Mean cost of a decision for an image, without review.
-        usual_cost: Mean cost if the most probable class were decided.
-    """
-
-    images: DecisionFigures | None = None
-    unreviewed: DecisionFigures | None = None
-    patients: DecisionFigures | None = None
-    cost: Estimate | None = None
-    usual_cost: Estimate | None = None
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from plurum.spec import OperatingPoint
-from plurum.training.fitting.decided import PointScores
+from plurum.figures import PointScores, figure_text, percent_text
+from plurum.sentences import point_text
 from plurum.training.fitting.report import FitReport
-from plurum.training.statistics.wording import figure_text, percent_text
 
 __all__ = ["point_lines"]
 
@@ -15,23 +14,10 @@ def point_lines(report: FitReport) -> list[str]:
     point = report.ensemble.operating_point
     if point is None or report.decisions is None:
         return []
-    lines = [_rule_line(point)]
+    lines = [f"operating point: {point_text(point)}"]
     for split, scores in report.decisions.items():
         lines += _figure_lines(split, scores)
     return lines
-
-
-def _rule_line(point: OperatingPoint) -> str:
-    if point.positive is None:
-        return "operating point: the class with the lowest expected cost"
-    rule = f"operating point: {point.positive} from a probability of {point.threshold:.4f} on"
-    if point.value is None or point.confidence is None:
-        return f"{rule}, where both decisions cost the same"
-    name = "NPV" if point.criterion == "npv" else point.criterion
-    return (
-        f"{rule}: {name} of at least {point.value:g} for new patients like those of the validation images, "
-        f"at {point.confidence:.0%} confidence"
-    )
 
 
 def _figure_lines(split: str, scores: PointScores) -> list[str]:

@@ -8,33 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from plurum.figures import DecisionCurve
 from plurum.predictions.arrays import Bools, Floats
-from plurum.spec import Metadata
 from plurum.training.statistics.bootstrap import Bootstrap, percentile_interval
 
 __all__ = ["THRESHOLDS", "DecisionCurve", "decision_curve", "net_benefit"]
 
 THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(1, 100))
-
-
-class DecisionCurve(Metadata):
-    """Net benefit of a class's probability as a test, by threshold probability.
-
-    Attributes:
-        prevalence: Fraction of positives that the net benefit is for.
-        thresholds: Threshold probabilities; images with at least this probability are decided as positive.
-        net_benefit: Net benefit of the ensemble; at most the prevalence.
-        low: Lower end of its 95 % interval.
-        high: Upper end of its 95 % interval.
-        treat_all: Net benefit of deciding all images as positive. Deciding none has a net benefit of 0.
-    """
-
-    prevalence: float
-    thresholds: tuple[float, ...]
-    net_benefit: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    treat_all: tuple[float, ...]
 
 
 def net_benefit(sensitivity: Floats, specificity: Floats, prevalence: Floats, thresholds: Floats) -> Floats:

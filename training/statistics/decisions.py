@@ -6,30 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from plurum.figures import DecisionFigures
 from plurum.predictions.arrays import Bools, Floats
-from plurum.spec import Metadata
 from plurum.training.statistics.bootstrap import Bootstrap
-from plurum.training.statistics.estimates import Estimate, estimate_from_draws
+from plurum.training.statistics.estimates import Estimate, estimate_from_draws, wilson_interval
 
 __all__ = ["DecisionFigures", "decision_figures", "estimate_fractions"]
-
-
-class DecisionFigures(Metadata):
-    """Figures of decisions between a positive class and the other.
-
-    Attributes:
-        number: Number of decisions, of images or of patients.
-        sensitivity: Fraction of the positive class that is decided positive.
-        specificity: Fraction of the other class that is decided negative.
-        ppv: Fraction of positive decisions that are correct.
-        npv: Fraction of negative decisions that are correct.
-    """
-
-    number: int
-    sensitivity: Estimate
-    specificity: Estimate
-    ppv: Estimate
-    npv: Estimate
 
 
 def decision_figures(
@@ -61,4 +43,14 @@ def estimate_fractions(
     with np.errstate(invalid="ignore"):
         plain = part.sum(axis=1) / whole.sum(axis=1)
         drawn = np.concatenate([(part @ counts) / (whole @ counts) for counts in bootstrap.blocks()], axis=1)
-    return [estimate_from_draws(value, draws) for value, draws in zip(plain, drawn, strict=True)]
+    return [
+        _extreme_fraction(value, bootstrap, mask) if value in {0.0, 1.0} else estimate_from_draws(value, draws)
+        for value, draws, mask in zip(plain.tolist(), drawn, among, strict=True)
+    ]
+
+
+def _extreme_fraction(value: float, bootstrap: Bootstrap, among: Bools) -> Estimate:
+    """Return a fraction of 0 or 1, whose draws don't vary, with Wilson's interval: each patient is one observation."""
+    patients = len(np.unique(bootstrap.groups[among]))
+    low, high = wilson_interval(value * patients, patients)
+    return Estimate(value=value, low=low, high=high)

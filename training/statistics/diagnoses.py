@@ -6,56 +6,15 @@ Legend: masks are `[images]`. The positive class is the one whose presence is de
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 
+from plurum.figures import FIGURES, Diagnosis
 from plurum.predictions.arrays import Bools, Floats
-from plurum.spec import Metadata
 from plurum.training.statistics.bootstrap import LEVEL, Bootstrap, percentile_interval
-from plurum.training.statistics.decision_curves import DecisionCurve
 from plurum.training.statistics.estimates import Estimate, number_or_none, wilson_interval
 
 __all__ = ["FIGURES", "Diagnosis", "diagnose"]
-
-FIGURES = {
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "lr_positive": "LR+",
-    "lr_negative": "LR-",
-    "youden": "Youden's J",
-    "ppv_at_prevalence": "PPV at the prevalence",
-    "npv_at_prevalence": "NPV at the prevalence",
-}
-
-
-class Diagnosis(Metadata):
-    """Figures of the decision for one class.
-
-    Attributes:
-        positive: Class that counts as positive; all others count as negative.
-        answers: Predictions that are counted: all of them, or those without review.
-        true_positives: Images of the class that are predicted as it.
-        false_negatives: Images of the class that are predicted as another.
-        false_positives: Images of other classes that are predicted as it.
-        true_negatives: Images of other classes that are predicted as one of these.
-        intervals: Method of the intervals: closed forms for independent images, or draws of patients.
-        figures: Figures by the names in `FIGURES`; those at a prevalence only if it is stated. A missing value is
-            undefined or infinite.
-        decision_curve: Net benefit over the threshold probability; None if only the decision is evaluated.
-    """
-
-    positive: str
-    answers: Literal["all", "unreviewed"]
-    true_positives: int
-    false_negatives: int
-    false_positives: int
-    true_negatives: int
-    intervals: Literal["by image", "by patient"]
-    figures: dict[str, Estimate]
-    decision_curve: DecisionCurve | None = None
 
 
 def diagnose(

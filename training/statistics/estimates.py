@@ -6,25 +6,11 @@ import math
 
 import numpy as np
 
+from plurum.figures import Estimate
 from plurum.predictions.arrays import Floats, Ints
-from plurum.spec import Metadata
 from plurum.training.statistics.bootstrap import LEVEL, percentile_interval
 
 __all__ = ["Estimate", "estimate_from_draws", "number_or_none", "wilson_interval"]
-
-
-class Estimate(Metadata):
-    """Figure with its 95 % interval.
-
-    Attributes:
-        value: Figure over all images.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 def estimate_from_draws(value: float, draws: Ints | Floats) -> Estimate:

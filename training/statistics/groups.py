@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from plurum.figures import FEWEST_PATIENTS, GroupedFigures, GroupFigures
 from plurum.predictions.arrays import Bools, Floats, Ints
-from plurum.spec import Metadata
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.decisions import estimate_fractions
-from plurum.training.statistics.estimates import Estimate
 
 __all__ = [
     "FEWEST_PATIENTS",
@@ -29,48 +28,12 @@ __all__ = [
     "split_by_column",
 ]
 
-FEWEST_PATIENTS = 20
 UNKNOWN = "unknown"
 _PERMUTATIONS = 2000
 # Texts that pandas, R and databases write for a missing value.
 _MISSING = frozenset({"", "nan", "na", "<na>", "n/a", "#n/a", "null", "none", "nat"})
 # A fraction: the images that count, and those of them that have the property.
 Fraction = tuple[Bools, Bools]
-
-
-class GroupFigures(Metadata):
-    """Figures of one group.
-
-    Attributes:
-        name: Value of the column; `unknown` for a missing one.
-        images: Number of images.
-        patients: Number of patients; an image of an unknown patient counts as one.
-        is_judged: False if the patients are too few for a judgement.
-        figures: Fractions with 95 % intervals, by name; those of few patients too.
-        p_values: P-values of the difference from all other images, corrected for all tests, by figure; none for a group
-            that is not judged.
-    """
-
-    name: str
-    images: int
-    patients: int
-    is_judged: bool
-    figures: dict[str, Estimate]
-    p_values: dict[str, float]
-
-
-class GroupedFigures(Metadata):
-    """Figures by the groups of one column.
-
-    Attributes:
-        column: Column of the manifest.
-        groups: Groups by name.
-        worst: Judged group with the lowest value, by figure; none for figures without a better direction.
-    """
-
-    column: str
-    groups: tuple[GroupFigures, ...]
-    worst: dict[str, str]
 
 
 def split_by_column(

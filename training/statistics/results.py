@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from typing import Literal
 
+from plurum.figures import (
+    ClassPredictionSets,
+    Diagnosis,
+    Estimate,
+    GroupedFigures,
+    PatientLevel,
+    PatientScores,
+    PredictionSets,
+    ReviewScores,
+)
 from plurum.run import Split
 from plurum.spec import Metadata, PatientRule
 from plurum.training.statistics.curves import Bin, Curve
-from plurum.training.statistics.diagnoses import Diagnosis
 from plurum.training.statistics.diversity import Diversity
-from plurum.training.statistics.estimates import Estimate
-from plurum.training.statistics.groups import GroupedFigures
 
 __all__ = [
     "ClassCurves",
@@ -43,85 +50,6 @@ class EvaluatedModel(Metadata):
     kind: Literal["ensemble", "best", "member"]
     metrics: dict[str, Estimate]
     per_class: dict[str, dict[str, Estimate]]
-
-
-class ClassPredictionSets(Metadata):
-    """Prediction sets of one class's images.
-
-    Attributes:
-        images: Number of images of the class.
-        coverage: Fraction of these images whose set contains the class.
-        mean_size: Mean number of classes in a set; None without images.
-    """
-
-    images: int
-    coverage: Estimate
-    mean_size: float | None
-
-
-class PredictionSets(Metadata):
-    """Conformal prediction sets.
-
-    Attributes:
-        wished: Target coverage, 1 - alpha; None if sets hold only the winner.
-        coverage: Fraction of all images whose set contains the true class.
-        mean_size: Mean number of classes in a set.
-        sizes: Numbers of sets with 1, 2, … classes.
-        by_class: Prediction sets by true class.
-    """
-
-    wished: float | None
-    coverage: Estimate
-    mean_size: float
-    sizes: tuple[int, ...]
-    by_class: dict[str, ClassPredictionSets]
-
-
-class ReviewScores(Metadata):
-    """Predictions with and without review.
-
-    Attributes:
-        threshold: Confidence below which a prediction needs review.
-        wished_risk: Target error rate of predictions without review; None if there is no target.
-        share: Fraction of predictions that need review.
-        accuracy_kept: Accuracy of predictions without review.
-        accuracy_sent: Accuracy of predictions that need review.
-        condition: Condition for review at the operating point, in words; None is the threshold and the prediction set.
-    """
-
-    threshold: float
-    wished_risk: float | None
-    share: Estimate
-    accuracy_kept: Estimate
-    accuracy_sent: Estimate
-    condition: str | None = None
-
-
-class PatientScores(Metadata):
-    """Scores of one prediction per patient.
-
-    Attributes:
-        accuracy: Fraction of patients with a correct prediction.
-        nll: Mean negative log-likelihood of the true class, in nats; None for majority votes, whose vote shares are
-            not probabilities.
-    """
-
-    accuracy: Estimate
-    nll: Estimate | None
-
-
-class PatientLevel(Metadata):
-    """Scores of predictions for patients, each from all images of the patient.
-
-    Attributes:
-        patients: Number of patients.
-        images: Number of their images.
-        by_rule: Scores by name of the model, then by rule.
-    """
-
-    patients: int
-    images: int
-    by_rule: dict[str, dict[PatientRule, PatientScores]]
 
 
 class ClassCurves(Metadata):
@@ -169,6 +97,7 @@ class Evaluation(Metadata):
         diagnoses: Figures of the decision for the positive class, or else for each class against the others: of all
             predictions, then of those without review.
         by_group: Figures by group, for each requested column of the manifest.
+        ensemble_sha256: SHA-256 of the run's `ensemble.json`; None in older files.
         notes: Remarks on missing figures and on limits of the evaluation, one sentence each.
     """
 
@@ -200,6 +129,7 @@ class Evaluation(Metadata):
     prevalence: float | None = None
     diagnoses: tuple[Diagnosis, ...] = ()
     by_group: tuple[GroupedFigures, ...] = ()
+    ensemble_sha256: str | None = None
     notes: tuple[str, ...]
 
     @property

@@ -74,6 +74,13 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
             help="Per-channel standard deviation used to normalise the checkpoints' inputs, on a scale of 0 to 1."
         ),
     ] = _STD,
+    intended_use: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with statements for the model card, such as purpose, users and limits.",
+            show_default="RUN/intended_use.json, if it exists",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each graph's comparison with PyTorch as JSON.")
     ] = False,
@@ -81,7 +88,8 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     """Export the members, check each and their vote against PyTorch, and assemble a Triton model repository.
 
     Writes nothing if the outputs of a graph or of the vote differ from PyTorch's by more than the tolerance, or if they
-    don't keep a promise of `plurum fit` on the review risk, which they certify.
+    don't keep a promise of `plurum fit` on the review risk, which they certify. The repository's model_card.md states
+    the data, members, figures and promises of a run.
 
     [bold]Examples[/bold]
 
@@ -104,10 +112,10 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     if source[0].is_file() or arch:
         checked_on = "validation images" if images else "generated images"
         spec = _image(image_size, mean, std)
-        exported = _export_checkpoints(source, arch or [], classes, spec, out, settings, images)
+        exported = _export_checkpoints(source, arch or [], classes, spec, out, settings, images, intended_use)
     else:
         checked_on = "validation images"
-        exported = _export_run(source, repository, settings, images)
+        exported = _export_run(source, repository, settings, images, intended_use)
     if as_json:
         parities = [parity.model_dump() for parity in exported.parities]
         published = [artefact.model_dump() for artefact in exported.artefacts]
@@ -123,7 +131,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
         _print(exported, repository, checked_on)
 
 
-def _export_checkpoints(
+def _export_checkpoints(  # noqa: PLR0913, PLR0917 - one parameter per option
     source: list[Path],
     archs: list[str],
     classes: str | None,
@@ -131,11 +139,13 @@ def _export_checkpoints(
     out: Path | None,
     settings: ExportSettings,
     images: str | None,
+    intended_use: Path | None,
 ) -> ExportResult:
     from rich.console import Console
 
     from plurum.errors import SettingsError
     from plurum.export.checks import check_checkpoints, check_output_folder, find_member_names
+    from plurum.export.repository.cards.intended_use import read_intended_use
 
     if out is None or not classes:
         raise SettingsError("--arch, --classes, --out: expected all three with checkpoints. Add the missing ones.")
@@ -143,19 +153,25 @@ def _export_checkpoints(
     check_output_folder(out)
     find_member_names(source, archs, settings, has_images=images is not None)
     check_checkpoints(source)
+    if intended_use:
+        read_intended_use(intended_use)
     with _needs_export():
         from plurum.export import repository_from_checkpoints
     with Console(stderr=True).status("exporting") as status:
         names = [name.strip() for name in classes.split(",")]
         labelled = _load_labelled(images, names, image, settings) if images else None
-        return repository_from_checkpoints(source, archs, names, image, out, settings, status.update, labelled=labelled)
+        positional = (source, archs, names, image, out, settings, status.update)
+        return repository_from_checkpoints(*positional, labelled=labelled, intended_use=intended_use)
 
 
-def _export_run(source: list[Path], out: Path, settings: ExportSettings, images: str | None) -> ExportResult:
+def _export_run(
+    source: list[Path], out: Path, settings: ExportSettings, images: str | None, intended_use: Path | None
+) -> ExportResult:
     from rich.console import Console
 
     from plurum.errors import SettingsError
     from plurum.export.checks import check_output_folder
+    from plurum.export.repository.cards.intended_use import read_intended_use
     from plurum.run import Run
 
     if len(source) > 1:
@@ -168,10 +184,12 @@ def _export_run(source: list[Path], out: Path, settings: ExportSettings, images:
     run = Run(source[0])
     run.ensemble()
     check_output_folder(out)
+    if intended_use:
+        read_intended_use(intended_use)
     with _needs_export():
         from plurum.export import repository_from_run
     with Console(stderr=True).status("exporting") as status:
-        return repository_from_run(run, out, settings, status.update)
+        return repository_from_run(run, out, settings, status.update, intended_use=intended_use)
 
 
 def _needs_export() -> AbstractContextManager[None]:
@@ -273,7 +291,7 @@ def _print(exported: ExportResult, repository: Path, images: str) -> None:
         typer.echo(promise_text(exported.promise))
     if exported.unchanged:
         sys.stdout.write(f"nothing to do: {repository} is up to date with this run and these settings\n")
-    sys.stdout.write(f"model repository: {repository}\n")
+    sys.stdout.write(f"model repository: {repository}\nmodel card: {repository / 'model_card.md'}\n")
     if any(artefact.backend == "tensorrt" for artefact in exported.artefacts):
         sys.stdout.write(
             "build its TensorRT plans on the GPU and in the container that will serve it, from a clone of "

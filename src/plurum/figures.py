@@ -1,0 +1,311 @@
+"""Figures that training measures, with their 95 % intervals, and their text.
+
+`RUN/report/metrics.json` and `RUN/report/fit.json` hold them, and the model card of an export states them. None marks a
+figure that does not exist.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from plurum.spec import Metadata, PatientRule
+
+__all__ = [
+    "FEWEST_PATIENTS",
+    "FIGURES",
+    "ClassPredictionSets",
+    "DecisionCurve",
+    "DecisionFigures",
+    "Diagnosis",
+    "Estimate",
+    "GroupFigures",
+    "GroupedFigures",
+    "PatientLevel",
+    "PatientScores",
+    "PointScores",
+    "PredictionSets",
+    "ReviewScores",
+    "figure_text",
+    "group_cell",
+    "group_lines",
+    "number_text",
+    "percent_text",
+]
+
+FEWEST_PATIENTS = 20
+FIGURES = {
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "lr_positive": "LR+",
+    "lr_negative": "LR-",
+    "youden": "Youden's J",
+    "ppv_at_prevalence": "PPV at the prevalence",
+    "npv_at_prevalence": "NPV at the prevalence",
+}
+_NONE = "–"
+_SIGNIFICANT = 0.05
+
+
+class Estimate(Metadata):
+    """Figure with its 95 % interval.
+
+    Attributes:
+        value: Figure over all images.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class DecisionCurve(Metadata):
+    """Net benefit of a class's probability as a test, by threshold probability.
+
+    Attributes:
+        prevalence: Fraction of positives that the net benefit is for.
+        thresholds: Threshold probabilities; images with at least this probability are decided as positive.
+        net_benefit: Net benefit of the ensemble; at most the prevalence.
+        low: Lower end of its 95 % interval.
+        high: Upper end of its 95 % interval.
+        treat_all: Net benefit of deciding all images as positive. Deciding none has a net benefit of 0.
+    """
+
+    prevalence: float
+    thresholds: tuple[float, ...]
+    net_benefit: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    treat_all: tuple[float, ...]
+
+
+class Diagnosis(Metadata):
+    """Figures of the decision for one class.
+
+    Attributes:
+        positive: Class that counts as positive; all others count as negative.
+        answers: Predictions that are counted: all of them, or those without review.
+        true_positives: Images of the class that are predicted as it.
+        false_negatives: Images of the class that are predicted as another.
+        false_positives: Images of other classes that are predicted as it.
+        true_negatives: Images of other classes that are predicted as one of these.
+        intervals: Method of the intervals: closed forms for independent images, or draws of patients.
+        figures: Figures by the names in `FIGURES`; those at a prevalence only if it is stated. A missing value is
+            undefined or infinite.
+        decision_curve: Net benefit over the threshold probability; None if only the decision is evaluated.
+    """
+
+    positive: str
+    answers: Literal["all", "unreviewed"]
+    true_positives: int
+    false_negatives: int
+    false_positives: int
+    true_negatives: int
+    intervals: Literal["by image", "by patient"]
+    figures: dict[str, Estimate]
+    decision_curve: DecisionCurve | None = None
+
+
+class DecisionFigures(Metadata):
+    """Figures of decisions between a positive class and the other.
+
+    Attributes:
+        number: Number of decisions, of images or of patients.
+        sensitivity: Fraction of the positive class that is decided positive.
+        specificity: Fraction of the other class that is decided negative.
+        ppv: Fraction of positive decisions that are correct.
+        npv: Fraction of negative decisions that are correct.
+    """
+
+    number: int
+    sensitivity: Estimate
+    specificity: Estimate
+    ppv: Estimate
+    npv: Estimate
+
+
+class PointScores(Metadata):
+    """Figures of the decisions at an operating point.
+
+    The first three are None with several classes, the costs without costs.
+
+    Attributes:
+        images: Decisions for all images.
+        unreviewed: Decisions for images that need no review.
+        patients: Decisions for patients, whose predictions the patient rule combines; None if no patient is known.
+        cost: Mean cost of a decision for an image, without review.
+        usual_cost: Mean cost if the most probable class were decided.
+    """
+
+    images: DecisionFigures | None = None
+    unreviewed: DecisionFigures | None = None
+    patients: DecisionFigures | None = None
+    cost: Estimate | None = None
+    usual_cost: Estimate | None = None
+
+
+class GroupFigures(Metadata):
+    """Figures of one group.
+
+    Attributes:
+        name: Value of the column; `unknown` for a missing one.
+        images: Number of images.
+        patients: Number of patients; an image of an unknown patient counts as one.
+        is_judged: False if the patients are too few for a judgement.
+        figures: Fractions with 95 % intervals, by name; those of few patients too.
+        p_values: P-values of the difference from all other images, corrected for all tests, by figure; none for a group
+            that is not judged.
+    """
+
+    name: str
+    images: int
+    patients: int
+    is_judged: bool
+    figures: dict[str, Estimate]
+    p_values: dict[str, float]
+
+
+class GroupedFigures(Metadata):
+    """Figures by the groups of one column.
+
+    Attributes:
+        column: Column of the manifest.
+        groups: Groups by name.
+        worst: Judged group with the lowest value, by figure; none for figures without a better direction.
+    """
+
+    column: str
+    groups: tuple[GroupFigures, ...]
+    worst: dict[str, str]
+
+
+class ClassPredictionSets(Metadata):
+    """Prediction sets of one class's images.
+
+    Attributes:
+        images: Number of images of the class.
+        coverage: Fraction of these images whose set contains the class.
+        mean_size: Mean number of classes in a set; None without images.
+    """
+
+    images: int
+    coverage: Estimate
+    mean_size: float | None
+
+
+class PredictionSets(Metadata):
+    """Conformal prediction sets.
+
+    Attributes:
+        wished: Target coverage, 1 - alpha; None if sets hold only the winner.
+        coverage: Fraction of all images whose set contains the true class.
+        mean_size: Mean number of classes in a set.
+        sizes: Numbers of sets with 1, 2, … classes.
+        by_class: Prediction sets by true class.
+    """
+
+    wished: float | None
+    coverage: Estimate
+    mean_size: float
+    sizes: tuple[int, ...]
+    by_class: dict[str, ClassPredictionSets]
+
+
+class ReviewScores(Metadata):
+    """Predictions with and without review.
+
+    Attributes:
+        threshold: Confidence below which a prediction needs review.
+        wished_risk: Target error rate of predictions without review; None if there is no target.
+        share: Fraction of predictions that need review.
+        accuracy_kept: Accuracy of predictions without review.
+        accuracy_sent: Accuracy of predictions that need review.
+        condition: Condition for review at the operating point, in words; None is the threshold and the prediction set.
+    """
+
+    threshold: float
+    wished_risk: float | None
+    share: Estimate
+    accuracy_kept: Estimate
+    accuracy_sent: Estimate
+    condition: str | None = None
+
+
+class PatientScores(Metadata):
+    """Scores of one prediction per patient.
+
+    Attributes:
+        accuracy: Fraction of patients with a correct prediction.
+        nll: Mean negative log-likelihood of the true class, in nats; None for majority votes, whose vote shares are
+            not probabilities.
+    """
+
+    accuracy: Estimate
+    nll: Estimate | None
+
+
+class PatientLevel(Metadata):
+    """Scores of predictions for patients, each from all images of the patient.
+
+    Attributes:
+        patients: Number of patients.
+        images: Number of their images.
+        by_rule: Scores by name of the model, then by rule.
+    """
+
+    patients: int
+    images: int
+    by_rule: dict[str, dict[PatientRule, PatientScores]]
+
+
+def figure_text(figure: Estimate | None) -> str:
+    """Return a figure and its interval with four decimals; a dash for a missing figure."""
+    if figure is None or figure.value is None:
+        return _NONE
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.4f}"
+    return f"{figure.value:.4f} ({figure.low:.4f}–{figure.high:.4f})"
+
+
+def percent_text(figure: Estimate) -> str:
+    """Return a fraction and its interval as percentages; `none` for a missing figure."""
+    if figure.value is None:
+        return "none"
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.1%}"
+    return f"{figure.value:.1%} ({figure.low:.1%}–{figure.high:.1%})"
+
+
+def number_text(value: float | None) -> str:
+    """Return a number with four decimals; a dash for None."""
+    return _NONE if value is None else f"{value:.4f}"
+
+
+def group_lines(column: GroupedFigures) -> list[str]:
+    """Return sentences on the groups of a column: the worst, those that differ, and those that are not judged."""
+    lines = []
+    for figure, name in column.worst.items():
+        group = next(one for one in column.groups if one.name == name)
+        lines.append(f"The lowest {figure} is that of {name}: {percent_text(group.figures[figure])}.")
+    found = [
+        f"{group.name} in {figure} (p = {value:.4f})"
+        for group in column.groups
+        for figure, value in group.p_values.items()
+        if value <= _SIGNIFICANT
+    ]
+    if found:
+        lines.append(f"Significant differences from all other images: {', '.join(found)}.")
+    elif any(group.p_values for group in column.groups):
+        lines.append("No group differs significantly from all other images.")
+    if few := [group.name for group in column.groups if not group.is_judged]:
+        lines.append(f"Not judged, because of fewer than {FEWEST_PATIENTS} patients: {', '.join(few)}.")
+    return lines
+
+
+def group_cell(group: GroupFigures, figure: str) -> str:
+    """Return a group's figure with a star if it differs significantly from all other images."""
+    star = "*" if group.p_values.get(figure, 1.0) <= _SIGNIFICANT else ""
+    return f"{number_text(group.figures[figure].value)}{star}"
