@@ -89,7 +89,11 @@ class ExportResult:
 
 
 def repository_from_run(
-    run: Run, out: Path, settings: ExportSettings, progress: Callable[[str], None] = lambda _: None
+    run: Run,
+    out: Path,
+    settings: ExportSettings,
+    progress: Callable[[str], None] = lambda _: None,
+    site: str | None = None,
 ) -> ExportResult:
     """Export every member of a fitted run, check it, and write the repository to `out` atomically.
 
@@ -98,14 +102,15 @@ def repository_from_run(
         out: New or empty folder, or a Plurum repository, which stays in place until the new one replaces it.
         settings: Target, precision, batch size and budgets.
         progress: Called with one line per step.
+        site: Site whose calibration to export; None exports the run's own.
 
     Raises:
-        MetadataError: the run is not fitted, or one of its files is invalid.
+        MetadataError: the run is not fitted, not calibrated at the site, or one of its files is invalid.
         MissingExtraError: the requested precision needs a package that is not installed.
         OutputError: `out` holds other files or can't be written.
         ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
     """
-    ensemble = run.ensemble()
+    ensemble = run.ensemble(site)
 
     def load_sample() -> ParitySample:
         return sample_from_table(run.table(), run.pixels(), settings, str(run.path))
