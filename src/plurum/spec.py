@@ -335,7 +335,8 @@ class SiteCalibration(Metadata):
         fingerprint: SHA-256 over pixels and labels.
         images: Number of labelled images.
         patients: Number of patients; an image of an unknown patient counts as one.
-        strength: Strength of the shrinkage towards the fit's calibration; None if temperature and prior ratio stayed.
+        strength: Strength of the shrinkage towards the fit's calibration: the precision of each offset's prior; None if
+            temperature and prior ratio stayed.
         fit: SHA-256 of the `ensemble.json` that was calibrated.
     """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from plurum.client.ui.corrections import COLUMNS
 from plurum.run import Run
@@ -54,7 +55,8 @@ def test_a_site_gains_and_the_run_stays(run: Run, north: Path, plurum: CommandLi
     before = run.ensemble_file.read_bytes()
     printed = plurum.said("calibrate", run.path, "--on", north, "--name", "north", *FEW)
     assert run.ensemble_file.read_bytes() == before
-    assert sorted(path.name for path in run.site_folder("north").iterdir()) == ["calibration.json", "ensemble.json"]
+    names = sorted(path.name for path in run.site_folder("north").iterdir())
+    assert names == ["calibration.json", "calibration.png", "ensemble.json"]
     ensemble, old = run.ensemble("north"), run.ensemble()
     assert (ensemble.members, ensemble.voting.weights) == (old.members, old.voting.weights)
     site = ensemble.site
@@ -206,6 +208,38 @@ def test_images_that_the_run_has_seen_are_refused(run: Run, plurum: CommandLine,
     items.write_text(items.read_text().replace(f",{source},", f",{seen / '2.png'},", 1))
     refused = plurum.refused("calibrate", run.path, "--on", seen / "site.csv")
     assert "--on: expected images that the run has not seen, got 1 of its training or validation images" in refused
+
+
+def write_archive(path: Path, parts: tuple[int, int], ends: tuple[int, int], brightness: float) -> Path:
+    """Write a MedMNIST file of even digits (0) and odd ones (1): those from `parts` to `ends` of each."""
+    digits, arrays = load_digits(), {}
+    rows = np.concatenate([np.flatnonzero(digits.target % 2 == odd)[parts[odd] : ends[odd]] for odd in (0, 1)])
+    shuffled = np.random.default_rng(0).permutation(rows)
+    sizes = np.cumsum([int(0.6 * len(rows)), int(0.25 * len(rows))])
+    for name, some in zip(("train", "val", "test"), np.split(shuffled, sizes), strict=True):
+        arrays[f"{name}_images"] = np.rint(digits.images[some] * brightness * 255 / 16).astype(np.uint8)
+        arrays[f"{name}_labels"] = (digits.target[some] % 2)[:, None].astype(np.uint8)
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_medmnist_file_with_a_planted_shift(plurum: CommandLine, tmp_path: Path) -> None:
+    """Train, fit, calibrate and export by the commands; judge on other images of the site."""
+    data = write_archive(tmp_path / "data.npz", (0, 0), (400, 400), 1.0)
+    site = write_archive(tmp_path / "site.npz", (400, 400), (500, 425), 0.6)
+    rest = write_archive(tmp_path / "rest.npz", (500, 425), (880, 520), 0.6)
+    run = Run(tmp_path / "run")
+    options = ("--image-size", 32, "--batch-size", 16, "--epochs", 6, "--out", run.path)
+    plurum.ended("train", data, "--arch", "test_byobnet", "--arch", "test_resnet", *options)
+    plurum.said("fit", run.path, *FEW)
+    printed = plurum.said("calibrate", run.path, "--on", site, *FEW)
+    assert "site: 125 images of 125 patients: 100 of 0, 25 of 1" in printed
+    before, after = (figure("nll", *verdict_at(run, name, rest)) for name in (None, "site"))
+    assert after < before
+    plurum.said("export", run.path, "--site", "site")
+    assert read_ensemble(run.site_folder("site") / "model_repository" / "ensemble.json") == run.ensemble("site")
 
 
 @pytest.mark.slow

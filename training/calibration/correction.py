@@ -52,8 +52,8 @@ def fit_corrections(probabilities: Floats, labels: Ints, masks: Bools, strengths
         probabilities: Calibrated probabilities to correct.
         labels: True classes.
         masks: Images that each correction is fitted to, `[corrections, images]`.
-        strengths: Strength of the shrinkage towards no change, > 0, `[corrections]`: the number of observations that
-            an offset of 0 counts as.
+        strengths: Strength of the shrinkage towards no change, > 0, `[corrections]`: the precision of a normal prior
+            of each offset, 1 / variance.
     """
     logs = np.maximum(np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)), _LEAST_LOG)
     size = max(1, _CELLS // logs.size)

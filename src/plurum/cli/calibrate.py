@@ -39,16 +39,19 @@ def calibrate(
 
       plurum export runs/tiles --site north
     """
+    from plurum.files import write_bytes
     from plurum.training import calibrate_run
+    from plurum.training.calibration.plots import plot_from_calibration
 
-    report = calibrate_run(run, settings)
+    report, folder = calibrate_run(run, settings), run / "sites" / settings.site
+    write_bytes(folder / "calibration.png", plot_from_calibration(report))
     if as_json:
         sys.stdout.write(report.model_dump_json() + "\n")
         return
     show_table(_table(report))
     for line in _lines(report):
         typer.echo(line)
-    typer.echo(f"report: {run / 'sites' / settings.site / 'calibration.json'}")
+    typer.echo(f"report: {folder / 'calibration.json'}, plot: {folder / 'calibration.png'}")
     typer.echo(f"next: plurum export {run} --site {settings.site}")
 
 
@@ -91,8 +94,8 @@ def _correction_line(report: CalibrationReport) -> str:
         return "probabilities: no gain found, so temperature and class offsets stay"
     ratios = ", ".join(f"{name} x{ratio:.2f}" for name, ratio in _ratios(report).items())
     return (
-        f"probabilities: temperature {voting.temperature:.3f}, classes {ratios}, shrunk towards the fit as if "
-        f"{site.strength:.1f} patients spoke for it"
+        f"probabilities: temperature {voting.temperature:.3f}, classes {ratios}, shrunk towards the fit with strength "
+        f"{site.strength:.1f}"
     )
 
 
