@@ -230,6 +230,25 @@ def test_a_point_needs_probabilities_and_version_2(tmp_path: Path) -> None:
         read_ensemble(written(tmp_path, ensemble_at(POINT) | {"version": 1}))
 
 
+def test_a_site_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    site = {
+        "name": "north",
+        "data": "site.csv",
+        "fingerprint": "0" * 64,
+        "fit": "1" * 64,
+        "images": 30,
+        "patients": 20,
+        "strength": 8.0,
+    }
+    whole = Ensemble.model_validate(ensemble() | {"version": 2, "site": site})
+    write_metadata(tmp_path / "ensemble.json", whole)
+    assert read_ensemble(tmp_path / "ensemble.json") == whole
+    assert "site" not in Ensemble.model_validate(ensemble()).model_dump()
+    for wrong, message in (({"strength": 0}, "strength"), ({"patients": 0}, "patients"), ({"name": "../up"}, "name")):
+        with pytest.raises(MetadataError, match=f"site.{message}: "):
+            read_ensemble(written(tmp_path, ensemble() | {"version": 2, "site": site | wrong}))
+
+
 def test_a_file_of_version_0_1_0_is_read_and_written_unchanged(tmp_path: Path) -> None:
     """So Plurum 0.1.0 also reads what is written from it."""
     sample = Path(__file__).parent / "formats" / "ensemble_0.1.0.json"

@@ -1,4 +1,4 @@
-"""Train members from labelled images, and fit and evaluate the ensemble of them.
+"""Train members from labelled images; fit, evaluate and calibrate the ensemble of them.
 
 Names that need PyTorch, such as `Trainer` and `ImageEnsemble`, are imported on first access.
 """
@@ -9,7 +9,10 @@ import importlib
 import typing
 
 from plurum.options import settings_from
+from plurum.settings.calibration import CalibrateSettings
 from plurum.settings.training import EvaluationSettings, FitSettings, TrainOptions, TrainSettings
+from plurum.training.calibration.calibrate import calibrate_run
+from plurum.training.calibration.report import CalibrationReport
 from plurum.training.data.examples import Examples
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.report import DataReport, data_report, read_data_report, report_lines
@@ -40,6 +43,8 @@ if typing.TYPE_CHECKING:
     Trained = TrainedModel
 
 __all__ = [
+    "CalibrateSettings",
+    "CalibrationReport",
     "DataReport",
     "Evaluation",
     "EvaluationSettings",
@@ -57,6 +62,7 @@ __all__ = [
     "TrainedRun",
     "Trainer",
     "Training",
+    "calibrate_run",
     "data_report",
     "ensemble_from_checkpoints",
     "ensemble_from_models",

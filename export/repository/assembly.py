@@ -108,6 +108,7 @@ def repository_from_run(
     settings: ExportSettings,
     progress: Callable[[str], None] = lambda _: None,
     *,
+    site: str | None = None,
     intended_use: Path | None = None,
 ) -> ExportResult:
     """Export every member of a fitted run, check it, and write the repository to `out` atomically.
@@ -119,18 +120,19 @@ def repository_from_run(
         out: New or empty folder, or a Plurum repository, which stays in place until the new one replaces it.
         settings: Target, precision, batch size and budgets.
         progress: Called with one line per step.
+        site: Site whose calibration to export; None exports the run's own.
         intended_use: File with statements for the model card; by default the run's `intended_use.json`, if it exists.
 
     Raises:
         CertificationError: the graphs don't keep the promise of the fit; `out` is unchanged.
-        MetadataError: the run is not fitted, or one of its files is invalid.
+        MetadataError: the run is not fitted, not calibrated at the site, or one of its files is invalid.
         MissingExtraError: the requested precision needs a package that is not installed.
         OutputError: `out` holds other files or can't be written.
         ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
         SettingsError: the statements for the model card are invalid.
     """
-    ensemble = run.ensemble()
-    facts = facts_from_run(run, intended_use)
+    ensemble = run.ensemble(site)
+    facts = facts_from_run(run, intended_use, site)
 
     def load_sample() -> ParitySample:
         return sample_from_table(run.table(), run.pixels(), settings, str(run.path))

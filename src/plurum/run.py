@@ -11,6 +11,7 @@ RUN/unfinished/NAME.pt              training state of an unfinished member
 RUN/tensorboard/NAME/               TensorBoard logs, with --tensorboard
 RUN/ensemble.json                   the fitted ensemble (written by fit)
 RUN/report/                         reports of fit and evaluate
+RUN/sites/SITE/                     ensemble.json calibrated on a site's images, and calibration.json about it
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import MetadataError, OutputError
-from plurum.files import check_folder
+from plurum.files import check_folder, sha256_of
 from plurum.regular_files import check_regular, open_regular
 from plurum.spec import (
     Classes,
@@ -181,16 +182,37 @@ class Run:
             )
         return tuple(read_member(file) for file in files)
 
-    def ensemble(self) -> Ensemble:
-        """Return the fitted ensemble.
+    def site_folder(self, site: str) -> Path:
+        """Return the folder of the calibration at a site."""
+        return self.path / "sites" / site
+
+    def ensemble(self, site: str | None = None) -> Ensemble:
+        """Return the fitted ensemble, calibrated at `site` if that is not None.
 
         Raises:
-            MetadataError: the folder is not a run, is not fitted yet, or has an invalid ensemble.json.
+            MetadataError: the folder is not a run, is not fitted yet, or has an invalid ensemble.json; or the site is
+                unknown, or was calibrated with another fit.
         """
         self.check()
         if not self.ensemble_file.is_file():
             raise MetadataError(f"{self.path} has no ensemble.json. Fit the run: plurum fit {self.path}")
-        return read_ensemble(self.ensemble_file)
+        return read_ensemble(self.ensemble_file) if site is None else self._ensemble_at(site)
+
+    def _ensemble_at(self, site: str) -> Ensemble:
+        known = sorted(file.parent.name for file in self.path.glob("sites/[!.]*/ensemble.json"))
+        calibrate = f"plurum calibrate {self.path} --on SITE.csv --name {site}"
+        if site not in known:
+            raise MetadataError(
+                f"--site: expected a calibrated site of {self.path} ({', '.join(known) or 'none'}), got {site!r}. "
+                f"Calibrate it: {calibrate}"
+            )
+        ensemble = read_ensemble(self.site_folder(site) / "ensemble.json")
+        if ensemble.site is None or ensemble.site.fit != sha256_of(self.ensemble_file):
+            raise MetadataError(
+                f"--site: expected a calibration of {self.ensemble_file}, got one of another fit in "
+                f"{self.site_folder(site)}. Calibrate it again: {calibrate}"
+            )
+        return ensemble
 
     def data(self) -> DataMetadata:
         """Return the metadata of the data folder.

@@ -47,6 +47,7 @@ __all__ = [
     "Review",
     "ReviewPromise",
     "Scores",
+    "SiteCalibration",
     "Voting",
     "read_ensemble",
     "read_member",
@@ -193,7 +194,7 @@ class Voting(Metadata):
             classes first.
         intercepts: Stacking intercepts, one per class.
         prior_ratio: Ratio of each class's fraction in production to its fraction in the fitting data, applied to the
-            tempered vote; None if they are equal.
+            tempered vote; None if they are equal. With a site, the exponentials of its offsets are factors of it.
     """
 
     mode: Annotated[str, AfterValidator(_check_mode)] = "soft"
@@ -349,6 +350,29 @@ class ReviewPromise(Metadata):
     decision: DecisionPromise | None = None
 
 
+class SiteCalibration(Metadata):
+    """Site that a vote was calibrated on, after its fit.
+
+    Attributes:
+        name: Name of the site.
+        data: Data source as given to `plurum calibrate`.
+        fingerprint: SHA-256 over pixels and labels.
+        images: Number of labelled images.
+        patients: Number of patients; an image of an unknown patient counts as one.
+        strength: Strength of the shrinkage towards the fit's calibration: the precision of each offset's prior; None if
+            temperature and prior ratio stayed.
+        fit: SHA-256 of the `ensemble.json` that was calibrated.
+    """
+
+    name: Name
+    data: Text
+    fingerprint: Sha256
+    images: Annotated[int, Field(ge=1)]
+    patients: Annotated[int, Field(ge=1)]
+    strength: Positive | None
+    fit: Sha256
+
+
 class FittedOn(Metadata):
     """Data that an ensemble was fitted on.
 
@@ -393,7 +417,7 @@ class Baseline(Metadata):
 
 
 # Keys of ensemble.json that version 1 lacks.
-_NEWER = ("operating_point", "promise", "audit_rate")
+_NEWER = ("operating_point", "promise", "audit_rate", "site")
 
 
 class Ensemble(Metadata):
@@ -419,6 +443,8 @@ class Ensemble(Metadata):
         promise: Limit on the review risk of new patients; None promises nothing. Absent in files if None.
         audit_rate: Probability with which the server draws a patient, or an image, for audit; None draws none. Absent
             in files if None.
+        site: Site that temperature, prior ratio, sets and review were calibrated on; None if only on validation images.
+            Then `scores` are empty, and `baseline` is of the site's images. Absent in files if None.
     """
 
     version: Literal[1, 2] = 1
@@ -436,6 +462,7 @@ class Ensemble(Metadata):
     operating_point: OperatingPoint | None = None
     promise: ReviewPromise | None = None
     audit_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    site: SiteCalibration | None = None
 
     @model_serializer(mode="wrap")
     def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:

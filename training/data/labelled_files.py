@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,10 @@ from plurum.training.data.splits import SHARES, check_patients, check_splits, dr
 from plurum.training.data.tiles import ImageRegion, Tiling, regions_from_file
 from plurum.training.progress import show_progress
 
-__all__ = ["LabelledFiles", "images_from_files"]
+__all__ = ["LabelledFiles", "images_from_files", "undivided_images"]
 
 _BLOCK = 64
+_UNDIVIDED: Split = "test"
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,30 @@ def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *,
         DataError: a class is not in every split, a patient is in two, or a name has two spellings.
     """
     check_classes(files.name, files.classes)
+    undivided = undivided_images(files, tiling)
+    table = undivided.table
+    given = table.splits if files.splits else ()
+    splits, drawn = _splits(files, table.labels, table.patients, given, seed)
+    return replace(undivided, table=replace(table, splits=splits), skip_unreadable=skip, notes=(*files.notes, *drawn))
+
+
+def undivided_images(files: LabelledFiles, tiling: Tiling | None) -> LabelledImages:
+    """Return the files' images, or their tiles, with the splits of the files; without splits, all are in `test`.
+
+    Raises:
+        DataError: a patient has two spellings, or a file can't be read.
+    """
     check_spellings(files.name, "patient", "patients", sorted(set(files.patients)))
     pictures = _find_regions(files, tiling)
     owners = np.repeat(np.arange(len(pictures)), [len(some) for some in pictures])
     flat = [picture for some in pictures for picture in some]
-    labels = files.labels[owners]
     patients = tuple(
         files.patients[owner] or (os.path.relpath(picture.path, files.root) if picture.box else "")
         for owner, picture in zip(owners, flat, strict=True)
     )
-    given = tuple(files.splits[owner] for owner in owners) if files.splits else ()
-    splits, drawn = _splits(files, labels, patients, given, seed)
+    splits = tuple(files.splits[owner] for owner in owners) if files.splits else (_UNDIVIDED,) * len(flat)
     columns = {name: tuple(cells[owner] for owner in owners) for name, cells in files.columns.items()}
-    table = Table(tuple(picture.source for picture in flat), labels, patients, splits, columns)
+    table = Table(tuple(picture.source for picture in flat), files.labels[owners], patients, splits, columns)
     return LabelledImages(
         files.name,
         files.classes,
@@ -88,8 +100,7 @@ def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *,
         _fingerprint(files, tiling),
         None,
         lambda index: flat[index].read_encoded(),
-        skip_unreadable=skip,
-        notes=(*files.notes, *drawn),
+        notes=files.notes,
     )
 
 

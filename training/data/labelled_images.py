@@ -34,6 +34,7 @@ __all__ = ["DecodedImage", "LabelledImages", "check_classes", "check_readable"]
 # Images in flight at once: enough for all cores, and few enough to stop soon after Ctrl-C.
 _BLOCK = 64
 _NAMED = 5
+_FIX = "repair or remove them, or leave them out with --skip-unreadable"
 # Rows of an image that are hashed at once.
 _ROWS = 256
 
@@ -149,8 +150,13 @@ class LabelledImages:
                 progress(len(block), "")
 
 
-def check_readable(data: LabelledImages, decoded: Sequence[DecodedImage]) -> None:
+def check_readable(data: LabelledImages, decoded: Sequence[DecodedImage], fix: str = _FIX) -> None:
     """Check that all images are readable.
+
+    Args:
+        data: Images.
+        decoded: Properties of each image.
+        fix: Advice in the message.
 
     Raises:
         DataError: some images are unreadable; the message names the first and counts the others.
@@ -159,8 +165,7 @@ def check_readable(data: LabelledImages, decoded: Sequence[DecodedImage]) -> Non
     if broken:
         more = f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
         raise DataError(
-            f"{len(broken)} of {len(data):,} images can't be read; repair or remove them, or leave them out with "
-            f"--skip-unreadable: {'; '.join(broken[:_NAMED])}{more}"
+            f"{len(broken)} of {len(data):,} images can't be read; {fix}: {'; '.join(broken[:_NAMED])}{more}"
         )
 
 

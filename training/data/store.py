@@ -20,7 +20,7 @@ from plurum.spec import ImageSpec, write_metadata
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.report import data_report, report_warnings, usable_rows
 
-__all__ = ["image_spec", "store_data"]
+__all__ = ["fingerprint_from_pixels", "image_spec", "store_data"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataM
         _write_items(folder / "items.csv", data)
         metadata = DataMetadata(
             source=data.name,
-            fingerprint=_fingerprint(pixels, data.table.labels),
+            fingerprint=fingerprint_from_pixels(pixels, data.table.labels),
             source_fingerprint=data.fingerprint,
             classes=data.classes,
             image=image,
@@ -131,7 +131,8 @@ def _moments(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> tupl
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _fingerprint(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> str:
+def fingerprint_from_pixels(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> str:
+    """Return the SHA-256 over labels and pixels."""
     digest = hashlib.sha256(labels.tobytes())
     for start in range(0, len(pixels), _BLOCK):
         digest.update(np.ascontiguousarray(pixels[start : start + _BLOCK]).data)

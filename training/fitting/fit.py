@@ -12,13 +12,14 @@ import numpy.typing as npt
 
 from plurum.errors import SettingsError
 from plurum.predictions.arrays import Floats, Ints
-from plurum.predictions.scores import compute_losses, confidence_of
+from plurum.predictions.scores import compute_losses
 from plurum.run import Run, Split, Table, number_patients
 from plurum.settings.training import FitSettings
-from plurum.spec import Baseline, Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
+from plurum.spec import Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.splits import HELD_OUT
 from plurum.training.data.unlabelled import find_unlabelled_images
 from plurum.training.evaluation.evaluate import best_single, score_patients
+from plurum.training.fitting.baseline import baseline_from_verdict
 from plurum.training.fitting.certification import Certification, certify_review
 from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point
 from plurum.training.fitting.points import check_point_options, costs_of
@@ -204,29 +205,9 @@ def _ensemble(
             images={split: len(table.rows(split)) for split in get_args(Part)},
         ),
         scores={split: part.scores for split, part in results.items()},
-        baseline=_baseline(results["validation"], vote),
+        baseline=baseline_from_verdict(results["validation"].verdict, rule, results["validation"].weights),
         operating_point=vote.point,
         audit_rate=settings.audit_rate,
-    )
-
-
-def _baseline(part: _SplitResults, vote: FittedVote) -> Baseline:
-    """Return the reference to measure drift against: frequencies among the predictions of the selected members."""
-    dissents = decide_members(part.members[:, vote.kept], vote.rule) != part.verdict.label[:, None]
-    limits = np.array(Baseline.model_fields["confidence_limits"].default)
-
-    def shares(bins: Ints, count: int) -> tuple[float, ...]:
-        counts = np.bincount(bins, part.weights, count)
-        return tuple((counts / counts.sum()).tolist())
-
-    return Baseline(
-        images=len(part.labels),
-        class_shares=shares(part.verdict.label, part.verdict.probabilities.shape[1]),
-        confidence_limits=tuple(limits.tolist()),
-        # Bins include their upper limit, as in Prometheus.
-        confidence_shares=shares(np.searchsorted(limits, confidence_of(part.verdict)), len(limits) + 1),
-        review_share=part.share(part.verdict.review),
-        dissent_shares=tuple(part.share(dissent) for dissent in dissents.T),
     )
 
 

@@ -18,8 +18,9 @@ from plurum.training.progress import show_progress
 from plurum.training.statistics.scoring import predict_logits
 from plurum.voting import softmax
 
-__all__ = ["predict_files", "predict_members"]
+__all__ = ["predict_files", "predict_members", "predict_pixels"]
 
+_BLOCK = 64
 _S = TypeVar("_S", bound=Split)
 
 
@@ -64,18 +65,43 @@ def predict_files(run: Run, members: Sequence[Member], files: Sequence[Path]) ->
         DataError: a file can't be read.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
+    return _predict_blocks(run, members, iterate_pixels(files, run.data().image), len(files), "unlabelled images")
+
+
+def predict_pixels(
+    run: Run, members: Sequence[Member], pixels: npt.NDArray[np.uint8], name: str
+) -> npt.NDArray[np.float64]:
+    """Return the members' probabilities for images at their input size, `[images, members, classes]`.
+
+    Args:
+        run: Run with the members' weights.
+        members: Members to predict with.
+        pixels: Images, uint8 `[images, height, width, 3]`.
+        name: Name of the images in messages.
+
+    Raises:
+        MetadataError: a member is invalid, or returns NaN.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    blocks = (pixels[start : start + _BLOCK] for start in range(0, len(pixels), _BLOCK))
+    return _predict_blocks(run, members, blocks, len(pixels), name)
+
+
+def _predict_blocks(
+    run: Run, members: Sequence[Member], blocks: Iterable[npt.NDArray[np.uint8]], number: int, name: str
+) -> npt.NDArray[np.float64]:
     with needs_extra("training"):
         import torch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [model_from_checkpoint(member, run.checkpoint(member)).to(device) for member in members]
     image = run.data().image
     parts = []
-    with show_progress("predicting with members", len(files)) as progress:
-        for pixels in iterate_pixels(files, image):
+    with show_progress("predicting with members", number) as progress:
+        for pixels in blocks:
             rows = np.arange(len(pixels))
             parts.append(softmax(np.stack([predict_logits(model, pixels, rows, image) for model in models], axis=1)))
             progress(len(pixels), "")
     predictions = np.concatenate(parts)
     if not np.isfinite(predictions).all():
-        raise MetadataError("a member returns NaN for unlabelled images; train it again")
+        raise MetadataError(f"a member returns NaN for {name}; train it again")
     return predictions

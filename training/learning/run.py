@@ -262,6 +262,8 @@ def _mark_started(run: Run, started: RunSettings) -> Iterator[None]:
 def _clear(run: Run) -> None:
     """Remove the results of training and fitting, but not a model repository, which may be in service."""
     run.ensemble_file.unlink(missing_ok=True)
+    for file in run.path.glob("sites/*/ensemble.json"):
+        file.unlink()
     ours = ("members", "unfinished", "tensorboard")
     for folder in (run.report_folder, run.data_folder, *(run.path / name for name in ours)):
         shutil.rmtree(folder, ignore_errors=True)

@@ -26,6 +26,7 @@ from plurum.spec import (
     ReviewPromise,
     Scores,
     Sha256,
+    SiteCalibration,
     Voting,
     read_ensemble,
 )
@@ -72,6 +73,7 @@ class ModelCard(Metadata):
         splits: Images by split.
         members: Members as exported.
         voting: Vote of the members.
+        site: Site that the vote was calibrated on; None if only on the run's images.
         operating_point: Decision that the labels state; None is the most probable class.
         decision: The decision in words.
         review: Condition for review in words.
@@ -100,6 +102,7 @@ class ModelCard(Metadata):
     splits: dict[Split, SplitCounts]
     members: tuple[CardMember, ...]
     voting: Voting
+    site: SiteCalibration | None
     operating_point: OperatingPoint | None
     decision: str
     review: str
@@ -143,6 +146,7 @@ def card_from_repository(
         splits=_splits(ensemble, facts),
         members=_members(ensemble, artefacts),
         voting=ensemble.voting,
+        site=ensemble.site,
         operating_point=point,
         decision="the most probable class" if point is None else point_text(point),
         review=review_condition(rule, ensemble.classes) or _usual_condition(ensemble),

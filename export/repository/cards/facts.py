@@ -136,7 +136,7 @@ class _Evaluation(_Report):
 _R = TypeVar("_R", bound=_Report)
 
 
-def facts_from_run(run: Run, intended_use: Path | None = None) -> CardFacts:
+def facts_from_run(run: Run, intended_use: Path | None = None, site: str | None = None) -> CardFacts:
     """Return what the run's data and reports say about its ensemble.
 
     Reports of another ensemble, such as that of an earlier fit, are not used, and named as missing.
@@ -144,20 +144,26 @@ def facts_from_run(run: Run, intended_use: Path | None = None) -> CardFacts:
     Args:
         run: Fitted run.
         intended_use: File with the owner's statements; by default `intended_use.json` of the run, if it exists.
+        site: Site at which the ensemble was calibrated; no figures are known there. None takes the run's own.
 
     Raises:
         MetadataError: the run is not fitted, or its table is invalid.
         SettingsError: the owner's file is invalid.
     """
-    ensemble, table = run.ensemble(), run.table()
+    ensemble, table = run.ensemble(site), run.table()
     own = run.path / _USE_FILE
     use_file = intended_use or (own if own.exists() else None)
     fit = _read_report(run.report_folder / "fit.json", _FitReport)
     if fit is not None and fit.ensemble != ensemble:
         fit = None
-    figures = {one.split: one for one in reversed(list(_evaluations(run)))}
+    figures = {} if site is not None else {one.split: one for one in reversed(list(_evaluations(run)))}
     is_same_data = run.data().fingerprint == ensemble.data.fingerprint
     missing = [] if is_same_data else ["Images by class: RUN/data holds other images than the ensemble was fitted on."]
+    if site is not None:
+        missing.append(
+            f"Figures at the site: see RUN/sites/{site}/calibration.json. Those of the run do not hold there."
+        )
+        commands = {}
     missing += [
         f"Figures on {split} images with intervals: run {_COMMANDS[split]}, then export again."
         for split in _COMMANDS

@@ -116,6 +116,10 @@ def _decisions(card: ModelCard) -> Iterator[str]:
         ratios = ", ".join(f"{escape(name)} {ratio:.2f} times as often" for name, ratio in times)
         vote = f"{vote}, corrected for other class frequencies than those of the data ({ratios})"
     aside = "calibration" if "calibration" in card.splits else "validation"
+    if card.site is not None:
+        images = f"{card.site.images:,} images of {card.site.patients:,} patients"
+        vote = f"{vote}, calibrated at the site {escape(card.site.name)} on {images} of {escape(card.site.data)}"
+        aside = "site"
     sets = "hold the label alone"
     if card.coverage is not None:
         sets = f"contain the true class with a target of {card.coverage:.1%}, per class, fitted on {aside} images"

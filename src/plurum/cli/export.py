@@ -64,6 +64,13 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
             metavar="DATA",
         ),
     ] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(
+            help="Export RUN as `plurum calibrate` calibrated it at this site, to RUN/sites/SITE/model_repository.",
+            metavar="SITE",
+        ),
+    ] = None,
     image_size: Annotated[int, typer.Option(help="Height and width in pixels of the checkpoints' input images.")] = 224,
     mean: Annotated[
         str, typer.Option(help="Per-channel mean used to normalise the checkpoints' inputs, on a scale of 0 to 1.")
@@ -97,6 +104,8 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
 
       plurum export runs/digits --precision auto --fused
 
+      plurum export runs/tiles --site north
+
       plurum export runs/digits --out /srv/models --max-batch-size 32
 
       plurum export mine.safetensors other.pt --arch resnet18 --classes CE,LAA --out repository
@@ -108,14 +117,15 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
     if build_engines:
         _build(source[0], as_json=as_json)
         return
-    repository = out or source[0] / "model_repository"
+    repository = out or _repository_of(source[0], site)
     if source[0].is_file() or arch:
+        _refuse_site(site)
         checked_on = "validation images" if images else "generated images"
         spec = _image(image_size, mean, std)
         exported = _export_checkpoints(source, arch or [], classes, spec, out, settings, images, intended_use)
     else:
         checked_on = "validation images"
-        exported = _export_run(source, repository, settings, images, intended_use)
+        exported = _export_run(source, repository, settings, images, site, intended_use)
     if as_json:
         parities = [parity.model_dump() for parity in exported.parities]
         published = [artefact.model_dump() for artefact in exported.artefacts]
@@ -164,8 +174,26 @@ def _export_checkpoints(  # noqa: PLR0913, PLR0917 - one parameter per option
         return repository_from_checkpoints(*positional, labelled=labelled, intended_use=intended_use)
 
 
+def _repository_of(run: Path, site: str | None) -> Path:
+    from plurum.run import Run
+
+    return (run if site is None else Run(run).site_folder(site)) / "model_repository"
+
+
+def _refuse_site(site: str | None) -> None:
+    from plurum.errors import SettingsError
+
+    if site is not None:
+        raise SettingsError(f"--site: expected only with a run, got {site} with checkpoints. Leave the option out.")
+
+
 def _export_run(
-    source: list[Path], out: Path, settings: ExportSettings, images: str | None, intended_use: Path | None
+    source: list[Path],
+    out: Path,
+    settings: ExportSettings,
+    images: str | None,
+    site: str | None,
+    intended_use: Path | None,
 ) -> ExportResult:
     from rich.console import Console
 
@@ -182,14 +210,14 @@ def _export_run(
         raise SettingsError("--images: expected only with checkpoints; a run has its own labelled images")
     # Before seconds of imports.
     run = Run(source[0])
-    run.ensemble()
+    run.ensemble(site)
     check_output_folder(out)
     if intended_use:
         read_intended_use(intended_use)
     with _needs_export():
         from plurum.export import repository_from_run
     with Console(stderr=True).status("exporting") as status:
-        return repository_from_run(run, out, settings, status.update, intended_use=intended_use)
+        return repository_from_run(run, out, settings, status.update, site=site, intended_use=intended_use)
 
 
 def _needs_export() -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ import typer
 
 from plurum import __version__
 from plurum.cli.bench import bench
+from plurum.cli.calibrate import calibrate
 from plurum.cli.compare import compare
 from plurum.cli.data import data
 from plurum.cli.demo.command import demo
@@ -21,7 +22,7 @@ from plurum.cli.evaluate import evaluate
 from plurum.cli.export import export
 from plurum.cli.fit import fit
 from plurum.cli.gateway import gateway
-from plurum.cli.predict import predict
+from plurum.cli.predict.command import predict
 from plurum.cli.rollout import rollout
 from plurum.cli.serve import serve
 from plurum.cli.streams import close_output, prepare_streams
@@ -35,7 +36,7 @@ __all__ = ["app", "run"]
 
 _log = logging.getLogger(__name__)
 # Commands that record paths in JSON files.
-_WRITE_PATHS = {"bench", "compare", "evaluate", "export", "fit", "train", "tune"}
+_WRITE_PATHS = {"bench", "calibrate", "compare", "evaluate", "export", "fit", "train", "tune"}
 
 app = typer.Typer(
     name="plurum",
@@ -69,7 +70,7 @@ def _root(
 
 
 for _command in (
-    *(bench, compare, data, demo, doctor, evaluate, export, fit),
+    *(bench, calibrate, compare, data, demo, doctor, evaluate, export, fit),
     *(gateway, predict, rollout, serve, train, tune, ui),
 ):
     app.command()(_command)

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from plurum.cli.predict_slides import _SlideProgress, journal_settings
+from plurum.cli.predict.slides import _SlideProgress, journal_settings
 from plurum.client.slides.heat_maps import SLIDE_FILES
 from plurum.serving import Server
 from plurum.settings.client import SlideOptions
@@ -121,7 +121,7 @@ def test_a_heat_map_of_an_unknown_class_is_refused(served: Server, slide: Path) 
 
 def test_progress_is_a_line_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now, lines = [0.0], list[str]()
-    monkeypatch.setattr("plurum.cli.predict_slides.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("plurum.cli.predict.slides.time.monotonic", lambda: now[0])
     progress = _SlideProgress(lines.append)
     for done in range(1, 101):
         now[0] += 0.5

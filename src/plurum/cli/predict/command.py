@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from plurum.cli.options import OverHttp, ServerUrls, with_options
-from plurum.cli.predict_slides import journal_settings, slide_stream
+from plurum.cli.predict.slides import journal_settings, slide_stream
 from plurum.cli.streams import show_table
 from plurum.conventions import PatientRule
 from plurum.settings.client import SlideOptions

@@ -1,0 +1,1 @@
+"""`plurum predict`: predictions for files, folders, tables and slides."""

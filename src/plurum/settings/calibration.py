@@ -1,0 +1,37 @@
+"""Settings of a calibration on a site's images."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+from typing import Annotated
+
+from pydantic import Field
+
+from plurum.options import Option, Settings
+from plurum.settings.training import Draws, Seed, Text
+
+__all__ = ["CalibrateSettings"]
+
+
+class CalibrateSettings(Settings):
+    """Settings of a calibration on a site's images.
+
+    Attributes:
+        on: Labelled images of the site: a .csv file with columns path, label and, where known, patient, such as the
+            corrections that `plurum ui` exports; a folder; or a .npz file, as for `plurum train`.
+        name: Name of the site and of its folder, RUN/sites/NAME. By default, the name of the file or folder.
+        draws: Bootstrap resamples, by patient, for the confidence intervals.
+        seed: Random seed of folds and bootstrap.
+    """
+
+    on: Annotated[Text, Option(metavar="DATA")]
+    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"), Option(metavar="SITE")] = None
+    draws: Draws = 1000
+    seed: Seed = 0
+
+    @property
+    def site(self) -> str:
+        """Name of the site, restricted to the characters that a folder may have."""
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", PurePath(self.on).stem).strip("-._")[:100]
+        return self.name or name or "site"

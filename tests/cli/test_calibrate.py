@@ -1,0 +1,257 @@
+"""`plurum calibrate` on a run of two classes, and the export of what it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from tests.runs.site_images import write_site
+
+from plurum.client.ui.corrections import COLUMNS
+from plurum.run import Run
+from plurum.settings.calibration import CalibrateSettings
+from plurum.spec import read_ensemble
+from plurum.training import CalibrationReport, FitSettings, calibrate_run, fit_run
+from plurum.training.calibration.site_images import decode_site_images, load_site_images
+from plurum.training.inference.predictions import predict_pixels
+from plurum.voting import Verdict, decide
+from tests.cli.command_line import CommandLine
+from tests.runs.decided_run import build_decided_run
+
+FEW = ("--draws", "100")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = build_decided_run(tmp_path_factory.mktemp("decided") / "run")
+    fit_run(run.path, FitSettings(select="all", draws=100))
+    return run
+
+
+@pytest.fixture(scope="module")
+def north(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_site(tmp_path_factory.mktemp("north") / "north", ce=80, laa=20)
+
+
+@pytest.fixture
+def run(fitted: Run, tmp_path: Path) -> Run:
+    return Run(shutil.copytree(fitted.path, tmp_path / "run"))
+
+
+def verdict_at(run: Run, site: str | None, manifest: Path) -> tuple[Verdict, np.ndarray]:
+    ensemble, data = run.ensemble(site), load_site_images(str(manifest), run)
+    members = predict_pixels(run, ensemble.members, decode_site_images(data, ensemble.image), "images")
+    return decide(members, ensemble.rule), data.table.labels
+
+
+def test_a_site_gains_and_the_run_stays(run: Run, north: Path, plurum: CommandLine, tmp_path: Path) -> None:
+    before = run.ensemble_file.read_bytes()
+    printed = plurum.said("calibrate", run.path, "--on", north, "--name", "north", *FEW)
+    assert run.ensemble_file.read_bytes() == before
+    names = sorted(path.name for path in run.site_folder("north").iterdir())
+    assert names == ["calibration.json", "calibration.png", "ensemble.json"]
+    ensemble, old = run.ensemble("north"), run.ensemble()
+    assert (ensemble.members, ensemble.voting.weights) == (old.members, old.voting.weights)
+    site = ensemble.site
+    assert site is not None
+    assert (ensemble.version, site.name, site.images, site.patients, site.data) == (2, "north", 100, 100, str(north))
+    assert (ensemble.scores, ensemble.promise) == ({}, None)
+    assert ensemble.baseline is not None
+    assert ensemble.baseline.images == 100
+    report = CalibrationReport.model_validate_json((run.site_folder("north") / "calibration.json").read_text())
+    assert report.ensemble == ensemble
+    assert report.is_changed
+    assert report.changes["nll"].difference.high is not None
+    assert report.changes["nll"].difference.high < 0
+    assert "site: 100 images of 100 patients: 80 of CE, 20 of LAA" in printed
+    assert f"probabilities: temperature {ensemble.voting.temperature:.3f}, classes CE x" in printed
+    assert "review risk: no promise; 100 patients without an error could promise 3.0% at best" in printed
+    assert f"next: plurum export {run.path} --site north" in printed
+    others = write_site(tmp_path / "others", ce=160, laa=40, skip=100)
+    for better in ("nll", "accuracy"):
+        figures = [figure(better, *verdict_at(run, name, others)) for name in (None, "north")]
+        assert figures[1] < figures[0], better
+
+
+def figure(name: str, verdict: Verdict, labels: np.ndarray) -> float:
+    if name == "accuracy":
+        return float((verdict.label != labels).mean())
+    return float(-np.log(verdict.probabilities[np.arange(len(labels)), labels]).mean())
+
+
+def test_figures_before_are_those_of_the_run(run: Run, north: Path) -> None:
+    report = calibrate_run(run.path, CalibrateSettings(on=str(north), draws=100))
+    assert report.ensemble.site is not None
+    # The file's stem.
+    assert report.ensemble.site.name == "site"
+    verdict, labels = verdict_at(run, None, north)
+    assert report.changes["accuracy"].before.value == pytest.approx((verdict.label == labels).mean())
+    assert report.changes["nll"].before.value == pytest.approx(figure("nll", verdict, labels))
+    assert report.reviewed["before"] == pytest.approx(verdict.review.mean())
+
+
+def test_json(run: Run, north: Path, plurum: CommandLine) -> None:
+    report = json.loads(plurum.said("calibrate", run.path, "--on", north, "--json", *FEW))
+    assert report["ensemble"] == json.loads((run.site_folder("site") / "ensemble.json").read_text())
+    assert report["by_class"] == {"CE": 80, "LAA": 20}
+
+
+def test_a_point_and_its_promises(run: Run, north: Path, plurum: CommandLine) -> None:
+    fit_run(run.path, FitSettings(select="all", positive="CE", specificity=0.9, risk=0.1, draws=100))
+    printed = plurum.said("calibrate", run.path, "--on", north, "--name", "north", *FEW)
+    assert "these images can't show specificity 0.9 at 95% confidence; the old decisions stay" in printed
+    assert "operating point, before: sensitivity " in printed
+    (before, _), (after, _) = (verdict_at(run, site, north) for site in (None, "north"))
+    np.testing.assert_array_equal(before.label, after.label)
+    assert not np.allclose(before.probabilities, after.probabilities)
+
+
+def test_corrections_of_the_page(run: Run, north: Path, plurum: CommandLine, tmp_path: Path) -> None:
+    with north.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    manifest = tmp_path / "corrections.csv"
+    with manifest.open("w", newline="") as file:
+        cells = ["CE", "0.9", "a.png", "Ada", "2026-11-30T00:00:00Z"]
+        csv.writer(file).writerows(
+            [COLUMNS, *([str((north.parent / row["path"]).absolute()), row["label"], *cells] for row in rows)]
+        )
+    printed = plurum.said("calibrate", run.path, "--on", manifest, *FEW)
+    assert "corrections: these images were chosen for review" in printed
+    site = run.ensemble("corrections").site
+    assert site is not None
+    assert site.patients == 100
+    lost = tmp_path / "lost.csv"
+    lost.write_text("path,label\n" + "\n".join(f"{tmp_path}/deleted{number}.png,CE" for number in range(3)))
+    assert f"line 2 names {tmp_path}/deleted0.png, which does not exist; and 2 more like it" in plurum.refused(
+        "calibrate", run.path, "--on", lost
+    )
+
+
+def relabel(north: Path, folder: Path, label: Callable[[str, int], str | None]) -> Path:
+    """Write a manifest of the site's images with other labels, without those whose label is None."""
+    with north.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    folder.mkdir(exist_ok=True)
+    manifest = folder / "changed.csv"
+    with manifest.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "patient"])
+        for number, row in enumerate(rows):
+            if (name := label(row["label"], number)) is not None:
+                writer.writerow([(north.parent / row["path"]).absolute(), name, row["patient"]])
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (
+            lambda name, _: {"CE": "CE", "LAA": "other"}[name],
+            "--on: expected labels among the run's classes CE, LAA, got other in ",
+        ),
+        (
+            lambda name, _: "CE" if name == "CE" else None,
+            "--on: expected at least 2 patients of each class, got 0 of LAA in ",
+        ),
+        (
+            lambda name, number: name if name == "CE" or number == 80 else None,
+            "--on: expected at least 2 patients of each class, got 1 of LAA in ",
+        ),
+        (lambda name, number: "" if number == 3 else name, "line 5 has no label"),
+    ],
+)
+def test_bad_labels_get_one_line(
+    fitted: Run, north: Path, plurum: CommandLine, tmp_path: Path, label: Callable[[str, int], str | None], message: str
+) -> None:
+    manifest = relabel(north, tmp_path / "bad", label)
+    assert message in plurum.refused("calibrate", fitted.path, "--on", manifest)
+    assert not (fitted.path / "sites").exists()
+
+
+def test_bad_use_gets_one_line(run: Run, north: Path, plurum: CommandLine, tmp_path: Path) -> None:
+    assert "nowhere.csv does not exist" in plurum.refused("calibrate", run.path, "--on", "nowhere.csv")
+    assert "--name: " in plurum.refused("calibrate", run.path, "--on", north, "--name", "../up")
+    (broken := north.parent / "images" / "broken.png").write_bytes(b"no image")
+    manifest = relabel(north, tmp_path / "broken", lambda name, _: name)
+    with manifest.open("a") as file:
+        file.write(f"{broken},CE,x\n")
+    refused = plurum.refused("calibrate", run.path, "--on", manifest)
+    broken.unlink()
+    assert "1 of 101 images can't be read; repair or remove them: " in refused
+    assert not (run.path / "sites").exists()
+    fit_run(run.path, FitSettings(mode="hard", select="all", draws=100))
+    assert "RUN: expected a vote of probabilities, got mode hard" in plurum.refused(
+        "calibrate", run.path, "--on", north
+    )
+    run.ensemble_file.unlink()
+    assert "has no ensemble.json. Fit the run" in plurum.refused("calibrate", run.path, "--on", north)
+
+
+def test_images_that_the_run_has_seen_are_refused(run: Run, plurum: CommandLine, tmp_path: Path) -> None:
+    items = run.data_folder / "items.csv"
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    lines = ["path,label"]
+    for number in range(4):
+        Image.fromarray(np.full((32, 32), number, dtype=np.uint8)).save(seen / f"{number}.png")
+        lines.append(f"{number}.png,{('CE', 'LAA')[number % 2]}")
+    (seen / "site.csv").write_text("\n".join(lines))
+    first = items.read_text().splitlines()[1]
+    source = first.split(",")[1]
+    items.write_text(items.read_text().replace(f",{source},", f",{seen / '2.png'},", 1))
+    refused = plurum.refused("calibrate", run.path, "--on", seen / "site.csv")
+    assert "--on: expected images that the run has not seen, got 1 of its training or validation images" in refused
+
+
+def write_archive(path: Path, parts: tuple[int, int], ends: tuple[int, int], brightness: float) -> Path:
+    """Write a MedMNIST file of even digits (0) and odd ones (1): those from `parts` to `ends` of each."""
+    digits, arrays = load_digits(), {}
+    rows = np.concatenate([np.flatnonzero(digits.target % 2 == odd)[parts[odd] : ends[odd]] for odd in (0, 1)])
+    shuffled = np.random.default_rng(0).permutation(rows)
+    sizes = np.cumsum([int(0.6 * len(rows)), int(0.25 * len(rows))])
+    for name, some in zip(("train", "val", "test"), np.split(shuffled, sizes), strict=True):
+        arrays[f"{name}_images"] = np.rint(digits.images[some] * brightness * 255 / 16).astype(np.uint8)
+        arrays[f"{name}_labels"] = (digits.target[some] % 2)[:, None].astype(np.uint8)
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_medmnist_file_with_a_planted_shift(plurum: CommandLine, tmp_path: Path) -> None:
+    """Train, fit, calibrate and export by the commands; judge on other images of the site."""
+    data = write_archive(tmp_path / "data.npz", (0, 0), (400, 400), 1.0)
+    site = write_archive(tmp_path / "site.npz", (400, 400), (500, 425), 0.6)
+    rest = write_archive(tmp_path / "rest.npz", (500, 425), (880, 520), 0.6)
+    run = Run(tmp_path / "run")
+    options = ("--image-size", 32, "--batch-size", 16, "--epochs", 6, "--out", run.path)
+    plurum.ended("train", data, "--arch", "test_byobnet", "--arch", "test_resnet", *options)
+    plurum.said("fit", run.path, *FEW)
+    printed = plurum.said("calibrate", run.path, "--on", site, *FEW)
+    assert "site: 125 images of 125 patients: 100 of 0, 25 of 1" in printed
+    before, after = (figure("nll", *verdict_at(run, name, rest)) for name in (None, "site"))
+    assert after < before
+    plurum.said("export", run.path, "--site", "site")
+    assert read_ensemble(run.site_folder("site") / "model_repository" / "ensemble.json") == run.ensemble("site")
+
+
+@pytest.mark.slow
+def test_an_export_serves_the_site(run: Run, north: Path, plurum: CommandLine) -> None:
+    assert "expected a calibrated site" in plurum.refused("export", run.path, "--site", "north")
+    plurum.said("calibrate", run.path, "--on", north, "--name", "north", *FEW)
+    printed = plurum.said("export", run.path, "--site", "north", "--fused")
+    repository = run.site_folder("north") / "model_repository"
+    assert f"model repository: {repository}" in printed
+    assert read_ensemble(repository / "ensemble.json") == run.ensemble("north")
+    assert not (run.path / "model_repository").exists()
+    assert "got 'south'" in plurum.refused("export", run.path, "--site", "south")
+    fit_run(run.path, FitSettings(select="all", alpha=0.2, draws=100))
+    refused = plurum.refused("export", run.path, "--site", "north")
+    assert "got one of another fit" in refused

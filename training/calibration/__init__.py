@@ -1,0 +1,1 @@
+"""Calibrate a fitted vote on the labelled images of a site."""

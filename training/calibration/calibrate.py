@@ -1,0 +1,172 @@
+"""Calibrate a run's vote on the labelled images of a site."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from plurum.training.statistics.risk_control import smallest_promise
+
+from plurum.errors import SettingsError
+from plurum.files import check_folder, sha256_of, write_text
+from plurum.predictions.arrays import Floats, Ints
+from plurum.run import Run
+from plurum.settings.calibration import CalibrateSettings
+from plurum.spec import Ensemble, SiteCalibration, write_metadata
+from plurum.training.calibration.report import CalibrationReport, compare_verdicts, figures_of_point
+from plurum.training.calibration.shrinkage import SiteFit, fit_site
+from plurum.training.calibration.site_images import decode_site_images, load_site_images
+from plurum.training.calibration.site_rule import SiteRule, correct_voting, decide_probabilities, fit_site_rule
+from plurum.training.data.labelled_images import LabelledImages
+from plurum.training.data.store import fingerprint_from_pixels
+from plurum.training.fitting.baseline import baseline_from_verdict
+from plurum.training.fitting.points import CONFIDENCE, LabelledScores
+from plurum.training.inference.predictions import predict_pixels
+from plurum.training.statistics.bootstrap import Bootstrap
+from plurum.training.statistics.calibration import number_patients
+from plurum.voting import MODES, decide
+
+__all__ = ["calibrate_run"]
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Images of a site and what the vote says of them: members' probabilities, labels and patients."""
+
+    data: LabelledImages
+    fingerprint: str
+    members: Floats
+    labels: Ints
+    groups: Ints
+
+    @property
+    def patients(self) -> int:
+        return int(self.groups.max()) + 1
+
+
+def calibrate_run(path: Path, settings: CalibrateSettings) -> CalibrationReport:
+    """Calibrate the vote of the run `path` at a site, write its files to RUN/sites/SITE and return the report.
+
+    Members and weights stay, and so does RUN/ensemble.json. Temperature, class offsets (in `prior_ratio`), prediction
+    sets, operating point and review are fitted to the site's images, shrunk towards what the run has.
+
+    Raises:
+        MetadataError: the folder is not a fitted run, or has an invalid member.
+        DataError: the site's images can't be read, or can't calibrate this run.
+        SettingsError: the vote has no probabilities.
+        OutputError: the files can't be written.
+        MissingExtraError: PyTorch, timm, safetensors, scikit-learn or SciPy is not installed.
+    """
+    run = Run(path)
+    ensemble, folder = run.ensemble(), run.site_folder(settings.site)
+    check_folder(folder, "the site")
+    if not MODES[ensemble.voting.mode].has_probabilities:
+        raise SettingsError(
+            f"RUN: expected a vote of probabilities, got mode {ensemble.voting.mode}, whose votes can't be calibrated. "
+            f"Fit {path} with --mode soft or --mode stack."
+        )
+    site = _read_site(run, ensemble, settings)
+    old = decide(site.members, ensemble.rule).probabilities
+    fitted = fit_site(old, site.labels, site.groups, settings.seed)
+    scores = LabelledScores(fitted.cross_fitted, site.labels, site.groups, ensemble.classes)
+    former = SiteRule(ensemble.conformal, ensemble.review, ensemble.operating_point)
+    rule = fit_site_rule(former, scores, fitted.correction)
+    calibrated = _ensemble(run, ensemble, site, settings, fitted, rule)
+    report = _report(ensemble, calibrated, site, old, fitted, rule, settings)
+    write_text(folder / "calibration.json", report.model_dump_json(indent=1) + "\n")
+    write_metadata(folder / "ensemble.json", calibrated)
+    return report
+
+
+def _read_site(run: Run, ensemble: Ensemble, settings: CalibrateSettings) -> _Site:
+    data = load_site_images(settings.on, run)
+    pixels = decode_site_images(data, ensemble.image)
+    labels = data.table.labels
+    return _Site(
+        data,
+        fingerprint_from_pixels(pixels, labels),
+        predict_pixels(run, ensemble.members, pixels, "the site's images"),
+        labels,
+        number_patients(data.table.patients),
+    )
+
+
+def _ensemble(
+    run: Run, ensemble: Ensemble, site: _Site, settings: CalibrateSettings, fitted: SiteFit, rule: SiteRule
+) -> Ensemble:
+    is_changed = math.isfinite(fitted.strength)
+    parts = {
+        "version": 2,
+        "voting": correct_voting(ensemble.voting, fitted.correction) if is_changed else ensemble.voting,
+        "conformal": rule.conformal,
+        "review": rule.review,
+        "operating_point": rule.point,
+        # What was promised for other patients, or with another rule, is void.
+        "promise": None,
+        "scores": {},
+        "site": SiteCalibration(
+            name=settings.site,
+            data=settings.on,
+            fingerprint=site.fingerprint,
+            images=len(site.labels),
+            patients=site.patients,
+            strength=fitted.strength if is_changed else None,
+            fit=sha256_of(run.ensemble_file),
+        ),
+    }
+    calibrated = ensemble.model_copy(update=parts)
+    baseline = baseline_from_verdict(decide(site.members, calibrated.rule), calibrated.rule)
+    # A copy with other values is not validated.
+    return Ensemble.model_validate(calibrated.model_copy(update={"baseline": baseline}).model_dump())
+
+
+def _report(
+    ensemble: Ensemble,
+    calibrated: Ensemble,
+    site: _Site,
+    old: Floats,
+    fitted: SiteFit,
+    rule: SiteRule,
+    settings: CalibrateSettings,
+) -> CalibrationReport:
+    classes, bootstrap = ensemble.classes, Bootstrap(site.groups, settings.draws, settings.seed)
+    former = SiteRule(ensemble.conformal, ensemble.review, ensemble.operating_point)
+    before = decide_probabilities(old, former, classes)
+    after = decide_probabilities(fitted.cross_fitted, rule, classes)
+    figures = {
+        "before": figures_of_point(former, before, site.labels, classes, bootstrap),
+        "after": figures_of_point(rule, after, site.labels, classes, bootstrap),
+    }
+    counts = np.bincount(site.labels, minlength=len(classes)).tolist()
+    judged = decide_probabilities(fitted.judged, rule, classes)
+    return CalibrationReport(
+        ensemble=calibrated,
+        by_class=dict(zip(classes, counts, strict=True)),
+        changes=compare_verdicts(before, judged, site.labels, bootstrap),
+        is_changed=calibrated.voting != ensemble.voting,
+        decisions={name: one for name, one in figures.items() if one} or None,
+        reviewed={"before": float(before.review.mean()), "after": float(after.review.mean())},
+        lines=(*rule.lines, _promise_line(ensemble, site), *_bias_lines(site.data)),
+    )
+
+
+def _promise_line(ensemble: Ensemble, site: _Site) -> str:
+    best = smallest_promise(site.patients, CONFIDENCE)
+    void = "no promise" if ensemble.promise is None else f"the promise of {ensemble.promise.risk:.2%} is void here"
+    return (
+        f"review risk: {void}; {site.patients:,} patients without an error could promise {best:.1%} at best, with "
+        f"{CONFIDENCE:.0%} confidence"
+    )
+
+
+def _bias_lines(data: LabelledImages) -> list[str]:
+    """Return a warning about corrections that `plurum ui` exported."""
+    if not {"answered", "reviewer", "decided_at"} <= data.table.columns.keys():
+        return []
+    line = (
+        "corrections: these images were chosen for review, so they are harder than the site's others; a random sample "
+        "of the site calibrates better"
+    )
+    return [line]
