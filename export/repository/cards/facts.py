@@ -159,17 +159,17 @@ def facts_from_run(run: Run, intended_use: Path | None = None, site: str | None 
     figures = {} if site is not None else {one.split: one for one in reversed(list(_evaluations(run)))}
     is_same_data = run.data().fingerprint == ensemble.data.fingerprint
     missing = [] if is_same_data else ["Images by class: RUN/data holds other images than the ensemble was fitted on."]
-    if site is not None:
+    if site is None:
+        missing += [
+            f"Figures on {split} images with intervals: run {_COMMANDS[split]}, then export again."
+            for split in _COMMANDS
+            if split not in figures
+        ]
+        missing += _missing_groups(table, figures.get("test"))
+    else:
         missing.append(
-            f"Figures at the site: see RUN/sites/{site}/calibration.json. Those of the run do not hold there."
+            f"Figures at the site: see RUN/sites/{site}/calibration.json; those of the run do not hold there."
         )
-        commands = {}
-    missing += [
-        f"Figures on {split} images with intervals: run {_COMMANDS[split]}, then export again."
-        for split in _COMMANDS
-        if split not in figures
-    ]
-    missing += _missing_groups(table, figures.get("test"))
     return CardFacts(
         use=IntendedUse() if use_file is None else read_intended_use(use_file),
         fitted=ensemble,
