@@ -19,7 +19,7 @@ from plurum.export.graphs.fused import FUSED_OUTPUTS, VoteModel, fused_from_onnx
 from plurum.export.graphs.member import onnx_from_module
 from plurum.export.graphs.runtimes import onnx_session
 from plurum.export.repository import selection
-from plurum.predictions.outputs import OUTPUTS
+from plurum.predictions.outputs import VOTED
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.voting import DecisionPoint, VotingRule, decide, softmax
@@ -196,7 +196,7 @@ def ask(server: Server, model: str, pixels: object, request_id: str = "") -> tri
 def test_served_answers_equal_the_chains(fused_server: Server, run: Run, batch: int) -> None:
     pixels = run.pixels()[40 : 40 + batch]
     chain, fused = (ask(fused_server, model, pixels) for model in ("ensemble_pixels", "ensemble_fused"))
-    for name in OUTPUTS:
+    for name in VOTED:
         expected, received = chain.as_numpy(name), fused.as_numpy(name)
         assert received.dtype == expected.dtype
         assert received.shape == expected.shape
@@ -208,7 +208,7 @@ def test_served_answers_equal_the_chains(fused_server: Server, run: Run, batch: 
 
 @pytest.mark.triton
 @pytest.mark.parametrize("model", ["ensemble_pixels", "ensemble_fused"])
-@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("output", VOTED)
 def test_any_answer_can_be_asked_for_alone(fused_server: Server, run: Run, model: str, output: str) -> None:
     pixels = np.array(run.pixels()[:2])
     tensor = tritonclient.grpc.InferInput("PIXELS", list(pixels.shape), "UINT8")
