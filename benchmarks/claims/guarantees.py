@@ -4,9 +4,8 @@
 
 Each simulated study draws certification patients with one or five correlated images each, and chooses what to serve.
 The true risk of every configuration is known from a million other patients. Compared are: tests in a fixed order with
-patients as units, alone, together with a sensitivity, and from the configuration on that as many other patients favour,
-as the fit and export test; the same tests with images as units; and the lowest confidence threshold whose error rate on
-the study's images meets the target, without any bound. A choice violates its promise if
+patients as units, alone and together with a sensitivity; the same tests with images as units; and the lowest confidence
+threshold whose error rate on the study's images meets the target, without any bound. A choice violates its promise if
 the true value is worse than promised; at a confidence of 95 %, at most 5 % of studies may. Not measured: real images,
 shifts between certification and service, and studies that look at their certification patients more than once.
 """
@@ -22,7 +21,7 @@ import typer
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import machine
 from plurum.predictions.arrays import Bools, Floats, Ints
-from plurum.promises.risk_control import patient_losses, risk_p_value, try_in_order
+from plurum.promises.risk_control import patient_losses, try_in_order
 from plurum.training.statistics.calibration import review_threshold
 
 __all__ = ["guarantees", "simulate"]
@@ -85,14 +84,6 @@ def _true_values(images: int, patients: int, seed: int) -> dict[str, Floats]:
     return {name: total / np.maximum(count, 1) for name, (total, count) in sums.items()}
 
 
-def _from_favoured(known: _Answers, answers: _Answers) -> int | None:
-    """Return the last configuration that passes from the one on that `known` favours, as `certify_limit` tests."""
-    indices = range(len(_REVIEW))
-    first = min(indices, key=lambda index: risk_p_value(known.losses(index), RISK))
-    passed = try_in_order([[answers.losses(index)] for index in indices[first:]], [RISK], CONFIDENCE).passed
-    return None if passed is None else first + passed
-
-
 def _naive(answers: _Answers) -> int | None:
     """Return the last configuration whose threshold the study's error rate by image would allow."""
     wrong, _ = answers.decide(0, 0.5)
@@ -115,13 +106,10 @@ def simulate(
     """
     truths = _true_values(images, truth, seed)
     rng, indices = np.random.default_rng([seed, images, 1]), range(len(_REVIEW))
-    validation = np.random.default_rng([seed, images, 2])
-    methods = ("patients", "favoured", "with sensitivity", "images", "naive")
-    violated: dict[str, list[bool]] = {name: [] for name in methods}
+    violated: dict[str, list[bool]] = {name: [] for name in ("patients", "with sensitivity", "images", "naive")}
     served: dict[str, list[bool]] = {name: [] for name in violated}
     is_worse = {
         "patients": truths["patients"] > RISK,
-        "favoured": truths["patients"] > RISK,
         "with sensitivity": (truths["risk"] > RISK) | (truths["miss"] > 1 - SENSITIVITY),
         # Each method by the quantity that it promises.
         "images": truths["images"] > RISK,
@@ -132,7 +120,6 @@ def simulate(
         both = [[answers.losses(i, decision=_DECISION[i]), answers.misses(_DECISION[i])] for i in indices]
         chosen = {
             "patients": try_in_order([[answers.losses(i)] for i in indices], [RISK], CONFIDENCE).passed,
-            "favoured": _from_favoured(_draw(patients, images, validation), answers),
             "with sensitivity": try_in_order(both, [RISK, 1 - SENSITIVITY], CONFIDENCE).passed,
             "images": try_in_order([[answers.losses(i, by_image=True)] for i in indices], [RISK], CONFIDENCE).passed,
             "naive": _naive(answers),

@@ -224,7 +224,7 @@ def test_another_precision_certifies_a_limit_of_its_own_or_is_refused(promised: 
     [
         {"risk": "auto", "select": "all", "draws": 100},
         {**FIT, "positive": "CE", "sensitivity": 0.9},
-        {**FIT, "mode": "stack"},
+        {**FIT, "mode": "stack", "risk": 0.15},
     ],
 )
 def test_other_fits_are_certified_alike(promised: Run, tmp_path: Path, settings: dict[str, Any]) -> None:

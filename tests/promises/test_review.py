@@ -135,7 +135,7 @@ def test_every_graph_that_serves_has_to_keep_the_promise(risk: float | None) -> 
 
 
 @pytest.mark.parametrize(("value", "is_kept"), [(0.9, True), (0.97, False)])
-def test_promises_hold_in_simulated_studies_whose_validation_images_choose_the_order(
+def test_promises_hold_in_simulated_studies_whose_validation_images_list_the_limits(
     value: float, is_kept: bool
 ) -> None:
     """The true values come from patients of no study; a sensitivity that the members lack may rarely be promised."""

@@ -128,12 +128,11 @@ def interval_from_limit(point: OperatingPoint, limit: float) -> tuple[float, flo
 
 
 def certify_limit(seen: ReviewAnswers, new: Sequence[ReviewAnswers], target: ReviewTarget) -> ReviewTest:
-    """Test review limits on certification patients, stricter ones first, and return the last that passed.
+    """Test review limits on certification patients, the strictest first, and return the last that passed.
 
-    The limits are quantiles of the confidence in validation images. The first one tested is the one that validation
-    images favour: at stricter ones, so few patients are left that one error would end the tests. The whole review rule
-    is tested, with prediction sets. All promises have to hold, by all predictions in `new`. Without a target risk, the
-    limit with the lowest bound on validation images is tested alone, and its bound is the promise.
+    The limits are quantiles of the confidence in validation images. The whole review rule is tested, with prediction
+    sets. All promises have to hold, by all predictions in `new`. Without a target risk, the limit with the lowest bound
+    on validation images is tested alone, and its bound is the promise.
 
     Args:
         seen: Predictions for validation images, which choose the limits.
@@ -144,9 +143,6 @@ def certify_limit(seen: ReviewAnswers, new: Sequence[ReviewAnswers], target: Rev
     limits = np.maximum(np.unique(steps)[::-1] - _ROUNDING, 0.0).tolist()
     if target.risk is None:
         return _bound_one(seen, new, limits, target)
-    # Independent of the certification patients, so that the tests stay in a fixed order.
-    p_values = [risk_p_value(seen.losses(limit), target.risk) for limit in limits]
-    limits = limits[p_values.index(min(p_values)) :]
     decisions = [one.decision_losses for one in new if one.decision_losses is not None]
     losses = [[*(one.losses(limit) for one in new), *decisions] for limit in limits]
     claims = _claims(target, len(new))
