@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
-from tests.runs.site_images import write_site
 
 from plurum.client.ui.corrections import COLUMNS
 from plurum.run import Run
@@ -24,6 +23,7 @@ from plurum.training.inference.predictions import predict_pixels
 from plurum.voting import Verdict, decide
 from tests.cli.command_line import CommandLine
 from tests.runs.decided_run import build_decided_run
+from tests.runs.site_images import write_site
 
 FEW = ("--draws", "100")
 

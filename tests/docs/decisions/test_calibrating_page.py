@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.runs.site_images import write_site
 
 from plurum.client import EnsembleClient
 from plurum.training.calibration.site_images import decode_site_images, load_site_images
@@ -17,6 +16,7 @@ from plurum.voting import decide
 from tests.cli.command_line import CommandLine
 from tests.docs.pages import Terminal, blocks, commands
 from tests.runs.decided_run import build_decided_run
+from tests.runs.site_images import write_site
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
 _IMAGES = 5
