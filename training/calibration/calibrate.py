@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from plurum.training.statistics.risk_control import smallest_promise
 
 from plurum.errors import SettingsError
 from plurum.files import check_folder, sha256_of, write_text
 from plurum.predictions.arrays import Floats, Ints
-from plurum.run import Run
+from plurum.promises.risk_control import smallest_promise
+from plurum.run import Run, number_patients
 from plurum.settings.calibration import CalibrateSettings
 from plurum.spec import Ensemble, SiteCalibration, write_metadata
 from plurum.training.calibration.report import CalibrationReport, compare_verdicts, figures_of_point
@@ -25,7 +25,6 @@ from plurum.training.fitting.baseline import baseline_from_verdict
 from plurum.training.fitting.points import CONFIDENCE, LabelledScores
 from plurum.training.inference.predictions import predict_pixels
 from plurum.training.statistics.bootstrap import Bootstrap
-from plurum.training.statistics.calibration import number_patients
 from plurum.voting import MODES, decide
 
 __all__ = ["calibrate_run"]

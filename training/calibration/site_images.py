@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from plurum.errors import DataError
 from plurum.predictions.arrays import Ints
 from plurum.regular_files import read_regular
-from plurum.run import Run
+from plurum.run import Run, number_patients
 from plurum.spec import ImageSpec
 from plurum.training.data.folders import files_from_folder
 from plurum.training.data.idx import holds_idx
@@ -22,7 +22,6 @@ from plurum.training.data.manifests import files_from_manifest
 from plurum.training.data.sources import load_data
 from plurum.training.data.tiles import Tiling
 from plurum.training.learning.plan import RunSettings
-from plurum.training.statistics.calibration import number_patients
 
 __all__ = ["LEAST_PATIENTS", "decode_site_images", "load_site_images"]
 

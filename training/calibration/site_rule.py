@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from plurum.training.statistics.risk_control import patient_losses, risk_bound
 
 from plurum.errors import SettingsError
 from plurum.predictions.arrays import Floats
+from plurum.promises.risk_control import patient_losses, risk_bound
 from plurum.settings.training import FitSettings
 from plurum.spec import Conformal, OperatingPoint, Review, Voting
 from plurum.training.calibration.correction import Correction
