@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from plurum.errors import RepositoryError
 from plurum.export import ExportSettings, repository_from_run
-from plurum.export.manifest import read_manifest
+from plurum.export.manifest import PublishedGraph, read_manifest
 from plurum.export.repository.cards.card import ModelCard, card_from_repository
 from plurum.export.repository.cards.card_files import CARD_FILES
 from plurum.export.repository.cards.facts import CardFacts, facts_from_run
@@ -25,7 +25,7 @@ from plurum.files import sha256_of
 from plurum.repository.listing import check_exported
 from plurum.run import Run
 from plurum.settings.training import EvaluationSettings
-from plurum.spec import Review, ReviewPromise, write_metadata
+from plurum.spec import DecisionPromise, Review, ReviewPromise, write_metadata
 from plurum.training import FitReport, FitSettings, evaluate_run, fit_report, write_fit, write_report
 from plurum.training.statistics.results import Evaluation
 from tests.cli.command_line import CommandLine
@@ -234,6 +234,26 @@ def test_a_promise_says_how_it_was_certified(
     text = markdown_from_card(card_from_repository(repository, refused, artefacts, ()))
     assert "**Review risk**: no promise of 1.00%: 12 patients are missing." in text
     assert "The export serves another" not in text
+
+
+def test_a_promise_on_the_operating_point_is_stated_with_it(
+    decided: tuple[Run, FitReport, Evaluation], tmp_path: Path
+) -> None:
+    ensemble = decided[0].ensemble()
+    decision = DecisionPromise(criterion="sensitivity", value=0.9, patients=80, errors=3, p_value=0.04)
+    values = {"risk": 0.05, "confidence": 0.95, "patients": 90, "errors": 1, "p_value": 0.01, "status": "certified"}
+    promise = ReviewPromise.model_validate({**values, "decision": decision})
+    write_metadata(tmp_path / "ensemble.json", ensemble.with_promise(promise))
+    about = {"sha256": "0" * 64, "size_bytes": 1, "precision": "fp32", "backend": "onnxruntime", "reason": ""}
+    artefacts = [
+        PublishedGraph.model_validate(
+            {**about, "model": one.name, "file": f"{one.name}/1/model.onnx", "latency_ms": {}}
+        )
+        for one in ensemble.members
+    ]
+    text = markdown_from_card(card_from_repository(tmp_path, CardFacts(fitted=ensemble), artefacts, ()))
+    assert "at 95% confidence. This is certified, together with the review risk." in text
+    assert "Together with it, sensitivity of at least 90.00%: 3 errors in 80 patients." in text
 
 
 def test_a_card_follows_the_run_and_nothing_else_is_exported_again(

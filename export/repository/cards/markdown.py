@@ -141,6 +141,8 @@ def _decisions(card: ModelCard) -> Iterator[str]:
 def _label(card: ModelCard) -> str:
     if card.operating_point is None or card.operating_point.value is None:
         return card.decision
+    if card.promise is not None and card.promise.decision is not None:
+        return f"{card.decision}. This is {card.promise.status}, together with the review risk"
     return f"{card.decision}. This is provisional, because the validation images also chose members and vote"
 
 
@@ -155,9 +157,15 @@ def _promise(card: ModelCard) -> str:
         "certified": "certified by the export on the predictions that are served",
         "provisional": "provisional: certified on PyTorch's predictions, not on those that are served",
     }[promise.status]
-    return (
+    text = (
         f"at most {promise.risk:.2%} for new patients like those of the certification split, with "
         f"{promise.confidence:.0%} confidence, {how}: {promise.errors:g} errors in {promise.patients:,} certification "
         f"patients with an unreviewed prediction. The review risk is the mean, over such patients, of the fraction of "
         f"their unreviewed predictions that are wrong"
     )
+    if promise.decision is None:
+        return text
+    one = promise.decision
+    name = "NPV" if one.criterion == "npv" else one.criterion
+    figures = f"{one.errors:g} errors in {one.patients:,} patients"
+    return f"{text}. Together with it, {name} of at least {one.value:.2%}: {figures}"
