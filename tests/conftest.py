@@ -67,7 +67,7 @@ def fresh_run(run: Run, tmp_path: Path) -> Run:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Fitted run, shared by all tests and read-only."""
-    from tests.runs.fitted_run import build_run
+    from tests.sample_runs.fitted_run import build_run
 
     return Run(build_once(tmp_path_factory, "run", build_run))
 

@@ -27,7 +27,7 @@ from plurum.serving import Server
 from plurum.voting import Verdict, decide, softmax
 from tests.images.image_files import png_from_pixels
 from tests.pixel_matrix.png_cells import chunk
-from tests.runs.fitted_run import ARCHS, CLASSES
+from tests.sample_runs.fitted_run import ARCHS, CLASSES
 from tests.serving.voter_counts import wait_for_counts
 
 pytestmark = pytest.mark.triton

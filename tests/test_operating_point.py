@@ -27,7 +27,7 @@ from plurum.training.inference.predictions import predict_members
 from plurum.voting import Verdict, decide, decide_groups
 from tests.cli.command_line import CommandLine
 from tests.client.ui.browser import page_at
-from tests.runs.decided_run import build_decided_run
+from tests.sample_runs.decided_run import build_decided_run
 from tests.serving.gateway.gateways import gateway, wait_until_ready
 from tests.serving.voter_counts import wait_for_counts
 

@@ -22,8 +22,8 @@ from plurum.training.calibration.site_images import decode_site_images, load_sit
 from plurum.training.inference.predictions import predict_pixels
 from plurum.voting import Verdict, decide
 from tests.cli.command_line import CommandLine
-from tests.runs.decided_run import build_decided_run
-from tests.runs.site_images import write_site
+from tests.sample_runs.decided_run import build_decided_run
+from tests.sample_runs.site_images import write_site
 
 FEW = ("--draws", "100")
 

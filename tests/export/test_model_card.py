@@ -29,7 +29,7 @@ from plurum.spec import DecisionPromise, Review, ReviewPromise, write_metadata
 from plurum.training import FitReport, FitSettings, evaluate_run, fit_report, write_fit, write_report
 from plurum.training.statistics.results import Evaluation
 from tests.cli.command_line import CommandLine
-from tests.runs.decided_run import add_column, build_decided_run
+from tests.sample_runs.decided_run import add_column, build_decided_run
 
 SETTINGS = ExportSettings(max_batch_size=8)
 USE = {"purpose": "Triage of <b>clots</b>", "out_of_scope": ["Children", "Other | scanners"], "contact": "a@b.example"}

@@ -14,7 +14,7 @@ import pytest
 
 from plurum.spec import Baseline, Ensemble, write_metadata
 from tests.model_repository.conftest import Recorder, loaded
-from tests.runs.fitted_run import CLASSES
+from tests.sample_runs.fitted_run import CLASSES
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from plurum.spec import Ensemble, ReviewPromise, read_ensemble
 from plurum.training import FitSettings, fit_report
 from plurum.voting import Verdict, decide, softmax
 from tests.cli.command_line import CommandLine
-from tests.runs.decided_run import build_decided_run
+from tests.sample_runs.decided_run import build_decided_run
 
 pytestmark = pytest.mark.slow
 RISK = 0.1

@@ -21,7 +21,7 @@ from plurum.promises.review import (
 from plurum.promises.risk_control import patient_losses, risk_p_value
 from plurum.spec import OperatingPoint
 from plurum.voting import VotingRule, decide, point_from_ensemble
-from tests.runs.decided_run import CLASSES
+from tests.sample_runs.decided_run import CLASSES
 
 PATIENTS, IMAGES = 1500, 2
 Draw = tuple[Floats, Ints, Ints]

@@ -25,7 +25,7 @@ import tritonclient.grpc
 from PIL import Image
 
 from tests.cli.processes import plurum_command, started
-from tests.runs.fitted_run import ARCHS, CLASSES
+from tests.sample_runs.fitted_run import ARCHS, CLASSES
 from tests.serving.prometheus import ask, find_prometheus, running
 from tests.serving.servers import FREE_OPTIONS
 

@@ -15,8 +15,8 @@ from plurum.training.inference.predictions import predict_pixels
 from plurum.voting import decide
 from tests.cli.command_line import CommandLine
 from tests.docs.pages import Terminal, blocks, commands
-from tests.runs.decided_run import build_decided_run
-from tests.runs.site_images import write_site
+from tests.sample_runs.decided_run import build_decided_run
+from tests.sample_runs.site_images import write_site
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
 _IMAGES = 5
@@ -37,7 +37,7 @@ def test_the_page_runs(plurum: CommandLine, tmp_path: Path, monkeypatch: pytest.
         for command in commands("calibrating.md"):
             printed[command] = terminal.run(command)
         with EnsembleClient(terminal.grpc) as client:
-            served = [client.predict(Path(name)).probabilities for name in data.table.sources[:_IMAGES]]
+            served = [client.predict([Path(name)])[0].probabilities for name in data.table.sources[:_IMAGES]]
     (calibrated,) = (text for command, text in printed.items() if command.startswith("plurum calibrate"))
     (shown,) = blocks("calibrating.md", "text")
     assert without_numbers(calibrated) == without_numbers(shown)

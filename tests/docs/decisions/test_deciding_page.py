@@ -10,7 +10,7 @@ import pytest
 from plurum.run import Run
 from tests.cli.command_line import CommandLine
 from tests.docs.pages import blocks, commands
-from tests.runs.decided_run import build_decided_run
+from tests.sample_runs.decided_run import build_decided_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

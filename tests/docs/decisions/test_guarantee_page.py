@@ -16,7 +16,7 @@ from plurum.spec import read_ensemble
 from plurum.training import FitSettings, fit_report
 from tests.cli.command_line import CommandLine
 from tests.docs.pages import blocks, commands, text_of
-from tests.runs.decided_run import build_decided_run
+from tests.sample_runs.decided_run import build_decided_run
 
 PAGE = "guarantee.md"
 
