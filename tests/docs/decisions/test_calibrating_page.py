@@ -37,7 +37,8 @@ def test_the_page_runs(plurum: CommandLine, tmp_path: Path, monkeypatch: pytest.
         for command in commands("calibrating.md"):
             printed[command] = terminal.run(command)
         with EnsembleClient(terminal.grpc) as client:
-            served = [client.predict([Path(name)])[0].probabilities for name in data.table.sources[:_IMAGES]]
+            answers = client.predict([Path(name) for name in data.table.sources[:_IMAGES]])
+            served = [list(answer.probabilities.values()) for answer in answers]
     (calibrated,) = (text for command, text in printed.items() if command.startswith("plurum calibrate"))
     (shown,) = blocks("calibrating.md", "text")
     assert without_numbers(calibrated) == without_numbers(shown)
