@@ -1,0 +1,52 @@
+"""Schemas of member.json and ensemble.json: inputs, outputs and vote of the members.
+
+`member.json` lies beside a member's weights, `ensemble.json` at the top of a run and of a model repository. Export,
+server, client and benchmarks read them, so that no constant is defined twice.
+"""
+
+from plurum.conventions import PatientRule
+from plurum.spec.decisions import Conformal, DecisionPromise, OperatingPoint, Review, ReviewPromise, Voting
+from plurum.spec.ensemble import (
+    RESERVED_NAMES,
+    Baseline,
+    Ensemble,
+    FittedOn,
+    SiteCalibration,
+    read_ensemble,
+    read_member,
+    release_from_version,
+    version_from_release,
+)
+from plurum.spec.fields import Classes, Metadata, Sha256, Text, read_metadata, write_metadata
+from plurum.spec.members import IMAGE, INPUT_PIXELS, LOGITS, ImageSpec, Member, Scores
+
+__all__ = [
+    "IMAGE",
+    "INPUT_PIXELS",
+    "LOGITS",
+    "RESERVED_NAMES",
+    "Baseline",
+    "Classes",
+    "Conformal",
+    "DecisionPromise",
+    "Ensemble",
+    "FittedOn",
+    "ImageSpec",
+    "Member",
+    "Metadata",
+    "OperatingPoint",
+    "PatientRule",
+    "Review",
+    "ReviewPromise",
+    "Scores",
+    "Sha256",
+    "SiteCalibration",
+    "Text",
+    "Voting",
+    "read_ensemble",
+    "read_member",
+    "read_metadata",
+    "release_from_version",
+    "version_from_release",
+    "write_metadata",
+]

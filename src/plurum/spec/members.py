@@ -1,0 +1,93 @@
+"""Metadata of one model: its input, its weights and its scores, as `member.json` states them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from plurum.spec.fields import Classes, Metadata, Name, Sha256, Share, Text
+
+__all__ = ["IMAGE", "INPUT_PIXELS", "LOGITS", "ImageSpec", "Member", "Scores"]
+
+# Tensor names in requests, and of the members' outputs; `plurum.predictions.outputs` has those of the ensemble.
+IMAGE = "IMAGE"
+INPUT_PIXELS = "PIXELS"
+LOGITS = "LOGITS"
+
+
+class ImageSpec(Metadata):
+    """Input of a member: size, colour and normalisation; `plurum.images` implements it.
+
+    Attributes:
+        height: Height in pixels.
+        width: Width in pixels.
+        colour: Colour mode; `grey` converts to luminance, so that the three channels are equal.
+        resize: Resize rule; `stretch` ignores the aspect ratio, `crop` crops the centre to it first.
+        mean: Per-channel mean that the graph subtracts, on a scale of 0 to 1.
+        std: Per-channel standard deviation that the graph divides by, on a scale of 0 to 1.
+    """
+
+    height: Annotated[int, Field(ge=8, le=4096)]
+    width: Annotated[int, Field(ge=8, le=4096)]
+    colour: Literal["rgb", "grey"] = "rgb"
+    resize: Literal["stretch", "crop"] = "stretch"
+    mean: tuple[Share, Share, Share]
+    std: tuple[
+        Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]
+    ]
+
+    @property
+    def resizing(self) -> dict[str, Any]:
+        """Keyword arguments of `plurum.images.pixels_from_image`."""
+        return {"height": self.height, "width": self.width, "colour": self.colour, "resize": self.resize}
+
+
+class Scores(Metadata):
+    """Scores of predictions against labels.
+
+    Attributes:
+        images: Number of images.
+        accuracy: Fraction of correct predictions, 0 to 1.
+        nll: Mean negative log-likelihood of the true class, in nats.
+    """
+
+    images: Annotated[int, Field(ge=1)]
+    accuracy: Share
+    nll: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Member(Metadata):
+    """Metadata of a trained classifier, stored in `member.json`.
+
+    Attributes about the training are None if the weights come from elsewhere.
+
+    Attributes:
+        version: Version of this format.
+        name: Name of the member, used for its folder, its Triton model and its metric label.
+        arch: Architecture for `timm.create_model`.
+        checkpoint: File with the weights (safetensors), relative to `member.json`.
+        sha256: SHA-256 of the checkpoint.
+        classes: Class names, in the order of the outputs.
+        image: Image spec of the training.
+        parameters: Number of weights.
+        seed: Random seed of the training.
+        precision: Arithmetic of the training.
+        epochs: Number of epochs trained.
+        best_epoch: Epoch whose weights were kept, from 1.
+        validation: Scores on the run's validation images.
+    """
+
+    version: Literal[1] = 1
+    name: Name
+    arch: Text
+    checkpoint: Text = "checkpoint.safetensors"
+    sha256: Sha256
+    classes: Classes
+    image: ImageSpec
+    parameters: Annotated[int, Field(ge=1)]
+    seed: int | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    best_epoch: Annotated[int, Field(ge=1)] | None = None
+    validation: Scores | None = None
