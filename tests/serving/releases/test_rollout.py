@@ -188,9 +188,8 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
                 (line,) = [line for line in refused.stderr.splitlines() if line.startswith("plurum: ")]
                 assert reason in line
                 assert line.endswith("The public release is unchanged.")
-                asked_for = live.rollout()
-                assert asked_for.returncode == 0, (spoil, asked_for.stderr, live.log())
-                assert json.loads(asked_for.stdout)["current"] == second
+                assert {release_at(live.urls[name], pixels) for name in ("grpc", "http")} == {second}, spoil
+            assert json.loads(live.rollout().stdout)["current"] == second
         assert clients.failures == []
         assert set(clients.counts) == {"first", "second"}
         assert "not ready" not in live.log()
