@@ -13,20 +13,14 @@ import numpy as np
 
 from plurum.errors import SettingsError
 from plurum.predictions.arrays import Bools, Floats, Ints
+from plurum.promises.risk_control import count_required_patients, smallest_promise
 from plurum.settings.training import Criterion, FitSettings
 from plurum.spec import OperatingPoint
 from plurum.training.fitting.costs import Costs, read_costs
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.calibration import review_threshold
 from plurum.training.statistics.decisions import DecisionFigures, decision_figures
-from plurum.training.statistics.operating_points import (
-    Promise,
-    accepted_below,
-    largest_promise,
-    least_patients,
-    limit_of_class,
-    midpoint_below,
-)
+from plurum.training.statistics.operating_points import Promise, accepted_below, limit_of_class, midpoint_below
 from plurum.training.statistics.wording import percent_text
 
 __all__ = [
@@ -197,7 +191,7 @@ def _proven_threshold(
 
 
 def _refuse_few(criterion: Criterion, value: float, confidence: float, patients: int) -> None:
-    least, reachable = least_patients(Promise(1 - value, confidence)), 1 - largest_promise(patients, confidence)
+    least, reachable = count_required_patients(1 - value, confidence), 1 - smallest_promise(patients, confidence)
     whom = "patients" if criterion == "sensitivity" else "patients of the other class"
     raise SettingsError(
         f"--{criterion}: not reachable with these validation images: {value:g} at {confidence:.0%} confidence needs at "

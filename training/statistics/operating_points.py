@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plurum.errors import needs_extra
 from plurum.predictions.arrays import Bools, Floats, Ints
+from plurum.promises.risk_control import count_required_patients, p_values
 
-__all__ = ["Promise", "accepted_below", "largest_promise", "least_patients", "limit_of_class", "midpoint_below"]
+__all__ = ["Promise", "accepted_below", "limit_of_class", "midpoint_below"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def limit_of_class(scores: Floats, groups: Ints, promise: Promise) -> float | No
     _, owner, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     missed = np.append(0.0, np.cumsum(1 / sizes[owner[order]]))[first]
     patients = np.full(len(values), len(sizes))
-    passed = _p_values(missed, patients, np.full(len(values), sizes.max() == 1), promise) <= 1 - promise.confidence
+    passed = p_values(missed, patients, np.full(len(values), sizes.max() == 1), promise.loss) <= 1 - promise.confidence
     if not passed[0]:
         return None
     return float(values[-1] if passed.all() else values[passed.argmin() - 1])
@@ -73,35 +73,11 @@ def accepted_below(scores: Floats, wrong: Bools, groups: Ints, promise: Promise)
     # Images of equal scores are accepted together.
     ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(ranked) else np.zeros(0, dtype=np.int64)
     ends = _steps(ends, patients, promise)
-    passed = _p_values(sums[ends], patients[ends], single[ends], promise) <= 1 - promise.confidence
+    passed = p_values(sums[ends], patients[ends], single[ends], promise.loss) <= 1 - promise.confidence
     if not len(ends) or not passed[0]:
         return None
     last = int(ends[-1] if passed.all() else ends[passed.argmin() - 1])
     return float("inf") if last == len(ranked) - 1 else float((ranked[last] + ranked[last + 1]) / 2)
-
-
-def least_patients(promise: Promise, errors: int = 0) -> int:
-    """Return the number of patients that can keep the promise if so many of them have a loss of 1, the others of 0."""
-    with needs_extra("training"):
-        from scipy.stats import binom
-
-    if promise.loss <= 0:
-        return int(np.iinfo(np.int64).max)
-    if promise.loss >= 1:
-        return errors + 1
-    low, high = errors, errors + 1
-    while binom.cdf(errors, high, promise.loss) > 1 - promise.confidence:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        passes = binom.cdf(errors, middle, promise.loss) <= 1 - promise.confidence
-        low, high = (low, middle) if passes else (middle, high)
-    return high
-
-
-def largest_promise(patients: int, confidence: float) -> float:
-    """Return the smallest loss that this number of patients can promise if none of them has a loss."""
-    return float(1 - (1 - confidence) ** (1 / patients)) if patients else 1.0
 
 
 def midpoint_below(limit: float, scores: Floats) -> float:
@@ -113,7 +89,7 @@ def midpoint_below(limit: float, scores: Floats) -> float:
 def _steps(ends: Ints, patients: Ints, promise: Promise) -> Ints:
     """Return the places of the limits to try; they depend on numbers of patients, not on errors."""
     steps: list[int] = []
-    while len(beyond := ends[patients[ends] >= least_patients(promise, len(steps))]):
+    while len(beyond := ends[patients[ends] >= count_required_patients(promise.loss, promise.confidence, len(steps))]):
         steps.append(int(beyond[0]))
     # Equal scores, or many images of a patient, may reach several numbers at once.
     return np.unique(np.array([*steps, *(ends[-1:] if steps else ())], dtype=np.int64))
@@ -131,26 +107,3 @@ def _losses_of_first(wrong: Bools, groups: Ints) -> tuple[Floats, Ints, Bools]:
         is_single = is_single and not images
         sums[row], patients[row], single[row] = total, len(counts), is_single
     return sums, patients, single
-
-
-def _p_values(sums: Floats, patients: Ints, is_binary: Bools, promise: Promise) -> Floats:
-    """Return p-values of the hypotheses that the mean loss exceeds the promised one.
-
-    Exact binomial where losses are 0 or 1, else Hoeffding–Bentkus (Bates et al., arXiv 2101.02703).
-    """
-    with needs_extra("training"):
-        from scipy.stats import binom
-
-    exact = binom.cdf(np.rint(sums), patients, promise.loss)
-    bentkus = np.e * binom.cdf(np.ceil(sums - 1e-9), patients, promise.loss)
-    mean = np.minimum(sums / patients, promise.loss)
-    hoeffding = np.exp(-patients * _divergence(mean, promise.loss))
-    return np.asarray(np.where(is_binary, exact, np.minimum(np.minimum(bentkus, hoeffding), 1.0)))
-
-
-def _divergence(mean: Floats, loss: float) -> Floats:
-    """Return the Kullback–Leibler divergence of Bernoulli distributions, in nats."""
-    with needs_extra("training"):
-        from scipy.special import rel_entr
-
-    return np.asarray(rel_entr(mean, loss) + rel_entr(1 - mean, 1 - loss))

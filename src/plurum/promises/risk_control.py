@@ -24,6 +24,7 @@ from plurum.predictions.arrays import Bools, Floats, Ints
 __all__ = [
     "SequenceResult",
     "count_required_patients",
+    "p_values",
     "patient_losses",
     "risk_bound",
     "risk_p_value",
@@ -48,31 +49,38 @@ def patient_losses(wrong: Bools, unreviewed: Bools, groups: Ints) -> Floats:
     return np.asarray(errors[answers > 0] / answers[answers > 0])
 
 
-def risk_p_value(losses: Floats, risk: float) -> float:
-    """Return the p-value of the hypothesis that the mean loss of new patients is above `risk`.
+def p_values(sums: Floats, patients: Ints, is_binary: Bools, risk: float) -> Floats:
+    """Return the p-values of the hypotheses that the mean loss of new patients is above `risk`, one per configuration.
 
-    It is the binomial probability of at most as many errors where all losses are 0 or 1, and Hoeffding–Bentkus's
-    p-value elsewhere (Bates et al., arXiv 2101.02703, and arXiv 2110.01052, proposition 1). It is 1 without patients.
+    Each is the binomial probability of at most as many errors where all losses are 0 or 1, and Hoeffding–Bentkus's
+    p-value elsewhere (Bates et al., arXiv 2101.02703, and arXiv 2110.01052, proposition 1).
+
+    Args:
+        sums: Sum of the patients' losses, `[configurations]`.
+        patients: Number of these patients, above 0, `[configurations]`.
+        is_binary: Mask of configurations in which all losses are 0 or 1.
+        risk: Target risk, between 0 and 1.
     """
+    from scipy.special import rel_entr
     from scipy.stats import binom
 
-    number, total = len(losses), float(losses.sum())
-    if not number:
+    exact = binom.cdf(np.rint(sums), patients, risk)
+    # Rounding must not turn a sum of exactly 2 into 3 errors.
+    bentkus = np.e * binom.cdf(np.ceil(sums - 1e-9), patients, risk)
+    mean = np.minimum(sums / patients, risk)
+    # The exponent has the Kullback–Leibler divergence of two Bernoulli distributions.
+    hoeffding = np.exp(-patients * (rel_entr(mean, risk) + rel_entr(1 - mean, 1 - risk)))
+    return np.asarray(np.where(is_binary, exact, np.minimum(np.minimum(bentkus, hoeffding), 1.0)))
+
+
+def risk_p_value(losses: Floats, risk: float) -> float:
+    """Return the p-value of the hypothesis that the mean loss of new patients is above `risk`; 1 without patients."""
+    if not len(losses):
         return 1.0
     if risk <= 0 or risk >= 1:
         return 1.0 if risk <= 0 else 0.0
-    if np.isin(losses, (0.0, 1.0)).all():
-        return float(binom.cdf(round(total), number, risk))
-    mean = min(total / number, risk)
-    # Rounding must not turn a sum of exactly 2 into 3 errors.
-    bentkus = math.e * float(binom.cdf(math.ceil(total - 1e-9), number, risk))
-    return min(1.0, math.exp(-number * _divergence(mean, risk)), bentkus)
-
-
-def _divergence(mean: float, risk: float) -> float:
-    """Return the Kullback–Leibler divergence between two Bernoulli distributions, in nats."""
-    first = mean * math.log(mean / risk) if mean else 0.0
-    return first + ((1 - mean) * math.log((1 - mean) / (1 - risk)) if mean < 1 else 0.0)
+    is_binary = np.isin(losses, (0.0, 1.0)).all()
+    return float(p_values(losses.sum(keepdims=True), np.array([len(losses)]), np.array([is_binary]), risk)[0])
 
 
 def risk_bound(losses: Floats, confidence: float) -> float:

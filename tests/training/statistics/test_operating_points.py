@@ -9,14 +9,8 @@ import pytest
 from scipy.stats import beta, norm
 
 from plurum.predictions.arrays import Floats, Ints
-from plurum.training.statistics.operating_points import (
-    Promise,
-    accepted_below,
-    largest_promise,
-    least_patients,
-    limit_of_class,
-    midpoint_below,
-)
+from plurum.promises.risk_control import count_required_patients, smallest_promise
+from plurum.training.statistics.operating_points import Promise, accepted_below, limit_of_class, midpoint_below
 
 PROMISE = Promise(loss=0.05, confidence=0.95)
 STUDIES = 1000
@@ -25,10 +19,9 @@ KEPT = 927
 
 
 def test_a_promise_needs_enough_patients() -> None:
-    assert least_patients(PROMISE) == 59
-    assert [least_patients(Promise(0.01, 0.95), errors) for errors in (0, 1, 2)] == [299, 473, 628]
+    assert count_required_patients(PROMISE.loss, PROMISE.confidence) == 59
     assert 0.95**59 <= 0.05 < 0.95**58
-    assert largest_promise(59, 0.95) == pytest.approx(1 - 0.05 ** (1 / 59))
+    assert smallest_promise(59, 0.95) == pytest.approx(1 - 0.05 ** (1 / 59))
     scores = np.linspace(0.1, 0.9, 58)
     assert limit_of_class(scores, np.arange(58), PROMISE) is None
     assert limit_of_class(np.zeros(0), np.zeros(0, dtype=np.int64), PROMISE) is None
