@@ -42,7 +42,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
-    """Return a folder that `build` makes in the first of pytest-xdist's processes that needs it."""
+    """Return a folder or file that `build` makes in the first of pytest-xdist's processes that needs it."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
     folder.parent.mkdir(exist_ok=True)

@@ -43,7 +43,7 @@ RULES = {
 POINTS = {
     "interval": DecisionPoint(positive=1, threshold=0.2, review_interval=(0.1, 0.35)),
     "no review": DecisionPoint(positive=0, threshold=0.8),
-    "review cost": DecisionPoint(costs=((0.0, 5.0), (1.0, 0.0)), review_cost=0.3),
+    "review cost": DecisionPoint(costs=((0.0, 5.0), (1.0, 0.0)), review_cost=0.6),
     "costs": DecisionPoint(costs=((0.0, 5.0), (1.0, 0.0))),
 }
 
@@ -53,8 +53,10 @@ POINTS = {
 def test_the_vote_decides_at_the_point_as_the_voter_does(point: DecisionPoint, mode: str, tmp_path: Path) -> None:
     """Compare random probabilities, in PyTorch, ONNX Runtime and OpenVINO."""
     rng = np.random.default_rng(0)
-    drawn = rng.normal(size=(2, 7))
-    stack = {"coefficients": tuple(map(tuple, drawn[:, 1:].tolist())), "intercepts": (0.3, -0.3)}
+    stack = {
+        "coefficients": ((0.6, -0.2, 0.4, -0.1, 0.5, 0.0), (-0.1, 0.5, 0.0, 0.6, -0.2, 0.4)),
+        "intercepts": (0.3, -0.3),
+    }
     rule = VotingRule(
         WEIGHTS,
         mode=mode,
@@ -84,7 +86,7 @@ def test_the_vote_decides_at_the_point_as_the_voter_does(point: DecisionPoint, m
         np.testing.assert_array_equal(answers["REVIEW"][:, 0], expected.review)
         np.testing.assert_array_equal(answers["PREDICTION_SET"], expected.prediction_set)
     # The point decides otherwise than the most probable class, and not everything goes to review.
-    assert 0.02 < np.mean(expected.label != expected.probabilities.argmax(axis=1)) < 0.5
+    assert 0.02 < np.mean(expected.label != expected.probabilities.argmax(axis=1)) < 0.9
     assert expected.review.mean() < 0.9
 
 

@@ -54,7 +54,7 @@ def _cut_a_graph(folder: Path) -> None:
         ([_swap_classes, lambda folder: (folder / "export.json").unlink()], "voter/1/ensemble.json is not the file"),
         ([_cut_a_graph], "resnet10t/1/model.onnx is not the file that was exported"),
         ([_cut_a_graph, _forget_the_list], "resnet10t/1/model.onnx is not the file that was exported"),
-        ([_add_a_model], "evil/1/ensemble.json was not exported"),
+        ([_add_a_model], "evil/1/audit.py was not exported"),
         ([lambda folder: (folder / "voter" / "1" / "extra.py").touch()], "voter/1/extra.py was not exported"),
         ([lambda folder: (folder / "voter" / "2").mkdir()], "voter/2/ was not exported"),
         (

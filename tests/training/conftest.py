@@ -81,9 +81,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a MedMNIST archive shared by all tests, read-only."""
-    path = tmp_path_factory.mktemp("archive") / "digitmnist.npz"
-    save_npz(path, digit_arrays())
-    return path
+    # One file for all processes: the run below remembers when it was changed.
+    return build_once(tmp_path_factory, "digitmnist.npz", lambda out: save_npz(out, digit_arrays()))
 
 
 @pytest.fixture(scope="session")
