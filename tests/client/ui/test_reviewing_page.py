@@ -45,7 +45,8 @@ def test_docs_list_every_key() -> None:
 def test_the_commands_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run.path, "runs/demo")
-    page, export, *others = COMMANDS
+    # tests/docs runs those that draw audits.
+    page, export, *others = (one for one in COMMANDS if not one.startswith(("plurum fit", "plurum export")))
     assert page.startswith("plurum ui --store reviews")
     with page_at("--url", "127.0.0.1:1", *shlex.split(page)[2:]):
         pass
