@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from plurum.serving import Server, ServerSettings
+from tests.images.image_files import encoded, gradient
 from tests.serving.gateway.gateways import Gateway, Reply, form, gateway, wait_until_ready
 from tests.serving.servers import triton_of
 from tests.serving.voter_counts import wait_for_counts
@@ -107,10 +109,12 @@ def test_keys_tls_and_log(served: Server, images: list[bytes], certificate: tupl
     assert not {KEY, OTHER, KEY[:-1]} & set(out.replace('"', " ").split())
 
 
-def test_overload_is_refused_and_a_signal_completes_the_rest(served: Server, images: list[bytes]) -> None:
+def test_overload_is_refused_and_a_signal_completes_the_rest(served: Server) -> None:
+    # Large enough that a queue of them lasts until it is seen.
+    image = encoded(Image.fromarray(gradient(1500, 1500)), "JPEG")
     with gateway(served.urls.grpc, "--max-in-flight", "1", "--max-waiting", "3") as one:
         wait_until_ready(one)
-        body, kind = form(*[("files", str(at), image) for at, image in enumerate(images[:8])])
+        body, kind = form(*[("files", str(at), image) for at in range(8)])
 
         def send(_: int) -> tuple[Reply, float]:
             began = time.monotonic()
