@@ -17,9 +17,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +25,10 @@ from torch import nn
 
 from plurum.errors import MetadataError, RepositoryError
 from plurum.export.checks import check_output_folder
-from plurum.export.graphs.fused import fused_from_onnx, verdict_from_fused
+from plurum.export.graphs.fused import verdict_from_fused
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, logits_from_artefact
 from plurum.export.manifest import PublishedGraph, is_current, read_manifest, write_manifest
-from plurum.export.repository.audits import AUDIT_FILE, write_audit_draw
 from plurum.export.repository.cards.card_files import update_card, write_card
 from plurum.export.repository.cards.facts import CardFacts, facts_from_run
 from plurum.export.repository.certification import (
@@ -40,7 +37,8 @@ from plurum.export.repository.certification import (
     certify_ensemble,
     with_provisional_promise,
 )
-from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config, text_of
+from plurum.export.repository.configs import FUSED, LABELS
+from plurum.export.repository.model_folders import add_chain_models, add_fused_models, state_precisions
 from plurum.export.repository.parity import Parity, check_parity, verdict_from_members, vote_parity
 from plurum.export.repository.selection import MemberChoice, ParitySample, choose_artefact, select_evenly
 from plurum.export.scratch import scratch_folder
@@ -63,24 +61,6 @@ __all__ = [
     "select_passing_choices",
 ]
 
-# Files and folders of the package that are copied beside each Python model.
-_SOURCES = {
-    "preprocess": (("model_repository", "preprocess", "model.py"), ("images",)),
-    "voter": (
-        ("model_repository", "voter", "model.py"),
-        ("model_repository", "voter", "metrics.py"),
-        ("model_repository", "voter", "audit.py"),
-        ("voting.py",),
-        ("predictions", "outputs.py"),
-    ),
-    LABELS: (
-        ("model_repository", "labels", "model.py"),
-        ("model_repository", "labels", "labels.py"),
-        ("model_repository", "voter", "metrics.py"),
-        ("model_repository", "voter", "audit.py"),
-        ("voting.py",),
-    ),
-}
 # Difference of a probability between processors.
 _PROCESSORS_DIFFER = 1e-3
 
@@ -191,7 +171,7 @@ def repository_from_models(
             vote = _parity_of_vote(served, choices, sample, settings)
             check_parity(vote)
         published = tuple(_copy_graph(choice, hidden) for choice in choices)
-        _assemble(served, hidden, out, settings.max_batch_size, artefacts)
+        add_chain_models(served, hidden, out, settings.max_batch_size, artefacts)
         parities = (*(choice.candidate.parity for choice in choices), vote)
         if settings.fused:
             progress("ensemble_fused: members and vote in one graph")
@@ -228,10 +208,10 @@ def repository_from_onnx(
         for member in ensemble.members:
             (hidden / member.name / "1").mkdir(parents=True)
             shutil.copyfile(graphs[member.name], hidden / member.name / "1" / "model.onnx")
-        _assemble(ensemble, hidden, out, max_batch_size, {})
+        add_chain_models(ensemble, hidden, out, max_batch_size, {})
         if fused:
             files_of_members = [graphs[member.name] for member in ensemble.members]
-            _write_fused(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
+            add_fused_models(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
 
 
 def _read_previous_export(out: Path) -> ExportResult:
@@ -373,9 +353,9 @@ def _fuse(
     backend = _fused_backend(choices, settings)
     precision = max(inside, key=[*BUDGETS].index)
     graphs = [choice.candidate.artefact.path for choice in choices]
-    path = _write_fused(ensemble, graphs, repository, settings.max_batch_size, backend)
+    path = add_fused_models(ensemble, graphs, repository, settings.max_batch_size, backend)
     names = (choice.member for choice in choices)
-    _state_precisions(repository / LABELS / "1", dict(zip(names, inside, strict=True)))
+    state_precisions(repository / LABELS / "1", dict(zip(names, inside, strict=True)))
     original = verdict_from_members([choice.original for choice in choices], ensemble.rule)
     exported = verdict_from_fused(path, sample.pixels, backend)
     budget = settings.budget(precision)
@@ -383,55 +363,3 @@ def _fuse(
     check_parity(parity)
     reason = ", ".join(f"{choice.member} in {one}" for choice, one in zip(choices, inside, strict=True))
     return _published_from_file(repository, FUSED, precision, backend, reason), parity
-
-
-def _write_fused(
-    ensemble: Ensemble, graphs: Sequence[Path], repository: Path, max_batch_size: int, backend: Backend
-) -> Path:
-    """Add the fused graph, its labels and their Triton ensemble; return the graph's path."""
-    for config in fused_configs(ensemble, max_batch_size, backend):
-        _write_model(repository, config, ensemble)
-    if ensemble.audit_rate is not None:
-        # The same key as the voter's: both ways draw the same images.
-        shutil.copyfile(repository / "voter" / "1" / AUDIT_FILE, repository / LABELS / "1" / AUDIT_FILE)
-    path = repository / FUSED / "1" / "model.onnx"
-    fused_from_onnx(graphs, ensemble.rule, len(ensemble.classes), path)
-    return path
-
-
-def _assemble(
-    ensemble: Ensemble, folder: Path, former: Path, max_batch_size: int, artefacts: Mapping[str, Artefact]
-) -> None:
-    """Add everything except the graphs; ONNX Runtime serves members without an artefact; continue `former`'s audits."""
-    for member in ensemble.members:
-        artefact = artefacts.get(member.name)
-        made = (artefact.execution,) if artefact else ()
-        _write_model(folder, member_config(member, max_batch_size, *made), ensemble)
-    for config in chain_configs(ensemble, max_batch_size):
-        _write_model(folder, config, ensemble)
-    _state_precisions(folder / "voter" / "1", {name: artefact.precision for name, artefact in artefacts.items()})
-    if ensemble.audit_rate is not None:
-        write_audit_draw(folder / "voter" / "1", ensemble.audit_rate, former / "voter" / "1")
-    write_metadata(folder / "ensemble.json", ensemble)
-
-
-def _state_precisions(version: Path, precisions: Mapping[str, Precision]) -> None:
-    """Write each member's precision beside a Python model, which states it in its metrics."""
-    (version / "precisions.json").write_text(json.dumps(precisions) + "\n", encoding="utf-8")
-
-
-def _write_model(repository: Path, config: Any, ensemble: Ensemble) -> None:
-    """Write a model's config and its version folder, with the code and `ensemble.json` of a Python model."""
-    # Triton needs the folder even if it is empty.
-    version = repository / str(config.name) / "1"
-    version.mkdir(parents=True, exist_ok=True)
-    (version.parent / "config.pbtxt").write_text(text_of(config), encoding="utf-8")
-    if config.name not in _SOURCES:
-        return
-    write_metadata(version / "ensemble.json", ensemble)
-    for source in _SOURCES[config.name]:
-        with as_file(files("plurum").joinpath(*source)) as path:
-            if path.is_dir():
-                shutil.copytree(path, version / source[-1], ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copyfile(path, version / source[-1])

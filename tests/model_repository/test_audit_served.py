@@ -261,7 +261,9 @@ def test_audits_are_counted(server: Server, ways: dict[str, Draws]) -> None:
 
 
 def test_the_key_is_where_no_client_sees_it(exported: Path) -> None:
-    voter, labels = (json.loads((exported / model / "1" / "audit.json").read_text()) for model in ("voter", "labels"))
+    files = [exported / model / "1" / "audit.json" for model in ("voter", "labels")]
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
+    voter, labels = (json.loads(file.read_text()) for file in files)
     assert voter == labels
     assert voter["rate"] == 0.5
     for path in (exported / "ensemble.json", *exported.glob("*/config.pbtxt")):

@@ -13,15 +13,14 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from plurum.files import sha256_of
 from plurum.images import pixels_from_image
 from plurum.models import normalise
 from plurum.run import OTHER_COLUMN, DataMetadata, Run
-from plurum.spec import ImageSpec, Member, write_metadata
+from plurum.spec import ImageSpec, write_metadata
+from tests.sample_runs.members import write_member
 
 __all__ = ["CLASSES", "add_column", "build_decided_run"]
 
@@ -101,15 +100,4 @@ def _write_member(run: Run, arch: str, seed: int) -> None:
     with torch.no_grad():
         end.weight.copy_(torch.from_numpy(np.stack([-weight / 2, weight / 2])))
         end.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
-    folder = run.member_folder(arch)
-    folder.mkdir(parents=True)
-    save_file(model.state_dict(), folder / "checkpoint.safetensors")
-    member = Member(
-        name=arch,
-        arch=arch,
-        sha256=sha256_of(folder / "checkpoint.safetensors"),
-        classes=CLASSES,
-        image=IMAGE,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-    )
-    write_metadata(folder / "member.json", member)
+    write_member(run, model, arch, CLASSES, IMAGE)

@@ -11,15 +11,14 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
-from plurum.files import sha256_of
 from plurum.images import pixels_from_image
 from plurum.models import model_from_checkpoint, normalise
 from plurum.run import DataMetadata, Run
 from plurum.spec import Conformal, Ensemble, FittedOn, ImageSpec, Member, Review, Scores, Voting, write_metadata
 from plurum.voting import soft_vote, softmax, temper
+from tests.sample_runs.members import write_member
 
 __all__ = ["ARCHS", "CLASSES", "IMAGE", "TEMPERATURE", "WEIGHTS", "build_run"]
 
@@ -35,24 +34,8 @@ def _member(run: Run, arch: str, seed: int) -> Member:
     torch.manual_seed(seed)
     model = timm.create_model(arch, num_classes=len(CLASSES))
     _learn_a_little(model, run)
-    folder = run.member_folder(arch)
-    folder.mkdir(parents=True)
-    save_file(model.state_dict(), folder / "checkpoint.safetensors")
-    member = Member(
-        name=arch,
-        arch=arch,
-        sha256=sha256_of(folder / "checkpoint.safetensors"),
-        classes=CLASSES,
-        image=IMAGE,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        seed=seed,
-        precision="fp32",
-        epochs=1,
-        best_epoch=1,
-        validation=_SCORES,
-    )
-    write_metadata(folder / "member.json", member)
-    return member
+    facts = {"seed": seed, "precision": "fp32", "epochs": 1, "best_epoch": 1, "validation": _SCORES}
+    return write_member(run, model, arch, CLASSES, IMAGE, facts)
 
 
 def _learn_a_little(model: torch.nn.Module, run: Run) -> None:

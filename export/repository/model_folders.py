@@ -1,0 +1,93 @@
+"""Write the model folders of a repository: configs, and Python models with the code that they import."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from plurum.export.graphs.fused import fused_from_onnx
+from plurum.export.graphs.runtimes import Artefact
+from plurum.export.repository.audits import share_audit_draw, write_audit_draw
+from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config, text_of
+from plurum.export.settings import Backend, Precision
+from plurum.spec import Ensemble, write_metadata
+
+__all__ = ["add_chain_models", "add_fused_models", "state_precisions"]
+
+# Files and folders of the package that are copied beside each Python model.
+_SOURCES = {
+    "preprocess": (("model_repository", "preprocess", "model.py"), ("images",)),
+    "voter": (
+        ("model_repository", "voter", "model.py"),
+        ("model_repository", "voter", "metrics.py"),
+        ("model_repository", "voter", "audit.py"),
+        ("voting.py",),
+        ("predictions", "outputs.py"),
+    ),
+    LABELS: (
+        ("model_repository", "labels", "model.py"),
+        ("model_repository", "labels", "labels.py"),
+        ("model_repository", "voter", "metrics.py"),
+        ("model_repository", "voter", "audit.py"),
+        ("voting.py",),
+    ),
+}
+
+
+def add_fused_models(
+    ensemble: Ensemble, graphs: Sequence[Path], repository: Path, max_batch_size: int, backend: Backend
+) -> Path:
+    """Add the fused graph, its labels and their Triton ensemble to `repository`; return the graph's path."""
+    for config in fused_configs(ensemble, max_batch_size, backend):
+        _write_model(repository, config, ensemble)
+    if ensemble.audit_rate is not None:
+        # The same key as the voter's: both ways draw the same images.
+        share_audit_draw(repository / "voter" / "1", repository / LABELS / "1")
+    path = repository / FUSED / "1" / "model.onnx"
+    fused_from_onnx(graphs, ensemble.rule, len(ensemble.classes), path)
+    return path
+
+
+def add_chain_models(
+    ensemble: Ensemble, folder: Path, former: Path, max_batch_size: int, artefacts: Mapping[str, Artefact]
+) -> None:
+    """Add everything except the graphs to `folder`, also `ensemble.json`; continue the audits of `former`.
+
+    ONNX Runtime serves members without an artefact.
+    """
+    for member in ensemble.members:
+        artefact = artefacts.get(member.name)
+        made = (artefact.execution,) if artefact else ()
+        _write_model(folder, member_config(member, max_batch_size, *made), ensemble)
+    for config in chain_configs(ensemble, max_batch_size):
+        _write_model(folder, config, ensemble)
+    state_precisions(folder / "voter" / "1", {name: artefact.precision for name, artefact in artefacts.items()})
+    if ensemble.audit_rate is not None:
+        write_audit_draw(folder / "voter" / "1", ensemble.audit_rate, former / "voter" / "1")
+    write_metadata(folder / "ensemble.json", ensemble)
+
+
+def state_precisions(version: Path, precisions: Mapping[str, Precision]) -> None:
+    """Write each member's precision beside a Python model, which states it in its metrics."""
+    (version / "precisions.json").write_text(json.dumps(precisions) + "\n", encoding="utf-8")
+
+
+def _write_model(repository: Path, config: Any, ensemble: Ensemble) -> None:
+    """Write a model's config and its version folder, with the code and `ensemble.json` of a Python model."""
+    # Triton needs the folder even if it is empty.
+    version = repository / str(config.name) / "1"
+    version.mkdir(parents=True, exist_ok=True)
+    (version.parent / "config.pbtxt").write_text(text_of(config), encoding="utf-8")
+    if config.name not in _SOURCES:
+        return
+    write_metadata(version / "ensemble.json", ensemble)
+    for source in _SOURCES[config.name]:
+        with as_file(files("plurum").joinpath(*source)) as path:
+            if path.is_dir():
+                shutil.copytree(path, version / source[-1], ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(path, version / source[-1])
