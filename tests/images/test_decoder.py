@@ -52,7 +52,7 @@ def test_what_is_no_image_is_told_and_the_process_lives_on(decoder: Decoder) -> 
     data = saved(Image.fromarray(smooth()))
     decoder.pixels(data)
     (process,) = processes()
-    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG or TIFF image"):
+    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG, TIFF or DICOM image"):
         decoder.pixels(b"patient")
     decoder.pixels(data)
     assert processes() == [process]
