@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import stat
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def heading_from_file(path: Path) -> DicomHeading | None:
         except UnreadableImageError:
             # A long element stands before NumberOfFrames, or the file is deflated.
             return read_heading(read_regular(path, MAX_IMAGE_BYTES))
-    except (OSError, UnreadableImageError, ValueError, struct.error):
+    except (OSError, ValueError):
         return None
 
 

@@ -10,7 +10,8 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -28,6 +29,7 @@ __all__ = [
     "is_dicom",
     "read_dicom",
     "read_heading",
+    "refuse_corrupt",
     "with_only_pixels",
 ]
 
@@ -195,7 +197,10 @@ class DicomFile:
 
     def _fragments(self, frame: int) -> list[tuple[int, int]]:
         """Return start and end of the fragments of a compressed frame."""
-        table, *fragments = self.reader.items(self.pixels) or [(0, 0)]
+        found = list(self.reader.items(self.pixels))
+        if len(found) < 2:
+            raise fault_at(PIXEL_DATA, "has no fragment")
+        table, *fragments = found
         if self.frames == 1:
             return fragments
         if len(fragments) == self.frames:
@@ -209,11 +214,21 @@ class DicomFile:
         return [one for one in fragments if first <= one[0] - _ITEM_HEADER < last]
 
 
+@contextmanager
+def refuse_corrupt() -> Iterator[None]:
+    """Turn errors of reading numbers and items into the refusal of the file."""
+    try:
+        yield
+    except (struct.error, IndexError, OverflowError) as error:
+        raise UnreadableImageError("DICOM: the file is corrupt or truncated: elements that can't be read") from error
+
+
 def is_dicom(data: bytes) -> bool:
     """Return True if a file that begins with `data`, of 132 bytes at least, is DICOM."""
     return data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM"
 
 
+@refuse_corrupt()
 def read_dicom(data: bytes, frame: int = 0) -> DicomFile:
     """Return the image in a DICOM file, without decoding it.
 
@@ -245,6 +260,7 @@ def read_dicom(data: bytes, frame: int = 0) -> DicomFile:
     return DicomFile(syntax, reader, values, luts, _frames(reader, found), pixels)
 
 
+@refuse_corrupt()
 def read_heading(data: bytes) -> DicomHeading:
     """Return the patient and the number of frames of a DICOM file, of which the beginning suffices.
 
@@ -260,6 +276,7 @@ def read_heading(data: bytes) -> DicomHeading:
     raise UnreadableImageError("DICOM: the file has no image or is truncated")
 
 
+@refuse_corrupt()
 def with_only_pixels(data: bytes, frame: int = 0) -> bytes:
     """Return a DICOM file with the pixels of a frame that holds only the elements which they depend on.
 
