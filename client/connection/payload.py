@@ -23,7 +23,8 @@ from plurum.client.connection.predictions import Failure
 from plurum.dicom_files import file_and_frame
 from plurum.errors import ImageError, SettingsError
 from plurum.images import UnreadableImageError, structure_of
-from plurum.images.dicom_file import is_dicom, with_only_pixels
+from plurum.images.dicom_file import is_dicom
+from plurum.images.dicom_writer import with_only_pixels
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.spec import IMAGE, INPUT_PIXELS
 

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from .dicom_elements import fault_at
-from .dicom_file import ENCAPSULATED, DicomFile, Lut, encapsulate, read_dicom, refuse_corrupt
+from .dicom_file import ENCAPSULATED, DicomFile, Lut, read_dicom, refuse_corrupt
+from .dicom_writer import encapsulate
 from .image_limits import UnreadableImageError
 
 __all__ = ["Window", "image_from_dicom"]

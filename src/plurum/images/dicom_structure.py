@@ -8,7 +8,8 @@ from __future__ import annotations
 import struct
 
 from .dicom_elements import PIXEL_DATA, fault_at
-from .dicom_file import ENCAPSULATED, DicomFile, read_dicom, refuse_corrupt, with_only_pixels
+from .dicom_file import ENCAPSULATED, DicomFile, read_dicom, refuse_corrupt
+from .dicom_writer import with_only_pixels
 from .image_limits import (
     MAX_PIXELS,
     MIN_SIDE,
