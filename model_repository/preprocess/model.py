@@ -46,7 +46,7 @@ class TritonPythonModel:
         """Read the image rule from the `ensemble.json` beside this file."""
         here = Path(args["model_repository"], args["model_version"])
         image = json.loads((here / "ensemble.json").read_text(encoding="utf-8"))["image"]
-        self.rule = {key: image[key] for key in ("height", "width", "colour", "resize")}
+        self.rule = images.resizing_from_spec(image)
         self.deferred = _DeferredRequests(self.rule)
 
     def execute(self, requests: list[Any]) -> list[Any]:

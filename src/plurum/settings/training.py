@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from plurum.conventions import PatientRule
+from plurum.conventions import PatientRule, ResizeRule
 from plurum.options import Option, Settings
 
 __all__ = ["CRITERIA", "Criterion", "EvaluationSettings", "FitSettings", "TrainOptions", "TrainSettings"]
@@ -33,7 +33,8 @@ class TrainSettings(Settings):
         image_size: Height and width of the members' input in pixels. By default, 224 for files; for arrays their own
             size, at least 32.
         colour: Colour mode of the members' input.
-        resize: Resize rule: `stretch`, or `crop` to crop the centre to a square first.
+        resize: Resize rule: `stretch` to a square, `crop` the centre to a square first, or `pad` to a square with the
+            training images' mean.
         tile_size: Cut larger images into square tiles of this many pixels a side. By default, images stay whole.
         max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, skip images that can't be read instead of refusing the data.
@@ -74,7 +75,7 @@ class TrainSettings(Settings):
     seed: Annotated[Seed, _MEMBERS] = 0
     image_size: Annotated[int | None, Field(ge=8, le=4096), _IMAGES] = None
     colour: Annotated[Literal["rgb", "grey"], _IMAGES] = "rgb"
-    resize: Annotated[Literal["stretch", "crop"], _IMAGES] = "stretch"
+    resize: Annotated[ResizeRule, _IMAGES] = "stretch"
     tile_size: Annotated[int | None, Field(ge=8, le=8_000), _IMAGES] = None
     max_tiles: Annotated[int, Field(ge=1, le=100_000), _IMAGES] = 16
     skip_unreadable: Annotated[bool, _IMAGES] = False

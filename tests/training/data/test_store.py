@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from plurum.errors import DataError, OutputError
 from plurum.run import Run
@@ -50,6 +51,28 @@ def test_stored_pixels_and_labels_equal_the_data(archive: Path, tmp_path: Path) 
     assert table.splits == data.table.splits
     assert table.sources == data.table.sources
     np.testing.assert_array_equal(table.labels, data.table.labels)
+
+
+@pytest.mark.parametrize(("colour", "pretrained"), [("rgb", False), ("grey", False), ("rgb", True)])
+def test_padding_is_the_mean_of_the_training_images(tmp_path: Path, colour: str, pretrained: bool) -> None:
+    for label, sizes in {"CE": (40, 20), "LAA": (20, 40)}.items():
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(6):
+            pixels = np.random.default_rng(number).integers(40, 90, (*sizes, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{number}.png")
+    run, data = Run(tmp_path / "run"), load_data(str(tmp_path / "data"))
+    settings = TrainSettings.model_validate(
+        {"archs": ["a"], "image_size": 32, "resize": "pad", "colour": colour, "pretrained": pretrained}
+    )
+    image = store_data(run, data, settings).image
+    stored = run.pixels()
+    # Serving decodes with the stored metadata.
+    np.testing.assert_array_equal(stored, data.pixels(image))
+    corner = image.resizing["fill"]
+    assert (stored[:, 0, 0] == corner).all()
+    if not pretrained:
+        assert corner == pytest.approx([255 * value for value in image.mean], abs=0.5)
+        assert 55 < corner[0] < 75
 
 
 def test_images_and_patients_are_private_whatever_the_umask(archive: Path, tmp_path: Path) -> None:
