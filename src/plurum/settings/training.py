@@ -58,6 +58,13 @@ class TrainSettings(Settings):
         rotate: Largest random rotation in degrees; 180 for tissue, which has no fixed orientation.
         jitter: Largest random change of brightness, contrast and saturation, as a fraction, such as 0.2; hue changes by
             an eighth of it.
+        gamma: Largest change of gamma: the exponent is between 1 / (1 + gamma) and 1 + gamma, for other exposures.
+        blur: Largest standard deviation of a Gaussian blur, in pixels.
+        noise: Largest standard deviation of Gaussian noise, as a fraction of the range of values, such as 0.05.
+        elastic: Largest elastic distortion: how far any point moves, as a fraction of the image size, such as 0.05.
+        erase: Fraction of images in which a random rectangle is replaced by the mean (arXiv 1708.04896).
+        trivial_augment: If True, change each image first by one random operation of random strength (TrivialAugment,
+            arXiv 2103.10158).
         mixup: Alpha of MixUp (arXiv 1710.09412), such as 0.2; 0 disables it.
         cutmix: Alpha of CutMix (arXiv 1905.04899), such as 1; 0 disables it. With MixUp too, each batch gets one of the
             two.
@@ -95,6 +102,12 @@ class TrainSettings(Settings):
     flip: Annotated[bool, _CHANGES] = False
     rotate: Annotated[float, Field(ge=0, le=180), _CHANGES] = 0.0
     jitter: Annotated[float, Field(ge=0, le=1), _CHANGES] = 0.0
+    gamma: Annotated[float, Field(ge=0, le=3), _CHANGES] = 0.0
+    blur: Annotated[float, Field(ge=0, le=10), _CHANGES] = 0.0
+    noise: Annotated[float, Field(ge=0, le=1), _CHANGES] = 0.0
+    elastic: Annotated[float, Field(ge=0, le=0.5), _CHANGES] = 0.0
+    erase: Annotated[float, Field(ge=0, le=1), _CHANGES] = 0.0
+    trivial_augment: Annotated[bool, _CHANGES] = False
     mixup: Annotated[float, Field(ge=0, le=10), _CHANGES] = 0.0
     cutmix: Annotated[float, Field(ge=0, le=10), _CHANGES] = 0.0
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], _WORK] = "auto"

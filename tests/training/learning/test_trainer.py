@@ -278,6 +278,7 @@ def test_it_stops_when_nothing_becomes_better(examples: Examples) -> None:
 def test_a_resumed_training_gives_the_same_weights(examples: Examples, tmp_path: Path, killed_at: int) -> None:
     """With all state: averages, cycles, a scaler, dropout and random numbers."""
     every = {"ema": 0.8, "snapshots": 2, "epochs": 3, "mixup": 0.2, "cutmix": 1.0, "rotate": 10, "jitter": 0.1}
+    every |= {"elastic": 0.05, "noise": 0.02, "gamma": 0.2, "blur": 0.5, "erase": 0.3, "trivial_augment": True}
     settings = changed(**every, flip=True, balance="sampling", label_smoothing=0.1)
     whole = Trainer(settings).fit(model_from_arch("test_byobnet", examples.classes, 5), examples, 5)
     taken = 0
