@@ -45,7 +45,7 @@ def predict_members(run: Run, members: tuple[Member, ...], splits: Iterable[_S])
             raise DataError(f"{run.path} has no {split} images; train on data with some")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictions: dict[_S, list[npt.NDArray[np.float64]]] = {split: [] for split in names}
-    with show_progress("predicting with members", len(members)) as progress:
+    with show_progress("predicting with members", len(members), "members") as progress:
         for member in members:
             model = model_from_checkpoint(member, run.checkpoint(member)).to(device)
             for split, parts in predictions.items():
@@ -96,7 +96,7 @@ def _predict_blocks(
     models = [model_from_checkpoint(member, run.checkpoint(member)).to(device) for member in members]
     image = run.data().image
     parts = []
-    with show_progress("predicting with members", number) as progress:
+    with show_progress("predicting with members", number, "images") as progress:
         for pixels in blocks:
             rows = np.arange(len(pixels))
             parts.append(softmax(np.stack([predict_logits(model, pixels, rows, image) for model in models], axis=1)))

@@ -95,7 +95,7 @@ def _draw_distortions(count: int, height: int, width: int) -> torch.Tensor:
     """Return smooth random fields of up to 1 in some point, `[count, height, width, 2]`, each with its own strength."""
     fields = 2 * torch.rand(count, 2, height, width) - 1
     extent = _ELASTIC_EXTENT * min(height, width)
-    smooth = v2.functional.gaussian_blur(fields, [_kernel(extent, fields)] * 2, [extent] * 2)
+    smooth: torch.Tensor = v2.functional.gaussian_blur(fields, [_kernel(extent, fields)] * 2, [extent] * 2)
     largest = smooth.abs().amax(dim=(1, 2, 3), keepdim=True)
     return (torch.rand(count, 1, 1, 1) * smooth / largest).permute(0, 2, 3, 1)
 

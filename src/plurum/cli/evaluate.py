@@ -130,7 +130,7 @@ def _predict_split(client: EnsembleClient, run: Run, split: str, classes: tuple[
 
     pixels, rows = run.pixels(), run.table().rows(split)  # type: ignore[arg-type]
     predictions: list[Prediction] = []
-    with show_progress(f"predicting {split} images", len(rows)) as progress:
+    with show_progress(f"predicting {split} images", len(rows), "images") as progress:
         for answer in client.stream(pixels[row] for row in rows):
             if isinstance(answer, Failure):
                 raise ServerError(f"no prediction for {split} image {answer.index}: {answer.reason}")

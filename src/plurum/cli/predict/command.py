@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from plurum.client.bulk.bulk_run import BulkRun
     from plurum.client.bulk.journal import EarlierResults
     from plurum.client.bulk.listing import Listing
-    from plurum.client.bulk.progress_rate import ProgressRate
     from plurum.client.slides.slide_stream import SlideStream
+    from plurum.progress_rate import ProgressRate
 
 __all__ = ["predict"]
 
@@ -220,7 +220,7 @@ def _with_progress(
     """Yield the predictions while showing a progress bar or, without a terminal, progress lines."""
     from rich.progress import BarColumn, Progress, TextColumn
 
-    from plurum.client.bulk.progress_rate import ProgressRate
+    from plurum.progress_rate import ProgressRate
 
     start_s = time.monotonic()
     pace = ProgressRate(bulk_run.left, start_s)

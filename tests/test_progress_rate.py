@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from plurum.client.bulk.progress_rate import ProgressRate
+from plurum.progress_rate import ProgressRate
 
 
 def test_rate_and_time_left_are_in_words() -> None:
