@@ -10,7 +10,7 @@ from PIL import Image
 
 from plurum.training.data.report import DataReport
 from tests.cli.command_line import CommandLine
-from tests.training.conftest import write_classes, write_image
+from tests.training.data_files import write_classes, write_image
 
 LEAK = "1 image in more than one split, which inflates every score"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.surroundings import NEEDS_MOUNTS, namespace
-from tests.training.conftest import write_classes
+from tests.training.data_files import write_classes
 
 COMMANDS: tuple[str, ...] = ("bench", "compare", "data", "demo", "doctor", "evaluate", "export", "fit")
 COMMANDS += ("gateway", "predict", "rollout", "serve", "train", "tune", "ui")

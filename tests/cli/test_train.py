@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.cli.command_line import CommandLine
-from tests.training.conftest import write_classes
+from tests.training.data_files import write_classes
 
 
 @pytest.fixture(scope="module")

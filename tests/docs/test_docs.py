@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import ROOT, Terminal, blocks, commands, run_python, text_of
-from tests.training.conftest import digit_arrays, write_mnist
+from tests.training.data_files import digit_arrays, write_mnist
 
 # Small inputs and short runs: the figures on the pages took minutes.
 SMALLER = {

@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 
 from plurum.spec import read_ensemble
 from tests.docs.pages import ROOT, Terminal, blocks, commands, run_python, text_of
-from tests.training.conftest import save_npz
+from tests.training.data_files import save_npz
 
 COMMANDS = commands("../README.md")
 # `make test` runs this test; `make demo` installs and then runs `plurum demo`.

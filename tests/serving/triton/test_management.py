@@ -234,7 +234,7 @@ def test_a_manager_that_dies_is_loaded_again_by_the_other(repository: Path) -> N
             assert supervisor._server is server
             assert lost not in managers_of(server)
             assert supervisor._find_exited() is None
-        server.reload("voter", 10)
+        server.models.reload("voter", 10)
 
 
 def test_when_both_managers_die_triton_is_started_again(repository: Path) -> None:

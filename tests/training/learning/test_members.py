@@ -24,7 +24,8 @@ from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint
 from plurum.run import Run
 from plurum.training import TrainOptions, TrainSettings, train_run
-from tests.training.conftest import ARCHS, SETTINGS, write_classes
+from tests.sample_runs.trained_run import ARCHS, SETTINGS
+from tests.training.data_files import write_classes
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from plurum.training.learning.resume import StateFile
 from plurum.training.learning.trainer import TrainedModel, Trainer
 from plurum.training.statistics.scoring import compute_scores, predict_logits
 from plurum.voting import softmax
-from tests.training.conftest import SETTINGS
+from tests.sample_runs.trained_run import SETTINGS
 
 CPU = torch.device("cpu")
 
