@@ -97,6 +97,7 @@ def test_the_wheel_holds_every_room_with_its_files(wheel: Path) -> None:
     assert {f"plurum/serving/backends/{name}" for name in ("graph_model.py", "onnxruntime/model.py")} <= packed
 
 
+@pytest.mark.timing
 def test_help_answers_within_a_second(bare: Path) -> None:
     subprocess.run([bare / "plurum", "--help"], check=True, capture_output=True)  # compiles the bytecode
     times = []

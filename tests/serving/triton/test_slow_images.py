@@ -24,7 +24,7 @@ from tests.pixel_matrix.jpeg_cells import saved
 from tests.pixel_matrix.tiff_cells import smooth
 
 # Half a minute of attacks, behind the fixtures, on machines that may be busy.
-pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.triton, pytest.mark.slow, pytest.mark.timing, pytest.mark.timeout(900)]
 
 SMALL = saved(Image.fromarray(smooth()))
 

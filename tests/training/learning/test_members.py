@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -200,34 +201,42 @@ def wait_for_the_end_of(group: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_killed_at_random_resumes_with_the_same_weights(tmp_path: Path, archive: Path) -> None:
-    """Send SIGKILL twice, during reading data, training, saving and writing the member."""
-    options = ["--epochs", "12", "--ema", "0.9", "--save-every-s", "0", "--mixup", "0.2", "--flip"]
+def test_a_training_killed_at_random_resumes_with_the_same_weights(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Send SIGKILL at least twice, during reading data, training, saving and writing the member."""
+    settings = changed(archs=ARCHS[:1], epochs=12, ema=0.9, mixup=0.2, flip=True)
     whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
+    # The imports take longer than the training: a process that others are forked from does them once.
+    monkeypatch.setenv("OMP_NUM_THREADS", ENVIRONMENT["OMP_NUM_THREADS"])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["plurum.training.learning.run", "timm"])
+
+    def start(run: Run) -> ForkServerProcess:
+        arguments = (str(archive), settings, run.path, TrainOptions(save_every_s=0))
+        process = context.Process(target=train_run, args=arguments)
+        process.start()
+        return process
+
+    context.Process(target=int).start()
     began = time.monotonic()
-    subprocess.run(train_command(archive, whole.path, *options), env=ENVIRONMENT, check=True, capture_output=True)
+    start(whole).join()
     took_s = time.monotonic() - began
-    draws, kills, states = random.Random(time.time_ns()), 0, []
-    while kills < 2:
-        with subprocess.Popen(
-            train_command(archive, killed.path, *options),
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            try:
-                process.wait(draws.uniform(0.3, 0.9) * took_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                kills += 1
-                states.append((killed.path / "unfinished" / f"{ARCHS[0]}.pt").is_file())
-        if process.returncode == 0:
+    draws, has_state = random.Random(time.time_ns()), list[bool]()
+    # At least one of them meets a training that has begun.
+    while len(has_state) < 2 or not any(has_state):
+        process = start(killed)
+        process.join(draws.uniform(0.05, 0.9) * took_s)
+        if process.exitcode is None:
+            process.kill()
+            has_state.append((killed.path / "unfinished" / f"{ARCHS[0]}.pt").is_file())
+        process.join()
+        if process.exitcode == 0:
             shutil.rmtree(killed.path)
-    assert any(states), "no kill met a training that had begun"
     # A killed process leaves at most files with hidden names.
     found = [path for path in killed.path.rglob("*") if path.is_file() and not path.name.startswith(".")]
     assert all(path.stat().st_size for path in found)
-    subprocess.run(train_command(archive, killed.path, *options), env=ENVIRONMENT, check=True, capture_output=True)
+    start(killed).join()
     assert weights_of(killed) == weights_of(whole)
     assert killed.members()[0].validation == whole.members()[0].validation
 
