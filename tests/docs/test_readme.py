@@ -98,7 +98,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     return run_demo(tmp_path_factory.mktemp("demo"))
 
 
-def test_it_says_what_it_found(demo: Demo) -> None:
+def test_the_demo_prints_its_scores(demo: Demo) -> None:
     ensemble = read_ensemble(demo.folder / "runs" / "demo" / "ensemble.json")
     assert len(ensemble.members) == 3
     for member in ensemble.members:
