@@ -30,7 +30,7 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_table_and_a_few_lines_are_said(manifest: Path, plurum: CommandLine) -> None:
+def test_the_output_is_a_table_and_a_few_lines(manifest: Path, plurum: CommandLine) -> None:
     lines = plurum.said("data", manifest).splitlines()
     assert [line.split() for line in lines if line.split()[:1] in (["CE"], ["LAA"], ["all"])] == [
         ["CE", "2", "(2)", "2", "(2)", "2", "(2)"],
