@@ -191,7 +191,7 @@ def test_the_error_of_a_bad_image_is_the_callers(served: Server) -> None:
         ("nobody", "IMAGE", np.full((1, 1), b"x", np.object_), "BYTES", "nobody"),
     ],
 )
-def test_a_wrong_request_is_refused_and_the_server_answers_on(
+def test_an_invalid_request_is_refused_and_serving_continues(
     served: Server,
     images: npt.NDArray[np.uint8],
     protocol: str,
@@ -253,7 +253,7 @@ def test_metrics_count_what_was_answered(
     assert grew("plurum_disagreement_nats_sum") == pytest.approx(verdict.disagreement.sum(), 1e-3)
 
 
-def test_the_servers_own_question_is_no_prediction(served: Server, images: npt.NDArray[np.uint8]) -> None:
+def test_probes_of_the_server_are_not_counted(served: Server, images: npt.NDArray[np.uint8]) -> None:
     before = predictions(wait_for_counts(served.urls.metrics))
     tensor = tritonclient.grpc.InferInput("PIXELS", [8, 32, 32, 3], "UINT8")
     tensor.set_data_from_numpy(images)

@@ -13,6 +13,8 @@ from plurum.benchmarks.claims.growth.plots import plot_from_growth
 from plurum.benchmarks.claims.growth.result import Axis, GrowthPoint, GrowthResult, GrowthTurn, csv_from_growth
 from tests.benchmarks.programs import run_benchmark
 
+pytestmark = pytest.mark.timing
+
 
 def turn(axis: Axis, value: int, rate: float, *latencies: float) -> GrowthTurn:
     point = GrowthPoint.model_validate({axis: value})

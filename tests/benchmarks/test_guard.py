@@ -13,6 +13,8 @@ from plurum.benchmarks.claims.guard import RATIOS, Noise, cost_ratios, guarded_r
 from plurum.benchmarks.tools.machine import machine
 from plurum.errors import DataError
 
+pytestmark = pytest.mark.timing
+
 HERE: dict[str, str | int | float] = {"processor": "one", "cores": 2, "memory_gb": 8.0, "load_1min": 0.1}
 
 

@@ -19,6 +19,8 @@ from plurum.benchmarks.claims.hostile.witness import HeldResources
 from plurum.serving import Server
 from tests.benchmarks.programs import run_benchmark
 
+pytestmark = pytest.mark.timing
+
 
 def test_there_are_more_than_sixty_kinds_and_each_has_a_turn_in_a_quick_run() -> None:
     kinds = {attack.kind_name for attack in attacks()}

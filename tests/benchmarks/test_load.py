@@ -23,6 +23,8 @@ from plurum.client import EnsembleClient
 from plurum.errors import ServerError
 from tests.benchmarks.programs import run_benchmark
 
+pytestmark = pytest.mark.timing
+
 WAYS = ("Triton, gRPC", "Triton, HTTP", "gateway, infer", "gateway, /predict")
 
 

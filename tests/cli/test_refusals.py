@@ -61,7 +61,7 @@ _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
         (("compare", "NOWHERE", "--out", "NEW", "--rounds", "0"), "--rounds: expected a number"),
     ],
 )
-def test_what_is_refused_is_refused_without_pytorch(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_refusals_do_not_import_pytorch(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
     file = tmp_path / "one.pt"
     file.touch()
     places = {"NOWHERE": tmp_path / "nowhere", "FILE": file, "FOLDER": tmp_path, "NEW": tmp_path / "new"}

@@ -28,6 +28,8 @@ from plurum.serving.triton.staging import read_config
 from plurum.spec import read_ensemble
 from tests.cli.command_line import CommandLine
 
+pytestmark = pytest.mark.timing
+
 
 @pytest.mark.triton
 def test_a_repository_is_tuned_and_can_be_served(
@@ -106,7 +108,7 @@ def test_clients_are_counted_and_refusals_said(served: Server, repository: Path,
 
 @pytest.mark.triton
 @pytest.mark.slow
-def test_what_is_served_is_set_against_what_could_be(repository: Path) -> None:
+def test_served_rates_are_compared_with_the_hardwares_limit(repository: Path) -> None:
     found = efficiency(read_artefacts(AS_IS, repository), 1, 0.1, 10, lambda _: None)
     for kind in ("ensemble_pixels", "ensemble", "ensemble_pixels by 4", "ensemble by 4"):
         one = found[kind]

@@ -16,10 +16,12 @@ import pytest
 
 from tests.cli.command_line import CommandLine
 
-__all__ = ["DOCS", "ROOT", "Terminal", "blocks", "commands", "run_python", "text_of"]
+__all__ = ["DOCS", "ROOT", "SMALL_DIGITS", "Terminal", "blocks", "commands", "run_python", "text_of"]
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+# Changes of commands whose data may be few, for the fixture `small_digits`.
+SMALL_DIGITS = {"train digits ": "train digits.npz ", "compare digits ": "compare digits.npz "}
 _PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
 _PROGRAMS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 

@@ -91,7 +91,7 @@ def test_the_vote_decides_at_the_point_as_the_voter_does(point: DecisionPoint, m
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-def test_the_vote_is_the_voters(rule: VotingRule) -> None:
+def test_the_fused_vote_equals_the_voters(rule: VotingRule) -> None:
     logits = np.random.default_rng(0).normal(scale=2.5, size=(300, 3, 4)).astype(np.float32)
     expected = decide(softmax(logits), rule)
     outputs = dict(zip(FUSED_OUTPUTS, VoteModel(rule)(torch.from_numpy(logits)), strict=True))
@@ -111,7 +111,7 @@ def test_the_vote_is_the_voters(rule: VotingRule) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-def test_every_backend_votes_so_in_batches_of_every_size(rule: VotingRule, tmp_path: Path) -> None:
+def test_every_backend_votes_alike_in_batches_of_every_size(rule: VotingRule, tmp_path: Path) -> None:
     """Compare each output, because OpenVINO once summed [batch, members, 1] over members wrong."""
     logits = np.random.default_rng(0).normal(scale=2.5, size=(9, 3, 4)).astype(np.float32)
     expected = [tensor.numpy() for tensor in VoteModel(rule)(torch.from_numpy(logits))]
@@ -129,7 +129,7 @@ def test_every_backend_votes_so_in_batches_of_every_size(rule: VotingRule, tmp_p
                 np.testing.assert_allclose(answers[name], values[:size], atol=1e-5, err_msg=f"{name} of {size}")
 
 
-def test_a_members_nan_reaches_the_answer() -> None:
+def test_nan_of_a_member_reaches_the_output() -> None:
     logits = torch.zeros(2, 3, 4)
     logits[1, 2, 0] = torch.nan
     outputs = dict(zip(FUSED_OUTPUTS, VoteModel(RULES["soft"])(logits), strict=True))
@@ -211,7 +211,7 @@ def test_served_answers_equal_the_chains(fused_server: Server, run: Run, batch: 
 @pytest.mark.triton
 @pytest.mark.parametrize("model", ["ensemble_pixels", "ensemble_fused"])
 @pytest.mark.parametrize("output", VOTED)
-def test_any_answer_can_be_asked_for_alone(fused_server: Server, run: Run, model: str, output: str) -> None:
+def test_any_output_can_be_requested_alone(fused_server: Server, run: Run, model: str, output: str) -> None:
     pixels = np.array(run.pixels()[:2])
     tensor = tritonclient.grpc.InferInput("PIXELS", list(pixels.shape), "UINT8")
     tensor.set_data_from_numpy(pixels)
@@ -222,7 +222,7 @@ def test_any_answer_can_be_asked_for_alone(fused_server: Server, run: Run, model
 
 
 @pytest.mark.triton
-def test_both_ways_are_counted_together(fused_server: Server, run: Run) -> None:
+def test_metrics_count_chain_and_fused_graph_together(fused_server: Server, run: Run) -> None:
     def counted() -> float:
         samples = wait_for_counts(fused_server.urls.metrics)
         return sum(value for sample, value in samples.items() if sample.startswith("plurum_predictions_total{"))

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from tests.model_repository.conftest import loaded
+from tests.model_repository.triton_recorder import loaded
 
 KEY = bytes(range(32))
 

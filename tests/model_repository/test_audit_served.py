@@ -311,19 +311,19 @@ def test_clients_last_through_releases_with_and_without_audits(
         assert not client.served.has_audit
         # Twice the same export, whose key is the same.
         for tag in ("aaaa0002", "aaaa0003"):
-            server.add_release(exported, tag, 30)
+            server.models.add_release(exported, tag, 30)
         # While one of two releases draws, nothing is drawn.
-        server.put_on_trial(ReleaseTrial(release="aaaa0002", percent=50), "aaaa0001", 30)
+        server.models.put_on_trial(ReleaseTrial(release="aaaa0002", percent=50), "aaaa0001", 30)
         assert set(drawn()) == {None}
-        server.publish("aaaa0002", 30)
+        server.models.publish("aaaa0002", 30)
         # The client still has the description of the first release: it sends no patients, once.
         assert set(drawn()) == {True, False}
         of_patients = drawn()
         assert client.served.audit_rate == 0.5
         assert all(of_patients[at] == of_patients[at + 1] for at in range(0, 22, 2))
-        server.put_on_trial(ReleaseTrial(release="aaaa0003", percent=50), "aaaa0002", 30)
+        server.models.put_on_trial(ReleaseTrial(release="aaaa0003", percent=50), "aaaa0002", 30)
         assert drawn() == of_patients
-        server.publish("aaaa0001", 30)
+        server.models.publish("aaaa0001", 30)
         assert set(drawn()) == {None}
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from plurum.predictions.arrays import Floats, Ints
-from plurum.predictions.scores import compute_losses
 from plurum.run import number_patients
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import PatientRule, Review
+from plurum.training.evaluation.patient_scores import score_patients
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.calibration import fit_temperature, tempered_losses
 from plurum.training.statistics.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
@@ -22,30 +22,19 @@ from plurum.training.statistics.diversity import measure_diversity
 from plurum.training.statistics.estimates import Estimate, estimate_from_draws
 from plurum.training.statistics.groups import GroupedFigures, split_by_column
 from plurum.training.statistics.metrics import LabelledPredictions, MetricDraws, Scorer
-from plurum.training.statistics.patients import RULES, Patients, group_by_patient
+from plurum.training.statistics.patients import Patients, group_by_patient
 from plurum.training.statistics.results import (
     ClassCurves,
     ClassPredictionSets,
     EvaluatedModel,
     Evaluation,
-    PatientLevel,
-    PatientScores,
     PredictionSets,
     ReviewScores,
 )
 from plurum.training.statistics.wording import review_condition
-from plurum.voting import (
-    DecisionPoint,
-    Verdict,
-    VotingRule,
-    decide_at,
-    decide_groups,
-    decide_members,
-    temper,
-    with_prior,
-)
+from plurum.voting import DecisionPoint, Verdict, VotingRule, decide_at, decide_members, temper, with_prior
 
-__all__ = ["EvaluationSubject", "SplitPredictions", "best_single", "evaluate_predictions", "score_patients"]
+__all__ = ["EvaluationSubject", "SplitPredictions", "best_single", "evaluate_predictions"]
 
 
 # With fewer patients (or images), percentile intervals are too narrow.
@@ -327,47 +316,6 @@ def _by_group(
     fractions["needs review"] = everything, verdict.review
     fractions |= {f"decided {name}": (everything, verdict.label == index) for index, name in enumerate(subject.classes)}
     return split_by_column(evaluated.columns, fractions, bootstrap, higher_is_better=better)
-
-
-def score_patients(
-    patients: Patients | None,
-    candidates: dict[str, LabelledPredictions],
-    draws: int,
-    seed: int,
-    point: DecisionPoint | None = None,
-) -> PatientLevel | None:
-    """Return the scores of predictions per patient, or None if no patient is known.
-
-    Args:
-        patients: Patients and their images.
-        candidates: Predictions for all images, by name of the model.
-        draws: Number of bootstrap resamples of patients.
-        seed: Random seed of the bootstrap.
-        point: Operating point, which also decides for patients; None takes the most probable class.
-    """
-    if patients is None or not patients.names:
-        return None
-    bootstrap = Bootstrap(np.arange(len(patients.labels)), draws, seed)
-    by_rule = {
-        name: {rule: _score_by_rule(patients, predictions, rule, bootstrap, point) for rule in RULES}
-        for name, predictions in candidates.items()
-    }
-    return PatientLevel(patients=len(patients.labels), images=len(patients.rows), by_rule=by_rule)
-
-
-def _score_by_rule(
-    patients: Patients,
-    predictions: LabelledPredictions,
-    rule: PatientRule,
-    bootstrap: Bootstrap,
-    point: DecisionPoint | None,
-) -> PatientScores:
-    probabilities = patients.probabilities(predictions.probabilities, predictions.winners, rule)
-    correct = (decide_groups(rule, probabilities, point) == patients.labels).astype(np.float64)
-    values = np.stack([correct, compute_losses(probabilities, patients.labels)])
-    drawn = np.concatenate([values @ counts for counts in bootstrap.blocks()], axis=1) / len(patients.labels)
-    accuracy, nll = (estimate_from_draws(float(row.mean()), draws) for row, draws in zip(values, drawn, strict=True))
-    return PatientScores(accuracy=accuracy, nll=None if rule == "majority" else nll)
 
 
 def _notes(

@@ -18,7 +18,8 @@ from plurum.settings.training import FitSettings
 from plurum.spec import Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.splits import HELD_OUT
 from plurum.training.data.unlabelled import find_unlabelled_images
-from plurum.training.evaluation.evaluate import best_single, score_patients
+from plurum.training.evaluation.evaluate import best_single
+from plurum.training.evaluation.patient_scores import score_patients
 from plurum.training.fitting.baseline import baseline_from_verdict
 from plurum.training.fitting.certification import Certification, certify_review
 from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point

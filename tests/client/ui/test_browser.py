@@ -22,7 +22,7 @@ from plurum.serving import Server
 from plurum.training.data.manifests import files_from_manifest
 from tests.client.samples import png, prediction
 from tests.client.ui.browser import NEEDS_BROWSER, Tab, page_at
-from tests.client.ui.conftest import Desk
+from tests.client.ui.desk import Desk
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, NEEDS_BROWSER]
 

@@ -17,7 +17,7 @@ from plurum.training import load_data
 from plurum.training.data.folders import files_from_folder
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.splits import split_from_word
-from tests.training.conftest import write_classes, write_image
+from tests.training.data_files import write_classes, write_image
 
 CLASSES = {"CE": 10, "LAA": 10}
 

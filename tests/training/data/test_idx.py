@@ -14,7 +14,7 @@ from plurum.errors import DataError
 from plurum.images import open_image
 from plurum.training import load_data
 from plurum.training.data.idx import array_from_idx
-from tests.training.conftest import digit_arrays, idx
+from tests.training.data_files import digit_arrays, idx
 
 ARRAYS = digit_arrays()
 

@@ -14,7 +14,7 @@ from plurum.errors import DataError
 from plurum.run import Run
 from plurum.training import TrainSettings, load_data
 from plurum.training.data.store import store_data
-from tests.training.conftest import write_image
+from tests.training.data_files import write_image
 
 
 def write_manifest(folder: Path, header: str, rows: Sequence[str], name: str = "images.csv") -> str:

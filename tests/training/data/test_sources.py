@@ -12,7 +12,7 @@ import pytest
 
 from plurum.errors import DataError
 from plurum.training import load_data
-from tests.training.conftest import COUNTS, digit_arrays, save_npz, write_classes, write_image
+from tests.training.data_files import COUNTS, digit_arrays, save_npz, write_classes, write_image
 
 
 def test_digits_are_scikit_learns() -> None:

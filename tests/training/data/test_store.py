@@ -17,7 +17,7 @@ from plurum.errors import DataError, OutputError
 from plurum.run import Run
 from plurum.training import TrainSettings, load_data
 from plurum.training.data.store import image_spec, store_data
-from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
+from tests.training.data_files import digit_arrays, save_npz, write_classes, write_image
 
 SETTINGS = TrainSettings(archs=("a",), image_size=16)
 

@@ -34,7 +34,7 @@ def test_images_are_moved_by_at_most_their_share_and_never_mixed() -> None:
     assert torch.equal(augment(batch, settings()), batch.float())
 
 
-def test_every_other_image_is_mirrored_if_asked_for() -> None:
+def test_flip_mirrors_half_of_the_images() -> None:
     batch = torch.arange(6, dtype=torch.uint8).reshape(1, 1, 6, 1).expand(400, 2, 6, 3)
     flipped = augment(batch, settings(flip=True))[:, 0, :, 0]
     mirrored = (flipped == torch.arange(5, -1, -1)).all(dim=1)
@@ -139,7 +139,7 @@ def test_every_change_together_is_repeated_by_the_seed() -> None:
     assert results[0].shape == batch.shape
 
 
-def test_pairs_are_mixed_with_their_labels() -> None:
+def test_mixup_and_cutmix_mix_pairs_with_their_labels() -> None:
     """Image i has the value i and the class i, so mixed images and targets must show the same fractions."""
     labels = torch.arange(8)
     images = labels.float()[:, None, None, None].expand(8, 3, 16, 16)
@@ -157,7 +157,7 @@ def test_pairs_are_mixed_with_their_labels() -> None:
     assert targets is labels
 
 
-def test_with_both_each_batch_takes_one_of_the_mixtures() -> None:
+def test_with_mixup_and_cutmix_each_batch_gets_one_of_them() -> None:
     images, labels = torch.rand(4, 3, 16, 16), torch.arange(4)
     was_cut = []
     for _ in range(40):
