@@ -26,6 +26,7 @@ from plurum.run import Run
 from plurum.serving import Server
 from plurum.voting import Verdict, decide, softmax
 from tests.images.image_files import png_from_pixels
+from tests.model_repository.expected_outputs import float_outputs
 from tests.pixel_matrix.png_cells import chunk
 from tests.sample_runs.fitted_run import ARCHS, CLASSES
 from tests.serving.voter_counts import wait_for_counts
@@ -95,13 +96,7 @@ def test_all_outputs_by_name_type_shape_and_value(
         assert (output["datatype"] if protocol == "http" else output.datatype) == datatype
         assert values.dtype == dtype
         assert values.shape == (batch, *dims)
-    for name, expected in (
-        ("PROBABILITIES", verdict.probabilities),
-        ("ENTROPY", verdict.entropy[:, None]),
-        ("DISAGREEMENT", verdict.disagreement[:, None]),
-        ("STD", verdict.std),
-        ("MEMBER_PROBABILITIES", verdict.member_probabilities),
-    ):
+    for name, expected in float_outputs(verdict).items():
         np.testing.assert_allclose(answer.as_numpy(name), expected[:batch], atol=1e-5)
     labels = [run.ensemble().classes[index] for index in verdict.label[:batch]]
     assert [label.decode() for label in answer.as_numpy("LABEL")[:, 0]] == labels

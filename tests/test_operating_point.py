@@ -8,7 +8,7 @@ import shutil
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -131,8 +131,16 @@ def exported(fitted: tuple[Run, FitReport], tmp_path_factory: pytest.TempPathFac
     return out
 
 
+class Sample(NamedTuple):
+    """Test images by row and as files, and PyTorch's verdict on them."""
+
+    rows: list[int]
+    files: list[Path]
+    verdict: Verdict
+
+
 @pytest.fixture(scope="module")
-def sample(fitted: tuple[Run, FitReport]) -> tuple[list[int], Verdict]:
+def sample(fitted: tuple[Run, FitReport], tmp_path_factory: pytest.TempPathFactory) -> Sample:
     """Test images of which some are decided otherwise than by the most probable class, and PyTorch's verdict."""
     run, report = fitted
     rows = run.table().rows("test")
@@ -143,15 +151,17 @@ def sample(fitted: tuple[Run, FitReport]) -> tuple[list[int], Verdict]:
     places = (first[:, None] * 2 + np.arange(2)).ravel()
     part = {name: values[places] for name, values in vars(verdict).items()}
     assert changed[places].sum() >= 4
-    return rows[places].tolist(), Verdict(**part)
+    folder = tmp_path_factory.mktemp("images")
+    files = [folder / f"{row}.png" for row in rows[places]]
+    for row, file in zip(rows[places], files, strict=True):
+        Image.fromarray(np.array(run.pixels()[row])).save(file)
+    return Sample(rows[places].tolist(), files, Verdict(**part))
 
 
 @pytest.mark.slow
-def test_the_fused_graph_decides_as_the_chain(
-    fitted: tuple[Run, FitReport], exported: Path, sample: tuple[list[int], Verdict]
-) -> None:
+def test_the_fused_graph_decides_as_the_chain(fitted: tuple[Run, FitReport], exported: Path, sample: Sample) -> None:
     run, _ = fitted
-    rows, expected = sample
+    rows, _, expected = sample
     verdict = verdict_from_fused(exported / "fused" / "1" / "model.onnx", np.array(run.pixels()[rows]))
     np.testing.assert_array_equal(verdict.label, expected.label)
     np.testing.assert_array_equal(verdict.review, expected.review)
@@ -161,16 +171,6 @@ def test_the_fused_graph_decides_as_the_chain(
 def server(exported: Path) -> Iterator[Server]:
     with Server(exported, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def images(fitted: tuple[Run, FitReport], sample: tuple[list[int], Verdict], tmp_path_factory: Any) -> list[Path]:
-    run, _ = fitted
-    folder = tmp_path_factory.mktemp("images")
-    paths = [folder / f"{row}.png" for row in sample[0]]
-    for row, path in zip(sample[0], paths, strict=True):
-        Image.fromarray(np.array(run.pixels()[row])).save(path)
-    return paths
 
 
 def check_predictions(predictions: list[Any], expected: Verdict, ensemble: Ensemble) -> None:
@@ -188,37 +188,27 @@ def check_predictions(predictions: list[Any], expected: Verdict, ensemble: Ensem
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 @pytest.mark.parametrize("model", ["ensemble", "ensemble_pixels", "ensemble_fused"])
 def test_the_client_gets_the_decision(
-    server: Server,
-    fitted: tuple[Run, FitReport],
-    sample: tuple[list[int], Verdict],
-    images: list[Path],
-    protocol: Any,
-    model: str,
+    server: Server, fitted: tuple[Run, FitReport], sample: Sample, protocol: Any, model: str
 ) -> None:
     run, report = fitted
     url = server.urls.grpc if protocol == "grpc" else server.urls.http
-    pixels = [np.array(run.pixels()[row]) for row in sample[0]]
+    pixels = [np.array(run.pixels()[row]) for row in sample.rows]
     with EnsembleClient(url, protocol, model=model) as client:
         assert client.served.point == report.ensemble.rule.point
-        found = client.predict(images if model == "ensemble" else pixels)
-    check_predictions(found, sample[1], report.ensemble)
+        found = client.predict(sample.files if model == "ensemble" else pixels)
+    check_predictions(found, sample.verdict, report.ensemble)
 
 
 @pytest.mark.triton
 def test_the_table_of_predict_has_the_decision(
-    server: Server,
-    fitted: tuple[Run, FitReport],
-    sample: tuple[list[int], Verdict],
-    images: list[Path],
-    plurum: CommandLine,
-    tmp_path: Path,
+    server: Server, fitted: tuple[Run, FitReport], sample: Sample, plurum: CommandLine, tmp_path: Path
 ) -> None:
-    expected, classes = sample[1], fitted[1].ensemble.classes
-    code, _, err = plurum.ended("predict", *images, "--url", server.urls.grpc, "--out", tmp_path / "answers.csv")
-    assert (code, err) == (0, f"{len(images)} classified, {int(expected.review.sum())} to review, 0 failed\n")
+    expected, classes = sample.verdict, fitted[1].ensemble.classes
+    code, _, err = plurum.ended("predict", *sample.files, "--url", server.urls.grpc, "--out", tmp_path / "answers.csv")
+    assert (code, err) == (0, f"{len(sample.files)} classified, {int(expected.review.sum())} to review, 0 failed\n")
     with (tmp_path / "answers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == [str(path) for path in images]
+    assert [row["path"] for row in rows] == [str(path) for path in sample.files]
     assert [row["label"] for row in rows] == [classes[index] for index in expected.label]
     assert [row["review"] for row in rows] == [str(one).lower() for one in expected.review.tolist()]
     sets = [
@@ -230,18 +220,18 @@ def test_the_table_of_predict_has_the_decision(
 
 @pytest.mark.triton
 def test_gateway_page_and_patients_get_the_decision(
-    server: Server, fitted: tuple[Run, FitReport], sample: tuple[list[int], Verdict], images: list[Path], tmp_path: Path
+    server: Server, fitted: tuple[Run, FitReport], sample: Sample, tmp_path: Path
 ) -> None:
-    ensemble, expected = fitted[1].ensemble, sample[1]
+    ensemble, expected = fitted[1].ensemble, sample.verdict
     with gateway(server.urls.grpc) as one:
         wait_until_ready(one)
-        replies = [one.predict(image.read_bytes()).json for image in images]
+        replies = [one.predict(image.read_bytes()).json for image in sample.files]
         with EnsembleClient(one.http) as client:
             assert client.served.point == ensemble.rule.point
             assert client.served.patient_rule == "mean"
-            found = client.predict(images)
+            found = client.predict(sample.files)
             check_predictions(found, expected, ensemble)
-            names = [f"patient {place // 2}" for place in range(len(images))]
+            names = [f"patient {place // 2}" for place in range(len(sample.files))]
             patients = patients_from_answers(names, found, client.served.classes, "mean", client.served.point)
     assert [reply["label"] for reply in replies] == [ensemble.classes[index] for index in expected.label]
     assert [reply["confidence"] for reply in replies] == [reply["probabilities"][reply["label"]] for reply in replies]
@@ -252,7 +242,9 @@ def test_gateway_page_and_patients_get_the_decision(
     changed = next(at for at, label in enumerate(expected.label) if expected.probabilities[at, label] < 0.5)
     with page_at("--url", server.urls.grpc, "--store", tmp_path / "reviews") as page:
         served = json.loads(urllib.request.urlopen(f"{page}/served").read())["line"]
-        request = urllib.request.Request(f"{page}/answers", images[changed].read_bytes(), {"x-file-name": "a.png"})
+        request = urllib.request.Request(
+            f"{page}/answers", sample.files[changed].read_bytes(), {"x-file-name": "a.png"}
+        )
         html = urllib.request.urlopen(request).read().decode()
     assert f"; decides CE from {ensemble.operating_point.threshold:.1%}" in served  # type: ignore[union-attr]
     assert '<article class="answer" data-label="CE">' in html
@@ -260,10 +252,8 @@ def test_gateway_page_and_patients_get_the_decision(
 
 
 @pytest.mark.triton
-def test_metrics_count_the_decisions(
-    server: Server, fitted: tuple[Run, FitReport], sample: tuple[list[int], Verdict], images: list[Path]
-) -> None:
-    expected = sample[1]
+def test_metrics_count_the_decisions(server: Server, fitted: tuple[Run, FitReport], sample: Sample) -> None:
+    expected = sample.verdict
 
     def counts() -> tuple[float, float]:
         samples = wait_for_counts(server.urls.metrics)
@@ -277,10 +267,10 @@ def test_metrics_count_the_decisions(
 
     before = counts()
     with EnsembleClient(server.urls.grpc) as client:
-        client.predict(images)
+        client.predict(sample.files)
     after = counts()
     assert after[0] - before[0] == (expected.label == 0).sum()
-    confidence = expected.probabilities[np.arange(len(images)), expected.label]
+    confidence = expected.probabilities[np.arange(len(sample.files)), expected.label]
     assert after[1] - before[1] == (confidence <= 0.5).sum()
     assert len(fitted[1].ensemble.members) == 2
 

@@ -23,6 +23,7 @@ from plurum.predictions.outputs import VOTED
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.voting import DecisionPoint, VotingRule, decide, softmax
+from tests.model_repository.expected_outputs import float_outputs
 from tests.serving.voter_counts import wait_for_counts
 
 WEIGHTS = (0.5, 0.3, 0.2)
@@ -96,13 +97,7 @@ def test_the_fused_vote_equals_the_voters(rule: VotingRule) -> None:
     expected = decide(softmax(logits), rule)
     outputs = dict(zip(FUSED_OUTPUTS, VoteModel(rule)(torch.from_numpy(logits)), strict=True))
     arrays = {name: tensor.numpy() for name, tensor in outputs.items()}
-    for name, values in (
-        ("PROBABILITIES", expected.probabilities),
-        ("ENTROPY", expected.entropy[:, None]),
-        ("DISAGREEMENT", expected.disagreement[:, None]),
-        ("STD", expected.std),
-        ("MEMBER_PROBABILITIES", expected.member_probabilities),
-    ):
+    for name, values in float_outputs(expected).items():
         np.testing.assert_allclose(arrays[name], values, atol=1e-5)
     np.testing.assert_array_equal(arrays["INDEX"][:, 0], expected.label)
     np.testing.assert_array_equal(arrays["PREDICTION_SET"], expected.prediction_set)

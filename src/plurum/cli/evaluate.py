@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plurum.cli.options import with_options
-from plurum.cli.streams import new_table, show_table
+from plurum.cli.streams import new_table, show_table, write_json
 from plurum.settings.training import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def evaluate(
     evaluation = _evaluate_served(run, settings, url, http=http) if url else evaluate_run(run, settings)
     page = write_report(evaluation, folder)
     if as_json:
-        sys.stdout.write(evaluation.model_dump_json() + "\n")
+        write_json(evaluation)
     else:
         _print(evaluation, page)
 

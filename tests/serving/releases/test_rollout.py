@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,14 +58,17 @@ def _listed(folder: Path) -> None:
     (folder / "export.json").write_text(json.dumps(manifest | {"files": listing_of(folder)}))
 
 
-@pytest.fixture(scope="module")
-def pixels(run: Run) -> npt.NDArray[np.uint8]:
-    return np.array(run.pixels()[40:43])
+class Requests(NamedTuple):
+    """Images, and the probabilities that each release predicts for them."""
+
+    pixels: npt.NDArray[np.uint8]
+    expected: dict[str, npt.NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
-def expected(repository: Path, other: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-    return {"first": probabilities_of(repository, pixels), "second": probabilities_of(other, pixels)}
+def requests(run: Run, repository: Path, other: Path) -> Requests:
+    pixels = np.array(run.pixels()[40:43])
+    return Requests(pixels, {"first": probabilities_of(repository, pixels), "second": probabilities_of(other, pixels)})
 
 
 def release_at(url: str, pixels: npt.NDArray[np.uint8]) -> str | None:
@@ -148,15 +152,11 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
 
 @pytest.mark.triton
 def test_rollouts_and_rollbacks_under_load_lose_no_request_and_broken_releases_are_refused(
-    repository: Path,
-    other: Path,
-    pixels: npt.NDArray[np.uint8],
-    expected: dict[str, npt.NDArray[np.float32]],
-    tmp_path: Path,
+    repository: Path, other: Path, requests: Requests, tmp_path: Path
 ) -> None:
     folder = tmp_path / "live"
     with ReleaseServer(folder, repository) as live:
-        with release_clients(live.urls["http"], pixels, expected, clients=2) as clients:
+        with release_clients(live.urls["http"], *requests, clients=2) as clients:
             done = live.rollout(other)
             assert done.returncode == 0, done.stderr
             first, second = (json.loads(done.stdout)[name] for name in ("previous", "current"))
@@ -166,9 +166,9 @@ def test_rollouts_and_rollbacks_under_load_lose_no_request_and_broken_releases_a
                 "is public",
             ):
                 assert line in done.stderr
-            assert {release_at(live.urls[name], pixels) for name in ("grpc", "http")} == {second}
+            assert {release_at(live.urls[name], requests.pixels) for name in ("grpc", "http")} == {second}
             back = live.rollout("--back")
-            assert {release_at(live.urls[name], pixels) for name in ("grpc", "http")} == {first}
+            assert {release_at(live.urls[name], requests.pixels) for name in ("grpc", "http")} == {first}
             assert json.loads(back.stdout) == {"current": first, "previous": second, "trial": None}
             assert f"{second} is still loaded" not in back.stderr
             assert json.loads(live.rollout(other).stdout)["current"] == second
@@ -180,15 +180,12 @@ def test_rollouts_and_rollbacks_under_load_lose_no_request_and_broken_releases_a
                 (line,) = [line for line in refused.stderr.splitlines() if line.startswith("plurum: ")]
                 assert reason in line
                 assert line.endswith("The public release is unchanged.")
-                assert {release_at(live.urls[name], pixels) for name in ("grpc", "http")} == {second}, spoil
+                assert {release_at(live.urls[name], requests.pixels) for name in ("grpc", "http")} == {second}, spoil
             assert json.loads(live.rollout().stdout)["current"] == second
         assert clients.failures == []
         assert set(clients.counts) == {"first", "second"}
         assert "not ready" not in live.log()
-    with (
-        ReleaseServer(folder, None) as live,
-        release_clients(live.urls["http"], pixels, expected, clients=1) as clients,
-    ):
+    with ReleaseServer(folder, None) as live, release_clients(live.urls["http"], *requests, clients=1) as clients:
         back = live.rollout("--back")
         assert json.loads(back.stdout)["current"] == first
         assert f"{first} is loaded beside {second}" in back.stderr
@@ -201,18 +198,14 @@ def test_rollouts_and_rollbacks_under_load_lose_no_request_and_broken_releases_a
 
 @pytest.mark.triton
 def test_a_trial_serves_a_fraction_or_a_shadow_and_survives_a_restart(
-    repository: Path,
-    other: Path,
-    pixels: npt.NDArray[np.uint8],
-    expected: dict[str, npt.NDArray[np.float32]],
-    tmp_path: Path,
+    repository: Path, other: Path, requests: Requests, tmp_path: Path
 ) -> None:
     failing = changed_repository(other, tmp_path, _FAILS_LATER)
     _listed(failing)
     folder = tmp_path / "live"
     with ReleaseServer(folder, repository) as live:
         first = json.loads(live.rollout().stdout)["current"]
-        with release_clients(live.urls["http"], pixels, expected, clients=2) as clients:
+        with release_clients(live.urls["http"], *requests, clients=2) as clients:
             state = json.loads(live.rollout(other, "--percent", 50).stdout)
             second = state["trial"]["release"]
             assert state == {
@@ -222,10 +215,10 @@ def test_a_trial_serves_a_fraction_or_a_shadow_and_survives_a_restart(
             }
             _wait_for(clients, 40)
             # A front model can't say which of the two has answered.
-            assert release_at(live.urls["http"], pixels) is None
+            assert release_at(live.urls["http"], requests.pixels) is None
         assert clients.failures == []
         assert set(clients.counts) == {"first", "second"}
-        with release_clients(live.urls["http"], pixels, expected, clients=2) as clients:
+        with release_clients(live.urls["http"], *requests, clients=2) as clients:
             assert json.loads(live.rollout(other, "--shadow").stdout)["trial"]["shadow"]
             clients.counts.clear()
             _wait_for(clients, 40)
@@ -238,10 +231,7 @@ def test_a_trial_serves_a_fraction_or_a_shadow_and_survives_a_restart(
         # Models whose processes end because a release comes or goes are not taken for dead.
         assert "not ready" not in live.log()
     # A new server takes the trial up again.
-    with (
-        ReleaseServer(folder, None) as live,
-        release_clients(live.urls["http"], pixels, expected, clients=2) as clients,
-    ):
+    with ReleaseServer(folder, None) as live, release_clients(live.urls["http"], *requests, clients=2) as clients:
         deadline = time.monotonic() + 60
         while (
             "plurum_trial_compared_total" not in str(metrics_at(live.urls["metrics"])) and time.monotonic() < deadline
