@@ -45,8 +45,6 @@ from plurum.run import Run
 from plurum.spec import ImageSpec, Voting
 from tests.client.stub_server import StubResponse, http_server
 
-pytestmark = pytest.mark.timing
-
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CLAIMS = (
     "bulk", "engines", "faults", "fused", "gateway", "growth", "guard", "hostile", "metrics_cost", "overload",

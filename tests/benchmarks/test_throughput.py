@@ -22,8 +22,6 @@ from plurum.benchmarks.tools.turns import measure
 from tests.benchmarks.programs import run_benchmark
 from tests.docs.pages import text_of
 
-pytestmark = pytest.mark.timing
-
 
 def test_the_best_served_case_is_compared_with_the_best_plain_loop() -> None:
     figures = {

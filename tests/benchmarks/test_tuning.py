@@ -28,8 +28,6 @@ from plurum.serving.triton.staging import complete_config, read_config
 from plurum.settings.benchmarks import TuneSettings
 from plurum.spec import read_ensemble
 
-pytestmark = pytest.mark.timing
-
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tuning.md"
 BOTH: tuple[Backend, ...] = ("onnxruntime", "openvino")
 

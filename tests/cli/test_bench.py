@@ -17,8 +17,6 @@ from plurum.benchmarks.bench.perf_analyzer import find_perf_analyzer, set_up_per
 from plurum.errors import ServerError
 from plurum.serving import Server
 
-pytestmark = pytest.mark.timing
-
 FILES = {"bench.json", "bench.csv", "latency_throughput.png", "breakdown.png"}
 
 

@@ -28,8 +28,6 @@ from plurum.serving.triton.staging import read_config
 from plurum.spec import read_ensemble
 from tests.cli.command_line import CommandLine
 
-pytestmark = pytest.mark.timing
-
 
 @pytest.mark.triton
 def test_a_repository_is_tuned_and_can_be_served(
