@@ -97,7 +97,7 @@ def test_the_ideal_queue_is_erlangs() -> None:
     assert 2 < ideal_p99(1, 2) < ideal_p99(load, 1)
 
 
-def test_a_difference_is_that_of_pairs_and_counting_is_told_of_the_whole() -> None:
+def test_differences_are_paired_and_counting_is_a_fraction_of_the_total() -> None:
     figures = {
         "images/s": {"on": [99.0] * 8, "off": [100.0] * 8},
         "total": {"on": [50.5, 60.6] * 4, "off": [50.0, 60.0] * 4},

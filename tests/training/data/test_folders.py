@@ -329,7 +329,7 @@ COMMON = [[split, name] for split in ("train", "val", "test") for name in ("CE",
 
 @settings(max_examples=150, deadline=None)
 @given(trees, st.sampled_from([[], COMMON, [name for _, name in COMMON]]))
-def test_whatever_is_read_has_the_class_and_the_split_that_its_folders_name(
+def test_images_have_the_class_and_split_of_their_folders(
     tree: list[tuple[list[str], str]], above: list[list[str] | str]
 ) -> None:
     with tempfile.TemporaryDirectory() as place:

@@ -189,7 +189,7 @@ def test_the_fingerprint_follows_labels_and_patients(folder: Path) -> None:
         ("path,label,path", ["a/0.png,CE,a/1.png"], "expected one column path, got 2"),
     ],
 )
-def test_each_fault_is_one_line(folder: Path, header: str, rows: list[str], message: str) -> None:
+def test_each_fault_gives_one_line(folder: Path, header: str, rows: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         load_data(write_manifest(folder, header, rows))
     assert "\n" not in str(caught.value)

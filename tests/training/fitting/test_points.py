@@ -73,7 +73,7 @@ def test_a_side_that_can_not_be_promised_goes_to_review_and_a_good_one_does_not(
     assert fit_review_interval(scores, point, lax).review_interval is None
 
 
-def test_too_few_patients_are_counted_and_what_they_allow_is_told() -> None:
+def test_with_too_few_patients_the_message_says_what_they_allow() -> None:
     few = known(60)
     with pytest.raises(SettingsError, match="--sensitivity: not reachable with these validation") as caught:
         fit_point(few, FitSettings(positive="CE", sensitivity=0.99), None)
