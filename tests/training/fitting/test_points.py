@@ -133,6 +133,7 @@ def test_costs_are_read_from_a_table(tmp_path: Path) -> None:
     [
         ("true,decided,cost\nCE,LAA,10\n", "expected a cost of deciding 'CE' for 'LAA', got none"),
         ("true,decided,cost\n", "expected a cost of deciding 'LAA' for 'CE' and of 1 more pairs, got none"),
+        ("true,decided,cost\nCE,review,1\n", "line 2: expected no true class for a review, got 'CE'"),
         ("true,decided,cost\nCE,other,10\n", "line 2 names the unknown class 'other'; available: CE, LAA"),
         ("true,decided,cost\nCE,LAA,-1\n", "line 2: expected a cost of at least 0, got '-1'"),
         ("true,decided,cost\nCE,LAA,much\n", "line 2: expected a cost of at least 0, got 'much'"),
