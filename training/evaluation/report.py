@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plurum.files import check_folder, csv_from_rows, write_bytes, write_text
+from plurum.training.drift.report import drift_lines, sort_shifts
 from plurum.training.evaluation.page import PAGE
 from plurum.training.evaluation.plots import plots_from_evaluation
 from plurum.training.statistics.diagnoses import FIGURES
@@ -56,7 +57,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     write_text(folder / "metrics.json", evaluation.model_dump_json(indent=1) + "\n")
     for name, picture in pictures.items():
         write_bytes(folder / f"{name}.png", picture)
-    for name in {"diversity", "decision_curve"} - set(pictures):
+    for name in {"diversity", "decision_curve", "drift"} - set(pictures):
         (folder / f"{name}.png").unlink(missing_ok=True)
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -86,6 +87,8 @@ def _estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Estimate
         yield "ensemble", label, "coverage", sets.coverage
     yield from _decision_estimates(evaluation)
     yield from _group_estimates(evaluation)
+    for shift in evaluation.drift.shifts if evaluation.drift else ():
+        yield "test - validation", "", f"distance_{shift.output}", Estimate(value=shift.distance, low=None, high=None)
     yield "ensemble", "", "review_share", evaluation.review.share
     yield "ensemble", "", "accuracy_without_review", evaluation.review.accuracy_kept
     for name, by_rule in evaluation.patient_level.by_rule.items() if evaluation.patient_level else ():
@@ -131,6 +134,8 @@ def html_from_evaluation(evaluation: Evaluation, pictures: dict[str, bytes]) -> 
         rules=RULES,
         meanings=_meanings(len(evaluation.classes)),
         verdict=verdict_lines(evaluation),
+        drift=drift_lines(evaluation.drift) if evaluation.drift else [],
+        shifts=sort_shifts(evaluation.drift) if evaluation.drift else [],
     )
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from plurum.figures import (
     ClassPredictionSets,
     Diagnosis,
+    Drift,
     Estimate,
     GroupedFigures,
     PatientLevel,
@@ -97,6 +98,7 @@ class Evaluation(Metadata):
         diagnoses: Figures of the decision for the positive class, or else for each class against the others: of all
             predictions, then of those without review.
         by_group: Figures by group, for each requested column of the manifest.
+        drift: Test of these predictions against those for validation images; None for validation images themselves.
         ensemble_sha256: SHA-256 of the run's `ensemble.json`; None in older files.
         notes: Remarks on missing figures and on limits of the evaluation, one sentence each.
     """
@@ -129,6 +131,7 @@ class Evaluation(Metadata):
     prevalence: float | None = None
     diagnoses: tuple[Diagnosis, ...] = ()
     by_group: tuple[GroupedFigures, ...] = ()
+    drift: Drift | None = None
     ensemble_sha256: str | None = None
     notes: tuple[str, ...]
 
