@@ -28,10 +28,11 @@ from plurum.predictions.arrays import Ints
 from plurum.run import Run
 from plurum.settings.drift import DriftSettings
 
-__all__ = ["CASES", "count_alarms", "drift", "prepare_run"]
+__all__ = ["CASES", "draw_p_values", "drift", "prepare_run"]
 
 CASES = ("no shift", "20 points more of one class", "Gaussian blur of 1.5 pixels")
 _BLUR_PX, _POINTS, _SIZE = 1.5, 0.2, 32
+_LEVELS = (0.05, 0.01)
 # Fractions of all images, in random order; the rest are test images.
 _TRAIN, _VALIDATION = 0.15, 0.35
 
@@ -46,19 +47,23 @@ def drift(
     most: Annotated[int, typer.Option(min=500, help="Largest number of images to use.")] = 40_000,
     images: Annotated[int, typer.Option(min=20, help="Images of each sample.")] = 500,
     draws: Annotated[int, typer.Option(min=1, help="Draws of each case.")] = 200,
-    alpha: Annotated[float, typer.Option(help="Level of the test.")] = 0.05,
 ) -> None:
     """Count alarms with and without shifts: a table on standard error, a line of JSON on standard output."""
     with command.measurement("training") as (say, state):
         run = prepare_run(data, work, arch, epochs, most)
         accuracy = run.ensemble().scores["validation"].accuracy
         say(f"{draws} draws of {len(CASES)} cases")
-        alarms = count_alarms(run, images, draws, DriftSettings(alpha=alpha))
-    table = command.new_table("case", "alarms", title=f"of {draws} draws, {images} images each, at {alpha:g}")
-    for case, count in alarms.items():
-        table.add_row(case, str(count))
+        p_values = draw_p_values(run, images, draws)
+    table = command.new_table(
+        "case", *(f"at {level:.0%}" for level in _LEVELS), title=f"alarms of {draws} draws of {images} images"
+    )
+    alarms = {name: [sum(value <= level for value in found) for level in _LEVELS] for name, found in p_values.items()}
+    for case, counts in alarms.items():
+        table.add_row(case, *map(str, counts))
     settings = {"data": data, "members": arch, "epochs": epochs, "accuracy": accuracy}
-    command.print_report({**settings, "images": images, "draws": draws, "alpha": alpha, "alarms": alarms}, state, table)
+    command.print_report(
+        {**settings, "images": images, "draws": draws, "levels": _LEVELS, "alarms": alarms}, state, table
+    )
 
 
 def prepare_run(data: str, work: Path, archs: Sequence[str], epochs: int, most: int) -> Run:
@@ -98,14 +103,14 @@ def _write_parts(path: Path, data: str, most: int) -> None:
         np.savez(file, **arrays)
 
 
-def count_alarms(run: Run, images: int, draws: int, settings: DriftSettings) -> dict[str, int]:
-    """Return the number of alarms of each case.
+def draw_p_values(run: Run, images: int, draws: int, seed: int = 0) -> dict[str, list[float]]:
+    """Return the p-value of each draw, by case.
 
     Args:
         run: Fitted run.
         images: Images of each sample.
         draws: Draws of each case.
-        settings: Settings of the test; each draw has a seed of its own.
+        seed: Random seed.
 
     Raises:
         SettingsError: the run has fewer validation or test images than a sample.
@@ -128,9 +133,10 @@ def count_alarms(run: Run, images: int, draws: int, settings: DriftSettings) -> 
         )
         for name, some in pixels.items()
     }
-    labels, alarms = table.labels[rows["test"]], dict.fromkeys(CASES, 0)
+    labels = table.labels[rows["test"]]
+    p_values: dict[str, list[float]] = {name: [] for name in CASES}
     for draw in range(draws):
-        rng = np.random.default_rng([settings.seed, draw])
+        rng = np.random.default_rng([seed, draw])
         reference = pools["validation"].select(rng.choice(len(rows["validation"]), images, replace=False))
         samples = (
             pools["test"].select(rng.choice(len(labels), images, replace=False)),
@@ -138,9 +144,8 @@ def count_alarms(run: Run, images: int, draws: int, settings: DriftSettings) -> 
             pools["blurred"].select(rng.choice(len(labels), images, replace=False)),
         )
         for case, sample in zip(CASES, samples, strict=True):
-            found = compare_answers(reference, sample, settings.model_copy(update={"seed": draw}))
-            alarms[case] += found.is_found
-    return alarms
+            p_values[case].append(compare_answers(reference, sample, DriftSettings(seed=draw)).p_value)
+    return p_values
 
 
 def _shift_mix(labels: Ints, images: int, rng: np.random.Generator) -> Ints:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +65,15 @@ class Answers:
 
     def select(self, rows: Ints) -> Answers:
         """Return the predictions of the images with these indices."""
-        arrays = {
-            one.name: value[rows] for one in fields(self) if isinstance(value := getattr(self, one.name), np.ndarray)
-        }
-        return replace(self, **arrays, patients=tuple(self.patients[row] for row in rows))
+        return replace(
+            self,
+            probabilities=self.probabilities[rows],
+            label=self.label[rows],
+            review=self.review[rows],
+            disagreement=self.disagreement[rows],
+            patients=tuple(self.patients[row] for row in rows),
+            outlier=None if self.outlier is None else self.outlier[rows],
+        )
 
 
 def answers_from_verdict(

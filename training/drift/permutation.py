@@ -119,7 +119,7 @@ def permuted_shifts(
         statistics.append(_statistics(output.kind, gaps, variances, pooled))
     standardised = _standardise(np.array(statistics))
     p_values = (standardised.max(axis=0) >= standardised[:, :1] - _ROUNDING).mean(axis=1)
-    return _shifts(outputs, distances, p_values)
+    return _shifts([output.name for output in outputs], distances, p_values)
 
 
 def counted_shifts(outputs: Sequence[CountedOutput], permutations: int, seed: int) -> list[Shift]:
@@ -146,7 +146,7 @@ def counted_shifts(outputs: Sequence[CountedOutput], permutations: int, seed: in
         statistics = _statistics(output.kind, gaps, np.ones_like(gaps), totals / totals.sum())
         distances.append(_distance(output.kind, gaps[0]))
         p_values.append(float((statistics >= statistics[0] * (1 - _ROUNDING)).mean()))
-    return _shifts(outputs, distances, correct_holm(p_values))
+    return _shifts([output.name for output in outputs], distances, correct_holm(p_values))
 
 
 def _limit(counts: Ints) -> Ints:
@@ -220,8 +220,6 @@ def _standardise(statistics: Floats) -> Floats:
     return np.asarray((statistics - statistics.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0))
 
 
-def _shifts(
-    outputs: Sequence[BinnedOutput] | Sequence[CountedOutput], distances: Sequence[float], p_values: Iterable[float]
-) -> list[Shift]:
-    rows = zip(outputs, distances, p_values, strict=True)
-    return [Shift(output.name, distance, float(p_value)) for output, distance, p_value in rows]
+def _shifts(names: Sequence[str], distances: Sequence[float], p_values: Iterable[float]) -> list[Shift]:
+    rows = zip(names, distances, p_values, strict=True)
+    return [Shift(name, distance, float(p_value)) for name, distance, p_value in rows]

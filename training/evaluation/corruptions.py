@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 
 from plurum.predictions.arrays import Bytes, Floats, Ints
 
-__all__ = ["CORRUPTIONS", "Corruption", "blur", "corrupt_blocks"]
+__all__ = ["CORRUPTIONS", "Corruption", "blur", "corrupt_blocks", "corruption_ways"]
 
 _BLOCK = 64
 # Optical densities of haematoxylin, eosin and residual in red, green and blue (Ruifrok & Johnston 2001).
@@ -60,12 +60,12 @@ def _jpeg(image: Bytes, quality: float, _: np.random.Generator) -> Bytes:
 
 
 def _brightness(image: Bytes, added: float, _: np.random.Generator) -> Bytes:
-    return _pixels(image + 255 * added)
+    return _pixels(image.astype(np.float64) + 255 * added)
 
 
 def _contrast(image: Bytes, kept: float, _: np.random.Generator) -> Bytes:
-    mean = image.mean()
-    return _pixels(mean + kept * (image - mean))
+    mean = float(image.mean())
+    return _pixels(mean + kept * (image.astype(np.float64) - mean))
 
 
 def _crop(image: Bytes, kept: float, _: np.random.Generator) -> Bytes:
@@ -109,24 +109,28 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 
 
-def corrupt_blocks(pixels: Bytes, rows: Ints, kind: str, strength: int, seed: int) -> Iterator[Bytes]:
-    """Yield the corrupted images in blocks, `[images of the block, height, width, 3]`.
+def corrupt_blocks(pixels: Bytes, rows: Ints, seed: int) -> Iterator[Bytes]:
+    """Yield the images corrupted in every way of `corruption_ways`, in blocks `[images, height, width, 3]`.
 
     Each image's corruption depends on the seed, the kind, the strength and its row alone.
 
     Args:
         pixels: All images, `[images, height, width, 3]`.
         rows: Indices of the images to corrupt, `[images]`.
-        kind: Key of `CORRUPTIONS`.
-        strength: 1, 2 or 3.
         seed: Random seed.
     """
-    corruption, number = CORRUPTIONS[kind], list(CORRUPTIONS).index(kind)
-    setting = corruption.strengths[strength - 1]
-    for start in range(0, len(rows), _BLOCK):
-        yield np.stack(
-            [
-                corruption.apply(np.asarray(pixels[row]), setting, np.random.default_rng([seed, number, strength, row]))
-                for row in rows[start : start + _BLOCK].tolist()
-            ]
-        )
+    for kind, strength in corruption_ways():
+        one, number = CORRUPTIONS[kind], list(CORRUPTIONS).index(kind)
+        setting = one.strengths[strength - 1]
+        for start in range(0, len(rows), _BLOCK):
+            yield np.stack(
+                [
+                    one.apply(np.asarray(pixels[row]), setting, np.random.default_rng([seed, number, strength, row]))
+                    for row in rows[start : start + _BLOCK].tolist()
+                ]
+            )
+
+
+def corruption_ways() -> list[tuple[str, int]]:
+    """Return kind and strength, from 1 on, of every way to corrupt an image."""
+    return [(kind, strength) for kind, one in CORRUPTIONS.items() for strength in range(1, len(one.strengths) + 1)]
