@@ -17,6 +17,12 @@ _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
     ("words", "said"),
     [
         (("doctor", "NOWHERE"), "is not a Plurum model repository"),
+        (("drift", "FILE"), "ANSWERS: expected files of predictions or --metrics, got none"),
+        (("drift", "FILE", "NOWHERE"), "got another suffix"),
+        (("drift", "NOWHERE", "--metrics", "127.0.0.1:1"), "expected a run or a model repository as REFERENCE"),
+        (("drift", "FOLDER", "--metrics", "127.0.0.1:1"), "ensemble.json can't be read: No such file or directory"),
+        (("drift", "FILE", "FILE", "--out", "FILE"), "is a file; name a folder for the report"),
+        (("drift", "FILE", "FILE", "--alpha", "0"), "--alpha: expected a number greater than 0"),
         (("export", "NOWHERE"), "is not a run: it has no run.json"),
         (("export", "NOWHERE", "more"), "RUN: expected one run, got 2"),
         (("export", "NOWHERE", "--images", "scans"), "--images: expected only with checkpoints"),

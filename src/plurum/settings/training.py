@@ -295,13 +295,16 @@ class EvaluationSettings(Settings):
         prevalence: Fraction of the positive class where the ensemble serves, for PPV, NPV and net benefit. By default,
             as in the images.
         by: Column of the manifest, such as `site` or `scanner`, to evaluate by group; repeat for several.
+        corruptions: If True, evaluate also on corrupted copies of the images: noise, blur, JPEG, brightness, contrast,
+            crop, rotation and stain shift at three strengths. Predicts each image 24 times more.
         draws: Bootstrap resamples, by patient, for the confidence intervals.
-        seed: Random seed of the bootstrap.
+        seed: Random seed of the bootstrap, the corruptions and the test for drift.
     """
 
     split: Literal["validation", "test"] = "test"
     positive: Annotated[Text | None, Option(metavar="CLASS")] = None
     prevalence: Annotated[float | None, Field(gt=0, lt=1)] = None
     by: Annotated[tuple[Text, ...], Option(metavar="COLUMN")] = ()
+    corruptions: bool = False
     draws: Draws = 1000
     seed: Seed = 0
