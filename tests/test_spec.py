@@ -291,7 +291,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_member(tmp_path / "nowhere.json")
 
 
-def test_a_member_is_no_ensemble(tmp_path: Path) -> None:
+def test_metadata_of_a_member_are_refused_as_an_ensemble(tmp_path: Path) -> None:
     with pytest.raises(MetadataError, match="is not valid ensemble metadata"):
         read_ensemble(written(tmp_path, member("one")))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from plurum.predictions.prediction import Prediction
-from plurum.spec import PatientRule
+from plurum.spec import OperatingPoint, PatientRule, ReviewPromise
 from plurum.voting import DecisionPoint
 
 __all__ = ["Answer", "Failure", "Prediction", "Served"]
@@ -29,6 +29,10 @@ class Served:
         point: Operating point; None if labels are the most probable class, or if the server hides its config.
         has_audit: True if the server draws patients, or images, for audit.
         audit_rate: Probability with which it draws them; None if it draws none, or if it hides its config.
+        operating_point: Operating point as the fit states it, with the requested value and its confidence; None without
+            one, if the server hides its config, or if this version of Plurum can't read it.
+        promise: Limit on the review risk of new patients; None without one, if the server hides its config, or if this
+            version of Plurum can't read it.
     """
 
     classes: tuple[str, ...]
@@ -42,6 +46,8 @@ class Served:
     point: DecisionPoint | None = None
     has_audit: bool = False
     audit_rate: float | None = None
+    operating_point: OperatingPoint | None = None
+    promise: ReviewPromise | None = None
 
     @property
     def contract(self) -> str:

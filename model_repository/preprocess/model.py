@@ -46,7 +46,7 @@ class TritonPythonModel:
         """Read the image rule from the `ensemble.json` beside this file."""
         here = Path(args["model_repository"], args["model_version"])
         image = json.loads((here / "ensemble.json").read_text(encoding="utf-8"))["image"]
-        self.rule = {key: image[key] for key in ("height", "width", "colour", "resize")}
+        self.rule = images.resizing_from_spec(image)
         # Absent in files of older versions.
         window = image.get("window")
         self.window = None if window is None else (window[0], window[1])

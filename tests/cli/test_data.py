@@ -10,7 +10,7 @@ from PIL import Image
 
 from plurum.training.data.report import DataReport
 from tests.cli.command_line import CommandLine
-from tests.training.conftest import write_classes, write_image
+from tests.training.data_files import write_classes, write_image
 
 LEAK = "1 image in more than one split, which inflates every score"
 
@@ -30,7 +30,7 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_table_and_a_few_lines_are_said(manifest: Path, plurum: CommandLine) -> None:
+def test_the_output_is_a_table_and_a_few_lines(manifest: Path, plurum: CommandLine) -> None:
     lines = plurum.said("data", manifest).splitlines()
     assert [line.split() for line in lines if line.split()[:1] in (["CE"], ["LAA"], ["all"])] == [
         ["CE", "2", "(2)", "2", "(2)", "2", "(2)"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,12 @@ import pytest
 
 from tests.cli.command_line import CommandLine
 
-__all__ = ["DOCS", "ROOT", "Terminal", "blocks", "commands", "run_python", "text_of"]
+__all__ = ["DOCS", "ROOT", "SMALL_DIGITS", "Terminal", "blocks", "commands", "keep_picture", "run_python", "text_of"]
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+# Changes of commands whose data may be few, for the fixture `small_digits`.
+SMALL_DIGITS = {"train digits ": "train digits.npz ", "compare digits ": "compare digits.npz "}
 _PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
 _PROGRAMS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 
@@ -37,6 +40,16 @@ def blocks(page: str, language: str) -> list[str]:
 def commands(page: str) -> list[str]:
     """Return the lines of the page's blocks of shell commands."""
     return [line for block in blocks(page, "(?:ba)?sh") for line in block.splitlines() if line]
+
+
+def keep_picture(path: Path, page: str) -> None:
+    """Check that docs/`page` shows the picture at `path`, and copy it to `PLURUM_PICTURES` if this folder is set."""
+    assert f"(images/{page.removesuffix('.md')}/{path.name})" in text_of(page)
+    assert path.is_file()
+    if folder := os.environ.get("PLURUM_PICTURES"):
+        copy = Path(folder, page.removesuffix(".md"), path.name)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def run_python(code: str, folder: Path) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from plurum.spec import Baseline, Ensemble, write_metadata
-from tests.model_repository.conftest import Recorder, loaded
+from tests.model_repository.triton_recorder import Recorder, loaded
 from tests.sample_runs.fitted_run import CLASSES
 
 

@@ -124,7 +124,10 @@ def _find_regions(files: LabelledFiles, tiling: Tiling | None) -> list[list[Imag
     if tiling is None:
         return [frames_from_file(path) for path in files.paths]
     found: list[list[ImageRegion]] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, show_progress("looking for tissue", len(files.paths)) as progress:
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        show_progress("looking for tissue", len(files.paths), "images") as progress,
+    ):
         for start in range(0, len(files.paths), _BLOCK):
             block = files.paths[start : start + _BLOCK]
             found += pool.map(lambda path: regions_from_file(path, tiling), block)

@@ -147,7 +147,10 @@ class LabelledImages:
         return tuple(self._decode_each(one))
 
     def _decode_each(self, one: Callable[[int], DecodedImage]) -> Iterator[DecodedImage]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool, show_progress("reading images", len(self)) as progress:
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            show_progress("reading images", len(self), "images") as progress,
+        ):
             for start in range(0, len(self), _BLOCK):
                 block = range(start, min(start + _BLOCK, len(self)))
                 yield from pool.map(one, block)

@@ -82,8 +82,9 @@ def train_run(source: str, settings: TrainSettings, out: Path, options: TrainOpt
         if options.jobs > 1 and len(missing) > 1:
             _train_in_parallel(run, missing, settings, options)
         else:
-            for member in missing:
-                _train(run, member, settings, options, world)
+            for number, training in enumerate(missing, start=1):
+                of = f"training {number} of {len(missing)}: {training.name}"
+                _train(run, training, settings, options, world, of=of)
         if missing and world.is_first:
             _plot_histories(run, plans)
     names = [name for training in plans for name in training.members]
@@ -179,8 +180,9 @@ def _train(
     options: TrainOptions,
     world: ProcessGroup,
     progress: Callable[[int, str], None] | None = None,
+    of: str = "",
 ) -> None:
-    """Start or resume a training, and write its members."""
+    """Start or resume a training, and write its members; without `progress`, show it as that of `of`."""
     from plurum.training.data.examples import Examples
     from plurum.training.learning.checkpoints import write_member
     from plurum.training.learning.resume import StateFile
@@ -194,7 +196,7 @@ def _train(
     events = run.path / "tensorboard" / training.name if options.tensorboard and world.is_first else None
     with contextlib.ExitStack() as stack:
         if progress is None and world.is_first:
-            progress = stack.enter_context(show_progress(f"{training.name} ({precision})", trainer.steps(examples)))
+            progress = stack.enter_context(show_progress(f"{of} ({precision})", trainer.steps(examples)))
         try:
             trained = trainer.fit(model, examples, training.seed, state=state, events=events, progress=progress)
         except SettingsError as error:

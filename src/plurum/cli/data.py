@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plurum.cli.options import Given, PatientOptions, patient_names, with_options
-from plurum.cli.streams import new_table, show_table
+from plurum.cli.streams import new_table, show_table, write_json
 from plurum.cli.train import LabelledData
 from plurum.options import settings_from
 from plurum.settings.training import TrainSettings
@@ -53,7 +52,7 @@ def data(
     decoded = images.decode()
     report = data_report(images, decoded)
     if as_json:
-        sys.stdout.write(report.model_dump_json() + "\n")
+        write_json(report)
     else:
         _print(report)
     if plot:
@@ -75,9 +74,7 @@ def _print(report: DataReport) -> None:
         table.add_row(escape(name), *map(_cell, counts.values()))
     table.add_section()
     table.add_row("all", *map(_cell, report.splits.values()))
-    show_table(table)
-    for line in report_lines(report):
-        typer.echo(line)
+    show_table(table, *report_lines(report))
 
 
 def _cell(count: ImageCounts) -> str:

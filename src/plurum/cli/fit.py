@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plurum.cli.options import with_options
-from plurum.cli.streams import new_table, show_table
+from plurum.cli.streams import new_table, show_table, write_json
 from plurum.settings.training import FitSettings
 
 if TYPE_CHECKING:
@@ -66,17 +65,10 @@ def fit(
     report = fit_report(run, settings)
     write_fit(report, run / "report")
     if as_json:
-        sys.stdout.write(report.model_dump_json() + "\n")
-    else:
-        _print(report, run)
-
-
-def _print(report: FitReport, run: Path) -> None:
-    show_table(_table(report))
-    for line in _lines(report):
-        typer.echo(line)
-    typer.echo(f"plots: {run / 'report'}/fit_*.png")
-    typer.echo(f"next: plurum export {run}")
+        write_json(report)
+        return
+    plots, following = f"plots: {run / 'report'}/fit_*.png", f"next: plurum export {run}"
+    show_table(_table(report), *_lines(report), plots, following)
 
 
 def _table(report: FitReport) -> Table:

@@ -52,7 +52,7 @@ class Decoder:
     The process exits with the thread that first called `pixels`.
 
     Args:
-        rule: Keyword arguments of `pixels_from_image`: height, width, colour and resize rule.
+        rule: Keyword arguments of `pixels_from_image`: those of `resizing_from_spec`.
         cpu_s: Limit of CPU time per image, in seconds.
         memory_bytes: Limit of the process's address space.
         window: Centre and width of the window for grey DICOM images; None applies each file's.

@@ -11,6 +11,7 @@ import functools
 import logging
 import struct
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,16 @@ from .image_limits import Structure, UnreadableImageError
 from .jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
 from .png_structure import has_all_rows
 
-__all__ = ["is_nearly_black", "open_image", "pixels_from_image", "resize_to_pixels", "structure_of", "to_eight_bit"]
+__all__ = [
+    "content_box",
+    "is_nearly_black",
+    "open_image",
+    "pixels_from_image",
+    "resize_to_pixels",
+    "resizing_from_spec",
+    "structure_of",
+    "to_eight_bit",
+]
 
 # Random bytes, which a JPEG decoder does not turn into the grey that it fills gaps with.
 _JUNK = bytes.fromhex("6bd1a94c83e27f15b09c2e57d84361aa1df4c07b3896e5524a8f70c9136db25e")
@@ -189,7 +199,8 @@ def pixels_from_image(image: Image.Image, **resizing: Any) -> npt.NDArray[np.uin
 
     First applies the EXIF orientation, then keeps the high byte of 16-bit values, then composites transparent pixels
     over white. With `grey`, converts to luminance (ITU-R 601-2). Finally resizes with antialiased bilinear
-    interpolation. `stretch` ignores the aspect ratio; `crop` crops the centre to the target's aspect ratio first.
+    interpolation. `stretch` ignores the aspect ratio; `crop` crops the centre to the target's aspect ratio first; `pad`
+    keeps the aspect ratio and fills the sides.
 
     Args:
         image: Decoded image.
@@ -216,9 +227,19 @@ def resize_to_pixels(
     height: int,
     width: int,
     colour: Literal["rgb", "grey"] = "rgb",
-    resize: Literal["stretch", "crop"] = "stretch",
+    resize: Literal["stretch", "crop", "pad"] = "stretch",
+    fill: tuple[int, int, int] = (0, 0, 0),
 ) -> npt.NDArray[np.uint8]:
-    """Return the resized `[height, width, 3]` pixels of an image from `to_eight_bit`."""
+    """Return the resized `[height, width, 3]` pixels of an image from `to_eight_bit`.
+
+    Args:
+        image: Image from `to_eight_bit`.
+        height: Height of the result, in pixels.
+        width: Width of the result, in pixels.
+        colour: Colour mode; `grey` converts to luminance.
+        resize: Resize rule, see `pixels_from_image`.
+        fill: Colour of the sides that `pad` adds, RGB, 0 to 255.
+    """
     grey_or_rgb = image.convert("L") if colour == "grey" else image
     size = (width, height)
     # Avoid the copy that Pillow makes even without a change.
@@ -226,9 +247,35 @@ def resize_to_pixels(
         result = grey_or_rgb
     elif resize == "crop":
         result = ImageOps.fit(grey_or_rgb, size, Image.Resampling.BILINEAR)
+    elif resize == "pad":
+        left, top, right, bottom = content_box(image.size, height, width)
+        content = grey_or_rgb.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+        result = Image.new("RGB", size, fill)
+        result.paste(content, (left, top))
     else:
         result = grey_or_rgb.resize(size, Image.Resampling.BILINEAR)
     return np.asarray(result if result.mode == "RGB" else result.convert("RGB"))
+
+
+def content_box(size: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the box of an image of `size` `(width, height)` within its padded pixels: left, top, right, bottom."""
+    scale = min(width / size[0], height / size[1])
+    across, down = (max(1, round(side * scale)) for side in size)
+    left, top = (width - across) // 2, (height - down) // 2
+    return left, top, left + across, top + down
+
+
+def resizing_from_spec(image: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of `resize_to_pixels` for an image spec, as `ensemble.json` states it.
+
+    Padding has the colour that the members subtract, so that normalisation turns it into 0.
+    """
+    resizing = {key: image[key] for key in ("height", "width", "colour", "resize")}
+    if image["resize"] == "pad":
+        mean = [round(255 * value) for value in image["mean"]]
+        grey = round(0.299 * mean[0] + 0.587 * mean[1] + 0.114 * mean[2])
+        resizing["fill"] = (grey,) * 3 if image["colour"] == "grey" else tuple(mean)
+    return resizing
 
 
 def _rotate_upright(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from plurum.training import load_data
 from plurum.training.data.folders import files_from_folder
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.splits import split_from_word
-from tests.training.conftest import write_classes, write_image
+from tests.training.data_files import write_classes, write_image
 
 CLASSES = {"CE": 10, "LAA": 10}
 
@@ -329,7 +329,7 @@ COMMON = [[split, name] for split in ("train", "val", "test") for name in ("CE",
 
 @settings(max_examples=150, deadline=None)
 @given(trees, st.sampled_from([[], COMMON, [name for _, name in COMMON]]))
-def test_whatever_is_read_has_the_class_and_the_split_that_its_folders_name(
+def test_images_have_the_class_and_split_of_their_folders(
     tree: list[tuple[list[str], str]], above: list[list[str] | str]
 ) -> None:
     with tempfile.TemporaryDirectory() as place:
