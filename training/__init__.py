@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 import typing
 
-from plurum.options import settings_from
 from plurum.settings.calibration import CalibrateSettings
+from plurum.settings.options import settings_from
 from plurum.settings.training import EvaluationSettings, FitSettings, TrainOptions, TrainSettings
 from plurum.training.calibration.calibrate import calibrate_run
 from plurum.training.calibration.report import CalibrationReport

@@ -109,7 +109,7 @@ class Evidence:
         if label not in self.ensemble.classes:
             raise MetadataError(f"label: expected a class of {self._run.path}, got {label!r}")
         try:
-            image = to_eight_bit(open_image(data))
+            image = to_eight_bit(open_image(data, window=spec.window))
         except UnreadableImageError as error:
             raise ImageError(str(error)) from error
         seen = resize_to_pixels(image, **spec.resizing)

@@ -200,7 +200,7 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM", "WEBP", "JPEG2000"])
 def test_other_formats_are_refused(kind: str) -> None:
-    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG or TIFF image"):
+    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG, TIFF or DICOM image"):
         open_image(encoded(Image.fromarray(gradient()), kind))
 
 

@@ -121,7 +121,13 @@ def image_spec(data: LabelledImages, settings: TrainSettings) -> ImageSpec:
         # Most networks halve their input five times, so 32 pixels leave one cell.
         size = 224 if data.side is None else max(32, -(-data.side // 32) * 32)
     return ImageSpec(
-        height=size, width=size, colour=settings.colour, resize=settings.resize, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        height=size,
+        width=size,
+        colour=settings.colour,
+        resize=settings.resize,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        window=settings.window,
     )
 
 

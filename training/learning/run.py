@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from plurum.dicom_files import PatientNames
 from plurum.errors import OutputError, PlurumError, SettingsError, needs_extra
 from plurum.files import write_bytes
-from plurum.options import option_from_field
 from plurum.regular_files import read_regular
 from plurum.run import Run
+from plurum.settings.options import option_from_field
 from plurum.settings.training import TrainOptions, TrainSettings
 from plurum.spec import Member, read_member, write_metadata
 from plurum.training.data.examples import check_batches
@@ -127,6 +128,8 @@ def _prepare(
         max_tiles=settings.max_tiles,
         skip_unreadable=settings.skip_unreadable,
         certification=settings.certification,
+        window=settings.window,
+        names=PatientNames(options.pseudonym_key_file, options.keep_patient_ids),
     )
     check_batches(settings, processes, len(data.table.rows("train")))
     missing = [training for training in plans if fresh or not is_finished(run, training)]

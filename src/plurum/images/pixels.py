@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import io
 import logging
 import struct
 import warnings
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, _imaging
 
+from .dicom_pixels import Window
 from .image_formats import FORMAT_NAMES, FORMATS, format_of
 from .image_limits import Structure, UnreadableImageError
 from .jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
@@ -38,6 +38,8 @@ __all__ = [
 # Random bytes, which a JPEG decoder does not turn into the grey that it fills gaps with.
 _JUNK = bytes.fromhex("6bd1a94c83e27f15b09c2e57d84361aa1df4c07b3896e5524a8f70c9136db25e")
 _ROWS = 256
+# First bytes of DICOM data sets that were saved without the beginning of a file.
+_DATA_SETS = (b"\x08\0", b"\0\x08", b"\x02\0")
 # Exceptions of Pillow's decoders on broken files, found by fuzzing.
 _ERRORS = (ArithmeticError, AssertionError, AttributeError, OSError, RuntimeError, ValueError, EOFError, LookupError)
 # The limit of 12-bit values in the high byte of 16 bits.
@@ -56,10 +58,12 @@ def structure_of(data: bytes) -> Structure:
     """
     if found := format_of(data):
         return found.structure(data)
+    if data[:2] in _DATA_SETS:
+        raise UnreadableImageError("DICOM: expected DICM after a preamble of 128 bytes (PS3.10). Save the file anew")
     raise UnreadableImageError(f"{len(data)} bytes that are not a {FORMAT_NAMES} image (they start with {data[:8]!r})")
 
 
-def open_image(data: bytes, structure: Structure | None = None) -> Image.Image:
+def open_image(data: bytes, structure: Structure | None = None, window: Window | None = None) -> Image.Image:
     """Return the decoded image of a file in one of `FORMATS`.
 
     Images that are too costly are refused by their structure, before decoding.
@@ -67,13 +71,14 @@ def open_image(data: bytes, structure: Structure | None = None) -> Image.Image:
     Args:
         data: Content of the file.
         structure: Result of `structure_of` for `data`, if already computed.
+        window: Centre and width of the window for grey DICOM images; None applies the file's.
 
     Raises:
         TooLargeImageError: more than `MAX_PIXELS` in all.
         UnreadableImageError: as for `structure_of`, or the decoder finds the image corrupt.
     """
     structure = structure or structure_of(data)
-    image = _decode(structure.clean or data, structure)
+    image = _decode(structure.clean or data, structure, window)
     _check_complete(image, structure.clean or data, structure)
     _check_values(image, structure)
     image.info["turned"] = structure.turned
@@ -88,16 +93,18 @@ def is_nearly_black(image: Image.Image) -> bool:
     return int(np.max(image.getextrema())) < _NEARLY_BLACK
 
 
-def _decode(data: bytes, structure: Structure) -> Image.Image:
+def _decode(data: bytes, structure: Structure, window: Window | None = None) -> Image.Image:
     _silence_decoders()
     try:
         with warnings.catch_warnings():
             # Pillow warns of unusual metadata that does not affect the pixels.
             warnings.simplefilter("ignore")
-            image = FORMATS[structure.kind].decoder(io.BytesIO(data))
+            image = FORMATS[structure.kind].decoder(data, window)
             if structure.bits < 8 and image.mode in {"1", "L"} and "transparency" in image.info:
                 _scale_transparency(image, structure.bits)
             image.load()
+    except UnreadableImageError:
+        raise
     except SyntaxError as error:
         # Pillow raises SyntaxError for a header that it does not support, though the structure is valid.
         raise UnreadableImageError(f"a {structure.kind} that can't be decoded here ({structure.about})") from error

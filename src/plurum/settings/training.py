@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from plurum.conventions import PatientRule, ResizeRule
-from plurum.options import Option, Settings
+from plurum.settings.options import Option, Settings
 
 __all__ = ["CRITERIA", "Criterion", "EvaluationSettings", "FitSettings", "TrainOptions", "TrainSettings"]
 
-_MEMBERS, _IMAGES = Option(panel="Members"), Option(panel="Images")
+_MEMBERS, _IMAGES, _PATIENTS = Option(panel="Members"), Option(panel="Images"), Option(panel="Patients", metavar="FILE")
 _STEPS, _CHANGES, _WORK = Option(panel="Optimisation"), Option(panel="Augmentation"), Option(panel="Execution")
 
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Draws = Annotated[int, Field(ge=100, le=100_000)]
+
+
+def _pair_from_text(given: object) -> object:
+    """Return the two numbers that a comma divides; pass other values on."""
+    if not isinstance(given, str):
+        return given
+    centre, _, width = given.partition(",")
+    try:
+        return float(centre), float(width)
+    except ValueError:
+        raise ValueError("expected two numbers as CENTRE,WIDTH, such as 40,400") from None
 
 
 class TrainSettings(Settings):
@@ -35,6 +47,7 @@ class TrainSettings(Settings):
         colour: Colour mode of the members' input.
         resize: Resize rule: `stretch` to a square, `crop` the centre to a square first, or `pad` to a square with the
             training images' mean.
+        window: Window for grey DICOM images, such as 40,400 in Hounsfield units. By default, each file's own.
         tile_size: Cut larger images into square tiles of this many pixels a side. By default, images stay whole.
         max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, skip images that can't be read instead of refusing the data.
@@ -83,6 +96,11 @@ class TrainSettings(Settings):
     image_size: Annotated[int | None, Field(ge=8, le=4096), _IMAGES] = None
     colour: Annotated[Literal["rgb", "grey"], _IMAGES] = "rgb"
     resize: Annotated[ResizeRule, _IMAGES] = "stretch"
+    window: Annotated[
+        tuple[FiniteFloat, Annotated[float, Field(ge=1, allow_inf_nan=False)]] | None,
+        BeforeValidator(_pair_from_text),
+        Option(panel="Images", metavar="CENTRE,WIDTH", type=str),
+    ] = None
     tile_size: Annotated[int | None, Field(ge=8, le=8_000), _IMAGES] = None
     max_tiles: Annotated[int, Field(ge=1, le=100_000), _IMAGES] = 16
     skip_unreadable: Annotated[bool, _IMAGES] = False
@@ -141,12 +159,17 @@ class TrainOptions(Settings):
         tensorboard: If True, write TensorBoard logs to RUN/tensorboard.
         save_every_s: Seconds between checkpoints of an unfinished member; an interruption loses at most that much work.
         fresh: If True, start over in a folder that holds another run.
+        pseudonym_key_file: Key of the pseudonyms that stand for the PatientIDs of DICOM images; made if it is missing.
+            By default, `pseudonym.key` in the user's configuration.
+        keep_patient_ids: If True, take the PatientIDs of DICOM images themselves as patients.
     """
 
     jobs: Annotated[int, Field(ge=1, le=64), _WORK] = 1
     tensorboard: Annotated[bool, _WORK] = False
     save_every_s: Annotated[float, Field(ge=0), _WORK] = 30.0
     fresh: Annotated[bool, _WORK] = False
+    pseudonym_key_file: Annotated[Path | None, _PATIENTS] = None
+    keep_patient_ids: Annotated[bool, _PATIENTS] = False
 
 
 def _shares_from_texts(given: object) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer
 
 from plurum.conventions import ResizeRule
 from plurum.spec.fields import Classes, Metadata, Name, Sha256, Share, Text
@@ -28,6 +28,7 @@ class ImageSpec(Metadata):
             fills the sides with the mean.
         mean: Per-channel mean that the graph subtracts, on a scale of 0 to 1.
         std: Per-channel standard deviation that the graph divides by, on a scale of 0 to 1.
+        window: Centre and width of the window for grey DICOM images; None applies each file's. Absent in files if None.
     """
 
     height: Annotated[int, Field(ge=8, le=4096)]
@@ -38,6 +39,14 @@ class ImageSpec(Metadata):
     std: tuple[
         Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]
     ]
+
+    window: tuple[FiniteFloat, Annotated[float, Field(ge=1, allow_inf_nan=False)]] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the window if it is None, so that older versions of Plurum read the file."""
+        values: dict[str, Any] = serialise(self)
+        return {name: value for name, value in values.items() if name != "window" or value is not None}
 
     @property
     def resizing(self) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Images (JPEG, PNG, TIFF), folders, quoted patterns ('scans/**/*.png'), CSV manifests with a column "
-            "path, or - to read paths from standard input."
+            help="Images (JPEG, PNG, TIFF, DICOM), folders, quoted patterns ('scans/**/*.png'), CSV manifests with a "
+            "column path, or - to read paths from standard input."
         ),
     ],
     slides: SlideOptions,
