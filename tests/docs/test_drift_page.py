@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command_line import CommandLine
-from tests.docs.pages import Terminal, blocks, commands, without_numbers
+from tests.docs.pages import Terminal, blocks, commands, keep_picture, without_numbers
 from tests.sample_runs.decided_run import build_decided_run
 from tests.sample_runs.site_images import write_site
 
@@ -40,4 +40,5 @@ def test_the_page_runs(plurum: CommandLine, tmp_path: Path, monkeypatch: pytest.
     (shown,) = blocks("drift.md", "text")
     # Rows are in the order of p-values, which differ a little between processors.
     assert sorted(without_numbers(december[1]).split()) == sorted(without_numbers(shown).split())
+    keep_picture(Path("reports/december/drift.png"), "drift.md")
     assert sorted(path.name for path in Path("reports/december").iterdir()) == ["drift.html", "drift.json", "drift.png"]
