@@ -24,7 +24,8 @@ import numpy.typing as npt
 
 from plurum.errors import needs_extra
 from plurum.images import UnreadableImageError, open_image
-from plurum.images.dicom_file import read_dicom, with_only_pixels
+from plurum.images.dicom_file import read_dicom
+from plurum.images.dicom_writer import with_only_pixels
 
 __all__ = ["compare", "main", "pydicom_files", "reference"]
 

@@ -21,6 +21,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from plurum.client.bulk.report import decision_lines
+from plurum.client.connection.payload import without_patient
 from plurum.client.ui.connection import Connection
 from plurum.client.ui.explanations import Explanations
 from plurum.client.ui.middleware import PageMiddleware
@@ -169,6 +170,8 @@ class _Predictions:
         async with self._uploads.body(request) as data:
             name = _name(request.headers.get("x-file-name", ""))
             try:
+                # The patient's data in a DICOM file are neither sent nor stored.
+                data = await asyncio.to_thread(without_patient, data)  # noqa: PLW2901
                 # Errors found here need no server.
                 async with self._decoding.room(data):
                     await _check_connected(request)

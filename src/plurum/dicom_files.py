@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import stat
-import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from plurum.images import FORMATS, UnreadableImageError
 from plurum.images.dicom_file import DicomHeading, is_dicom, read_heading
 from plurum.regular_files import MAX_IMAGE_BYTES, MAX_SECRET_BYTES, open_regular, read_regular
 
-__all__ = ["PatientNames", "default_key_file", "heading_from_file"]
+__all__ = ["PatientNames", "default_key_file", "file_and_frame", "frame_names", "heading_from_file"]
 
 # 128 bits: two patients of millions never share them.
 _DIGITS = 32
@@ -51,8 +50,24 @@ def heading_from_file(path: Path) -> DicomHeading | None:
         except UnreadableImageError:
             # A long element stands before NumberOfFrames, or the file is deflated.
             return read_heading(read_regular(path, MAX_IMAGE_BYTES))
-    except (OSError, UnreadableImageError, ValueError, struct.error):
+    except (OSError, ValueError):
         return None
+
+
+def frame_names(path: str) -> list[str]:
+    """Return the name of each frame of a DICOM file of several, `FILE#frame=0`; of any other file, its path."""
+    heading = heading_from_file(Path(path))
+    if heading is None or heading.frames == 1:
+        return [path]
+    return [f"{path}#frame={frame}" for frame in range(heading.frames)]
+
+
+def file_and_frame(name: str) -> tuple[str, int]:
+    """Return path and frame of a name from `frame_names`; a name without a frame is a path, with frame 0."""
+    path, mark, frame = name.rpartition("#frame=")
+    if not mark or not re.fullmatch("[0-9]{1,9}", frame) or os.path.lexists(name):
+        return name, 0
+    return path, int(frame)
 
 
 @dataclass

@@ -53,7 +53,7 @@ _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
         ),
         (("predict", "FILE", "--out", "FOLDER"), "expected a file, got a folder. Give a file name."),
         (("predict", "FILE", "--out", "FILE"), "expected a name that ends in .csv, .jsonl"),
-        (("predict", "FILE", "--patients", "NEW"), "expected a CSV manifest with a column patient, got none"),
+        (("predict", "FILE", "--patients", "NEW"), "expected DICOM images or a CSV manifest with a column patient"),
         (("predict", "FILE", "--tile-size", "3"), "--tile-size: expected a number greater than or equal to 8, got 3"),
         (("predict", "FILE", "--microns-per-pixel", "-1"), "--microns-per-pixel: expected a number greater than 0"),
         (("serve",), "REPO, --releases: expected at least one of them, got none"),

@@ -14,7 +14,8 @@ from PIL import Image
 
 from plurum.benchmarks.claims.dicom import compare, pydicom_files
 from plurum.images import UnreadableImageError, open_image, structure_of
-from plurum.images.dicom_file import read_heading, with_only_pixels
+from plurum.images.dicom_file import read_heading
+from plurum.images.dicom_writer import with_only_pixels
 from tests.images.dicom_files import PATIENT_ID, PATIENT_NAME, dicom, pydicom
 from tests.images.image_files import encoded
 

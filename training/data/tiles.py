@@ -27,7 +27,8 @@ from plurum.images import (
     to_eight_bit,
     too_large_text,
 )
-from plurum.images.dicom_file import is_dicom, with_only_pixels
+from plurum.images.dicom_file import is_dicom
+from plurum.images.dicom_writer import with_only_pixels
 from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
 from plurum.slides.slides import Slide
 from plurum.slides.tissue import LEAST_TISSUE, is_background, tile_starts, tissue_share

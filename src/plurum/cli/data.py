@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plurum.cli.options import Given, with_options
+from plurum.cli.options import Given, PatientOptions, patient_names, with_options
 from plurum.cli.streams import new_table, show_table, write_json
 from plurum.cli.train import LabelledData
 from plurum.settings.options import settings_from
-from plurum.settings.training import TrainOptions, TrainSettings
+from plurum.settings.training import TrainSettings
 
 if TYPE_CHECKING:
     from plurum.training.data.report import DataReport, ImageCounts
@@ -23,7 +23,7 @@ __all__ = ["data"]
 def data(
     source: LabelledData,
     options: Annotated[dict[str, Any], Given(TrainSettings, ("window", "tile_size", "max_tiles", "skip_unreadable"))],
-    patients: Annotated[dict[str, Any], Given(TrainOptions, ("pseudonym_key_file", "keep_patient_ids"))],
+    patients: PatientOptions,
     seed: Annotated[int, typer.Option(help="Random seed of the splits.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Plot the counts to this PNG file.", metavar="FILE")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
@@ -40,15 +40,15 @@ def data(
 
       plurum data scans/ --window 40,400
     """
-    from plurum.dicom_files import PatientNames
     from plurum.training import load_data
     from plurum.training.data.report import data_report, usable_rows
     from plurum.training.data.report_plot import plot_from_data_report
 
     # Architectures are not needed here; the other options are checked as for training.
-    settings, naming = settings_from(TrainSettings, archs=("none",), **options), settings_from(TrainOptions, **patients)
-    names = PatientNames(naming.pseudonym_key_file, naming.keep_patient_ids)
-    images = load_data(source, seed, names=names, **{name: getattr(settings, name) for name in options})
+    settings = settings_from(TrainSettings, archs=("none",), **options)
+    images = load_data(
+        source, seed, names=patient_names(patients), **{name: getattr(settings, name) for name in options}
+    )
     decoded = images.decode()
     report = data_report(images, decoded)
     if as_json:

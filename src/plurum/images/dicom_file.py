@@ -10,7 +10,8 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -19,22 +20,25 @@ from .dicom_elements import PIXEL_DATA, Element, ElementReader, fault_at
 from .image_limits import UnreadableImageError
 
 __all__ = [
+    "BIG",
     "ENCAPSULATED",
+    "EXPLICIT",
+    "KEPT",
+    "NATIVE",
     "PREAMBLE_BYTES",
     "DicomFile",
     "DicomHeading",
     "Lut",
-    "encapsulate",
     "is_dicom",
     "read_dicom",
     "read_heading",
-    "with_only_pixels",
+    "refuse_corrupt",
 ]
 
 PREAMBLE_BYTES = 128
-_IMPLICIT, _EXPLICIT, _BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+_IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_NATIVE = (_IMPLICIT, _EXPLICIT, _BIG, _DEFLATED)
+NATIVE = (_IMPLICIT, EXPLICIT, BIG, _DEFLATED)
 # Compressed transfer syntaxes that pydicom's extra `pixeldata` decodes; the kinds are for messages.
 ENCAPSULATED = {
     "1.2.840.10008.1.2.5": "RLE",
@@ -62,7 +66,7 @@ _SHARED, _PER_FRAME = 0x52009229, 0x52009230
 _LIFTED = (0x00289132, 0x00289145)
 _WHOLE_SLIDE = b"1.2.840.10008.5.1.4.1.1.77.1.6"
 # Value representations of the elements that pixels depend on, the usual one first.
-_KEPT: dict[int, tuple[str, ...]] = {
+KEPT: dict[int, tuple[str, ...]] = {
     0x00280002: ("US",),
     0x00280004: ("CS",),
     0x00280006: ("US",),
@@ -172,7 +176,7 @@ class DicomFile:
         """Bytes of an uncompressed frame."""
         samples = self.number(_SAMPLES, 1)
         # YBR_FULL_422 shares its colour between two pixels.
-        shared = 2 if self.text(_PHOTOMETRIC) == "YBR_FULL_422" and self.syntax in _NATIVE else samples
+        shared = 2 if self.text(_PHOTOMETRIC) == "YBR_FULL_422" and self.syntax in NATIVE else samples
         bits = self.number(_ROWS) * self.number(_COLUMNS) * shared * self.number(_ALLOCATED)
         return -(-bits // 8)
 
@@ -195,7 +199,10 @@ class DicomFile:
 
     def _fragments(self, frame: int) -> list[tuple[int, int]]:
         """Return start and end of the fragments of a compressed frame."""
-        table, *fragments = self.reader.items(self.pixels) or [(0, 0)]
+        found = list(self.reader.items(self.pixels))
+        if len(found) < 2:
+            raise fault_at(PIXEL_DATA, "has no fragment")
+        table, *fragments = found
         if self.frames == 1:
             return fragments
         if len(fragments) == self.frames:
@@ -209,11 +216,21 @@ class DicomFile:
         return [one for one in fragments if first <= one[0] - _ITEM_HEADER < last]
 
 
+@contextmanager
+def refuse_corrupt() -> Iterator[None]:
+    """Turn errors of reading numbers and items into the refusal of the file."""
+    try:
+        yield
+    except (struct.error, IndexError, OverflowError) as error:
+        raise UnreadableImageError("DICOM: the file is corrupt or truncated: elements that can't be read") from error
+
+
 def is_dicom(data: bytes) -> bool:
     """Return True if a file that begins with `data`, of 132 bytes at least, is DICOM."""
     return data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] == b"DICM"
 
 
+@refuse_corrupt()
 def read_dicom(data: bytes, frame: int = 0) -> DicomFile:
     """Return the image in a DICOM file, without decoding it.
 
@@ -226,7 +243,7 @@ def read_dicom(data: bytes, frame: int = 0) -> DicomFile:
             supported. The message names the tag or the transfer syntax.
     """
     syntax, reader, start = _open(data)
-    if syntax not in _NATIVE and syntax not in ENCAPSULATED:
+    if syntax not in NATIVE and syntax not in ENCAPSULATED:
         raise UnreadableImageError(f"DICOM: transfer syntax {syntax} is not supported. Convert the file")
     found: dict[int, Element] = {}
     for element in reader.elements(start, len(reader.data)):
@@ -245,6 +262,7 @@ def read_dicom(data: bytes, frame: int = 0) -> DicomFile:
     return DicomFile(syntax, reader, values, luts, _frames(reader, found), pixels)
 
 
+@refuse_corrupt()
 def read_heading(data: bytes) -> DicomHeading:
     """Return the patient and the number of frames of a DICOM file, of which the beginning suffices.
 
@@ -258,41 +276,6 @@ def read_heading(data: bytes) -> DicomHeading:
         if element.tag > _FRAMES:
             return DicomHeading(_value(reader, found, _PATIENT_ID).strip(b" \0"), _frames(reader, found))
     raise UnreadableImageError("DICOM: the file has no image or is truncated")
-
-
-def with_only_pixels(data: bytes, frame: int = 0) -> bytes:
-    """Return a DICOM file with the pixels of a frame that holds only the elements which they depend on.
-
-    Patient, study and device are left out. An uncompressed file becomes explicit, and a deflated one is inflated.
-
-    Raises:
-        UnreadableImageError: as for `read_dicom`, or there is no such frame.
-    """
-    file = read_dicom(data, frame)
-    if not 0 <= frame < file.frames:
-        raise fault_at(_FRAMES, f"expected a frame from 0 to {file.frames - 1}, got {frame}")
-    order, pixels = file.reader.order, file.frame_bytes(frame)
-    native = _BIG if order == ">" else _EXPLICIT
-    syntax = native if file.syntax in _NATIVE else file.syntax
-    meta = _encode("<", _SYNTAX, "UI", syntax.encode())
-    parts = [bytes(PREAMBLE_BYTES), b"DICM", _encode("<", 0x00020000, "UL", struct.pack("<I", len(meta))), meta]
-    elements = {tag: _encode(order, tag, _KEPT[tag][0], value) for tag, value in file.values.items()}
-    for tag, lut in file.luts.items():
-        item = _encode(order, _LUT_DESCRIPTOR, "US", lut.descriptor) + _encode(order, _LUT_DATA, "OW", lut.data)
-        elements[tag] = _encode(order, tag, "SQ", struct.pack(order + "HHI", 0xFFFE, 0xE000, len(item)) + item)
-    parts += [elements[tag] for tag in sorted(elements)]
-    if file.pixels.end < 0:
-        parts.append(struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF) + encapsulate(pixels))
-    else:
-        parts.append(_encode(order, PIXEL_DATA, file.pixel_vr, pixels))
-    return b"".join(parts)
-
-
-def encapsulate(pixels: bytes) -> bytes:
-    """Return the items of a compressed frame: an empty table of offsets, one fragment and the end mark."""
-    pixels += b"\0" * (len(pixels) % 2)
-    head = struct.pack("<HHIHHI", 0xFFFE, 0xE000, 0, 0xFFFE, 0xE000, len(pixels))
-    return head + pixels + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
 
 
 def _open(data: bytes) -> tuple[str, ElementReader, int]:
@@ -313,7 +296,7 @@ def _open(data: bytes) -> tuple[str, ElementReader, int]:
         raise fault_at(_SYNTAX, "is missing or not a UID")
     if syntax == _DEFLATED:
         data, start = _inflate(data[start:]), 0
-    return syntax, ElementReader(data, explicit=syntax != _IMPLICIT, big=syntax == _BIG), start
+    return syntax, ElementReader(data, explicit=syntax != _IMPLICIT, big=syntax == BIG), start
 
 
 def _inflate(data: bytes) -> bytes:
@@ -332,7 +315,7 @@ def _value(reader: ElementReader, found: Mapping[int, Element], tag: int) -> byt
     """Return the value of an element; empty if it is missing."""
     if tag not in found:
         return b""
-    element, allowed = found[tag], _KEPT.get(tag) or _READ_TOO[tag]
+    element, allowed = found[tag], KEPT.get(tag) or _READ_TOO[tag]
     if element.vr and element.vr not in (*allowed, "UN"):
         raise fault_at(tag, f"expected the value representation {' or '.join(allowed)}, got {element.vr}")
     if element.end - element.start > (_MAX_TABLE if "OW" in allowed else _MAX_VALUE):
@@ -342,12 +325,12 @@ def _value(reader: ElementReader, found: Mapping[int, Element], tag: int) -> byt
 
 def _values(reader: ElementReader, found: Mapping[int, Element], frame: int) -> dict[int, bytes]:
     """Return the kept values; those of functional groups, of enhanced images, come first."""
-    values = {tag: _value(reader, found, tag) for tag in _KEPT if tag in found}
+    values = {tag: _value(reader, found, tag) for tag in KEPT if tag in found}
     for groups, index in ((_SHARED, 0), (_PER_FRAME, frame)):
         inner = _item(reader, found[groups], index) if groups in found else {}
         for sequence in _LIFTED:
             item = _item(reader, inner[sequence]) if sequence in inner else {}
-            values |= {tag: _value(reader, item, tag) for tag in _KEPT if tag in item}
+            values |= {tag: _value(reader, item, tag) for tag in KEPT if tag in item}
     return values
 
 
@@ -379,11 +362,3 @@ def _frames(reader: ElementReader, found: Mapping[int, Element]) -> int:
     if not re.fullmatch(rb"\+?[0-9]{1,9}", text) or int(text) > _MAX_FRAMES:
         raise fault_at(_FRAMES, f"expected a number from 1 to {_MAX_FRAMES:,}")
     return max(1, int(text))
-
-
-def _encode(order: str, tag: int, vr: str, value: bytes) -> bytes:
-    value += b"\0" * (len(value) % 2)
-    group, element = tag >> 16, tag & 0xFFFF
-    if vr in {"OW", "OB", "SQ"}:
-        return struct.pack(order + "HH2sHI", group, element, vr.encode(), 0, len(value)) + value
-    return struct.pack(order + "HH2sH", group, element, vr.encode(), len(value)) + value

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from .dicom_elements import fault_at
-from .dicom_file import ENCAPSULATED, DicomFile, Lut, encapsulate, read_dicom
+from .dicom_file import ENCAPSULATED, DicomFile, Lut, read_dicom, refuse_corrupt
+from .dicom_writer import encapsulate
 from .image_limits import UnreadableImageError
 
 __all__ = ["Window", "image_from_dicom"]
@@ -37,6 +38,7 @@ _SEGMENTED = 0x20
 _LEAST_FILLED = 1 / 16
 
 
+@refuse_corrupt()
 def image_from_dicom(data: bytes, window: Window | None = None) -> Image.Image:
     """Return the image of a file that `dicom_structure` accepts, as L or RGB.
 

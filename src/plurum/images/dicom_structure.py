@@ -8,7 +8,8 @@ from __future__ import annotations
 import struct
 
 from .dicom_elements import PIXEL_DATA, fault_at
-from .dicom_file import ENCAPSULATED, DicomFile, read_dicom, with_only_pixels
+from .dicom_file import ENCAPSULATED, DicomFile, read_dicom, refuse_corrupt
+from .dicom_writer import with_only_pixels
 from .image_limits import (
     MAX_PIXELS,
     MIN_SIDE,
@@ -41,6 +42,7 @@ _GPL = (
 )
 
 
+@refuse_corrupt()
 def dicom_structure(data: bytes) -> Structure:
     """Return the structure of a DICOM image of one frame.
 
@@ -49,15 +51,10 @@ def dicom_structure(data: bytes) -> Structure:
         UnreadableImageError: the image is truncated, too costly to decode, one of several frames, or of an unsupported
             kind. The message names the tag or the transfer syntax.
     """
-    try:
-        file = read_dicom(data)
-        if file.frames > 1:
-            raise fault_at(
-                _FRAMES, f"expected an image of 1 frame, got {file.frames}. Name a frame, as in FILE#frame=0"
-            )
-        return _structure(file, data)
-    except (struct.error, IndexError, OverflowError) as error:
-        raise UnreadableImageError("image is corrupt or truncated: DICOM elements that can't be read") from error
+    file = read_dicom(data)
+    if file.frames > 1:
+        raise fault_at(_FRAMES, f"expected an image of 1 frame, got {file.frames}. Name a frame, as in FILE#frame=0")
+    return _structure(file, data)
 
 
 def _structure(file: DicomFile, data: bytes) -> Structure:

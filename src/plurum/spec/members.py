@@ -39,7 +39,6 @@ class ImageSpec(Metadata):
     std: tuple[
         Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]
     ]
-
     window: tuple[FiniteFloat, Annotated[float, Field(ge=1, allow_inf_nan=False)]] | None = None
 
     @model_serializer(mode="wrap")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plurum.cli.options import OverHttp, ServerUrls, with_options
+from plurum.cli.options import OverHttp, PatientOptions, ServerUrls, patient_names, with_options
 from plurum.cli.predict.slides import journal_settings, slide_stream
 from plurum.cli.streams import show_table
 from plurum.conventions import PatientRule
@@ -47,6 +47,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
         ),
     ],
     slides: SlideOptions,
+    dicom_patients: PatientOptions,
     url: ServerUrls = None,
     http: OverHttp = False,
     out: Annotated[
@@ -62,7 +63,8 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     patients: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write one prediction per patient to FILE; needs a manifest with a column patient."
+            metavar="FILE",
+            help="Write one prediction per patient to FILE; needs DICOM images, or a manifest with a column patient.",
         ),
     ] = None,
     patient_rule: Annotated[
@@ -125,7 +127,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     from plurum.client.bulk.report import decision_lines
 
     console = Console(stderr=True)
-    listing = listing_from_names(paths, sys.stdin.buffer)
+    listing = listing_from_names(paths, sys.stdin.buffer, patient_names(dicom_patients))
     _check_files(out, patients, listing)
     with ExitStack() as stack:
         client = EnsembleClient(url or None, "http" if http else None, concurrency=concurrency, timeout_s=timeout)
@@ -154,7 +156,7 @@ def _check_files(out: Path | None, patients: Path | None, listing: Listing) -> N
     from plurum.errors import SettingsError
 
     if patients and not listing.patients:
-        raise SettingsError("--patients: expected a CSV manifest with a column patient, got none")
+        raise SettingsError("--patients: expected DICOM images or a CSV manifest with a column patient, got neither")
     for file in (out, patients):
         if file:
             format_from_path(file, {})
