@@ -126,9 +126,9 @@ def repositories(
         ("costs", ten_classes, graphs_of(repository, ten_classes.ensemble())),
     ):
         learnt = np.array(run.pixels()[run.table().rows("train")[:32]])
-        rounded = {member: folder / f"{member}.int8.onnx" for member in graphs}
-        for member, path in rounded.items():
-            int8_from_onnx(graphs[member], learnt, path)
+        rounded = {one: folder / f"{one}.int8.onnx" for one in graphs}
+        for one, path in rounded.items():
+            int8_from_onnx(graphs[one], learnt, path)
         for precision, paths in (("fp32", graphs), ("int8", rounded)):
             case = f"{name} {precision}"
             repository_from_onnx(run.ensemble(), paths, folder / case, BATCH, fused=True)

@@ -9,7 +9,7 @@ import pytest
 from plurum.errors import MetadataError, OutputError
 from plurum.run import DataMetadata, Run
 from plurum.spec import ImageSpec, Member, write_metadata
-from tests.member_samples import member
+from tests.sample_runs.member_samples import member
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 CLASSES = ("CE", "LAA")

@@ -23,7 +23,7 @@ from plurum.spec import (
     write_metadata,
 )
 from plurum.voting import DecisionPoint, Verdict, VotingRule
-from tests.member_samples import IMAGE, SCORES, SHA, member
+from tests.sample_runs.member_samples import IMAGE, SCORES, SHA, member
 
 STACKED = {"mode": "stack", "weights": [0.5, 0.5], "coefficients": [[0.1] * 4] * 2, "intercepts": [0.5, -0.5]}
 

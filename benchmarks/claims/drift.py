@@ -44,7 +44,7 @@ def drift(
     work: command.WorkFolder = Path("runs/drift"),
     arch: command.Architectures = command.TINY_ARCHS,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each member.")] = 4,
-    most: Annotated[int, typer.Option(min=500, help="Largest number of images to use.")] = 40_000,
+    most: Annotated[int, typer.Option(min=500, help="Largest number of images to use.")] = 20_000,
     images: Annotated[int, typer.Option(min=20, help="Images of each sample.")] = 500,
     draws: Annotated[int, typer.Option(min=1, help="Draws of each case.")] = 200,
 ) -> None:

@@ -20,7 +20,7 @@ from tests.cli.command_line import CommandLine
 
 @pytest.fixture(scope="module")
 def by_torch(run: Run) -> Evaluation:
-    return evaluate_run(run.path, EvaluationSettings(draws=100))
+    return evaluate_run(run.path, EvaluationSettings(draws=100, corruptions=True))
 
 
 def test_a_run_is_evaluated_into_its_report_folder(fresh_run: Run, plurum: CommandLine) -> None:
@@ -64,7 +64,7 @@ def test_predictions_of_a_server_get_the_same_scores_as_pytorchs(
     served: Server, run: Run, by_torch: Evaluation, protocol: str, tmp_path: Path, plurum: CommandLine
 ) -> None:
     address = getattr(served.urls, protocol).removeprefix("http://").removeprefix("grpc://")
-    options = ["--http"] if protocol == "http" else []
+    options = ["--http"] if protocol == "http" else ["--corruptions"]
     printed = plurum.said("evaluate", run.path, "--url", address, *options, "--json", "--draws", 100, "--out", tmp_path)
     found = Evaluation.model_validate_json(printed)
     assert found.answered_by == f"the server at {address}"
@@ -77,6 +77,9 @@ def test_predictions_of_a_server_get_the_same_scores_as_pytorchs(
     assert found.sets.sizes == by_torch.sets.sizes
     assert_alike(found.review.share, by_torch.review.share)
     assert found.best_single == by_torch.best_single
+    for corrupted, other in zip(found.corruptions, by_torch.corruptions, strict=protocol == "grpc"):
+        assert_alike(corrupted.wrong_alone, other.wrong_alone)
+        assert corrupted.nll == pytest.approx(other.nll, abs=2e-3)
     assert (tmp_path / "report.html").is_file()
 
 

@@ -17,7 +17,18 @@ import pytest
 
 from tests.cli.command_line import CommandLine
 
-__all__ = ["DOCS", "ROOT", "SMALL_DIGITS", "Terminal", "blocks", "commands", "keep_picture", "run_python", "text_of"]
+__all__ = [
+    "DOCS",
+    "ROOT",
+    "SMALL_DIGITS",
+    "Terminal",
+    "blocks",
+    "commands",
+    "keep_picture",
+    "run_python",
+    "text_of",
+    "without_numbers",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -64,6 +75,11 @@ def run_python(code: str, folder: Path) -> str:
     )
     assert (done.returncode, done.stderr) == (0, ""), code
     return done.stdout
+
+
+def without_numbers(text: str) -> str:
+    """Return the words of a text: figures differ a little between processors, and so do widths of columns."""
+    return " ".join(re.sub(r"─+", "", re.sub(r"\d+(\.\d+)?", "#", text)).split())
 
 
 class Terminal:

@@ -48,6 +48,16 @@ def test_the_decoder_returns_the_same_pixels(decoder: Decoder) -> None:
         np.testing.assert_array_equal(decoder.pixels(data), expected)
 
 
+def test_padding_has_its_colour_in_the_decoder_too() -> None:
+    rule = {**RULE, "resize": "pad", "fill": (10, 20, 30)}
+    decoder = Decoder(rule)
+    data = saved(Image.fromarray(smooth()[:20, :30]))
+    pixels = decoder.pixels(data)
+    decoder.close()
+    assert (pixels[0] == (10, 20, 30)).all()
+    np.testing.assert_array_equal(pixels, pixels_from_image(open_image(data), **rule))
+
+
 def test_invalid_images_are_reported_and_the_decoder_continues(decoder: Decoder) -> None:
     data = saved(Image.fromarray(smooth()))
     decoder.pixels(data)

@@ -169,29 +169,33 @@ def _compare_units(output: BinnedOutput, unit: Ints, chosen: Bools) -> tuple[Flo
     """
     counts = np.zeros((chosen.shape[1], output.cells), dtype=np.float32)
     np.add.at(counts, (unit, output.bins), 1.0)
-    pooled = counts.mean(axis=0, dtype=np.float64)
+    pooled = counts.sum(axis=0, dtype=np.float64) / len(unit)
     counts = _cumulate(output.kind, counts)
     sizes = np.bincount(unit).astype(np.float32)
     # With images as units, all three products are the same.
     products = [counts] if sizes.max() == 1 else [counts, counts * counts, counts * sizes[:, None]]
+    expected = _cumulate(output.kind, pooled)
     gaps, variances = [], []
     rows = max(1, _BLOCK_CELLS // chosen.shape[1])
     for start in range(0, len(chosen), rows):
         drawn = chosen[start : start + rows].astype(np.float32)
-        sides = [_ratio(part, products, sizes) for part in (drawn, 1 - drawn)]
+        sides = [_ratio(part, products, sizes, expected) for part in (drawn, 1 - drawn)]
         gaps.append(sides[0][0] - sides[1][0])
         variances.append(sides[0][1] + sides[1][1])
-    return np.concatenate(gaps), np.concatenate(variances), pooled / pooled.sum()
+    return np.concatenate(gaps), np.concatenate(variances), pooled
 
 
-def _ratio(drawn: Singles, products: Sequence[Singles], sizes: Singles) -> tuple[Floats, Floats]:
-    """Return the fraction of images in each cell, and its variance over units, `[draws, cells]` each."""
+def _ratio(drawn: Singles, products: Sequence[Singles], sizes: Singles, expected: Floats) -> tuple[Floats, Floats]:
+    """Return the fraction of images in each cell, and its variance over units, `[draws, cells]` each.
+
+    The variance is about the `expected` fractions of both samples, `[cells]`: about a sample's own, it would be 0 where
+    the samples differ completely.
+    """
     images = (drawn @ sizes).astype(np.float64)[:, None]
     sums = [(drawn @ one).astype(np.float64) for one in products]
     counts, squares, crossed = sums * 3 if len(sums) == 1 else sums
-    fraction = counts / images
-    spread = squares - 2 * fraction * crossed + fraction**2 * (drawn @ sizes**2).astype(np.float64)[:, None]
-    return fraction, np.maximum(spread, 0.0) / images**2
+    spread = squares - 2 * expected * crossed + expected**2 * (drawn @ sizes**2).astype(np.float64)[:, None]
+    return counts / images, np.maximum(spread, 0.0) / images**2
 
 
 def _cumulate(kind: Kind, values: _A) -> _A:

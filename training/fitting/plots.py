@@ -105,8 +105,8 @@ def _plot_point(report: FitReport) -> Figure:
     axes.axvline(point.threshold, color=RED, linewidth=1, label=f"operating point: {point.threshold:.4f}")
     if scores is not None and scores.images is not None:
         _draw_rates(axes, point.threshold, scores.images, colours)
-    name = shorten_name(point.positive or "")
-    tidy_axes(axes, f"probability of {name} from which the decision is {name}", "rate of validation images")
+    positive = shorten_name(point.positive or "")
+    tidy_axes(axes, f"probability of {positive} from which the decision is {positive}", "rate of validation images")
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(0, 1.02)
     figure.legend(loc="outside right center", frameon=False)

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from plurum.dicom_files import PatientNames
 from plurum.errors import OutputError, PlurumError, SettingsError, needs_extra
 from plurum.files import write_bytes
-from plurum.options import option_from_field
 from plurum.regular_files import read_regular
 from plurum.run import Run
+from plurum.settings.options import option_from_field
 from plurum.settings.training import TrainOptions, TrainSettings
 from plurum.spec import Member, read_member, write_metadata
 from plurum.training.data.examples import check_batches

@@ -10,7 +10,7 @@ import typer
 from plurum.cli.options import Given, PatientOptions, patient_names, with_options
 from plurum.cli.streams import new_table, show_table, write_json
 from plurum.cli.train import LabelledData
-from plurum.options import settings_from
+from plurum.settings.options import settings_from
 from plurum.settings.training import TrainSettings
 
 if TYPE_CHECKING:

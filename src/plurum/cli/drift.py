@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plurum.cli.options import with_options
-from plurum.cli.streams import new_table, show_table
+from plurum.cli.streams import new_table, show_table, write_json
 from plurum.settings.drift import DriftSettings
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def drift(
 
         page = write_drift(found, out)
     if as_json:
-        sys.stdout.write(found.model_dump_json() + "\n")
+        write_json(found)
     else:
         _print(found)
         if out:

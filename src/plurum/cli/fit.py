@@ -34,7 +34,7 @@ def fit(
     """Fit the vote of the members on the run's validation images, and write RUN/ensemble.json.
 
     Drops a member if the vote is significantly better without it. The others keep equal weights unless fitted weights
-    are significantly better (95 % interval excludes 0). Writes RUN/report/fit.json and two plots.
+    are significantly better (95 % interval excludes 0). Writes RUN/report/fit.json and its plots.
 
     [bold]Examples[/bold]
 

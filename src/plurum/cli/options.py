@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from plurum.options import Option, Settings, descriptions_from_docstring, option_from_field, settings_from
+from plurum.settings.options import Option, Settings, descriptions_from_docstring, option_from_field, settings_from
 from plurum.settings.training import TrainOptions
 
 if TYPE_CHECKING:

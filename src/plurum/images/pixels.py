@@ -250,7 +250,8 @@ def resize_to_pixels(
     elif resize == "pad":
         left, top, right, bottom = content_box(image.size, height, width)
         content = grey_or_rgb.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
-        result = Image.new("RGB", size, fill)
+        # A list where the rule came as JSON.
+        result = Image.new("RGB", size, tuple(fill))
         result.paste(content, (left, top))
     else:
         result = grey_or_rgb.resize(size, Image.Resampling.BILINEAR)

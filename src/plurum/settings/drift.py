@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from plurum.options import Settings
+from plurum.settings.options import Settings
 from plurum.settings.training import Seed
 
 __all__ = ["DriftSettings"]

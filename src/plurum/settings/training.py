@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from plurum.conventions import PatientRule, ResizeRule
-from plurum.options import Option, Settings
+from plurum.settings.options import Option, Settings
 
 __all__ = ["CRITERIA", "Criterion", "EvaluationSettings", "FitSettings", "TrainOptions", "TrainSettings"]
 

@@ -9,33 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plurum.client import Failure, PatientAnswer, patients_report
-from plurum.client.bulk.columns import columns_of_images
-from plurum.client.bulk.formats import RowSubject, format_from_path
+from plurum.client import PatientAnswer, patients_report
 from plurum.errors import DataError
 from plurum.training.drift.answers import answers_from_verdict, read_answers
 from plurum.voting import VotingRule, decide
-from tests.client.samples import prediction
+from tests.training.drift.files import CLASSES, write_answers
 
-CLASSES = ("CE", "LAA")
 SUFFIXES = [".csv", ".jsonl", ".parquet"]
-
-
-def write(path: Path) -> Path:
-    """Write three predictions, one without a patient, and a failure."""
-    form = format_from_path(path, columns_of_images(CLASSES))
-    rows = form.writer(path, ("path", "patient"))
-    rows.add(RowSubject("a.png", "ann"), form.body(prediction("CE", 0.9375, review=False)))
-    rows.add(RowSubject("broken.png", "ann"), form.body(Failure(1, "broken.png", "not an image")))
-    rows.add(RowSubject("b.png", "007"), form.body(prediction("LAA", 0.75)))
-    rows.add(RowSubject("c.png", ""), form.body(prediction("CE", 0.5)))
-    rows.close()
-    return path
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_format_is_read(tmp_path: Path, suffix: str) -> None:
-    path = write(tmp_path / f"answers{suffix}")
+    path = write_answers(tmp_path / f"answers{suffix}")
     found = read_answers([path])
     assert (found.names, found.classes, found.failed) == ((str(path),), CLASSES, 1)
     assert found.patients == ("ann", "007", "")
@@ -49,7 +34,7 @@ def test_every_format_is_read(tmp_path: Path, suffix: str) -> None:
 
 
 def test_several_files_are_one_sample(tmp_path: Path) -> None:
-    paths = [write(tmp_path / f"answers{suffix}") for suffix in SUFFIXES]
+    paths = [write_answers(tmp_path / f"answers{suffix}") for suffix in SUFFIXES]
     found = read_answers(paths)
     assert (len(found.label), found.failed) == (9, 3)
     assert found.patients == ("ann", "007", "") * 3
@@ -58,7 +43,7 @@ def test_several_files_are_one_sample(tmp_path: Path) -> None:
 
 
 def test_outlier_p_values_are_read_where_a_file_has_them(tmp_path: Path) -> None:
-    path = write(tmp_path / "answers.csv")
+    path = write_answers(tmp_path / "answers.csv")
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     with (tmp_path / "outliers.csv").open("w", newline="") as file:
@@ -68,7 +53,7 @@ def test_outlier_p_values_are_read_where_a_file_has_them(tmp_path: Path) -> None
     assert found is not None
     assert found.tolist() == [0.25, 0.5, 1.0]
     assert read_answers([tmp_path / "outliers.csv", path]).outlier is None
-    row = json.loads(write(tmp_path / "answers.jsonl").read_text().splitlines()[0])
+    row = json.loads(write_answers(tmp_path / "answers.jsonl").read_text().splitlines()[0])
     (tmp_path / "null.jsonl").write_text(json.dumps(row | {"outlier": None}))
     assert read_answers([tmp_path / "null.jsonl"]).outlier is None
     (tmp_path / "outlier.jsonl").write_text(json.dumps(row | {"outlier": 0.01}))
@@ -138,7 +123,7 @@ def test_what_is_no_file_and_other_classes_are_refused(tmp_path: Path) -> None:
     patients_report(tmp_path / "patients.csv", [PatientAnswer("ann", "CE", 1.0, {"CE": 1.0}, 1, 0, 0)], ("CE", "LAA"))
     with pytest.raises(DataError, match="Name the file of predictions for images"):
         read_answers([tmp_path / "patients.csv"])
-    path = write(tmp_path / "answers.jsonl")
+    path = write_answers(tmp_path / "answers.jsonl")
     row = json.loads(path.read_text().splitlines()[0]) | {"label": "cat", "probabilities": {"cat": 0.5, "dog": 0.5}}
     (tmp_path / "cats.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError, match=r"cats\.jsonl: expected the classes of .* \(CE, LAA\), got cat, dog"):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from plurum.errors import DataError, MetadataError, ServerError, SettingsError
-from plurum.options import settings_from
 from plurum.run import Run
 from plurum.settings.drift import DriftSettings
+from plurum.settings.options import settings_from
 from plurum.spec import Baseline, Ensemble
 from plurum.training.drift.answers import Answers, answers_from_verdict
 from plurum.training.drift.detect import MOST_IMAGES, compare_answers, compare_counts, compare_with_baseline

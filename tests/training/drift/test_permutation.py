@@ -40,7 +40,8 @@ def statistic(values: Floats, groups: Ints, inside: Bools) -> float:
     for sample in (inside, ~inside):
         upto = values[sample][:, None] <= np.unique(values)
         fraction = upto.mean(axis=0)
-        sums = [(upto[groups[sample] == group] - fraction).sum(axis=0) for group in np.unique(groups[sample])]
+        pooled = (values[:, None] <= np.unique(values)).mean(axis=0)
+        sums = [(upto[groups[sample] == group] - pooled).sum(axis=0) for group in np.unique(groups[sample])]
         fractions.append(fraction)
         variances.append((np.array(sums) ** 2).sum(axis=0) / sample.sum() ** 2)
     return float(np.abs(fractions[0] - fractions[1]).max() / np.sqrt((variances[0] + variances[1]).max()))
@@ -77,6 +78,26 @@ def test_a_shift_of_one_output_is_found_among_many() -> None:
     shifted = bin_numbers("shifted", np.concatenate([rng.normal(0, 1, 40), rng.normal(1.5, 1, 40)]))
     found = permuted_shifts([*outputs, shifted], SAMPLES, IMAGES, 1000, 0)
     assert [shift.name for shift in found if shift.p_value <= 0.01] == ["shifted"]
+
+
+def test_samples_that_differ_completely_are_found() -> None:
+    values = np.repeat([0.9, 0.8], 40)
+    for groups in (IMAGES, IMAGES // 2):
+        (shift,) = permuted_shifts([bin_numbers("x", values)], SAMPLES, groups, 100, 0)
+        assert (shift.distance, shift.p_value) == (1.0, pytest.approx(1 / 101))
+
+
+def test_units_of_other_sizes_are_no_shift() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.concatenate([np.repeat(np.arange(40), 8), np.arange(40, 80)])
+    alarms = 0
+    for seed in range(60):
+        # Images of a patient are independent here, so that a patient of eight images varies less than one of one.
+        output = bin_numbers("x", rng.normal(0, 1, len(groups)))
+        (shift,) = permuted_shifts([output], groups < 40, groups, 200, seed)
+        alarms += shift.p_value <= 0.05
+    # Above eight with a probability of one in a hundred; a test of the difference alone gives more than 20.
+    assert alarms <= 8
 
 
 def test_an_output_that_never_varies_does_not_differ() -> None:

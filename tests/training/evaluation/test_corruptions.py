@@ -19,7 +19,7 @@ from plurum.training.evaluation.robustness import FIGURES, figures_from_corrupte
 from plurum.training.evaluation.subject import SplitPredictions
 from plurum.training.statistics.metrics import LabelledPredictions, Scorer
 from plurum.voting import Verdict, VotingRule, decide, softmax
-from tests.training.evaluation.test_report import Page
+from tests.training.evaluation.html_page import Page
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import base64
 import csv
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from plurum.training.statistics.wording import (
     verdict_lines,
 )
 from plurum.voting import VotingRule, decide, softmax
+from tests.training.evaluation.html_page import Page
 
 # Names with markup, a plot formula and CSV separators, which must be escaped.
 CLASSES = ("<script>alert(1)</script>", "$x_1$ & more", 'a "quoted", long name that no axis has room for')
@@ -52,35 +52,6 @@ def judged(members: int = 2, classes: tuple[str, ...] = CLASSES, *, patients: bo
 @pytest.fixture(scope="module")
 def evaluation() -> Evaluation:
     return judged()
-
-
-class Page(HTMLParser):
-    """HTML parser that checks the nesting of tags and collects addresses and text."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "data"}]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        # HTML allows unclosed cells and rows; this page closes them.
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.text += data
 
 
 def test_the_page_contains_everything_and_loads_nothing(evaluation: Evaluation) -> None:
