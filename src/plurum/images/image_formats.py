@@ -15,12 +15,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from .dicom_file import PREAMBLE_BYTES
-from .dicom_pixels import Window, image_from_dicom
+from .dicom_pixels import image_from_dicom
 from .dicom_structure import dicom_structure
 from .image_limits import Structure
 from .jpeg_structure import jpeg_structure
 from .png_structure import png_structure
 from .tiff_structure import tiff_structure
+from .windows import Window
 
 __all__ = ["FORMATS", "FORMAT_NAMES", "IMAGE_SUFFIXES", "ImageFormat", "format_of"]
 
