@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plurum.benchmarks.claims.drift import CASES, draw_p_values, prepare_run
+from plurum.benchmarks.claims.drift.draws import CASES, draw_p_values, prepare_run
 from plurum.errors import SettingsError
 
 

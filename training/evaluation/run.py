@@ -137,7 +137,7 @@ def evaluate_verdicts(
         columns = {name: [table.columns[name][row] for row in rows] for name in settings.by}
         patients = [table.patients[row] for row in rows]
         evaluated[split] = SplitPredictions(verdict, table.labels[rows], patients, columns)
-    checked: dict[str, Verdict] = {**verdicts}
+    checked: dict[str, Verdict] = dict(verdicts.items())
     if corrupted is not None:
         checked["corrupted"] = corrupted
     for name, verdict in checked.items():
