@@ -6,7 +6,7 @@ Two small members are trained on a part of the images and fitted. Each draw take
 reference, and a sample of test images: as they are; with 20 points more of one class; or blurred by a Gaussian of 1.5
 pixels at the members' input size. `plurum drift` and `plurum evaluate` make the same test of their predictions. A test
 at 5 % is right if it alarms in at most 19 of 200 draws without a shift (a correct one exceeds that with a probability
-of 0.5 %), and misses at most 19 of 200 with one.
+of 0.3 %), and misses at most 19 of 200 with one.
 
 Not measured: several images per patient (tests/training/drift simulates them), other shifts, and other members. Draws
 share one pool of images and one training, and are not independent of these.
