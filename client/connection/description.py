@@ -7,7 +7,7 @@ import json
 from typing import Any, get_args
 
 from plurum.client.connection.predictions import Served
-from plurum.predictions.outputs import AUDIT
+from plurum.predictions.outputs import AUDIT, TESTED
 from plurum.spec import IMAGE, PatientRule
 from plurum.voting import DecisionPoint, point_from_ensemble
 
@@ -55,6 +55,7 @@ def served_from_description(
         point=_point(metadata),
         has_audit=AUDIT in shapes,
         audit_rate=metadata.get("audit_rate") if AUDIT in shapes else None,
+        has_outliers=set(TESTED) <= set(shapes),
     )
 
 

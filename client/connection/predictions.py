@@ -29,6 +29,7 @@ class Served:
         point: Operating point; None if labels are the most probable class, or if the server hides its config.
         has_audit: True if the server draws patients, or images, for audit.
         audit_rate: Probability with which it draws them; None if it draws none, or if it hides its config.
+        has_outliers: True if the server tests for images that are unlike its reference images.
     """
 
     classes: tuple[str, ...]
@@ -42,6 +43,7 @@ class Served:
     point: DecisionPoint | None = None
     has_audit: bool = False
     audit_rate: float | None = None
+    has_outliers: bool = False
 
     @property
     def contract(self) -> str:

@@ -25,7 +25,7 @@ _SOURCES = {
         ("model_repository", "voter", "model.py"),
         ("model_repository", "voter", "metrics.py"),
         ("model_repository", "voter", "audit.py"),
-        ("voting.py",),
+        ("voting",),
         ("predictions", "outputs.py"),
     ),
     LABELS: (
@@ -33,7 +33,7 @@ _SOURCES = {
         ("model_repository", "labels", "labels.py"),
         ("model_repository", "voter", "metrics.py"),
         ("model_repository", "voter", "audit.py"),
-        ("voting.py",),
+        ("voting",),
     ),
 }
 

@@ -38,7 +38,7 @@ class Overflowing(nn.Module):
 def exported(folder: Path, scale: float) -> Path:
     path = folder / f"{scale:g}.onnx"
     sample = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
-    onnx_from_module(Overflowing(scale), sample, path, ("PIXELS",), ("LOGITS",))
+    onnx_from_module(Overflowing(scale), (sample,), path, ("PIXELS",), ("LOGITS",))
     return path
 
 

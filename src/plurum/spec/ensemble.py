@@ -156,6 +156,11 @@ class Ensemble(Metadata):
         return {name: value for name, value in values.items() if name not in _NEWER or value is not None}
 
     @property
+    def detecting(self) -> tuple[bool, ...]:
+        """True for each member that has a detector of outliers."""
+        return self.outliers.members if self.outliers else (False,) * len(self.members)
+
+    @property
     def rule(self) -> VotingRule:
         """Voting rule for `plurum.voting.decide`."""
         return rule_from_ensemble(self.model_dump())
