@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -36,7 +37,7 @@ def random_detector(features: int = 6, classes: int = 3, rank: int = 4) -> Detec
 @pytest.mark.parametrize("arch", ARCHS)
 def test_features_come_from_the_same_pass_as_the_model_s_own_logits(arch: str) -> None:
     torch.manual_seed(0)
-    model = timm.create_model(arch, num_classes=5).eval()
+    model: Any = timm.create_model(arch, num_classes=5).eval()
     size = 224 if "224" in arch else 64
     images = torch.randn(2, 3, size, size) if arch != "test_vit" else torch.randn(2, 3, 160, 160)
     with torch.inference_mode():

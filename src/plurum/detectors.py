@@ -8,6 +8,7 @@ images. Importing this module needs PyTorch.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -143,7 +144,8 @@ def _misfit(tensors: dict[str, Tensor]) -> str:
 
 def _classifying_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:
     """Return the layer that timm names, else the last linear one; timm's may be a convolution of one pixel."""
-    named = model.get_classifier() if hasattr(model, "get_classifier") else None
+    timm_model: Any = model
+    named = timm_model.get_classifier() if hasattr(model, "get_classifier") else None
     # Distilled models have two, of which the first takes the class token.
     first = named[0] if isinstance(named, tuple | list | nn.ModuleList) and len(named) else named
     if isinstance(first, nn.Linear | nn.Conv2d):
