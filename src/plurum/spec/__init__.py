@@ -19,6 +19,7 @@ from plurum.spec.ensemble import (
 )
 from plurum.spec.fields import Classes, Metadata, Sha256, Text, read_metadata, write_metadata
 from plurum.spec.members import IMAGE, INPUT_PIXELS, LOGITS, ImageSpec, Member, Scores
+from plurum.spec.outliers import OutlierRule
 
 __all__ = [
     "IMAGE",
@@ -35,6 +36,7 @@ __all__ = [
     "Member",
     "Metadata",
     "OperatingPoint",
+    "OutlierRule",
     "PatientRule",
     "Review",
     "ReviewPromise",
