@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, FiniteFloat, model_validator
 
 from plurum.spec.fields import Metadata, Sha256, Share
@@ -44,6 +46,21 @@ class OutlierRule(Metadata):
     counts: tuple[_Weight, ...] | None = None
     patients: Annotated[int, Field(ge=1)]
     split: Literal["calibration", "validation"]
+
+    def with_reference(self, scores: npt.ArrayLike, groups: npt.ArrayLike) -> OutlierRule:
+        """Return the rule with another reference.
+
+        Args:
+            scores: Score of each reference image, `[images]`.
+            groups: Group of each image, int64 `[images]`; images of one patient share a group.
+        """
+        # Shortest text of 32-bit numbers, as graphs compare them: the rule goes to every client.
+        rounded = np.array([float(str(one)) for one in np.asarray(scores, dtype=np.float32)])
+        order = np.argsort(rounded, kind="stable")
+        _, patient_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        counts = None if sizes.max() == 1 else (1 / sizes)[patient_of][order].tolist()
+        found = {"reference": rounded[order].tolist(), "counts": counts, "patients": len(sizes)}
+        return OutlierRule.model_validate(self.model_dump() | found)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> OutlierRule:
