@@ -113,7 +113,7 @@ def test_an_exported_graph_has_logits_and_novelty(tmp_path: Path) -> None:
     model = timm.create_model("resnet10t", num_classes=3).eval()
     both = Detecting(model, random_detector(512)).eval()
     images = torch.randn(3, 3, 32, 32)
-    onnx_from_module(both, images[:2], tmp_path / "graph.onnx", ("IMAGES",), ("LOGITS", "NOVELTY"))
+    onnx_from_module(both, (images[:2],), tmp_path / "graph.onnx", ("IMAGES",), ("LOGITS", "NOVELTY"))
     session = onnxruntime.InferenceSession(tmp_path / "graph.onnx", providers=["CPUExecutionProvider"])
     logits, novelty = session.run(None, {"IMAGES": images.numpy()})
     with torch.inference_mode():

@@ -140,6 +140,10 @@ class Run:
         """Return the path of a member's weights."""
         return self.member_folder(member.name) / member.checkpoint
 
+    def detector(self, name: str) -> Path:
+        """Return the file of a member's detector of outliers; it exists only if the fit wrote one."""
+        return self.member_folder(name) / "detector.safetensors"
+
     def claim(self) -> None:
         """Check that the folder is missing, empty or a run.
 
