@@ -91,7 +91,10 @@ def test_an_older_server_states_no_reasons() -> None:
 
 
 def test_reasons_for_review_have_names() -> None:
-    newer = {"OUTLIER": np.array([[0.5], [0.0625]], np.float32), "REVIEW_REASON": np.array([[0], [6]], np.uint8)}
+    newer: dict[str, npt.NDArray[Any]] = {
+        "OUTLIER": np.array([[0.5], [0.0625]], np.float32),
+        "REVIEW_REASON": np.array([[0], [6]], np.uint8),
+    }
     first, second = predictions_from_tensors(tensors() | newer, *NAMES, 2)
     assert (first.review_reason, second.review_reason, second.outlier) == ((), ("set", "outlier"), 0.0625)
     assert Prediction.from_dict(json.loads(json.dumps(second.to_dict()))) == second

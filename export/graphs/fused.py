@@ -107,7 +107,9 @@ class VoteModel(nn.Module):
         }
         if self.rule.outliers is not None and novelty is not None:
             outputs["OUTLIER"], reasons[REVIEW_OUTLIER] = _test(novelty, self.rule.outliers)
-            outputs["REVIEW_REASON"] = sum(is_one.float() * bit for bit, is_one in reasons.items()).to(torch.uint8)
+            # Bits of different reasons add up.
+            bits = torch.stack([is_one.float() * bit for bit, is_one in reasons.items()], dim=-1)
+            outputs["REVIEW_REASON"] = bits.sum(dim=-1).to(torch.uint8)
         outputs["REVIEW"] = reduce(operator.or_, reasons.values())
         return tuple(outputs[name] for name in self.outputs)
 
@@ -195,12 +197,11 @@ def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path
     detecting = [index for index, has in enumerate(rule.outliers.detecting if rule.outliers else ()) if has]
     with tempfile.TemporaryDirectory() as folder:
         vote_path = Path(folder) / "vote.onnx"
-        model = VoteModel(rule)
-        samples = (torch.zeros(2, len(graphs), classes),)
-        inputs: tuple[str, ...] = (LOGITS,)
+        voter = VoteModel(rule)
+        samples = {LOGITS: torch.zeros(2, len(graphs), classes)}
         if detecting:
-            samples, inputs = (*samples, torch.zeros(2, len(detecting))), (LOGITS, NOVELTY)
-        onnx_from_module(model, samples, vote_path, inputs, model.outputs)
+            samples[NOVELTY] = torch.zeros(2, len(detecting))
+        onnx_from_module(voter, tuple(samples.values()), vote_path, tuple(samples), voter.outputs)
         vote = onnx.compose.add_prefix(onnx.load(vote_path), "vote/", rename_outputs=False)
     members = [
         onnx.compose.add_prefix(onnx.load(graph), f"{index}/", rename_inputs=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -20,7 +21,7 @@ from plurum.export.settings import OPSET
 from plurum.models import normalise
 from plurum.spec import INPUT_PIXELS, LOGITS, NOVELTY, ImageSpec
 
-__all__ = ["PixelModel", "onnx_from_model", "onnx_from_module"]
+__all__ = ["PixelModel", "detector_nodes", "onnx_from_model", "onnx_from_module"]
 
 
 class PixelModel(nn.Module):
@@ -53,6 +54,24 @@ class PixelModel(nn.Module):
             return only
         logits, features = self.model(images)
         return logits, self.detector(features)
+
+
+def detector_nodes(graph: Any) -> list[Any]:
+    """Return the nodes of a member's graph that compute only NOVELTY, not LOGITS; none without a detector."""
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def reach(output: str) -> dict[int, Any]:
+        found: dict[int, Any] = {}
+        waiting = [output]
+        while waiting:
+            node = makers.get(waiting.pop())
+            if node is not None and id(node) not in found:
+                found[id(node)] = node
+                waiting.extend(node.input)
+        return found
+
+    classifying = reach(LOGITS)
+    return [node for key, node in reach(NOVELTY).items() if key not in classifying]
 
 
 def onnx_from_model(model: PixelModel, path: Path) -> None:

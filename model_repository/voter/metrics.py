@@ -13,6 +13,8 @@ plurum_batch_size                         histogram of the number of images per 
 plurum_outlier_p_value                    histogram of the p-value of the outlier test; only if the ensemble has a test
 plurum_review_reasons_total{reason}       counter: predictions by reason for review, each counted for all its reasons;
                                           only if the ensemble has an outlier test
+plurum_outlier_reference_patients         gauge: number of patients of the reference images; only if the ensemble has a
+                                          test
 plurum_outlier_alpha                      gauge: p-value below which a prediction needs review, so the largest expected
                                           fraction of false alarms; only if the ensemble has an outlier test
 plurum_ensemble_info{mode, data}          gauge, 1: the voting mode, and the data that the ensemble was fitted on
@@ -90,7 +92,7 @@ class VoterMetrics:
         self._outlier: _Histogram | None = None
         self._reasons: list[Any] = []
         if self._rule.outliers is not None:
-            self._add_outliers(self._rule.outliers.alpha)
+            self._add_outliers(self._rule.outliers)
         has_audit = metadata.get("audit_rate") is not None
         self._audits = self._counter("plurum_audits_total", "Predictions drawn for audit") if has_audit else None
         self._dissents = [
@@ -184,9 +186,10 @@ class VoterMetrics:
             }
             self._gauge("plurum_model_info", "A served member", 1, labels)
 
-    def _add_outliers(self, alpha: float) -> None:
+    def _add_outliers(self, test: voting.OutlierTest) -> None:
         """Add the metrics of the outlier test."""
-        self._gauge("plurum_outlier_alpha", "P-value below which a prediction needs review", alpha)
+        self._gauge("plurum_outlier_alpha", "P-value below which a prediction needs review", test.alpha)
+        self._gauge("plurum_outlier_reference_patients", "Patients of the reference images", test.patients)
         self._outlier = _Histogram(self._counter, "plurum_outlier_p_value", "P-value of the outlier test", _P_VALUES)
         self._reasons = [
             self._counter("plurum_review_reasons_total", "Predictions by reason for review", {"reason": name})

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from plurum.errors import MetadataError
 from plurum.spec import Ensemble, OutlierRule, read_ensemble, write_metadata
+from plurum.voting.outliers import outlier_test_from_ensemble
 from tests.member_samples import IMAGE, SCORES, SHA, member
 from tests.outliers.samples import outliers
 
@@ -81,3 +83,28 @@ def test_an_outlier_test_needs_version_2(tmp_path: Path) -> None:
     path.write_text(json.dumps(ensemble(outliers=outliers())))
     with pytest.raises(MetadataError, match="version: expected 2 for these keys, got 1"):
         read_ensemble(path)
+
+
+def test_a_reference_is_sorted_by_score_and_counted_by_patient() -> None:
+    rule = OutlierRule.model_validate(outliers())
+    several = rule.with_reference([0.5, -1.0, 2.0, 0.1], [7, 3, 7, 9])
+    np.testing.assert_allclose(several.reference, [-1.0, 0.1, 0.5, 2.0], atol=3e-3)
+    assert (several.counts, several.patients) == ((1.0, 1.0, 0.5, 0.5), 3)
+    assert several.model_copy(update={"reference": (), "counts": None, "patients": 4}) == rule.model_copy(
+        update={"reference": ()}
+    )
+    assert rule.with_reference([0.5, -1.0], [0, 1]).counts is None
+
+
+def test_an_image_of_the_reference_does_not_exceed_itself_through_rounding() -> None:
+    """Of other programs, which differ by less than 1e-4."""
+    rng = np.random.default_rng(0)
+    scores = rng.standard_t(2, 200) * 3
+    rule = OutlierRule.model_validate(outliers()).with_reference(scores, np.arange(200))
+    test = outlier_test_from_ensemble({"outliers": rule.model_dump()})
+    assert test is not None
+    noise = 1 + 1e-4 * rng.uniform(-1, 1, 200)
+    p_values = test.test(np.stack([np.zeros(200), scores * noise], axis=1))[0]
+    exact = (1 + np.count_nonzero(scores[None] >= scores[:, None], axis=1)) / 201
+    assert (p_values >= exact - 1e-12).all()
+    assert np.mean(p_values - exact) < 0.002

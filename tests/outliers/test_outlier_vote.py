@@ -15,7 +15,7 @@ TEST = OutlierTest(0.3, (True,), (1.0,), REFERENCE, None, 4)
 
 
 def scored(test: OutlierTest, *scores: float) -> list[float]:
-    return test.test(np.array(scores)[:, None])[0].tolist()
+    return [float(one) for one in test.test(np.array(scores)[:, None])[0]]
 
 
 def test_a_p_value_counts_the_reference_scores_that_are_as_high() -> None:

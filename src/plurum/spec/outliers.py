@@ -13,6 +13,8 @@ from plurum.spec.fields import Metadata, Sha256, Share
 
 __all__ = ["OutlierRule"]
 
+# Far above the differences of FP32 programs, far below the standard deviation of scores, which is about 1.
+_ROUNDING = 1e-3
 _Weight = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
@@ -50,12 +52,17 @@ class OutlierRule(Metadata):
     def with_reference(self, scores: npt.ArrayLike, groups: npt.ArrayLike) -> OutlierRule:
         """Return the rule with another reference.
 
+        Scores are raised by more than programs differ through rounding, so that an image of the reference is at most
+        its own score in each of them. This can only raise p-values.
+
         Args:
             scores: Score of each reference image, `[images]`.
             groups: Group of each image, int64 `[images]`; images of one patient share a group.
         """
         # Shortest text of 32-bit numbers, as graphs compare them: the rule goes to every client.
-        rounded = np.array([float(str(one)) for one in np.asarray(scores, dtype=np.float32)])
+        values = np.asarray(scores, dtype=np.float64)
+        raised = (values + _ROUNDING * np.maximum(1.0, np.abs(values))).astype(np.float32)
+        rounded = np.array([float(str(one)) for one in raised])
         order = np.argsort(rounded, kind="stable")
         _, patient_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         counts = None if sizes.max() == 1 else (1 / sizes)[patient_of][order].tolist()

@@ -56,9 +56,9 @@ class OutlierTest:
         """Return the score of each image, `[batch]`, from the members' novelty, `[batch, members]`."""
         used = np.flatnonzero(self.detecting)
         # Not the other members: they have no novelty.
-        return np.asarray(
-            np.asarray(novelty, dtype=np.float64)[:, used] @ np.asarray(self.weights, dtype=np.float64)[used]
-        )
+        scores = np.asarray(novelty, dtype=np.float64)[:, used] @ np.asarray(self.weights, dtype=np.float64)[used]
+        # The reference has this precision, and an image of the reference equals itself.
+        return np.asarray(scores.astype(np.float32).astype(np.float64))
 
     def test(self, novelty: npt.ArrayLike) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Return the p-value of each image, and True if it is an outlier, `[batch]` each.
