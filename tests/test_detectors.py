@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from plurum.detectors import KIND, Detector, FeatureModel, read_detector, write_detector
 from plurum.errors import MetadataError, NoFeaturesError
 from plurum.export.graphs.member import onnx_from_module
+from tests.detector_samples import detector_tensors, random_detector
 
 # The classifying layers are linear, inside a head, a convolution, and two.
 ARCHS = (
@@ -26,12 +27,6 @@ ARCHS = (
     "dla46_c",
     "deit_tiny_distilled_patch16_224",
 )
-
-
-def random_detector(features: int = 6, classes: int = 3, rank: int = 4) -> Detector:
-    generator = torch.Generator().manual_seed(0)
-    shapes = (features,), (features, rank), (classes, rank)
-    return Detector(*(torch.randn(shape, generator=generator) for shape in shapes), shift=3.0, scale=2.0).eval()
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -123,11 +118,33 @@ def test_an_exported_graph_has_logits_and_novelty(tmp_path: Path) -> None:
     assert novelty.shape == (3, 1)
 
 
-def test_novelty_is_the_distance_from_the_nearest_class() -> None:
-    detector = Detector(torch.ones(2), torch.diag(torch.tensor([1.0, 2.0])), torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
-    novelty = detector(torch.tensor([[1.0, 1.0], [1.0, 2.0], [4.0, 1.0], [torch.nan, 1.0]]))
-    assert novelty[:3, 0].tolist() == [0.0, 4.0, 0.0]
+def test_novelty_is_the_standardised_distance_from_the_nearest_class() -> None:
+    one, two = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([-3.0, 0.0, 0.0])
+    detector = Detector(
+        centre=torch.ones(3),
+        axes=torch.eye(3)[:, :1],
+        means=torch.stack([one, two])[:, :1],
+        deviations=torch.tensor([2.0]),
+        residual=torch.tensor(0.5),
+        shift=torch.tensor(1.0),
+        scale=torch.tensor(4.0),
+    )
+    novelty = detector(1 + torch.stack([one, two, torch.tensor([5.0, 1.0, 0.0]), one * torch.nan]))
+    assert novelty[:, 0].tolist()[:3] == [-0.25, -0.25, (1.0 + 4.0 - 1.0) / 4.0]
     assert novelty[3].isnan()
+
+
+def test_novelty_equals_the_distance_by_the_inverse_of_the_covariance() -> None:
+    tensors = detector_tensors()
+    axes, deviations, residual = (tensors[name].double() for name in ("axes", "deviations", "residual"))
+    rest = torch.eye(6, dtype=torch.float64) - axes @ axes.T
+    covariance = axes @ deviations.square().diag() @ axes.T + residual.square() * rest
+    features = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+    centres = tensors["centre"].double() + tensors["means"].double() @ axes.T
+    apart = features.double().unsqueeze(1) - centres
+    distances = torch.einsum("icj,jk,ick->ic", apart, covariance.inverse(), apart).amin(dim=1, keepdim=True)
+    expected = (distances - tensors["shift"]) / tensors["scale"]
+    torch.testing.assert_close(random_detector()(features).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_detector_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -154,11 +171,12 @@ def test_the_file_states_the_kind_of_detector(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scale": torch.tensor(0.0)}, "got a scale of 0"),
-        ({"means": torch.zeros(3, 5)}, "whose shapes do not agree"),
-        ({"means": torch.zeros(0, 4)}, "whose shapes do not agree"),
-        ({"centre": torch.zeros(6, 1)}, "tensors of other shapes"),
-        ({"other": torch.zeros(1)}, "got tensors centre, means, other"),
+        ({"scale": torch.tensor(0.0)}, "got scale with values that are not above 0"),
+        ({"deviations": torch.tensor([1.0, 0.0, 1.0, 1.0])}, "got deviations with values that are not above 0"),
+        ({"means": torch.zeros(3, 5)}, r"got means of the shape \[3, 5\]"),
+        ({"means": torch.zeros(0, 4)}, r"got means of the shape \[0, 4\]"),
+        ({"axes": torch.zeros(6)}, r"got axes of the shape \[6\]"),
+        ({"other": torch.zeros(1)}, "got tensors axes, centre, deviations"),
         ({"centre": torch.full((6,), torch.nan)}, "not finite"),
     ],
 )

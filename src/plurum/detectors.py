@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -24,6 +23,16 @@ __all__ = ["KIND", "Detector", "FeatureModel", "read_detector", "write_detector"
 # Kind of detector in the header of its file.
 KIND = "mahalanobis"
 _KEY = "detector"
+# Tensors of a detector, with their dimensions.
+_DIMENSIONS: dict[str, tuple[str, ...]] = {
+    "centre": ("features",),
+    "axes": ("features", "axes"),
+    "means": ("classes", "axes"),
+    "deviations": ("axes",),
+    "residual": (),
+    "shift": (),
+    "scale": (),
+}
 
 
 class FeatureModel(nn.Module):
@@ -64,37 +73,42 @@ class FeatureModel(nn.Module):
 
 
 class Detector(nn.Module):
-    """Distance of features from the nearest class of the training images (Mahalanobis; arXiv 1807.03888).
+    """Mahalanobis distance of features from the nearest class of the training images (arXiv 1807.03888).
+
+    The covariance within classes is that of a probabilistic PCA (Tipping and Bishop 1999): one variance per principal
+    axis, and one for what the axes leave. So the distance costs two products with the axes, and no square matrix.
 
     Args:
         centre: Mean of the training features, `[features]`.
-        projection: Matrix that whitens centred features, `[features, rank]`.
-        means: Whitened means of the classes, `[classes, rank]`.
-        shift: Mean of the validation images' distances.
+        axes: Orthonormal principal axes of the training features, `[features, axes]`.
+        means: Mean of each class on the axes, `[classes, axes]`.
+        deviations: Standard deviation within classes on each axis, `[axes]`.
+        residual: Standard deviation of a feature that the axes leave.
+        shift: Mean distance of the validation images.
         scale: Standard deviation of the validation images' distances.
     """
 
     centre: Tensor
-    projection: Tensor
+    axes: Tensor
     means: Tensor
+    deviations: Tensor
+    residual: Tensor
     shift: Tensor
     scale: Tensor
 
-    def __init__(
-        self, centre: Tensor, projection: Tensor, means: Tensor, *, shift: float | Tensor = 0, scale: float | Tensor = 1
-    ) -> None:
+    def __init__(self, **tensors: Tensor) -> None:
         super().__init__()
-        self.register_buffer("centre", centre.float())
-        self.register_buffer("projection", projection.float().contiguous())
-        self.register_buffer("means", means.float())
-        self.register_buffer("shift", torch.as_tensor(shift, dtype=torch.float32))
-        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
+        for name in _DIMENSIONS:
+            self.register_buffer(name, tensors[name].float().contiguous())
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the novelty of features; NaN for NaN."""
-        whitened = (features - self.centre) @ self.projection
-        distances = (whitened.unsqueeze(1) - self.means).square().sum(dim=-1)
-        return (distances.amin(dim=-1, keepdim=True) - self.shift) / self.scale
+        centred = features - self.centre
+        placed = centred @ self.axes
+        # Not as a difference of squared lengths, which rounding would spoil.
+        left = ((centred - placed @ self.axes.T) / self.residual).square().sum(dim=-1, keepdim=True)
+        distances = ((placed.unsqueeze(1) - self.means) / self.deviations).square().sum(dim=-1)
+        return (distances.amin(dim=-1, keepdim=True) + left - self.shift) / self.scale
 
 
 def write_detector(path: Path, detector: Detector) -> None:
@@ -130,16 +144,18 @@ def read_detector(path: Path) -> Detector:
 
 def _misfit(tensors: dict[str, Tensor]) -> str:
     """Return how the tensors differ from a detector's; empty if they don't."""
-    names = {"centre", "projection", "means", "shift", "scale"}
-    if set(tensors) != names:
+    if set(tensors) != set(_DIMENSIONS):
         return f"tensors {', '.join(sorted(tensors)) or 'of no name'}"
-    dimensions = {name: tensor.ndim for name, tensor in tensors.items()}
-    if dimensions != {"centre": 1, "projection": 2, "means": 2, "shift": 0, "scale": 0}:
-        return "tensors of other shapes"
-    features, rank = tensors["projection"].shape
-    if tensors["centre"].shape != (features,) or tensors["means"].shape[1] != rank or not tensors["means"].shape[0]:
-        return "tensors whose shapes do not agree"
-    return "" if tensors["scale"] > 0 else f"a scale of {float(tensors['scale']):g}"
+    sizes: dict[str, int] = {}
+    for name, dimensions in _DIMENSIONS.items():
+        shape = tuple(tensors[name].shape)
+        if len(shape) != len(dimensions) or any(
+            size < 1 or sizes.setdefault(dimension, size) != size
+            for dimension, size in zip(dimensions, shape, strict=True)
+        ):
+            return f"{name} of the shape {list(shape)}"
+    divisors = [name for name in ("deviations", "residual", "scale") if not (tensors[name] > 0).all()]
+    return f"{divisors[0]} with values that are not above 0" if divisors else ""
 
 
 def _classifying_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:

@@ -1,4 +1,4 @@
-"""Detectors of outliers for a fitted run, made without a fit: shrunk covariance of the training images' features."""
+"""Detectors of outliers for a fitted run, made without a fit of the vote."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from plurum.detectors import Detector, FeatureModel, write_detector
+from plurum.detectors import write_detector
 from plurum.files import sha256_of
-from plurum.models import model_from_checkpoint, normalise
 from plurum.run import Run, number_patients
 from plurum.spec import Member, OutlierRule, write_metadata
+from plurum.training.fitting.detection import fit_detector
+from plurum.training.inference.features import extract_features, feature_model
 from plurum.voting import OutlierTest
 
 __all__ = ["add_detectors"]
 
-_RANK = 16
+_AXES = 16
 _ALPHA = 0.1
 
 
@@ -56,24 +57,11 @@ def add_detectors(run: Run, detecting: Sequence[bool]) -> OutlierRule:
 
 def _add_detector(run: Run, member: Member) -> npt.NDArray[np.float64]:
     """Write a member's detector, and return the novelty of the validation images."""
-    model = FeatureModel(model_from_checkpoint(member, run.checkpoint(member))).eval()
-    table = run.table()
-
-    def features(split: str) -> torch.Tensor:
-        pixels = torch.from_numpy(np.array(run.pixels()[table.rows(split)]))  # type: ignore[arg-type]
-        with torch.inference_mode():
-            found: torch.Tensor = model(normalise(pixels, member.image))[1]
-        return found
-
-    known, seen = features("train"), features("validation")
-    labels = torch.from_numpy(table.labels[table.rows("train")])
-    means = torch.stack([known[labels == label].mean(dim=0) for label in range(len(member.classes))])
-    centre = known.mean(dim=0)
-    values, vectors = torch.linalg.eigh(torch.cov((known - means[labels]).T))
-    projection = vectors[:, -_RANK:] / (values[-_RANK:] + values.mean()).sqrt()
-    plain = Detector(centre, projection, (means - centre) @ projection)
+    model, table = feature_model(run, member), run.table()
+    rows = table.rows("train")
+    validation = extract_features(model, run, table.rows("validation"))
+    known = extract_features(model, run, rows)
+    detector = fit_detector(known, torch.from_numpy(table.labels[rows]), validation, axes=_AXES)
+    write_detector(run.detector(member.name), detector)
     with torch.inference_mode():
-        distances = plain(seen)
-    shift, scale = distances.mean(), distances.std()
-    write_detector(run.detector(member.name), Detector(centre, projection, plain.means, shift=shift, scale=scale))
-    return np.asarray(((distances - shift) / scale)[:, 0], dtype=np.float64)
+        return np.asarray(detector(validation)[:, 0], dtype=np.float64)

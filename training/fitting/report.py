@@ -6,6 +6,7 @@ from typing import Literal
 
 from plurum.spec import Ensemble, Metadata, Scores
 from plurum.training.fitting.decided import PointScores
+from plurum.training.fitting.outliers import OutlierFit
 from plurum.training.statistics.curves import Curve
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import Estimate, PatientLevel
@@ -56,6 +57,7 @@ class FitReport(Metadata):
         promise_line: Result of the certification in a sentence; None without certification patients.
         unfinished: Names of planned members whose training is unfinished.
         decisions: Figures of the decisions at the operating point, by split; None without one.
+        outliers: Result of fitting the outlier test; None if the settings disable it.
     """
 
     version: Literal[1] = 1
@@ -74,6 +76,7 @@ class FitReport(Metadata):
     promise_line: str | None = None
     unfinished: tuple[str, ...] = ()
     decisions: dict[FittedSplit, PointScores] | None = None
+    outliers: OutlierFit | None = None
 
     @property
     def outcome(self) -> Literal["better", "no different", "mixed", "worse"]:
