@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import math
 import shutil
 from collections.abc import Iterator
@@ -15,14 +16,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from plurum.client import EnsembleClient, Failure, Prediction
+from plurum.client import EnsembleClient, Failure, Prediction, answers_report
 from plurum.export import repository_from_onnx
 from plurum.export.settings import Backend, Execution
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.spec import read_ensemble
 from plurum.voting import REVIEW_REASONS, Verdict
+from tests.images.image_files import png_from_pixels
 from tests.outliers.test_outlier_export import BACKENDS, expected_verdict
+from tests.sample_runs.fitted_run import CLASSES
+from tests.serving.gateway.gateways import gateway, wait_until_ready
 from tests.serving.voter_counts import wait_for_counts
 
 pytestmark = pytest.mark.triton
@@ -79,6 +83,27 @@ def test_the_server_tests_as_this_process_does(
     )
     url = detecting.urls.grpc if protocol == "grpc" else detecting.urls.http
     check_predictions(predict(url, model, images), expected, 1e-6)
+
+
+def test_the_gateway_and_files_have_them(
+    detecting: Server, images: list[npt.NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    with gateway(detecting.urls.grpc) as one:
+        wait_until_ready(one)
+        found = predict(one.http, "ensemble_pixels", images)
+        (answer,) = [one.predict(png_from_pixels(images[-1])).json]
+    direct = predict(detecting.urls.grpc, "ensemble_pixels", images)
+    assert [(each.outlier, each.review_reason) for each in found] == [
+        (each.outlier, each.review_reason) for each in direct
+    ]
+    assert (answer["outlier"], answer["review_reason"]) == (direct[-1].outlier, list(direct[-1].review_reason or ()))
+    with answers_report(tmp_path / "out.csv", CLASSES, has_outliers=True) as report:
+        for index, each in enumerate(direct):
+            report.add(f"{index}.png", each)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["review_reason"] for row in rows] == ["|".join(each.review_reason or ()) for each in direct]
+    assert [float(row["outlier"]) for row in rows] == pytest.approx([each.outlier for each in direct], abs=1e-6)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -150,7 +175,7 @@ def test_nan_from_a_detector_fails_that_request_alone(
     repository_from_onnx(ensemble, graphs, tmp_path / "out", 8, fused=True)
     white = np.full_like(images[0], 255)
     with serving(tmp_path / "out") as server, EnsembleClient(server.urls.grpc, model=model) as client:
-        first, broken, last = client.predict([images[0], white, images[1]])
+        first, broken, last = client.stream([images[0], white, images[1]])
     assert isinstance(first, Prediction)
     assert isinstance(last, Prediction)
     assert isinstance(broken, Failure)
