@@ -133,7 +133,7 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     }
     ensemble = _ensemble(run, members, vote, settings, results, certification)
     outliers: OutlierFit | None = None
-    if settings.outliers:
+    if not settings.no_outliers:
         ensemble, outliers = fit_outliers(run, ensemble, settings)
     report = _report(run, ensemble, members, vote, settings, results, shares)
     line = None if certification is None else certification.line

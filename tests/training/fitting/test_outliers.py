@@ -114,7 +114,7 @@ def test_a_second_fit_gives_the_same_files(run: Run) -> None:
 
 
 def test_without_the_test_nothing_of_it_is_written(run: Run) -> None:
-    report = fit_report(run.path, SETTINGS.model_copy(update={"outliers": False}))
+    report = fit_report(run.path, SETTINGS.model_copy(update={"no_outliers": True}))
     assert report.ensemble.outliers is None
     assert report.outliers is None
     assert report.ensemble.version == 1
