@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(shell command -v python3 python3.14 python3.13 python3.1
 VENV := .venv
 BIN := $(VENV)/bin
 # A machine with a GPU runs every test, any other all but those that need one.
-SLOW := $(if $(shell command -v nvidia-smi),slow or triton or gpu,(slow or triton) and not gpu)
+GPU := $(if $(shell command -v nvidia-smi),or gpu,and not gpu)
 
 .PHONY: demo test test-fast measure-tests lint docs dist format clean
 .DEFAULT_GOAL := help
@@ -24,8 +24,9 @@ demo: $(VENV)/.all
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
-	@# One after another: many of these measure times.
-	$(BIN)/python -m pytest -n 0 --durations=15 -m "$(SLOW)"
+	$(BIN)/python -m pytest -n 2 --durations=15 -m "(slow or triton) and not (timing or gpu)"
+	@# One after another, because they measure times or share a GPU.
+	$(BIN)/python -m pytest -n 0 --durations=15 -m "(slow or triton) and timing $(GPU)"
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest --fast

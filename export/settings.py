@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from plurum.options import NOT_AN_OPTION, Settings
+from plurum.settings.options import NOT_AN_OPTION, Settings
 
 __all__ = [
     "BUDGETS",

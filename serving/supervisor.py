@@ -295,7 +295,7 @@ class Supervisor:
     def _reload(self, models: tuple[str, ...]) -> bool:
         try:
             for model in models:
-                self._server.reload(model, _RELOAD_S * self._margin())
+                self._server.models.reload(model, _RELOAD_S * self._margin())
                 self.status.reloads.labels(model).inc()
                 _log.warning("%s was reloaded", model)
             self._health.send_probes()

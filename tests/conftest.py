@@ -5,18 +5,17 @@ PyTorch is imported by the fixtures that need it, because that takes seconds.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.spec import read_ensemble
 from tests.cli.command_line import CommandLine
+from tests.sample_runs.build_once import build_once
 
 # Tests that took half a second or more; `make test-fast` leaves them out.
 LONG_TESTS = Path(__file__).with_name("long_tests.txt")
@@ -39,17 +38,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         reports = [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("", ())]
         long = {report.nodeid.partition("[")[0] for report in reports if report.duration >= 0.5}
         LONG_TESTS.write_text("".join(f"{name}\n" for name in sorted(long)), encoding="utf-8")
-
-
-def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
-    """Return a folder or file that `build` makes in the first of pytest-xdist's processes that needs it."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared" / name
-    folder.parent.mkdir(exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            build(folder)
-    return folder
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from plurum.run import Run
 from plurum.serving import Server
 from plurum.voting import Verdict, decide, softmax
 from tests.images.image_files import png_from_pixels
+from tests.model_repository.expected_outputs import float_outputs
 from tests.pixel_matrix.png_cells import chunk
 from tests.sample_runs.fitted_run import ARCHS, CLASSES
 from tests.serving.voter_counts import wait_for_counts
@@ -95,13 +96,7 @@ def test_all_outputs_by_name_type_shape_and_value(
         assert (output["datatype"] if protocol == "http" else output.datatype) == datatype
         assert values.dtype == dtype
         assert values.shape == (batch, *dims)
-    for name, expected in (
-        ("PROBABILITIES", verdict.probabilities),
-        ("ENTROPY", verdict.entropy[:, None]),
-        ("DISAGREEMENT", verdict.disagreement[:, None]),
-        ("STD", verdict.std),
-        ("MEMBER_PROBABILITIES", verdict.member_probabilities),
-    ):
+    for name, expected in float_outputs(verdict).items():
         np.testing.assert_allclose(answer.as_numpy(name), expected[:batch], atol=1e-5)
     labels = [run.ensemble().classes[index] for index in verdict.label[:batch]]
     assert [label.decode() for label in answer.as_numpy("LABEL")[:, 0]] == labels
@@ -136,8 +131,8 @@ def _jpeg() -> bytes:
 
 BAD_IMAGES = {
     "corrupt JPEG": (_jpeg()[:700], "corrupt or truncated"),
-    "text": (b"dear server, please classify me", "not a JPEG, PNG or TIFF"),
-    "nothing": (b"", "not a JPEG, PNG or TIFF"),
+    "text": (b"dear server, please classify me", "not a JPEG, PNG, TIFF or DICOM"),
+    "nothing": (b"", "not a JPEG, PNG, TIFF or DICOM"),
     "one pixel": (png_from_pixels(np.zeros((1, 1, 3), np.uint8)), "too small"),
     "bomb": (_bomb(), "too large"),
 }
@@ -191,7 +186,7 @@ def test_the_error_of_a_bad_image_is_the_callers(served: Server) -> None:
         ("nobody", "IMAGE", np.full((1, 1), b"x", np.object_), "BYTES", "nobody"),
     ],
 )
-def test_a_wrong_request_is_refused_and_the_server_answers_on(
+def test_an_invalid_request_is_refused_and_serving_continues(
     served: Server,
     images: npt.NDArray[np.uint8],
     protocol: str,
@@ -253,7 +248,7 @@ def test_metrics_count_what_was_answered(
     assert grew("plurum_disagreement_nats_sum") == pytest.approx(verdict.disagreement.sum(), 1e-3)
 
 
-def test_the_servers_own_question_is_no_prediction(served: Server, images: npt.NDArray[np.uint8]) -> None:
+def test_probes_of_the_server_are_not_counted(served: Server, images: npt.NDArray[np.uint8]) -> None:
     before = predictions(wait_for_counts(served.urls.metrics))
     tensor = tritonclient.grpc.InferInput("PIXELS", [8, 32, 32, 3], "UINT8")
     tensor.set_data_from_numpy(images)

@@ -103,7 +103,7 @@ def test_a_network_that_keeps_no_places_has_no_map() -> None:
     assert grad_cam(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval(), torch.ones(1, 3, 2, 2), 0) is None
 
 
-def test_asking_leaves_no_trace_in_the_model() -> None:
+def test_computing_a_map_leaves_the_model_unchanged() -> None:
     model = Quadrant().eval()
     grad_cam(model, torch.ones(1, 3, 32, 32), 0)
     assert not model.features._forward_hooks
@@ -153,8 +153,8 @@ def test_another_run_than_the_served_one_is_named(run: Run) -> None:
     assert "classes or members differ" in evidence.mismatch(classes[::-1], names, weights)
 
 
-def test_what_can_not_be_shown_is_one_line(run: Run, fresh_run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="not a JPEG, PNG or TIFF"):
+def test_an_unavailable_map_gives_one_line(run: Run, fresh_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="not a JPEG, PNG, TIFF or DICOM"):
         Evidence(run).maps(b"no image", "five")
     with pytest.raises(MetadataError, match="got 'eleven'"):
         Evidence(run).maps(png_from_pixels(np.array(run.pixels()[40])), "eleven")

@@ -112,3 +112,14 @@ def test_what_runs_inside_triton_imports_neither_torch_nor_plurum() -> None:
 
 def test_no_module_has_a_meaningless_name() -> None:
     assert not {path.stem for path in MODULES.values()} & {"utils", "helpers", "common", "misc"}
+
+
+def test_no_test_module_imports_another() -> None:
+    """What tests share is in modules of its own: pytest imports tests and conftest.py files itself."""
+    files = [*(ROOT / "tests").rglob("*.py")]
+    assert len(files) > 200
+    for file in files:
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        last = {name.rpartition(".")[2] for name in names if name.startswith("tests.")}
+        assert [name for name in last if name.startswith("test_") or name == "conftest"] == [], file

@@ -13,7 +13,7 @@ from plurum.errors import MetadataError
 from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint, normalise
 from plurum.spec import ImageSpec, Member
-from tests.member_samples import member
+from tests.sample_runs.member_samples import member
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
 

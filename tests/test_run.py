@@ -9,7 +9,7 @@ import pytest
 from plurum.errors import MetadataError, OutputError
 from plurum.run import DataMetadata, Run
 from plurum.spec import ImageSpec, Member, write_metadata
-from tests.member_samples import member
+from tests.sample_runs.member_samples import member
 
 IMAGE = ImageSpec(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 CLASSES = ("CE", "LAA")
@@ -48,7 +48,7 @@ def test_a_file_can_not_be_claimed(tmp_path: Path) -> None:
         Run(tmp_path / "file").claim()
 
 
-def test_what_a_killed_process_left_of_a_run_that_never_began_is_nothing(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_start_count_as_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / ".run.json.x7f").write_text("")
     Run(tmp_path).claim()
     (tmp_path / ".git").mkdir()
@@ -64,7 +64,7 @@ def test_members_are_sorted_and_hidden_ones_are_none(run: Run) -> None:
     assert run.checkpoint(run.members()[1]) == run.path / "members" / "one" / "checkpoint.safetensors"
 
 
-def test_what_is_no_run_says_how_to_make_one(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_names_the_command_to_train_one(tmp_path: Path) -> None:
     for read in (Run(tmp_path).members, Run(tmp_path).ensemble):
         with pytest.raises(MetadataError, match=r"is not a run: .* plurum train DATA --out"):
             read()

@@ -23,7 +23,7 @@ from plurum.spec import (
     write_metadata,
 )
 from plurum.voting import DecisionPoint, Verdict, VotingRule
-from tests.member_samples import IMAGE, SCORES, SHA, member
+from tests.sample_runs.member_samples import IMAGE, SCORES, SHA, member
 
 STACKED = {"mode": "stack", "weights": [0.5, 0.5], "coefficients": [[0.1] * 4] * 2, "intercepts": [0.5, -0.5]}
 
@@ -291,7 +291,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_member(tmp_path / "nowhere.json")
 
 
-def test_a_member_is_no_ensemble(tmp_path: Path) -> None:
+def test_metadata_of_a_member_are_refused_as_an_ensemble(tmp_path: Path) -> None:
     with pytest.raises(MetadataError, match="is not valid ensemble metadata"):
         read_ensemble(written(tmp_path, member("one")))
 

@@ -183,7 +183,7 @@ def test_two_certain_members_that_differ_disagree_by_log_two() -> None:
     assert entropy(np.full(4, 0.25)) == pytest.approx(math.log(4))
 
 
-def test_a_member_without_weight_has_no_say() -> None:
+def test_a_member_with_weight_0_does_not_change_the_vote() -> None:
     alone, joined = verdict_of(THREE[:, :2], 0.5, 0.5), verdict_of(THREE, 0.5, 0.5, 0.0)
     for name in ("probabilities", "label", "entropy", "disagreement", "std"):
         np.testing.assert_allclose(getattr(alone, name), getattr(joined, name))

@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 import typing
 
-from plurum.options import settings_from
+from plurum.figures import Drift
 from plurum.settings.calibration import CalibrateSettings
+from plurum.settings.drift import DriftSettings
+from plurum.settings.options import settings_from
 from plurum.settings.training import EvaluationSettings, FitSettings, TrainOptions, TrainSettings
 from plurum.training.calibration.calibrate import calibrate_run
 from plurum.training.calibration.report import CalibrationReport
@@ -17,6 +19,9 @@ from plurum.training.data.examples import Examples
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.report import DataReport, data_report, read_data_report, report_lines
 from plurum.training.data.sources import load_data
+from plurum.training.drift.answers import Answers, read_answers
+from plurum.training.drift.detect import compare_answers
+from plurum.training.drift.report import write_drift
 from plurum.training.evaluation.report import write_report
 from plurum.training.evaluation.run import evaluate_run
 from plurum.training.fitting.fit import fit_report, fit_run
@@ -43,9 +48,12 @@ if typing.TYPE_CHECKING:
     Trained = TrainedModel
 
 __all__ = [
+    "Answers",
     "CalibrateSettings",
     "CalibrationReport",
     "DataReport",
+    "Drift",
+    "DriftSettings",
     "Evaluation",
     "EvaluationSettings",
     "Examples",
@@ -63,6 +71,7 @@ __all__ = [
     "Trainer",
     "Training",
     "calibrate_run",
+    "compare_answers",
     "data_report",
     "ensemble_from_checkpoints",
     "ensemble_from_models",
@@ -72,10 +81,12 @@ __all__ = [
     "fit_run",
     "judge_run",
     "load_data",
+    "read_answers",
     "read_data_report",
     "report_lines",
     "settings_from",
     "train_run",
+    "write_drift",
     "write_fit",
     "write_report",
 ]

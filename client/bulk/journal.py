@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plurum.client.bulk.listing import Listing
+from plurum.dicom_files import file_and_frame
 from plurum.errors import OutputError
 from plurum.files import lock_file
 
@@ -228,9 +229,9 @@ class Journal:
 
 
 def stamp_of(path: str) -> Stamp:
-    """Return the current stamp of a file."""
+    """Return the current stamp of a file, also for a name of one of its frames."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - a million of them
+        status = os.stat(file_and_frame(path)[0])  # noqa: PTH116 - a million of them
     except OSError:
         return Stamp(0, 0)
     return Stamp(status.st_size, status.st_mtime_ns)

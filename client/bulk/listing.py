@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from plurum.dicom_files import PatientNames, frame_names
 from plurum.errors import DataError
 from plurum.file_trees import files_below, is_image_name
 from plurum.images.image_formats import IMAGE_SUFFIXES
@@ -29,11 +30,13 @@ class Listing:
         places: Positions of the images, from 0, by path.
         patients: Patients' names by position, for images whose manifest states one.
         labels: Known labels by position, for images whose manifest states one.
+        patient_names: Names of the patients of DICOM files whose patient no manifest states; None leaves it unknown.
     """
 
     places: dict[str, int] = field(default_factory=dict)
     patients: dict[int, str] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
+    patient_names: PatientNames | None = None
 
     def __len__(self) -> int:
         return len(self.places)
@@ -42,11 +45,16 @@ class Listing:
         return iter(self.places)
 
     def add(self, path: str, patient: str = "", label: str = "") -> None:
-        """Append an image, unless it is listed already.
+        """Append an image, or each frame of a DICOM file, unless it is listed already.
 
         Raises:
             DataError: the image is listed with another patient or label.
+            SettingsError: the key of the patients' pseudonyms can't be read or made.
         """
+        for name in frame_names(path):
+            self._add(name, patient or (self.patient_names.name(Path(path)) if self.patient_names else ""), label)
+
+    def _add(self, path: str, patient: str, label: str) -> None:
         place = self.places.setdefault(path, len(self.places))
         for known, word, name in ((self.patients, patient, "patient"), (self.labels, label, "label")):
             if word and known.setdefault(place, word) != word:
@@ -55,7 +63,9 @@ class Listing:
                 )
 
 
-def listing_from_names(names: Iterable[str | Path], standard_input: BinaryIO | None = None) -> Listing:
+def listing_from_names(
+    names: Iterable[str | Path], standard_input: BinaryIO | None = None, patient_names: PatientNames | None = None
+) -> Listing:
     """Return the images that `names` match.
 
     - A folder: the images below it, in sorted order.
@@ -65,12 +75,19 @@ def listing_from_names(names: Iterable[str | Path], standard_input: BinaryIO | N
     - `-`: paths from standard input, one per line, or separated by NUL as `find -print0` writes them.
     - Any other file: the file itself.
 
+    Of a DICOM file of several frames, each frame is an image: `FILE#frame=0`.
+
     Images from a manifest or standard input need not exist: missing ones fail when they are classified.
+
+    Args:
+        names: Names as above.
+        standard_input: Stream for `-`; None takes `-` for a file.
+        patient_names: Names of the patients of DICOM files whose patient no manifest states; None leaves it unknown.
 
     Raises:
         DataError: a name does not exist, holds or matches no image, or is not a valid manifest.
     """
-    listing = Listing()
+    listing = Listing(patient_names=patient_names)
     for name in names:
         path = Path(name)
         if str(name) == STANDARD_INPUT and standard_input is not None:

@@ -13,12 +13,15 @@ from rich.text import Text
 from plurum.client.bulk.columns import columns_of_images, columns_of_patients
 from plurum.client.bulk.formats import Format, RowSubject, RowWriter, format_from_path
 from plurum.client.bulk.patients import PatientAnswer
-from plurum.client.connection.predictions import Answer, Failure, Prediction
+from plurum.client.connection.predictions import Answer, Failure, Prediction, Served
 from plurum.files import atomic_file
+from plurum.promises.review import promise_text
+from plurum.sentences import point_text
 
 __all__ = [
     "AnswersReport",
     "answers_report",
+    "decision_lines",
     "json_line",
     "patients_report",
     "table_from_answers",
@@ -85,6 +88,13 @@ def _report(path: Path, form: Format, columns: Sequence[str]) -> Iterator[Answer
 def json_line(path: str | Path, answer: Answer) -> str:
     """Return one image's result as a JSON object in one line; a failure has only `path` and `error`."""
     return json.dumps({"path": str(path)} | answer.to_dict())
+
+
+def decision_lines(served: Served) -> list[str]:
+    """Return what the served ensemble states about its decisions: its operating point, and its promise."""
+    point, promise = served.operating_point, served.promise
+    lines = [] if point is None else [f"operating point: {point_text(point)}"]
+    return lines if promise is None else [*lines, promise_text(promise)]
 
 
 def table_from_answers(rows: Iterable[tuple[str | Path, Answer]]) -> Table:

@@ -82,7 +82,7 @@ class EnsembleClient(BaseClient):
         """Return one prediction per image, in order.
 
         Args:
-            images: Paths, encoded JPEG, PNG or TIFF bytes, Pillow images, or uint8 arrays `[height, width, 3]` (RGB)
+            images: Paths, bytes of JPEG, PNG, TIFF or DICOM, Pillow images, or uint8 arrays `[height, width, 3]` (RGB)
                 or `[height, width]` (grey), in any mixture.
             patients: Patient of each image, None if unknown. A server that draws audits then draws patients instead of
                 images; servers that draw none don't get the names.

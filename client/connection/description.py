@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
+
+from pydantic import ValidationError
 
 from plurum.client.connection.predictions import Served
 from plurum.predictions.outputs import AUDIT, TESTED
-from plurum.spec import IMAGE, PatientRule
+from plurum.spec import IMAGE, OperatingPoint, PatientRule, ReviewPromise
+from plurum.spec.fields import Metadata
 from plurum.voting import DecisionPoint, point_from_ensemble
 
 __all__ = ["served_from_description"]
+
+Part = TypeVar("Part", bound=Metadata)
 
 
 def served_from_description(
@@ -56,6 +61,8 @@ def served_from_description(
         has_audit=AUDIT in shapes,
         audit_rate=metadata.get("audit_rate") if AUDIT in shapes else None,
         has_outliers=set(TESTED) <= set(shapes),
+        operating_point=_readable(metadata.get("operating_point"), OperatingPoint),
+        promise=_readable(metadata.get("promise"), ReviewPromise),
     )
 
 
@@ -69,6 +76,14 @@ def _point(metadata: dict[str, Any]) -> DecisionPoint | None:
         return point_from_ensemble(metadata)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("the server's operating point can't be read") from error
+
+
+def _readable(values: object, kind: type[Part]) -> Part | None:
+    """Return a part of the metadata that is only shown; None if there is none, or if another version wrote it."""
+    try:
+        return None if values is None else kind.model_validate(values)
+    except ValidationError:
+        return None
 
 
 def _metadata(config: dict[str, Any]) -> tuple[dict[str, Any], str]:

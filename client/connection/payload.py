@@ -1,8 +1,8 @@
 """Convert images to request tensors. Pure functions, used by gRPC and HTTP.
 
-Encoded images are sent to the model `ensemble` unchanged, and uint8 arrays of exactly the served size to
-`ensemble_pixels`. Other images are encoded as lossless PNG and sent to `ensemble`, so that only the server resizes
-images.
+Encoded images are sent to the model `ensemble` unchanged, except that DICOM files are left without what identifies a
+patient. uint8 arrays of exactly the served size are sent to `ensemble_pixels`. Other images are encoded as lossless PNG
+and sent to `ensemble`, so that only the server resizes images.
 
 Legend: `[batch, 1]` tensors hold bytes objects; `[batch, height, width, 3]` tensors are uint8, 0 to 255, RGB.
 """
@@ -20,7 +20,11 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from plurum.client.connection.predictions import Failure
+from plurum.dicom_files import file_and_frame
 from plurum.errors import ImageError, SettingsError
+from plurum.images import UnreadableImageError, structure_of
+from plurum.images.dicom_file import is_dicom
+from plurum.images.dicom_writer import with_only_pixels
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.spec import IMAGE, INPUT_PIXELS
 
@@ -35,6 +39,7 @@ __all__ = [
     "image_name",
     "prepare_image",
     "tensor_from_images",
+    "without_patient",
 ]
 
 ENSEMBLE = "ensemble"
@@ -105,7 +110,7 @@ def prepare_image(
         return PreparedImage(index, image_name(index, image), _bytes_from_file(image))
     name = image_name(index, image)
     if isinstance(image, bytes):
-        return PreparedImage(index, name, image)
+        return PreparedImage(index, name, without_patient(image))
     if isinstance(image, Image.Image):
         return PreparedImage(index, name, _png_from_image(image))
     if not isinstance(image, np.ndarray):
@@ -125,6 +130,26 @@ def prepare_image(
 def image_name(index: int, image: object) -> str:
     """Return the name of the image at position `index` (from 0) for messages."""
     return str(image) if isinstance(image, str | Path) else f"image {index}"
+
+
+def without_patient(data: bytes, frame: int | None = None) -> bytes:
+    """Return a DICOM file with only what the pixels of a frame depend on; other files as they are.
+
+    Args:
+        data: Content of the file.
+        frame: The frame, from 0; None expects a file of one.
+
+    Raises:
+        ImageError: the DICOM file can't be read, has no such frame, or has several and `frame` is None.
+    """
+    if not is_dicom(data):
+        return data
+    try:
+        if frame is None:
+            structure_of(data)
+        return with_only_pixels(data, frame or 0)
+    except UnreadableImageError as error:
+        raise ImageError(str(error)) from error
 
 
 class BatchSize:
@@ -211,7 +236,8 @@ def _exact_pixels(image: AnyImage, served_shape: tuple[int, int, int] | None) ->
 
 def _bytes_from_file(path: str | Path) -> bytes:
     try:
-        return read_regular(path, MAX_IMAGE_BYTES)
+        file, frame = file_and_frame(str(path))
+        return without_patient(read_regular(file, MAX_IMAGE_BYTES), frame)
     except OSError as error:
         raise ImageError(f"can't be read: {error.strerror}") from error
     except ValueError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from plurum.predictions.prediction import Prediction
-from plurum.spec import PatientRule
+from plurum.spec import OperatingPoint, PatientRule, ReviewPromise
 from plurum.voting import DecisionPoint
 
 __all__ = ["Answer", "Failure", "Prediction", "Served"]
@@ -30,6 +30,10 @@ class Served:
         has_audit: True if the server draws patients, or images, for audit.
         audit_rate: Probability with which it draws them; None if it draws none, or if it hides its config.
         has_outliers: True if the server tests for images that are unlike its reference images.
+        operating_point: Operating point as the fit states it, with the requested value and its confidence; None without
+            one, if the server hides its config, or if this version of Plurum can't read it.
+        promise: Limit on the review risk of new patients; None without one, if the server hides its config, or if this
+            version of Plurum can't read it.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +48,8 @@ class Served:
     has_audit: bool = False
     audit_rate: float | None = None
     has_outliers: bool = False
+    operating_point: OperatingPoint | None = None
+    promise: ReviewPromise | None = None
 
     @property
     def contract(self) -> str:

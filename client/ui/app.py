@@ -20,6 +20,8 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from plurum.client.bulk.report import decision_lines
+from plurum.client.connection.payload import without_patient
 from plurum.client.ui.connection import Connection
 from plurum.client.ui.explanations import Explanations
 from plurum.client.ui.middleware import PageMiddleware
@@ -153,13 +155,14 @@ class _Predictions:
         return self._pages.start(await asyncio.to_thread(self._store.progress), self._limit_mib)
 
     async def served(self, _: Request) -> Response:
-        """Describe the served ensemble in one line, or state why none is available."""
+        """Describe the served ensemble and its decisions, or state why none is available."""
         try:
             served = await self._connection.served()
         except ServerError as error:
             return JSONResponse({"error": str(error)}, 503)
         line = f"{len(served.classes)} classes, {len(served.members)} members"
-        return JSONResponse({"line": line + point_text(served.point, served.classes)})
+        decisions = decision_lines(served)
+        return JSONResponse({"line": line + point_text(served.point, served.classes), "decisions": decisions})
 
     async def classify(self, request: Request) -> Response:
         """Classify the image in the body, and store it if the prediction needs review or was drawn for audit."""
@@ -167,6 +170,8 @@ class _Predictions:
         async with self._uploads.body(request) as data:
             name = _name(request.headers.get("x-file-name", ""))
             try:
+                # The patient's data in a DICOM file are neither sent nor stored.
+                data = await asyncio.to_thread(without_patient, data)  # noqa: PLW2901
                 # Errors found here need no server.
                 async with self._decoding.room(data):
                     await _check_connected(request)

@@ -28,6 +28,7 @@ from plurum.export.checks import check_output_folder
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.export.manifest import PublishedGraph, is_current, read_manifest, write_manifest
+from plurum.export.repository.cards.card import card_from_repository
 from plurum.export.repository.cards.card_files import update_card, write_card
 from plurum.export.repository.cards.facts import CardFacts, facts_from_run
 from plurum.export.repository.certification import (
@@ -160,7 +161,7 @@ def repository_from_models(
     check_output_folder(out)
     if is_current(out, ensemble, settings):
         former = _read_previous_export(out)
-        update_card(out, facts, former.artefacts, former.parities)
+        update_card(out, card_from_repository(out, facts, former.artefacts, former.parities))
         return former
     sample = load_sample()
     with atomic_folder(out) as hidden, scratch_folder(hidden) as folder:
@@ -190,7 +191,7 @@ def repository_from_models(
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
         write_metadata(hidden / PROBES_FILE, record_predictions(served, list(artefacts.values()), settings))
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        write_card(hidden, facts, published, parities)
+        write_card(hidden, card_from_repository(hidden, facts, published, parities))
         write_manifest(hidden, ensemble, settings, published)
     return ExportResult(False, parities, published, served.promise)
 

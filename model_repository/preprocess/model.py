@@ -1,9 +1,9 @@
 """Triton's preprocess model: decode images, and resize them to the members' input.
 
-Export copies it with the package `images` and `ensemble.json` into `preprocess/1`. It requires NumPy and Pillow, not
-Plurum.
+Export copies it with the package `images` and `ensemble.json` into `preprocess/1`. It requires NumPy, Pillow and, for
+DICOM, pydicom with the packages of its extra `pixeldata`; it does not require Plurum.
 
-    IMAGE   BYTES [batch, 1]                       an encoded JPEG, PNG or TIFF each
+    IMAGE   BYTES [batch, 1]                       a JPEG, PNG, TIFF or DICOM file each
     PIXELS  UINT8 [batch, height, width, 3]        RGB
 
 Ordinary images are decoded in this process. Requests that may take longer are deferred to a separate process that can
@@ -46,8 +46,11 @@ class TritonPythonModel:
         """Read the image rule from the `ensemble.json` beside this file."""
         here = Path(args["model_repository"], args["model_version"])
         image = json.loads((here / "ensemble.json").read_text(encoding="utf-8"))["image"]
-        self.rule = {key: image[key] for key in ("height", "width", "colour", "resize")}
-        self.deferred = _DeferredRequests(self.rule)
+        self.rule = images.resizing_from_spec(image)
+        # Absent in files of older versions.
+        window = image.get("window")
+        self.window = None if window is None else (window[0], window[1])
+        self.deferred = _DeferredRequests(self.rule, self.window)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Return a response to each request, or None if it is sent later; a broken image fails only its own request."""
@@ -68,12 +71,14 @@ class TritonPythonModel:
                 return _refusal(index, len(encoded), error)
             structures.append(structure)
             work += structure.work if structure else len(data)
-        if None in structures or work > _WORK_AT_ONCE:
+        # Only the decoders of some DICOM files may crash.
+        apart = any(structure is None or structure.apart for structure in structures)
+        if apart or work > _WORK_AT_ONCE:
             return self.deferred.put(request, encoded, work)
         pixels = []
         for index, (data, structure) in enumerate(zip(encoded, structures, strict=True)):
             try:
-                pixels.append(images.pixels_from_image(images.open_image(data, structure), **self.rule))
+                pixels.append(images.pixels_from_image(images.open_image(data, structure, self.window), **self.rule))
             except images.UnreadableImageError as error:
                 return _refusal(index, len(encoded), error)
         return _response(pixels)
@@ -89,8 +94,8 @@ class _Request(NamedTuple):
 class _DeferredRequests:
     """Requests that wait for the decoding process, and the thread that passes them to it."""
 
-    def __init__(self, rule: dict[str, Any]) -> None:
-        self._decoder = decoder.Decoder(rule)
+    def __init__(self, rule: dict[str, Any], window: tuple[float, float] | None) -> None:
+        self._decoder = decoder.Decoder(rule, window=window)
         self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._work = self._bytes = 0

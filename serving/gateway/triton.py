@@ -45,7 +45,7 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
-_DECISION = ("patient_rule", "operating_point", "audit_rate")
+_DECISION = ("patient_rule", "operating_point", "audit_rate", "promise")
 # Time limit for metadata requests, which need no computing.
 _DESCRIBE_S = 2.0
 # Prefix of each tensor in a serialized request: the field's number, and the wire type of length-delimited bytes.
@@ -81,8 +81,8 @@ class ServedEnsemble:
         width: Width of the members' input image, pixels.
         max_batch_size: Maximum number of images in one request.
         models: Metadata of the public models that are served, by name.
-        decision: Parts of the metadata about decisions: `patient_rule`, `operating_point` and
-            `audit_rate`, where present.
+        decision: Parts of the metadata about decisions: `patient_rule`, `operating_point`, `audit_rate` and `promise`,
+            where present.
     """
 
     ensemble: str

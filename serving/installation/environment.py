@@ -37,8 +37,17 @@ _log = logging.getLogger(__name__)
 _LOCK = Path(__file__).with_name("requirements.txt")
 PACKAGES = dict(line.split("==") for line in _LOCK.read_text(encoding="utf-8").split("\n") if "==" in line)
 # Exported models were compared with PyTorch in the user's versions of these.
-_OF_THE_USER = {"pillow": ("pillow",), "onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
-_OPTIONAL = {"openvino"}
+_OF_THE_USER = {
+    **{name: (name,) for name in ("pillow", "openvino", "pydicom", "python-gdcm")},
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+}
+# Packages that are only wanted with one of the user's. The decoders of DICOM have other versions for NumPy 1.
+_OPTIONAL = {
+    "openvino": "openvino",
+    **dict.fromkeys(
+        ("pydicom", "python-gdcm", "pyjpegls", "pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle"), "pydicom"
+    ),
+}
 _WITHOUT_DEPENDENCIES = "nvidia-pytriton"
 _RECORD = "environment.json"
 _OTHERWISE = "Or install Plurum with a server of its own, in Python 3.10 to 3.12: pip install 'plurum[embedded]'"
@@ -65,7 +74,7 @@ def _wanted() -> dict[str, str]:
     wanted = {}
     for package, version in PACKAGES.items():
         own = next(filter(None, map(_installed, _OF_THE_USER.get(package, ()))), None)
-        if own is not None or package not in _OPTIONAL:
+        if package not in _OPTIONAL or _installed(_OPTIONAL[package]):
             wanted[package] = own or version
     return wanted
 

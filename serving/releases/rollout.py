@@ -101,20 +101,20 @@ class Rollout:
         self._change(
             state,
             ReleaseState(current=state.current, previous=state.previous, trial=trial),
-            lambda: self.server.put_on_trial(trial, state.current, _LOAD_S),
+            lambda: self.server.models.put_on_trial(trial, state.current, _LOAD_S),
         )
         what = "is compared with it" if trial.shadow else f"handles {trial.percent:g} % of the requests"
         self._report(f"{state.current} is public; {trial.release} {what}")
 
     def _unload(self, *tags: str | None, but: str | None = None) -> None:
         for tag in tags:
-            if tag is not None and tag != but and self.server.has_release(tag):
-                self.server.remove_release(tag, _LOAD_S)
+            if tag is not None and tag != but and self.server.models.has_release(tag):
+                self.server.models.remove_release(tag, _LOAD_S)
                 self._report(f"{tag} is unloaded")
 
     def _load(self, state: ReleaseState, tag: str) -> None:
         """Check, load and rehearse a release, unless it is loaded already."""
-        if self.server.has_release(tag):
+        if self.server.models.has_release(tag):
             self._report(f"{tag} is still loaded")
             return
         repository = self._path(tag)
@@ -127,11 +127,11 @@ class Rollout:
                 rehearse(probe, repository, ensemble, _REQUEST_S)
         self._report(f"{tag} passed its rehearsal on a separate server")
         try:
-            probe = self.server.add_release(repository, tag, _LOAD_S)
+            probe = self.server.models.add_release(repository, tag, _LOAD_S)
             self._report(f"{tag} is loaded beside {state.current}")
             difference = rehearse(probe, repository, ensemble, _REQUEST_S)
         except PlurumError:
-            self.server.remove_release(tag, _LOAD_S)
+            self.server.models.remove_release(tag, _LOAD_S)
             raise
         self._report(f"{tag} predicts what it predicted at export (probabilities differ by at most {difference:.1g})")
 
@@ -140,7 +140,7 @@ class Rollout:
         return folder if self.copies is None else self.copies.take(folder, tag).path
 
     def _publish(self, tag: str, state: ReleaseState, new: ReleaseState) -> None:
-        self._change(state, new, lambda: self.server.publish(tag, _LOAD_S))
+        self._change(state, new, lambda: self.server.models.publish(tag, _LOAD_S))
         self._report(f"{tag} is public")
 
     def _change(self, state: ReleaseState, new: ReleaseState, act: Callable[[], None]) -> None:
@@ -153,7 +153,7 @@ class Rollout:
                 self.releases.write_state(state)
             finally:
                 # Some of the new release's ensembles may already be public.
-                self.server.publish(state.current, _LOAD_S)
+                self.server.models.publish(state.current, _LOAD_S)
             raise
 
     def _report(self, line: str, outcome: str | None = None) -> None:

@@ -27,7 +27,8 @@ from plurum.serving.triton.log import TritonLog
 from plurum.serving.triton.model_processes import ModelProcesses
 from plurum.serving.triton.probe import Probe, ProbeError
 from plurum.serving.triton.processes import MARK, ServerProcesses, is_alive
-from plurum.serving.triton.settings import Ports, ReleaseTrial, claim_ports, find_exposures, server_arguments
+from plurum.serving.triton.served_models import ServedModels
+from plurum.serving.triton.settings import Ports, claim_ports, find_exposures, server_arguments
 from plurum.serving.triton.surroundings import (
     check_folder,
     check_machine,
@@ -163,7 +164,7 @@ class Server:
                 raise self._failure(f"was not ready after {self._settings.start_timeout_s:g} s")
             time.sleep(_POLL_S)
         self._check_inference(max(1.0, deadline - time.monotonic()))
-        self._model_processes.watch(self._staged.configs)
+        self._models.processes.watch(self._staged.configs)
         self._ready, self._ready_s = True, time.time()
 
     def check(self) -> None:
@@ -181,6 +182,11 @@ class Server:
         code = self._process.poll()
         if code is not None:
             raise self._failure(f"{'exited unexpectedly' if self._ready else 'did not start'} (exit code {code})")
+
+    @property
+    def models(self) -> ServedModels:
+        """Models of the started server, to reload them and to change releases."""
+        return self._models
 
     def probe(self) -> Probe | None:
         """Return a probe of the server's ensembles, or None if the repository has no ensemble."""
@@ -206,40 +212,7 @@ class Server:
 
         Models that are being loaded or unloaded are left out.
         """
-        return self._model_processes.find_unhealthy()
-
-    def reload(self, model: str, timeout_s: float) -> None:
-        """Reload a model in new processes; do nothing if it is being reloaded already or is no longer served.
-
-        Raises:
-            ServerError: Triton could not reload the model in time.
-        """
-        if model not in self._model_processes:
-            return
-        with name_failures():
-            self._staged.touch(model)
-        self._load(model, timeout_s)
-
-    def add_release(self, repository: Path, tag: str, timeout_s: float) -> Probe:
-        """Load the models of another release beside those that are served, and return a probe of its ensembles.
-
-        Args:
-            repository: Model repository of the release.
-            tag: Tag appended to its models' names.
-            timeout_s: Time limit for each model, seconds.
-
-        Raises:
-            MetadataError: the release's `ensemble.json` is broken.
-            RepositoryError: `repository` is not a model repository.
-            ServerError: a model could not be loaded in time; models loaded before it stay until `remove_release`.
-        """
-        with name_failures():
-            self._staged.add(repository, tag)
-        models = self._staged.models_of(tag)
-        check_names(repository, models)
-        for model in models:
-            self._load(model, timeout_s)
-        return Probe(self.urls.http, read_ensemble(repository / "ensemble.json"), models)
+        return self._models.processes.find_unhealthy()
 
     def create_rehearsal_server(self, repository: Path, tag: str) -> Server:
         """Return a server of another release, with this server's settings, that only this machine can reach.
@@ -250,51 +223,6 @@ class Server:
         here: dict[str, object] = {"host": "127.0.0.1", "grpc_host": None, "grpc_tls": None}
         here |= dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0)
         return Server(repository, self._settings.model_copy(update=here), tag)
-
-    def has_release(self, tag: str) -> bool:
-        """Return True if the models of a release are loaded."""
-        return bool(self._staged.models_of(tag))
-
-    def publish(self, tag: str, timeout_s: float) -> None:
-        """Serve a loaded release under the public names; requests in flight keep their release.
-
-        Raises:
-            ServerError: Triton could not load the public ensembles in time.
-        """
-        with name_failures():
-            chains = self._staged.publish(tag)
-        for chain in chains:
-            self._load(chain, timeout_s)
-
-    def put_on_trial(self, trial: ReleaseTrial, current: str, timeout_s: float) -> None:
-        """Route a fraction of the public requests to a loaded release, or compare it with the public release.
-
-        Raises:
-            ServerError: Triton could not load the front models in time.
-        """
-        with name_failures():
-            fronts = self._staged.put_on_trial(trial, current)
-        for front in fronts:
-            self._load(front, timeout_s)
-
-    def remove_release(self, tag: str, timeout_s: float) -> None:
-        """Unload and remove the models of a release that is not public."""
-        models = self._staged.models_of(tag)
-        # Stop watching their processes first, so that their exit is not taken for a fault.
-        for model in models:
-            self._model_processes.forget(model)
-        self._staged.remove(tag)
-        for model in reversed(models):
-            try:
-                self._admin.unload(model, timeout_s)
-            except ServerError as error:
-                # The model may never have been loaded.
-                _log.debug("%s", error)
-
-    def _load(self, model: str, timeout_s: float) -> None:
-        self._model_processes.expect_reload(model)
-        self._admin.load(model, timeout_s)
-        self._model_processes.watch([model])
 
     def stop(self, *, drain: bool = True) -> None:
         """Stop the server, and remove all its processes and files.
@@ -369,7 +297,8 @@ class Server:
                 start_new_session=True,
             )
             self._processes = ServerProcesses(self.name, self._process.pid)
-            self._model_processes = ModelProcesses(self._processes, self._staged.instances, self._admin.is_loaded)
+            processes = ModelProcesses(self._processes, self._staged.instances, self._admin.is_loaded)
+            self._models = ServedModels(self._staged, self._admin, processes, self.urls.http)
             folder.record(self._process.pid)
             os.write(opened, b".")
 

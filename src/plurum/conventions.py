@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["HUNG_S", "IMAGENET_MEAN", "IMAGENET_STD", "MANAGERS", "PATIENTS", "PROBE_ID", "PatientRule"]
+__all__ = ["HUNG_S", "IMAGENET_MEAN", "IMAGENET_STD", "MANAGERS", "PATIENTS", "PROBE_ID", "PatientRule", "ResizeRule"]
 
 # A request that hangs the server has been inside for longer than this, in seconds, when `plurum serve` ends the server:
 # `plurum serve` waits for at least 3 s.
@@ -19,3 +19,5 @@ PATIENTS = "patients"
 PROBE_ID = "plurum-probe"
 # Rule that combines the predictions of a patient's images; `plurum.voting.pool_groups` implements it.
 PatientRule = Literal["mean", "max", "majority"]
+# Rule that brings an image to the members' size; `plurum.images.resize_to_pixels` implements it.
+ResizeRule = Literal["stretch", "crop", "pad"]

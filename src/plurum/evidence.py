@@ -27,6 +27,8 @@ from plurum.run import Run
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from plurum.spec import ImageSpec
+
 __all__ = ["ENSEMBLE", "Evidence", "EvidenceMap", "grad_cam", "overlay"]
 
 ENSEMBLE = "the ensemble"
@@ -107,7 +109,7 @@ class Evidence:
         if label not in self.ensemble.classes:
             raise MetadataError(f"label: expected a class of {self._run.path}, got {label!r}")
         try:
-            image = to_eight_bit(open_image(data))
+            image = to_eight_bit(open_image(data, window=spec.window))
         except UnreadableImageError as error:
             raise ImageError(str(error)) from error
         seen = resize_to_pixels(image, **spec.resizing)
@@ -115,7 +117,7 @@ class Evidence:
         with self._lock:
             index = self.ensemble.classes.index(label)
             maps = [grad_cam(model, pixels, index) for model in self._load()]
-        shown = _as_member_sees(image, spec.height, spec.width, crop=spec.resize == "crop")
+        shown = _as_member_sees(image, spec)
         names = (ENSEMBLE, *(member.name for member in self.ensemble.members))
         all_maps = (self._vote(maps), *maps)
         return tuple(_evidence_map(name, values, shown, label) for name, values in zip(names, all_maps, strict=True))
@@ -232,13 +234,15 @@ def _resize_map(values: Map, size: tuple[int, int]) -> Map:
     return np.asarray(resized, dtype=np.float32)
 
 
-def _as_member_sees(image: Image.Image, height: int, width: int, *, crop: bool) -> Image.Image:
-    """Return the part of the image that members see, enlarged for display and in its own proportions."""
-    size = (width, height) if crop else image.size
+def _as_member_sees(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Return what the members see of the image, enlarged for display and in its own proportions."""
+    size = image.size if spec.resize == "stretch" else (spec.width, spec.height)
     scale = _SHOWN_SIDE / max(size)
     shown = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
     # Keep the pixels of a small image visible as squares instead of interpolating detail.
     method = Image.Resampling.BILINEAR if max(image.size) > _SHOWN_SIDE else Image.Resampling.NEAREST
+    if spec.resize == "pad":
+        return ImageOps.pad(image.convert("RGB"), shown, method, color=spec.resizing["fill"])
     return ImageOps.fit(image.convert("RGB"), shown, method)
 
 

@@ -17,9 +17,11 @@ __all__ = [
     "DecisionCurve",
     "DecisionFigures",
     "Diagnosis",
+    "Drift",
     "Estimate",
     "GroupFigures",
     "GroupedFigures",
+    "OutputShift",
     "PatientLevel",
     "PatientScores",
     "PointScores",
@@ -259,6 +261,77 @@ class PatientLevel(Metadata):
     patients: int
     images: int
     by_rule: dict[str, dict[PatientRule, PatientScores]]
+
+
+class OutputShift(Metadata):
+    """Difference of one output between a reference and other predictions.
+
+    Attributes:
+        output: `labels`, `review`, `confidence`, `disagreement`, `outlier`, or `p_CLASS`.
+        distance: Largest difference of the two distribution functions (Kolmogorov–Smirnov). For labels and review, the
+            fraction of predictions that would have to change (total variation). 0 to 1.
+        p_value: P-value of no difference, corrected for the number of outputs.
+        reference: Mean of the output in the reference; for review the fraction. None where it is unknown.
+        answers: Mean of the output in the other predictions.
+    """
+
+    output: str
+    distance: float
+    p_value: float
+    reference: float | None
+    answers: float | None
+
+
+class Drift(Metadata):
+    """Two-sample test of predictions against a reference.
+
+    Attributes:
+        version: Version of the file format.
+        reference: Name of the reference: a file, an ensemble's metadata, or a split.
+        answers: Names of the tested predictions.
+        classes: Class names, in the order of `reference_labels`.
+        images: Number of images of the reference, then of the other predictions.
+        units: Number of independent units, patients or images, of the reference, then of the other predictions.
+        unit: Unit that is permuted between the samples.
+        alpha: Largest probability of a false alarm, over all outputs together.
+        permutations: Number of random permutations.
+        seed: Random seed of the permutations.
+        shifts: Difference of each tested output.
+        reference_labels: Fraction of predictions by label in the reference.
+        answers_labels: Fraction of the other predictions by label.
+        confidence_limits: Upper limits of all bins of confidence but the last.
+        reference_confidence: Fraction of predictions by bin of confidence in the reference, one more than limits.
+        answers_confidence: Fraction of the other predictions by bin of confidence.
+        notes: Remarks on what the test assumes and leaves out, one sentence each.
+    """
+
+    version: Literal[1] = 1
+    reference: str
+    answers: tuple[str, ...]
+    classes: tuple[str, ...]
+    images: tuple[int, int]
+    units: tuple[int, int]
+    unit: Literal["patients", "images"]
+    alpha: float
+    permutations: int
+    seed: int
+    shifts: tuple[OutputShift, ...]
+    reference_labels: tuple[float, ...]
+    answers_labels: tuple[float, ...]
+    confidence_limits: tuple[float, ...]
+    reference_confidence: tuple[float, ...]
+    answers_confidence: tuple[float, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def p_value(self) -> float:
+        """P-value of no difference in any output."""
+        return min(shift.p_value for shift in self.shifts)
+
+    @property
+    def is_found(self) -> bool:
+        """True if any output differs significantly."""
+        return self.p_value <= self.alpha
 
 
 def figure_text(figure: Estimate | None) -> str:

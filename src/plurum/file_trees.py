@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
+from plurum.dicom_files import heading_from_file
 from plurum.errors import DataError
 from plurum.images.image_formats import IMAGE_SUFFIXES
 
@@ -17,7 +18,16 @@ _LOG = logging.getLogger(__name__)
 
 # Files and folders that macOS, Synology, Windows and Linux leave behind.
 _LEFTOVERS = frozenset(
-    {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"}
+    {
+        "__MACOSX",
+        "@eaDir",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+        "Thumbs.db",
+        "desktop.ini",
+        "DICOMDIR",
+    }
 )
 _LINK = "links to folders that are read anyway"
 
@@ -64,7 +74,7 @@ class ImageTree:
                 elif _is_folder(entry):
                     if not entry.is_symlink() or self._is_new(entry.path):
                         folders.append(prefix + entry.name)
-                elif is_image_name(entry.name):
+                elif is_image_name(entry.name) or _is_dicom(entry):
                     yield prefix + entry.name
                 else:
                     self.skipped[PurePath(entry.name).suffix.lower()] += 1
@@ -113,7 +123,7 @@ def is_leftover(name: str) -> bool:
 
 
 def skipped_text(skipped: Counter[str]) -> str:
-    """Return `ImageTree.skipped` as text, the most frequent first: `12 .dcm, 3 .webp`."""
+    """Return `ImageTree.skipped` as text, the most frequent first: `12 .nii, 3 .webp`."""
     return ", ".join(f"{count:,} {what or 'without an extension'}" for what, count in skipped.most_common())
 
 
@@ -123,6 +133,12 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{folder} can't be read: {error.strerror}") from error
+
+
+def _is_dicom(entry: os.DirEntry[str]) -> bool:
+    """Return True for DICOM files without an extension, or named by a UID, as archives write them."""
+    suffix = PurePath(entry.name).suffix[1:]
+    return (not suffix or suffix.isdigit()) and heading_from_file(Path(entry.path)) is not None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -162,7 +162,7 @@ def test_alike_servers_seldom_differ() -> None:
     assert 0 < sum(verdict != "no difference beyond noise" for verdict in verdicts) <= 20
 
 
-def test_what_can_not_be_compared_is_said() -> None:
+def test_cases_of_only_one_result_are_named() -> None:
     first, second = result({ONE: [1, 2]}), result({ONE: [1, 2], FOUR: [3, 4]}, machine={"processor": "Q", "cores": 2})
     found = compare_benches(first, second)
     assert found.only_first == ()
@@ -204,7 +204,9 @@ def program(folder: Path, text: str) -> Path:
     return path
 
 
-def test_one_on_path_is_taken_and_a_broken_one_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perf_analyzer_on_path_is_used_and_a_broken_one_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     path = program(tmp_path, 'echo "Perf Analyzer Version 2.99.1 (commit x)"')
     assert find_perf_analyzer() == PerfAnalyzer(path, None, "2.99.1")
@@ -213,7 +215,7 @@ def test_one_on_path_is_taken_and_a_broken_one_is_said(tmp_path: Path, monkeypat
         find_perf_analyzer()
 
 
-def test_what_stopped_it_is_said(tmp_path: Path) -> None:
+def test_the_reason_of_a_failed_measurement_is_reported(tmp_path: Path) -> None:
     binary = program(
         tmp_path, 'echo "Request concurrency: 1"; echo "Thread [0] had error: no memory"; echo bye; exit 1'
     )
@@ -223,7 +225,7 @@ def test_what_stopped_it_is_said(tmp_path: Path) -> None:
         PerfAnalyzer(binary, None, "").measure(TARGET, "127.0.0.1:1", FOUR.load, tmp_path / "x.json", 0.3)
 
 
-def test_where_it_can_not_be_had_that_is_one_line_and_nothing_is_left(
+def test_a_failed_installation_gives_one_line_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

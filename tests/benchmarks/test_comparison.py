@@ -176,7 +176,7 @@ def test_members_of_a_run_are_taken_by_architecture(run: Run) -> None:
         contenders_from_run(run, ["resnet10t", "resnet18"])
 
 
-def test_checkpoints_answer_as_the_members_they_are(run: Run, tmp_path: Path) -> None:
+def test_checkpoints_predict_as_their_members(run: Run, tmp_path: Path) -> None:
     (member,) = contenders_from_run(run, ["resnet10t"])
     state = model_from_contender(member).model.state_dict()
     save_file(state, tmp_path / "weights.safetensors")
@@ -199,7 +199,7 @@ def test_checkpoints_answer_as_the_members_they_are(run: Run, tmp_path: Path) ->
         ("resnet10t=weights.pt", MetadataError, "weights.pt is missing"),
     ],
 )
-def test_a_checkpoint_that_is_none_is_refused(run: Run, named: str, error: type[Exception], message: str) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(run: Run, named: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         contenders_from_checkpoints(run, [named])
 
@@ -291,7 +291,7 @@ def test_all_files_are_written(names: tuple[str, ...], tmp_path: Path) -> None:
             assert min(picture.size) > 200
 
 
-def test_nothing_is_written_where_a_picture_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_plot_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> dict[str, bytes]:
         raise MemoryError
 

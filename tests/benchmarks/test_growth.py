@@ -13,6 +13,8 @@ from plurum.benchmarks.claims.growth.plots import plot_from_growth
 from plurum.benchmarks.claims.growth.result import Axis, GrowthPoint, GrowthResult, GrowthTurn, csv_from_growth
 from tests.benchmarks.programs import run_benchmark
 
+pytestmark = pytest.mark.timing
+
 
 def turn(axis: Axis, value: int, rate: float, *latencies: float) -> GrowthTurn:
     point = GrowthPoint.model_validate({axis: value})
@@ -58,7 +60,7 @@ def test_the_picture_has_a_column_for_each_axis(result: GrowthResult) -> None:
 
 
 @pytest.mark.triton
-def test_one_axis_is_measured(work: Path, tmp_path: Path) -> None:
+def test_the_axis_of_clients_is_measured(work: Path, tmp_path: Path) -> None:
     options = ("--axis", "clients", "--quick", "--rounds", 1, "--seconds", 0.2)
     ended = run_benchmark("claims.growth", "--work", work, "--out", tmp_path / "out", *options)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["growth.csv", "growth.json", "growth.png"]

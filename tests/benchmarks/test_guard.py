@@ -13,6 +13,8 @@ from plurum.benchmarks.claims.guard import RATIOS, Noise, cost_ratios, guarded_r
 from plurum.benchmarks.tools.machine import machine
 from plurum.errors import DataError
 
+pytestmark = pytest.mark.timing
+
 HERE: dict[str, str | int | float] = {"processor": "one", "cores": 2, "memory_gb": 8.0, "load_1min": 0.1}
 
 
@@ -37,7 +39,7 @@ def test_a_burst_is_measured_again_and_passes() -> None:
     assert len(measured) == 2
 
 
-def test_what_was_beyond_each_time_is_a_loss() -> None:
+def test_a_ratio_beyond_its_limit_in_every_run_is_a_loss() -> None:
     # Each of them was beyond at some time; only one of them was always.
     runs = iter([{"a": 9.0, "b": 9.0}, {"a": 9.0, "b": 1.0}, {"a": 9.0, "b": 9.0}])
     measured, lost = judge(lambda: next(runs), {"a": 2.0, "b": 2.0})

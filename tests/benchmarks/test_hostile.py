@@ -19,6 +19,8 @@ from plurum.benchmarks.claims.hostile.witness import HeldResources
 from plurum.serving import Server
 from tests.benchmarks.programs import run_benchmark
 
+pytestmark = pytest.mark.timing
+
 
 def test_there_are_more_than_sixty_kinds_and_each_has_a_turn_in_a_quick_run() -> None:
     kinds = {attack.kind_name for attack in attacks()}
@@ -69,7 +71,7 @@ def test_images_cost_what_they_are_made_to_cost() -> None:
     assert len(endless_jpeg()) < 4 << 20
 
 
-def test_what_is_not_there_is_named() -> None:
+def test_unknown_targets_and_kinds_are_named() -> None:
     for words, said in ((("--target", "moon"), "--target: expected one of"), (("--kind", "moon"), "--kind: expected")):
         assert said in run_benchmark("claims.hostile", *words, code=2).stderr
 
@@ -92,7 +94,7 @@ def test_a_quick_campaign_breaks_no_claim(repository: Path) -> None:
 
 
 @pytest.mark.triton
-def test_a_call_in_raw_frames_that_is_answered_is_told_from_one_that_is_refused(served: Server) -> None:
+def test_responses_to_raw_frames_are_distinguished_from_refusals(served: Server) -> None:
     place = ServerPort(int(served.urls.grpc.rpartition(":")[2]))
     assert is_answered(place, raw_call("ServerLive", b""))
     assert not is_answered(place, raw_call("RepositoryIndex", b""))

@@ -23,6 +23,8 @@ from plurum.client import EnsembleClient
 from plurum.errors import ServerError
 from tests.benchmarks.programs import run_benchmark
 
+pytestmark = pytest.mark.timing
+
 WAYS = ("Triton, gRPC", "Triton, HTTP", "gateway, infer", "gateway, /predict")
 
 
@@ -51,7 +53,7 @@ def test_the_cost_of_the_gateway_is_measured(report_of: Callable[..., Any], work
         assert report[name]["added_ms"] == pytest.approx(added_ms(latencies), abs=2e-3)
 
 
-def test_only_answers_of_the_overload_are_its_throughput() -> None:
+def test_throughput_counts_only_responses_within_the_overload() -> None:
     answers = [
         TimedResponse(200, 10, 11),
         TimedResponse(200, 11, 14.5),
@@ -70,7 +72,7 @@ def test_only_answers_of_the_overload_are_its_throughput() -> None:
 
 
 @pytest.mark.triton
-def test_every_request_is_answered_or_refused(report_of: Callable[..., Any], repository: Path) -> None:
+def test_every_request_gets_a_response_or_a_refusal(report_of: Callable[..., Any], repository: Path) -> None:
     report = report_of(overload, repository=repository, times=10.0, seconds=4.0, peak_seconds=2.0)
     over = report["overload"]
     assert over["sent"] == pytest.approx(4 * report["offered_per_s"], abs=1)
@@ -103,7 +105,7 @@ def test_garbage_is_of_many_kinds_and_is_made_anew() -> None:
 
 
 @pytest.mark.triton
-def test_good_answers_stay_right_and_garbage_is_refused(report_of: Callable[..., Any], repository: Path) -> None:
+def test_predictions_stay_correct_and_garbage_is_refused(report_of: Callable[..., Any], repository: Path) -> None:
     report = report_of(soak, repository=repository, requests=600, garbage_share=0.2)
     assert report["wrong"] == {}
     assert report["garbage_missed"] == {}
@@ -156,7 +158,7 @@ _CHOSEN = ("voter killed", "member killed", "member stopped", "voter hangs", "Tr
 
 
 @pytest.mark.triton
-def test_each_is_noticed_and_healed_and_nobody_hangs(report_of: Callable[..., Any], repository: Path) -> None:
+def test_each_fault_is_detected_and_repaired_within_its_time(report_of: Callable[..., Any], repository: Path) -> None:
     report = report_of(faults, repository=repository, rounds=1, pause=1.0, fault=list(_CHOSEN))
     assert [one["fault"] for one in report["rounds"]] == list(_CHOSEN)
     for one in report["rounds"]:
@@ -172,7 +174,7 @@ def test_each_is_noticed_and_healed_and_nobody_hangs(report_of: Callable[..., An
 
 
 @pytest.mark.triton
-def test_an_error_of_one_request_heals_nothing(repository: Path, tmp_path: Path) -> None:
+def test_an_error_of_one_request_reloads_no_model(repository: Path, tmp_path: Path) -> None:
     with FaultyServer(repository, tmp_path) as watched:
         with pytest.raises(InferenceServerException, match="planted"):
             request_probabilities(watched.urls["http"], watched.pixels, 60.0, request_id="raise")

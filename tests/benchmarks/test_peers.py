@@ -134,7 +134,7 @@ def test_every_image_is_answered_once_and_may_travel_as_base_64(images: tuple[st
     assert [answer["label"] for answer in found] == ["x", "y", "z"]
 
 
-def test_tritons_answer_comes_out_in_the_same_form(images: tuple[str, ...]) -> None:
+def test_responses_of_triton_get_the_same_form(images: tuple[str, ...]) -> None:
     def triton(body: bytes, path: str) -> tuple[int, bytes]:
         assert path == "/v2/models/ensemble/infer"
         # The length in four bytes, then the image.
@@ -160,7 +160,7 @@ def test_the_load_generator_says_what_the_server_said(images: tuple[str, ...]) -
         run_elsewhere(task(f"127.0.0.1:{free_port()}", images))
 
 
-def test_it_runs_in_a_process_of_its_own(images: tuple[str, ...]) -> None:
+def test_the_load_runs_in_its_own_process(images: tuple[str, ...]) -> None:
     with answering(lambda *_: (200, json.dumps(ANSWER).encode())) as address:
         assert run_elsewhere(task(address, images, clients=0)) == [ANSWER] * 3
         assert run_elsewhere(task(address, images))["images_per_s"] > 1
@@ -206,7 +206,7 @@ def test_a_peer_that_ends_by_itself_says_why(tmp_path: Path) -> None:
         PeerServer(broken, Path(sys.executable), job).__enter__()
 
 
-def test_what_pip_cant_install_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_installation_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ServerError, match=r"pip could not install \./nowhere"):
         python_with(("./nowhere",))
@@ -329,7 +329,9 @@ def test_jpegs_differ_in_colour() -> None:
 
 
 @pytest.mark.triton
-def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_that_predict_alike_are_measured_and_the_others_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Plurum beside a peer that answers, one that answers wrongly, and one that can't be had; then nothing is left."""
     # Not the variable: Plurum's server would install its environment there.
     monkeypatch.setattr(environment, "cache_folder", lambda: tmp_path / "cache")

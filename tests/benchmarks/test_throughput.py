@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -14,10 +15,12 @@ from plurum.benchmarks.claims.engines import engines
 from plurum.benchmarks.claims.fused import fused
 from plurum.benchmarks.claims.metrics_cost import difference, metrics_cost
 from plurum.benchmarks.claims.precision import precision
-from plurum.benchmarks.claims.throughput import compare_best, throughput
+from plurum.benchmarks.claims.throughput import compare_best
 from plurum.benchmarks.claims.tune_efficiency import ideal_p99, ratios
 from plurum.benchmarks.tools.command import TINY_ARCHS
 from plurum.benchmarks.tools.turns import measure
+from tests.benchmarks.programs import run_benchmark
+from tests.docs.pages import text_of
 
 
 def test_the_best_served_case_is_compared_with_the_best_plain_loop() -> None:
@@ -53,8 +56,11 @@ def test_every_case_is_warmed_up_and_has_its_turn_in_every_round() -> None:
 
 
 @pytest.mark.triton
-def test_throughput_is_measured(report_of: Callable[..., Any], work: Path) -> None:
-    report = report_of(throughput, work=work, arch=["test_resnet"], size=32, rounds=1, seconds=0.1)
+def test_the_command_of_the_page_measures_throughput(work: Path) -> None:
+    assert "\npython -m plurum.benchmarks.claims.throughput\n" in text_of("measuring.md")
+    options = ("--work", work, "--arch", "test_resnet", "--size", 32, "--rounds", 1, "--seconds", 0.1)
+    report = json.loads(run_benchmark("claims.throughput", *options).stdout)
+    assert report["ratio"] > 0
     assert report["members"] == ["test_resnet"]
     served = report["images_per_s"][report["served"]][0]
     local = report["images_per_s"][report["local"]][0]
@@ -91,7 +97,7 @@ def test_the_ideal_queue_is_erlangs() -> None:
     assert 2 < ideal_p99(1, 2) < ideal_p99(load, 1)
 
 
-def test_a_difference_is_that_of_pairs_and_counting_is_told_of_the_whole() -> None:
+def test_differences_are_paired_and_counting_is_a_fraction_of_the_total() -> None:
     figures = {
         "images/s": {"on": [99.0] * 8, "off": [100.0] * 8},
         "total": {"on": [50.5, 60.6] * 4, "off": [50.0, 60.0] * 4},

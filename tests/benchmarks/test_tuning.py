@@ -76,7 +76,7 @@ def test_the_other_stages_stay_around_the_best(fused: Path) -> None:
     assert [(one.artefacts, one.form) for one in again] == [("bf16", "chain")]
 
 
-def test_what_was_checked_on_one_backend_alone_stays_there(fused: Path, tmp_path: Path) -> None:
+def test_graphs_checked_on_one_backend_stay_on_it(fused: Path, tmp_path: Path) -> None:
     own = read_artefacts(AS_IS, fused)
     first, second = own.members
     assert own.backends[first] == BOTH
@@ -138,7 +138,7 @@ def write(artefacts: Artefacts, one: Variant, folder: Path, *, trial: bool = Fal
     return folder
 
 
-def test_what_is_chosen_stands_in_the_configs_and_is_served_so(fused: Path, tmp_path: Path) -> None:
+def test_the_chosen_variant_is_written_to_the_configs(fused: Path, tmp_path: Path) -> None:
     own = read_artefacts(AS_IS, fused)
     first, second = own.members
     chain = Variant(
@@ -242,7 +242,7 @@ def test_on_a_gpu_there_is_no_other_precision(run: Run, for_a_gpu: Path, tmp_pat
     assert not (tmp_path / "tuned").exists()
 
 
-def test_what_can_not_be_tuned_is_one_line(fused: Path, tmp_path: Path) -> None:
+def test_repositories_that_cannot_be_tuned_give_one_line(fused: Path, tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match="does not exist"):
         read_artefacts(AS_IS, tmp_path / "absent")
     own = read_artefacts(AS_IS, fused)

@@ -42,7 +42,7 @@ def test_the_objective_weighs_rate_and_latency() -> None:
     assert 0 > SOON.merit(late) > SOON.merit(later)
 
 
-def test_a_variant_is_judged_by_what_stood_beside_it() -> None:
+def test_a_variant_is_compared_with_the_turns_beside_it() -> None:
     # The machine was half as fast for the second.
     first = TuneTrial(
         stage="s", turn=1, seconds=1, variant=variant(1), points=(point(8, 90, 9),), beside=(point(8, 80, 9),)
@@ -93,7 +93,9 @@ def test_the_best_third_gets_turns_twice_as_long(tmp_path: Path, monkeypatch: py
     assert turns[:8] != [f"{one} 1" for one in many]
 
 
-def test_the_holder_goes_only_for_what_is_clearly_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_variant_is_replaced_only_by_a_clearly_better_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     holder, *rivals = (variant(number) for number in range(1, 5))
     rates = {str(one): 100.0 for one in rivals} | {str(holder): 99.0}
     assert search(tmp_path / "a", rates, monkeypatch).best("stage", rivals, holder) == holder
@@ -102,9 +104,7 @@ def test_the_holder_goes_only_for_what_is_clearly_better(tmp_path: Path, monkeyp
     assert search(tmp_path / "c", rates, monkeypatch).best("stage", [], holder) == holder
 
 
-def test_of_those_that_answer_as_many_who_answers_soonest_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_among_equal_rates_the_lowest_latency_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     holder, *rivals = (variant(number) for number in range(1, 5))
     rates = dict(zip(map(str, rivals), (100.0, 99.0, 97.0), strict=True)) | {str(holder): 100.0}
     late = dict(zip(map(str, rivals), (300.0, 200.0, 100.0), strict=True)) | {str(holder): 300.0}
@@ -117,7 +117,7 @@ def test_of_those_that_answer_as_many_who_answers_soonest_is_taken(
     assert search(tmp_path / "d", rates, monkeypatch, p99_ms=late).best("stage", rivals, holder) == rivals[0]
 
 
-def test_what_can_not_be_served_is_tried_twice_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_that_fail_twice_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[str] = []
     good, broken, lying = (variant(number) for number in (1, 2, 3))
     found = search(tmp_path, {str(good): 5.0, str(lying): 0.0}, monkeypatch, turns.append)

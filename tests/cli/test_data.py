@@ -10,7 +10,7 @@ from PIL import Image
 
 from plurum.training.data.report import DataReport
 from tests.cli.command_line import CommandLine
-from tests.training.conftest import write_classes, write_image
+from tests.training.data_files import write_classes, write_image
 
 LEAK = "1 image in more than one split, which inflates every score"
 
@@ -30,7 +30,7 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_table_and_a_few_lines_are_said(manifest: Path, plurum: CommandLine) -> None:
+def test_the_output_is_a_table_and_a_few_lines(manifest: Path, plurum: CommandLine) -> None:
     lines = plurum.said("data", manifest).splitlines()
     assert [line.split() for line in lines if line.split()[:1] in (["CE"], ["LAA"], ["all"])] == [
         ["CE", "2", "(2)", "2", "(2)", "2", "(2)"],
@@ -89,11 +89,11 @@ def test_folders_taken_as_splits_and_files_not_read_are_said(tmp_path: Path, plu
         for label in range(2):
             for image in range(2):
                 write_image(tmp_path / name / ("CE", "LAA")[label] / f"{image}.png", 4 * number + 2 * label + image)
-    (tmp_path / "train" / "CE" / "scan.dcm").write_bytes(b"")
+    (tmp_path / "train" / "CE" / "scan.nii").write_bytes(b"")
     lines = plurum.said("data", tmp_path).splitlines()
     assert lines[-2:] == [
         "the folders train, valid and test are taken as splits, and the folders in them as classes",
-        "not read: 1 .dcm",
+        "not read: 1 .nii",
     ]
     assert [line.split() for line in lines if line.split()[:1] == ["CE"]] == [["CE", "2", "2", "2"]]
     assert json.loads(plurum.said("data", tmp_path, "--json"))["notes"] == lines[-2:]

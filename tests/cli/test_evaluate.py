@@ -20,10 +20,10 @@ from tests.cli.command_line import CommandLine
 
 @pytest.fixture(scope="module")
 def by_torch(run: Run) -> Evaluation:
-    return evaluate_run(run.path, EvaluationSettings(draws=100))
+    return evaluate_run(run.path, EvaluationSettings(draws=100, corruptions=True))
 
 
-def test_a_run_is_judged_into_its_own_report(fresh_run: Run, plurum: CommandLine) -> None:
+def test_a_run_is_evaluated_into_its_report_folder(fresh_run: Run, plurum: CommandLine) -> None:
     printed = plurum.said("evaluate", fresh_run.path, "--draws", 100)
     saved = Evaluation.model_validate_json((fresh_run.report_folder / "metrics.json").read_bytes())
     assert (saved.split, saved.images, saved.draws, saved.drawn) == ("test", 40, 100, "images")
@@ -33,7 +33,7 @@ def test_a_run_is_judged_into_its_own_report(fresh_run: Run, plurum: CommandLine
     assert "regnetx_002" in printed
 
 
-def test_it_computes_what_the_metadata_says(by_torch: Evaluation, run: Run) -> None:
+def test_the_evaluation_follows_the_metadata(by_torch: Evaluation, run: Run) -> None:
     from plurum.models import model_from_checkpoint
     from plurum.training.statistics.scoring import predict_logits
     from plurum.voting import decide, softmax
@@ -50,7 +50,7 @@ def test_it_computes_what_the_metadata_says(by_torch: Evaluation, run: Run) -> N
     assert by_torch.sets.wished == pytest.approx(0.9)
 
 
-def test_validation_images_are_said_to_flatter(run: Run, tmp_path: Path, plurum: CommandLine) -> None:
+def test_figures_on_validation_images_come_with_a_note(run: Run, tmp_path: Path, plurum: CommandLine) -> None:
     options = ("--split", "validation", "--draws", 100, "--seed", 7, "--out", tmp_path / "report")
     printed = plurum.said("evaluate", run.path, *options)
     assert "its figures are too optimistic" in printed
@@ -60,11 +60,11 @@ def test_validation_images_are_said_to_flatter(run: Run, tmp_path: Path, plurum:
 
 @pytest.mark.triton
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_a_servers_answers_are_judged_as_pytorchs_are(
+def test_predictions_of_a_server_get_the_same_scores_as_pytorchs(
     served: Server, run: Run, by_torch: Evaluation, protocol: str, tmp_path: Path, plurum: CommandLine
 ) -> None:
     address = getattr(served.urls, protocol).removeprefix("http://").removeprefix("grpc://")
-    options = ["--http"] if protocol == "http" else []
+    options = ["--http"] if protocol == "http" else ["--corruptions"]
     printed = plurum.said("evaluate", run.path, "--url", address, *options, "--json", "--draws", 100, "--out", tmp_path)
     found = Evaluation.model_validate_json(printed)
     assert found.answered_by == f"the server at {address}"
@@ -77,6 +77,9 @@ def test_a_servers_answers_are_judged_as_pytorchs_are(
     assert found.sets.sizes == by_torch.sets.sizes
     assert_alike(found.review.share, by_torch.review.share)
     assert found.best_single == by_torch.best_single
+    for corrupted, other in zip(found.corruptions, by_torch.corruptions, strict=protocol == "grpc"):
+        assert_alike(corrupted.wrong_alone, other.wrong_alone)
+        assert corrupted.nll == pytest.approx(other.nll, abs=2e-3)
     assert (tmp_path / "report.html").is_file()
 
 
@@ -103,7 +106,7 @@ def test_a_server_of_other_classes_or_sizes_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_server_that_is_away_is_one_line(run: Run, tmp_path: Path, plurum: CommandLine) -> None:
+def test_an_unavailable_server_gives_one_line_and_no_report(run: Run, tmp_path: Path, plurum: CommandLine) -> None:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]

@@ -21,7 +21,7 @@ def copy(run: Run, tmp_path: Path) -> Run:
     return Run(tmp_path / "copy")
 
 
-def test_it_prints_members_ensemble_and_what_was_fitted(copy: Run, plurum: CommandLine) -> None:
+def test_the_output_has_members_ensemble_and_fitted_values(copy: Run, plurum: CommandLine) -> None:
     before = copy.ensemble_file.read_bytes()
     printed = plurum.said("fit", copy.path)
     ensemble = copy.ensemble()
@@ -39,7 +39,7 @@ def test_it_prints_members_ensemble_and_what_was_fitted(copy: Run, plurum: Comma
     assert f"next: plurum export {copy.path}" in printed
 
 
-def test_what_was_found_out_is_left_in_the_report(copy: Run, plurum: CommandLine) -> None:
+def test_the_report_folder_has_the_fit_and_its_plots(copy: Run, plurum: CommandLine) -> None:
     shares = (f"--prior={name}={0.19 if index < 5 else 0.01}" for index, name in enumerate(copy.data().classes))
     printed = plurum.said("fit", copy.path, "--select", "greedy", *shares, "--draws", 100)
     report = FitReport.model_validate_json((copy.report_folder / "fit.json").read_text())
@@ -61,7 +61,7 @@ def test_the_outlier_test_is_fitted_unless_it_is_refused(copy: Run, plurum: Comm
     assert copy.ensemble().outliers is None
 
 
-def test_json_is_the_whole_report(copy: Run, plurum: CommandLine) -> None:
+def test_json_has_the_full_report(copy: Run, plurum: CommandLine) -> None:
     printed = plurum.said("fit", copy.path, "--mode", "hard", "--alpha", 0.3, "--risk", 0.2, "--json")
     report = FitReport.model_validate_json(printed)
     ensemble = read_ensemble(copy.ensemble_file)

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from plurum.cli.options import Given, with_options
 from plurum.export.settings import ExportSettings
-from plurum.options import Option, Settings, descriptions_from_docstring, option_from_field
 from plurum.settings import benchmarks, client, serving, training
+from plurum.settings.options import Option, Settings, descriptions_from_docstring, option_from_field
 
 KINDS = [
     ExportSettings,

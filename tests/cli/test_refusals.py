@@ -17,6 +17,12 @@ _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
     ("words", "said"),
     [
         (("doctor", "NOWHERE"), "is not a Plurum model repository"),
+        (("drift", "FILE"), "ANSWERS: expected files of predictions or --metrics, got none"),
+        (("drift", "FILE", "NOWHERE"), "got another suffix"),
+        (("drift", "NOWHERE", "--metrics", "127.0.0.1:1"), "expected a run or a model repository as REFERENCE"),
+        (("drift", "FOLDER", "--metrics", "127.0.0.1:1"), "ensemble.json can't be read: No such file or directory"),
+        (("drift", "FILE", "FILE", "--out", "FILE"), "is a file; name a folder for the report"),
+        (("drift", "FILE", "FILE", "--alpha", "0"), "--alpha: expected a number greater than 0"),
         (("export", "NOWHERE"), "is not a run: it has no run.json"),
         (("export", "NOWHERE", "more"), "RUN: expected one run, got 2"),
         (("export", "NOWHERE", "--images", "scans"), "--images: expected only with checkpoints"),
@@ -47,7 +53,7 @@ _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
         ),
         (("predict", "FILE", "--out", "FOLDER"), "expected a file, got a folder. Give a file name."),
         (("predict", "FILE", "--out", "FILE"), "expected a name that ends in .csv, .jsonl"),
-        (("predict", "FILE", "--patients", "NEW"), "expected a CSV manifest with a column patient, got none"),
+        (("predict", "FILE", "--patients", "NEW"), "expected DICOM images or a CSV manifest with a column patient"),
         (("predict", "FILE", "--tile-size", "3"), "--tile-size: expected a number greater than or equal to 8, got 3"),
         (("predict", "FILE", "--microns-per-pixel", "-1"), "--microns-per-pixel: expected a number greater than 0"),
         (("serve",), "REPO, --releases: expected at least one of them, got none"),
@@ -61,7 +67,7 @@ _CHECKPOINT = ("--arch", "resnet18", "--classes", "CE,LAA")
         (("compare", "NOWHERE", "--out", "NEW", "--rounds", "0"), "--rounds: expected a number"),
     ],
 )
-def test_what_is_refused_is_refused_without_pytorch(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_refusals_do_not_import_pytorch(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
     file = tmp_path / "one.pt"
     file.touch()
     places = {"NOWHERE": tmp_path / "nowhere", "FILE": file, "FOLDER": tmp_path, "NEW": tmp_path / "new"}

@@ -32,7 +32,7 @@ def leftovers(server: ServerProcesses) -> list[object]:
 
 @pytest.mark.triton
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_well_and_nothing_is_left(repository: Path, end: signal.Signals) -> None:
+def test_a_signal_stops_the_server_and_leaves_nothing(repository: Path, end: signal.Signals) -> None:
     with serving(repository, "--json") as (process, line):
         urls = json.loads(line)
         assert set(urls) == {"http", "grpc", "metrics", "status"}
@@ -50,7 +50,7 @@ def test_a_signal_ends_it_well_and_nothing_is_left(repository: Path, end: signal
 
 
 @pytest.mark.triton
-def test_under_nohup_it_outlives_its_terminal(repository: Path) -> None:
+def test_under_nohup_the_server_outlives_its_terminal(repository: Path) -> None:
     with serving(repository, "--json", before=("nohup",)) as (process, line):
         process.send_signal(signal.SIGHUP)
         time.sleep(1)
@@ -65,7 +65,7 @@ def test_under_nohup_it_outlives_its_terminal(repository: Path) -> None:
 
 @pytest.mark.triton
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start processes of other users")
-def test_what_other_users_name_and_plant_is_left_alone_and_holds_nothing_up(repository: Path) -> None:
+def test_files_of_other_users_are_left_alone_and_delay_nothing(repository: Path) -> None:
     with serving(repository, "--json") as (process, _):
         server = server_of(process)
         planted = SHARED_MEMORY / f"{server.name}planted"
@@ -83,7 +83,7 @@ def test_what_other_users_name_and_plant_is_left_alone_and_holds_nothing_up(repo
 
 
 @pytest.mark.triton
-def test_a_signal_while_it_starts(repository: Path) -> None:
+def test_a_signal_during_the_start_leaves_nothing(repository: Path) -> None:
     command = plurum_command("serve", repository, *FREE_OPTIONS)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         server = None
@@ -98,7 +98,7 @@ def test_a_signal_while_it_starts(repository: Path) -> None:
 
 
 @pytest.mark.triton
-def test_it_says_where_it_answers_and_starts_triton_again_when_that_dies(repository: Path) -> None:
+def test_serve_prints_its_addresses_and_restarts_a_killed_triton(repository: Path) -> None:
     with serving(repository) as (process, line):
         assert re.fullmatch(r"HTTP     http://127\.0\.0\.1:\d+\n", line)
         assert process.stdout is not None
@@ -130,7 +130,7 @@ def _restarted(status: str) -> bool:
 
 
 @pytest.mark.triton
-def test_killed_outright_it_leaves_no_server_and_the_next_one_clears_up(repository: Path) -> None:
+def test_a_killed_serve_leaves_no_server_and_the_next_one_removes_its_files(repository: Path) -> None:
     with serving(repository) as (process, _):
         server = server_of(process)
         process.kill()

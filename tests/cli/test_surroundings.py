@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.surroundings import NEEDS_MOUNTS, namespace
-from tests.training.conftest import write_classes
+from tests.training.data_files import write_classes
 
 COMMANDS: tuple[str, ...] = ("bench", "compare", "data", "demo", "doctor", "evaluate", "export", "fit")
 COMMANDS += ("gateway", "predict", "rollout", "serve", "train", "tune", "ui")
@@ -110,7 +110,7 @@ def test_images_are_read_wherever_they_lie(tmp_path: Path, name: str | bytes, lo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_not_there_is_one_line_whatever_it_is_called(tmp_path: Path, name: str | bytes) -> None:
+def test_a_missing_path_gives_one_line_whatever_its_name(tmp_path: Path, name: str | bytes) -> None:
     missing = place(tmp_path, name) / "missing"
     for command in ("doctor", "data"):
         start = time.monotonic()
@@ -128,7 +128,7 @@ def test_a_path_that_is_no_text_is_not_written_into_json(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("command", ["data", "predict", "--help"])
-def test_closed_streams_are_no_fault(tmp_path: Path, closed: str, command: str) -> None:
+def test_closed_streams_cause_no_traceback(tmp_path: Path, closed: str, command: str) -> None:
     data = write_classes(place(tmp_path, "data"), {"CE": 4, "LAA": 4})
     arguments: dict[str, list[object]] = {
         "data": ["data", data, "--plot", tmp_path / "plot.png"],
@@ -145,12 +145,12 @@ def test_closed_streams_are_no_fault(tmp_path: Path, closed: str, command: str) 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 @pytest.mark.parametrize("arguments", [["--help"], ["data", "digits"], ["data", "digits", "--json"]])
-def test_an_output_that_is_full_is_one_line(arguments: list[str]) -> None:
+def test_a_full_output_gives_one_line(arguments: list[str]) -> None:
     refused(plurum(*arguments, redirect=">/dev/full"), b"No space left on device")
 
 
 @NEEDS_MOUNTS
-def test_a_mount_point_is_no_place_for_a_whole_folder(tmp_path: Path) -> None:
+def test_a_mount_point_is_refused_as_a_folder_to_replace(tmp_path: Path) -> None:
     out = place(tmp_path, "out")
     code = "from plurum.files import atomic_folder; from pathlib import Path; import sys\n"
     code += "with atomic_folder(Path(sys.argv[1])): pass"

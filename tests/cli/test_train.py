@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.cli.command_line import CommandLine
-from tests.training.conftest import write_classes
+from tests.training.data_files import write_classes
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_it_trains_goes_on_and_tells_what_is_next(folder: Path, tmp_path: Path, plurum: CommandLine) -> None:
+def test_training_resumes_and_names_the_next_command(folder: Path, tmp_path: Path, plurum: CommandLine) -> None:
     out = tmp_path / "run"
     command = ("train", folder, "--arch", "test_byobnet", "--arch", "test_byobnet", "--out", out)
     small = ("--epochs", 1, "--image-size", 32)
@@ -41,7 +41,7 @@ def test_it_trains_goes_on_and_tells_what_is_next(folder: Path, tmp_path: Path, 
     assert "--seed: expected 0, got 3. Use" in plurum.refused(*command, *small, "--seed", 3)
 
 
-def test_data_that_can_not_be_learnt_from_are_one_line(tmp_path: Path, plurum: CommandLine) -> None:
+def test_unusable_data_give_one_line(tmp_path: Path, plurum: CommandLine) -> None:
     data = tmp_path / "data"
     options = ("--arch", "test_byobnet", "--image-size", 32, "--out", tmp_path / "run")
     assert "does not exist" in plurum.refused("train", data, *options)

@@ -106,7 +106,7 @@ def test_clients_are_counted_and_refusals_said(served: Server, repository: Path,
 
 @pytest.mark.triton
 @pytest.mark.slow
-def test_what_is_served_is_set_against_what_could_be(repository: Path) -> None:
+def test_served_rates_are_compared_with_the_hardwares_limit(repository: Path) -> None:
     found = efficiency(read_artefacts(AS_IS, repository), 1, 0.1, 10, lambda _: None)
     for kind in ("ensemble_pixels", "ensemble", "ensemble_pixels by 4", "ensemble by 4"):
         one = found[kind]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,23 @@ import pytest
 
 from tests.cli.command_line import CommandLine
 
-__all__ = ["DOCS", "ROOT", "Terminal", "blocks", "commands", "run_python", "text_of"]
+__all__ = [
+    "DOCS",
+    "ROOT",
+    "SMALL_DIGITS",
+    "Terminal",
+    "blocks",
+    "commands",
+    "keep_picture",
+    "run_python",
+    "text_of",
+    "without_numbers",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+# Changes of commands whose data may be few, for the fixture `small_digits`.
+SMALL_DIGITS = {"train digits ": "train digits.npz ", "compare digits ": "compare digits.npz "}
 _PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--status-port", "0"]
 _PROGRAMS = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
 
@@ -39,6 +53,16 @@ def commands(page: str) -> list[str]:
     return [line for block in blocks(page, "(?:ba)?sh") for line in block.splitlines() if line]
 
 
+def keep_picture(path: Path, page: str) -> None:
+    """Check that docs/`page` shows the picture at `path`, and copy it to `PLURUM_PICTURES` if this folder is set."""
+    assert f"(images/{page.removesuffix('.md')}/{path.name})" in text_of(page)
+    assert path.is_file()
+    if folder := os.environ.get("PLURUM_PICTURES"):
+        copy = Path(folder, page.removesuffix(".md"), path.name)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
 def run_python(code: str, folder: Path) -> str:
     """Run a program in `folder`, check that it ends well without a warning, and return what it prints."""
     done = subprocess.run(
@@ -51,6 +75,11 @@ def run_python(code: str, folder: Path) -> str:
     )
     assert (done.returncode, done.stderr) == (0, ""), code
     return done.stdout
+
+
+def without_numbers(text: str) -> str:
+    """Return the words of a text: figures differ a little between processors, and so do widths of columns."""
+    return " ".join(re.sub(r"─+", "", re.sub(r"\d+(\.\d+)?", "#", text)).split())
 
 
 class Terminal:

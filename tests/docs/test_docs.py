@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, Terminal, blocks, commands, run_python, text_of
-from tests.training.conftest import digit_arrays, write_mnist
+from tests.docs.pages import ROOT, SMALL_DIGITS, Terminal, blocks, commands, run_python, text_of
+from tests.training.data_files import digit_arrays, write_mnist
 
 # Small inputs and short runs: the figures on the pages took minutes.
 SMALLER = {
+    **SMALL_DIGITS,
+    # A class of these few.
+    "--positive nine": "--positive 3",
     "--epochs 12": "--epochs 3",
     "claims.training": (
         "claims.training --arch test_byobnet --size 32 --batch-size 8 --rounds 1 --steps 1 --epochs 1"
@@ -25,22 +28,23 @@ SMALLER = {
     "dla46_c": "test_nfnet",
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("small_digits")]
 
 
-@pytest.mark.parametrize("page", ["training.md", pytest.param("evaluating.md", marks=pytest.mark.triton)])
-def test_the_commands_of_a_page_run(page: str, terminal: Terminal, tmp_path: Path) -> None:
+def test_the_commands_and_the_python_of_training_run(terminal: Terminal, tmp_path: Path) -> None:
     write_mnist(tmp_path / "fashion-mnist", digit_arrays())
-    # Pages contain the commands that copy their pictures.
-    (tmp_path / "docs" / "images" / Path(page).stem).mkdir(parents=True)
-    for command in commands(page):
+    for command in commands("training.md"):
         terminal.run(command, SMALLER)
-
-
-def test_the_python_example_of_training_runs(terminal: Terminal, tmp_path: Path) -> None:
-    terminal.run(commands("training.md")[0].replace("--epochs 12", "--epochs 1"))
     (example,) = blocks("training.md", "python")
     assert re.fullmatch(r"\d+\.\d+ 2\n", run_python(example, tmp_path))
+
+
+@pytest.mark.triton
+def test_the_commands_of_evaluating_run(terminal: Terminal, tmp_path: Path) -> None:
+    # The page has the command that copies its pictures.
+    (tmp_path / "docs" / "images" / "evaluating").mkdir(parents=True)
+    for command in commands("evaluating.md"):
+        terminal.run(command, SMALLER)
 
 
 def test_the_page_has_a_row_for_each_extra() -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from plurum.export.settings import BUDGETS, MEMBER_SLACK
-from tests.docs.pages import Terminal, commands, text_of
+from tests.docs.pages import SMALL_DIGITS, Terminal, commands, text_of
 
 PAGE = text_of("exporting.md")
-SMALLER = {"resnet10t": "test_resnet", "regnetx_002": "test_byobnet", "--epochs 4": "--epochs 2"}
+SMALLER = {**SMALL_DIGITS, "resnet10t": "test_resnet", "regnetx_002": "test_byobnet", "--epochs 4": "--epochs 2"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("small_digits")
 def test_the_commands_run_in_their_order(terminal: Terminal, tmp_path: Path) -> None:
     said = [terminal.run(command, SMALLER) for command in commands("exporting.md")]
     assert len(said) > 4

@@ -6,10 +6,7 @@ import importlib.util
 import json
 import re
 import string
-import sys
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,12 +14,11 @@ import typer
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
-from plurum import voting
 from plurum.cli.main import app
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.status import Status
-from tests.model_repository.conftest import Recorder, loaded
+from tests.model_repository.triton_recorder import install_recorder, loaded
 from tests.outliers.samples import outliers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,12 +162,7 @@ def registered(registry: CollectorRegistry) -> dict[str, set[str]]:
 @pytest.fixture
 def of_the_voter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, set[str]]:
     """Return the metrics that the voter registers with Triton, by name, with their labels except the common ones."""
-    recorder = Recorder({})
-    triton, family = ModuleType("triton_python_backend_utils"), partial(recorder.family)
-    family.COUNTER, family.GAUGE = Recorder.COUNTER, Recorder.GAUGE  # type: ignore[attr-defined]
-    triton.MetricFamily = family  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", triton)
-    monkeypatch.setitem(sys.modules, "voting", voting)
+    recorder = install_recorder(monkeypatch)
     baseline = {
         "images": 4,
         "class_shares": [0.5, 0.5],

@@ -50,7 +50,7 @@ def options(tmp_path: Path) -> list[object]:
 
 
 @pytest.mark.slow
-def test_they_become_a_repository_that_answers_as_they_do(
+def test_checkpoints_become_a_repository_with_the_same_predictions(
     checkpoints: list[Path], models: list[torch.nn.Module], options: list[object], tmp_path: Path, plurum: CommandLine
 ) -> None:
     assert "32 generated images" in plurum.said("export", *checkpoints, *options)

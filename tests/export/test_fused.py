@@ -23,6 +23,7 @@ from plurum.predictions.outputs import VOTED
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.voting import DecisionPoint, VotingRule, decide, softmax
+from tests.model_repository.expected_outputs import float_outputs
 from tests.serving.voter_counts import wait_for_counts
 
 FUSED_OUTPUTS = VoteModel(VotingRule((1.0,))).outputs
@@ -92,18 +93,12 @@ def test_the_vote_decides_at_the_point_as_the_voter_does(point: DecisionPoint, m
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-def test_the_vote_is_the_voters(rule: VotingRule) -> None:
+def test_the_fused_vote_equals_the_voters(rule: VotingRule) -> None:
     logits = np.random.default_rng(0).normal(scale=2.5, size=(300, 3, 4)).astype(np.float32)
     expected = decide(softmax(logits), rule)
     outputs = dict(zip(FUSED_OUTPUTS, VoteModel(rule)(torch.from_numpy(logits)), strict=True))
     arrays = {name: tensor.numpy() for name, tensor in outputs.items()}
-    for name, values in (
-        ("PROBABILITIES", expected.probabilities),
-        ("ENTROPY", expected.entropy[:, None]),
-        ("DISAGREEMENT", expected.disagreement[:, None]),
-        ("STD", expected.std),
-        ("MEMBER_PROBABILITIES", expected.member_probabilities),
-    ):
+    for name, values in float_outputs(expected).items():
         np.testing.assert_allclose(arrays[name], values, atol=1e-5)
     np.testing.assert_array_equal(arrays["INDEX"][:, 0], expected.label)
     np.testing.assert_array_equal(arrays["PREDICTION_SET"], expected.prediction_set)
@@ -112,7 +107,7 @@ def test_the_vote_is_the_voters(rule: VotingRule) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-def test_every_backend_votes_so_in_batches_of_every_size(rule: VotingRule, tmp_path: Path) -> None:
+def test_every_backend_votes_alike_in_batches_of_every_size(rule: VotingRule, tmp_path: Path) -> None:
     """Compare each output, because OpenVINO once summed [batch, members, 1] over members wrong."""
     logits = np.random.default_rng(0).normal(scale=2.5, size=(9, 3, 4)).astype(np.float32)
     expected = [tensor.numpy() for tensor in VoteModel(rule)(torch.from_numpy(logits))]
@@ -130,7 +125,7 @@ def test_every_backend_votes_so_in_batches_of_every_size(rule: VotingRule, tmp_p
                 np.testing.assert_allclose(answers[name], values[:size], atol=1e-5, err_msg=f"{name} of {size}")
 
 
-def test_a_members_nan_reaches_the_answer() -> None:
+def test_nan_of_a_member_reaches_the_output() -> None:
     logits = torch.zeros(2, 3, 4)
     logits[1, 2, 0] = torch.nan
     outputs = dict(zip(FUSED_OUTPUTS, VoteModel(RULES["soft"])(logits), strict=True))
@@ -212,7 +207,7 @@ def test_served_answers_equal_the_chains(fused_server: Server, run: Run, batch: 
 @pytest.mark.triton
 @pytest.mark.parametrize("model", ["ensemble_pixels", "ensemble_fused"])
 @pytest.mark.parametrize("output", VOTED)
-def test_any_answer_can_be_asked_for_alone(fused_server: Server, run: Run, model: str, output: str) -> None:
+def test_any_output_can_be_requested_alone(fused_server: Server, run: Run, model: str, output: str) -> None:
     pixels = np.array(run.pixels()[:2])
     tensor = tritonclient.grpc.InferInput("PIXELS", list(pixels.shape), "UINT8")
     tensor.set_data_from_numpy(pixels)
@@ -223,7 +218,7 @@ def test_any_answer_can_be_asked_for_alone(fused_server: Server, run: Run, model
 
 
 @pytest.mark.triton
-def test_both_ways_are_counted_together(fused_server: Server, run: Run) -> None:
+def test_metrics_count_chain_and_fused_graph_together(fused_server: Server, run: Run) -> None:
     def counted() -> float:
         samples = wait_for_counts(fused_server.urls.metrics)
         return sum(value for sample, value in samples.items() if sample.startswith("plurum_predictions_total{"))

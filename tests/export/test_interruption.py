@@ -80,7 +80,7 @@ def interrupting(step: int, told: list[str]) -> Callable[[str], None]:
     return progress
 
 
-def test_ctrl_c_at_any_step(run: Run, published: Path) -> None:
+def test_ctrl_c_at_any_step_leaves_no_partial_repository(run: Run, published: Path) -> None:
     before = files_of(published)
     told: list[str] = []
     repository_from_run(run, published.with_name("whole"), SETTINGS, told.append)
@@ -93,7 +93,7 @@ def test_ctrl_c_at_any_step(run: Run, published: Path) -> None:
     assert [one for one in check_repository(published) if one.state == "error"] == []
 
 
-def test_a_process_that_is_killed_at_any_step(run: Run, repository: Path, published: Path) -> None:
+def test_a_kill_at_any_step_leaves_no_partial_repository(run: Run, repository: Path, published: Path) -> None:
     """Files that a killed export leaves do not affect the next one."""
     before = files_of(published)
     kill(run, repository, published, 1, 2, 3, 4, 5, 6)

@@ -114,7 +114,7 @@ def test_an_rtx_engine_in_a_repository(gpu_repository: Path) -> None:
     assert "built by TensorRT-RTX, which Triton does not load" in found(gpu_repository)["plan", MEMBER]
 
 
-def test_what_comes_later_is_no_fault(gpu_repository: Path) -> None:
+def test_later_additions_are_no_fault(gpu_repository: Path) -> None:
     for name in ("timing.cache", "tuning.json", "tuning.csv", "tuning.png"):
         (gpu_repository / name).touch()
     compiled = gpu_repository / "voter" / "1" / "__pycache__"

@@ -78,7 +78,7 @@ def mixed(run: Run, tmp_path_factory: pytest.TempPathFactory, int8_backend: Back
 
 
 @pytest.mark.slow
-def test_auto_says_why(mixed: Path, int8_backend: Backend) -> None:
+def test_auto_states_its_reasons(mixed: Path, int8_backend: Backend) -> None:
     manifest = json.loads((mixed / "export.json").read_text())
     reasons = {one["model"]: one["reason"] for one in manifest["artefacts"]}
     times = ["fp32 onnxruntime 10.0 ms", "bf16 openvino 10.0 ms", "int8 onnxruntime 10.0 ms", "int8 openvino 10.0 ms"]
@@ -123,7 +123,7 @@ FP32, BF16, INT8, INT8_OPENVINO = (
 )
 
 
-def test_what_is_rounded_is_what_its_backend_computes_fast(mixed: Path, int8_backend: Backend) -> None:
+def test_each_backend_rounds_the_operators_that_it_computes_fast(mixed: Path, int8_backend: Backend) -> None:
     """ONNX Runtime gets integers between layers; for OpenVINO only inputs of heavy layers are quantised."""
     graph = onnx.load(mixed / "resnet10t" / "1" / "model.onnx").graph
     takes: dict[str, set[str]] = {}
@@ -154,7 +154,7 @@ def candidate(execution: Execution, took_ms: float, *, passes: bool = True) -> M
     ],
     ids=["fastest", "gate", "not worth it", "alone"],
 )
-def test_the_fastest_that_passes_is_taken(candidates: list[MemberCandidate], taken: Execution) -> None:
+def test_the_fastest_precision_that_passes_is_chosen(candidates: list[MemberCandidate], taken: Execution) -> None:
     choice = MemberChoice("m", EVEN, {one.artefact.execution: one for one in candidates})
     best = selection.choose_fastest(choice, ["bf16 openvino was not built: nothing to build it with"])
     assert best.taken == taken
@@ -164,7 +164,7 @@ def test_the_fastest_that_passes_is_taken(candidates: list[MemberCandidate], tak
 
 
 @pytest.mark.parametrize("passes", [True, False])
-def test_of_both_forms_of_int8_the_faster_that_passes_is_taken(passes: bool) -> None:
+def test_the_faster_form_of_int8_that_passes_is_chosen(passes: bool) -> None:
     """Neither is the reference, so the second need not be faster by a tenth."""
     both = [candidate(INT8, 10, passes=passes), candidate(INT8_OPENVINO, 9.5)]
     best = selection.choose_fastest(MemberChoice("m", EVEN, {one.artefact.execution: one for one in both}), [])

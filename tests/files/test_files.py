@@ -241,7 +241,7 @@ def test_a_file_system_that_swaps_nothing_in_one_step(tmp_path: Path, monkeypatc
     assert names(tmp_path) == ["folder"]
 
 
-def test_a_copy_that_fails_names_its_first_failure_alone(tmp_path: Path) -> None:
+def test_a_failed_copy_names_its_first_error(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     for name in ("one", "two"):
         (tmp_path / "source" / name).symlink_to("nowhere")

@@ -104,7 +104,7 @@ several = settings(max_examples=100, deadline=None, suppress_health_check=[Healt
 
 @several
 @given(written())
-def test_what_was_written_is_read_or_refused(tmp_path: Path, table: Written) -> None:
+def test_random_manifests_are_read_back_or_refused(tmp_path: Path, table: Written) -> None:
     try:
         read = table_of(tmp_path, table.content)
     except DataError:

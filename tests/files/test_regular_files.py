@@ -90,7 +90,7 @@ def test_a_manifest_may_name_anything(make: Make, message: str, tmp_path: Path) 
 
 
 @every_kind
-def test_metadata_are_read_from_files_alone(make: Make, message: str, tmp_path: Path) -> None:
+def test_metadata_are_read_only_from_regular_files(make: Make, message: str, tmp_path: Path) -> None:
     make(tmp_path / "ensemble.json")
     with pytest.raises(MetadataError, match=message):
         read_ensemble(tmp_path / "ensemble.json")

@@ -145,7 +145,7 @@ def test_weights_that_are_not_finite_are_told_as_such(
         read_state_dict(path)
 
 
-def test_garbage_is_one_line_and_nothing_is_run(weights: Tensors, tmp_path: Path, plurum: CommandLine) -> None:
+def test_garbage_gives_one_line_and_no_code_runs(weights: Tensors, tmp_path: Path, plurum: CommandLine) -> None:
     planted, file = tmp_path / "planted", tmp_path / "weights.pt"
     words = [file, "--arch", ARCH, "--classes", "CE,LAA", "--out", tmp_path / "out"]
     for name, content in garbage(weights, planted).items():
@@ -182,7 +182,7 @@ def test_the_planted_code_would_run_where_it_is_trusted(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_how_weights_do_not_fit_is_said_in_a_line(
+def test_weights_that_do_not_fit_give_one_line(
     file: Path, weights: Tensors, change: dict[str, torch.Tensor | None], message: str
 ) -> None:
     torch.save({name: value for name, value in (weights | change).items() if value is not None}, file)

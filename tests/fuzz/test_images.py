@@ -24,7 +24,7 @@ from tests.pixel_matrix.jpeg_cells import jpeg_cells
 from tests.pixel_matrix.png_cells import png_cells
 from tests.pixel_matrix.tiff_cells import tiff_cells
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
+pytestmark = [pytest.mark.slow, pytest.mark.timing, pytest.mark.timeout(0)]
 
 _CELLS = {"JPEG": jpeg_cells, "PNG": png_cells, "TIFF": tiff_cells}
 _NUMBERS = (0, 1, 2, 3, 4, 7, 8, 16, 255, 256, 4095, 8000, 26_000, 65_535, 2**31 - 1, 2**31, 2**32 - 1)

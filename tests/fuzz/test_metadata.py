@@ -140,7 +140,7 @@ _DOCUMENTS: dict[str, Any] = {
         "other_label": [],
         "divided_patients": {"p": ["train", "test"]},
         "unreadable": [{"source": "b.png", "reason": "broken"}],
-        "notes": ["not read: 1 .dcm"],
+        "notes": ["not read: 1 .nii"],
     },
     "run.json": {"version": 1, "data": "digits", "settings": {"archs": ["resnet18"], "epochs": 2, "seed": 1}},
     "export.json": {

@@ -41,24 +41,34 @@ def large() -> bytes:
     return saved(Image.new("RGB", (4000, 4000), "pink"), progressive=True, subsampling=0)
 
 
-def test_it_decodes_as_this_process_does(decoder: Decoder) -> None:
+def test_the_decoder_returns_the_same_pixels(decoder: Decoder) -> None:
     for image in (smooth(), smooth()[:20, :30]):
         data = saved(Image.fromarray(image))
         expected = pixels_from_image(open_image(data), height=24, width=32)
         np.testing.assert_array_equal(decoder.pixels(data), expected)
 
 
-def test_what_is_no_image_is_told_and_the_process_lives_on(decoder: Decoder) -> None:
+def test_padding_has_its_colour_in_the_decoder_too() -> None:
+    rule = {**RULE, "resize": "pad", "fill": (10, 20, 30)}
+    decoder = Decoder(rule)
+    data = saved(Image.fromarray(smooth()[:20, :30]))
+    pixels = decoder.pixels(data)
+    decoder.close()
+    assert (pixels[0] == (10, 20, 30)).all()
+    np.testing.assert_array_equal(pixels, pixels_from_image(open_image(data), **rule))
+
+
+def test_invalid_images_are_reported_and_the_decoder_continues(decoder: Decoder) -> None:
     data = saved(Image.fromarray(smooth()))
     decoder.pixels(data)
     (process,) = processes()
-    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG or TIFF image"):
+    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG, TIFF or DICOM image"):
         decoder.pixels(b"patient")
     decoder.pixels(data)
     assert processes() == [process]
 
 
-def test_an_image_that_takes_too_long_ends_the_process_alone() -> None:
+def test_an_image_that_takes_too_long_ends_only_the_decoder() -> None:
     decoder = Decoder(RULE, cpu_s=0.1)
     try:
         data = saved(Image.fromarray(smooth()))
@@ -81,7 +91,7 @@ def test_an_image_that_is_not_decoded_in_time_ends_the_decoder(decoder: Decoder)
     assert decoder.pixels(saved(Image.fromarray(smooth()))).shape == (24, 32, 3)
 
 
-def test_an_image_that_takes_too_much_memory_is_told() -> None:
+def test_an_image_that_takes_too_much_memory_is_reported() -> None:
     decoder = Decoder(RULE, memory_bytes=200 << 20)
     try:
         with pytest.raises(UnreadableImageError):
@@ -103,7 +113,7 @@ def test_a_process_that_crashes_is_replaced(decoder: Decoder) -> None:
         assert decoder.pixels(data).shape == (24, 32, 3)
 
 
-def test_a_decoder_that_breaks_on_an_image_is_told(decoder: Decoder) -> None:
+def test_a_crash_of_the_decoder_is_reported(decoder: Decoder) -> None:
     decoder.pixels(saved(Image.fromarray(smooth())))
     (process,) = processes()
     process.send_signal(signal.SIGSTOP)
@@ -120,7 +130,7 @@ def test_a_missing_interpreter_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
         Decoder(RULE).pixels(b"")
 
 
-def test_a_process_that_can_not_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     decoder = Decoder({**RULE, "colour": "rgb"})
     monkeypatch.setattr("plurum.images.decoder._python", lambda: "/bin/false")
@@ -131,7 +141,7 @@ def test_a_process_that_can_not_run_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         decoder.close()
 
 
-def test_it_ends_with_its_parent(tmp_path: Path) -> None:
+def test_the_decoder_ends_with_its_parent(tmp_path: Path) -> None:
     script = """
 import sys, time
 from plurum.images.decoder import Decoder

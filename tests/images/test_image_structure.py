@@ -329,7 +329,7 @@ def test_a_tiff_whose_strip_unfolds_to_too_little_is_refused(compression: str) -
             open_image(data)
 
 
-def test_what_a_tiff_is_compressed_by_is_named() -> None:
+def test_an_unsupported_tiff_compression_is_named() -> None:
     values = samples(8, 1)
     for number, name in ((34887, "LERC"), (34925, "LZMA"), (33003, "JPEG 2000"), (6, "old JPEG"), (777, "777")):
         with pytest.raises(UnreadableImageError, match=f"a TIFF that can't be decoded here.*compression {name}"):
@@ -347,7 +347,7 @@ def test_a_palette_of_more_than_16_bits_is_refused() -> None:
         open_image(bytes(data))
 
 
-def test_16_bits_that_use_the_low_byte_alone_are_refused() -> None:
+def test_images_of_16_bits_that_use_only_the_low_byte_are_refused() -> None:
     for count in (1, 3):
         values = samples(8, count)
         for data in (png(values, 16, 2 if count == 3 else 0), by_hand(values, 16, values.astype("<u2").tobytes())):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from plurum.images import MIN_SIDE, UnreadableImageError, open_image, pixels_from_image
+from plurum.images import MIN_SIDE, UnreadableImageError, content_box, open_image, pixels_from_image, resizing_from_spec
 from tests.images.image_files import Pixels, encoded, gradient, png, seen, tiff
 from tests.pixel_matrix.png_cells import chunk
 
@@ -200,7 +200,7 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM", "WEBP", "JPEG2000"])
 def test_other_formats_are_refused(kind: str) -> None:
-    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG or TIFF image"):
+    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG, TIFF or DICOM image"):
         open_image(encoded(Image.fromarray(gradient()), kind))
 
 
@@ -238,6 +238,28 @@ def test_stretch_takes_the_whole_and_crop_its_centre() -> None:
 def test_crop_cuts_the_centre_of_a_tall_image_too() -> None:
     tall = gradient(28, 16)
     np.testing.assert_array_equal(seen(encoded(Image.fromarray(tall)), resize="crop"), tall[6:22])
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "box"), [(8, 32, (0, 6, 16, 10)), (32, 8, (6, 0, 10, 16)), (9, 13, (0, 2, 16, 13))]
+)
+def test_pad_keeps_the_aspect_ratio_and_fills_the_sides(rows: int, columns: int, box: tuple[int, ...]) -> None:
+    data, fill = encoded(Image.fromarray(gradient(rows, columns))), (10, 200, 30)
+    pixels = seen(data, resize="pad", fill=fill)
+    left, top, right, bottom = box
+    assert content_box((columns, rows), 16, 16) == box
+    content = pixels_from_image(open_image(data), width=right - left, height=bottom - top)
+    np.testing.assert_array_equal(pixels[top:bottom, left:right], content)
+    outside = np.ones((16, 16), dtype=np.bool_)
+    outside[top:bottom, left:right] = False
+    assert (pixels[outside] == fill).all()
+
+
+def test_padding_is_what_normalisation_turns_into_0() -> None:
+    image = {"height": 16, "width": 16, "colour": "rgb", "resize": "pad", "mean": [0.1, 0.5, 1.0], "std": [1, 1, 1]}
+    assert resizing_from_spec(image)["fill"] == (26, 128, 255)
+    assert resizing_from_spec(image | {"colour": "grey"})["fill"] == (112,) * 3
+    assert "fill" not in resizing_from_spec(image | {"resize": "crop"})
 
 
 def test_reduction_is_antialiased() -> None:

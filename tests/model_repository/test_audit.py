@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from tests.model_repository.conftest import loaded
+from tests.model_repository.triton_recorder import loaded
 
 KEY = bytes(range(32))
 
@@ -30,7 +30,7 @@ def test_the_rate_is_that_of_the_draws(module: ModuleType) -> None:
     assert (module.AuditDraw(0.1, KEY).draw(images, ()) >= drawn).all()
 
 
-def test_a_draw_depends_on_the_image_and_the_key_alone(module: ModuleType) -> None:
+def test_a_draw_depends_only_on_the_image_and_the_key(module: ModuleType) -> None:
     images = np.random.default_rng(1).integers(0, 256, (200, 4, 4, 3), dtype=np.uint8)
     draw = module.AuditDraw(0.5, KEY)
     together = draw.draw(images, ())

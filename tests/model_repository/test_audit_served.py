@@ -14,27 +14,21 @@ from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import pandas as pd
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from plurum.client import AsyncEnsembleClient, EnsembleClient, Prediction, frame_with_predictions
 from plurum.client.connection.addresses import WireProtocol
 from plurum.client.ui import ReviewStore
-from plurum.export import repository_from_onnx
 from plurum.serving import Server, ServerSettings
 from plurum.serving.triton.settings import ReleaseTrial
-from plurum.spec import Ensemble
 from tests.cli.command_line import CommandLine
 from tests.client.ui.browser import page_at
+from tests.model_repository.linear_repository import linear_repository
 from tests.serving.gateway.gateways import Gateway, form, gateway, wait_until_ready
 from tests.serving.voter_counts import wait_for_counts
 
-SHA = "0" * 64
-IMAGE = {"height": 8, "width": 8, "mean": [0.5] * 3, "std": [0.2] * 3}
-SCORES = {"images": 9, "accuracy": 0.5, "nll": 0.7}
 IMAGES = 32
 # Two images of each, and some of nobody.
 PATIENTS = [f"Änn {number // 2}" if number < 22 else None for number in range(IMAGES)]
@@ -42,52 +36,9 @@ PATIENTS = [f"Änn {number // 2}" if number < 22 else None for number in range(I
 pytestmark = pytest.mark.triton
 
 
-def write_graph(path: Path, seed: int) -> None:
-    """Write a member that is a linear function of the mean colour."""
-    weights = np.random.default_rng(seed).normal(size=(3, 2)).astype(np.float32) / 64
-    nodes = [
-        helper.make_node("Cast", ["PIXELS"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
-        helper.make_node("MatMul", ["mean", "weights"], ["LOGITS"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "member",
-        [helper.make_tensor_value_info("PIXELS", TensorProto.UINT8, ["batch", 8, 8, 3])],
-        [helper.make_tensor_value_info("LOGITS", TensorProto.FLOAT, ["batch", 2])],
-        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([1, 2]), "axes")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-
-
-def ensemble(audit_rate: float | None) -> Ensemble:
-    about = {"arch": "linear", "sha256": SHA, "classes": ["CE", "LAA"], "image": IMAGE, "parameters": 6}
-    return Ensemble.model_validate(
-        {
-            "version": 1 if audit_rate is None else 2,
-            "name": "audited",
-            "classes": ["CE", "LAA"],
-            "image": IMAGE,
-            "members": [{"name": name, **about} for name in ("one", "two")],
-            "voting": {"weights": [0.5, 0.5]},
-            "data": {"data": "none", "fingerprint": SHA, "images": {"train": 1, "validation": 1, "test": 1}},
-            "scores": {},
-            "audit_rate": audit_rate,
-        }
-    )
-
-
-def repository(folder: Path, audit_rate: float | None, *, fused: bool) -> Path:
-    graphs = {name: folder / f"{name}.onnx" for name in ("one", "two")}
-    for seed, path in enumerate(graphs.values()):
-        write_graph(path, seed)
-    repository_from_onnx(ensemble(audit_rate), graphs, folder / "repository", 8, fused=fused)
-    return folder / "repository"
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return repository(tmp_path_factory.mktemp("audited"), 0.5, fused=True)
+    return linear_repository(tmp_path_factory.mktemp("audited"), 0.5, fused=True)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +222,7 @@ def test_the_key_is_where_no_client_sees_it(exported: Path) -> None:
 
 
 def test_a_repository_without_a_rate_serves_as_before(tmp_path: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    plain = repository(tmp_path, None, fused=False)
+    plain = linear_repository(tmp_path, None, fused=False)
     assert "AUDIT" not in (plain / "ensemble" / "config.pbtxt").read_text()
     assert not list(plain.rglob("audit.json"))
     with (
@@ -298,7 +249,7 @@ def test_patients_are_sent_as_documented(server: Server, pixels: npt.NDArray[np.
 def test_clients_last_through_releases_with_and_without_audits(
     tmp_path: Path, exported: Path, files: list[Path]
 ) -> None:
-    plain = repository(tmp_path, None, fused=False)
+    plain = linear_repository(tmp_path, None, fused=False)
     with (
         Server(plain, ServerSettings(http_port=0, grpc_port=0, metrics_port=0), "aaaa0001") as server,
         EnsembleClient(server.urls.grpc) as client,
@@ -311,19 +262,19 @@ def test_clients_last_through_releases_with_and_without_audits(
         assert not client.served.has_audit
         # Twice the same export, whose key is the same.
         for tag in ("aaaa0002", "aaaa0003"):
-            server.add_release(exported, tag, 30)
+            server.models.add_release(exported, tag, 30)
         # While one of two releases draws, nothing is drawn.
-        server.put_on_trial(ReleaseTrial(release="aaaa0002", percent=50), "aaaa0001", 30)
+        server.models.put_on_trial(ReleaseTrial(release="aaaa0002", percent=50), "aaaa0001", 30)
         assert set(drawn()) == {None}
-        server.publish("aaaa0002", 30)
+        server.models.publish("aaaa0002", 30)
         # The client still has the description of the first release: it sends no patients, once.
         assert set(drawn()) == {True, False}
         of_patients = drawn()
         assert client.served.audit_rate == 0.5
         assert all(of_patients[at] == of_patients[at + 1] for at in range(0, 22, 2))
-        server.put_on_trial(ReleaseTrial(release="aaaa0003", percent=50), "aaaa0002", 30)
+        server.models.put_on_trial(ReleaseTrial(release="aaaa0003", percent=50), "aaaa0002", 30)
         assert drawn() == of_patients
-        server.publish("aaaa0001", 30)
+        server.models.publish("aaaa0001", 30)
         assert set(drawn()) == {None}
 
 

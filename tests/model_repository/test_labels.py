@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.model_repository.conftest import Recorder, loaded
+from tests.model_repository.triton_recorder import Recorder, loaded
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from plurum.spec import Baseline, Ensemble, write_metadata
 from plurum.voting import REVIEW_REASONS
-from tests.model_repository.conftest import Recorder, loaded
+from tests.model_repository.triton_recorder import Recorder, loaded
 from tests.outliers.samples import outliers
 from tests.sample_runs.fitted_run import CLASSES
 

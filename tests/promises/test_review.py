@@ -153,3 +153,22 @@ def test_promises_hold_in_simulated_studies_whose_validation_images_list_the_lim
             violated += not is_kept or bool(truth.losses(found.limit).mean() > 0.03)
     assert (promised > studies / 4) == is_kept
     assert violated <= binom.ppf(0.999, studies, 1 - confidence)
+
+
+def test_tried_limits_state_what_was_tested() -> None:
+    target = ReviewTarget(0.05, 0.95)
+    seen, new = answers(draw(0), target), answers(draw(1), target)
+    found = certify_limit(seen, [new], target)
+    passed = [one for one in found.tried if one.passed]
+    # All that passed, and the first failure.
+    assert [one.passed for one in found.tried] == [True] * len(passed) + [False]
+    assert passed[-1].limit == found.limit
+    for one in found.tried:
+        losses = new.losses(one.limit)
+        assert one.risk == pytest.approx(losses.mean())
+        assert one.reviewed == pytest.approx(1 - (new.open & (new.confidence >= one.limit)).mean())
+        assert (one.bound <= 0.05) == one.passed
+    limits = [one.limit for one in found.tried]
+    assert limits == sorted(limits, reverse=True)
+    (single,) = certify_limit(seen, [new], ReviewTarget(None, 0.95)).tried
+    assert single.passed

@@ -34,7 +34,7 @@ def ask(port: int) -> int:
         return int(answer.status)
 
 
-def test_connections_that_are_held_keep_nobody_out_and_no_thread(port: int) -> None:
+def test_idle_connections_block_no_other_client_and_no_thread(port: int) -> None:
     before = threading.active_count()
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(300)]
@@ -47,7 +47,7 @@ def test_connections_that_are_held_keep_nobody_out_and_no_thread(port: int) -> N
         assert threading.active_count() - before <= 80
 
 
-def test_a_slow_sender_is_let_go(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_sender_is_disconnected(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plurum.serving.small_server._LONGEST_S", 1.0)
     with socket.create_connection(("127.0.0.1", port), timeout=8) as slow:
         start = time.monotonic()
@@ -58,7 +58,7 @@ def test_a_slow_sender_is_let_go(port: int, monkeypatch: pytest.MonkeyPatch) -> 
         assert time.monotonic() - start < 4
 
 
-def test_broken_connections_are_no_word_in_a_log(port: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_broken_connections_are_not_logged(port: int, capfd: pytest.CaptureFixture[str]) -> None:
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", port)) as one:
             one.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 50)

@@ -32,7 +32,7 @@ def asked(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_readiness_is_what_is_known_and_liveness_is_not() -> None:
+def test_readiness_follows_the_last_check_and_liveness_does_not() -> None:
     status = Status()
     with StatusServer(status, "127.0.0.1", 0) as said:
         assert asked(f"{said.url}/v2/health/ready") == (503, "the server is starting\n")
@@ -50,7 +50,7 @@ def test_readiness_is_what_is_known_and_liveness_is_not() -> None:
             StatusServer(status, "127.0.0.1", int(said.url.rpartition(":")[2]))
 
 
-def test_who_was_last_seen_long_ago_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_without_a_recent_check_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     status = Status()
     status.mark_ready()
     assert status.unready_reason() is None
@@ -81,7 +81,7 @@ def failed_starts(status: Status) -> float:
 
 @pytest.mark.triton
 @pytest.mark.usefixtures("shorter")
-def test_it_serves_on_and_starts_again_when_the_repository_has_gone(
+def test_a_server_restarts_without_the_repository_it_was_started_from(
     repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = shutil.copytree(repository, tmp_path / "repository")
@@ -108,7 +108,7 @@ def test_it_serves_on_and_starts_again_when_the_repository_has_gone(
 
 @pytest.mark.triton
 @pytest.mark.usefixtures("shorter")
-def test_a_server_that_can_not_be_started_again_is_tried_until_it_can(repository: Path) -> None:
+def test_a_failed_restart_is_retried(repository: Path) -> None:
     status = Status()
     with Supervisor(repository, FREE, status=status) as supervisor:
         port = urlsplit(supervisor.urls.http).port
@@ -134,7 +134,7 @@ def _let_go_after_ten_starts(status: Status, taken: socket.socket) -> None:
 
 
 @pytest.mark.triton
-def test_what_was_not_exported_is_not_served(repository: Path, tmp_path: Path) -> None:
+def test_files_changed_after_the_export_are_refused(repository: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(repository, tmp_path / "repository")
     metadata = copy / "voter" / "1" / "ensemble.json"
     metadata.write_text(metadata.read_text().replace('"one"', '"x"').replace('"two"', '"one"').replace('"x"', '"two"'))
@@ -148,7 +148,7 @@ def test_what_was_not_exported_is_not_served(repository: Path, tmp_path: Path) -
 
 
 @pytest.mark.triton
-def test_nothing_vouches_for_an_unlisted_repository_which_is_said(
+def test_a_repository_without_a_list_of_files_gives_a_warning(
     repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     copy = shutil.copytree(repository, tmp_path / "repository")

@@ -54,7 +54,7 @@ def test_regions_of_every_level_are_its_pixels(tmp_path: Path, subifds: bool) ->
             np.testing.assert_array_equal(slide.region(30, 50, 100, 90, level), pixels[50:140, 30:130])
 
 
-def test_what_is_kept_for_neighbours_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_decoded_tiles_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plurum.slides.slides._CACHE_BYTES", 5 * 64 * 64 * 3)
     with Slide(write_pyramid(tmp_path / "slide.tif")) as slide:
         for x in range(0, 600, 40):
@@ -177,7 +177,7 @@ def write_planar(path: Path) -> Path:
     return path
 
 
-def test_what_tifffile_can_not_read_openslide_does(tmp_path: Path) -> None:
+def test_openslide_reads_what_tifffile_cannot(tmp_path: Path) -> None:
     path = write_planar(tmp_path / "slide.tif")
     with pytest.raises(ImageError, match="interleaved"):
         Slide(path)
@@ -226,7 +226,7 @@ def test_a_broken_slide_of_openslide_is_named(tmp_path: Path) -> None:
         open_slide(path, stack).region(0, 512, 100, 100)
 
 
-def test_what_nobody_can_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_slides_give_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "slide.tif"
     path.write_bytes(b"II*\0no slide")
     with ExitStack() as stack, pytest.raises(ImageError, match=r"^image is corrupt or truncated: .*; OpenSlide can't"):

@@ -60,7 +60,7 @@ def test_otsu_takes_the_middle_between_two_peaks_and_none_of_one() -> None:
         ([((0, 0, 0), 100)], [False]),
     ],
 )
-def test_tissue_is_told_from_this_slides_own_glass(
+def test_the_threshold_adapts_to_the_glass_of_the_slide(
     parts: list[tuple[tuple[int, int, int], int]], tissue: list[bool]
 ) -> None:
     mask = tissue_mask(slide_of(*parts))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from plurum.dicom_files import PatientNames
 from plurum.errors import DataError
 from plurum.predictions.arrays import Ints
 from plurum.regular_files import read_regular
@@ -16,7 +17,7 @@ from plurum.run import Run, number_patients
 from plurum.spec import ImageSpec
 from plurum.training.data.folders import files_from_folder
 from plurum.training.data.idx import holds_idx
-from plurum.training.data.labelled_files import undivided_images
+from plurum.training.data.labelled_files import undivided_images, with_dicom_patients
 from plurum.training.data.labelled_images import LabelledImages, check_readable
 from plurum.training.data.manifests import files_from_manifest
 from plurum.training.data.sources import load_data
@@ -64,12 +65,12 @@ def decode_site_images(data: LabelledImages, image: ImageSpec) -> npt.NDArray[np
 
 
 def _load(source: str, run: Run) -> LabelledImages:
-    path = Path(source)
+    path, names = Path(source), PatientNames()
     if path.is_dir() and not holds_idx(path):
-        return undivided_images(files_from_folder(path), _tiling(run))
+        return undivided_images(with_dicom_patients(files_from_folder(path), names), _tiling(run))
     if path.is_file() and path.suffix.lower() == ".csv":
-        return undivided_images(files_from_manifest(path), _tiling(run))
-    return load_data(source)
+        return undivided_images(with_dicom_patients(files_from_manifest(path), names), _tiling(run))
+    return load_data(source, names=names)
 
 
 def _tiling(run: Run) -> Tiling | None:

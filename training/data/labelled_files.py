@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from plurum.errors import DataError
+from plurum.dicom_files import PatientNames, heading_from_file
+from plurum.errors import DataError, needs_extra
 from plurum.run import Split, Table
 from plurum.spellings import check_spellings
 from plurum.training.data.labelled_images import LabelledImages, check_classes
 from plurum.training.data.splits import SHARES, check_patients, check_splits, draw_split, stratified_splits
-from plurum.training.data.tiles import ImageRegion, Tiling, regions_from_file
+from plurum.training.data.tiles import ImageRegion, Tiling, frames_from_file, regions_from_file
 from plurum.training.progress import show_progress
 
-__all__ = ["LabelledFiles", "images_from_files", "undivided_images"]
+__all__ = ["LabelledFiles", "images_from_files", "undivided_images", "with_dicom_patients"]
 
 _BLOCK = 64
 _UNDIVIDED: Split = "test"
@@ -77,7 +78,7 @@ def images_from_files(files: LabelledFiles, seed: int, tiling: Tiling | None, *,
 
 
 def undivided_images(files: LabelledFiles, tiling: Tiling | None) -> LabelledImages:
-    """Return the files' images, or their tiles, with the splits of the files; without splits, all are in `test`.
+    """Return the files' images, tiles or frames, with the splits of the files; without splits, all are in `test`.
 
     Raises:
         DataError: a patient has two spellings, or a file can't be read.
@@ -87,7 +88,8 @@ def undivided_images(files: LabelledFiles, tiling: Tiling | None) -> LabelledIma
     owners = np.repeat(np.arange(len(pictures)), [len(some) for some in pictures])
     flat = [picture for some in pictures for picture in some]
     patients = tuple(
-        files.patients[owner] or (os.path.relpath(picture.path, files.root) if picture.box else "")
+        files.patients[owner]
+        or (os.path.relpath(picture.path, files.root) if len(pictures[owner]) > 1 or picture.box else "")
         for owner, picture in zip(owners, flat, strict=True)
     )
     splits = tuple(files.splits[owner] for owner in owners) if files.splits else (_UNDIVIDED,) * len(flat)
@@ -104,11 +106,28 @@ def undivided_images(files: LabelledFiles, tiling: Tiling | None) -> LabelledIma
     )
 
 
+def with_dicom_patients(files: LabelledFiles, names: PatientNames) -> LabelledFiles:
+    """Return the files with the patients of DICOM files where none is stated.
+
+    Raises:
+        MissingExtraError: there are DICOM files, and pydicom is not installed.
+        SettingsError: the key of the pseudonyms can't be read or made.
+    """
+    if any(heading_from_file(path) for path in files.paths):
+        with needs_extra("dicom", "pydicom"):
+            pass
+    pairs = zip(files.paths, files.patients, strict=True)
+    return replace(files, patients=tuple(patient or names.name(path) for path, patient in pairs))
+
+
 def _find_regions(files: LabelledFiles, tiling: Tiling | None) -> list[list[ImageRegion]]:
     if tiling is None:
-        return [[ImageRegion(path)] for path in files.paths]
+        return [frames_from_file(path) for path in files.paths]
     found: list[list[ImageRegion]] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, show_progress("looking for tissue", len(files.paths)) as progress:
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        show_progress("looking for tissue", len(files.paths), "images") as progress,
+    ):
         for start in range(0, len(files.paths), _BLOCK):
             block = files.paths[start : start + _BLOCK]
             found += pool.map(lambda path: regions_from_file(path, tiling), block)

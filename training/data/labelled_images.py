@@ -24,6 +24,7 @@ from plurum.images import (
     resize_to_pixels,
     to_eight_bit,
 )
+from plurum.images.dicom_pixels import Window
 from plurum.run import Table
 from plurum.spec import ImageSpec
 from plurum.spellings import check_spellings
@@ -72,6 +73,7 @@ class LabelledImages:
         read: Function that returns the encoded image at an index: a file's bytes, or a PNG.
         skip_unreadable: If True, leave out unreadable images instead of refusing the data.
         notes: Remarks on how the source was read and what was left out, one sentence each.
+        window: Window for grey DICOM images that are decoded without an image spec; None applies each file's.
     """
 
     name: str
@@ -82,12 +84,13 @@ class LabelledImages:
     read: Callable[[int], bytes]
     skip_unreadable: bool = False
     notes: tuple[str, ...] = ()
+    window: Window | None = None
 
     def __len__(self) -> int:
         return len(self.table.sources)
 
     def read_encoded(self, index: int) -> bytes:
-        """Return the image at `index` as JPEG, PNG or TIFF, as a client would send it to a server.
+        """Return the image at `index` as JPEG, PNG, TIFF or DICOM, as a client would send it to a server.
 
         Raises:
             ImageError: the file can't be read.
@@ -125,13 +128,14 @@ class LabelledImages:
         """Decode every image once and return the properties of each.
 
         Args:
-            image: Size, colour mode and resize rule of the pixels in `out`.
+            image: Size, colour mode, resize rule and window of the pixels in `out`.
             out: Array for the pixels of readable images, `[images, height, width, 3]`.
         """
+        window = self.window if image is None else image.window
 
         def one(index: int) -> DecodedImage:
             try:
-                flat = to_eight_bit(open_image(self.read_encoded(index)))
+                flat = to_eight_bit(open_image(self.read_encoded(index), window=window))
                 if image is not None and out is not None:
                     out[index] = resize_to_pixels(flat, **image.resizing)
             except TooLargeImageError as error:
@@ -143,7 +147,10 @@ class LabelledImages:
         return tuple(self._decode_each(one))
 
     def _decode_each(self, one: Callable[[int], DecodedImage]) -> Iterator[DecodedImage]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool, show_progress("reading images", len(self)) as progress:
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            show_progress("reading images", len(self), "images") as progress,
+        ):
             for start in range(0, len(self), _BLOCK):
                 block = range(start, min(start + _BLOCK, len(self)))
                 yield from pool.map(one, block)

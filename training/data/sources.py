@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from plurum.dicom_files import PatientNames
 from plurum.errors import DataError, SettingsError
+from plurum.images.dicom_pixels import Window
 from plurum.training.data.archives import images_from_archive
 from plurum.training.data.arrays import DIGITS, images_from_digits
 from plurum.training.data.folders import files_from_folder
 from plurum.training.data.idx import holds_idx, images_from_idx
-from plurum.training.data.labelled_files import images_from_files
+from plurum.training.data.labelled_files import images_from_files, with_dicom_patients
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.manifests import files_from_manifest
 from plurum.training.data.splits import set_aside
@@ -21,7 +23,7 @@ __all__ = ["load_data"]
 _TABLES = (".tsv", ".tab", ".txt", ".xls", ".xlsx", ".ods", ".parquet", ".json", ".jsonl")
 
 
-def load_data(
+def load_data(  # noqa: PLR0913 - one parameter per option
     source: str,
     seed: int = 0,
     *,
@@ -29,6 +31,8 @@ def load_data(
     max_tiles: int = 16,
     skip_unreadable: bool = False,
     certification: float = 0.0,
+    window: Window | None = None,
+    names: PatientNames | None = None,
 ) -> LabelledImages:
     """Return the labelled images of `source`; images are decoded later, except to choose tiles.
 
@@ -48,13 +52,16 @@ def load_data(
         max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, leave out unreadable images instead of refusing the data.
         certification: Fraction of each class's training images to set aside for calibration and certification.
+        window: Window for grey DICOM images; None applies each file's.
+        names: Names of the patients of DICOM files whose patient the source does not state; by default, pseudonyms.
 
     Raises:
         DataError: `source` does not exist, is not image data, or can't be learnt from.
         SettingsError: invalid tile settings.
-        MissingExtraError: scikit-learn or tifffile is not installed.
+        MissingExtraError: scikit-learn, tifffile or pydicom is not installed.
     """
-    data = _load(source, seed, tile_size, max_tiles, skip=skip_unreadable)
+    tiling = Tiling(tile_size, max_tiles) if tile_size is not None else None
+    data = replace(_load(source, seed, tiling, names or PatientNames(), skip=skip_unreadable), window=window)
     if not certification:
         return data
     table = data.table
@@ -62,8 +69,7 @@ def load_data(
     return replace(data, table=replace(table, splits=splits))
 
 
-def _load(source: str, seed: int, tile_size: int | None, max_tiles: int, *, skip: bool) -> LabelledImages:
-    tiling = Tiling(tile_size, max_tiles) if tile_size is not None else None
+def _load(source: str, seed: int, tiling: Tiling | None, names: PatientNames, *, skip: bool) -> LabelledImages:
     path = Path(source)
     if arrays := _arrays(source, seed):
         if tiling:
@@ -81,7 +87,7 @@ def _load(source: str, seed: int, tile_size: int | None, max_tiles: int, *, skip
             f"{what}: name a folder with a folder per class or with MNIST's files, a .csv that lists images, a "
             f"MedMNIST .npz file, or the word {DIGITS!r}"
         )
-    return images_from_files(files, seed, tiling, skip=skip)
+    return images_from_files(with_dicom_patients(files, names), seed, tiling, skip=skip)
 
 
 def _arrays(source: str, seed: int) -> LabelledImages | None:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import numpy.typing as npt
 from plurum.conventions import IMAGENET_MEAN, IMAGENET_STD
 from plurum.errors import OutputError
 from plurum.files import atomic_folder
+from plurum.images import content_box
 from plurum.run import OTHER_COLUMN, DataMetadata, Run
 from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec, write_metadata
-from plurum.training.data.labelled_images import LabelledImages
+from plurum.training.data.labelled_images import DecodedImage, LabelledImages
 from plurum.training.data.report import data_report, report_warnings, usable_rows
 
 __all__ = ["fingerprint_from_pixels", "image_spec", "store_data"]
@@ -27,12 +29,14 @@ _LOG = logging.getLogger(__name__)
 # Normalisation of timm's pretrained weights.
 _BLOCK = 1024
 
+Box = tuple[int, int, int, int]
+
 
 def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataMetadata:
     """Fill the run's data folder atomically, unless it already holds the same data, and return its `contract.json`.
 
-    Mean and std are measured on the training images' pixels; with pretrained weights they are ImageNet's. Unreadable
-    images are left out if `data` allows it. `report.json` lists them.
+    Mean and std are measured on the training images' pixels, without padding; with pretrained weights they are
+    ImageNet's. Unreadable images are left out if `data` allows it. `report.json` lists them.
 
     Raises:
         DataError: some images are unreadable.
@@ -48,10 +52,13 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataM
             )
         return found
     with atomic_folder(run.data_folder, private=True) as folder:
-        pixels, data = _store_pixels(folder, data, image)
+        pixels, data, decoded = _store_pixels(folder, data, image)
         if not settings.pretrained:
-            mean, std = _moments(pixels, data.table.rows("train"))
+            boxes = [_content(one, image) for one in decoded]
+            mean, std = _moments(pixels, boxes, data.table.rows("train"))
             image = image.model_copy(update={"mean": mean, "std": std})
+            # Padding has the colour of the mean, which was unknown until now.
+            _fill_padding(pixels, boxes, image)
         _write_items(folder / "items.csv", data)
         metadata = DataMetadata(
             source=data.name,
@@ -65,8 +72,10 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataM
     return metadata
 
 
-def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple[npt.NDArray[np.uint8], LabelledImages]:
-    """Write `pixels.npy` and `report.json`, and return the pixels and the readable images."""
+def _store_pixels(
+    folder: Path, data: LabelledImages, image: ImageSpec
+) -> tuple[npt.NDArray[np.uint8], LabelledImages, list[DecodedImage]]:
+    """Write `pixels.npy` and `report.json`, and return the pixels, the readable images and their properties."""
     pixels = _create_pixel_file(folder / "pixels.npy", len(data), image)
     decoded = data.decode(image, pixels)
     rows = usable_rows(data, decoded)
@@ -81,7 +90,7 @@ def _store_pixels(folder: Path, data: LabelledImages, image: ImageSpec) -> tuple
         (folder / "usable.npy").replace(folder / "pixels.npy")
         data = data.select(rows)
     pixels.flush()
-    return pixels, data
+    return pixels, data, [decoded[row] for row in rows]
 
 
 def _create_pixel_file(path: Path, images: int, image: ImageSpec) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
@@ -112,17 +121,42 @@ def image_spec(data: LabelledImages, settings: TrainSettings) -> ImageSpec:
         # Most networks halve their input five times, so 32 pixels leave one cell.
         size = 224 if data.side is None else max(32, -(-data.side // 32) * 32)
     return ImageSpec(
-        height=size, width=size, colour=settings.colour, resize=settings.resize, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        height=size,
+        width=size,
+        colour=settings.colour,
+        resize=settings.resize,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        window=settings.window,
     )
 
 
-def _moments(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _content(decoded: DecodedImage, image: ImageSpec) -> Box:
+    """Return the box of an image within its stored pixels: left, top, right, bottom."""
+    if image.resize != "pad":
+        return 0, 0, image.width, image.height
+    return content_box((decoded.width, decoded.height), image.height, image.width)
+
+
+def _fill_padding(pixels: npt.NDArray[np.uint8], boxes: Sequence[Box], image: ImageSpec) -> None:
+    """Give everything outside of the images' boxes the colour of padding."""
+    if image.resize != "pad":
+        return
+    fill = image.resizing["fill"]
+    for one, (left, top, right, bottom) in zip(pixels, boxes, strict=True):
+        one[:top], one[bottom:], one[:, :left], one[:, right:] = (fill,) * 4
+
+
+def _moments(
+    pixels: npt.NDArray[np.uint8], boxes: Sequence[Box], rows: npt.NDArray[np.int64]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of the images `rows`, on a scale of 0 to 1."""
     counts = np.zeros((3, 256), dtype=np.int64)
-    for start in range(0, len(rows), _BLOCK):
-        block = pixels[rows[start : start + _BLOCK]]
+    for row in rows:
+        left, top, right, bottom = boxes[row]
+        content = pixels[row, top:bottom, left:right]
         for channel in range(3):
-            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+            counts[channel] += np.bincount(content[..., channel].ravel(), minlength=256)
     shares = counts / counts.sum(axis=1, keepdims=True)
     values = np.arange(256) / 255
     mean = shares @ values

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from plurum.dicom_files import heading_from_file
 from plurum.errors import ImageError, SettingsError
 from plurum.images import (
     FORMAT_NAMES,
@@ -26,11 +27,13 @@ from plurum.images import (
     to_eight_bit,
     too_large_text,
 )
+from plurum.images.dicom_file import is_dicom
+from plurum.images.dicom_writer import with_only_pixels
 from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
 from plurum.slides.slides import Slide
 from plurum.slides.tissue import LEAST_TISSUE, is_background, tile_starts, tissue_share
 
-__all__ = ["ImageRegion", "Tiling", "regions_from_file"]
+__all__ = ["ImageRegion", "Tiling", "frames_from_file", "regions_from_file"]
 
 # The tissue of a tile is measured at 32 × 32 points at least.
 _SAMPLES = 32
@@ -67,19 +70,23 @@ class ImageRegion:
         path: Path of the file.
         box: x, y, width and height of the rectangle in pixels, from the top left; None for the whole image.
         fault: Reason why the image is unreadable, if known already.
+        frame: Frame of a DICOM file of several, from 0; None for other files.
     """
 
     path: Path
     box: tuple[int, int, int, int] | None = None
     fault: str = ""
+    frame: int | None = None
 
     @property
     def source(self) -> str:
-        """Path of the file, with a W3C media fragment for a rectangle: `slide.tif#xywh=0,512,512,512`."""
+        """Path of the file, with a fragment for a rectangle, `#xywh=0,512,512,512` (W3C), or a frame, `#frame=0`."""
+        if self.frame is not None:
+            return f"{self.path}#frame={self.frame}"
         return f"{self.path}#xywh={','.join(map(str, self.box))}" if self.box else str(self.path)
 
     def read_encoded(self) -> bytes:
-        """Return the file's bytes, or the rectangle as a PNG.
+        """Return the file's bytes, the rectangle as a PNG, or of a DICOM file only what the pixels depend on.
 
         Raises:
             ImageError: the image is known to be unreadable.
@@ -89,9 +96,14 @@ class ImageRegion:
         if self.fault:
             raise ImageError(self.fault)
         if self.box is None:
-            if check_regular(self.path).st_size > _SMALL_BYTES and _is_large(size := _header(self.path)):
+            if (
+                check_regular(self.path).st_size > _SMALL_BYTES
+                and not heading_from_file(self.path)
+                and _is_large(size := _header(self.path))
+            ):
                 raise TooLargeImageError(too_large_text(*size))
-            return read_regular(self.path, MAX_IMAGE_BYTES)
+            data = read_regular(self.path, MAX_IMAGE_BYTES)
+            return with_only_pixels(data, self.frame or 0) if is_dicom(data) else data
         buffer = io.BytesIO()
         Image.fromarray(_region(self.path, self.box)).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
@@ -104,6 +116,8 @@ def regions_from_file(path: Path, tiling: Tiling) -> list[ImageRegion]:
     `LEAST_TISSUE` are dropped; of the others, those with the most tissue are kept. An unreadable image is returned
     whole, with its fault.
     """
+    if heading_from_file(path):
+        return [ImageRegion(path, fault="DICOM images are not cut into tiles. Leave out --tile-size")]
     try:
         if max(_header(path)) <= tiling.size:
             return [ImageRegion(path)]
@@ -123,6 +137,14 @@ def regions_from_file(path: Path, tiling: Tiling) -> list[ImageRegion]:
     if not kept:
         return [ImageRegion(path, fault=f"no tile of {tiling.size} pixels has at least {LEAST_TISSUE:.0%} tissue")]
     return [ImageRegion(path, boxes[index]) for index in kept]
+
+
+def frames_from_file(path: Path) -> list[ImageRegion]:
+    """Return the frames of a DICOM file of several, or the whole image of any other file."""
+    heading = heading_from_file(path)
+    if heading is None or heading.frames == 1:
+        return [ImageRegion(path)]
+    return [ImageRegion(path, frame=frame) for frame in range(heading.frames)]
 
 
 def _tissue(path: Path, size: int) -> tuple[npt.NDArray[np.bool_], float, int, int]:
@@ -162,7 +184,7 @@ def _header(path: Path) -> tuple[int, int]:
         check_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=tuple(FORMATS)) as image:
+            with Image.open(path, formats=[name for name in FORMATS if name != "DICOM"]) as image:
                 return image.size
     except Image.DecompressionBombError:
         with Slide(path) as slide:

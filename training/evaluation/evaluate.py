@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 
+from plurum.figures import Drift
 from plurum.predictions.arrays import Floats, Ints
-from plurum.predictions.scores import compute_losses
 from plurum.run import number_patients
+from plurum.settings.drift import DriftSettings
 from plurum.settings.training import EvaluationSettings
-from plurum.spec import PatientRule, Review
+from plurum.training.drift.answers import answers_from_verdict
+from plurum.training.drift.detect import compare_answers
+from plurum.training.evaluation.patient_scores import score_patients
+from plurum.training.evaluation.subject import EvaluationSubject, SplitPredictions
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.calibration import fit_temperature, tempered_losses
 from plurum.training.statistics.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
@@ -22,109 +25,22 @@ from plurum.training.statistics.diversity import measure_diversity
 from plurum.training.statistics.estimates import Estimate, estimate_from_draws
 from plurum.training.statistics.groups import GroupedFigures, split_by_column
 from plurum.training.statistics.metrics import LabelledPredictions, MetricDraws, Scorer
-from plurum.training.statistics.patients import RULES, Patients, group_by_patient
+from plurum.training.statistics.patients import Patients, group_by_patient
 from plurum.training.statistics.results import (
     ClassCurves,
     ClassPredictionSets,
     EvaluatedModel,
     Evaluation,
-    PatientLevel,
-    PatientScores,
     PredictionSets,
     ReviewScores,
 )
 from plurum.training.statistics.wording import review_condition
-from plurum.voting import (
-    DecisionPoint,
-    Verdict,
-    VotingRule,
-    decide_at,
-    decide_groups,
-    decide_members,
-    temper,
-    with_prior,
-)
 
-__all__ = ["EvaluationSubject", "SplitPredictions", "best_single", "evaluate_predictions", "score_patients"]
+__all__ = ["EvaluationSubject", "SplitPredictions", "best_single", "evaluate_predictions"]
 
 
 # With fewer patients (or images), percentile intervals are too narrow.
 _FEW = 30
-
-
-@dataclass(frozen=True)
-class EvaluationSubject:
-    """Ensemble to evaluate, with its targets.
-
-    Attributes:
-        name: Name of the ensemble.
-        classes: Class names, in the order of the probabilities.
-        members: Names of the members, in the order of the verdicts.
-        answered_by: Source of the predictions: `PyTorch`, or the server's address.
-        alpha: Largest fraction of images whose true class the prediction set may miss; None if sets hold only the
-            winner.
-        review: Review threshold and target risk.
-        prior_ratio: Assumed class frequencies divided by those of the validation images; None without correction.
-        patient_rule: Rule that combines the predictions for a patient's images; None if none was chosen.
-        positive: Class that counts as positive; None if none is chosen.
-        notes: Remarks on these predictions, one sentence each.
-        rule: Voting rule, whose operating point also decides for members and patients; None takes the most probable
-            class.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    members: tuple[str, ...]
-    answered_by: str
-    alpha: float | None
-    review: Review
-    prior_ratio: tuple[float, ...] | None = None
-    patient_rule: PatientRule | None = None
-    positive: str | None = None
-    notes: tuple[str, ...] = ()
-    rule: VotingRule | None = None
-
-    @property
-    def point(self) -> DecisionPoint | None:
-        """Operating point; None decides for the most probable class."""
-        return None if self.rule is None else self.rule.point
-
-    def decide_members(self, members: Floats) -> Ints:
-        """Return the members' own decisions, `[images, members]`, for their probabilities."""
-        return members.argmax(axis=-1) if self.rule is None else decide_members(members, self.rule)
-
-
-@dataclass(frozen=True)
-class SplitPredictions:
-    """Predictions for the images of one split, with labels and patients.
-
-    Attributes:
-        verdict: Predictions of the ensemble and its members; all probabilities are finite.
-        labels: True classes, `[images]`; at least one.
-        patients: Patient of each image; an empty string if unknown.
-        columns: Columns of the manifest to evaluate by group, `[images]` each, by name.
-    """
-
-    verdict: Verdict
-    labels: Ints
-    patients: Sequence[str]
-    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    @property
-    def predictions(self) -> LabelledPredictions:
-        """Predictions of the ensemble."""
-        return LabelledPredictions(self.verdict.probabilities, self.verdict.label, self.labels)
-
-    def member_predictions(self, member: int, subject: EvaluationSubject) -> LabelledPredictions:
-        """Return the predictions of one member."""
-        members = self.verdict.member_probabilities[:, member]
-        return LabelledPredictions(members, subject.decide_members(members[:, None])[:, 0], self.labels)
-
-    def best_predictions(self, member: int, temperature: float, subject: EvaluationSubject) -> LabelledPredictions:
-        """Return the predictions of the best member with its own temperature and the ensemble's prior correction."""
-        tempered = temper(self.verdict.member_probabilities[:, member], temperature)
-        probabilities = with_prior(tempered, subject.prior_ratio)
-        return LabelledPredictions(probabilities, decide_at(probabilities, subject.point), self.labels)
 
 
 def evaluate_predictions(
@@ -157,6 +73,7 @@ def evaluate_predictions(
         results[name] = _compute_metrics(Scorer(predictions), bootstrap)
         progress(1, name)
     patients = group_by_patient(evaluated.patients, labels)
+    drift = _test_drift(subject, evaluated, fitted_on, settings) if settings.split != "validation" else None
     return Evaluation(
         name=subject.name,
         answered_by=subject.answered_by,
@@ -187,8 +104,34 @@ def evaluate_predictions(
         prevalence=settings.prevalence,
         diagnoses=_diagnoses(evaluated, subject, bootstrap, settings.prevalence),
         by_group=_by_group(evaluated, subject, bootstrap),
-        notes=(*subject.notes, *_notes(evaluated, classes, settings, results["ensemble"][1], patients)),
+        drift=drift,
+        notes=(
+            *subject.notes,
+            *_notes(evaluated, classes, settings, results["ensemble"][1], patients),
+            *_drift_notes(drift, settings.split),
+        ),
     )
+
+
+def _test_drift(
+    subject: EvaluationSubject, evaluated: SplitPredictions, fitted_on: SplitPredictions, settings: EvaluationSettings
+) -> Drift:
+    """Return the test of the predictions against those for validation images, without their labels."""
+    reference, answers = (
+        answers_from_verdict(f"{name} images", subject.classes, one.verdict, one.patients)
+        for name, one in (("validation", fitted_on), (settings.split, evaluated))
+    )
+    return compare_answers(reference, answers, DriftSettings(seed=settings.seed))
+
+
+def _drift_notes(drift: Drift | None, split: str) -> list[str]:
+    if drift is None or not drift.is_found:
+        return []
+    most = max((shift for shift in drift.shifts if shift.p_value <= drift.alpha), key=lambda shift: shift.distance)
+    what = f"{most.output} most, by {most.distance:.2f} (p = {drift.p_value:.4f})"
+    return [
+        f"The {split} images differ from the validation images: {what}. No promise of coverage or risk holds for them."
+    ]
 
 
 def best_single(members: Floats, labels: Ints) -> tuple[int, float]:
@@ -327,47 +270,6 @@ def _by_group(
     fractions["needs review"] = everything, verdict.review
     fractions |= {f"decided {name}": (everything, verdict.label == index) for index, name in enumerate(subject.classes)}
     return split_by_column(evaluated.columns, fractions, bootstrap, higher_is_better=better)
-
-
-def score_patients(
-    patients: Patients | None,
-    candidates: dict[str, LabelledPredictions],
-    draws: int,
-    seed: int,
-    point: DecisionPoint | None = None,
-) -> PatientLevel | None:
-    """Return the scores of predictions per patient, or None if no patient is known.
-
-    Args:
-        patients: Patients and their images.
-        candidates: Predictions for all images, by name of the model.
-        draws: Number of bootstrap resamples of patients.
-        seed: Random seed of the bootstrap.
-        point: Operating point, which also decides for patients; None takes the most probable class.
-    """
-    if patients is None or not patients.names:
-        return None
-    bootstrap = Bootstrap(np.arange(len(patients.labels)), draws, seed)
-    by_rule = {
-        name: {rule: _score_by_rule(patients, predictions, rule, bootstrap, point) for rule in RULES}
-        for name, predictions in candidates.items()
-    }
-    return PatientLevel(patients=len(patients.labels), images=len(patients.rows), by_rule=by_rule)
-
-
-def _score_by_rule(
-    patients: Patients,
-    predictions: LabelledPredictions,
-    rule: PatientRule,
-    bootstrap: Bootstrap,
-    point: DecisionPoint | None,
-) -> PatientScores:
-    probabilities = patients.probabilities(predictions.probabilities, predictions.winners, rule)
-    correct = (decide_groups(rule, probabilities, point) == patients.labels).astype(np.float64)
-    values = np.stack([correct, compute_losses(probabilities, patients.labels)])
-    drawn = np.concatenate([values @ counts for counts in bootstrap.blocks()], axis=1) / len(patients.labels)
-    accuracy, nll = (estimate_from_draws(float(row.mean()), draws) for row, draws in zip(values, drawn, strict=True))
-    return PatientScores(accuracy=accuracy, nll=None if rule == "majority" else nll)
 
 
 def _notes(

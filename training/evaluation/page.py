@@ -1,8 +1,11 @@
 """HTML template of an evaluation's report, for `plurum.training.statistics.page`."""
 
+from plurum.training.drift.report import PICTURE, TABLE
+
 __all__ = ["PAGE"]
 
-PAGE = """<p class="faint">{{ "{:,}".format(j.images) }} images
+PAGE = (
+    """<p class="faint">{{ "{:,}".format(j.images) }} images
 {%- if j.patients %} of {{ "{:,}".format(j.patients) }} patients{% endif %}, {{ j.classes|length }} classes,
 predicted by {{ j.answered_by }}. In brackets: 95% intervals from {{ "{:,}".format(j.draws) }} bootstrap draws of
 {{ j.drawn }} (seed {{ j.seed }}).</p>
@@ -130,7 +133,26 @@ of all columns by Holm's method).</caption>
 {%- if figure.low is not none and figure.high is not none %}<br>
 <small>{{ "%.3f–%.3f"|format(figure.low, figure.high) }}</small>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table></div>
-{% endfor %}
+{% endfor %}{% if j.corruptions %}
+<h2>Corrupted images</h2>
+<p>{{ verdict[0] }} The same images, corrupted at three strengths (seed {{ j.seed }}).</p>
+<div class="wide"><table>
+<tr><th>corruption</th><th>setting</th>{% for title in corrupted.values() %}<th>{{ title }}</th>{% endfor %}</tr>
+{% for one in j.corruptions %}<tr><td>{{ one.kind }} {{ one.strength or "" }}</td><td>{{ one.setting }}</td>
+{%- for name in corrupted %}{% if name in ("nll", "ece") %}<td>{{ one[name]|number }}</td>{% else %}
+{{ cell(one[name]) }}{% endif %}{% endfor %}</tr>
+{% endfor %}</table></div>
+{{ picture("corruptions", "Figures over the strength of corruption", "Each line is a kind of corruption; strength 0 is "
+  ~ "the images as they are. Wrong without review is what nobody sees.") }}
+{% endif %}{% if j.drift %}{% set d = j.drift %}
+<h2>Difference from the validation images</h2>
+<p>{% for line in drift %}{{ line }} {% endfor %}Promises of coverage and risk hold only for images like the validation
+images. The test compares predictions, not labels. {% for note in d.notes %}{{ note }} {% endfor %}</p>
+"""
+    + PICTURE
+    + TABLE
+    + """{% endif %}
 <h2>Definitions</h2>
 <dl>{% for word, meaning in meanings.items() %}<dt>{{ word }}</dt><dd>{{ meaning }}</dd>{% endfor %}</dl>
 """
+)

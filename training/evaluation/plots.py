@@ -20,6 +20,8 @@ from plurum.training.canvas import (
     shorten_name,
     tidy_axes,
 )
+from plurum.training.drift.plots import plot_from_drift
+from plurum.training.evaluation.robustness import plot_corruptions
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import EvaluatedModel, Evaluation
 
@@ -54,7 +56,10 @@ def plots_from_evaluation(evaluation: Evaluation) -> dict[str, bytes]:
         figures["decision_curve"] = _plot_decision_curves(evaluation)
     if evaluation.diversity:
         figures["diversity"] = _plot_diversity(evaluation)
-    return {name: png_from_figure(figure) for name, figure in figures.items()}
+    if evaluation.corruptions:
+        figures["corruptions"] = plot_corruptions(evaluation.corruptions)
+    drift = {"drift": plot_from_drift(evaluation.drift)} if evaluation.drift else {}
+    return {name: png_from_figure(figure) for name, figure in figures.items()} | drift
 
 
 def _colour(judged: EvaluatedModel) -> str:

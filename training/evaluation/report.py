@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plurum.files import check_folder, csv_from_rows, write_bytes, write_text
+from plurum.training.drift.report import drift_lines, sort_shifts
 from plurum.training.evaluation.page import PAGE
 from plurum.training.evaluation.plots import plots_from_evaluation
+from plurum.training.evaluation.robustness import FIGURES as CORRUPTED
+from plurum.training.evaluation.robustness import robustness_line
 from plurum.training.statistics.diagnoses import FIGURES
 from plurum.training.statistics.metrics import METRICS, PER_CLASS, class_title, distinct_metrics
 from plurum.training.statistics.page import html_from_template
@@ -56,7 +59,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> Path:
     write_text(folder / "metrics.json", evaluation.model_dump_json(indent=1) + "\n")
     for name, picture in pictures.items():
         write_bytes(folder / f"{name}.png", picture)
-    for name in {"diversity", "decision_curve"} - set(pictures):
+    for name in {"corruptions", "diversity", "decision_curve", "drift"} - set(pictures):
         (folder / f"{name}.png").unlink(missing_ok=True)
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -86,6 +89,9 @@ def _estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Estimate
         yield "ensemble", label, "coverage", sets.coverage
     yield from _decision_estimates(evaluation)
     yield from _group_estimates(evaluation)
+    for shift in evaluation.drift.shifts if evaluation.drift else ():
+        yield "test - validation", "", f"distance_{shift.output}", Estimate(value=shift.distance, low=None, high=None)
+    yield from _corruption_estimates(evaluation)
     yield "ensemble", "", "review_share", evaluation.review.share
     yield "ensemble", "", "accuracy_without_review", evaluation.review.accuracy_kept
     for name, by_rule in evaluation.patient_level.by_rule.items() if evaluation.patient_level else ():
@@ -109,12 +115,23 @@ def _group_estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Es
                 yield f"ensemble, {column.column} {group.name}", "", metric.replace(" ", "_"), figure
 
 
+def _corruption_estimates(evaluation: Evaluation) -> Iterator[tuple[str, str, str, Estimate]]:
+    for one in evaluation.corruptions:
+        for metric in CORRUPTED:
+            figure = getattr(one, metric)
+            if isinstance(figure, float):
+                figure = Estimate(value=figure, low=None, high=None)
+            if figure is not None:
+                yield f"ensemble, {one.kind} {one.strength}", "", metric, figure
+
+
 def html_from_evaluation(evaluation: Evaluation, pictures: dict[str, bytes]) -> str:
     """Return the HTML page with the plots (PNG, by name) embedded; it loads no external resources.
 
     Raises:
         MissingExtraError: Jinja2 is not installed.
     """
+    corruptions = evaluation.corruptions
     return html_from_template(
         PAGE,
         f"{evaluation.name}: evaluation on {evaluation.split} images",
@@ -130,7 +147,14 @@ def html_from_evaluation(evaluation: Evaluation, pictures: dict[str, bytes]) -> 
         shown=_SHOWN,
         rules=RULES,
         meanings=_meanings(len(evaluation.classes)),
-        verdict=verdict_lines(evaluation),
+        verdict=[*([robustness_line(corruptions)] if corruptions else []), *verdict_lines(evaluation)],
+        corrupted={
+            name: title
+            for name, title in CORRUPTED.items()
+            if corruptions and getattr(corruptions[0], name) is not None
+        },
+        drift=drift_lines(evaluation.drift) if evaluation.drift else [],
+        shifts=sort_shifts(evaluation.drift) if evaluation.drift else [],
     )
 
 

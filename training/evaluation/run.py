@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,16 +11,27 @@ import numpy as np
 
 from plurum.errors import DataError, MetadataError, SettingsError
 from plurum.files import sha256_of
+from plurum.predictions.arrays import Bytes
 from plurum.run import Run, Table
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import Ensemble
-from plurum.training.evaluation.evaluate import EvaluationSubject, SplitPredictions, evaluate_predictions
-from plurum.training.inference.predictions import predict_members
+from plurum.training.evaluation.corruptions import corrupt_blocks, corruption_ways
+from plurum.training.evaluation.evaluate import evaluate_predictions
+from plurum.training.evaluation.robustness import figures_from_corrupted
+from plurum.training.evaluation.subject import EvaluationSubject, SplitPredictions
+from plurum.training.inference.predictions import predict_blocks, predict_members
 from plurum.training.progress import show_progress
 from plurum.training.statistics.results import Evaluation
 from plurum.voting import Verdict, decide
 
-__all__ = ["EvaluatedSplit", "evaluate_run", "evaluate_verdicts", "required_splits", "subject_from_ensemble"]
+__all__ = [
+    "EvaluatedSplit",
+    "corrupt_split",
+    "evaluate_run",
+    "evaluate_verdicts",
+    "required_splits",
+    "subject_from_ensemble",
+]
 
 EvaluatedSplit = Literal["validation", "test"]
 _MOST_GROUPS = 50
@@ -44,7 +55,17 @@ def evaluate_run(path: Path, settings: EvaluationSettings) -> Evaluation:
     predictions = predict_members(run, ensemble.members, required_splits(settings))
     verdicts = {split: decide(probabilities, ensemble.rule) for split, probabilities in predictions.items()}
     subject = subject_from_ensemble(ensemble, "PyTorch", tuple(member.name for member in ensemble.members))
-    return evaluate_verdicts(run, subject, verdicts, settings)
+    if not settings.corruptions:
+        return evaluate_verdicts(run, subject, verdicts, settings)
+    blocks, number = corrupt_split(run, settings)
+    corrupted = decide(predict_blocks(run, ensemble.members, blocks, number, "corrupted images"), ensemble.rule)
+    return evaluate_verdicts(run, subject, verdicts, settings, corrupted)
+
+
+def corrupt_split(run: Run, settings: EvaluationSettings) -> tuple[Iterator[Bytes], int]:
+    """Return blocks of the evaluated split's images, corrupted in every way, and the number of these images."""
+    rows = run.table().rows(settings.split)
+    return corrupt_blocks(run.pixels(), rows, settings.seed), len(rows) * len(corruption_ways())
 
 
 def subject_from_ensemble(
@@ -82,7 +103,11 @@ def subject_from_ensemble(
 
 
 def evaluate_verdicts(
-    run: Run, subject: EvaluationSubject, verdicts: Mapping[EvaluatedSplit, Verdict], settings: EvaluationSettings
+    run: Run,
+    subject: EvaluationSubject,
+    verdicts: Mapping[EvaluatedSplit, Verdict],
+    settings: EvaluationSettings,
+    corrupted: Verdict | None = None,
 ) -> Evaluation:
     """Evaluate verdicts on the run's images.
 
@@ -91,6 +116,7 @@ def evaluate_verdicts(
         subject: Ensemble that gave the verdicts.
         verdicts: Verdicts for each of `required_splits`, in the order of the run's table.
         settings: Options of the evaluation.
+        corrupted: Verdict on the images of `corrupt_split`; None evaluates no corruptions.
 
     Raises:
         MetadataError: the ensemble was fitted on other data than the run holds.
@@ -111,12 +137,14 @@ def evaluate_verdicts(
         columns = {name: [table.columns[name][row] for row in rows] for name in settings.by}
         patients = [table.patients[row] for row in rows]
         evaluated[split] = SplitPredictions(verdict, table.labels[rows], patients, columns)
+    for name, verdict in {**verdicts, **({} if corrupted is None else {"corrupted": corrupted})}.items():
         if not (np.isfinite(verdict.probabilities).all() and np.isfinite(verdict.member_probabilities).all()):
-            raise DataError(f"{subject.answered_by} returns NaN for {split} images, which can't be evaluated")
+            raise DataError(f"{subject.answered_by} returns NaN for {name} images, which can't be evaluated")
     subject = replace(subject, notes=(*subject.notes, *_left_out(run, ensemble)))
     with show_progress("evaluating", len(subject.members) + 2) as progress:
         found = evaluate_predictions(subject, evaluated[settings.split], evaluated["validation"], settings, progress)
-    return found.model_copy(update={"ensemble_sha256": sha256_of(run.ensemble_file)})
+    figures = () if corrupted is None else figures_from_corrupted(evaluated[settings.split], corrupted, settings)
+    return found.model_copy(update={"corruptions": figures, "ensemble_sha256": sha256_of(run.ensemble_file)})
 
 
 def _check_columns(table: Table, settings: EvaluationSettings) -> None:

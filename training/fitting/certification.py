@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from plurum.promises.review import (
     ReviewAnswers,
     ReviewTarget,
+    TriedLimit,
     certify_limit,
     interval_from_limit,
     promise_text,
@@ -28,11 +29,13 @@ class Certification:
         vote: Vote with the review limit that may be served.
         promise: ReviewPromise that it holds; None if no limit passed.
         line: Result in a sentence.
+        tried: Review limits that were tested, the strictest first.
     """
 
     vote: FittedVote
     promise: ReviewPromise | None
     line: str
+    tried: tuple[TriedLimit, ...]
 
 
 def certify_review(
@@ -57,8 +60,9 @@ def certify_review(
     new = ReviewAnswers.from_verdict(verdict, certification.labels, certification.groups, vote.rule, target)
     found = certify_limit(seen, [new], target)
     if found.limit is None or found.promise is None:
-        return Certification(vote, None, found.refusal)
-    return Certification(_vote_with_limit(vote, found.limit, validation), found.promise, promise_text(found.promise))
+        return Certification(vote, None, found.refusal, found.tried)
+    promised = _vote_with_limit(vote, found.limit, validation)
+    return Certification(promised, found.promise, promise_text(found.promise), found.tried)
 
 
 def _vote_with_limit(vote: FittedVote, limit: float, known: ValidationPredictions) -> FittedVote:

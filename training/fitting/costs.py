@@ -44,6 +44,8 @@ def read_costs(path: Path, classes: Sequence[str]) -> Costs:
     for line, row in _rows(path):
         pair = row["true"], row["decided"]
         if pair != ("", _REVIEW):
+            if pair[1] == _REVIEW and _REVIEW not in classes:
+                raise _fault(path, f"line {line}: expected no true class for a review, got {pair[0]!r}")
             for name in pair:
                 if name not in classes:
                     raise _fault(path, f"line {line} names the unknown class {name!r}; available: {', '.join(classes)}")

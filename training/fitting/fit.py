@@ -18,7 +18,8 @@ from plurum.settings.training import FitSettings
 from plurum.spec import Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.splits import HELD_OUT
 from plurum.training.data.unlabelled import find_unlabelled_images
-from plurum.training.evaluation.evaluate import best_single, score_patients
+from plurum.training.evaluation.evaluate import best_single
+from plurum.training.evaluation.patient_scores import score_patients
 from plurum.training.fitting.baseline import baseline_from_verdict
 from plurum.training.fitting.certification import Certification, certify_review
 from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point
@@ -30,7 +31,7 @@ from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit
 from plurum.training.inference.predictions import predict_files, predict_members
 from plurum.training.learning.plan import unfinished_members
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
-from plurum.training.statistics.curves import risk_coverage_curve
+from plurum.training.statistics.curves import Curve, rates_by_threshold, risk_coverage_curve
 from plurum.training.statistics.metrics import LabelledPredictions
 from plurum.training.statistics.patients import group_by_patient
 from plurum.training.statistics.results import Estimate
@@ -136,9 +137,11 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     if not settings.no_outliers:
         ensemble, outliers = fit_outliers(run, ensemble, settings)
     report = _report(run, ensemble, members, vote, settings, results, shares)
-    line = None if certification is None else certification.line
+    report = report.model_copy(update={"outliers": outliers})
+    if certification is not None:
+        report = report.model_copy(update={"promise_line": certification.line, "tried_limits": certification.tried})
     write_metadata(run.ensemble_file, ensemble)
-    return report.model_copy(update={"promise_line": line, "outliers": outliers})
+    return report
 
 
 def _check_held_out(settings: FitSettings, table: Table) -> tuple[Split, ...]:
@@ -246,7 +249,17 @@ def _report(
         prior=None if shares is None else dict(zip(ensemble.classes, shares.tolist(), strict=True)),
         unfinished=unfinished_members(run),
         decisions=_decisions(ensemble, vote, results, settings),
+        rates=_rates(vote, validation),
     )
+
+
+def _rates(vote: FittedVote, validation: _SplitResults) -> dict[Literal["sensitivity", "specificity"], Curve] | None:
+    """Return the rates of the positive class by threshold; None without an operating point of two classes."""
+    if vote.rule.point is None or vote.rule.point.positive is None:
+        return None
+    positive = vote.rule.point.positive
+    scores = validation.verdict.probabilities[:, positive]
+    return rates_by_threshold(scores, validation.labels == positive, validation.weights)
 
 
 def _decisions(

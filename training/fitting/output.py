@@ -11,7 +11,9 @@ __all__ = ["write_fit"]
 
 
 def write_fit(report: FitReport, folder: Path) -> tuple[Path, ...]:
-    """Write `fit.json`, `fit_members.png` and `fit_review.png` into `folder`, each atomically.
+    """Write `fit.json` and the plots of the fit, `fit_*.png`, into `folder`, each atomically.
+
+    Plots of an earlier fit that this one lacks are removed.
 
     Returns:
         Paths of the files.
@@ -20,11 +22,16 @@ def write_fit(report: FitReport, folder: Path) -> tuple[Path, ...]:
         OutputError: `folder` is a file or can't be written.
         MissingExtraError: matplotlib is not installed.
     """
-    from plurum.training.fitting.plots import plots_from_fit
+    from plurum.training.fitting.plots import PLOTS, plots_from_fit
 
     paths = [folder / "fit.json"]
     write_text(paths[0], report.model_dump_json(indent=1) + "\n")
-    for name, picture in plots_from_fit(report).items():
-        paths.append(folder / f"{name}.png")
-        write_bytes(paths[-1], picture)
+    pictures = plots_from_fit(report)
+    for name in PLOTS:
+        path = folder / f"{name}.png"
+        if name in pictures:
+            write_bytes(path, pictures[name])
+            paths.append(path)
+        else:
+            path.unlink(missing_ok=True)
     return tuple(paths)

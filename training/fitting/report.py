@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from plurum.promises.review import TriedLimit
 from plurum.spec import Ensemble, Metadata, Scores
 from plurum.training.fitting.decided import PointScores
 from plurum.training.fitting.outliers import OutlierFit
@@ -58,6 +59,9 @@ class FitReport(Metadata):
         unfinished: Names of planned members whose training is unfinished.
         decisions: Figures of the decisions at the operating point, by split; None without one.
         outliers: Result of fitting the outlier test; None if the settings disable it.
+        rates: Curves of the positive class's threshold → sensitivity and specificity of the validation images; None
+            without an operating point of two classes.
+        tried_limits: Review limits that the certification tested, the strictest first.
     """
 
     version: Literal[1] = 1
@@ -77,6 +81,8 @@ class FitReport(Metadata):
     unfinished: tuple[str, ...] = ()
     decisions: dict[FittedSplit, PointScores] | None = None
     outliers: OutlierFit | None = None
+    rates: dict[Literal["sensitivity", "specificity"], Curve] | None = None
+    tried_limits: tuple[TriedLimit, ...] = ()
 
     @property
     def outcome(self) -> Literal["better", "no different", "mixed", "worse"]:

@@ -18,7 +18,7 @@ from plurum.training.progress import show_progress
 from plurum.training.statistics.scoring import predict_logits
 from plurum.voting import softmax
 
-__all__ = ["predict_files", "predict_members", "predict_pixels"]
+__all__ = ["predict_blocks", "predict_files", "predict_members", "predict_pixels"]
 
 _BLOCK = 64
 _S = TypeVar("_S", bound=Split)
@@ -45,7 +45,7 @@ def predict_members(run: Run, members: tuple[Member, ...], splits: Iterable[_S])
             raise DataError(f"{run.path} has no {split} images; train on data with some")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictions: dict[_S, list[npt.NDArray[np.float64]]] = {split: [] for split in names}
-    with show_progress("predicting with members", len(members)) as progress:
+    with show_progress("predicting with members", len(members), "members") as progress:
         for member in members:
             model = model_from_checkpoint(member, run.checkpoint(member)).to(device)
             for split, parts in predictions.items():
@@ -65,7 +65,7 @@ def predict_files(run: Run, members: Sequence[Member], files: Sequence[Path]) ->
         DataError: a file can't be read.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    return _predict_blocks(run, members, iterate_pixels(files, run.data().image), len(files), "unlabelled images")
+    return predict_blocks(run, members, iterate_pixels(files, run.data().image), len(files), "unlabelled images")
 
 
 def predict_pixels(
@@ -84,19 +84,32 @@ def predict_pixels(
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
     blocks = (pixels[start : start + _BLOCK] for start in range(0, len(pixels), _BLOCK))
-    return _predict_blocks(run, members, blocks, len(pixels), name)
+    return predict_blocks(run, members, blocks, len(pixels), name)
 
 
-def _predict_blocks(
+def predict_blocks(
     run: Run, members: Sequence[Member], blocks: Iterable[npt.NDArray[np.uint8]], number: int, name: str
 ) -> npt.NDArray[np.float64]:
+    """Return the members' probabilities for images at their input size, `[images, members, classes]`.
+
+    Args:
+        run: Run with the members' weights.
+        members: Members to predict with.
+        blocks: Images, uint8 `[images of the block, height, width, 3]`.
+        number: Number of images in all blocks.
+        name: Name of the images in messages.
+
+    Raises:
+        MetadataError: a member is invalid, or returns NaN.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
     with needs_extra("training"):
         import torch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = [model_from_checkpoint(member, run.checkpoint(member)).to(device) for member in members]
     image = run.data().image
     parts = []
-    with show_progress("predicting with members", number) as progress:
+    with show_progress("predicting with members", number, "images") as progress:
         for pixels in blocks:
             rows = np.arange(len(pixels))
             parts.append(softmax(np.stack([predict_logits(model, pixels, rows, image) for model in models], axis=1)))

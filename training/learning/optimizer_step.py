@@ -16,7 +16,7 @@ from plurum.errors import SettingsError
 from plurum.models import normalise
 from plurum.settings.training import TrainSettings
 from plurum.training.data.examples import Batches, Examples
-from plurum.training.learning.augmentation import augment, mix_pairs
+from plurum.training.learning.augmentation import augment, erase, mix_pairs
 from plurum.training.learning.distributed import ProcessGroup
 from plurum.training.learning.precision import Precision, autocast
 from plurum.training.learning.schedule import learning_rate_at
@@ -113,8 +113,8 @@ class Learner:
     def inputs(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return the images `rows`, augmented and normalised, `[images, 3, height, width]`."""
         pixels = torch.from_numpy(self.examples.pixels[rows]).to(self.device, non_blocking=True)
-        changed = augment(pixels, self.settings)
-        return normalise(changed, self.examples.image).contiguous(memory_format=torch.channels_last)
+        images = normalise(augment(pixels, self.settings), self.examples.image)
+        return erase(images, self.settings).contiguous(memory_format=torch.channels_last)
 
     def state(self) -> dict[str, Any]:
         """Return the state for `restore`, in tensors and plain values; tensors are not copied."""

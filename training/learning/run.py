@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from plurum.dicom_files import PatientNames
 from plurum.errors import OutputError, PlurumError, SettingsError, needs_extra
 from plurum.files import write_bytes
-from plurum.options import option_from_field
 from plurum.regular_files import read_regular
 from plurum.run import Run
+from plurum.settings.options import option_from_field
 from plurum.settings.training import TrainOptions, TrainSettings
 from plurum.spec import Member, read_member, write_metadata
 from plurum.training.data.examples import check_batches
@@ -81,8 +82,9 @@ def train_run(source: str, settings: TrainSettings, out: Path, options: TrainOpt
         if options.jobs > 1 and len(missing) > 1:
             _train_in_parallel(run, missing, settings, options)
         else:
-            for member in missing:
-                _train(run, member, settings, options, world)
+            for number, training in enumerate(missing, start=1):
+                of = f"training {number} of {len(missing)}: {training.name}"
+                _train(run, training, settings, options, world, of=of)
         if missing and world.is_first:
             _plot_histories(run, plans)
     names = [name for training in plans for name in training.members]
@@ -126,6 +128,8 @@ def _prepare(
         max_tiles=settings.max_tiles,
         skip_unreadable=settings.skip_unreadable,
         certification=settings.certification,
+        window=settings.window,
+        names=PatientNames(options.pseudonym_key_file, options.keep_patient_ids),
     )
     check_batches(settings, processes, len(data.table.rows("train")))
     missing = [training for training in plans if fresh or not is_finished(run, training)]
@@ -176,8 +180,9 @@ def _train(
     options: TrainOptions,
     world: ProcessGroup,
     progress: Callable[[int, str], None] | None = None,
+    of: str = "",
 ) -> None:
-    """Start or resume a training, and write its members."""
+    """Start or resume a training, and write its members; without `progress`, show it as that of `of`."""
     from plurum.training.data.examples import Examples
     from plurum.training.learning.checkpoints import write_member
     from plurum.training.learning.resume import StateFile
@@ -191,7 +196,7 @@ def _train(
     events = run.path / "tensorboard" / training.name if options.tensorboard and world.is_first else None
     with contextlib.ExitStack() as stack:
         if progress is None and world.is_first:
-            progress = stack.enter_context(show_progress(f"{training.name} ({precision})", trainer.steps(examples)))
+            progress = stack.enter_context(show_progress(f"{of} ({precision})", trainer.steps(examples)))
         try:
             trained = trainer.fit(model, examples, training.seed, state=state, events=events, progress=progress)
         except SettingsError as error:

@@ -290,8 +290,9 @@ class _TrainingLoop:
         done.losses, done.norms, done.learning_s = [], [], 0.0
         if done.best is None or scores.nll < done.best.validation.nll:
             done.best = TrainingSnapshot(copy_state(self.learner.validated_model), epoch, scores)
-        _LOG.info("epoch %d: %s", number, _note(epoch))
-        self.progress(0, _note(epoch))
+        note = f"epoch {number} of {self.settings.epochs}, {_note(epoch)}"
+        _LOG.info("%s", note)
+        self.progress(0, note)
 
     def _validation_logits(self) -> npt.NDArray[np.float64]:
         self.world.synchronise_buffers(self.learner.model)

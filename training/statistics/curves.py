@@ -1,9 +1,11 @@
-"""ROC, precision–recall, reliability and risk–coverage curves for plots.
+"""ROC, precision–recall, reliability and risk–coverage curves, and rates by threshold, for plots.
 
 Curves are thinned to a visually sufficient number of points, which keeps the report's JSON small.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +15,15 @@ from plurum.predictions.scores import BINS, confidence_bins
 from plurum.spec import Metadata
 from plurum.training.statistics.metrics import LabelledPredictions
 
-__all__ = ["Bin", "Curve", "precision_recall_curve", "reliability_bins", "risk_coverage_curve", "roc_curve"]
+__all__ = [
+    "Bin",
+    "Curve",
+    "precision_recall_curve",
+    "rates_by_threshold",
+    "reliability_bins",
+    "risk_coverage_curve",
+    "roc_curve",
+]
 
 
 _POINTS = 200
@@ -67,6 +77,29 @@ def precision_recall_curve(probability: Floats, positive: Bools) -> Curve | None
         from sklearn import metrics
     precision, recall, _ = metrics.precision_recall_curve(positive, probability)
     return _thin(recall[::-1], precision[::-1])
+
+
+def rates_by_threshold(
+    probability: Floats, positive: Bools, weights: Floats | None = None
+) -> dict[Literal["sensitivity", "specificity"], Curve]:
+    """Return the threshold → sensitivity and specificity of deciding for a class from this probability on.
+
+    A rate at a threshold also holds below it, down to the threshold before.
+
+    Args:
+        probability: Probability of the class, `[images]`.
+        positive: Mask of images of the class, `[images]`; some are, and some are not.
+        weights: Weight of each image, `[images]`; 1 by default.
+    """
+    weights = np.ones(len(probability)) if weights is None else weights
+    thresholds = np.unique(np.concatenate([[0.0], probability, [1.0]]))
+    rates = []
+    for side in (positive, ~positive):
+        order = np.argsort(probability[side], kind="stable")
+        below = np.searchsorted(probability[side][order], thresholds, side="left")
+        sums = np.concatenate([[0.0], np.cumsum(weights[side][order])])
+        rates.append(sums[below] / sums[-1])
+    return {"sensitivity": _thin(thresholds, 1 - rates[0]), "specificity": _thin(thresholds, rates[1])}
 
 
 def reliability_bins(predictions: LabelledPredictions) -> tuple[Bin, ...]:

@@ -10,6 +10,7 @@ from typing import Literal
 from plurum.figures import (
     ClassPredictionSets,
     Diagnosis,
+    Drift,
     Estimate,
     GroupedFigures,
     PatientLevel,
@@ -25,6 +26,7 @@ from plurum.training.statistics.diversity import Diversity
 __all__ = [
     "ClassCurves",
     "ClassPredictionSets",
+    "CorruptedFigures",
     "Estimate",
     "EvaluatedModel",
     "Evaluation",
@@ -64,6 +66,35 @@ class ClassCurves(Metadata):
     precision_recall: Curve | None
 
 
+class CorruptedFigures(Metadata):
+    """Figures of the ensemble on images that were corrupted in one way.
+
+    Attributes:
+        kind: Kind of corruption, a key of `plurum.training.evaluation.corruptions.CORRUPTIONS`; `none` for the images
+            as they are.
+        strength: 1, 2 or 3; 0 for the images as they are.
+        setting: Setting of the corruption, in words.
+        accuracy: Fraction of correct predictions.
+        nll: Mean negative log-likelihood of the true class, in nats.
+        ece: Expected calibration error.
+        review: Fraction of predictions that need review.
+        caught: Fraction of the wrong predictions that need review.
+        outliers: Fraction of images that an outlier test finds; None without such a test.
+        wrong_alone: Fraction of all images that are predicted wrongly and need no review.
+    """
+
+    kind: str
+    strength: int
+    setting: str
+    accuracy: Estimate
+    nll: float
+    ece: float
+    review: Estimate
+    caught: Estimate
+    outliers: Estimate | None
+    wrong_alone: Estimate
+
+
 class Evaluation(Metadata):
     """Evaluation of an ensemble on the images of one split.
 
@@ -97,6 +128,8 @@ class Evaluation(Metadata):
         diagnoses: Figures of the decision for the positive class, or else for each class against the others: of all
             predictions, then of those without review.
         by_group: Figures by group, for each requested column of the manifest.
+        drift: Test of these predictions against those for validation images; None for validation images themselves.
+        corruptions: Figures on the images as they are, then on corrupted ones; empty if none were requested.
         ensemble_sha256: SHA-256 of the run's `ensemble.json`; None in older files.
         notes: Remarks on missing figures and on limits of the evaluation, one sentence each.
     """
@@ -129,6 +162,8 @@ class Evaluation(Metadata):
     prevalence: float | None = None
     diagnoses: tuple[Diagnosis, ...] = ()
     by_group: tuple[GroupedFigures, ...] = ()
+    drift: Drift | None = None
+    corruptions: tuple[CorruptedFigures, ...] = ()
     ensemble_sha256: str | None = None
     notes: tuple[str, ...]
 

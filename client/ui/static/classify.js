@@ -108,6 +108,16 @@ function unavailable(reason) {
   }
 }
 
+function showDecisions(sentences) {
+  const list = document.getElementById("decisions");
+  list.replaceChildren(...sentences.map((sentence) => {
+    const item = document.createElement("li");
+    item.textContent = sentence.charAt(0).toUpperCase() + sentence.slice(1);
+    return item;
+  }));
+  list.hidden = sentences.length === 0;
+}
+
 async function reconnect() {
   let reason;
   try {
@@ -118,6 +128,7 @@ async function reconnect() {
       away.hidden = true;
       served.className = "served here-dot";
       document.getElementById("served-line").textContent = body.line;
+      showDecisions(body.decisions);
       return next();
     }
     reason = body.error;

@@ -24,7 +24,12 @@ _MAX_DEPTH = 8
 _SHAPES = {IMAGE: ("[batch, 1]", 2), INPUT_PIXELS: ("[batch, height, width, 3]", 4)}
 # First characters of images in base64, and of a data URL. Each holds 6 bits; the last may hold bits of what follows.
 _BASE64 = (
-    *(base64.b64encode(start)[: len(start) * 8 // 6] for one in FORMATS.values() for start in one.starts),
+    *(
+        base64.b64encode(start)[: len(start) * 8 // 6]
+        for one in FORMATS.values()
+        for start in one.starts
+        if not one.offset
+    ),
     b"data:",
 )
 

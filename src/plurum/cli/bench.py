@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from plurum.cli.options import with_options
-from plurum.cli.streams import new_table, show_table
+from plurum.cli.streams import new_table, show_table, write_json
 from plurum.settings.benchmarks import BenchSettings
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def bench(
     result = _measure(repository, url or [], settings)
     _write(result, out)
     if as_json:
-        sys.stdout.write(result.model_dump_json() + "\n")
+        write_json(result)
     else:
         _show(result, out)
 
@@ -172,7 +171,7 @@ def _compare(first: Path, second: Path, *, as_json: bool) -> None:
 
     comparison = compare_benches(read_bench(first), read_bench(second))
     if as_json:
-        sys.stdout.write(comparison.model_dump_json() + "\n")
+        write_json(comparison)
     else:
         show_table(_ratios(comparison))
         for one in comparison.differences:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plurum.cli.options import with_options
-from plurum.cli.streams import new_table, show_table
+from plurum.cli.streams import new_table, show_table, write_json
 from plurum.settings.calibration import CalibrateSettings
 
 if TYPE_CHECKING:
@@ -46,13 +45,14 @@ def calibrate(
     report, folder = calibrate_run(run, settings), run / "sites" / settings.site
     write_bytes(folder / "calibration.png", plot_from_calibration(report))
     if as_json:
-        sys.stdout.write(report.model_dump_json() + "\n")
+        write_json(report)
         return
-    show_table(_table(report))
-    for line in _lines(report):
-        typer.echo(line)
-    typer.echo(f"report: {folder / 'calibration.json'}, plot: {folder / 'calibration.png'}")
-    typer.echo(f"next: plurum export {run} --site {settings.site}")
+    show_table(
+        _table(report),
+        *_lines(report),
+        f"report: {folder / 'calibration.json'}, plot: {folder / 'calibration.png'}",
+        f"next: plurum export {run} --site {settings.site}",
+    )
 
 
 def _table(report: CalibrationReport) -> Table:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from plurum.cli.options import Given, with_options
+from plurum.cli.streams import write_json
 from plurum.settings.benchmarks import COMPARED_EPOCHS, CompareSettings
 from plurum.settings.training import TrainSettings
 
@@ -75,6 +76,6 @@ def compare(
         comparison = compare_architectures(run, contenders, out / "work", settings, status.update)
     page = write_comparison(comparison, out)
     if as_json:
-        sys.stdout.write(comparison.model_dump_json() + "\n")
+        write_json(comparison)
     else:
         sys.stdout.write(f"{text_from_comparison(comparison)}report: {page}\n")

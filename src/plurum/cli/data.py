@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plurum.cli.options import Given, with_options
-from plurum.cli.streams import new_table, show_table
+from plurum.cli.options import Given, PatientOptions, patient_names, with_options
+from plurum.cli.streams import new_table, show_table, write_json
 from plurum.cli.train import LabelledData
+from plurum.settings.options import settings_from
 from plurum.settings.training import TrainSettings
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ __all__ = ["data"]
 @with_options
 def data(
     source: LabelledData,
-    options: Annotated[dict[str, Any], Given(TrainSettings, ("tile_size", "max_tiles", "skip_unreadable"))],
+    options: Annotated[dict[str, Any], Given(TrainSettings, ("window", "tile_size", "max_tiles", "skip_unreadable"))],
+    patients: PatientOptions,
     seed: Annotated[int, typer.Option(help="Random seed of the splits.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Plot the counts to this PNG file.", metavar="FILE")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
@@ -36,16 +37,22 @@ def data(
       plurum data digits
 
       plurum data train.csv --tile-size 512 --json
+
+      plurum data scans/ --window 40,400
     """
     from plurum.training import load_data
     from plurum.training.data.report import data_report, usable_rows
     from plurum.training.data.report_plot import plot_from_data_report
 
-    images = load_data(source, seed, **options)
+    # Architectures are not needed here; the other options are checked as for training.
+    settings = settings_from(TrainSettings, archs=("none",), **options)
+    images = load_data(
+        source, seed, names=patient_names(patients), **{name: getattr(settings, name) for name in options}
+    )
     decoded = images.decode()
     report = data_report(images, decoded)
     if as_json:
-        sys.stdout.write(report.model_dump_json() + "\n")
+        write_json(report)
     else:
         _print(report)
     if plot:
@@ -67,9 +74,7 @@ def _print(report: DataReport) -> None:
         table.add_row(escape(name), *map(_cell, counts.values()))
     table.add_section()
     table.add_row("all", *map(_cell, report.splits.values()))
-    show_table(table)
-    for line in report_lines(report):
-        typer.echo(line)
+    show_table(table, *report_lines(report))
 
 
 def _cell(count: ImageCounts) -> str:

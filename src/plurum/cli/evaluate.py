@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plurum.cli.options import with_options
-from plurum.cli.streams import new_table, show_table
+from plurum.cli.streams import new_table, show_table, write_json
 from plurum.settings.training import EvaluationSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from plurum.client import EnsembleClient, Prediction
+    from plurum.predictions.arrays import Bytes
     from plurum.run import Run
     from plurum.spec import Ensemble
     from plurum.training.statistics.results import Evaluation
@@ -51,7 +51,8 @@ def evaluate(
 ) -> None:
     """Evaluate an ensemble, its members and the best member on held-out images.
 
-    Writes metrics.csv, metrics.json, plots and one self-contained report.html.
+    Writes metrics.csv, metrics.json, plots and one self-contained report.html. Warns if the test images differ from
+    the validation images, because then no promise of coverage or risk holds.
 
     [bold]Examples[/bold]
 
@@ -64,6 +65,8 @@ def evaluate(
       plurum evaluate runs/tiles --positive CE --prevalence 0.2
 
       plurum evaluate runs/tiles --by site --by scanner
+
+      plurum evaluate runs/digits --corruptions
     """
     from plurum.errors import SettingsError
     from plurum.files import check_folder
@@ -77,7 +80,7 @@ def evaluate(
     evaluation = _evaluate_served(run, settings, url, http=http) if url else evaluate_run(run, settings)
     page = write_report(evaluation, folder)
     if as_json:
-        sys.stdout.write(evaluation.model_dump_json() + "\n")
+        write_json(evaluation)
     else:
         _print(evaluation, page)
 
@@ -85,7 +88,7 @@ def evaluate(
 def _evaluate_served(path: Path, settings: EvaluationSettings, url: str, *, http: bool) -> Evaluation:
     from plurum.client import EnsembleClient
     from plurum.run import Run
-    from plurum.training.evaluation.run import evaluate_verdicts, required_splits, subject_from_ensemble
+    from plurum.training.evaluation.run import corrupt_split, evaluate_verdicts, required_splits, subject_from_ensemble
 
     run = Run(path)
     ensemble = run.ensemble()
@@ -93,6 +96,11 @@ def _evaluate_served(path: Path, settings: EvaluationSettings, url: str, *, http
         _check_served(client, ensemble, url)
         members = client.served.members
         verdicts = {split: _predict_split(client, run, split, ensemble.classes) for split in required_splits(settings)}
+        corrupted = None
+        if settings.corruptions:
+            blocks, number = corrupt_split(run, settings)
+            images = (image for block in blocks for image in block)
+            corrupted = _predict_images(client, images, number, "corrupted", ensemble.classes)
     expected = tuple(member.name for member in ensemble.members)
     note = (
         f"The server's members are {', '.join(members)}; the run's are {', '.join(expected)}. The targets (coverage, "
@@ -100,7 +108,7 @@ def _evaluate_served(path: Path, settings: EvaluationSettings, url: str, *, http
     )
     notes = () if members == expected else (note,)
     subject = subject_from_ensemble(ensemble, f"the server at {url}", members, notes)
-    return evaluate_verdicts(run, subject, verdicts, settings)
+    return evaluate_verdicts(run, subject, verdicts, settings, corrupted)
 
 
 def _check_served(client: EnsembleClient, ensemble: Ensemble, url: str) -> None:
@@ -123,17 +131,24 @@ def _check_served(client: EnsembleClient, ensemble: Ensemble, url: str) -> None:
 
 def _predict_split(client: EnsembleClient, run: Run, split: str, classes: tuple[str, ...]) -> Verdict:
     """Return the server's predictions for the run's images of a split."""
+    pixels, rows = run.pixels(), run.table().rows(split)  # type: ignore[arg-type]
+    return _predict_images(client, (pixels[row] for row in rows), len(rows), split, classes)
+
+
+def _predict_images(
+    client: EnsembleClient, images: Iterator[Bytes], number: int, name: str, classes: tuple[str, ...]
+) -> Verdict:
+    """Return the server's predictions for images at its input size."""
     from plurum.client import Failure
     from plurum.errors import MetadataError, ServerError
     from plurum.predictions.prediction import verdict_from_predictions
     from plurum.training.progress import show_progress
 
-    pixels, rows = run.pixels(), run.table().rows(split)  # type: ignore[arg-type]
     predictions: list[Prediction] = []
-    with show_progress(f"predicting {split} images", len(rows)) as progress:
-        for answer in client.stream(pixels[row] for row in rows):
+    with show_progress(f"predicting {name} images", number, "images") as progress:
+        for answer in client.stream(images):
             if isinstance(answer, Failure):
-                raise ServerError(f"no prediction for {split} image {answer.index}: {answer.reason}")
+                raise ServerError(f"no prediction for {name} image {answer.index}: {answer.reason}")
             predictions.append(answer)
             progress(1, "")
     # A server that does not disclose its config names all but the labels by indices.
@@ -143,14 +158,16 @@ def _predict_split(client: EnsembleClient, run: Run, split: str, classes: tuple[
 
 
 def _print(evaluation: Evaluation, page: Path) -> None:
+    from plurum.training.evaluation.robustness import robustness_line
     from plurum.training.statistics.wording import group_lines, percent_text, verdict_lines
 
     show_table(_comparison(evaluation))
     show_table(_members(evaluation))
-    for table in (_decision(evaluation), *_net_benefit(evaluation), *_by_group(evaluation)):
+    for table in (_decision(evaluation), *_net_benefit(evaluation), *_by_group(evaluation), *_corrupted(evaluation)):
         show_table(table)
     review, sets = evaluation.review, evaluation.sets
     lines = [
+        *([robustness_line(evaluation.corruptions)] if evaluation.corruptions else []),
         *verdict_lines(evaluation),
         (
             f"Prediction sets contain the true class of {percent_text(sets.coverage)} of the images, and "
@@ -250,6 +267,23 @@ def _by_group(evaluation: Evaluation) -> Iterator[Table]:
             cells = (f"{group_cell(one, figure)}{figure_text(one.figures[figure])[6:]}" for one in column.groups)
             table.add_row(escape(figure), *cells)
         yield table
+
+
+def _corrupted(evaluation: Evaluation) -> Iterator[Table]:
+    from rich.box import SIMPLE
+
+    from plurum.training.evaluation.robustness import FIGURES
+    from plurum.training.statistics.wording import figure_text, number_text
+
+    if not evaluation.corruptions:
+        return
+    names = [name for name in FIGURES if getattr(evaluation.corruptions[0], name) is not None]
+    table = new_table("corruption", *map(FIGURES.__getitem__, names), title="on corrupted images", box=SIMPLE)
+    for one in evaluation.corruptions:
+        figures = (getattr(one, name) for name in names)
+        cells = (number_text(figure) if isinstance(figure, float) else figure_text(figure)[:6] for figure in figures)
+        table.add_row(f"{one.kind} {one.strength or ''}", *cells)
+    yield table
 
 
 def _members(evaluation: Evaluation) -> Table:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from plurum.cli.options import with_options
-from plurum.cli.streams import new_table, show_table
+from plurum.cli.streams import new_table, show_table, write_json
 from plurum.settings.training import FitSettings
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def fit(
     """Fit the vote of the members on the run's validation images, and write RUN/ensemble.json.
 
     Drops a member if the vote is significantly better without it. The others keep equal weights unless fitted weights
-    are significantly better (95 % interval excludes 0). Writes RUN/report/fit.json and two plots.
+    are significantly better (95 % interval excludes 0). Writes RUN/report/fit.json and its plots.
 
     [bold]Examples[/bold]
 
@@ -68,17 +67,10 @@ def fit(
     report = fit_report(run, settings)
     write_fit(report, run / "report")
     if as_json:
-        sys.stdout.write(report.model_dump_json() + "\n")
-    else:
-        _print(report, run)
-
-
-def _print(report: FitReport, run: Path) -> None:
-    show_table(_table(report))
-    for line in _lines(report):
-        typer.echo(line)
-    typer.echo(f"plots: {run / 'report'}/fit_*.png")
-    typer.echo(f"next: plurum export {run}")
+        write_json(report)
+        return
+    plots, following = f"plots: {run / 'report'}/fit_*.png", f"next: plurum export {run}"
+    show_table(_table(report), *_lines(report), plots, following)
 
 
 def _table(report: FitReport) -> Table:

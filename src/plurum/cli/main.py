@@ -18,6 +18,7 @@ from plurum.cli.compare import compare
 from plurum.cli.data import data
 from plurum.cli.demo.command import demo
 from plurum.cli.doctor import doctor
+from plurum.cli.drift import drift
 from plurum.cli.evaluate import evaluate
 from plurum.cli.export import export
 from plurum.cli.fit import fit
@@ -36,7 +37,7 @@ __all__ = ["app", "run"]
 
 _log = logging.getLogger(__name__)
 # Commands that record paths in JSON files.
-_WRITE_PATHS = {"bench", "calibrate", "compare", "evaluate", "export", "fit", "train", "tune"}
+_WRITE_PATHS = {"bench", "calibrate", "compare", "drift", "evaluate", "export", "fit", "train", "tune"}
 
 app = typer.Typer(
     name="plurum",
@@ -70,8 +71,8 @@ def _root(
 
 
 for _command in (
-    *(bench, calibrate, compare, data, demo, doctor, evaluate, export, fit),
-    *(gateway, predict, rollout, serve, train, tune, ui),
+    *(bench, calibrate, compare, data, demo, doctor, drift, evaluate, export),
+    *(fit, gateway, predict, rollout, serve, train, tune, ui),
 ):
     app.command()(_command)
 

@@ -8,14 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter
 from types import GenericAlias, NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 
-from plurum.options import Option, Settings, descriptions_from_docstring, option_from_field, settings_from
+from plurum.settings.options import Option, Settings, descriptions_from_docstring, option_from_field, settings_from
+from plurum.settings.training import TrainOptions
 
-__all__ = ["Given", "OverHttp", "ServerUrls", "with_options"]
+if TYPE_CHECKING:
+    from plurum.dicom_files import PatientNames
+
+__all__ = ["Given", "OverHttp", "PatientOptions", "ServerUrls", "patient_names", "with_options"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,17 @@ ServerUrls = Annotated[
     ),
 ]
 OverHttp = Annotated[bool, typer.Option("--http", help="Use HTTP (port 8000) instead of gRPC (port 8001).")]
+
+
+PatientOptions = Annotated[dict[str, Any], Given(TrainOptions, ("pseudonym_key_file", "keep_patient_ids"))]
+
+
+def patient_names(given: Mapping[str, Any]) -> PatientNames:
+    """Return the names of DICOM patients by the options of `PatientOptions`."""
+    from plurum.dicom_files import PatientNames
+
+    settings = settings_from(TrainOptions, **given)
+    return PatientNames(settings.pseudonym_key_file, settings.keep_patient_ids)
 
 
 def _source(annotation: Any) -> Given | _All | None:

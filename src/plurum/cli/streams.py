@@ -8,10 +8,11 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.box import Box
     from rich.table import Table
 
-__all__ = ["close_output", "new_table", "prepare_streams", "show_table"]
+__all__ = ["close_output", "new_table", "prepare_streams", "show_table", "write_json"]
 
 _HANDLER = "plurum"
 
@@ -51,14 +52,20 @@ def new_table(*columns: str, left: int = 1, title: str = "", box: Box | None = N
     return table
 
 
-def show_table(table: Table) -> None:
-    """Print a table; in a pipe, which has no width, each row stays on one line."""
+def write_json(report: BaseModel) -> None:
+    """Print a report as one line of JSON."""
+    sys.stdout.write(report.model_dump_json() + "\n")
+
+
+def show_table(table: Table, *lines: str) -> None:
+    """Print a table, then lines; in a pipe, which has no width, each row of the table stays on one line."""
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=console.measure(table, options=console.options.update(width=10_000)).maximum)
     console.print(table, soft_wrap=True)
+    sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 def _encode(error: UnicodeError) -> tuple[bytes, int]:

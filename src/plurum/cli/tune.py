@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from plurum.cli.options import with_options
-from plurum.cli.streams import new_table, show_table
+from plurum.cli.streams import new_table, show_table, write_json
 from plurum.settings.benchmarks import TuneSettings
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def tune(
         sys.stderr.write("plurum: interrupted; run the same command again to resume\n")
         raise typer.Exit(130) from None
     if as_json:
-        sys.stdout.write(result.model_dump_json() + "\n")
+        write_json(result)
     else:
         _show(result, out)
 

@@ -6,7 +6,16 @@ imports are relative, because it is a package of its own there.
 
 from .image_formats import FORMAT_NAMES, FORMATS
 from .image_limits import MAX_PIXELS, MIN_SIDE, Structure, TooLargeImageError, UnreadableImageError, too_large_text
-from .pixels import is_nearly_black, open_image, pixels_from_image, resize_to_pixels, structure_of, to_eight_bit
+from .pixels import (
+    content_box,
+    is_nearly_black,
+    open_image,
+    pixels_from_image,
+    resize_to_pixels,
+    resizing_from_spec,
+    structure_of,
+    to_eight_bit,
+)
 
 __all__ = [
     "FORMATS",
@@ -16,10 +25,12 @@ __all__ = [
     "Structure",
     "TooLargeImageError",
     "UnreadableImageError",
+    "content_box",
     "is_nearly_black",
     "open_image",
     "pixels_from_image",
     "resize_to_pixels",
+    "resizing_from_spec",
     "structure_of",
     "to_eight_bit",
     "too_large_text",

@@ -25,6 +25,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from .dicom_pixels import Window
 from .image_limits import UnreadableImageError
 from .pixels import open_image, pixels_from_image
 
@@ -51,13 +52,17 @@ class Decoder:
     The process exits with the thread that first called `pixels`.
 
     Args:
-        rule: Keyword arguments of `pixels_from_image`: height, width, colour and resize rule.
+        rule: Keyword arguments of `pixels_from_image`: those of `resizing_from_spec`.
         cpu_s: Limit of CPU time per image, in seconds.
         memory_bytes: Limit of the process's address space.
+        window: Centre and width of the window for grey DICOM images; None applies each file's.
     """
 
-    def __init__(self, rule: dict[str, Any], cpu_s: float = CPU_S, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._arguments = json.dumps({"rule": rule, "cpu_s": cpu_s, "memory_bytes": memory_bytes})
+    def __init__(
+        self, rule: dict[str, Any], cpu_s: float = CPU_S, memory_bytes: int = MEMORY_BYTES, window: Window | None = None
+    ) -> None:
+        limits = {"cpu_s": cpu_s, "memory_bytes": memory_bytes}
+        self._arguments = json.dumps({"rule": rule, "window": window, **limits})
         self._cpu_s = cpu_s
         self._shape = (int(rule["height"]), int(rule["width"]), 3)
         self._process: subprocess.Popen[bytes] | None = None
@@ -199,14 +204,14 @@ def main() -> None:
             return
         # The signal's default action kills the process even inside a decoder.
         signal.setitimer(signal.ITIMER_PROF, options["cpu_s"])
-        kind, reply = _decode(data, options["rule"])
+        kind, reply = _decode(data, options["rule"], options["window"])
         signal.setitimer(signal.ITIMER_PROF, 0)
         _reply(kind, reply)
 
 
-def _decode(data: bytes, rule: dict[str, Any]) -> tuple[int, bytes]:
+def _decode(data: bytes, rule: dict[str, Any], window: Window | None) -> tuple[int, bytes]:
     try:
-        return _PIXELS, pixels_from_image(open_image(data), **rule).tobytes()
+        return _PIXELS, pixels_from_image(open_image(data, window=window), **rule).tobytes()
     except UnreadableImageError as error:
         return _REFUSED, str(error).encode()
     except MemoryError:

@@ -5,14 +5,18 @@ Training, the client, the page, the gateway and the preprocess model inside Trit
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from PIL.Image import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from .dicom_file import PREAMBLE_BYTES
+from .dicom_pixels import Window, image_from_dicom
+from .dicom_structure import dicom_structure
 from .image_limits import Structure
 from .jpeg_structure import jpeg_structure
 from .png_structure import png_structure
@@ -27,31 +31,50 @@ class ImageFormat(NamedTuple):
     Attributes:
         suffixes: Suffixes of file names, the usual one first.
         media_type: Media type (MIME).
-        starts: Possible first bytes of a file; no other format starts with them.
+        starts: Possible bytes at `offset`; no other format has them.
         structure: Function that reads the structure of a file without decoding it.
-        decoder: Pillow's decoder.
+        decoder: Function that returns the image of a file; a window applies to grey DICOM images.
+        offset: Offset of `starts`.
     """
 
     suffixes: tuple[str, ...]
     media_type: str
     starts: tuple[bytes, ...]
     structure: Callable[[bytes], Structure]
-    decoder: Callable[[IO[bytes]], Image]
+    decoder: Callable[[bytes, Window | None], Image]
+    offset: int = 0
+
+
+def _jpeg(data: bytes, _: Window | None) -> Image:
+    return JpegImageFile(io.BytesIO(data))
+
+
+def _png(data: bytes, _: Window | None) -> Image:
+    return PngImageFile(io.BytesIO(data))
+
+
+def _tiff(data: bytes, _: Window | None) -> Image:
+    return TiffImageFile(io.BytesIO(data))
 
 
 # By name, as `Structure.kind` and Pillow state it.
 FORMATS = {
-    "JPEG": ImageFormat((".jpg", ".jpeg"), "image/jpeg", (b"\xff\xd8",), jpeg_structure, JpegImageFile),
-    "PNG": ImageFormat((".png",), "image/png", (b"\x89PNG\r\n\x1a\n",), png_structure, PngImageFile),
+    "JPEG": ImageFormat((".jpg", ".jpeg"), "image/jpeg", (b"\xff\xd8",), jpeg_structure, _jpeg),
+    "PNG": ImageFormat((".png",), "image/png", (b"\x89PNG\r\n\x1a\n",), png_structure, _png),
     "TIFF": ImageFormat(
-        (".tif", ".tiff"), "image/tiff", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff_structure, TiffImageFile
+        (".tif", ".tiff"), "image/tiff", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), tiff_structure, _tiff
+    ),
+    "DICOM": ImageFormat(
+        (".dcm", ".dicom"), "application/dicom", (b"DICM",), dicom_structure, image_from_dicom, offset=PREAMBLE_BYTES
     ),
 }
-# For messages: "JPEG, PNG or TIFF".
+# The preamble of a DICOM file may look like another format, so its own mark counts first.
+_BY_OFFSET = sorted(FORMATS.values(), key=lambda one: -one.offset)
+# For messages: "JPEG, PNG, TIFF or DICOM".
 FORMAT_NAMES = " or ".join((", ".join([*FORMATS][:-1]), [*FORMATS][-1]))
 IMAGE_SUFFIXES = tuple(sorted(suffix for one in FORMATS.values() for suffix in one.suffixes))
 
 
 def format_of(data: bytes) -> ImageFormat | None:
-    """Return the format of an encoded image by its first bytes; None if it is none of `FORMATS`."""
-    return next((one for one in FORMATS.values() if data.startswith(one.starts)), None)
+    """Return the format of an encoded image by its first 132 bytes; None if it is none of `FORMATS`."""
+    return next((one for one in _BY_OFFSET if data.startswith(one.starts, one.offset)), None)

@@ -48,6 +48,7 @@ class Structure(NamedTuple):
         scans: Start and end of the entropy-coded data of each scan of a JPEG.
         restarts: True if a JPEG has restart markers.
         sequential: True if a JPEG has all of its pixels in one scan.
+        apart: True if a server decodes the image in a separate process, because a decoder may crash.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class Structure(NamedTuple):
     scans: tuple[tuple[int, int], ...] = ()
     restarts: bool = False
     sequential: bool = False
+    apart: bool = False
 
 
 def too_large_text(width: int, height: int) -> str:

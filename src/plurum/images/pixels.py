@@ -8,26 +8,38 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import io
 import logging
 import struct
 import warnings
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, _imaging
 
+from .dicom_pixels import Window
 from .image_formats import FORMAT_NAMES, FORMATS, format_of
 from .image_limits import Structure, UnreadableImageError
 from .jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
 from .png_structure import has_all_rows
 
-__all__ = ["is_nearly_black", "open_image", "pixels_from_image", "resize_to_pixels", "structure_of", "to_eight_bit"]
+__all__ = [
+    "content_box",
+    "is_nearly_black",
+    "open_image",
+    "pixels_from_image",
+    "resize_to_pixels",
+    "resizing_from_spec",
+    "structure_of",
+    "to_eight_bit",
+]
 
 # Random bytes, which a JPEG decoder does not turn into the grey that it fills gaps with.
 _JUNK = bytes.fromhex("6bd1a94c83e27f15b09c2e57d84361aa1df4c07b3896e5524a8f70c9136db25e")
 _ROWS = 256
+# First bytes of DICOM data sets that were saved without the beginning of a file.
+_DATA_SETS = (b"\x08\0", b"\0\x08", b"\x02\0")
 # Exceptions of Pillow's decoders on broken files, found by fuzzing.
 _ERRORS = (ArithmeticError, AssertionError, AttributeError, OSError, RuntimeError, ValueError, EOFError, LookupError)
 # The limit of 12-bit values in the high byte of 16 bits.
@@ -46,10 +58,12 @@ def structure_of(data: bytes) -> Structure:
     """
     if found := format_of(data):
         return found.structure(data)
+    if data[:2] in _DATA_SETS:
+        raise UnreadableImageError("DICOM: expected DICM after a preamble of 128 bytes (PS3.10). Save the file anew")
     raise UnreadableImageError(f"{len(data)} bytes that are not a {FORMAT_NAMES} image (they start with {data[:8]!r})")
 
 
-def open_image(data: bytes, structure: Structure | None = None) -> Image.Image:
+def open_image(data: bytes, structure: Structure | None = None, window: Window | None = None) -> Image.Image:
     """Return the decoded image of a file in one of `FORMATS`.
 
     Images that are too costly are refused by their structure, before decoding.
@@ -57,13 +71,14 @@ def open_image(data: bytes, structure: Structure | None = None) -> Image.Image:
     Args:
         data: Content of the file.
         structure: Result of `structure_of` for `data`, if already computed.
+        window: Centre and width of the window for grey DICOM images; None applies the file's.
 
     Raises:
         TooLargeImageError: more than `MAX_PIXELS` in all.
         UnreadableImageError: as for `structure_of`, or the decoder finds the image corrupt.
     """
     structure = structure or structure_of(data)
-    image = _decode(structure.clean or data, structure)
+    image = _decode(structure.clean or data, structure, window)
     _check_complete(image, structure.clean or data, structure)
     _check_values(image, structure)
     image.info["turned"] = structure.turned
@@ -78,16 +93,18 @@ def is_nearly_black(image: Image.Image) -> bool:
     return int(np.max(image.getextrema())) < _NEARLY_BLACK
 
 
-def _decode(data: bytes, structure: Structure) -> Image.Image:
+def _decode(data: bytes, structure: Structure, window: Window | None = None) -> Image.Image:
     _silence_decoders()
     try:
         with warnings.catch_warnings():
             # Pillow warns of unusual metadata that does not affect the pixels.
             warnings.simplefilter("ignore")
-            image = FORMATS[structure.kind].decoder(io.BytesIO(data))
+            image = FORMATS[structure.kind].decoder(data, window)
             if structure.bits < 8 and image.mode in {"1", "L"} and "transparency" in image.info:
                 _scale_transparency(image, structure.bits)
             image.load()
+    except UnreadableImageError:
+        raise
     except SyntaxError as error:
         # Pillow raises SyntaxError for a header that it does not support, though the structure is valid.
         raise UnreadableImageError(f"a {structure.kind} that can't be decoded here ({structure.about})") from error
@@ -182,7 +199,8 @@ def pixels_from_image(image: Image.Image, **resizing: Any) -> npt.NDArray[np.uin
 
     First applies the EXIF orientation, then keeps the high byte of 16-bit values, then composites transparent pixels
     over white. With `grey`, converts to luminance (ITU-R 601-2). Finally resizes with antialiased bilinear
-    interpolation. `stretch` ignores the aspect ratio; `crop` crops the centre to the target's aspect ratio first.
+    interpolation. `stretch` ignores the aspect ratio; `crop` crops the centre to the target's aspect ratio first; `pad`
+    keeps the aspect ratio and fills the sides.
 
     Args:
         image: Decoded image.
@@ -209,9 +227,19 @@ def resize_to_pixels(
     height: int,
     width: int,
     colour: Literal["rgb", "grey"] = "rgb",
-    resize: Literal["stretch", "crop"] = "stretch",
+    resize: Literal["stretch", "crop", "pad"] = "stretch",
+    fill: tuple[int, int, int] = (0, 0, 0),
 ) -> npt.NDArray[np.uint8]:
-    """Return the resized `[height, width, 3]` pixels of an image from `to_eight_bit`."""
+    """Return the resized `[height, width, 3]` pixels of an image from `to_eight_bit`.
+
+    Args:
+        image: Image from `to_eight_bit`.
+        height: Height of the result, in pixels.
+        width: Width of the result, in pixels.
+        colour: Colour mode; `grey` converts to luminance.
+        resize: Resize rule, see `pixels_from_image`.
+        fill: Colour of the sides that `pad` adds, RGB, 0 to 255.
+    """
     grey_or_rgb = image.convert("L") if colour == "grey" else image
     size = (width, height)
     # Avoid the copy that Pillow makes even without a change.
@@ -219,9 +247,36 @@ def resize_to_pixels(
         result = grey_or_rgb
     elif resize == "crop":
         result = ImageOps.fit(grey_or_rgb, size, Image.Resampling.BILINEAR)
+    elif resize == "pad":
+        left, top, right, bottom = content_box(image.size, height, width)
+        content = grey_or_rgb.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+        # A list where the rule came as JSON.
+        result = Image.new("RGB", size, tuple(fill))
+        result.paste(content, (left, top))
     else:
         result = grey_or_rgb.resize(size, Image.Resampling.BILINEAR)
     return np.asarray(result if result.mode == "RGB" else result.convert("RGB"))
+
+
+def content_box(size: tuple[int, int], height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the box of an image of `size` `(width, height)` within its padded pixels: left, top, right, bottom."""
+    scale = min(width / size[0], height / size[1])
+    across, down = (max(1, round(side * scale)) for side in size)
+    left, top = (width - across) // 2, (height - down) // 2
+    return left, top, left + across, top + down
+
+
+def resizing_from_spec(image: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments of `resize_to_pixels` for an image spec, as `ensemble.json` states it.
+
+    Padding has the colour that the members subtract, so that normalisation turns it into 0.
+    """
+    resizing = {key: image[key] for key in ("height", "width", "colour", "resize")}
+    if image["resize"] == "pad":
+        mean = [round(255 * value) for value in image["mean"]]
+        grey = round(0.299 * mean[0] + 0.587 * mean[1] + 0.114 * mean[2])
+        resizing["fill"] = (grey,) * 3 if image["colour"] == "grey" else tuple(mean)
+    return resizing
 
 
 def _rotate_upright(image: Image.Image) -> Image.Image:

@@ -23,13 +23,14 @@ from plurum.promises.risk_control import (
     smallest_promise,
     try_in_order,
 )
-from plurum.spec import DecisionPromise, OperatingPoint, ReviewPromise
+from plurum.spec import DecisionPromise, Metadata, OperatingPoint, ReviewPromise
 from plurum.voting import Verdict, VotingRule
 
 __all__ = [
     "ReviewAnswers",
     "ReviewTarget",
     "ReviewTest",
+    "TriedLimit",
     "certify_limit",
     "interval_from_limit",
     "promise_text",
@@ -94,9 +95,31 @@ class ReviewAnswers:
             losses = patient_losses(decided != true, of_class, groups)
         return cls(confidence_of(verdict), ~verdict.review, verdict.label != labels, groups, losses)
 
+    def unreviewed(self, limit: float) -> Bools:
+        """Return the mask of predictions without review at a limit, `[images]`."""
+        return self.open & (self.confidence >= limit)
+
     def losses(self, limit: float) -> Floats:
         """Return the losses of the patients with an unreviewed prediction, `[patients]`."""
-        return patient_losses(self.wrong, self.open & (self.confidence >= limit), self.groups)
+        return patient_losses(self.wrong, self.unreviewed(limit), self.groups)
+
+
+class TriedLimit(Metadata):
+    """Review limit that was tested on certification patients.
+
+    Attributes:
+        limit: Confidence from which a prediction needs no review.
+        reviewed: Fraction of certification images that need review.
+        risk: Mean loss of the certification patients with an unreviewed prediction.
+        bound: Upper bound of the review risk at the confidence of the test.
+        passed: True if all promises passed.
+    """
+
+    limit: float
+    reviewed: float
+    risk: float
+    bound: float
+    passed: bool
 
 
 @dataclass(frozen=True)
@@ -107,11 +130,13 @@ class ReviewTest:
         limit: Confidence from which a prediction needs no review; None if no limit passed.
         promise: Promise that this limit holds; None if no limit passed.
         refusal: Reason for no promise, in words; empty with a promise.
+        tried: Limits that were tested, the strictest first.
     """
 
     limit: float | None = None
     promise: ReviewPromise | None = None
     refusal: str = ""
+    tried: tuple[TriedLimit, ...] = ()
 
 
 def rule_without_limit(rule: VotingRule) -> VotingRule:
@@ -147,13 +172,18 @@ def certify_limit(seen: ReviewAnswers, new: Sequence[ReviewAnswers], target: Rev
     losses = [[*(one.losses(limit) for one in new), *decisions] for limit in limits]
     claims = _claims(target, len(new))
     found = try_in_order(losses, [claim.risk for claim in claims], target.confidence)
+    start = found.start or 0
+    tried = tuple(
+        _tried_limit(limits[start + step], new, target, passed=p_value <= 1 - target.confidence)
+        for step, p_value in enumerate(found.p_values)
+    )
     if found.passed is None:
-        return ReviewTest(refusal=_refusal(found, losses, claims, target.confidence))
+        return ReviewTest(refusal=_refusal(found, losses, claims, target.confidence), tried=tried)
     passed = losses[found.passed]
     promise = _review_promise(passed[: len(new)], target.risk, target)
     if decisions and target.point is not None:
         promise = promise.model_copy(update={"decision": _decision_promise(decisions, target.point)})
-    return ReviewTest(limits[found.passed], promise)
+    return ReviewTest(limits[found.passed], promise, tried=tried)
 
 
 def _bound_one(
@@ -166,7 +196,15 @@ def _bound_one(
         return ReviewTest(refusal="review risk: no promise, because every certification patient needs review")
     # Just above the bound, where the p-value is not above the limit by rounding.
     promise = _review_promise(losses, min(risk * (1 + 1e-9), 1 - 1e-12), target)
-    return ReviewTest(best, promise.model_copy(update={"method": "bound"}))
+    tried = (_tried_limit(best, new, target, passed=True),)
+    return ReviewTest(best, promise.model_copy(update={"method": "bound"}), tried=tried)
+
+
+def _tried_limit(limit: float, new: Sequence[ReviewAnswers], target: ReviewTarget, *, passed: bool) -> TriedLimit:
+    """Return the figures of the predictions whose review risk has the highest bound."""
+    bound, one = max(((risk_bound(one.losses(limit), target.confidence), one) for one in new), key=lambda pair: pair[0])
+    losses, reviewed = one.losses(limit), 1 - one.unreviewed(limit).mean()
+    return TriedLimit(limit=limit, reviewed=float(reviewed), risk=float(losses.mean()), bound=bound, passed=passed)
 
 
 def _review_promise(losses: Sequence[Floats], risk: float, target: ReviewTarget) -> ReviewPromise:
@@ -198,9 +236,9 @@ def _decision_promise(losses: Sequence[Floats], point: OperatingPoint) -> Decisi
 def promise_text(promise: ReviewPromise) -> str:
     """Return the promise and its figures in a sentence."""
     text = (
-        f"review risk: at most {promise.risk:.2%} of new patients like these, with {promise.confidence:.0%} confidence "
-        f"({promise.status}): {promise.errors:g} errors in {promise.patients:,} certification patients with an "
-        f"unreviewed prediction"
+        f"review risk: at most {promise.risk:.2%} of new patients like those tested, with {promise.confidence:.0%} "
+        f"confidence ({promise.status}): {promise.errors:g} errors in {promise.patients:,} certification patients with "
+        f"an unreviewed prediction"
     )
     if promise.decision is None:
         return text

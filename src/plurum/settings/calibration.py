@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from plurum.options import Option, Settings
+from plurum.settings.options import Option, Settings
 from plurum.settings.training import Draws, Seed, Text
 
 __all__ = ["CalibrateSettings"]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from plurum.options import NOT_AN_OPTION, Option, Settings
+from plurum.settings.options import NOT_AN_OPTION, Option, Settings
 
 __all__ = ["SlideOptions", "UiSettings"]
 

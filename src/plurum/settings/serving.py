@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from plurum.options import NOT_AN_OPTION, Option, Settings
+from plurum.settings.options import NOT_AN_OPTION, Option, Settings
 
 __all__ = ["COPIES", "GatewaySettings", "ServerSettings", "ServerTls"]
 

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
-from plurum.conventions import PatientRule
-from plurum.options import Option, Settings
+from plurum.conventions import PatientRule, ResizeRule
+from plurum.settings.options import Option, Settings
 
 __all__ = ["CRITERIA", "Criterion", "EvaluationSettings", "FitSettings", "TrainOptions", "TrainSettings"]
 
-_MEMBERS, _IMAGES = Option(panel="Members"), Option(panel="Images")
+_MEMBERS, _IMAGES, _PATIENTS = Option(panel="Members"), Option(panel="Images"), Option(panel="Patients", metavar="FILE")
 _STEPS, _CHANGES, _WORK = Option(panel="Optimisation"), Option(panel="Augmentation"), Option(panel="Execution")
 
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Draws = Annotated[int, Field(ge=100, le=100_000)]
+
+
+def _pair_from_text(given: object) -> object:
+    """Return the two numbers that a comma divides; pass other values on."""
+    if not isinstance(given, str):
+        return given
+    centre, _, width = given.partition(",")
+    try:
+        return float(centre), float(width)
+    except ValueError:
+        raise ValueError("expected two numbers as CENTRE,WIDTH, such as 40,400") from None
 
 
 class TrainSettings(Settings):
@@ -33,7 +45,9 @@ class TrainSettings(Settings):
         image_size: Height and width of the members' input in pixels. By default, 224 for files; for arrays their own
             size, at least 32.
         colour: Colour mode of the members' input.
-        resize: Resize rule: `stretch`, or `crop` to crop the centre to a square first.
+        resize: Resize rule: `stretch` to a square, `crop` the centre to a square first, or `pad` to a square with the
+            training images' mean.
+        window: Window for grey DICOM images, such as 40,400 in Hounsfield units. By default, each file's own.
         tile_size: Cut larger images into square tiles of this many pixels a side. By default, images stay whole.
         max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, skip images that can't be read instead of refusing the data.
@@ -57,6 +71,13 @@ class TrainSettings(Settings):
         rotate: Largest random rotation in degrees; 180 for tissue, which has no fixed orientation.
         jitter: Largest random change of brightness, contrast and saturation, as a fraction, such as 0.2; hue changes by
             an eighth of it.
+        gamma: Largest change of gamma: the exponent is between 1 / (1 + gamma) and 1 + gamma, for other exposures.
+        blur: Largest standard deviation of a Gaussian blur, in pixels.
+        noise: Largest standard deviation of Gaussian noise, as a fraction of the range of values, such as 0.05.
+        elastic: Largest elastic distortion: how far any point moves, as a fraction of the image size, such as 0.05.
+        erase: Fraction of images in which a random rectangle is replaced by the mean (arXiv 1708.04896).
+        trivial_augment: If True, change each image first by one random operation of random strength (TrivialAugment,
+            arXiv 2103.10158).
         mixup: Alpha of MixUp (arXiv 1710.09412), such as 0.2; 0 disables it.
         cutmix: Alpha of CutMix (arXiv 1905.04899), such as 1; 0 disables it. With MixUp too, each batch gets one of the
             two.
@@ -74,7 +95,12 @@ class TrainSettings(Settings):
     seed: Annotated[Seed, _MEMBERS] = 0
     image_size: Annotated[int | None, Field(ge=8, le=4096), _IMAGES] = None
     colour: Annotated[Literal["rgb", "grey"], _IMAGES] = "rgb"
-    resize: Annotated[Literal["stretch", "crop"], _IMAGES] = "stretch"
+    resize: Annotated[ResizeRule, _IMAGES] = "stretch"
+    window: Annotated[
+        tuple[FiniteFloat, Annotated[float, Field(ge=1, allow_inf_nan=False)]] | None,
+        BeforeValidator(_pair_from_text),
+        Option(panel="Images", metavar="CENTRE,WIDTH", type=str),
+    ] = None
     tile_size: Annotated[int | None, Field(ge=8, le=8_000), _IMAGES] = None
     max_tiles: Annotated[int, Field(ge=1, le=100_000), _IMAGES] = 16
     skip_unreadable: Annotated[bool, _IMAGES] = False
@@ -94,6 +120,12 @@ class TrainSettings(Settings):
     flip: Annotated[bool, _CHANGES] = False
     rotate: Annotated[float, Field(ge=0, le=180), _CHANGES] = 0.0
     jitter: Annotated[float, Field(ge=0, le=1), _CHANGES] = 0.0
+    gamma: Annotated[float, Field(ge=0, le=3), _CHANGES] = 0.0
+    blur: Annotated[float, Field(ge=0, le=10), _CHANGES] = 0.0
+    noise: Annotated[float, Field(ge=0, le=1), _CHANGES] = 0.0
+    elastic: Annotated[float, Field(ge=0, le=0.5), _CHANGES] = 0.0
+    erase: Annotated[float, Field(ge=0, le=1), _CHANGES] = 0.0
+    trivial_augment: Annotated[bool, _CHANGES] = False
     mixup: Annotated[float, Field(ge=0, le=10), _CHANGES] = 0.0
     cutmix: Annotated[float, Field(ge=0, le=10), _CHANGES] = 0.0
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], _WORK] = "auto"
@@ -127,12 +159,17 @@ class TrainOptions(Settings):
         tensorboard: If True, write TensorBoard logs to RUN/tensorboard.
         save_every_s: Seconds between checkpoints of an unfinished member; an interruption loses at most that much work.
         fresh: If True, start over in a folder that holds another run.
+        pseudonym_key_file: Key of the pseudonyms that stand for the PatientIDs of DICOM images; made if it is missing.
+            By default, `pseudonym.key` in the user's configuration.
+        keep_patient_ids: If True, take the PatientIDs of DICOM images themselves as patients.
     """
 
     jobs: Annotated[int, Field(ge=1, le=64), _WORK] = 1
     tensorboard: Annotated[bool, _WORK] = False
     save_every_s: Annotated[float, Field(ge=0), _WORK] = 30.0
     fresh: Annotated[bool, _WORK] = False
+    pseudonym_key_file: Annotated[Path | None, _PATIENTS] = None
+    keep_patient_ids: Annotated[bool, _PATIENTS] = False
 
 
 def _shares_from_texts(given: object) -> object:
@@ -286,13 +323,16 @@ class EvaluationSettings(Settings):
         prevalence: Fraction of the positive class where the ensemble serves, for PPV, NPV and net benefit. By default,
             as in the images.
         by: Column of the manifest, such as `site` or `scanner`, to evaluate by group; repeat for several.
+        corruptions: If True, evaluate also on corrupted copies of the images: noise, blur, JPEG, brightness, contrast,
+            crop, rotation and stain shift at three strengths. Predicts each image 24 times more.
         draws: Bootstrap resamples, by patient, for the confidence intervals.
-        seed: Random seed of the bootstrap.
+        seed: Random seed of the bootstrap, the corruptions and the test for drift.
     """
 
     split: Literal["validation", "test"] = "test"
     positive: Annotated[Text | None, Option(metavar="CLASS")] = None
     prevalence: Annotated[float | None, Field(gt=0, lt=1)] = None
     by: Annotated[tuple[Text, ...], Option(metavar="COLUMN")] = ()
+    corruptions: bool = False
     draws: Draws = 1000
     seed: Seed = 0

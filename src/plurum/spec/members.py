@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer
 
+from plurum.conventions import ResizeRule
 from plurum.spec.fields import Classes, Metadata, Name, Sha256, Share, Text
 
 __all__ = ["IMAGE", "INPUT_PIXELS", "LOGITS", "NOVELTY", "ImageSpec", "Member", "Scores"]
@@ -24,24 +25,36 @@ class ImageSpec(Metadata):
         height: Height in pixels.
         width: Width in pixels.
         colour: Colour mode; `grey` converts to luminance, so that the three channels are equal.
-        resize: Resize rule; `stretch` ignores the aspect ratio, `crop` crops the centre to it first.
+        resize: Resize rule; `stretch` ignores the aspect ratio, `crop` crops the centre to it first, `pad` keeps it and
+            fills the sides with the mean.
         mean: Per-channel mean that the graph subtracts, on a scale of 0 to 1.
         std: Per-channel standard deviation that the graph divides by, on a scale of 0 to 1.
+        window: Centre and width of the window for grey DICOM images; None applies each file's. Absent in files if None.
     """
 
     height: Annotated[int, Field(ge=8, le=4096)]
     width: Annotated[int, Field(ge=8, le=4096)]
     colour: Literal["rgb", "grey"] = "rgb"
-    resize: Literal["stretch", "crop"] = "stretch"
+    resize: ResizeRule = "stretch"
     mean: tuple[Share, Share, Share]
     std: tuple[
         Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]
     ]
+    window: tuple[FiniteFloat, Annotated[float, Field(ge=1, allow_inf_nan=False)]] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the window if it is None, so that older versions of Plurum read the file."""
+        values: dict[str, Any] = serialise(self)
+        return {name: value for name, value in values.items() if name != "window" or value is not None}
 
     @property
     def resizing(self) -> dict[str, Any]:
         """Keyword arguments of `plurum.images.pixels_from_image`."""
-        return {"height": self.height, "width": self.width, "colour": self.colour, "resize": self.resize}
+        # Metadata are read without Pillow, too.
+        from plurum.images import resizing_from_spec
+
+        return resizing_from_spec(self.model_dump())
 
 
 class Scores(Metadata):

@@ -30,7 +30,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.triton
-def test_what_lies_beside_the_images_is_told(served: Server, scans: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_reported(served: Server, scans: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes((scans / "00.png").read_bytes())
     (tmp_path / "notes.txt").write_text("no image")
     done = predict(tmp_path, "--url", served.urls.grpc)
@@ -117,7 +117,7 @@ def test_a_bad_image_is_named_and_the_others_are_answered(served: Server, broken
     assert second.keys() == {"path", "error"}
     line, summary = done.stderr.splitlines()
     assert line == f"{broken / 'b.png'}: {second['error']}"
-    assert "not a JPEG, PNG or TIFF image" in line
+    assert "not a JPEG, PNG, TIFF or DICOM image" in line
     assert summary.startswith("2 classified, ")
     assert summary.endswith(", 1 failed")
     with (tmp_path / "out.csv").open(newline="") as file:
@@ -125,7 +125,7 @@ def test_a_bad_image_is_named_and_the_others_are_answered(served: Server, broken
 
 
 @pytest.mark.triton
-def test_only_what_a_person_should_see_is_shown(served: Server, run: Run, broken: Path, tmp_path: Path) -> None:
+def test_review_only_prints_images_that_need_review(served: Server, run: Run, broken: Path, tmp_path: Path) -> None:
     # The rule sends half of these images to review.
     for index, pixels in enumerate(np.array(run.pixels()[40:48])):
         Image.fromarray(pixels).save(broken / f"{index}.png")
@@ -143,7 +143,7 @@ def test_only_what_a_person_should_see_is_shown(served: Server, run: Run, broken
 
 
 @pytest.mark.triton
-def test_a_dead_server_among_several_is_survived(served: Server, scans: Path) -> None:
+def test_an_unavailable_server_among_several_is_skipped(served: Server, scans: Path) -> None:
     done = predict(scans, "--url", "127.0.0.1:1", "--url", served.urls.grpc)
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 21)
 

@@ -70,7 +70,7 @@ def start_run(out: Path, *arguments: object, images: int) -> subprocess.Popen[by
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_killed_it_goes_on_where_it_was(served: Server, scans: Path, tmp_path: Path, suffix: str) -> None:
+def test_a_killed_run_resumes(served: Server, scans: Path, tmp_path: Path, suffix: str) -> None:
     out, options = tmp_path / f"out{suffix}", (scans, "--url", served.urls.http, "--batch-size", 1, "--concurrency", 1)
     with start_run(out, *options, images=20) as process:
         process.kill()
@@ -89,7 +89,7 @@ def test_killed_it_goes_on_where_it_was(served: Server, scans: Path, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
-def test_interrupted_it_says_how_to_go_on(served: Server, scans: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_says_how_to_resume(served: Server, scans: Path, tmp_path: Path) -> None:
     options = (scans, "--url", served.urls.http, "--batch-size", 1, "--concurrency", 1)
     with start_run(tmp_path / "out.csv", *options, images=20) as process:
         process.send_signal(signal.SIGINT)
@@ -112,7 +112,7 @@ def test_a_server_that_comes_back_loses_nothing(scans: Path, way: Relay, tmp_pat
     assert all(row["label"] for row in rows(tmp_path / "out.csv"))
 
 
-def test_a_server_that_stays_away_ends_with_three_and_the_rest_is_asked_of_another(
+def test_an_unavailable_server_ends_with_code_3_and_another_predicts_the_rest(
     served: Server, scans: Path, way: Relay, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.csv"
@@ -143,7 +143,7 @@ def test_a_server_that_is_killed_and_started_again_loses_nothing(repository: Pat
     assert [row["path"] for row in rows(tmp_path / "out.csv")] == sorted(map(str, scans.iterdir()))
 
 
-def test_what_had_no_answer_is_asked_about_again_and_nothing_else(served: Server, scans: Path, tmp_path: Path) -> None:
+def test_only_images_without_a_prediction_are_sent_again(served: Server, scans: Path, tmp_path: Path) -> None:
     for name in ("000.png", "001.png"):
         (tmp_path / name).write_bytes((scans / name).read_bytes())
     (tmp_path / "002.png").write_text("no image")

@@ -73,7 +73,7 @@ def test_slides_and_images_of_patients_in_one_table(served: Server, slide: Path,
 
 
 @pytest.mark.triton
-def test_a_run_goes_on_after_the_slides_that_have_an_answer(served: Server, slide: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_after_the_finished_slides(served: Server, slide: Path, tmp_path: Path) -> None:
     listed = manifest_of(tmp_path, slide)
     whole = (tmp_path / "b.svs").read_bytes()
     (tmp_path / "b.svs").write_bytes(whole[: len(whole) // 2])

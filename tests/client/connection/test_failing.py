@@ -22,7 +22,7 @@ from plurum.errors import ImageError, ServerError, SettingsError
 from plurum.serving import Server
 from tests.client.relay import Relay
 
-pytestmark = pytest.mark.triton
+pytestmark = [pytest.mark.triton, pytest.mark.timing]
 Pixels = npt.NDArray[np.uint8]
 # Maximum delay of an error after the deadline; 50 ms on an otherwise idle machine.
 LATE_S = 0.05

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -12,63 +10,14 @@ import pytest
 from PIL import Image
 from selenium.webdriver import Chrome
 
-from plurum.client.ui import ReviewStore
 from plurum.run import Run
 from plurum.serving import Server
 from tests.client.relay import Relay
-from tests.client.ui.browser import DESKTOP, Tab, browser, page_at
+from tests.client.ui.browser import Tab, browser
+from tests.client.ui.desk import Desk
 
-# Where pictures for docs/reviewing.md go, if they are requested.
-PICTURES = "PLURUM_PICTURES"
 # What Chromium says of answers that mean something.
 EXPECTED = ("status of 404", "status of 409", "status of 422", "status of 503", "net::ERR_CONNECTION_REFUSED")
-
-
-class Desk:
-    """A page, the way to its server, its store and the images to drop on it."""
-
-    def __init__(self, chrome: Chrome, relay: Relay, folder: Path, images: list[Path]) -> None:
-        self.chrome, self.relay, self.folder, self.images = chrome, relay, folder, images
-        self.stack = ExitStack()
-
-    @property
-    def store(self) -> ReviewStore:
-        return ReviewStore(self.folder / "reviews")
-
-    def start(self, *arguments: object) -> Tab:
-        """Start the page with more arguments, and open it."""
-        own = ("--url", self.relay.address, "--store", self.folder / "reviews", "--reviewer", "Ada")
-        tab = Tab(self.chrome, self.stack.enter_context(page_at(*own, *arguments)))
-        tab.size(*DESKTOP)
-        tab.open()
-        return tab
-
-    def classified(self) -> Tab:
-        """Start a page that has classified all images."""
-        tab = self.start()
-        tab.upload(*self.images)
-        tab.answers(len(self.images))
-        return tab
-
-    def reviewing(self) -> Tab:
-        """Start a page at the first image to review."""
-        tab = self.classified()
-        tab.open("/review")
-        tab.one("#decision")
-        return tab
-
-    def picture(self, tab: Tab, name: str) -> None:
-        """Take a picture for the docs, in few colours and bytes, if pictures are requested."""
-        if not (folder := os.environ.get(PICTURES)):
-            return
-        tab.until(lambda: tab.chrome.execute_script("return [...document.images].every(one => one.complete)"))
-        file = Path(folder) / f"{name}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tab.chrome.save_screenshot(str(file))
-        with Image.open(file) as image:
-            # The method that keeps a small green dot green.
-            few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-            few.save(file, optimize=True)
 
 
 @pytest.fixture(scope="package")

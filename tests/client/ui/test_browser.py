@@ -22,7 +22,7 @@ from plurum.serving import Server
 from plurum.training.data.manifests import files_from_manifest
 from tests.client.samples import png, prediction
 from tests.client.ui.browser import NEEDS_BROWSER, Tab, page_at
-from tests.client.ui.conftest import Desk
+from tests.client.ui.desk import Desk
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, NEEDS_BROWSER]
 
@@ -49,6 +49,7 @@ def test_page_shows_the_predictions_of_the_server(desk: Desk, truth: dict[str, P
     tab = desk.start()
     assert tab.until(lambda: "classes" in tab.text("#served-line"))
     assert tab.text("#served-line") == "10 classes, 2 members"
+    assert tab.one("#decisions").get_property("hidden")
     tab.upload(*desk.images)
     for card in tab.answers(8):
         text = card.text
@@ -98,7 +99,7 @@ def test_invalid_file_does_not_affect_others(desk: Desk) -> None:
     tab.answers(2)
     failed = tab.until(lambda: tab.one(".answer.broken"))
     assert "notes <b>.png" in failed.text
-    assert "No prediction: 15 bytes that are not a JPEG, PNG or TIFF image" in failed.text
+    assert "No prediction: 15 bytes that are not a JPEG, PNG, TIFF or DICOM image" in failed.text
     assert not tab.one("#away").is_displayed()
     tab.size(1120, 1240)
     desk.picture(tab, "classify")

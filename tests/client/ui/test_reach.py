@@ -10,7 +10,7 @@ from selenium.webdriver.common.keys import Keys
 
 from plurum.run import Run
 from tests.client.ui.browser import NEEDS_BROWSER, PHONE
-from tests.client.ui.conftest import Desk
+from tests.client.ui.desk import Desk
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow, NEEDS_BROWSER]
 

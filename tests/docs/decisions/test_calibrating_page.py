@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,17 +13,12 @@ from plurum.training.calibration.site_images import decode_site_images, load_sit
 from plurum.training.inference.predictions import predict_pixels
 from plurum.voting import decide
 from tests.cli.command_line import CommandLine
-from tests.docs.pages import Terminal, blocks, commands
+from tests.docs.pages import Terminal, blocks, commands, keep_picture, without_numbers
 from tests.sample_runs.decided_run import build_decided_run
 from tests.sample_runs.site_images import write_site
 
 pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
 _IMAGES = 5
-
-
-def without_numbers(text: str) -> str:
-    """Return the words of a text: figures differ a little between processors, and so do widths of columns."""
-    return " ".join(re.sub(r"─+", "", re.sub(r"\d+(\.\d+)?", "#", text)).split())
 
 
 def test_the_page_runs(plurum: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +33,7 @@ def test_the_page_runs(plurum: CommandLine, tmp_path: Path, monkeypatch: pytest.
         with EnsembleClient(terminal.grpc) as client:
             answers = client.predict([Path(name) for name in data.table.sources[:_IMAGES]])
             served = [list(answer.probabilities.values()) for answer in answers]
+    keep_picture(run.site_folder("north") / "calibration.png", "calibrating.md")
     (calibrated,) = (text for command, text in printed.items() if command.startswith("plurum calibrate"))
     (shown,) = blocks("calibrating.md", "text")
     assert without_numbers(calibrated) == without_numbers(shown)

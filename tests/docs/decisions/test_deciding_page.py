@@ -9,7 +9,7 @@ import pytest
 
 from plurum.run import Run
 from tests.cli.command_line import CommandLine
-from tests.docs.pages import blocks, commands
+from tests.docs.pages import blocks, commands, keep_picture
 from tests.sample_runs.decided_run import build_decided_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -25,6 +25,8 @@ def test_the_page_runs(plurum: CommandLine, tmp_path: Path, monkeypatch: pytest.
     for command in commands("deciding.md"):
         printed = plurum.said(*shlex.split(command)[1:], "--draws", 100)
         found[command.removeprefix("plurum fit runs/clots").strip()] = Run(run.path).ensemble().operating_point
+        if "--confidence" in command:
+            keep_picture(run.report_folder / "fit_point.png", "deciding.md")
         assert ("operating point: CE from a probability of" in printed) == ("--positive" in command)
     first, sensitivity, costs, certain, review = found.values()
     assert first is None

@@ -15,7 +15,7 @@ from plurum.promises.risk_control import count_required_patients
 from plurum.spec import read_ensemble
 from plurum.training import FitSettings, fit_report
 from tests.cli.command_line import CommandLine
-from tests.docs.pages import blocks, commands, text_of
+from tests.docs.pages import blocks, commands, keep_picture, text_of
 from tests.sample_runs.decided_run import build_decided_run
 
 PAGE = "guarantee.md"
@@ -35,10 +35,11 @@ def review_risk(printed: str) -> str:
 def test_the_page_runs(plurum: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = build_decided_run(Path("runs/clots"), certification=600)
-    said = [
-        plurum.said(*shlex.split(command)[1:], *(("--draws", 100) if " fit " in command else ()))
-        for command in commands(PAGE)
-    ]
+    said = []
+    for command in commands(PAGE):
+        said.append(plurum.said(*shlex.split(command)[1:], *(("--draws", 100) if " fit " in command else ())))
+        if len(said) == 1:
+            keep_picture(run.report_folder / "fit_promise.png", PAGE)
     provisional, certified, at_point, refused = (block.strip() for block in blocks(PAGE, "text"))
     shown = (provisional, certified, None, at_point, "")
     for printed, line in zip(said, shown, strict=True):

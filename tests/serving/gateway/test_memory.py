@@ -181,6 +181,6 @@ def test_closed_tls_connections_are_freed(tls: dict[str, Any]) -> None:
     with lonely_gateway(**tls) as one:
         one.exchange(GET + b"\r\n")
         base = one.resident_mib()
-        for _ in range(600):
+        for _ in range(300):
             one.exchange(GET, b"x" * (256 << 10))
         assert one.resident_mib() - base < 40

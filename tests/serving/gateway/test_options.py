@@ -12,10 +12,10 @@ import pytest
 from prometheus_client import generate_latest
 
 from plurum.errors import ServerError, SettingsError
-from plurum.options import settings_from
 from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.connections.keys import read_keys
 from plurum.serving.gateway.metrics import GatewayMetrics
+from plurum.settings.options import settings_from
 from plurum.settings.serving import GatewaySettings
 from plurum.web.server import open_listener
 

@@ -24,7 +24,7 @@ def full(pace: WaitEstimator, places: int) -> None:
         pace.took(taken + 1)
 
 
-def test_the_pace_is_that_of_a_crowd_and_bursts_are_averaged() -> None:
+def test_the_pace_is_averaged_over_bursts() -> None:
     clock = Clock()
     pace = WaitEstimator(4, clock)
     full(pace, 4)
@@ -47,7 +47,7 @@ def test_the_pace_is_that_of_a_crowd_and_bursts_are_averaged() -> None:
     assert pace.expected_s(10) < 5.5
 
 
-def test_who_would_be_late_does_not_wait() -> None:
+def test_a_request_that_would_miss_its_deadline_is_refused_at_once() -> None:
     async def scene() -> None:
         admission = Admission(1, 100, longest_s=1.0)
         await admission.enter(RequestDeadline.after(60))

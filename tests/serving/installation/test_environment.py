@@ -50,7 +50,7 @@ def folders(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir() if path.is_dir())
 
 
-def test_it_is_made_once_and_anew_when_broken(cache: Path, commands: list[list[str]]) -> None:
+def test_an_environment_is_made_once_and_repaired(cache: Path, commands: list[list[str]]) -> None:
     made = private_environment()
     assert made.version in {"3.10", "3.11", "3.12"}
     assert Path(made.executable).is_file()
@@ -64,7 +64,7 @@ def test_it_is_made_once_and_anew_when_broken(cache: Path, commands: list[list[s
     assert len(folders(cache)) == 1
 
 
-def test_other_versions_make_another(
+def test_other_versions_get_their_own_environment(
     cache: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     private_environment()
@@ -82,7 +82,7 @@ def test_other_versions_make_another(
     assert said in caplog.text
 
 
-def test_of_many_at_once_one_makes_it(cache: Path, commands: list[list[str]]) -> None:
+def test_concurrent_processes_make_one_environment(cache: Path, commands: list[list[str]]) -> None:
     threads = [threading.Thread(target=private_environment) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -92,7 +92,7 @@ def test_of_many_at_once_one_makes_it(cache: Path, commands: list[list[str]]) ->
     assert len(folders(cache)) == 1
 
 
-def test_offline_is_one_line_and_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_there_is_one_line_and_no_environment(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(ServerError, match=r"nvidia-pytriton==.* can't be installed \(.*plurum\[embedded\]") as caught:
@@ -102,7 +102,7 @@ def test_offline_is_one_line_and_leaves_nothing(cache: Path, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("commands")
-def test_a_killed_one_leaves_nothing_half_made(cache: Path) -> None:
+def test_a_killed_installation_leaves_no_partial_environment(cache: Path) -> None:
     code = """
 from plurum.serving.installation import environment
 environment._install = lambda *_: input()
@@ -121,14 +121,14 @@ environment.private_environment()
 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("chosen", ["/bin/false", "/nowhere/python"])
-def test_another_program_is_no_python(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_is_not_python_is_refused(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLURUM_SERVE_PYTHON", chosen)
     with pytest.raises(ServerError, match=rf"expected Python 3\.10 to 3\.12 .*got {chosen}, no Python"):
         private_environment()
 
 
 @pytest.mark.usefixtures("cache")
-def test_no_python_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_python_gives_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreters, "describe", lambda _: None)
     monkeypatch.setattr(interpreters, "_from_uv", lambda _: None)
     with pytest.raises(ServerError, match=r"need Python 3\.10, 3\.11 or 3\.12 .* PLURUM_SERVE_PYTHON"):
@@ -150,7 +150,7 @@ def test_a_cache_that_others_may_write_to_is_refused(cache: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cache")
-def test_what_is_installed_runs_the_models() -> None:
+def test_the_installed_environment_runs_the_models() -> None:
     python = private_environment().executable
     code = "import numpy, onnxruntime, PIL; print(numpy.__version__, onnxruntime.__version__, PIL.__version__)"
     told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))

@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def test_path_comes_first_and_needs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tritonserver_on_path_is_preferred(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary = executable(folder.parent / "tritonserver", "exit 0")
     monkeypatch.setenv("PATH", str(folder.parent), prepend=os.pathsep)
     assert find_triton() == TritonInstallation(binary)
@@ -61,7 +61,7 @@ def test_path_comes_first_and_needs_nothing(folder: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("lacking", ["nothing", "pytriton", "onnxruntime", "NumPy 1", "Python 3.12", "libpython"])
-def test_what_this_environment_lacks_comes_from_a_private_one(
+def test_missing_packages_come_from_a_private_environment(
     lacking: str, wheel: TritonInstallation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private = Interpreter("/private/bin/python", "/usr/bin/python3.11", "3.11", "/usr/lib/libpython3.11.so")
@@ -114,7 +114,7 @@ def test_a_stub_that_its_installer_alone_may_run_is_named(wheel: TritonInstallat
         lay_out(wheel, folder)
 
 
-def test_a_python_without_shared_library(wheel: TritonInstallation, folder: Path) -> None:
+def test_a_python_without_a_shared_library_is_refused(wheel: TritonInstallation, folder: Path) -> None:
     # The message of the dynamic loader.
     message = "stub: error while loading shared libraries: libpython3.so: cannot open shared object file"
     set_stub(wheel, f"echo {message!r} >&2; exit 127")

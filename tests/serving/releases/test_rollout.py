@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +17,13 @@ from onnx import numpy_helper
 
 from plurum.benchmarks.claims.rollouts import ReleaseServer, ReleaseTally, probabilities_of, release_clients
 from plurum.client import EnsembleClient
-from plurum.errors import OutputError, RepositoryError, ServerError
 from plurum.export import ExportSettings
 from plurum.export.graphs.runtimes import Artefact
 from plurum.export.repository.assembly import record_predictions
 from plurum.repository.listing import listing_of
-from plurum.repository.probes import PROBES_FILE, read_recorded_probes
+from plurum.repository.probes import PROBES_FILE
 from plurum.run import Run
-from plurum.serving import Server
-from plurum.serving.releases.rehearsal import check_artefacts, rehearse
-from plurum.serving.releases.releases import Releases, ReleaseState, RolloutOrder, RolloutReport
-from plurum.serving.releases.rollout import Rollout
 from plurum.serving.triton.metrics import metrics_at
-from plurum.serving.triton.probe import Probe
-from plurum.serving.triton.settings import ReleaseTrial
 from plurum.spec import read_ensemble, write_metadata
 from tests.serving.servers import changed_repository
 
@@ -65,14 +58,17 @@ def _listed(folder: Path) -> None:
     (folder / "export.json").write_text(json.dumps(manifest | {"files": listing_of(folder)}))
 
 
-@pytest.fixture(scope="module")
-def pixels(run: Run) -> npt.NDArray[np.uint8]:
-    return np.array(run.pixels()[40:43])
+class Requests(NamedTuple):
+    """Images, and the probabilities that each release predicts for them."""
+
+    pixels: npt.NDArray[np.uint8]
+    expected: dict[str, npt.NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
-def expected(repository: Path, other: Path, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
-    return {"first": probabilities_of(repository, pixels), "second": probabilities_of(other, pixels)}
+def requests(run: Run, repository: Path, other: Path) -> Requests:
+    pixels = np.array(run.pixels()[40:43])
+    return Requests(pixels, {"first": probabilities_of(repository, pixels), "second": probabilities_of(other, pixels)})
 
 
 def release_at(url: str, pixels: npt.NDArray[np.uint8]) -> str | None:
@@ -155,16 +151,12 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.triton
-def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
-    repository: Path,
-    other: Path,
-    pixels: npt.NDArray[np.uint8],
-    expected: dict[str, npt.NDArray[np.float32]],
-    tmp_path: Path,
+def test_rollouts_and_rollbacks_under_load_lose_no_request_and_broken_releases_are_refused(
+    repository: Path, other: Path, requests: Requests, tmp_path: Path
 ) -> None:
     folder = tmp_path / "live"
     with ReleaseServer(folder, repository) as live:
-        with release_clients(live.urls["http"], pixels, expected, clients=2) as clients:
+        with release_clients(live.urls["http"], *requests, clients=2) as clients:
             done = live.rollout(other)
             assert done.returncode == 0, done.stderr
             first, second = (json.loads(done.stdout)[name] for name in ("previous", "current"))
@@ -174,9 +166,9 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
                 "is public",
             ):
                 assert line in done.stderr
-            assert {release_at(live.urls[name], pixels) for name in ("grpc", "http")} == {second}
+            assert {release_at(live.urls[name], requests.pixels) for name in ("grpc", "http")} == {second}
             back = live.rollout("--back")
-            assert {release_at(live.urls[name], pixels) for name in ("grpc", "http")} == {first}
+            assert {release_at(live.urls[name], requests.pixels) for name in ("grpc", "http")} == {first}
             assert json.loads(back.stdout) == {"current": first, "previous": second, "trial": None}
             assert f"{second} is still loaded" not in back.stderr
             assert json.loads(live.rollout(other).stdout)["current"] == second
@@ -188,15 +180,12 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
                 (line,) = [line for line in refused.stderr.splitlines() if line.startswith("plurum: ")]
                 assert reason in line
                 assert line.endswith("The public release is unchanged.")
-                assert {release_at(live.urls[name], pixels) for name in ("grpc", "http")} == {second}, spoil
+                assert {release_at(live.urls[name], requests.pixels) for name in ("grpc", "http")} == {second}, spoil
             assert json.loads(live.rollout().stdout)["current"] == second
         assert clients.failures == []
         assert set(clients.counts) == {"first", "second"}
         assert "not ready" not in live.log()
-    with (
-        ReleaseServer(folder, None) as live,
-        release_clients(live.urls["http"], pixels, expected, clients=1) as clients,
-    ):
+    with ReleaseServer(folder, None) as live, release_clients(live.urls["http"], *requests, clients=1) as clients:
         back = live.rollout("--back")
         assert json.loads(back.stdout)["current"] == first
         assert f"{first} is loaded beside {second}" in back.stderr
@@ -208,19 +197,15 @@ def test_there_and_back_under_load_then_only_what_is_whole_then_after_a_restart(
 
 
 @pytest.mark.triton
-def test_a_release_on_trial(
-    repository: Path,
-    other: Path,
-    pixels: npt.NDArray[np.uint8],
-    expected: dict[str, npt.NDArray[np.float32]],
-    tmp_path: Path,
+def test_a_trial_serves_a_fraction_or_a_shadow_and_survives_a_restart(
+    repository: Path, other: Path, requests: Requests, tmp_path: Path
 ) -> None:
     failing = changed_repository(other, tmp_path, _FAILS_LATER)
     _listed(failing)
     folder = tmp_path / "live"
     with ReleaseServer(folder, repository) as live:
         first = json.loads(live.rollout().stdout)["current"]
-        with release_clients(live.urls["http"], pixels, expected, clients=2) as clients:
+        with release_clients(live.urls["http"], *requests, clients=2) as clients:
             state = json.loads(live.rollout(other, "--percent", 50).stdout)
             second = state["trial"]["release"]
             assert state == {
@@ -230,10 +215,10 @@ def test_a_release_on_trial(
             }
             _wait_for(clients, 40)
             # A front model can't say which of the two has answered.
-            assert release_at(live.urls["http"], pixels) is None
+            assert release_at(live.urls["http"], requests.pixels) is None
         assert clients.failures == []
         assert set(clients.counts) == {"first", "second"}
-        with release_clients(live.urls["http"], pixels, expected, clients=2) as clients:
+        with release_clients(live.urls["http"], *requests, clients=2) as clients:
             assert json.loads(live.rollout(other, "--shadow").stdout)["trial"]["shadow"]
             clients.counts.clear()
             _wait_for(clients, 40)
@@ -246,10 +231,7 @@ def test_a_release_on_trial(
         # Models whose processes end because a release comes or goes are not taken for dead.
         assert "not ready" not in live.log()
     # A new server takes the trial up again.
-    with (
-        ReleaseServer(folder, None) as live,
-        release_clients(live.urls["http"], pixels, expected, clients=2) as clients,
-    ):
+    with ReleaseServer(folder, None) as live, release_clients(live.urls["http"], *requests, clients=2) as clients:
         deadline = time.monotonic() + 60
         while (
             "plurum_trial_compared_total" not in str(metrics_at(live.urls["metrics"])) and time.monotonic() < deadline
@@ -287,157 +269,3 @@ def _wait_for(clients: ReleaseTally, answers: int) -> None:
     start, deadline = sum(clients.counts.values()), time.monotonic() + 60
     while sum(clients.counts.values()) < start + answers and time.monotonic() < deadline:
         time.sleep(0.05)
-
-
-def test_a_release_is_kept_as_it_was_and_once(repository: Path, tmp_path: Path) -> None:
-    releases = Releases(tmp_path / "live")
-    copy = shutil.copytree(repository, tmp_path / "copy")
-    tag = releases.add(copy)
-    assert releases.add(repository) == tag
-    (copy / "parity.json").write_text("{}")
-    assert releases.add(copy) != tag
-    check_artefacts(releases.path(tag))
-    with pytest.raises(RepositoryError, match=r"expected a model repository with an ensemble\.json"):
-        releases.add(tmp_path)
-    (tmp_path / "live" / "thesis.odt").touch()
-    with pytest.raises(OutputError, match=r"got one that holds thesis\.odt"):
-        releases.add(repository)
-
-
-def test_one_server_holds_the_folder(tmp_path: Path) -> None:
-    releases, second = Releases(tmp_path / "live"), Releases(tmp_path / "live")
-    assert not releases.is_served()
-    releases.lock()
-    assert second.is_served()
-    with pytest.raises(OutputError, match="got one in use"):
-        second.lock()
-    releases.unlock()
-    assert not second.is_served()
-
-
-def test_orders_are_taken_once_and_what_is_written_is_read(tmp_path: Path) -> None:
-    releases = Releases(tmp_path)
-    assert releases.take_order() is None
-    releases.place_order(RolloutOrder(number=1, release="ab"))
-    assert releases.take_order() == RolloutOrder(number=1, release="ab")
-    assert releases.take_order() is None
-    (tmp_path / "order.json").write_text("{")
-    with pytest.raises(OutputError, match=r"order\.json can't be read"):
-        releases.take_order()
-    assert releases.take_order() is None
-    releases.write_state(ReleaseState(current="ab"))
-    assert releases.state() == ReleaseState(current="ab")
-    releases.write_report(RolloutReport(number=1, lines=("x",)))
-    assert releases.read_report() == RolloutReport(number=1, lines=("x",))
-    (tmp_path / "state.json").write_text("{")
-    with pytest.raises(OutputError, match=r"state\.json can't be read"):
-        releases.state()
-
-
-class FakeServer:
-    """A server with both releases loaded.
-
-    Attributes:
-        found: The state that it finds written down when it is told to change.
-    """
-
-    def __init__(self, releases: Releases, error: Exception | None = None) -> None:
-        self.releases, self.error, self.found = releases, error, [releases.state()]
-
-    def has_release(self, _tag: str) -> bool:
-        return True
-
-    def publish(self, tag: str, _timeout_s: float) -> None:
-        self.found.append(self.releases.state())
-        if self.error is not None and tag != "first":
-            raise self.error
-
-    def put_on_trial(self, trial: ReleaseTrial, _current: str, timeout_s: float) -> None:
-        self.publish(trial.release, timeout_s)
-
-
-def carried_out(
-    releases: Releases, order: RolloutOrder, error: Exception | None = None
-) -> tuple[RolloutReport, FakeServer]:
-    server = FakeServer(releases, error)
-    Rollout(cast("Server", server), releases, order).run()
-    report = releases.read_report()
-    assert report is not None
-    return report, server
-
-
-@pytest.fixture
-def two(repository: Path, tmp_path: Path) -> Releases:
-    """Two releases, the first of them public."""
-    releases = Releases(tmp_path / "live")
-    for name in ("first", "second"):
-        shutil.copytree(repository, releases.path(name))
-    releases.write_state(ReleaseState(current="first"))
-    return releases
-
-
-def test_a_server_that_starts_anew_meanwhile_begins_with_what_is_becoming_public(two: Releases) -> None:
-    report, server = carried_out(two, RolloutOrder(number=1, release="second"))
-    assert (report.outcome, report.lines[-2:]) == ("done", ("second is public", "done"))
-    assert server.found[1] == ReleaseState(current="second", previous="first") == two.state()
-
-
-@pytest.mark.parametrize("percent", [None, 5])
-def test_what_fails_leaves_the_state_as_it_was(two: Releases, percent: float | None) -> None:
-    report, server = carried_out(two, RolloutOrder(number=1, release="second", percent=percent), ServerError("planted"))
-    assert (report.outcome, report.lines[-1]) == ("refused", "planted")
-    assert two.state() == server.found[-1] == ReleaseState(current="first")
-
-
-def test_the_outcome_is_told_whatever_happens(two: Releases) -> None:
-    report, _ = carried_out(two, RolloutOrder(number=7, release="second"), RuntimeError("planted"))
-    assert (report.number, report.outcome) == (7, "refused")
-    assert report.lines[-1] == "unexpected error: RuntimeError('planted')"
-
-
-def test_a_share_is_answered_by_members_of_the_same_names_alone(two: Releases) -> None:
-    path = two.path("second") / "ensemble.json"
-    path.write_text(path.read_text().replace('"name": "resnet10t"', '"name": "another"'))
-    report, _ = carried_out(two, RolloutOrder(number=1, release="second", percent=5))
-    assert report.outcome == "refused"
-    assert report.lines[-1].startswith("members: expected resnet10t, regnetx")
-    report, _ = carried_out(two, RolloutOrder(number=2, release="second", shadow=True))
-    assert report.outcome == "done"
-
-
-def test_plans_may_come_later_and_nothing_else(repository: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(repository, tmp_path / "gpu")
-    plan = folder / "resnet10t" / "1" / "model.plan"
-    plan.write_bytes(b"built here")
-    with pytest.raises(RepositoryError, match=r"resnet10t/1/model\.plan was not exported"):
-        check_artefacts(folder)
-    manifest = json.loads((folder / "export.json").read_text())
-    artefacts = [one | {"backend": "tensorrt"} for one in manifest["artefacts"]]
-    (folder / "export.json").write_text(json.dumps(manifest | {"artefacts": artefacts}))
-    check_artefacts(folder)
-
-
-class FakeProbe:
-    """A loaded release whose ensemble answers what it is told to."""
-
-    chains = ("ensemble",)
-
-    def __init__(self, answers: npt.NDArray[np.float64]) -> None:
-        self._answers = answers
-
-    def predict(self, *_: object) -> npt.NDArray[np.float64]:
-        return self._answers
-
-
-def test_a_release_answers_as_was_recorded_or_is_refused(repository: Path, tmp_path: Path) -> None:
-    ensemble, recorded = read_ensemble(repository / "ensemble.json"), read_recorded_probes(repository)
-    answers = np.array(recorded.probabilities)
-    assert recorded.tolerance == 1e-3
-    assert rehearse(cast("Probe", FakeProbe(answers + 9e-4)), repository, ensemble, 1) == pytest.approx(9e-4)
-    for wrong in (answers + 2e-3, np.full_like(answers, np.nan)):
-        with pytest.raises(RepositoryError, match="expected probabilities within"):
-            rehearse(cast("Probe", FakeProbe(wrong)), repository, ensemble, 1)
-    other = shutil.copytree(repository, tmp_path / "other")
-    write_metadata(other / PROBES_FILE, recorded.model_copy(update={"probabilities": recorded.probabilities[:2]}))
-    with pytest.raises(RepositoryError, match=r"expected shape \(4, 10\), got \(2, 10\)"):
-        rehearse(cast("Probe", FakeProbe(answers)), other, ensemble, 1)

@@ -56,7 +56,7 @@ def test_a_copy_has_every_file_and_its_hash(models: Path, copies: Snapshots) -> 
     assert copies.take(models) is copy
 
 
-def test_compiled_python_and_what_is_no_model_stay_behind(models: Path, copies: Snapshots) -> None:
+def test_only_models_are_copied_and_no_compiled_python(models: Path, copies: Snapshots) -> None:
     compiled = models / "voter" / "1" / "__pycache__"
     compiled.mkdir()
     (compiled / "model.cpython-311.pyc").write_bytes(b"other code")
@@ -68,7 +68,7 @@ def test_compiled_python_and_what_is_no_model_stay_behind(models: Path, copies: 
     assert list(copy.path.rglob("__pycache__")) == []
 
 
-def test_links_become_what_they_lead_to(models: Path, copies: Snapshots, tmp_path: Path) -> None:
+def test_links_are_copied_as_their_targets(models: Path, copies: Snapshots, tmp_path: Path) -> None:
     elsewhere = shutil.move(models / "voter" / "1", tmp_path / "elsewhere")
     (models / "voter" / "1").symlink_to(elsewhere)
     copy = copies.take(models)
@@ -78,14 +78,14 @@ def test_links_become_what_they_lead_to(models: Path, copies: Snapshots, tmp_pat
     assert (copy.path / "voter" / "1" / "model.py").read_text() == "# voter"
 
 
-def test_a_link_to_a_folder_that_holds_it(models: Path, copies: Snapshots) -> None:
+def test_a_link_to_its_own_folder_is_refused(models: Path, copies: Snapshots) -> None:
     (models / "voter" / "1" / "again").symlink_to(models / "voter")
     with pytest.raises(RepositoryError, match=r"1/again: expected a folder, got a link to a folder that contains it"):
         copies.take(models)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "dangling"])
-def test_what_is_no_file_is_refused_by_name(models: Path, copies: Snapshots, kind: str) -> None:
+def test_entries_that_are_not_files_are_refused_by_name(models: Path, copies: Snapshots, kind: str) -> None:
     path = models / "voter" / "1" / "model.py"
     path.unlink()
     if kind == "pipe":
@@ -97,7 +97,7 @@ def test_what_is_no_file_is_refused_by_name(models: Path, copies: Snapshots, kin
         copies.take(models)
 
 
-def test_a_full_disk_is_named_before_anything_is_written(
+def test_a_full_disk_is_reported_before_anything_is_written(
     models: Path, copies: Snapshots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tempfile.gettempdir())._replace(free=10_000_000)
@@ -107,7 +107,7 @@ def test_a_full_disk_is_named_before_anything_is_written(
         copies.take(models)
 
 
-def test_what_can_not_be_written_leaves_nothing(models: Path, copies: Snapshots) -> None:
+def test_a_failed_copy_leaves_nothing(models: Path, copies: Snapshots) -> None:
     (models / "voter" / "1" / "large").write_bytes(b"x" * 100_000)
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, former[1]))
@@ -120,7 +120,7 @@ def test_what_can_not_be_written_leaves_nothing(models: Path, copies: Snapshots)
     assert copies.take(models).path.is_dir()
 
 
-def test_copies_that_are_not_needed_go(models: Path, copies: Snapshots) -> None:
+def test_unused_copies_are_removed(models: Path, copies: Snapshots) -> None:
     first, second = copies.take(models, "first"), copies.take(models, "second")
     copies.keep({"second", "", "third"})
     assert not first.path.exists()
@@ -156,7 +156,9 @@ DIFFERENCES = [
 
 
 @pytest.mark.parametrize(("change", "told"), DIFFERENCES, ids=[told for _, told in DIFFERENCES])
-def test_a_difference_is_noticed_and_the_copy_stays(models: Path, copies: Snapshots, change: object, told: str) -> None:
+def test_a_changed_repository_is_reported_and_the_copy_stays(
+    models: Path, copies: Snapshots, change: object, told: str
+) -> None:
     copy = copies.take(models)
     assert copy.difference() is None
     assert callable(change)
@@ -165,7 +167,7 @@ def test_a_difference_is_noticed_and_the_copy_stays(models: Path, copies: Snapsh
     assert (copy.path / "voter" / "1" / "model.py").read_text() == "# voter"
 
 
-def test_the_same_content_is_no_difference(models: Path, copies: Snapshots) -> None:
+def test_rewriting_the_same_content_is_no_difference(models: Path, copies: Snapshots) -> None:
     copy = copies.take(models)
     file = models / "voter" / "1" / "model.py"
     os.utime(file, (0, 0))
@@ -176,6 +178,6 @@ def test_the_same_content_is_no_difference(models: Path, copies: Snapshots) -> N
     assert copy.difference() is None
 
 
-def test_a_message_of_the_copy_is_one_of_the_repository(models: Path, copies: Snapshots) -> None:
+def test_messages_about_a_copy_name_the_repository(models: Path, copies: Snapshots) -> None:
     copy: Snapshot = copies.take(models)
     assert copy.translate(f"{copy.path / 'voter'} is broken") == f"{models / 'voter'} is broken"

@@ -106,7 +106,7 @@ def grown(before: dict[int, int], after: dict[int, int]) -> dict[int, int]:
     return {size: count - before.get(size, 0) for size, count in after.items() if count != before.get(size, 0)}
 
 
-def test_requests_meet_in_one_run(client: InferenceServerClient) -> None:
+def test_concurrent_requests_become_one_batch(client: InferenceServerClient) -> None:
     before = executions(client)
     one, two, three = ask_together(client, [[1]], [[2], [3]], [[4]])
     assert grown(before, executions(client)) == {4: 1}
@@ -124,7 +124,7 @@ def test_one_run_is_one_run_of_the_session(client: InferenceServerClient) -> Non
     assert len({value for values in sums for value in values}) == 4
 
 
-def test_one_that_fails_leaves_its_neighbours_alone(client: InferenceServerClient) -> None:
+def test_a_failing_request_does_not_affect_others(client: InferenceServerClient) -> None:
     before = executions(client)
     one, bad, three, four = ask_together(client, [[1]], [[99]], [[3]], [[4]])
     # A batch with a failure is not in the statistics: nothing but it was run.
@@ -139,7 +139,7 @@ def test_requests_of_other_shapes_are_answered_beside_each_other(client: Inferen
     assert [answer.tolist() for answer in answers] == [[[10]], [[20, 30]], [[40]], [[50, 60]]]
 
 
-def test_what_a_config_leaves_out_comes_from_the_graph(client: InferenceServerClient) -> None:
+def test_missing_fields_of_a_config_come_from_the_graph(client: InferenceServerClient) -> None:
     config = client.get_model_config("unstated").config
     assert config.max_batch_size == 4
     assert [(entry.name, list(entry.dims)) for entry in config.input] == [("X", [-1])]
@@ -148,7 +148,7 @@ def test_what_a_config_leaves_out_comes_from_the_graph(client: InferenceServerCl
     assert answer.as_numpy("Y").tolist() == [[10, 20], [30, 40]]
 
 
-def test_a_graph_without_batches(client: InferenceServerClient) -> None:
+def test_a_graph_without_a_batch_dimension_is_served(client: InferenceServerClient) -> None:
     config = client.get_model_config("unbatched").config
     assert config.max_batch_size == 0
     assert [list(entry.dims) for entry in config.input] == [[2, 2]]
@@ -165,7 +165,7 @@ def test_a_graph_without_batches(client: InferenceServerClient) -> None:
     ],
     ids=["dtype", "rank", "batch"],
 )
-def test_wrong_requests_are_the_callers_and_the_server_answers_on(
+def test_invalid_requests_are_client_errors_and_serving_continues(
     client: InferenceServerClient, question: npt.NDArray[Any], reason: str
 ) -> None:
     with pytest.raises(InferenceServerException, match=reason) as raised:
@@ -174,7 +174,7 @@ def test_wrong_requests_are_the_callers_and_the_server_answers_on(
     assert client.infer("lookup", [tensor(np.array([[7]] * 4, np.int64))]).as_numpy("Y").tolist() == [[70]] * 4
 
 
-def test_names_that_the_graph_has_not(graphs: Path, tmp_path: Path) -> None:
+def test_outputs_that_the_graph_lacks_are_refused(graphs: Path, tmp_path: Path) -> None:
     model = tmp_path / "lookup"
     model.mkdir()
     (model / "1").symlink_to(graphs / "lookup" / "1")

@@ -40,7 +40,7 @@ def test_the_tightest_quota_above_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("400000", 4), ("-1", 8)])
-def test_version_1(tmp_path: Path, quota: str, cores: int) -> None:
+def test_quotas_of_cgroups_version_1_count(tmp_path: Path, quota: str, cores: int) -> None:
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")

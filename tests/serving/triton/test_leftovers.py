@@ -83,7 +83,7 @@ def test_an_owned_folder_is_left_alone_until_it_is_removed(temporary: Path, name
     assert list(temporary.iterdir()) == []
 
 
-def test_what_a_killed_owner_left_is_cleared_away(temporary: Path, name: str) -> None:
+def test_folders_of_killed_owners_are_removed(temporary: Path, name: str) -> None:
     environment = os.environ | {"TMPDIR": str(temporary)}
     words = [sys.executable, "-c", ABANDONED, name]
     outcome = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=False)
@@ -109,7 +109,7 @@ def test_a_recorded_number_that_is_another_process_by_now_is_not_ended(temporary
 
 
 @pytest.mark.parametrize("record", ["", "-1", "1", "abc", "9" * 30, "\x00"])
-def test_whatever_a_lock_holds(temporary: Path, name: str, record: str) -> None:
+def test_folders_are_removed_whatever_their_lock_holds(temporary: Path, name: str, record: str) -> None:
     (abandoned(temporary, name) / "lock").write_text(record)
     sweep_killed_servers()
     assert list(temporary.iterdir()) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 from plurum.serving.triton.log import TritonLog
 
 
-def test_the_log_of_the_last_failure_alone_is_kept(tmp_path: Path) -> None:
+def test_only_the_log_of_the_last_failure_is_kept(tmp_path: Path) -> None:
     for number in range(3):
         log = TritonLog(tmp_path / f"{number}.log")
         log.create().close()
@@ -16,7 +16,7 @@ def test_the_log_of_the_last_failure_alone_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["2.log"]
 
 
-def test_a_failed_load_is_found_by_its_model_and_only_where_it_is_new(tmp_path: Path) -> None:
+def test_only_new_failures_to_load_a_model_are_found(tmp_path: Path) -> None:
     log = TritonLog(tmp_path / "triton.log")
     assert (log.size(), log.load_failure("voter", 0)) == (0, None)
     line = "E1129 14:00:00.1 7 model_lifecycle.cc:654] \"failed to load '{}' version 1: Internal: {}\"\n"

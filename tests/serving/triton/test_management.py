@@ -211,7 +211,7 @@ def test_the_manager_models_serve_no_inference(served: Server) -> None:
                 client.infer(name, [tensor])
 
 
-def test_what_triton_refuses_is_told(repository: Path) -> None:
+def test_errors_of_triton_are_raised(repository: Path) -> None:
     # A server of its own: a load that fails may end the manager model, whose reason is then in Triton's log alone.
     with Server(repository, FREE) as server, pytest.raises(ServerError, match="Triton could not load nothing: "):
         server._admin.load("nothing", 5)
@@ -234,7 +234,7 @@ def test_a_manager_that_dies_is_loaded_again_by_the_other(repository: Path) -> N
             assert supervisor._server is server
             assert lost not in managers_of(server)
             assert supervisor._find_exited() is None
-        server.reload("voter", 10)
+        server.models.reload("voter", 10)
 
 
 def test_when_both_managers_die_triton_is_started_again(repository: Path) -> None:
@@ -250,7 +250,7 @@ def test_when_both_managers_die_triton_is_started_again(repository: Path) -> Non
         assert len(managers_of(supervisor._server)) == 2
 
 
-def test_everything_of_a_server_is_closed_to_others_from_its_first_moment(repository: Path) -> None:
+def test_files_of_a_server_are_private_from_the_start(repository: Path) -> None:
     with Server(repository, FREE) as server:
         regions = list(SHARED_MEMORY.glob(f"{server.name}*"))
         assert len(regions) > 3

@@ -56,7 +56,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def test_who_dies_is_missed_until_another_is_there(processes: ServerProcesses, start: Start) -> None:
+def test_an_exited_process_is_reported_until_another_replaces_it(processes: ServerProcesses, start: Start) -> None:
     presence = presence_of(processes)
     voter, _ = start("voter"), start("preprocess")
     presence.watch(["voter", "preprocess", "ensemble"])
@@ -73,7 +73,7 @@ def test_who_dies_is_missed_until_another_is_there(processes: ServerProcesses, s
     assert "voter" not in presence
 
 
-def test_of_two_instances_both_must_come_back(processes: ServerProcesses, start: Start) -> None:
+def test_with_two_instances_both_must_be_replaced(processes: ServerProcesses, start: Start) -> None:
     presence = presence_of(processes, instances=2)
     first, _ = start("voter"), start("voter")
     presence.watch(["voter"])
@@ -84,9 +84,7 @@ def test_of_two_instances_both_must_come_back(processes: ServerProcesses, start:
     assert presence.find_unhealthy() == ()
 
 
-def test_a_former_version_is_neither_missed_nor_taken_for_the_present_one(
-    processes: ServerProcesses, start: Start
-) -> None:
+def test_a_former_version_is_ignored(processes: ServerProcesses, start: Start) -> None:
     presence = presence_of(processes)
     former = start("voter")
     presence.watch(["voter"])
@@ -102,7 +100,7 @@ def test_a_former_version_is_neither_missed_nor_taken_for_the_present_one(
     assert presence.find_unhealthy() == ()
 
 
-def test_what_triton_does_not_serve_is_not_missed(processes: ServerProcesses, start: Start) -> None:
+def test_models_that_triton_does_not_serve_are_not_reported(processes: ServerProcesses, start: Start) -> None:
     presence = presence_of(processes, loaded=False)
     voter = start("voter")
     presence.watch(["voter"])

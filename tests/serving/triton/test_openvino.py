@@ -123,7 +123,7 @@ def test_fp32_unless_the_config_hints_at_bf16(server: Server) -> None:
         assert np.abs(rounded / expected - 1).max() > 2**-10
 
 
-def test_requests_meet_and_part_again(server: Server) -> None:
+def test_requests_are_batched_and_their_responses_separated(server: Server) -> None:
     one, two, three = ask(server, "exact", tensor([1]), tensor([2, 3]), tensor([4]))
     for answer, rows in ((one, [1]), (two, [2, 3]), (three, [4])):
         np.testing.assert_allclose(answer[:, 0], np.array(rows) * 64 * WEIGHT, rtol=1e-6)
@@ -131,7 +131,7 @@ def test_requests_meet_and_part_again(server: Server) -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 4, 7, 8])
 @pytest.mark.parametrize("model", ["net", "rounded_net"])
-def test_an_answer_does_not_depend_on_its_neighbours(server: Server, model: str, size: int) -> None:
+def test_predictions_do_not_depend_on_the_rest_of_the_batch(server: Server, model: str, size: int) -> None:
     """Whatever sizes a batch is made up of, each image is answered as if it were alone, to the last bit."""
     images = np.random.default_rng(size).normal(size=(size, *IMAGE)).astype(np.float32)
 
@@ -145,7 +145,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(server: Server, model: str,
     np.testing.assert_array_equal(asked(images), alone)
 
 
-def test_one_that_fails_leaves_its_neighbours_alone(server: Server) -> None:
+def test_a_failing_request_does_not_affect_others(server: Server) -> None:
     one, bad, three = ask(server, "exact", tensor([1]), tensor([1, 1], size=63), tensor([3]))
     assert isinstance(bad, InferenceServerException)
     assert "OpenVINO" in bad.message()
@@ -164,7 +164,7 @@ def test_one_that_fails_leaves_its_neighbours_alone(server: Server) -> None:
     ],
     ids=["output", "file", "threads"],
 )
-def test_what_can_not_be_served_says_why(tmp_path: Path, config: str, reason: str) -> None:
+def test_models_that_cannot_be_served_name_the_reason(tmp_path: Path, config: str, reason: str) -> None:
     write_model(tmp_path, "model", config)
     server = Server(tmp_path, FREE)
     with pytest.raises(ServerError, match=reason), server:

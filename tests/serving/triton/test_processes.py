@@ -62,7 +62,7 @@ def start(name: str) -> Iterator[Start]:
         one.communicate()
 
 
-def test_killed_processes_are_gone_afterwards(name: str, start: Start) -> None:
+def test_killed_processes_have_exited(name: str, start: Start) -> None:
     """They hold memory, which the kernel takes its time to take back."""
     leader = start(script="held = bytearray(400_000_000); print('ready', flush=True); input()")
     processes = ServerProcesses(name, leader.pid)
@@ -91,7 +91,7 @@ def test_a_later_session_of_the_same_number_is_another(name: str, start: Start) 
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can start processes of other users")
-def test_another_users_process_is_not_ours_whatever_it_looks_like(name: str, start: Start) -> None:
+def test_processes_of_another_user_are_ignored(name: str, start: Start) -> None:
     stranger = start("triton_python_backend_stub", f"/var/lib/{name}x/models/voter/1/model.py", user=NOBODY)
     processes = ServerProcesses(name, stranger.pid)
     assert processes.find() == []
@@ -114,7 +114,7 @@ def test_orphans_are_found_and_ended(name: str, start: Start) -> None:
     assert not is_alive(orphan)
 
 
-def test_a_stub_is_known_by_its_models_file_and_one_without_is_passed_over(
+def test_a_stub_is_recognised_by_the_file_of_its_model(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(MARK, name)

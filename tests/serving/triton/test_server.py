@@ -90,7 +90,7 @@ def test_a_broken_graph_is_named_with_the_reason(repository: Path, tmp_path: Pat
     server.log.path.unlink()
 
 
-def test_ready_means_answered(repository: Path, tmp_path: Path) -> None:
+def test_ready_means_that_an_inference_has_completed(repository: Path, tmp_path: Path) -> None:
     code = "\n\ndef fail(*_):\n    raise ValueError('out of order')\n\nTritonPythonModel.execute = fail\n"
     server = Server(changed_repository(repository, tmp_path, code), FREE)
     with pytest.raises(ServerError, match=r"failed a first inference .*out of order"), server:
@@ -99,7 +99,7 @@ def test_ready_means_answered(repository: Path, tmp_path: Path) -> None:
     server.log.path.unlink()
 
 
-def test_a_start_that_takes_too_long(repository: Path) -> None:
+def test_a_start_that_exceeds_its_timeout_fails(repository: Path) -> None:
     server = Server(repository, FREE.model_copy(update={"start_timeout_s": 0.01}))
     with pytest.raises(ServerError, match=r"was not ready after 0\.01 s"), server:
         pass
@@ -107,7 +107,7 @@ def test_a_start_that_takes_too_long(repository: Path) -> None:
     server.log.path.unlink()
 
 
-def test_what_is_wrong_before_the_start_leaves_nothing(repository: Path, tmp_path: Path) -> None:
+def test_errors_before_the_start_leave_nothing(repository: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         one = Server(repository, FREE.model_copy(update={"grpc_port": port}))

@@ -27,13 +27,13 @@ def test_a_port_in_use_is_named_with_its_option(name: str) -> None:
             claim_ports(FREE.model_copy(update={f"{name}_port": port}))
 
 
-def test_the_same_port_twice() -> None:
+def test_the_same_port_twice_is_refused() -> None:
     with pytest.raises(SettingsError, match="expected different ports for HTTP, gRPC and metrics, got 9000, 9000"):
         claim_ports(ServerSettings(http_port=9000, grpc_port=9000, metrics_port=0))
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no such host", "::1"])
-def test_a_host_that_is_not_ours(host: str) -> None:
+def test_a_host_of_another_machine_is_refused(host: str) -> None:
     with pytest.raises(ServerError, match=re.escape(host)):
         claim_ports(FREE.model_copy(update={"host": host}))
     with pytest.raises(ServerError, match=rf"--grpc-(host|port): .*{re.escape(host)}"):
@@ -44,7 +44,7 @@ def test_a_host_that_is_not_ours(host: str) -> None:
     ("host", "outside"),
     [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True), ("203.0.113.7", True)],  # noqa: S104
 )
-def test_what_others_can_reach(host: str, outside: bool) -> None:
+def test_exposed_ports_give_warnings(host: str, outside: bool) -> None:
     assert is_exposed(host) is outside
 
 

@@ -45,14 +45,14 @@ def test_members_share_the_cores(tmp_path: Path, cores: int, expected: tuple[int
     assert filled(tmp_path, 'backend: "onnxruntime"', cores) == expected
 
 
-def test_openvino_shares_them_too(tmp_path: Path) -> None:
+def test_openvino_members_share_the_cores(tmp_path: Path) -> None:
     write_model(tmp_path / "repository", "member", 'backend: "openvino"')
     (config,) = stage(tmp_path / "repository", tmp_path / "staged", 8, cpu_only=False)
     assert sum(group.count for group in config.instance_group) == 4
     assert config.parameters["INFERENCE_NUM_THREADS"].string_value == "2"
 
 
-def test_openvino_is_ours_on_every_triton(tmp_path: Path) -> None:
+def test_openvino_members_use_the_python_backend_on_every_triton(tmp_path: Path) -> None:
     version = write_model(tmp_path / "repository", "member", 'backend: "openvino" default_model_filename: "model.onnx"')
     (config,) = stage(tmp_path / "repository", tmp_path / "staged", 2, cpu_only=True)
     staged = tmp_path / "staged" / "member" / "1"
@@ -74,7 +74,7 @@ def test_openvino_is_ours_on_every_triton(tmp_path: Path) -> None:
     ],
     ids=["ours", "not by OpenVINO", "of before"],
 )
-def test_openvino_names_the_fused_graphs_winners_itself(tmp_path: Path, backend: str, names: str, folded: bool) -> None:
+def test_openvino_fused_graphs_output_labels_themselves(tmp_path: Path, backend: str, names: str, folded: bool) -> None:
     repository = tmp_path / "repository"
     write_model(repository, "fused", f'backend: "{backend}" output {{ name: "INDEX" data_type: TYPE_INT32 dims: 1 }}')
     labels = write_model(
@@ -99,12 +99,12 @@ def test_openvino_names_the_fused_graphs_winners_itself(tmp_path: Path, backend:
     assert (tmp_path / "staged" / "fused-abc" / "1" / "labels.py").is_file() is folded
 
 
-def test_stated_instances_win(tmp_path: Path) -> None:
+def test_stated_instances_are_kept(tmp_path: Path) -> None:
     config = 'backend: "onnxruntime" instance_group { count: 1 } instance_group { count: 1 kind: KIND_CPU }'
     assert filled(tmp_path, config, 8) == (2, "4")
 
 
-def test_stated_threads_win(tmp_path: Path) -> None:
+def test_stated_threads_are_kept(tmp_path: Path) -> None:
     config = 'backend: "onnxruntime" parameters { key: "intra_op_thread_count" value { string_value: "3" } }'
     assert filled(tmp_path, config, 4) == (1, "3")
 
@@ -122,11 +122,11 @@ def test_on_a_gpu_triton_places_members(tmp_path: Path) -> None:
         ("ensemble", 'platform: "ensemble"', 0),
     ],
 )
-def test_other_models(tmp_path: Path, name: str, config: str, instances: int) -> None:
+def test_other_models_get_their_number_of_instances(tmp_path: Path, name: str, config: str, instances: int) -> None:
     assert filled(tmp_path, config, 3, name=name) == (instances, "")
 
 
-def test_the_view_is_links_and_the_repository_stays(tmp_path: Path) -> None:
+def test_staging_links_to_the_repository_and_leaves_it_unchanged(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     version = write_model(repository, "member", 'backend: "onnxruntime"')
     (repository / "ensemble.json").write_text("{}")
@@ -139,7 +139,7 @@ def test_the_view_is_links_and_the_repository_stays(tmp_path: Path) -> None:
     assert (repository / "member" / "config.pbtxt").read_text() == 'backend: "onnxruntime"'
 
 
-def test_where_there_is_no_repository(tmp_path: Path) -> None:
+def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=r"absent: expected a model repository folder, got nothing"):
         model_folders(tmp_path / "absent")
     (tmp_path / "file").touch()
@@ -152,13 +152,13 @@ def test_where_there_is_no_repository(tmp_path: Path) -> None:
         model_folders(tmp_path)
 
 
-def test_a_config_that_is_none(tmp_path: Path) -> None:
+def test_an_invalid_config_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path, "member", "max_batch_sice: 3")
     with pytest.raises(RepositoryError, match=r"member/config\.pbtxt is not a model configuration: .*max_batch_sice"):
         read_config(tmp_path / "member")
 
 
-def test_complete_configs(tmp_path: Path) -> None:
+def test_configs_with_inputs_and_outputs_are_complete(tmp_path: Path) -> None:
     whole = 'input { name: "A" } output { name: "B" }'
     write_model(tmp_path, "whole", whole)
     write_model(tmp_path, "half", 'input { name: "A" }')
@@ -166,7 +166,7 @@ def test_complete_configs(tmp_path: Path) -> None:
     assert not are_complete([read_config(tmp_path / name) for name in ("whole", "half")])
 
 
-def test_a_release_that_could_not_be_staged_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_staging_of_a_release_leaves_nothing(tmp_path: Path) -> None:
     write_model(tmp_path / "repository", "a", 'backend: "python"')
     write_model(tmp_path / "repository", "b", "backend: ")
     staged = StagedRepository(tmp_path / "staged", 2, cpu_only=True)
@@ -177,7 +177,7 @@ def test_a_release_that_could_not_be_staged_leaves_nothing(tmp_path: Path) -> No
         assert list(staged.folder.iterdir()) == []
 
 
-def test_an_ensemble_has_no_instances_and_what_states_none_has_one(tmp_path: Path) -> None:
+def test_ensembles_have_no_instance_and_other_models_at_least_one(tmp_path: Path) -> None:
     write_model(tmp_path / "repository", "chain", "ensemble_scheduling { step { model_name: 'voter' } }")
     write_model(tmp_path / "repository", "voter", 'backend: "python"')
     write_model(tmp_path / "repository", "member", 'backend: "onnxruntime"')

@@ -64,10 +64,10 @@ def refusal(repository: Path, temporary: Path, mounts: dict[Path, str] | None = 
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
-    # Before it: a warning that nothing lists the repository's files.
+    # Before it: that nothing lists the repository's files, and at the first start that Triton's environment is made.
     *warnings, line = ended.stderr.splitlines(keepends=True)
     assert line.startswith("plurum: ")
-    assert all("no export.json" in warning for warning in warnings)
+    assert all("no export.json" in warning or "environment" in warning for warning in warnings)
     assert time.monotonic() - start < SOON_S
     return line
 
@@ -113,7 +113,7 @@ def test_shared_memory_that_is_full_or_read_only_is_named(
     assert re.search(f"^plurum: {SHARED_MEMORY}: {reason}", refusal(small, tmp_path, {SHARED_MEMORY: options}))
 
 
-def test_plain_places_are_good(tmp_path: Path) -> None:
+def test_ordinary_folders_are_accepted(tmp_path: Path) -> None:
     for name in ("-a", "a.b_c", "a,b=c", "a@b%c", "~a^b", "x" * 200):
         (tmp_path / name).mkdir()
         check_folder(tmp_path / name, runs_code=True)
@@ -132,7 +132,7 @@ def test_more_instances_than_shared_memory_holds_are_named() -> None:
         check_shared_memory(1_000_000)
 
 
-def test_what_the_system_refuses_names_the_file() -> None:
+def test_errors_of_the_system_name_the_file() -> None:
     with pytest.raises(ServerError, match=r"^/proc/plurum can't be used: "), name_failures():
         Path("/proc/plurum").mkdir()
 
@@ -167,7 +167,7 @@ print(server.returncode)
 
 @pytest.mark.triton
 @NEEDS_MOUNTS
-def test_a_full_disk_refuses_a_rollout_and_the_server_goes_on(repository: Path, tmp_path: Path) -> None:
+def test_a_full_disk_refuses_a_rollout_and_serving_continues(repository: Path, tmp_path: Path) -> None:
     newer, place = Path(shutil.copytree(repository, tmp_path / "newer")), tmp_path / "small"
     (newer / "questions.json").write_bytes((newer / "questions.json").read_bytes() + b"\n")
     place.mkdir()

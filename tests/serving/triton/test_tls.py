@@ -61,7 +61,7 @@ def is_answered(url: str, tls: Tls, run: Run) -> bool:
     return False
 
 
-def test_what_triton_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_settings_become_arguments_of_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tls = ServerTls(cert=Path("cert.pem"), key=Path("key.pem"))
     settings = FREE.model_copy(update={"grpc_tls": tls, "grpc_host": EVERYWHERE})
@@ -75,7 +75,7 @@ def test_what_triton_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not any("ssl" in word.partition("=")[0] for word in server_arguments(FREE, Ports(1, 2, 3), "models", "name"))
 
 
-def test_files_that_can_not_be_used_are_one_line_each(authority: Authority, tmp_path: Path) -> None:
+def test_unusable_certificates_give_one_line(authority: Authority, tmp_path: Path) -> None:
     cert, key = authority.issue("server")
     other_cert, other_key = authority.issue("other")
     locked, rsa, garbage, torn = (tmp_path / name for name in ("locked.key", "rsa.key", "garbage.pem", "torn.pem"))
@@ -123,7 +123,7 @@ def test_files_that_can_not_be_used_are_one_line_each(authority: Authority, tmp_
     check_certificates(ServerTls(cert=cert, key=key, client_ca=authority.ca))
 
 
-def test_a_key_that_others_can_read_is_warned_of(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_that_others_can_read_gives_a_warning(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     tls = authority.server(mutual=False)
     tls.key.chmod(0o600)
     check_certificates(tls)
@@ -136,7 +136,7 @@ def test_a_key_that_others_can_read_is_warned_of(authority: Authority, caplog: p
 
 
 @pytest.mark.triton
-def test_a_client_that_believes_the_right_authority_is_answered(
+def test_a_client_that_trusts_the_authority_gets_predictions(
     repository: Path, run: Run, authority: Authority, another: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = FREE.model_copy(update={"grpc_tls": authority.server(mutual=False), "grpc_host": EVERYWHERE})
@@ -164,7 +164,7 @@ def mutual(repository: Path, authority: Authority) -> Iterator[Server]:
 
 
 @pytest.mark.triton
-def test_with_mutual_tls_only_who_shows_a_certificate_of_ours_is_answered(
+def test_mutual_tls_requires_a_certificate_of_the_authority(
     mutual: Server, run: Run, authority: Authority, another: Authority
 ) -> None:
     url = here(mutual)
@@ -220,7 +220,7 @@ def test_a_certificate_does_not_open_management(mutual: Server, authority: Autho
 
 @pytest.mark.triton
 @pytest.mark.parametrize("mutual", [False, True])
-def test_requests_in_flight_go_all_the_way_and_nothing_is_left(
+def test_requests_in_flight_complete_and_no_process_is_left(
     slow: Path, authority: Authority, caplog: pytest.LogCaptureFixture, mutual: bool
 ) -> None:
     answers: queue.Queue[tuple[float, Any]] = queue.Queue()
@@ -248,7 +248,7 @@ def test_requests_in_flight_go_all_the_way_and_nothing_is_left(
 
 
 @pytest.mark.triton
-def test_a_server_started_anew_wants_the_same_certificates(repository: Path, run: Run, authority: Authority) -> None:
+def test_a_restarted_server_requires_the_same_certificates(repository: Path, run: Run, authority: Authority) -> None:
     words = ("--json", "--grpc-host", EVERYWHERE, *tls_options(authority.server(mutual=True)))
     with serving(repository, *words) as (process, line):
         urls = json.loads(line)
@@ -271,7 +271,9 @@ def test_a_server_started_anew_wants_the_same_certificates(repository: Path, run
 
 
 @pytest.mark.triton
-def test_wrong_files_end_plurum_serve_with_one_line(repository: Path, authority: Authority, tmp_path: Path) -> None:
+def test_plurum_serve_refuses_wrong_certificates_in_one_line(
+    repository: Path, authority: Authority, tmp_path: Path
+) -> None:
     tls = authority.server(mutual=False)
     for words, message in (
         (tls_options(tls.model_copy(update={"cert": tmp_path / "no.pem"})), f"{tmp_path}/no.pem: No such file"),

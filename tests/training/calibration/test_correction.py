@@ -12,17 +12,9 @@ from plurum.spec import Voting
 from plurum.training.calibration.correction import Correction, fit_corrections
 from plurum.training.calibration.site_rule import correct_voting
 from plurum.voting import VotingRule, decide, softmax
+from tests.training.calibration.drawn_answers import draw
 
 WEAK = 1e-7
-
-
-def draw(images: int, classes: int, seed: int = 0) -> tuple[Floats, Ints]:
-    """Draw probabilities that are too certain, and labels of other frequencies."""
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(scale=2, size=(images, classes))
-    true = softmax(0.6 * logits + np.linspace(-0.5, 0.5, classes))
-    labels = (true.cumsum(axis=1) < rng.uniform(size=(images, 1))).sum(axis=1)
-    return softmax(logits), labels
 
 
 def fit_one(probabilities: Floats, labels: Ints, strength: float) -> Correction:

@@ -8,7 +8,7 @@ import pytest
 from plurum.benchmarks.claims.sites import SHIFTS, simulate
 from plurum.predictions.scores import compute_losses
 from plurum.training.calibration.shrinkage import fit_site, list_strengths
-from tests.training.calibration.test_correction import draw
+from tests.training.calibration.drawn_answers import draw
 
 DRAWS = 25
 

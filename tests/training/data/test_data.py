@@ -11,7 +11,7 @@ from plurum.errors import DataError, ImageError
 from plurum.images import open_image, pixels_from_image
 from plurum.spec import ImageSpec
 from plurum.training import load_data
-from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
+from tests.training.data_files import digit_arrays, save_npz, write_classes, write_image
 
 IMAGE = ImageSpec(height=24, width=20, resize="crop", mean=(0, 0, 0), std=(1, 1, 1))
 

@@ -16,7 +16,7 @@ from plurum.training import LabelledImages, TrainSettings, load_data
 from plurum.training.data.report import DataReport, data_report, read_data_report, report_lines, usable_rows
 from plurum.training.data.report_plot import plot_from_data_report
 from plurum.training.data.store import store_data
-from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
+from tests.training.data_files import digit_arrays, save_npz, write_classes, write_image
 
 SETTINGS = TrainSettings(archs=("a",), image_size=16)
 

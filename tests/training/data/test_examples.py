@@ -54,7 +54,7 @@ def test_no_step_is_too_small_to_normalise_by(size: int, accumulate: int, parts:
     assert len(steps) == len(sizes)
 
 
-def test_passes_are_as_large_as_asked_for_or_a_little_larger() -> None:
+def test_passes_have_at_least_the_requested_size() -> None:
     steps = batches(batch_size=16, accumulate=4)
     assert [[len(rows) for rows in steps.passes(step)] for step in steps.epoch(1)] == [[16] * 4, [18, 18]]
     step = next(steps.epoch(1))

@@ -17,7 +17,7 @@ from plurum.training import load_data
 from plurum.training.data.folders import files_from_folder
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.splits import split_from_word
-from tests.training.conftest import write_classes, write_image
+from tests.training.data_files import write_classes, write_image
 
 CLASSES = {"CE": 10, "LAA": 10}
 
@@ -233,7 +233,7 @@ def test_system_files_are_skipped_and_other_unread_files_are_counted(tmp_path: P
     for name in (".DS_Store", "CE/.DS_Store", "CE/Thumbs.db", "LAA/desktop.ini"):
         (tmp_path / name).write_bytes(b"")
     for number in range(12):
-        (tmp_path / "CE" / f"{number}.DCM").write_bytes(b"")
+        (tmp_path / "CE" / f"{number}.NII").write_bytes(b"")
     for name in ("CE/a.webp", "LAA/b.webp", "LAA/c.webp", "notes.txt", "CE/IM0001"):
         (tmp_path / name).write_bytes(b"")
     write_image(tmp_path / "loose.png", 3)
@@ -242,7 +242,7 @@ def test_system_files_are_skipped_and_other_unread_files_are_counted(tmp_path: P
     assert data.classes == ("CE", "LAA")
     assert set(data.table.patients) == {""}
     (note,) = data.notes
-    assert note.startswith("not read: 12 .dcm, 8 hidden or of an operating system, 3 .webp, 1 ")
+    assert note.startswith("not read: 12 .nii, 8 hidden or of an operating system, 3 .webp, 1 ")
     for one in ("1 outside of the classes' folders", "1 .txt", "1 without an extension"):
         assert one in note
 
@@ -251,8 +251,8 @@ def test_a_class_of_another_file_type_is_refused_with_what_is_there(tmp_path: Pa
     write_classes(tmp_path, {"CE": 5})
     (tmp_path / "LAA").mkdir()
     for number in range(3):
-        (tmp_path / "LAA" / f"{number}.dcm").write_bytes(b"")
-    with pytest.raises(DataError, match=r"class 'LAA' has no image: .*, but 3 \.dcm"):
+        (tmp_path / "LAA" / f"{number}.nii").write_bytes(b"")
+    with pytest.raises(DataError, match=r"class 'LAA' has no image: .*, but 3 \.nii"):
         load_data(str(tmp_path))
 
 
@@ -320,7 +320,7 @@ def test_patients_that_are_one_name_are_refused(tmp_path: Path) -> None:
 
 NAMES = ("train", "val", "test", "Valid", "CE", "LAA", "ce", "p1", "p2", "images", "masks", "fold1", "__MACOSX", ".x")
 trees = st.lists(
-    st.tuples(st.lists(st.sampled_from(NAMES), max_size=4), st.sampled_from(["0.png", "1.JPG", "2.dcm", ".3.png"])),
+    st.tuples(st.lists(st.sampled_from(NAMES), max_size=4), st.sampled_from(["0.png", "1.JPG", "2.nii", ".3.png"])),
     min_size=1,
     max_size=24,
 )
@@ -329,7 +329,7 @@ COMMON = [[split, name] for split in ("train", "val", "test") for name in ("CE",
 
 @settings(max_examples=150, deadline=None)
 @given(trees, st.sampled_from([[], COMMON, [name for _, name in COMMON]]))
-def test_whatever_is_read_has_the_class_and_the_split_that_its_folders_name(
+def test_images_have_the_class_and_split_of_their_folders(
     tree: list[tuple[list[str], str]], above: list[list[str] | str]
 ) -> None:
     with tempfile.TemporaryDirectory() as place:

@@ -14,7 +14,7 @@ from plurum.errors import DataError
 from plurum.images import open_image
 from plurum.training import load_data
 from plurum.training.data.idx import array_from_idx
-from tests.training.conftest import digit_arrays, idx
+from tests.training.data_files import digit_arrays, idx
 
 ARRAYS = digit_arrays()
 
@@ -117,7 +117,7 @@ def test_no_images_are_refused(folder: Path) -> None:
         load_data(str(folder))
 
 
-def test_what_unpacks_to_more_than_it_says_is_left_packed(tmp_path: Path) -> None:
+def test_a_file_that_unpacks_to_more_than_stated_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train-images-idx3-ubyte.gz"
     # 1 GB of zeros after an image of 6 pixels.
     with gzip.open(path, "wb", compresslevel=1) as file:

@@ -14,7 +14,7 @@ from plurum.errors import DataError
 from plurum.run import Run
 from plurum.training import TrainSettings, load_data
 from plurum.training.data.store import store_data
-from tests.training.conftest import write_image
+from tests.training.data_files import write_image
 
 
 def write_manifest(folder: Path, header: str, rows: Sequence[str], name: str = "images.csv") -> str:
@@ -189,7 +189,7 @@ def test_the_fingerprint_follows_labels_and_patients(folder: Path) -> None:
         ("path,label,path", ["a/0.png,CE,a/1.png"], "expected one column path, got 2"),
     ],
 )
-def test_each_fault_is_one_line(folder: Path, header: str, rows: list[str], message: str) -> None:
+def test_each_fault_gives_one_line(folder: Path, header: str, rows: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         load_data(write_manifest(folder, header, rows))
     assert "\n" not in str(caught.value)

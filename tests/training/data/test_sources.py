@@ -12,7 +12,7 @@ import pytest
 
 from plurum.errors import DataError
 from plurum.training import load_data
-from tests.training.conftest import COUNTS, digit_arrays, save_npz, write_classes, write_image
+from tests.training.data_files import COUNTS, digit_arrays, save_npz, write_classes, write_image
 
 
 def test_digits_are_scikit_learns() -> None:
@@ -89,7 +89,7 @@ def test_a_wrong_archive_is_refused(tmp_path: Path, change: Change, message: str
         load_data(str(tmp_path / "a.npz"))
 
 
-def test_what_is_no_archive_is_refused(archive: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_archives_are_refused(archive: Path, tmp_path: Path) -> None:
     array, path = io.BytesIO(), tmp_path / "a.npz"
     np.save(array, PIXELS)
     truncated = archive.read_bytes()[:-400]
@@ -161,7 +161,7 @@ def test_unprintable_names_are_refused(tmp_path: Path) -> None:
         load_data(str(tmp_path))
 
 
-def test_what_is_not_there_or_no_data_is_refused(tmp_path: Path) -> None:
+def test_missing_and_unsuitable_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing does not exist: name a folder"):
         load_data(str(tmp_path / "nothing"))
     (tmp_path / "table.txt").write_text("a,b")

@@ -135,7 +135,7 @@ def test_patients_in_two_splits_are_named_and_counted() -> None:
         check_patients(["a", "b", "a", "b"], ["test", "train", "validation", "test"])
 
 
-def test_a_class_of_test_images_alone_is_named_with_all_its_images() -> None:
+def test_a_class_with_only_test_images_is_named_with_their_number() -> None:
     given: list[Split] = ["train", "train", "test", "test", "test"]
     with pytest.raises(DataError, match=r"class 'LAA' has 2 images, and none for train; .* each of train, test"):
         draw_split(np.array([0, 0, 0, 1, 1]), [""] * 5, given, CLASSES, seed=0)

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from plurum.errors import DataError, OutputError
 from plurum.run import Run
 from plurum.training import TrainSettings, load_data
 from plurum.training.data.store import image_spec, store_data
-from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image
+from tests.training.data_files import digit_arrays, save_npz, write_classes, write_image
 
 SETTINGS = TrainSettings(archs=("a",), image_size=16)
 
@@ -32,7 +33,7 @@ def test_arrays_keep_their_size_where_a_network_can_halve_it_five_times(tmp_path
     assert (image.height, image.width) == (size, size)
 
 
-def test_files_are_brought_to_224_and_any_size_may_be_asked_for(tmp_path: Path) -> None:
+def test_files_are_resized_to_224_or_to_the_requested_size(tmp_path: Path) -> None:
     data = load_data(str(write_classes(tmp_path, {"CE": 3, "LAA": 3})))
     assert image_spec(data, TrainSettings(archs=("a",))).height == 224
     image = image_spec(data, TrainSettings(archs=("a",), image_size=48, colour="grey", resize="crop"))
@@ -50,6 +51,28 @@ def test_stored_pixels_and_labels_equal_the_data(archive: Path, tmp_path: Path) 
     assert table.splits == data.table.splits
     assert table.sources == data.table.sources
     np.testing.assert_array_equal(table.labels, data.table.labels)
+
+
+@pytest.mark.parametrize(("colour", "pretrained"), [("rgb", False), ("grey", False), ("rgb", True)])
+def test_padding_is_the_mean_of_the_training_images(tmp_path: Path, colour: str, pretrained: bool) -> None:
+    for label, sizes in {"CE": (40, 20), "LAA": (20, 40)}.items():
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(6):
+            pixels = np.random.default_rng(number).integers(40, 90, (*sizes, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{number}.png")
+    run, data = Run(tmp_path / "run"), load_data(str(tmp_path / "data"))
+    settings = TrainSettings.model_validate(
+        {"archs": ["a"], "image_size": 32, "resize": "pad", "colour": colour, "pretrained": pretrained}
+    )
+    image = store_data(run, data, settings).image
+    stored = run.pixels()
+    # Serving decodes with the stored metadata.
+    np.testing.assert_array_equal(stored, data.pixels(image))
+    corner = image.resizing["fill"]
+    assert (stored[:, 0, 0] == corner).all()
+    if not pretrained:
+        assert corner == pytest.approx([255 * value for value in image.mean], abs=0.5)
+        assert 55 < corner[0] < 75
 
 
 def test_images_and_patients_are_private_whatever_the_umask(archive: Path, tmp_path: Path) -> None:
@@ -102,7 +125,7 @@ def test_a_disk_without_room_for_the_pixels_is_refused_before_they_are_written(
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_no_bus_error(archive: Path, tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_line_and_no_bus_error(archive: Path, tmp_path: Path) -> None:
     """Run in a separate process, because a write into a map on a full disk ends it by a signal."""
     (tmp_path / "small").mkdir()
     command = [sys.executable, "-m", "plurum", "train", str(archive), "--arch", "test_byobnet", "--out", "small/run"]
@@ -115,7 +138,7 @@ def test_a_full_disk_is_one_line_and_no_bus_error(archive: Path, tmp_path: Path)
     assert done.stderr == "plurum: small/run/data can't be written: No space left on device\n"
 
 
-def test_it_is_decoded_once(archive: Path, tmp_path: Path) -> None:
+def test_images_are_decoded_once(archive: Path, tmp_path: Path) -> None:
     run, data = Run(tmp_path / "run"), load_data(str(archive))
     first = store_data(run, data, SETTINGS)
     inode = (run.data_folder / "pixels.npy").stat().st_ino
@@ -134,7 +157,7 @@ def test_another_source_is_refused(tmp_path: Path) -> None:
         store_data(run, load_data(str(folder)), SETTINGS)
 
 
-def test_nothing_is_left_of_a_folder_with_a_broken_image(tmp_path: Path) -> None:
+def test_a_broken_image_leaves_no_decoded_data(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "data", {"CE": 4, "LAA": 4})
     (folder / "CE" / "0.png").write_bytes(b"broken")
     run = Run(tmp_path / "run")

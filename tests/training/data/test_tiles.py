@@ -162,7 +162,7 @@ def test_large_files_of_other_kinds_have_a_fault(
         picture.read_encoded()
 
 
-def test_what_is_empty_broken_or_not_there_has_a_fault(tmp_path: Path) -> None:
+def test_empty_broken_and_missing_files_have_a_fault(tmp_path: Path) -> None:
     Image.new("RGB", (200, 200), (235, 235, 235)).save(tmp_path / "glass.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
     whole = io.BytesIO()
@@ -170,7 +170,7 @@ def test_what_is_empty_broken_or_not_there_has_a_fault(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(whole.getvalue()[:2000])
     for name, fault in (
         ("glass.png", "no tile of 100 pixels has at least 10% tissue"),
-        ("broken.png", "not a JPEG, PNG or TIFF image"),
+        ("broken.png", "not a JPEG, PNG, TIFF or DICOM image"),
         ("cut.png", "corrupt or truncated"),
         ("away.png", "No such file"),
     ):

@@ -6,7 +6,6 @@ import base64
 import csv
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +27,12 @@ from plurum.training.statistics.wording import (
     verdict_lines,
 )
 from plurum.voting import VotingRule, decide, softmax
+from tests.training.evaluation.html_page import Page
 
 # Names with markup, a plot formula and CSV separators, which must be escaped.
 CLASSES = ("<script>alert(1)</script>", "$x_1$ & more", 'a "quoted", long name that no axis has room for')
 PICTURES = {"comparison", "confusion", "roc", "precision_recall", "reliability", "risk_coverage"}
-PICTURES |= {"prediction_sets", "diversity"}
+PICTURES |= {"prediction_sets", "diversity", "drift"}
 
 
 def judged(members: int = 2, classes: tuple[str, ...] = CLASSES, *, patients: bool = True) -> Evaluation:
@@ -52,35 +52,6 @@ def judged(members: int = 2, classes: tuple[str, ...] = CLASSES, *, patients: bo
 @pytest.fixture(scope="module")
 def evaluation() -> Evaluation:
     return judged()
-
-
-class Page(HTMLParser):
-    """HTML parser that checks the nesting of tags and collects addresses and text."""
-
-    VOID = frozenset({"meta", "img", "br"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "data"}]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        # HTML allows unclosed cells and rows; this page closes them.
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.text += data
 
 
 def test_the_page_contains_everything_and_loads_nothing(evaluation: Evaluation) -> None:
@@ -226,6 +197,46 @@ def test_two_classes_have_a_decision_curve_and_no_repeated_means(tmp_path: Path)
     assert not (tmp_path / "decision_curve.png").exists()
     rows = list(csv.DictReader(io.StringIO(csv_from_evaluation(two))))
     assert {("LAA", "decision_ppv"), ("LAA", "unreviewed_npv")} <= {(row["class"], row["metric"]) for row in rows}
+
+
+def test_test_images_that_differ_from_validation_images_are_said_to(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rule = VotingRule((1.0,), quantiles=(0.9, 0.9), review_threshold=0.5)
+    subject = EvaluationSubject("clots", ("CE", "LAA"), ("one",), "PyTorch", alpha=0.1, review=Review(threshold=0.5))
+    parts = {}
+    for name, separation in (("validation", 3.0), ("alike", 3.0), ("blurred", 1.0)):
+        labels = rng.integers(0, 2, 200)
+        logits = rng.normal(0, 1, (200, 1, 2))
+        logits[np.arange(200), 0, labels] += separation
+        patients = [f"{name} {image // 2}" for image in range(200)]
+        parts[name] = SplitPredictions(decide(softmax(logits), rule), labels, patients)
+    settings = EvaluationSettings(draws=100)
+    alike = evaluate_predictions(subject, parts["alike"], parts["validation"], settings)
+    assert alike.drift is not None
+    assert not alike.drift.is_found
+    assert (alike.drift.unit, alike.drift.units) == ("patients", (100, 100))
+    assert not any("differ from the validation images" in note for note in alike.notes)
+    blurred = evaluate_predictions(subject, parts["blurred"], parts["validation"], settings)
+    (note,) = (note for note in blurred.notes if "differ from the validation images" in note)
+    assert re.fullmatch(
+        r"The test images differ from the validation images: confidence most, by 0\.\d\d \(p = 0\.0010\)\. "
+        r"No promise of coverage or risk holds for them\.",
+        note,
+    )
+    page = Page(write_report(blurred, tmp_path).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert note in page.text
+    assert "Drift: the predictions differ from the reference" in page.text
+    assert (tmp_path / "drift.png").is_file()
+    rows = csv.DictReader(io.StringIO(csv_from_evaluation(blurred)))
+    assert ("test - validation", "distance_confidence") in {(row["name"], row["metric"]) for row in rows}
+    on_validation = settings.model_copy(update={"split": "validation"})
+    itself = evaluate_predictions(subject, parts["validation"], parts["validation"], on_validation)
+    assert itself.drift is None
+    page = Page(write_report(itself, tmp_path).read_text(encoding="utf-8"))
+    assert page.open == []
+    assert "Difference from the validation images" not in page.text
+    assert not (tmp_path / "drift.png").exists()
 
 
 def test_groups_have_their_own_figures(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_the_promise_is_that_of_the_served_rule() -> None:
     assert found.promise.p_value == pytest.approx(risk_p_value(losses, 0.01))
     assert found.promise.p_value <= 0.05
     assert found.promise.status == "provisional"
-    assert found.line.startswith("review risk: at most 1.00% of new patients like these, with 95% confidence")
+    assert found.line.startswith("review risk: at most 1.00% of new patients like those tested, with 95% confidence")
 
 
 def test_a_stricter_promise_reviews_more() -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from plurum.training import FitReport, FitSettings, fit_report, write_fit
 from plurum.training.learning.plan import RunSettings
 from plurum.training.statistics.results import Estimate
 from tests.cli.command_line import CommandLine
+from tests.sample_runs.decided_run import build_decided_run
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +76,30 @@ def test_the_outcome_is_what_is_significant(
     assert report.model_copy(update={"differences": differences}).outcome == outcome
 
 
+def check_pictures(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with Image.open(path) as picture:
+            # The plot is not empty: it has more than two colours.
+            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 2
+
+
 def test_files_are_the_report_and_two_pictures(report: FitReport, tmp_path: Path) -> None:
     paths = write_fit(report, tmp_path / "report")
     assert {path.name for path in paths} == {"fit.json", "fit_members.png", "fit_review.png"}
     assert sorted(paths) == sorted((tmp_path / "report").iterdir())
     assert FitReport.model_validate_json((tmp_path / "report" / "fit.json").read_text()) == report
-    for path in paths[1:]:
-        with Image.open(path) as picture:
-            # The plot is not empty: it has more than two colours.
-            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 2
+    check_pictures(paths[1:])
+
+
+def test_a_point_and_a_promise_have_pictures_until_the_next_fit(report: FitReport, tmp_path: Path) -> None:
+    run = build_decided_run(tmp_path / "run", certification=200)
+    settings = FitSettings(positive="CE", sensitivity=0.9, risk=0.2, select="all", draws=100)
+    paths = write_fit(fit_report(run.path, settings), tmp_path / "report")
+    assert [path.name for path in paths[3:]] == ["fit_point.png", "fit_promise.png"]
+    check_pictures(paths[1:])
+    write_fit(report, tmp_path / "report")
+    assert not paths[3].exists()
+    assert not paths[4].exists()
 
 
 @pytest.mark.parametrize(

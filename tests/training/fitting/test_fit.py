@@ -194,7 +194,7 @@ def test_a_greedy_fit_serves_those_it_takes(spoilt: Run) -> None:
     check_numbers(spoilt, report)
 
 
-def test_what_is_said_of_the_best_member_is_what_evaluate_says(run: Run) -> None:
+def test_fit_and_evaluate_agree_on_the_best_member(run: Run) -> None:
     report = fit_report(run.path, FitSettings(select="all"))
     evaluation = evaluate_run(run.path, EvaluationSettings())
     assert report.best_single == evaluation.best_single
@@ -203,7 +203,7 @@ def test_what_is_said_of_the_best_member_is_what_evaluate_says(run: Run) -> None
         assert (figure.value, figure.low, figure.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
-def test_a_stacked_vote_is_judged_on_images_its_regressions_have_not_seen(run: Run) -> None:
+def test_a_stacked_vote_is_scored_by_cross_validation(run: Run) -> None:
     report = fit_report(run.path, FitSettings(mode="stack", select="all", alpha=0.2, risk=0.02))
     voting = report.ensemble.voting
     assert (voting.mode, voting.weights) == ("stack", (0.5, 0.5))
@@ -285,7 +285,7 @@ def test_patients_are_answered_where_they_are_known(run: Run) -> None:
     assert level.by_rule["ensemble"] == judged.by_rule["ensemble"]
 
 
-def test_what_can_not_be_fitted_is_refused_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_fitted_are_refused_and_unchanged(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "names.csv").write_text("slide\na.png\n")
     (tmp_path / "gone.csv").write_text("path\na.png\nb.png\n")
@@ -308,7 +308,7 @@ def test_what_can_not_be_fitted_is_refused_and_writes_nothing(run: Run, tmp_path
     assert not run.ensemble_file.exists()
 
 
-def test_what_is_no_finished_run_is_refused(run: Run, tmp_path: Path) -> None:
+def test_unfinished_runs_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(MetadataError, match=r"is not a run: it has no run\.json"):
         fit_run(tmp_path)
     shutil.rmtree(run.path / "members")

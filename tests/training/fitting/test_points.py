@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from plurum.errors import SettingsError
-from plurum.options import settings_from
+from plurum.settings.options import settings_from
 from plurum.settings.training import FitSettings
 from plurum.training.fitting.costs import Costs, read_costs
 from plurum.training.fitting.points import (
@@ -73,7 +73,7 @@ def test_a_side_that_can_not_be_promised_goes_to_review_and_a_good_one_does_not(
     assert fit_review_interval(scores, point, lax).review_interval is None
 
 
-def test_too_few_patients_are_counted_and_what_they_allow_is_told() -> None:
+def test_with_too_few_patients_the_message_says_what_they_allow() -> None:
     few = known(60)
     with pytest.raises(SettingsError, match="--sensitivity: not reachable with these validation") as caught:
         fit_point(few, FitSettings(positive="CE", sensitivity=0.99), None)
@@ -133,6 +133,7 @@ def test_costs_are_read_from_a_table(tmp_path: Path) -> None:
     [
         ("true,decided,cost\nCE,LAA,10\n", "expected a cost of deciding 'CE' for 'LAA', got none"),
         ("true,decided,cost\n", "expected a cost of deciding 'LAA' for 'CE' and of 1 more pairs, got none"),
+        ("true,decided,cost\nCE,review,1\n", "line 2: expected no true class for a review, got 'CE'"),
         ("true,decided,cost\nCE,other,10\n", "line 2 names the unknown class 'other'; available: CE, LAA"),
         ("true,decided,cost\nCE,LAA,-1\n", "line 2: expected a cost of at least 0, got '-1'"),
         ("true,decided,cost\nCE,LAA,much\n", "line 2: expected a cost of at least 0, got 'much'"),

@@ -73,6 +73,6 @@ def test_a_member_that_was_hardly_trained_is_always_left_out() -> None:
         assert selected(*resembling(300, (0.3, 1.5, 1.5, 1.5), 3, seed)).weights[0] == 0
 
 
-def test_one_member_several_times_over_stays() -> None:
+def test_copies_of_a_member_all_stay() -> None:
     same = np.repeat(simulated(60, (1.0,))[0], 3, axis=1)
     np.testing.assert_allclose(selected(same, np.arange(60) % 3).weights, 1 / 3)

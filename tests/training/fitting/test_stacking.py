@@ -23,7 +23,7 @@ def simulated(images: int, members: int, classes: int, skill: float, seed: int =
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("l2", [0.1, 10.0])
-def test_it_answers_as_scikit_learn_does(classes: int, l2: float) -> None:
+def test_stacking_equals_scikit_learns_regression(classes: int, l2: float) -> None:
     members, labels = simulated(200, 2, classes, 1.0)
     stack = fit_stack(members, labels, l2)
     assert stack.coefficients.shape == (classes, 2 * classes)
@@ -33,7 +33,7 @@ def test_it_answers_as_scikit_learn_does(classes: int, l2: float) -> None:
     np.testing.assert_allclose(stacked_vote(members, stack.coefficients, stack.intercepts), expected, atol=1e-9)
 
 
-def test_every_image_is_answered_once_by_a_fold_that_knows_nothing_of_its_patient() -> None:
+def test_each_image_is_predicted_once_by_a_fold_without_its_patient() -> None:
     members, labels = simulated(120, 2, 3, 1.0)
     groups = np.random.default_rng(1).integers(0, 40, 120)
     folds = cross_fit(members, labels, groups, "abc", l2=1.0, seed=0)

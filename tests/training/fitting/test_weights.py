@@ -51,7 +51,7 @@ def test_weights_leave_a_member_that_rules_the_truth_out() -> None:
     np.testing.assert_allclose(fit_weights(both_wrong, labels), [0.5, 0.5])
 
 
-def test_the_interval_is_above_zero_for_a_real_difference_alone() -> None:
+def test_only_a_real_difference_has_an_interval_above_zero() -> None:
     members, labels = simulated(400, (0.0, 3.0))
     groups = np.arange(400)
     low, high = improvement_interval(members, labels, fit_weights, Bootstrap(groups, 1000, 0))
@@ -74,7 +74,7 @@ def test_weights_notice_a_member_that_was_hardly_trained() -> None:
         assert improvement_interval(members, labels, fit_weights, Bootstrap(np.arange(300), 200, 0))[0] > 0
 
 
-def test_weights_are_judged_by_patients_that_they_were_not_fitted_to() -> None:
+def test_weights_are_scored_on_patients_they_were_not_fitted_to() -> None:
     members, labels = simulated(90, (0.5, 1.5))
     patients = np.arange(90) // 3
     seen: list[set[int]] = []

@@ -37,7 +37,7 @@ def some_pixels(run: Run) -> npt.NDArray[np.uint8]:
     return np.array(run.pixels()[:5])
 
 
-def test_a_runs_ensemble_answers_as_its_metadata_says(run: Run) -> None:
+def test_the_ensemble_of_a_run_predicts_as_its_metadata_states(run: Run) -> None:
     ensemble, pixels = run.ensemble(), some_pixels(run)
     whole = ensemble_from_run(run.path)
     with torch.inference_mode():
@@ -97,7 +97,7 @@ def test_models_of_ones_own_vote_softly_or_by_count() -> None:
         ({"classes": ("CE", "CE")}, "expected at least 1 model and 2 distinct classes"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_members_that_do_not_fit_together_are_refused(changes: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"classes": ("CE", "LAA"), "image": IMAGE} | changes
     with pytest.raises(SettingsError, match=message):
         ensemble_from_models([Constant(0.0, 1.0), Constant(1.0, 0.0)], **arguments)

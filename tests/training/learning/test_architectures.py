@@ -58,12 +58,12 @@ def test_a_size_that_a_model_does_not_take_is_refused() -> None:
         check_input(model_from_arch(arch, 3, 0), arch, 3, SMALL)
 
 
-def test_another_number_of_answers_is_refused() -> None:
+def test_a_model_with_another_number_of_classes_is_refused() -> None:
     with pytest.raises(SettingsError, match="does not return one logit per class"):
         check_input(model_from_arch("test_byobnet", 3, 0), "test_byobnet", 4, SMALL)
 
 
-def test_weights_that_can_not_be_downloaded_are_one_clear_line() -> None:
+def test_a_failed_download_of_weights_gives_one_line() -> None:
     code = (
         "from plurum.training.learning.architectures import model_from_arch\n"
         "model_from_arch('resnet18', 3, 0, pretrained=True)"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from plurum.training import TrainSettings
-from plurum.training.learning.augmentation import augment, mix_pairs
+from plurum.training.learning.augmentation import augment, erase, mix_pairs
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_images_are_moved_by_at_most_their_share_and_never_mixed() -> None:
     assert torch.equal(augment(batch, settings()), batch.float())
 
 
-def test_every_other_image_is_mirrored_if_asked_for() -> None:
+def test_flip_mirrors_half_of_the_images() -> None:
     batch = torch.arange(6, dtype=torch.uint8).reshape(1, 1, 6, 1).expand(400, 2, 6, 3)
     flipped = augment(batch, settings(flip=True))[:, 0, :, 0]
     mirrored = (flipped == torch.arange(5, -1, -1)).all(dim=1)
@@ -66,7 +66,80 @@ def test_colours_are_changed_image_by_image() -> None:
     assert changed.dtype == torch.float32
 
 
-def test_pairs_are_mixed_with_their_labels() -> None:
+def test_gamma_changes_the_middle_and_keeps_black_and_white() -> None:
+    batch = torch.tensor([0, 64, 255], dtype=torch.uint8).reshape(1, 1, 3, 1).expand(300, 4, 3, 3)
+    changed = augment(batch, settings(gamma=0.5))
+    assert torch.equal(changed[:, :, [0, 2]], batch[:, :, [0, 2]].float())
+    middle = changed[:, 0, 1, 0]
+    assert 255 * (64 / 255) ** 1.5 - 1 < middle.min() < 40
+    assert 90 < middle.max() < 255 * (64 / 255) ** (1 / 1.5) + 1
+
+
+def test_blur_spreads_a_dot_by_at_most_its_deviation() -> None:
+    batch = torch.zeros(100, 33, 33, 3, dtype=torch.uint8)
+    batch[:, 16, 16] = 255
+    blurred = augment(batch, settings(blur=2.0))[..., 0]
+    torch.testing.assert_close(blurred.sum(dim=(1, 2)), torch.full((100,), 255.0))
+    squares = (torch.arange(33) - 16.0).square()
+    deviations = ((blurred.sum(dim=1) * squares).sum(dim=1) / 255).sqrt()
+    assert deviations.min() < 0.5
+    assert 1.5 < deviations.max() < 2.0
+
+
+@pytest.mark.parametrize("colour", ["rgb", "grey"])
+def test_noise_has_at_most_its_deviation_and_grey_stays_grey(colour: str) -> None:
+    batch = torch.full((50, 32, 32, 3), 128, dtype=torch.uint8)
+    noisy = augment(batch, settings(noise=0.1, colour=colour))
+    deviations = noisy.std(dim=(1, 2, 3))
+    assert deviations.min() < 5
+    assert 20 < deviations.max() < 26.5
+    assert torch.equal(noisy[..., 0], noisy[..., 1]) == (colour == "grey")
+    extreme = augment(torch.full((20, 8, 8, 3), 255, dtype=torch.uint8), settings(noise=1.0))
+    assert 0 <= extreme.min() < extreme.max() == 255
+
+
+def test_elastic_distortion_moves_points_smoothly_and_not_too_far() -> None:
+    # Each pixel's value is its column, or its row.
+    columns = torch.arange(64).reshape(1, 1, 64, 1).expand(60, 64, 64, 3)
+    for batch in (columns, columns.transpose(1, 2)):
+        moved = augment(batch.to(torch.uint8), settings(elastic=0.1)) - batch
+        assert 5 < moved.abs().max() <= 6.4 + 1e-3
+        assert moved.abs().amax(dim=(1, 2, 3)).min() < 1.5
+        for axis in (1, 2):
+            assert moved.diff(dim=axis).abs().max() < 4
+
+
+def test_erasing_sets_a_rectangle_of_some_images_to_the_mean() -> None:
+    images = torch.ones(400, 3, 16, 16)
+    erased = erase(images, settings(erase=0.25))
+    is_changed = (erased == 0).any(dim=(1, 2, 3))
+    assert 70 < is_changed.sum() < 130
+    rectangle = erased[is_changed][0, 0] == 0
+    rows, columns = rectangle.any(dim=1).sum(), rectangle.any(dim=0).sum()
+    assert rectangle.sum() == rows * columns < 256
+    assert erase(images, settings()) is images
+
+
+def test_trivial_augment_changes_images_one_by_one() -> None:
+    batch = torch.randint(0, 256, (1, 16, 16, 3), dtype=torch.uint8).expand(40, -1, -1, -1)
+    changed = augment(batch, settings(trivial_augment=True))
+    assert 10 < len(torch.unique(changed, dim=0)) <= 40
+    assert 0 <= changed.min() < changed.max() <= 255
+
+
+def test_every_change_together_is_repeated_by_the_seed() -> None:
+    values = dict.fromkeys(("shift", "jitter", "gamma", "blur", "noise", "elastic"), 0.1)
+    everything = settings(**values, flip=True, rotate=20, trivial_augment=True)
+    batch = torch.randint(0, 256, (4, 24, 20, 3), dtype=torch.uint8)
+    results = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        results.append(augment(batch, everything))
+    assert torch.equal(*results)
+    assert results[0].shape == batch.shape
+
+
+def test_mixup_and_cutmix_mix_pairs_with_their_labels() -> None:
     """Image i has the value i and the class i, so mixed images and targets must show the same fractions."""
     labels = torch.arange(8)
     images = labels.float()[:, None, None, None].expand(8, 3, 16, 16)
@@ -84,7 +157,7 @@ def test_pairs_are_mixed_with_their_labels() -> None:
     assert targets is labels
 
 
-def test_with_both_each_batch_takes_one_of_the_mixtures() -> None:
+def test_with_mixup_and_cutmix_each_batch_gets_one_of_them() -> None:
     images, labels = torch.rand(4, 3, 16, 16), torch.arange(4)
     was_cut = []
     for _ in range(40):

@@ -16,12 +16,12 @@ from plurum.training.learning.history import Epoch, plot_from_histories, read_hi
 HISTORY = tuple(Epoch(n, 1 / n, 1 - 1 / n, 0.5 / n, 1e-3 / n, 0.1, 812.5, 3.25) for n in range(1, 6))
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_history_is_read_back(tmp_path: Path) -> None:
     write_history(tmp_path / "history.csv", HISTORY)
     assert read_history(tmp_path / "history.csv") == HISTORY
 
 
-def test_a_members_own_is_read(trained: Run) -> None:
+def test_the_history_of_a_trained_member_is_read(trained: Run) -> None:
     for member in trained.members():
         history = read_history(trained.member_folder(member.name) / "history.csv")
         assert member.best_epoch is not None
@@ -37,7 +37,7 @@ def test_a_file_that_is_not_a_history_is_refused(tmp_path: Path, text: str | Non
         read_history(tmp_path / "history.csv")
 
 
-def test_the_picture_shows_every_training_and_what_is_kept() -> None:
+def test_the_plot_shows_every_training_and_its_best_epoch() -> None:
     one = np.asarray(Image.open(io.BytesIO(plot_from_histories({"a": HISTORY}, {"a": [5]}))))
     two = np.asarray(
         Image.open(io.BytesIO(plot_from_histories({"a": HISTORY, "b": HISTORY[:3]}, {"a": [5], "b": [2, 3]})))

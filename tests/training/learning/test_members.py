@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint
 from plurum.run import Run
 from plurum.training import TrainOptions, TrainSettings, train_run
-from tests.training.conftest import ARCHS, SETTINGS, write_classes
+from tests.sample_runs.trained_run import ARCHS, SETTINGS
+from tests.training.data_files import write_classes
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def weights_of(run: Run) -> dict[str, str]:
     return {member.name: member.sha256 for member in run.members()}
 
 
-def test_a_member_is_complete(trained: Run) -> None:
+def test_a_member_has_checkpoint_metadata_and_history(trained: Run) -> None:
     members = trained.members()
     assert [member.name for member in members] == list(ARCHS)
     for seed, member in enumerate(members):
@@ -84,7 +86,7 @@ def test_finished_members_are_reused_and_others_added(copy: Run, archive: Path) 
         ({"archs": ARCHS[:1]}, "--arch: expected"),
     ],
 )
-def test_other_settings_are_refused_by_what_differs(
+def test_settings_that_differ_from_the_run_are_refused_and_named(
     copy: Run, archive: Path, changes: dict[str, object], message: str
 ) -> None:
     before = weights_of(copy)
@@ -110,7 +112,7 @@ def test_fresh_keeps_the_old_run_where_the_new_one_is_refused(copy: Run, tmp_pat
     assert weights_of(copy) == before
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path, archive: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path, archive: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     for fresh in (False, True):
         with pytest.raises(OutputError, match="is not a run and not empty"):
@@ -138,7 +140,7 @@ def test_nothing_is_left_where_data_or_settings_are_refused(tmp_path: Path, arch
     assert list(out.iterdir()) == []
 
 
-def test_a_member_that_diverges_is_named(tmp_path: Path, archive: Path) -> None:
+def test_a_diverging_training_names_its_member(tmp_path: Path, archive: Path) -> None:
     with pytest.raises(SettingsError, match="test_byobnet: the training diverged"):
         train_run(str(archive), changed(learning_rate=10, weight_decay=10, warmup_share=0, epochs=40), tmp_path / "run")
     assert not list((tmp_path / "run" / "members").glob("*"))
@@ -163,7 +165,7 @@ def test_seeds_and_snapshots_become_members(tmp_path: Path, archive: Path) -> No
 
 
 @pytest.mark.slow
-def test_members_trained_side_by_side_are_the_same(trained: Run, tmp_path: Path, archive: Path) -> None:
+def test_parallel_jobs_train_the_same_weights(trained: Run, tmp_path: Path, archive: Path) -> None:
     training = train_run(str(archive), SETTINGS, tmp_path / "run", TrainOptions(jobs=2))
     assert [member.name for member in training.members] == list(ARCHS)
     assert weights_of(Run(tmp_path / "run")) == weights_of(trained)
@@ -171,7 +173,7 @@ def test_members_trained_side_by_side_are_the_same(trained: Run, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_a_job_that_is_refused_is_one_line_and_ends_the_others(tmp_path: Path, archive: Path) -> None:
+def test_a_failing_job_gives_one_line_and_ends_the_others(tmp_path: Path, archive: Path) -> None:
     settings = changed(learning_rate=10, weight_decay=10, warmup_share=0, epochs=40)
     with pytest.raises(SettingsError, match=r"test_\w+: the training diverged"):
         train_run(str(archive), settings, tmp_path / "run", TrainOptions(jobs=2))
@@ -199,40 +201,48 @@ def wait_for_the_end_of(group: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_killed_at_random_resumes_with_the_same_weights(tmp_path: Path, archive: Path) -> None:
-    """Send SIGKILL twice, during reading data, training, saving and writing the member."""
-    options = ["--epochs", "12", "--ema", "0.9", "--save-every-s", "0", "--mixup", "0.2", "--flip"]
+def test_a_training_killed_at_random_resumes_with_the_same_weights(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Send SIGKILL at least twice, during reading data, training, saving and writing the member."""
+    settings = changed(archs=ARCHS[:1], epochs=12, ema=0.9, mixup=0.2, flip=True)
     whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
+    # The imports take longer than the training: a process that others are forked from does them once.
+    monkeypatch.setenv("OMP_NUM_THREADS", ENVIRONMENT["OMP_NUM_THREADS"])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["plurum.training.learning.run", "timm"])
+
+    def start(run: Run) -> ForkServerProcess:
+        arguments = (str(archive), settings, run.path, TrainOptions(save_every_s=0))
+        process = context.Process(target=train_run, args=arguments)
+        process.start()
+        return process
+
+    context.Process(target=int).start()
     began = time.monotonic()
-    subprocess.run(train_command(archive, whole.path, *options), env=ENVIRONMENT, check=True, capture_output=True)
+    start(whole).join()
     took_s = time.monotonic() - began
-    draws, kills, states = random.Random(time.time_ns()), 0, []
-    while kills < 2:
-        with subprocess.Popen(
-            train_command(archive, killed.path, *options),
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            try:
-                process.wait(draws.uniform(0.3, 0.9) * took_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                kills += 1
-                states.append((killed.path / "unfinished" / f"{ARCHS[0]}.pt").is_file())
-        if process.returncode == 0:
+    draws, has_state = random.Random(time.time_ns()), list[bool]()
+    # At least one of them meets a training that has begun.
+    while len(has_state) < 2 or not any(has_state):
+        process = start(killed)
+        process.join(draws.uniform(0.05, 0.9) * took_s)
+        if process.exitcode is None:
+            process.kill()
+            has_state.append((killed.path / "unfinished" / f"{ARCHS[0]}.pt").is_file())
+        process.join()
+        if process.exitcode == 0:
             shutil.rmtree(killed.path)
-    assert any(states), "no kill met a training that had begun"
     # A killed process leaves at most files with hidden names.
     found = [path for path in killed.path.rglob("*") if path.is_file() and not path.name.startswith(".")]
     assert all(path.stat().st_size for path in found)
-    subprocess.run(train_command(archive, killed.path, *options), env=ENVIRONMENT, check=True, capture_output=True)
+    start(killed).join()
     assert weights_of(killed) == weights_of(whole)
     assert killed.members()[0].validation == whole.members()[0].validation
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_member_and_no_process_behind(tmp_path: Path, archive: Path) -> None:
+def test_ctrl_c_leaves_no_member_and_no_process(tmp_path: Path, archive: Path) -> None:
     out = tmp_path / "run"
     options = ["--arch", ARCHS[1], "--epochs", "200", "--jobs", "2", "--save-every-s", "0"]
     with subprocess.Popen(
@@ -330,7 +340,7 @@ def test_with_torchrun_one_process_reports_the_error(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_killed_processes_were_writing_is_cleared_away(copy: Run, archive: Path) -> None:
+def test_partial_files_of_killed_processes_are_removed(copy: Run, archive: Path) -> None:
     left = [copy.path / ".data.k3", copy.path / "members" / ".test_resnet.k3", copy.path / "unfinished" / ".a.pt.k3"]
     for path in left[:2]:
         path.mkdir()

@@ -40,6 +40,6 @@ def test_every_cycle_starts_at_the_full_rate_again() -> None:
         ({"balance": "both"}, "--balance: expected 'none', 'weights' or 'sampling', got 'both'"),
     ],
 )
-def test_settings_that_contradict_each_other_are_one_line(values: dict[str, object], line: str) -> None:
+def test_contradictory_settings_give_one_line(values: dict[str, object], line: str) -> None:
     with pytest.raises(SettingsError, match=line):
         settings_from(TrainSettings, archs=("a",), **values)

@@ -26,7 +26,7 @@ from plurum.training.learning.resume import StateFile
 from plurum.training.learning.trainer import TrainedModel, Trainer
 from plurum.training.statistics.scoring import compute_scores, predict_logits
 from plurum.voting import softmax
-from tests.training.conftest import SETTINGS
+from tests.sample_runs.trained_run import SETTINGS
 
 CPU = torch.device("cpu")
 
@@ -74,7 +74,7 @@ def test_an_earlier_epoch_is_kept_when_it_was_the_best(examples: Examples) -> No
     assert result.best.weights["steps"] == 20
 
 
-def test_dropout_is_drawn_from_the_seed_too(examples: Examples) -> None:
+def test_dropout_depends_on_the_seed(examples: Examples) -> None:
     results = []
     for before in (1, 2):
         model = Wandering(good_for=1000)
@@ -84,7 +84,7 @@ def test_dropout_is_drawn_from_the_seed_too(examples: Examples) -> None:
     assert same(*results)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_others(examples: Examples) -> None:
+def test_weights_depend_only_on_the_seed(examples: Examples) -> None:
     torch.manual_seed(11)
     expected_next = torch.rand(3)
     torch.manual_seed(11)
@@ -125,7 +125,7 @@ def test_a_last_batch_of_one_is_left_out(examples: Examples, batch_size: int) ->
     assert sum(told) == trainer.steps(examples)
 
 
-def test_a_training_that_diverges_says_so(examples: Examples) -> None:
+def test_a_diverging_training_raises_an_error(examples: Examples) -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -139,7 +139,7 @@ def test_a_training_that_diverges_says_so(examples: Examples) -> None:
         Trainer(SETTINGS).fit(Broken(), examples, 0)
 
 
-def test_bf16_trains_and_is_recorded(examples: Examples) -> None:
+def test_bf16_trains_and_is_stored_in_the_metadata(examples: Examples) -> None:
     result = fitted(examples, epochs=1, precision="bf16")
     assert result.precision == "bf16"
     assert {tensor.dtype for tensor in result.best.weights.values()} <= {torch.float32, torch.int64}
@@ -160,7 +160,7 @@ def test_precision_follows_the_device() -> None:
         precision_for("fp16", CPU)
 
 
-def test_bf16_is_computed_in_and_fp32_is_too() -> None:
+def test_each_precision_computes_in_its_own_type() -> None:
     layer, inputs = nn.Linear(4, 4), torch.ones(1, 4)
     with autocast("bf16", CPU):
         assert layer(inputs).dtype == torch.bfloat16
@@ -204,7 +204,7 @@ def test_four_accumulated_passes_are_one_large_batch(examples: Examples, balance
     assert not torch.allclose(different.best.weights["layers.4.weight"], large.best.weights["layers.4.weight"], 1e-3)
 
 
-def test_gradients_are_cut_to_the_norm(examples: Examples) -> None:
+def test_gradients_are_clipped_to_the_norm(examples: Examples) -> None:
     torch.manual_seed(0)
     learner = learner_of(Linear(), examples, clip_norm=1e-3)
     moments = learner.optimizer.state
@@ -223,7 +223,9 @@ def bias(model: nn.Module) -> torch.Tensor:
     return dict(model.named_parameters())["layers.4.bias"].detach().clone()
 
 
-def test_steps_without_a_norm_do_not_spoil_the_history(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_without_a_finite_norm_leave_the_history_finite(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Simulate the first steps in fp16, whose gradients overflow until the loss scale fits."""
     taken: list[float] = []
     step = Learner.step
@@ -238,7 +240,7 @@ def test_steps_without_a_norm_do_not_spoil_the_history(examples: Examples, monke
     assert epoch.gradient_norm == pytest.approx(np.mean(taken[2:]), rel=1e-5)
 
 
-def test_the_average_is_what_is_judged_and_kept(examples: Examples) -> None:
+def test_with_ema_the_averaged_weights_are_scored_and_kept(examples: Examples) -> None:
     plain, averaged = linear(examples, epochs=1), linear(examples, epochs=1, ema=0.9)
     assert not same(plain, averaged)
     learner = learner_of(Linear(), examples, ema=0.5)
@@ -265,7 +267,7 @@ def test_each_cycle_gives_its_best_epoch(examples: Examples) -> None:
     assert result.best is min(early, late, key=lambda snapshot: snapshot.validation.nll)
 
 
-def test_it_stops_when_nothing_becomes_better(examples: Examples) -> None:
+def test_patience_stops_a_training_that_no_longer_improves(examples: Examples) -> None:
     settings = changed(epochs=30, patience=2, warmup_share=0.0)
     result = Trainer(settings).fit(Wandering(good_for=20), examples, 0)
     assert [epoch.epoch for epoch in result.history] == [1, 2, 3, 4]
@@ -278,6 +280,7 @@ def test_it_stops_when_nothing_becomes_better(examples: Examples) -> None:
 def test_a_resumed_training_gives_the_same_weights(examples: Examples, tmp_path: Path, killed_at: int) -> None:
     """With all state: averages, cycles, a scaler, dropout and random numbers."""
     every = {"ema": 0.8, "snapshots": 2, "epochs": 3, "mixup": 0.2, "cutmix": 1.0, "rotate": 10, "jitter": 0.1}
+    every |= {"elastic": 0.05, "noise": 0.02, "gamma": 0.2, "blur": 0.5, "erase": 0.3, "trivial_augment": True}
     settings = changed(**every, flip=True, balance="sampling", label_smoothing=0.1)
     whole = Trainer(settings).fit(model_from_arch("test_byobnet", examples.classes, 5), examples, 5)
     taken = 0
@@ -308,7 +311,7 @@ def test_a_resumed_training_gives_the_same_weights(examples: Examples, tmp_path:
         assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
 
 
-def test_a_full_disk_leaves_the_last_state(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_state(tmp_path: Path) -> None:
     """A limit of the file size stands in for a full disk."""
     script = """
 import resource, sys
@@ -333,7 +336,7 @@ print(state.read()["taken"], [path.name for path in state.path.parent.iterdir()]
     assert said[1] == "1 ['a.pt']"
 
 
-def test_a_state_that_can_not_be_read_is_started_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreadable_state_starts_the_training_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = StateFile(tmp_path / "a.pt")
     assert state.read() is None
     state.write({"taken": 1})

@@ -7,7 +7,13 @@ import pytest
 from sklearn import metrics
 
 from plurum.predictions.scores import BINS
-from plurum.training.statistics.curves import precision_recall_curve, reliability_bins, risk_coverage_curve, roc_curve
+from plurum.training.statistics.curves import (
+    precision_recall_curve,
+    rates_by_threshold,
+    reliability_bins,
+    risk_coverage_curve,
+    roc_curve,
+)
 from plurum.training.statistics.metrics import LabelledPredictions
 
 
@@ -66,3 +72,20 @@ def test_bins_by_hand() -> None:
     assert filled[13].confidence == pytest.approx(0.905)
     assert (filled[9].accuracy, filled[9].low) == (1.0, 0.6)
     assert bins[0].accuracy is None
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_rates_by_threshold_are_those_of_scikit_learn(is_weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    # Rounded, so that some probabilities are equal.
+    probability = rng.random(100).round(2)
+    positive = rng.random(100) < probability
+    weights = rng.random(100) if is_weighted else None
+    curves = rates_by_threshold(probability, positive, weights)
+    for name, label in (("sensitivity", True), ("specificity", False)):
+        curve = curves[name]  # type: ignore[index]
+        assert (curve.x[0], curve.x[-1]) == (0.0, 1.0)
+        for threshold, rate in zip(curve.x, curve.y, strict=True):
+            decided = probability >= threshold
+            expected = metrics.recall_score(positive, decided, pos_label=label, sample_weight=weights)
+            assert rate == pytest.approx(expected, abs=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from plurum.training.statistics.patients import effective_patients, group_by_patient, sampling_weights
-from tests.model_repository.conftest import loaded
+from tests.model_repository.triton_recorder import loaded
 
 NAMES = ["b", "a", "", "b", "b", "torn", "torn", "a"]
 LABELS = np.array([1, 0, 1, 1, 1, 0, 1, 0])

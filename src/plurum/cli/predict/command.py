@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plurum.cli.options import OverHttp, ServerUrls, with_options
+from plurum.cli.options import OverHttp, PatientOptions, ServerUrls, patient_names, with_options
 from plurum.cli.predict.slides import journal_settings, slide_stream
 from plurum.cli.streams import show_table
 from plurum.conventions import PatientRule
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from plurum.client.bulk.bulk_run import BulkRun
     from plurum.client.bulk.journal import EarlierResults
     from plurum.client.bulk.listing import Listing
-    from plurum.client.bulk.progress_rate import ProgressRate
     from plurum.client.slides.slide_stream import SlideStream
+    from plurum.progress_rate import ProgressRate
 
 __all__ = ["predict"]
 
@@ -42,11 +42,12 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Images (JPEG, PNG, TIFF), folders, quoted patterns ('scans/**/*.png'), CSV manifests with a column "
-            "path, or - to read paths from standard input."
+            help="Images (JPEG, PNG, TIFF, DICOM), folders, quoted patterns ('scans/**/*.png'), CSV manifests with a "
+            "column path, or - to read paths from standard input."
         ),
     ],
     slides: SlideOptions,
+    dicom_patients: PatientOptions,
     url: ServerUrls = None,
     http: OverHttp = False,
     out: Annotated[
@@ -62,7 +63,8 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     patients: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write one prediction per patient to FILE; needs a manifest with a column patient."
+            metavar="FILE",
+            help="Write one prediction per patient to FILE; needs DICOM images, or a manifest with a column patient.",
         ),
     ] = None,
     patient_rule: Annotated[
@@ -94,9 +96,10 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
 ) -> None:
     """Classify images with a served ensemble, with the uncertainty of each prediction.
 
-    Prints predictions to standard output in the order of the images, and everything else to standard error. With --out,
-    predictions are saved to a hidden file beside FILE as they arrive. Run the same command again to resume an
-    interrupted run; it retries images that failed. FILE is written atomically at the end.
+    Prints predictions to standard output in the order of the images, and everything else to standard error, such as the
+    ensemble's operating point and its promise. With --out, predictions are saved to a hidden file beside FILE as they
+    arrive. Run the same command again to resume an interrupted run; it retries images that failed. FILE is written
+    atomically at the end.
 
     Exit code 0: every image has a prediction; 1: some images failed, each named; 2: no request could be sent;
     3: stopped early because the server stayed unavailable; 130: interrupted.
@@ -121,9 +124,10 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
 
     from plurum.client import EnsembleClient
     from plurum.client.bulk.listing import listing_from_names
+    from plurum.client.bulk.report import decision_lines
 
     console = Console(stderr=True)
-    listing = listing_from_names(paths, sys.stdin.buffer)
+    listing = listing_from_names(paths, sys.stdin.buffer, patient_names(dicom_patients))
     _check_files(out, patients, listing)
     with ExitStack() as stack:
         client = EnsembleClient(url or None, "http" if http else None, concurrency=concurrency, timeout_s=timeout)
@@ -133,6 +137,8 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
         bulk_run = _bulk_run(stack, client.served, listing, out, settings, fresh=fresh, rule=patient_rule)
         if bulk_run.journal:
             _report_resumed(bulk_run.journal.found, len(listing), console)
+        for line in decision_lines(client.served):
+            _line(console, line)
         output = _PredictionOutput(json_lines=json_lines, review_only=review_only)
         _predict(bulk_run, stream, batch_size, output, console)
         if out:
@@ -150,7 +156,7 @@ def _check_files(out: Path | None, patients: Path | None, listing: Listing) -> N
     from plurum.errors import SettingsError
 
     if patients and not listing.patients:
-        raise SettingsError("--patients: expected a CSV manifest with a column patient, got none")
+        raise SettingsError("--patients: expected DICOM images or a CSV manifest with a column patient, got neither")
     for file in (out, patients):
         if file:
             format_from_path(file, {})
@@ -221,7 +227,7 @@ def _with_progress(
     """Yield the predictions while showing a progress bar or, without a terminal, progress lines."""
     from rich.progress import BarColumn, Progress, TextColumn
 
-    from plurum.client.bulk.progress_rate import ProgressRate
+    from plurum.progress_rate import ProgressRate
 
     start_s = time.monotonic()
     pace = ProgressRate(bulk_run.left, start_s)

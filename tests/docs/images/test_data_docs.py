@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import Terminal, blocks, commands
-from tests.training.conftest import digit_arrays, save_npz, write_classes, write_image, write_mnist
+from tests.training.data_files import digit_arrays, save_npz, write_classes, write_image, write_mnist
 
 EXAMPLE = "plurum data scans.csv --skip-unreadable"
 

@@ -1,16 +1,11 @@
-"""Container, compose file and manifests: valid, shut, and naming only what the commands really have."""
+"""Kubernetes manifests: valid, closed to others, and naming only options that the commands have."""
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,79 +18,25 @@ from typer.main import get_command
 from plurum import __version__
 from plurum.cli.main import app
 from plurum.serving.status import Status, StatusServer
+from tests.serving.deploy.deployment import (
+    COMPOSE,
+    DEPLOY,
+    DOCKERFILE,
+    FOREIGN,
+    PODS,
+    ROOT,
+    SERVING,
+    containers,
+    manifests,
+    request_status,
+    snippet,
+    validate,
+    words,
+)
 from tests.serving.gateway.gateways import lonely_gateway
 from tests.serving.prometheus import find_prometheus
 
-ROOT = Path(__file__).resolve().parents[2]
-DEPLOY = ROOT / "serving" / "deploy"
-DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
-PAGE = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
-COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
-FILES = sorted(DEPLOY.rglob("*.yaml"))
-# Of the sorts that others bring to a cluster there is no schema here.
-FOREIGN = {"Kustomization", "Component", "PodMonitor", "ScaledObject", "InferenceService"}
-# For a mount namespace of its own: $1 is at /tmp/models, /tmp and /dev/shm are as in a pod, the rest is read-only.
-READ_ONLY = """
-mount --make-rprivate /
-# Held open, as it may lie in the /tmp that is covered.
-exec 9< "$1"
-mount -t tmpfs -o size=256m tmpfs /tmp
-mkdir /tmp/models
-mount --bind /proc/self/fd/9 /tmp/models
-mount -o remount,bind,ro /tmp/models
-exec 9<&-
-mount -t tmpfs -o size=512m tmpfs /dev/shm
-cut -d' ' -f5 /proc/self/mountinfo | grep -Ev '^/(tmp|dev|proc|sys)(/|$)' | while read -r place; do
-  mount -o remount,bind,ro "$place"
-done
-if touch "$2/written" || touch /tmp/models/written; then exit 9; fi 2>/dev/null
-cd /tmp
-exec "$3" -B -m plurum serve /tmp/models --http-port 0 --grpc-port 0 --metrics-port 0 --status-port 0 --json
-"""
 PORTS = {"serve": {8000, 8001, 8002, 8003}, "gateway": {8080, 8081}}
-
-
-def manifests() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every document of every manifest, with the file's name."""
-    for path in FILES:
-        if not path.name.startswith("compose"):
-            for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
-                yield str(path.relative_to(DEPLOY)), document
-
-
-def pods() -> dict[str, dict[str, Any]]:
-    """The specification of every whole pod, by its file; the overlay's patch is none."""
-    found = {}
-    for name, document in manifests():
-        if document["kind"] == "Deployment" and not name.startswith("kubernetes/gpu"):
-            found[name] = document["spec"]["template"]["spec"]
-        elif document["kind"] == "Pod":
-            found[name] = document["spec"]
-        elif document["kind"] == "InferenceService":
-            own = {"minReplicas", "maxReplicas", "autoScaling"}
-            found[name] = {key: value for key, value in document["spec"]["predictor"].items() if key not in own}
-    return found
-
-
-def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [*pod.get("initContainers", []), *pod["containers"]]
-    return found
-
-
-PODS = pods()
-SERVING = [name for name, pod in PODS.items() if "initContainers" in pod]
-
-
-def words() -> dict[str, list[str]]:
-    """The arguments of every container that runs one of our commands, by where it stands."""
-    found = {f"compose {name}": one["command"] for name, one in COMPOSE["services"].items() if "plurum" in one["image"]}
-    for name, pod in PODS.items():
-        found |= {f"{name} {one['name']}": one["args"] for one in containers(pod) if "args" in one}
-    return found
-
-
-def validate(document: dict[str, Any]) -> None:
-    kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
 def test_every_manifest_follows_its_schema() -> None:
@@ -171,15 +112,6 @@ def test_every_file_that_is_named_is_mounted() -> None:
         assert set(one.get("secrets", [])) <= set(COMPOSE["secrets"])
 
 
-def ask(url: str) -> int:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        error.close()
-        return error.code
-
-
 @pytest.fixture(scope="module")
 def gateway_url() -> Iterator[str]:
     """A gateway without a Triton behind it."""
@@ -202,13 +134,16 @@ def probed_paths(command: str) -> set[str]:
     return {*found, path}
 
 
-def test_probes_ask_what_is_answered(gateway_url: str) -> None:
+def test_probes_request_paths_that_the_commands_serve(gateway_url: str) -> None:
     with StatusServer(Status(), "127.0.0.1", 0) as status:
         for command, url in (("serve", status.url), ("gateway", gateway_url)):
             paths = probed_paths(command)
             assert paths == {"/v2/health/live", "/v2/health/ready"}
             # Neither has a Triton: alive, and not ready.
-            assert {path: ask(url + path) for path in paths} == {"/v2/health/live": 200, "/v2/health/ready": 503}
+            assert {path: request_status(url + path) for path in paths} == {
+                "/v2/health/live": 200,
+                "/v2/health/ready": 503,
+            }
 
 
 def test_ports_are_those_of_the_commands() -> None:
@@ -236,7 +171,7 @@ def same(file: str, other: str) -> bool:
     return Path(file).parent == Path(other).parent
 
 
-def test_prometheus_finds_in_the_cluster_the_jobs_that_it_knows() -> None:
+def test_the_pod_monitor_scrapes_the_jobs_of_the_shipped_prometheus() -> None:
     shipped = yaml.safe_load((ROOT / "serving" / "monitoring" / "prometheus.yml").read_text(encoding="utf-8"))
     places = {job["job_name"]: job["static_configs"][0]["targets"][0] for job in shipped["scrape_configs"]}
     monitor = next(found for _, found in manifests() if found["kind"] == "PodMonitor")
@@ -267,7 +202,7 @@ def queries() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_pods_are_counted_by_the_wait_of_the_busiest_model(tmp_path: Path) -> None:
+def test_scaling_follows_the_wait_of_the_busiest_model(tmp_path: Path) -> None:
     binaries = find_prometheus()
     if isinstance(binaries, str):
         pytest.skip(binaries)
@@ -303,73 +238,6 @@ def test_pods_are_counted_by_the_wait_of_the_busiest_model(tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_images_are_pinned_and_ours_is_of_this_version() -> None:
-    images = {one["image"] for one in COMPOSE["services"].values()}
-    images |= {one["image"] for name, pod in PODS.items() if "base" not in name for one in containers(pod)}
-    kustomization = next(found for name, found in manifests() if name == "kubernetes/base/kustomization.yaml")
-    images |= {f"{one['newName']}:{one['newTag']}" for one in kustomization["images"]}
-    images.add(re.findall(r"docker build .*-t (\S+)", DOCKERFILE)[0])
-    assert {image for image in images if "plurum" in image} == {f"plurum:{__version__}"}
-    for image in images:
-        assert re.search(r":v?\d+(\.\d+)+$", image), image
-
-
-def test_the_container_is_nvidias_of_the_readme_and_nobody_in_it_is_root() -> None:
-    (tag,) = re.findall(r"^ARG TRITON=(\S+)$", DOCKERFILE, flags=re.MULTILINE)
-    assert re.findall(r"^FROM (.*)$", DOCKERFILE, flags=re.MULTILINE) == ["nvcr.io/nvidia/tritonserver:${TRITON}"]
-    assert f"nvcr.io/nvidia/tritonserver:{tag}" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "latest" not in tag
-    user = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, flags=re.MULTILINE)[-1]
-    for name in SERVING:
-        context = PODS[name]["securityContext"]
-        assert (str(context["runAsUser"]), str(context["runAsGroup"])) == user
-    for name, one in COMPOSE["services"].items():
-        assert int(one["user"].partition(":")[0]) > 0, name
-        assert one["read_only"] is True
-        assert one["cap_drop"] == ["ALL"]
-
-
-def built_from() -> list[str]:
-    lines = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
-    assert "*" in lines
-    return [line[1:] for line in lines if line.startswith("!")]
-
-
-def test_the_image_is_built_from_every_folder_of_the_package() -> None:
-    folders = {link.resolve().name for link in (ROOT / "src" / "plurum").iterdir() if link.is_symlink()}
-    assert set(built_from()) == {*folders, "src", "pyproject.toml", "README.md", "LICENSE"}
-
-
-def test_the_image_needs_nothing_but_the_extras_that_it_installs() -> None:
-    assert re.findall(r'"/source\[(.*)\]"', DOCKERFILE) == ["gateway,openvino"]
-    # What the other extras bring.
-    absent = ("torch", "onnxruntime", "pytriton", "timm", "onnx", "sklearn", "scipy", "pandas", "tifffile")
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
-        "import plurum.cli.serve, plurum.cli.gateway, plurum.serving.supervisor, plurum.serving.status\n"
-        "import plurum.serving.triton.staging, plurum.serving.releases.releases, plurum.serving.gateway\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.triton
-def test_a_server_writes_to_tmp_and_shared_memory_alone(repository: Path) -> None:
-    able = ["unshare", "-rm", "true"]
-    if not shutil.which("unshare") or subprocess.run(able, capture_output=True, check=False).returncode:
-        pytest.skip("this machine allows no mount namespaces")
-    words = ["unshare", "-rm", "bash", "-euc", READ_ONLY, "bash", str(repository), str(ROOT), sys.executable]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line, "it ended by itself"
-            assert ask(json.loads(line)["status"] + "/v2/health/ready") == 200
-        finally:
-            process.terminate()
-    assert process.returncode == 0
-
-
 def kustomized(folder: Path) -> list[dict[str, Any]]:
     """What kustomize makes of a folder; core sorts of it follow their schemas."""
     if not shutil.which("kubectl"):
@@ -397,13 +265,6 @@ def test_kustomize_makes_whole_manifests(variant: str) -> None:
     }  # fmt: skip
 
 
-def snippet(language: str, start: str) -> str:
-    """The code block of the page that begins with `start`."""
-    blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
-    (found,) = [block for block in blocks if block.startswith(start)]
-    return found
-
-
 def test_the_page_s_own_kustomization_serves_another_release(tmp_path: Path) -> None:
     text = snippet("yaml", "# kustomization.yaml")
     shutil.copytree(DEPLOY / "kubernetes", tmp_path / "serving" / "deploy" / "kubernetes")
@@ -423,55 +284,3 @@ def test_the_page_s_prometheus_rule_holds_the_shipped_rules() -> None:
     made = yaml.safe_load(done.stdout)
     assert made["kind"] == "PrometheusRule"
     assert made["spec"] == yaml.safe_load((ROOT / "serving" / "monitoring" / "rules.yml").read_text(encoding="utf-8"))
-
-
-def test_the_page_s_secrets_are_what_the_gateway_and_compose_read(tmp_path: Path) -> None:
-    from plurum.serving.gateway.connections.keys import read_keys
-
-    if not shutil.which("openssl"):
-        pytest.skip("there is no openssl on PATH")
-    made = subprocess.run(
-        ["bash", "-euc", snippet("sh", "mkdir -p runs/secrets")],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    folder = tmp_path / "runs" / "secrets"
-    wanted = {secret["file"].rpartition("/")[2] for secret in COMPOSE["secrets"].values()}
-    assert {path.name for path in folder.iterdir()} == wanted | {"clinic.key"}
-    assert not [path for path in folder.iterdir() if path.stat().st_mode & 0o077]
-    keys = read_keys(folder / "keys.txt")
-    key = (folder / "clinic.key").read_text(encoding="utf-8").strip()
-    assert keys.owner({"authorization": f"Bearer {key}"}) == "clinic"
-    assert base64.b64decode("".join((folder / "cert.pem").read_text(encoding="utf-8").splitlines()[1:-1]))
-
-
-def test_compose_mounts_what_is_there() -> None:
-    for one in COMPOSE["services"].values():
-        for volume in one.get("volumes", []):
-            source = volume.partition(":")[0]
-            if source.startswith("."):
-                assert (DEPLOY / source).is_dir()
-            else:
-                assert source.startswith("${") or source in COMPOSE["volumes"]
-    assert (DEPLOY / COMPOSE["services"]["server"]["build"]["context"]).resolve() == ROOT
-    assert (ROOT / COMPOSE["services"]["server"]["build"]["dockerfile"]).is_file()
-    # Everything is on loopback unless somebody asks for more.
-    assert all(port.startswith(("127.0.0.1:", "${PLURUM_ADDRESS:-127.0.0.1}:")) for port in published())
-
-
-def published() -> list[str]:
-    return [port for one in COMPOSE["services"].values() for port in one.get("ports", [])]
-
-
-@pytest.mark.parametrize("files", [("compose.yaml",), ("compose.yaml", "compose.gpu.yaml")])
-def test_docker_compose_reads_its_files(files: tuple[str, ...], tmp_path: Path) -> None:
-    if not shutil.which("docker"):
-        pytest.skip("there is no docker on PATH")
-    if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
-        pytest.skip("this docker has no compose")
-    words = [word for name in files for word in ("-f", str(DEPLOY / name))]
-    environment = os.environ | {"PLURUM_REPOSITORY": str(tmp_path), "PLURUM_SECRETS": str(tmp_path)}
-    done = subprocess.run(
-        ["docker", "compose", *words, "config", "--quiet"], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
