@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.member_samples import SHA
+from tests.sample_runs.member_samples import SHA
 
 __all__ = ["outliers"]
 

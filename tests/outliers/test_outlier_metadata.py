@@ -10,8 +10,8 @@ import pytest
 from plurum.errors import MetadataError
 from plurum.spec import Ensemble, OutlierRule, read_ensemble, write_metadata
 from plurum.voting.outliers import outlier_test_from_ensemble
-from tests.member_samples import IMAGE, SCORES, SHA, member
 from tests.outliers.samples import outliers
+from tests.sample_runs.member_samples import IMAGE, SCORES, SHA, member
 
 
 def ensemble(**changes: object) -> dict[str, Any]:
