@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlencode
 
@@ -235,6 +236,21 @@ def test_without_a_run_there_are_no_maps(page: RunningPage, sha256: str) -> None
     reply = page.send("GET", f"/evidence/{sha256}?label=CE")
     assert reply.status == 404
     assert "--run RUN" in reply.text
+
+
+@pytest.mark.parametrize(
+    ("reasons", "because"),
+    [(("outlier",), False), (("confidence", "outlier"), True), (("confidence",), True), (None, True)],
+)
+def test_a_review_of_an_outlier_says_so(page: RunningPage, reasons: tuple[str, ...] | None, because: bool) -> None:
+    p_value = None if reasons is None else 0.004
+    of = replace(prediction(), prediction_set=("CE",), review_reason=reasons, outlier=p_value)
+    sha256 = page.store.add(png(8), "a.png", of)
+    text = page.send("GET", f"/review/{sha256}").text
+    page.store.delete(sha256)
+    assert ("unlike those of the fit (p = 0.004)" in text) == ("outlier" in (reasons or ()))
+    assert ("sends such probabilities to review" in text) == because
+    assert ("<dt>Outlier</dt><dd><b>0.004</b>" in text) == (reasons is not None)
 
 
 def test_probabilities_are_not_rounded_to_certainty() -> None:

@@ -112,7 +112,7 @@ def _change_the_voter(folder: Path) -> None:
 
 
 def _forget_the_voters_rule(folder: Path) -> None:
-    (folder / "voter" / "1" / "voting.py").unlink()
+    (folder / "voter" / "1" / "voting" / "decisions.py").unlink()
 
 
 def _add_a_version(folder: Path) -> None:
@@ -138,7 +138,7 @@ def _other_classes(folder: Path) -> None:
 BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (_corrupt, "1/model.onnx is not the file that was exported"),
     (_change_the_voter, "voter/1/model.py is not the file that was exported"),
-    (_forget_the_voters_rule, "voter/1/voting.py is missing"),
+    (_forget_the_voters_rule, "voter/1/voting/decisions.py is missing"),
     (_add_a_version, " was not exported"),
     (_cut_short_with_a_right_hash, "Load model from"),
     (_compute_otherwise, "expected probabilities within"),
