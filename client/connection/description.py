@@ -9,8 +9,9 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from plurum.client.connection.predictions import Served
+from plurum.images.windows import Window
 from plurum.predictions.outputs import AUDIT, TESTED
-from plurum.spec import IMAGE, OperatingPoint, PatientRule, ReviewPromise
+from plurum.spec import IMAGE, ImageSpec, OperatingPoint, PatientRule, ReviewPromise
 from plurum.spec.fields import Metadata
 from plurum.voting import DecisionPoint, point_from_ensemble
 
@@ -63,7 +64,13 @@ def served_from_description(
         has_outliers=set(TESTED) <= set(shapes),
         operating_point=_readable(metadata.get("operating_point"), OperatingPoint),
         promise=_readable(metadata.get("promise"), ReviewPromise),
+        window=_window(metadata),
     )
+
+
+def _window(metadata: dict[str, Any]) -> Window | None:
+    image = _readable(metadata.get("image"), ImageSpec)
+    return None if image is None else image.window
 
 
 def _point(metadata: dict[str, Any]) -> DecisionPoint | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from plurum.images.windows import Window
 from plurum.predictions.prediction import Prediction
 from plurum.spec import OperatingPoint, PatientRule, ReviewPromise
 from plurum.voting import DecisionPoint
@@ -21,7 +22,7 @@ class Served:
         members: Member names, in the order of the outputs; "0", "1", … if the server hides its config.
         max_batch_size: Maximum number of images in one request.
         pixels_shape: Shape `(height, width, 3)` of raw pixels that the server accepts; None if it accepts none.
-        takes_encoded: True if the server accepts JPEG, PNG and TIFF images of any size.
+        takes_encoded: True if the server accepts JPEG, PNG, TIFF and DICOM images of any size.
         checkpoints: SHA-256 of the members' weights, in their order; empty if the server hides its config.
         patient_rule: Rule that pools the predictions of a patient's images; None if the fit had no patients, or if the
             server hides its config.
@@ -34,6 +35,8 @@ class Served:
             one, if the server hides its config, or if this version of Plurum can't read it.
         promise: Limit on the review risk of new patients; None without one, if the server hides its config, or if this
             version of Plurum can't read it.
+        window: Centre and width of the window that the server applies to grey images of 16 bits and DICOM; None if it
+            applies none, or if it hides its config.
     """
 
     classes: tuple[str, ...]
@@ -50,6 +53,7 @@ class Served:
     has_outliers: bool = False
     operating_point: OperatingPoint | None = None
     promise: ReviewPromise | None = None
+    window: Window | None = None
 
     @property
     def contract(self) -> str:

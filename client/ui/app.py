@@ -175,7 +175,7 @@ class _Predictions:
                 # Errors found here need no server.
                 async with self._decoding.room(data):
                     await _check_connected(request)
-                    await asyncio.to_thread(decode_image, data)
+                    await asyncio.to_thread(decode_image, data, self._connection.window)
                 async with self._places:
                     await _check_connected(request)
                     prediction, audit_rate = await self._connection.predict(data)
@@ -212,7 +212,7 @@ class _Predictions:
         """Return an image for display."""
         data = await self.data_of(request.path_params["sha256"])
         async with self._decoding.room(data):
-            content, kind = await asyncio.to_thread(picture_from_image, data)
+            content, kind = await asyncio.to_thread(picture_from_image, data, self._connection.window)
         return Response(content, media_type=kind)
 
     async def data_of(self, sha256: str) -> bytes:

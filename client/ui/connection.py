@@ -9,6 +9,7 @@ from plurum.client.connection.asynchronous import AsyncEnsembleClient
 from plurum.client.connection.base_client import Urls
 from plurum.client.connection.predictions import Failure, Prediction, Served
 from plurum.errors import ImageError, ServerError
+from plurum.images.windows import Window
 
 __all__ = ["Connection"]
 
@@ -52,6 +53,11 @@ class Connection:
             self._replace(fresh)
             self._served = served
         return served
+
+    @property
+    def window(self) -> Window | None:
+        """Window that the server applied when it was last described; None if it applies none, or is unknown."""
+        return None if self._served is None else self._served.window
 
     async def predict(self, data: bytes) -> tuple[Prediction, float | None]:
         """Return the prediction for one encoded image, and the rate of its server's audits; None if it draws none.

@@ -15,6 +15,7 @@ from PIL import Image
 from plurum.client.connection.predictions import Prediction
 from plurum.errors import ImageError
 from plurum.images import UnreadableImageError, open_image, structure_of, to_eight_bit
+from plurum.images.windows import Window
 
 __all__ = ["Decoding", "RecentImage", "RecentImages", "decode_image", "picture_from_image"]
 
@@ -25,25 +26,25 @@ _LARGE_PIXELS = 8_000_000
 _ENLARGED_BELOW, _ENLARGED_TO = 160, 320
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """Return an image upright and with 8 bits, by the same rule as the server.
+def decode_image(data: bytes, window: Window | None = None) -> Image.Image:
+    """Return an image upright and with 8 bits, by the same rule as a server that applies `window`.
 
     Raises:
         ImageError: the image can't be read, or is too large.
     """
     try:
-        return to_eight_bit(open_image(data))
+        return to_eight_bit(open_image(data, window=window))
     except UnreadableImageError as error:
         raise ImageError(str(error)) from error
 
 
-def picture_from_image(data: bytes) -> tuple[bytes, str]:
-    """Return an image for display, upright and of moderate size, and its media type.
+def picture_from_image(data: bytes, window: Window | None = None) -> tuple[bytes, str]:
+    """Return an image for display, upright and of moderate size, and its media type; `window` as for `decode_image`.
 
     Raises:
         ImageError: the image can't be read.
     """
-    image = decode_image(data)
+    image = decode_image(data, window)
     longest, file = max(image.size), io.BytesIO()
     if longest < _ENLARGED_BELOW:
         times = _ENLARGED_TO // longest

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +15,14 @@ import pytest
 from PIL import Image
 
 from plurum.client import EnsembleClient, Prediction, listing_from_names
+from plurum.client.connection.description import served_from_description
 from plurum.client.connection.payload import prepare_image, without_patient
+from plurum.client.ui.pictures import picture_from_image
 from plurum.dicom_files import PatientNames
 from plurum.errors import ImageError
 from plurum.images import open_image
 from plurum.serving import Server
+from tests.client.ui.browser import page_at
 from tests.images.dicom_files import PATIENT_ID, PATIENT_NAME, dicom
 from tests.images.image_files import encoded, png_from_pixels
 
@@ -80,3 +87,31 @@ def test_served_predictions_equal_those_of_the_same_pixels(served: Server, tmp_p
     for text in (outcome.stdout, outcome.stderr, (tmp_path / "patients.csv").read_text()):
         assert PATIENT_ID not in text
         assert PATIENT_NAME not in text
+
+
+@pytest.mark.triton
+def test_the_page_stores_nothing_that_identifies_a_patient(served: Server, tmp_path: Path) -> None:
+    data, store = dicom(grey(64)), tmp_path / "reviews"
+    sha256 = hashlib.sha256(without_patient(data)).hexdigest()
+    with page_at("--url", served.urls.grpc, "--store", store, "--reviewer", "Ada") as url:
+        for path, body in (("/answers", data), (f"/answers/{sha256}/review", b"")):
+            request = urllib.request.Request(url + path, body, {"x-file-name": "scan.dcm", "x-stay": "1"})
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                assert PATIENT_ID not in reply.read().decode()
+        with urllib.request.urlopen(f"{url}/pictures/{sha256}", timeout=60) as reply:
+            assert reply.headers["content-type"] == "image/png"
+    assert (store / "images" / f"{sha256}.dcm").read_bytes() == without_patient(data)
+    for path in store.rglob("*"):
+        assert path.is_dir() or PATIENT_ID.encode() not in path.read_bytes(), path
+
+
+def test_the_page_shows_images_by_the_window_of_the_server() -> None:
+    stored = grey().astype(np.uint16)
+    with pytest.raises(ImageError, match="--window"):
+        picture_from_image(dicom(stored))
+    content, _ = picture_from_image(dicom(stored), (128.0, 256.0))
+    assert np.asarray(Image.open(io.BytesIO(content))).max() == 255
+    image = {"height": 32, "width": 32, "mean": [0, 0, 0], "std": [1, 1, 1], "window": [128.0, 256.0]}
+    contract = json.dumps({"classes": ["CE", "LAA"], "members": [{"name": "one"}], "image": image})
+    config = {"parameters": {"contract": {"string_value": contract}}}
+    assert served_from_description(config, [], [], encoded=True).window == (128.0, 256.0)

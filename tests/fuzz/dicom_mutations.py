@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ def dicom_corpus() -> list[bytes]:
     grey, colour = np.arange(32 * 32, dtype=np.uint16).reshape(32, 32), np.zeros((32, 32, 3), np.uint8)
     jpeg = encoded(Image.fromarray(colour), "JPEG")
     j2k = encoded(Image.fromarray(colour), "JPEG2000", irreversible=False, no_jp2=True)
-    lut = {"WindowCenter": 500, "WindowWidth": 1000, "RescaleSlope": 2, "RescaleIntercept": -1024}
+    lut: dict[str, Any] = {"WindowCenter": 500, "WindowWidth": 1000, "RescaleSlope": 2, "RescaleIntercept": -1024}
     return [
         dicom(grey, **lut),
         dicom(grey, syntax=_SYNTAX, **lut),

@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from plurum.images import MIN_SIDE, UnreadableImageError, content_box, open_image, pixels_from_image, resizing_from_spec
+from plurum.images import (
+    MIN_SIDE,
+    UnreadableImageError,
+    content_box,
+    open_image,
+    pixels_from_image,
+    resizing_from_spec,
+    to_eight_bit,
+)
 from tests.images.image_files import Pixels, encoded, gradient, png, seen, tiff
 from tests.pixel_matrix.png_cells import chunk
 
@@ -198,9 +206,9 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
         open_image(data)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM", "WEBP", "JPEG2000"])
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM"])
 def test_other_formats_are_refused(kind: str) -> None:
-    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG, TIFF or DICOM image"):
+    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM image"):
         open_image(encoded(Image.fromarray(gradient()), kind))
 
 
@@ -281,3 +289,34 @@ def test_grey_is_luminance_in_three_equal_channels() -> None:
 
 def test_height_comes_before_width() -> None:
     assert pixels_from_image(Image.new("RGB", (30, 20)), height=8, width=12).shape == (8, 12, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_window_shows_what_the_high_byte_hides(kind: str) -> None:
+    """A lesion of 12-bit values in 16 bits is 128 of 4,096 brighter: 8 of 255 by a window, 1 by the high byte."""
+    values = np.random.default_rng(0).integers(1000, 1032, (64, 64)).astype(np.uint16)
+    values[16:32, 16:32] += 128
+    values[0, 0] = 4095
+    lesion = np.zeros((64, 64), np.bool_)
+    lesion[16:32, 16:32] = True
+    lesion[0, 0] = False
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    data = encoded(Image.fromarray(values), kind)
+    turned = encoded(Image.fromarray(values), kind, exif=exif)
+    with pytest.raises(UnreadableImageError, match="--window CENTRE,WIDTH"):
+        open_image(encoded(Image.fromarray(values >> 4), kind))
+    image = open_image(data, window=(2048.0, 4096.0))
+    pixels = np.asarray(to_eight_bit(image)).astype(float)
+    assert 7.5 < pixels[lesion].mean() - pixels[~lesion].mean() < 8.5
+    np.testing.assert_allclose(pixels, (values - 2047.5) / 4095 * 255 + 127.5, atol=0.51)
+    upright = np.asarray(to_eight_bit(open_image(turned, window=(2048.0, 4096.0))))
+    np.testing.assert_array_equal(upright, np.rot90(pixels.astype(np.uint8)))
+    values[0, 0] = 65535
+    high = np.asarray(to_eight_bit(open_image(encoded(Image.fromarray(values), kind)))).astype(float)
+    assert high[lesion].mean() - high[~lesion].mean() <= 1
+
+
+def test_a_window_leaves_images_of_eight_bits() -> None:
+    data = encoded(Image.fromarray(gradient()))
+    assert open_image(data, window=(100.0, 50.0)).tobytes() == open_image(data).tobytes()

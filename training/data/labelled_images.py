@@ -24,7 +24,7 @@ from plurum.images import (
     resize_to_pixels,
     to_eight_bit,
 )
-from plurum.images.dicom_pixels import Window
+from plurum.images.windows import Window
 from plurum.run import Table
 from plurum.spec import ImageSpec
 from plurum.spellings import check_spellings
@@ -73,7 +73,8 @@ class LabelledImages:
         read: Function that returns the encoded image at an index: a file's bytes, or a PNG.
         skip_unreadable: If True, leave out unreadable images instead of refusing the data.
         notes: Remarks on how the source was read and what was left out, one sentence each.
-        window: Window for grey DICOM images that are decoded without an image spec; None applies each file's.
+        window: Window for grey images of 16 bits and DICOM that are decoded without an image spec; None applies that of
+            each DICOM file.
     """
 
     name: str

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plurum.dicom_files import PatientNames
 from plurum.errors import DataError, SettingsError
-from plurum.images.dicom_pixels import Window
+from plurum.images.windows import Window
 from plurum.training.data.archives import images_from_archive
 from plurum.training.data.arrays import DIGITS, images_from_digits
 from plurum.training.data.folders import files_from_folder
@@ -52,7 +52,7 @@ def load_data(  # noqa: PLR0913 - one parameter per option
         max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, leave out unreadable images instead of refusing the data.
         certification: Fraction of each class's training images to set aside for calibration and certification.
-        window: Window for grey DICOM images; None applies each file's.
+        window: Window for grey images of 16 bits and DICOM; None applies that of each DICOM file.
         names: Names of the patients of DICOM files whose patient the source does not state; by default, pseudonyms.
 
     Raises:

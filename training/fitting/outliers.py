@@ -35,7 +35,7 @@ class OutlierFit(Metadata):
     """Result of fitting an outlier test.
 
     Attributes:
-        without: Reason of each member that has no features, by name.
+        without: Reason of each member that the test leaves out, by name.
         flagged: Fraction of test images with a p-value below alpha; None without a test.
     """
 
@@ -57,7 +57,7 @@ def fit_outliers(run: Run, ensemble: Ensemble, settings: FitSettings) -> tuple[E
 
     The reference images are those set aside for calibration, else validation images. The scores are those of PyTorch in
     float32; export computes them again with the graphs that it writes. Members without features are left out of the
-    test; if no member has features, there is none.
+    test; if all are, there is none.
 
     Raises:
         MetadataError: a member is invalid.
@@ -110,7 +110,7 @@ def outlier_lines(ensemble: Ensemble, fitted: OutlierFit | None) -> list[str]:
     lines = [f"outliers: the test leaves out {name}: {reason}" for name, reason in fitted.without.items()]
     rule = ensemble.outliers
     if rule is None or fitted.flagged is None:
-        return [*lines, "outliers: no test, because no member has features"]
+        return [*lines, "outliers: no test, because it leaves out every member"]
     patients = f"{rule.patients:,} {rule.split} patient{'' if rule.patients == 1 else 's'}"
     lines.append(f"outliers: {fitted.flagged:.1%} of test images have a p-value below {rule.alpha:g} (from {patients})")
     if (least := least_alpha(rule.patients)) > rule.alpha:
@@ -140,8 +140,9 @@ def _fit_member(run: Run, member: Member, table: Table, split: ReferenceSplit, s
     from plurum.training.fitting.detection import fit_detector
     from plurum.training.inference.features import extract_features, feature_model
 
+    if not len(rows := _draw(table.rows("train"), seed)):
+        raise NoFeaturesError("the run has no training images")
     model = feature_model(run, member)
-    rows = _draw(table.rows("train"), seed)
     validation = extract_features(model, run, table.rows("validation"))
     detector = fit_detector(extract_features(model, run, rows), torch.from_numpy(table.labels[rows]), validation)
 

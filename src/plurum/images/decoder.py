@@ -25,9 +25,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from .dicom_pixels import Window
 from .image_limits import UnreadableImageError
 from .pixels import open_image, pixels_from_image
+from .windows import Window
 
 __all__ = ["CPU_S", "MEMORY_BYTES", "WALL_S", "Decoder", "DecoderError", "main"]
 
@@ -55,7 +55,7 @@ class Decoder:
         rule: Keyword arguments of `pixels_from_image`: those of `resizing_from_spec`.
         cpu_s: Limit of CPU time per image, in seconds.
         memory_bytes: Limit of the process's address space.
-        window: Centre and width of the window for grey DICOM images; None applies each file's.
+        window: Window for grey images of 16 bits and DICOM, as for `open_image`.
     """
 
     def __init__(

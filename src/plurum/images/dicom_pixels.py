@@ -22,11 +22,9 @@ from .dicom_elements import fault_at
 from .dicom_file import ENCAPSULATED, DicomFile, Lut, read_dicom, refuse_corrupt
 from .dicom_writer import encapsulate
 from .image_limits import UnreadableImageError
+from .windows import WINDOW_FUNCTIONS, Window, eight_bit_from_shares, shares_from_window
 
-__all__ = ["Window", "image_from_dicom"]
-
-# Centre and width, in the units of the modality, such as Hounsfield units.
-Window = tuple[float, float]
+__all__ = ["image_from_dicom"]
 
 _SAMPLES, _PHOTOMETRIC, _PLANAR, _ROWS, _COLUMNS = 0x00280002, 0x00280004, 0x00280006, 0x00280010, 0x00280011
 _ALLOCATED, _STORED, _SIGNED = 0x00280100, 0x00280101, 0x00280103
@@ -102,12 +100,8 @@ def _scale(pixels: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
     """Return unsigned values of this many bits as 8 bits."""
     if bits == 8:
         return np.ascontiguousarray(pixels, np.uint8)
-    table = _to_eight_bit(np.arange(1 << bits) / ((1 << bits) - 1))
+    table = eight_bit_from_shares(np.arange(1 << bits) / ((1 << bits) - 1))
     return np.asarray(table[pixels & ((1 << bits) - 1)])
-
-
-def _to_eight_bit(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    return np.floor(np.clip(shares, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def _palette(file: DicomFile) -> npt.NDArray[np.uint8]:
@@ -119,7 +113,7 @@ def _palette(file: DicomFile) -> npt.NDArray[np.uint8]:
             bits = (*file.reader.numbers(file.values.get(descriptor, b"")), 0, 0, 0)[2]
             table = _expand(file, data + _SEGMENTED, "B" if bits == 8 else "H")
         found, most = _table(file, Lut(file.values.get(descriptor, b""), table), values, descriptor)
-        columns.append(_to_eight_bit(found / most))
+        columns.append(eight_bit_from_shares(found / most))
     return np.stack(columns, axis=1)
 
 
@@ -150,17 +144,17 @@ def _grey_table(file: DicomFile, stored: npt.NDArray[Any], window: Window | None
     values = _modality(file, values)
     centres, widths = file.decimals(_CENTRE), file.decimals(_WIDTH)
     if window is not None:
-        shares = _window(values, window, "LINEAR")
+        shares = shares_from_window(values, window)
     elif _VOI_LUT in file.luts:
         outputs, largest = _table(file, file.luts[_VOI_LUT], values)
         shares = outputs / largest
     elif centres and widths:
-        shares = _window(values, (centres[0], widths[0]), file.text(_FUNCTION) or "LINEAR")
+        shares = _file_window(file, values, (centres[0], widths[0]))
     else:
         least, most = values.min(), values.max()
         shares = (values - least) / max(most - least, 1e-9)
         _check_filled(shares, stored, bits)
-    table = _to_eight_bit(shares)
+    table = eight_bit_from_shares(shares)
     return 255 - table if file.text(_PHOTOMETRIC) == "MONOCHROME1" else table
 
 
@@ -188,21 +182,14 @@ def _modality(file: DicomFile, values: npt.NDArray[np.float64]) -> npt.NDArray[n
     return values * slopes[0] + (intercepts or (0.0,))[0]
 
 
-def _window(values: npt.NDArray[np.float64], window: Window, function: str) -> npt.NDArray[np.float64]:
-    """Return values by PS3.3, C.11.2.1.2 and C.11.2.1.3, from 0 to 1."""
-    centre, width = window
-    least = 1.0 if function == "LINEAR" else 0.0
-    if width < least or (width == 0 and not least):
-        raise fault_at(_WIDTH, f"expected {'at least 1' if least else 'more than 0'} for {function}")
-    if function == "LINEAR":
-        if width == 1:
-            return (values > centre - 0.5).astype(np.float64)
-        return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
-    if function == "LINEAR_EXACT":
-        return np.clip((values - centre) / width + 0.5, 0, 1)
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
-    raise fault_at(_FUNCTION, "expected LINEAR, LINEAR_EXACT or SIGMOID")
+def _file_window(file: DicomFile, values: npt.NDArray[np.float64], window: Window) -> npt.NDArray[np.float64]:
+    """Return values by the window of the file, from 0 to 1."""
+    function = file.text(_FUNCTION) or "LINEAR"
+    if function not in WINDOW_FUNCTIONS:
+        raise fault_at(_FUNCTION, f"expected {', '.join(WINDOW_FUNCTIONS)}, got another")
+    if not (window[1] >= 1 if function == "LINEAR" else window[1] > 0):
+        raise fault_at(_WIDTH, f"expected {'at least 1' if function == 'LINEAR' else 'more than 0'} for {function}")
+    return shares_from_window(values, window, function)
 
 
 def _table(

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, _imaging
 
-from .dicom_pixels import Window
 from .image_formats import FORMAT_NAMES, FORMATS, format_of
 from .image_limits import Structure, UnreadableImageError
 from .jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
 from .png_structure import has_all_rows
+from .windows import Window, eight_bit_from_shares, shares_from_window
 
 __all__ = [
     "content_box",
@@ -71,7 +71,8 @@ def open_image(data: bytes, structure: Structure | None = None, window: Window |
     Args:
         data: Content of the file.
         structure: Result of `structure_of` for `data`, if already computed.
-        window: Centre and width of the window for grey DICOM images; None applies the file's.
+        window: Centre and width of the window for grey images of 16 bits, and for grey DICOM images instead of theirs;
+            None applies none.
 
     Raises:
         TooLargeImageError: more than `MAX_PIXELS` in all.
@@ -80,8 +81,10 @@ def open_image(data: bytes, structure: Structure | None = None, window: Window |
     structure = structure or structure_of(data)
     image = _decode(structure.clean or data, structure, window)
     _check_complete(image, structure.clean or data, structure)
-    _check_values(image, structure)
     image.info["turned"] = structure.turned
+    if window is not None and _has_sixteen_bits(image):
+        return _apply_window(image, window)
+    _check_values(image, structure)
     return image
 
 
@@ -91,6 +94,20 @@ def is_nearly_black(image: Image.Image) -> bool:
     This indicates 16-bit files with values up to 4,095, as 12-bit cameras write them. Only the values can tell.
     """
     return int(np.max(image.getextrema())) < _NEARLY_BLACK
+
+
+def _has_sixteen_bits(image: Image.Image) -> bool:
+    """Return True for a grey image of 16 bits; older Pillows open such PNGs in the mode I."""
+    return image.mode in _HIGH_BYTE_MODES or (image.mode == "I" and image.format == "PNG")
+
+
+def _apply_window(image: Image.Image, window: Window) -> Image.Image:
+    """Return a grey image of 16 bits with 8, upright."""
+    upright = np.asarray(_rotate_upright(image))
+    table = eight_bit_from_shares(shares_from_window(np.arange(1 << 16, dtype=np.float64), window))
+    result = Image.fromarray(table[upright])
+    result.info["turned"] = False
+    return result
 
 
 def _decode(data: bytes, structure: Structure, window: Window | None = None) -> Image.Image:
@@ -181,7 +198,8 @@ def _check_values(image: Image.Image, structure: Structure) -> None:
     least = max(256, 1 << structure.stated_bits if structure.stated_bits < 16 else 0)
     if structure.bits == 16 and _largest(image) < least:
         raise UnreadableImageError(
-            f"image of 16 bits whose values are all below {least:,}, so it would be dark: scale them up to 65,535"
+            f"image of 16 bits whose values are all below {least:,}, so it would be dark: scale them up to "
+            f"65,535, or train with --window CENTRE,WIDTH"
         )
 
 
@@ -307,10 +325,7 @@ def _silence_decoders() -> None:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Return `image` as RGB, or as L if it has one channel."""
-    if image.mode in _HIGH_BYTE_MODES:
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "I" and image.format == "PNG":
-        # Older Pillows open 16-bit grey PNGs in this mode.
+    if _has_sixteen_bits(image):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode not in _EIGHT_BIT_MODES:
         raise UnreadableImageError(f"image mode: expected 8- or 16-bit grey, palette or colour, got {image.mode!r}")

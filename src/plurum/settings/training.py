@@ -47,7 +47,8 @@ class TrainSettings(Settings):
         colour: Colour mode of the members' input.
         resize: Resize rule: `stretch` to a square, `crop` the centre to a square first, or `pad` to a square with the
             training images' mean.
-        window: Window for grey DICOM images, such as 40,400 in Hounsfield units. By default, each file's own.
+        window: Window for grey images of 16 bits, and for grey DICOM images, such as 40,400 in Hounsfield units. By
+            default, the high byte of 16 bits, and each DICOM file's own window.
         tile_size: Cut larger images into square tiles of this many pixels a side. By default, images stay whole.
         max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, skip images that can't be read instead of refusing the data.
@@ -138,6 +139,8 @@ class TrainSettings(Settings):
                 f"--snapshots: expected at most {self.epochs}, the number of --epochs, got {self.snapshots}. "
                 f"Each snapshot takes at least one epoch"
             )
+        if self.window is not None and self.tile_size is not None:
+            raise ValueError("--window: can't be combined with --tile-size. Leave one of them out")
         if self.snapshots > 1 and self.patience is not None:
             raise ValueError(
                 "--patience: can't be combined with --snapshots, because it would end a training before its last "

@@ -29,7 +29,8 @@ class ImageSpec(Metadata):
             fills the sides with the mean.
         mean: Per-channel mean that the graph subtracts, on a scale of 0 to 1.
         std: Per-channel standard deviation that the graph divides by, on a scale of 0 to 1.
-        window: Centre and width of the window for grey DICOM images; None applies each file's. Absent in files if None.
+        window: Centre and width of the window for grey images of 16 bits and DICOM; None applies that of each DICOM
+            file. Absent in files if None.
     """
 
     height: Annotated[int, Field(ge=8, le=4096)]

@@ -208,8 +208,8 @@ def test_large_files_are_refused(page: RunningPage) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "0 bytes that are not a JPEG, PNG, TIFF or DICOM image"),
-        (b"GIF89a", "6 bytes that are not a JPEG, PNG, TIFF or DICOM image"),
+        (b"", "0 bytes that are not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM image"),
+        (b"GIF89a", "6 bytes that are not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM image"),
         (png(1)[:60], "image is corrupt or truncated"),
         (bomb(), "image of 60000 x 60000 pixels is too large: at most 64,000,000 pixels are decoded"),
     ],
@@ -282,7 +282,7 @@ def test_oldest_images_are_dropped_first() -> None:
 def test_pictures_have_formats_of_browsers() -> None:
     content, kind = picture_from_image(png(1))
     assert (kind, format_of(content)) == ("image/png", FORMATS["PNG"])
-    with pytest.raises(ImageError, match="not a JPEG, PNG, TIFF or DICOM"):
+    with pytest.raises(ImageError, match="not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM"):
         picture_from_image(b"no image")
 
 

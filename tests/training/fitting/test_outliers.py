@@ -148,7 +148,17 @@ def test_without_any_features_there_is_no_test(run: Run, monkeypatch: pytest.Mon
     refuse_features(monkeypatch, "test_byobnet", "test_resnet")
     report = fit_report(run.path, SETTINGS)
     assert report.ensemble.outliers is None
-    assert outlier_lines(report.ensemble, report.outliers)[-1] == "outliers: no test, because no member has features"
+    assert (
+        outlier_lines(report.ensemble, report.outliers)[-1] == "outliers: no test, because it leaves out every member"
+    )
+
+
+def test_without_training_images_there_is_no_test(run: Run) -> None:
+    change_rows(run, lambda row: row.update(split="certification") if row["split"] == "train" else None)
+    report = fit_report(run.path, SETTINGS)
+    assert report.ensemble.outliers is None
+    assert report.outliers is not None
+    assert set(report.outliers.without.values()) == {"the run has no training images"}
 
 
 def test_an_alpha_that_no_p_value_reaches_is_told_with_the_smallest_that_does(run: Run) -> None:
