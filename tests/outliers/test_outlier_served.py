@@ -24,7 +24,7 @@ from plurum.serving import Server, ServerSettings
 from plurum.spec import read_ensemble
 from plurum.voting import REVIEW_REASONS, Verdict
 from tests.images.image_files import png_from_pixels
-from tests.outliers.test_outlier_export import BACKENDS, expected_verdict
+from tests.outliers.graphs import BACKENDS, expected_verdict
 from tests.sample_runs.fitted_run import CLASSES
 from tests.serving.gateway.gateways import gateway, wait_until_ready
 from tests.serving.voter_counts import wait_for_counts
