@@ -19,5 +19,5 @@ def test_shifts_are_found_and_samples_without_one_seldom_alarm(tmp_path: Path) -
     assert alarms[CASES[0]] <= 3
     assert alarms[CASES[1]] >= 4
     assert alarms[CASES[2]] >= 9
-    with pytest.raises(SettingsError, match="--images: expected at most 628, the images of a split, got 700"):
+    with pytest.raises(SettingsError, match="--images: expected at most 629, the images of a split, got 700"):
         draw_p_values(run, images=700, draws=1)
