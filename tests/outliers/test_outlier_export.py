@@ -20,16 +20,14 @@ from plurum.export.doctor import check_repository
 from plurum.export.graphs.member import detector_nodes
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.export.manifest import is_exported_from
-from plurum.export.repository.parity import verdict_from_members
 from plurum.export.settings import BUDGETS, Backend, Execution
 from plurum.run import Run
-from plurum.spec import Ensemble, read_ensemble
-from plurum.voting import Verdict, softmax
+from plurum.spec import read_ensemble
+from tests.outliers.verdicts import BACKENDS, verdict_of
 
 pytestmark = pytest.mark.slow
 
 _MEMBERS = ("resnet10t", "regnetx_002")
-BACKENDS = ("onnxruntime", "openvino")
 
 
 def outputs_of(repository: Path, member: str, pixels: npt.NDArray[np.uint8]) -> dict[str, Any]:
@@ -135,23 +133,9 @@ def test_another_detector_than_that_of_the_fit_is_refused(detected: Run, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def expected_verdict(
-    repository: Path, ensemble: Ensemble, pixels: npt.NDArray[np.uint8], execution: Execution
-) -> Verdict:
-    """Return the verdict in this process, from the repository's own graphs."""
-    found = [
-        outputs_from_artefact(
-            Artefact(member.name, *execution, repository / member.name / "1" / "model.onnx", has_novelty), pixels
-        )
-        for member, has_novelty in zip(ensemble.members, ensemble.detecting, strict=True)
-    ]
-    return verdict_from_members([softmax(one.logits) for one in found], ensemble.rule, [one.novelty for one in found])
-
-
 def test_the_fused_graph_tests_as_the_chain_does(detecting_repository: Path, detected: Run) -> None:
-    ensemble = read_ensemble(detecting_repository / "ensemble.json")
     pixels = np.concatenate([np.array(detected.pixels()[40:56]), 255 - np.array(detected.pixels()[40:56])])
-    expected = expected_verdict(detecting_repository, ensemble, pixels, Execution("fp32", "onnxruntime"))
+    expected = verdict_of(detecting_repository, pixels, Execution("fp32", "onnxruntime"))
     session = onnxruntime.InferenceSession(detecting_repository / "fused" / "1" / "model.onnx")
     outlier, reason, review = session.run(["OUTLIER", "REVIEW_REASON", "REVIEW"], {"PIXELS": pixels})
     np.testing.assert_allclose(outlier[:, 0], expected.outlier, atol=1e-6)
