@@ -21,7 +21,7 @@ from plurum.client import EnsembleClient, Prediction, patients_from_answers
 from plurum.client.bulk.report import decision_lines
 from plurum.client.connection.predictions import Served
 from plurum.export import PixelModel, int8_from_onnx, onnx_from_model, repository_from_onnx
-from plurum.export.graphs.runtimes import Artefact, logits_from_artefact
+from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.model_repository.voter.audit import draw_from_folder
 from plurum.models import model_from_checkpoint
 from plurum.predictions.arrays import Ints
@@ -125,7 +125,7 @@ def int8_of(graphs: dict[str, Path], run: Run, folder: Path) -> dict[str, Path]:
 def logits_of(graphs: dict[str, Path], pixels: Pixels) -> npt.NDArray[np.float32]:
     """Return the logits of the members, `[images, members, classes]`, as this process computes them."""
     artefacts = (Artefact(name, "fp32", "onnxruntime", path) for name, path in graphs.items())
-    return np.stack([logits_from_artefact(one, pixels) for one in artefacts], axis=1)
+    return np.stack([outputs_from_artefact(one, pixels).logits for one in artefacts], axis=1)
 
 
 def verdict_of(repository: Path, ensemble: Ensemble, pixels: Pixels) -> Verdict:

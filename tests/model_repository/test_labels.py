@@ -77,10 +77,11 @@ def test_a_nan_from_a_member_is_an_error(module: ModuleType, labels: Any) -> Non
 
 
 def test_p_values_are_kept_for_counting_and_a_nan_is_an_error(module: ModuleType, labels: Any) -> None:
-    tested = {"OUTLIER": np.array([[0.5], [0.25]], np.float32), "REVIEW_REASON": np.array([[0], [4]], np.uint8)}
+    p_values = np.array([[0.5], [0.25]], np.float32)
+    tested = {"OUTLIER": p_values, "REVIEW_REASON": np.array([[0], [4]], np.uint8)}
     labels.name_winners(graph_answers() | tested, ["7"], [2])
     (observed,) = labels._metrics.observed
     assert (observed["outlier"].tolist(), observed["review_reason"].tolist()) == ([0.5, 0.25], [0, 4])
-    tested["OUTLIER"][0] = np.nan
+    p_values[0] = np.nan
     with pytest.raises(module.NoVoteError, match="no vote: NaN from a detector"):
         labels.name_winners(graph_answers() | tested, ["7"], [2])

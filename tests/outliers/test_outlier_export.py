@@ -23,7 +23,7 @@ from plurum.export.manifest import is_exported_from
 from plurum.export.settings import BUDGETS, Backend, Execution
 from plurum.run import Run
 from plurum.spec import read_ensemble
-from tests.outliers.verdicts import BACKENDS, verdict_of
+from tests.outliers.graphs import BACKENDS, expected_verdict
 
 pytestmark = pytest.mark.slow
 
@@ -134,8 +134,9 @@ def test_another_detector_than_that_of_the_fit_is_refused(detected: Run, tmp_pat
 
 
 def test_the_fused_graph_tests_as_the_chain_does(detecting_repository: Path, detected: Run) -> None:
+    ensemble = read_ensemble(detecting_repository / "ensemble.json")
     pixels = np.concatenate([np.array(detected.pixels()[40:56]), 255 - np.array(detected.pixels()[40:56])])
-    expected = verdict_of(detecting_repository, pixels, Execution("fp32", "onnxruntime"))
+    expected = expected_verdict(detecting_repository, ensemble, pixels, Execution("fp32", "onnxruntime"))
     session = onnxruntime.InferenceSession(detecting_repository / "fused" / "1" / "model.onnx")
     outlier, reason, review = session.run(["OUTLIER", "REVIEW_REASON", "REVIEW"], {"PIXELS": pixels})
     np.testing.assert_allclose(outlier[:, 0], expected.outlier, atol=1e-6)

@@ -24,7 +24,7 @@ from plurum.serving import Server, ServerSettings
 from plurum.spec import read_ensemble
 from plurum.voting import REVIEW_REASONS, Verdict
 from tests.images.image_files import png_from_pixels
-from tests.outliers.verdicts import BACKENDS, verdict_of
+from tests.outliers.graphs import BACKENDS, expected_verdict
 from tests.sample_runs.fitted_run import CLASSES
 from tests.serving.gateway.gateways import gateway, wait_until_ready
 from tests.serving.voter_counts import wait_for_counts
@@ -78,7 +78,9 @@ def check_predictions(predictions: list[Prediction], expected: Verdict, toleranc
 def test_the_server_tests_as_this_process_does(
     protocol: str, model: str, detecting: Server, detecting_repository: Path, images: list[npt.NDArray[np.uint8]]
 ) -> None:
-    expected = verdict_of(detecting_repository, np.stack(images), FP32)
+    expected = expected_verdict(
+        detecting_repository, read_ensemble(detecting_repository / "ensemble.json"), np.stack(images), FP32
+    )
     url = detecting.urls.grpc if protocol == "grpc" else detecting.urls.http
     check_predictions(predict(url, model, images), expected, 1e-6)
 
@@ -110,7 +112,8 @@ def test_int8_and_openvino(
     backend: Backend, fused: bool, int8_repositories: dict[str, Path], images: list[npt.NDArray[np.uint8]]
 ) -> None:
     repository = int8_repositories[backend]
-    expected = verdict_of(repository, np.stack(images), Execution("int8", backend))
+    ensemble = read_ensemble(repository / "ensemble.json")
+    expected = expected_verdict(repository, ensemble, np.stack(images), Execution("int8", backend))
     with serving(repository) as server:
         found = predict(server.urls.grpc, _MODELS[fused], images)
     # OpenVINO computes the fused graph in other sums; a rank or two of 40 may differ.

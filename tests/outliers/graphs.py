@@ -1,4 +1,4 @@
-"""Verdicts that a repository's own graphs give in this process."""
+"""Verdicts of a repository's own graphs, computed by the test."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy.typing as npt
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.export.repository.parity import verdict_from_members
 from plurum.export.settings import Backend, Execution
-from plurum.spec import read_ensemble
+from plurum.spec import Ensemble
 from plurum.voting import Verdict, softmax
 
-__all__ = ["BACKENDS", "verdict_of"]
+__all__ = ["BACKENDS", "expected_verdict"]
 
 BACKENDS: tuple[Backend, ...] = ("onnxruntime", "openvino")
 
 
-def verdict_of(repository: Path, pixels: npt.NDArray[np.uint8], execution: Execution) -> Verdict:
-    """Return the verdict on `pixels`, uint8 `[images, height, width, 3]`."""
-    ensemble = read_ensemble(repository / "ensemble.json")
+def expected_verdict(
+    repository: Path, ensemble: Ensemble, pixels: npt.NDArray[np.uint8], execution: Execution
+) -> Verdict:
+    """Return the verdict in this process, from the repository's own graphs."""
     found = [
         outputs_from_artefact(
             Artefact(member.name, *execution, repository / member.name / "1" / "model.onnx", has_novelty), pixels
