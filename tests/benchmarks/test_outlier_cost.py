@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from plurum.benchmarks.claims.outlier_cost import loss, outlier_cost
+from plurum.benchmarks.claims.outliers.cost import cost, loss
 
 
 def test_a_loss_has_an_upper_limit_over_pairs() -> None:
@@ -17,7 +17,7 @@ def test_a_loss_has_an_upper_limit_over_pairs() -> None:
 
 @pytest.mark.triton
 def test_both_sides_are_served_in_each_precision(report_of: Callable[..., Any], tmp_path: Path) -> None:
-    report = report_of(outlier_cost, work=tmp_path, arch=["test_resnet"], size=32, turns=6, seconds=0.2)
+    report = report_of(cost, work=tmp_path, arch=["test_resnet"], size=32, turns=6, seconds=0.2)
     assert list(report["percent"]) == [
         f"{model}, {precision}" for precision in ("fp32", "int8") for model in ("ensemble_pixels", "ensemble_fused")
     ]

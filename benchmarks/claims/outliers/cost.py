@@ -1,6 +1,6 @@
 """Measure the cost of the outlier test: the same members served with it and without.
 
-    python -m plurum.benchmarks.claims.outlier_cost
+    python -m plurum.benchmarks.claims.outliers.cost
 
 Measured, in one run on one machine, in FP32 and in INT8: images per second of `ensemble_pixels` and of `ensemble_fused`
 of two servers at once, which differ only in the detectors of the members, in the two outputs OUTLIER and REVIEW_REASON,
@@ -33,7 +33,7 @@ from plurum.files import sha256_of
 from plurum.serving import usable_cores
 from plurum.spec import Ensemble, OutlierRule, read_ensemble
 
-__all__ = ["loss", "outlier_cost"]
+__all__ = ["cost", "loss"]
 
 _MODELS = ("ensemble_pixels", "ensemble_fused")
 _ON, _OFF = "with", "without"
@@ -45,7 +45,7 @@ _TRAINING, _CALIBRATION = 400, 32
 _Rates = dict[str, list[float]]
 
 
-def outlier_cost(
+def cost(
     work: command.WorkFolder = Path("runs/outlier_cost"),
     arch: command.Architectures = command.ARCHS,
     size: command.ImageSize = 224,
@@ -180,4 +180,4 @@ def _table(rates: dict[str, _Rates], losses: dict[str, dict[str, float]]) -> Tab
 
 
 if __name__ == "__main__":
-    command.run_as_program(outlier_cost)
+    command.run_as_program(cost)
