@@ -101,8 +101,8 @@ def test_the_page_stores_nothing_that_identifies_a_patient(served: Server, tmp_p
         with urllib.request.urlopen(f"{url}/pictures/{sha256}", timeout=60) as reply:
             assert reply.headers["content-type"] == "image/png"
     assert (store / "images" / f"{sha256}.dcm").read_bytes() == without_patient(data)
-    for path in store.rglob("*"):
-        assert path.is_dir() or PATIENT_ID.encode() not in path.read_bytes(), path
+    for file in store.rglob("*"):
+        assert file.is_dir() or PATIENT_ID.encode() not in file.read_bytes(), file
 
 
 def test_the_page_shows_images_by_the_window_of_the_server() -> None:
