@@ -33,7 +33,7 @@ __all__ = [
 
 MANIFEST = "export.json"
 # Increase it when the same inputs give other graphs, or other code beside them.
-_RECIPE = "7"
+_RECIPE = "8"
 # Packages whose version affects the graphs.
 _TOOLS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nvidia-modelopt")
 
@@ -76,7 +76,7 @@ class ExportManifest(Metadata):
         files: SHA-256 of every file except `export.json`, by path in the repository; None in older exports, which
             list no files.
         ensemble: SHA-256 of the exported ensemble, if the repository's states another promise or review limit because
-            it was certified; None, and absent in files, if it is the same.
+            it was certified, or the outlier reference of its own graphs; None, and absent in files, if it is the same.
     """
 
     version: int = 1

@@ -64,6 +64,7 @@ class Budget(BaseModel):
         nll_increase: Largest increase of the mean negative log-likelihood, nats.
         ece_increase: Largest increase of the expected calibration error, 0 to 1.
         review_flips: Largest fraction of images whose review flag changes.
+        outlier_change: Largest mean change of an image's rank by novelty, or of its p-value, 0 to 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,14 +75,15 @@ class Budget(BaseModel):
     nll_increase: Annotated[float, Field(gt=0)]
     ece_increase: Annotated[float, Field(gt=0, le=1)]
     review_flips: Annotated[float, Field(ge=0, le=1)]
+    outlier_change: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
 _EXACT = {"flips": 0.0002, "accuracy_loss": 0.0002, "nll_increase": 0.001, "ece_increase": 0.001, "review_flips": 0.002}
 _COARSE = {"flips": 0.002, "accuracy_loss": 0.002, "nll_increase": 0.01, "ece_increase": 0.01, "review_flips": 0.02}
 # BF16 and INT8 keep 8 significant bits; FP16 keeps 11, and has FP32's limits except for the largest difference.
 BUDGETS: dict[Precision, Budget] = {
-    "fp32": Budget(max_difference=1e-4, **_EXACT),
-    "fp16": Budget(max_difference=0.02, **_EXACT),
+    "fp32": Budget(max_difference=1e-4, **_EXACT, outlier_change=0.002),
+    "fp16": Budget(max_difference=0.02, **_EXACT, outlier_change=0.02),
     "bf16": Budget(max_difference=0.2, **_COARSE),
     "int8": Budget(max_difference=0.2, **_COARSE),
 }

@@ -84,3 +84,54 @@ def served(repository: Path) -> Iterator[Server]:
     """Running server for that repository, shared by all tests."""
     with Server(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0)) as server:
         yield server
+
+
+def _copy_with_detectors(run: Run, folder: Path, detecting: tuple[bool, ...]) -> None:
+    from tests.sample_runs.detected_run import add_detectors
+
+    add_detectors(Run(shutil.copytree(run.path, folder)), detecting)
+
+
+@pytest.fixture(scope="session")
+def detected(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Fitted run whose members all have a detector, shared by all tests and read-only."""
+    return Run(build_once(tmp_path_factory, "detected", lambda out: _copy_with_detectors(run, out, (True, True))))
+
+
+@pytest.fixture(scope="session")
+def half_detected(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Fitted run of which only the second member has a detector, shared by all tests and read-only."""
+    return Run(build_once(tmp_path_factory, "half_detected", lambda out: _copy_with_detectors(run, out, (False, True))))
+
+
+@pytest.fixture(scope="session")
+def detecting_repository(detected: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FP32 repository of the run whose members all have a detector, with `ensemble_fused`."""
+    from plurum.export import ExportSettings, repository_from_run
+
+    settings = ExportSettings(max_batch_size=8, fused=True)
+    return build_once(tmp_path_factory, "detecting", lambda out: repository_from_run(detected, out, settings))
+
+
+@pytest.fixture(scope="session")
+def int8_repositories(half_detected: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """INT8 repositories of the run of which one member has a detector, with `ensemble_fused`, by backend."""
+    from plurum.export import Budget, ExportSettings, repository_from_run
+    from plurum.export.repository import selection
+    from plurum.export.settings import Backend, Execution
+
+    # Members that have hardly learnt differ by more than trained ones.
+    anything = Budget(
+        max_difference=1, flips=1, accuracy_loss=1, nll_increase=9, ece_increase=1, review_flips=1, outlier_change=0.15
+    )
+    settings = ExportSettings(max_batch_size=8, fused=True, precision="int8", budgets={"int8": anything})
+
+    def build(backend: Backend) -> Path:
+        def export(out: Path) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(selection, "EXECUTIONS", {"cpu": (Execution("int8", backend),)})
+                repository_from_run(half_detected, out, settings)
+
+        return build_once(tmp_path_factory, f"detecting_int8_{backend}", export)
+
+    return {"onnxruntime": build("onnxruntime"), "openvino": build("openvino")}

@@ -131,8 +131,8 @@ def _jpeg() -> bytes:
 
 BAD_IMAGES = {
     "corrupt JPEG": (_jpeg()[:700], "corrupt or truncated"),
-    "text": (b"dear server, please classify me", "not a JPEG, PNG, TIFF or DICOM"),
-    "nothing": (b"", "not a JPEG, PNG, TIFF or DICOM"),
+    "text": (b"dear server, please classify me", "not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM"),
+    "nothing": (b"", "not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM"),
     "one pixel": (png_from_pixels(np.zeros((1, 1, 3), np.uint8)), "too small"),
     "bomb": (_bomb(), "too large"),
 }

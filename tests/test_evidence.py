@@ -154,7 +154,7 @@ def test_another_run_than_the_served_one_is_named(run: Run) -> None:
 
 
 def test_an_unavailable_map_gives_one_line(run: Run, fresh_run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="not a JPEG, PNG, TIFF or DICOM"):
+    with pytest.raises(ImageError, match="not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM"):
         Evidence(run).maps(b"no image", "five")
     with pytest.raises(MetadataError, match="got 'eleven'"):
         Evidence(run).maps(png_from_pixels(np.array(run.pixels()[40])), "eleven")

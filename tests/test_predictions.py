@@ -9,9 +9,9 @@ import pytest
 
 from plurum.client import Failure, Prediction
 from plurum.errors import ServerError
-from plurum.predictions.outputs import tensors_from_verdict
+from plurum.predictions.outputs import tensors_from_verdict, voted_outputs
 from plurum.predictions.prediction import predictions_from_tensors, verdict_from_predictions
-from plurum.voting import VotingRule, decide
+from plurum.voting import OutlierTest, VotingRule, decide
 
 NAMES = ("CE", "LAA"), ("one", "two", "three")
 
@@ -72,11 +72,32 @@ def test_json_of_another_version_is_read() -> None:
 
 def test_a_verdict_survives_the_way_to_the_client_and_back() -> None:
     members = np.random.default_rng(0).dirichlet([1, 1], (5, 3))
-    verdict = decide(members, VotingRule((0.5, 0.3, 0.2), quantiles=(0.6, 0.6), review_threshold=0.7))
-    tensors = tensors_from_verdict(verdict, [b"CE", b"LAA"])
+    test = OutlierTest(0.4, (True, False, True), (0.5, 0.0, 0.5), (-1.0, 0.0, 1.0), None, 3)
+    rule = VotingRule((0.5, 0.3, 0.2), quantiles=(0.6, 0.6), review_threshold=0.7, outliers=test)
+    verdict = decide(members, rule, np.array([0, 3, 0, 3, 0])[:, None].repeat(3, axis=1))
+    assert verdict.review_reason.tolist() == [3, 7, 0, 4, 1]
+    tensors = tensors_from_verdict(verdict, [b"CE", b"LAA"], voted_outputs(has_outliers=True))
     back = verdict_from_predictions(predictions_from_tensors(tensors, *NAMES, 5), NAMES[0])
     for name, values in vars(verdict).items():
         np.testing.assert_allclose(getattr(back, name), values, atol=1e-6, err_msg=name)
+
+
+def test_an_older_server_states_no_reasons() -> None:
+    first, second = predictions_from_tensors(tensors(), *NAMES, 2)
+    assert (first.outlier, second.review_reason) == (None, None)
+    verdict = verdict_from_predictions([first, second], NAMES[0])
+    assert verdict.outlier.tolist() == [1, 1]
+    assert verdict.review_reason.tolist() == [0, 1]
+
+
+def test_reasons_for_review_have_names() -> None:
+    newer: dict[str, npt.NDArray[Any]] = {
+        "OUTLIER": np.array([[0.5], [0.0625]], np.float32),
+        "REVIEW_REASON": np.array([[0], [6]], np.uint8),
+    }
+    first, second = predictions_from_tensors(tensors() | newer, *NAMES, 2)
+    assert (first.review_reason, second.review_reason, second.outlier) == ((), ("set", "outlier"), 0.0625)
+    assert Prediction.from_dict(json.loads(json.dumps(second.to_dict()))) == second
 
 
 def test_a_failure_gives_its_reason_as_error() -> None:

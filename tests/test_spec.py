@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from plurum.errors import MetadataError
-from plurum.predictions.outputs import VOTED
+from plurum.predictions.outputs import TESTED, VOTED
 from plurum.spec import (
     RESERVED_NAMES,
     Ensemble,
@@ -297,7 +297,7 @@ def test_metadata_of_a_member_are_refused_as_an_ensemble(tmp_path: Path) -> None
 
 
 def test_every_part_of_a_verdict_is_an_output() -> None:
-    assert {output.field for output in VOTED.values()} == set(Verdict.__dataclass_fields__)
+    assert {output.field for output in (*VOTED.values(), *TESTED.values())} == set(Verdict.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("tag", ["a0000001", "00000102", "ffffffff"])

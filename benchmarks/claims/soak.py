@@ -26,8 +26,8 @@ import grpc
 import typer
 from rich.table import Table
 
-from plurum.benchmarks.claims.garbage import GARBAGE
 from plurum.benchmarks.tools import command
+from plurum.benchmarks.tools.garbage import GARBAGE
 from plurum.benchmarks.tools.members import random_repository
 from plurum.benchmarks.tools.requests import coloured_jpegs
 from plurum.benchmarks.tools.servers import GatewayStack, serve_behind_gateway

@@ -30,17 +30,22 @@ FILE_COLUMNS = tuple(output for output in COLUMNS if output.in_files)
 PROBABILITY = OUTPUTS["PROBABILITIES"]
 
 
-def columns_of_images(classes: Iterable[str], *, has_audit: bool = False) -> dict[str, Kind]:
+def columns_of_images(
+    classes: Iterable[str], *, has_audit: bool = False, has_outliers: bool = False
+) -> dict[str, Kind]:
     """Return the columns of a file with a row per image, and what they hold.
 
     Args:
         classes: Class names, in the order of the outputs.
         has_audit: True if the server draws predictions for audit.
+        has_outliers: True if the server tests for outliers.
     """
-    kinds: dict[str, Kind] = {"BYTES": "text", "FP32": "float32", "BOOL": "flag"}
+    has = {None: True, "audit_rate": has_audit, "outliers": has_outliers}
+    # A prediction states bits by their names.
+    kinds: dict[str, Kind] = {"BYTES": "text", "FP32": "float32", "BOOL": "flag", "UINT8": "texts"}
     found: dict[str, Kind] = {}
     for output in FILE_COLUMNS:
-        if output.is_optional and not has_audit:
+        if not has[output.needs]:
             continue
         kind = "texts" if output.datatype == "BOOL" and not output.is_scalar else kinds[output.datatype]
         names = classes if "{name}" in output.column else ("",)

@@ -13,7 +13,7 @@ from rich.text import Text
 from plurum.client.bulk.columns import columns_of_images, columns_of_patients
 from plurum.client.bulk.formats import Format, RowSubject, RowWriter, format_from_path
 from plurum.client.bulk.patients import PatientAnswer
-from plurum.client.connection.predictions import Answer, Failure, Served
+from plurum.client.connection.predictions import Answer, Failure, Prediction, Served
 from plurum.files import atomic_file
 from plurum.promises.review import promise_text
 from plurum.sentences import point_text
@@ -41,25 +41,30 @@ class AnswersReport:
 
 
 @contextmanager
-def answers_report(path: Path, classes: Sequence[str], *, has_audit: bool = False) -> Iterator[AnswersReport]:
+def answers_report(
+    path: Path, classes: Sequence[str], *, has_audit: bool = False, has_outliers: bool = False
+) -> Iterator[AnswersReport]:
     """Open a file of predictions, which appears at `path` only if the block ends without an error.
 
     The suffix chooses the format: `.csv`, `.jsonl` or `.parquet`. Columns of CSV and Parquet: path, label, confidence,
-    review (true or false), audit (with `has_audit`), entropy, disagreement, prediction_set (classes, joined by `|` in
-    CSV), one `p_CLASS` per class, error (empty for a prediction; the only value beside path for a failure). JSON lines
+    review (true or false), review_reason (with `has_outliers`), audit (with `has_audit`), entropy, disagreement,
+    outlier (with `has_outliers`), prediction_set, one `p_CLASS` per class, and error, which is empty for a prediction,
+    and the only value beside path for a failure. CSV joins the reasons, and the classes of a set, by `|`. JSON lines
     are those of `json_line`.
 
     Args:
         path: File to write.
         classes: Class names, in the order of the outputs.
         has_audit: True if the server draws audits; see `Served.has_audit`.
+        has_outliers: True if the server tests for outliers; see `Served.has_outliers`.
 
     Raises:
         MissingExtraError: pyarrow is required and not installed.
         OutputError: `path` can't be written.
         SettingsError: the suffix is not supported.
     """
-    with _report(path, format_from_path(path, columns_of_images(classes, has_audit=has_audit)), ("path",)) as report:
+    columns = columns_of_images(classes, has_audit=has_audit, has_outliers=has_outliers)
+    with _report(path, format_from_path(path, columns), ("path",)) as report:
         yield report
 
 
@@ -104,9 +109,14 @@ def table_from_answers(rows: Iterable[tuple[str | Path, Answer]]) -> Table:
             table.add_row(name, Text("no answer", style="red"))
             continue
         numbers = (f"{number:.3f}" for number in (answer.confidence, answer.entropy, answer.disagreement))
-        mark = "review" if answer.review else "audit" if answer.audit else ""
+        mark = _review_mark(answer) if answer.review else "audit" if answer.audit else ""
         table.add_row(name, Text(answer.label), *numbers, Text(mark, style="yellow"))
     return table
+
+
+def _review_mark(prediction: Prediction) -> str:
+    """Return the mark of a prediction that needs review, with its reasons if the server states them."""
+    return "review" + "".join(f" {name}" for name in prediction.review_reason or ())
 
 
 def table_from_patients(answers: Iterable[PatientAnswer]) -> Table:

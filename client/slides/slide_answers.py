@@ -241,7 +241,8 @@ class SlideAnswers:
         scalars = dict(zip(_SCALARS, self._numbers.T, strict=True))
         columns["confidence"] = scalars.pop("confidence")
         columns |= cells_by_class(OUTPUTS["PROBABILITIES"], dict(zip(classes, self._probabilities.T, strict=True)))
-        columns |= scalars
+        # An older server sends no newer output.
+        columns |= {name: values for name, values in scalars.items() if not np.isnan(values).all()}
         review = pd.array(self._review, dtype="boolean")
         review[self._winners < 0] = pd.NA
         columns["review"] = review

@@ -22,6 +22,7 @@ import onnx
 from onnx import TensorProto
 
 from plurum.errors import ParityError, needs_extra
+from plurum.export.graphs.member import detector_nodes
 from plurum.export.graphs.runtimes import onnx_session
 from plurum.spec import INPUT_PIXELS
 
@@ -68,6 +69,9 @@ def fp16_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path) -> N
     """
     with needs_extra("fp16", "modelopt", "onnx_graphsurgeon", "onnxconverter_common", "lief"), silence_converters():
         from modelopt.onnx import autocast
+    graph = onnx.load(source).graph
+    # The detector stays FP32, too: its distances have a wide range, and it is small.
+    whole = [*_nodes_before_first_layer(graph), *(node.name for node in detector_nodes(graph))]
     with tempfile.TemporaryDirectory() as folder, silence_converters():
         calibration = Path(folder) / "calibration.npz"
         arrays: dict[str, Any] = {INPUT_PIXELS: pixels[:_AUTOCAST_IMAGES]}
@@ -77,7 +81,7 @@ def fp16_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path) -> N
             low_precision_type="fp16",
             keep_io_types=True,
             calibration_data=str(calibration),
-            nodes_to_exclude=[f"^{re.escape(name)}$" for name in _nodes_before_first_layer(onnx.load(source).graph)],
+            nodes_to_exclude=[f"^{re.escape(name)}$" for name in whole],
         )
     onnx.save(model, path)
     onnx.checker.check_model(path, full_check=True)

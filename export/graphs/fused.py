@@ -1,7 +1,7 @@
 """Join members and vote into one graph, with uncertainty, prediction set and review flag.
 
 Its input is PIXELS, uint8 [batch, height, width, 3]; its outputs are those of the vote in `plurum.predictions.outputs`,
-with INDEX, int32 [batch, 1], instead of LABEL.
+with INDEX, int32 [batch, 1], instead of LABEL; with an outlier test also OUTLIER and REVIEW_REASON.
 
 The vote is `plurum.voting.decide` in float32. It is joined to the members' published graphs, so the fused graph
 contains the graphs that were checked. INT8 and FP16 members keep their precision; the vote computes in FP32.
@@ -9,8 +9,10 @@ contains the graphs that were checked. INT8 and FP16 members keep their precisio
 
 from __future__ import annotations
 
+import operator
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +27,28 @@ from plurum.export.graphs.member import onnx_from_module
 from plurum.export.graphs.runtimes import batches_of, onnx_session, openvino_runner
 from plurum.export.settings import Backend
 from plurum.predictions.arrays import Ints
-from plurum.predictions.outputs import VOTED
-from plurum.spec import INPUT_PIXELS, LOGITS
-from plurum.voting import MODES, DecisionPoint, Verdict, VotingRule
+from plurum.predictions.outputs import voted_outputs
+from plurum.spec import INPUT_PIXELS, LOGITS, NOVELTY
+from plurum.voting import (
+    MODES,
+    REVIEW_CONFIDENCE,
+    REVIEW_OUTLIER,
+    REVIEW_SET,
+    DecisionPoint,
+    OutlierTest,
+    Verdict,
+    VotingRule,
+)
 
-__all__ = ["FUSED_OUTPUTS", "VoteModel", "fused_from_onnx", "verdict_from_fused"]
+__all__ = ["VoteModel", "fused_from_onnx", "verdict_from_fused"]
 
-# A graph names the decided class by its index, because TensorRT has no strings.
-FUSED_OUTPUTS = tuple("INDEX" if name == "LABEL" else name for name in VOTED)
 # The smallest normal float32: log of it is finite.
 _TINY = float(np.finfo(np.float32).tiny)
 _LEAST_PROBABILITY = 1e-6
 # Tolerance for float32 rounding: a vote share that equals a fitted limit must still reach it.
 _ROUNDING = 1e-6
 # Types of a verdict's arrays by data type of the output; labels are indices.
-_VERDICT_TYPES = {"FP32": np.float64, "BYTES": np.int64, "BOOL": np.bool_}
+_VERDICT_TYPES = {"FP32": np.float64, "BYTES": np.int64, "BOOL": np.bool_, "UINT8": np.uint8}
 
 
 class VoteModel(nn.Module):
@@ -52,8 +61,18 @@ class VoteModel(nn.Module):
         super().__init__()
         self.rule = rule
 
-    def forward(self, logits: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs of the vote, in the order of `FUSED_OUTPUTS`."""
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return _graph_outputs(has_outliers=self.rule.outliers is not None)
+
+    def forward(self, logits: Tensor, novelty: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return the outputs of the vote, in the order of `outputs`.
+
+        Args:
+            logits: Logits of the members, float32 `[batch, members, classes]`.
+            novelty: Novelty of the members with a detector, float32 `[batch, detectors]`; None without a test.
+        """
         members = logits.softmax(dim=-1)
         weights = _tensor(self.rule.weights).view(1, -1, 1)
         mean = (members * weights).sum(dim=1)
@@ -71,7 +90,7 @@ class VoteModel(nn.Module):
             if self.rule.point is None:
                 # The tie rule of a hard vote may pick another class than the lower index; the set then holds both.
                 inside |= torch.arange(logits.shape[2]) == probabilities.argmax(dim=-1, keepdim=True)
-        review = _needs_review(probabilities, winner, inside, self.rule)
+        reasons = _review_reasons(probabilities, winner, inside, self.rule)
         # Sum over members first, then over classes. The other order sums a tensor of [batch, members, 1] over members,
         # which OpenVINO 2026.4 gets wrong from the second image of a batch on.
         expected = -(members * members.clamp(min=_TINY).log() * weights).sum(dim=1).sum(dim=-1, keepdim=True)
@@ -85,9 +104,14 @@ class VoteModel(nn.Module):
             "STD": std,
             "MEMBER_PROBABILITIES": members,
             "PREDICTION_SET": inside,
-            "REVIEW": review,
         }
-        return tuple(outputs[name] for name in FUSED_OUTPUTS)
+        if self.rule.outliers is not None and novelty is not None:
+            outputs["OUTLIER"], reasons[REVIEW_OUTLIER] = _test(novelty, self.rule.outliers)
+            # Bits of different reasons add up.
+            bits = torch.stack([is_one.float() * bit for bit, is_one in reasons.items()], dim=-1)
+            outputs["REVIEW_REASON"] = bits.sum(dim=-1).to(torch.uint8)
+        outputs["REVIEW"] = reduce(operator.or_, reasons.values())
+        return tuple(outputs[name] for name in self.outputs)
 
 
 def _hard_vote(members: Tensor, _mean: Tensor, rule: VotingRule) -> Tensor:
@@ -128,20 +152,30 @@ def _decided(probabilities: Tensor, point: DecisionPoint | None) -> Tensor:
     return torch.where(is_positive, point.positive, 1 - point.positive)
 
 
-def _needs_review(probabilities: Tensor, winner: Tensor, inside: Tensor, rule: VotingRule) -> Tensor:
-    """Return the review flags, `[batch, 1]`, true for NaN; see `plurum.voting.decide`."""
+def _review_reasons(probabilities: Tensor, winner: Tensor, inside: Tensor, rule: VotingRule) -> dict[int, Tensor]:
+    """Return a mask `[batch, 1]`, true for NaN, for each bit of a reason for review; see `plurum.voting.decide`."""
     point = rule.point
     if point is not None and point.positive is not None:
         positive = probabilities[:, point.positive : point.positive + 1]
         # An empty interval: only NaN is within it.
         low, high = point.review_interval or (0.0, -1.0)
-        return ~((positive < low - _ROUNDING) | (positive > high + _ROUNDING))
+        return {REVIEW_CONFIDENCE: ~((positive < low - _ROUNDING) | (positive > high + _ROUNDING))}
     if point is not None and point.review_cost is not None:
         least = _expected_costs(probabilities, point).amin(dim=-1, keepdim=True)
-        return ~(least <= point.review_cost * (1 + _ROUNDING))
+        return {REVIEW_CONFIDENCE: ~(least <= point.review_cost * (1 + _ROUNDING))}
     confidence = (probabilities * winner).sum(dim=-1, keepdim=True)
     sure = confidence >= rule.review_threshold - _ROUNDING
-    return ~sure | (inside.to(torch.int32).sum(dim=-1, keepdim=True) > 1)
+    return {REVIEW_CONFIDENCE: ~sure, REVIEW_SET: inside.to(torch.int32).sum(dim=-1, keepdim=True) > 1}
+
+
+def _test(novelty: Tensor, outliers: OutlierTest) -> tuple[Tensor, Tensor]:
+    """Return the p-value, NaN for NaN, and the mask of outliers, `[batch, 1]` each; see `OutlierTest.test`."""
+    weights = [weight for weight, has in zip(outliers.weights, outliers.detecting, strict=True) if has]
+    score = novelty @ _tensor(weights).unsqueeze(1)
+    # Counted in float32, which is exact up to 16 million images; TensorRT sums no booleans.
+    lower = (_tensor(outliers.reference) < score).float().sum(dim=-1, keepdim=True)
+    p_value = _tensor(outliers.p_values.tolist())[lower.squeeze(1).long()].unsqueeze(1)
+    return torch.where(score.isnan(), torch.nan, p_value), lower >= outliers.first_outlier
 
 
 def _expected_costs(probabilities: Tensor, point: DecisionPoint) -> Tensor:
@@ -149,7 +183,7 @@ def _expected_costs(probabilities: Tensor, point: DecisionPoint) -> Tensor:
 
 
 def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path: Path) -> None:
-    """Write the members' `graphs`, PIXELS → LOGITS each, and their vote to `path` as one graph.
+    """Write the members' `graphs`, PIXELS → LOGITS (and NOVELTY) each, and their vote to `path` as one graph.
 
     Args:
         graphs: ONNX files of the members, in the rule's order.
@@ -160,10 +194,14 @@ def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path
     Raises:
         onnx.checker.ValidationError: the fused graph is not valid ONNX.
     """
+    detecting = [index for index, has in enumerate(rule.outliers.detecting if rule.outliers else ()) if has]
     with tempfile.TemporaryDirectory() as folder:
         vote_path = Path(folder) / "vote.onnx"
-        sample = torch.zeros(2, len(graphs), classes)
-        onnx_from_module(VoteModel(rule), sample, vote_path, (LOGITS,), FUSED_OUTPUTS)
+        voter = VoteModel(rule)
+        samples = {LOGITS: torch.zeros(2, len(graphs), classes)}
+        if detecting:
+            samples[NOVELTY] = torch.zeros(2, len(detecting))
+        onnx_from_module(voter, tuple(samples.values()), vote_path, tuple(samples), voter.outputs)
         vote = onnx.compose.add_prefix(onnx.load(vote_path), "vote/", rename_outputs=False)
     members = [
         onnx.compose.add_prefix(onnx.load(graph), f"{index}/", rename_inputs=False)
@@ -176,6 +214,9 @@ def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path
         stacked.append(f"stacked/{index}")
         nodes.append(helper.make_node("Unsqueeze", [f"{index}/{LOGITS}", "stacked/axis"], [stacked[-1]]))
     nodes.append(helper.make_node("Concat", stacked, [f"vote/{LOGITS}"], axis=1))
+    if detecting:
+        novelties = [f"{index}/{NOVELTY}" for index in detecting]
+        nodes.append(helper.make_node("Concat", novelties, [f"vote/{NOVELTY}"], axis=1))
     axis = helper.make_tensor("stacked/axis", TensorProto.INT64, [1], [1])
     parts = [*members, vote]
     graph = helper.make_graph(
@@ -202,21 +243,29 @@ def verdict_from_fused(
         backend: Backend that runs the graph; ONNX Runtime stands in for TensorRT.
         rows: Indices of the images to run, `[rows]`; None runs all.
     """
+    has_outliers = "OUTLIER" in {one.name for one in onnx.load(path).graph.output}
+    outputs = _graph_outputs(has_outliers=has_outliers)
     if backend == "openvino":
-        infer = openvino_runner(path, FUSED_OUTPUTS)
+        infer = openvino_runner(path, outputs)
     else:
         session = onnx_session(path)
 
         def infer(batch: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-            return list(session.run(list(FUSED_OUTPUTS), {INPUT_PIXELS: batch}))
+            return list(session.run(list(outputs), {INPUT_PIXELS: batch}))
 
     batches = [infer(batch) for batch in batches_of(pixels, rows)]
-    parts = [np.concatenate(outputs) for outputs in zip(*batches, strict=True)]
+    parts = [np.concatenate(found) for found in zip(*batches, strict=True)]
     values: dict[str, Any] = {
         output.field: (part[:, 0] if output.is_scalar else part).astype(_VERDICT_TYPES[output.datatype])
-        for output, part in zip(VOTED.values(), parts, strict=True)
+        for output, part in zip(voted_outputs(has_outliers=has_outliers).values(), parts, strict=True)
     }
-    return Verdict(**values)
+    untested = {"outlier": np.ones(len(parts[0])), "review_reason": values["review"].astype(np.uint8)}
+    return Verdict(**(untested | values))
+
+
+def _graph_outputs(*, has_outliers: bool) -> tuple[str, ...]:
+    """Return the names of a fused graph's outputs; INDEX stands for LABEL, because TensorRT has no strings."""
+    return tuple("INDEX" if name == "LABEL" else name for name in voted_outputs(has_outliers=has_outliers))
 
 
 def _tensor(values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import onnx
 
 from plurum.export.graphs.float16 import silence_converters
+from plurum.export.graphs.member import detector_nodes
 from plurum.export.settings import Backend
 from plurum.spec import INPUT_PIXELS
 from plurum.telemetry import forbid_telemetry
@@ -72,6 +73,8 @@ def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path, back
             weight_type=QuantType.QInt8,
             per_channel=True,
             calibrate_method=CalibrationMethod.MinMax,
+            # The detector stays FP32: its distances have a wide range, and it is small.
+            nodes_to_exclude=[node.name for node in detector_nodes(onnx.load(prepared).graph)],
             op_types_to_quantize=[*_HEAVY] if inputs_alone else _operators(prepared),
             extra_options={
                 "WeightSymmetric": True,

@@ -1,6 +1,7 @@
-"""Run artefacts on this machine: their logits and their latency.
+"""Run artefacts on this machine: their outputs and their latency.
 
 PIXELS  uint8 [images, height, width, 3]  →  LOGITS  float32 [images, classes]
+                                             NOVELTY  float32 [images, 1], if the member has a detector
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +21,18 @@ from plurum.errors import needs_extra
 from plurum.export.graphs.member import PixelModel
 from plurum.export.settings import Backend, Execution, Precision
 from plurum.predictions.arrays import Ints
-from plurum.spec import INPUT_PIXELS, LOGITS
+from plurum.spec import INPUT_PIXELS, LOGITS, NOVELTY
 from plurum.telemetry import import_onnxruntime
 
 __all__ = [
     "Artefact",
+    "MemberOutputs",
     "batches_of",
     "latency_ms",
-    "logits_from_artefact",
-    "logits_from_model",
     "onnx_session",
     "openvino_runner",
+    "outputs_from_artefact",
+    "outputs_from_model",
 ]
 
 onnxruntime = import_onnxruntime()
@@ -52,17 +54,36 @@ class Artefact:
         precision: Precision of the computation.
         backend: Backend that will serve the graph.
         path: ONNX file.
+        has_novelty: True if it has the output NOVELTY.
     """
 
     member: str
     precision: Precision
     backend: Backend
     path: Path
+    has_novelty: bool = False
 
     @property
     def execution(self) -> Execution:
         """Precision and backend of the artefact."""
         return Execution(self.precision, self.backend)
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the outputs."""
+        return [LOGITS, NOVELTY] if self.has_novelty else [LOGITS]
+
+
+class MemberOutputs(NamedTuple):
+    """Outputs of a member for images.
+
+    Attributes:
+        logits: Logits, float32 `[images, classes]`.
+        novelty: Novelty by its detector, float32 `[images]`; None without a detector.
+    """
+
+    logits: Logits
+    novelty: npt.NDArray[np.float32] | None = None
 
 
 def onnx_session(path: Path, threads: int = 0) -> Any:
@@ -115,18 +136,19 @@ def openvino_runner(
     return run
 
 
-def logits_from_model(model: PixelModel, pixels: Pixels) -> Logits:
-    """Return PyTorch's logits, the reference."""
+def outputs_from_model(model: PixelModel, pixels: Pixels) -> MemberOutputs:
+    """Return PyTorch's outputs, the reference."""
 
-    def infer(batch: Pixels) -> Logits:
+    def infer(batch: Pixels) -> list[npt.NDArray[Any]]:
         with torch.inference_mode():
-            return np.asarray(model(torch.from_numpy(batch)).numpy())
+            outputs = model(torch.from_numpy(batch))
+        return [one.numpy() for one in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     return _run_in_batches(infer, pixels)
 
 
-def logits_from_artefact(artefact: Artefact, pixels: Pixels, rows: Ints | None = None) -> Logits:
-    """Return the artefact's logits on this machine.
+def outputs_from_artefact(artefact: Artefact, pixels: Pixels, rows: Ints | None = None) -> MemberOutputs:
+    """Return the artefact's outputs on this machine.
 
     ONNX Runtime runs artefacts for TensorRT; on a CPU it computes FP16 in a wider type.
 
@@ -152,12 +174,11 @@ def latency_ms(artefact: Artefact, pixels: Pixels) -> float:
     return statistics.median(times[_WARM_UP:]) * 1000
 
 
-def _runner(artefact: Artefact, threads: int) -> Callable[[Pixels], Logits]:
+def _runner(artefact: Artefact, threads: int) -> Callable[[Pixels], list[npt.NDArray[Any]]]:
     if artefact.backend == "openvino":
-        run = openvino_runner(artefact.path, [LOGITS], threads, bf16=artefact.precision == "bf16")
-        return lambda batch: run(batch)[0]
+        return openvino_runner(artefact.path, artefact.outputs, threads, bf16=artefact.precision == "bf16")
     session = onnx_session(artefact.path, threads)
-    return lambda batch: np.asarray(session.run([LOGITS], {INPUT_PIXELS: batch})[0])
+    return lambda batch: list(session.run(artefact.outputs, {INPUT_PIXELS: batch}))
 
 
 def batches_of(pixels: Pixels, rows: Ints | None = None) -> Iterator[Pixels]:
@@ -171,5 +192,9 @@ def batches_of(pixels: Pixels, rows: Ints | None = None) -> Iterator[Pixels]:
         yield np.array(pixels[part] if rows is None else pixels[rows[part]])
 
 
-def _run_in_batches(infer: Callable[[Pixels], Logits], pixels: Pixels, rows: Ints | None = None) -> Logits:
-    return np.concatenate([infer(batch) for batch in batches_of(pixels, rows)])
+def _run_in_batches(
+    infer: Callable[[Pixels], list[npt.NDArray[Any]]], pixels: Pixels, rows: Ints | None = None
+) -> MemberOutputs:
+    batches = zip(*(infer(batch) for batch in batches_of(pixels, rows)), strict=True)
+    logits, *novelty = (np.concatenate(parts) for parts in batches)
+    return MemberOutputs(logits, novelty[0][:, 0] if novelty else None)

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from plurum.export.manifest import ExportManifest
 from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config
 from plurum.repository.listing import ListingDifferences
-from plurum.spec import Ensemble
+from plurum.spec import LOGITS, NOVELTY, Ensemble
 
 __all__ = ["config_faults", "copy_faults", "expected_configs", "file_faults", "parameter_faults", "wiring_faults"]
 
@@ -22,7 +22,9 @@ __all__ = ["config_faults", "copy_faults", "expected_configs", "file_faults", "p
 def expected_configs(ensemble: Ensemble, manifest: ExportManifest) -> dict[str, Any]:
     """Return the config of every model that `ensemble` needs, by name: inputs, outputs and the largest batch."""
     most = manifest.max_batch_size
-    configs = [*(member_config(member, most) for member in ensemble.members), *chain_configs(ensemble, most)]
+    members = zip(ensemble.members, ensemble.detecting, strict=True)
+    configs = [member_config(member, most, has_novelty=has_novelty) for member, has_novelty in members]
+    configs += chain_configs(ensemble, most)
     if any(one.model == FUSED for one in manifest.artefacts):
         configs += fused_configs(ensemble, most, "onnxruntime")
     return {str(config.name): config for config in configs}
@@ -86,11 +88,15 @@ def wiring_faults(config: Any, members: list[str], configs: dict[str, Any]) -> l
     makers = {
         tensor: step.model_name for step in config.ensemble_scheduling.step for tensor in step.output_map.values()
     }
-    wired = [makers.get(steps["voter"].input_map.get(f"LOGITS_{index}", "")) for index in range(len(members))]
+    wired = [makers.get(steps["voter"].input_map.get(f"{LOGITS}_{index}", "")) for index in range(len(members))]
     faults += [f"member {name} does not reach the voter" for name in members if name not in wired]
     if not faults and wired != members:
         order = ", ".join(map(str, wired))
         faults.append(f"the voter gets {order}; the order in ensemble.json is {', '.join(members)}")
+    for index, name in enumerate(members):
+        novelty = steps["voter"].input_map.get(f"{NOVELTY}_{index}")
+        if novelty and makers.get(novelty) != name:
+            faults.append(f"the voter gets the novelty of {makers.get(novelty)} as that of {name}")
     return faults
 
 

@@ -1,6 +1,7 @@
 """Assemble a Triton model repository from members.
 
-REPO/ensemble.json                      metadata of the ensemble, with the review limit that the graphs certified
+REPO/ensemble.json                      metadata of the ensemble, with the review limit that the graphs certified and
+                                        with the outlier reference that they give
 REPO/parity.json                        differences of each artefact, and of the vote, from PyTorch
 REPO/model_card.md, model_card.json      data, members, figures, promises and limits of the ensemble
 REPO/export.json                        manifest of the export
@@ -16,18 +17,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from plurum.errors import MetadataError, RepositoryError
 from plurum.export.checks import check_output_folder
-from plurum.export.graphs.fused import verdict_from_fused
 from plurum.export.graphs.member import PixelModel
-from plurum.export.graphs.runtimes import Artefact, logits_from_artefact
+from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.export.manifest import PublishedGraph, is_current, read_manifest, write_manifest
 from plurum.export.repository.cards.card import card_from_repository
 from plurum.export.repository.cards.card_files import update_card, write_card
@@ -38,19 +37,26 @@ from plurum.export.repository.certification import (
     certify_ensemble,
     with_provisional_promise,
 )
-from plurum.export.repository.configs import FUSED, LABELS
-from plurum.export.repository.model_folders import add_chain_models, add_fused_models, state_precisions
+from plurum.export.repository.fusion import fuse_choices, fused_backend, fused_rule, published_from_file
+from plurum.export.repository.model_folders import add_chain_models, add_fused_models
+from plurum.export.repository.outlier_reference import reference_images, with_detector, with_served_reference
 from plurum.export.repository.parity import Parity, check_parity, verdict_from_members, vote_parity
-from plurum.export.repository.selection import MemberChoice, ParitySample, choose_artefact, select_evenly
+from plurum.export.repository.selection import (
+    MemberChoice,
+    ParitySample,
+    choose_artefact,
+    original_verdict,
+    select_evenly,
+)
 from plurum.export.scratch import scratch_folder
-from plurum.export.settings import BUDGETS, Backend, Execution, ExportSettings, Precision
-from plurum.files import atomic_folder, sha256_of
+from plurum.export.settings import BUDGETS, ExportSettings
+from plurum.files import atomic_folder
 from plurum.models import model_from_checkpoint
 from plurum.regular_files import read_regular
 from plurum.repository.probes import PROBES_FILE, RecordedProbes, probe_images
 from plurum.run import Run, Split, Table
 from plurum.spec import Ensemble, Member, ReviewPromise, read_ensemble, write_metadata
-from plurum.voting import softmax
+from plurum.voting import OutlierTest, softmax
 
 __all__ = [
     "ExportResult",
@@ -116,17 +122,19 @@ def repository_from_run(
     facts = facts_from_run(run, intended_use, site)
 
     def load_sample() -> ParitySample:
-        return sample_from_table(run.table(), run.pixels(), settings, str(run.path))
+        table, pixels = run.table(), run.pixels()
+        sample = sample_from_table(table, pixels, settings, str(run.path))
+        return replace(sample, reference=reference_images(ensemble.outliers, table, pixels))
 
-    def load_model(member: Member) -> nn.Module:
-        return model_from_checkpoint(member, run.checkpoint(member))
+    def load_model(member: Member) -> PixelModel:
+        return with_detector(run, ensemble, member, model_from_checkpoint(member, run.checkpoint(member)))
 
     return repository_from_models(ensemble, load_model, load_sample, out, settings, progress, facts)
 
 
 def repository_from_models(
     ensemble: Ensemble,
-    load_model: Callable[[Member], nn.Module],
+    load_model: Callable[[Member], PixelModel],
     load_sample: Callable[[], ParitySample],
     out: Path,
     settings: ExportSettings,
@@ -157,26 +165,28 @@ def repository_from_models(
         return former
     sample = load_sample()
     with atomic_folder(out) as hidden, scratch_folder(hidden) as folder:
-        choices = []
-        for member in ensemble.members:
-            model = PixelModel(load_model(member), member.image)
-            choices.append(choose_artefact(member.name, model, sample, settings, folder, progress))
+        choices = [
+            choose_artefact(member.name, load_model(member), sample, settings, folder, progress)
+            for member in ensemble.members
+        ]
         choices, vote = select_passing_choices(ensemble, choices, sample, settings)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
-        graphs = ServedGraphs(
-            list(artefacts.values()), _fused_backend(choices, settings) if settings.fused else None, folder
-        )
-        served = certify_ensemble(ensemble, graphs, sample.certification, settings, progress)
-        if served.rule != ensemble.rule:
-            # Compare reviews at the limit that is served.
-            vote = _parity_of_vote(served, choices, sample, settings)
+        tested = with_served_reference(ensemble, list(artefacts.values()), sample.reference, progress)
+        rule_of_fused = fused_rule(tested, choices, sample, progress) if settings.fused else None
+        backend = fused_backend(choices, settings) if settings.fused else None
+        graphs = ServedGraphs(list(artefacts.values()), backend, folder, rule_of_fused)
+        served = certify_ensemble(tested, graphs, sample.certification, settings, progress)
+        if served.outliers or served.rule != ensemble.rule:
+            # Compare reviews at the limit that is served, and p-values with those of the fit.
+            vote = _parity_of_vote(served, choices, sample, settings, ensemble.rule.outliers)
             check_parity(vote)
         published = tuple(_copy_graph(choice, hidden) for choice in choices)
         add_chain_models(served, hidden, out, settings.max_batch_size, artefacts)
         parities = (*(choice.candidate.parity for choice in choices), vote)
         if settings.fused:
             progress("ensemble_fused: members and vote in one graph")
-            fused, parity = _fuse(served, choices, sample, settings, hidden)
+            originals = original_verdict(served.rule, choices, ensemble.rule.outliers)
+            fused, parity = fuse_choices(served, choices, (originals, sample), settings, hidden, rule_of_fused)
             published, parities = (*published, fused), (*parities, parity)
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
         write_metadata(hidden / PROBES_FILE, record_predictions(served, list(artefacts.values()), settings))
@@ -195,7 +205,8 @@ def repository_from_onnx(
 
     Args:
         ensemble: Metadata of the ensemble.
-        graphs: ONNX files by member name, PIXELS → LOGITS as `plurum.export.graphs.member` writes them.
+        graphs: ONNX files by member name, as `plurum.export.graphs.member` writes them, with NOVELTY where the
+            outlier test has a detector. The reference stays as the metadata state it.
         out: New or empty folder, or a Plurum repository.
         max_batch_size: Largest batch of every model.
         fused: If True, add `ensemble_fused`.
@@ -266,7 +277,8 @@ def select_passing_choices(
         ParityError: the vote does not pass.
     """
     while True:
-        parity = _parity_of_vote(ensemble, choices, sample, settings)
+        # The outlier test has no reference of these graphs yet.
+        parity = _parity_of_vote(ensemble.with_outliers(None), choices, sample, settings)
         if parity.passed or settings.precision != "auto" or parity.precision == "fp32":
             check_parity(parity)
             return choices, parity
@@ -279,11 +291,17 @@ def select_passing_choices(
 
 
 def _parity_of_vote(
-    ensemble: Ensemble, choices: list[MemberChoice], sample: ParitySample, settings: ExportSettings
+    ensemble: Ensemble,
+    choices: list[MemberChoice],
+    sample: ParitySample,
+    settings: ExportSettings,
+    fitted: OutlierTest | None = None,
 ) -> Parity:
+    """Return the parity of the vote over the chosen artefacts; `fitted` is the test with PyTorch's reference."""
     rule = ensemble.rule
-    original = verdict_from_members([choice.original for choice in choices], rule)
-    exported = verdict_from_members([choice.candidate.probabilities for choice in choices], rule)
+    novelty = [choice.candidate.novelty for choice in choices] if rule.outliers else ()
+    original = original_verdict(rule, choices, fitted)
+    exported = verdict_from_members([choice.candidate.probabilities for choice in choices], rule, novelty)
     precision = max((choice.taken.precision for choice in choices), key=[*BUDGETS].index)
     return vote_parity("vote", precision, original, exported, sample.labels, settings.budget(precision), rule)
 
@@ -297,7 +315,9 @@ def record_predictions(ensemble: Ensemble, artefacts: Sequence[Artefact], settin
         settings: Budgets, which give the tolerance.
     """
     pixels = probe_images(ensemble.image.height, ensemble.image.width)
-    verdict = verdict_from_members((softmax(logits_from_artefact(one, pixels)) for one in artefacts), ensemble.rule)
+    verdict = verdict_from_members(
+        (softmax(outputs_from_artefact(one, pixels).logits) for one in artefacts), ensemble.rule
+    )
     coarsest = max((one.precision for one in artefacts), key=[*BUDGETS].index)
     return RecordedProbes(
         probabilities=tuple(map(tuple, verdict.probabilities.tolist())),
@@ -310,57 +330,7 @@ def _copy_graph(choice: MemberChoice, repository: Path) -> PublishedGraph:
     path = repository / choice.member / "1" / "model.onnx"
     path.parent.mkdir(parents=True)
     shutil.copyfile(artefact.path, path)
-    published = _published_from_file(repository, choice.member, artefact.precision, artefact.backend, choice.reason)
+    published = published_from_file(repository, choice.member, artefact.precision, artefact.backend, choice.reason)
     measured = {str(execution): one.latency_ms for execution, one in choice.candidates.items()}
     times = {name: round(time, 3) for name, time in measured.items() if time is not None}
     return published.model_copy(update={"latency_ms": times})
-
-
-def _published_from_file(
-    repository: Path, model: str, precision: Precision, backend: Backend, reason: str
-) -> PublishedGraph:
-    path = repository / model / "1" / "model.onnx"
-    return PublishedGraph(
-        model=model,
-        file=str(path.relative_to(repository)),
-        sha256=sha256_of(path),
-        size_bytes=path.stat().st_size,
-        precision=precision,
-        backend=backend,
-        reason=reason,
-        latency_ms={},
-    )
-
-
-def _fused_backend(choices: list[MemberChoice], settings: ExportSettings) -> Backend:
-    if settings.target == "gpu":
-        return "tensorrt"
-    # ONNX Runtime would run graphs that were quantised for OpenVINO in FP32.
-    has_openvino = any(choice.taken == Execution("int8", "openvino") for choice in choices)
-    return "openvino" if has_openvino else "onnxruntime"
-
-
-def _fuse(
-    ensemble: Ensemble, choices: list[MemberChoice], sample: ParitySample, settings: ExportSettings, repository: Path
-) -> tuple[PublishedGraph, Parity]:
-    """Add `ensemble_fused` to the repository.
-
-    Raises:
-        ParityError: the fused graph differs from PyTorch by more than its budget.
-    """
-    taken = [choice.taken for choice in choices]
-    # OpenVINO rounds a whole graph to BF16 when it compiles it, and the vote needs FP32: use the FP32 graph instead.
-    inside: list[Precision] = ["fp32" if one.precision == "bf16" else one.precision for one in taken]
-    backend = _fused_backend(choices, settings)
-    precision = max(inside, key=[*BUDGETS].index)
-    graphs = [choice.candidate.artefact.path for choice in choices]
-    path = add_fused_models(ensemble, graphs, repository, settings.max_batch_size, backend)
-    names = (choice.member for choice in choices)
-    state_precisions(repository / LABELS / "1", dict(zip(names, inside, strict=True)))
-    original = verdict_from_members([choice.original for choice in choices], ensemble.rule)
-    exported = verdict_from_fused(path, sample.pixels, backend)
-    budget = settings.budget(precision)
-    parity = vote_parity("ensemble_fused", precision, original, exported, sample.labels, budget, ensemble.rule)
-    check_parity(parity)
-    reason = ", ".join(f"{choice.member} in {one}" for choice, one in zip(choices, inside, strict=True))
-    return _published_from_file(repository, FUSED, precision, backend, reason), parity

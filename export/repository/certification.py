@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import CertificationError, needs_extra
 from plurum.export.graphs.fused import fused_from_onnx, verdict_from_fused
-from plurum.export.graphs.runtimes import Artefact, logits_from_artefact
+from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.export.repository.parity import verdict_from_members
 from plurum.export.settings import BUDGETS, Backend, ExportSettings
 from plurum.predictions.arrays import Floats, Ints
@@ -29,8 +30,8 @@ from plurum.promises.review import (
     rule_without_limit,
 )
 from plurum.run import Split, Table, number_patients
-from plurum.spec import Ensemble, ReviewPromise
-from plurum.voting import Verdict, softmax
+from plurum.spec import Ensemble, OutlierRule, ReviewPromise
+from plurum.voting import Verdict, VotingRule, softmax
 
 __all__ = [
     "CertificationImages",
@@ -80,11 +81,24 @@ class ServedGraphs:
         artefacts: Artefacts of the members, in the order of the ensemble.
         fused: Backend of the fused graph, which also serves; None without one.
         folder: Folder for temporary files.
+        fused_rule: Outlier rule of the fused graph, if its members compute in another precision than those that serve
+            alone; None if it has the ensemble's.
     """
 
     artefacts: Sequence[Artefact]
     fused: Backend | None
     folder: Path
+    fused_rule: OutlierRule | None = None
+
+
+class _Votes(NamedTuple):
+    """Outputs of the members: probabilities, `[images, classes]`, and novelty, `[images]`, of each."""
+
+    probabilities: list[Floats]
+    novelty: list[npt.NDArray[Any] | None]
+
+    def verdict(self, rule: VotingRule) -> Verdict:
+        return verdict_from_members(self.probabilities, rule, self.novelty if rule.outliers else ())
 
 
 def certification_images(table: Table, pixels: npt.NDArray[np.uint8]) -> CertificationImages | None:
@@ -124,17 +138,17 @@ def certify_ensemble(
         pass
     risk = None if promise.method == "bound" else promise.risk
     target = ReviewTarget(risk, promise.confidence, ensemble.operating_point if promise.decision else None)
-    known, certifying = _member_probabilities(graphs, images, progress)
+    known, certifying = _member_votes(graphs, images, progress)
     rule = rule_without_limit(ensemble.rule)
 
     def answers(verdict: Verdict, of: LabelledRows) -> ReviewAnswers:
         return ReviewAnswers.from_verdict(verdict, of.labels, of.groups, rule, target)
 
-    new = [answers(verdict_from_members(certifying, rule), images.certification)]
+    new = [answers(certifying.verdict(rule), images.certification)]
     if graphs.fused is not None:
         progress("ensemble_fused: predictions for certification images")
         new.append(answers(_fused_verdict(ensemble, graphs, images), images.certification))
-    found = certify_limit(answers(verdict_from_members(known, rule), images.validation), new, target)
+    found = certify_limit(answers(known.verdict(rule), images.validation), new, target)
     if found.limit is None or found.promise is None:
         raise _refusal(found, promise, graphs)
     return _with_baseline(_with_limit(ensemble, found.limit, found.promise), ensemble, known)
@@ -146,17 +160,19 @@ def with_provisional_promise(ensemble: Ensemble) -> Ensemble:
     return ensemble.with_promise(promise and promise.model_copy(update={"status": "provisional"}))
 
 
-def _member_probabilities(
+def _member_votes(
     graphs: ServedGraphs, images: CertificationImages, progress: Callable[[str], None]
-) -> tuple[list[Floats], list[Floats]]:
-    """Return the members' probabilities, `[images, classes]` each, for validation and for certification images."""
+) -> tuple[_Votes, _Votes]:
+    """Return the members' outputs for validation and for certification images."""
     rows = np.concatenate([images.validation.rows, images.certification.rows])
-    known, certifying = [], []
+    known, certifying = _Votes([], []), _Votes([], [])
+    parts = (known, slice(0, len(images.validation.rows))), (certifying, slice(len(images.validation.rows), None))
     for artefact in graphs.artefacts:
         progress(f"{artefact.member}: {artefact.execution} on {len(rows):,} validation and certification images")
-        probabilities = softmax(logits_from_artefact(artefact, images.pixels, rows))
-        known.append(probabilities[: len(images.validation.rows)])
-        certifying.append(probabilities[len(images.validation.rows) :])
+        outputs = outputs_from_artefact(artefact, images.pixels, rows)
+        for votes, part in parts:
+            votes.probabilities.append(softmax(outputs.logits[part]))
+            votes.novelty.append(None if outputs.novelty is None else outputs.novelty[part])
     return known, certifying
 
 
@@ -164,7 +180,8 @@ def _fused_verdict(ensemble: Ensemble, graphs: ServedGraphs, images: Certificati
     """Return the verdict of the fused graph on certification images, without a review limit."""
     path = graphs.folder / "certified.fused.onnx"
     members = [artefact.path for artefact in graphs.artefacts]
-    fused_from_onnx(members, rule_without_limit(ensemble.rule), len(ensemble.classes), path)
+    fused = ensemble if graphs.fused_rule is None else ensemble.with_outliers(graphs.fused_rule)
+    fused_from_onnx(members, rule_without_limit(fused.rule), len(ensemble.classes), path)
     return verdict_from_fused(path, images.pixels, graphs.fused or "onnxruntime", images.certification.rows)
 
 
@@ -178,11 +195,11 @@ def _with_limit(ensemble: Ensemble, limit: float, promise: ReviewPromise) -> Ens
     return changed.with_promise(promise.model_copy(update={"status": "certified"}))
 
 
-def _with_baseline(certified: Ensemble, ensemble: Ensemble, known: list[Floats]) -> Ensemble:
+def _with_baseline(certified: Ensemble, ensemble: Ensemble, known: _Votes) -> Ensemble:
     """Move the drift baseline's fraction of reviews as far as the limit moves it among validation images."""
     if ensemble.baseline is None:
         return certified
-    before, after = (verdict_from_members(known, one.rule).review.mean() for one in (ensemble, certified))
+    before, after = (known.verdict(one.rule).review.mean() for one in (ensemble, certified))
     share = float(np.clip(ensemble.baseline.review_share + after - before, 0.0, 1.0))
     baseline = ensemble.baseline.model_copy(update={"review_share": share})
     return certified.model_copy(update={"baseline": baseline})

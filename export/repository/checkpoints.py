@@ -20,6 +20,7 @@ from torch import nn
 
 from plurum.errors import MetadataError, SettingsError
 from plurum.export.checks import find_member_names
+from plurum.export.graphs.member import PixelModel
 from plurum.export.repository.assembly import ExportResult, repository_from_models, sample_from_table
 from plurum.export.repository.cards.facts import CardFacts
 from plurum.export.repository.cards.intended_use import IntendedUse, read_intended_use
@@ -107,8 +108,8 @@ def repository_from_checkpoints(  # noqa: PLR0913 - what a checkpoint does not s
     def load_sample() -> ParitySample:
         return sample_from_table(_table(images, ensemble.classes), images.pixels, settings, images.source)
 
-    def load_model(member: Member) -> nn.Module:
-        return _load_model(files[member.name], member)
+    def load_model(member: Member) -> PixelModel:
+        return PixelModel(_load_model(files[member.name], member), member.image)
 
     facts = _card_facts(intended_use, has_images=labelled is not None)
     return repository_from_models(ensemble, load_model, load_sample, out, settings, progress, facts)

@@ -12,8 +12,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.export.settings import EXECUTIONS, Backend, Execution
-from plurum.predictions.outputs import OUTPUTS, VOTED, Output
-from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, Ensemble, Member
+from plurum.predictions.outputs import OUTPUTS, Output, voted_outputs
+from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, NOVELTY, Ensemble, Member
 
 __all__ = [
     "FUSED",
@@ -37,11 +37,15 @@ def text_of(config: Any) -> str:
     return str(text_format.MessageToString(config))
 
 
-def member_config(member: Member, max_batch_size: int, execution: Execution = EXECUTIONS["cpu"][0]) -> Any:
-    """Return the config of one member's graph, PIXELS → LOGITS."""
+def member_config(
+    member: Member, max_batch_size: int, execution: Execution = EXECUTIONS["cpu"][0], *, has_novelty: bool = False
+) -> Any:
+    """Return the config of one member's graph, PIXELS → LOGITS, and NOVELTY if it has a detector."""
     config = _graph_config(member.name, max_batch_size, execution)
     config.input.append(_pixels(pb.ModelInput, member))
     config.output.append(_tensor(pb.ModelOutput, LOGITS, "TYPE_FP32", (len(member.classes),)))
+    if has_novelty:
+        config.output.append(_tensor(pb.ModelOutput, NOVELTY, "TYPE_FP32", (1,)))
     return config
 
 
@@ -75,13 +79,16 @@ def _preprocess_config(ensemble: Ensemble, max_batch_size: int) -> Any:
 def _voter_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     """Return the config of the Python model that votes: LOGITS_0 … LOGITS_{M-1} → the outputs of the ensemble.
 
-    Audits also need PIXELS, from which an image is drawn.
+    Outlier tests also need NOVELTY_i of each member with a detector. Audits also need PIXELS, from which an image is
+    drawn.
     """
     config = _config("voter", max_batch_size, backend="python")
     if ensemble.audit_rate is not None:
         config.input.append(_pixels(pb.ModelInput, ensemble))
     for index in range(len(ensemble.members)):
         config.input.append(_tensor(pb.ModelInput, f"{LOGITS}_{index}", "TYPE_FP32", (len(ensemble.classes),)))
+    for index in _detecting(ensemble):
+        config.input.append(_tensor(pb.ModelInput, f"{NOVELTY}_{index}", "TYPE_FP32", (1,)))
     config.output.extend(_ensemble_outputs(ensemble))
     return config
 
@@ -93,10 +100,12 @@ def ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encod
     """
     config = _ensemble_config(name, ensemble, max_batch_size, encoded=encoded)
     steps = config.ensemble_scheduling.step
-    logits = {f"{LOGITS}_{index}": f"{member.name}_{LOGITS}" for index, member in enumerate(ensemble.members)}
-    for member, tensor in zip(ensemble.members, logits.values(), strict=True):
-        steps.append(_step(member.name, {INPUT_PIXELS: INPUT_PIXELS}, {LOGITS: tensor}))
-    steps.append(_step("voter", _drawn_from(ensemble) | logits, {name: name for name in outputs_of(ensemble)}))
+    voted = _drawn_from(ensemble)
+    for index, member in enumerate(ensemble.members):
+        made = [LOGITS, NOVELTY] if index in _detecting(ensemble) else [LOGITS]
+        voted |= {f"{tensor}_{index}": f"{member.name}_{tensor}" for tensor in made}
+        steps.append(_step(member.name, {INPUT_PIXELS: INPUT_PIXELS}, {name: f"{member.name}_{name}" for name in made}))
+    steps.append(_step("voter", voted, {name: name for name in outputs_of(ensemble)}))
     return config
 
 
@@ -111,7 +120,8 @@ def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> A
     if backend != "tensorrt":
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     config.input.append(_pixels(pb.ModelInput, ensemble))
-    config.output.extend(one for one in _ensemble_outputs(ensemble) if one.name in VOTED and one.name != "LABEL")
+    voted = _passed_on(ensemble)
+    config.output.extend(one for one in _ensemble_outputs(ensemble) if one.name in voted)
     config.output.append(_tensor(pb.ModelOutput, "INDEX", "TYPE_INT32", (1,)))
     return config
 
@@ -124,11 +134,9 @@ def _labels_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     """
     config = _config(LABELS, max_batch_size, backend="python")
     config.input.append(_tensor(pb.ModelInput, "INDEX", "TYPE_INT32", (1,)))
-    outputs = _ensemble_outputs(ensemble)
+    outputs, voted = _ensemble_outputs(ensemble), _passed_on(ensemble)
     config.input.extend(
-        pb.ModelInput(name=one.name, data_type=one.data_type, dims=one.dims)
-        for one in outputs
-        if one.name in VOTED and one.name != "LABEL"
+        pb.ModelInput(name=one.name, data_type=one.data_type, dims=one.dims) for one in outputs if one.name in voted
     )
     if ensemble.audit_rate is not None:
         config.input.append(_pixels(pb.ModelInput, ensemble))
@@ -144,7 +152,7 @@ def fused_ensemble_config(
     It has the same outputs and the same parameter `contract` as `ensemble_config`.
     """
     config = _ensemble_config(name, ensemble, max_batch_size, encoded=encoded)
-    tensors = {name: f"{FUSED}_{name}" for name in ("INDEX", *VOTED) if name != "LABEL"}
+    tensors = {name: f"{FUSED}_{name}" for name in ("INDEX", *_passed_on(ensemble))}
     steps = config.ensemble_scheduling.step
     steps.append(_step(FUSED, {INPUT_PIXELS: INPUT_PIXELS}, tensors))
     steps.append(_step(LABELS, tensors | _drawn_from(ensemble), {name: name for name in outputs_of(ensemble)}))
@@ -203,8 +211,18 @@ def _ensemble_outputs(ensemble: Ensemble) -> list[Any]:
 
 
 def outputs_of(ensemble: Ensemble) -> dict[str, Output]:
-    """Return the outputs of a served ensemble: those of the vote, and AUDIT if it draws audits."""
-    return dict(VOTED if ensemble.audit_rate is None else OUTPUTS)
+    """Return the outputs of a served ensemble, by name."""
+    return {name: one for name, one in OUTPUTS.items() if one.needs is None or getattr(ensemble, one.needs) is not None}
+
+
+def _passed_on(ensemble: Ensemble) -> list[str]:
+    """Return the names of the fused graph's outputs that its labels model passes on."""
+    return [name for name in voted_outputs(has_outliers=ensemble.outliers is not None) if name != "LABEL"]
+
+
+def _detecting(ensemble: Ensemble) -> list[int]:
+    """Return the indices of the members that have a detector."""
+    return [index for index, has in enumerate(ensemble.detecting) if has]
 
 
 def _drawn_from(ensemble: Ensemble) -> dict[str, str]:

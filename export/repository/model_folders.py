@@ -15,6 +15,7 @@ from plurum.export.repository.audits import share_audit_draw, write_audit_draw
 from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config, text_of
 from plurum.export.settings import Backend, Precision
 from plurum.spec import Ensemble, write_metadata
+from plurum.voting import VotingRule
 
 __all__ = ["add_chain_models", "add_fused_models", "state_precisions"]
 
@@ -25,7 +26,7 @@ _SOURCES = {
         ("model_repository", "voter", "model.py"),
         ("model_repository", "voter", "metrics.py"),
         ("model_repository", "voter", "audit.py"),
-        ("voting.py",),
+        ("voting",),
         ("predictions", "outputs.py"),
     ),
     LABELS: (
@@ -33,22 +34,36 @@ _SOURCES = {
         ("model_repository", "labels", "labels.py"),
         ("model_repository", "voter", "metrics.py"),
         ("model_repository", "voter", "audit.py"),
-        ("voting.py",),
+        ("voting",),
     ),
 }
 
 
 def add_fused_models(
-    ensemble: Ensemble, graphs: Sequence[Path], repository: Path, max_batch_size: int, backend: Backend
+    ensemble: Ensemble,
+    graphs: Sequence[Path],
+    repository: Path,
+    max_batch_size: int,
+    backend: Backend,
+    rule: VotingRule | None = None,
 ) -> Path:
-    """Add the fused graph, its labels and their Triton ensemble to `repository`; return the graph's path."""
+    """Add the fused graph, its labels and their Triton ensemble to `repository`; return the graph's path.
+
+    Args:
+        ensemble: Metadata of the ensemble.
+        graphs: ONNX files of the members, in their order.
+        repository: The repository.
+        max_batch_size: Largest batch of every model.
+        backend: Backend that serves the graph.
+        rule: Voting rule in the graph; None takes the ensemble's.
+    """
     for config in fused_configs(ensemble, max_batch_size, backend):
         _write_model(repository, config, ensemble)
     if ensemble.audit_rate is not None:
         # The same key as the voter's: both ways draw the same images.
         share_audit_draw(repository / "voter" / "1", repository / LABELS / "1")
     path = repository / FUSED / "1" / "model.onnx"
-    fused_from_onnx(graphs, ensemble.rule, len(ensemble.classes), path)
+    fused_from_onnx(graphs, rule or ensemble.rule, len(ensemble.classes), path)
     return path
 
 
@@ -59,10 +74,10 @@ def add_chain_models(
 
     ONNX Runtime serves members without an artefact.
     """
-    for member in ensemble.members:
+    for member, has_novelty in zip(ensemble.members, ensemble.detecting, strict=True):
         artefact = artefacts.get(member.name)
         made = (artefact.execution,) if artefact else ()
-        _write_model(folder, member_config(member, max_batch_size, *made), ensemble)
+        _write_model(folder, member_config(member, max_batch_size, *made, has_novelty=has_novelty), ensemble)
     for config in chain_configs(ensemble, max_batch_size):
         _write_model(folder, config, ensemble)
     state_precisions(folder / "voter" / "1", {name: artefact.precision for name, artefact in artefacts.items()})

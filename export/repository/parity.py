@@ -7,24 +7,26 @@ probabilities, in any precision.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from plurum.errors import ParityError
 from plurum.export.settings import MEMBER_SLACK, Budget, Precision
 from plurum.predictions.arrays import Floats, Ints
-from plurum.predictions.outputs import OUTPUTS
+from plurum.predictions.outputs import VOTED
 from plurum.predictions.scores import calibration_error, compute_losses
 from plurum.voting import Verdict, VotingRule, decide
 
-__all__ = ["Parity", "check_parity", "member_parity", "verdict_from_members", "vote_parity"]
+__all__ = ["Parity", "check_parity", "member_parity", "stack_novelty", "verdict_from_members", "vote_parity"]
 
 
 # Outputs that follow from the members' probabilities and round like them.
 _UNCERTAINTIES = [
-    output.field for output in OUTPUTS.values() if output.datatype == "FP32" and "PROBABILITIES" not in output.name
+    output.field for output in VOTED.values() if output.datatype == "FP32" and "PROBABILITIES" not in output.name
 ]
 # In nats: far above float32 rounding, far below the effect of a wrong sum.
 _UNCERTAINTY_LIMIT = 1e-3
@@ -41,6 +43,8 @@ class Parity(BaseModel):
         review_flips: Number of images whose review flag changed; None for a member.
         uncertainty_difference: Largest difference of an entropy, a disagreement (both in nats) or a standard deviation
             from the value that `plurum.voting` computes from the artefact's member probabilities; None for a member.
+        outlier_change: Mean change of an image's rank by novelty, as a fraction of the images; for a vote, of its
+            p-value, each against the reference of its own graphs. None without a detector.
         max_difference: Largest difference of any probability, 0 to 1.
         mean_difference: Mean over images of each image's largest difference.
         accuracy: Accuracy of PyTorch's predictions, 0 to 1.
@@ -58,6 +62,7 @@ class Parity(BaseModel):
     flips: int
     review_flips: int | None = None
     uncertainty_difference: float | None = None
+    outlier_change: float | None = None
     max_difference: float
     mean_difference: float
     accuracy: float
@@ -73,7 +78,13 @@ class Parity(BaseModel):
 
 
 def member_parity(
-    name: str, precision: Precision, original: Floats, exported: Floats, labels: Ints, budget: Budget
+    name: str,
+    precision: Precision,
+    original: Floats,
+    exported: Floats,
+    labels: Ints,
+    budget: Budget,
+    novelty: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None,
 ) -> Parity:
     """Compare a member's probabilities with PyTorch's.
 
@@ -84,12 +95,16 @@ def member_parity(
         exported: Probabilities of the artefact, `[images, classes]`.
         labels: True classes, `[images]`.
         budget: Budget of the vote; a member may differ `MEMBER_SLACK` times as much.
+        novelty: Novelty of the images by the PyTorch model and by the artefact, `[images]` each; None without a
+            detector.
     """
     slack = {
         field: min(1.0, getattr(budget, field) * MEMBER_SLACK) for field in Budget.model_fields if "_diff" not in field
     }
     winners = (original.argmax(axis=-1), exported.argmax(axis=-1))
     parity = _compare(name, precision, (original, exported), winners, labels)
+    if novelty is not None:
+        parity = parity.model_copy(update={"outlier_change": _rank_change(*novelty)})
     return _check_budget(parity, budget.model_copy(update=slack))
 
 
@@ -121,14 +136,33 @@ def vote_parity(
     pairs = [(getattr(exported, name), getattr(expected, name)) for name in _UNCERTAINTIES]
     # Not the built-in max, which may drop a NaN.
     difference = float(np.max([np.abs(stated - correct).max() for stated, correct in pairs]))
-    return _check_budget(
-        parity.model_copy(update={"review_flips": flips, "uncertainty_difference": difference}), budget
-    )
+    changed = {"review_flips": flips, "uncertainty_difference": difference}
+    if rule.outliers is not None:
+        changed["outlier_change"] = float(np.abs(original.outlier - exported.outlier).mean())
+    return _check_budget(parity.model_copy(update=changed), budget)
 
 
-def verdict_from_members(members: Iterable[Floats], rule: VotingRule) -> Verdict:
-    """Return the vote over the members' probabilities, `[images, classes]` each."""
-    return decide(np.stack(list(members), axis=1), rule)
+def verdict_from_members(
+    members: Iterable[Floats], rule: VotingRule, novelty: Sequence[npt.NDArray[Any] | None] = ()
+) -> Verdict:
+    """Return the vote over the members.
+
+    Args:
+        members: Probabilities of each member, `[images, classes]`.
+        rule: Voting rule.
+        novelty: Novelty of each member, `[images]`, None without a detector; empty tests no outliers.
+    """
+    return decide(np.stack(list(members), axis=1), rule, stack_novelty(novelty) if len(novelty) else None)
+
+
+def stack_novelty(novelty: Sequence[npt.NDArray[Any] | None]) -> Floats:
+    """Return the members' novelty, `[images, members]`, 0 for members without a detector.
+
+    Args:
+        novelty: Novelty of each member, `[images]`; None without a detector, but not for all.
+    """
+    images = next(len(one) for one in novelty if one is not None)
+    return np.stack([np.zeros(images) if one is None else one for one in novelty], axis=1).astype(np.float64)
 
 
 def check_parity(parity: Parity, notes: Iterable[str] = ()) -> None:
@@ -171,6 +205,14 @@ def _compare(
     )
 
 
+def _rank_change(original: npt.NDArray[Any], exported: npt.NDArray[Any]) -> float:
+    """Return the mean change of an image's rank as a fraction of the images; NaN if a value is."""
+    if np.isnan(original).any() or np.isnan(exported).any():
+        return float("nan")
+    ranks = [values.argsort(kind="stable").argsort() for values in (original, exported)]
+    return float(np.abs(ranks[0] - ranks[1]).mean() / len(original))
+
+
 def _check_budget(parity: Parity, budget: Budget) -> Parity:
     measured = {
         "probabilities differ by up to": (parity.max_difference, budget.max_difference),
@@ -182,6 +224,10 @@ def _check_budget(parity: Parity, budget: Budget) -> Parity:
     }
     if parity.review_flips is not None:
         measured["fraction of changed review flags"] = (parity.review_flips / parity.images, budget.review_flips)
+    if parity.outlier_change is not None:
+        # Two images that swap their ranks.
+        limit = max(budget.outlier_change, 2 / parity.images**2)
+        measured["p-values of outliers, or ranks by novelty, change on average by"] = (parity.outlier_change, limit)
     if parity.uncertainty_difference is not None:
         measured["uncertainty differs from that of its members by up to"] = (
             parity.uncertainty_difference,

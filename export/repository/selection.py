@@ -13,13 +13,22 @@ from plurum.errors import MissingExtraError, ParityError, needs_extra
 from plurum.export.graphs.float16 import check_overflow, fp16_from_onnx, overflow_audit
 from plurum.export.graphs.member import PixelModel, onnx_from_model
 from plurum.export.graphs.quantisation import int8_from_onnx
-from plurum.export.graphs.runtimes import Artefact, latency_ms, logits_from_artefact, logits_from_model
+from plurum.export.graphs.runtimes import Artefact, MemberOutputs, latency_ms, outputs_from_artefact, outputs_from_model
 from plurum.export.repository.certification import CertificationImages
-from plurum.export.repository.parity import Parity, check_parity, member_parity
-from plurum.export.settings import EXECUTIONS, Execution, ExportSettings
-from plurum.voting import softmax
+from plurum.export.repository.outlier_reference import ReferenceImages
+from plurum.export.repository.parity import Parity, check_parity, member_parity, verdict_from_members
+from plurum.export.settings import EXECUTIONS, Execution, ExportSettings, Precision
+from plurum.voting import OutlierTest, Verdict, VotingRule, softmax
 
-__all__ = ["MemberCandidate", "MemberChoice", "ParitySample", "choose_artefact", "choose_fastest", "select_evenly"]
+__all__ = [
+    "MemberCandidate",
+    "MemberChoice",
+    "ParitySample",
+    "choose_artefact",
+    "choose_fastest",
+    "original_verdict",
+    "select_evenly",
+]
 
 # Smallest speed-up over FP32 for which a coarser precision is chosen.
 _WORTH = 1.1
@@ -34,12 +43,14 @@ class ParitySample:
         labels: True classes of `pixels`, int64 `[images]`.
         calibration: Training images to calibrate on, uint8 `[images, height, width, 3]`.
         certification: Images to certify a promise on; None if no patient was set aside.
+        reference: Reference images of the outlier test; None without a test.
     """
 
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     calibration: npt.NDArray[np.uint8]
     certification: CertificationImages | None = None
+    reference: ReferenceImages | None = None
 
 
 @dataclass(frozen=True)
@@ -51,12 +62,14 @@ class MemberCandidate:
         parity: Differences from PyTorch.
         probabilities: Predictions for the sample, `[images, classes]`.
         latency_ms: Latency of one image on one thread; None if not measured.
+        novelty: Novelty of the sample, `[images]`; None without a detector.
     """
 
     artefact: Artefact
     parity: Parity
     probabilities: npt.NDArray[np.float64]
     latency_ms: float | None = None
+    novelty: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class MemberChoice:
         candidates: Candidates that could be built, by execution, the reference first.
         taken: Execution of the chosen candidate.
         reason: Reason for the choice, in words.
+        original_novelty: PyTorch's novelty of the sample, `[images]`; None without a detector.
     """
 
     member: str
@@ -76,6 +90,7 @@ class MemberChoice:
     candidates: dict[Execution, MemberCandidate] = field(default_factory=dict)
     taken: Execution = EXECUTIONS["cpu"][0]
     reason: str = "as requested"
+    original_novelty: npt.NDArray[np.float32] | None = None
 
     @property
     def candidate(self) -> MemberCandidate:
@@ -109,7 +124,8 @@ def choose_artefact(
     source = folder / f"{name}.fp32.onnx"
     progress(f"{name}: to ONNX")
     onnx_from_model(model, source)
-    choice = MemberChoice(name, softmax(logits_from_model(model, sample.pixels)))
+    original = outputs_from_model(model, sample.pixels)
+    choice = MemberChoice(name, softmax(original.logits), original_novelty=original.novelty)
     executions = _candidate_executions(settings)
     notes: list[str] = []
     for execution in executions:
@@ -146,16 +162,30 @@ def _build_candidate(
 ) -> MemberCandidate:
     name, precision = choice.member, execution.precision
     progress(f"{name}: {execution}")
-    artefact = _build_artefact(name, execution, source, sample)
+    artefact = _build_artefact(name, execution, source, sample, has_novelty=choice.original_novelty is not None)
     progress(f"{name}: {execution} compared with PyTorch on {len(sample.pixels)} validation images")
-    probabilities = softmax(logits_from_artefact(artefact, sample.pixels))
-    budget = settings.budget(precision)
-    parity = member_parity(name, precision, choice.original, probabilities, sample.labels, budget)
+    outputs = outputs_from_artefact(artefact, sample.pixels)
+    parity = _parity_of_outputs(choice, outputs, precision, sample, settings)
     measured = settings.target == "cpu" and len(_candidate_executions(settings)) > 1
-    return MemberCandidate(artefact, parity, probabilities, latency_ms(artefact, sample.pixels) if measured else None)
+    took_ms = latency_ms(artefact, sample.pixels) if measured else None
+    return MemberCandidate(artefact, parity, softmax(outputs.logits), took_ms, outputs.novelty)
 
 
-def _build_artefact(name: str, execution: Execution, source: Path, sample: ParitySample) -> Artefact:
+def _parity_of_outputs(
+    choice: MemberChoice, outputs: MemberOutputs, precision: Precision, sample: ParitySample, settings: ExportSettings
+) -> Parity:
+    novelty = None
+    if choice.original_novelty is not None and outputs.novelty is not None:
+        novelty = choice.original_novelty, outputs.novelty
+    budget = settings.budget(precision)
+    return member_parity(
+        choice.member, precision, choice.original, softmax(outputs.logits), sample.labels, budget, novelty
+    )
+
+
+def _build_artefact(
+    name: str, execution: Execution, source: Path, sample: ParitySample, *, has_novelty: bool
+) -> Artefact:
     path = source.with_name(f"{name}.{execution.precision}.{execution.backend}.onnx")
     if execution.backend == "openvino":
         # Check for the package before the slow conversion.
@@ -169,7 +199,7 @@ def _build_artefact(name: str, execution: Execution, source: Path, sample: Parit
     else:
         # OpenVINO rounds the FP32 graph to BF16 when it compiles it.
         path = source
-    return Artefact(name, execution.precision, execution.backend, path)
+    return Artefact(name, execution.precision, execution.backend, path, has_novelty)
 
 
 def choose_fastest(choice: MemberChoice, notes: list[str]) -> MemberChoice:
@@ -196,3 +226,15 @@ def _choose_fp16(choice: MemberChoice, notes: list[str]) -> MemberChoice:
         return replace(choice, taken=fp16, reason="FP16 passes; its speed is not measured here")
     faults = [] if half is None else [f"fp16 exceeds its budget: {'; '.join(half.parity.faults)}"]
     return replace(choice, taken=reference, reason="; ".join([*faults, *notes]))
+
+
+def original_verdict(rule: VotingRule, choices: list[MemberChoice], fitted: OutlierTest | None) -> Verdict:
+    """Return the vote over the PyTorch models.
+
+    Args:
+        rule: Voting rule.
+        choices: Choices of all members, in the order of the rule.
+        fitted: Outlier test with PyTorch's reference, which replaces the rule's; None tests no outliers.
+    """
+    novelty = [choice.original_novelty for choice in choices] if fitted else ()
+    return verdict_from_members([choice.original for choice in choices], replace(rule, outliers=fitted), novelty)

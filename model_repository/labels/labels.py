@@ -26,7 +26,7 @@ PROBE_ID = "plurum-probe"
 
 
 class NoVoteError(ValueError):
-    """A member returned NaN."""
+    """A member or its detector returned NaN."""
 
 
 class Labels:
@@ -64,24 +64,29 @@ class Labels:
         """Return LABEL, BYTES `[batch, 1]`, and queue the predictions to be counted.
 
         Args:
-            outputs: Arrays INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES and REVIEW from the graph, and
-                AUDIT with `has_audit`; they may be overwritten afterwards.
+            outputs: Arrays INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES and REVIEW from the graph, OUTLIER
+                and REVIEW_REASON if it tests for outliers, and AUDIT with `has_audit`; they may be overwritten
+                afterwards.
             request_ids: Ids of the batch's requests.
             sizes: Number of images in each request.
 
         Raises:
-            NoVoteError: a member returned NaN.
+            NoVoteError: a member or its detector returned NaN.
         """
         index = outputs["INDEX"][:, 0]
         members = outputs["MEMBER_PROBABILITIES"]
         if (is_nan := np.isnan(members)).any():
             names = [name for name, failed in zip(self._members, is_nan.any(axis=(0, 2)), strict=True) if failed]
             raise NoVoteError(f"no vote: NaN from {', '.join(names)}")
+        if "OUTLIER" in outputs and np.isnan(outputs["OUTLIER"]).any():
+            raise NoVoteError("no vote: NaN from a detector")
         counted = np.repeat([one != PROBE_ID for one in request_ids], sizes)
         predictions = {"label": index, "probabilities": outputs["PROBABILITIES"], "member_probabilities": members}
         predictions |= {"disagreement": outputs["DISAGREEMENT"][:, 0], "review": outputs["REVIEW"][:, 0]}
         if self.has_audit:
             predictions["audit"] = outputs["AUDIT"][:, 0]
+        if "OUTLIER" in outputs:
+            predictions |= {"outlier": outputs["OUTLIER"][:, 0], "review_reason": outputs["REVIEW_REASON"][:, 0]}
         # Copy the arrays: the next request may overwrite their memory.
         self._metrics.observe({name: np.array(values) for name, values in predictions.items()}, counted)
         return self._classes[index][:, None]

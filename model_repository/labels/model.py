@@ -1,6 +1,6 @@
 """Triton's labels model: add class names to the fused graph's predictions, and count them.
 
-Export copies it with `labels.py`, `voting.py`, `metrics.py`, `audit.py` and `ensemble.json` into `labels/1`. It
+Export copies it with `labels.py`, `voting`, `metrics.py`, `audit.py` and `ensemble.json` into `labels/1`. It
 requires NumPy, but not Plurum. A graph can't output strings on a GPU, and can't count.
 
     INDEX                        INT32 [batch, 1]: the decided class, from the fused graph

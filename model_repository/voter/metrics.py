@@ -10,6 +10,13 @@ plurum_confidence                         histogram of the label's probability
 plurum_entropy_nats                       histogram of the predictive entropy
 plurum_disagreement_nats                  histogram of the mutual information
 plurum_batch_size                         histogram of the number of images per vote
+plurum_outlier_p_value                    histogram of the p-value of the outlier test; only if the ensemble has a test
+plurum_review_reasons_total{reason}       counter: predictions by reason for review, each counted for all its reasons;
+                                          only if the ensemble has an outlier test
+plurum_outlier_reference_patients         gauge: number of patients of the reference images; only if the ensemble has a
+                                          test
+plurum_outlier_alpha                      gauge: p-value below which a prediction needs review, so the largest expected
+                                          fraction of false alarms; only if the ensemble has an outlier test
 plurum_ensemble_info{mode, data}          gauge, 1: the voting mode, and the data that the ensemble was fitted on
 plurum_model_info{member, arch, parameters, precision, sha256}     gauge, 1: a served member
 
@@ -48,7 +55,9 @@ else:
 
 # Bucket limits for an `ensemble.json` without a baseline; a baseline states its own.
 _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+_P_VALUES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _NATS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0)
+_TESTED = ("outlier", "review_reason")
 _COUNTED = ("label", "probabilities", "disagreement", "member_probabilities", "review")
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128)
 _REST, _LONGEST_REST_S = 300, 1.0
@@ -80,6 +89,10 @@ class VoterMetrics:
             for name in metadata["classes"]
         ]
         self._reviews = self._counter("plurum_reviews_total", "Predictions that need review")
+        self._outlier: _Histogram | None = None
+        self._reasons: list[Any] = []
+        if self._rule.outliers is not None:
+            self._add_outliers(self._rule.outliers)
         has_audit = metadata.get("audit_rate") is not None
         self._audits = self._counter("plurum_audits_total", "Predictions drawn for audit") if has_audit else None
         self._dissents = [
@@ -104,7 +117,8 @@ class VoterMetrics:
         """Queue predictions to be counted.
 
         Args:
-            predictions: Arrays of a `Verdict` by name, at least `_COUNTED`, and `audit` if the ensemble draws audits.
+            predictions: Arrays of a `Verdict` by name, at least `_COUNTED`, `_TESTED` if the ensemble has an outlier
+                test, and `audit` if it draws audits.
             counted: False for errors and health probes, bool `[batch]`.
         """
         self._waiting.append((predictions, counted))
@@ -146,6 +160,13 @@ class VoterMetrics:
         dissents = (voting.decide_members(members, self._rule) != label[:, None]).sum(axis=0)
         for metric, amount in zip(self._dissents, dissents, strict=True):
             _add(metric, amount)
+        if self._outlier is not None:
+            outlier, reasons = (
+                np.concatenate([predictions[name][counted] for predictions, counted in batches]) for name in _TESTED
+            )
+            self._outlier.add(outlier.astype(np.float64))
+            for bit, metric in enumerate(self._reasons):
+                _add(metric, int(np.count_nonzero(reasons >> bit & 1)))
         self._confidence.add(np.take_along_axis(probabilities, label[:, None], axis=-1)[:, 0])
         self._entropy.add(voting.entropy(probabilities))
         self._disagreement.add(disagreement)
@@ -164,6 +185,16 @@ class VoterMetrics:
                 "sha256": member["sha256"],
             }
             self._gauge("plurum_model_info", "A served member", 1, labels)
+
+    def _add_outliers(self, test: voting.OutlierTest) -> None:
+        """Add the metrics of the outlier test."""
+        self._gauge("plurum_outlier_alpha", "P-value below which a prediction needs review", test.alpha)
+        self._gauge("plurum_outlier_reference_patients", "Patients of the reference images", test.patients)
+        self._outlier = _Histogram(self._counter, "plurum_outlier_p_value", "P-value of the outlier test", _P_VALUES)
+        self._reasons = [
+            self._counter("plurum_review_reasons_total", "Predictions by reason for review", {"reason": name})
+            for name in voting.REVIEW_REASONS
+        ]
 
     def _add_baseline(self, metadata: dict[str, Any], baseline: dict[str, Any]) -> None:
         """Add gauges that describe the predictions at the fit."""

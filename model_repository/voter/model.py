@@ -1,9 +1,9 @@
 """Triton's voter: combine the members' logits into one prediction with its uncertainty.
 
-Export copies it with `voting.py`, `outputs.py`, `metrics.py`, `audit.py` and `ensemble.json` into `voter/1`. It
-requires NumPy, but not Plurum. Its inputs are LOGITS_0 … LOGITS_{M-1}, FP32 [batch, C], one per member in the order of
-`ensemble.json`, and PIXELS if `audit.json` states that images are drawn for audit. Its outputs are those of
-`outputs.py`.
+Export copies it with `voting`, `outputs.py`, `metrics.py`, `audit.py` and `ensemble.json` into `voter/1`. It requires
+NumPy, but not Plurum. Its inputs are LOGITS_0 … LOGITS_{M-1}, FP32 [batch, C], one per member in the order of
+`ensemble.json`; NOVELTY_i, FP32 [batch, 1], of each member with a detector; and PIXELS if `audit.json` states that
+images are drawn for audit. Its outputs are those of `outputs.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from plurum import voting
     from plurum.model_repository.voter.audit import draw_from_folder, patients_from_parameters
     from plurum.model_repository.voter.metrics import VoterMetrics
-    from plurum.predictions.outputs import tensors_from_verdict
+    from plurum.predictions.outputs import tensors_from_verdict, voted_outputs
 else:
     import voting
     from audit import draw_from_folder, patients_from_parameters
     from metrics import VoterMetrics
-    from outputs import tensors_from_verdict
+    from outputs import tensors_from_verdict, voted_outputs
 
 # Id of health probes, which are not counted as predictions.
 PROBE_ID = "plurum-probe"
@@ -40,6 +40,10 @@ class TritonPythonModel:
         self.members = [member["name"] for member in metadata["members"]]
         self.inputs = [f"LOGITS_{index}" for index in range(len(self.members))]
         self.rule = voting.rule_from_ensemble(metadata)
+        # A member without a detector has no novelty.
+        detectors = (metadata.get("outliers") or {}).get("members", ())
+        self.novelties = [f"NOVELTY_{index}" if has else "" for index, has in enumerate(detectors)]
+        self.outputs = voted_outputs(has_outliers=self.rule.outliers is not None)
         self.classes = [name.encode() for name in metadata["classes"]]
         self.audit = draw_from_folder(here)
         self.metrics = VoterMetrics(here)
@@ -47,15 +51,21 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """Vote once over all requests of the batch, then split the verdict into their responses."""
         logits = [self._logits(request) for request in requests]
-        verdict = voting.decide(voting.softmax(np.concatenate(logits)), self.rule)
-        tensors = tensors_from_verdict(verdict, self.classes)
+        novelty = np.concatenate(
+            [self._novelty(request, len(own)) for request, own in zip(requests, logits, strict=True)]
+        )
+        verdict = voting.decide(voting.softmax(np.concatenate(logits)), self.rule, novelty)
+        tensors = tensors_from_verdict(verdict, self.classes, self.outputs)
         responses = []
         counted, drawn = np.zeros((2, len(verdict.label)), dtype=np.bool_)
         start = 0
         for request, own in zip(requests, logits, strict=True):
             rows = slice(start, start + len(own))
             start = rows.stop
-            failed = [name for name, is_nan in zip(self.members, np.isnan(own).any(axis=(0, 2)), strict=True) if is_nan]
+            is_nan = np.isnan(own).any(axis=(0, 2))
+            if self.novelties:
+                is_nan |= np.isnan(novelty[rows]).any(axis=0)
+            failed = [name for name, has_failed in zip(self.members, is_nan, strict=True) if has_failed]
             if failed:
                 fault = pb_utils.TritonError(f"no vote: NaN from {', '.join(failed)}", pb_utils.TritonError.INTERNAL)
                 responses.append(pb_utils.InferenceResponse(output_tensors=[], error=fault))
@@ -79,3 +89,11 @@ class TritonPythonModel:
         """Return a request's logits, FP32 `[batch, members, classes]`."""
         tensors = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs]
         return np.stack(tensors, axis=1)
+
+    def _novelty(self, request: Any, images: int) -> Any:
+        """Return a request's novelty, FP32 `[batch, members]`, 0 for members without a detector."""
+        found = np.zeros((images, len(self.novelties)), dtype=np.float32)
+        for index, name in enumerate(self.novelties):
+            if name:
+                found[:, index] = pb_utils.get_input_tensor_by_name(request, name).as_numpy()[:, 0]
+        return found

@@ -4,6 +4,7 @@
     ├── DataError               labelled images that can't be used for training
     │   └── ImageError          an image that can't be read
     ├── MetadataError           an invalid ensemble.json or member.json
+    ├── NoFeaturesError         a model without a layer whose inputs are features
     ├── SettingsError           an option with an invalid value
     ├── OutputError             an output path that can't be written to, or holds other files
     ├── RepositoryError         a folder that is not a model repository
@@ -31,6 +32,7 @@ __all__ = [
     "InterruptedRunError",
     "MetadataError",
     "MissingExtraError",
+    "NoFeaturesError",
     "OutputError",
     "ParityError",
     "PlurumError",
@@ -70,6 +72,10 @@ class MetadataError(PlurumError):
 
 # Former name.
 ContractError = MetadataError
+
+
+class NoFeaturesError(PlurumError):
+    """A model has no layer whose inputs are one vector of features per image."""
 
 
 class SettingsError(PlurumError):

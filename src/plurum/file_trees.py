@@ -123,7 +123,7 @@ def is_leftover(name: str) -> bool:
 
 
 def skipped_text(skipped: Counter[str]) -> str:
-    """Return `ImageTree.skipped` as text, the most frequent first: `12 .nii, 3 .webp`."""
+    """Return `ImageTree.skipped` as text, the most frequent first: `12 .nii, 3 .heic`."""
     return ", ".join(f"{count:,} {what or 'without an extension'}" for what, count in skipped.most_common())
 
 

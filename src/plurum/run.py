@@ -6,7 +6,8 @@ RUN/data/items.csv                  index,source,label,patient,split and manifes
                                     manifest: one row per image, in the same order
 RUN/data/contract.json              classes, image spec and fingerprint
 RUN/data/report.json                counts, sizes, duplicates and leaks of the images
-RUN/members/NAME/                   checkpoint.safetensors, member.json, history.csv
+RUN/members/NAME/                   checkpoint.safetensors, member.json, history.csv; detector.safetensors (written by
+                                    fit)
 RUN/unfinished/NAME.pt              training state of an unfinished member
 RUN/tensorboard/NAME/               TensorBoard logs, with --tensorboard
 RUN/ensemble.json                   the fitted ensemble (written by fit)
@@ -139,6 +140,10 @@ class Run:
     def checkpoint(self, member: Member) -> Path:
         """Return the path of a member's weights."""
         return self.member_folder(member.name) / member.checkpoint
+
+    def detector(self, name: str) -> Path:
+        """Return the file of a member's detector of outliers; it exists only if the fit wrote one."""
+        return self.member_folder(name) / "detector.safetensors"
 
     def claim(self) -> None:
         """Check that the folder is missing, empty or a run.

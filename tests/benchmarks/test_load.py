@@ -13,11 +13,11 @@ from tritonclient.utils import InferenceServerException
 from plurum.benchmarks.bench.perf_analyzer import find_perf_analyzer, set_up_perf_analyzer
 from plurum.benchmarks.claims import bulk
 from plurum.benchmarks.claims.faults import FAULTS, FaultyServer, faults
-from plurum.benchmarks.claims.garbage import GARBAGE
 from plurum.benchmarks.claims.gateway import added_ms, gateway, ratios
 from plurum.benchmarks.claims.overload import TimedResponse, outcome, overload
 from plurum.benchmarks.claims.soak import SoakTally, soak
 from plurum.benchmarks.tools.background import request_probabilities
+from plurum.benchmarks.tools.garbage import GARBAGE
 from plurum.benchmarks.tools.requests import coloured_jpegs
 from plurum.client import EnsembleClient
 from plurum.errors import ServerError

@@ -77,9 +77,9 @@ def test_predictions_of_a_server_get_the_same_scores_as_pytorchs(
     assert found.sets.sizes == by_torch.sets.sizes
     assert_alike(found.review.share, by_torch.review.share)
     assert found.best_single == by_torch.best_single
-    for corrupted, other in zip(found.corruptions, by_torch.corruptions, strict=protocol == "grpc"):
-        assert_alike(corrupted.wrong_alone, other.wrong_alone)
-        assert corrupted.nll == pytest.approx(other.nll, abs=2e-3)
+    for corrupted, expected in zip(found.corruptions, by_torch.corruptions, strict=protocol == "grpc"):
+        assert_alike(corrupted.wrong_alone, expected.wrong_alone)
+        assert corrupted.nll == pytest.approx(expected.nll, abs=2e-3)
     assert (tmp_path / "report.html").is_file()
 
 

@@ -52,6 +52,15 @@ def test_the_report_folder_has_the_fit_and_its_plots(copy: Run, plurum: CommandL
     assert "on test images the ensemble" in printed or "is the only member kept, as no other member" in printed
 
 
+def test_the_outlier_test_is_fitted_unless_it_is_refused(copy: Run, plurum: CommandLine) -> None:
+    printed = plurum.said("fit", copy.path, "--outlier-alpha", 0.01, "--draws", 100)
+    assert "of test images have a p-value below 0.01 (from 40 validation patients)" in printed
+    assert "--outlier-alpha: expected at least 0.0244 with 40 validation patients, got 0.01" in printed
+    assert copy.ensemble().outliers is not None
+    assert "outliers: " not in plurum.said("fit", copy.path, "--no-outliers", "--draws", 100)
+    assert copy.ensemble().outliers is None
+
+
 def test_json_has_the_full_report(copy: Run, plurum: CommandLine) -> None:
     printed = plurum.said("fit", copy.path, "--mode", "hard", "--alpha", 0.3, "--risk", 0.2, "--json")
     report = FitReport.model_validate_json(printed)

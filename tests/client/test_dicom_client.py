@@ -62,7 +62,7 @@ def test_nothing_that_identifies_a_patient_is_sent(tmp_path: Path) -> None:
 @pytest.mark.triton
 def test_served_predictions_equal_those_of_the_same_pixels(served: Server, tmp_path: Path) -> None:
     pixels = grey(64)
-    from pydicom.pixels.encoders import RLELosslessEncoder
+    from pydicom.pixels.encoders.base import RLELosslessEncoder
 
     compressed = RLELosslessEncoder.encode(
         pixels, rows=64, columns=64, samples_per_pixel=1, bits_allocated=8, bits_stored=8, pixel_representation=0,

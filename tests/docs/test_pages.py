@@ -19,6 +19,7 @@ from plurum.serving.gateway.admission import Admission
 from plurum.serving.gateway.metrics import GatewayMetrics
 from plurum.serving.status import Status
 from tests.model_repository.triton_recorder import install_recorder, loaded
+from tests.outliers.samples import outliers
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -174,6 +175,7 @@ def of_the_voter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, s
     about = {"name": "demo", "data": {"data": "digits"}, "classes": ["CE", "LAA"], "audit_rate": 0.02}
     voting_of = {"mode": "soft", "weights": [1.0], "temperature": 1.0}
     about |= {"voting": voting_of, "conformal": None, "review": {"threshold": 0.9}}
+    about["outliers"] = outliers(members=[True], detectors=["0" * 64], weights=[1.0])
     (tmp_path / "ensemble.json").write_text(json.dumps({**about, "members": [member], "baseline": baseline}))
     loaded("voter/metrics.py").VoterMetrics(tmp_path).close()
     found: dict[str, set[str]] = {}

@@ -157,12 +157,17 @@ FAULTS: dict[str, tuple[Callable[[Path], object], tuple[str, str], str]] = {
             ("files", "broken"),
             f"{name} is missing",
         )
-        for name in ("voter/1/voting.py", "voter/1/metrics.py", "preprocess/1/images/__init__.py", "parity.json")
+        for name in (
+            "voter/1/voting/decisions.py",
+            "voter/1/metrics.py",
+            "preprocess/1/images/__init__.py",
+            "parity.json",
+        )
     },
     "another vote": (
-        lambda path: (path / "voter" / "1" / "voting.py").write_text("decide = None"),
+        lambda path: (path / "voter" / "1" / "voting" / "decisions.py").write_text("decide = None"),
         ("files", "broken"),
-        "voter/1/voting.py was changed since it was exported",
+        "voter/1/voting/decisions.py was changed since it was exported",
     ),
     "wrong dtype of the voter": (
         lambda path: edit_config(path, "voter", "TYPE_BOOL", "TYPE_INT32"),

@@ -30,7 +30,7 @@ class Tiny(nn.Module):
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "model.onnx"
-    onnx_from_module(Tiny(), torch.zeros(2, 8, 8, 3, dtype=torch.uint8), path, ("PIXELS",), ("LOGITS",))
+    onnx_from_module(Tiny(), (torch.zeros(2, 8, 8, 3, dtype=torch.uint8),), path, ("PIXELS",), ("LOGITS",))
     return path
 
 

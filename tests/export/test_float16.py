@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from plurum.errors import ParityError
 from plurum.export.graphs.float16 import OverflowAudit, check_overflow, fp16_from_onnx, overflow_audit
 from plurum.export.graphs.member import onnx_from_module
-from plurum.export.graphs.runtimes import Artefact, logits_from_artefact
+from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
 
@@ -38,7 +38,7 @@ class Overflowing(nn.Module):
 def exported(folder: Path, scale: float) -> Path:
     path = folder / f"{scale:g}.onnx"
     sample = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
-    onnx_from_module(Overflowing(scale), sample, path, ("PIXELS",), ("LOGITS",))
+    onnx_from_module(Overflowing(scale), (sample,), path, ("PIXELS",), ("LOGITS",))
     return path
 
 
@@ -82,7 +82,7 @@ def test_autocast_keeps_what_overflows_and_the_audit_agrees(tmp_path: Path) -> N
     assert audit.tensors > 0
     kinds = {weight.data_type for weight in onnx.load(half).graph.initializer}
     assert TensorProto.FLOAT16 in kinds
-    answers = [logits_from_artefact(Artefact("m", "fp16", "tensorrt", path), PIXELS) for path in (source, half)]
+    answers = [outputs_from_artefact(Artefact("m", "fp16", "tensorrt", path), PIXELS).logits for path in (source, half)]
     np.testing.assert_allclose(answers[0], answers[1], atol=5e-3)
 
 

@@ -15,7 +15,7 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from plurum.export import ExportSettings, repository_from_run
-from plurum.export.graphs.fused import FUSED_OUTPUTS, VoteModel, fused_from_onnx, verdict_from_fused
+from plurum.export.graphs.fused import VoteModel, fused_from_onnx, verdict_from_fused
 from plurum.export.graphs.member import onnx_from_module
 from plurum.export.graphs.runtimes import onnx_session
 from plurum.export.repository import selection
@@ -26,6 +26,7 @@ from plurum.voting import DecisionPoint, VotingRule, decide, softmax
 from tests.model_repository.expected_outputs import float_outputs
 from tests.serving.voter_counts import wait_for_counts
 
+FUSED_OUTPUTS = VoteModel(VotingRule((1.0,))).outputs
 WEIGHTS = (0.5, 0.3, 0.2)
 RULES = {
     "soft": VotingRule(WEIGHTS, temperature=1.7, quantiles=(0.7, 0.5, 0.9, 0.6), review_threshold=0.6),
@@ -71,7 +72,7 @@ def test_the_vote_decides_at_the_point_as_the_voter_does(point: DecisionPoint, m
     logits = rng.normal(scale=2, size=(2000, 3, 2)).astype(np.float32)
     expected = decide(softmax(logits), rule)
     path = tmp_path / "vote.onnx"
-    onnx_from_module(VoteModel(rule), torch.zeros(2, 3, 2), path, ("LOGITS",), FUSED_OUTPUTS)
+    onnx_from_module(VoteModel(rule), (torch.zeros(2, 3, 2),), path, ("LOGITS",), FUSED_OUTPUTS)
     found = [tensor.numpy() for tensor in VoteModel(rule)(torch.from_numpy(logits))]
     session, compiled = (
         onnx_session(path),
@@ -111,7 +112,7 @@ def test_every_backend_votes_alike_in_batches_of_every_size(rule: VotingRule, tm
     logits = np.random.default_rng(0).normal(scale=2.5, size=(9, 3, 4)).astype(np.float32)
     expected = [tensor.numpy() for tensor in VoteModel(rule)(torch.from_numpy(logits))]
     path = tmp_path / "vote.onnx"
-    onnx_from_module(VoteModel(rule), torch.zeros(2, 3, 4), path, ("LOGITS",), FUSED_OUTPUTS)
+    onnx_from_module(VoteModel(rule), (torch.zeros(2, 3, 4),), path, ("LOGITS",), FUSED_OUTPUTS)
     core, session = openvino.Core(), onnx_session(path)
     for size in (1, 2, 3, 4, 8, 9):
         asked, model = {"LOGITS": logits[:size]}, core.read_model(path)

@@ -112,12 +112,12 @@ def test_differences_are_told_apart(repository: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(repository, tmp_path / "changed")
     listing = listing_of(changed)
     assert not differences_from(listing, changed)
-    (changed / "voter" / "1" / "voting.py").unlink()
+    (changed / "voter" / "1" / "voting" / "decisions.py").unlink()
     (changed / "parity.json").write_text("{}")
     (changed / "ensemble" / "1" / "model.py").touch()
     (changed / "empty").mkdir()
     assert differences_from(listing, changed) == ListingDifferences(
-        missing=("voter/1/voting.py",), changed=("parity.json",), extra=("ensemble/1/model.py", "empty/")
+        missing=("voter/1/voting/decisions.py",), changed=("parity.json",), extra=("ensemble/1/model.py", "empty/")
     )
 
 
@@ -161,11 +161,11 @@ def test_what_tune_writes_passes_the_doctor(repository: Path, tmp_path: Path) ->
 
 def test_tune_does_not_vouch_for_what_was_changed_before(repository: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(repository, tmp_path / "changed")
-    (changed / "voter" / "1" / "voting.py").write_text("decide = None\n")
+    (changed / "voter" / "1" / "voting" / "decisions.py").write_text("decide = None\n")
     own, tuned = read_artefacts("own", changed), tmp_path / "tuned"
     tuned.mkdir()
     write_variant(own, forms(own, 2, ("onnxruntime",))[0], tuned, trial=False)
-    assert errors(tuned) == {"files": "voter/1/voting.py was changed since it was exported"}
+    assert errors(tuned) == {"files": "voter/1/voting/decisions.py was changed since it was exported"}
 
 
 def test_an_export_over_a_damaged_one_mends_it(run: Run, repository: Path, tmp_path: Path) -> None:

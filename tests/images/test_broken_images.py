@@ -46,10 +46,16 @@ def corpus() -> list[bytes]:
         encoded(image.convert("P"), "TIFF", compression="packbits"),
         encoded(image.convert("LAB"), "TIFF"),
         encoded(grey_16, "TIFF"),
+        encoded(image, "WEBP", exif=exif),
+        encoded(image.convert("RGBA"), "WEBP", lossless=True),
+        encoded(image, "AVIF", exif=exif),
+        encoded(image, "JPEG2000"),
+        encoded(grey_16, "JPEG2000"),
     ]
 
 
 CORPUS = corpus()
+_NEWER = (b"RIFF\x40\0\0\0WEBPVP8 ", b"\0\0\0\x14ftypavif", b"\xff\x4f\xff\x51")
 EDITS = st.lists(
     st.tuples(
         st.integers(0, 4000),
@@ -105,7 +111,7 @@ def too_many_pixels_for_a_test(data: bytes) -> bool:
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_raise_nothing_else(data: bytes) -> None:
-    for magic in (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"):
+    for magic in (b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", *_NEWER):
         with pytest.raises(UnreadableImageError):
             open_image(magic + data)
 

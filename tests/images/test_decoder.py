@@ -62,7 +62,7 @@ def test_invalid_images_are_reported_and_the_decoder_continues(decoder: Decoder)
     data = saved(Image.fromarray(smooth()))
     decoder.pixels(data)
     (process,) = processes()
-    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG, TIFF or DICOM image"):
+    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM image"):
         decoder.pixels(b"patient")
     decoder.pixels(data)
     assert processes() == [process]

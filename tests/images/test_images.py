@@ -206,9 +206,9 @@ def test_what_is_no_image_is_refused(data: bytes) -> None:
         open_image(data)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM", "WEBP", "JPEG2000"])
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM"])
 def test_other_formats_are_refused(kind: str) -> None:
-    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG, TIFF or DICOM image"):
+    with pytest.raises(UnreadableImageError, match="not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM image"):
         open_image(encoded(Image.fromarray(gradient()), kind))
 
 

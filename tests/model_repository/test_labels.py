@@ -74,3 +74,14 @@ def test_a_nan_from_a_member_is_an_error(module: ModuleType, labels: Any) -> Non
     with pytest.raises(module.NoVoteError, match="no vote: NaN from second"):
         labels.name_winners(answers, ["7"], [2])
     assert labels._metrics.observed == []
+
+
+def test_p_values_are_kept_for_counting_and_a_nan_is_an_error(module: ModuleType, labels: Any) -> None:
+    p_values = np.array([[0.5], [0.25]], np.float32)
+    tested = {"OUTLIER": p_values, "REVIEW_REASON": np.array([[0], [4]], np.uint8)}
+    labels.name_winners(graph_answers() | tested, ["7"], [2])
+    (observed,) = labels._metrics.observed
+    assert (observed["outlier"].tolist(), observed["review_reason"].tolist()) == ([0.5, 0.25], [0, 4])
+    p_values[0] = np.nan
+    with pytest.raises(module.NoVoteError, match="no vote: NaN from a detector"):
+        labels.name_winners(graph_answers() | tested, ["7"], [2])

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from plurum.spec import Baseline, Ensemble, write_metadata
+from plurum.voting import REVIEW_REASONS
 from tests.model_repository.triton_recorder import Recorder, loaded
+from tests.outliers.samples import outliers
 from tests.sample_runs.fitted_run import CLASSES
 
 
@@ -76,6 +78,31 @@ def test_predictions_are_counted_in_batches_and_probes_are_not_counted(
     assert recorder.value("plurum_batch_size_bucket", le="1.0") == 1
     assert recorder.value("plurum_disagreement_nats_bucket", le="0.001") == 4
     assert recorder.monotone
+
+
+def test_p_values_and_reasons_are_counted_with_an_outlier_test(
+    module: ModuleType, recorder: Recorder, folder: Path
+) -> None:
+    metadata = json.loads((folder / "ensemble.json").read_text())
+    (folder / "ensemble.json").write_text(json.dumps(metadata | {"version": 2, "outliers": outliers()}))
+    metrics = module.VoterMetrics(folder)
+    predictions, counted = answers([0.95, 0.6, 0.9])
+    tested = {"outlier": np.array([0.2, 1.0, 0.8]), "review_reason": np.array([5, 0, 4], dtype=np.uint8)}
+    metrics.observe(predictions | tested, counted)
+    metrics.close()
+    reasons = {name: recorder.value("plurum_review_reasons_total", reason=name) for name in REVIEW_REASONS}
+    assert reasons == {"confidence": 1, "set": 0, "outlier": 2}
+    assert recorder.value("plurum_outlier_p_value_sum") == 2
+    assert [recorder.value("plurum_outlier_p_value_bucket", le=limit) for limit in ("0.1", "0.2", "+Inf")] == [0, 1, 3]
+    assert recorder.value("plurum_outlier_alpha") == 0.3
+    assert recorder.value("plurum_outlier_reference_patients") == 4
+
+
+def test_without_an_outlier_test_there_are_no_metrics_of_one(
+    module: ModuleType, recorder: Recorder, folder: Path
+) -> None:
+    module.VoterMetrics(folder).close()
+    assert not [name for name, _ in recorder.page if "outlier" in name or "reason" in name]
 
 
 def test_metrics_describe_the_served_ensemble_and_its_baseline(

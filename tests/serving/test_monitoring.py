@@ -120,9 +120,9 @@ def plurum(*arguments: object) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def with_baseline(repository: Path, tmp_path: Path) -> Path:
-    """The shared repository, of a fit that wrote down what drift is measured against."""
-    copy = shutil.copytree(repository, tmp_path / "repository")
+def with_baseline(detecting_repository: Path, tmp_path: Path) -> Path:
+    """A repository with an outlier test, of a fit that wrote down what drift is measured against."""
+    copy = shutil.copytree(detecting_repository, tmp_path / "repository")
     path = copy / "voter" / "1" / "ensemble.json"
     shares = [0.0] * 4 + [0.1] * 2 + [0.2] * 4
     baseline = {

@@ -137,7 +137,10 @@ def evaluate_verdicts(
         columns = {name: [table.columns[name][row] for row in rows] for name in settings.by}
         patients = [table.patients[row] for row in rows]
         evaluated[split] = SplitPredictions(verdict, table.labels[rows], patients, columns)
-    for name, verdict in {**verdicts, **({} if corrupted is None else {"corrupted": corrupted})}.items():
+    checked: dict[str, Verdict] = dict(verdicts.items())
+    if corrupted is not None:
+        checked["corrupted"] = corrupted
+    for name, verdict in checked.items():
         if not (np.isfinite(verdict.probabilities).all() and np.isfinite(verdict.member_probabilities).all()):
             raise DataError(f"{subject.answered_by} returns NaN for {name} images, which can't be evaluated")
     subject = replace(subject, notes=(*subject.notes, *_left_out(run, ensemble)))

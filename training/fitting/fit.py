@@ -23,6 +23,7 @@ from plurum.training.evaluation.patient_scores import score_patients
 from plurum.training.fitting.baseline import baseline_from_verdict
 from plurum.training.fitting.certification import Certification, certify_review
 from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point
+from plurum.training.fitting.outliers import OutlierFit, fit_outliers
 from plurum.training.fitting.points import check_point_options, costs_of
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
 from plurum.training.fitting.report import FitReport, MemberFit
@@ -82,10 +83,10 @@ def fit_run(run: Path, settings: FitSettings | None = None) -> Ensemble:
 def fit_report(path: Path, settings: FitSettings) -> FitReport:
     """Fit the vote of the members of the run `path`, write `ensemble.json` and return the report.
 
-    Everything is fitted on validation images; test images are only scored. The steps are: select members; fit weights
+    The vote is fitted on validation images; test images are only scored. The steps are: select members; fit weights
     or stacking; fit the temperature; correct for class frequencies, if requested; fit prediction sets, the operating
-    point, if requested, and the review. Weights stay equal for hard votes, and unless others are better by a
-    statistically significant margin.
+    point, if requested, and the review; fit the outlier test, to features of training images too. Weights stay equal
+    for hard votes, and unless others are better by a statistically significant margin.
 
     Raises:
         MetadataError: the folder is not a run, has no finished member, or has an invalid one.
@@ -132,7 +133,11 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
         for split in _SPLITS
     }
     ensemble = _ensemble(run, members, vote, settings, results, certification)
+    outliers: OutlierFit | None = None
+    if not settings.no_outliers:
+        ensemble, outliers = fit_outliers(run, ensemble, settings)
     report = _report(run, ensemble, members, vote, settings, results, shares)
+    report = report.model_copy(update={"outliers": outliers})
     if certification is not None:
         report = report.model_copy(update={"promise_line": certification.line, "tried_limits": certification.tried})
     write_metadata(run.ensemble_file, ensemble)

@@ -7,6 +7,7 @@ from typing import Literal
 from plurum.promises.review import TriedLimit
 from plurum.spec import Ensemble, Metadata, Scores
 from plurum.training.fitting.decided import PointScores
+from plurum.training.fitting.outliers import OutlierFit
 from plurum.training.statistics.curves import Curve
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import Estimate, PatientLevel
@@ -57,6 +58,7 @@ class FitReport(Metadata):
         promise_line: Result of the certification in a sentence; None without certification patients.
         unfinished: Names of planned members whose training is unfinished.
         decisions: Figures of the decisions at the operating point, by split; None without one.
+        outliers: Result of fitting the outlier test; None if the settings disable it.
         rates: Curves of the positive class's threshold → sensitivity and specificity of the validation images; None
             without an operating point of two classes.
         tried_limits: Review limits that the certification tested, the strictest first.
@@ -78,6 +80,7 @@ class FitReport(Metadata):
     promise_line: str | None = None
     unfinished: tuple[str, ...] = ()
     decisions: dict[FittedSplit, PointScores] | None = None
+    outliers: OutlierFit | None = None
     rates: dict[Literal["sensitivity", "specificity"], Curve] | None = None
     tried_limits: tuple[TriedLimit, ...] = ()
 

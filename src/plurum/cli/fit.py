@@ -48,6 +48,8 @@ def fit(
 
       plurum fit runs/tiles --mode stack
 
+      plurum fit runs/tiles --outlier-alpha 0.05
+
       plurum fit runs/tiles --prior CE=0.7 --prior LAA=0.3
 
       plurum fit runs/tiles --prior-from ward/2026
@@ -94,6 +96,7 @@ def _cells(scores: Scores) -> tuple[str, str]:
 
 def _lines(report: FitReport) -> list[str]:
     """Return the results that the table does not contain."""
+    from plurum.training.fitting.outliers import outlier_lines
     from plurum.training.fitting.point_text import point_lines
 
     ensemble = report.ensemble
@@ -115,6 +118,7 @@ def _lines(report: FitReport) -> list[str]:
             f"{reviewed['validation']:.1%} of validation predictions, {reviewed['test']:.1%} of test predictions"
         ),
         *_promise_lines(report),
+        *outlier_lines(ensemble, report.outliers),
         *_patient_lines(report),
         _best_member_line(report),
     ]

@@ -62,7 +62,7 @@ def image_from_dicom(data: bytes, window: Window | None = None) -> Image.Image:
 def _decode(file: DicomFile) -> tuple[npt.NDArray[Any], bool]:
     """Return the stored values, `[height, width]` or `[height, width, 3]`, and True if they are RGB."""
     try:
-        from pydicom.pixels import get_decoder
+        from pydicom.pixels.decoders.base import get_decoder
         from pydicom.uid import UID
     except ModuleNotFoundError as error:
         raise UnreadableImageError("DICOM needs the package pydicom. Run: pip install 'plurum[dicom]'") from error

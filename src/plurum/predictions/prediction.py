@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from plurum.errors import ServerError
 from plurum.predictions.outputs import OUTPUTS, VOTED, Output
-from plurum.voting import Verdict
+from plurum.voting import REVIEW_REASONS, Verdict
 
 __all__ = ["Prediction", "numbers_from_prediction", "predictions_from_tensors", "verdict_from_predictions"]
 
@@ -37,6 +37,10 @@ class Prediction:
         release: Tag of the release that made the prediction, with `plurum serve --releases`. None without releases, and
             while a release is on trial, because the response does not tell which of the two made it.
         audit: True if drawn for audit, whatever the prediction; None if the server draws none.
+        outlier: P-value of the outlier test, 0 to 1, low if the image is unlike the reference images; None if the
+            server tests none.
+        review_reason: Reasons for review: `confidence` (or the operating point instead), `set` (several classes can't
+            be ruled out) and `outlier`; None if the server tests no outliers.
     """
 
     label: str
@@ -51,6 +55,8 @@ class Prediction:
     # Newer fields have a default: an older server does not send them, and an older review store lacks them.
     release: str | None = None
     audit: bool | None = None
+    outlier: float | None = None
+    review_reason: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all attributes as JSON values."""
@@ -114,7 +120,10 @@ def verdict_from_predictions(predictions: Sequence[Prediction], classes: Sequenc
         ValueError: a label is not in `classes`.
     """
     rows = [numbers_from_prediction(one, classes) for one in predictions]
-    return Verdict(**{output.field: np.array([row[output.field] for row in rows]) for output in VOTED.values()})
+    arrays = {output.field: np.array([row[output.field] for row in rows]) for output in VOTED.values()}
+    outlier = np.array([1.0 if one.outlier is None else one.outlier for one in predictions])
+    reasons = np.array([_bits_from_reasons(one) for one in predictions], dtype=np.uint8)
+    return Verdict(**arrays, outlier=outlier, review_reason=reasons)
 
 
 def numbers_from_prediction(prediction: Prediction, classes: Sequence[str]) -> dict[str, Any]:
@@ -135,7 +144,16 @@ def _column(output: Output, rows: list[Any], classes: Sequence[str], members: Se
         return [{name: _by_class(values, classes) for name, values in one.items()} for one in by_member]
     if output.dims == ("C",):
         return [tuple(compress(classes, row)) if output.datatype == "BOOL" else _by_class(row, classes) for row in rows]
+    if output.datatype == "UINT8":
+        return [tuple(name for bit, name in enumerate(REVIEW_REASONS) if row[0] >> bit & 1) for row in rows]
     return [row[0].decode("utf-8", "replace") if output.datatype == "BYTES" else row[0] for row in rows]
+
+
+def _bits_from_reasons(prediction: Prediction) -> int:
+    """Return the reasons for review as bits; a review without stated reasons counts as one for confidence."""
+    if prediction.review_reason is None:
+        return int(prediction.review)
+    return sum(1 << bit for bit, name in enumerate(REVIEW_REASONS) if name in prediction.review_reason)
 
 
 def _confidences(labels: Sequence[str], probabilities: npt.NDArray[Any], classes: Sequence[str]) -> list[float]:

@@ -230,8 +230,11 @@ class FitSettings(Settings):
             column `path`.
         patient_rule: Rule that combines the predictions of a patient's images, where patients are known.
         audit_rate: Probability with which the server draws a patient, or an image of an unknown patient, for audit.
+        no_outliers: If True, fit no test for images that are unlike the training images.
+        outlier_alpha: P-value of the outlier test below which a prediction needs review, 0 to 1. At most this fraction
+            of the images of new patients like yours needs review by mistake.
         draws: Bootstrap resamples, by patient, for comparing votes.
-        seed: Random seed of the bootstrap and of the folds of `stack`.
+        seed: Random seed of the bootstrap, of the folds of `stack`, and of drawing training images for outliers.
     """
 
     mode: Literal["soft", "hard", "stack"] = "soft"
@@ -257,6 +260,8 @@ class FitSettings(Settings):
     prior_from: Annotated[Text | None, Option(metavar="PATH")] = None
     patient_rule: PatientRule = "mean"
     audit_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    no_outliers: bool = False
+    outlier_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
     draws: Draws = 1000
     seed: Seed = 0
 

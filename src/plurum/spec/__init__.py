@@ -18,12 +18,14 @@ from plurum.spec.ensemble import (
     version_from_release,
 )
 from plurum.spec.fields import Classes, Metadata, Sha256, Text, read_metadata, write_metadata
-from plurum.spec.members import IMAGE, INPUT_PIXELS, LOGITS, ImageSpec, Member, Scores
+from plurum.spec.members import IMAGE, INPUT_PIXELS, LOGITS, NOVELTY, ImageSpec, Member, Scores
+from plurum.spec.outliers import OutlierRule
 
 __all__ = [
     "IMAGE",
     "INPUT_PIXELS",
     "LOGITS",
+    "NOVELTY",
     "RESERVED_NAMES",
     "Baseline",
     "Classes",
@@ -35,6 +37,7 @@ __all__ = [
     "Member",
     "Metadata",
     "OperatingPoint",
+    "OutlierRule",
     "PatientRule",
     "Review",
     "ReviewPromise",

@@ -12,6 +12,7 @@ from plurum.conventions import PatientRule
 from plurum.spec.decisions import Conformal, OperatingPoint, Review, ReviewPromise, Voting
 from plurum.spec.fields import Classes, Metadata, Name, Positive, Sha256, Share, Text, read_metadata
 from plurum.spec.members import ImageSpec, Member, Scores
+from plurum.spec.outliers import OutlierRule
 from plurum.voting import MODES, VotingRule, rule_from_ensemble
 
 __all__ = [
@@ -99,7 +100,7 @@ class Baseline(Metadata):
 
 
 # Keys of ensemble.json that version 1 lacks.
-_NEWER = ("operating_point", "promise", "audit_rate", "site")
+_NEWER = ("operating_point", "promise", "audit_rate", "site", "outliers")
 
 
 class Ensemble(Metadata):
@@ -127,6 +128,7 @@ class Ensemble(Metadata):
             in files if None.
         site: Site that temperature, prior ratio, sets and review were calibrated on; None if only on validation images.
             Then `scores` are empty, and `baseline` is of the site's images. Absent in files if None.
+        outliers: Test for images that are unlike the reference images; None tests none. Absent in files if None.
     """
 
     version: Literal[1, 2] = 1
@@ -145,6 +147,7 @@ class Ensemble(Metadata):
     promise: ReviewPromise | None = None
     audit_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     site: SiteCalibration | None = None
+    outliers: OutlierRule | None = None
 
     @model_serializer(mode="wrap")
     def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -153,15 +156,28 @@ class Ensemble(Metadata):
         return {name: value for name, value in values.items() if name not in _NEWER or value is not None}
 
     @property
+    def detecting(self) -> tuple[bool, ...]:
+        """True for each member that has a detector of outliers."""
+        return self.outliers.members if self.outliers else (False,) * len(self.members)
+
+    @property
     def rule(self) -> VotingRule:
         """Voting rule for `plurum.voting.decide`."""
         return rule_from_ensemble(self.model_dump())
 
     def with_promise(self, promise: ReviewPromise | None) -> Ensemble:
         """Return the ensemble with another promise, or without one."""
-        newer = [promise, *(getattr(self, name) for name in _NEWER if name != "promise")]
-        version = 1 if all(value is None for value in newer) else 2
-        return self.model_copy(update={"promise": promise, "version": version})
+        return self._with(promise=promise)
+
+    def with_outliers(self, outliers: OutlierRule | None) -> Ensemble:
+        """Return the ensemble with another outlier test, or without one."""
+        return self._with(outliers=outliers)
+
+    def _with(self, **newer: Metadata | None) -> Ensemble:
+        """Return the ensemble with other values of keys that version 1 lacks."""
+        values = {name: getattr(self, name) for name in _NEWER} | newer
+        version = 1 if all(value is None for value in values.values()) else 2
+        return self.model_copy(update={**newer, "version": version})
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Ensemble:
@@ -181,6 +197,8 @@ class Ensemble(Metadata):
         self._check_baseline()
         self._check_point()
         self._check_promise()
+        if self.outliers is not None and len(self.outliers.members) != len(self.members):
+            raise ValueError(f"outliers: {len(self.outliers.members)} members for {len(self.members)} of the ensemble")
         return self
 
     def _check_point(self) -> None:

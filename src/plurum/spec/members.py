@@ -9,12 +9,13 @@ from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_se
 from plurum.conventions import ResizeRule
 from plurum.spec.fields import Classes, Metadata, Name, Sha256, Share, Text
 
-__all__ = ["IMAGE", "INPUT_PIXELS", "LOGITS", "ImageSpec", "Member", "Scores"]
+__all__ = ["IMAGE", "INPUT_PIXELS", "LOGITS", "NOVELTY", "ImageSpec", "Member", "Scores"]
 
 # Tensor names in requests, and of the members' outputs; `plurum.predictions.outputs` has those of the ensemble.
 IMAGE = "IMAGE"
 INPUT_PIXELS = "PIXELS"
 LOGITS = "LOGITS"
+NOVELTY = "NOVELTY"
 
 
 class ImageSpec(Metadata):

@@ -117,7 +117,7 @@ def test_a_bad_image_is_named_and_the_others_are_answered(served: Server, broken
     assert second.keys() == {"path", "error"}
     line, summary = done.stderr.splitlines()
     assert line == f"{broken / 'b.png'}: {second['error']}"
-    assert "not a JPEG, PNG, TIFF or DICOM image" in line
+    assert "not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM image" in line
     assert summary.startswith("2 classified, ")
     assert summary.endswith(", 1 failed")
     with (tmp_path / "out.csv").open(newline="") as file:

@@ -128,7 +128,7 @@ def test_bad_image_does_not_affect_others(
     failures = {answer.index: answer for answer in answers if isinstance(answer, Failure)}
     assert sorted(failures) == [1, 4, 5, 6, 7]
     assert all(same(answers[index], expected) for index in (0, 2, 3, 8))
-    assert "not a JPEG, PNG, TIFF or DICOM" in failures[1].reason
+    assert "not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM" in failures[1].reason
     assert "4 x 4 pixels is too small" in failures[4].reason
     assert failures[5].name == str(tmp_path / "nowhere.png")
     assert failures[5].reason == "can't be read: No such file or directory"
@@ -141,7 +141,9 @@ def test_predict_names_the_first_image_without_an_answer(
     client: EnsembleClient, pixels: npt.NDArray[np.uint8], tmp_path: Path
 ) -> None:
     (tmp_path / "notes.png").write_text("no image")
-    with pytest.raises(ImageError, match=r"notes\.png: .*not a JPEG, PNG, TIFF or DICOM image.* \(and 1 more\)"):
+    with pytest.raises(
+        ImageError, match=r"notes\.png: .*not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM image.* \(and 1 more\)"
+    ):
         client.predict([pixels[0], tmp_path / "notes.png", b""])
     with pytest.raises(ImageError, match=r"^image 1: .*not a JPEG"):
         client.predict([pixels[0], b""])

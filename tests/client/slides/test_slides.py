@@ -133,7 +133,9 @@ def test_empty_and_invalid_slides_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"glass.tif: none of its 64 tiles has at least 10% tissue"):
         classify(Painter(), path)
     path.write_bytes(b"no slide")
-    with pytest.raises(ImageError, match=r"glass.tif: 8 bytes that are not a JPEG, PNG, TIFF or DICOM"):
+    with pytest.raises(
+        ImageError, match=r"glass.tif: 8 bytes that are not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM"
+    ):
         classify(Painter(), path)
 
 

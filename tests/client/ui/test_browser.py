@@ -99,7 +99,7 @@ def test_invalid_file_does_not_affect_others(desk: Desk) -> None:
     tab.answers(2)
     failed = tab.until(lambda: tab.one(".answer.broken"))
     assert "notes <b>.png" in failed.text
-    assert "No prediction: 15 bytes that are not a JPEG, PNG, TIFF or DICOM image" in failed.text
+    assert "No prediction: 15 bytes that are not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM image" in failed.text
     assert not tab.one("#away").is_displayed()
     tab.size(1120, 1240)
     desk.picture(tab, "classify")

@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import urlencode
 
@@ -207,8 +208,8 @@ def test_large_files_are_refused(page: RunningPage) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "0 bytes that are not a JPEG, PNG, TIFF or DICOM image"),
-        (b"GIF89a", "6 bytes that are not a JPEG, PNG, TIFF or DICOM image"),
+        (b"", "0 bytes that are not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM image"),
+        (b"GIF89a", "6 bytes that are not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM image"),
         (png(1)[:60], "image is corrupt or truncated"),
         (bomb(), "image of 60000 x 60000 pixels is too large: at most 64,000,000 pixels are decoded"),
     ],
@@ -235,6 +236,21 @@ def test_without_a_run_there_are_no_maps(page: RunningPage, sha256: str) -> None
     reply = page.send("GET", f"/evidence/{sha256}?label=CE")
     assert reply.status == 404
     assert "--run RUN" in reply.text
+
+
+@pytest.mark.parametrize(
+    ("reasons", "because"),
+    [(("outlier",), False), (("confidence", "outlier"), True), (("confidence",), True), (None, True)],
+)
+def test_a_review_of_an_outlier_says_so(page: RunningPage, reasons: tuple[str, ...] | None, because: bool) -> None:
+    p_value = None if reasons is None else 0.004
+    of = replace(prediction(), prediction_set=("CE",), review_reason=reasons, outlier=p_value)
+    sha256 = page.store.add(png(8), "a.png", of)
+    text = page.send("GET", f"/review/{sha256}").text
+    page.store.delete(sha256)
+    assert ("unlike those of the fit (p = 0.004)" in text) == ("outlier" in (reasons or ()))
+    assert ("sends such probabilities to review" in text) == because
+    assert ("<dt>Outlier</dt><dd><b>0.004</b>" in text) == (reasons is not None)
 
 
 def test_probabilities_are_not_rounded_to_certainty() -> None:
@@ -266,7 +282,7 @@ def test_oldest_images_are_dropped_first() -> None:
 def test_pictures_have_formats_of_browsers() -> None:
     content, kind = picture_from_image(png(1))
     assert (kind, format_of(content)) == ("image/png", FORMATS["PNG"])
-    with pytest.raises(ImageError, match="not a JPEG, PNG, TIFF or DICOM"):
+    with pytest.raises(ImageError, match="not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM"):
         picture_from_image(b"no image")
 
 

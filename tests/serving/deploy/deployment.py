@@ -35,12 +35,12 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 FILES = sorted(DEPLOY.rglob("*.yaml"))
-# Of the sorts that others bring to a cluster there is no schema here.
+# Kinds of custom resources, which have no schema here.
 FOREIGN = {"Kustomization", "Component", "PodMonitor", "ScaledObject", "InferenceService"}
 
 
 def manifests() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every document of every manifest, with the file's name."""
+    """Yield every document of every manifest, with the file's name."""
     for path in FILES:
         if not path.name.startswith("compose"):
             for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
@@ -48,7 +48,7 @@ def manifests() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """The specification of every whole pod, by its file; the overlay's patch is none."""
+    """Return the specification of every complete pod, by its file; the overlay has only a patch."""
     found = {}
     for name, document in manifests():
         if document["kind"] == "Deployment" and not name.startswith("kubernetes/gpu"):
@@ -71,7 +71,7 @@ SERVING = [name for name, pod in PODS.items() if "initContainers" in pod]
 
 
 def words() -> dict[str, list[str]]:
-    """The arguments of every container that runs one of our commands, by where it stands."""
+    """Return the arguments of every container that runs one of our commands, by its place."""
     found = {f"compose {name}": one["command"] for name, one in COMPOSE["services"].items() if "plurum" in one["image"]}
     for name, pod in PODS.items():
         found |= {f"{name} {one['name']}": one["args"] for one in containers(pod) if "args" in one}
@@ -92,7 +92,7 @@ def request_status(url: str) -> int:
 
 
 def snippet(language: str, start: str) -> str:
-    """The code block of the page that begins with `start`."""
+    """Return the code block of the page that begins with `start`."""
     blocks: list[str] = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
     (found,) = [block for block in blocks if block.startswith(start)]
     return found

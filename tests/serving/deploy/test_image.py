@@ -86,7 +86,7 @@ def test_the_image_is_built_from_every_folder_of_the_package() -> None:
 
 def test_the_image_needs_nothing_but_the_extras_that_it_installs() -> None:
     assert re.findall(r'"/source\[(.*)\]"', DOCKERFILE) == ["gateway,openvino"]
-    # What the other extras bring.
+    # Packages of the other extras.
     absent = ("torch", "onnxruntime", "pytriton", "timm", "onnx", "sklearn", "scipy", "pandas", "tifffile")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent!r}))\n"
@@ -107,7 +107,7 @@ def test_a_server_writes_to_tmp_and_shared_memory_alone(repository: Path) -> Non
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line, "it ended by itself"
+            assert line, "the server exited"
             assert request_status(json.loads(line)["status"] + "/v2/health/ready") == 200
         finally:
             process.terminate()
@@ -144,7 +144,7 @@ def test_compose_mounts_what_is_there() -> None:
                 assert source.startswith("${") or source in COMPOSE["volumes"]
     assert (DEPLOY / COMPOSE["services"]["server"]["build"]["context"]).resolve() == ROOT
     assert (ROOT / COMPOSE["services"]["server"]["build"]["dockerfile"]).is_file()
-    # Everything is on loopback unless somebody asks for more.
+    # Everything is on loopback unless an option says otherwise.
     assert all(port.startswith(("127.0.0.1:", "${PLURUM_ADDRESS:-127.0.0.1}:")) for port in published())
 
 

@@ -114,13 +114,13 @@ def test_every_file_that_is_named_is_mounted() -> None:
 
 @pytest.fixture(scope="module")
 def gateway_url() -> Iterator[str]:
-    """A gateway without a Triton behind it."""
+    """Yield the URL of a gateway without a Triton."""
     with lonely_gateway() as one:
         yield one.http
 
 
 def probed_paths(command: str) -> set[str]:
-    """What is asked of a command's containers for their health, anywhere."""
+    """Return the paths that probe the health of a command's containers, in all files."""
     found = set()
     for name in SERVING:
         for one in containers(PODS[name]):
@@ -139,7 +139,7 @@ def test_probes_request_paths_that_the_commands_serve(gateway_url: str) -> None:
         for command, url in (("serve", status.url), ("gateway", gateway_url)):
             paths = probed_paths(command)
             assert paths == {"/v2/health/live", "/v2/health/ready"}
-            # Neither has a Triton: alive, and not ready.
+            # Neither has a Triton, so they are live and not ready.
             assert {path: request_status(url + path) for path in paths} == {
                 "/v2/health/live": 200,
                 "/v2/health/ready": 503,
@@ -156,7 +156,7 @@ def test_ports_are_those_of_the_commands() -> None:
         for one in containers(PODS[name]):
             own = {port["name"]: port["containerPort"] for port in one["ports"]}
             assert set(own.values()) <= PORTS[one["args"][0]]
-            # Triton's own doors are nobody's.
+            # Triton's own ports are closed to all.
             assert not set(own.values()) & {8000, 8001}
             for key, probe in one.items():
                 assert not key.endswith("Probe") or probe["httpGet"]["port"] in own
@@ -191,7 +191,7 @@ def test_labels_select_the_pods() -> None:
 
 
 def queries() -> dict[str, str]:
-    """What decides how many pods there are, by threshold."""
+    """Return the queries that decide on the number of pods, by threshold."""
     scaled = next(found for _, found in manifests() if found["kind"] == "ScaledObject")
     found = {one["metadata"]["threshold"]: one["metadata"]["query"] for one in scaled["spec"]["triggers"]}
     service = next(found for _, found in manifests() if found["kind"] == "InferenceService")
@@ -208,7 +208,7 @@ def test_scaling_follows_the_wait_of_the_busiest_model(tmp_path: Path) -> None:
         pytest.skip(binaries)
     by_wait, by_waiting = queries()["50"], queries()["4"]
     series = {
-        # 60 requests a minute that wait 0.2 s each; one model has half the wait, one is asked nothing.
+        # 60 requests a minute that wait 0.2 s each; one model has half the wait, one gets no requests.
         'nv_inference_request_success{namespace="plurum", model="a"}': "0+15x20",
         'nv_inference_queue_duration_us{namespace="plurum", model="a"}': "0+3000000x20",
         'nv_inference_request_success{namespace="plurum", model="b"}': "0+15x20",
@@ -224,7 +224,7 @@ def test_scaling_follows_the_wait_of_the_busiest_model(tmp_path: Path) -> None:
     ]
     values = [{"series": name, "values": value} for name, value in series.items()]
     busy = {"interval": "15s", "input_series": values, "promql_expr_test": cases}
-    # Nobody asks: nothing, which KEDA takes for 0, and not a number that is none.
+    # Without requests the result is empty, which KEDA takes for 0, and not NaN.
     quiet = {
         "interval": "15s",
         "input_series": [one for one in values if "idle" in one["series"]],
@@ -239,7 +239,7 @@ def test_scaling_follows_the_wait_of_the_busiest_model(tmp_path: Path) -> None:
 
 
 def kustomized(folder: Path) -> list[dict[str, Any]]:
-    """What kustomize makes of a folder; core sorts of it follow their schemas."""
+    """Return what kustomize makes of a folder; kinds of Kubernetes itself follow their schemas."""
     if not shutil.which("kubectl"):
         pytest.skip("there is no kubectl on PATH, which brings kustomize")
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False, timeout=60)

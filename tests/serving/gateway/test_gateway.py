@@ -43,7 +43,7 @@ def test_bad_file_in_a_form_does_not_affect_others(small: Gateway, images: list[
     errors = {answer["file"]: answer["error"] for answer in reply.json if "error" in answer}
     assert set(errors) == {"bad.png", "none.txt"}
     assert "corrupt or truncated" in errors["bad.png"]
-    assert "not a JPEG, PNG, TIFF or DICOM" in errors["none.txt"]
+    assert "not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM" in errors["none.txt"]
     answered = {answer["file"]: answer["label"] for answer in reply.json if "label" in answer}
     assert answered == {f"{at}.img": small.predict(image).json["label"] for at, image in enumerate(images)}
 

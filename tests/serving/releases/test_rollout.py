@@ -1,4 +1,4 @@
-"""Releases change under load: no question is lost, no answer is of two releases, nothing broken becomes public."""
+"""Rollouts under load: no request is lost or mixes two releases, and no broken release becomes public."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.serving.servers import changed_repository
 
 @pytest.fixture(scope="module")
 def other(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another release: every member's last bias is another, so that each answers otherwise."""
+    """Return another release, whose members have other biases and so other predictions."""
     folder = shutil.copytree(repository, tmp_path_factory.mktemp("other") / "model_repository")
     _other_biases(folder)
     ensemble = read_ensemble(folder / "ensemble.json")
@@ -53,7 +53,7 @@ def _other_biases(folder: Path) -> None:
 
 
 def _listed(folder: Path) -> None:
-    """List the files anew, as if what was changed had been exported so."""
+    """List the files again, as if the changed ones had been exported."""
     manifest = json.loads((folder / "export.json").read_text())
     (folder / "export.json").write_text(json.dumps(manifest | {"files": listing_of(folder)}))
 
@@ -72,7 +72,7 @@ def requests(run: Run, repository: Path, other: Path) -> Requests:
 
 
 def release_at(url: str, pixels: npt.NDArray[np.uint8]) -> str | None:
-    """What the client says of who answers, over both protocols' way of telling."""
+    """Return the release that a client reports for a prediction."""
     with EnsembleClient(url) as client:
         (answer,) = client.predict(pixels[:1])
     return answer.release
@@ -112,7 +112,7 @@ def _change_the_voter(folder: Path) -> None:
 
 
 def _forget_the_voters_rule(folder: Path) -> None:
-    (folder / "voter" / "1" / "voting.py").unlink()
+    (folder / "voter" / "1" / "voting" / "decisions.py").unlink()
 
 
 def _add_a_version(folder: Path) -> None:
@@ -138,7 +138,7 @@ def _other_classes(folder: Path) -> None:
 BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (_corrupt, "1/model.onnx is not the file that was exported"),
     (_change_the_voter, "voter/1/model.py is not the file that was exported"),
-    (_forget_the_voters_rule, "voter/1/voting.py is missing"),
+    (_forget_the_voters_rule, "voter/1/voting/decisions.py is missing"),
     (_add_a_version, " was not exported"),
     (_cut_short_with_a_right_hash, "Load model from"),
     (_compute_otherwise, "expected probabilities within"),
@@ -228,9 +228,9 @@ def test_a_trial_serves_a_fraction_or_a_shadow_and_survives_a_restart(
         compared = samples['plurum_trial_compared_total{model="ensemble_pixels"}']
         assert compared >= 40
         assert 0 <= samples['plurum_trial_other_labels_total{model="ensemble_pixels"}'] <= compared
-        # Models whose processes end because a release comes or goes are not taken for dead.
+        # Processes that end because a release is loaded or unloaded are not reported as unhealthy.
         assert "not ready" not in live.log()
-    # A new server takes the trial up again.
+    # A new server resumes the trial.
     with ReleaseServer(folder, None) as live, release_clients(live.urls["http"], *requests, clients=2) as clients:
         deadline = time.monotonic() + 60
         while (
@@ -248,7 +248,7 @@ def test_a_trial_serves_a_fraction_or_a_shadow_and_survives_a_restart(
     assert "mixed" not in clients.counts
 
 
-# Well while it is rehearsed (under the server's own request id), and not when others ask.
+# Works while it is rehearsed (under the server's own request id), and fails for clients.
 _FAILS_LATER = """
 
 def _planted(execute):
@@ -265,7 +265,7 @@ TritonPythonModel.execute = _planted(TritonPythonModel.execute)
 
 
 def _wait_for(clients: ReleaseTally, answers: int) -> None:
-    """Wait until so many more have come."""
+    """Wait until the clients have got so many more responses."""
     start, deadline = sum(clients.counts.values()), time.monotonic() + 60
     while sum(clients.counts.values()) < start + answers and time.monotonic() < deadline:
         time.sleep(0.05)

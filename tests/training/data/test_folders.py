@@ -234,7 +234,7 @@ def test_system_files_are_skipped_and_other_unread_files_are_counted(tmp_path: P
         (tmp_path / name).write_bytes(b"")
     for number in range(12):
         (tmp_path / "CE" / f"{number}.NII").write_bytes(b"")
-    for name in ("CE/a.webp", "LAA/b.webp", "LAA/c.webp", "notes.txt", "CE/IM0001"):
+    for name in ("CE/a.heic", "LAA/b.heic", "LAA/c.heic", "notes.txt", "CE/IM0001"):
         (tmp_path / name).write_bytes(b"")
     write_image(tmp_path / "loose.png", 3)
     data = load_data(str(tmp_path))
@@ -242,7 +242,7 @@ def test_system_files_are_skipped_and_other_unread_files_are_counted(tmp_path: P
     assert data.classes == ("CE", "LAA")
     assert set(data.table.patients) == {""}
     (note,) = data.notes
-    assert note.startswith("not read: 12 .nii, 8 hidden or of an operating system, 3 .webp, 1 ")
+    assert note.startswith("not read: 12 .nii, 8 hidden or of an operating system, 3 .heic, 1 ")
     for one in ("1 outside of the classes' folders", "1 .txt", "1 without an extension"):
         assert one in note
 

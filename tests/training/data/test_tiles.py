@@ -170,7 +170,7 @@ def test_empty_broken_and_missing_files_have_a_fault(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(whole.getvalue()[:2000])
     for name, fault in (
         ("glass.png", "no tile of 100 pixels has at least 10% tissue"),
-        ("broken.png", "not a JPEG, PNG, TIFF or DICOM image"),
+        ("broken.png", "not a JPEG, PNG, TIFF, WEBP, AVIF, JPEG2000 or DICOM image"),
         ("cut.png", "corrupt or truncated"),
         ("away.png", "No such file"),
     ):

@@ -182,7 +182,8 @@ def _bulk_run(
     totals = BulkTotals(PatientPool(served.classes, rule or served.patient_rule or "mean", served.point))
     if out is None:
         return BulkRun(listing, totals)
-    form = format_from_path(out, columns_of_images(served.classes, has_audit=served.has_audit))
+    columns = columns_of_images(served.classes, has_audit=served.has_audit, has_outliers=served.has_outliers)
+    form = format_from_path(out, columns)
     settings = {"classes": served.classes, "ensemble": served.metadata_sha256, "format": out.suffix.lower()} | settings
     journal = stack.enter_context(Journal(out, listing, settings, fresh=fresh))
     return BulkRun(listing, totals, journal, form)

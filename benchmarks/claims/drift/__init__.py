@@ -1,0 +1,1 @@
+"""Alarms of the test for drift on samples with and without a shift."""

@@ -1,0 +1,1 @@
+"""Detection of images that are unlike the training images."""

@@ -1,0 +1,105 @@
+"""Join the members' chosen graphs and their vote into the fused graph of a repository."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from plurum.export.graphs.fused import verdict_from_fused
+from plurum.export.manifest import PublishedGraph
+from plurum.export.repository.configs import FUSED, LABELS
+from plurum.export.repository.model_folders import add_fused_models, state_precisions
+from plurum.export.repository.outlier_reference import with_served_reference
+from plurum.export.repository.parity import Parity, check_parity, vote_parity
+from plurum.export.repository.selection import MemberChoice, ParitySample
+from plurum.export.settings import BUDGETS, Backend, Execution, ExportSettings, Precision
+from plurum.files import sha256_of
+from plurum.spec import Ensemble, OutlierRule
+from plurum.voting import Verdict
+
+__all__ = ["fuse_choices", "fused_backend", "fused_rule", "published_from_file"]
+
+
+def published_from_file(
+    repository: Path, model: str, precision: Precision, backend: Backend, reason: str
+) -> PublishedGraph:
+    """Return the manifest's entry of a model's graph in the repository."""
+    path = repository / model / "1" / "model.onnx"
+    return PublishedGraph(
+        model=model,
+        file=str(path.relative_to(repository)),
+        sha256=sha256_of(path),
+        size_bytes=path.stat().st_size,
+        precision=precision,
+        backend=backend,
+        reason=reason,
+        latency_ms={},
+    )
+
+
+def fused_backend(choices: list[MemberChoice], settings: ExportSettings) -> Backend:
+    """Return the backend that serves the fused graph."""
+    if settings.target == "gpu":
+        return "tensorrt"
+    # ONNX Runtime would run graphs that were quantised for OpenVINO in FP32.
+    has_openvino = any(choice.taken == Execution("int8", "openvino") for choice in choices)
+    return "openvino" if has_openvino else "onnxruntime"
+
+
+def _precisions_inside(choices: list[MemberChoice]) -> list[Precision]:
+    """Return the precision of each member in the fused graph.
+
+    OpenVINO rounds a whole graph to BF16 when it compiles it, and the vote needs FP32: use the FP32 graph instead.
+    """
+    return ["fp32" if choice.taken.precision == "bf16" else choice.taken.precision for choice in choices]
+
+
+def fused_rule(
+    tested: Ensemble, choices: list[MemberChoice], sample: ParitySample, progress: Callable[[str], None]
+) -> OutlierRule | None:
+    """Return the outlier rule of the fused graph if its members compute in another precision; None if they don't."""
+    artefacts = [
+        replace(choice.candidate.artefact, precision=inside)
+        for choice, inside in zip(choices, _precisions_inside(choices), strict=True)
+    ]
+    if all(one.precision == choice.taken.precision for one, choice in zip(artefacts, choices, strict=True)):
+        return None
+    return with_served_reference(tested, artefacts, sample.reference, progress).outliers
+
+
+def fuse_choices(
+    ensemble: Ensemble,
+    choices: list[MemberChoice],
+    checked: tuple[Verdict, ParitySample],
+    settings: ExportSettings,
+    repository: Path,
+    rule: OutlierRule | None,
+) -> tuple[PublishedGraph, Parity]:
+    """Add `ensemble_fused` to the repository.
+
+    Args:
+        ensemble: Ensemble that is served.
+        choices: Graphs of the members.
+        checked: Verdict of the PyTorch models, and the images that it is about.
+        settings: Settings of the export.
+        repository: The repository.
+        rule: Outlier rule of the fused graph; None if it is the ensemble's.
+
+    Raises:
+        ParityError: the fused graph differs from PyTorch by more than its budget.
+    """
+    inside, (original, sample) = _precisions_inside(choices), checked
+    graph_rule = ensemble.rule if rule is None else ensemble.with_outliers(rule).rule
+    backend = fused_backend(choices, settings)
+    precision = max(inside, key=[*BUDGETS].index)
+    graphs = [choice.candidate.artefact.path for choice in choices]
+    path = add_fused_models(ensemble, graphs, repository, settings.max_batch_size, backend, graph_rule)
+    names = (choice.member for choice in choices)
+    state_precisions(repository / LABELS / "1", dict(zip(names, inside, strict=True)))
+    exported = verdict_from_fused(path, sample.pixels, backend)
+    budget = settings.budget(precision)
+    parity = vote_parity("ensemble_fused", precision, original, exported, sample.labels, budget, graph_rule)
+    check_parity(parity)
+    reason = ", ".join(f"{choice.member} in {one}" for choice, one in zip(choices, inside, strict=True))
+    return published_from_file(repository, FUSED, precision, backend, reason), parity

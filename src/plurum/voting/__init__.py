@@ -1,0 +1,74 @@
+"""Votes and uncertainty from the members' probabilities. NumPy only.
+
+This is the only place where votes and uncertainty are computed. Training's fit, the voter inside Triton and the tests
+all use it. Export copies this package beside the voter; its imports are relative, because it is a package of its own
+there.
+
+Shapes: `[batch, members, classes]` for members, `[batch, classes]` for their vote. All arithmetic is float64;
+entropies are in nats.
+"""
+
+from __future__ import annotations
+
+from .decisions import (
+    REVIEW_CONFIDENCE,
+    REVIEW_OUTLIER,
+    REVIEW_REASONS,
+    REVIEW_SET,
+    Verdict,
+    decide,
+    decide_at,
+    decide_groups,
+    decide_members,
+    needs_review_at,
+    pool_groups,
+    prediction_sets,
+)
+from .outliers import OutlierTest
+from .rules import DecisionPoint, VotingRule, point_from_ensemble, rule_from_ensemble
+from .votes import (
+    MODES,
+    VotingMode,
+    entropy,
+    hard_vote,
+    mutual_information,
+    soft_vote,
+    softmax,
+    spread,
+    stacked_vote,
+    stacking_features,
+    temper,
+    with_prior,
+)
+
+__all__ = [
+    "MODES",
+    "REVIEW_CONFIDENCE",
+    "REVIEW_OUTLIER",
+    "REVIEW_REASONS",
+    "REVIEW_SET",
+    "DecisionPoint",
+    "OutlierTest",
+    "Verdict",
+    "VotingMode",
+    "VotingRule",
+    "decide",
+    "decide_at",
+    "decide_groups",
+    "decide_members",
+    "entropy",
+    "hard_vote",
+    "mutual_information",
+    "needs_review_at",
+    "point_from_ensemble",
+    "pool_groups",
+    "prediction_sets",
+    "rule_from_ensemble",
+    "soft_vote",
+    "softmax",
+    "spread",
+    "stacked_vote",
+    "stacking_features",
+    "temper",
+    "with_prior",
+]
