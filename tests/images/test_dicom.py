@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plurum.benchmarks.claims.dicom import compare, pydicom_files
+from plurum.benchmarks.claims.images.dicom import compare, pydicom_files
 from plurum.images import UnreadableImageError, open_image, structure_of
 from plurum.images.dicom_file import read_heading
 from plurum.images.dicom_writer import with_only_pixels

@@ -1,6 +1,6 @@
 """Pixels of pydicom's test files: compare them with pydicom's own functions, or see them refused by name.
 
-    python -m plurum.benchmarks.claims.dicom
+    python -m plurum.benchmarks.claims.images.dicom
 
 Files come from pydicom's wheel and, if it is installed, from the package pydicom-data. The reference applies
 `apply_modality_lut`, `apply_voi` or `apply_windowing`, and `apply_color_lut` to the decoded pixels, and maps the result
