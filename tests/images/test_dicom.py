@@ -185,6 +185,6 @@ def test_a_jpeg_that_ends_early_is_refused() -> None:
 
 
 def test_without_pydicom_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pydicom.pixels", None)
+    monkeypatch.setitem(sys.modules, "pydicom.pixels.decoders.base", None)
     with pytest.raises(UnreadableImageError, match=r"Run: pip install 'plurum\[dicom\]'"):
         open_image(dicom(RAMP, WindowCenter=128, WindowWidth=256))

@@ -68,7 +68,7 @@ def run_everywhere(rule: VotingRule, path: Path, logits: Any, novelty: Any) -> l
     ]
 
 
-@pytest.mark.parametrize(("test", "point"), zip(TESTS.values(), POINTS.values(), strict=True), ids=TESTS)
+@pytest.mark.parametrize(("test", "point"), [*zip(TESTS.values(), POINTS.values(), strict=True)], ids=TESTS)
 def test_a_graph_tests_as_the_voter_does(test: OutlierTest, point: DecisionPoint | None, tmp_path: Path) -> None:
     quantiles = None if point else (0.6, 0.6)
     rule = VotingRule((0.5, 0.3, 0.2), quantiles=quantiles, review_threshold=0.7, point=point, outliers=test)

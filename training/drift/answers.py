@@ -216,7 +216,7 @@ def _answers_from_rows(path: Path, classes: tuple[str, ...], rows: pd.DataFrame,
     if unknown:
         raise ValueError(f"label {min(map(str, unknown))!r} has no column of probabilities")
     # JSON lines state null where the server tests no outliers.
-    has_outliers = "outlier" in rows.columns and not rows["outlier"].isin([None, ""]).all()
+    has_outliers = "outlier" in rows.columns and bool((rows["outlier"].notna() & (rows["outlier"] != "")).any())
     patients = rows["patient"].fillna("") if "patient" in rows.columns else [""] * len(rows)
     return Answers(
         names=(str(path),),
