@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.triton, pytest.mark.timeout(900)]
 Pixels = npt.NDArray[np.uint8]
 
 IMAGES, BATCH, AUDIT_RATE = 24, 8, 0.4
-FIT: dict[str, Any] = {"select": "all", "draws": 100, "audit_rate": AUDIT_RATE}
+FIT: dict[str, Any] = {"select": "all", "draws": 100, "audit_rate": AUDIT_RATE, "no_outliers": True}
 MODELS = ("ensemble", "ensemble_pixels", "ensemble_fused")
 CASES = ("point fp32", "point int8", "costs fp32", "costs int8")
 
