@@ -87,9 +87,8 @@ def answers_from_verdict(
         verdict: Verdict on the images; all probabilities are finite.
         patients: Patient of each image; None if no patient is known.
     """
-    outlier = getattr(verdict, "outlier", None)
-    # Without an outlier test, every p-value is 1.
-    has_outliers = outlier is not None and bool((outlier < 1).any())
+    # Without an outlier test, every p-value is 1; a detector's NaN counts as an outlier.
+    outlier = np.nan_to_num(verdict.outlier, nan=0.0)
     return Answers(
         names=(name,),
         classes=tuple(classes),
@@ -98,7 +97,7 @@ def answers_from_verdict(
         review=verdict.review,
         disagreement=verdict.disagreement.round(_DECIMALS),
         patients=("",) * len(verdict.label) if patients is None else tuple(patients),
-        outlier=np.asarray(outlier, dtype=np.float64).round(_DECIMALS) if has_outliers else None,
+        outlier=outlier.round(_DECIMALS) if (outlier < 1).any() else None,
     )
 
 
@@ -226,14 +225,15 @@ def _answers_from_rows(path: Path, classes: tuple[str, ...], rows: pd.DataFrame,
         review=_flags(rows, "review"),
         disagreement=_numbers(rows, "disagreement", np.inf),
         patients=tuple(map(str, patients)),
-        outlier=_numbers(rows, "outlier", 1.0) if has_outliers else None,
+        outlier=_numbers(rows, "outlier", 1.0, nan=0.0) if has_outliers else None,
         failed=failed,
     )
 
 
-def _numbers(rows: pd.DataFrame, column: str, most: float) -> Floats:
-    """Return the numbers of a column, from 0 to `most`."""
+def _numbers(rows: pd.DataFrame, column: str, most: float, nan: float = np.nan) -> Floats:
+    """Return the numbers of a column, from 0 to `most`; `nan` replaces NaN, which is refused by default."""
     values = rows[column].to_numpy().astype(np.float64)
+    values = np.where(np.isnan(values), nan, values)
     # Float32 arithmetic may exceed 1 by rounding.
     if not ((values >= 0) & (values <= most + 1e-5) & np.isfinite(values)).all():
         raise ValueError(f"column {column} has values outside of 0 to {most:g}")

@@ -18,7 +18,7 @@ from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.decisions import estimate_fractions
 from plurum.training.statistics.results import CorruptedFigures, Estimate
 from plurum.training.statistics.wording import percent_text
-from plurum.voting import Verdict
+from plurum.voting import REVIEW_OUTLIER, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,8 +35,6 @@ FIGURES = {
     "caught": "wrong predictions that need review",
     "outliers": "outliers",
 }
-# Bit of REVIEW_REASON for an outlier.
-_OUTLIER = 4
 
 
 def figures_from_corrupted(
@@ -87,10 +85,8 @@ def _figures(
 
 def _outliers(verdict: Verdict) -> Bools | None:
     """Return the mask of images that an outlier test finds, `[images]`; None without such a test."""
-    p_values, reasons = getattr(verdict, "outlier", None), getattr(verdict, "review_reason", None)
-    if p_values is None or reasons is None or bool((p_values == 1).all()):
-        return None
-    return np.asarray(reasons & _OUTLIER != 0)
+    # Without a test, every p-value is 1.
+    return (verdict.review_reason & REVIEW_OUTLIER) != 0 if (verdict.outlier != 1).any() else None
 
 
 def robustness_line(figures: tuple[CorruptedFigures, ...]) -> str:

@@ -58,6 +58,12 @@ def test_outlier_p_values_are_read_where_a_file_has_them(tmp_path: Path) -> None
     assert read_answers([tmp_path / "null.jsonl"]).outlier is None
     (tmp_path / "outlier.jsonl").write_text(json.dumps(row | {"outlier": 0.01}))
     assert read_answers([tmp_path / "outlier.jsonl"]).outlier == [0.01]
+    # A detector that fails makes an outlier.
+    rows = [row | {"outlier": 0.01}, row | {"outlier": None}]
+    (tmp_path / "nan.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read_answers([tmp_path / "nan.jsonl"]).outlier
+    assert found is not None
+    assert found.tolist() == [0.01, 0.0]
 
 
 def test_a_verdict_is_rounded_as_files_are() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from plurum.training.evaluation.report import csv_from_evaluation, write_report
 from plurum.training.evaluation.robustness import FIGURES, figures_from_corrupted, robustness_line
 from plurum.training.evaluation.subject import SplitPredictions
 from plurum.training.statistics.metrics import LabelledPredictions, Scorer
-from plurum.voting import Verdict, VotingRule, decide, softmax
+from plurum.voting import REVIEW_OUTLIER, Verdict, VotingRule, decide, softmax
 from tests.training.evaluation.html_page import Page
 
 
@@ -137,6 +138,21 @@ def test_figures_are_those_of_each_corruption() -> None:
     line = robustness_line(found)
     assert f"of corrupted ones at most {worst.wrong_alone.value:.1%} (" in line
     assert line.endswith("by JPEG (quality 8).")
+
+
+def test_outliers_are_counted_where_they_are_tested() -> None:
+    labels = np.zeros(20, dtype=np.int64)
+    clean = predictions(0, 3.0, labels)
+    joined = predictions(1, 3.0, np.zeros(20 * len(corruption_ways()), dtype=np.int64))
+    outlier = np.full(len(joined.label), 0.5)
+    outlier[:5] = 0.001
+    reasons = (REVIEW_OUTLIER * (outlier < 0.01)).astype(np.uint8)
+    tested = replace(joined, outlier=outlier, review_reason=reasons)
+    found = figures_from_corrupted(SplitPredictions(clean, labels, [""] * 20), tested, SETTINGS)
+    first = found[1].outliers
+    assert first is not None
+    assert first.value == 0.25
+    assert found[0].outliers is None
 
 
 @pytest.mark.slow
