@@ -32,7 +32,7 @@ from plurum.training.calibration.site_rule import LEAST_FOR_SETS, SiteRule, fit_
 from plurum.training.fitting.points import LabelledScores
 from plurum.training.statistics.calibration import conformal_quantiles
 
-__all__ = ["SHIFTS", "SiteShift", "simulate", "sites"]
+__all__ = ["ALPHA", "SHIFTS", "SiteImages", "SiteShift", "draw_site", "simulate", "sites"]
 
 ALPHA = 0.1
 # Distance of the classes' centres, in standard deviations.
@@ -84,8 +84,14 @@ SHIFTS = {
 
 
 @dataclass(frozen=True)
-class _SiteImages:
-    """Images of a site: what the model states, the truth, and whether the best decision is correct."""
+class SiteImages:
+    """Images of a simulated site.
+
+    Attributes:
+        probabilities: Probabilities that the model states, `[images, classes]`.
+        labels: True classes, `[images]`.
+        best: Mask of images whose best decision is correct, `[images]`.
+    """
 
     probabilities: Floats
     labels: Ints
@@ -93,14 +99,16 @@ class _SiteImages:
 
     @property
     def accuracy(self) -> float:
+        """Fraction of images whose most probable class is correct."""
         return float((self.probabilities.argmax(axis=1) == self.labels).mean())
 
     @property
     def nll(self) -> float:
+        """Mean negative log-likelihood, in nats."""
         return float(compute_losses(self.probabilities, self.labels).mean())
 
 
-def _draw(shift: SiteShift, images: int, rng: np.random.Generator) -> _SiteImages:
+def draw_site(shift: SiteShift, images: int, rng: np.random.Generator) -> SiteImages:
     """Return images with normally distributed features, of which the model knows the classes' log-densities."""
     classes = len(shift.frequencies)
     labels = rng.choice(classes, images, p=shift.frequencies)
@@ -109,18 +117,18 @@ def _draw(shift: SiteShift, images: int, rng: np.random.Generator) -> _SiteImage
     best = (logits + np.log(shift.frequencies)).argmax(axis=1) == labels
     logits = logits / shift.temperature + np.asarray(shift.offsets)
     likely = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return _SiteImages(likely / likely.sum(axis=1, keepdims=True), labels, best)
+    return SiteImages(likely / likely.sum(axis=1, keepdims=True), labels, best)
 
 
-def _draw_usable(shift: SiteShift, images: int, rng: np.random.Generator) -> _SiteImages:
+def _draw_usable(shift: SiteShift, images: int, rng: np.random.Generator) -> SiteImages:
     """Return a site's images that the command does not refuse."""
     while True:
-        site = _draw(shift, images, rng)
+        site = draw_site(shift, images, rng)
         if np.bincount(site.labels, minlength=len(shift.frequencies)).min() >= LEAST_PATIENTS:
             return site
 
 
-def _coverage(site: _SiteImages, fitted: SiteFit, new: Floats, rest: _SiteImages, old: SiteRule) -> list[list[float]]:
+def _coverage(site: SiteImages, fitted: SiteFit, new: Floats, rest: SiteImages, old: SiteRule) -> list[list[float]]:
     """Return coverage of each class with enough images, and whether it is outside its band."""
     from scipy.stats import betabinom
 
@@ -153,8 +161,8 @@ def simulate(classes: int, shift: str, images: int, *, draws: int, seed: int = 0
         seed: Random seed.
     """
     site_shift = SHIFTS[classes][shift]
-    rest = _draw(site_shift, _REST, np.random.default_rng([seed, classes]))
-    source = _draw(SHIFTS[classes]["no"], _REST, np.random.default_rng([seed, classes, 1]))
+    rest = draw_site(site_shift, _REST, np.random.default_rng([seed, classes]))
+    source = draw_site(SHIFTS[classes]["no"], _REST, np.random.default_rng([seed, classes, 1]))
     quantiles = conformal_quantiles(source.probabilities, source.labels, np.arange(_REST), ALPHA)
     old = SiteRule(Conformal(alpha=ALPHA, quantiles=quantiles), Review(threshold=0.9, risk=0.01), None)
     rng = np.random.default_rng([seed, classes, images, 2])
@@ -162,7 +170,7 @@ def simulate(classes: int, shift: str, images: int, *, draws: int, seed: int = 0
     for _ in range(draws):
         site = _draw_usable(site_shift, images, rng)
         fitted = fit_site(site.probabilities, site.labels, np.arange(images))
-        new = _SiteImages(fitted.correction.apply(rest.probabilities), rest.labels, rest.best)
+        new = SiteImages(fitted.correction.apply(rest.probabilities), rest.labels, rest.best)
         error = calibration_error(new.probabilities, new.probabilities.argmax(axis=1), new.labels)
         rows.append([new.accuracy - rest.accuracy, new.nll - rest.nll, error, float(np.isinf(fitted.strength))])
         covered += _coverage(site, fitted, new.probabilities, rest, old)

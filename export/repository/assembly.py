@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from plurum.errors import MetadataError, RepositoryError
+from plurum.errors import CertificationError, MetadataError, RepositoryError
 from plurum.export.checks import check_output_folder
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
@@ -41,6 +41,7 @@ from plurum.export.repository.fusion import fuse_choices, fused_backend, fused_r
 from plurum.export.repository.model_folders import add_chain_models, add_fused_models
 from plurum.export.repository.outlier_reference import reference_images, with_detector, with_served_reference
 from plurum.export.repository.parity import Parity, check_parity, verdict_from_members, vote_parity
+from plurum.export.repository.refusals import record_refusal
 from plurum.export.repository.selection import (
     MemberChoice,
     ParitySample,
@@ -100,7 +101,8 @@ def repository_from_run(
 ) -> ExportResult:
     """Export every member of a fitted run, check it, and write the repository to `out` atomically.
 
-    A promise of the fit is certified with the predictions of the exported graphs, see `certify_ensemble`.
+    A promise of the fit is certified with the predictions of the exported graphs, see `certify_ensemble`. A refused
+    certification is recorded in the run's report.
 
     Args:
         run: Run with `ensemble.json`, checkpoints and data.
@@ -129,7 +131,11 @@ def repository_from_run(
     def load_model(member: Member) -> PixelModel:
         return with_detector(run, ensemble, member, model_from_checkpoint(member, run.checkpoint(member)))
 
-    return repository_from_models(ensemble, load_model, load_sample, out, settings, progress, facts)
+    try:
+        return repository_from_models(ensemble, load_model, load_sample, out, settings, progress, facts)
+    except CertificationError as error:
+        record_refusal(run, error)
+        raise
 
 
 def repository_from_models(

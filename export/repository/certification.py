@@ -137,7 +137,8 @@ def certify_ensemble(
     with needs_extra("export", "scipy"):
         pass
     risk = None if promise.method == "bound" else promise.risk
-    target = ReviewTarget(risk, promise.confidence, ensemble.operating_point if promise.decision else None)
+    point = ensemble.operating_point if promise.decision else None
+    target = ReviewTarget(risk, promise.confidence, point, ensemble.classes if promise.by_class else ())
     known, certifying = _member_votes(graphs, images, progress)
     rule = rule_without_limit(ensemble.rule)
 
@@ -208,8 +209,10 @@ def _with_baseline(certified: Ensemble, ensemble: Ensemble, known: _Votes) -> En
 def _refusal(found: ReviewTest, promise: ReviewPromise, graphs: ServedGraphs) -> CertificationError:
     precision = max((one.precision for one in graphs.artefacts), key=[*BUDGETS].index)
     finer = "" if precision == "fp32" else "choose --precision fp32, "
+    about = {"precision": precision, "is_fused": graphs.fused is not None, "promise": found.refused}
     return CertificationError(
         f"the {precision.upper()} graphs don't keep the promise of plurum fit ({promise.errors:g} errors in "
         f"{promise.patients:,} patients): {found.refusal}. Nothing was written. To export, {finer}fit with a larger "
-        f"--risk, or give up the promise: --without-promise"
+        f"--risk, or give up the promise: --without-promise",
+        refused=about,
     )

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -111,7 +111,16 @@ class ParityError(PlurumError):
 
 
 class CertificationError(ParityError):
-    """Outputs of exported models don't keep what the fit promised with those of their originals."""
+    """Outputs of exported models don't keep what the fit promised with those of their originals.
+
+    Args:
+        message: Message, one line.
+        refused: Precision, form and figures of the refused certification, for the run's report; None if there are none.
+    """
+
+    def __init__(self, message: str, refused: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.refused = refused
 
 
 @contextmanager

@@ -27,6 +27,8 @@ __all__ = [
     "PointScores",
     "PredictionSets",
     "ReviewScores",
+    "SiteChange",
+    "SiteFigures",
     "figure_text",
     "group_cell",
     "group_lines",
@@ -261,6 +263,42 @@ class PatientLevel(Metadata):
     patients: int
     images: int
     by_rule: dict[str, dict[PatientRule, PatientScores]]
+
+
+class SiteChange(Metadata):
+    """Change of a figure by a calibration at a site, on the site's images.
+
+    Attributes:
+        before: Figure with the old calibration.
+        after: Figure with the new one, where each image is predicted by a calibration without its patient.
+        difference: After minus before, paired by bootstrap draws of patients.
+    """
+
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+
+
+class SiteFigures(Metadata):
+    """Figures of a calibration on a site's images, as `plurum calibrate` measured them with PyTorch.
+
+    Attributes:
+        by_class: Number of images by class.
+        changes: Changes by figure: `nll`, `accuracy` and `ece`. They judge the procedure, with the choice of the
+            strength in it.
+        decisions: Figures of the decisions at the operating point, before and after; None without a positive class.
+        reviewed: Fraction of the site's predictions that need review, before and after.
+        effective_patients: Number of patients of a random sample that say as much as weighted images (Kish 1965); None
+            if the images have no weights. With weights, all figures are weighted.
+        lines: What else was fitted and what stayed, one sentence each.
+    """
+
+    by_class: dict[str, int]
+    changes: dict[str, SiteChange]
+    decisions: dict[Literal["before", "after"], DecisionFigures] | None
+    reviewed: dict[Literal["before", "after"], float]
+    effective_patients: float | None = None
+    lines: tuple[str, ...]
 
 
 class OutputShift(Metadata):

@@ -46,7 +46,7 @@ def run(fitted: Run, tmp_path: Path) -> Run:
 
 
 def verdict_at(run: Run, site: str | None, manifest: Path) -> tuple[Verdict, np.ndarray]:
-    ensemble, data = run.ensemble(site), load_site_images(str(manifest), run)
+    ensemble, data = run.ensemble(site), load_site_images(str(manifest), run).data
     members = predict_pixels(run, ensemble.members, decode_site_images(data, ensemble.image), "images")
     return decide(members, ensemble.rule), data.table.labels
 
@@ -132,6 +132,65 @@ def test_corrections_of_the_page(run: Run, north: Path, plurum: CommandLine, tmp
     assert f"line 2 names {tmp_path}/deleted0.png, which does not exist; and 2 more like it" in plurum.refused(
         "calibrate", run.path, "--on", lost
     )
+
+
+def write_chosen(north: Path, manifest: Path, chosen: Callable[[int], str]) -> Path:
+    """Write a manifest of the site's images with the probability with which each was chosen."""
+    with north.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with manifest.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "patient", "sampling_probability"])
+        for number, row in enumerate(rows):
+            path = (north.parent / row["path"]).absolute()
+            writer.writerow([path, row["label"], row["patient"], chosen(number)])
+    return manifest
+
+
+def test_images_count_by_how_they_were_chosen(run: Run, north: Path, plurum: CommandLine, tmp_path: Path) -> None:
+    manifest = write_chosen(north, tmp_path / "chosen.csv", lambda number: {0: "", 1: "0.05"}.get(number % 4, "1"))
+    printed = plurum.said("calibrate", run.path, "--on", manifest, *FEW)
+    site = run.ensemble("chosen").site
+    assert site is not None
+    assert (site.images, site.patients) == (75, 75)
+    assert "left out: 25 images without a sampling_probability, which represent only themselves" in printed
+    # 25 images of 20 each, and 50 of 1 each.
+    effective = 550**2 / (25 * 20**2 + 50)
+    assert f"together they say as much as {effective:.1f} patients of a random sample" in printed
+    assert "corrections: these images were chosen for review" not in printed
+    report = CalibrationReport.model_validate_json((run.site_folder("chosen") / "calibration.json").read_text())
+    assert report.effective_patients == pytest.approx(effective)
+    verdict, labels = verdict_at(run, None, manifest)
+    weights = np.tile([20.0, 1.0, 1.0], 25)
+    assert report.changes["accuracy"].before.value == pytest.approx(
+        np.average(verdict.label == labels, weights=weights)
+    )
+    assert report.reviewed["before"] == pytest.approx(np.average(verdict.review, weights=weights))
+    baseline = run.ensemble("chosen").baseline
+    assert baseline is not None
+    new, _ = verdict_at(run, "chosen", manifest)
+    assert baseline.review_share == pytest.approx(np.average(new.review, weights=weights), abs=0.02)
+
+
+def test_images_that_were_all_chosen_alike_have_no_weights(run: Run, north: Path, tmp_path: Path) -> None:
+    reports = []
+    for cell in ("0.02", "1", ""):
+        manifest = write_chosen(north, tmp_path / "chosen.csv", dict.fromkeys(range(100), cell).__getitem__)
+        reports.append(calibrate_run(run.path, CalibrateSettings(on=str(manifest), draws=100)))
+    plain = calibrate_run(run.path, CalibrateSettings(on=str(north), name="chosen", draws=100))
+    for report in reports:
+        assert (report.effective_patients, report.changes) == (None, plain.changes)
+        assert report.ensemble.voting == plain.ensemble.voting
+
+
+@pytest.mark.parametrize("cell", ["0", "2", "-0.1", "nan", "often"])
+def test_impossible_probabilities_get_one_line(
+    fitted: Run, north: Path, plurum: CommandLine, tmp_path: Path, cell: str
+) -> None:
+    manifest = write_chosen(north, tmp_path / "chosen.csv", lambda number: cell if number == 3 else "1")
+    refused = plurum.refused("calibrate", fitted.path, "--on", manifest)
+    assert f"--on: expected a sampling_probability above 0 to 1, or none, got '{cell}' in {manifest}" in refused
+    assert not (fitted.path / "sites").exists()
 
 
 def relabel(north: Path, folder: Path, label: Callable[[str, int], str | None]) -> Path:

@@ -20,16 +20,26 @@ from plurum.export.repository.cards.card_files import CARD_FILES
 from plurum.export.repository.cards.facts import CardFacts, facts_from_run
 from plurum.export.repository.cards.markdown import markdown_from_card
 from plurum.export.repository.cards.markup import escape, table_from_rows
-from plurum.figures import percent_text
+from plurum.figures import figure_text, percent_text
 from plurum.files import sha256_of
 from plurum.repository.listing import check_exported
 from plurum.run import Run
 from plurum.settings.training import EvaluationSettings
-from plurum.spec import DecisionPromise, Review, ReviewPromise, write_metadata
-from plurum.training import FitReport, FitSettings, evaluate_run, fit_report, write_fit, write_report
+from plurum.spec import DecisionPromise, Ensemble, RefusedPromise, Review, ReviewPromise, write_metadata
+from plurum.training import (
+    CalibrateSettings,
+    FitReport,
+    FitSettings,
+    calibrate_run,
+    evaluate_run,
+    fit_report,
+    write_fit,
+    write_report,
+)
 from plurum.training.statistics.results import Evaluation
 from tests.cli.command_line import CommandLine
 from tests.sample_runs.decided_run import add_column, build_decided_run
+from tests.sample_runs.site_images import write_site
 
 SETTINGS = ExportSettings(max_batch_size=8)
 USE = {"purpose": "Triage of <b>clots</b>", "out_of_scope": ["Children", "Other | scanners"], "contact": "a@b.example"}
@@ -244,16 +254,75 @@ def test_a_promise_on_the_operating_point_is_stated_with_it(
     values = {"risk": 0.05, "confidence": 0.95, "patients": 90, "errors": 1, "p_value": 0.01, "status": "certified"}
     promise = ReviewPromise.model_validate({**values, "decision": decision})
     write_metadata(tmp_path / "ensemble.json", ensemble.with_promise(promise))
+    text = markdown_from_card(card_from_repository(tmp_path, CardFacts(fitted=ensemble), graphs_of(ensemble), ()))
+    assert "at 95% confidence. This is certified, together with the review risk." in text
+    assert "Together with it, sensitivity of at least 90.00%: 3 errors in 80 patients." in text
+
+
+def test_a_card_states_promises_by_class_and_refusals(
+    decided: tuple[Run, FitReport, Evaluation], tmp_path: Path
+) -> None:
+    ensemble = decided[0].ensemble()
+    artefacts = graphs_of(ensemble)
+    values = {"risk": 0.05, "confidence": 0.95, "patients": 90, "errors": 1, "p_value": 0.01}
+    by_class = [
+        {"name": name, "patients": 60, "errors": number, "p_value": 0.03} for number, name in enumerate(("CE", "LAA"))
+    ]
+    promise = ReviewPromise.model_validate({**values, "by_class": by_class})
+    write_metadata(tmp_path / "ensemble.json", ensemble.with_promise(promise))
+    text = markdown_from_card(card_from_repository(tmp_path, CardFacts(fitted=ensemble), artefacts, ()))
+    assert "The same holds for the patients of each class: 0 errors in 60 of CE, 1 errors in 60 of LAA." in text
+    figures = {"patients": 200, "errors": 4, "p_value": 0.31, "limit": 0.9}
+    refused = RefusedPromise.model_validate({"what": "NPV", "target": 0.95, "confidence": 0.95, **figures})
+    write_metadata(tmp_path / "ensemble.json", ensemble)
+    facts = CardFacts(fitted=ensemble, refused_promise=refused)
+    text = markdown_from_card(card_from_repository(tmp_path, facts, artefacts, ()))
+    assert (
+        "**Refused**: the fit, with PyTorch's predictions: NPV of 95.00% with 95% confidence; the first configuration, "
+        "without review from a confidence of 0.9000 on, failed with 4 errors in 200 patients, p = 0.31, where at most "
+        "0.05 passes."
+    ) in text
+    few = refused.model_copy(update={"limit": None, "errors": None, "p_value": None})
+    text = markdown_from_card(
+        card_from_repository(tmp_path, CardFacts(fitted=ensemble, refused_promise=few), artefacts, ())
+    )
+    assert "no review limit could be tested for the NPV: 200 patients at most." in text
+
+
+@pytest.mark.slow
+def test_the_card_of_a_site_names_the_figures_of_its_calibration(
+    decided: tuple[Run, FitReport, Evaluation], tmp_path: Path
+) -> None:
+    run = Run(shutil.copytree(decided[0].path, tmp_path / "run"))
+    site = write_site(tmp_path / "north", ce=60, laa=30)
+    report = calibrate_run(run.path, CalibrateSettings(on=str(site), name="north", draws=100))
+    facts = facts_from_run(run, site="north")
+    assert facts.calibration is not None
+    assert facts.calibration.changes == report.changes
+    assert not any("Figures at the site" in line for line in facts.missing)
+    text = markdown_from_card(card_from_repository(run.site_folder("north"), facts, graphs_of(report.ensemble), ()))
+    assert "### Images of the site north" in text
+    for figure in (report.changes["nll"].before, report.changes["ece"].after, report.changes["accuracy"].difference):
+        assert figure_text(figure) in text
+    assert report.decisions is not None
+    assert percent_text(report.decisions["after"].sensitivity) in text
+    assert f"| needs review | {report.reviewed['before']:.1%} | {report.reviewed['after']:.1%} |" in text
+    assert "review risk: no promise; 90 patients" in text
+    (run.site_folder("north") / "calibration.json").unlink()
+    facts = facts_from_run(run, site="north")
+    assert facts.calibration is None
+    assert "Figures at the site: run plurum calibrate RUN --on SITE.csv --name north" in facts.missing[-1]
+
+
+def graphs_of(ensemble: Ensemble) -> list[PublishedGraph]:
+    """Return a manifest's entries for members that were not exported."""
     about = {"sha256": "0" * 64, "size_bytes": 1, "precision": "fp32", "backend": "onnxruntime", "reason": ""}
-    artefacts = [
+    return [
         PublishedGraph.model_validate(
             {**about, "model": one.name, "file": f"{one.name}/1/model.onnx", "latency_ms": {}}
         )
         for one in ensemble.members
     ]
-    text = markdown_from_card(card_from_repository(tmp_path, CardFacts(fitted=ensemble), artefacts, ()))
-    assert "at 95% confidence. This is certified, together with the review risk." in text
-    assert "Together with it, sensitivity of at least 90.00%: 3 errors in 80 patients." in text
 
 
 def test_a_card_follows_the_run_and_nothing_else_is_exported_again(

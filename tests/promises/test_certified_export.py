@@ -19,6 +19,7 @@ from plurum.export.graphs.fused import verdict_from_fused
 from plurum.export.manifest import is_exported_from, read_manifest
 from plurum.export.repository import selection
 from plurum.export.repository.certification import ServedGraphs, certification_images, certify_ensemble
+from plurum.export.repository.refusals import read_refusals
 from plurum.export.settings import BUDGETS, Precision
 from plurum.promises.review import promise_text
 from plurum.promises.risk_control import patient_losses, risk_p_value
@@ -188,8 +189,23 @@ def test_graphs_that_break_the_promise_are_not_written(
     assert "To export, fit with a larger --risk, or give up the promise: --without-promise" in err
     assert len(err.strip().splitlines()) == 1
     assert not out.exists()
+    (refused,) = read_refusals(run)
+    assert (refused.precision, refused.is_fused, refused.promise.what) == ("fp32", False, "review risk")
+    assert refused.promise.errors is not None
+    assert refused.promise.p_value is not None
+    assert f"has {refused.promise.errors:g} errors in {refused.promise.patients:,} patients" in err
+    assert refused.promise.p_value > 0.05
+    recorded = (run.report_folder / "refused_exports.json").read_bytes()
+    # The same export again is the same look.
+    assert plurum.ended("export", run.path, "--out", out)[0] == CertificationError.exit_code
+    assert (run.report_folder / "refused_exports.json").read_bytes() == recorded
     printed = plurum.said("export", run.path, "--out", out, "--without-promise")
     assert "review risk" not in printed
+    card = (out / "model_card.md").read_text(encoding="utf-8")
+    failed = f"{refused.promise.errors:g} errors in {refused.promise.patients:,} patients, p = "
+    assert "**Refused**: an export of FP32 graphs: review risk of 10.00% with 95% confidence; the first " in card
+    assert failed in card
+    assert "less certain than it states" not in card
     ensemble, served = run.ensemble(), read_ensemble(out / "ensemble.json")
     assert (served.version, served.promise) == (1, None)
     assert served.review == ensemble.review
@@ -216,6 +232,15 @@ def test_another_precision_certifies_a_limit_of_its_own_or_is_refused(promised: 
     with pytest.raises(CertificationError, match=r"the INT8 graphs don't keep .* To export, choose --precision fp32, "):
         repository_from_run(run, out, coarse)
     assert (out / "ensemble.json").read_bytes() == kept
+    # The card of what is certified afterwards names the look before it.
+    assert [one.precision for one in read_refusals(run)] == ["int8"]
+    repository_from_run(run, out, ExportSettings())
+    card = (out / "model_card.md").read_text(encoding="utf-8")
+    assert "**Refused**: an export of INT8 graphs: review risk of 5.00% with 95% confidence; " in card
+    assert "A promise that was certified afterwards on the same patients is less certain than it states." in card
+    # Another fit is another promise.
+    fit_report(run.path, FitSettings.model_validate(FIT))
+    assert read_refusals(run) == ()
 
 
 @pytest.mark.usefixtures("traced_once")
@@ -224,6 +249,7 @@ def test_another_precision_certifies_a_limit_of_its_own_or_is_refused(promised: 
     [
         {"risk": "auto", "select": "all", "draws": 100},
         {**FIT, "positive": "CE", "sensitivity": 0.9},
+        {**FIT, "risk": 0.15, "risk_by_class": True},
         {**FIT, "mode": "stack", "risk": 0.15},
     ],
 )
@@ -245,6 +271,14 @@ def test_other_fits_are_certified_alike(promised: Run, tmp_path: Path, settings:
     assert promise.errors == pytest.approx(losses.sum())
     assert promise.p_value <= 0.05 + 1e-9
     assert (promise.decision is None) == ("positive" not in settings)
+    assert (promise.by_class is None) == ("risk_by_class" not in settings)
+    rows = run.table().rows("certification")
+    labels, patients = run.table().labels[rows], number_patients([run.table().patients[row] for row in rows])
+    for label, one in enumerate(promise.by_class or ()):
+        losses = patient_losses(verdict.label != labels, ~verdict.review & (labels == label), patients)
+        assert (one.name, one.patients) == (served.classes[label], len(losses))
+        assert one.p_value == pytest.approx(risk_p_value(losses, promise.risk))
+        assert one.p_value <= 0.05
     if promise.decision is not None and served.operating_point is not None and fitted.operating_point is not None:
         assert served.operating_point.threshold == fitted.operating_point.threshold
         assert served.review.threshold == fitted.review.threshold

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from plurum.benchmarks.claims.guarantees import simulate
+from plurum.benchmarks.claims.guarantees import simulate, simulate_classes, simulate_sensitivity
 from plurum.predictions.arrays import Floats
 from plurum.promises.risk_control import (
     count_required_patients,
@@ -137,3 +137,17 @@ def test_promises_hold_in_simulated_studies(images: int) -> None:
     assert found["naive"]["violated"] > most
     if images == 5:
         assert found["images"]["violated"] > most
+
+
+@pytest.mark.parametrize("images", [1, 5])
+def test_promises_by_class_hold_for_a_rare_class(images: int) -> None:
+    studies = 150
+    found = simulate_classes(images, studies=studies, truth=100_000)
+    most = binom.ppf(0.999, studies, 0.05) / studies
+    assert found["each class"]["violated"] <= most
+    assert found["each class"]["promised"] > 0.5
+    # The promise for all patients together says nothing about the rare ones.
+    assert found["all patients"]["violated"] > 0.5
+    sensitivity = simulate_sensitivity(images, studies=studies, truth=50_000)
+    assert sensitivity["chosen"] > 0.9
+    assert sensitivity["reached"] >= 1 - most

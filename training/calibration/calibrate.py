@@ -10,21 +10,22 @@ import numpy as np
 
 from plurum.errors import SettingsError
 from plurum.files import check_folder, sha256_of, write_text
-from plurum.predictions.arrays import Floats, Ints
+from plurum.predictions.arrays import Bools, Floats, Ints
 from plurum.promises.risk_control import smallest_promise
 from plurum.run import Run, number_patients
 from plurum.settings.calibration import CalibrateSettings
 from plurum.spec import Ensemble, SiteCalibration, write_metadata
 from plurum.training.calibration.report import CalibrationReport, compare_verdicts, figures_of_point
+from plurum.training.calibration.sampled_images import SampledImages
 from plurum.training.calibration.shrinkage import SiteFit, fit_site
 from plurum.training.calibration.site_images import decode_site_images, load_site_images
 from plurum.training.calibration.site_rule import SiteRule, correct_voting, decide_probabilities, fit_site_rule
-from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.store import fingerprint_from_pixels
 from plurum.training.fitting.baseline import baseline_from_verdict
 from plurum.training.fitting.points import CONFIDENCE, LabelledScores
 from plurum.training.inference.predictions import predict_pixels
 from plurum.training.statistics.bootstrap import Bootstrap
+from plurum.training.statistics.patients import draw_equally, effective_patients
 from plurum.voting import MODES, decide
 
 __all__ = ["calibrate_run"]
@@ -34,7 +35,7 @@ __all__ = ["calibrate_run"]
 class _Site:
     """Images of a site and what the vote says of them: members' probabilities, labels and patients."""
 
-    data: LabelledImages
+    sampled: SampledImages
     fingerprint: str
     members: Floats
     labels: Ints
@@ -44,12 +45,28 @@ class _Site:
     def patients(self) -> int:
         return int(self.groups.max()) + 1
 
+    @property
+    def weights(self) -> Floats | None:
+        return self.sampled.weights
+
+    @property
+    def effective(self) -> float | None:
+        return None if self.weights is None else effective_patients(self.weights, self.groups)
+
+    def count_independent(self, seed: int) -> int:
+        """Return the number of patients in a sample that needs no weights."""
+        return self.patients if self.weights is None else len(np.unique(self.groups[draw_equally(self.weights, seed)]))
+
+    def share(self, of: Bools) -> float:
+        return float(np.average(of, weights=self.weights))
+
 
 def calibrate_run(path: Path, settings: CalibrateSettings) -> CalibrationReport:
     """Calibrate the vote of the run `path` at a site, write its files to RUN/sites/SITE and return the report.
 
     Members and weights stay, and so does RUN/ensemble.json. Temperature, class offsets (in `prior_ratio`), prediction
-    sets, operating point and review are fitted to the site's images, shrunk towards what the run has.
+    sets, operating point and review are fitted to the site's images, shrunk towards what the run has. Images that were
+    not chosen with the same probability are weighted by its inverse.
 
     Raises:
         MetadataError: the folder is not a fitted run, or has an invalid member.
@@ -68,10 +85,10 @@ def calibrate_run(path: Path, settings: CalibrateSettings) -> CalibrationReport:
         )
     site = _read_site(run, ensemble, settings)
     old = decide(site.members, ensemble.rule).probabilities
-    fitted = fit_site(old, site.labels, site.groups, settings.seed)
-    scores = LabelledScores(fitted.cross_fitted, site.labels, site.groups, ensemble.classes)
+    fitted = fit_site(old, site.labels, site.groups, settings.seed, site.weights)
+    scores = LabelledScores(fitted.cross_fitted, site.labels, site.groups, ensemble.classes, site.weights)
     former = SiteRule(ensemble.conformal, ensemble.review, ensemble.operating_point)
-    rule = fit_site_rule(former, scores, fitted.correction)
+    rule = fit_site_rule(former, scores, fitted.correction, settings.seed)
     calibrated = _ensemble(run, ensemble, site, settings, fitted, rule)
     report = _report(ensemble, calibrated, site, old, fitted, rule, settings)
     write_text(folder / "calibration.json", report.model_dump_json(indent=1) + "\n")
@@ -80,15 +97,16 @@ def calibrate_run(path: Path, settings: CalibrateSettings) -> CalibrationReport:
 
 
 def _read_site(run: Run, ensemble: Ensemble, settings: CalibrateSettings) -> _Site:
-    data = load_site_images(settings.on, run)
-    pixels = decode_site_images(data, ensemble.image)
-    labels = data.table.labels
+    sampled = load_site_images(settings.on, run)
+    table = sampled.data.table
+    pixels = decode_site_images(sampled.data, ensemble.image)
+    labels = table.labels
     return _Site(
-        data,
+        sampled,
         fingerprint_from_pixels(pixels, labels),
         predict_pixels(run, ensemble.members, pixels, "the site's images"),
         labels,
-        number_patients(data.table.patients),
+        number_patients(table.patients),
     )
 
 
@@ -116,7 +134,7 @@ def _ensemble(
         ),
     }
     calibrated = ensemble.model_copy(update=parts)
-    baseline = baseline_from_verdict(decide(site.members, calibrated.rule), calibrated.rule)
+    baseline = baseline_from_verdict(decide(site.members, calibrated.rule), calibrated.rule, site.weights)
     # A copy with other values is not validated.
     return Ensemble.model_validate(calibrated.model_copy(update={"baseline": baseline}).model_dump())
 
@@ -135,37 +153,42 @@ def _report(
     before = decide_probabilities(old, former, classes)
     after = decide_probabilities(fitted.cross_fitted, rule, classes)
     figures = {
-        "before": figures_of_point(former, before, site.labels, classes, bootstrap),
-        "after": figures_of_point(rule, after, site.labels, classes, bootstrap),
+        "before": figures_of_point(former, before, site.labels, classes, bootstrap, site.weights),
+        "after": figures_of_point(rule, after, site.labels, classes, bootstrap, site.weights),
     }
     counts = np.bincount(site.labels, minlength=len(classes)).tolist()
     judged = decide_probabilities(fitted.judged, rule, classes)
     return CalibrationReport(
         ensemble=calibrated,
         by_class=dict(zip(classes, counts, strict=True)),
-        changes=compare_verdicts(before, judged, site.labels, bootstrap),
+        changes=compare_verdicts(before, judged, site.labels, bootstrap, site.weights),
         is_changed=calibrated.voting != ensemble.voting,
         decisions={name: one for name, one in figures.items() if one} or None,
-        reviewed={"before": float(before.review.mean()), "after": float(after.review.mean())},
-        lines=(*rule.lines, _promise_line(ensemble, site), *_bias_lines(site.data)),
+        reviewed={"before": site.share(before.review), "after": site.share(after.review)},
+        effective_patients=site.effective,
+        lines=(
+            *_weight_lines(site),
+            *rule.lines,
+            _promise_line(ensemble, site.count_independent(settings.seed)),
+            *site.sampled.lines,
+        ),
     )
 
 
-def _promise_line(ensemble: Ensemble, site: _Site) -> str:
-    best = smallest_promise(site.patients, CONFIDENCE)
+def _promise_line(ensemble: Ensemble, patients: int) -> str:
+    best = smallest_promise(patients, CONFIDENCE)
     void = "no promise" if ensemble.promise is None else f"the promise of {ensemble.promise.risk:.2%} is void here"
     return (
-        f"review risk: {void}; {site.patients:,} patients without an error could promise {best:.1%} at best, with "
+        f"review risk: {void}; {patients:,} patients without an error could promise {best:.1%} at best, with "
         f"{CONFIDENCE:.0%} confidence"
     )
 
 
-def _bias_lines(data: LabelledImages) -> list[str]:
-    """Return a warning about corrections that `plurum ui` exported."""
-    if not {"answered", "reviewer", "decided_at"} <= data.table.columns.keys():
+def _weight_lines(site: _Site) -> list[str]:
+    if site.effective is None:
         return []
     line = (
-        "corrections: these images were chosen for review, so they are harder than the site's others; a random sample "
-        "of the site calibrates better"
+        f"weights: each image counts 1 / sampling_probability; together they say as much as {site.effective:,.1f} "
+        f"patients of a random sample"
     )
     return [line]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from plurum.errors import needs_extra
-from plurum.predictions.arrays import Bools, Floats, Ints
+from plurum.predictions.arrays import Floats, Ints
 from plurum.voting import temper, with_prior
 
 __all__ = ["Correction", "fit_corrections"]
@@ -45,22 +45,22 @@ class Correction:
         return with_prior(temper(probabilities, 1 / self.slope), np.exp(self.offsets))
 
 
-def fit_corrections(probabilities: Floats, labels: Ints, masks: Bools, strengths: Floats) -> list[Correction]:
-    """Return corrections by penalised maximum likelihood, one per mask and strength.
+def fit_corrections(probabilities: Floats, labels: Ints, weights: Floats, strengths: Floats) -> list[Correction]:
+    """Return corrections by penalised maximum likelihood, one per row of weights and strength.
 
     Args:
         probabilities: Calibrated probabilities to correct.
         labels: True classes.
-        masks: Images that each correction is fitted to, `[corrections, images]`.
+        weights: Weight of each image in each correction, 0 for those that it is not fitted to, `[corrections, images]`.
         strengths: Strength of the shrinkage towards no change, > 0, `[corrections]`: the precision of a normal prior
             of each offset, 1 / variance.
     """
     logs = np.maximum(np.log(np.maximum(probabilities, np.finfo(np.float64).tiny)), _LEAST_LOG)
     size = max(1, _CELLS // logs.size)
     found: list[Correction] = []
-    for start in range(0, len(masks), size):
+    for start in range(0, len(weights), size):
         block = slice(start, start + size)
-        for slope, *offsets in _minimise(logs, labels, masks[block].astype(np.float64), strengths[block]).tolist():
+        for slope, *offsets in _minimise(logs, labels, weights[block], strengths[block]).tolist():
             found.append(Correction(slope, tuple(offsets)))
     return found
 

@@ -15,6 +15,7 @@ from plurum.predictions.arrays import Ints
 from plurum.regular_files import read_regular
 from plurum.run import Run, number_patients
 from plurum.spec import ImageSpec
+from plurum.training.calibration.sampled_images import SampledImages, weigh_images
 from plurum.training.data.folders import files_from_folder
 from plurum.training.data.idx import holds_idx
 from plurum.training.data.labelled_files import undivided_images, with_dicom_patients
@@ -30,8 +31,8 @@ __all__ = ["LEAST_PATIENTS", "decode_site_images", "load_site_images"]
 LEAST_PATIENTS = 2
 
 
-def load_site_images(source: str, run: Run) -> LabelledImages:
-    """Return all labelled images of a site, whatever their split, with labels in the order of the run's classes.
+def load_site_images(source: str, run: Run) -> SampledImages:
+    """Return the labelled images of a site, whatever their split, with labels in the order of the run's classes.
 
     Files are cut into tiles as for the run's training.
 
@@ -47,10 +48,11 @@ def load_site_images(source: str, run: Run) -> LabelledImages:
             f"{source}. Correct or remove these rows."
         )
     labels = np.array([classes.index(name) for name in data.classes], dtype=np.int64)[data.table.labels]
-    data = replace(data, classes=classes, table=replace(data.table, labels=labels))
-    _check_patients(source, labels, number_patients(data.table.patients), classes)
-    _check_new(source, data, run)
-    return data
+    sampled = weigh_images(source, replace(data, classes=classes, table=replace(data.table, labels=labels)))
+    table = sampled.data.table
+    _check_patients(source, table.labels, number_patients(table.patients), classes)
+    _check_new(source, sampled.data, run)
+    return sampled
 
 
 def decode_site_images(data: LabelledImages, image: ImageSpec) -> npt.NDArray[np.uint8]:

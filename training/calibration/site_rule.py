@@ -1,7 +1,7 @@
 """Fit prediction sets, operating point and review to a site's calibrated probabilities, or keep the old ones.
 
 A few images can't show that fewer sets, decisions or reviews are enough. What they can't show stays as it was, and is
-said.
+said. What needs a stated confidence is shown by a sample of weighted images that needs no weights.
 
 Legend: probabilities are `[images, classes]`, float64; labels and groups are `[images]`, int64.
 """
@@ -20,6 +20,7 @@ from plurum.spec import Conformal, OperatingPoint, Review, Voting
 from plurum.training.calibration.correction import Correction
 from plurum.training.fitting.points import CONFIDENCE, LabelledScores, fit_point, fit_review_interval
 from plurum.training.statistics.calibration import conformal_quantiles, review_threshold
+from plurum.training.statistics.patients import draw_equally, effective_patients
 from plurum.voting import Verdict, VotingRule, decide, point_from_ensemble
 
 __all__ = ["LEAST_FOR_SETS", "SiteRule", "correct_voting", "decide_probabilities", "fit_site_rule"]
@@ -70,38 +71,59 @@ def decide_probabilities(probabilities: Floats, rule: SiteRule, classes: tuple[s
     return decide(probabilities[:, None], single)
 
 
-def fit_site_rule(old: SiteRule, site: LabelledScores, correction: Correction) -> SiteRule:
+def fit_site_rule(old: SiteRule, site: LabelledScores, correction: Correction, seed: int = 0) -> SiteRule:
     """Return sets, operating point and review for a site.
 
     Args:
         old: Rule as fitted before.
         site: Probabilities of the site's images, each corrected by a fit without its patient.
         correction: Correction that was fitted to all of the site's images.
+        seed: Random seed of the sample that needs no weights, if the images have some.
     """
+    even = _equal_sample(site, seed)
     conformal, set_lines = _fit_sets(old.conformal, site)
-    point, point_lines = _fit_point(old.point, site, correction)
-    rule, review_lines = _fit_review(replace(old, conformal=conformal, point=point), old, site)
+    point, point_lines = _fit_point(old.point, even, correction)
+    rule, review_lines = _fit_review(replace(old, conformal=conformal, point=point), old, site, even)
     return replace(rule, lines=(*set_lines, *point_lines, *review_lines))
+
+
+def _equal_sample(site: LabelledScores, seed: int) -> LabelledScores:
+    """Return the images, or those of weighted images that are a sample without weights; see `draw_equally`."""
+    if site.weights is None:
+        return site
+    rows = draw_equally(site.weights, seed)
+    groups = np.unique(site.groups[rows], return_inverse=True)[1]
+    return LabelledScores(site.probabilities[rows], site.labels[rows], groups, site.classes)
 
 
 def _fit_sets(old: Conformal | None, site: LabelledScores) -> tuple[Conformal | None, list[str]]:
     if old is None:
         return None, []
-    fitted = conformal_quantiles(site.probabilities, site.labels, site.groups, old.alpha)
+    fitted = conformal_quantiles(site.probabilities, site.labels, site.groups, old.alpha, site.weights)
     quantiles, lines = [], []
     for index, name in enumerate(site.classes):
-        patients = len(np.unique(site.groups[site.labels == index]))
-        enough = patients >= LEAST_FOR_SETS
-        quantiles.append(min(fitted[index] + _ROUNDING, 1.0) if enough else old.quantiles[index])
-        said = (
-            "" if enough else f"no promise for class {name}: {patients} of {LEAST_FOR_SETS} patients; the old sets stay"
-        )
-        lines.append(
-            f"prediction sets: {said}"
-            if said
-            else f"prediction sets: fitted to {patients} patients of class {name}, to cover {1 - old.alpha:.1%} of it"
-        )
+        patients, text, whom = _count_patients(site, index)
+        # Weights may leave too little for a limit, although their number is enough.
+        if patients < LEAST_FOR_SETS or (site.weights is not None and fitted[index] == 1):
+            quantiles.append(old.quantiles[index])
+            few = f"{text} of {LEAST_FOR_SETS} {whom}" if patients < LEAST_FOR_SETS else "too few audits"
+            lines.append(f"prediction sets: no promise for class {name}: {few}; the old sets stay")
+        else:
+            quantiles.append(min(fitted[index] + _ROUNDING, 1.0))
+            lines.append(
+                f"prediction sets: fitted to {text} {whom} of class {name}, to cover {1 - old.alpha:.1%} of it"
+            )
     return Conformal(alpha=old.alpha, quantiles=tuple(quantiles)), lines
+
+
+def _count_patients(site: LabelledScores, label: int) -> tuple[float, str, str]:
+    """Return the number of patients of a class as number and text, and their name: effective ones with weights."""
+    rows = site.labels == label
+    if site.weights is None:
+        patients = len(np.unique(site.groups[rows]))
+        return patients, f"{patients:,}", "patients"
+    effective = effective_patients(site.weights[rows], site.groups[rows])
+    return effective, f"{effective:,.1f}", "effective patients"
 
 
 def _fit_point(
@@ -132,7 +154,9 @@ def _fit_point(
     return point, [line]
 
 
-def _fit_review(rule: SiteRule, old: SiteRule, site: LabelledScores) -> tuple[SiteRule, list[str]]:
+def _fit_review(
+    rule: SiteRule, old: SiteRule, site: LabelledScores, even: LabelledScores
+) -> tuple[SiteRule, list[str]]:
     """Return the rule with its review limits; only images that show the target risk make them less strict."""
     risk, point = old.review.risk, rule.point
     if risk is None or (point is not None and point.review_cost is not None):
@@ -141,8 +165,8 @@ def _fit_review(rule: SiteRule, old: SiteRule, site: LabelledScores) -> tuple[Si
         fitted = replace(rule, point=fit_review_interval(site, point, FitSettings(risk=risk)))
     else:
         fitted = replace(rule, review=Review(threshold=_fit_threshold(rule, site, risk), risk=risk))
-    verdict = decide_probabilities(site.probabilities, fitted, tuple(site.classes))
-    losses = patient_losses(verdict.label != site.labels, ~verdict.review, site.groups)
+    verdict = decide_probabilities(even.probabilities, fitted, tuple(site.classes))
+    losses = patient_losses(verdict.label != even.labels, ~verdict.review, even.groups)
     # No promise, because the same images chose the limits, but a hurdle that 30 images without an error do not take.
     if risk_bound(losses, CONFIDENCE) <= risk:
         return fitted, [f"review: fitted to these images, for a risk of {risk:.2%}"]
@@ -154,7 +178,7 @@ def _fit_review(rule: SiteRule, old: SiteRule, site: LabelledScores) -> tuple[Si
 def _fit_threshold(rule: SiteRule, site: LabelledScores, risk: float) -> float:
     verdict = decide_probabilities(site.probabilities, rule, tuple(site.classes))
     confidence = np.take_along_axis(verdict.probabilities, verdict.label[:, None], axis=-1)[:, 0]
-    found = review_threshold(confidence, verdict.label != site.labels, risk)
+    found = review_threshold(confidence, verdict.label != site.labels, risk, site.weights)
     return 1.0 if found == 1 else max(found - _ROUNDING, 0.0)
 
 

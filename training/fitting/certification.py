@@ -14,7 +14,7 @@ from plurum.promises.review import (
     rule_without_limit,
 )
 from plurum.settings.training import FitSettings
-from plurum.spec import ReviewPromise
+from plurum.spec import RefusedPromise, ReviewPromise
 from plurum.training.fitting.points import CONFIDENCE
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, vote_at_point
 
@@ -30,12 +30,19 @@ class Certification:
         promise: ReviewPromise that it holds; None if no limit passed.
         line: Result in a sentence.
         tried: Review limits that were tested, the strictest first.
+        refused: Figures of a refusal; None with a promise.
     """
 
     vote: FittedVote
     promise: ReviewPromise | None
     line: str
     tried: tuple[TriedLimit, ...]
+    refused: RefusedPromise | None = None
+
+    @property
+    def findings(self) -> dict[str, object]:
+        """Values of the fit's report."""
+        return {"promise_line": self.line, "tried_limits": self.tried, "refused_promise": self.refused}
 
 
 def certify_review(
@@ -52,7 +59,8 @@ def certify_review(
         settings: Target risk and its confidence.
     """
     risk = None if settings.risk == "auto" else settings.risk
-    target = ReviewTarget(risk, settings.confidence or CONFIDENCE, vote.point)
+    classes = tuple(certification.classes) if settings.risk_by_class else ()
+    target = ReviewTarget(risk, settings.confidence or CONFIDENCE, vote.point, classes)
     unlimited = replace(vote, rule=rule_without_limit(vote.rule))
     known = unlimited.validation_verdict(validation.predictions)
     seen = ReviewAnswers.from_verdict(known, validation.labels, validation.groups, vote.rule, target)
@@ -60,7 +68,7 @@ def certify_review(
     new = ReviewAnswers.from_verdict(verdict, certification.labels, certification.groups, vote.rule, target)
     found = certify_limit(seen, [new], target)
     if found.limit is None or found.promise is None:
-        return Certification(vote, None, found.refusal, found.tried)
+        return Certification(vote, None, found.refusal, found.tried, found.refused)
     promised = _vote_with_limit(vote, found.limit, validation)
     return Certification(promised, found.promise, promise_text(found.promise), found.tried)
 

@@ -91,7 +91,8 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     Raises:
         MetadataError: the folder is not a run, has no finished member, or has an invalid one.
         DataError: there are too few images for stacking, or unlabelled images are unreadable.
-        SettingsError: the prior's classes are not those of the run, or the operating point is not reachable.
+        SettingsError: the prior's classes are not those of the run, the operating point is not reachable, or a promise
+            needs certification patients.
         OutputError: `ensemble.json` can't be written.
         MissingExtraError: PyTorch, timm, safetensors, scikit-learn or SciPy is not installed.
     """
@@ -139,7 +140,7 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     report = _report(run, ensemble, members, vote, settings, results, shares)
     report = report.model_copy(update={"outliers": outliers})
     if certification is not None:
-        report = report.model_copy(update={"promise_line": certification.line, "tried_limits": certification.tried})
+        report = report.model_copy(update=certification.findings)
     write_metadata(run.ensemble_file, ensemble)
     return report
 
@@ -147,15 +148,17 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
 def _check_held_out(settings: FitSettings, table: Table) -> tuple[Split, ...]:
     """Return the splits that are set aside, and check that they are what the settings need."""
     found = tuple(split for split in HELD_OUT if split in table.splits)
-    if settings.risk != "auto":
+    if settings.risk != "auto" and not settings.risk_by_class:
         return found
+    what, instead = ("--risk", "expected a number, got auto, which")
+    if settings.risk != "auto":
+        what, instead = "--risk-by-class", "it"
     if "certification" not in found:
         raise SettingsError(
-            "--risk: expected a number, got auto, which needs certification patients. Set some aside: plurum train "
-            "--certification 0.3"
+            f"{what}: {instead} needs certification patients. Set some aside: plurum train --certification 0.3"
         )
     if settings.prior is not None or settings.prior_from is not None:
-        raise SettingsError("--risk: expected a number, got auto, which promises nothing with --prior. Leave one out.")
+        raise SettingsError(f"{what}: {instead} promises nothing with --prior. Leave one out.")
     return found
 
 

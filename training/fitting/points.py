@@ -87,10 +87,11 @@ def costs_of(settings: FitSettings, classes: Sequence[str]) -> Costs:
         SettingsError: the file is invalid, or its review cost contradicts `--risk`.
     """
     costs = read_costs(Path(settings.costs or ""), classes)
-    if costs.review is not None and settings.risk != FitSettings.model_fields["risk"].default:
+    has_risk = settings.risk != FitSettings.model_fields["risk"].default
+    if costs.review is not None and (has_risk or settings.risk_by_class):
         raise SettingsError(
-            f"--risk: can't be combined with the cost of a review in {settings.costs}, which decides on reviews. "
-            "Leave one of them out."
+            f"{'--risk' if has_risk else '--risk-by-class'}: can't be combined with the cost of a review in "
+            f"{settings.costs}, which decides on reviews. Leave one of them out."
         )
     return costs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from plurum.promises.review import TriedLimit
-from plurum.spec import Ensemble, Metadata, Scores
+from plurum.spec import Ensemble, Metadata, RefusedPromise, Scores
 from plurum.training.fitting.decided import PointScores
 from plurum.training.fitting.outliers import OutlierFit
 from plurum.training.statistics.curves import Curve
@@ -56,6 +56,7 @@ class FitReport(Metadata):
         patient_level: Scores of test images by patient; None if no patient is known.
         prior: Class frequencies that the vote is corrected for, by class; None without correction.
         promise_line: Result of the certification in a sentence; None without certification patients.
+        refused_promise: Certification that no review limit passed; None without a refusal.
         unfinished: Names of planned members whose training is unfinished.
         decisions: Figures of the decisions at the operating point, by split; None without one.
         outliers: Result of fitting the outlier test; None if the settings disable it.
@@ -78,6 +79,7 @@ class FitReport(Metadata):
     patient_level: PatientLevel | None
     prior: dict[str, float] | None
     promise_line: str | None = None
+    refused_promise: RefusedPromise | None = None
     unfinished: tuple[str, ...] = ()
     decisions: dict[FittedSplit, PointScores] | None = None
     outliers: OutlierFit | None = None

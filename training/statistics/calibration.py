@@ -64,7 +64,9 @@ def _best_temperature(probabilities: Floats, labels: Ints, more: float = 0.0) ->
     return math.exp(found.x) if found.fun < loss(0.0) else 1.0
 
 
-def conformal_quantiles(probabilities: Floats, labels: Ints, groups: Ints, alpha: float) -> tuple[float, ...]:
+def conformal_quantiles(
+    probabilities: Floats, labels: Ints, groups: Ints, alpha: float, weights: Floats | None = None
+) -> tuple[float, ...]:
     """Return for each class the largest `1 - probability` at which it is in the prediction set.
 
     Class-conditional split conformal prediction (Vovk 2012): within each class, the set of a new image contains the
@@ -75,14 +77,31 @@ def conformal_quantiles(probabilities: Floats, labels: Ints, groups: Ints, alpha
 
     The quantiles hold for other class frequencies too, because each depends on the images of one class only. Sets
     over all classes together would need weighted images (Podkopaev & Ramdas, arXiv 2103.03323).
+
+    With weights, the images are a sample that was chosen by what the vote says of them, and the guarantee is for an
+    image of the class among all that they were chosen from: weighted conformal prediction (Tibshirani and others, arXiv
+    1904.06019). The weight of a new image is not known before it is served, so the largest one stands for it, which can
+    only make sets larger. A patient's images are then not divided by their number, as those that were not chosen
+    are unknown.
+
+    Args:
+        probabilities: Probabilities of the vote.
+        labels: True classes.
+        groups: Patients.
+        alpha: Target fraction of sets that miss the true class, per class.
+        weights: Weight of each image, above 0, `[images]`; None if the images are a random sample.
     """
     scores = 1.0 - probabilities[np.arange(len(labels)), labels]
     quantiles = []
     for index in range(probabilities.shape[1]):
         rows = np.flatnonzero(labels == index)
         _, members_of, sizes = np.unique(groups[rows], return_inverse=True, return_counts=True)
+        mass, new = 1 / sizes[members_of], 1.0
+        if weights is not None:
+            mass = weights[rows]
+            new = max([float(weights.max()), *np.bincount(members_of, mass).tolist()])
         order = np.argsort(scores[rows], kind="stable")
-        reached = np.cumsum(1 / (sizes[members_of[order]] * (len(sizes) + 1)))
+        reached = np.cumsum(mass[order]) / (mass.sum() + new)
         # Tolerate rounding in the sums, which should reach `1 - alpha` exactly.
         enough = np.flatnonzero(reached >= 1 - alpha - 1e-12)
         quantiles.append(float(scores[rows][order][enough[0]]) if len(enough) else 1.0)

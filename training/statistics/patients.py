@@ -11,7 +11,7 @@ from plurum.predictions.arrays import Floats, Ints
 from plurum.spec import PatientRule
 from plurum.voting import pool_groups
 
-__all__ = ["RULES", "Patients", "effective_patients", "group_by_patient", "sampling_weights"]
+__all__ = ["RULES", "Patients", "draw_equally", "effective_patients", "group_by_patient", "sampling_weights"]
 
 
 RULES: tuple[PatientRule, ...] = ("mean", "max", "majority")
@@ -109,3 +109,16 @@ def effective_patients(weights: Floats, groups: Ints) -> float:
     of_patients = np.bincount(groups, weights)
     squares = float((of_patients**2).sum())
     return float(of_patients.sum()) ** 2 / squares if squares else 0.0
+
+
+def draw_equally(weights: Floats, seed: int) -> Ints:
+    """Return the indices of images that are a sample without weights of what weighted images stand for.
+
+    Each image is kept with a probability of its weight, divided by the largest (rejection sampling, von Neumann 1951).
+    Tests that need independent images of equal weight are exact on these. Some weight / largest weight are kept.
+
+    Args:
+        weights: Weight of each image, `[images]`.
+        seed: Random seed.
+    """
+    return np.flatnonzero(np.random.default_rng(seed).random(len(weights)) * weights.max() < weights)

@@ -14,7 +14,8 @@ from plurum.export.manifest import PublishedGraph
 from plurum.export.repository.cards.facts import CardFacts, FittedSplit, SplitCounts, SplitFigures
 from plurum.export.repository.cards.intended_use import IntendedUse
 from plurum.export.repository.parity import Parity
-from plurum.figures import PointScores
+from plurum.export.repository.refusals import RefusedExport
+from plurum.figures import PointScores, SiteFigures
 from plurum.files import sha256_of
 from plurum.run import Split
 from plurum.sentences import point_text, review_condition
@@ -23,6 +24,7 @@ from plurum.spec import (
     Metadata,
     OperatingPoint,
     PatientRule,
+    RefusedPromise,
     ReviewPromise,
     Scores,
     Sha256,
@@ -79,11 +81,14 @@ class ModelCard(Metadata):
         review: Condition for review in words.
         promise: Limit on the review risk of new patients; None promises nothing.
         promise_line: Result of the fit's certification in a sentence; None without certification patients.
+        refused_promise: Certification that the fit refused; None without a refusal.
+        refused_exports: Certifications that exports of this fit refused.
         coverage: Target coverage of the prediction sets; None without sets.
         patient_rule: Rule that combines the predictions of a patient's images; None if no patient is known.
         scores: Scores of the fit by split, without intervals.
         decisions: Figures of the fit at the operating point, by split; None without one, or if not known.
         figures: Figures by split, with intervals.
+        calibration: Figures of the calibration at the site; None without one, or if not known.
         is_refitted: True if the export serves another vote or review rule than the fit, whose figures these are.
         parity: Differences between the exported graphs and PyTorch.
         checked_on: Images that they were compared on.
@@ -108,11 +113,14 @@ class ModelCard(Metadata):
     review: str
     promise: ReviewPromise | None
     promise_line: str | None
+    refused_promise: RefusedPromise | None = None
+    refused_exports: tuple[RefusedExport, ...] = ()
     coverage: float | None
     patient_rule: PatientRule | None
     scores: dict[FittedSplit, Scores]
     decisions: dict[FittedSplit, PointScores] | None
     figures: tuple[SplitFigures, ...]
+    calibration: SiteFigures | None = None
     is_refitted: bool
     parity: tuple[Parity, ...]
     checked_on: str
@@ -152,11 +160,14 @@ def card_from_repository(
         review=review_condition(rule, ensemble.classes) or _usual_condition(ensemble),
         promise=ensemble.promise,
         promise_line=facts.promise_line,
+        refused_promise=facts.refused_promise,
+        refused_exports=facts.refused_exports,
         coverage=None if ensemble.conformal is None else 1 - ensemble.conformal.alpha,
         patient_rule=ensemble.patient_rule,
         scores=ensemble.scores,
         decisions=facts.decisions,
         figures=facts.figures,
+        calibration=facts.calibration,
         is_refitted=facts.fitted is not None and facts.fitted.rule != rule,
         parity=tuple(parities),
         checked_on=facts.checked_on,

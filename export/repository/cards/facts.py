@@ -11,11 +11,21 @@ from typing import Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from plurum.export.repository.cards.intended_use import IntendedUse, read_intended_use
-from plurum.figures import Diagnosis, Estimate, GroupedFigures, PatientLevel, PointScores, PredictionSets, ReviewScores
+from plurum.export.repository.refusals import RefusedExport, read_refusals
+from plurum.figures import (
+    Diagnosis,
+    Estimate,
+    GroupedFigures,
+    PatientLevel,
+    PointScores,
+    PredictionSets,
+    ReviewScores,
+    SiteFigures,
+)
 from plurum.files import sha256_of
 from plurum.regular_files import read_regular
 from plurum.run import Run, Split, Table
-from plurum.spec import Ensemble, Metadata, PatientRule
+from plurum.spec import Ensemble, Metadata, PatientRule, RefusedPromise
 
 __all__ = ["CardFacts", "SplitCounts", "SplitFigures", "facts_from_run"]
 
@@ -85,6 +95,9 @@ class CardFacts:
         splits: Images by split; None if unknown.
         decisions: Figures of the operating point by split, from the fit.
         promise_line: Result of the fit's certification in a sentence; None without certification patients.
+        refused_promise: Certification that the fit refused; None without a refusal.
+        refused_exports: Certifications that exports of this fit refused.
+        calibration: Report of the calibration at the site; None without one, or if not known.
         figures: Figures by split.
         missing: Sentences about what is not known, with the command that finds it out.
         checked_on: Images that the exported graphs are compared with PyTorch on.
@@ -95,6 +108,9 @@ class CardFacts:
     splits: dict[Split, SplitCounts] | None = None
     decisions: dict[FittedSplit, PointScores] | None = None
     promise_line: str | None = None
+    refused_promise: RefusedPromise | None = None
+    refused_exports: tuple[RefusedExport, ...] = ()
+    calibration: SiteFigures | None = None
     figures: tuple[SplitFigures, ...] = ()
     missing: tuple[str, ...] = ()
     checked_on: str = "validation images of the run"
@@ -109,6 +125,7 @@ class _FitReport(_Report):
     ensemble: Ensemble
     decisions: dict[FittedSplit, PointScores] | None = None
     promise_line: str | None = None
+    refused_promise: RefusedPromise | None = None
 
 
 class _Model(_Report):
@@ -133,6 +150,10 @@ class _Evaluation(_Report):
     notes: tuple[str, ...]
 
 
+class _Calibration(SiteFigures, _Report):
+    ensemble: Ensemble
+
+
 _R = TypeVar("_R", bound=_Report)
 
 
@@ -144,7 +165,8 @@ def facts_from_run(run: Run, intended_use: Path | None = None, site: str | None 
     Args:
         run: Fitted run.
         intended_use: File with the owner's statements; by default `intended_use.json` of the run, if it exists.
-        site: Site at which the ensemble was calibrated; no figures are known there. None takes the run's own.
+        site: Site at which the ensemble was calibrated; only the figures of its calibration are known there. None
+            takes the run's own.
 
     Raises:
         MetadataError: the run is not fitted, or its table is invalid.
@@ -156,6 +178,7 @@ def facts_from_run(run: Run, intended_use: Path | None = None, site: str | None 
     fit = _read_report(run.report_folder / "fit.json", _FitReport)
     if fit is not None and fit.ensemble != ensemble:
         fit = None
+    calibration = None if site is None else _read_calibration(run, site, ensemble)
     figures = {} if site is not None else {one.split: one for one in reversed(list(_evaluations(run)))}
     is_same_data = run.data().fingerprint == ensemble.data.fingerprint
     missing = [] if is_same_data else ["Images by class: RUN/data holds other images than the ensemble was fitted on."]
@@ -166,9 +189,10 @@ def facts_from_run(run: Run, intended_use: Path | None = None, site: str | None 
             if split not in figures
         ]
         missing += _missing_groups(table, figures.get("test"))
-    else:
+    elif calibration is None:
         missing.append(
-            f"Figures at the site: see RUN/sites/{site}/calibration.json; those of the run do not hold there."
+            f"Figures at the site: run plurum calibrate RUN --on SITE.csv --name {site}, then export again; those of "
+            f"the run do not hold there."
         )
     return CardFacts(
         use=IntendedUse() if use_file is None else read_intended_use(use_file),
@@ -176,6 +200,9 @@ def facts_from_run(run: Run, intended_use: Path | None = None, site: str | None 
         splits=_count_splits(table, ensemble.classes) if is_same_data else None,
         decisions=None if fit is None else fit.decisions,
         promise_line=None if fit is None else fit.promise_line,
+        refused_promise=None if fit is None else fit.refused_promise,
+        refused_exports=read_refusals(run) if site is None else (),
+        calibration=calibration,
         figures=tuple(figures[split] for split in _COMMANDS if split in figures),
         missing=tuple(missing),
     )
@@ -187,6 +214,14 @@ def _read_report(path: Path, kind: type[_R]) -> _R | None:
         return kind.model_validate_json(read_regular(path))
     except (OSError, ValidationError):
         return None
+
+
+def _read_calibration(run: Run, site: str, ensemble: Ensemble) -> SiteFigures | None:
+    """Return the figures of the calibration that wrote this ensemble."""
+    found = _read_report(run.site_folder(site) / "calibration.json", _Calibration)
+    if found is None or found.ensemble != ensemble:
+        return None
+    return SiteFigures.model_validate({name: getattr(found, name) for name in SiteFigures.model_fields})
 
 
 def _evaluations(run: Run) -> Iterator[SplitFigures]:

@@ -9,6 +9,7 @@ from plurum.export.repository.cards.intended_use import IntendedUse
 from plurum.export.repository.cards.markup import code, escape, list_from_lines, table_from_rows
 from plurum.export.repository.cards.measured import figure_blocks, parity_blocks
 from plurum.run import Split
+from plurum.spec import RefusedPromise
 
 __all__ = ["markdown_from_card"]
 
@@ -27,6 +28,7 @@ _TITLES = {
     "contact": "Contact",
     "licence": "Licence",
 }
+_ANOTHER_LOOK = "A promise that was certified afterwards on the same patients is less certain than it states"
 
 
 def markdown_from_card(card: ModelCard) -> str:
@@ -132,6 +134,7 @@ def _decisions(card: ModelCard) -> Iterator[str]:
             f"**Label**: {escape(_label(card))}.",
             f"**Review**: a prediction needs review with {escape(card.review)}.",
             f"**Review risk**: {escape(_promise(card))}.",
+            *(f"**Refused**: {escape(line)}." for line in _refusals(card)),
             f"**Prediction sets**: {sets}.",
             f"**Patients**: {patients}.",
         )
@@ -163,9 +166,32 @@ def _promise(card: ModelCard) -> str:
         f"patients with an unreviewed prediction. The review risk is the mean, over such patients, of the fraction of "
         f"their unreviewed predictions that are wrong"
     )
+    if promise.by_class:
+        each = ", ".join(f"{one.errors:g} errors in {one.patients:,} of {one.name}" for one in promise.by_class)
+        text = f"{text}. The same holds for the patients of each class: {each}"
     if promise.decision is None:
         return text
     one = promise.decision
     name = "NPV" if one.criterion == "npv" else one.criterion
     figures = f"{one.errors:g} errors in {one.patients:,} patients"
     return f"{text}. Together with it, {name} of at least {one.value:.2%}: {figures}"
+
+
+def _refusals(card: ModelCard) -> Iterator[str]:
+    """Yield sentences about certifications that were refused: the configuration that failed, and its figures."""
+    if card.refused_promise is not None:
+        yield f"the fit, with PyTorch's predictions: {_refusal(card.refused_promise)}"
+    for one in card.refused_exports:
+        graphs = f"{one.precision.upper()} graphs{', also fused' if one.is_fused else ''}"
+        again = "" if card.promise is None else f". {_ANOTHER_LOOK}"
+        yield f"an export of {graphs}: {_refusal(one.promise)}{again}"
+
+
+def _refusal(refused: RefusedPromise) -> str:
+    if refused.limit is None or refused.p_value is None or refused.target is None:
+        return f"no review limit could be tested for the {refused.what}: {refused.patients:,} patients at most"
+    return (
+        f"{refused.what} of {refused.target:.2%} with {refused.confidence:.0%} confidence; the first configuration, "
+        f"without review from a confidence of {refused.limit:.4f} on, failed with {refused.errors:g} errors in "
+        f"{refused.patients:,} patients, p = {refused.p_value:.3g}, where at most {1 - refused.confidence:.2g} passes"
+    )

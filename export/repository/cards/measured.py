@@ -14,6 +14,7 @@ from plurum.figures import (
     Estimate,
     GroupedFigures,
     GroupFigures,
+    SiteFigures,
     figure_text,
     group_cell,
     group_lines,
@@ -54,8 +55,36 @@ def figure_blocks(card: ModelCard) -> Iterator[str]:
             yield from _groups(found)
             if found.notes:
                 yield list_from_lines(map(escape, found.notes))
-    if not card.scores and not card.figures:
+    if card.calibration is not None and card.site is not None:
+        yield f"### Images of the site {escape(card.site.name)}"
+        yield from _calibrated(card.calibration)
+    elif not card.scores and not card.figures:
         yield "Not known."
+
+
+def _calibrated(site: SiteFigures) -> Iterator[str]:
+    """Yield the figures of a calibration on a site's images."""
+    counts = ", ".join(f"{count:,} of {escape(name)}" for name, count in site.by_class.items())
+    weighted = ""
+    if site.effective_patients is not None:
+        weighted = f" The images are weighted, and count as {site.effective_patients:,.1f} patients of a random sample."
+    yield (
+        f"{counts}. By cross-validation: each image is predicted by a calibration without its patient. Intervals are "
+        f"by patient.{weighted}"
+    )
+    rows = [
+        (_METRICS[name], figure_text(one.before), figure_text(one.after), figure_text(one.difference))
+        for name, one in site.changes.items()
+    ]
+    reviewed = [f"{site.reviewed[when]:.1%}" for when in ("before", "after")]
+    yield table_from_rows(("figure", "before", "after", "change"), [*rows, ("needs review", *reviewed, "")])
+    if site.decisions:
+        head = ("decisions", *(FIGURES[name] for name in _FOUR))
+        found = site.decisions.items()
+        yield table_from_rows(
+            head, ((when, *(percent_text(getattr(one, name)) for name in _FOUR)) for when, one in found)
+        )
+    yield list_from_lines(f"{escape(line)}." for line in site.lines)
 
 
 def _decided(card: ModelCard, split: FittedSplit, found: SplitFigures | None) -> Iterator[str]:

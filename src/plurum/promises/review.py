@@ -7,7 +7,7 @@ interval outside of which the decisions have that confidence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,6 @@ import numpy as np
 from plurum.predictions.arrays import Bools, Floats, Ints
 from plurum.predictions.scores import confidence_of
 from plurum.promises.risk_control import (
-    SequenceResult,
     count_required_patients,
     patient_losses,
     risk_bound,
@@ -23,7 +22,7 @@ from plurum.promises.risk_control import (
     smallest_promise,
     try_in_order,
 )
-from plurum.spec import DecisionPromise, Metadata, OperatingPoint, ReviewPromise
+from plurum.spec import ClassPromise, DecisionPromise, Metadata, OperatingPoint, RefusedPromise, ReviewPromise
 from plurum.voting import Verdict, VotingRule
 
 __all__ = [
@@ -51,11 +50,14 @@ class ReviewTarget:
         risk: Largest review risk; None promises the smallest that the patients allow.
         confidence: Probability with which the promise holds.
         point: Operating point, whose requested value is promised together with the risk; None without one.
+        classes: Names of the classes, in the order of the labels, for whose patients the same risk is promised too;
+            empty promises it for all patients together.
     """
 
     risk: float | None
     confidence: float
     point: OperatingPoint | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def decision_risk(self) -> float | None:
@@ -71,6 +73,7 @@ class ReviewAnswers:
         confidence: Probabilities of the predicted classes, `[images]`.
         open: Mask of predictions that need no review if they are confident enough, `[images]`.
         wrong: Mask of wrong predictions, `[images]`.
+        labels: True class of each image, `[images]`.
         groups: Group of each image, `[images]`; images of one patient share a group.
         decision_losses: Losses of the patients whom the operating point's requested value is about, `[patients]`; None
             if it requests none.
@@ -79,6 +82,7 @@ class ReviewAnswers:
     confidence: Floats
     open: Bools
     wrong: Bools
+    labels: Ints
     groups: Ints
     decision_losses: Floats | None = None
 
@@ -93,15 +97,18 @@ class ReviewAnswers:
             decided, true = verdict.label == positive, labels == positive
             of_class = {"sensitivity": true, "specificity": ~true, "npv": ~decided}[target.point.criterion]
             losses = patient_losses(decided != true, of_class, groups)
-        return cls(confidence_of(verdict), ~verdict.review, verdict.label != labels, groups, losses)
+        return cls(confidence_of(verdict), ~verdict.review, verdict.label != labels, labels, groups, losses)
 
     def unreviewed(self, limit: float) -> Bools:
         """Return the mask of predictions without review at a limit, `[images]`."""
         return self.open & (self.confidence >= limit)
 
-    def losses(self, limit: float) -> Floats:
-        """Return the losses of the patients with an unreviewed prediction, `[patients]`."""
-        return patient_losses(self.wrong, self.unreviewed(limit), self.groups)
+    def losses(self, limit: float, label: int | None = None) -> Floats:
+        """Return the losses of the patients with an unreviewed prediction, for images of a class, `[patients]`."""
+        unreviewed = self.unreviewed(limit)
+        return patient_losses(
+            self.wrong, unreviewed if label is None else unreviewed & (self.labels == label), self.groups
+        )
 
 
 class TriedLimit(Metadata):
@@ -110,7 +117,8 @@ class TriedLimit(Metadata):
     Attributes:
         limit: Confidence from which a prediction needs no review.
         reviewed: Fraction of certification images that need review.
-        risk: Mean loss of the certification patients with an unreviewed prediction.
+        risk: Mean loss of the certification patients with an unreviewed prediction; of those of the class with the
+            highest bound, if the risk is promised by class.
         bound: Upper bound of the review risk at the confidence of the test.
         passed: True if all promises passed.
     """
@@ -130,12 +138,14 @@ class ReviewTest:
         limit: Confidence from which a prediction needs no review; None if no limit passed.
         promise: Promise that this limit holds; None if no limit passed.
         refusal: Reason for no promise, in words; empty with a promise.
+        refused: Figures of the refusal; None with a promise.
         tried: Limits that were tested, the strictest first.
     """
 
     limit: float | None = None
     promise: ReviewPromise | None = None
     refusal: str = ""
+    refused: RefusedPromise | None = None
     tried: tuple[TriedLimit, ...] = ()
 
 
@@ -168,69 +178,121 @@ def certify_limit(seen: ReviewAnswers, new: Sequence[ReviewAnswers], target: Rev
     limits = np.maximum(np.unique(steps)[::-1] - _ROUNDING, 0.0).tolist()
     if target.risk is None:
         return _bound_one(seen, new, limits, target)
-    decisions = [one.decision_losses for one in new if one.decision_losses is not None]
-    losses = [[*(one.losses(limit) for one in new), *decisions] for limit in limits]
-    claims = _claims(target, len(new))
-    found = try_in_order(losses, [claim.risk for claim in claims], target.confidence)
+    claims = _claims(target, target.risk)
+    losses = [[claim.losses(one, limit) for claim in claims for one in new] for limit in limits]
+    found = try_in_order(losses, [claim.risk for claim in claims for _ in new], target.confidence)
     start = found.start or 0
     tried = tuple(
         _tried_limit(limits[start + step], new, target, passed=p_value <= 1 - target.confidence)
         for step, p_value in enumerate(found.p_values)
     )
     if found.passed is None:
-        return ReviewTest(refusal=_refusal(found, losses, claims, target.confidence), tried=tried)
-    passed = losses[found.passed]
-    promise = _review_promise(passed[: len(new)], target.risk, target)
-    if decisions and target.point is not None:
-        promise = promise.model_copy(update={"decision": _decision_promise(decisions, target.point)})
-    return ReviewTest(limits[found.passed], promise, tried=tried)
+        each = [claim for claim in claims for _ in new]
+        if found.start is None:
+            return _refuse_few(losses, each, target.confidence)
+        refused = _refuse_first(limits[found.start], losses[found.start], each, target.confidence)
+        return replace(refused, tried=tried)
+    return ReviewTest(limits[found.passed], _promise(claims, new, limits[found.passed], target), tried=tried)
 
 
 def _bound_one(
     seen: ReviewAnswers, new: Sequence[ReviewAnswers], limits: list[float], target: ReviewTarget
 ) -> ReviewTest:
-    best = min(limits, key=lambda limit: risk_bound(seen.losses(limit), target.confidence))
-    losses = [one.losses(best) for one in new]
-    risk = max(risk_bound(one, target.confidence) for one in losses)
+    claims = _claims(target, 1.0)
+
+    def bound(answers: ReviewAnswers, limit: float) -> float:
+        return max(risk_bound(claim.losses(answers, limit), target.confidence) for claim in claims)
+
+    best = min(limits, key=lambda limit: bound(seen, limit))
+    # The class with the highest true risk exceeds this maximum only if it exceeds its own bound.
+    risk = max(bound(one, best) for one in new)
     if risk >= 1:
-        return ReviewTest(refusal="review risk: no promise, because every certification patient needs review")
+        few = "every certification patient" if not target.classes else "every certification patient of a class"
+        refused = RefusedPromise(what="review risk", target=None, confidence=target.confidence, limit=None, patients=0)
+        return ReviewTest(refusal=f"review risk: no promise, because {few} needs review", refused=refused)
     # Just above the bound, where the p-value is not above the limit by rounding.
-    promise = _review_promise(losses, min(risk * (1 + 1e-9), 1 - 1e-12), target)
-    tried = (_tried_limit(best, new, target, passed=True),)
-    return ReviewTest(best, promise.model_copy(update={"method": "bound"}), tried=tried)
+    claims = _claims(target, min(risk * (1 + 1e-9), 1 - 1e-12))
+    promise = _promise(claims, new, best, target).model_copy(update={"method": "bound"})
+    return ReviewTest(best, promise, tried=(_tried_limit(best, new, target, passed=True),))
 
 
 def _tried_limit(limit: float, new: Sequence[ReviewAnswers], target: ReviewTarget, *, passed: bool) -> TriedLimit:
-    """Return the figures of the predictions whose review risk has the highest bound."""
-    bound, one = max(((risk_bound(one.losses(limit), target.confidence), one) for one in new), key=lambda pair: pair[0])
-    losses, reviewed = one.losses(limit), 1 - one.unreviewed(limit).mean()
-    return TriedLimit(limit=limit, reviewed=float(reviewed), risk=float(losses.mean()), bound=bound, passed=passed)
+    """Return the figures of the predictions, and of the class, whose review risk has the highest bound."""
+    of = [None, *range(len(target.classes))]
+    found = [(one, losses) for one in new for label in of if len(losses := one.losses(limit, label))]
+    bounds = [risk_bound(losses, target.confidence) for _, losses in found]
+    one, losses = found[int(np.argmax(bounds))]
+    reviewed = 1 - float(one.unreviewed(limit).mean())
+    return TriedLimit(limit=limit, reviewed=reviewed, risk=float(losses.mean()), bound=max(bounds), passed=passed)
 
 
-def _review_promise(losses: Sequence[Floats], risk: float, target: ReviewTarget) -> ReviewPromise:
-    """Return the promise with the figures of the predictions that came closest to failing."""
-    worst = max(losses, key=lambda one: risk_p_value(one, risk))
-    return ReviewPromise(
-        risk=risk,
-        confidence=target.confidence,
-        patients=len(worst),
-        errors=float(worst.sum()),
-        p_value=risk_p_value(worst, risk),
-    )
+@dataclass(frozen=True)
+class _Claim:
+    """Something to promise: a limit of the mean of patients' losses.
+
+    Attributes:
+        risk: Largest mean loss.
+        what: Name, in words.
+        patients: Name of the patients with a loss.
+        losses: Function that returns these losses of a form's predictions at a review limit.
+        is_risk: True if the target is `risk`, False if it is `1 - risk`.
+    """
+
+    risk: float
+    what: str
+    patients: str
+    losses: Callable[[ReviewAnswers, float], Floats]
+    is_risk: bool = True
+
+    def amount(self, risk: float) -> str:
+        return f"{self.target(risk):.2%}"
+
+    def target(self, risk: float) -> float:
+        return risk if self.is_risk else 1 - risk
+
+    def figures(self, losses: Sequence[Floats]) -> dict[str, float]:
+        """Return the figures of the losses that came closest to failing."""
+        worst = max(losses, key=lambda one: risk_p_value(one, self.risk))
+        return {"patients": len(worst), "errors": float(worst.sum()), "p_value": risk_p_value(worst, self.risk)}
 
 
-def _decision_promise(losses: Sequence[Floats], point: OperatingPoint) -> DecisionPromise:
-    risk = 1 - (point.value or 0.0)
-    worst = max(losses, key=lambda one: risk_p_value(one, risk))
-    return DecisionPromise.model_validate(
-        {
-            "criterion": point.criterion,
-            "value": point.value,
-            "patients": len(worst),
-            "errors": float(worst.sum()),
-            "p_value": risk_p_value(worst, risk),
-        }
-    )
+def _claims(target: ReviewTarget, risk: float) -> list[_Claim]:
+    """Return what is claimed of each form's predictions: review risk, that of each class, the point's value."""
+
+    def losses_of_class(label: int) -> Callable[[ReviewAnswers, float], Floats]:
+        return lambda answers, limit: answers.losses(limit, label)
+
+    claims = [_Claim(risk, "review risk", "unreviewed patients", lambda answers, limit: answers.losses(limit))]
+    claims += [
+        _Claim(risk, f"review risk of class {name}", f"unreviewed patients of class {name}", losses_of_class(label))
+        for label, name in enumerate(target.classes)
+    ]
+    if target.point is not None and target.decision_risk is not None:
+        name = _name(target.point.criterion)
+        claims.append(_Claim(target.decision_risk, name, "patients", _decision_losses, is_risk=False))
+    return claims
+
+
+def _decision_losses(answers: ReviewAnswers, limit: float) -> Floats:  # noqa: ARG001 - reviews change no decision
+    if answers.decision_losses is None:
+        raise ValueError("expected the losses of the operating point's decisions")
+    return answers.decision_losses
+
+
+def _promise(
+    claims: Sequence[_Claim], new: Sequence[ReviewAnswers], limit: float, target: ReviewTarget
+) -> ReviewPromise:
+    """Return the promise of all claims at a limit that passed."""
+    review, *others = [(claim, claim.figures([claim.losses(one, limit) for one in new])) for claim in claims]
+    by_class, decision, point = others[: len(target.classes)], others[len(target.classes) :], target.point
+    parts: dict[str, object] = {"risk": review[0].risk, "confidence": target.confidence, **review[1]}
+    if by_class:
+        pairs = zip(target.classes, by_class, strict=True)
+        parts["by_class"] = [ClassPromise.model_validate({"name": name, **figures}) for name, (_, figures) in pairs]
+    if decision and point is not None:
+        about = {"criterion": point.criterion, "value": point.value}
+        parts["decision"] = DecisionPromise.model_validate({**about, **decision[0][1]})
+    return ReviewPromise.model_validate(parts)
 
 
 def promise_text(promise: ReviewPromise) -> str:
@@ -240,6 +302,9 @@ def promise_text(promise: ReviewPromise) -> str:
         f"confidence ({promise.status}): {promise.errors:g} errors in {promise.patients:,} certification patients with "
         f"an unreviewed prediction"
     )
+    if promise.by_class:
+        each = ", ".join(f"{one.errors:g} errors in {one.patients:,} of {one.name}" for one in promise.by_class)
+        text = f"{text}; the same for each class: {each}"
     if promise.decision is None:
         return text
     one = promise.decision
@@ -257,58 +322,33 @@ def _article(criterion: str) -> str:
     return "an" if criterion == "npv" else "a"
 
 
-@dataclass(frozen=True)
-class _Claim:
-    """Something to promise: a limit of mean losses.
-
-    Attributes:
-        risk: Largest mean loss.
-        what: Name and target, in words.
-        patients: Name of the patients with a loss.
-        is_risk: True if the target is `risk`, False if it is `1 - risk`.
-    """
-
-    risk: float
-    what: str
-    patients: str
-    is_risk: bool = True
-
-    def amount(self, risk: float) -> str:
-        return f"{risk if self.is_risk else 1 - risk:.2%}"
+def _refuse_first(limit: float, losses: Sequence[Floats], claims: Sequence[_Claim], confidence: float) -> ReviewTest:
+    """Return why the first limit that was tested did not pass: too many errors."""
+    claim, worst = max(zip(claims, losses, strict=True), key=lambda pair: risk_p_value(pair[1], pair[0].risk))
+    figures = claim.figures([worst])
+    refusal = (
+        f"{claim.what}: no promise of {claim.amount(claim.risk)} with {confidence:.0%} confidence: the first threshold "
+        f"tested has {figures['errors']:g} errors in {len(worst):,} patients. Its own bound is "
+        f"{claim.amount(risk_bound(worst, confidence))}; for another promise, certify on new patients"
+    )
+    about = {"what": claim.what, "target": claim.target(claim.risk), "confidence": confidence, "limit": limit}
+    return ReviewTest(refusal=refusal, refused=RefusedPromise.model_validate({**about, **figures}))
 
 
-def _claims(target: ReviewTarget, forms: int) -> list[_Claim]:
-    """Return what is claimed of each form's predictions: the review risks first, then the operating point's value."""
-    claims = []
-    if target.risk is not None:
-        claims += [_Claim(target.risk, f"review risk: no promise of {target.risk:.2%}", "unreviewed patients")] * forms
-    point = target.point
-    if point is not None and target.decision_risk is not None:
-        what = f"{_name(point.criterion)}: no promise of {point.value:.2%}"
-        claims += [_Claim(target.decision_risk, what, "patients", is_risk=False)] * forms
-    return claims
-
-
-def _refusal(
-    found: SequenceResult, losses: Sequence[Sequence[Floats]], claims: Sequence[_Claim], confidence: float
-) -> str:
-    """Return why no limit passed, in words: too few patients, or too many errors."""
+def _refuse_few(losses: Sequence[Sequence[Floats]], claims: Sequence[_Claim], confidence: float) -> ReviewTest:
+    """Return why no limit could be tested: too few patients."""
     places = range(len(claims))
-    if found.start is not None:
-        first = losses[found.start]
-        place = max(places, key=lambda place: risk_p_value(first[place], claims[place].risk))
-        claim, total = claims[place], float(first[place].sum())
-        return (
-            f"{claim.what} with {confidence:.0%} confidence: the first threshold tested has {total:g} "
-            f"errors in {len(first[place]):,} patients. Its own bound is "
-            f"{claim.amount(risk_bound(first[place], confidence))}; for another promise, certify on new patients"
-        )
     most = [max(len(configuration[place]) for configuration in losses) for place in places]
     needed = [[count_required_patients(claim.risk, confidence, errors) for errors in range(3)] for claim in claims]
     place = max(places, key=lambda place: needed[place][0] - most[place])
-    claim, (none, one, two) = claims[place], needed[place]
-    return (
-        f"{claim.what} with {confidence:.0%} confidence: it needs {none:,} {claim.patients} without an error, {one:,} "
-        f"with one or {two:,} with two; there are {most[place]:,}, so {none - most[place]:,} are missing. They can "
-        f"promise at best {claim.amount(smallest_promise(most[place], confidence))}"
+    claim, (none, one, two), patients = claims[place], needed[place], most[place]
+    refusal = (
+        f"{claim.what}: no promise of {claim.amount(claim.risk)} with {confidence:.0%} confidence: it needs {none:,} "
+        f"{claim.patients} without an error, {one:,} with one or {two:,} with two; there are {patients:,}, so "
+        f"{none - patients:,} are missing. They can promise at best "
+        f"{claim.amount(smallest_promise(patients, confidence))}"
     )
+    refused = RefusedPromise(
+        what=claim.what, target=claim.target(claim.risk), confidence=confidence, limit=None, patients=patients
+    )
+    return ReviewTest(refusal=refusal, refused=refused)

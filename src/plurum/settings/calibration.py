@@ -18,8 +18,9 @@ class CalibrateSettings(Settings):
     """Settings of a calibration on a site's images.
 
     Attributes:
-        on: Labelled images of the site: a .csv file with columns path, label and, where known, patient, such as the
-            corrections that `plurum ui` exports; a folder; or a .npz file, as for `plurum train`.
+        on: Labelled images of the site: a .csv file with columns path, label and, where known, patient and
+            sampling_probability, such as the corrections that `plurum ui` exports; a folder; or a .npz file, as for
+            `plurum train`.
         name: Name of the site and of its folder, RUN/sites/NAME. By default, the name of the file or folder.
         draws: Bootstrap resamples, by patient, for the confidence intervals.
         seed: Random seed of folds and bootstrap.

@@ -217,6 +217,8 @@ class FitSettings(Settings):
         risk: Target error rate among predictions without review, 0 to 1. With certification patients, which `plurum
             train --certification` sets aside, it is a promise on the review risk of new patients; `auto` promises the
             smallest risk that they allow. Without, it is an estimate on validation images.
+        risk_by_class: If True, the risk is also promised for the patients of each true class; needs certification
+            patients.
         positive: Positive class of the operating point; only with two classes.
         sensitivity: Sensitivity for which to choose the operating point, with the highest specificity; 0 to 1.
         specificity: Specificity for which to choose the operating point, with the highest sensitivity; 0 to 1.
@@ -246,6 +248,7 @@ class FitSettings(Settings):
         BeforeValidator(_number_or_auto),
         Option(metavar="RISK", type=str),
     ] = 0.01
+    risk_by_class: bool = False
     positive: Annotated[Text | None, Option(metavar="CLASS")] = None
     sensitivity: Annotated[float, Field(gt=0, lt=1)] | None = None
     specificity: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -299,6 +302,8 @@ class FitSettings(Settings):
             raise ValueError(f"--{given[0]}: can't be combined with --{given[1]}. Leave one of them out")
         if given and self.risk == "auto":
             raise ValueError(f"--risk: expected a number with --{given[0]}, got auto. Promise a number")
+        if self.risk_by_class and self.risk in {0, 1}:
+            raise ValueError(f"--risk: expected a number between 0 and 1 with --risk-by-class, got {self.risk:g}")
         if given and self.mode == "hard":
             raise ValueError(
                 f"--{given[0]}: chooses a probability, and --mode hard has vote counts instead. Choose --mode soft or "

@@ -5,7 +5,16 @@ server, client and benchmarks read them, so that no constant is defined twice.
 """
 
 from plurum.conventions import PatientRule
-from plurum.spec.decisions import Conformal, DecisionPromise, OperatingPoint, Review, ReviewPromise, Voting
+from plurum.spec.decisions import (
+    ClassPromise,
+    Conformal,
+    DecisionPromise,
+    OperatingPoint,
+    RefusedPromise,
+    Review,
+    ReviewPromise,
+    Voting,
+)
 from plurum.spec.ensemble import (
     RESERVED_NAMES,
     Baseline,
@@ -28,6 +37,7 @@ __all__ = [
     "NOVELTY",
     "RESERVED_NAMES",
     "Baseline",
+    "ClassPromise",
     "Classes",
     "Conformal",
     "DecisionPromise",
@@ -39,6 +49,7 @@ __all__ = [
     "OperatingPoint",
     "OutlierRule",
     "PatientRule",
+    "RefusedPromise",
     "Review",
     "ReviewPromise",
     "Scores",

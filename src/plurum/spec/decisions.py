@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from plurum.spec.fields import Coefficient, Metadata, Scale, Share, Text
 from plurum.voting import MODES
 
-__all__ = ["Conformal", "DecisionPromise", "OperatingPoint", "Review", "ReviewPromise", "Voting"]
+__all__ = [
+    "ClassPromise",
+    "Conformal",
+    "DecisionPromise",
+    "OperatingPoint",
+    "RefusedPromise",
+    "Review",
+    "ReviewPromise",
+    "Voting",
+]
 
 
 def _check_mode(mode: str) -> str:
@@ -159,6 +168,46 @@ class DecisionPromise(Metadata):
     p_value: Share
 
 
+class ClassPromise(Metadata):
+    """Upper limit on the review risk of new patients of a class, `risk` of the promise that it belongs to.
+
+    Attributes:
+        name: True class.
+        patients: Certification patients with an unreviewed prediction for an image of the class.
+        errors: Sum over these patients of the fractions of wrong predictions.
+        p_value: P-value of the hypothesis that the risk is higher.
+    """
+
+    name: Text
+    patients: Annotated[int, Field(ge=1)]
+    errors: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    p_value: Share
+
+
+class RefusedPromise(Metadata):
+    """Result of a certification that no configuration passed.
+
+    Attributes:
+        what: Quantity that could not be promised, in words.
+        target: Requested limit: the largest risk, or the lowest sensitivity, specificity or NPV.
+        confidence: Requested confidence.
+        limit: Confidence from which predictions need no review in the first configuration, which failed; None if too
+            few patients allowed no test.
+        patients: Certification patients whom the quantity is about in that configuration; without a test, the most in
+            any configuration.
+        errors: Sum over these patients of the fractions of wrong predictions; None without a test.
+        p_value: P-value of the hypothesis that the target is not met; None without a test.
+    """
+
+    what: Text
+    target: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] | None
+    confidence: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+    limit: Share | None
+    patients: Annotated[int, Field(ge=0)]
+    errors: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    p_value: Share | None = None
+
+
 class ReviewPromise(Metadata):
     """Upper limit on the review risk of new patients like those that it was certified on.
 
@@ -175,6 +224,8 @@ class ReviewPromise(Metadata):
         method: `sequence` tested review limits in order for a requested risk; `bound` promises the upper bound of a
             single limit.
         decision: Promise on the operating point that holds together with this one; None without a requested value.
+        by_class: Promises of the same risk for the patients of each class, which hold together with this one; None if
+            they were not requested. Absent in files if None.
     """
 
     risk: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -185,3 +236,10 @@ class ReviewPromise(Metadata):
     status: Literal["provisional", "certified"] = "provisional"
     method: Literal["sequence", "bound"] = "sequence"
     decision: DecisionPromise | None = None
+    by_class: tuple[ClassPromise, ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a newer key that is None, so that older versions of Plurum read the file."""
+        values: dict[str, Any] = serialise(self)
+        return {name: value for name, value in values.items() if name != "by_class" or value is not None}

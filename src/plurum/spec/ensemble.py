@@ -217,6 +217,9 @@ class Ensemble(Metadata):
     def _check_promise(self) -> None:
         """Check that a promise on the operating point is about the one that the ensemble has."""
         promised, point = self.promise and self.promise.decision, self.operating_point
+        by_class = self.promise and self.promise.by_class
+        if by_class and tuple(one.name for one in by_class) != self.classes:
+            raise ValueError(f"promise: expected classes {', '.join(self.classes)} in by_class")
         if promised and (promised.criterion, promised.value) != (point and (point.criterion, point.value)):
             raise ValueError(
                 f"promise: expected the value of the operating point, got {promised.criterion} {promised.value}"

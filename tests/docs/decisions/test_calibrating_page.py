@@ -24,7 +24,7 @@ _IMAGES = 5
 def test_the_page_runs(plurum: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = build_decided_run(Path("runs/clots"))
-    data = load_site_images(str(write_site(Path("north"), ce=80, laa=20)), run)
+    data = load_site_images(str(write_site(Path("north"), ce=80, laa=20)), run).data
     printed = {}
     with ExitStack() as stack:
         terminal = Terminal(plurum, stack)

@@ -40,8 +40,8 @@ def test_the_page_runs(plurum: CommandLine, tmp_path: Path, monkeypatch: pytest.
         said.append(plurum.said(*shlex.split(command)[1:], *(("--draws", 100) if " fit " in command else ())))
         if len(said) == 1:
             keep_picture(run.report_folder / "fit_promise.png", PAGE)
-    provisional, certified, at_point, refused = (block.strip() for block in blocks(PAGE, "text"))
-    shown = (provisional, certified, None, at_point, "")
+    provisional, certified, at_point, by_class, refused = (block.strip() for block in blocks(PAGE, "text"))
+    shown = (provisional, certified, None, at_point, None, by_class, "")
     for printed, line in zip(said, shown, strict=True):
         if line is not None:
             assert without_figures(review_risk(printed)) == without_figures(line)

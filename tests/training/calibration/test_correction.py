@@ -18,8 +18,7 @@ WEAK = 1e-7
 
 
 def fit_one(probabilities: Floats, labels: Ints, strength: float) -> Correction:
-    masks = np.ones((1, len(labels)), dtype=np.bool_)
-    return fit_corrections(probabilities, labels, masks, np.array([strength]))[0]
+    return fit_corrections(probabilities, labels, np.ones((1, len(labels))), np.array([strength]))[0]
 
 
 def test_two_classes_without_shrinkage_are_a_logistic_regression_on_log_odds() -> None:
@@ -36,7 +35,7 @@ def test_a_correction_is_fitted_to_its_own_images_and_strength() -> None:
     probabilities, labels = draw(200, 3)
     masks = np.random.default_rng(1).uniform(size=(3, 200)) < 0.5
     strengths = np.array([0.5, 5.0, 50.0])
-    together = fit_corrections(probabilities, labels, masks, strengths)
+    together = fit_corrections(probabilities, labels, masks.astype(np.float64), strengths)
     for found, mask, strength in zip(together, masks, strengths, strict=True):
         alone = fit_one(probabilities[mask], labels[mask], float(strength))
         np.testing.assert_allclose([found.slope, *found.offsets], [alone.slope, *alone.offsets], atol=1e-3)

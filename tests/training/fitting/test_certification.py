@@ -16,6 +16,7 @@ from plurum.run import Run, number_patients
 from plurum.settings.training import FitSettings
 from plurum.training import fit_report
 from plurum.training.fitting.certification import Certification, certify_review
+from plurum.training.fitting.points import costs_of
 from plurum.training.fitting.selection import Selection
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions
 from plurum.training.inference.predictions import predict_members
@@ -42,7 +43,9 @@ def simulated(patients: int, images: int, seed: int) -> ValidationPredictions:
     return ValidationPredictions(predictions, labels, np.repeat(np.arange(patients), images), ("CE", "LAA"))
 
 
-def certify(patients: int, images: int = 3, **settings: float | str) -> tuple[Certification, ValidationPredictions]:
+def certify(
+    patients: int, images: int = 3, **settings: float | str | bool
+) -> tuple[Certification, ValidationPredictions]:
     new = simulated(patients, images, 1)
     found = certify_review(VOTE, simulated(400, images, 0), new, FitSettings.model_validate(settings))
     return found, new
@@ -96,6 +99,33 @@ def test_auto_promises_the_bound_of_one_threshold() -> None:
     assert 0.04 < found.promise.risk < 0.2
 
 
+def test_the_risk_of_each_class_on_request() -> None:
+    found, new = certify(2000, risk=0.02, risk_by_class=True)
+    assert found.promise is not None
+    assert found.promise.by_class is not None
+    verdict = decide(new.predictions, found.vote.rule)
+    for label, one in enumerate(found.promise.by_class):
+        unreviewed = ~verdict.review & (new.labels == label)
+        losses = patient_losses(verdict.label != new.labels, unreviewed, new.groups)
+        assert (one.name, one.patients) == (new.classes[label], len(losses))
+        assert one.p_value == pytest.approx(risk_p_value(losses, 0.02))
+    assert "; the same for each class: " in found.line
+    few, _ = certify(250, risk=0.02, risk_by_class=True)
+    assert few.line.startswith("review risk of class ")
+    assert few.refused is not None
+    assert few.refused.what in few.line
+
+
+def test_a_risk_by_class_that_nothing_can_promise_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--risk: expected a number between 0 and 1 with --risk-by-class, got 0"):
+        FitSettings(risk=0, risk_by_class=True)
+    costs = tmp_path / "costs.csv"
+    costs.write_text("true,decided,cost\nCE,LAA,9\nLAA,CE,1\n,review,0.5\n")
+    settings = FitSettings(positive="CE", costs=str(costs), risk_by_class=True)
+    with pytest.raises(SettingsError, match="--risk-by-class: can't be combined with the cost of a review in "):
+        costs_of(settings, ("CE", "LAA"))
+
+
 def set_aside(run: Run) -> None:
     """Turn training images into calibration and certification images, half of each."""
     items = run.data_folder / "items.csv"
@@ -116,6 +146,7 @@ def test_a_run_keeps_its_promise_in_ensemble_json(unfitted: Run) -> None:
     assert ensemble.promise is not None
     assert (ensemble.promise.risk, ensemble.promise.confidence) == (0.4, 0.95)
     assert report.promise_line is not None
+    assert report.refused_promise is None
     table = unfitted.table()
     predictions = predict_members(unfitted, ensemble.members, ("calibration", "certification"))
     rows = table.rows("certification")
@@ -138,6 +169,10 @@ def test_a_run_without_certification_patients_promises_nothing(unfitted: Run) ->
     assert "promise" not in json.loads(unfitted.ensemble_file.read_text(encoding="utf-8"))
     with pytest.raises(SettingsError, match=r"--risk: expected a number, got auto, which needs certification patients"):
         fit_report(unfitted.path, FitSettings(risk="auto"))
+    with pytest.raises(SettingsError, match=r"--risk-by-class: it needs certification patients\. Set some aside"):
+        fit_report(unfitted.path, FitSettings(risk_by_class=True))
     set_aside(unfitted)
     with pytest.raises(SettingsError, match=r"promises nothing with --prior"):
         fit_report(unfitted.path, FitSettings(risk="auto", prior_from=str(Path())))
+    with pytest.raises(SettingsError, match=r"--risk-by-class: it promises nothing with --prior"):
+        fit_report(unfitted.path, FitSettings(risk_by_class=True, prior_from=str(Path())))
