@@ -18,7 +18,6 @@ from plurum.errors import MetadataError
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.export.repository.parity import stack_novelty
-from plurum.files import sha256_of
 from plurum.predictions.arrays import Ints
 from plurum.run import Run, Table, number_patients
 from plurum.spec import Ensemble, Member, OutlierRule
@@ -51,13 +50,7 @@ def with_detector(run: Run, ensemble: Ensemble, member: Member, model: nn.Module
     expected = ensemble.outliers and ensemble.outliers.detectors[ensemble.members.index(member)]
     if not expected:
         return PixelModel(model, member.image)
-    path = run.detector(member.name)
-    detector = read_detector(path)
-    if sha256_of(path) != expected:
-        raise MetadataError(
-            f"{path}: expected the detector that the fit wrote, got a changed file. Fit the run again: plurum fit RUN"
-        )
-    return PixelModel(FeatureModel(model), member.image, detector)
+    return PixelModel(FeatureModel(model), member.image, read_detector(run.detector(member.name), expected))
 
 
 def reference_images(rule: OutlierRule | None, table: Table, pixels: npt.NDArray[np.uint8]) -> ReferenceImages | None:

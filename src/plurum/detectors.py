@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from plurum.errors import MetadataError, NoFeaturesError
-from plurum.files import write_bytes
+from plurum.files import sha256_of, write_bytes
 from plurum.state_dicts import check_finite, tensors_from_safetensors
 
 __all__ = ["KIND", "Detector", "FeatureModel", "read_detector", "write_detector"]
@@ -121,11 +121,15 @@ def write_detector(path: Path, detector: Detector) -> None:
     write_bytes(path, save(tensors, {_KEY: KIND}))
 
 
-def read_detector(path: Path) -> Detector:
+def read_detector(path: Path, sha256: str | None = None) -> Detector:
     """Return the detector in the file `path`, on the CPU, in evaluation mode.
 
+    Args:
+        path: File of the detector.
+        sha256: SHA-256 of the file that the fit wrote; None accepts any.
+
     Raises:
-        MetadataError: the file is missing or corrupt, or has another kind of detector, other tensors, or NaN.
+        MetadataError: the file is missing, corrupt or changed, or has another kind of detector, other tensors, or NaN.
     """
     fix = "Fit the run again: plurum fit RUN"
     try:
@@ -139,6 +143,8 @@ def read_detector(path: Path) -> Detector:
     check_finite(path, tensors)
     if fault := _misfit(tensors):
         raise MetadataError(f"{path}: expected a detector, got {fault}. {fix}")
+    if sha256 is not None and sha256_of(path) != sha256:
+        raise MetadataError(f"{path}: expected the detector that the fit wrote, got a changed file. {fix}")
     return Detector(**tensors).eval()
 
 

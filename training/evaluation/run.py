@@ -19,10 +19,10 @@ from plurum.training.evaluation.corruptions import corrupt_blocks, corruption_wa
 from plurum.training.evaluation.evaluate import evaluate_predictions
 from plurum.training.evaluation.robustness import figures_from_corrupted
 from plurum.training.evaluation.subject import EvaluationSubject, SplitPredictions
-from plurum.training.inference.predictions import predict_blocks, predict_members
+from plurum.training.inference.predictions import decide_blocks, decide_splits
 from plurum.training.progress import show_progress
 from plurum.training.statistics.results import Evaluation
-from plurum.voting import Verdict, decide
+from plurum.voting import Verdict
 
 __all__ = [
     "EvaluatedSplit",
@@ -52,13 +52,12 @@ def evaluate_run(path: Path, settings: EvaluationSettings) -> Evaluation:
     """
     run = Run(path)
     ensemble = run.ensemble()
-    predictions = predict_members(run, ensemble.members, required_splits(settings))
-    verdicts = {split: decide(probabilities, ensemble.rule) for split, probabilities in predictions.items()}
+    verdicts = decide_splits(run, ensemble, required_splits(settings))
     subject = subject_from_ensemble(ensemble, "PyTorch", tuple(member.name for member in ensemble.members))
     if not settings.corruptions:
         return evaluate_verdicts(run, subject, verdicts, settings)
     blocks, number = corrupt_split(run, settings)
-    corrupted = decide(predict_blocks(run, ensemble.members, blocks, number, "corrupted images"), ensemble.rule)
+    corrupted = decide_blocks(run, ensemble, blocks, number, "corrupted images")
     return evaluate_verdicts(run, subject, verdicts, settings, corrupted)
 
 

@@ -62,9 +62,9 @@ def certify_review(
     classes = tuple(certification.classes) if settings.risk_by_class else ()
     target = ReviewTarget(risk, settings.confidence or CONFIDENCE, vote.point, classes)
     unlimited = replace(vote, rule=rule_without_limit(vote.rule))
-    known = unlimited.validation_verdict(validation.predictions)
+    known = unlimited.validation_verdict(validation.predictions, validation.novelty)
     seen = ReviewAnswers.from_verdict(known, validation.labels, validation.groups, vote.rule, target)
-    verdict = unlimited.verdict(certification.predictions)
+    verdict = unlimited.verdict(certification.predictions, certification.novelty)
     new = ReviewAnswers.from_verdict(verdict, certification.labels, certification.groups, vote.rule, target)
     found = certify_limit(seen, [new], target)
     if found.limit is None or found.promise is None:

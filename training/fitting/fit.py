@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,7 +23,7 @@ from plurum.training.evaluation.patient_scores import score_patients
 from plurum.training.fitting.baseline import baseline_from_verdict
 from plurum.training.fitting.certification import Certification, certify_review
 from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point
-from plurum.training.fitting.outliers import OutlierFit, fit_outliers
+from plurum.training.fitting.outliers import fit_outliers
 from plurum.training.fitting.points import check_point_options, costs_of
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
 from plurum.training.fitting.report import FitReport, MemberFit
@@ -115,6 +115,12 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     shares = _served_frequencies(run, members, vote, known, settings)
     ratio = None if shares is None else prior_ratio(shares, class_frequencies(known.labels, len(classes)), classes)
     vote = fit_sets_and_review(vote, known, settings, ratio, costs, parts.get("calibration"))
+    outliers = None
+    if not settings.no_outliers:
+        outliers = fit_outliers(run, [members[index] for index in vote.kept], settings, tuple(parts))
+        vote = replace(vote, rule=replace(vote.rule, outliers=outliers.test))
+        parts = {split: replace(part, novelty=outliers.novelty.get(split)) for split, part in parts.items()}
+        known = parts["validation"]
     certification = None
     # Costs of reviews, and other class frequencies, decide on reviews in another way; 0 and 1 are no promises.
     by_cost = vote.point is not None and vote.point.review_cost is not None
@@ -124,9 +130,9 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     results = {
         split: _SplitResults(
             members_answer[split],
-            vote.validation_verdict(known.predictions)
+            vote.validation_verdict(known.predictions, known.novelty)
             if split == "validation"
-            else vote.verdict(members_answer[split]),
+            else vote.verdict(members_answer[split], parts[split].novelty),
             labels[split],
             patients[split],
             None if ratio is None else np.asarray(ratio)[labels[split]],
@@ -134,11 +140,10 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
         for split in _SPLITS
     }
     ensemble = _ensemble(run, members, vote, settings, results, certification)
-    outliers: OutlierFit | None = None
-    if not settings.no_outliers:
-        ensemble, outliers = fit_outliers(run, ensemble, settings)
+    if outliers is not None:
+        ensemble = ensemble.with_outliers(outliers.rule)
     report = _report(run, ensemble, members, vote, settings, results, shares)
-    report = report.model_copy(update={"outliers": outliers})
+    report = report.model_copy(update={"outliers": outliers and outliers.found})
     if certification is not None:
         report = report.model_copy(update=certification.findings)
     write_metadata(run.ensemble_file, ensemble)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,11 +16,12 @@ from plurum.run import Run, Split, Table, number_patients
 from plurum.settings.training import FitSettings
 from plurum.spec import Ensemble, Member, Metadata, OutlierRule
 from plurum.training.progress import show_progress
+from plurum.voting import OutlierTest, outlier_test_from_ensemble
 
 if TYPE_CHECKING:
     from plurum.detectors import Detector
 
-__all__ = ["OutlierFit", "fit_outliers", "least_alpha", "outlier_lines"]
+__all__ = ["FittedOutliers", "OutlierFit", "fit_outliers", "least_alpha", "outlier_lines"]
 
 ReferenceSplit = Literal["calibration", "validation"]
 
@@ -44,20 +46,45 @@ class OutlierFit(Metadata):
 
 
 @dataclass(frozen=True)
+class FittedOutliers:
+    """Outlier test of an ensemble, and the novelty of a run's images.
+
+    Attributes:
+        found: Result for the report.
+        rule: Outlier test; None if it leaves out every member.
+        novelty: Novelty by split, `[images, members]`, 0 for a member without a detector; empty without a test.
+    """
+
+    found: OutlierFit
+    rule: OutlierRule | None = None
+    novelty: Mapping[Split, Floats] = field(default_factory=dict)
+
+    @property
+    def test(self) -> OutlierTest | None:
+        """Form of the rule that a vote uses."""
+        return None if self.rule is None else outlier_test_from_ensemble({"outliers": self.rule.model_dump()})
+
+
+@dataclass(frozen=True)
 class _MemberNovelty:
-    """Detector of a member, and the novelty of reference and test images, `[images]`."""
+    """Detector of a member, and the novelty of images by split, `[images]`."""
 
     detector: Detector
-    reference: Floats
-    test: Floats
+    novelty: Mapping[Split, Floats]
 
 
-def fit_outliers(run: Run, ensemble: Ensemble, settings: FitSettings) -> tuple[Ensemble, OutlierFit]:
-    """Write a detector for each member of the ensemble, and return the ensemble with its outlier test.
+def fit_outliers(run: Run, members: Sequence[Member], settings: FitSettings, splits: Sequence[Split]) -> FittedOutliers:
+    """Write a detector for each member, and return the outlier test of their ensemble.
 
     The reference images are those set aside for calibration, else validation images. The scores are those of PyTorch in
     float32; export computes them again with the graphs that it writes. Members without features are left out of the
     test; if all are, there is none.
+
+    Args:
+        run: Run of the members.
+        members: Members of the ensemble, in its order.
+        settings: Alpha and seed.
+        splits: Splits whose novelty is needed; `validation` and `test` are among them.
 
     Raises:
         MetadataError: a member is invalid.
@@ -70,18 +97,18 @@ def fit_outliers(run: Run, ensemble: Ensemble, settings: FitSettings) -> tuple[E
     split: ReferenceSplit = "calibration" if "calibration" in table.splits else "validation"
     found: dict[str, _MemberNovelty] = {}
     without: dict[str, str] = {}
-    with show_progress("fitting detectors of outliers", len(ensemble.members)) as progress:
-        for member in ensemble.members:
+    with show_progress("fitting detectors of outliers", len(members), "members") as progress:
+        for member in members:
             try:
-                found[member.name] = _fit_member(run, member, table, split, settings.seed)
+                found[member.name] = _fit_member(run, member, table, splits, settings.seed)
             except NoFeaturesError as error:
                 without[member.name] = str(error)
             progress(1, "")
     if not found:
-        return ensemble, OutlierFit(without=without, flagged=None)
+        return FittedOutliers(OutlierFit(without=without, flagged=None))
     for name, one in found.items():
         write_detector(run.detector(name), one.detector)
-    names = [member.name for member in ensemble.members]
+    names = [member.name for member in members]
     detecting = tuple(name in found for name in names)
     rule = OutlierRule(
         alpha=settings.outlier_alpha,
@@ -93,14 +120,17 @@ def fit_outliers(run: Run, ensemble: Ensemble, settings: FitSettings) -> tuple[E
         patients=1,
         split=split,
     )
-    scores = np.mean([one.reference for one in found.values()], axis=0)
+    scores = np.mean([one.novelty[split] for one in found.values()], axis=0)
     groups = number_patients([table.patients[row] for row in table.rows(split)])
-    tested = ensemble.with_outliers(rule.with_reference(scores, groups))
-    novelty = np.zeros((len(table.rows("test")), len(names)))
-    novelty[:, np.flatnonzero(detecting)] = np.stack([one.test for one in found.values()], axis=1)
-    test = tested.rule.outliers
-    flagged = None if test is None else float(test.test(novelty)[1].mean())
-    return tested, OutlierFit(without=without, flagged=flagged)
+    novelty = {
+        part: np.stack(
+            [found[name].novelty[part] if name in found else np.zeros(len(table.rows(part))) for name in names], axis=1
+        )
+        for part in splits
+    }
+    fitted = FittedOutliers(OutlierFit(without=without, flagged=None), rule.with_reference(scores, groups), novelty)
+    flagged = None if fitted.test is None else float(fitted.test.test(novelty["test"])[1].mean())
+    return replace(fitted, found=OutlierFit(without=without, flagged=flagged))
 
 
 def outlier_lines(ensemble: Ensemble, fitted: OutlierFit | None) -> list[str]:
@@ -129,8 +159,8 @@ def least_alpha(patients: int) -> float:
     return (math.floor(10.0**digits / (patients + 1)) + 1) / 10.0**digits
 
 
-def _fit_member(run: Run, member: Member, table: Table, split: ReferenceSplit, seed: int) -> _MemberNovelty:
-    """Fit a member's detector, and compute the novelty of reference and test images.
+def _fit_member(run: Run, member: Member, table: Table, splits: Sequence[Split], seed: int) -> _MemberNovelty:
+    """Fit a member's detector, and compute the novelty of the splits' images.
 
     Raises:
         NoFeaturesError: the member has no features.
@@ -152,7 +182,7 @@ def _fit_member(run: Run, member: Member, table: Table, split: ReferenceSplit, s
             found: Floats = detector(features)[:, 0].double().numpy()
         return found
 
-    return _MemberNovelty(detector, novelty(split), novelty("test"))
+    return _MemberNovelty(detector, {split: novelty(split) for split in splits})
 
 
 def _draw(rows: Ints, seed: int) -> Ints:

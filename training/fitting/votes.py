@@ -52,12 +52,14 @@ class ValidationPredictions:
         labels: True classes, `[images]`.
         groups: Group of each image, `[images]`; images of one patient share a group.
         classes: Class names, in the order of the labels.
+        novelty: Novelty by the selected members, `[images, selected]`; None tests no outliers.
     """
 
     predictions: Floats
     labels: Ints
     groups: Ints
     classes: Sequence[str]
+    novelty: Floats | None = None
 
     def of(self, members: Ints) -> ValidationPredictions:
         """Return the predictions of some members."""
@@ -88,16 +90,26 @@ class FittedVote:
     folds: tuple[StackingFold, ...]
     point: OperatingPoint | None = None
 
-    def verdict(self, predictions: Floats) -> Verdict:
-        """Return the verdict on new images, from the predictions of all members."""
-        return decide(predictions[:, self.kept], self.rule)
+    def verdict(self, predictions: Floats, novelty: Floats | None = None) -> Verdict:
+        """Return the verdict on new images.
 
-    def validation_verdict(self, predictions: Floats) -> Verdict:
+        Args:
+            predictions: Probabilities of all members, `[images, members, classes]`.
+            novelty: Novelty by the selected members, `[images, selected]`; None tests no outliers.
+        """
+        return decide(predictions[:, self.kept], self.rule, novelty)
+
+    def validation_verdict(self, predictions: Floats, novelty: Floats | None = None) -> Verdict:
         """Return the verdict on the validation images; stacking predicts each by a regression without it."""
         if not self.folds:
-            return self.verdict(predictions)
+            return self.verdict(predictions, novelty)
         parts = [
-            decide(predictions[fold.rows][:, self.kept], _rule_with_regression(self.rule, fold)) for fold in self.folds
+            decide(
+                predictions[fold.rows][:, self.kept],
+                _rule_with_regression(self.rule, fold),
+                None if novelty is None else novelty[fold.rows],
+            )
+            for fold in self.folds
         ]
         order = np.argsort(np.concatenate([fold.rows for fold in self.folds]))
         return Verdict(*(np.concatenate(values)[order] for values in zip(*map(astuple, parts), strict=True)))

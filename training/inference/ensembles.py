@@ -17,11 +17,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from plurum.detectors import Detector, FeatureModel, read_detector
 from plurum.errors import DataError, MetadataError, SettingsError
 from plurum.models import model_from_checkpoint, model_from_tensors
+from plurum.predictions.arrays import Floats
 from plurum.run import Run
 from plurum.spec import ImageSpec, read_member
 from plurum.state_dicts import read_state_dict
+from plurum.training.inference.features import predict_novelty
 from plurum.training.statistics.scoring import device_of, predict_logits
 from plurum.voting import MODES, Verdict, VotingRule, decide, softmax
 
@@ -43,11 +46,21 @@ class ImageEnsemble(nn.Module):
         classes: Class names, in the order of the logits.
         image: Image size and normalisation.
         rule: Voting rule.
+        detectors: Detector of outliers of each model; None without one. By default, no model has one.
     """
 
-    def __init__(self, models: Sequence[nn.Module], classes: Sequence[str], image: ImageSpec, rule: VotingRule) -> None:
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        classes: Sequence[str],
+        image: ImageSpec,
+        rule: VotingRule,
+        detectors: Sequence[Detector | None] = (),
+    ) -> None:
         super().__init__()
         self.models = nn.ModuleList(models).eval()
+        # Not submodules: they stay on the CPU.
+        self._detectors = tuple(detectors) or (None,) * len(self.models)
         self.classes = tuple(classes)
         self.image = image
         self.rule = rule
@@ -76,15 +89,24 @@ class ImageEnsemble(nn.Module):
                 f"pixels: expected uint8 [batch, {height}, {width}, 3], got {batch.dtype} {list(batch.shape)}; use "
                 f"plurum.images.pixels_from_image"
             )
-        rows = np.arange(len(batch))
-        logits = [predict_logits(model, batch, rows, self.image) for model in self.models]
+        found = [self._predict(*pair, batch) for pair in zip(self.models, self._detectors, strict=True)]
+        logits, novelty = zip(*found, strict=True)
         for index, outputs in enumerate(logits):
             if outputs.shape != (len(batch), len(self.classes)):
                 raise MetadataError(
                     f"model {index}: expected logits [{len(batch)}, {len(self.classes)}] for the classes "
                     f"{', '.join(self.classes)}, got {list(outputs.shape)}"
                 )
-        return decide(softmax(np.stack(logits, axis=1)), self.rule)
+        return decide(softmax(np.stack(logits, axis=1)), self.rule, np.stack(novelty, axis=1))
+
+    def _predict(
+        self, model: nn.Module, detector: Detector | None, batch: npt.NDArray[np.uint8]
+    ) -> tuple[Floats, Floats]:
+        """Return a model's logits, `[batch, classes]`, and novelty, `[batch]`; 0 without a detector."""
+        rows = np.arange(len(batch))
+        if detector is None:
+            return predict_logits(model, batch, rows, self.image), np.zeros(len(batch))
+        return predict_novelty(FeatureModel(model).eval(), detector, batch, rows, self.image)
 
 
 def ensemble_from_run(path: Path | str) -> ImageEnsemble:
@@ -96,7 +118,12 @@ def ensemble_from_run(path: Path | str) -> ImageEnsemble:
     run = Run(Path(path))
     ensemble = run.ensemble()
     models = [model_from_checkpoint(member, run.checkpoint(member)) for member in ensemble.members]
-    return ImageEnsemble(models, ensemble.classes, ensemble.image, ensemble.rule)
+    hashes = ensemble.outliers.detectors if ensemble.outliers else (None,) * len(models)
+    detectors = [
+        None if sha256 is None else read_detector(run.detector(member.name), sha256)
+        for member, sha256 in zip(ensemble.members, hashes, strict=True)
+    ]
+    return ImageEnsemble(models, ensemble.classes, ensemble.image, ensemble.rule, detectors)
 
 
 def ensemble_from_models(

@@ -1,19 +1,22 @@
-"""Features of a run's images: the inputs of a member's classifying layer."""
+"""Features of images, the inputs of a member's classifying layer, and their novelty."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from plurum.detectors import FeatureModel
+from plurum.detectors import Detector, FeatureModel
 from plurum.errors import MetadataError
 from plurum.models import model_from_checkpoint, normalise
-from plurum.predictions.arrays import Ints
+from plurum.predictions.arrays import Floats, Ints
 from plurum.run import Run
-from plurum.spec import Member
+from plurum.spec import ImageSpec, Member
 
-__all__ = ["extract_features", "feature_model"]
+__all__ = ["extract_features", "feature_model", "predict_novelty"]
 
 _BATCH = 64
 
@@ -41,14 +44,39 @@ def extract_features(model: FeatureModel, run: Run, rows: Ints) -> Tensor:
         MetadataError: features are not finite.
         NoFeaturesError: the model has no features.
     """
-    pixels, image = run.pixels(), run.data().image
-    device = next(model.parameters()).device
-    found = []
-    with torch.inference_mode():
-        for start in range(0, len(rows), _BATCH):
-            batch = torch.from_numpy(np.array(pixels[rows[start : start + _BATCH]])).to(device)
-            found.append(model(normalise(batch, image))[1].cpu())
-    features = torch.cat(found)
+    features = torch.cat([part for _, part in _run_batches(model, run.pixels(), rows, run.data().image)])
     if not features.isfinite().all():
         raise MetadataError(f"a member has features of NaN or infinity for images of {run.path}; train it again")
     return features
+
+
+def predict_novelty(
+    model: FeatureModel, detector: Detector, pixels: npt.NDArray[np.uint8], rows: Ints, image: ImageSpec
+) -> tuple[Floats, Floats]:
+    """Return logits, `[rows, classes]`, and novelty, `[rows]`, of some images, from one forward pass.
+
+    Args:
+        model: Member with its features.
+        detector: Detector of the member, on the CPU.
+        pixels: Images, uint8 `[images, height, width, 3]`.
+        rows: Indices of the images to predict; at least one.
+        image: Image spec of the member.
+
+    Raises:
+        NoFeaturesError: the model has no features.
+    """
+    outputs = [(logits, detector(features)[:, 0]) for logits, features in _run_batches(model, pixels, rows, image)]
+    logits, novelty = (torch.cat(parts).double().numpy() for parts in zip(*outputs, strict=True))
+    return logits, novelty
+
+
+def _run_batches(
+    model: FeatureModel, pixels: npt.NDArray[np.uint8], rows: Ints, image: ImageSpec
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits and features of each batch, on the CPU."""
+    device = next(model.parameters()).device
+    for start in range(0, len(rows), _BATCH):
+        batch = torch.from_numpy(np.array(pixels[rows[start : start + _BATCH]])).to(device)
+        with torch.inference_mode():
+            logits, features = model(normalise(batch, image))
+        yield logits.cpu(), features.cpu()

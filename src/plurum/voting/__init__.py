@@ -24,7 +24,7 @@ from .decisions import (
     pool_groups,
     prediction_sets,
 )
-from .outliers import OutlierTest
+from .outliers import OutlierTest, outlier_test_from_ensemble
 from .rules import DecisionPoint, VotingRule, point_from_ensemble, rule_from_ensemble
 from .votes import (
     MODES,
@@ -60,6 +60,7 @@ __all__ = [
     "hard_vote",
     "mutual_information",
     "needs_review_at",
+    "outlier_test_from_ensemble",
     "point_from_ensemble",
     "pool_groups",
     "prediction_sets",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +20,9 @@ from plurum.spec import Member, OutlierRule
 from plurum.training import FitReport, FitSettings, fit_report
 from plurum.training.fitting.outliers import least_alpha, outlier_lines
 from plurum.training.inference import features
+from plurum.training.inference.ensembles import ensemble_from_run
+from plurum.training.inference.predictions import decide_splits
+from plurum.voting import REVIEW_OUTLIER
 
 ALPHA = 0.05
 SETTINGS = FitSettings(select="all", outlier_alpha=ALPHA, draws=100)
@@ -111,6 +114,25 @@ def test_images_of_one_patient_share_a_count_of_1(run: Run) -> None:
 def test_a_second_fit_gives_the_same_files(run: Run) -> None:
     first = rule_of(fit_report(run.path, SETTINGS))
     assert rule_of(fit_report(run.path, SETTINGS)).detectors == first.detectors
+
+
+def test_reviews_in_the_report_and_the_baseline_include_outliers(run: Run) -> None:
+    report = fit_report(run.path, SETTINGS)
+    splits: tuple[Literal["validation", "test"], ...] = ("validation", "test")
+    verdicts = decide_splits(run, report.ensemble, splits)
+    assert ((verdicts["test"].review_reason & REVIEW_OUTLIER) > 0).any()
+    for split, verdict in verdicts.items():
+        assert report.reviewed[split] == pytest.approx(verdict.review.mean(), abs=1 / 80)
+    assert report.ensemble.baseline is not None
+    assert report.ensemble.baseline.review_share == pytest.approx(report.reviewed["validation"])
+
+
+def test_the_ensemble_in_python_tests_for_outliers_too(run: Run) -> None:
+    ensemble = fit_report(run.path, SETTINGS).ensemble
+    expected = decide_splits(run, ensemble, ("test",))["test"]
+    found = ensemble_from_run(run.path).predict_with_uncertainty(np.array(run.pixels()[run.table().rows("test")]))
+    np.testing.assert_allclose(found.outlier, expected.outlier, atol=0.03)
+    assert found.outlier.min() < 1
 
 
 def test_without_the_test_nothing_of_it_is_written(run: Run) -> None:

@@ -37,8 +37,8 @@ from plurum.training import (
     train_run,
     write_report,
 )
-from plurum.training.inference.predictions import predict_members
-from plurum.voting import Verdict, decide
+from plurum.training.inference.predictions import decide_splits
+from plurum.voting import Verdict
 
 __all__ = ["HeldOut", "compare_predictions", "increased_samples", "run_demo", "write_held_out"]
 
@@ -161,8 +161,8 @@ def increased_samples(before: dict[str, float], after: dict[str, float], *names:
 def _held_out(run: Run, ensemble: Ensemble) -> HeldOut:
     table = run.table()
     paths = write_held_out(run, load_data(DATA, SETTINGS.seed))
-    probabilities = predict_members(run, ensemble.members, ("test",))["test"]
-    return HeldOut(paths, table.labels[table.rows("test")], decide(probabilities, ensemble.rule), ensemble.classes)
+    verdict = decide_splits(run, ensemble, ("test",))["test"]
+    return HeldOut(paths, table.labels[table.rows("test")], verdict, ensemble.classes)
 
 
 def _predict(url: str, protocol: Literal["grpc", "http"], paths: list[Path]) -> list[Prediction]:
