@@ -48,8 +48,8 @@ def _zeros(size: int) -> bytes:
 
 
 def fuzzed(image: bytes, chance: random.Random) -> bytes:
-    """Return `image` as a JPEG, PNG or TIFF with some bytes changed, cut off or repeated."""
-    kind = chance.choice(("JPEG", "PNG", "TIFF"))
+    """Return `image` in one of the formats that Pillow writes, with some bytes changed, cut off or repeated."""
+    kind = chance.choice(("JPEG", "PNG", "TIFF", "WEBP", "AVIF", "JPEG2000"))
     data = bytearray(image if kind == "JPEG" else _again(image, kind))
     for _ in range(chance.randint(1, 40)):
         data[chance.randrange(len(data))] = chance.randrange(256)
@@ -233,7 +233,7 @@ def broken_tiffs() -> Sequence[bytes]:
 @functools.cache
 def other_formats() -> Sequence[bytes]:
     """Return images of formats that are not read, and texts that other programs take for images."""
-    kinds = ("GIF", "BMP", "WEBP", "PPM", "TGA", "ICO", "PCX", "SGI", "JPEG2000", "DDS", "PDF", "EPS")
+    kinds = ("GIF", "BMP", "PPM", "TGA", "ICO", "PCX", "SGI", "DDS", "PDF", "EPS")
     texts = (
         b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n",
