@@ -14,8 +14,8 @@ from plurum.errors import MetadataError
 from plurum.run import Run
 from plurum.spec import Ensemble, read_ensemble
 from plurum.training import FitReport, FitSettings, fit_report
-from plurum.training.inference.predictions import predict_members
-from plurum.voting import Verdict, decide, decide_groups
+from plurum.training.inference.predictions import decide_splits
+from plurum.voting import Verdict, decide_groups
 from tests.cli.command_line import CommandLine
 from tests.sample_runs.decided_run import build_decided_run
 
@@ -36,7 +36,7 @@ def fitted(unfitted: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run
 
 
 def verdict_on(run: Run, ensemble: Ensemble, split: Fitted) -> Verdict:
-    return decide(predict_members(run, ensemble.members, (split,))[split], ensemble.rule)
+    return decide_splits(run, ensemble, (split,))[split]
 
 
 def test_a_fit_states_the_point_and_its_figures(fitted: tuple[Run, FitReport]) -> None:
