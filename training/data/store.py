@@ -26,7 +26,6 @@ __all__ = ["fingerprint_from_pixels", "image_spec", "store_data"]
 
 _LOG = logging.getLogger(__name__)
 
-# Normalisation of timm's pretrained weights.
 _BLOCK = 1024
 
 Box = tuple[int, int, int, int]
