@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import tomllib
 from collections import Counter
 from pathlib import Path
+
+from importlinter.api import read_configuration
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "plurum"
@@ -55,7 +56,7 @@ def test_all_modules_are_found() -> None:
 
 
 def test_the_page_of_the_architecture_names_the_layers() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
     layers = {one["containers"][0]: one["layers"] for one in contracts if one["type"] == "layers"}
     (block,) = re.findall(r"```text\n(cli\n.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)
     told: dict[str, list[str]] = {"plurum": []}
