@@ -5,6 +5,7 @@ name. The wheel lacks that backend, and NVIDIA's version accepts only batches of
 
 - `INFERENCE_NUM_THREADS`, as in the C++ backend
 - `HINT_BF16`, as in the C++ backend: `YES` computes in BF16 if the processor supports it, any other value in FP32
+- `stages`, the files of a cascade's graphs, which run instead of `graph`; see `graph_model.py`
 - `graph`, a file in the version's folder. `plurum serve` sets it from `default_model_filename`; the default is
   `model.xml` or `model.onnx`
 
@@ -32,9 +33,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from plurum.serving.backends.graph_model import Arrays, GraphModel, check_names
+    from plurum.serving.backends.graph_model import Arrays, GraphModel, Tensors, check_names, stage_files
 else:
-    from graph_model import Arrays, GraphModel, check_names
+    from graph_model import Arrays, GraphModel, Tensors, check_names, stage_files
 
 # More sizes gain nothing, and each needs memory for a copy of the weights.
 _BATCH_SIZES = (4, 2, 1)
@@ -60,14 +61,16 @@ class TritonPythonModel(GraphModel):
         if self._labels:
             self.outputs = ["INDEX", *(name for name in self.outputs if name not in {"LABEL", "AUDIT"})]
         self.batched = config["max_batch_size"] > 0
-        self._models = _compile(_model_file(version, config), config)
-        names = [port.names for port in self._models[1].outputs]
-        check_names("output", self.outputs, [name for several in names for name in several])
-        self._places = [next(place for place, several in enumerate(names) if name in several) for name in self.outputs]
+        files = [version / name for name in stage_files(config)]
+        graphs = [_Graph(file, config, self.inputs) for file in files or [_model_file(version, config)]]
+        for graph in graphs:
+            check_names("output", self.outputs, graph.outputs)
+        self._graph = graphs[0]
+        self.stages = [graph.infer for graph in graphs] if files else ()
 
     def finalize(self) -> None:
         """Release the model, and count the last predictions."""
-        del self._models
+        del self._graph, self.stages
         if self._labels:
             self._labels.close()
 
@@ -82,20 +85,50 @@ class TritonPythonModel(GraphModel):
             del outputs["INDEX"]
 
     def run(self, arrays: Arrays) -> Arrays:
-        """Return the outputs of one inference, split into the sizes that the graph is compiled for."""
-        if not self.batched:
-            return self._infer(self._models[1], arrays)
-        size, row, results = len(arrays[0]), 0, []
+        """Return the outputs of one inference."""
+        found = self._graph.infer(dict(zip(self.inputs, arrays, strict=True)))
+        return [found[name] for name in self.outputs]
+
+
+class _Graph:
+    """A graph, compiled for some batch sizes.
+
+    Args:
+        file: File of the graph.
+        config: Config of the model.
+        given: Names of the inputs that the graph must have, and the only ones unless it is a later stage of a cascade.
+
+    Attributes:
+        outputs: Names of the outputs.
+    """
+
+    def __init__(self, file: Path, config: dict[str, Any], given: list[str]) -> None:
+        self._models = _compile(file, config, given)
+        self._batched = config["max_batch_size"] > 0
+        ports = self._models[1].inputs
+        # A tensor of a graph can have several names.
+        self._inputs = [next((name for name in given if name in port.names), port.any_name) for port in ports]
+        self._names = [port.names for port in self._models[1].outputs]
+        self.outputs = [name for several in self._names for name in several]
+
+    def infer(self, tensors: Tensors) -> Tensors:
+        """Return all outputs, computed in the batch sizes that the graph is compiled for."""
+        if not self._batched:
+            return self._run(self._models[1], tensors)
+        given = {name: tensors[name] for name in self._inputs}
+        size, row, results = len(given[self._inputs[0]]), 0, []
         for batch_size, model in self._models.items():
             while size - row >= batch_size:
-                results.append(self._infer(model, [array[row : row + batch_size] for array in arrays]))
+                results.append(self._run(model, {name: one[row : row + batch_size] for name, one in given.items()}))
                 row += batch_size
-        return results[0] if len(results) == 1 else [np.concatenate(parts) for parts in zip(*results, strict=True)]
+        if len(results) == 1:
+            return results[0]
+        return {name: np.concatenate([one[name] for one in results]) for name in results[0]}
 
-    def _infer(self, model: Any, arrays: Arrays) -> Arrays:
+    def _run(self, model: Any, tensors: Tensors) -> Tensors:
         # OpenVINO reads inputs in place, and returns copies of the outputs.
-        outputs = model(dict(zip(self.inputs, arrays, strict=True))).to_tuple()
-        return [outputs[place] for place in self._places]
+        outputs = model(tensors).to_tuple()
+        return {name: array for several, array in zip(self._names, outputs, strict=True) for name in several}
 
 
 def _labels(version: Path) -> Any:
@@ -107,7 +140,7 @@ def _labels(version: Path) -> Any:
     return Labels(version)
 
 
-def _compile(file: Path, config: dict[str, Any]) -> dict[int, Any]:
+def _compile(file: Path, config: dict[str, Any], given: list[str]) -> dict[int, Any]:
     try:
         import openvino
     except ModuleNotFoundError as error:
@@ -128,8 +161,9 @@ def _compile(file: Path, config: dict[str, Any]) -> dict[int, Any]:
     core = openvino.Core()
     try:
         model = core.read_model(str(file))
-        stated = [entry["name"] for entry in config["input"]]
-        check_names("input", stated, [name for port in model.inputs for name in port.names])
+        present = [name for port in model.inputs for name in port.names]
+        # Later stages of a cascade also take what the stage before has made.
+        check_names("input", given, [name for name in present if not name.endswith("_BEFORE")])
         return _by_size(core, model, options, config["max_batch_size"])
     except pb_utils.TritonModelException:
         raise

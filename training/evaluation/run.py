@@ -19,7 +19,7 @@ from plurum.training.evaluation.corruptions import corrupt_blocks, corruption_wa
 from plurum.training.evaluation.evaluate import evaluate_predictions
 from plurum.training.evaluation.robustness import figures_from_corrupted
 from plurum.training.evaluation.subject import EvaluationSubject, SplitPredictions
-from plurum.training.inference.predictions import MemberOutputs, decide_blocks, predict_outputs
+from plurum.training.inference.predictions import MemberPredictions, decide_blocks, predict_outputs
 from plurum.training.progress import show_progress
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.cascades import score_cascade
@@ -67,7 +67,7 @@ def evaluate_run(path: Path, settings: EvaluationSettings) -> Evaluation:
 
 
 def _score_cascade(
-    run: Run, ensemble: Ensemble, outputs: MemberOutputs, whole: Verdict, settings: EvaluationSettings
+    run: Run, ensemble: Ensemble, outputs: MemberPredictions, whole: Verdict, settings: EvaluationSettings
 ) -> CascadeScores | None:
     """Return the figures of the cascade on the evaluated split; None without one."""
     cascade = cascade_from_ensemble(ensemble.model_dump())

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from plurum.detectors import Detector
 
 __all__ = [
-    "MemberOutputs",
+    "MemberPredictions",
     "decide_blocks",
     "decide_splits",
     "predict_files",
@@ -41,7 +41,7 @@ _S = TypeVar("_S", bound=Split)
 
 
 @dataclass(frozen=True)
-class MemberOutputs:
+class MemberPredictions:
     """Outputs of members for some images.
 
     Attributes:
@@ -101,7 +101,7 @@ def decide_splits(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S
     return {split: decide(outputs.probabilities, ensemble.rule, outputs.novelty) for split, outputs in found.items()}
 
 
-def predict_outputs(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S, MemberOutputs]:
+def predict_outputs(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S, MemberPredictions]:
     """Return the outputs of an ensemble's members by split; computed on the GPU if there is one.
 
     Raises:
@@ -120,7 +120,7 @@ def _detectors(ensemble: Ensemble) -> tuple[str | None, ...]:
 
 def _predict_splits(
     run: Run, members: Sequence[Member], detectors: Sequence[str | None], splits: Iterable[_S]
-) -> dict[_S, MemberOutputs]:
+) -> dict[_S, MemberPredictions]:
     """Return the members' outputs by split.
 
     Raises:
@@ -152,10 +152,10 @@ def _predict_splits(
     return {split: _stack(parts) for split, parts in found.items()}
 
 
-def _stack(parts: Sequence[tuple[Floats, Floats]]) -> MemberOutputs:
+def _stack(parts: Sequence[tuple[Floats, Floats]]) -> MemberPredictions:
     """Return the outputs of members, given as probabilities and novelty of each."""
     probabilities, novelty = zip(*parts, strict=True)
-    return MemberOutputs(np.stack(probabilities, axis=1), np.stack(novelty, axis=1))
+    return MemberPredictions(np.stack(probabilities, axis=1), np.stack(novelty, axis=1))
 
 
 def predict_files(run: Run, members: Sequence[Member], files: Sequence[Path]) -> npt.NDArray[np.float64]:
@@ -216,7 +216,7 @@ def _predict_blocks(
     blocks: Iterable[npt.NDArray[np.uint8]],
     number: int,
     name: str,
-) -> MemberOutputs:
+) -> MemberPredictions:
     """Return the members' outputs for images at their input size."""
     with needs_extra("training"):
         import torch
@@ -233,4 +233,4 @@ def _predict_blocks(
     novelty = np.concatenate([part.novelty for part in parts])
     if not (np.isfinite(probabilities).all() and np.isfinite(novelty).all()):
         raise MetadataError(f"a member returns NaN for {name}; train it again")
-    return MemberOutputs(probabilities, novelty)
+    return MemberPredictions(probabilities, novelty)

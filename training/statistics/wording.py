@@ -5,27 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from plurum.figures import figure_text, group_cell, group_lines, number_text, percent_text
-from plurum.sentences import review_condition
+from plurum.sentences import figure_text, number_text, percent_text
 from plurum.training.statistics.decision_curves import DecisionCurve
 from plurum.training.statistics.estimates import Estimate
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import CascadeScores, Evaluation
 
-__all__ = [
-    "cascade_line",
-    "comparison_line",
-    "curve_rows",
-    "difference_text",
-    "figure_text",
-    "group_cell",
-    "group_lines",
-    "number_text",
-    "percent_text",
-    "review_condition",
-    "significant_change",
-    "verdict_lines",
-]
+__all__ = ["cascade_line", "comparison_line", "curve_rows", "difference_text", "significant_change", "verdict_lines"]
 
 _TABLE_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

@@ -20,9 +20,9 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from plurum.serving.backends.graph_model import Arrays, GraphModel, check_names
+    from plurum.serving.backends.graph_model import Arrays, GraphModel, Stage, check_names, stage_files
 else:
-    from graph_model import Arrays, GraphModel, check_names
+    from graph_model import Arrays, GraphModel, Stage, check_names, stage_files
 
 _TRITON_TYPES = {
     "tensor(bool)": "TYPE_BOOL",
@@ -78,16 +78,20 @@ class TritonPythonModel(GraphModel):
         """
         config = json.loads(args["model_config"])
         version = Path(args["model_repository"]) / args["model_version"]
-        self._session = _session(_model_file(version, config), config)
         self.inputs = [entry["name"] for entry in config["input"]]
         self.outputs = [entry["name"] for entry in config["output"]]
+        files = [version / name for name in stage_files(config)]
+        sessions = [_session(file, config) for file in files or [_model_file(version, config)]]
+        self._session = sessions[0]
         check_names("input", self.inputs, [tensor.name for tensor in self._session.get_inputs()])
-        check_names("output", self.outputs, [tensor.name for tensor in self._session.get_outputs()])
+        for session in sessions:
+            check_names("output", self.outputs, [tensor.name for tensor in session.get_outputs()])
         self.batched = config["max_batch_size"] > 0
+        self.stages = [_stage(session) for session in sessions] if files else ()
 
     def finalize(self) -> None:
-        """Release the session."""
-        del self._session
+        """Release the sessions."""
+        del self._session, self.stages
 
     def run(self, arrays: Arrays) -> Arrays:
         """Return the outputs of one run of the session."""
@@ -110,6 +114,14 @@ def _session(file: Path, config: dict[str, Any]) -> Any:
         return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise pb_utils.TritonModelException(f"ONNX Runtime can't load {file.name}: {error}") from error
+
+
+def _stage(session: Any) -> Stage:
+    """Return a stage of a cascade that the session runs."""
+    inputs, outputs = ([one.name for one in tensors] for tensors in (session.get_inputs(), session.get_outputs()))
+    return lambda tensors: dict(
+        zip(outputs, session.run(outputs, {name: tensors[name] for name in inputs}), strict=True)
+    )
 
 
 def _model_file(version: Path, config: dict[str, Any]) -> Path:

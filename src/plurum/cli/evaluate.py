@@ -158,8 +158,9 @@ def _predict_images(
 
 
 def _print(evaluation: Evaluation, page: Path) -> None:
+    from plurum.sentences import group_lines, percent_text
     from plurum.training.evaluation.robustness import robustness_line
-    from plurum.training.statistics.wording import group_lines, percent_text, verdict_lines
+    from plurum.training.statistics.wording import verdict_lines
 
     show_table(_comparison(evaluation))
     show_table(_members(evaluation))
@@ -196,8 +197,9 @@ def _print(evaluation: Evaluation, page: Path) -> None:
 def _comparison(evaluation: Evaluation) -> Table:
     from rich.box import SIMPLE
 
+    from plurum.sentences import figure_text
     from plurum.training.statistics.metrics import distinct_metrics
-    from plurum.training.statistics.wording import difference_text, figure_text, significant_change
+    from plurum.training.statistics.wording import difference_text, significant_change
 
     columns = ("ensemble", f"best single: {evaluation.best_single}", "difference")
     table = new_table("metric", *columns, box=SIMPLE)
@@ -220,8 +222,8 @@ def _decision(evaluation: Evaluation) -> Table:
     from rich.box import SIMPLE
     from rich.markup import escape
 
+    from plurum.sentences import figure_text
     from plurum.training.statistics.diagnoses import FIGURES
-    from plurum.training.statistics.wording import figure_text
 
     title = f"figures of the decision by image, intervals {evaluation.diagnoses[0].intervals}"
     if len(evaluation.diagnoses) > _MOST_COLUMNS:
@@ -242,7 +244,8 @@ def _net_benefit(evaluation: Evaluation) -> Iterator[Table]:
     from rich.box import SIMPLE
     from rich.markup import escape
 
-    from plurum.training.statistics.wording import curve_rows, figure_text, number_text
+    from plurum.sentences import figure_text, number_text
+    from plurum.training.statistics.wording import curve_rows
 
     for one in evaluation.diagnoses if evaluation.positive else ():
         if curve := one.decision_curve:
@@ -257,7 +260,7 @@ def _by_group(evaluation: Evaluation) -> Iterator[Table]:
     from rich.box import SIMPLE
     from rich.markup import escape
 
-    from plurum.training.statistics.wording import figure_text, group_cell
+    from plurum.sentences import figure_text, group_cell
 
     for column in evaluation.by_group:
         names = [escape(f"{one.name} ({one.patients:,} patients)") for one in column.groups]
@@ -272,8 +275,8 @@ def _by_group(evaluation: Evaluation) -> Iterator[Table]:
 def _corrupted(evaluation: Evaluation) -> Iterator[Table]:
     from rich.box import SIMPLE
 
+    from plurum.sentences import figure_text, number_text
     from plurum.training.evaluation.robustness import FIGURES
-    from plurum.training.statistics.wording import figure_text, number_text
 
     if not evaluation.corruptions:
         return
@@ -289,8 +292,8 @@ def _corrupted(evaluation: Evaluation) -> Iterator[Table]:
 def _members(evaluation: Evaluation) -> Table:
     from rich.box import SIMPLE
 
+    from plurum.sentences import number_text
     from plurum.training.statistics.metrics import METRICS
-    from plurum.training.statistics.wording import number_text
 
     table = new_table("member", *(METRICS[name].title for name in _COLUMNS), box=SIMPLE)
     for judged in evaluation.judged:

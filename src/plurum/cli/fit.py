@@ -128,7 +128,7 @@ def _lines(report: FitReport) -> list[str]:
 
 
 def _review_condition(ensemble: Ensemble) -> str:
-    from plurum.training.statistics.wording import review_condition
+    from plurum.sentences import review_condition
 
     condition = review_condition(ensemble.rule, ensemble.classes)
     if condition is None:
@@ -201,7 +201,7 @@ def _prior_lines(report: FitReport) -> list[str]:
 
 
 def _patient_lines(report: FitReport) -> list[str]:
-    from plurum.training.statistics.wording import percent_text
+    from plurum.sentences import percent_text
 
     level, rule = report.patient_level, report.ensemble.patient_rule
     if level is None or rule is None:
