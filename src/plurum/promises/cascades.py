@@ -39,7 +39,7 @@ from plurum.promises.risk_control import (
     smallest_promise,
     try_in_order,
 )
-from plurum.spec import CascadeCost, CascadePromise
+from plurum.spec import CascadeCost, CascadePromise, RefusedPromise
 from plurum.voting import Cascade, Verdict, VotingRule, decide, merge_verdicts
 
 __all__ = [
@@ -139,12 +139,15 @@ class CascadeTest:
         leave: Exit that may be served; None if no exit passed.
         promise: Promise that it holds; None if no exit passed.
         refusal: Reason for no exit, in words; empty with a promise.
+        refused: Figures of the refusal, of the last configuration that was tested; None with a promise, or without a
+            tested exit.
     """
 
     review: ReviewTest | None
     leave: float | None = None
     promise: CascadePromise | None = None
     refusal: str = ""
+    refused: RefusedPromise | None = None
 
 
 def cascade_without_limit(cascade: Cascade) -> Cascade:
@@ -203,7 +206,18 @@ def certify_cascade(seen: StagedAnswers, new: Sequence[StagedAnswers], target: C
         refusal = "no validation image may leave early"
     else:
         refusal = f"the strictest exit has a p-value of {found.p_values[-1]:.2g}"
-    return CascadeTest(review, refusal=refusal)
+    tested = min(found.passed + 1, len(path) - 1)
+    worst = max(losses[tested][len(each) :], key=lambda one: float(one.sum()))
+    refused = RefusedPromise(
+        what="fraction of patients that the cascade hurts",
+        target=target.risk,
+        confidence=target.confidence,
+        limit=path[tested][0],
+        patients=len(worst),
+        errors=float(worst.sum()),
+        p_value=found.p_values[-1],
+    )
+    return CascadeTest(review, refusal=refusal, refused=refused)
 
 
 class _Form:
