@@ -32,12 +32,8 @@ from plurum.export.manifest import PublishedGraph, is_current, read_manifest, wr
 from plurum.export.repository.cards.card import card_from_repository
 from plurum.export.repository.cards.card_files import update_card, write_card
 from plurum.export.repository.cards.facts import CardFacts, facts_from_run
-from plurum.export.repository.certification import (
-    ServedGraphs,
-    certification_images,
-    certify_ensemble,
-    with_provisional_promise,
-)
+from plurum.export.repository.cascade_certification import certify_served
+from plurum.export.repository.certification import ServedGraphs, certification_images, with_provisional_promise
 from plurum.export.repository.fusion import (
     artefacts_inside,
     fuse_choices,
@@ -196,7 +192,7 @@ def repository_from_models(
         rule_of_fused = fused_rule(tested, choices, sample, progress) if own_rule else None
         backend = fused_backend(choices, settings) if settings.fused else None
         graphs = ServedGraphs(list(artefacts.values()), backend, folder, rule_of_fused)
-        served = certify_ensemble(tested, graphs, sample.certification, settings, progress)
+        served = certify_served(tested, graphs, sample.certification, settings, progress)
         if served.outliers or served.rule != ensemble.rule:
             # Compare reviews at the limit that is served, and p-values with those of the fit.
             vote = _parity_of_vote(served, choices, sample, settings, ensemble.rule.outliers)

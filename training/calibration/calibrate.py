@@ -122,6 +122,7 @@ def _ensemble(
         "operating_point": rule.point,
         # What was promised for other patients, or with another rule, is void.
         "promise": None,
+        "cascade": None,
         "scores": {},
         "site": SiteCalibration(
             name=settings.site,
