@@ -344,10 +344,9 @@ def cascade_texts(rule: CascadeRule, names: Sequence[str]) -> list[str]:
     """
     (stage,), cost = rule.stages, rule.cost
     first = ", ".join(names[member] for member in rule.order[: stage.members])
-    what = "multiply–adds" if rule.unit == "multiply-adds" else "time"
     saves = (
         f"{first} {'settles' if stage.members == 1 else 'settle'} {stage.share:.1%} of certification images; the mean "
-        f"cost is {cost.value:.1%} of the whole vote's {what} ({cost.low:.1%} to {cost.high:.1%})"
+        f"cost is {cost.value:.1%} of the whole vote's multiply–adds ({cost.low:.1%} to {cost.high:.1%})"
     )
     return [saves, "no promise on hurt patients" if rule.promise is None else hurt_text(rule.promise)]
 
