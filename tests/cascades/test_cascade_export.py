@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plurum.benchmarks.claims.rollouts import ReleaseServer, probabilities_of, release_clients
+from plurum.client import EnsembleClient
 from plurum.errors import SettingsError
 from plurum.export import ExportSettings, repository_from_run
 from plurum.export.doctor import check_repository
@@ -126,3 +128,29 @@ def test_a_gpu_has_no_cascade(cascaded: Run, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--target: expected cpu for an ensemble with a cascade, got gpu"):
         repository_from_run(cascaded, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.triton
+def test_a_cascade_is_rolled_out_and_back_without_a_lost_request(exported: Path, cascaded: Run, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    repository_from_run(cascaded, full, FP32.model_copy(update={"without_cascade": True}))
+    pixels = np.array(cascaded.pixels()[40:56])
+    expected = {"cascade": probabilities_of(exported, pixels), "full": probabilities_of(full, pixels)}
+    # Images that leave early tell the two apart.
+    tells = np.flatnonzero(np.abs(expected["cascade"] - expected["full"]).max(axis=(1, 2)) > 1e-3)[:4]
+    pixels, expected = pixels[tells], {name: values[tells] for name, values in expected.items()}
+    assert len(tells) == 4
+    with (
+        ReleaseServer(tmp_path / "live", exported) as live,
+        release_clients(live.urls["http"], pixels, expected, clients=2) as clients,
+    ):
+        for arguments in ((full,), ("--back",)):
+            done = live.rollout(*arguments)
+            assert done.returncode == 0, done.stderr
+        assert live.rollout(full, "--percent", 50).returncode == 0
+        # The front model of a trial passes the parameter on.
+        with EnsembleClient(live.urls["http"], full=True) as client:
+            for answer in client.predict([pixels[0]] * 8, batch_size=1):
+                assert all(values is not None for values in answer.member_probabilities.values())
+    assert clients.failures == []
+    assert set(clients.counts) == {"cascade", "full"}
