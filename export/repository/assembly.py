@@ -60,7 +60,7 @@ from plurum.models import model_from_checkpoint
 from plurum.regular_files import read_regular
 from plurum.repository.probes import PROBES_FILE, RecordedProbes, probe_images
 from plurum.run import Run, Split, Table
-from plurum.spec import Ensemble, Member, ReviewPromise, read_ensemble, write_metadata
+from plurum.spec import CascadeRule, Ensemble, Member, ReviewPromise, read_ensemble, write_metadata
 from plurum.voting import OutlierTest, softmax
 
 __all__ = [
@@ -86,12 +86,14 @@ class ExportResult:
         parities: Parity of every artefact and of the vote.
         artefacts: Graphs in the repository.
         promise: Promise on the review risk that the repository states; None without one.
+        cascade: Cascade that the repository serves; None without one.
     """
 
     unchanged: bool
     parities: tuple[Parity, ...]
     artefacts: tuple[PublishedGraph, ...]
     promise: ReviewPromise | None = None
+    cascade: CascadeRule | None = None
 
 
 def repository_from_run(
@@ -211,7 +213,7 @@ def repository_from_models(
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_card(hidden, card_from_repository(hidden, facts, published, parities))
         write_manifest(hidden, stated, settings, published)
-    return ExportResult(False, parities, published, served.promise)
+    return ExportResult(False, parities, published, served.promise, served.cascade)
 
 
 def repository_from_onnx(
@@ -268,8 +270,8 @@ def _read_previous_export(out: Path) -> ExportResult:
         parities = tuple(Parity.model_validate(parity) for parity in report["artefacts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RepositoryError(f"{path} can't be read; remove {out} and export the run again: {error!r:.200}") from error
-    promise = read_ensemble(out / "ensemble.json").promise
-    return ExportResult(True, parities, read_manifest(out).artefacts, promise)
+    served = read_ensemble(out / "ensemble.json")
+    return ExportResult(True, parities, read_manifest(out).artefacts, served.promise, served.cascade)
 
 
 def sample_from_table(

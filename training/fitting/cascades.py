@@ -16,11 +16,11 @@ from plurum.promises.cascades import (
     CascadeTarget,
     CascadeTest,
     StagedAnswers,
+    cascade_texts,
     cascade_without_limit,
     certify_cascade,
     cost_of_cascade,
     few_patients_text,
-    hurt_text,
     list_exits,
 )
 from plurum.promises.review import ReviewTarget
@@ -260,15 +260,5 @@ def _certify(inputs: CascadeInputs, plan: CascadePlan, target: CascadeTarget, al
         share=float(left.mean()),
     )
     found = CascadeRule(order=plan.order, stages=(stage,), costs=tuple(inputs.costs), cost=cost, promise=test.promise)
-    return FittedCascade(_lines(found, [member.name for member in inputs.members], test), found, kept)
-
-
-def _lines(rule: CascadeRule, names: Sequence[str], test: CascadeTest) -> tuple[str, ...]:
-    (stage,), cost = rule.stages, rule.cost
-    first = ", ".join(names[member] for member in rule.order[: stage.members])
-    settles = (
-        f"cascade: {first} {'settles' if stage.members == 1 else 'settle'} {stage.share:.1%} of certification images"
-    )
-    saved = f"the mean cost is {cost.value:.1%} of the whole vote's multiply–adds ({cost.low:.1%} to {cost.high:.1%})"
-    promised = () if test.promise is None else (f"cascade: {hurt_text(test.promise)}",)
-    return (f"cascade: {settles}; {saved}", *promised)
+    names = [member.name for member in inputs.members]
+    return FittedCascade(tuple(f"cascade: {line}" for line in cascade_texts(found, names)), found, kept)

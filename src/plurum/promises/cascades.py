@@ -39,13 +39,14 @@ from plurum.promises.risk_control import (
     smallest_promise,
     try_in_order,
 )
-from plurum.spec import CascadeCost, CascadePromise, RefusedPromise
+from plurum.spec import CascadeCost, CascadePromise, CascadeRule, RefusedPromise
 from plurum.voting import Cascade, Verdict, VotingRule, decide, merge_verdicts
 
 __all__ = [
     "CascadeTarget",
     "CascadeTest",
     "StagedAnswers",
+    "cascade_texts",
     "cascade_without_limit",
     "certify_cascade",
     "cost_of_cascade",
@@ -119,8 +120,9 @@ class StagedAnswers:
         return np.zeros_like(self.may_leave) if leave is None else self.may_leave & (self.confidence >= leave)
 
     def verdict(self, leave: float | None) -> Verdict:
-        """Return the cascade's predictions with the exit `leave`."""
-        return merge_verdicts(self.left(leave), self.stage, self.whole)
+        """Return the cascade's predictions with the exit `leave`; probabilities of members are those of all."""
+        early = replace(self.stage, member_probabilities=self.whole.member_probabilities)
+        return merge_verdicts(self.left(leave), early, self.whole)
 
     def hurt(self, leave: float | None, limit: float) -> Floats:
         """Return 1 for each patient that the exit hurts at a review limit, else 0, `[patients]`."""
@@ -327,6 +329,23 @@ def few_patients_text(patients: int, risk: float, confidence: float) -> str:
         f"is hurt, or {one:,} with one; there are {patients:,}, so {none - patients:,} are missing. They can promise "
         f"at best {smallest_promise(patients, confidence):.2%}: --cascade-risk auto"
     )
+
+
+def cascade_texts(rule: CascadeRule, names: Sequence[str]) -> list[str]:
+    """Return sentences on a cascade of one early stage: what it saves, and what it promises.
+
+    Args:
+        rule: The cascade.
+        names: Names of the members, in the order of the ensemble.
+    """
+    (stage,), cost = rule.stages, rule.cost
+    first = ", ".join(names[member] for member in rule.order[: stage.members])
+    what = "multiply–adds" if rule.unit == "multiply-adds" else "time"
+    saves = (
+        f"{first} {'settles' if stage.members == 1 else 'settle'} {stage.share:.1%} of certification images; the mean "
+        f"cost is {cost.value:.1%} of the whole vote's {what} ({cost.low:.1%} to {cost.high:.1%})"
+    )
+    return [saves, "no promise on hurt patients" if rule.promise is None else hurt_text(rule.promise)]
 
 
 def hurt_text(promise: CascadePromise) -> str:
