@@ -115,6 +115,7 @@ def cascades(
     studies: Annotated[int, typer.Option(min=100, help="Simulated studies for each row of the table.")] = 1000,
     patients: Annotated[int, typer.Option(min=300, help="Certification patients of a study.")] = 1000,
     images: Annotated[list[int] | None, typer.Option(help="Images of each patient; repeat for several.")] = None,
+    promises: Annotated[int, typer.Option(min=0, max=3, help="Promises made together: 1 to 3; 0 measures each.")] = 0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Measure how often promises are violated: a table on standard error, a line of JSON on standard output."""
@@ -124,7 +125,7 @@ def cascades(
     found: dict[str, dict[str, float]] = {}
     with command.show_status("simulating") as say:
         for number in images or [1, 3]:
-            for scenario in SCENARIOS:
+            for scenario in SCENARIOS if promises == 0 else SCENARIOS[promises - 1 : promises]:
                 say(f"{scenario}, patients with {number} images")
                 one = simulate(scenario, number, studies=studies, patients=patients, seed=seed)
                 found[f"{scenario}, {number}"] = one

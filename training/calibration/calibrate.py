@@ -30,6 +30,8 @@ from plurum.voting import MODES, decide
 
 __all__ = ["calibrate_run"]
 
+_NO_CASCADE = "cascade: none, because its exit was certified for other patients and with another calibration"
+
 
 @dataclass(frozen=True)
 class _Site:
@@ -171,6 +173,7 @@ def _report(
             *_weight_lines(site),
             *rule.lines,
             _promise_line(ensemble, site.count_independent(settings.seed)),
+            *([_NO_CASCADE] if ensemble.cascade else []),
             *site.sampled.lines,
         ),
     )

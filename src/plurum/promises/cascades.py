@@ -265,9 +265,8 @@ def _plan_limit(
                 return False
         return True
 
-    likely = [index for index, limit in enumerate(limits) if is_likely(limit)]
-    if likely:
-        return likely[-1]
+    if (last := next((index for index in reversed(range(len(limits))) if is_likely(limits[index])), None)) is not None:
+        return last
     needed = [count_required_patients(claim.risk, target.confidence) for claim in claims]
     for index, limit in enumerate(limits):
         counts = [min(len(claim.losses(form.answers(None), limit)) for form in new) for claim in claims]
