@@ -60,7 +60,7 @@ from plurum.models import model_from_checkpoint
 from plurum.regular_files import read_regular
 from plurum.repository.probes import PROBES_FILE, RecordedProbes, probe_images
 from plurum.run import Run, Split, Table, UnlabelledImages
-from plurum.spec import CascadeRule, Ensemble, Member, ReviewPromise, read_ensemble, write_metadata
+from plurum.spec import CascadeRule, Ensemble, Member, OutlierRule, ReviewPromise, read_ensemble, write_metadata
 from plurum.voting import OutlierTest, softmax
 
 __all__ = [
@@ -186,12 +186,7 @@ def repository_from_models(
         ]
         choices, vote = select_passing_choices(ensemble, choices, sample, settings)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
-        has_cascade = ensemble.cascade is not None
-        # Only the stages of a cascade serve its members.
-        of_reference = artefacts_inside(choices) if has_cascade else list(artefacts.values())
-        tested = with_served_reference(ensemble, of_reference, sample.reference, progress)
-        own_rule = settings.fused and not has_cascade
-        rule_of_fused = fused_rule(tested, choices, sample, progress) if own_rule else None
+        tested, rule_of_fused = _with_references(ensemble, choices, sample, settings, progress)
         backend = fused_backend(choices, settings) if settings.fused else None
         graphs = ServedGraphs(list(artefacts.values()), backend, folder, rule_of_fused)
         served = certify_served(tested, graphs, sample.certification, settings, progress)
@@ -245,6 +240,22 @@ def repository_from_onnx(
         if fused:
             files_of_members = [graphs[member.name] for member in ensemble.members]
             add_fused_models(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
+
+
+def _with_references(
+    ensemble: Ensemble,
+    choices: list[MemberChoice],
+    sample: ParitySample,
+    settings: ExportSettings,
+    progress: Callable[[str], None],
+) -> tuple[Ensemble, OutlierRule | None]:
+    """Return the ensemble with the outlier references of its graphs, and the fused graph's rule if it has its own."""
+    if ensemble.cascade is not None:
+        # Only the stages of a cascade serve its members.
+        return with_served_reference(ensemble, artefacts_inside(choices), sample.reference, progress), None
+    artefacts = [choice.candidate.artefact for choice in choices]
+    tested = with_served_reference(ensemble, artefacts, sample.reference, progress)
+    return tested, fused_rule(tested, choices, sample, progress) if settings.fused else None
 
 
 def _with_chosen_form(ensemble: Ensemble, settings: ExportSettings) -> tuple[Ensemble, ExportSettings]:
