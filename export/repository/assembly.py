@@ -59,7 +59,7 @@ from plurum.files import atomic_folder
 from plurum.models import model_from_checkpoint
 from plurum.regular_files import read_regular
 from plurum.repository.probes import PROBES_FILE, RecordedProbes, probe_images
-from plurum.run import Run, Split, Table
+from plurum.run import Run, Split, Table, UnlabelledImages
 from plurum.spec import CascadeRule, Ensemble, Member, OutlierRule, ReviewPromise, read_ensemble, write_metadata
 from plurum.voting import OutlierTest, softmax
 
@@ -131,7 +131,7 @@ def repository_from_run(
 
     def load_sample() -> ParitySample:
         table, pixels = run.table(), run.pixels()
-        sample = sample_from_table(table, pixels, settings, str(run.path))
+        sample = sample_from_table(table, pixels, settings, str(run.path), run.unlabelled())
         return replace(sample, reference=reference_images(ensemble.outliers, table, pixels))
 
     def load_model(member: Member) -> PixelModel:
@@ -286,7 +286,11 @@ def _read_previous_export(out: Path) -> ExportResult:
 
 
 def sample_from_table(
-    table: Table, pixels: npt.NDArray[np.uint8], settings: ExportSettings, source: str
+    table: Table,
+    pixels: npt.NDArray[np.uint8],
+    settings: ExportSettings,
+    source: str,
+    unlabelled: UnlabelledImages | None = None,
 ) -> ParitySample:
     """Return images to check on, to calibrate on and, where patients were set aside, to certify on; deterministic.
 
@@ -295,6 +299,7 @@ def sample_from_table(
         pixels: Images, uint8 `[images, height, width, 3]`.
         settings: Numbers of images to take.
         source: Name of the images' source, for messages.
+        unlabelled: Images of further patients, to certify a cascade on; None without any.
 
     Raises:
         MetadataError: there is no validation or no training image.
@@ -310,7 +315,7 @@ def sample_from_table(
             raise MetadataError(f"{source} has no {split} images, which an export needs; train on data with some")
         parts[split] = select_evenly(rows, most)
     held_out = parts["validation"]
-    certification = certification_images(table, pixels)
+    certification = certification_images(table, pixels, unlabelled)
     return ParitySample(pixels[held_out], table.labels[held_out], pixels[parts["train"]], certification)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from plurum.errors import CertificationError, needs_extra
 from plurum.export.graphs.fused import verdict_from_outputs
@@ -24,6 +25,7 @@ from plurum.export.repository.certification import (
     with_provisional_promise,
 )
 from plurum.export.settings import BUDGETS, ExportSettings
+from plurum.predictions.arrays import Ints
 from plurum.predictions.scores import confidence_of
 from plurum.promises.cascades import (
     CascadeTarget,
@@ -32,6 +34,7 @@ from plurum.promises.cascades import (
     cascade_without_limit,
     certify_cascade,
     cost_of_cascade,
+    few_patients_text,
 )
 from plurum.spec import CascadePromise, CascadeRule, Ensemble
 from plurum.voting import Cascade, cascade_from_ensemble
@@ -63,16 +66,14 @@ def certify_served(
         return with_provisional_promise(ensemble)
     with needs_extra("export", "scipy"):
         pass
-    cascade, promise = cascade_from_ensemble(ensemble.model_dump()), ensemble.promise
-    if cascade is None:
-        raise ValueError("expected a cascade")
-    if promise is not None:
-        cascade = cascade_without_limit(cascade)
-    progress("cascade: predictions for validation and certification images")
-    seen, new = _staged_answers(ensemble, cascade, graphs, images)
+    promise = ensemble.promise
+    seen, new, more = _answers(ensemble, graphs, images, progress)
+    patients = sum(len(np.unique(one.groups)) for one in (new, *more))
+    if few := few_patients_text(patients, rule.promise.risk, rule.promise.confidence):
+        raise CertificationError(f"cascade: {few}. Nothing was written. Fit the run again")
     review = None if promise is None else target_from_promise(ensemble, promise)
-    target = CascadeTarget(rule.promise.risk, rule.promise.confidence, cascade.rule, review)
-    found = certify_cascade(seen, [new], target)
+    target = CascadeTarget(rule.promise.risk, rule.promise.confidence, ensemble.rule, review)
+    found = certify_cascade(seen, [new], target, more)
     if promise is not None and found.review is not None:
         if found.review.limit is None or found.review.promise is None:
             raise refuse_promise(found.review, promise, graphs)
@@ -83,30 +84,41 @@ def certify_served(
     return _with_baseline(served, seen, found)
 
 
-def _staged_answers(
-    ensemble: Ensemble, cascade: Cascade, graphs: ServedGraphs, images: CertificationImages
-) -> tuple[StagedAnswers, StagedAnswers]:
-    """Return the answers of the stages' graphs for validation and for certification images."""
+def _answers(
+    ensemble: Ensemble, graphs: ServedGraphs, images: CertificationImages, progress: Callable[[str], None]
+) -> tuple[StagedAnswers, StagedAnswers, list[StagedAnswers]]:
+    """Return the stages' answers for validation and certification images, and for unlabelled ones if there are any."""
+    cascade = cascade_from_ensemble(ensemble.model_dump())
+    if cascade is None:
+        raise ValueError("expected a cascade")
+    progress("cascade: predictions for validation and certification images")
+    # Review limits are tested with the exits.
+    run = _stages_runner(ensemble, cascade if ensemble.promise is None else cascade_without_limit(cascade), graphs)
+    parts = images.validation, images.certification
+    seen, new = (run(images.pixels, one.rows, one.labels, one.groups) for one in parts)
+    if (extra := images.unlabelled) is None:
+        return seen, new, []
+    number = len(extra.groups)
+    progress(f"cascade: predictions for {number:,} unlabelled images")
+    return seen, new, [run(extra.pixels, np.arange(number), np.full(number, -1), extra.groups)]
+
+
+def _stages_runner(
+    ensemble: Ensemble, cascade: Cascade, graphs: ServedGraphs
+) -> Callable[[npt.NDArray[np.uint8], Ints, Ints, Ints], StagedAnswers]:
+    """Return a function that runs the stages' graphs: pixels, rows, labels and groups to the answers for the rows."""
     # At an exit of 0, LEAVE is the mask of images that leave if they are confident enough.
     stages = tuple(replace(stage, leave=0.0) for stage in cascade.stages)
     paths = [graphs.folder / f"certified.stage_{index}.onnx" for index in range(len(stages) + 1)]
     members = [artefact.path for artefact in graphs.artefacts]
     stages_from_onnx(members, Cascade(stages, cascade.rule), len(ensemble.classes), paths)
-    parts = images.validation, images.certification
-    rows = np.concatenate([part.rows for part in parts])
-    outputs = outputs_of_stages(paths, images.pixels, graphs.fused or "onnxruntime", rows)
-    ends = (slice(0, len(parts[0].rows)), slice(len(parts[0].rows), None))
-    known, certifying = (
-        StagedAnswers(
-            verdict_from_outputs({name: values[end] for name, values in outputs[-1].items()}),
-            verdict_from_outputs({name: values[end] for name, values in outputs[0].items()}),
-            outputs[0]["LEAVE"][end, 0].astype(np.bool_),
-            part.labels,
-            part.groups,
-        )
-        for part, end in zip(parts, ends, strict=True)
-    )
-    return known, certifying
+
+    def run(pixels: npt.NDArray[np.uint8], rows: Ints, labels: Ints, groups: Ints) -> StagedAnswers:
+        first, *_, last = outputs_of_stages(paths, pixels, graphs.fused or "onnxruntime", rows)
+        leaves = first["LEAVE"][:, 0].astype(np.bool_)
+        return StagedAnswers(verdict_from_outputs(last), verdict_from_outputs(first), leaves, labels, groups)
+
+    return run
 
 
 def _with_exit(

@@ -29,7 +29,7 @@ from plurum.promises.review import (
     interval_from_limit,
     rule_without_limit,
 )
-from plurum.run import Split, Table, number_patients
+from plurum.run import Split, Table, UnlabelledImages, number_patients
 from plurum.spec import Ensemble, OutlierRule, ReviewPromise
 from plurum.voting import Verdict, VotingRule, softmax
 
@@ -69,11 +69,13 @@ class CertificationImages:
         pixels: All images of the run, uint8 `[images, height, width, 3]`.
         validation: All validation images, which choose the review limits to test.
         certification: All certification images, which choose nothing else.
+        unlabelled: Images of further patients, which certify a cascade; None without any.
     """
 
     pixels: npt.NDArray[np.uint8]
     validation: LabelledRows
     certification: LabelledRows
+    unlabelled: UnlabelledImages | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ class _Votes(NamedTuple):
         return verdict_from_members(self.probabilities, rule, self.novelty if rule.outliers else ())
 
 
-def certification_images(table: Table, pixels: npt.NDArray[np.uint8]) -> CertificationImages | None:
+def certification_images(
+    table: Table, pixels: npt.NDArray[np.uint8], unlabelled: UnlabelledImages | None = None
+) -> CertificationImages | None:
     """Return the images that certify a promise; None if no patient was set aside."""
 
     def labelled(split: Split) -> LabelledRows:
@@ -113,7 +117,7 @@ def certification_images(table: Table, pixels: npt.NDArray[np.uint8]) -> Certifi
 
     if "certification" not in table.splits:
         return None
-    return CertificationImages(pixels, labelled("validation"), labelled("certification"))
+    return CertificationImages(pixels, labelled("validation"), labelled("certification"), unlabelled)
 
 
 def certify_ensemble(

@@ -104,6 +104,21 @@ def test_all_forms_that_serve_have_to_pass() -> None:
     assert both.promise.hurt == harmful.hurt(both.leave, 0.0).sum() > new.hurt(both.leave, 0.0).sum()
 
 
+def test_patients_without_labels_count_for_the_hurt_only() -> None:
+    seen, new, more = answers(300, 0), answers(400, 1), answers(700, 2)
+    unknown = replace(more, labels=np.full(len(more.labels), -1))
+    target = replace(TARGET, review=ReviewTarget(0.1, CONFIDENCE))
+    found = certify_cascade(seen, [new], target, [unknown])
+    assert found.leave is not None
+    assert found.promise is not None
+    assert found.review is not None
+    assert found.review.limit is not None
+    assert found.review.promise is not None
+    hurt = [one.hurt(found.leave, found.review.limit).sum() for one in (new, unknown)]
+    assert (found.promise.patients, found.promise.hurt) == (1100, sum(hurt))
+    assert found.review.promise.patients <= 400
+
+
 def test_an_exit_that_hurts_many_is_refused() -> None:
     seen, new = answers(300, 0), answers(1000, 1)
     harmful = replace(

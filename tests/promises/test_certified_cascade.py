@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from plurum.export.repository import cascade_certification
 from plurum.export.repository.refusals import read_refusals
 from plurum.promises.cascades import CascadeTarget, CascadeTest, StagedAnswers, certify_cascade
 from plurum.promises.risk_control import patient_losses, risk_p_value
-from plurum.run import Run, number_patients
+from plurum.run import Run, UnlabelledImages, number_patients
 from plurum.spec import read_ensemble
 from plurum.training import FitSettings, fit_report
+from plurum.training.fitting.unlabelled import keep_unlabelled
 from tests.cli.command_line import CommandLine
 from tests.sample_runs.decided_run import build_decided_run
 
@@ -109,6 +111,18 @@ def test_a_refused_exit_writes_nothing(promised: Run, tmp_path: Path, monkeypatc
     assert refused.promise.what == "fraction of patients that the cascade hurts"
     assert refused.promise.target == CASCADE_RISK
     (promised.report_folder / "refused_exports.json").unlink()
+
+
+def test_images_without_labels_certify_too(promised: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(promised.path, tmp_path / "run"))
+    rows = run.table().rows("test")
+    keep_unlabelled(run, UnlabelledImages(np.array(run.pixels()[rows]), np.arange(len(rows))))
+    repository_from_run(run, tmp_path / "out", FP32)
+    served = read_ensemble(tmp_path / "out" / "ensemble.json")
+    assert served.cascade is not None
+    assert served.cascade.promise is not None
+    assert served.cascade.promise.patients == 340 + len(rows)
+    assert served.cascade.promise.p_value <= 0.05
 
 
 def test_given_up_promises_leave_the_cascade(promised: Run, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from plurum.manifests import file_from_manifest, read_manifest_table
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
 from plurum.spec import ImageSpec
 
-__all__ = ["find_unlabelled_images", "iterate_pixels"]
+__all__ = ["find_patients", "find_unlabelled_images", "iterate_pixels"]
 
 
 def find_unlabelled_images(source: Path) -> tuple[Path, ...]:
@@ -31,6 +31,16 @@ def find_unlabelled_images(source: Path) -> tuple[Path, ...]:
     if source.suffix.lower() == ".csv" and source.is_file():
         return _files_from_csv(source)
     raise DataError(f"{source} is neither a folder of images nor a .csv file with a column path")
+
+
+def find_patients(source: Path, images: int) -> tuple[str, ...]:
+    """Return the patient of each image that `find_unlabelled_images` finds in `source`; empty if unknown.
+
+    Args:
+        source: Folder, or CSV file whose column `patient` names them.
+        images: Number of images.
+    """
+    return ("",) * images if source.is_dir() else tuple(read_manifest_table(source, ["path"]).cells("patient"))
 
 
 def iterate_pixels(files: Sequence[Path], image: ImageSpec, batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:

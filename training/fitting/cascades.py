@@ -55,17 +55,24 @@ class CascadeInputs:
         members: Members of the vote.
         costs: Cost of each member as a fraction of that of all.
         outliers: Outlier test of the whole vote; None tests none.
+        unlabelled: Predictions for images of further patients; None without any.
     """
 
     vote: FittedVote
     parts: Mapping[Split, ValidationPredictions]
-    members: Sequence[Member]
-    costs: Sequence[float]
+    members: Sequence[Member] = ()
+    costs: Sequence[float] = ()
     outliers: OutlierRule | None = None
+    unlabelled: ValidationPredictions | None = None
 
-    def answers(self, split: Split, cascade: Cascade) -> StagedAnswers:
-        """Return the predictions of a cascade for the images of a split."""
-        known = self.parts[split]
+    @property
+    def patients(self) -> int:
+        """Number of patients who certify the cascade."""
+        parts = [self.parts["certification"], *([] if self.unlabelled is None else [self.unlabelled])]
+        return sum(len(np.unique(part.groups)) for part in parts)
+
+    def answers(self, known: ValidationPredictions, cascade: Cascade) -> StagedAnswers:
+        """Return the predictions of a cascade for images."""
         members = known.predictions[:, self.vote.kept]
         return StagedAnswers.from_members(members, known.novelty, cascade, known.labels, known.groups)
 
@@ -141,7 +148,7 @@ def plan_cascade(inputs: CascadeInputs, order: Sequence[int], risk: float, alpha
         for outliers in _stage_outliers(inputs, chosen):
             test = None if outliers is None else outlier_test_from_ensemble({"outliers": outliers.model_dump()})
             stage = CascadeStage(chosen, replace(first, outliers=test), 1.0)
-            seen = inputs.answers("validation", Cascade((stage,), rule))
+            seen = inputs.answers(inputs.parts["validation"], Cascade((stage,), rule))
             harmless = (leave for leave in reversed(list_exits(seen, 0.0)) if seen.hurt(leave, 0.0).mean() <= risk / 2)
             if (leave := next(harmless, None)) is not None:
                 cost = cost_of_cascade(seen.left(leave), seen.groups, early).value
@@ -190,7 +197,7 @@ def fit_cascade(inputs: CascadeInputs, settings: FitSettings, review: ReviewTarg
         SettingsError: the settings order other members than the vote has.
     """
     order = _order_members(inputs, settings)
-    confidence, patients = settings.confidence or CONFIDENCE, len(np.unique(inputs.parts["certification"].groups))
+    confidence, patients = settings.confidence or CONFIDENCE, inputs.patients
     risk = settings.cascade_risk
     if risk == "auto":
         # Just above the smallest promise, where the p-value is not above its limit by rounding.
@@ -233,8 +240,11 @@ def _certify(inputs: CascadeInputs, plan: CascadePlan, target: CascadeTarget, al
         cascade = Cascade((plan.stage,), inputs.vote.rule)
         if target.review is not None:
             cascade = cascade_without_limit(cascade)
-        seen, new = inputs.answers("validation", cascade), inputs.answers("certification", cascade)
-        return certify_cascade(seen, [new], target), new
+        seen, new = (
+            inputs.answers(part, cascade) for part in (inputs.parts["validation"], inputs.parts["certification"])
+        )
+        more = [] if inputs.unlabelled is None else [inputs.answers(inputs.unlabelled, cascade)]
+        return certify_cascade(seen, [new], target, more), new
 
     test, new = test_with(target)
     kept = None

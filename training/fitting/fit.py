@@ -13,7 +13,8 @@ import numpy.typing as npt
 from plurum.errors import SettingsError
 from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import compute_losses
-from plurum.run import Run, Split, Table, number_patients
+from plurum.promises.review import ReviewTarget
+from plurum.run import Run, Split, Table, UnlabelledImages, number_patients
 from plurum.settings.training import FitSettings
 from plurum.spec import Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.splits import HELD_OUT
@@ -28,6 +29,7 @@ from plurum.training.fitting.outliers import fit_outliers
 from plurum.training.fitting.points import check_point_options, costs_of
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
 from plurum.training.fitting.report import CascadeFit, FitReport, MemberFit
+from plurum.training.fitting.unlabelled import keep_unlabelled, predict_unlabelled_patients, read_unlabelled
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_sets_and_review, fit_vote
 from plurum.training.inference.predictions import predict_files, predict_members
 from plurum.training.learning.plan import unfinished_members
@@ -106,6 +108,7 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     costs = None if settings.costs is None else costs_of(settings, classes)
     table = run.table()
     aside = _check_held_out(settings, table)
+    unlabelled = None if settings.unlabelled is None else read_unlabelled(run, Path(settings.unlabelled))
     members_answer = predict_members(run, members, (*_SPLITS, *aside))
     labels = {split: table.labels[table.rows(split)] for split in members_answer}
     patients = {split: tuple(table.patients[row] for row in table.rows(split)) for split in members_answer}
@@ -129,12 +132,11 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     review = None
     if "certification" in parts and ratio is None and not by_cost and settings.risk not in {0, 1}:
         review = review_target(vote, classes, settings)
-    cascade, certification = None, None
+    cascade = None
     if settings.cascade:
-        chosen = tuple(members[index] for index in vote.kept)
         rule = None if outliers is None else outliers.rule
-        cascade = fit_cascade(CascadeInputs(vote, parts, chosen, cost_fractions(run, chosen), rule), settings, review)
-        certification = cascade.certification
+        cascade = _fit_cascade(run, members, CascadeInputs(vote, parts, outliers=rule), unlabelled, settings, review)
+    certification = None if cascade is None else cascade.certification
     if certification is None and review is not None:
         certification = certify_review(vote, known, parts["certification"], settings)
     vote = vote if certification is None else certification.vote
@@ -156,13 +158,31 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     if cascade is not None:
         ensemble = _with_cascade(ensemble, cascade, vote, known)
     report = _report(run, ensemble, members, vote, settings, results, shares)
-    report = report.model_copy(update={"outliers": outliers and outliers.found})
-    if certification is not None:
-        report = report.model_copy(update=certification.findings)
+    findings = {} if certification is None else certification.findings
     if cascade is not None:
-        report = report.model_copy(update={"cascade": _cascade_fit(ensemble, cascade, vote, parts["test"], settings)})
+        findings["cascade"] = _cascade_fit(ensemble, cascade, vote, parts["test"], settings)
+    report = report.model_copy(update={"outliers": outliers and outliers.found, **findings})
+    keep_unlabelled(run, None if ensemble.cascade is None else unlabelled)
     write_metadata(run.ensemble_file, ensemble)
     return report
+
+
+def _fit_cascade(
+    run: Run,
+    members: tuple[Member, ...],
+    inputs: CascadeInputs,
+    unlabelled: UnlabelledImages | None,
+    settings: FitSettings,
+    review: ReviewTarget | None,
+) -> FittedCascade:
+    """Return the cascade of the selected members; see `fit_cascade`."""
+    vote = inputs.vote
+    chosen = tuple(members[index] for index in vote.kept)
+    inputs = replace(inputs, members=chosen, costs=cost_fractions(run, chosen))
+    if unlabelled is not None:
+        more = predict_unlabelled_patients(run, members, vote, inputs.outliers, unlabelled)
+        inputs = replace(inputs, unlabelled=more)
+    return fit_cascade(inputs, settings, review)
 
 
 def _with_cascade(

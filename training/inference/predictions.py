@@ -34,6 +34,7 @@ __all__ = [
     "predict_members",
     "predict_outputs",
     "predict_pixels",
+    "predict_unlabelled",
 ]
 
 _BLOCK = 64
@@ -187,6 +188,25 @@ def predict_pixels(
     """
     blocks = (pixels[start : start + _BLOCK] for start in range(0, len(pixels), _BLOCK))
     return _predict_blocks(run, members, (None,) * len(members), blocks, len(pixels), name).probabilities
+
+
+def predict_unlabelled(
+    run: Run, members: Sequence[Member], detectors: Sequence[str | None], pixels: npt.NDArray[np.uint8]
+) -> MemberPredictions:
+    """Return the outputs of members for images at their input size.
+
+    Args:
+        run: Run with the members' weights.
+        members: Members to predict with.
+        detectors: SHA-256 of each member's detector; None computes no novelty.
+        pixels: Images, uint8 `[images, height, width, 3]`.
+
+    Raises:
+        MetadataError: a member or detector is invalid, or returns NaN.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    blocks = (pixels[start : start + _BLOCK] for start in range(0, len(pixels), _BLOCK))
+    return _predict_blocks(run, members, detectors, blocks, len(pixels), "unlabelled images")
 
 
 def decide_blocks(

@@ -167,14 +167,18 @@ def list_exits(seen: StagedAnswers, limit: float) -> list[float]:
     return [float(step) for step in np.unique(steps)[::-1]]
 
 
-def certify_cascade(seen: StagedAnswers, new: Sequence[StagedAnswers], target: CascadeTarget) -> CascadeTest:
+def certify_cascade(
+    seen: StagedAnswers, new: Sequence[StagedAnswers], target: CascadeTarget, unlabelled: Sequence[StagedAnswers] = ()
+) -> CascadeTest:
     """Test review limits and exits on certification patients, and return the last that passed.
 
     Args:
         seen: Predictions for validation images, which choose what is tested.
         new: Predictions for certification images, which choose nothing else, by each form that will serve. They are at
-            least as many patients as the risk needs; see `few_patients_text`.
+            least as many patients as the risk needs, with `unlabelled`; see `few_patients_text`.
         target: Promises to make.
+        unlabelled: Predictions for images of further patients, by the same forms; they count for the fraction of hurt
+            patients only. Empty without any.
     """
     forms = [_Form(one, target) for one in new]
     claims = [] if target.review is None else list_claims(target.review, target.review.risk or 0.0)
@@ -183,10 +187,11 @@ def certify_cascade(seen: StagedAnswers, new: Sequence[StagedAnswers], target: C
     path: list[tuple[float, float | None]] = [(limit, None) for limit in limits[: planned + 1]]
     path += [(limits[planned], leave) for leave in list_exits(seen, limits[planned])]
     each = [claim for claim in claims for _ in forms]
+    of_hurt = list(zip(new, unlabelled, strict=True)) if unlabelled else [(one,) for one in new]
     losses = [
         [
             *(claim.losses(form.answers(leave), limit) for claim in claims for form in forms),
-            *(form.staged.hurt(leave, limit) for form in forms),
+            *(np.concatenate([one.hurt(leave, limit) for one in parts]) for parts in of_hurt),
         ]
         for limit, leave in path
     ]
@@ -339,10 +344,9 @@ def cascade_texts(rule: CascadeRule, names: Sequence[str]) -> list[str]:
     """
     (stage,), cost = rule.stages, rule.cost
     first = ", ".join(names[member] for member in rule.order[: stage.members])
-    what = "multiply–adds" if rule.unit == "multiply-adds" else "time"
     saves = (
         f"{first} {'settles' if stage.members == 1 else 'settle'} {stage.share:.1%} of certification images; the mean "
-        f"cost is {cost.value:.1%} of the whole vote's {what} ({cost.low:.1%} to {cost.high:.1%})"
+        f"cost is {cost.value:.1%} of the whole vote's multiply–adds ({cost.low:.1%} to {cost.high:.1%})"
     )
     return [saves, "no promise on hurt patients" if rule.promise is None else hurt_text(rule.promise)]
 

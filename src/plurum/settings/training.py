@@ -238,6 +238,9 @@ class FitSettings(Settings):
             certification patients allow.
         cascade_order: Member of the cascade; repeat for every selected member, in the order in which they run. By
             default, the member with the fewest multiply–adds runs first.
+        unlabelled: Images without labels, of patients that the run does not have, to certify the cascade with more
+            patients: a folder, or a .csv manifest with a column `path` and, if known, `patient`. An image of an unknown
+            patient counts as a patient. The run keeps a copy for export.
         audit_rate: Probability with which the server draws a patient, or an image of an unknown patient, for audit.
         no_outliers: If True, fit no test for images that are unlike the training images.
         outlier_alpha: P-value of the outlier test below which a prediction needs review, 0 to 1. At most this fraction
@@ -276,6 +279,7 @@ class FitSettings(Settings):
         Option(metavar="RISK", type=str),
     ] = 0.002
     cascade_order: Annotated[tuple[Text, ...], Option(metavar="MEMBER")] = ()
+    unlabelled: Annotated[Text | None, Option(metavar="PATH")] = None
     audit_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     no_outliers: bool = False
     outlier_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -303,7 +307,7 @@ class FitSettings(Settings):
     def _check_cascade(self) -> None:
         """Check that the options of the cascade agree with the others."""
         if not self.cascade:
-            for name in ("cascade_risk", "cascade_order"):
+            for name in ("cascade_risk", "cascade_order", "unlabelled"):
                 if getattr(self, name) != FitSettings.model_fields[name].default:
                     raise ValueError(f"--{name.replace('_', '-')}: expected --cascade with it, got none. Add it")
             return

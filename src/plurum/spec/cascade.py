@@ -108,8 +108,7 @@ class CascadeRule(Metadata):
     Attributes:
         order: Indices of the ensemble's members, in the order in which they run.
         stages: Stages before the whole vote, by ascending number of members.
-        costs: Cost of each member as a fraction of that of all, in the order of the ensemble.
-        unit: Unit of the costs: multiply–adds per image, or measured time.
+        costs: Multiply–adds of each member as a fraction of those of all, in the order of the ensemble.
         cost: Mean cost of an image.
         promise: Limit on the fraction of hurt patients; None promises nothing.
     """
@@ -117,7 +116,6 @@ class CascadeRule(Metadata):
     order: tuple[Annotated[int, Field(ge=0)], ...]
     stages: Annotated[tuple[EarlyStage, ...], Field(min_length=1)]
     costs: tuple[Share, ...]
-    unit: Literal["multiply-adds", "time"] = "multiply-adds"
     cost: CascadeCost
     promise: CascadePromise | None = None
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from plurum.benchmarks.claims.cascades import draw_members
-from plurum.errors import SettingsError
+from plurum.errors import DataError, SettingsError
 from plurum.predictions.arrays import Floats
 from plurum.promises.risk_control import patient_losses, risk_p_value
 from plurum.run import Run, Split
@@ -119,6 +120,17 @@ def test_too_few_patients_are_told_how_many_are_missing() -> None:
     assert "there are 200, so 1,297 are missing" in found.lines[0]
 
 
+def test_patients_without_labels_make_up_for_missing_ones() -> None:
+    more = predictions(1500, 7)
+    found = fit(inputs(certification=200, unlabelled=replace(more, labels=-np.ones_like(more.labels))), risk=0.1)
+    assert found.rule is not None
+    assert found.rule.promise is not None
+    assert found.rule.promise.patients == 1700
+    assert found.certification is not None
+    assert found.certification.promise is not None
+    assert found.certification.promise.patients <= 200
+
+
 def test_auto_promises_the_smallest_risk_that_the_patients_allow() -> None:
     found = fit(inputs(), cascade_risk="auto", risk=1)
     assert found.rule is not None
@@ -221,6 +233,7 @@ def test_options_that_contradict_the_cascade_are_refused() -> None:
         ({"cascade": True, "prior": {"CE": 0.5, "LAA": 0.5}}, "--cascade: can't be combined with --prior"),
         ({"cascade": True, "risk": "auto"}, "--risk: expected a number with --cascade, got auto"),
         ({"cascade_risk": 0.01}, "--cascade-risk: expected --cascade with it, got none"),
+        ({"unlabelled": "ward"}, "--unlabelled: expected --cascade with it, got none"),
         ({"cascade_order": ["one"]}, "--cascade-order: expected --cascade with it, got none"),
         ({"cascade": True, "cascade_risk": 0}, "greater than 0"),
     ):
@@ -262,6 +275,31 @@ def test_a_run_keeps_its_cascade_in_ensemble_json(run: Run) -> None:
     # Few validation images reach the second member, and those that do are in doubt.
     dissents = ensemble.baseline.dissent_shares
     assert dissents[ensemble.cascade.order[1]] > 0
+
+
+@pytest.mark.slow
+def test_images_without_labels_are_kept_for_export_until_the_next_fit(run: Run, tmp_path: Path) -> None:
+    rows = run.table().rows("test")
+    lines = ["path,patient"]
+    for number, row in enumerate(rows):
+        Image.fromarray(np.array(run.pixels()[row])).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,new {number // 2}")
+    manifest = tmp_path / "ward.csv"
+    manifest.write_text("\n".join(lines))
+    given = {"cascade": True, "cascade_risk": 0.1, "risk": 0.1, "select": "all", "draws": 100, "no_outliers": True}
+    report = fit_report(run.path, FitSettings.model_validate({**given, "unlabelled": str(manifest)}))
+    cascade, images = report.ensemble.cascade, run.unlabelled()
+    assert cascade is not None
+    assert cascade.promise is not None
+    assert cascade.promise.patients == 300 + len(rows) // 2
+    assert images is not None
+    np.testing.assert_array_equal(images.pixels, run.pixels()[rows])
+    assert images.groups.tolist() == [number // 2 for number in range(len(rows))]
+    manifest.write_text("path,patient\n0.png,patient 0\n")
+    with pytest.raises(DataError, match="expected patients that the run does not have, got 1 of its patients in "):
+        fit_report(run.path, FitSettings.model_validate({**given, "unlabelled": str(manifest)}))
+    fit_report(run.path, FitSettings.model_validate(given))
+    assert run.unlabelled() is None
 
 
 @pytest.mark.slow
