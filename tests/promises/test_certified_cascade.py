@@ -19,7 +19,7 @@ from plurum.promises.risk_control import patient_losses, risk_p_value
 from plurum.run import Run, UnlabelledImages, number_patients
 from plurum.spec import read_ensemble
 from plurum.training import FitSettings, fit_report
-from plurum.training.fitting.unlabelled import keep_unlabelled
+from plurum.training.data.unlabelled import keep_unlabelled
 from tests.cli.command_line import CommandLine
 from tests.sample_runs.decided_run import build_decided_run
 

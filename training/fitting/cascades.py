@@ -25,16 +25,26 @@ from plurum.promises.cascades import (
 )
 from plurum.promises.review import ReviewTarget
 from plurum.promises.risk_control import smallest_promise
-from plurum.run import Run, Split
+from plurum.run import Run, Split, UnlabelledImages
 from plurum.settings.training import FitSettings
 from plurum.spec import CascadeRule, Conformal, EarlyStage, Member, OutlierRule, Voting
 from plurum.training.fitting.certification import Certification, certification_from_test
 from plurum.training.fitting.points import CONFIDENCE
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions
+from plurum.training.inference.predictions import predict_unlabelled
 from plurum.training.statistics.calibration import conformal_quantiles, fit_temperature
 from plurum.voting import Cascade, CascadeStage, VotingRule, decide, outlier_test_from_ensemble, soft_vote
 
-__all__ = ["CascadeInputs", "CascadePlan", "FittedCascade", "cost_fractions", "fit_cascade", "plan_cascade"]
+__all__ = [
+    "CascadeInputs",
+    "CascadePlan",
+    "FittedCascade",
+    "cost_fractions",
+    "fit_cascade",
+    "fit_run_cascade",
+    "plan_cascade",
+    "predict_unlabelled_patients",
+]
 
 # Alphas of the stage's outlier test, as multiples of the whole vote's: with a higher one, fewer outliers leave.
 _ALPHAS = (1, 2, 5, 10, 20)
@@ -129,6 +139,27 @@ def cost_fractions(run: Run, members: Sequence[Member]) -> tuple[float, ...]:
     return tuple(max(one, 1) / sum(max(other, 1) for other in flops) for one in flops)
 
 
+def predict_unlabelled_patients(
+    run: Run, members: Sequence[Member], vote: FittedVote, outliers: OutlierRule | None, images: UnlabelledImages
+) -> ValidationPredictions:
+    """Return the predictions of all members, whose labels are -1, as they are unknown.
+
+    Args:
+        run: Run of the members.
+        members: Members of the run.
+        vote: Vote of some of them.
+        outliers: Outlier test of the vote; None tests none.
+        images: Images to predict.
+    """
+    detectors: list[str | None] = [None] * len(members)
+    for place, member in enumerate(vote.kept.tolist()):
+        detectors[member] = None if outliers is None else outliers.detectors[place]
+    found = predict_unlabelled(run, members, detectors, images.pixels)
+    novelty = None if outliers is None else found.novelty[:, vote.kept]
+    unknown = np.full(len(images.groups), -1)
+    return ValidationPredictions(found.probabilities, unknown, images.groups, run.data().classes, novelty)
+
+
 def plan_cascade(inputs: CascadeInputs, order: Sequence[int], risk: float, alpha: float) -> CascadePlan | None:
     """Return the cascade with the lowest cost on validation images; None if no validation image may leave.
 
@@ -183,6 +214,37 @@ def _stage_outliers(inputs: CascadeInputs, chosen: tuple[int, ...]) -> list[Outl
     found = found.with_reference(test.score(reference.novelty[:, list(chosen)]), reference.groups)
     alphas = sorted({min(whole.alpha * times, max(_HIGHEST_ALPHA, whole.alpha)) for times in _ALPHAS})
     return [found.model_copy(update={"alpha": alpha}) for alpha in alphas]
+
+
+def fit_run_cascade(
+    run: Run,
+    members: Sequence[Member],
+    inputs: CascadeInputs,
+    unlabelled: UnlabelledImages | None,
+    settings: FitSettings,
+    review: ReviewTarget | None,
+) -> FittedCascade:
+    """Return the cascade of a run's vote; see `fit_cascade`.
+
+    Args:
+        run: Run of the members.
+        members: Members of the run.
+        inputs: Vote and predictions, without members and their costs.
+        unlabelled: Images of further patients; None without any.
+        settings: Settings of the fit.
+        review: Promise on the review risk to make together with the cascade's; None makes none.
+
+    Raises:
+        MetadataError: a member is invalid.
+        SettingsError: the settings order other members than the vote has.
+    """
+    vote = inputs.vote
+    chosen = tuple(members[index] for index in vote.kept)
+    inputs = replace(inputs, members=chosen, costs=cost_fractions(run, chosen))
+    if unlabelled is not None:
+        more = predict_unlabelled_patients(run, members, vote, inputs.outliers, unlabelled)
+        inputs = replace(inputs, unlabelled=more)
+    return fit_cascade(inputs, settings, review)
 
 
 def fit_cascade(inputs: CascadeInputs, settings: FitSettings, review: ReviewTarget | None) -> FittedCascade:

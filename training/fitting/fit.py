@@ -13,23 +13,21 @@ import numpy.typing as npt
 from plurum.errors import SettingsError
 from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import compute_losses
-from plurum.promises.review import ReviewTarget
-from plurum.run import Run, Split, Table, UnlabelledImages, number_patients
+from plurum.run import Run, Split, Table, number_patients
 from plurum.settings.training import FitSettings
 from plurum.spec import Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.splits import HELD_OUT
-from plurum.training.data.unlabelled import find_unlabelled_images
+from plurum.training.data.unlabelled import find_unlabelled_images, keep_unlabelled, read_unlabelled
 from plurum.training.evaluation.evaluate import best_single
 from plurum.training.evaluation.patient_scores import score_patients
 from plurum.training.fitting.baseline import baseline_from_verdict
-from plurum.training.fitting.cascades import CascadeInputs, FittedCascade, cost_fractions, fit_cascade
+from plurum.training.fitting.cascades import CascadeInputs, FittedCascade, fit_run_cascade
 from plurum.training.fitting.certification import Certification, certify_review, review_target
 from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point
 from plurum.training.fitting.outliers import fit_outliers
 from plurum.training.fitting.points import check_point_options, costs_of
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
 from plurum.training.fitting.report import CascadeFit, FitReport, MemberFit
-from plurum.training.fitting.unlabelled import keep_unlabelled, predict_unlabelled_patients, read_unlabelled
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_sets_and_review, fit_vote
 from plurum.training.inference.predictions import predict_files, predict_members
 from plurum.training.learning.plan import unfinished_members
@@ -135,7 +133,7 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     cascade = None
     if settings.cascade:
         rule = None if outliers is None else outliers.rule
-        cascade = _fit_cascade(run, members, CascadeInputs(vote, parts, outliers=rule), unlabelled, settings, review)
+        cascade = fit_run_cascade(run, members, CascadeInputs(vote, parts, outliers=rule), unlabelled, settings, review)
     certification = None if cascade is None else cascade.certification
     if certification is None and review is not None:
         certification = certify_review(vote, known, parts["certification"], settings)
@@ -165,24 +163,6 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     keep_unlabelled(run, None if ensemble.cascade is None else unlabelled)
     write_metadata(run.ensemble_file, ensemble)
     return report
-
-
-def _fit_cascade(
-    run: Run,
-    members: tuple[Member, ...],
-    inputs: CascadeInputs,
-    unlabelled: UnlabelledImages | None,
-    settings: FitSettings,
-    review: ReviewTarget | None,
-) -> FittedCascade:
-    """Return the cascade of the selected members; see `fit_cascade`."""
-    vote = inputs.vote
-    chosen = tuple(members[index] for index in vote.kept)
-    inputs = replace(inputs, members=chosen, costs=cost_fractions(run, chosen))
-    if unlabelled is not None:
-        more = predict_unlabelled_patients(run, members, vote, inputs.outliers, unlabelled)
-        inputs = replace(inputs, unlabelled=more)
-    return fit_cascade(inputs, settings, review)
 
 
 def _with_cascade(
