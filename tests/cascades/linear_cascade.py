@@ -84,6 +84,19 @@ ENSEMBLES = {
 }
 
 
+# A stage without a test of its own, whose member has a detector; and one whose member has none.
+ENSEMBLES |= {
+    f"no test before the vote, from {name}": _ensemble(
+        order,
+        [_stage([1.0], 0.5, **_SETS)],
+        outliers=_outliers((True, True, False), 0.05),
+        review={"threshold": 0.4},
+        **_SETS,
+    )
+    for name, order in (("a detector", [0, 2, 1]), ("none", [2, 1, 0]))
+}
+
+
 def cascade_of(ensemble: Ensemble) -> Cascade:
     """Return the cascade of an ensemble that has one."""
     cascade = cascade_from_ensemble(ensemble.model_dump())

@@ -12,20 +12,25 @@ import pytest
 from plurum.benchmarks.claims.rollouts import ReleaseServer, probabilities_of, release_clients
 from plurum.client import EnsembleClient
 from plurum.errors import SettingsError
-from plurum.export import ExportSettings, repository_from_run
+from plurum.export import Budget, ExportSettings, repository_from_run
 from plurum.export.doctor import check_repository
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.export.graphs.stages import outputs_of_stages, verdict_from_stages
 from plurum.export.manifest import is_exported_from, read_manifest
 from plurum.export.repository import selection
 from plurum.export.repository.configs import stage_files
+from plurum.export.settings import BUDGETS, EXECUTIONS, Execution
 from plurum.run import Run
+from plurum.serving import Server
 from plurum.serving.triton.staging import read_config
 from plurum.spec import CascadeCost, CascadeRule, EarlyStage, Ensemble, Voting, read_ensemble, write_metadata
 from plurum.voting import decide_cascade, softmax
 from tests.cascades.linear_cascade import cascade_of
+from tests.serving.servers import FREE
 
 FP32 = ExportSettings(max_batch_size=8)
+# These members have hardly learnt, so rounding changes more than a budget allows.
+ANY = Budget(max_difference=1, flips=1, accuracy_loss=1, nll_increase=100, ece_increase=1, review_flips=1)
 
 
 def with_cascade(ensemble: Ensemble) -> Ensemble:
@@ -154,3 +159,27 @@ def test_a_cascade_is_rolled_out_and_back_without_a_lost_request(exported: Path,
                 assert all(values is not None for values in answer.member_probabilities.values())
     assert clients.failures == []
     assert set(clients.counts) == {"cascade", "full"}
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_int8_stages_are_served_as_they_were_exported(
+    cascaded: Run, tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EXECUTIONS, "cpu", (EXECUTIONS["cpu"][0], Execution("int8", backend)))  # type: ignore[arg-type]
+    out, ensemble, pixels = tmp_path / "repository", cascaded.ensemble(), np.array(cascaded.pixels()[40:56])
+    repository_from_run(
+        cascaded, out, FP32.model_copy(update={"precision": "int8", "budgets": {**BUDGETS, "int8": ANY}})
+    )
+    assert read_config(out / "fused").backend == backend
+    paths = [out / "fused" / "1" / name for name in stage_files(ensemble)]
+    expected = verdict_from_stages(outputs_of_stages(paths, pixels, backend))  # type: ignore[arg-type]
+    assert set(expected.stage.tolist()) == {0, 1}
+    with Server(out, FREE) as server, EnsembleClient(server.urls.grpc, model="ensemble_fused") as client:
+        for size in (1, 5, 8):
+            found = client.predict(list(pixels), batch_size=size)
+            names = np.array([member.name for member in ensemble.members])
+            assert [one.members_used for one in found] == [tuple(names[used]) for used in expected.members_used]
+            served = np.array([list(one.probabilities.values()) for one in found])
+            np.testing.assert_allclose(served, expected.verdict.probabilities, atol=1e-4)

@@ -19,6 +19,7 @@ from plurum.export import repository_from_onnx
 from plurum.predictions.arrays import Bytes
 from plurum.predictions.outputs import OUTPUTS
 from plurum.serving import Server
+from plurum.serving.triton.probe import Probe, ProbeError
 from plurum.voting import CascadeVerdict
 from tests.cascades.linear_cascade import CLASSES, ENSEMBLES, PIXELS, expected_verdict, write_members
 from tests.serving.gateway.gateways import gateway, wait_until_ready
@@ -109,6 +110,17 @@ def test_full_must_be_a_boolean(server: Server) -> None:
         pytest.raises(InferenceServerException, match="full: expected true or false, got 'yes'"),
     ):
         client.infer("ensemble_pixels", [request_of(MIXED[:1])], parameters={"full": "yes"})
+
+
+def test_a_probe_runs_all_members(server: Server) -> None:
+    probe = Probe(server.urls.http, ENSEMBLE, ["ensemble", *MODELS])
+    for model in MODELS:
+        found = probe.predict(model, MIXED, 20.0)
+        np.testing.assert_allclose(found, expected_verdict(ENSEMBLE, MIXED, full=True).verdict.probabilities, atol=1e-5)
+    # The first member is broken for white images, and runs last.
+    white = np.full((1, 8, 8, 3), 255, np.uint8)
+    with pytest.raises(ProbeError, match="no vote: NaN from one"):
+        probe.predict("ensemble_fused", white, 20.0)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
