@@ -5,6 +5,7 @@ server, client and benchmarks read them, so that no constant is defined twice.
 """
 
 from plurum.conventions import PatientRule
+from plurum.spec.cascade import CascadeCost, CascadePromise, CascadeRule, EarlyStage
 from plurum.spec.decisions import (
     ClassPromise,
     Conformal,
@@ -37,10 +38,14 @@ __all__ = [
     "NOVELTY",
     "RESERVED_NAMES",
     "Baseline",
+    "CascadeCost",
+    "CascadePromise",
+    "CascadeRule",
     "ClassPromise",
     "Classes",
     "Conformal",
     "DecisionPromise",
+    "EarlyStage",
     "Ensemble",
     "FittedOn",
     "ImageSpec",

@@ -10,6 +10,7 @@ entropies are in nats.
 
 from __future__ import annotations
 
+from .cascades import Cascade, CascadeStage, CascadeVerdict, cascade_from_ensemble, decide_cascade
 from .decisions import (
     REVIEW_CONFIDENCE,
     REVIEW_OUTLIER,
@@ -47,13 +48,18 @@ __all__ = [
     "REVIEW_OUTLIER",
     "REVIEW_REASONS",
     "REVIEW_SET",
+    "Cascade",
+    "CascadeStage",
+    "CascadeVerdict",
     "DecisionPoint",
     "OutlierTest",
     "Verdict",
     "VotingMode",
     "VotingRule",
+    "cascade_from_ensemble",
     "decide",
     "decide_at",
+    "decide_cascade",
     "decide_groups",
     "decide_members",
     "entropy",
