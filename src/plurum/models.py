@@ -14,7 +14,7 @@ from plurum.state_dicts import check_finite, tensors_from_safetensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["model_from_checkpoint", "model_from_tensors", "normalise"]
+__all__ = ["flops_of_model", "model_from_checkpoint", "model_from_tensors", "normalise"]
 
 _NAMED = 2
 # PyTorch adds it if missing, as in checkpoints from before version 0.4.1.
@@ -75,6 +75,16 @@ def model_from_tensors(path: Path, tensors: Mapping[str, Tensor], arch: str, cla
         raise MetadataError(f"{path} does not fit the architecture {arch!r}: {fault}")
     model.load_state_dict(dict(tensors))
     return model.eval()
+
+
+def flops_of_model(model: nn.Module, pixels: Tensor) -> int:
+    """Return the floating-point operations of a forward pass, two per multiply–add, as PyTorch counts them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(pixels)
+    return int(counter.get_total_flops())
 
 
 def normalise(pixels: Tensor, image: ImageSpec) -> Tensor:

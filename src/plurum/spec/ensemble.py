@@ -219,10 +219,8 @@ class Ensemble(Metadata):
         if len(self.cascade.order) != len(self.members):
             raise ValueError(f"cascade: {len(self.cascade.order)} members for {len(self.members)} of the ensemble")
         for stage in self.cascade.stages:
-            for name, values in (
-                ("quantiles", stage.conformal and stage.conformal.quantiles),
-                ("prior ratios", stage.voting.prior_ratio),
-            ):
+            quantiles = None if stage.conformal is None else stage.conformal.quantiles
+            for name, values in (("quantiles", quantiles), ("prior ratios", stage.voting.prior_ratio)):
                 if values is not None and len(values) != len(self.classes):
                     raise ValueError(f"cascade: {len(values)} {name} for {len(self.classes)} classes")
 

@@ -10,7 +10,7 @@ entropies are in nats.
 
 from __future__ import annotations
 
-from .cascades import Cascade, CascadeStage, CascadeVerdict, cascade_from_ensemble, decide_cascade
+from .cascades import Cascade, CascadeStage, CascadeVerdict, cascade_from_ensemble, decide_cascade, merge_verdicts
 from .decisions import (
     REVIEW_CONFIDENCE,
     REVIEW_OUTLIER,
@@ -64,6 +64,7 @@ __all__ = [
     "decide_members",
     "entropy",
     "hard_vote",
+    "merge_verdicts",
     "mutual_information",
     "needs_review_at",
     "outlier_test_from_ensemble",

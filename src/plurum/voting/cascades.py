@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .decisions import Verdict, decide, decide_members
 from .rules import VotingRule, rule_from_ensemble
 
-__all__ = ["Cascade", "CascadeStage", "CascadeVerdict", "cascade_from_ensemble", "decide_cascade"]
+__all__ = ["Cascade", "CascadeStage", "CascadeVerdict", "cascade_from_ensemble", "decide_cascade", "merge_verdicts"]
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -130,12 +130,12 @@ def decide_cascade(
         left = stage.leaves(found, may_leave)
         ran = np.isin(np.arange(members.shape[1]), stage.members)
         stage_of[left], used[left] = index, ran
-        verdict = _merge(left, replace(found, member_probabilities=members), verdict)
+        verdict = merge_verdicts(left, replace(found, member_probabilities=members), verdict)
     seen = np.where(used[..., None], members, 0.0)
     return CascadeVerdict(replace(verdict, member_probabilities=seen), used, stage_of)
 
 
-def _merge(left: Bools, early: Verdict, late: Verdict) -> Verdict:
+def merge_verdicts(left: Bools, early: Verdict, late: Verdict) -> Verdict:
     """Return the predictions of `early` for the images in the mask `left`, `[batch]`, and of `late` for the others."""
     values = {}
     for one in fields(Verdict):
