@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from plurum.client.connection.predictions import Served
 from plurum.images.windows import Window
-from plurum.predictions.outputs import AUDIT, TESTED
+from plurum.predictions.outputs import AUDIT, TESTED, USED
 from plurum.spec import IMAGE, ImageSpec, OperatingPoint, PatientRule, ReviewPromise
 from plurum.spec.fields import Metadata
 from plurum.voting import DecisionPoint, point_from_ensemble
@@ -62,6 +62,7 @@ def served_from_description(
         has_audit=AUDIT in shapes,
         audit_rate=metadata.get("audit_rate") if AUDIT in shapes else None,
         has_outliers=set(TESTED) <= set(shapes),
+        has_cascade=USED in shapes,
         operating_point=_readable(metadata.get("operating_point"), OperatingPoint),
         promise=_readable(metadata.get("promise"), ReviewPromise),
         window=_window(metadata),

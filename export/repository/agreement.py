@@ -16,7 +16,23 @@ from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused
 from plurum.repository.listing import ListingDifferences
 from plurum.spec import LOGITS, NOVELTY, Ensemble
 
-__all__ = ["config_faults", "copy_faults", "expected_configs", "file_faults", "parameter_faults", "wiring_faults"]
+__all__ = [
+    "config_faults",
+    "copy_faults",
+    "expected_configs",
+    "file_faults",
+    "parameter_faults",
+    "stage_faults",
+    "wiring_faults",
+]
+
+
+def stage_faults(config: Any, expected: Any) -> list[str]:
+    """Check that the config of the fused graph names the graphs of the cascade's stages."""
+    stated, needed = (
+        one.parameters["stages"].string_value if "stages" in one.parameters else "" for one in (config, expected)
+    )
+    return [] if stated == needed else [f"stages: expected {needed or 'none'} in config.pbtxt, got {stated or 'none'}"]
 
 
 def expected_configs(ensemble: Ensemble, manifest: ExportManifest) -> dict[str, Any]:

@@ -9,7 +9,8 @@ REPO/questions.json                     predictions for generated images, to che
 REPO/{ensemble,ensemble_pixels}         Triton ensembles
 REPO/{preprocess,voter}/1               Python models, each with the modules that it imports
 REPO/MEMBER/1/model.onnx                graph of each member
-REPO/{ensemble_fused,fused,labels}      with --fused: one graph of members and vote, and its labels
+REPO/{ensemble_fused,fused,labels}      with --fused or a cascade: one graph of members and vote, and its labels
+REPO/fused/1/stage_N.onnx               with a cascade: graphs of its stages, which all ensembles run
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from plurum.errors import CertificationError, MetadataError, RepositoryError
+from plurum.errors import CertificationError, MetadataError, RepositoryError, SettingsError
 from plurum.export.checks import check_output_folder
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
@@ -37,7 +38,14 @@ from plurum.export.repository.certification import (
     certify_ensemble,
     with_provisional_promise,
 )
-from plurum.export.repository.fusion import fuse_choices, fused_backend, fused_rule, published_from_file
+from plurum.export.repository.fusion import (
+    artefacts_inside,
+    fuse_choices,
+    fused_backend,
+    fused_rule,
+    published_from_file,
+    stage_parities,
+)
 from plurum.export.repository.model_folders import add_chain_models, add_fused_models
 from plurum.export.repository.outlier_reference import reference_images, with_detector, with_served_reference
 from plurum.export.repository.parity import Parity, check_parity, verdict_from_members, vote_parity
@@ -163,9 +171,12 @@ def repository_from_models(
         MissingExtraError: the requested precision needs a package that is not installed.
         OutputError: `out` holds other files or can't be written.
         ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
+        SettingsError: the ensemble has a cascade, and the target is a GPU.
     """
     check_output_folder(out)
-    if is_current(out, ensemble, settings):
+    stated = ensemble
+    ensemble, settings = _with_chosen_form(ensemble, settings)
+    if is_current(out, stated, settings):
         former = _read_previous_export(out)
         update_card(out, card_from_repository(out, facts, former.artefacts, former.parities))
         return former
@@ -177,8 +188,12 @@ def repository_from_models(
         ]
         choices, vote = select_passing_choices(ensemble, choices, sample, settings)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
-        tested = with_served_reference(ensemble, list(artefacts.values()), sample.reference, progress)
-        rule_of_fused = fused_rule(tested, choices, sample, progress) if settings.fused else None
+        has_cascade = ensemble.cascade is not None
+        # Only the stages of a cascade serve its members.
+        of_reference = artefacts_inside(choices) if has_cascade else list(artefacts.values())
+        tested = with_served_reference(ensemble, of_reference, sample.reference, progress)
+        own_rule = settings.fused and not has_cascade
+        rule_of_fused = fused_rule(tested, choices, sample, progress) if own_rule else None
         backend = fused_backend(choices, settings) if settings.fused else None
         graphs = ServedGraphs(list(artefacts.values()), backend, folder, rule_of_fused)
         served = certify_ensemble(tested, graphs, sample.certification, settings, progress)
@@ -193,12 +208,13 @@ def repository_from_models(
             progress("ensemble_fused: members and vote in one graph")
             originals = original_verdict(served.rule, choices, ensemble.rule.outliers)
             fused, parity = fuse_choices(served, choices, (originals, sample), settings, hidden, rule_of_fused)
-            published, parities = (*published, fused), (*parities, parity)
+            stages = stage_parities(ensemble, served, choices, sample, settings, hidden)
+            published, parities = (*published, fused), (*parities, parity, *stages)
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
         write_metadata(hidden / PROBES_FILE, record_predictions(served, list(artefacts.values()), settings))
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_card(hidden, card_from_repository(hidden, facts, published, parities))
-        write_manifest(hidden, ensemble, settings, published)
+        write_manifest(hidden, stated, settings, published)
     return ExportResult(False, parities, published, served.promise)
 
 
@@ -215,13 +231,14 @@ def repository_from_onnx(
             outlier test has a detector. The reference stays as the metadata state it.
         out: New or empty folder, or a Plurum repository.
         max_batch_size: Largest batch of every model.
-        fused: If True, add `ensemble_fused`.
+        fused: If True, add `ensemble_fused`, as a cascade always does.
 
     Raises:
         OutputError: `out` holds other files or can't be written.
     """
     check_output_folder(out)
     ensemble = with_provisional_promise(ensemble)
+    fused = fused or ensemble.cascade is not None
     with atomic_folder(out) as hidden:
         for member in ensemble.members:
             (hidden / member.name / "1").mkdir(parents=True)
@@ -230,6 +247,22 @@ def repository_from_onnx(
         if fused:
             files_of_members = [graphs[member.name] for member in ensemble.members]
             add_fused_models(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
+
+
+def _with_chosen_form(ensemble: Ensemble, settings: ExportSettings) -> tuple[Ensemble, ExportSettings]:
+    """Return the ensemble without a cascade that is not to be served, and the settings; a cascade needs fused graphs.
+
+    Raises:
+        SettingsError: the ensemble has a cascade, and the target is a GPU.
+    """
+    if ensemble.cascade is None or settings.without_cascade:
+        return ensemble.with_cascade(None), settings
+    if settings.target == "gpu":
+        raise SettingsError(
+            "--target: expected cpu for an ensemble with a cascade, got gpu. Give --without-cascade to run all members "
+            "on the GPU."
+        )
+    return ensemble, settings.model_copy(update={"fused": True})
 
 
 def _read_previous_export(out: Path) -> ExportResult:

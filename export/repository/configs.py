@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.export.settings import EXECUTIONS, Backend, Execution
-from plurum.predictions.outputs import OUTPUTS, Output, voted_outputs
+from plurum.predictions.outputs import OUTPUTS, Output, graph_outputs
 from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, NOVELTY, Ensemble, Member
 
 __all__ = [
@@ -25,11 +25,17 @@ __all__ = [
     "fused_ensemble_config",
     "member_config",
     "outputs_of",
+    "stage_files",
     "text_of",
 ]
 
 # The steps of `ensemble_fused`.
 FUSED, LABELS = "fused", "labels"
+
+
+def stage_files(ensemble: Ensemble) -> list[str]:
+    """Return the file names of the graphs of a cascade's stages, in their order; none without a cascade."""
+    return [] if ensemble.cascade is None else [f"stage_{one}.onnx" for one in range(len(ensemble.cascade.stages) + 1)]
 
 
 def text_of(config: Any) -> str:
@@ -50,12 +56,20 @@ def member_config(
 
 
 def chain_configs(ensemble: Ensemble, max_batch_size: int) -> list[Any]:
-    """Return the configs of all models but the members: preprocess, voter, and the ensembles for images and pixels."""
+    """Return the configs of all models but the members: preprocess, voter, and the ensembles for images and pixels.
+
+    With a cascade, these ensembles run its stages, and no ensemble uses the voter.
+    """
+    has_cascade = ensemble.cascade is not None
     return [
         _preprocess_config(ensemble, max_batch_size),
         _voter_config(ensemble, max_batch_size),
-        ensemble_config("ensemble", ensemble, max_batch_size, encoded=True),
-        ensemble_config("ensemble_pixels", ensemble, max_batch_size, encoded=False),
+        *(
+            fused_ensemble_config(ensemble, max_batch_size, name, encoded=encoded)
+            if has_cascade
+            else ensemble_config(name, ensemble, max_batch_size, encoded=encoded)
+            for name, encoded in (("ensemble", True), ("ensemble_pixels", False))
+        ),
     ]
 
 
@@ -113,6 +127,9 @@ def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> A
     """Return the config of the fused graph: PIXELS → the outputs of the ensemble, with INDEX instead of LABEL.
 
     `plurum tune` finds out whether it has a higher throughput than the chain.
+
+    The parameter `stages` names the graphs of a cascade, which Plurum's backends run instead of `model.onnx`. Others
+    ignore it, and run all members for each image.
     """
     # The vote is FP32 in every precision of the members.
     config = _graph_config(FUSED, max_batch_size, Execution("fp32", backend))
@@ -120,6 +137,8 @@ def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> A
     voted = _passed_on(ensemble)
     config.output.extend(one for one in _ensemble_outputs(ensemble) if one.name in voted)
     config.output.append(_tensor(pb.ModelOutput, "INDEX", "TYPE_INT32", (1,)))
+    if ensemble.cascade is not None:
+        config.parameters["stages"].string_value = " ".join(stage_files(ensemble))
     return config
 
 
@@ -214,7 +233,8 @@ def outputs_of(ensemble: Ensemble) -> dict[str, Output]:
 
 def _passed_on(ensemble: Ensemble) -> list[str]:
     """Return the names of the fused graph's outputs that its labels model passes on."""
-    return [name for name in voted_outputs(has_outliers=ensemble.outliers is not None) if name != "LABEL"]
+    has = {"has_outliers": ensemble.outliers is not None, "has_cascade": ensemble.cascade is not None}
+    return [name for name in graph_outputs(**has) if name != "INDEX"]
 
 
 def _detecting(ensemble: Ensemble) -> list[int]:

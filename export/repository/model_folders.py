@@ -9,14 +9,25 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+from tritonclient.grpc import model_config_pb2 as pb
+
 from plurum.export.graphs.costs import multiply_adds
 from plurum.export.graphs.fused import fused_from_onnx
 from plurum.export.graphs.runtimes import Artefact
+from plurum.export.graphs.stages import stages_from_onnx, whole_from_onnx
 from plurum.export.repository.audits import share_audit_draw, write_audit_draw
-from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config, text_of
+from plurum.export.repository.configs import (
+    FUSED,
+    LABELS,
+    chain_configs,
+    fused_configs,
+    member_config,
+    stage_files,
+    text_of,
+)
 from plurum.export.settings import Backend, Precision
 from plurum.spec import Ensemble, write_metadata
-from plurum.voting import VotingRule
+from plurum.voting import VotingRule, cascade_from_ensemble
 
 __all__ = ["add_chain_models", "add_fused_models", "state_precisions"]
 
@@ -52,6 +63,8 @@ def add_fused_models(
 ) -> Path:
     """Add the fused graph, its labels and their Triton ensemble to `repository`; return the graph's path.
 
+    With a cascade, a graph per stage stands beside it.
+
     Args:
         ensemble: Metadata of the ensemble.
         graphs: ONNX files of the members, in their order.
@@ -62,7 +75,12 @@ def add_fused_models(
     """
     path = repository / FUSED / "1" / "model.onnx"
     path.parent.mkdir(parents=True)
-    fused_from_onnx(graphs, rule or ensemble.rule, len(ensemble.classes), path)
+    cascade = cascade_from_ensemble(ensemble.model_dump())
+    if cascade is None:
+        fused_from_onnx(graphs, rule or ensemble.rule, len(ensemble.classes), path)
+    else:
+        whole_from_onnx(graphs, rule or ensemble.rule, len(ensemble.classes), path)
+        stages_from_onnx(graphs, cascade, len(ensemble.classes), [path.parent / name for name in stage_files(ensemble)])
     for config in fused_configs(ensemble, max_batch_size, backend):
         if config.name == FUSED:
             _avoid_long_batches(config, path)
@@ -84,6 +102,9 @@ def add_chain_models(
         artefact = artefacts.get(member.name)
         made = (artefact.execution,) if artefact else ()
         config = member_config(member, max_batch_size, *made, has_novelty=has_novelty)
+        if ensemble.cascade is not None:
+            # No public model uses it: one instance takes the least memory.
+            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         _avoid_long_batches(config, folder / member.name / "1" / "model.onnx")
         _write_model(folder, config, ensemble)
     for config in chain_configs(ensemble, max_batch_size):

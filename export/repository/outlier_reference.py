@@ -18,9 +18,10 @@ from plurum.errors import MetadataError
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.export.repository.parity import stack_novelty
-from plurum.predictions.arrays import Ints
+from plurum.predictions.arrays import Floats, Ints
 from plurum.run import Run, Table, number_patients
-from plurum.spec import Ensemble, Member, OutlierRule
+from plurum.spec import CascadeRule, Ensemble, Member, OutlierRule
+from plurum.voting import cascade_from_ensemble
 
 __all__ = ["ReferenceImages", "reference_images", "with_detector", "with_served_reference"]
 
@@ -88,4 +89,27 @@ def with_served_reference(
             novelty.append(outputs_from_artefact(artefact, images.pixels, images.rows).novelty)
         else:
             novelty.append(None)
-    return ensemble.with_outliers(rule.with_reference(test.score(stack_novelty(novelty)), images.groups))
+    stacked = stack_novelty(novelty)
+    served = ensemble.with_outliers(rule.with_reference(test.score(stacked), images.groups))
+    return served.with_cascade(_with_stage_references(served, stacked, images.groups))
+
+
+def _with_stage_references(ensemble: Ensemble, novelty: Floats, groups: Ints) -> CascadeRule | None:
+    """Return the cascade, each of whose stages has the reference that its members give; None without a cascade.
+
+    Args:
+        ensemble: Ensemble that may have a cascade.
+        novelty: Novelty of the reference images, `[images, members]`.
+        groups: Group of each reference image, int64 `[images]`.
+    """
+    stated, cascade = ensemble.cascade, cascade_from_ensemble(ensemble.model_dump())
+    if stated is None or cascade is None:
+        return None
+    stages = []
+    for stage, known in zip(stated.stages, cascade.stages, strict=True):
+        rule, test = stage.outliers, known.rule.outliers
+        if rule is not None and test is not None:
+            scores = test.score(novelty[:, list(known.members)])
+            stage = stage.model_copy(update={"outliers": rule.with_reference(scores, groups)})  # noqa: PLW2901
+        stages.append(stage)
+    return stated.model_copy(update={"stages": tuple(stages)})

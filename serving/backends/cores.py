@@ -23,28 +23,33 @@ class SharedCores:
     """The cores of one server.
 
     Args:
-        file: File that all instances share; created if missing.
+        file: File that all instances share; created if missing. None shares nothing, so no instance is ever alone.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __init__(self, file: Path | None) -> None:
+        self._file = None if file is None else os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     @contextmanager
     def use(self) -> Iterator[bool]:
         """Hold the lock of this instance; yield True if no other instance computes now."""
+        if self._file is None:
+            yield False
+            return
         place = os.getpid()
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, place)
         try:
-            yield self._is_alone()
+            yield _is_alone(self._file)
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file)
+        if self._file is not None:
+            os.close(self._file)
 
-    def _is_alone(self) -> bool:
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        # Locks of this process itself are never in its way.
-        found = struct.unpack(_FLOCK, fcntl.fcntl(self._file, fcntl.F_GETLK, asked))
-        return bool(found[0] == fcntl.F_UNLCK)
+
+def _is_alone(file: int) -> bool:
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    # Locks of this process itself are never in its way.
+    found = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    return bool(found[0] == fcntl.F_UNLCK)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
-from plurum.conventions import PROBE_ID
+from plurum.conventions import FULL, PROBE_ID
 from plurum.predictions.wire import parameters_from_patients
 from plurum.spec import IMAGE, INPUT_PIXELS
 
@@ -81,6 +81,7 @@ class ServedEnsemble:
         width: Width of the members' input image, pixels.
         max_batch_size: Maximum number of images in one request.
         models: Metadata of the public models that are served, by name.
+        has_cascade: True if not all members run for each image.
         decision: Parts of the metadata about decisions: `patient_rule`, `operating_point`, `audit_rate` and `promise`,
             where present.
     """
@@ -92,6 +93,7 @@ class ServedEnsemble:
     width: int
     max_batch_size: int
     models: dict[str, Any]
+    has_cascade: bool = False
     decision: dict[str, Any] = field(default_factory=dict)
 
 
@@ -140,6 +142,7 @@ class TritonConnection:
                 width=metadata["image"]["width"],
                 max_batch_size=config.max_batch_size,
                 models=await self._models(),
+                has_cascade=metadata.get("cascade") is not None,
                 decision={name: metadata[name] for name in _DECISION if metadata.get(name) is not None},
             )
         except (KeyError, TypeError) as error:
@@ -191,28 +194,35 @@ def wire_request(described: Any, tensors: Sequence[Sequence[Buffer]]) -> WireReq
     return WireRequest(described.model_name, described.id, b"".join(wire))
 
 
-def image_request(images: Sequence[Buffer], request_id: str, patients: Sequence[str] = ()) -> WireRequest:
+def image_request(
+    images: Sequence[Buffer], request_id: str, patients: Sequence[str] = (), *, full: bool = False
+) -> WireRequest:
     """Return a request to classify encoded images; each BYTES element is a length followed by the bytes.
 
     Args:
         images: Encoded images.
         request_id: Id of the request.
         patients: Patient of each image, an empty text if unknown; may be empty if all are unknown.
+        full: If True, all members of a cascade run for each image.
     """
     described = pb.ModelInferRequest(model_name=ENSEMBLE, id=request_id)
     for name, value in parameters_from_patients(patients).items():
         described.parameters[name].string_param = value
+    if full:
+        described.parameters[FULL].bool_param = True
     described.inputs.add(name=IMAGE, datatype="BYTES", shape=(len(images), 1))
     return wire_request(described, [[part for one in images for part in (struct.pack("<I", len(one)), one)]])
 
 
 def probe_request(model: str, served: ServedEnsemble) -> WireRequest:
-    """Return a request with a grey image, under the id that the voter does not count."""
+    """Return a request with a grey image for all members, under the id that the voter does not count."""
     if model == ENSEMBLE:
         file = io.BytesIO()
         Image.new("RGB", (served.width, served.height), (128, 128, 128)).save(file, "PNG")
-        return image_request([file.getvalue()], PROBE_ID)
+        return image_request([file.getvalue()], PROBE_ID, full=served.has_cascade)
     described = pb.ModelInferRequest(model_name=model, id=PROBE_ID)
+    if served.has_cascade:
+        described.parameters[FULL].bool_param = True
     pixels = np.full((1, served.height, served.width, 3), 128, np.uint8)
     described.inputs.add(name=INPUT_PIXELS, datatype="UINT8", shape=pixels.shape)
     return wire_request(described, [[pixels.tobytes()]])

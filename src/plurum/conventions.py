@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["HUNG_S", "IMAGENET_MEAN", "IMAGENET_STD", "MANAGERS", "PATIENTS", "PROBE_ID", "PatientRule", "ResizeRule"]
+__all__ = [
+    "FULL",
+    "HUNG_S",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "MANAGERS",
+    "PATIENTS",
+    "PROBE_ID",
+    "PatientRule",
+    "ResizeRule",
+]
 
+# Parameter of a request: true runs all members of a cascade for each image.
+FULL = "full"
 # A request that hangs the server has been inside for longer than this, in seconds, when `plurum serve` ends the server:
 # `plurum serve` waits for at least 3 s.
 HUNG_S = 2.5

@@ -87,6 +87,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
         int | None, typer.Option(min=1, help="Images per request.", show_default="adapted to the server's speed")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Largest number of requests in flight.")] = 6,
+    full: Annotated[bool, typer.Option("--full", help="Run all members of a cascade for each image.")] = False,
     timeout: Annotated[
         float,
         typer.Option(
@@ -130,10 +131,11 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     listing = listing_from_names(paths, sys.stdin.buffer, patient_names(dicom_patients))
     _check_files(out, patients, listing)
     with ExitStack() as stack:
-        client = EnsembleClient(url or None, "http" if http else None, concurrency=concurrency, timeout_s=timeout)
+        how = {"concurrency": concurrency, "timeout_s": timeout, "full": full}
+        client = EnsembleClient(url or None, "http" if http else None, **how)
         stack.enter_context(client)
         stream = slide_stream(client, slides, patient_rule, lambda text: _line(console, text))
-        settings = journal_settings(slides, patient_rule)
+        settings = journal_settings(slides, patient_rule) | ({"full": True} if full else {})
         bulk_run = _bulk_run(stack, client.served, listing, out, settings, fresh=fresh, rule=patient_rule)
         if bulk_run.journal:
             _report_resumed(bulk_run.journal.found, len(listing), console)
@@ -182,7 +184,8 @@ def _bulk_run(
     totals = BulkTotals(PatientPool(served.classes, rule or served.patient_rule or "mean", served.point))
     if out is None:
         return BulkRun(listing, totals)
-    columns = columns_of_images(served.classes, has_audit=served.has_audit, has_outliers=served.has_outliers)
+    has = {name: getattr(served, name) for name in ("has_audit", "has_outliers", "has_cascade")}
+    columns = columns_of_images(served.classes, **has)
     form = format_from_path(out, columns)
     settings = {"classes": served.classes, "ensemble": served.metadata_sha256, "format": out.suffix.lower()} | settings
     journal = stack.enter_context(Journal(out, listing, settings, fresh=fresh))
