@@ -47,7 +47,7 @@ def join_graphs(
         onnx.checker.ValidationError: the graph is not valid ONNX.
     """
     own = [index for index, has in enumerate(detecting) if has]
-    shapes = {LOGITS: (before[0] + len(graphs), classes)}
+    shapes: dict[str, tuple[int, ...]] = {LOGITS: (before[0] + len(graphs), classes)}
     if before[1] + len(own):
         shapes[NOVELTY] = (before[1] + len(own),)
     vote = _graph_of(tail, shapes)

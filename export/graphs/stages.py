@@ -35,7 +35,7 @@ __all__ = ["outputs_of_stages", "stages_from_onnx", "verdict_from_stages", "whol
 _LEAVE = "LEAVE"
 
 
-class EarlyVote(nn.Module):
+class _EarlyVote(nn.Module):
     """Vote of a stage at which images may leave; logits and novelty are in the order in which members run.
 
     Args:
@@ -74,7 +74,7 @@ class EarlyVote(nn.Module):
         return tuple(found[name] for name in self.outputs)
 
 
-class WholeVote(nn.Module):
+class _WholeVote(nn.Module):
     """Vote of all members of a cascade.
 
     Args:
@@ -91,7 +91,7 @@ class WholeVote(nn.Module):
         self.outputs = graph_outputs(has_outliers=rule.outliers is not None, has_cascade=True)
 
     def forward(self, logits: Tensor, novelty: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return the outputs, in the order of `outputs`; arguments as in `EarlyVote`."""
+        """Return the outputs, in the order of `outputs`; arguments as in `_EarlyVote`."""
         known = None if novelty is None else novelty.index_select(1, self.detectors)
         found = self.vote.vote(logits.index_select(1, self.places), known)
         found[USED] = _used(logits, [True] * len(self.places))
@@ -101,7 +101,7 @@ class WholeVote(nn.Module):
 def whole_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path: Path) -> None:
     """Write the graph that runs all members of a cascade's ensemble; arguments as in `fused_from_onnx`."""
     detecting = rule.outliers.detecting if rule.outliers else ()
-    join_graphs(graphs, detecting, WholeVote(rule, range(len(graphs))), classes, path)
+    join_graphs(graphs, detecting, _WholeVote(rule, range(len(graphs))), classes, path)
 
 
 def stages_from_onnx(graphs: Sequence[Path], cascade: Cascade, classes: int, paths: Sequence[Path]) -> None:
@@ -121,9 +121,9 @@ def stages_from_onnx(graphs: Sequence[Path], cascade: Cascade, classes: int, pat
     ran = [stage.members for stage in cascade.stages]
     # The last members run together, in any order.
     ran.append((*ran[-1], *(one for one in range(len(graphs)) if one not in ran[-1])))
-    early = [EarlyVote(stage, len(graphs), has_outliers=test is not None) for stage in cascade.stages]
+    early = [_EarlyVote(stage, len(graphs), has_outliers=test is not None) for stage in cascade.stages]
     before: tuple[int, ...] = ()
-    for tail, path, after in zip([*early, WholeVote(cascade.rule, ran[-1])], paths, ran, strict=True):
+    for tail, path, after in zip([*early, _WholeVote(cascade.rule, ran[-1])], paths, ran, strict=True):
         join_graphs(
             [graphs[one] for one in after[len(before) :]],
             [detecting[one] for one in after[len(before) :]],

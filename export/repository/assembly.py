@@ -32,12 +32,8 @@ from plurum.export.manifest import PublishedGraph, is_current, read_manifest, wr
 from plurum.export.repository.cards.card import card_from_repository
 from plurum.export.repository.cards.card_files import update_card, write_card
 from plurum.export.repository.cards.facts import CardFacts, facts_from_run
-from plurum.export.repository.certification import (
-    ServedGraphs,
-    certification_images,
-    certify_ensemble,
-    with_provisional_promise,
-)
+from plurum.export.repository.cascade_certification import certify_served
+from plurum.export.repository.certification import ServedGraphs, certification_images, with_provisional_promise
 from plurum.export.repository.fusion import (
     artefacts_inside,
     fuse_choices,
@@ -64,7 +60,7 @@ from plurum.models import model_from_checkpoint
 from plurum.regular_files import read_regular
 from plurum.repository.probes import PROBES_FILE, RecordedProbes, probe_images
 from plurum.run import Run, Split, Table
-from plurum.spec import Ensemble, Member, ReviewPromise, read_ensemble, write_metadata
+from plurum.spec import CascadeRule, Ensemble, Member, OutlierRule, ReviewPromise, read_ensemble, write_metadata
 from plurum.voting import OutlierTest, softmax
 
 __all__ = [
@@ -90,12 +86,14 @@ class ExportResult:
         parities: Parity of every artefact and of the vote.
         artefacts: Graphs in the repository.
         promise: Promise on the review risk that the repository states; None without one.
+        cascade: Cascade that the repository serves; None without one.
     """
 
     unchanged: bool
     parities: tuple[Parity, ...]
     artefacts: tuple[PublishedGraph, ...]
     promise: ReviewPromise | None = None
+    cascade: CascadeRule | None = None
 
 
 def repository_from_run(
@@ -188,15 +186,10 @@ def repository_from_models(
         ]
         choices, vote = select_passing_choices(ensemble, choices, sample, settings)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
-        has_cascade = ensemble.cascade is not None
-        # Only the stages of a cascade serve its members.
-        of_reference = artefacts_inside(choices) if has_cascade else list(artefacts.values())
-        tested = with_served_reference(ensemble, of_reference, sample.reference, progress)
-        own_rule = settings.fused and not has_cascade
-        rule_of_fused = fused_rule(tested, choices, sample, progress) if own_rule else None
+        tested, rule_of_fused = _with_references(ensemble, choices, sample, settings, progress)
         backend = fused_backend(choices, settings) if settings.fused else None
         graphs = ServedGraphs(list(artefacts.values()), backend, folder, rule_of_fused)
-        served = certify_ensemble(tested, graphs, sample.certification, settings, progress)
+        served = certify_served(tested, graphs, sample.certification, settings, progress)
         if served.outliers or served.rule != ensemble.rule:
             # Compare reviews at the limit that is served, and p-values with those of the fit.
             vote = _parity_of_vote(served, choices, sample, settings, ensemble.rule.outliers)
@@ -215,7 +208,7 @@ def repository_from_models(
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_card(hidden, card_from_repository(hidden, facts, published, parities))
         write_manifest(hidden, stated, settings, published)
-    return ExportResult(False, parities, published, served.promise)
+    return ExportResult(False, parities, published, served.promise, served.cascade)
 
 
 def repository_from_onnx(
@@ -249,6 +242,22 @@ def repository_from_onnx(
             add_fused_models(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
 
 
+def _with_references(
+    ensemble: Ensemble,
+    choices: list[MemberChoice],
+    sample: ParitySample,
+    settings: ExportSettings,
+    progress: Callable[[str], None],
+) -> tuple[Ensemble, OutlierRule | None]:
+    """Return the ensemble with the outlier references of its graphs, and the fused graph's rule if it has its own."""
+    if ensemble.cascade is not None:
+        # Only the stages of a cascade serve its members.
+        return with_served_reference(ensemble, artefacts_inside(choices), sample.reference, progress), None
+    artefacts = [choice.candidate.artefact for choice in choices]
+    tested = with_served_reference(ensemble, artefacts, sample.reference, progress)
+    return tested, fused_rule(tested, choices, sample, progress) if settings.fused else None
+
+
 def _with_chosen_form(ensemble: Ensemble, settings: ExportSettings) -> tuple[Ensemble, ExportSettings]:
     """Return the ensemble without a cascade that is not to be served, and the settings; a cascade needs fused graphs.
 
@@ -272,8 +281,8 @@ def _read_previous_export(out: Path) -> ExportResult:
         parities = tuple(Parity.model_validate(parity) for parity in report["artefacts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RepositoryError(f"{path} can't be read; remove {out} and export the run again: {error!r:.200}") from error
-    promise = read_ensemble(out / "ensemble.json").promise
-    return ExportResult(True, parities, read_manifest(out).artefacts, promise)
+    served = read_ensemble(out / "ensemble.json")
+    return ExportResult(True, parities, read_manifest(out).artefacts, served.promise, served.cascade)
 
 
 def sample_from_table(

@@ -29,7 +29,7 @@ _COUNTERS = {
 
 
 # Type of each parameter of a request that is forwarded.
-_PARAMETERS = {"patients": str, "full": bool}
+_PARAMETERS: dict[str, type] = {"patients": str, "full": bool}
 
 
 class TritonPythonModel:
@@ -101,5 +101,5 @@ class TritonPythonModel:
 
 def _known_parameters(request: Any) -> dict[str, str | bool]:
     """Return the parameters for audits and cascades; others have no meaning here, and may have types that fail."""
-    parameters = json.loads(request.parameters() or "{}")
-    return {name: value for name, value in parameters.items() if isinstance(value, _PARAMETERS.get(name, ()))}
+    parameters: dict[str, Any] = json.loads(request.parameters() or "{}")
+    return {name: parameters[name] for name, kind in _PARAMETERS.items() if isinstance(parameters.get(name), kind)}

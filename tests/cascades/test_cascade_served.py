@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import queue
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc
+from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from plurum.client import EnsembleClient, Prediction
@@ -19,6 +21,7 @@ from plurum.predictions.outputs import OUTPUTS
 from plurum.serving import Server
 from plurum.voting import CascadeVerdict
 from tests.cascades.linear_cascade import CLASSES, ENSEMBLES, PIXELS, expected_verdict, write_members
+from tests.serving.gateway.gateways import gateway, wait_until_ready
 from tests.serving.servers import FREE
 from tests.serving.voter_counts import wait_for_counts
 
@@ -142,3 +145,31 @@ def test_settled_predictions_are_counted_by_stage(server: Server) -> None:
         client.infer("ensemble_pixels", [request_of(MIXED)], request_id="plurum-probe")
     after = counted()
     assert {stage: after[stage] - before[stage] for stage in after} == {"1": 2, "2": 1, "3": 3}
+
+
+def test_the_gateway_answers_alike(server: Server) -> None:
+    expected = expected_verdict(ENSEMBLE, MIXED)
+    files = []
+    for pixels in MIXED:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        files.append(file.getvalue())
+    with gateway(server.urls.grpc) as one:
+        wait_until_ready(one)
+        with EnsembleClient(one.http) as client:
+            found = client.predict(list(MIXED))
+            assert client.served.has_cascade
+        with EnsembleClient(one.http, full=True) as client:
+            assert {answer.members_used for answer in client.predict(list(MIXED))} == {tuple(MEMBERS)}
+        plain = [one.predict(file).json for file in files]
+        assert one.send("POST", "/predict?full=true", files[1]).json["members_used"] == MEMBERS
+        refused = one.send("POST", "/predict?full=yes", files[1])
+    for answer, stated, label, used in zip(
+        found, plain, expected.verdict.label, expected.members_used.tolist(), strict=True
+    ):
+        ran = [name for name, has in zip(MEMBERS, used, strict=True) if has]
+        assert (answer.label, answer.members_used) == (CLASSES[label], tuple(ran))
+        assert (stated["label"], stated["members_used"]) == (CLASSES[label], ran)
+        assert [name for name, values in stated["member_probabilities"].items() if values is not None] == ran
+    assert refused.status == 400
+    assert "full: expected true or false, got 'yes'" in refused.json["error"]

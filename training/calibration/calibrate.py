@@ -30,6 +30,8 @@ from plurum.voting import MODES, decide
 
 __all__ = ["calibrate_run"]
 
+_NO_CASCADE = "cascade: none, because its exit was certified for other patients and with another calibration"
+
 
 @dataclass(frozen=True)
 class _Site:
@@ -122,6 +124,7 @@ def _ensemble(
         "operating_point": rule.point,
         # What was promised for other patients, or with another rule, is void.
         "promise": None,
+        "cascade": None,
         "scores": {},
         "site": SiteCalibration(
             name=settings.site,
@@ -170,6 +173,7 @@ def _report(
             *_weight_lines(site),
             *rule.lines,
             _promise_line(ensemble, site.count_independent(settings.seed)),
+            *([_NO_CASCADE] if ensemble.cascade else []),
             *site.sampled.lines,
         ),
     )

@@ -26,17 +26,27 @@ if TYPE_CHECKING:
 
     from plurum.detectors import Detector
 
-__all__ = ["decide_blocks", "decide_splits", "predict_files", "predict_members", "predict_pixels"]
+__all__ = [
+    "MemberPredictions",
+    "decide_blocks",
+    "decide_splits",
+    "predict_files",
+    "predict_members",
+    "predict_outputs",
+    "predict_pixels",
+]
 
 _BLOCK = 64
 _S = TypeVar("_S", bound=Split)
 
 
 @dataclass(frozen=True)
-class _Outputs:
-    """Probabilities of members, `[images, members, classes]`, and their novelty, `[images, members]`.
+class MemberPredictions:
+    """Outputs of members for some images.
 
-    The novelty of a member without a detector is 0.
+    Attributes:
+        probabilities: Probabilities, `[images, members, classes]`.
+        novelty: Novelty, `[images, members]`; 0 for a member without a detector.
     """
 
     probabilities: Floats
@@ -79,7 +89,7 @@ def predict_members(run: Run, members: tuple[Member, ...], splits: Iterable[_S])
 
 
 def decide_splits(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S, Verdict]:
-    """Return the ensemble's verdict by split, as a server gives it; computed on the GPU if there is one.
+    """Return the verdict of all members by split, as a server gives it; computed on the GPU if there is one.
 
     Raises:
         MetadataError: a member or detector is invalid, has other classes or another image spec than the run's data, or
@@ -87,8 +97,20 @@ def decide_splits(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    found = _predict_splits(run, ensemble.members, _detectors(ensemble), splits)
+    found = predict_outputs(run, ensemble, splits)
     return {split: decide(outputs.probabilities, ensemble.rule, outputs.novelty) for split, outputs in found.items()}
+
+
+def predict_outputs(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S, MemberPredictions]:
+    """Return the outputs of an ensemble's members by split; computed on the GPU if there is one.
+
+    Raises:
+        MetadataError: a member or detector is invalid, has other classes or another image spec than the run's data, or
+            returns NaN.
+        DataError: a split has no image.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    return _predict_splits(run, ensemble.members, _detectors(ensemble), splits)
 
 
 def _detectors(ensemble: Ensemble) -> tuple[str | None, ...]:
@@ -98,7 +120,7 @@ def _detectors(ensemble: Ensemble) -> tuple[str | None, ...]:
 
 def _predict_splits(
     run: Run, members: Sequence[Member], detectors: Sequence[str | None], splits: Iterable[_S]
-) -> dict[_S, _Outputs]:
+) -> dict[_S, MemberPredictions]:
     """Return the members' outputs by split.
 
     Raises:
@@ -130,10 +152,10 @@ def _predict_splits(
     return {split: _stack(parts) for split, parts in found.items()}
 
 
-def _stack(parts: Sequence[tuple[Floats, Floats]]) -> _Outputs:
+def _stack(parts: Sequence[tuple[Floats, Floats]]) -> MemberPredictions:
     """Return the outputs of members, given as probabilities and novelty of each."""
     probabilities, novelty = zip(*parts, strict=True)
-    return _Outputs(np.stack(probabilities, axis=1), np.stack(novelty, axis=1))
+    return MemberPredictions(np.stack(probabilities, axis=1), np.stack(novelty, axis=1))
 
 
 def predict_files(run: Run, members: Sequence[Member], files: Sequence[Path]) -> npt.NDArray[np.float64]:
@@ -194,7 +216,7 @@ def _predict_blocks(
     blocks: Iterable[npt.NDArray[np.uint8]],
     number: int,
     name: str,
-) -> _Outputs:
+) -> MemberPredictions:
     """Return the members' outputs for images at their input size."""
     with needs_extra("training"):
         import torch
@@ -211,4 +233,4 @@ def _predict_blocks(
     novelty = np.concatenate([part.novelty for part in parts])
     if not (np.isfinite(probabilities).all() and np.isfinite(novelty).all()):
         raise MetadataError(f"a member returns NaN for {name}; train it again")
-    return _Outputs(probabilities, novelty)
+    return MemberPredictions(probabilities, novelty)

@@ -170,7 +170,8 @@ def _measure(
         for model in _MODELS:
             case = f"{model}, {precision}"
             cases = {side: partial(pixel_rate, url, model, pixels, clients) for side, url in urls.items()}
-            found[case] = measure_pairs(cases, turns, seconds, lambda turn, case=case: progress(f"{case}: {turn}"))
+            progress(case)
+            found[case] = measure_pairs(cases, turns, seconds, progress)
     return found
 
 

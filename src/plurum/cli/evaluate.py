@@ -92,9 +92,10 @@ def _evaluate_served(path: Path, settings: EvaluationSettings, url: str, *, http
 
     run = Run(path)
     ensemble = run.ensemble()
-    with EnsembleClient(url, "http" if http else None) as client:
+    # The figures of the members are of all images.
+    with EnsembleClient(url, "http" if http else None, full=True) as client:
         _check_served(client, ensemble, url)
-        members = client.served.members
+        members, has_cascade = client.served.members, client.served.has_cascade
         verdicts = {split: _predict_split(client, run, split, ensemble.classes) for split in required_splits(settings)}
         corrupted = None
         if settings.corruptions:
@@ -107,6 +108,11 @@ def _evaluate_served(path: Path, settings: EvaluationSettings, url: str, *, http
         f"risk, threshold) are the run's."
     )
     notes = () if members == expected else (note,)
+    if has_cascade:
+        notes = (
+            *notes,
+            "The server ran all members for each image, not its cascade; the figures are of the whole vote.",
+        )
     subject = subject_from_ensemble(ensemble, f"the server at {url}", members, notes)
     return evaluate_verdicts(run, subject, verdicts, settings, corrupted)
 

@@ -57,6 +57,8 @@ def fit(
       plurum fit runs/tiles --positive CE --sensitivity 0.95
 
       plurum fit runs/tiles --positive CE --costs costs.csv
+
+      plurum fit runs/tiles --cascade --cascade-risk auto
     """
     from plurum.files import check_folder
     from plurum.run import Run
@@ -118,6 +120,7 @@ def _lines(report: FitReport) -> list[str]:
             f"{reviewed['validation']:.1%} of validation predictions, {reviewed['test']:.1%} of test predictions"
         ),
         *_promise_lines(report),
+        *(report.cascade.lines if report.cascade else ()),
         *outlier_lines(ensemble, report.outliers),
         *_patient_lines(report),
         _best_member_line(report),

@@ -231,6 +231,13 @@ class FitSettings(Settings):
         prior_from: Unlabelled production images to estimate class fractions from: a folder, or a .csv manifest with a
             column `path`.
         patient_rule: Rule that combines the predictions of a patient's images, where patients are known.
+        cascade: If True, fit a cascade: cheap members settle the images that leave no doubt, and all members vote on
+            the others. Needs certification patients, and a soft vote.
+        cascade_risk: Largest fraction of patients that the cascade may hurt, 0 to 1: a correct label of the whole vote
+            changes, or a review is lost. It is a promise on new patients; `auto` promises the smallest that the
+            certification patients allow.
+        cascade_order: Member of the cascade; repeat for every selected member, in the order in which they run. By
+            default, the member with the fewest multiply–adds runs first.
         audit_rate: Probability with which the server draws a patient, or an image of an unknown patient, for audit.
         no_outliers: If True, fit no test for images that are unlike the training images.
         outlier_alpha: P-value of the outlier test below which a prediction needs review, 0 to 1. At most this fraction
@@ -262,6 +269,13 @@ class FitSettings(Settings):
     ] = None
     prior_from: Annotated[Text | None, Option(metavar="PATH")] = None
     patient_rule: PatientRule = "mean"
+    cascade: bool = False
+    cascade_risk: Annotated[
+        Annotated[float, Field(gt=0, lt=1)] | Literal["auto"],
+        BeforeValidator(_number_or_auto),
+        Option(metavar="RISK", type=str),
+    ] = 0.002
+    cascade_order: Annotated[tuple[Text, ...], Option(metavar="MEMBER")] = ()
     audit_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     no_outliers: bool = False
     outlier_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -283,7 +297,23 @@ class FitSettings(Settings):
         if self.prior is not None and not math.isclose(sum(self.prior.values()), 1.0, abs_tol=1e-6):
             raise ValueError(f"--prior: expected a sum of 1, got {sum(self.prior.values()):g}")
         self._check_point()
+        self._check_cascade()
         return self
+
+    def _check_cascade(self) -> None:
+        """Check that the options of the cascade agree with the others."""
+        if not self.cascade:
+            for name in ("cascade_risk", "cascade_order"):
+                if getattr(self, name) != FitSettings.model_fields[name].default:
+                    raise ValueError(f"--{name.replace('_', '-')}: expected --cascade with it, got none. Add it")
+            return
+        if self.mode != "soft":
+            reason = "counts votes, which are no confidence" if self.mode == "hard" else "needs all members for a vote"
+            raise ValueError(f"--cascade: expected --mode soft, got {self.mode}, which {reason}. Choose --mode soft")
+        if self.prior or self.prior_from:
+            raise ValueError("--cascade: can't be combined with --prior, which makes promises void. Leave one out")
+        if self.risk == "auto":
+            raise ValueError("--risk: expected a number with --cascade, got auto. Promise a number")
 
     @property
     def estimated_risk(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -68,6 +69,22 @@ class OutlierRule(Metadata):
         counts = None if sizes.max() == 1 else (1 / sizes)[patient_of][order].tolist()
         found = {"reference": rounded[order].tolist(), "counts": counts, "patients": len(sizes)}
         return OutlierRule.model_validate(self.model_dump() | found)
+
+    def of_members(self, members: Sequence[int], alpha: float) -> OutlierRule | None:
+        """Return the rule of some members in this order, with equal weights; None if none of them has a detector.
+
+        The rule needs a reference of its own: see `with_reference`.
+        """
+        detecting = tuple(self.members[member] for member in members)
+        if not any(detecting):
+            return None
+        parts = {
+            "alpha": alpha,
+            "members": detecting,
+            "detectors": tuple(self.detectors[member] for member in members),
+            "weights": tuple(has / sum(detecting) for has in detecting),
+        }
+        return OutlierRule.model_validate({**self.model_dump(), **parts})
 
     @model_validator(mode="after")
     def _parts_agree(self) -> OutlierRule:

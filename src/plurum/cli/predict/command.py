@@ -131,8 +131,9 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     listing = listing_from_names(paths, sys.stdin.buffer, patient_names(dicom_patients))
     _check_files(out, patients, listing)
     with ExitStack() as stack:
-        how = {"concurrency": concurrency, "timeout_s": timeout, "full": full}
-        client = EnsembleClient(url or None, "http" if http else None, **how)
+        client = EnsembleClient(
+            url or None, "http" if http else None, concurrency=concurrency, timeout_s=timeout, full=full
+        )
         stack.enter_context(client)
         stream = slide_stream(client, slides, patient_rule, lambda text: _line(console, text))
         settings = journal_settings(slides, patient_rule) | ({"full": True} if full else {})

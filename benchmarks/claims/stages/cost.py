@@ -1,6 +1,6 @@
 """Measure what a cascade costs when it saves little: the same members served with it and without.
 
-    python -m plurum.benchmarks.claims.cascade --library openvino --precision int8
+    python -m plurum.benchmarks.claims.stages.cost --library openvino --precision int8
 
 Measured, in one run on one machine: images per second of `ensemble_fused` of two servers at once, which differ only in
 the cascade. Its first stage is the first member. Twice as many clients as there are cores send requests over gRPC to
@@ -37,7 +37,7 @@ from plurum.export.settings import Backend
 from plurum.serving import usable_cores
 from plurum.spec import CascadeCost, CascadeRule, EarlyStage, Ensemble, Voting, read_ensemble
 
-__all__ = ["cascade"]
+__all__ = ["cost"]
 
 _ON, _OFF = "with", "without"
 _BATCH, _ROWS = 16, 4
@@ -45,7 +45,7 @@ _BATCH, _ROWS = 16, 4
 _Rates = dict[str, dict[str, list[float]]]
 
 
-def cascade(
+def cost(
     work: command.WorkFolder = Path("runs/cascade_cost"),
     arch: command.Architectures = command.ARCHS,
     size: command.ImageSize = 224,
@@ -79,7 +79,7 @@ def _rates(
     cases = {"all in doubt": (one, 1.0), f"1 of {_ROWS} in doubt": (four, _between_two(graphs, ensemble, four))}
     rates: _Rates = {}
     for case, (pixels, leave) in cases.items():
-        sides = {_ON: with_stage(ensemble, leave), _OFF: ensemble}
+        sides = {_ON: _with_stage(ensemble, leave), _OFF: ensemble}
         with (
             server_of(_repository(sides[_ON], graphs, work / f"{_ON}_{leave:.6f}", how[0], progress)) as on,
             server_of(_repository(sides[_OFF], graphs, work / _OFF, how[0], progress)) as off,
@@ -89,11 +89,12 @@ def _rates(
                 side: partial(pixel_rate, url, "ensemble_fused", pixels, 2 * usable_cores())
                 for side, url in urls.items()
             }
-            rates[case] = measure_pairs(loads, turns, seconds, lambda turn, case=case: progress(f"{case}: {turn}"))
+            progress(case)
+            rates[case] = measure_pairs(loads, turns, seconds, progress)
     return rates
 
 
-def with_stage(ensemble: Ensemble, leave: float) -> Ensemble:
+def _with_stage(ensemble: Ensemble, leave: float) -> Ensemble:
     """Return the ensemble with a cascade whose first stage is its first member.
 
     Args:
@@ -147,4 +148,4 @@ def _table(rates: _Rates, losses: dict[str, dict[str, float]]) -> Table:
 
 
 if __name__ == "__main__":
-    command.run_as_program(cascade)
+    command.run_as_program(cost)
