@@ -128,7 +128,7 @@ class _Graph:
     def __init__(self, file: Path, config: dict[str, Any], cores: SharedCores) -> None:
         self._cores = cores
         self._session = _session(file, config)
-        self._alone = _session(file, config, "threads_alone") if threads_alone(config) else None
+        self._alone: Any = _session(file, config, "threads_alone") if threads_alone(config) else None
         self.inputs = [one.name for one in self._session.get_inputs()]
         self.outputs = [one.name for one in self._session.get_outputs()]
 
