@@ -35,18 +35,10 @@ import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
     from plurum.serving.backends.cores import SharedCores
-    from plurum.serving.backends.graph_model import (
-        Arrays,
-        GraphModel,
-        Tensors,
-        check_names,
-        shared_cores,
-        stage_files,
-        threads_alone,
-    )
+    from plurum.serving.backends.graph_model import Arrays, GraphModel, Tensors, check_names, shared_cores, stage_files
 else:
     from cores import SharedCores
-    from graph_model import Arrays, GraphModel, Tensors, check_names, shared_cores, stage_files, threads_alone
+    from graph_model import Arrays, GraphModel, Tensors, check_names, shared_cores, stage_files
 
 # More sizes gain nothing, and each needs memory for a copy of the weights.
 _BATCH_SIZES = (4, 2, 1)
@@ -118,9 +110,12 @@ class _Graph:
 
     def __init__(self, file: Path, config: dict[str, Any], given: list[str], cores: SharedCores) -> None:
         self._cores = cores
-        self._models = _compile(file, config, given, _parameter(config, "INFERENCE_NUM_THREADS"))
+        self._models = _compile(file, config, given, _threads(config, "INFERENCE_NUM_THREADS"))
         # With all cores, batches gain nothing.
-        threads, single = threads_alone(config), config | {"max_batch_size": min(1, config["max_batch_size"])}
+        threads, single = (
+            _threads(config, "threads_alone"),
+            config | {"max_batch_size": min(1, config["max_batch_size"])},
+        )
         self._alone = _compile(file, single, given, threads)[1] if threads else None
         self._batched = config["max_batch_size"] > 0
         ports = self._models[1].inputs
@@ -174,8 +169,6 @@ def _compile(file: Path, config: dict[str, Any], given: list[str], threads: str)
         "INFERENCE_PRECISION_HINT": "bf16" if _parameter(config, "HINT_BF16").upper() == "YES" else "f32",
     }
     if threads:
-        if not threads.isdigit():
-            raise pb_utils.TritonModelException(f"INFERENCE_NUM_THREADS: expected a number, got {threads!r}")
         options["INFERENCE_NUM_THREADS"] = threads
     # Two instances pinned to the same core would halve each other's speed.
     options["ENABLE_CPU_PINNING"] = False
@@ -208,6 +201,13 @@ def _model_file(version: Path, config: dict[str, Any]) -> Path:
     if named := _parameter(config, "graph"):
         return version / named
     return next((version / name for name in ("model.xml", "model.onnx") if (version / name).is_file()), version)
+
+
+def _threads(config: dict[str, Any], name: str) -> str:
+    text = _parameter(config, name)
+    if text and not text.isdigit():
+        raise pb_utils.TritonModelException(f"{name}: expected a number, got {text!r}")
+    return text
 
 
 def _parameter(config: dict[str, Any], name: str) -> str:

@@ -123,7 +123,7 @@ def complete_config(config: Any, cores: int, *, cpu_only: bool) -> None:
         threads = threads or max(1, cores // instances)
         if not stated:
             config.parameters[name].string_value = str(threads)
-        if config.name == _FUSED and instances > 1:
+        if config.name == _FUSED and instances > 1 and _THREADS_ALONE not in config.parameters:
             config.parameters[_THREADS_ALONE].string_value = str(instances * threads)
     elif config.name == "preprocess" and not instances:
         # Decoding is CPU-bound and stateless. The voter keeps a single instance because it counts its predictions.
