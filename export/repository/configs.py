@@ -126,16 +126,13 @@ def ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encod
 def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> Any:
     """Return the config of the fused graph: PIXELS → the outputs of the ensemble, with INDEX instead of LABEL.
 
-    On CPUs it has one instance with all cores, for a low latency of single requests. `plurum tune` finds out whether it
-    also has a higher throughput than the chain.
+    `plurum tune` finds out whether it has a higher throughput than the chain.
 
     The parameter `stages` names the graphs of a cascade, which Plurum's backends run instead of `model.onnx`. Others
     ignore it, and run all members for each image.
     """
     # The vote is FP32 in every precision of the members.
     config = _graph_config(FUSED, max_batch_size, Execution("fp32", backend))
-    if backend != "tensorrt":
-        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
     config.input.append(_pixels(pb.ModelInput, ensemble))
     voted = _passed_on(ensemble)
     config.output.extend(one for one in _ensemble_outputs(ensemble) if one.name in voted)

@@ -4,6 +4,7 @@
 name. The wheel lacks that backend, and NVIDIA's version accepts only batches of exactly `max_batch_size`. Parameters:
 
 - `INFERENCE_NUM_THREADS`, as in the C++ backend
+- `threads_alone`, the threads of an instance that computes while no other of the server does; `plurum serve` sets it
 - `HINT_BF16`, as in the C++ backend: `YES` computes in BF16 if the processor supports it, any other value in FP32
 - `stages`, the files of a cascade's graphs, which run instead of `graph`; see `graph_model.py`
 - `graph`, a file in the version's folder. `plurum serve` sets it from `default_model_filename`; the default is
@@ -16,7 +17,7 @@ here, which saves a step in Triton.
 
 The graph is compiled for one, two and four images, and other batches are split into these. With fixed shapes, OpenVINO
 computes a densenet121 in up to a sixth less time than with a free batch size. A prediction also does not depend on
-concurrent requests. Batches fetch weights that exceed the cache once for several images.
+concurrent requests, nor on the number of threads. Batches fetch weights that exceed the cache once for several images.
 
 The model runs inside Triton's stub process without Plurum: it requires only NumPy and OpenVINO.
 
@@ -33,9 +34,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from plurum.serving.backends.graph_model import Arrays, GraphModel, Tensors, check_names, stage_files
+    from plurum.serving.backends.cores import SharedCores
+    from plurum.serving.backends.graph_model import Arrays, GraphModel, Tensors, check_names, shared_cores, stage_files
 else:
-    from graph_model import Arrays, GraphModel, Tensors, check_names, stage_files
+    from cores import SharedCores
+    from graph_model import Arrays, GraphModel, Tensors, check_names, shared_cores, stage_files
 
 # More sizes gain nothing, and each needs memory for a copy of the weights.
 _BATCH_SIZES = (4, 2, 1)
@@ -62,7 +65,8 @@ class TritonPythonModel(GraphModel):
             self.outputs = ["INDEX", *(name for name in self.outputs if name not in {"LABEL", "AUDIT"})]
         self.batched = config["max_batch_size"] > 0
         files = [version / name for name in stage_files(config)]
-        graphs = [_Graph(file, config, self.inputs) for file in files or [_model_file(version, config)]]
+        self._cores = shared_cores(config, version.parent)
+        graphs = [_Graph(file, config, self.inputs, self._cores) for file in files or [_model_file(version, config)]]
         for graph in graphs:
             check_names("output", self.outputs, graph.outputs)
         self._graph = graphs[0]
@@ -71,6 +75,7 @@ class TritonPythonModel(GraphModel):
     def finalize(self) -> None:
         """Release the model, and count the last predictions."""
         del self._graph, self.stages
+        self._cores.close()
         if self._labels:
             self._labels.close()
 
@@ -97,13 +102,21 @@ class _Graph:
         file: File of the graph.
         config: Config of the model.
         given: Names of the inputs that the graph must have, and the only ones unless it is a later stage of a cascade.
+        cores: Cores that it shares with other instances.
 
     Attributes:
         outputs: Names of the outputs.
     """
 
-    def __init__(self, file: Path, config: dict[str, Any], given: list[str]) -> None:
-        self._models = _compile(file, config, given)
+    def __init__(self, file: Path, config: dict[str, Any], given: list[str], cores: SharedCores) -> None:
+        self._cores = cores
+        self._models = _compile(file, config, given, _threads(config, "INFERENCE_NUM_THREADS"))
+        # With all cores, batches gain nothing.
+        threads, single = (
+            _threads(config, "threads_alone"),
+            config | {"max_batch_size": min(1, config["max_batch_size"])},
+        )
+        self._alone = _compile(file, single, given, threads)[1] if threads else None
         self._batched = config["max_batch_size"] > 0
         ports = self._models[1].inputs
         # A tensor of a graph can have several names.
@@ -114,13 +127,16 @@ class _Graph:
     def infer(self, tensors: Tensors) -> Tensors:
         """Return all outputs, computed in the batch sizes that the graph is compiled for."""
         if not self._batched:
-            return self._run(self._models[1], tensors)
+            with self._cores.use() as is_alone:
+                return self._run(self._alone if is_alone else self._models[1], tensors)
         given = {name: tensors[name] for name in self._inputs}
         size, row, results = len(given[self._inputs[0]]), 0, []
-        for batch_size, model in self._models.items():
-            while size - row >= batch_size:
-                results.append(self._run(model, {name: one[row : row + batch_size] for name, one in given.items()}))
-                row += batch_size
+        while row < size:
+            with self._cores.use() as is_alone:
+                fitting = next(one for one in self._models if one <= size - row)
+                taken, model = (1, self._alone) if is_alone else (fitting, self._models[fitting])
+                results.append(self._run(model, {name: one[row : row + taken] for name, one in given.items()}))
+                row += taken
         if len(results) == 1:
             return results[0]
         return {name: np.concatenate([one[name] for one in results]) for name in results[0]}
@@ -140,7 +156,7 @@ def _labels(version: Path) -> Any:
     return Labels(version)
 
 
-def _compile(file: Path, config: dict[str, Any], given: list[str]) -> dict[int, Any]:
+def _compile(file: Path, config: dict[str, Any], given: list[str], threads: str) -> dict[int, Any]:
     try:
         import openvino
     except ModuleNotFoundError as error:
@@ -152,9 +168,7 @@ def _compile(file: Path, config: dict[str, Any], given: list[str]) -> dict[int, 
         "NUM_STREAMS": "1",
         "INFERENCE_PRECISION_HINT": "bf16" if _parameter(config, "HINT_BF16").upper() == "YES" else "f32",
     }
-    if threads := _parameter(config, "INFERENCE_NUM_THREADS"):
-        if not threads.isdigit():
-            raise pb_utils.TritonModelException(f"INFERENCE_NUM_THREADS: expected a number, got {threads!r}")
+    if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     # Two instances pinned to the same core would halve each other's speed.
     options["ENABLE_CPU_PINNING"] = False
@@ -187,6 +201,13 @@ def _model_file(version: Path, config: dict[str, Any]) -> Path:
     if named := _parameter(config, "graph"):
         return version / named
     return next((version / name for name in ("model.xml", "model.onnx") if (version / name).is_file()), version)
+
+
+def _threads(config: dict[str, Any], name: str) -> str:
+    text = _parameter(config, name)
+    if text and not text.isdigit():
+        raise pb_utils.TritonModelException(f"{name}: expected a number, got {text!r}")
+    return text
 
 
 def _parameter(config: dict[str, Any], name: str) -> str:

@@ -15,17 +15,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
+
+if TYPE_CHECKING:
+    from plurum.serving.backends.cores import SharedCores
+else:
+    from cores import SharedCores
 
 Arrays = list[npt.NDArray[Any]]
 Tensors = dict[str, npt.NDArray[Any]]
 # The graph of a stage: inputs by name, among others that it ignores → all outputs by name.
 Stage = Callable[[Tensors], Tensors]
 _LEAVE, _BEFORE = "LEAVE", "_BEFORE"
+# Parameter of a config: threads of an instance that computes while no other does.
+_THREADS_ALONE = "threads_alone"
 # Parameter of a request: true runs all stages for all of its images.
 _FULL = "full"
 
@@ -135,6 +143,16 @@ def run_stages(stages: Sequence[Stage], tensors: Tensors, is_full: Any, outputs:
 def stage_files(config: dict[str, Any]) -> list[str]:
     """Return the files of a cascade's stages that a config names; none for other models."""
     return str(config.get("parameters", {}).get("stages", {}).get("string_value", "")).split()
+
+
+def threads_alone(config: dict[str, Any]) -> str:
+    """Return the number of threads of an instance that computes alone; empty if it is that of all others."""
+    return str(config.get("parameters", {}).get(_THREADS_ALONE, {}).get("string_value", ""))
+
+
+def shared_cores(config: dict[str, Any], model: Path) -> SharedCores:
+    """Return the cores that the model in the folder `model` shares with the other models of its repository."""
+    return SharedCores(model.parent / "cores.lock" if threads_alone(config) else None)
 
 
 def check_names(kind: str, stated: list[str], present: list[str]) -> None:
