@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -26,17 +26,28 @@ if TYPE_CHECKING:
 
     from plurum.detectors import Detector
 
-__all__ = ["decide_blocks", "decide_splits", "predict_files", "predict_members", "predict_pixels"]
+__all__ = [
+    "MemberPredictions",
+    "decide_blocks",
+    "decide_splits",
+    "predict_ensemble",
+    "predict_files",
+    "predict_members",
+    "predict_pixels",
+    "predict_splits",
+]
 
 _BLOCK = 64
 _S = TypeVar("_S", bound=Split)
 
 
 @dataclass(frozen=True)
-class _Outputs:
-    """Probabilities of members, `[images, members, classes]`, and their novelty, `[images, members]`.
+class MemberPredictions:
+    """Predictions of members for images.
 
-    The novelty of a member without a detector is 0.
+    Attributes:
+        probabilities: Probabilities, `[images, members, classes]`.
+        novelty: Novelty, `[images, members]`; 0 for a member without a detector.
     """
 
     probabilities: Floats
@@ -46,13 +57,9 @@ class _Outputs:
 class _Predictor:
     """Member on a device, with its detector if the ensemble tests for outliers."""
 
-    def __init__(self, run: Run, member: Member, sha256: str | None, device: torch.device) -> None:
+    def __init__(self, run: Run, member: Member, detector: Detector | None, device: torch.device) -> None:
         self._model: nn.Module = model_from_checkpoint(member, run.checkpoint(member)).to(device)
-        self._detector: Detector | None = None
-        if sha256 is not None:
-            from plurum.detectors import read_detector
-
-            self._detector = read_detector(run.detector(member.name), sha256)
+        self._detector = detector
 
     def predict(self, pixels: npt.NDArray[np.uint8], rows: Ints, image: ImageSpec) -> tuple[Floats, Floats]:
         """Return probabilities, `[rows, classes]`, and novelty, `[rows]`."""
@@ -74,7 +81,7 @@ def predict_members(run: Run, members: tuple[Member, ...], splits: Iterable[_S])
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    found = _predict_splits(run, members, (None,) * len(members), splits)
+    found = predict_splits(run, members, (None,) * len(members), splits)
     return {split: outputs.probabilities for split, outputs in found.items()}
 
 
@@ -87,19 +94,32 @@ def decide_splits(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    found = _predict_splits(run, ensemble.members, _detectors(ensemble), splits)
+    found = predict_splits(run, ensemble.members, _read_detectors(run, ensemble), splits)
     return {split: decide(outputs.probabilities, ensemble.rule, outputs.novelty) for split, outputs in found.items()}
 
 
-def _detectors(ensemble: Ensemble) -> tuple[str | None, ...]:
-    """Return the SHA-256 of each member's detector; None without one."""
-    return (None,) * len(ensemble.members) if ensemble.outliers is None else ensemble.outliers.detectors
+def _read_detectors(run: Run, ensemble: Ensemble) -> list[Detector | None]:
+    """Return each member's detector; None without one."""
+    if ensemble.outliers is None:
+        return [None] * len(ensemble.members)
+    with needs_extra("training"):
+        from plurum.detectors import read_detector
+    return [
+        None if sha256 is None else read_detector(run.detector(member.name), sha256)
+        for member, sha256 in zip(ensemble.members, ensemble.outliers.detectors, strict=True)
+    ]
 
 
-def _predict_splits(
-    run: Run, members: Sequence[Member], detectors: Sequence[str | None], splits: Iterable[_S]
-) -> dict[_S, _Outputs]:
-    """Return the members' outputs by split.
+def predict_splits(
+    run: Run, members: Sequence[Member], detectors: Sequence[Detector | None], splits: Iterable[_S]
+) -> dict[_S, MemberPredictions]:
+    """Return the members' predictions by split, from one pass; computed on the GPU if there is one.
+
+    Args:
+        run: Run of the members.
+        members: Members to predict with.
+        detectors: Detector of each member; None without one.
+        splits: Splits to predict.
 
     Raises:
         MetadataError: a member is invalid, has other classes or another image spec than the run's data, or returns
@@ -120,8 +140,8 @@ def _predict_splits(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[_S, list[tuple[Floats, Floats]]] = {split: [] for split in names}
     with show_progress("predicting with members", len(members), "members") as progress:
-        for member, sha256 in zip(members, detectors, strict=True):
-            predictor = _Predictor(run, member, sha256, device)
+        for member, detector in zip(members, detectors, strict=True):
+            predictor = _Predictor(run, member, detector, device)
             for split, parts in found.items():
                 parts.append(predictor.predict(pixels, table.rows(split), member.image))
                 if not all(np.isfinite(values).all() for values in parts[-1]):
@@ -130,10 +150,10 @@ def _predict_splits(
     return {split: _stack(parts) for split, parts in found.items()}
 
 
-def _stack(parts: Sequence[tuple[Floats, Floats]]) -> _Outputs:
+def _stack(parts: Sequence[tuple[Floats, Floats]]) -> MemberPredictions:
     """Return the outputs of members, given as probabilities and novelty of each."""
     probabilities, novelty = zip(*parts, strict=True)
-    return _Outputs(np.stack(probabilities, axis=1), np.stack(novelty, axis=1))
+    return MemberPredictions(np.stack(probabilities, axis=1), np.stack(novelty, axis=1))
 
 
 def predict_files(run: Run, members: Sequence[Member], files: Sequence[Path]) -> npt.NDArray[np.float64]:
@@ -163,8 +183,29 @@ def predict_pixels(
         MetadataError: a member is invalid, or returns NaN.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    blocks = (pixels[start : start + _BLOCK] for start in range(0, len(pixels), _BLOCK))
-    return _predict_blocks(run, members, (None,) * len(members), blocks, len(pixels), name).probabilities
+    return _predict_blocks(run, members, (None,) * len(members), _blocks(pixels), len(pixels), name).probabilities
+
+
+def predict_ensemble(run: Run, ensemble: Ensemble, pixels: npt.NDArray[np.uint8], name: str) -> MemberPredictions:
+    """Return what the members of an ensemble say of images at their input size.
+
+    Args:
+        run: Run with the members' weights and detectors.
+        ensemble: Ensemble of the run.
+        pixels: Images, uint8 `[images, height, width, 3]`.
+        name: Name of the images in messages.
+
+    Raises:
+        MetadataError: a member or detector is invalid, or returns NaN.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    detectors = _read_detectors(run, ensemble)
+    return _predict_blocks(run, ensemble.members, detectors, _blocks(pixels), len(pixels), name)
+
+
+def _blocks(pixels: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+    for start in range(0, len(pixels), _BLOCK):
+        yield pixels[start : start + _BLOCK]
 
 
 def decide_blocks(
@@ -183,23 +224,25 @@ def decide_blocks(
         MetadataError: a member or detector is invalid, or returns NaN.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    outputs = _predict_blocks(run, ensemble.members, _detectors(ensemble), blocks, number, name)
+    outputs = _predict_blocks(run, ensemble.members, _read_detectors(run, ensemble), blocks, number, name)
     return decide(outputs.probabilities, ensemble.rule, outputs.novelty)
 
 
 def _predict_blocks(
     run: Run,
     members: Sequence[Member],
-    detectors: Sequence[str | None],
+    detectors: Sequence[Detector | None],
     blocks: Iterable[npt.NDArray[np.uint8]],
     number: int,
     name: str,
-) -> _Outputs:
+) -> MemberPredictions:
     """Return the members' outputs for images at their input size."""
     with needs_extra("training"):
         import torch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictors = [_Predictor(run, member, sha256, device) for member, sha256 in zip(members, detectors, strict=True)]
+    predictors = [
+        _Predictor(run, member, detector, device) for member, detector in zip(members, detectors, strict=True)
+    ]
     image = run.data().image
     parts = []
     with show_progress("predicting with members", number, "images") as progress:
@@ -211,4 +254,4 @@ def _predict_blocks(
     novelty = np.concatenate([part.novelty for part in parts])
     if not (np.isfinite(probabilities).all() and np.isfinite(novelty).all()):
         raise MetadataError(f"a member returns NaN for {name}; train it again")
-    return _Outputs(probabilities, novelty)
+    return MemberPredictions(probabilities, novelty)
