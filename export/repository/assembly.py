@@ -132,7 +132,7 @@ def repository_from_run(
     def load_sample() -> ParitySample:
         table, pixels = run.table(), run.pixels()
         sample = sample_from_table(table, pixels, settings, str(run.path), run.unlabelled())
-        return replace(sample, reference=reference_images(ensemble.outliers, table, pixels))
+        return replace(sample, reference=reference_images(run, ensemble, table))
 
     def load_model(member: Member) -> PixelModel:
         return with_detector(run, ensemble, member, model_from_checkpoint(member, run.checkpoint(member)))

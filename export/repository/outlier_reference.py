@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -54,18 +55,41 @@ def with_detector(run: Run, ensemble: Ensemble, member: Member, model: nn.Module
     return PixelModel(FeatureModel(model), member.image, read_detector(run.detector(member.name), expected))
 
 
-def reference_images(rule: OutlierRule | None, table: Table, pixels: npt.NDArray[np.uint8]) -> ReferenceImages | None:
-    """Return the images of the split that the rule's reference is from; None without a rule.
+def reference_images(run: Run, ensemble: Ensemble, table: Table) -> ReferenceImages | None:
+    """Return the images that the reference of the ensemble's outlier test is from; None without a test.
+
+    Args:
+        run: Run of the ensemble.
+        ensemble: Ensemble of the run, or of one of its sites.
+        table: Table of the run's images.
 
     Raises:
-        MetadataError: the run has no such images.
+        MetadataError: the run has no such images, or the site's are missing or others.
     """
+    rule = ensemble.outliers
     if rule is None:
         return None
+    if rule.split == "site":
+        return _site_images(run, rule, ensemble.site.name if ensemble.site else "")
     rows = table.rows(rule.split)
     if not len(rows):
         raise MetadataError(f"outliers: expected {rule.split} images in the run, got none. Fit the run again.")
-    return ReferenceImages(pixels, rows, number_patients([table.patients[row] for row in rows]))
+    return ReferenceImages(run.pixels(), rows, number_patients([table.patients[row] for row in rows]))
+
+
+def _site_images(run: Run, rule: OutlierRule, site: str) -> ReferenceImages:
+    path = run.site_reference(site)
+    fix = f"Calibrate it again: plurum calibrate {run.path} --on SITE.csv --name {site}"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            pixels, groups = file["pixels"], file["groups"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise MetadataError(
+            f"{path}: expected reference images, got no file that can be read: {error}. {fix}"
+        ) from error
+    if (len(pixels), len(np.unique(groups))) != (len(rule.reference), rule.patients):
+        raise MetadataError(f"{path}: expected {len(rule.reference)} reference images, got other images. {fix}")
+    return ReferenceImages(pixels, np.arange(len(pixels)), groups)
 
 
 def with_served_reference(

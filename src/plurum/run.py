@@ -13,7 +13,8 @@ RUN/tensorboard/NAME/               TensorBoard logs, with --tensorboard
 RUN/ensemble.json                   the fitted ensemble (written by fit)
 RUN/unlabelled/                     pixels.npy and groups.npy: images of fit --unlabelled, and their patients as numbers
 RUN/report/                         reports of fit and evaluate
-RUN/sites/SITE/                     ensemble.json calibrated on a site's images, and calibration.json about it
+RUN/sites/SITE/                     ensemble.json calibrated on a site's images, calibration.json about it, and
+                                    reference.npz: images of the site's outlier reference, if it has its own
 """
 
 from __future__ import annotations
@@ -206,6 +207,10 @@ class Run:
     def site_folder(self, site: str) -> Path:
         """Return the folder of the calibration at a site."""
         return self.path / "sites" / site
+
+    def site_reference(self, site: str) -> Path:
+        """Return the file with the images of a site's outlier reference; it exists only if the site has its own."""
+        return self.site_folder(site) / "reference.npz"
 
     def ensemble(self, site: str | None = None) -> Ensemble:
         """Return the fitted ensemble, calibrated at `site` if that is not None.

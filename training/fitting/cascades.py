@@ -208,9 +208,10 @@ def _stage_outliers(inputs: CascadeInputs, chosen: tuple[int, ...]) -> list[Outl
     test = None if found is None else outlier_test_from_ensemble({"outliers": found.model_dump()})
     if whole is None or found is None or test is None:
         return [None]
-    reference = inputs.parts[whole.split]
+    # The images that are the reference of the whole vote, too.
+    reference = inputs.parts.get("calibration", inputs.parts["validation"])
     if reference.novelty is None:
-        raise ValueError(f"expected the novelty of {whole.split} images")
+        raise ValueError("expected the novelty of reference images")
     found = found.with_reference(test.score(reference.novelty[:, list(chosen)]), reference.groups)
     alphas = sorted({min(whole.alpha * times, max(_HIGHEST_ALPHA, whole.alpha)) for times in _ALPHAS})
     return [found.model_copy(update={"alpha": alpha}) for alpha in alphas]

@@ -24,12 +24,12 @@ from plurum.training.fitting.baseline import baseline_from_verdict
 from plurum.training.fitting.cascades import CascadeInputs, FittedCascade, fit_run_cascade
 from plurum.training.fitting.certification import Certification, certify_review, review_target
 from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point
-from plurum.training.fitting.outliers import fit_outliers
+from plurum.training.fitting.outliers import FittedDetectors, fit_detectors, fit_outliers
 from plurum.training.fitting.points import check_point_options, costs_of
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
 from plurum.training.fitting.report import CascadeFit, FitReport, MemberFit
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_sets_and_review, fit_vote
-from plurum.training.inference.predictions import predict_files, predict_members
+from plurum.training.inference.predictions import predict_files, predict_members, predict_splits
 from plurum.training.learning.plan import unfinished_members
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
 from plurum.training.statistics.cascades import score_cascade
@@ -107,24 +107,22 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     table = run.table()
     aside = _check_held_out(settings, table)
     unlabelled = None if settings.unlabelled is None else read_unlabelled(run, Path(settings.unlabelled))
-    members_answer = predict_members(run, members, (*_SPLITS, *aside))
-    labels = {split: table.labels[table.rows(split)] for split in members_answer}
-    patients = {split: tuple(table.patients[row] for row in table.rows(split)) for split in members_answer}
-    parts = {
-        split: ValidationPredictions(members_answer[split], labels[split], number_patients(patients[split]), classes)
-        for split in members_answer
-    }
-    known = parts["validation"]
+    predictions = predict_members(run, members, ("validation",))["validation"]
+    known = _labelled(table, "validation", predictions, classes)
     vote = fit_vote(known, settings)
+    detectors = None
+    if not settings.no_outliers:
+        detectors = fit_detectors(run, [members[index] for index in vote.kept], settings.seed)
+    parts = _predict_parts(run, members, vote, detectors, known, ("test", *aside))
+    known = parts["validation"]
     shares = _served_frequencies(run, members, vote, known, settings)
     ratio = None if shares is None else prior_ratio(shares, class_frequencies(known.labels, len(classes)), classes)
     vote = fit_sets_and_review(vote, known, settings, ratio, costs, parts.get("calibration"))
     outliers = None
-    if not settings.no_outliers:
-        outliers = fit_outliers(run, [members[index] for index in vote.kept], settings, tuple(parts))
+    if detectors is not None:
+        novelty = {split: part.novelty for split, part in parts.items() if part.novelty is not None}
+        outliers = fit_outliers(run, [members[index] for index in vote.kept], detectors, novelty, settings)
         vote = replace(vote, rule=replace(vote.rule, outliers=outliers.test))
-        parts = {split: replace(part, novelty=outliers.novelty.get(split)) for split, part in parts.items()}
-        known = parts["validation"]
     # Costs of reviews, and other class frequencies, decide on reviews in another way; 0 and 1 are no promises.
     by_cost = vote.point is not None and vote.point.review_cost is not None
     review = None
@@ -140,13 +138,13 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     vote = vote if certification is None else certification.vote
     results = {
         split: _SplitResults(
-            members_answer[split],
+            parts[split].predictions,
             vote.validation_verdict(known.predictions, known.novelty)
             if split == "validation"
-            else vote.verdict(members_answer[split], parts[split].novelty),
-            labels[split],
-            patients[split],
-            None if ratio is None else np.asarray(ratio)[labels[split]],
+            else vote.verdict(parts[split].predictions, parts[split].novelty),
+            parts[split].labels,
+            tuple(table.patients[row] for row in table.rows(split)),
+            None if ratio is None else np.asarray(ratio)[parts[split].labels],
         )
         for split in _SPLITS
     }
@@ -190,6 +188,36 @@ def _cascade_fit(
     whole = vote.verdict(test.predictions, test.novelty)
     scores = score_cascade(found, whole, ensemble.cascade, test.labels, bootstrap)
     return CascadeFit(lines=(*cascade.lines, f"on test images: {cascade_line(scores)}"), scores=scores)
+
+
+def _labelled(table: Table, split: Split, predictions: Floats, classes: tuple[str, ...]) -> ValidationPredictions:
+    """Return the predictions for the images of a split with their labels and groups."""
+    rows = table.rows(split)
+    groups = number_patients([table.patients[row] for row in rows])
+    return ValidationPredictions(predictions, table.labels[rows], groups, classes)
+
+
+def _predict_parts(
+    run: Run,
+    members: tuple[Member, ...],
+    vote: FittedVote,
+    detectors: FittedDetectors | None,
+    known: ValidationPredictions,
+    splits: tuple[Split, ...],
+) -> dict[Split, ValidationPredictions]:
+    """Return the predictions for validation images and other splits, with the novelty by the selected members."""
+    if detectors is None:
+        found = predict_splits(run, members, (None,) * len(members), splits)
+    else:
+        by_index = dict(zip(vote.kept.tolist(), detectors.detectors, strict=True))
+        found = predict_splits(run, members, [by_index.get(index) for index in range(len(members))], splits)
+        known = replace(known, novelty=detectors.novelty)
+    table = run.table()
+    parts: dict[Split, ValidationPredictions] = {"validation": known}
+    for split, one in found.items():
+        part = _labelled(table, split, one.probabilities, run.data().classes)
+        parts[split] = part if detectors is None else replace(part, novelty=one.novelty[:, vote.kept])
+    return parts
 
 
 def _check_held_out(settings: FitSettings, table: Table) -> tuple[Split, ...]:

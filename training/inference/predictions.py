@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -30,10 +30,12 @@ __all__ = [
     "MemberPredictions",
     "decide_blocks",
     "decide_splits",
+    "predict_ensemble",
     "predict_files",
     "predict_members",
     "predict_outputs",
     "predict_pixels",
+    "predict_splits",
     "predict_unlabelled",
 ]
 
@@ -43,7 +45,7 @@ _S = TypeVar("_S", bound=Split)
 
 @dataclass(frozen=True)
 class MemberPredictions:
-    """Outputs of members for some images.
+    """Predictions of members for images.
 
     Attributes:
         probabilities: Probabilities, `[images, members, classes]`.
@@ -57,13 +59,9 @@ class MemberPredictions:
 class _Predictor:
     """Member on a device, with its detector if the ensemble tests for outliers."""
 
-    def __init__(self, run: Run, member: Member, sha256: str | None, device: torch.device) -> None:
+    def __init__(self, run: Run, member: Member, detector: Detector | None, device: torch.device) -> None:
         self._model: nn.Module = model_from_checkpoint(member, run.checkpoint(member)).to(device)
-        self._detector: Detector | None = None
-        if sha256 is not None:
-            from plurum.detectors import read_detector
-
-            self._detector = read_detector(run.detector(member.name), sha256)
+        self._detector = detector
 
     def predict(self, pixels: npt.NDArray[np.uint8], rows: Ints, image: ImageSpec) -> tuple[Floats, Floats]:
         """Return probabilities, `[rows, classes]`, and novelty, `[rows]`."""
@@ -85,7 +83,7 @@ def predict_members(run: Run, members: tuple[Member, ...], splits: Iterable[_S])
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    found = _predict_splits(run, members, (None,) * len(members), splits)
+    found = predict_splits(run, members, (None,) * len(members), splits)
     return {split: outputs.probabilities for split, outputs in found.items()}
 
 
@@ -103,7 +101,7 @@ def decide_splits(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S
 
 
 def predict_outputs(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S, MemberPredictions]:
-    """Return the outputs of an ensemble's members by split; computed on the GPU if there is one.
+    """Return what the members of an ensemble say by split; computed on the GPU if there is one.
 
     Raises:
         MetadataError: a member or detector is invalid, has other classes or another image spec than the run's data, or
@@ -111,18 +109,38 @@ def predict_outputs(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    return _predict_splits(run, ensemble.members, _detectors(ensemble), splits)
+    return predict_splits(run, ensemble.members, _detectors(run, ensemble), splits)
 
 
-def _detectors(ensemble: Ensemble) -> tuple[str | None, ...]:
-    """Return the SHA-256 of each member's detector; None without one."""
-    return (None,) * len(ensemble.members) if ensemble.outliers is None else ensemble.outliers.detectors
+def _detectors(run: Run, ensemble: Ensemble) -> list[Detector | None]:
+    """Return the detector of each of an ensemble's members; None without one."""
+    if ensemble.outliers is None:
+        return [None] * len(ensemble.members)
+    return _read_detectors(run, ensemble.members, ensemble.outliers.detectors)
 
 
-def _predict_splits(
-    run: Run, members: Sequence[Member], detectors: Sequence[str | None], splits: Iterable[_S]
+def _read_detectors(run: Run, members: Sequence[Member], detectors: Sequence[str | None]) -> list[Detector | None]:
+    """Return each member's detector, by its SHA-256; None without one."""
+    if not any(detectors):
+        return [None] * len(members)
+    with needs_extra("training"):
+        from plurum.detectors import read_detector
+    return [
+        None if sha256 is None else read_detector(run.detector(member.name), sha256)
+        for member, sha256 in zip(members, detectors, strict=True)
+    ]
+
+
+def predict_splits(
+    run: Run, members: Sequence[Member], detectors: Sequence[Detector | None], splits: Iterable[_S]
 ) -> dict[_S, MemberPredictions]:
-    """Return the members' outputs by split.
+    """Return the members' predictions by split, from one pass; computed on the GPU if there is one.
+
+    Args:
+        run: Run of the members.
+        members: Members to predict with.
+        detectors: Detector of each member; None without one.
+        splits: Splits to predict.
 
     Raises:
         MetadataError: a member is invalid, has other classes or another image spec than the run's data, or returns
@@ -143,8 +161,8 @@ def _predict_splits(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[_S, list[tuple[Floats, Floats]]] = {split: [] for split in names}
     with show_progress("predicting with members", len(members), "members") as progress:
-        for member, sha256 in zip(members, detectors, strict=True):
-            predictor = _Predictor(run, member, sha256, device)
+        for member, detector in zip(members, detectors, strict=True):
+            predictor = _Predictor(run, member, detector, device)
             for split, parts in found.items():
                 parts.append(predictor.predict(pixels, table.rows(split), member.image))
                 if not all(np.isfinite(values).all() for values in parts[-1]):
@@ -186,8 +204,29 @@ def predict_pixels(
         MetadataError: a member is invalid, or returns NaN.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    blocks = (pixels[start : start + _BLOCK] for start in range(0, len(pixels), _BLOCK))
-    return _predict_blocks(run, members, (None,) * len(members), blocks, len(pixels), name).probabilities
+    return _predict_blocks(run, members, (None,) * len(members), _blocks(pixels), len(pixels), name).probabilities
+
+
+def predict_ensemble(run: Run, ensemble: Ensemble, pixels: npt.NDArray[np.uint8], name: str) -> MemberPredictions:
+    """Return what the members of an ensemble say of images at their input size.
+
+    Args:
+        run: Run with the members' weights and detectors.
+        ensemble: Ensemble of the run.
+        pixels: Images, uint8 `[images, height, width, 3]`.
+        name: Name of the images in messages.
+
+    Raises:
+        MetadataError: a member or detector is invalid, or returns NaN.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    detectors = _detectors(run, ensemble)
+    return _predict_blocks(run, ensemble.members, detectors, _blocks(pixels), len(pixels), name)
+
+
+def _blocks(pixels: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+    for start in range(0, len(pixels), _BLOCK):
+        yield pixels[start : start + _BLOCK]
 
 
 def predict_unlabelled(
@@ -205,8 +244,8 @@ def predict_unlabelled(
         MetadataError: a member or detector is invalid, or returns NaN.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    blocks = (pixels[start : start + _BLOCK] for start in range(0, len(pixels), _BLOCK))
-    return _predict_blocks(run, members, detectors, blocks, len(pixels), "unlabelled images")
+    found = _read_detectors(run, members, detectors)
+    return _predict_blocks(run, members, found, _blocks(pixels), len(pixels), "unlabelled images")
 
 
 def decide_blocks(
@@ -225,14 +264,14 @@ def decide_blocks(
         MetadataError: a member or detector is invalid, or returns NaN.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    outputs = _predict_blocks(run, ensemble.members, _detectors(ensemble), blocks, number, name)
+    outputs = _predict_blocks(run, ensemble.members, _detectors(run, ensemble), blocks, number, name)
     return decide(outputs.probabilities, ensemble.rule, outputs.novelty)
 
 
 def _predict_blocks(
     run: Run,
     members: Sequence[Member],
-    detectors: Sequence[str | None],
+    detectors: Sequence[Detector | None],
     blocks: Iterable[npt.NDArray[np.uint8]],
     number: int,
     name: str,
@@ -241,7 +280,9 @@ def _predict_blocks(
     with needs_extra("training"):
         import torch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictors = [_Predictor(run, member, sha256, device) for member, sha256 in zip(members, detectors, strict=True)]
+    predictors = [
+        _Predictor(run, member, detector, device) for member, detector in zip(members, detectors, strict=True)
+    ]
     image = run.data().image
     parts = []
     with show_progress("predicting with members", number, "images") as progress:

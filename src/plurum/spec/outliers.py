@@ -37,8 +37,9 @@ class OutlierRule(Metadata):
         counts: For each reference image, 1 divided by the number of reference images of its patient; None if each
             patient has one image.
         patients: Number of patients of the reference images; an image of an unknown patient counts as one.
-        split: Part of the data that the reference images are from. Detectors and weights are fitted on validation
-            images, so that a p-value from them is an estimate.
+        split: Part of the data that the reference images are from; `site` for those of the site that the vote was
+            calibrated on. Detectors and weights are fitted on validation images, so that a p-value from them is an
+            estimate.
     """
 
     alpha: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -48,7 +49,7 @@ class OutlierRule(Metadata):
     reference: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
     counts: tuple[_Weight, ...] | None = None
     patients: Annotated[int, Field(ge=1)]
-    split: Literal["calibration", "validation"]
+    split: Literal["calibration", "validation", "site"]
 
     def with_reference(self, scores: npt.ArrayLike, groups: npt.ArrayLike) -> OutlierRule:
         """Return the rule with another reference.
