@@ -23,6 +23,7 @@ __all__ = [
     "BIG",
     "ENCAPSULATED",
     "EXPLICIT",
+    "IMPLICIT",
     "KEPT",
     "NATIVE",
     "PREAMBLE_BYTES",
@@ -30,15 +31,16 @@ __all__ = [
     "DicomHeading",
     "Lut",
     "is_dicom",
+    "open_elements",
     "read_dicom",
     "read_heading",
     "refuse_corrupt",
 ]
 
 PREAMBLE_BYTES = 128
-_IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-NATIVE = (_IMPLICIT, EXPLICIT, BIG, _DEFLATED)
+NATIVE = (IMPLICIT, EXPLICIT, BIG, _DEFLATED)
 # Compressed transfer syntaxes that pydicom's extra `pixeldata` decodes; the kinds are for messages.
 ENCAPSULATED = {
     "1.2.840.10008.1.2.5": "RLE",
@@ -242,7 +244,7 @@ def read_dicom(data: bytes, frame: int = 0) -> DicomFile:
         UnreadableImageError: the file is truncated, nested too deep, has no image, or has a transfer syntax that is not
             supported. The message names the tag or the transfer syntax.
     """
-    syntax, reader, start = _open(data)
+    syntax, reader, start = open_elements(data)
     if syntax not in NATIVE and syntax not in ENCAPSULATED:
         raise UnreadableImageError(f"DICOM: transfer syntax {syntax} is not supported. Convert the file")
     found: dict[int, Element] = {}
@@ -269,7 +271,7 @@ def read_heading(data: bytes) -> DicomHeading:
     Raises:
         UnreadableImageError: as for `read_dicom`, or `data` end before NumberOfFrames should come.
     """
-    _, reader, start = _open(data)
+    _, reader, start = open_elements(data)
     found: dict[int, Element] = {}
     for element in reader.elements(start, len(reader.data)):
         found.setdefault(element.tag, element)
@@ -278,8 +280,12 @@ def read_heading(data: bytes) -> DicomHeading:
     raise UnreadableImageError("DICOM: the file has no image or is truncated")
 
 
-def _open(data: bytes) -> tuple[str, ElementReader, int]:
-    """Return the transfer syntax, a reader of the data set, and the offset of the data set."""
+def open_elements(data: bytes) -> tuple[str, ElementReader, int]:
+    """Return the transfer syntax, a reader of the data set, and the offset of the data set.
+
+    Raises:
+        UnreadableImageError: the file is not DICOM, or its compressed data set is corrupt, truncated or too large.
+    """
     start = PREAMBLE_BYTES + 4
     if not is_dicom(data):
         raise UnreadableImageError("DICOM: expected DICM after a preamble of 128 bytes")
@@ -296,7 +302,7 @@ def _open(data: bytes) -> tuple[str, ElementReader, int]:
         raise fault_at(_SYNTAX, "is missing or not a UID")
     if syntax == _DEFLATED:
         data, start = _inflate(data[start:]), 0
-    return syntax, ElementReader(data, explicit=syntax != _IMPLICIT, big=syntax == BIG), start
+    return syntax, ElementReader(data, explicit=syntax != IMPLICIT, big=syntax == BIG), start
 
 
 def _inflate(data: bytes) -> bytes:
