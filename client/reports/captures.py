@@ -56,6 +56,7 @@ def capture_from_picture(path: Path, writer: ReportWriter, image: ReportedImage,
         )
         # highdicom wants an orientation; the picture may be cropped or stretched, so it states none.
         capture.PatientOrientation = None
+        capture.Laterality = ""
         capture.ImageType = ["DERIVED", "SECONDARY"]
         capture.DerivationDescription = f"Grad-CAM map of {image.prediction.label} over the image"
         source = Dataset()

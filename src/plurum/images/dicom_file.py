@@ -61,6 +61,7 @@ _MAX_INFLATED = 64 << 20
 _SAMPLES, _PHOTOMETRIC, _ROWS, _COLUMNS, _ALLOCATED = 0x00280002, 0x00280004, 0x00280010, 0x00280011, 0x00280100
 _ITEM_HEADER = 8
 _SYNTAX, _SOP_CLASS, _PATIENT_ID, _FRAMES = 0x00020010, 0x00080016, 0x00100020, 0x00280008
+_SERIES = 0x0020000E
 _FLOAT_PIXELS = (0x7FE00008, 0x7FE00009)
 _LUT_DESCRIPTOR, _LUT_DATA = 0x00283002, 0x00283006
 _LUTS = (0x00283000, 0x00283010)
@@ -86,7 +87,7 @@ KEPT: dict[int, tuple[str, ...]] = {
     **dict.fromkeys((0x00281101, 0x00281102, 0x00281103), ("US", "SS")),
     **dict.fromkeys((0x00281201, 0x00281202, 0x00281203, 0x00281221, 0x00281222, 0x00281223), ("OW", "US")),
 }
-_READ_TOO = {_SOP_CLASS: ("UI",), _PATIENT_ID: ("LO",), _FRAMES: ("IS",)}
+_READ_TOO = {_SOP_CLASS: ("UI",), _PATIENT_ID: ("LO",), _FRAMES: ("IS",), _SERIES: ("UI",)}
 # Largest value of an element that is not a table.
 _MAX_VALUE, _MAX_TABLE = 1 << 12, 1 << 18
 _MAX_WINDOWS, _MAX_FRAMES = 64, 1 << 16
@@ -105,15 +106,18 @@ class Lut(NamedTuple):
 
 
 class DicomHeading(NamedTuple):
-    """Patient and frames of a file.
+    """Patient and frames of a file, or the slide to which it belongs.
 
     Attributes:
         patient: PatientID (0010,0020) as stored, without padding; empty if it is missing.
         frames: Number of frames.
+        slide: SeriesInstanceUID (0020,000E) of a whole-slide image, whose levels are files of one series; empty for
+            other images.
     """
 
     patient: bytes
     frames: int
+    slide: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -257,8 +261,8 @@ def read_dicom(data: bytes, frame: int = 0) -> DicomFile:
         raise fault_at(PIXEL_DATA, "is missing, so the file has no image or is truncated")
     if (pixels.end < 0) != (syntax in ENCAPSULATED):
         raise fault_at(PIXEL_DATA, f"its encapsulation and the transfer syntax {syntax} disagree")
-    if _value(reader, found, _SOP_CLASS).rstrip(b"\0 ") == _WHOLE_SLIDE:
-        raise fault_at(_SOP_CLASS, "is a whole-slide image, which is not supported in DICOM files")
+    if _is_slide(reader, found):
+        raise fault_at(_SOP_CLASS, "is a whole-slide image, which only plurum predict and predict_slide read, by tiles")
     values = _values(reader, found, frame)
     luts = {tag: lut for tag in _LUTS if tag in found and (lut := _lut(reader, found[tag]))}
     return DicomFile(syntax, reader, values, luts, _frames(reader, found), pixels)
@@ -276,7 +280,8 @@ def read_heading(data: bytes) -> DicomHeading:
     for element in reader.elements(start, len(reader.data)):
         found.setdefault(element.tag, element)
         if element.tag > _FRAMES:
-            return DicomHeading(_value(reader, found, _PATIENT_ID).strip(b" \0"), _frames(reader, found))
+            slide = _value(reader, found, _SERIES) if _is_slide(reader, found) else b""
+            return DicomHeading(_value(reader, found, _PATIENT_ID).strip(b" \0"), _frames(reader, found), slide)
     raise UnreadableImageError("DICOM: the file has no image or is truncated")
 
 
@@ -303,6 +308,10 @@ def open_elements(data: bytes) -> tuple[str, ElementReader, int]:
     if syntax == _DEFLATED:
         data, start = _inflate(data[start:]), 0
     return syntax, ElementReader(data, explicit=syntax != IMPLICIT, big=syntax == BIG), start
+
+
+def _is_slide(reader: ElementReader, found: Mapping[int, Element]) -> bool:
+    return _value(reader, found, _SOP_CLASS).rstrip(b"\0 ") == _WHOLE_SLIDE
 
 
 def _inflate(data: bytes) -> bytes:
