@@ -19,7 +19,7 @@ from plurum.client.reports.report_names import names_of_reports
 from plurum.client.reports.sources import is_other_format, quiet_dicom, read_source
 from plurum.client.reports.structured_reports import ReportedImage, ReportWriter, check_classes
 from plurum.dicom_files import file_and_frame
-from plurum.errors import DataError, ImageError, SettingsError
+from plurum.errors import ImageError, SettingsError
 from plurum.evidence import Evidence
 from plurum.files import check_folder, write_bytes
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
@@ -100,13 +100,15 @@ class ReportStream:
         file, frame = file_and_frame(path)
         try:
             data = without_patient(read_regular(Path(file), MAX_IMAGE_BYTES), frame)
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from error
-        ensemble = evidence.maps(data, image.prediction.label)[0]
-        if not ensemble.picture:
-            self.line(f"{path}: no heat map: {ensemble.note}")
+            ensemble = evidence.maps(data, image.prediction.label)[0]
+        except (ImageError, OSError, ValueError) as error:
+            # Such as a slide, which is never decoded as a whole.
+            self.line(f"{path}: no heat map: {getattr(error, 'strerror', None) or error}")
             return
-        self._write(path, "map", capture_from_picture(Path(path), self._writer, image, ensemble.picture))
+        if ensemble.picture:
+            self._write(path, "map", capture_from_picture(Path(path), self._writer, image, ensemble.picture))
+        else:
+            self.line(f"{path}: no heat map: {ensemble.note}")
 
     def _write(self, path: str, kind: str, dataset: Any) -> None:
         content = io.BytesIO()

@@ -6,6 +6,7 @@ values, which identify a patient.
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import re
@@ -24,6 +25,7 @@ from plurum.regular_files import MAX_IMAGE_BYTES, open_regular, read_regular
 
 __all__ = ["is_other_format", "quiet_dicom", "read_source"]
 
+_ANY_UID = "1.2.3"
 # The elements stand near the beginning of a file.
 _BEGINNING = 1 << 16
 # Elements that every object of the same study repeats, and those that name the image.
@@ -80,7 +82,7 @@ def read_source(path: Path) -> Any:
         MissingExtraError: highdicom is not installed.
     """
     with needs_extra("dicom"):
-        import highdicom  # noqa: F401 - the first package that may be missing
+        import highdicom  # noqa: F401 - before anything is sent
         import pydicom
     tags = frozenset(map(_tag, _KEYWORDS))
     try:
@@ -103,7 +105,7 @@ def _source(path: Path, found: Any) -> Any:
     source = pydicom.Dataset()
     for keyword in _REQUIRED:
         uid = pydicom.uid.UID(_text(found, keyword))
-        if not (uid.is_valid and uid) or (keyword == "SOPClassUID" and uid.type != "SOP Class"):
+        if not (uid.is_valid and uid) or (keyword == "SOPClassUID" and not _is_known(uid)):
             expected = "the UID of a class of the standard" if keyword == "SOPClassUID" else "a UID"
             name = tag_text(_tag(keyword)).removeprefix(f"{keyword} ")
             raise DataError(f"{path}: {keyword} {name}: expected {expected}. A report needs it to name the image")
@@ -120,6 +122,25 @@ def _tag(keyword: str) -> int:
     from pydicom.datadict import tag_for_keyword
 
     return tag_for_keyword(keyword) or 0
+
+
+@functools.cache
+def _is_known(sop_class: str) -> bool:
+    """Return True if highdicom knows which elements objects of a class share with a report."""
+    import highdicom
+    import pydicom
+
+    source = pydicom.Dataset()
+    source.SOPClassUID, source.SOPInstanceUID = sop_class, _ANY_UID
+    uids = dict.fromkeys(("study_instance_uid", "series_instance_uid", "sop_instance_uid"), _ANY_UID)
+    report = highdicom.SOPClass(
+        **uids, sop_class_uid=pydicom.uid.ComprehensiveSRStorage, series_number=1, instance_number=1, modality="SR"
+    )
+    try:
+        report.copy_patient_and_study_information(source)
+    except KeyError:
+        return False
+    return True
 
 
 def _text(found: Any, keyword: str) -> str:

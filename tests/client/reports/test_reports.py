@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import random
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,21 +16,25 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from plurum.client import Answer, Failure, Prediction, Served
+from plurum.benchmarks.claims.images.dicom import pydicom_files
+from plurum.client import Answer, Failure, Served
 from plurum.client.reports.report_names import names_of_reports
 from plurum.client.reports.report_stream import ReportStream, check_sources
+from plurum.client.reports.sources import read_source
+from plurum.client.reports.structured_reports import ReportedImage, ReportWriter
 from plurum.errors import DataError, OutputError, SettingsError
 from plurum.evidence import Evidence
 from tests.cli.command_line import CommandLine
 from tests.client.samples import png, prediction
-from tests.images.dicom_files import PATIENT_ID, PLANTED, STUDY_UID, dicom, pydicom
+from tests.fuzz.dicom_mutations import broken_dicom, dicom_corpus
+from tests.images.dicom_files import PATIENT_ID, PLANTED, STUDY_UID, dicom, identifying_values, pydicom
 
 highdicom: Any = pytest.importorskip("highdicom")
 
 SERVED = Served(("CE", "LAA"), ("one", "two"), 8, None, metadata_sha256="ab" * 32)
 GREY = np.zeros((16, 16), np.uint8)
 # Two frames, in a class that has frames.
-CINE = {"pixels": np.stack([GREY, GREY]), "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2"}
+CINE: dict[str, Any] = {"pixels": np.stack([GREY, GREY]), "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2"}
 
 
 class Source:
@@ -112,7 +118,7 @@ def test_a_report_says_all_of_the_prediction(tmp_path: Path) -> None:
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"])
 def test_other_encodings_of_the_source(tmp_path: Path, syntax: str) -> None:
     name = "Zażółć^Gęślą"
-    elements = {"SpecificCharacterSet": "ISO_IR 101", "PatientName": name}
+    elements: dict[str, Any] = {"SpecificCharacterSet": "ISO_IR 101", "PatientName": name}
     if syntax.endswith("1.2.2"):
         data = pydicom.dcmread(io.BytesIO(dicom(GREY, **elements)))
         data.file_meta.TransferSyntaxUID = syntax
@@ -140,7 +146,7 @@ def test_a_report_for_each_study(tmp_path: Path) -> None:
         write(tmp_path / f"{number}.dcm", number, StudyInstanceUID=STUDY_UID + study)
         for number, study in enumerate(studies)
     ]
-    answers = [prediction(), Failure(1, images[1], "broken"), prediction("LAA", review=False)]
+    answers: list[Answer] = [prediction(), Failure(1, images[1], "broken"), prediction("LAA", review=False)]
     reports = report_on(tmp_path / "out", images, *answers, by_study=True)
     assert [path.name for path in sorted((tmp_path / "out").iterdir())] == ["0.study.sr.dcm", "2.study.sr.dcm"]
     assert evaluations(group_of(reports[1]))[:2] == [("Predicted class", "LAA"), ("Class in the prediction set", "LAA")]
@@ -199,7 +205,7 @@ def test_what_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
         ("SOPClassUID", "1.2.3", r"SOPClassUID \(0008,0016\): expected the UID of a class of the standard"),
     ):
         with pytest.raises(DataError, match=message):
-            check_sources([write(tmp_path / "odd.dcm", **{keyword: value})], out, [])
+            check_sources([write(tmp_path / "odd.dcm", 1, **{keyword: value})], out, [])
     for name in ("x" * 50, "a\\b", ""):
         with pytest.raises(SettingsError, match="--sr: expected class names of 1 to 49 characters"):
             report_on(out, [scan], served=replace(SERVED, classes=(name, "LAA")))
@@ -221,8 +227,38 @@ def test_an_earlier_report_stays_if_the_next_fails(tmp_path: Path) -> None:
     scan = write(tmp_path / "scan.dcm")
     report_on(tmp_path / "out", [scan])
     before = (tmp_path / "out" / "scan.sr.dcm").read_bytes()
-    bad = cast("Prediction", replace(prediction(), probabilities={"CE": "many"}))
+    bad = replace(prediction(), probabilities={"CE": cast("float", "many")})
     with pytest.raises(DataError, match="no report can be made from its elements"):
         report_on(tmp_path / "out", [scan], bad)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan.sr.dcm"]
     assert (tmp_path / "out" / "scan.sr.dcm").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_broken_sources_give_a_valid_report_or_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    corpus, writer, path = dicom_corpus(), ReportWriter(SERVED), tmp_path / "scan.dcm"
+    refusals = []
+    for number in range(150):
+        draw = random.Random(number)
+        path.write_bytes(broken_dicom(draw, draw.choice(corpus)))
+        try:
+            report = writer.report(path, [ReportedImage(read_source(path), prediction())])
+            report.save_as(io.BytesIO(), enforce_file_format=True)
+        except DataError as error:
+            refusals.append(str(error))
+    assert 0 < len(refusals) < 150
+    assert all("\n" not in one for one in refusals)
+    assert identifying_values("".join([*refusals, caplog.text]).encode()) == []
+
+
+@pytest.mark.slow
+def test_files_of_pydicom_give_a_valid_report_or_one_line(tmp_path: Path) -> None:
+    writer, reported = ReportWriter(SERVED), 0
+    for path in pydicom_files():
+        with suppress(DataError):
+            report = writer.report(path, [ReportedImage(read_source(path), prediction())])
+            report.save_as(tmp_path / f"{reported}.dcm", enforce_file_format=True)
+            reported += 1
+    errors = [(path, line) for path in tmp_path.iterdir() for line in problems(path) if line.startswith("Error")]
+    assert errors == []
+    assert reported > 50

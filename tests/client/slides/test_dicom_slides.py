@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from plurum.client import EnsembleClient, Prediction, listing_from_names
 from plurum.client.reports.report_stream import ReportStream, check_sources
 from plurum.client.slides.slide_stream import SlideStream, is_slide
 from plurum.client.slides.slides import SlideSettings
+from plurum.evidence import Evidence
 from plurum.images import UnreadableImageError, open_image
 from plurum.slides.scanners import ScannerSlide, open_slide
 from tests.client.slides.dicom_slide import write_dicom_slide
@@ -56,7 +58,11 @@ def test_a_slide_is_one_image_with_one_report(tmp_path: Path, pixels: npt.NDArra
     check_sources(listing, tmp_path / "out", [tmp_path / "in"])
     client = cast("EnsembleClient", Painter())
     stream = SlideStream(client, SlideSettings())
-    (answer,) = ReportStream(stream, client.served, tmp_path / "out", listing).stream(iter(listing))
+    said: list[str] = []
+    evidence = cast("Evidence", SimpleNamespace(mismatch=lambda *_: ""))
+    reports = ReportStream(stream, client.served, tmp_path / "out", listing, evidence=evidence, line=said.append)
+    (answer,) = reports.stream(iter(listing))
+    assert said[0].startswith(f"{first}: no heat map: DICOM: SOPClassUID (0008,0016): is a whole-slide image")
     assert isinstance(answer, Prediction)
     report = pydicom.dcmread(tmp_path / "out" / "level0.sr.dcm")
     (series,) = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
