@@ -146,7 +146,7 @@ def check_classes(classes: Iterable[str]) -> None:
 
 
 def _ensemble(served: Served) -> str:
-    return f"Plurum ensemble of {len(served.members)} models"
+    return served.name or f"ensemble of {len(served.members)} models"
 
 
 def _measurements(prediction: Prediction) -> Iterable[Any]:

@@ -6,6 +6,7 @@ deadline, and callers must let them complete.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
@@ -81,6 +82,7 @@ class ServedEnsemble:
         width: Width of the members' input image, pixels.
         max_batch_size: Maximum number of images in one request.
         models: Metadata of the public models that are served, by name.
+        metadata_sha256: SHA-256 of the ensemble's metadata, as Triton states them.
         decision: Parts of the metadata about decisions: `patient_rule`, `operating_point`, `audit_rate` and `promise`,
             where present.
     """
@@ -92,6 +94,7 @@ class ServedEnsemble:
     width: int
     max_batch_size: int
     models: dict[str, Any]
+    metadata_sha256: str = ""
     decision: dict[str, Any] = field(default_factory=dict)
 
 
@@ -131,7 +134,8 @@ class TritonConnection:
         """
         config = (await self._config(pb.ModelConfigRequest(name=ENSEMBLE), timeout=_DESCRIBE_S)).config
         try:
-            metadata = json.loads(config.parameters["contract"].string_value)
+            text = config.parameters["contract"].string_value
+            metadata = json.loads(text)
             return ServedEnsemble(
                 ensemble=str(metadata["name"]),
                 classes=tuple(metadata["classes"]),
@@ -140,6 +144,7 @@ class TritonConnection:
                 width=metadata["image"]["width"],
                 max_batch_size=config.max_batch_size,
                 models=await self._models(),
+                metadata_sha256=hashlib.sha256(text.encode()).hexdigest(),
                 decision={name: metadata[name] for name in _DECISION if metadata.get(name) is not None},
             )
         except (KeyError, TypeError) as error:

@@ -31,7 +31,7 @@ from tests.images.dicom_files import PATIENT_ID, PLANTED, STUDY_UID, dicom, iden
 
 highdicom: Any = pytest.importorskip("highdicom")
 
-SERVED = Served(("CE", "LAA"), ("one", "two"), 8, None, metadata_sha256="ab" * 32)
+SERVED = Served(("CE", "LAA"), ("one", "two"), 8, None, metadata_sha256="ab" * 32, name="stroke")
 GREY = np.zeros((16, 16), np.uint8)
 # Two frames, in a class that has frames.
 CINE: dict[str, Any] = {"pixels": np.stack([GREY, GREY]), "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2"}
@@ -104,7 +104,7 @@ def test_a_report_says_all_of_the_prediction(tmp_path: Path) -> None:
         ("Reason for review", "Unlike the reference images"), ("Drawn for audit", "No"),
     ]  # fmt: skip
     texts = {one.ConceptNameCodeSequence[0].CodeMeaning: one.get("TextValue") for one in group[0].ContentSequence}
-    assert texts["Algorithm Name"] == "Plurum ensemble of 2 models"
+    assert texts["Algorithm Name"] == "stroke"
     assert texts["Algorithm Version"] == "r7"
     assert texts["Algorithm Parameters"] == "members: one, two"
     (image,) = group.source_images
