@@ -38,6 +38,7 @@ class Served:
             version of Plurum can't read it.
         window: Centre and width of the window that the server applies to grey images of 16 bits and DICOM; None if it
             applies none, or if it hides its config.
+        name: Name of the ensemble; empty if the server hides its config, or is an older gateway.
     """
 
     classes: tuple[str, ...]
@@ -56,6 +57,7 @@ class Served:
     operating_point: OperatingPoint | None = None
     promise: ReviewPromise | None = None
     window: Window | None = None
+    name: str = ""
 
     @property
     def contract(self) -> str:

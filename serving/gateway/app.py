@@ -184,8 +184,9 @@ class _Gateway:
         """Return the parts of a model's config that clients need: names, decisions, and the maximum batch size."""
         name = _public(request)
         served = await self._served(self._deadline(request.headers), name)
-        names = {"classes": served.classes, "members": [{"name": member} for member in served.members]}
-        parameters = {"contract": {"string_value": json.dumps(names | served.decision)}}
+        names = {"name": served.ensemble, "classes": served.classes, "metadata_sha256": served.metadata_sha256}
+        members = {"members": [{"name": member} for member in served.members]}
+        parameters = {"contract": {"string_value": json.dumps(names | members | served.decision)}}
         return JSONResponse({"name": name, "max_batch_size": served.max_batch_size, "parameters": parameters})
 
     async def model_ready(self, request: Request) -> Response:

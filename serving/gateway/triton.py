@@ -6,6 +6,7 @@ deadline, and callers must let them complete.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
@@ -82,6 +83,7 @@ class ServedEnsemble:
         max_batch_size: Maximum number of images in one request.
         models: Metadata of the public models that are served, by name.
         has_cascade: True if not all members run for each image.
+        metadata_sha256: SHA-256 of the ensemble's metadata, as Triton states them.
         decision: Parts of the metadata about decisions: `patient_rule`, `operating_point`, `audit_rate` and `promise`,
             where present.
     """
@@ -94,6 +96,7 @@ class ServedEnsemble:
     max_batch_size: int
     models: dict[str, Any]
     has_cascade: bool = False
+    metadata_sha256: str = ""
     decision: dict[str, Any] = field(default_factory=dict)
 
 
@@ -133,7 +136,8 @@ class TritonConnection:
         """
         config = (await self._config(pb.ModelConfigRequest(name=ENSEMBLE), timeout=_DESCRIBE_S)).config
         try:
-            metadata = json.loads(config.parameters["contract"].string_value)
+            text = config.parameters["contract"].string_value
+            metadata = json.loads(text)
             return ServedEnsemble(
                 ensemble=str(metadata["name"]),
                 classes=tuple(metadata["classes"]),
@@ -143,6 +147,7 @@ class TritonConnection:
                 max_batch_size=config.max_batch_size,
                 models=await self._models(),
                 has_cascade=metadata.get("cascade") is not None,
+                metadata_sha256=hashlib.sha256(text.encode()).hexdigest(),
                 decision={name: metadata[name] for name in _DECISION if metadata.get(name) is not None},
             )
         except (KeyError, TypeError) as error:
