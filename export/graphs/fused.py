@@ -23,9 +23,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from plurum.export.graphs.member import onnx_from_module
 from plurum.export.graphs.runtimes import batches_of, onnx_session, openvino_runner
 from plurum.export.settings import Backend
+from plurum.onnx_graphs.export import onnx_from_module
 from plurum.predictions.arrays import Ints
 from plurum.predictions.outputs import voted_outputs
 from plurum.spec import INPUT_PIXELS, LOGITS, NOVELTY

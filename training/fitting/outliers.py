@@ -173,11 +173,13 @@ def _fit_member(run: Run, member: Member, table: Table, splits: Sequence[Split],
     if not len(rows := _draw(table.rows("train"), seed)):
         raise NoFeaturesError("the run has no training images")
     model = feature_model(run, member)
-    validation = extract_features(model, run, table.rows("validation"))
-    detector = fit_detector(extract_features(model, run, rows), torch.from_numpy(table.labels[rows]), validation)
+    validation = extract_features(model, run, table.rows("validation"), member.image)
+    detector = fit_detector(
+        extract_features(model, run, rows, member.image), torch.from_numpy(table.labels[rows]), validation
+    )
 
     def novelty(part: Split) -> Floats:
-        features = validation if part == "validation" else extract_features(model, run, table.rows(part))
+        features = validation if part == "validation" else extract_features(model, run, table.rows(part), member.image)
         with torch.inference_mode():
             found: Floats = detector(features)[:, 0].double().numpy()
         return found
