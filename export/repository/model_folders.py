@@ -77,7 +77,8 @@ def add_chain_models(
     for member, has_novelty in zip(ensemble.members, ensemble.detecting, strict=True):
         artefact = artefacts.get(member.name)
         made = (artefact.execution,) if artefact else ()
-        _write_model(folder, member_config(member, max_batch_size, *made, has_novelty=has_novelty), ensemble)
+        config = member_config(member, max_batch_size, *made, has_novelty=has_novelty, decoded=ensemble.image)
+        _write_model(folder, config, ensemble)
     for config in chain_configs(ensemble, max_batch_size):
         _write_model(folder, config, ensemble)
     state_precisions(folder / "voter" / "1", {name: artefact.precision for name, artefact in artefacts.items()})

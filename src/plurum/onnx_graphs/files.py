@@ -126,8 +126,9 @@ def _bytes_of(path: Path, tensor: Any) -> int:
 
     if any(size < 0 for size in tensor.dims):
         raise MetadataError(f"{path}: expected sizes of at least 0, got {list(tensor.dims)} for {tensor.name!r}")
-    size_bytes: int = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return math.prod(tensor.dims) * size_bytes
+    value_bytes: int = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    values: int = math.prod(tensor.dims)
+    return values * value_bytes
 
 
 def _read_part(file: Path, path: Path, offset: int, count: int) -> bytes:

@@ -42,7 +42,8 @@ class _Branching(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         means = images.mean(dim=(2, 3))
-        return self.layer(means) if means.sum() > 0 else self.layer(-means)
+        found: Tensor = self.layer(means if means.sum() > 0 else -means)
+        return found
 
 
 def make_wrapped(num_classes: int) -> nn.Module:

@@ -54,7 +54,7 @@ def write_graph(
     size: int | str = SIZE,
 ) -> onnx.ModelProto:
     """Write the graph to `path`, and return it."""
-    kind, dtype = (TensorProto.FLOAT16, np.float16) if half else (TensorProto.FLOAT, np.float32)
+    kind, dtype = (TensorProto.FLOAT16, "float16") if half else (TensorProto.FLOAT, "float32")
     shape = [batch, 3, size, size] if layout == "NCHW" else [batch, size, size, 3]
     fixed = batch if isinstance(batch, int) else -1
     nodes = [] if layout == "NCHW" else [helper.make_node("Transpose", ["picture"], ["nchw"], perm=[0, 3, 1, 2])]
@@ -68,7 +68,7 @@ def write_graph(
     ]
     if softmax:
         nodes.append(helper.make_node("Softmax", ["scores"], ["shares"], axis=1))
-    weights = {"filters": _FILTERS, "head": _HEAD, "bias": _BIAS}
+    weights: dict[str, npt.NDArray[np.float32]] = {"filters": _FILTERS, "head": _HEAD, "bias": _BIAS}
     graph = helper.make_graph(
         nodes,
         "colleague",

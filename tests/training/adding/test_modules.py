@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,19 +34,19 @@ SIDE = 48
 
 
 def torchvision_plain(path: Path) -> nn.Module:
-    model = torchvision.models.resnet18(num_classes=10)
+    model: nn.Module = torchvision.models.resnet18(num_classes=10)
     torch.save(model.state_dict(), path)
     return model
 
 
 def torchvision_mobilenet(path: Path) -> nn.Module:
-    model = torchvision.models.mobilenet_v3_small(num_classes=10)
+    model: nn.Module = torchvision.models.mobilenet_v3_small(num_classes=10)
     torch.save({"epoch": 3, "model_state_dict": model.state_dict()}, path)
     return model
 
 
 def timm_parallel(path: Path) -> nn.Module:
-    model = timm.create_model("resnet10t", num_classes=10)
+    model: nn.Module = timm.create_model("resnet10t", num_classes=10)
     torch.save({"state_dict": nn.DataParallel(model).state_dict(), "arch": "resnet10t"}, path)
     return model
 
@@ -57,13 +58,14 @@ def timm_averaged(path: Path) -> nn.Module:
 
 
 def compiled(path: Path) -> nn.Module:
-    model = timm.create_model("regnetx_002", num_classes=10)
-    save_file(torch.compile(model).state_dict(), path)
+    model: nn.Module = timm.create_model("regnetx_002", num_classes=10)
+    wrapped: Any = torch.compile(model)
+    save_file(wrapped.state_dict(), path)
     return model
 
 
 def averaged_by_torch(path: Path) -> nn.Module:
-    model = torchvision.models.resnet18(num_classes=10)
+    model: nn.Module = torchvision.models.resnet18(num_classes=10)
     torch.save(torch.optim.swa_utils.AveragedModel(model).state_dict(), path)
     return model
 
@@ -81,16 +83,16 @@ def like_fastai(path: Path) -> nn.Module:
 
 
 def with_a_loss(path: Path) -> nn.Module:
-    model = torchvision.models.resnet18(num_classes=10)
+    model: nn.Module = torchvision.models.resnet18(num_classes=10)
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
     torch.save({"state_dict": {**weights, "criterion.weight": torch.ones(10)}, "epoch": 1}, path)
     return model
 
 
 def lightning(path: Path) -> nn.Module:
-    import lightning
+    lightning = importlib.import_module("lightning")
 
-    class Task(lightning.LightningModule):
+    class Task(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self, width: int = 10) -> None:
             super().__init__()
             self.save_hyperparameters()
@@ -106,33 +108,28 @@ def lightning(path: Path) -> nn.Module:
 
 
 def monai(path: Path) -> nn.Module:
-    from monai.networks.nets import DenseNet121
-
-    model: nn.Module = DenseNet121(spatial_dims=2, in_channels=3, out_channels=10)
+    nets = importlib.import_module("monai.networks.nets")
+    model: nn.Module = nets.DenseNet121(spatial_dims=2, in_channels=3, out_channels=10)
     torch.save(model.state_dict(), path)
     return model
 
 
 def transformers(path: Path) -> nn.Module:
-    from transformers import ViTForImageClassification
-
-    model: nn.Module = ViTForImageClassification(_vit())
+    library = importlib.import_module("transformers")
+    model: nn.Module = library.ViTForImageClassification(_vit())
     save_file(model.state_dict(), path)
     return model
 
 
 def _vit() -> Any:
-    from transformers import ViTConfig
-
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    return ViTConfig(image_size=SIDE, patch_size=8, num_labels=10, **sizes)
+    return importlib.import_module("transformers").ViTConfig(image_size=SIDE, patch_size=8, num_labels=10, **sizes)
 
 
 def make_vit() -> nn.Module:
     """Return the transformer as a user's code would."""
-    from transformers import ViTForImageClassification
-
-    model: nn.Module = ViTForImageClassification(_vit())
+    library = importlib.import_module("transformers")
+    model: nn.Module = library.ViTForImageClassification(_vit())
     return model
 
 
