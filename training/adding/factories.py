@@ -135,5 +135,6 @@ def _function(arch: str, place: str, name: str) -> Any:
 def _call(function: Any, classes: int) -> Any:
     """Call a factory, with the number of classes if it takes that."""
     taken = inspect.signature(function).parameters
+    takes_classes = "num_classes" in taken or any(one.kind is one.VAR_KEYWORD for one in taken.values())
     with torch.random.fork_rng(devices=[]):
-        return function(num_classes=classes) if "num_classes" in taken else function()
+        return function(num_classes=classes) if takes_classes else function()

@@ -39,8 +39,8 @@ def torchvision_plain(path: Path) -> nn.Module:
     return model
 
 
-def torchvision_mobilenet(path: Path) -> nn.Module:
-    model: nn.Module = torchvision.models.mobilenet_v3_small(num_classes=10)
+def torchvision_squeezenet(path: Path) -> nn.Module:
+    model: nn.Module = torchvision.models.squeezenet1_1(num_classes=10)
     torch.save({"epoch": 3, "model_state_dict": model.state_dict()}, path)
     return model
 
@@ -135,7 +135,7 @@ def make_vit() -> nn.Module:
 
 CHECKPOINTS: dict[str, tuple[Callable[[Path], nn.Module], str, str]] = {
     "torchvision": (torchvision_plain, "torchvision:resnet18", "r.pth"),
-    "torchvision, in a training state": (torchvision_mobilenet, "torchvision:mobilenet_v3_small", "r.tar"),
+    "torchvision, in a training state": (torchvision_squeezenet, "torchvision:squeezenet1_1", "r.tar"),
     "timm with DataParallel": (timm_parallel, "resnet10t", "model_best.pth.tar"),
     "timm with EMA": (timm_averaged, "resnet10t", "last.pth"),
     "torch.compile": (compiled, "regnetx_002", "compiled.safetensors"),
