@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from plurum.conventions import OPSET
 from plurum.settings.options import NOT_AN_OPTION, Settings
 
 __all__ = [
@@ -20,9 +21,6 @@ __all__ = [
     "Precision",
     "Target",
 ]
-
-# From 23 on, timm's fused attention becomes an Attention op, which TensorRT parses and then fails to build.
-OPSET = 20
 
 Target = Literal["cpu", "gpu"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]

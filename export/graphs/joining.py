@@ -11,7 +11,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from plurum.export.graphs.member import onnx_from_module
+from plurum.onnx_graphs.export import onnx_from_module
 from plurum.spec import LOGITS, NOVELTY
 
 __all__ = ["BEFORE", "join_graphs"]

@@ -39,7 +39,9 @@ def expected_configs(ensemble: Ensemble, manifest: ExportManifest) -> dict[str, 
     """Return the config of every model that `ensemble` needs, by name: inputs, outputs and the largest batch."""
     most = manifest.max_batch_size
     members = zip(ensemble.members, ensemble.detecting, strict=True)
-    configs = [member_config(member, most, has_novelty=has_novelty) for member, has_novelty in members]
+    configs = [
+        member_config(member, most, has_novelty=has_novelty, decoded=ensemble.image) for member, has_novelty in members
+    ]
     configs += chain_configs(ensemble, most)
     if any(one.model == FUSED for one in manifest.artefacts):
         configs += fused_configs(ensemble, most, "onnxruntime")

@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.export.settings import EXECUTIONS, Backend, Execution
 from plurum.predictions.outputs import OUTPUTS, Output, graph_outputs
-from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, NOVELTY, Ensemble, Member
+from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, NOVELTY, Ensemble, ImageSpec, Member
 
 __all__ = [
     "FUSED",
@@ -44,11 +44,24 @@ def text_of(config: Any) -> str:
 
 
 def member_config(
-    member: Member, max_batch_size: int, execution: Execution = EXECUTIONS["cpu"][0], *, has_novelty: bool = False
+    member: Member,
+    max_batch_size: int,
+    execution: Execution = EXECUTIONS["cpu"][0],
+    *,
+    has_novelty: bool = False,
+    decoded: ImageSpec | None = None,
 ) -> Any:
-    """Return the config of one member's graph, PIXELS → LOGITS, and NOVELTY if it has a detector."""
+    """Return the config of one member's graph, PIXELS → LOGITS, and NOVELTY if it has a detector.
+
+    Args:
+        member: Metadata of the member.
+        max_batch_size: Largest batch.
+        execution: Precision and backend of the graph.
+        has_novelty: True if the member has a detector.
+        decoded: Image spec of the ensemble, by which images are decoded; None if that is the member's.
+    """
     config = _graph_config(member.name, max_batch_size, execution)
-    config.input.append(_pixels(pb.ModelInput, member))
+    config.input.append(_pixels(pb.ModelInput, decoded or member.image))
     config.output.append(_tensor(pb.ModelOutput, LOGITS, "TYPE_FP32", (len(member.classes),)))
     if has_novelty:
         config.output.append(_tensor(pb.ModelOutput, NOVELTY, "TYPE_FP32", (1,)))
@@ -86,7 +99,7 @@ def _preprocess_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     """Return the config of the Python model that decodes images: IMAGE → PIXELS."""
     config = _config("preprocess", max_batch_size, backend="python")
     config.input.append(_tensor(pb.ModelInput, IMAGE, "TYPE_STRING", (1,)))
-    config.output.append(_pixels(pb.ModelOutput, ensemble))
+    config.output.append(_pixels(pb.ModelOutput, ensemble.image))
     return config
 
 
@@ -98,7 +111,7 @@ def _voter_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     """
     config = _config("voter", max_batch_size, backend="python")
     if ensemble.audit_rate is not None:
-        config.input.append(_pixels(pb.ModelInput, ensemble))
+        config.input.append(_pixels(pb.ModelInput, ensemble.image))
     for index in range(len(ensemble.members)):
         config.input.append(_tensor(pb.ModelInput, f"{LOGITS}_{index}", "TYPE_FP32", (len(ensemble.classes),)))
     for index in _detecting(ensemble):
@@ -133,7 +146,7 @@ def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> A
     """
     # The vote is FP32 in every precision of the members.
     config = _graph_config(FUSED, max_batch_size, Execution("fp32", backend))
-    config.input.append(_pixels(pb.ModelInput, ensemble))
+    config.input.append(_pixels(pb.ModelInput, ensemble.image))
     voted = _passed_on(ensemble)
     config.output.extend(one for one in _ensemble_outputs(ensemble) if one.name in voted)
     config.output.append(_tensor(pb.ModelOutput, "INDEX", "TYPE_INT32", (1,)))
@@ -155,7 +168,7 @@ def _labels_config(ensemble: Ensemble, max_batch_size: int) -> Any:
         pb.ModelInput(name=one.name, data_type=one.data_type, dims=one.dims) for one in outputs if one.name in voted
     )
     if ensemble.audit_rate is not None:
-        config.input.append(_pixels(pb.ModelInput, ensemble))
+        config.input.append(_pixels(pb.ModelInput, ensemble.image))
     config.output.extend(outputs)
     return config
 
@@ -183,7 +196,7 @@ def _ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, enco
         config.input.append(_tensor(pb.ModelInput, IMAGE, "TYPE_STRING", (1,)))
         config.ensemble_scheduling.step.append(_step("preprocess", {IMAGE: IMAGE}, {INPUT_PIXELS: INPUT_PIXELS}))
     else:
-        config.input.append(_pixels(pb.ModelInput, ensemble))
+        config.input.append(_pixels(pb.ModelInput, ensemble.image))
     config.output.extend(_ensemble_outputs(ensemble))
     return config
 
@@ -212,8 +225,8 @@ def _tensor(kind: Any, name: str, data_type: str, dims: Iterable[int]) -> Any:
     return kind(name=name, data_type=pb.DataType.Value(data_type), dims=dims)
 
 
-def _pixels(kind: Any, model: Ensemble | Member) -> Any:
-    return _tensor(kind, INPUT_PIXELS, "TYPE_UINT8", (model.image.height, model.image.width, 3))
+def _pixels(kind: Any, image: ImageSpec) -> Any:
+    return _tensor(kind, INPUT_PIXELS, "TYPE_UINT8", (image.height, image.width, 3))
 
 
 def _ensemble_outputs(ensemble: Ensemble) -> list[Any]:

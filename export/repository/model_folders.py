@@ -11,7 +11,6 @@ from typing import Any
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from plurum.export.graphs.costs import multiply_adds
 from plurum.export.graphs.fused import fused_from_onnx
 from plurum.export.graphs.runtimes import Artefact
 from plurum.export.graphs.stages import stages_from_onnx, whole_from_onnx
@@ -26,6 +25,7 @@ from plurum.export.repository.configs import (
     text_of,
 )
 from plurum.export.settings import Backend, Precision
+from plurum.onnx_graphs.costs import multiply_adds
 from plurum.spec import Ensemble, write_metadata
 from plurum.voting import VotingRule, cascade_from_ensemble
 
@@ -101,7 +101,7 @@ def add_chain_models(
     for member, has_novelty in zip(ensemble.members, ensemble.detecting, strict=True):
         artefact = artefacts.get(member.name)
         made = (artefact.execution,) if artefact else ()
-        config = member_config(member, max_batch_size, *made, has_novelty=has_novelty)
+        config = member_config(member, max_batch_size, *made, has_novelty=has_novelty, decoded=ensemble.image)
         if ensemble.cascade is not None:
             # No public model uses it: one instance takes the least memory.
             config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)

@@ -51,8 +51,9 @@ def with_detector(run: Run, ensemble: Ensemble, member: Member, model: nn.Module
     """
     expected = ensemble.outliers and ensemble.outliers.detectors[ensemble.members.index(member)]
     if not expected:
-        return PixelModel(model, member.image)
-    return PixelModel(FeatureModel(model), member.image, read_detector(run.detector(member.name), expected))
+        return PixelModel(model, member.image, decoded=ensemble.image)
+    detector = read_detector(run.detector(member.name), expected)
+    return PixelModel(FeatureModel(model), member.image, detector, ensemble.image)
 
 
 def reference_images(run: Run, ensemble: Ensemble, table: Table) -> ReferenceImages | None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plurum.errors import MetadataError, SettingsError, needs_extra
+import numpy as np
+import numpy.typing as npt
+
+from plurum.errors import MetadataError, PlurumError, SettingsError, needs_extra
 from plurum.files import sha256_of
 from plurum.spec import ImageSpec, Member
+from plurum.spellings import nearest_name
 from plurum.state_dicts import check_finite, tensors_from_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["flops_of_model", "model_from_checkpoint", "model_from_tensors", "normalise"]
+__all__ = ["flops_of_model", "load_tensors", "model_from_checkpoint", "model_from_tensors", "normalise", "timm_model"]
 
 _NAMED = 2
 # PyTorch adds it if missing, as in checkpoints from before version 0.4.1.
@@ -38,6 +43,8 @@ def model_from_checkpoint(member: Member, checkpoint: Path) -> nn.Module:
     try:
         if sha256_of(checkpoint) != member.sha256:
             raise MetadataError(f"{checkpoint} is not the file that member.json names: its SHA-256 differs")
+        if member.format == "onnx":
+            return _model_from_onnx(checkpoint)
         tensors = tensors_from_safetensors(checkpoint)
     except OSError as error:
         raise MetadataError(f"{checkpoint} can't be read: {error.strerror}") from error
@@ -61,6 +68,15 @@ def model_from_tensors(path: Path, tensors: Mapping[str, Tensor], arch: str, cla
         SettingsError: timm has no such architecture.
         MetadataError: the weights don't fit the architecture, the number of classes or of channels.
     """
+    return load_tensors(timm_model(arch, classes), path, tensors, arch)
+
+
+def timm_model(arch: str, classes: int) -> nn.Module:
+    """Return a timm model with random weights; nothing is downloaded.
+
+    Raises:
+        SettingsError: timm has no such architecture, or can't make it for so many classes.
+    """
     import timm
 
     # create_model would download other names, or read them from a folder.
@@ -71,6 +87,21 @@ def model_from_tensors(path: Path, tensors: Mapping[str, Tensor], arch: str, cla
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SettingsError(f"timm can't make {arch!r} for {classes} classes: {reason}") from error
+    return model
+
+
+def load_tensors(model: nn.Module, path: Path, tensors: Mapping[str, Tensor], arch: str) -> nn.Module:
+    """Return the model with these weights, in evaluation mode.
+
+    Args:
+        model: Model, which is changed.
+        path: Source of the weights, for messages.
+        tensors: Weights by the model's names.
+        arch: Name of the architecture, for messages.
+
+    Raises:
+        MetadataError: the weights don't fit the model.
+    """
     if fault := _misfit(model, tensors):
         raise MetadataError(f"{path} does not fit the architecture {arch!r}: {fault}")
     model.load_state_dict(dict(tensors))
@@ -87,8 +118,25 @@ def flops_of_model(model: nn.Module, pixels: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
+def _model_from_onnx(path: Path) -> nn.Module:
+    from plurum.onnx_graphs.module import OnnxModel
+
+    graph = path.read_bytes()
+    try:
+        return OnnxModel(graph).eval()
+    except PlurumError:
+        raise
+    # ONNX Runtime's errors have no common class.
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise MetadataError(f"{path} is not a member's graph: {reason}. Add the member again: plurum add") from error
+
+
 def normalise(pixels: Tensor, image: ImageSpec) -> Tensor:
     """Return uint8 pixels `[batch, height, width, 3]` as normalised float32 `[batch, 3, height, width]`.
+
+    Pixels of another size than the image spec's are resized by Pillow's bilinear filter, as two matrix products: all
+    runtimes compute them alike, which can't be said of the ONNX operator Resize with antialiasing.
 
     Casts first, then transposes, then scales: the order that TensorRT's parser needs.
     """
@@ -96,7 +144,23 @@ def normalise(pixels: Tensor, image: ImageSpec) -> Tensor:
 
     mean = torch.tensor(image.mean, device=pixels.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(image.std, device=pixels.device).view(1, 3, 1, 1) * 255
-    return (pixels.to(torch.float32).permute(0, 3, 1, 2) - mean) / std
+    values = pixels.to(torch.float32).permute(0, 3, 1, 2)
+    height, width = pixels.shape[1:3]
+    if width != image.width:
+        values = values @ torch.tensor(_resize_weights(width, image.width), device=pixels.device).T
+    if height != image.height:
+        values = torch.tensor(_resize_weights(height, image.height), device=pixels.device) @ values
+    return (values - mean) / std
+
+
+@functools.cache
+def _resize_weights(size: int, target: int) -> npt.NDArray[np.float32]:
+    """Return the weights of each of `size` pixels in each of `target`, float32 `[target, size]`; rows sum to 1."""
+    step = size / target
+    centres = (np.arange(target)[:, None] + 0.5) * step
+    distances = np.abs(np.arange(size)[None] + 0.5 - centres) / max(step, 1.0)
+    weights = np.clip(1 - distances, 0, None)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def _misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
@@ -121,8 +185,21 @@ def _misfit(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
         "with another shape": [f"{name}: {pair[0]}, not {pair[1]}" for name, pair in others.items()],
         "with another type": [f"{name}: {tensors[name].dtype}, not {expected[name].dtype}" for name in kinds],
     }
+    if not faults["missing"] and not faults["unexpected"] and (sizes := _head_sizes(list(others.values()))):
+        got, needed = sizes
+        name, shape = next((name, pair[0]) for name, pair in others.items() if len(pair[0]) > 1)
+        return f"it has {got:,} classes ({name} is {shape}); expected {needed:,}"
+    if near := faults["missing"] and nearest_name(faults["missing"][0], faults["unexpected"]):
+        faults["missing"][0] += f", nearest: {near}"
     counted = [f"{len(names):,} {fault} ({_some(names)})" for fault, names in faults.items() if names]
     return f"of {len(expected):,} tensors, {', '.join(counted)}" if counted else ""
+
+
+def _head_sizes(shapes: list[tuple[list[int], list[int]]]) -> tuple[int, int] | None:
+    """Return the numbers of classes, got and expected, if shapes differ in these alone."""
+    sizes = {(got[0], needed[0]) for got, needed in shapes if got and needed and got[1:] == needed[1:]}
+    is_head = len(sizes) == 1 and all(got[1:] == needed[1:] for got, needed in shapes)
+    return sizes.pop() if is_head and any(len(got) > 1 for got, _ in shapes) else None
 
 
 def _names(layers: str | Iterable[str] | None) -> tuple[str, ...]:

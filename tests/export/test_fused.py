@@ -18,9 +18,9 @@ from tritonclient.utils import InferenceServerException
 
 from plurum.export import ExportSettings, repository_from_run
 from plurum.export.graphs.fused import VoteModel, fused_from_onnx, verdict_from_fused
-from plurum.export.graphs.member import onnx_from_module
 from plurum.export.graphs.runtimes import onnx_session
 from plurum.export.repository import selection
+from plurum.onnx_graphs.export import onnx_from_module
 from plurum.predictions.outputs import VOTED
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings

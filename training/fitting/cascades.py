@@ -12,6 +12,7 @@ import numpy as np
 
 from plurum.errors import SettingsError
 from plurum.models import flops_of_model, model_from_checkpoint
+from plurum.onnx_graphs.costs import multiply_adds
 from plurum.promises.cascades import (
     CascadeTarget,
     CascadeTest,
@@ -128,15 +129,19 @@ def cost_fractions(run: Run, members: Sequence[Member]) -> tuple[float, ...]:
         MetadataError: a member is invalid.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
+    # A model without convolutions and matrices counts nothing.
+    work = [max(_multiply_adds(run, member), 1) for member in members]
+    return tuple(one / sum(work) for one in work)
+
+
+def _multiply_adds(run: Run, member: Member) -> int:
     import torch
 
-    pixels = [torch.zeros(1, 3, member.image.height, member.image.width) for member in members]
-    flops = [
-        flops_of_model(model_from_checkpoint(member, run.checkpoint(member)), one)
-        for member, one in zip(members, pixels, strict=True)
-    ]
-    # A model without convolutions and matrices counts nothing.
-    return tuple(max(one, 1) / sum(max(other, 1) for other in flops) for one in flops)
+    checkpoint = run.checkpoint(member)
+    if member.format == "onnx":
+        return multiply_adds(checkpoint)
+    pixels = torch.zeros(1, 3, member.image.height, member.image.width)
+    return flops_of_model(model_from_checkpoint(member, checkpoint), pixels) // 2
 
 
 def predict_unlabelled_patients(

@@ -205,8 +205,9 @@ def _fit_member(run: Run, member: Member, table: Table, seed: int) -> tuple[Dete
     if not len(rows := _draw(table.rows("train"), seed)):
         raise NoFeaturesError("the run has no training images")
     model = feature_model(run, member)
-    validation = extract_features(model, run, table.rows("validation"))
-    detector = fit_detector(extract_features(model, run, rows), torch.from_numpy(table.labels[rows]), validation)
+    validation = extract_features(model, run, table.rows("validation"), member.image)
+    features = extract_features(model, run, rows, member.image)
+    detector = fit_detector(features, torch.from_numpy(table.labels[rows]), validation)
     with torch.inference_mode():
         return detector, np.asarray(detector(validation)[:, 0].double().numpy())
 

@@ -14,7 +14,7 @@ from plurum.errors import DataError, MetadataError, needs_extra
 from plurum.models import model_from_checkpoint
 from plurum.predictions.arrays import Floats, Ints
 from plurum.run import Run, Split
-from plurum.spec import Ensemble, ImageSpec, Member
+from plurum.spec import Ensemble, Member
 from plurum.training.data.unlabelled import iterate_pixels
 from plurum.training.progress import show_progress
 from plurum.training.statistics.scoring import predict_logits
@@ -61,16 +61,17 @@ class _Predictor:
 
     def __init__(self, run: Run, member: Member, detector: Detector | None, device: torch.device) -> None:
         self._model: nn.Module = model_from_checkpoint(member, run.checkpoint(member)).to(device)
+        self._image = member.image
         self._detector = detector
 
-    def predict(self, pixels: npt.NDArray[np.uint8], rows: Ints, image: ImageSpec) -> tuple[Floats, Floats]:
+    def predict(self, pixels: npt.NDArray[np.uint8], rows: Ints) -> tuple[Floats, Floats]:
         """Return probabilities, `[rows, classes]`, and novelty, `[rows]`."""
         if self._detector is None:
-            return softmax(predict_logits(self._model, pixels, rows, image)), np.zeros(len(rows))
+            return softmax(predict_logits(self._model, pixels, rows, self._image)), np.zeros(len(rows))
         from plurum.detectors import FeatureModel
         from plurum.training.inference.features import predict_novelty
 
-        logits, novelty = predict_novelty(FeatureModel(self._model).eval(), self._detector, pixels, rows, image)
+        logits, novelty = predict_novelty(FeatureModel(self._model).eval(), self._detector, pixels, rows, self._image)
         return softmax(logits), novelty
 
 
@@ -78,8 +79,8 @@ def predict_members(run: Run, members: tuple[Member, ...], splits: Iterable[_S])
     """Return the members' probabilities by split, `[images, members, classes]`; computed on the GPU if there is one.
 
     Raises:
-        MetadataError: a member is invalid, has other classes or another image spec than the run's data, or returns
-            NaN.
+        MetadataError: a member is invalid, has other classes or is decoded by another rule than the run's data, or
+            returns NaN.
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
@@ -143,8 +144,8 @@ def predict_splits(
         splits: Splits to predict.
 
     Raises:
-        MetadataError: a member is invalid, has other classes or another image spec than the run's data, or returns
-            NaN.
+        MetadataError: a member is invalid, has other classes or is decoded by another rule than the run's data, or
+            returns NaN.
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
@@ -152,8 +153,11 @@ def predict_splits(
         import torch
     metadata, table, pixels = run.data(), run.table(), run.pixels()
     for member in members:
-        if member.classes != metadata.classes or member.image != metadata.image:
-            raise MetadataError(f"member {member.name!r} has other classes or another image spec than the run's data")
+        if member.classes != metadata.classes or not member.image.is_decoded_like(metadata.image):
+            raise MetadataError(
+                f"member {member.name!r} has other classes, another colour mode, resize rule or window than the run's "
+                f"data"
+            )
     names = tuple(splits)
     for split in names:
         if not len(table.rows(split)):
@@ -164,7 +168,7 @@ def predict_splits(
         for member, detector in zip(members, detectors, strict=True):
             predictor = _Predictor(run, member, detector, device)
             for split, parts in found.items():
-                parts.append(predictor.predict(pixels, table.rows(split), member.image))
+                parts.append(predictor.predict(pixels, table.rows(split)))
                 if not all(np.isfinite(values).all() for values in parts[-1]):
                     raise MetadataError(f"member {member.name!r} returns NaN for {split} images; train it again")
             progress(1, "")
@@ -283,12 +287,11 @@ def _predict_blocks(
     predictors = [
         _Predictor(run, member, detector, device) for member, detector in zip(members, detectors, strict=True)
     ]
-    image = run.data().image
     parts = []
     with show_progress("predicting with members", number, "images") as progress:
         for pixels in blocks:
             rows = np.arange(len(pixels))
-            parts.append(_stack([predictor.predict(pixels, rows, image) for predictor in predictors]))
+            parts.append(_stack([predictor.predict(pixels, rows) for predictor in predictors]))
             progress(len(pixels), "")
     probabilities = np.concatenate([part.probabilities for part in parts])
     novelty = np.concatenate([part.novelty for part in parts])

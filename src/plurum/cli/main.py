@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from plurum import __version__
+from plurum.cli.add.command import add
 from plurum.cli.bench import bench
 from plurum.cli.calibrate import calibrate
 from plurum.cli.compare import compare
@@ -37,7 +38,7 @@ __all__ = ["app", "run"]
 
 _log = logging.getLogger(__name__)
 # Commands that record paths in JSON files.
-_WRITE_PATHS = {"bench", "calibrate", "compare", "drift", "evaluate", "export", "fit", "train", "tune"}
+_WRITE_PATHS = {"add", "bench", "calibrate", "compare", "drift", "evaluate", "export", "fit", "train", "tune"}
 
 app = typer.Typer(
     name="plurum",
@@ -71,7 +72,7 @@ def _root(
 
 
 for _command in (
-    *(bench, calibrate, compare, data, demo, doctor, drift, evaluate, export),
+    *(add, bench, calibrate, compare, data, demo, doctor, drift, evaluate, export),
     *(fit, gateway, predict, rollout, serve, train, tune, ui),
 ):
     app.command()(_command)

@@ -27,7 +27,7 @@ from plurum.spec.ensemble import (
     release_from_version,
     version_from_release,
 )
-from plurum.spec.fields import Classes, Metadata, Sha256, Text, read_metadata, write_metadata
+from plurum.spec.fields import Classes, Metadata, Sha256, Text, name_from_file, read_metadata, write_metadata
 from plurum.spec.members import IMAGE, INPUT_PIXELS, LOGITS, NOVELTY, ImageSpec, Member, Scores
 from plurum.spec.outliers import OutlierRule
 
@@ -62,6 +62,7 @@ __all__ = [
     "SiteCalibration",
     "Text",
     "Voting",
+    "name_from_file",
     "read_ensemble",
     "read_member",
     "read_metadata",

@@ -111,7 +111,7 @@ class Ensemble(Metadata):
         version: Version of this format: 2 with keys that version 1 lacks, such as an operating point, else 1.
         name: Name in metrics and reports.
         classes: Class names, in the order of the outputs.
-        image: Image spec of all members.
+        image: Image spec by which images are decoded. Members may have another size, mean and std.
         members: Members in the order of `voting.weights` and of `MEMBER_PROBABILITIES`; `checkpoint` is relative to the
             member's own folder, `members/NAME`.
         voting: Vote of the members.
@@ -195,8 +195,10 @@ class Ensemble(Metadata):
         if reserved := RESERVED_NAMES.intersection(names):
             raise ValueError(f"member name {min(reserved)!r} is reserved in model repositories")
         for member in self.members:
-            if member.classes != self.classes or member.image != self.image:
-                raise ValueError(f"classes or image spec of member {member.name!r} differ from the ensemble's")
+            if member.classes != self.classes or not member.image.is_decoded_like(self.image):
+                raise ValueError(
+                    f"classes, colour, resize rule or window of member {member.name!r} differ from the ensemble's"
+                )
         if len(self.voting.weights) != len(self.members):
             raise ValueError(f"{len(self.voting.weights)} weights for {len(self.members)} members")
         self._check_shapes()

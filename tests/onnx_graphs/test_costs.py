@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.export import repository_from_onnx
-from plurum.export.graphs.costs import multiply_adds
+from plurum.onnx_graphs.costs import multiply_adds
 from plurum.run import Run
 from plurum.spec import Ensemble
 
