@@ -24,6 +24,7 @@ from plurum.training.data.examples import check_batches
 from plurum.training.data.sources import load_data
 from plurum.training.data.store import image_spec, store_data
 from plurum.training.learning.architectures import check_architectures, check_input, model_from_arch
+from plurum.training.learning.backbones import backbone_from_arch, normalisation_of
 from plurum.training.learning.history import plot_from_histories, read_history
 from plurum.training.learning.jobs import ParallelJob, run_in_parallel
 from plurum.training.learning.plan import RunSettings, TrainingPlan, is_finished, plan_trainings
@@ -132,15 +133,16 @@ def _prepare(
         names=PatientNames(options.pseudonym_key_file, options.keep_patient_ids),
     )
     check_batches(settings, processes, len(data.table.rows("train")))
+    normalisation = normalisation_of(settings.archs) if settings.pretrained else None
     missing = [training for training in plans if fresh or not is_finished(run, training)]
     for training in missing:
         model = model_from_arch(training.arch, len(data.classes), training.seed, pretrained=settings.pretrained)
-        check_input(model, training.arch, len(data.classes), image_spec(data, settings))
+        check_input(model, training.arch, len(data.classes), image_spec(data, settings, normalisation))
     with _mark_started(run, RunSettings(data=source, settings=settings)):
         if fresh:
             _clear(run)
         _clear_hidden(run)
-        store_data(run, data, settings)
+        store_data(run, data, settings, normalisation)
     return missing
 
 
@@ -202,8 +204,9 @@ def _train(
         except SettingsError as error:
             raise SettingsError(f"{training.name}: {error}") from error
     if world.is_first:
+        backbone = backbone_from_arch(training.arch)
         for name, snapshot in zip(training.members, trained.snapshots, strict=True):
-            write_member(run, metadata, name, training.arch, trained, snapshot)
+            write_member(run, metadata, name, backbone, trained, snapshot)
         state.remove()
     world.wait()
 

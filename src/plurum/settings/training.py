@@ -36,11 +36,12 @@ class TrainSettings(Settings):
     """Settings of the members to train.
 
     Attributes:
-        archs: A timm architecture; repeat for every member. A repeated architecture is trained again from another seed.
+        archs: A timm architecture, or a model of timm as hf-hub:OWNER/NAME or local-dir:FOLDER; repeat for every
+            member. A repeated architecture is trained again from another seed.
         seeds: Number of times that every architecture is trained, with different seeds.
         snapshots: Learning-rate cycles per training; the best weights of each cycle become a member (Huang et al.,
             arXiv 1704.00109).
-        pretrained: If True, start from timm's pretrained weights (downloads them) and normalise inputs as for ImageNet.
+        pretrained: If True, start from timm's pretrained weights (downloads them) and normalise inputs as for them.
         seed: Random seed of splits, weights, batches and augmentation; member i uses this seed + i.
         image_size: Height and width of the members' input in pixels. By default, 224 for files; for arrays their own
             size, at least 32.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, FiniteFloat, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from plurum.conventions import ResizeRule
 from plurum.spec.fields import Classes, Metadata, Name, Sha256, Share, Text
@@ -81,6 +81,8 @@ class Member(Metadata):
         version: Version of this format.
         name: Name of the member, used for its folder, its Triton model and its metric label.
         arch: Architecture for `timm.create_model`.
+        model_args: Other arguments for `timm.create_model`, if the weights come from a model that was made with some.
+            Absent in files if there are none.
         checkpoint: File with the weights (safetensors), relative to `member.json`.
         sha256: SHA-256 of the checkpoint.
         classes: Class names, in the order of the outputs.
@@ -96,6 +98,7 @@ class Member(Metadata):
     version: Literal[1] = 1
     name: Name
     arch: Text
+    model_args: dict[str, JsonValue] = Field(default_factory=dict)
     checkpoint: Text = "checkpoint.safetensors"
     sha256: Sha256
     classes: Classes
@@ -106,3 +109,9 @@ class Member(Metadata):
     epochs: Annotated[int, Field(ge=1)] | None = None
     best_epoch: Annotated[int, Field(ge=1)] | None = None
     validation: Scores | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out arguments if there are none, so that older versions of Plurum read the file."""
+        values: dict[str, Any] = serialise(self)
+        return {name: value for name, value in values.items() if name != "model_args" or value}
