@@ -50,18 +50,21 @@ def frozen(
     """Compare --freeze with full training: a table on standard error, one line of JSON on standard output."""
     state = machine()
     data = {"digits": _examples("digits"), "fashion-mnist": _examples(str(fashion), images)}
-    figures, table = (
-        {},
-        Table("", "full, s", "first frozen, s", "later frozen, s", "later / full", "NLL full", "frozen"),
-    )
+    figures: dict[str, dict[str, float]] = {}
+    table = Table("", "full, s", "first frozen, s", "later frozen, s", "later / full", "NLL full", "NLL frozen")
     for name, other in (("digits", "fashion-mnist"), ("fashion-mnist", "digits")):
-        found = figures[name] = compare_sides(arch, data[name], data[other], epochs, members)
+        with tempfile.TemporaryDirectory() as folder:
+            # The first frozen member finds no features.
+            os.environ["XDG_CACHE_HOME"] = folder
+            found = figures[name] = compare_sides(arch, data[name], data[other], epochs, members, Path(folder))
         seconds = (f"{found[key]:.2f}" for key in ("full_s", "first_frozen_s", "later_frozen_s"))
         table.add_row(name, *seconds, f"{found['ratio']:.3f}", f"{found['full_nll']:.3f}", f"{found['frozen_nll']:.3f}")
     command.print_report({"arch": arch, "epochs": epochs, "images": images, "data": figures}, state, table)
 
 
-def compare_sides(arch: str, examples: Examples, other: Examples, epochs: int, members: int) -> dict[str, float]:
+def compare_sides(
+    arch: str, examples: Examples, other: Examples, epochs: int, members: int, folder: Path
+) -> dict[str, float]:
     """Return seconds per member and median validation scores of both sides, and the ratio of later members' seconds.
 
     Args:
@@ -70,25 +73,24 @@ def compare_sides(arch: str, examples: Examples, other: Examples, epochs: int, m
         other: Images that the backbone learns first.
         epochs: Epochs of each training.
         members: Members of each side, at least 2.
+        folder: Folder for the backbone.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = folder
-        source = f"local-dir:{_train_backbone(arch, other, epochs, Path(folder, 'backbone'))}"
-        base: dict[str, Any] = {"archs": (source,), "pretrained": True, "epochs": epochs, "precision": "fp32"}
-        sides = {
-            "full": TrainSettings(**base),
-            # The rate that suits a layer on features; no more epochs than the other side.
-            "frozen": TrainSettings(**base, freeze=True, learning_rate=1e-2),
-        }
-        seconds: dict[str, list[float]] = {side: [] for side in sides}
-        scores: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
-        for seed in range(members):
-            for side in sorted(sides, reverse=bool(seed % 2)):
-                start = time.perf_counter()
-                model = model_from_arch(source, examples.classes, seed, pretrained=True)
-                best = fit_model(Trainer(sides[side]), model, examples, seed).best.validation
-                seconds[side].append(time.perf_counter() - start)
-                scores[side].append((best.nll, best.accuracy))
+    source = f"local-dir:{_train_backbone(arch, other, epochs, folder / 'backbone')}"
+    base: dict[str, Any] = {"archs": (source,), "pretrained": True, "epochs": epochs, "precision": "fp32"}
+    sides = {
+        "full": TrainSettings(**base),
+        # The rate that suits a layer on features; no more epochs than the other side.
+        "frozen": TrainSettings(**base, freeze=True, learning_rate=1e-2),
+    }
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    scores: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    for seed in range(members):
+        for side in sorted(sides, reverse=bool(seed % 2)):
+            start = time.perf_counter()
+            model = model_from_arch(source, examples.classes, seed, pretrained=True)
+            best = fit_model(Trainer(sides[side]), model, examples, seed).best.validation
+            seconds[side].append(time.perf_counter() - start)
+            scores[side].append((best.nll, best.accuracy))
     full, later = statistics.median(seconds["full"]), statistics.median(seconds["frozen"][1:])
     medians = {
         side: [statistics.median(values) for values in zip(*found, strict=True)] for side, found in scores.items()
@@ -107,11 +109,12 @@ def _train_backbone(arch: str, examples: Examples, epochs: int, folder: Path) ->
     """Train a model on `examples` and save it as timm does."""
     from timm.models import save_for_hf
 
-    model = model_from_arch(arch, examples.classes, 0)
+    model, saved = (model_from_arch(arch, examples.classes, 0) for _ in range(2))
     trained = Trainer(TrainSettings(archs=(arch,), epochs=epochs, precision="fp32")).fit(model, examples, 0)
-    model.load_state_dict(trained.best.weights)
+    # Training leaves the first model in a memory format that safetensors refuses.
+    saved.load_state_dict(trained.best.weights)
     normalisation = {"mean": examples.image.mean, "std": examples.image.std}
-    save_for_hf(model.cpu(), str(folder), data_config=normalisation, safe_serialization=True)
+    save_for_hf(saved, str(folder), data_config=normalisation, safe_serialization=True)
     return folder
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.errors import OutputError
-from plurum.files import cache_folder, lock_file
+from plurum.files import cache_folder, is_locked, lock_file
 
 __all__ = ["compute_features"]
 
@@ -126,6 +126,9 @@ def _remove_oldest(folder: Path, kept: Path) -> None:
     for file in sorted(files, key=lambda file: files[file].st_mtime):
         if total <= _LIMIT_BYTES:
             break
+        # Another process is writing it.
+        if is_locked(file):
+            continue
         with suppress(OSError):
             file.unlink()
         total -= files[file].st_size

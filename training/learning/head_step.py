@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -28,16 +29,17 @@ class FeatureExamples(Examples):
     features: npt.NDArray[np.float32] = field(kw_only=True)
     views: int = field(kw_only=True)
 
-    def __post_init__(self) -> None:
-        """Find the place of each image."""
+    @cached_property
+    def _places(self) -> Ints:
+        """Row of each image itself in `features`; -1 for those of other splits."""
         places = np.full(len(self.labels), -1, dtype=np.int64)
         rows = np.concatenate([self.train, self.validation])
         places[rows] = np.arange(len(rows))
-        object.__setattr__(self, "_places", places)
+        return places
 
     def select(self, rows: Ints, views: Ints | None = None) -> torch.Tensor:
         """Return features, float32 `[rows, features]`, of the images or of a version of each, from 0."""
-        places: Ints = self._places[rows]  # type: ignore[attr-defined]
+        places: Ints = self._places[rows]
         if views is not None:
             first = len(self.train) + len(self.validation)
             places = np.where(views == 0, places, first + (views - 1) * len(self.train) + places)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from plurum.settings.options import settings_from
 from plurum.settings.training import TrainSettings
 from plurum.training import Examples, TrainOptions, train_run
 from plurum.training.learning import feature_cache, frozen
+from plurum.training.learning.distributed import ProcessGroup
 from plurum.training.learning.feature_cache import compute_features
 from plurum.training.learning.frozen import FrozenBackbone, freeze_layers
 from plurum.training.statistics.scoring import compute_scores, predict_logits
@@ -197,6 +200,20 @@ def settings_image() -> Any:
     from plurum.spec import ImageSpec
 
     return ImageSpec(height=32, width=32, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def test_several_processes_are_refused(
+    foundation: str, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def join() -> Iterator[ProcessGroup]:
+        yield ProcessGroup(0, 2)
+
+    monkeypatch.setattr(ProcessGroup, "broadcast", lambda _, value: value)
+    monkeypatch.setattr("plurum.training.learning.distributed.join_processes", join)
+    with pytest.raises(SettingsError, match="--freeze: can't be combined with torchrun"):
+        train_run(str(archive), settings_for(foundation), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
