@@ -62,6 +62,10 @@ def contenders_from_run(
         MetadataError: The folder is not a run, has no finished member of one of the architectures, or one of the chosen
             members is an ONNX graph or of another image spec.
     """
+    from plurum.training.learning.backbones import backbone_from_arch
+
+    # Members of a source have its registered architecture.
+    archs = [backbone_from_arch(arch).arch for arch in archs]
     members = run.members()
     known = sorted({member.arch for member in members})
     if missing := [arch for arch in archs if arch not in known]:

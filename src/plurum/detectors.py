@@ -57,6 +57,11 @@ class FeatureModel(nn.Module):
         # In a list, so that the layer's weights don't count twice.
         self._layers = [_classifying_layer(model)]
 
+    @property
+    def layer(self) -> nn.Linear | nn.Conv2d:
+        """Classifying layer."""
+        return self._layers[0]
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits, equal to the model's, and the features.
 
@@ -65,7 +70,7 @@ class FeatureModel(nn.Module):
         """
         if isinstance(self.model, OnnxModel):
             return self.model.logits_and_features(images)
-        layer, inputs = self._layers[0], []
+        layer, inputs = self.layer, []
         hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
         try:
             logits: Tensor = self.model(images)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import JsonValue
 
 from plurum.errors import MetadataError, PlurumError, SettingsError, needs_extra
 from plurum.files import sha256_of
@@ -19,11 +20,15 @@ from plurum.state_dicts import check_finite, tensors_from_safetensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["flops_of_model", "load_tensors", "model_from_checkpoint", "model_from_tensors", "normalise", "timm_model"]
+__all__ = ["create_model", "flops_of_model", "load_tensors", "model_from_checkpoint", "model_from_tensors", "normalise"]
 
 _NAMED = 2
 # PyTorch adds it if missing, as in checkpoints from before version 0.4.1.
 _OPTIONAL = "num_batches_tracked"
+# Arguments of timm.create_model that are not those of an architecture.
+_NOT_OF_ARCHITECTURES = {
+    *("cache_dir", "checkpoint_path", "exportable", "features_only", "no_jit", "out_indices", "scriptable")
+}
 
 
 def model_from_checkpoint(member: Member, checkpoint: Path) -> nn.Module:
@@ -50,12 +55,46 @@ def model_from_checkpoint(member: Member, checkpoint: Path) -> nn.Module:
         raise MetadataError(f"{checkpoint} can't be read: {error.strerror}") from error
     check_finite(checkpoint, tensors)
     try:
-        return model_from_tensors(checkpoint, tensors, member.arch, len(member.classes))
+        return model_from_tensors(checkpoint, tensors, member.arch, len(member.classes), member.model_args)
     except SettingsError as error:
         raise MetadataError(f"{checkpoint} is of no known architecture: {error}") from error
 
 
-def model_from_tensors(path: Path, tensors: Mapping[str, Tensor], arch: str, classes: int) -> nn.Module:
+def create_model(arch: str, classes: int, model_args: Mapping[str, JsonValue] | None = None) -> nn.Module:
+    """Return a new model of timm with random weights, on the CPU in float32; nothing is downloaded.
+
+    Args:
+        arch: Registered name of the architecture.
+        classes: Number of classes, which is the number of logits.
+        model_args: Other arguments of the architecture.
+
+    Raises:
+        SettingsError: timm has no such architecture, or it does not take the arguments.
+    """
+    import timm
+
+    # create_model would download other names, or read them from a folder.
+    if not timm.is_model(arch):
+        raise SettingsError(f"timm has no architecture {arch!r}; timm.list_models() lists all")
+    given: dict[str, Any] = dict(model_args or {})
+    # These name files to load, or change what the model returns.
+    if refused := sorted(name for name in given if name in _NOT_OF_ARCHITECTURES or name.startswith("pretrained")):
+        raise SettingsError(f"model_args: expected arguments of the architecture {arch!r}, got {', '.join(refused)}")
+    try:
+        model: nn.Module = timm.create_model(arch, **{**given, "num_classes": classes})
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SettingsError(f"timm can't make {arch!r} for {classes} classes: {reason}") from error
+    return model
+
+
+def model_from_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    arch: str,
+    classes: int,
+    model_args: Mapping[str, JsonValue] | None = None,
+) -> nn.Module:
     """Return a timm model with these weights, on the CPU in float32, in evaluation mode.
 
     Args:
@@ -63,31 +102,13 @@ def model_from_tensors(path: Path, tensors: Mapping[str, Tensor], arch: str, cla
         tensors: Weights by the architecture's names.
         arch: Architecture for `timm.create_model`; nothing is downloaded.
         classes: Number of classes, which is the number of logits.
+        model_args: Other arguments of the architecture.
 
     Raises:
-        SettingsError: timm has no such architecture.
+        SettingsError: timm has no such architecture, or it does not take the arguments.
         MetadataError: the weights don't fit the architecture, the number of classes or of channels.
     """
-    return load_tensors(timm_model(arch, classes), path, tensors, arch)
-
-
-def timm_model(arch: str, classes: int) -> nn.Module:
-    """Return a timm model with random weights; nothing is downloaded.
-
-    Raises:
-        SettingsError: timm has no such architecture, or can't make it for so many classes.
-    """
-    import timm
-
-    # create_model would download other names, or read them from a folder.
-    if not timm.is_model(arch):
-        raise SettingsError(f"timm has no architecture {arch!r}; timm.list_models() lists all")
-    try:
-        model: nn.Module = timm.create_model(arch, num_classes=classes)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SettingsError(f"timm can't make {arch!r} for {classes} classes: {reason}") from error
-    return model
+    return load_tensors(create_model(arch, classes, model_args), path, tensors, arch)
 
 
 def load_tensors(model: nn.Module, path: Path, tensors: Mapping[str, Tensor], arch: str) -> nn.Module:

@@ -123,11 +123,11 @@ class _Adding:
         """Add weights of a timm architecture."""
         from safetensors.torch import save_file
 
-        from plurum.models import timm_model
+        from plurum.models import create_model
         from plurum.training.adding.weights import load_weights
 
         image = self._image(*self._image_size())
-        model = timm_model(arch, len(self.order))
+        model = create_model(arch, len(self.order))
         notes = load_weights(model, self.file, arch)
         _reorder(model, self.order)
         parameters = sum(parameter.numel() for parameter in model.parameters())

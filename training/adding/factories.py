@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from plurum.errors import SettingsError
-from plurum.models import timm_model
+from plurum.models import create_model
 from plurum.spellings import nearest_name
 
 __all__ = ["LogitsModel", "is_timm", "module_from_arch"]
@@ -63,7 +63,7 @@ def module_from_arch(arch: str, classes: int) -> nn.Module:
         SettingsError: there is no such module or function, or it fails or returns no module.
     """
     if is_timm(arch):
-        return timm_model(arch, classes)
+        return create_model(arch, classes)
     place, _, name = arch.rpartition(":")
     makers: dict[str, Callable[[], Any]] = {
         "torchvision": lambda: _from_torchvision(name, classes),

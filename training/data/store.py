@@ -29,19 +29,25 @@ _LOG = logging.getLogger(__name__)
 _BLOCK = 1024
 
 Box = tuple[int, int, int, int]
+Triple = tuple[float, float, float]
+# Mean and standard deviation per channel.
+Normalisation = tuple[Triple, Triple]
 
 
-def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataMetadata:
+def store_data(
+    run: Run, data: LabelledImages, settings: TrainSettings, normalisation: Normalisation | None = None
+) -> DataMetadata:
     """Fill the run's data folder atomically, unless it already holds the same data, and return its `contract.json`.
 
-    Mean and std are measured on the training images' pixels, without padding; with pretrained weights they are
-    ImageNet's. Unreadable images are left out if `data` allows it. `report.json` lists them.
+    Mean and std are measured on the training images' pixels, without padding; with pretrained weights they are those
+    of `normalisation`, by default ImageNet's. Unreadable images are left out if `data` allows it. `report.json` lists
+    them.
 
     Raises:
         DataError: some images are unreadable.
         OutputError: the folder holds other data, or can't be written.
     """
-    image = image_spec(data, settings)
+    image = image_spec(data, settings, normalisation)
     if (run.data_folder / "contract.json").is_file():
         found = run.data()
         if found.source_fingerprint != data.fingerprint or not _holds_same_images(run, data):
@@ -113,8 +119,12 @@ def _holds_same_images(run: Run, data: LabelledImages) -> bool:
     return all(splits.get(source) == split for source, split in zip(stored.sources, stored.splits, strict=True))
 
 
-def image_spec(data: LabelledImages, settings: TrainSettings) -> ImageSpec:
-    """Return the image spec for `data`; mean and std are ImageNet's until `store_data` measures them."""
+def image_spec(data: LabelledImages, settings: TrainSettings, normalisation: Normalisation | None = None) -> ImageSpec:
+    """Return the image spec for `data`; mean and std are `normalisation`, by default ImageNet's.
+
+    Without pretrained weights, `store_data` replaces them by those that it measures.
+    """
+    mean, std = normalisation or (IMAGENET_MEAN, IMAGENET_STD)
     size = settings.image_size
     if size is None:
         # Most networks halve their input five times, so 32 pixels leave one cell.
@@ -124,8 +134,8 @@ def image_spec(data: LabelledImages, settings: TrainSettings) -> ImageSpec:
         width=size,
         colour=settings.colour,
         resize=settings.resize,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=mean,
+        std=std,
         window=settings.window,
     )
 

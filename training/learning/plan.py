@@ -37,7 +37,7 @@ class TrainingPlan:
 
     Attributes:
         name: Name of the member; with snapshots, the prefix of their names.
-        arch: Architecture name for `timm.create_model`.
+        arch: Architecture name or source for `timm.create_model`.
         seed: Random seed of the training.
         members: Names of the members that the training yields.
     """

@@ -26,6 +26,7 @@ from plurum.cli.fit import fit
 from plurum.cli.gateway import gateway
 from plurum.cli.predict.command import predict
 from plurum.cli.rollout import rollout
+from plurum.cli.search.command import search
 from plurum.cli.serve import serve
 from plurum.cli.streams import close_output, prepare_streams
 from plurum.cli.train import train
@@ -38,7 +39,7 @@ __all__ = ["app", "run"]
 
 _log = logging.getLogger(__name__)
 # Commands that record paths in JSON files.
-_WRITE_PATHS = {"add", "bench", "calibrate", "compare", "drift", "evaluate", "export", "fit", "train", "tune"}
+_WRITE_PATHS = {"add", "bench", "calibrate", "compare", "drift", "evaluate", "export", "fit", "search", "train", "tune"}
 
 app = typer.Typer(
     name="plurum",
@@ -73,7 +74,7 @@ def _root(
 
 for _command in (
     *(add, bench, calibrate, compare, data, demo, doctor, drift, evaluate, export),
-    *(fit, gateway, predict, rollout, serve, train, tune, ui),
+    *(fit, gateway, predict, rollout, search, serve, train, tune, ui),
 ):
     app.command()(_command)
 

@@ -36,11 +36,16 @@ class TrainSettings(Settings):
     """Settings of the members to train.
 
     Attributes:
-        archs: A timm architecture; repeat for every member. A repeated architecture is trained again from another seed.
+        archs: A timm architecture, or a model of timm as hf-hub:OWNER/NAME or local-dir:FOLDER; repeat for every
+            member. A repeated architecture is trained again from another seed.
         seeds: Number of times that every architecture is trained, with different seeds.
         snapshots: Learning-rate cycles per training; the best weights of each cycle become a member (Huang et al.,
             arXiv 1704.00109).
-        pretrained: If True, start from timm's pretrained weights (downloads them) and normalise inputs as for ImageNet.
+        pretrained: If True, start from timm's pretrained weights (downloads them) and normalise inputs as for them.
+        freeze: If True, train only the classifying layer, on features of the images that are computed once and cached.
+        unfreeze_last: With `--freeze`, also train this many of the last layers, such as a transformer's blocks; then
+            nothing is cached.
+        views: With `--freeze`, number of fixed versions of each training image: the image itself, and augmented ones.
         seed: Random seed of splits, weights, batches and augmentation; member i uses this seed + i.
         image_size: Height and width of the members' input in pixels. By default, 224 for files; for arrays their own
             size, at least 32.
@@ -93,6 +98,9 @@ class TrainSettings(Settings):
     seeds: Annotated[int, Field(ge=1, le=64), _MEMBERS] = 1
     snapshots: Annotated[int, Field(ge=1, le=64), _MEMBERS] = 1
     pretrained: Annotated[bool, _MEMBERS] = False
+    freeze: Annotated[bool, _MEMBERS] = False
+    unfreeze_last: Annotated[int, Field(ge=0, le=1000), _MEMBERS] = 0
+    views: Annotated[int, Field(ge=1, le=1000), _MEMBERS] = 1
     seed: Annotated[Seed, _MEMBERS] = 0
     image_size: Annotated[int | None, Field(ge=8, le=4096), _IMAGES] = None
     colour: Annotated[Literal["rgb", "grey"], _IMAGES] = "rgb"
@@ -146,7 +154,31 @@ class TrainSettings(Settings):
                 "--patience: can't be combined with --snapshots, because it would end a training before its last "
                 "snapshot. Leave one of them out"
             )
+        self._check_freezing()
         return self
+
+    def _check_freezing(self) -> None:
+        """Check the options that depend on `--freeze`."""
+        if not self.freeze and (self.unfreeze_last or self.views > 1):
+            raise ValueError("--unfreeze-last, --views: can be used only with --freeze. Add it")
+        if self.freeze and not self.pretrained:
+            raise ValueError("--freeze: expected --pretrained, because random layers are no use frozen. Add it")
+        if self.unfreeze_last and self.views > 1:
+            raise ValueError("--views: can't be combined with --unfreeze-last, which augments in every epoch")
+        given = {
+            "--mixup": self.mixup,
+            "--cutmix": self.cutmix,
+            "--compile": self.compile,
+            "--precision": self.precision not in {"auto", "fp32"},
+        }
+        if self.uses_features and any(given.values()):
+            refused = ", ".join(name for name, value in given.items() if value)
+            raise ValueError(f"{refused}: can't be combined with --freeze, which trains on features in FP32")
+
+    @property
+    def uses_features(self) -> bool:
+        """True if only the classifying layer is trained, on cached features."""
+        return self.freeze and not self.unfreeze_last
 
     @property
     def trained_archs(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, FiniteFloat, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from plurum.conventions import ResizeRule
 from plurum.spec.fields import Classes, Metadata, Name, Sha256, Share, Text
@@ -87,6 +87,8 @@ class Member(Metadata):
         format: Kind of the checkpoint: weights of a timm architecture (safetensors), or an ONNX graph, IMAGES → LOGITS.
             Absent in files if `timm`.
         arch: Architecture for `timm.create_model`; for an ONNX graph, its origin in words.
+        model_args: Other arguments for `timm.create_model`, if the weights come from a model that was made with some.
+            Absent in files if there are none.
         checkpoint: File with the weights or the graph, relative to `member.json`.
         sha256: SHA-256 of the checkpoint.
         classes: Class names, in the order of the outputs.
@@ -104,6 +106,7 @@ class Member(Metadata):
     name: Name
     format: Literal["timm", "onnx"] = "timm"
     arch: Text
+    model_args: dict[str, JsonValue] = Field(default_factory=dict)
     checkpoint: Text = "checkpoint.safetensors"
     sha256: Sha256
     classes: Classes
@@ -117,6 +120,10 @@ class Member(Metadata):
 
     @model_serializer(mode="wrap")
     def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the format of timm members, so that older versions of Plurum read the file."""
+        """Leave out the format of timm members and empty arguments, so that older versions of Plurum read the file."""
         values: dict[str, Any] = serialise(self)
-        return {name: value for name, value in values.items() if name != "format" or value != "timm"}
+        if self.format == "timm":
+            del values["format"]
+        if not self.model_args:
+            del values["model_args"]
+        return values
