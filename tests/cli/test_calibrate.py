@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from plurum.client.ui.corrections import COLUMNS
 from plurum.run import Run
 from plurum.settings.calibration import CalibrateSettings
-from plurum.spec import Ensemble, read_ensemble
+from plurum.spec import CascadeRule, Ensemble, read_ensemble, write_metadata
 from plurum.training import CalibrationReport, FitSettings, calibrate_run, fit_run
 from plurum.training.calibration.site_images import decode_site_images, load_site_images
 from plurum.training.inference.predictions import predict_pixels
@@ -101,6 +101,19 @@ def test_json(run: Run, north: Path, plurum: CommandLine) -> None:
     report = json.loads(plurum.said("calibrate", run.path, "--on", north, "--json", *FEW))
     assert report["ensemble"] == json.loads((run.site_folder("site") / "ensemble.json").read_text())
     assert report["by_class"] == {"CE": 80, "LAA": 20}
+
+
+def test_a_site_has_no_cascade(run: Run, north: Path) -> None:
+    stage = {"members": 1, "voting": {"weights": [1.0]}, "leave": 0.75, "share": 0.5}
+    cost = {"value": 0.6, "low": 0.5, "high": 0.7}
+    rule = CascadeRule.model_validate({"order": [0, 1], "stages": [stage], "costs": [0.2, 0.8], "cost": cost})
+    write_metadata(run.ensemble_file, run.ensemble().with_cascade(rule))
+    report = calibrate_run(run.path, CalibrateSettings(on=str(north), name="north", draws=100))
+    assert run.ensemble("north").cascade is None
+    assert run.ensemble().cascade == rule
+    assert any(
+        line.startswith("cascade: none, because its exit was certified for other patients") for line in report.lines
+    )
 
 
 def test_a_point_and_its_promises(run: Run, north: Path, plurum: CommandLine) -> None:

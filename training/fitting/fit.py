@@ -189,7 +189,7 @@ def _cascade_fit(
     found = decide_cascade(test.predictions[:, vote.kept], rule, test.novelty)
     whole = vote.verdict(test.predictions, test.novelty)
     scores = score_cascade(found, whole, ensemble.cascade, test.labels, bootstrap)
-    return CascadeFit(lines=(*cascade.lines, f"cascade on test images: {cascade_line(scores)}"), scores=scores)
+    return CascadeFit(lines=(*cascade.lines, f"on test images: {cascade_line(scores)}"), scores=scores)
 
 
 def _check_held_out(settings: FitSettings, table: Table) -> tuple[Split, ...]:

@@ -76,7 +76,7 @@ class ImageEnsemble(nn.Module):
         return torch.from_numpy(self.predict_with_uncertainty(pixels).probabilities).to(device, torch.float32)
 
     def predict_with_uncertainty(self, pixels: Pixels) -> Verdict:
-        """Return the verdict, as a server would: probabilities, label, entropy, disagreement, prediction set, review.
+        """Return the verdict of all members: probabilities, label, entropy, disagreement, prediction set, review.
 
         Raises:
             DataError: the type, size or shape of `pixels` does not match the image spec.
