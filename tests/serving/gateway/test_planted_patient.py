@@ -99,8 +99,9 @@ def test_nothing_identifies_the_patient(served: Server, files: dict[str, bytes],
     with gateway(served.urls.grpc, "--max-body-mib", "1") as one:
         wait_until_ready(one)
         said = [*from_predict(one, tmp_path / "predict", files), *from_gateway(one, files)]
-    assert one.process.stderr is not None
-    said.append(("log of the gateway", one.process.stderr.read().encode()))
+        one.process.terminate()
+        assert one.process.stderr is not None
+        said.append(("log of the gateway", one.process.stderr.read().encode()))
     said += from_page(served, tmp_path / "store", files)
     said += [("log of Triton", served.log.path.read_bytes()), ("metrics of Triton", response_of(served.urls.metrics))]
     assert {"answers.csv", "patients.parquet", "log of Triton"} <= {name for name, _ in said}
