@@ -68,7 +68,7 @@ def write_graph(
     ]
     if softmax:
         nodes.append(helper.make_node("Softmax", ["scores"], ["shares"], axis=1))
-    weights: dict[str, npt.NDArray[np.float32]] = {"filters": _FILTERS, "head": _HEAD, "bias": _BIAS}
+    weights: dict[str, npt.NDArray[Any]] = {"filters": _FILTERS, "head": _HEAD, "bias": _BIAS}
     graph = helper.make_graph(
         nodes,
         "colleague",
