@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from plurum.conventions import IMAGENET_MEAN, IMAGENET_STD
 from plurum.errors import SettingsError
 from plurum.regular_files import read_regular
+from plurum.spec import RESERVED_NAMES
 
 __all__ = ["Backbone", "backbone_from_arch", "is_source", "normalisation_of", "quiet_hub", "reach_hub", "short_name"]
 
@@ -63,7 +64,8 @@ def short_name(arch: str) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", last).lstrip("._-")[:_LONGEST]
     if not name:
         raise SettingsError(f"--arch: expected hf-hub:OWNER/NAME or local-dir:FOLDER, got {arch!r}")
-    return name
+    # Model repositories have models of these names.
+    return f"{name}_member" if name in RESERVED_NAMES else name
 
 
 def backbone_from_arch(arch: str) -> Backbone:

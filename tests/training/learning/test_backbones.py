@@ -49,6 +49,7 @@ def folder(tmp_path: Path) -> Path:
         ("hf-hub:owner/name@main", "name"),
         ("local-dir:/some/my model/", "my_model"),
         ("local-dir:.hidden", "hidden"),
+        ("hf-hub:owner/ensemble", "ensemble_member"),
     ],
 )
 def test_members_are_named_after_the_last_part_of_their_source(arch: str, name: str) -> None:
