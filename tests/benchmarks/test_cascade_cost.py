@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from plurum.benchmarks.claims.stages.cost import cost
+from plurum.benchmarks.claims.cascades.cost import cost
 
 
 @pytest.mark.triton

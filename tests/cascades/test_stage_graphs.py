@@ -16,6 +16,7 @@ from plurum.export.graphs.runtimes import GraphRunner, onnx_stage, openvino_stag
 from plurum.export.graphs.stages import outputs_of_stages, stages_from_onnx, verdict_from_stages, whole_from_onnx
 from plurum.export.repository.configs import stage_files
 from plurum.predictions.outputs import OUTPUTS, graph_outputs
+from plurum.serving.backends import cores
 from plurum.spec import Ensemble
 from plurum.voting import CascadeVerdict
 from tests.cascades.linear_cascade import CLASSES, ENSEMBLES, PIXELS, cascade_of, expected_verdict, write_members
@@ -35,6 +36,7 @@ def run_stages() -> Any:
     """Return the loop of Plurum's backends, which import a module that exists only inside Triton."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+        patch.setitem(sys.modules, "cores", cores)
         from plurum.serving.backends.graph_model import run_stages
 
         return run_stages

@@ -7,7 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from plurum.benchmarks.claims.cascades import CASCADE_RISK, CONFIDENCE, RISK, SCENARIOS, draw_members, simulate
+from plurum.benchmarks.claims.cascades.simulation import (
+    CASCADE_RISK,
+    CONFIDENCE,
+    RISK,
+    SCENARIOS,
+    draw_members,
+    simulate,
+)
 from plurum.predictions.scores import confidence_of
 from plurum.promises.cascades import (
     CascadeTarget,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plurum.benchmarks.claims.cascades import draw_members
+from plurum.benchmarks.claims.cascades.simulation import draw_members
 from plurum.errors import DataError, SettingsError
 from plurum.predictions.arrays import Floats
 from plurum.promises.risk_control import patient_losses, risk_p_value

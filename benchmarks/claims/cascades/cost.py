@@ -1,6 +1,6 @@
 """Measure what a cascade costs when it saves little: the same members served with it and without.
 
-    python -m plurum.benchmarks.claims.stages.cost --library openvino --precision int8
+    python -m plurum.benchmarks.claims.cascades.cost --library openvino --precision int8
 
 Measured, in one run on one machine: images per second of `ensemble_fused` of two servers at once, which differ only in
 the cascade. Its first stage is the first member. Twice as many clients as there are cores send requests over gRPC to

@@ -133,7 +133,3 @@ def cascades(
     promise = {"cascade risk": CASCADE_RISK, "risk": RISK, "sensitivity": SENSITIVITY, "confidence": CONFIDENCE}
     report = {"studies": studies, "patients": patients, **promise, "found": found}
     command.print_report(report, machine(), table)
-
-
-if __name__ == "__main__":
-    command.run_as_program(cascades)
