@@ -17,6 +17,8 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,10 +55,8 @@ def frozen(
     figures: dict[str, dict[str, float]] = {}
     table = Table("", "full, s", "first frozen, s", "later frozen, s", "later / full", "NLL full", "NLL frozen")
     for name, other in (("digits", "fashion-mnist"), ("fashion-mnist", "digits")):
-        with tempfile.TemporaryDirectory() as folder:
-            # The first frozen member finds no features.
-            os.environ["XDG_CACHE_HOME"] = folder
-            found = figures[name] = compare_sides(arch, data[name], data[other], epochs, members, Path(folder))
+        with _empty_cache() as folder:
+            found = figures[name] = compare_sides(arch, data[name], data[other], epochs, members, folder)
         seconds = (f"{found[key]:.2f}" for key in ("full_s", "first_frozen_s", "later_frozen_s"))
         table.add_row(name, *seconds, f"{found['ratio']:.3f}", f"{found['full_nll']:.3f}", f"{found['frozen_nll']:.3f}")
     command.print_report({"arch": arch, "epochs": epochs, "images": images, "data": figures}, state, table)
@@ -103,6 +103,20 @@ def compare_sides(
         **{f"{side}_nll": nll for side, (nll, _) in medians.items()},
         **{f"{side}_accuracy": accuracy for side, (_, accuracy) in medians.items()},
     }
+
+
+@contextmanager
+def _empty_cache() -> Iterator[Path]:
+    """Use an empty cache during a `with` block, so that the first frozen member finds no features."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            del os.environ["XDG_CACHE_HOME"]
+            if before is not None:
+                os.environ["XDG_CACHE_HOME"] = before
 
 
 def _train_backbone(arch: str, examples: Examples, epochs: int, folder: Path) -> Path:
