@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-
 from plurum.benchmarks.tools.members import random_model, random_repository
 from plurum.benchmarks.tools.requests import coloured_jpegs, write_images
 from plurum.errors import MetadataError
-from plurum.files import atomic_file, atomic_folder
-from plurum.serving import usable_cores
+from plurum.files import atomic_file
 from plurum.serving.triton.staging import read_config
 from plurum.spec import Ensemble, read_ensemble
 
-__all__ = ["Material", "material_of", "one_thread_instances", "steps_of"]
+__all__ = ["Material", "material_of", "steps_of"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def material_of(
             with atomic_file(path) as hidden:
                 save_file(random_model(arch).state_dict(), hidden)
     if repository is None:
-        repository = one_thread_instances(graphs, work / "one-thread")
+        repository = graphs
     elif _hashes(read_ensemble(repository / "ensemble.json")) != _hashes(ensemble):
         raise MetadataError(f"{repository} holds other members than {graphs}; tune {graphs}")
     images = write_images(work / "images", coloured_jpegs(size, size), f"{size}-")
@@ -74,19 +70,6 @@ def material_of(
 
 def _hashes(ensemble: Ensemble) -> list[str]:
     return [member.sha256 for member in ensemble.members]
-
-
-def one_thread_instances(repository: Path, out: Path) -> Path:
-    """Copy a repository to `out` and give the fused graph an instance of one thread per core; return `out`.
-
-    Members have that by default. It suits many clients; a single client gets a response sooner from all cores.
-    """
-    with atomic_folder(out) as hidden:
-        shutil.copytree(repository, hidden, dirs_exist_ok=True)
-        config = read_config(hidden / "fused")
-        config.instance_group[0].count = usable_cores()
-        (hidden / "fused" / "config.pbtxt").write_text(text_format.MessageToString(config), encoding="utf-8")
-    return out
 
 
 def steps_of(repository: Path, chain: str) -> str:

@@ -136,7 +136,5 @@ def test_a_killed_serve_leaves_no_server_and_the_next_one_removes_its_files(repo
         process.kill()
     with serving(repository) as (process, line):
         assert line
+        # Another server that starts meanwhile may have removed them.
         assert leftovers(server) == []
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
-    assert "removing the remains of a server that was killed" in err

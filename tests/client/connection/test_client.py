@@ -47,7 +47,9 @@ def test_description_of_the_served_ensemble(client: EnsembleClient, run: Run) ->
     shape = (ensemble.image.height, ensemble.image.width, 3)
     checkpoints = tuple(member.sha256 for member in ensemble.members)
     metadata = hashlib.sha256(ensemble.model_dump_json().encode()).hexdigest()
-    assert client.served == Served(ensemble.classes, names, 8, shape, checkpoints=checkpoints, metadata_sha256=metadata)
+    assert client.served == Served(
+        ensemble.classes, names, 8, shape, checkpoints=checkpoints, metadata_sha256=metadata, name=ensemble.name
+    )
 
 
 def test_a_prediction_has_a_number_for_every_name(
