@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from plurum.client.connection.predictions import Served
-from plurum.images.windows import Window
+from plurum.images.windows import WindowRule
 from plurum.predictions.outputs import AUDIT, TESTED
 from plurum.spec import IMAGE, ImageSpec, OperatingPoint, PatientRule, ReviewPromise
 from plurum.spec.fields import Metadata
@@ -68,7 +68,7 @@ def served_from_description(
     )
 
 
-def _window(metadata: dict[str, Any]) -> Window | None:
+def _window(metadata: dict[str, Any]) -> WindowRule | None:
     image = _readable(metadata.get("image"), ImageSpec)
     return None if image is None else image.window
 

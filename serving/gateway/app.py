@@ -179,11 +179,11 @@ class _Gateway:
         return JSONResponse(described)
 
     async def config(self, request: Request) -> Response:
-        """Return the parts of a model's config that clients need: names, decisions, and the maximum batch size."""
+        """Return the parts of a config that clients need: names, decisions, image spec and maximum batch size."""
         name = _public(request)
         served = await self._served(self._deadline(request.headers), name)
         names = {"classes": served.classes, "members": [{"name": member} for member in served.members]}
-        parameters = {"contract": {"string_value": json.dumps(names | served.decision)}}
+        parameters = {"contract": {"string_value": json.dumps(names | served.shown)}}
         return JSONResponse({"name": name, "max_batch_size": served.max_batch_size, "parameters": parameters})
 
     async def model_ready(self, request: Request) -> Response:

@@ -45,7 +45,7 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
-_DECISION = ("patient_rule", "operating_point", "audit_rate", "promise")
+_SHOWN = ("patient_rule", "operating_point", "audit_rate", "promise", "image")
 # Time limit for metadata requests, which need no computing.
 _DESCRIBE_S = 2.0
 # Prefix of each tensor in a serialized request: the field's number, and the wire type of length-delimited bytes.
@@ -81,8 +81,8 @@ class ServedEnsemble:
         width: Width of the members' input image, pixels.
         max_batch_size: Maximum number of images in one request.
         models: Metadata of the public models that are served, by name.
-        decision: Parts of the metadata about decisions: `patient_rule`, `operating_point`, `audit_rate` and `promise`,
-            where present.
+        shown: Parts of the metadata that clients show or apply: `patient_rule`, `operating_point`, `audit_rate`,
+            `promise`, and `image` for the page's display, where present.
     """
 
     ensemble: str
@@ -92,7 +92,7 @@ class ServedEnsemble:
     width: int
     max_batch_size: int
     models: dict[str, Any]
-    decision: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
 
 
 class TritonConnection:
@@ -140,7 +140,7 @@ class TritonConnection:
                 width=metadata["image"]["width"],
                 max_batch_size=config.max_batch_size,
                 models=await self._models(),
-                decision={name: metadata[name] for name in _DECISION if metadata.get(name) is not None},
+                shown={name: metadata[name] for name in _SHOWN if metadata.get(name) is not None},
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the config of the model {ENSEMBLE!r} has no valid parameter 'contract'") from error

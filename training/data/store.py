@@ -21,6 +21,7 @@ from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec, write_metadata
 from plurum.training.data.labelled_images import DecodedImage, LabelledImages
 from plurum.training.data.report import data_report, report_warnings, usable_rows
+from plurum.training.data.window_fit import fit_window
 
 __all__ = ["fingerprint_from_pixels", "image_spec", "store_data"]
 
@@ -34,14 +35,14 @@ Box = tuple[int, int, int, int]
 def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataMetadata:
     """Fill the run's data folder atomically, unless it already holds the same data, and return its `contract.json`.
 
-    Mean and std are measured on the training images' pixels, without padding; with pretrained weights they are
-    ImageNet's. Unreadable images are left out if `data` allows it. `report.json` lists them.
+    Percentiles of a window are fitted to the training images. Mean and std are measured on the training images' pixels,
+    without padding; with pretrained weights they are ImageNet's. Unreadable images are left out if `data` allows it.
+    `report.json` lists them.
 
     Raises:
-        DataError: some images are unreadable.
+        DataError: some images are unreadable, or a window can't be fitted.
         OutputError: the folder holds other data, or can't be written.
     """
-    image = image_spec(data, settings)
     if (run.data_folder / "contract.json").is_file():
         found = run.data()
         if found.source_fingerprint != data.fingerprint or not _holds_same_images(run, data):
@@ -50,6 +51,8 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataM
                 f"Name another --out, or start over with --fresh"
             )
         return found
+    data = fit_window(data, settings.window)
+    image = image_spec(data, settings)
     with atomic_folder(run.data_folder, private=True) as folder:
         pixels, data, decoded = _store_pixels(folder, data, image)
         if not settings.pretrained:
@@ -114,7 +117,10 @@ def _holds_same_images(run: Run, data: LabelledImages) -> bool:
 
 
 def image_spec(data: LabelledImages, settings: TrainSettings) -> ImageSpec:
-    """Return the image spec for `data`; mean and std are ImageNet's until `store_data` measures them."""
+    """Return the image spec for `data`; mean and std are ImageNet's until `store_data` measures them.
+
+    The window is that of `data`: percentiles must be fitted before.
+    """
     size = settings.image_size
     if size is None:
         # Most networks halve their input five times, so 32 pixels leave one cell.
@@ -126,7 +132,7 @@ def image_spec(data: LabelledImages, settings: TrainSettings) -> ImageSpec:
         resize=settings.resize,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        window=settings.window,
+        window=data.window,
     )
 
 

@@ -78,13 +78,14 @@ class Slide:
 
     Args:
         path: Path of the file.
+        has_window: True if a window applies to grey of 16 bits, of which regions hold only the high byte.
 
     Raises:
         ImageError: the file is not a TIFF, or can't be read by regions.
         MissingExtraError: tifffile is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, has_window: bool = False) -> None:
         with needs_extra("slides"):
             from tifffile import TiffFile, TiffFileError
         _silence_tifffile()
@@ -105,6 +106,8 @@ class Slide:
             if first.is_reduced or first.is_mask:
                 raise ImageError("its first page is a reduced copy or a mask: save the image itself as the first")
             self._page = _check_page(first)
+            if has_window and first.bitspersample == 16 and first.samplesperpixel == 1:
+                raise ImageError("grey of 16 bits is read by tiles only without a window: save it with 8 bits")
             stack.pop_all()
         self.width, self.height = int(self._page.imagewidth), int(self._page.imagelength)
 
