@@ -161,7 +161,11 @@ def _tissue(path: Path, tiling: Tiling) -> tuple[npt.NDArray[np.bool_], float, i
     Pixels with more than 8 bits are scaled to the image's own range first.
     """
     if _is_large(_header(path)):
-        with Slide(path, has_window=tiling.keeps_bits) as slide:
+        with Slide(path) as slide:
+            if tiling.keeps_bits and slide.is_deep:
+                raise ImageError(
+                    f"grey of 16 bits and more than {MAX_PIXELS:,} pixels has no window: save it with 8 bits"
+                )
             return *slide.tissue(_SAMPLES, tiling.size), slide.width, slide.height
     step = max(1, tiling.size // _SAMPLES)
     pixels = _decode_whole(path, keeps_bits=tiling.keeps_bits)

@@ -144,11 +144,13 @@ def open_slide(path: Path, stack: ExitStack, window: WindowRule | None = None) -
     """
     try:
         check_regular(path)
-        return stack.enter_context(Slide(path, has_window=window is not None))
+        slide = stack.enter_context(Slide(path))
     except OSError as error:
         raise ImageError(f"can't be read: {error.strerror}") from error
     except ImageError as error:
         reason = str(error)
+    else:
+        return slide if window is None or not slide.is_deep else _whole_image(path, window)
     try:
         return stack.enter_context(ScannerSlide(path))
     except ImageError as error:
@@ -161,3 +163,11 @@ def open_slide(path: Path, stack: ExitStack, window: WindowRule | None = None) -
         raise ImageError(f"{reason}; {more}") from error
     except (UnreadableImageError, OSError) as error:
         raise ImageError(f"{error}; {more}") from error
+
+
+def _whole_image(path: Path, window: WindowRule) -> WholeImage:
+    """Return a grey image of 16 bits with a window, which OpenSlide would not apply."""
+    try:
+        return WholeImage(path, window)
+    except (UnreadableImageError, OSError) as error:
+        raise ImageError(str(error)) from error

@@ -78,14 +78,13 @@ class Slide:
 
     Args:
         path: Path of the file.
-        has_window: True if a window applies to grey of 16 bits, of which regions hold only the high byte.
 
     Raises:
         ImageError: the file is not a TIFF, or can't be read by regions.
         MissingExtraError: tifffile is not installed.
     """
 
-    def __init__(self, path: Path, *, has_window: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         with needs_extra("slides"):
             from tifffile import TiffFile, TiffFileError
         _silence_tifffile()
@@ -106,8 +105,6 @@ class Slide:
             if first.is_reduced or first.is_mask:
                 raise ImageError("its first page is a reduced copy or a mask: save the image itself as the first")
             self._page = _check_page(first)
-            if has_window and first.bitspersample == 16 and first.samplesperpixel == 1:
-                raise ImageError("grey of 16 bits is read by tiles only without a window: save it with 8 bits")
             stack.pop_all()
         self.width, self.height = int(self._page.imagewidth), int(self._page.imagelength)
 
@@ -117,6 +114,11 @@ class Slide:
     def __exit__(self, *_: object) -> None:
         self._cache.clear()
         self._file.close()
+
+    @property
+    def is_deep(self) -> bool:
+        """True for grey of 16 bits, of which regions hold the high byte, so that no window applies to them."""
+        return self._page.bitspersample == 16 and self._page.samplesperpixel == 1
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -13,7 +13,7 @@ from plurum.images import open_image, pixels_from_image
 from plurum.images.windows import WindowRule
 from plurum.serving import Server, ServerSettings
 from plurum.spec import read_ensemble
-from tests.images.test_windows import FILES, drawn
+from tests.images.deep_files import FILES, drawn
 from tests.serving.gateway.gateways import gateway, wait_until_ready
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
