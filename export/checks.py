@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from plurum.errors import MetadataError, OutputError, RepositoryError, SettingsE
 from plurum.export.settings import ExportSettings
 from plurum.files import check_folder
 from plurum.regular_files import check_regular
+from plurum.spec import name_from_file
 
 __all__ = ["check_checkpoints", "check_is_repository", "check_output_folder", "find_member_names"]
 
@@ -75,7 +75,7 @@ def find_member_names(
         raise SettingsError(f"--arch: expected {expected} for {len(checkpoints)} checkpoints, got {len(archs)}")
     names: dict[str, Path] = {}
     for file in checkpoints:
-        name = re.sub(r"[^A-Za-z0-9_.-]", "_", file.name.rsplit(".", 1)[0]).lstrip("_.-")[:100] or "member"
+        name = name_from_file(file.name)
         if name in names:
             raise SettingsError(f"{names[name]} and {file} give the same member name {name!r}; rename one of the files")
         names[name] = file

@@ -27,9 +27,11 @@ from plurum.export.repository.agreement import (
     expected_configs,
     file_faults,
     parameter_faults,
+    stage_faults,
     wiring_faults,
 )
 from plurum.export.repository.cards.card_files import CARD_FILES
+from plurum.export.repository.configs import FUSED, stage_files
 from plurum.export.repository.findings import (
     interface_faults,
     load_faults,
@@ -184,6 +186,10 @@ def _repository_findings(repository: _LoadedRepository) -> Iterator[Finding]:
                 yield _finding("config", name, ["config.pbtxt is missing"])
             continue
         yield _finding("config", name, config_faults(config, expected))
+        if name == FUSED and ensemble.cascade is not None:
+            graphs_of_stages = [path / FUSED / "1" / file for file in stage_files(ensemble)]
+            faults = [f"{file.name}: {fault}" for file in graphs_of_stages for fault in load_faults(file)]
+            yield _finding("cascade", name, [*stage_faults(config, expected), *faults])
         if expected.platform == "ensemble":
             yield _finding("wiring", name, wiring_faults(config, members, repository.configs))
             yield _finding("contract", name, parameter_faults(config, ensemble))

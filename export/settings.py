@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from plurum.conventions import OPSET
 from plurum.settings.options import NOT_AN_OPTION, Settings
 
 __all__ = [
@@ -20,9 +21,6 @@ __all__ = [
     "Precision",
     "Target",
 ]
-
-# From 23 on, timm's fused attention becomes an Attention op, which TensorRT parses and then fails to build.
-OPSET = 20
 
 Target = Literal["cpu", "gpu"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -99,6 +97,7 @@ class ExportSettings(Settings):
             forms.
         fused: If True, add the model ensemble_fused: members and vote in one graph.
         without_promise: If True, export without the promise of `plurum fit` on the review risk, and do not certify it.
+        without_cascade: If True, export without the cascade of `plurum fit`: all members run for each image.
         max_batch_size: Largest batch that the server accepts or forms, 1 to 1024.
         tolerance: Largest allowed difference in any probability between PyTorch and an FP32 graph, 0 to 1.
         parity_images: Largest number of the run's validation images to check artefacts on.
@@ -110,6 +109,7 @@ class ExportSettings(Settings):
     precision: Precision | Literal["auto"] = "fp32"
     fused: bool = False
     without_promise: bool = False
+    without_cascade: bool = False
     max_batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     parity_images: Annotated[int, Field(ge=1), NOT_AN_OPTION] = 512

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections import Counter
 from pathlib import Path
+
+from importlinter.api import read_configuration
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "plurum"
@@ -50,6 +53,23 @@ def test_all_modules_are_found() -> None:
     assert {"plurum", "plurum.spec", "plurum.client", "plurum.client.connection.payload", "plurum.cli.main"} <= set(
         MODULES
     )
+
+
+def test_the_page_of_the_architecture_names_the_layers() -> None:
+    contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
+    layers = {one["containers"][0]: one["layers"] for one in contracts if one["type"] == "layers"}
+    (block,) = re.findall(r"```text\n(cli\n.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)
+    told: dict[str, list[str]] = {"plurum": []}
+    for line in block.splitlines():
+        names, _, inside = line.strip().partition("  ")
+        if not line.startswith(" "):
+            told["plurum"].append(names)
+        if inside:
+            told[f"plurum.{names}"] = inside.strip().split(" > ")
+    for package, expected in layers.items():
+        named = [name.replace(" | ", ", ") for name in expected if name != "__main__"]
+        assert [", ".join(sorted(name.split(", "))) for name in told.pop(package)] == named
+    assert not told
 
 
 def test_the_stages_are_the_only_links() -> None:

@@ -93,3 +93,14 @@ def test_normalisation_is_that_of_the_metadata() -> None:
     assert answer.dtype == torch.float32
     torch.testing.assert_close(answer[0, :, 3, 5], torch.tensor([1.0, -0.2, 0.4]))
     torch.testing.assert_close(answer[0, :, 0, 0], torch.tensor([-1.0, -1.0, 0.0]))
+
+
+@pytest.mark.parametrize("size", [(48, 17), (32, 90), (11, 40), (96, 96)])
+def test_pixels_of_another_size_are_resized_as_pillow_does(size: tuple[int, int]) -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 32, 40, 3), dtype=np.uint8))
+    image = IMAGE.model_copy(update={"height": size[0], "width": size[1]})
+    images = torch.nn.functional.interpolate(
+        pixels.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True, align_corners=False
+    )
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGE.mean, IMAGE.std))
+    torch.testing.assert_close(normalise(pixels, image), (images / 255 - mean) / std, atol=1e-4, rtol=1e-5)

@@ -94,7 +94,9 @@ def test_the_wheel_has_every_package_with_its_files(wheel: Path) -> None:
     assert "plurum/py.typed" in packed
     page = ROOT / "client" / "ui"
     assert {f"plurum/client/ui/{path.relative_to(page)}" for path in page.glob("[st]*[es]/*.*")} - packed == set()
-    assert {f"plurum/serving/backends/{name}" for name in ("graph_model.py", "onnxruntime/model.py")} <= packed
+    assert {
+        f"plurum/serving/backends/{name}" for name in ("cores.py", "graph_model.py", "onnxruntime/model.py")
+    } <= packed
 
 
 @pytest.mark.timing

@@ -11,8 +11,10 @@ import typing
 from plurum.figures import Drift
 from plurum.settings.calibration import CalibrateSettings
 from plurum.settings.drift import DriftSettings
+from plurum.settings.members import AddSettings
 from plurum.settings.options import settings_from
 from plurum.settings.training import EvaluationSettings, FitSettings, TrainOptions, TrainSettings
+from plurum.training.adding.add import AddedMember, add_member
 from plurum.training.calibration.calibrate import calibrate_run
 from plurum.training.calibration.report import CalibrationReport
 from plurum.training.data.examples import Examples
@@ -48,6 +50,8 @@ if typing.TYPE_CHECKING:
     Trained = TrainedModel
 
 __all__ = [
+    "AddSettings",
+    "AddedMember",
     "Answers",
     "CalibrateSettings",
     "CalibrationReport",
@@ -70,6 +74,7 @@ __all__ = [
     "TrainedRun",
     "Trainer",
     "Training",
+    "add_member",
     "calibrate_run",
     "compare_answers",
     "data_report",

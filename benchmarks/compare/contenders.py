@@ -59,8 +59,13 @@ def contenders_from_run(
     """Return the run's members of these architectures, in their order; all members if `archs` is empty.
 
     Raises:
-        MetadataError: The folder is not a run, or has no finished member of one of the architectures.
+        MetadataError: The folder is not a run, has no finished member of one of the architectures, or one of the chosen
+            members is an ONNX graph or of another image spec.
     """
+    from plurum.training.learning.backbones import backbone_from_arch
+
+    # Members of a source have its registered architecture.
+    archs = [backbone_from_arch(arch).arch for arch in archs]
     members = run.members()
     known = sorted({member.arch for member in members})
     if missing := [arch for arch in archs if arch not in known]:
@@ -69,6 +74,12 @@ def contenders_from_run(
             f"it there, or leave out --arch to compare all"
         )
     chosen = [member for arch in dict.fromkeys(archs) for member in members if member.arch == arch]
+    image = run.data().image
+    if others := [one.name for one in chosen or members if one.format != "timm" or one.image != image]:
+        raise MetadataError(
+            f"--arch: expected timm architectures with the image spec of {run.path}, got {', '.join(others)}. Name the "
+            f"architectures to compare."
+        )
     return tuple(_of_member(member, run.member_folder(member.name), origin) for member in chosen or members)
 
 
@@ -140,10 +151,10 @@ def _of_checkpoint(run: Run, named: str) -> Contender:
     data = run.data()
     if (folder := Path(named)).is_dir():
         member = read_member(folder / "member.json")
-        if member.classes != data.classes or member.image != data.image:
+        if member.format != "timm" or member.classes != data.classes or member.image != data.image:
             raise MetadataError(
-                f"--checkpoint {named} was trained on other classes or another image spec than {run.path}; compare "
-                f"what has learnt the same images"
+                f"--checkpoint {named} is an ONNX graph, or was trained on other classes or another image spec than "
+                f"{run.path}; compare what has learnt the same images"
             )
         return _of_member(member, folder, "checkpoint")
     arch, _, path = named.partition("=")

@@ -18,6 +18,7 @@ from plurum.benchmarks.compare.contenders import Contender, model_from_contender
 from plurum.benchmarks.compare.memory import memory_of_graph, memory_of_model
 from plurum.errors import needs_extra
 from plurum.files import atomic_folder
+from plurum.models import flops_of_model
 from plurum.run import Run
 
 __all__ = ["CALIBRATION_IMAGES", "costs_of", "flops_of", "graph_of", "versions"]
@@ -65,13 +66,9 @@ def costs_of(contender: Contender, run: Run, folder: Path, batch_size: int, prog
 def flops_of(contender: Contender) -> int:
     """Return the floating-point operations per image, as PyTorch counts them during a prediction."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
-    model = model_from_contender(contender)
     pixels = torch.zeros(1, contender.image.height, contender.image.width, 3, dtype=torch.uint8)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(pixels)
-    return int(counter.get_total_flops())
+    return flops_of_model(model_from_contender(contender), pixels)
 
 
 def _kept(folder: Path) -> Costs | None:

@@ -15,10 +15,11 @@ from plurum.benchmarks.compare.comparison import RUNTIMES, SHOWN_METRICS, Compar
 from plurum.benchmarks.compare.page import PAGE
 from plurum.benchmarks.compare.plots import PICTURES, plots_from_comparison
 from plurum.files import csv_from_rows, write_bytes, write_text
+from plurum.sentences import figure_text
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.page import html_from_template
 from plurum.training.statistics.results import Estimate
-from plurum.training.statistics.wording import difference_text, figure_text
+from plurum.training.statistics.wording import difference_text
 
 __all__ = [
     "COMPARISON_FILES",

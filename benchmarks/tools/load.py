@@ -28,6 +28,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from plurum.benchmarks.tools.requests import bytes_element, decode_pixels
 from plurum.benchmarks.tools.wire import HttpConnections, post
+from plurum.conventions import FULL
 from plurum.errors import ServerError
 from plurum.spec import IMAGE, INPUT_PIXELS, ImageSpec, Metadata
 
@@ -121,10 +122,16 @@ def responses(url: str, requests: Sequence[Request]) -> list[bytes]:
 def member_probabilities(url: str, requests: Sequence[bytes]) -> npt.NDArray[np.float32]:
     """Return the probabilities of every member for each request over gRPC, `[requests, members, classes]`.
 
+    All members of a cascade run.
+
     Raises:
         ServerError: The server refuses a request, or is not reachable.
     """
-    results = [InferResult(pb.ModelInferResponse.FromString(one)) for one in responses(url, requests)]
+    full = pb.ModelInferRequest()
+    full.parameters[FULL].bool_param = True
+    # Concatenated protobuf messages form one message.
+    whole = [one + full.SerializeToString() for one in requests]
+    results = [InferResult(pb.ModelInferResponse.FromString(one)) for one in responses(url, whole)]
     return np.concatenate([one.as_numpy("MEMBER_PROBABILITIES") for one in results])
 
 

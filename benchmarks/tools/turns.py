@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-__all__ = ["Case", "error_bars", "in_turns", "measure"]
+__all__ = ["Case", "error_bars", "in_turns", "measure", "measure_pairs"]
 
 T = TypeVar("T")
 # Runs for the given number of seconds and returns images per second.
@@ -44,6 +44,24 @@ def measure(
         progress(f"round {turn} of {rounds}: {name}")
         figures[name].append(cases[name](seconds))
     return figures
+
+
+def measure_pairs(
+    cases: Mapping[str, Case], turns: int, seconds: float, progress: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Return the images per second of two cases in every turn, in which each stands beside the other.
+
+    The case that comes second finds a warmer machine, or a busier one: they take turns to be it. Arguments as in
+    `measure`.
+    """
+    for case in cases.values():
+        case(min(1.0, seconds))
+    rates: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(turns):
+        progress(f"turn {turn + 1} of {turns}")
+        for name in sorted(cases, reverse=bool(turn % 2)):
+            rates[name].append(cases[name](seconds))
+    return rates
 
 
 def error_bars(cases: Iterable[Sequence[float]]) -> list[list[float]]:

@@ -59,6 +59,9 @@ class Artefacts:
     @property
     def forms(self) -> tuple[Form, ...]:
         """Forms that its ensembles can take."""
+        if self.ensemble.cascade is not None:
+            # Its stages are graphs of the fused model; a chain would run all members for each image.
+            return ("fused",)
         return ("chain", "fused") if FUSED in self.configs and "ensemble_fused" in self.configs else ("chain",)
 
     @property

@@ -19,10 +19,10 @@ from plurum.client.connection.predictions import Answer, Failure
 from plurum.client.connection.requests import Patients
 from plurum.files import atomic_file
 
-__all__ = ["BulkRun", "BulkTotals"]
+__all__ = ["BulkRun", "BulkTotals", "PredictionSource"]
 
 
-class _Streams(Protocol):
+class PredictionSource(Protocol):
     """The part of a client that is needed here."""
 
     def stream(
@@ -95,7 +95,7 @@ class BulkRun:
         """Number of images without a prediction at the start of this run."""
         return len(self.listing) - (self.journal.found.answered if self.journal else 0)
 
-    def answers(self, client: _Streams, batch_size: int | None) -> Iterator[tuple[str, Answer]]:
+    def answers(self, client: PredictionSource, batch_size: int | None) -> Iterator[tuple[str, Answer]]:
         """Classify the images, and yield path and result of each, in the order of the listing.
 
         Raises:

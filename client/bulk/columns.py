@@ -31,7 +31,7 @@ PROBABILITY = OUTPUTS["PROBABILITIES"]
 
 
 def columns_of_images(
-    classes: Iterable[str], *, has_audit: bool = False, has_outliers: bool = False
+    classes: Iterable[str], *, has_audit: bool = False, has_outliers: bool = False, has_cascade: bool = False
 ) -> dict[str, Kind]:
     """Return the columns of a file with a row per image, and what they hold.
 
@@ -39,8 +39,9 @@ def columns_of_images(
         classes: Class names, in the order of the outputs.
         has_audit: True if the server draws predictions for audit.
         has_outliers: True if the server tests for outliers.
+        has_cascade: True if the server has a cascade.
     """
-    has = {None: True, "audit_rate": has_audit, "outliers": has_outliers}
+    has = {None: True, "audit_rate": has_audit, "outliers": has_outliers, "cascade": has_cascade}
     # A prediction states bits by their names.
     kinds: dict[str, Kind] = {"BYTES": "text", "FP32": "float32", "BOOL": "flag", "UINT8": "texts"}
     found: dict[str, Kind] = {}
@@ -69,7 +70,8 @@ def row_from_prediction(prediction: Prediction) -> dict[str, Any]:
             continue
         if output.dims == ("M", "C"):
             for member, by_class in value.items():
-                row |= cells_by_class(output, by_class, member)
+                # A member that did not run has empty cells.
+                row |= cells_by_class(output, by_class or dict.fromkeys(prediction.probabilities), member)
         else:
             row |= cells_by_class(output, value) if isinstance(value, dict) else {output.column: value}
     return row

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from plurum.dicom_files import PatientNames, frame_names
+from plurum.dicom_files import PatientNames, frame_names, heading_from_file
 from plurum.errors import DataError
 from plurum.file_trees import files_below, is_image_name
 from plurum.images.image_formats import IMAGE_SUFFIXES
@@ -37,6 +37,7 @@ class Listing:
     patients: dict[int, str] = field(default_factory=dict)
     labels: dict[int, str] = field(default_factory=dict)
     patient_names: PatientNames | None = None
+    _slides: dict[tuple[str, bytes], str] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -47,10 +48,15 @@ class Listing:
     def add(self, path: str, patient: str = "", label: str = "") -> None:
         """Append an image, or each frame of a DICOM file, unless it is listed already.
 
+        The files of a whole-slide image in DICOM, its levels and label, are one image: the first of them.
+
         Raises:
             DataError: the image is listed with another patient or label.
             SettingsError: the key of the patients' pseudonyms can't be read or made.
         """
+        heading = heading_from_file(Path(path))
+        if heading and heading.slide:
+            path = self._slides.setdefault((str(Path(path).parent), heading.slide), path)
         for name in frame_names(path):
             self._add(name, patient or (self.patient_names.name(Path(path)) if self.patient_names else ""), label)
 

@@ -42,28 +42,34 @@ class AnswersReport:
 
 @contextmanager
 def answers_report(
-    path: Path, classes: Sequence[str], *, has_audit: bool = False, has_outliers: bool = False
+    path: Path,
+    classes: Sequence[str],
+    *,
+    has_audit: bool = False,
+    has_outliers: bool = False,
+    has_cascade: bool = False,
 ) -> Iterator[AnswersReport]:
     """Open a file of predictions, which appears at `path` only if the block ends without an error.
 
     The suffix chooses the format: `.csv`, `.jsonl` or `.parquet`. Columns of CSV and Parquet: path, label, confidence,
     review (true or false), review_reason (with `has_outliers`), audit (with `has_audit`), entropy, disagreement,
-    outlier (with `has_outliers`), prediction_set, one `p_CLASS` per class, and error, which is empty for a prediction,
-    and the only value beside path for a failure. CSV joins the reasons, and the classes of a set, by `|`. JSON lines
-    are those of `json_line`.
+    outlier (with `has_outliers`), prediction_set, one `p_CLASS` per class, members_used (with `has_cascade`), and
+    error, which is empty for a prediction, and the only value beside path for a failure. CSV joins the reasons, the
+    classes of a set, and the members, by `|`. JSON lines are those of `json_line`.
 
     Args:
         path: File to write.
         classes: Class names, in the order of the outputs.
         has_audit: True if the server draws audits; see `Served.has_audit`.
         has_outliers: True if the server tests for outliers; see `Served.has_outliers`.
+        has_cascade: True if the server runs a cascade; see `Served.has_cascade`.
 
     Raises:
         MissingExtraError: pyarrow is required and not installed.
         OutputError: `path` can't be written.
         SettingsError: the suffix is not supported.
     """
-    columns = columns_of_images(classes, has_audit=has_audit, has_outliers=has_outliers)
+    columns = columns_of_images(classes, has_audit=has_audit, has_outliers=has_outliers, has_cascade=has_cascade)
     with _report(path, format_from_path(path, columns), ("path",)) as report:
         yield report
 

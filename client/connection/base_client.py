@@ -38,7 +38,7 @@ class BaseClient:
     _default_concurrency: ClassVar[int]
     _requester: Requester
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one per setting
         self,
         url: Urls = None,
         protocol: WireProtocol | None = None,
@@ -48,6 +48,7 @@ class BaseClient:
         concurrency: int | None = None,
         api_key: str | None = None,
         tls: Tls | None = None,
+        full: bool = False,
     ) -> None:
         self._concurrency = self._default_concurrency if concurrency is None else concurrency
         if self._concurrency < 1:
@@ -59,7 +60,7 @@ class BaseClient:
         if not urls:
             raise SettingsError("url: expected at least one address, got none.")
         balance = Balance([_transport(one, protocol, access) for one in dict.fromkeys(urls)])
-        self._requester = Requester(Retries(balance), model, timeout_s)
+        self._requester = Requester(Retries(balance), model, timeout_s, full=full)
         self._set_up(self._concurrency)
 
     def _set_up(self, concurrency: int) -> None:

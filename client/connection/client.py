@@ -43,6 +43,7 @@ class EnsembleClient(BaseClient):
         concurrency: Maximum number of concurrent requests, so that the server never waits for the client; None is 6.
         api_key: Key sent as `Authorization: Bearer`; None reads the environment variable PLURUM_API_KEY.
         tls: Certificates for `https://` and `grpcs://`.
+        full: If True, a server with a cascade runs all members for each image.
 
     Raises:
         MissingExtraError: tritonclient is not installed.

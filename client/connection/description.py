@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from plurum.client.connection.predictions import Served
 from plurum.images.windows import WindowRule
-from plurum.predictions.outputs import AUDIT, TESTED
+from plurum.predictions.outputs import AUDIT, TESTED, USED
 from plurum.spec import IMAGE, ImageSpec, OperatingPoint, PatientRule, ReviewPromise
 from plurum.spec.fields import Metadata
 from plurum.voting import DecisionPoint, point_from_ensemble
@@ -57,15 +57,23 @@ def served_from_description(
         takes_encoded=encoded or any(one["name"] == IMAGE for one in inputs),
         checkpoints=checkpoints,
         patient_rule=rule if rule in get_args(PatientRule) else None,
-        metadata_sha256=hashlib.sha256(text.encode()).hexdigest() if text else "",
+        metadata_sha256=_sha256(metadata, text) if text else "",
         point=_point(metadata),
         has_audit=AUDIT in shapes,
         audit_rate=metadata.get("audit_rate") if AUDIT in shapes else None,
         has_outliers=set(TESTED) <= set(shapes),
+        has_cascade=USED in shapes,
         operating_point=_readable(metadata.get("operating_point"), OperatingPoint),
         promise=_readable(metadata.get("promise"), ReviewPromise),
         window=_window(metadata),
+        name=str(metadata.get("name", "")) if text else "",
     )
+
+
+def _sha256(metadata: dict[str, Any], text: str) -> str:
+    """Return the hash of the metadata; a gateway states only parts of them, and the hash of all."""
+    stated = metadata.get("metadata_sha256")
+    return stated if isinstance(stated, str) and stated else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _window(metadata: dict[str, Any]) -> WindowRule | None:

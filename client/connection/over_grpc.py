@@ -114,7 +114,7 @@ class GrpcTransport(Transport):
         """See `Transport`."""
         request = self._pb.ModelInferRequest(model_name=model, id=request_id)
         for key, value in (parameters or {}).items():
-            request.parameters[key].string_param = value
+            setattr(request.parameters[key], "bool_param" if isinstance(value, bool) else "string_param", value)
         request.inputs.add(name=name, datatype=DATA_TYPES[tensor.dtype], shape=tensor.shape)
         is_bytes = tensor.dtype == np.object_
         request.raw_input_contents.append(raw_from_bytes(tensor.flat) if is_bytes else tensor.tobytes())

@@ -31,12 +31,14 @@ class Served:
         has_audit: True if the server draws patients, or images, for audit.
         audit_rate: Probability with which it draws them; None if it draws none, or if it hides its config.
         has_outliers: True if the server tests for images that are unlike its reference images.
+        has_cascade: True if the server runs a cascade, in which not all members run for each image.
         operating_point: Operating point as the fit states it, with the requested value and its confidence; None without
             one, if the server hides its config, or if this version of Plurum can't read it.
         promise: Limit on the review risk of new patients; None without one, if the server hides its config, or if this
             version of Plurum can't read it.
         window: Window, or `full`, that the server applies to grey images of more than 8 bits and DICOM; None if it
             applies none, or if it hides its config.
+        name: Name of the ensemble; empty if the server hides its config, or is an older gateway.
     """
 
     classes: tuple[str, ...]
@@ -51,9 +53,11 @@ class Served:
     has_audit: bool = False
     audit_rate: float | None = None
     has_outliers: bool = False
+    has_cascade: bool = False
     operating_point: OperatingPoint | None = None
     promise: ReviewPromise | None = None
     window: WindowRule | None = None
+    name: str = ""
 
     @property
     def contract(self) -> str:

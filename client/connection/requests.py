@@ -26,6 +26,7 @@ from plurum.client.connection.payload import (
 from plurum.client.connection.predictions import Answer, Failure, Served
 from plurum.client.connection.retries import Request, Retries, UnansweredError
 from plurum.client.connection.transport import CallError, Transport
+from plurum.conventions import FULL
 from plurum.errors import ImageError, ServerError, SettingsError
 from plurum.predictions.outputs import AUDIT
 from plurum.predictions.prediction import predictions_from_tensors
@@ -50,12 +51,14 @@ class Requester:
         model: Name of the model; None chooses `ensemble`, or `ensemble_pixels` for arrays of exactly its size.
         timeout_s: Time limit of one request with its retries, seconds.
         known: Description of the served ensemble; None until the server has returned it.
+        full: If True, a server with a cascade runs all members for each image.
     """
 
     retries: Retries
     model: str | None
     timeout_s: float
     known: Served | None = None
+    full: bool = False
 
     def close(self) -> None:
         """Stop all retries."""
@@ -115,7 +118,9 @@ class Requester:
             return []
         model, name, tensor = tensor_from_images(images)
         # Names of patients only go where audits are drawn by them.
-        parameters = parameters_from_patients([one.patient for one in images]) if served.has_audit else {}
+        parameters: dict[str, str | bool] = {FULL: True} if self.full else {}
+        if served.has_audit:
+            parameters |= parameters_from_patients([one.patient for one in images])
         request = Request(self.model or model, name, tensor, parameters)
         try:
             if suspect:

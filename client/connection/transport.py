@@ -32,7 +32,7 @@ __all__ = [
 
 DATA_TYPES = {np.dtype(np.object_): "BYTES", np.dtype(np.uint8): "UINT8"}
 Tensors = dict[str, npt.NDArray[Any]]
-Parameters = Mapping[str, str]
+Parameters = Mapping[str, str | bool]
 
 
 class Outputs(NamedTuple):

@@ -144,6 +144,8 @@ class SlideAnswers:
         self._errors: dict[int, Failure] = {}
         # Sums over tiles: std, number of prediction sets with each class, and members' probabilities.
         self._std, self._inside, self._members = np.zeros(classes), np.zeros(classes), np.zeros((members, classes))
+        # Number of tiles that each member ran for: a cascade settles some tiles without all members.
+        self._ran = np.zeros(members, dtype=np.int64)
 
     def add(self, answer: Answer) -> None:
         """Add the result of the next tile."""
@@ -162,6 +164,7 @@ class SlideAnswers:
         self._std += numbers["std"]
         self._inside += numbers["prediction_set"]
         self._members += numbers["member_probabilities"]
+        self._ran += [row is not None for row in answer.member_probabilities.values()]
 
     def prediction(self, path: Path, thumbnail: Bytes) -> SlidePrediction:
         """Return the pooled prediction.
@@ -208,8 +211,8 @@ class SlideAnswers:
             probabilities=whole.probabilities,
             std=dict(zip(names, (self._std / count).tolist(), strict=True)),
             member_probabilities={
-                member: dict(zip(names, (row / count).tolist(), strict=True))
-                for member, row in zip(self._served.members, self._members, strict=True)
+                member: dict(zip(names, (row / ran).tolist(), strict=True)) if ran else None
+                for member, row, ran in zip(self._served.members, self._members, self._ran, strict=True)
             },
             prediction_set=inside,
             review=self._needs_review(whole),

@@ -18,6 +18,7 @@ from plurum.client.connection.requests import Patients, pairs
 from plurum.client.slides.heat_maps import write_slide
 from plurum.client.slides.slide_answers import SlidePrediction
 from plurum.client.slides.slides import SlideSettings, predict_slide
+from plurum.dicom_files import heading_from_file
 from plurum.errors import ImageError, SettingsError
 from plurum.images import FORMATS, MAX_PIXELS
 from plurum.regular_files import check_regular
@@ -31,13 +32,14 @@ _SMALL_BYTES = 1 << 15
 
 
 def is_slide(path: str | Path) -> bool:
-    """Return True if the file is a TIFF too large to decode whole, by its header, or has a scanner's suffix."""
+    """Return True if the file is a TIFF too large to decode whole, a DICOM slide, or has a scanner's suffix."""
     # Few images are slides, so check the suffix first: reading headers of a million files would be slow.
     end = str(path)[-5:].lower()
     if end.endswith(_SCANNED):
         return True
     if not end.endswith(FORMATS["TIFF"].suffixes):
-        return False
+        heading = heading_from_file(Path(path))
+        return heading is not None and bool(heading.slide)
     try:
         if check_regular(path).st_size < _SMALL_BYTES:
             return False

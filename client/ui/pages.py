@@ -144,9 +144,11 @@ def more_probable(prediction: Prediction) -> str:
 
 
 def member_votes(prediction: Prediction) -> list[MemberVote]:
-    """Return the prediction of each member, in the order of the vote."""
+    """Return the prediction of each member that ran, in the order of the vote."""
     votes = []
     for name, probabilities in prediction.member_probabilities.items():
+        if probabilities is None:
+            continue
         label, probability = max(probabilities.items(), key=lambda one: one[1])
         votes.append(MemberVote(name, label, probability, label == prediction.label))
     return votes

@@ -10,8 +10,7 @@ contains the graphs that were checked. INT8 and FP16 members keep their precisio
 from __future__ import annotations
 
 import operator
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from plurum.export.graphs.member import onnx_from_module
+from plurum.export.graphs.joining import join_graphs
 from plurum.export.graphs.runtimes import batches_of, onnx_session, openvino_runner
 from plurum.export.settings import Backend
 from plurum.predictions.arrays import Ints
-from plurum.predictions.outputs import voted_outputs
-from plurum.spec import INPUT_PIXELS, LOGITS, NOVELTY
+from plurum.predictions.outputs import graph_outputs, voted_outputs
+from plurum.spec import INPUT_PIXELS
 from plurum.voting import (
     MODES,
     REVIEW_CONFIDENCE,
@@ -40,7 +38,7 @@ from plurum.voting import (
     VotingRule,
 )
 
-__all__ = ["VoteModel", "fused_from_onnx", "verdict_from_fused"]
+__all__ = ["VoteModel", "fused_from_onnx", "verdict_from_fused", "verdict_from_outputs"]
 
 # The smallest normal float32: log of it is finite.
 _TINY = float(np.finfo(np.float32).tiny)
@@ -64,10 +62,15 @@ class VoteModel(nn.Module):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs."""
-        return _graph_outputs(has_outliers=self.rule.outliers is not None)
+        return graph_outputs(has_outliers=self.rule.outliers is not None)
 
     def forward(self, logits: Tensor, novelty: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return the outputs of the vote, in the order of `outputs`.
+        """Return the outputs of the vote, in the order of `outputs`; arguments as in `vote`."""
+        found = self.vote(logits, novelty)
+        return tuple(found[name] for name in self.outputs)
+
+    def vote(self, logits: Tensor, novelty: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the outputs of the vote by name.
 
         Args:
             logits: Logits of the members, float32 `[batch, members, classes]`.
@@ -107,11 +110,21 @@ class VoteModel(nn.Module):
         }
         if self.rule.outliers is not None and novelty is not None:
             outputs["OUTLIER"], reasons[REVIEW_OUTLIER] = _test(novelty, self.rule.outliers)
-            # Bits of different reasons add up.
-            bits = torch.stack([is_one.float() * bit for bit, is_one in reasons.items()], dim=-1)
-            outputs["REVIEW_REASON"] = bits.sum(dim=-1).to(torch.uint8)
+        # Bits of different reasons add up.
+        bits = torch.stack([is_one.float() * bit for bit, is_one in reasons.items()], dim=-1)
+        outputs["REVIEW_REASON"] = bits.sum(dim=-1).to(torch.uint8)
         outputs["REVIEW"] = reduce(operator.or_, reasons.values())
-        return tuple(outputs[name] for name in self.outputs)
+        return outputs
+
+    def decide_members(self, members: Tensor) -> Tensor:
+        """Return the decision of each member, `[batch, members]`, see `plurum.voting.decide_members`.
+
+        Args:
+            members: Probabilities of the members, float32 `[batch, members, classes]`.
+        """
+        if self.rule.point is None:
+            return members.argmax(dim=-1)
+        return _decided(_corrected(members, self.rule).flatten(0, 1), self.rule.point).reshape(-1, members.shape[1])
 
 
 def _hard_vote(members: Tensor, _mean: Tensor, rule: VotingRule) -> Tensor:
@@ -194,42 +207,7 @@ def fused_from_onnx(graphs: Sequence[Path], rule: VotingRule, classes: int, path
     Raises:
         onnx.checker.ValidationError: the fused graph is not valid ONNX.
     """
-    detecting = [index for index, has in enumerate(rule.outliers.detecting if rule.outliers else ()) if has]
-    with tempfile.TemporaryDirectory() as folder:
-        vote_path = Path(folder) / "vote.onnx"
-        voter = VoteModel(rule)
-        samples = {LOGITS: torch.zeros(2, len(graphs), classes)}
-        if detecting:
-            samples[NOVELTY] = torch.zeros(2, len(detecting))
-        onnx_from_module(voter, tuple(samples.values()), vote_path, tuple(samples), voter.outputs)
-        vote = onnx.compose.add_prefix(onnx.load(vote_path), "vote/", rename_outputs=False)
-    members = [
-        onnx.compose.add_prefix(onnx.load(graph), f"{index}/", rename_inputs=False)
-        for index, graph in enumerate(graphs)
-    ]
-    nodes: list[Any] = []
-    stacked = []
-    for index, member in enumerate(members):
-        nodes.extend(member.graph.node)
-        stacked.append(f"stacked/{index}")
-        nodes.append(helper.make_node("Unsqueeze", [f"{index}/{LOGITS}", "stacked/axis"], [stacked[-1]]))
-    nodes.append(helper.make_node("Concat", stacked, [f"vote/{LOGITS}"], axis=1))
-    if detecting:
-        novelties = [f"{index}/{NOVELTY}" for index in detecting]
-        nodes.append(helper.make_node("Concat", novelties, [f"vote/{NOVELTY}"], axis=1))
-    axis = helper.make_tensor("stacked/axis", TensorProto.INT64, [1], [1])
-    parts = [*members, vote]
-    graph = helper.make_graph(
-        [*nodes, *vote.graph.node],
-        "ensemble_fused",
-        list(members[0].graph.input),
-        list(vote.graph.output),
-        [axis, *(tensor for part in parts for tensor in part.graph.initializer)],
-    )
-    opsets = {one.domain: one for part in parts for one in part.opset_import}
-    model = helper.make_model(graph, opset_imports=list(opsets.values()), ir_version=vote.ir_version)
-    onnx.save(model, path)
-    onnx.checker.check_model(path, full_check=True)
+    join_graphs(graphs, rule.outliers.detecting if rule.outliers else (), VoteModel(rule), classes, path)
 
 
 def verdict_from_fused(
@@ -244,7 +222,7 @@ def verdict_from_fused(
         rows: Indices of the images to run, `[rows]`; None runs all.
     """
     has_outliers = "OUTLIER" in {one.name for one in onnx.load(path).graph.output}
-    outputs = _graph_outputs(has_outliers=has_outliers)
+    outputs = graph_outputs(has_outliers=has_outliers)
     if backend == "openvino":
         infer = openvino_runner(path, outputs)
     else:
@@ -255,17 +233,17 @@ def verdict_from_fused(
 
     batches = [infer(batch) for batch in batches_of(pixels, rows)]
     parts = [np.concatenate(found) for found in zip(*batches, strict=True)]
-    values: dict[str, Any] = {
-        output.field: (part[:, 0] if output.is_scalar else part).astype(_VERDICT_TYPES[output.datatype])
-        for output, part in zip(voted_outputs(has_outliers=has_outliers).values(), parts, strict=True)
-    }
-    untested = {"outlier": np.ones(len(parts[0])), "review_reason": values["review"].astype(np.uint8)}
+    return verdict_from_outputs(dict(zip(outputs, parts, strict=True)))
+
+
+def verdict_from_outputs(outputs: Mapping[str, npt.NDArray[Any]]) -> Verdict:
+    """Return the verdict that a graph states in its outputs, by name; other tensors are ignored."""
+    values: dict[str, Any] = {}
+    for name, output in voted_outputs(has_outliers="OUTLIER" in outputs).items():
+        part = outputs["INDEX" if name == "LABEL" else name]
+        values[output.field] = (part[:, 0] if output.is_scalar else part).astype(_VERDICT_TYPES[output.datatype])
+    untested = {"outlier": np.ones(len(values["label"])), "review_reason": values["review"].astype(np.uint8)}
     return Verdict(**(untested | values))
-
-
-def _graph_outputs(*, has_outliers: bool) -> tuple[str, ...]:
-    """Return the names of a fused graph's outputs; INDEX stands for LABEL, because TensorRT has no strings."""
-    return tuple("INDEX" if name == "LABEL" else name for name in voted_outputs(has_outliers=has_outliers))
 
 
 def _tensor(values: Sequence[float] | Sequence[Sequence[float]]) -> Tensor:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx
 
 from plurum.export.graphs.float16 import silence_converters
-from plurum.export.graphs.member import detector_nodes
+from plurum.export.graphs.member import detector_nodes, resizing_nodes
 from plurum.export.settings import Backend
 from plurum.spec import INPUT_PIXELS
 from plurum.telemetry import forbid_telemetry
@@ -73,8 +73,7 @@ def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path, back
             weight_type=QuantType.QInt8,
             per_channel=True,
             calibrate_method=CalibrationMethod.MinMax,
-            # The detector stays FP32: its distances have a wide range, and it is small.
-            nodes_to_exclude=[node.name for node in detector_nodes(onnx.load(prepared).graph)],
+            nodes_to_exclude=_whole_nodes(prepared),
             op_types_to_quantize=[*_HEAVY] if inputs_alone else _operators(prepared),
             extra_options={
                 "WeightSymmetric": True,
@@ -85,6 +84,12 @@ def int8_from_onnx(source: Path, pixels: npt.NDArray[np.uint8], path: Path, back
                 "OpTypesToExcludeOutputQuantization": [*_HEAVY] if inputs_alone else [],
             },
         )
+
+
+def _whole_nodes(path: Path) -> list[str]:
+    """Return the names of the nodes that stay FP32: a detector's distances have a wide range; resizing is exact."""
+    graph = onnx.load(path).graph
+    return [node.name for node in (*detector_nodes(graph), *resizing_nodes(graph))]
 
 
 def _operators(path: Path) -> list[str]:

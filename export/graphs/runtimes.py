@@ -26,11 +26,14 @@ from plurum.telemetry import import_onnxruntime
 
 __all__ = [
     "Artefact",
+    "GraphRunner",
     "MemberOutputs",
     "batches_of",
     "latency_ms",
     "onnx_session",
+    "onnx_stage",
     "openvino_runner",
+    "openvino_stage",
     "outputs_from_artefact",
     "outputs_from_model",
 ]
@@ -38,6 +41,9 @@ __all__ = [
 onnxruntime = import_onnxruntime()
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
+Tensors = dict[str, npt.NDArray[Any]]
+# Inputs by name, among others that the graph does not have → all outputs by name.
+GraphRunner = Callable[[Tensors], Tensors]
 
 _BATCH = 16
 # Batch sizes that Plurum's OpenVINO backend compiles a graph for; it runs where Plurum is not installed.
@@ -109,6 +115,21 @@ def openvino_runner(
     Raises:
         MissingExtraError: OpenVINO is not installed.
     """
+    stage = openvino_stage(path, threads, bf16=bf16)
+
+    def run(batch: Pixels) -> list[npt.NDArray[Any]]:
+        found = stage({INPUT_PIXELS: batch})
+        return [found[name] for name in outputs]
+
+    return run
+
+
+def openvino_stage(path: Path, threads: int = 0, *, bf16: bool = False) -> GraphRunner:
+    """Return a function that runs a graph of several inputs as Plurum's OpenVINO backend does; see `openvino_runner`.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
     with needs_extra("openvino"):
         import openvino
     # State the precision: OpenVINO's default is BF16 on processors that support it.
@@ -122,16 +143,28 @@ def openvino_runner(
     model = core.read_model(path)
     models = {}
     for size in _BATCH_SIZES:
-        model.reshape({INPUT_PIXELS: [size, *list(model.input(INPUT_PIXELS).partial_shape)[1:]]})
+        model.reshape({port: [size, *list(port.partial_shape)[1:]] for port in model.inputs})
         models[size] = core.compile_model(model, "CPU", options)
+    inputs, outputs = ([port.any_name for port in ports] for ports in (model.inputs, model.outputs))
 
-    def run(batch: Pixels) -> list[npt.NDArray[Any]]:
+    def run(tensors: Tensors) -> Tensors:
         row, results = 0, []
         for size, compiled in models.items():
-            while len(batch) - row >= size:
-                results.append(compiled({INPUT_PIXELS: batch[row : row + size]}))
+            while len(tensors[INPUT_PIXELS]) - row >= size:
+                results.append(compiled({name: tensors[name][row : row + size] for name in inputs}))
                 row += size
-        return [np.concatenate([result[name] for result in results]) for name in outputs]
+        return {name: np.concatenate([result[name] for result in results]) for name in outputs}
+
+    return run
+
+
+def onnx_stage(path: Path) -> GraphRunner:
+    """Return a function that runs a graph of several inputs by ONNX Runtime."""
+    session = onnx_session(path)
+    inputs, outputs = ([one.name for one in tensors] for tensors in (session.get_inputs(), session.get_outputs()))
+
+    def run(tensors: Tensors) -> Tensors:
+        return dict(zip(outputs, session.run(outputs, {name: tensors[name] for name in inputs}), strict=True))
 
     return run
 

@@ -16,14 +16,32 @@ from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused
 from plurum.repository.listing import ListingDifferences
 from plurum.spec import LOGITS, NOVELTY, Ensemble
 
-__all__ = ["config_faults", "copy_faults", "expected_configs", "file_faults", "parameter_faults", "wiring_faults"]
+__all__ = [
+    "config_faults",
+    "copy_faults",
+    "expected_configs",
+    "file_faults",
+    "parameter_faults",
+    "stage_faults",
+    "wiring_faults",
+]
+
+
+def stage_faults(config: Any, expected: Any) -> list[str]:
+    """Check that the config of the fused graph names the graphs of the cascade's stages."""
+    stated, needed = (
+        one.parameters["stages"].string_value if "stages" in one.parameters else "" for one in (config, expected)
+    )
+    return [] if stated == needed else [f"stages: expected {needed or 'none'} in config.pbtxt, got {stated or 'none'}"]
 
 
 def expected_configs(ensemble: Ensemble, manifest: ExportManifest) -> dict[str, Any]:
     """Return the config of every model that `ensemble` needs, by name: inputs, outputs and the largest batch."""
     most = manifest.max_batch_size
     members = zip(ensemble.members, ensemble.detecting, strict=True)
-    configs = [member_config(member, most, has_novelty=has_novelty) for member, has_novelty in members]
+    configs = [
+        member_config(member, most, has_novelty=has_novelty, decoded=ensemble.image) for member, has_novelty in members
+    ]
     configs += chain_configs(ensemble, most)
     if any(one.model == FUSED for one in manifest.artefacts):
         configs += fused_configs(ensemble, most, "onnxruntime")

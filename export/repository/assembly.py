@@ -9,7 +9,8 @@ REPO/questions.json                     predictions for generated images, to che
 REPO/{ensemble,ensemble_pixels}         Triton ensembles
 REPO/{preprocess,voter}/1               Python models, each with the modules that it imports
 REPO/MEMBER/1/model.onnx                graph of each member
-REPO/{ensemble_fused,fused,labels}      with --fused: one graph of members and vote, and its labels
+REPO/{ensemble_fused,fused,labels}      with --fused or a cascade: one graph of members and vote, and its labels
+REPO/fused/1/stage_N.onnx               with a cascade: graphs of its stages, which all ensembles run
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from plurum.errors import CertificationError, MetadataError, RepositoryError
+from plurum.errors import CertificationError, MetadataError, RepositoryError, SettingsError
 from plurum.export.checks import check_output_folder
 from plurum.export.graphs.member import PixelModel
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
@@ -31,13 +32,16 @@ from plurum.export.manifest import PublishedGraph, is_current, read_manifest, wr
 from plurum.export.repository.cards.card import card_from_repository
 from plurum.export.repository.cards.card_files import update_card, write_card
 from plurum.export.repository.cards.facts import CardFacts, facts_from_run
-from plurum.export.repository.certification import (
-    ServedGraphs,
-    certification_images,
-    certify_ensemble,
-    with_provisional_promise,
+from plurum.export.repository.cascade_certification import certify_served
+from plurum.export.repository.certification import ServedGraphs, certification_images, with_provisional_promise
+from plurum.export.repository.fusion import (
+    artefacts_inside,
+    fuse_choices,
+    fused_backend,
+    fused_rule,
+    published_from_file,
+    stage_parities,
 )
-from plurum.export.repository.fusion import fuse_choices, fused_backend, fused_rule, published_from_file
 from plurum.export.repository.model_folders import add_chain_models, add_fused_models
 from plurum.export.repository.outlier_reference import reference_images, with_detector, with_served_reference
 from plurum.export.repository.parity import Parity, check_parity, verdict_from_members, vote_parity
@@ -55,8 +59,8 @@ from plurum.files import atomic_folder
 from plurum.models import model_from_checkpoint
 from plurum.regular_files import read_regular
 from plurum.repository.probes import PROBES_FILE, RecordedProbes, probe_images
-from plurum.run import Run, Split, Table
-from plurum.spec import Ensemble, Member, ReviewPromise, read_ensemble, write_metadata
+from plurum.run import Run, Split, Table, UnlabelledImages
+from plurum.spec import CascadeRule, Ensemble, Member, OutlierRule, ReviewPromise, read_ensemble, write_metadata
 from plurum.voting import OutlierTest, softmax
 
 __all__ = [
@@ -82,12 +86,14 @@ class ExportResult:
         parities: Parity of every artefact and of the vote.
         artefacts: Graphs in the repository.
         promise: Promise on the review risk that the repository states; None without one.
+        cascade: Cascade that the repository serves; None without one.
     """
 
     unchanged: bool
     parities: tuple[Parity, ...]
     artefacts: tuple[PublishedGraph, ...]
     promise: ReviewPromise | None = None
+    cascade: CascadeRule | None = None
 
 
 def repository_from_run(
@@ -125,8 +131,8 @@ def repository_from_run(
 
     def load_sample() -> ParitySample:
         table, pixels = run.table(), run.pixels()
-        sample = sample_from_table(table, pixels, settings, str(run.path))
-        return replace(sample, reference=reference_images(ensemble.outliers, table, pixels))
+        sample = sample_from_table(table, pixels, settings, str(run.path), run.unlabelled())
+        return replace(sample, reference=reference_images(run, ensemble, table))
 
     def load_model(member: Member) -> PixelModel:
         return with_detector(run, ensemble, member, model_from_checkpoint(member, run.checkpoint(member)))
@@ -163,9 +169,12 @@ def repository_from_models(
         MissingExtraError: the requested precision needs a package that is not installed.
         OutputError: `out` holds other files or can't be written.
         ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
+        SettingsError: the ensemble has a cascade, and the target is a GPU.
     """
     check_output_folder(out)
-    if is_current(out, ensemble, settings):
+    stated = ensemble
+    ensemble, settings = _with_chosen_form(ensemble, settings)
+    if is_current(out, stated, settings):
         former = _read_previous_export(out)
         update_card(out, card_from_repository(out, facts, former.artefacts, former.parities))
         return former
@@ -177,11 +186,10 @@ def repository_from_models(
         ]
         choices, vote = select_passing_choices(ensemble, choices, sample, settings)
         artefacts = {choice.member: choice.candidate.artefact for choice in choices}
-        tested = with_served_reference(ensemble, list(artefacts.values()), sample.reference, progress)
-        rule_of_fused = fused_rule(tested, choices, sample, progress) if settings.fused else None
+        tested, rule_of_fused = _with_references(ensemble, choices, sample, settings, progress)
         backend = fused_backend(choices, settings) if settings.fused else None
         graphs = ServedGraphs(list(artefacts.values()), backend, folder, rule_of_fused)
-        served = certify_ensemble(tested, graphs, sample.certification, settings, progress)
+        served = certify_served(tested, graphs, sample.certification, settings, progress)
         if served.outliers or served.rule != ensemble.rule:
             # Compare reviews at the limit that is served, and p-values with those of the fit.
             vote = _parity_of_vote(served, choices, sample, settings, ensemble.rule.outliers)
@@ -193,13 +201,14 @@ def repository_from_models(
             progress("ensemble_fused: members and vote in one graph")
             originals = original_verdict(served.rule, choices, ensemble.rule.outliers)
             fused, parity = fuse_choices(served, choices, (originals, sample), settings, hidden, rule_of_fused)
-            published, parities = (*published, fused), (*parities, parity)
+            stages = stage_parities(ensemble, served, choices, sample, settings, hidden)
+            published, parities = (*published, fused), (*parities, parity, *stages)
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
         write_metadata(hidden / PROBES_FILE, record_predictions(served, list(artefacts.values()), settings))
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         write_card(hidden, card_from_repository(hidden, facts, published, parities))
-        write_manifest(hidden, ensemble, settings, published)
-    return ExportResult(False, parities, published, served.promise)
+        write_manifest(hidden, stated, settings, published)
+    return ExportResult(False, parities, published, served.promise, served.cascade)
 
 
 def repository_from_onnx(
@@ -215,13 +224,14 @@ def repository_from_onnx(
             outlier test has a detector. The reference stays as the metadata state it.
         out: New or empty folder, or a Plurum repository.
         max_batch_size: Largest batch of every model.
-        fused: If True, add `ensemble_fused`.
+        fused: If True, add `ensemble_fused`, as a cascade always does.
 
     Raises:
         OutputError: `out` holds other files or can't be written.
     """
     check_output_folder(out)
     ensemble = with_provisional_promise(ensemble)
+    fused = fused or ensemble.cascade is not None
     with atomic_folder(out) as hidden:
         for member in ensemble.members:
             (hidden / member.name / "1").mkdir(parents=True)
@@ -232,6 +242,38 @@ def repository_from_onnx(
             add_fused_models(ensemble, files_of_members, hidden, max_batch_size, "onnxruntime")
 
 
+def _with_references(
+    ensemble: Ensemble,
+    choices: list[MemberChoice],
+    sample: ParitySample,
+    settings: ExportSettings,
+    progress: Callable[[str], None],
+) -> tuple[Ensemble, OutlierRule | None]:
+    """Return the ensemble with the outlier references of its graphs, and the fused graph's rule if it has its own."""
+    if ensemble.cascade is not None:
+        # Only the stages of a cascade serve its members.
+        return with_served_reference(ensemble, artefacts_inside(choices), sample.reference, progress), None
+    artefacts = [choice.candidate.artefact for choice in choices]
+    tested = with_served_reference(ensemble, artefacts, sample.reference, progress)
+    return tested, fused_rule(tested, choices, sample, progress) if settings.fused else None
+
+
+def _with_chosen_form(ensemble: Ensemble, settings: ExportSettings) -> tuple[Ensemble, ExportSettings]:
+    """Return the ensemble without a cascade that is not to be served, and the settings; a cascade needs fused graphs.
+
+    Raises:
+        SettingsError: the ensemble has a cascade, and the target is a GPU.
+    """
+    if ensemble.cascade is None or settings.without_cascade:
+        return ensemble.with_cascade(None), settings
+    if settings.target == "gpu":
+        raise SettingsError(
+            "--target: expected cpu for an ensemble with a cascade, got gpu. Give --without-cascade to run all members "
+            "on the GPU."
+        )
+    return ensemble, settings.model_copy(update={"fused": True})
+
+
 def _read_previous_export(out: Path) -> ExportResult:
     path = out / "parity.json"
     try:
@@ -239,12 +281,16 @@ def _read_previous_export(out: Path) -> ExportResult:
         parities = tuple(Parity.model_validate(parity) for parity in report["artefacts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RepositoryError(f"{path} can't be read; remove {out} and export the run again: {error!r:.200}") from error
-    promise = read_ensemble(out / "ensemble.json").promise
-    return ExportResult(True, parities, read_manifest(out).artefacts, promise)
+    served = read_ensemble(out / "ensemble.json")
+    return ExportResult(True, parities, read_manifest(out).artefacts, served.promise, served.cascade)
 
 
 def sample_from_table(
-    table: Table, pixels: npt.NDArray[np.uint8], settings: ExportSettings, source: str
+    table: Table,
+    pixels: npt.NDArray[np.uint8],
+    settings: ExportSettings,
+    source: str,
+    unlabelled: UnlabelledImages | None = None,
 ) -> ParitySample:
     """Return images to check on, to calibrate on and, where patients were set aside, to certify on; deterministic.
 
@@ -253,6 +299,7 @@ def sample_from_table(
         pixels: Images, uint8 `[images, height, width, 3]`.
         settings: Numbers of images to take.
         source: Name of the images' source, for messages.
+        unlabelled: Images of further patients, to certify a cascade on; None without any.
 
     Raises:
         MetadataError: there is no validation or no training image.
@@ -268,7 +315,7 @@ def sample_from_table(
             raise MetadataError(f"{source} has no {split} images, which an export needs; train on data with some")
         parts[split] = select_evenly(rows, most)
     held_out = parts["validation"]
-    certification = certification_images(table, pixels)
+    certification = certification_images(table, pixels, unlabelled)
     return ParitySample(pixels[held_out], table.labels[held_out], pixels[parts["train"]], certification)
 
 

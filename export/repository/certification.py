@@ -29,7 +29,7 @@ from plurum.promises.review import (
     interval_from_limit,
     rule_without_limit,
 )
-from plurum.run import Split, Table, number_patients
+from plurum.run import Split, Table, UnlabelledImages, number_patients
 from plurum.spec import Ensemble, OutlierRule, ReviewPromise
 from plurum.voting import Verdict, VotingRule, softmax
 
@@ -39,6 +39,9 @@ __all__ = [
     "ServedGraphs",
     "certification_images",
     "certify_ensemble",
+    "refuse_promise",
+    "target_from_promise",
+    "with_limit",
     "with_provisional_promise",
 ]
 
@@ -66,11 +69,13 @@ class CertificationImages:
         pixels: All images of the run, uint8 `[images, height, width, 3]`.
         validation: All validation images, which choose the review limits to test.
         certification: All certification images, which choose nothing else.
+        unlabelled: Images of further patients, which certify a cascade; None without any.
     """
 
     pixels: npt.NDArray[np.uint8]
     validation: LabelledRows
     certification: LabelledRows
+    unlabelled: UnlabelledImages | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,9 @@ class _Votes(NamedTuple):
         return verdict_from_members(self.probabilities, rule, self.novelty if rule.outliers else ())
 
 
-def certification_images(table: Table, pixels: npt.NDArray[np.uint8]) -> CertificationImages | None:
+def certification_images(
+    table: Table, pixels: npt.NDArray[np.uint8], unlabelled: UnlabelledImages | None = None
+) -> CertificationImages | None:
     """Return the images that certify a promise; None if no patient was set aside."""
 
     def labelled(split: Split) -> LabelledRows:
@@ -110,7 +117,7 @@ def certification_images(table: Table, pixels: npt.NDArray[np.uint8]) -> Certifi
 
     if "certification" not in table.splits:
         return None
-    return CertificationImages(pixels, labelled("validation"), labelled("certification"))
+    return CertificationImages(pixels, labelled("validation"), labelled("certification"), unlabelled)
 
 
 def certify_ensemble(
@@ -136,9 +143,7 @@ def certify_ensemble(
         return with_provisional_promise(ensemble)
     with needs_extra("export", "scipy"):
         pass
-    risk = None if promise.method == "bound" else promise.risk
-    point = ensemble.operating_point if promise.decision else None
-    target = ReviewTarget(risk, promise.confidence, point, ensemble.classes if promise.by_class else ())
+    target = target_from_promise(ensemble, promise)
     known, certifying = _member_votes(graphs, images, progress)
     rule = rule_without_limit(ensemble.rule)
 
@@ -151,14 +156,26 @@ def certify_ensemble(
         new.append(answers(_fused_verdict(ensemble, graphs, images), images.certification))
     found = certify_limit(answers(known.verdict(rule), images.validation), new, target)
     if found.limit is None or found.promise is None:
-        raise _refusal(found, promise, graphs)
-    return _with_baseline(_with_limit(ensemble, found.limit, found.promise), ensemble, known)
+        raise refuse_promise(found, promise, graphs)
+    return _with_baseline(with_limit(ensemble, found.limit, found.promise), ensemble, known)
+
+
+def target_from_promise(ensemble: Ensemble, promise: ReviewPromise) -> ReviewTarget:
+    """Return the target of a promise that the ensemble states."""
+    risk = None if promise.method == "bound" else promise.risk
+    point = ensemble.operating_point if promise.decision else None
+    return ReviewTarget(risk, promise.confidence, point, ensemble.classes if promise.by_class else ())
 
 
 def with_provisional_promise(ensemble: Ensemble) -> Ensemble:
-    """Return the ensemble for graphs that certified nothing: a promise that it states is provisional."""
-    promise = ensemble.promise
-    return ensemble.with_promise(promise and promise.model_copy(update={"status": "provisional"}))
+    """Return the ensemble for graphs that certified nothing: promises that it states are provisional."""
+    promise, cascade = ensemble.promise, ensemble.cascade
+    if promise is not None:
+        ensemble = ensemble.with_promise(promise.model_copy(update={"status": "provisional"}))
+    if cascade is None or cascade.promise is None:
+        return ensemble
+    known = cascade.promise.model_copy(update={"status": "provisional", "precision": None})
+    return ensemble.with_cascade(cascade.with_promise(known))
 
 
 def _member_votes(
@@ -186,7 +203,8 @@ def _fused_verdict(ensemble: Ensemble, graphs: ServedGraphs, images: Certificati
     return verdict_from_fused(path, images.pixels, graphs.fused or "onnxruntime", images.certification.rows)
 
 
-def _with_limit(ensemble: Ensemble, limit: float, promise: ReviewPromise) -> Ensemble:
+def with_limit(ensemble: Ensemble, limit: float, promise: ReviewPromise) -> Ensemble:
+    """Return the ensemble with a review limit and the promise that served graphs certified for it."""
     point, threshold = ensemble.operating_point, limit
     if point is not None and point.positive is not None:
         point = point.model_copy(update={"review_interval": interval_from_limit(point, limit)})
@@ -206,7 +224,8 @@ def _with_baseline(certified: Ensemble, ensemble: Ensemble, known: _Votes) -> En
     return certified.model_copy(update={"baseline": baseline})
 
 
-def _refusal(found: ReviewTest, promise: ReviewPromise, graphs: ServedGraphs) -> CertificationError:
+def refuse_promise(found: ReviewTest, promise: ReviewPromise, graphs: ServedGraphs) -> CertificationError:
+    """Return the error that served graphs don't keep the promise of the fit."""
     precision = max((one.precision for one in graphs.artefacts), key=[*BUDGETS].index)
     finer = "" if precision == "fp32" else "choose --precision fp32, "
     about = {"precision": precision, "is_fused": graphs.fused is not None, "promise": found.refused}

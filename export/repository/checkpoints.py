@@ -138,7 +138,7 @@ def _load_model(file: Path, member: Member) -> nn.Module:
     tensors = read_state_dict(file).tensors
     if sha256_of(file) != member.sha256:
         raise MetadataError(f"{file} was changed during the export; export it again")
-    return model_from_tensors(file, tensors, member.arch, len(member.classes))
+    return model_from_tensors(file, tensors, member.arch, len(member.classes), member.model_args)
 
 
 def _ensemble(members: tuple[Member, ...], images: ExportImages) -> Ensemble:

@@ -12,8 +12,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.export.settings import EXECUTIONS, Backend, Execution
-from plurum.predictions.outputs import OUTPUTS, Output, voted_outputs
-from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, NOVELTY, Ensemble, Member
+from plurum.predictions.outputs import OUTPUTS, Output, graph_outputs
+from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, NOVELTY, Ensemble, ImageSpec, Member
 
 __all__ = [
     "FUSED",
@@ -25,11 +25,17 @@ __all__ = [
     "fused_ensemble_config",
     "member_config",
     "outputs_of",
+    "stage_files",
     "text_of",
 ]
 
 # The steps of `ensemble_fused`.
 FUSED, LABELS = "fused", "labels"
+
+
+def stage_files(ensemble: Ensemble) -> list[str]:
+    """Return the file names of the graphs of a cascade's stages, in their order; none without a cascade."""
+    return [] if ensemble.cascade is None else [f"stage_{one}.onnx" for one in range(len(ensemble.cascade.stages) + 1)]
 
 
 def text_of(config: Any) -> str:
@@ -38,11 +44,24 @@ def text_of(config: Any) -> str:
 
 
 def member_config(
-    member: Member, max_batch_size: int, execution: Execution = EXECUTIONS["cpu"][0], *, has_novelty: bool = False
+    member: Member,
+    max_batch_size: int,
+    execution: Execution = EXECUTIONS["cpu"][0],
+    *,
+    has_novelty: bool = False,
+    decoded: ImageSpec | None = None,
 ) -> Any:
-    """Return the config of one member's graph, PIXELS → LOGITS, and NOVELTY if it has a detector."""
+    """Return the config of one member's graph, PIXELS → LOGITS, and NOVELTY if it has a detector.
+
+    Args:
+        member: Metadata of the member.
+        max_batch_size: Largest batch.
+        execution: Precision and backend of the graph.
+        has_novelty: True if the member has a detector.
+        decoded: Image spec of the ensemble, by which images are decoded; None if that is the member's.
+    """
     config = _graph_config(member.name, max_batch_size, execution)
-    config.input.append(_pixels(pb.ModelInput, member))
+    config.input.append(_pixels(pb.ModelInput, decoded or member.image))
     config.output.append(_tensor(pb.ModelOutput, LOGITS, "TYPE_FP32", (len(member.classes),)))
     if has_novelty:
         config.output.append(_tensor(pb.ModelOutput, NOVELTY, "TYPE_FP32", (1,)))
@@ -50,12 +69,20 @@ def member_config(
 
 
 def chain_configs(ensemble: Ensemble, max_batch_size: int) -> list[Any]:
-    """Return the configs of all models but the members: preprocess, voter, and the ensembles for images and pixels."""
+    """Return the configs of all models but the members: preprocess, voter, and the ensembles for images and pixels.
+
+    With a cascade, these ensembles run its stages, and no ensemble uses the voter.
+    """
+    has_cascade = ensemble.cascade is not None
     return [
         _preprocess_config(ensemble, max_batch_size),
         _voter_config(ensemble, max_batch_size),
-        ensemble_config("ensemble", ensemble, max_batch_size, encoded=True),
-        ensemble_config("ensemble_pixels", ensemble, max_batch_size, encoded=False),
+        *(
+            fused_ensemble_config(ensemble, max_batch_size, name, encoded=encoded)
+            if has_cascade
+            else ensemble_config(name, ensemble, max_batch_size, encoded=encoded)
+            for name, encoded in (("ensemble", True), ("ensemble_pixels", False))
+        ),
     ]
 
 
@@ -72,7 +99,7 @@ def _preprocess_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     """Return the config of the Python model that decodes images: IMAGE → PIXELS."""
     config = _config("preprocess", max_batch_size, backend="python")
     config.input.append(_tensor(pb.ModelInput, IMAGE, "TYPE_STRING", (1,)))
-    config.output.append(_pixels(pb.ModelOutput, ensemble))
+    config.output.append(_pixels(pb.ModelOutput, ensemble.image))
     return config
 
 
@@ -84,7 +111,7 @@ def _voter_config(ensemble: Ensemble, max_batch_size: int) -> Any:
     """
     config = _config("voter", max_batch_size, backend="python")
     if ensemble.audit_rate is not None:
-        config.input.append(_pixels(pb.ModelInput, ensemble))
+        config.input.append(_pixels(pb.ModelInput, ensemble.image))
     for index in range(len(ensemble.members)):
         config.input.append(_tensor(pb.ModelInput, f"{LOGITS}_{index}", "TYPE_FP32", (len(ensemble.classes),)))
     for index in _detecting(ensemble):
@@ -112,17 +139,19 @@ def ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, encod
 def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> Any:
     """Return the config of the fused graph: PIXELS → the outputs of the ensemble, with INDEX instead of LABEL.
 
-    On CPUs it has one instance with all cores, for a low latency of single requests. `plurum tune` finds out whether it
-    also has a higher throughput than the chain.
+    `plurum tune` finds out whether it has a higher throughput than the chain.
+
+    The parameter `stages` names the graphs of a cascade, which Plurum's backends run instead of `model.onnx`. Others
+    ignore it, and run all members for each image.
     """
     # The vote is FP32 in every precision of the members.
     config = _graph_config(FUSED, max_batch_size, Execution("fp32", backend))
-    if backend != "tensorrt":
-        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
-    config.input.append(_pixels(pb.ModelInput, ensemble))
+    config.input.append(_pixels(pb.ModelInput, ensemble.image))
     voted = _passed_on(ensemble)
     config.output.extend(one for one in _ensemble_outputs(ensemble) if one.name in voted)
     config.output.append(_tensor(pb.ModelOutput, "INDEX", "TYPE_INT32", (1,)))
+    if ensemble.cascade is not None:
+        config.parameters["stages"].string_value = " ".join(stage_files(ensemble))
     return config
 
 
@@ -139,7 +168,7 @@ def _labels_config(ensemble: Ensemble, max_batch_size: int) -> Any:
         pb.ModelInput(name=one.name, data_type=one.data_type, dims=one.dims) for one in outputs if one.name in voted
     )
     if ensemble.audit_rate is not None:
-        config.input.append(_pixels(pb.ModelInput, ensemble))
+        config.input.append(_pixels(pb.ModelInput, ensemble.image))
     config.output.extend(outputs)
     return config
 
@@ -167,7 +196,7 @@ def _ensemble_config(name: str, ensemble: Ensemble, max_batch_size: int, *, enco
         config.input.append(_tensor(pb.ModelInput, IMAGE, "TYPE_STRING", (1,)))
         config.ensemble_scheduling.step.append(_step("preprocess", {IMAGE: IMAGE}, {INPUT_PIXELS: INPUT_PIXELS}))
     else:
-        config.input.append(_pixels(pb.ModelInput, ensemble))
+        config.input.append(_pixels(pb.ModelInput, ensemble.image))
     config.output.extend(_ensemble_outputs(ensemble))
     return config
 
@@ -196,8 +225,8 @@ def _tensor(kind: Any, name: str, data_type: str, dims: Iterable[int]) -> Any:
     return kind(name=name, data_type=pb.DataType.Value(data_type), dims=dims)
 
 
-def _pixels(kind: Any, model: Ensemble | Member) -> Any:
-    return _tensor(kind, INPUT_PIXELS, "TYPE_UINT8", (model.image.height, model.image.width, 3))
+def _pixels(kind: Any, image: ImageSpec) -> Any:
+    return _tensor(kind, INPUT_PIXELS, "TYPE_UINT8", (image.height, image.width, 3))
 
 
 def _ensemble_outputs(ensemble: Ensemble) -> list[Any]:
@@ -217,7 +246,8 @@ def outputs_of(ensemble: Ensemble) -> dict[str, Output]:
 
 def _passed_on(ensemble: Ensemble) -> list[str]:
     """Return the names of the fused graph's outputs that its labels model passes on."""
-    return [name for name in voted_outputs(has_outliers=ensemble.outliers is not None) if name != "LABEL"]
+    has = {"has_outliers": ensemble.outliers is not None, "has_cascade": ensemble.cascade is not None}
+    return [name for name in graph_outputs(**has) if name != "INDEX"]
 
 
 def _detecting(ensemble: Ensemble) -> list[int]:

@@ -6,19 +6,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from plurum.export.graphs.fused import verdict_from_fused
+import numpy as np
+
+from plurum.export.graphs.fused import verdict_from_fused, verdict_from_outputs
+from plurum.export.graphs.runtimes import Artefact
+from plurum.export.graphs.stages import outputs_of_stages
 from plurum.export.manifest import PublishedGraph
-from plurum.export.repository.configs import FUSED, LABELS
+from plurum.export.repository.configs import FUSED, LABELS, stage_files
 from plurum.export.repository.model_folders import add_fused_models, state_precisions
 from plurum.export.repository.outlier_reference import with_served_reference
-from plurum.export.repository.parity import Parity, check_parity, vote_parity
+from plurum.export.repository.parity import Parity, check_parity, stack_novelty, vote_parity
 from plurum.export.repository.selection import MemberChoice, ParitySample
 from plurum.export.settings import BUDGETS, Backend, Execution, ExportSettings, Precision
 from plurum.files import sha256_of
 from plurum.spec import Ensemble, OutlierRule
-from plurum.voting import Verdict
+from plurum.voting import Verdict, cascade_from_ensemble, decide
 
-__all__ = ["fuse_choices", "fused_backend", "fused_rule", "published_from_file"]
+__all__ = ["artefacts_inside", "fuse_choices", "fused_backend", "fused_rule", "published_from_file", "stage_parities"]
 
 
 def published_from_file(
@@ -55,14 +59,19 @@ def _precisions_inside(choices: list[MemberChoice]) -> list[Precision]:
     return ["fp32" if choice.taken.precision == "bf16" else choice.taken.precision for choice in choices]
 
 
+def artefacts_inside(choices: list[MemberChoice]) -> list[Artefact]:
+    """Return the members' artefacts in the precisions in which the fused graph computes them."""
+    return [
+        replace(choice.candidate.artefact, precision=inside)
+        for choice, inside in zip(choices, _precisions_inside(choices), strict=True)
+    ]
+
+
 def fused_rule(
     tested: Ensemble, choices: list[MemberChoice], sample: ParitySample, progress: Callable[[str], None]
 ) -> OutlierRule | None:
     """Return the outlier rule of the fused graph if its members compute in another precision; None if they don't."""
-    artefacts = [
-        replace(choice.candidate.artefact, precision=inside)
-        for choice, inside in zip(choices, _precisions_inside(choices), strict=True)
-    ]
+    artefacts = artefacts_inside(choices)
     if all(one.precision == choice.taken.precision for one, choice in zip(artefacts, choices, strict=True)):
         return None
     return with_served_reference(tested, artefacts, sample.reference, progress).outliers
@@ -103,3 +112,46 @@ def fuse_choices(
     check_parity(parity)
     reason = ", ".join(f"{choice.member} in {one}" for choice, one in zip(choices, inside, strict=True))
     return published_from_file(repository, FUSED, precision, backend, reason), parity
+
+
+def stage_parities(
+    fitted: Ensemble,
+    served: Ensemble,
+    choices: list[MemberChoice],
+    sample: ParitySample,
+    settings: ExportSettings,
+    repository: Path,
+) -> list[Parity]:
+    """Return the parity of each stage before the whole vote, over all images; none without a cascade.
+
+    Args:
+        fitted: Ensemble with the outlier references of the fit.
+        served: Ensemble that is served.
+        choices: Graphs of the members.
+        sample: Images to check on.
+        settings: Settings of the export.
+        repository: The repository, with the graphs of the stages.
+
+    Raises:
+        ParityError: a stage differs from PyTorch by more than its budget.
+    """
+    before, after = (cascade_from_ensemble(one.model_dump()) for one in (fitted, served))
+    if before is None or after is None:
+        return []
+    precision = max(_precisions_inside(choices), key=[*BUDGETS].index)
+    paths = [repository / FUSED / "1" / name for name in stage_files(served)]
+    outputs = outputs_of_stages(paths, sample.pixels, fused_backend(choices, settings))
+    members = np.stack([choice.original for choice in choices], axis=1)
+    novelty = stack_novelty([choice.original_novelty for choice in choices]) if fitted.outliers else None
+    parities = []
+    for number, (known, stage, found) in enumerate(zip(before.stages, after.stages, outputs, strict=False), 1):
+        own = list(stage.members)
+        rule = replace(stage.rule, outliers=known.rule.outliers)
+        original = decide(members[:, own], rule, None if novelty is None else novelty[:, own])
+        verdict = verdict_from_outputs(found)
+        exported = replace(verdict, member_probabilities=verdict.member_probabilities[:, own])
+        budget = settings.budget(precision)
+        parity = vote_parity(f"stage {number}", precision, original, exported, sample.labels, budget, stage.rule)
+        check_parity(parity)
+        parities.append(parity)
+    return parities

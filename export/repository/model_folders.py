@@ -9,16 +9,30 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+from tritonclient.grpc import model_config_pb2 as pb
+
 from plurum.export.graphs.fused import fused_from_onnx
 from plurum.export.graphs.runtimes import Artefact
+from plurum.export.graphs.stages import stages_from_onnx, whole_from_onnx
 from plurum.export.repository.audits import share_audit_draw, write_audit_draw
-from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config, text_of
+from plurum.export.repository.configs import (
+    FUSED,
+    LABELS,
+    chain_configs,
+    fused_configs,
+    member_config,
+    stage_files,
+    text_of,
+)
 from plurum.export.settings import Backend, Precision
+from plurum.onnx_graphs.costs import multiply_adds
 from plurum.spec import Ensemble, write_metadata
-from plurum.voting import VotingRule
+from plurum.voting import VotingRule, cascade_from_ensemble
 
 __all__ = ["add_chain_models", "add_fused_models", "state_precisions"]
 
+# Multiply–adds from which a graph takes so long on a CPU, some milliseconds per image, that batches only add waiting.
+_LONG = 100_000_000
 # Files and folders of the package that are copied beside each Python model.
 _SOURCES = {
     "preprocess": (("model_repository", "preprocess", "model.py"), ("images",)),
@@ -49,6 +63,8 @@ def add_fused_models(
 ) -> Path:
     """Add the fused graph, its labels and their Triton ensemble to `repository`; return the graph's path.
 
+    With a cascade, a graph per stage stands beside it.
+
     Args:
         ensemble: Metadata of the ensemble.
         graphs: ONNX files of the members, in their order.
@@ -57,13 +73,21 @@ def add_fused_models(
         backend: Backend that serves the graph.
         rule: Voting rule in the graph; None takes the ensemble's.
     """
+    path = repository / FUSED / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    cascade = cascade_from_ensemble(ensemble.model_dump())
+    if cascade is None:
+        fused_from_onnx(graphs, rule or ensemble.rule, len(ensemble.classes), path)
+    else:
+        whole_from_onnx(graphs, rule or ensemble.rule, len(ensemble.classes), path)
+        stages_from_onnx(graphs, cascade, len(ensemble.classes), [path.parent / name for name in stage_files(ensemble)])
     for config in fused_configs(ensemble, max_batch_size, backend):
+        if config.name == FUSED:
+            _avoid_long_batches(config, path)
         _write_model(repository, config, ensemble)
     if ensemble.audit_rate is not None:
         # The same key as the voter's: both ways draw the same images.
         share_audit_draw(repository / "voter" / "1", repository / LABELS / "1")
-    path = repository / FUSED / "1" / "model.onnx"
-    fused_from_onnx(graphs, rule or ensemble.rule, len(ensemble.classes), path)
     return path
 
 
@@ -77,13 +101,27 @@ def add_chain_models(
     for member, has_novelty in zip(ensemble.members, ensemble.detecting, strict=True):
         artefact = artefacts.get(member.name)
         made = (artefact.execution,) if artefact else ()
-        _write_model(folder, member_config(member, max_batch_size, *made, has_novelty=has_novelty), ensemble)
+        config = member_config(member, max_batch_size, *made, has_novelty=has_novelty, decoded=ensemble.image)
+        if ensemble.cascade is not None:
+            # No public model uses it: one instance takes the least memory.
+            config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
+        _avoid_long_batches(config, folder / member.name / "1" / "model.onnx")
+        _write_model(folder, config, ensemble)
     for config in chain_configs(ensemble, max_batch_size):
         _write_model(folder, config, ensemble)
     state_precisions(folder / "voter" / "1", {name: artefact.precision for name, artefact in artefacts.items()})
     if ensemble.audit_rate is not None:
         write_audit_draw(folder / "voter" / "1", ensemble.audit_rate, former / "voter" / "1")
     write_metadata(folder / "ensemble.json", ensemble)
+
+
+def _avoid_long_batches(config: Any, graph: Path) -> None:
+    """Let a CPU take one request at a time if the graph takes long.
+
+    A batch then saves little, and its first request waits for its last one. Requests keep their queue and its limits.
+    """
+    if config.platform != "tensorrt_plan" and multiply_adds(graph) >= _LONG:
+        config.dynamic_batching.preferred_batch_size.append(1)
 
 
 def state_precisions(version: Path, precisions: Mapping[str, Precision]) -> None:

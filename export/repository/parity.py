@@ -36,7 +36,7 @@ class Parity(BaseModel):
     """Differences between an artefact's predictions and PyTorch's on the same labelled images.
 
     Attributes:
-        subject: A member's name, `vote`, or `ensemble_fused`.
+        subject: A member's name, `vote`, `ensemble_fused`, or `stage 1` and so on of a cascade.
         precision: Precision of the artefact; for a vote, the coarsest of its members.
         images: Number of images.
         flips: Number of images whose label changed.
@@ -120,7 +120,7 @@ def vote_parity(
     """Compare the artefact's verdict with PyTorch's.
 
     Args:
-        subject: `vote` or `ensemble_fused`.
+        subject: `vote`, `ensemble_fused`, or a stage.
         precision: Coarsest precision of the members.
         original: Verdict of the PyTorch models.
         exported: Verdict of the artefacts, on the same images.

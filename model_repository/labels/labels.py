@@ -65,8 +65,8 @@ class Labels:
 
         Args:
             outputs: Arrays INDEX, PROBABILITIES, DISAGREEMENT, MEMBER_PROBABILITIES and REVIEW from the graph, OUTLIER
-                and REVIEW_REASON if it tests for outliers, and AUDIT with `has_audit`; they may be overwritten
-                afterwards.
+                and REVIEW_REASON if it tests for outliers, MEMBERS_USED if it is a cascade's, and AUDIT with
+                `has_audit`; they may be overwritten afterwards.
             request_ids: Ids of the batch's requests.
             sizes: Number of images in each request.
 
@@ -87,6 +87,8 @@ class Labels:
             predictions["audit"] = outputs["AUDIT"][:, 0]
         if "OUTLIER" in outputs:
             predictions |= {"outlier": outputs["OUTLIER"][:, 0], "review_reason": outputs["REVIEW_REASON"][:, 0]}
+        if "MEMBERS_USED" in outputs:
+            predictions["members_used"] = outputs["MEMBERS_USED"]
         # Copy the arrays: the next request may overwrite their memory.
         self._metrics.observe({name: np.array(values) for name, values in predictions.items()}, counted)
         return self._classes[index][:, None]

@@ -28,6 +28,10 @@ _COUNTERS = {
 }
 
 
+# Type of each parameter of a request that is forwarded.
+_PARAMETERS: dict[str, type] = {"patients": str, "full": bool}
+
+
 class TritonPythonModel:
     """One of several instances; requests that arrive together are forwarded together."""
 
@@ -75,7 +79,7 @@ class TritonPythonModel:
             requested_output_names=self.outputs,
             inputs=request.inputs(),
             request_id=request.request_id(),
-            parameters=_patients(request),
+            parameters=_known_parameters(request),
         )
         return await inference.async_exec()
 
@@ -95,7 +99,7 @@ class TritonPythonModel:
         self._counts["other_labels"].increment(int(np.count_nonzero(labels[0] != labels[1])))
 
 
-def _patients(request: Any) -> dict[str, str]:
-    """Return the parameter by which audits are drawn; others have no meaning here, and may have types that fail."""
-    parameters = json.loads(request.parameters() or "{}")
-    return {name: value for name, value in parameters.items() if name == "patients" and isinstance(value, str)}
+def _known_parameters(request: Any) -> dict[str, str | bool]:
+    """Return the parameters for audits and cascades; others have no meaning here, and may have types that fail."""
+    parameters: dict[str, Any] = json.loads(request.parameters() or "{}")
+    return {name: parameters[name] for name, kind in _PARAMETERS.items() if isinstance(parameters.get(name), kind)}

@@ -6,6 +6,11 @@ plurum_predictions_total{class}           counter: predictions by label, the dec
 plurum_reviews_total                      counter: predictions that need review
 plurum_audits_total                       counter: predictions drawn for audit; only if the ensemble draws them
 plurum_member_dissents_total{member}      counter: predictions whose label differs from this member's
+plurum_settled_total{class, stage}        counter: predictions by label and by the cascade's stage that made them, from
+                                          1; only if the ensemble has a cascade. Dissents are then of members that
+                                          ran
+plurum_baseline_settled_share{stage}      gauge: fraction of the images that left at a stage at the fit; only if the
+                                          ensemble has a cascade
 plurum_confidence                         histogram of the label's probability
 plurum_entropy_nats                       histogram of the predictive entropy
 plurum_disagreement_nats                  histogram of the mutual information
@@ -103,6 +108,7 @@ class VoterMetrics:
             )
             for one in metadata["members"]
         ]
+        self._sizes, self._settled = self._add_stages(metadata)
         limits = baseline["confidence_limits"] if baseline else _CONFIDENCE
         self._confidence = _Histogram(self._counter, "plurum_confidence", "Label's probability", limits)
         self._entropy = _Histogram(self._counter, "plurum_entropy_nats", "Predictive entropy", _NATS)
@@ -118,7 +124,7 @@ class VoterMetrics:
 
         Args:
             predictions: Arrays of a `Verdict` by name, at least `_COUNTED`, `_TESTED` if the ensemble has an outlier
-                test, and `audit` if it draws audits.
+                test, `members_used` if it has a cascade, and `audit` if it draws audits.
             counted: False for errors and health probes, bool `[batch]`.
         """
         self._waiting.append((predictions, counted))
@@ -157,8 +163,14 @@ class VoterMetrics:
         _add(self._reviews, int(np.count_nonzero(review)))
         if self._audits is not None:
             _add(self._audits, sum(int(np.count_nonzero(one["audit"][counted])) for one, counted in batches))
-        dissents = (voting.decide_members(members, self._rule) != label[:, None]).sum(axis=0)
-        for metric, amount in zip(self._dissents, dissents, strict=True):
+        ran = np.ones(members.shape[:2], dtype=np.bool_)
+        if self._settled:
+            ran = np.concatenate([one["members_used"][counted] for one, counted in batches])
+            self._count_stages(label, ran)
+            # The other members have no probabilities.
+            members = np.where(ran[..., None], members, probabilities[:, None])
+        dissents = ran & (voting.decide_members(members, self._rule) != label[:, None])
+        for metric, amount in zip(self._dissents, dissents.sum(axis=0), strict=True):
             _add(metric, amount)
         if self._outlier is not None:
             outlier, reasons = (
@@ -171,6 +183,33 @@ class VoterMetrics:
         self._entropy.add(voting.entropy(probabilities))
         self._disagreement.add(disagreement)
         self._batch_size.add(np.array([np.count_nonzero(counted) for _, counted in batches]))
+
+    def _count_stages(self, label: Any, ran: Any) -> None:
+        """Count the predictions of each stage, from the members that ran for each, bool `[batch, members]`."""
+        stage = np.searchsorted(self._sizes, ran.sum(axis=1))
+        for index, by_class in enumerate(self._settled):
+            for metric, amount in zip(
+                by_class, np.bincount(label[stage == index], minlength=len(by_class)), strict=True
+            ):
+                _add(metric, amount)
+
+    def _add_stages(self, metadata: dict[str, Any]) -> tuple[list[int], list[list[Any]]]:
+        """Return the number of members of each stage, and its counters by class; both empty without a cascade."""
+        cascade = metadata.get("cascade")
+        if cascade is None:
+            return [], []
+        for number, stage in enumerate(cascade["stages"], 1):
+            about = "Fraction of images that left at the stage at the fit"
+            self._gauge("plurum_baseline_settled_share", about, stage["share"], {"stage": str(number)})
+        sizes = [*(stage["members"] for stage in cascade["stages"]), len(metadata["members"])]
+        about = "Predictions by label and by the stage of the cascade that made them"
+        return sizes, [
+            [
+                self._counter("plurum_settled_total", about, {"class": name, "stage": str(number)})
+                for name in metadata["classes"]
+            ]
+            for number in range(1, len(sizes) + 1)
+        ]
 
     def _add_info(self, metadata: dict[str, Any], precisions: dict[str, str]) -> None:
         """Add gauges that describe the served ensemble and its members."""

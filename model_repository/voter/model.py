@@ -43,6 +43,8 @@ class TritonPythonModel:
         # A member without a detector has no novelty.
         detectors = (metadata.get("outliers") or {}).get("members", ())
         self.novelties = [f"NOVELTY_{index}" if has else "" for index, has in enumerate(detectors)]
+        # The voter runs all members, also of a cascade.
+        self.has_cascade = metadata.get("cascade") is not None
         self.outputs = voted_outputs(has_outliers=self.rule.outliers is not None)
         self.classes = [name.encode() for name in metadata["classes"]]
         self.audit = draw_from_folder(here)
@@ -56,6 +58,7 @@ class TritonPythonModel:
         )
         verdict = voting.decide(voting.softmax(np.concatenate(logits)), self.rule, novelty)
         tensors = tensors_from_verdict(verdict, self.classes, self.outputs)
+        used = np.ones(verdict.member_probabilities.shape[:2], dtype=np.bool_)
         responses = []
         counted, drawn = np.zeros((2, len(verdict.label)), dtype=np.bool_)
         start = 0
@@ -72,13 +75,15 @@ class TritonPythonModel:
                 continue
             counted[rows] = request.request_id() != PROBE_ID
             own_tensors = [pb_utils.Tensor(name, values[rows]) for name, values in tensors.items()]
+            if self.has_cascade:
+                own_tensors.append(pb_utils.Tensor("MEMBERS_USED", used[rows]))
             if self.audit is not None:
                 pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS").as_numpy()
                 audit = self.audit.draw(pixels, patients_from_parameters(request.parameters()))
                 own_tensors.append(pb_utils.Tensor("AUDIT", audit))
                 drawn[rows] = audit[:, 0]
             responses.append(pb_utils.InferenceResponse(own_tensors))
-        self.metrics.observe(vars(verdict) | {"audit": drawn}, counted)
+        self.metrics.observe(vars(verdict) | {"audit": drawn, "members_used": used}, counted)
         return responses
 
     def finalize(self) -> None:

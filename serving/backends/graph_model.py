@@ -3,19 +3,39 @@
 `plurum serve` puts this file beside both of them: the ONNX Runtime backend and the OpenVINO model. They run inside
 Triton's stub process without Plurum.
 
+A cascade has a graph per stage, which the parameter `stages` of its config names, separated by spaces. A stage returns
+`LEAVE`, BOOL [batch, 1], true for each image that it settles, and tensors for the next stage, which takes them as
+`NAME_BEFORE`. Only the other images go on to the next stage. A request with the parameter `full` goes through all.
+
 Legend: arrays are `[batch, ...]` if the model has a maximum batch size, else they have the model's own shape.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
+if TYPE_CHECKING:
+    from plurum.serving.backends.cores import SharedCores
+else:
+    from cores import SharedCores
+
 Arrays = list[npt.NDArray[Any]]
+Tensors = dict[str, npt.NDArray[Any]]
+# The graph of a stage: inputs by name, among others that it ignores → all outputs by name.
+Stage = Callable[[Tensors], Tensors]
+_LEAVE, _BEFORE = "LEAVE", "_BEFORE"
+# Parameter of a config: threads of an instance that computes while no other does.
+_THREADS_ALONE = "threads_alone"
+# Parameter of a request: true runs all stages for all of its images.
+_FULL = "full"
 
 
 class GraphModel:
@@ -26,12 +46,14 @@ class GraphModel:
         inputs: Names of the inputs.
         outputs: Names of the outputs.
         batched: True if the model has a maximum batch size.
+        stages: Graphs of a cascade, which run instead of `run`; empty for other models.
     """
 
     library = ""
     inputs: list[str]
     outputs: list[str]
     batched: bool
+    stages: Sequence[Stage] = ()
 
     def run(self, arrays: Arrays) -> Arrays:
         """Return the outputs of one inference."""
@@ -62,12 +84,19 @@ class GraphModel:
             groups.setdefault(tuple(array.shape[1:] for array in arrays), []).append(index)
         return list(groups.values())
 
+    def _infer(self, arrays: Arrays, requests: list[Any], inputs: list[Arrays]) -> Tensors:
+        """Return the outputs of requests that fit into one inference, by name."""
+        if not self.stages:
+            return dict(zip(self.outputs, self.run(arrays), strict=True))
+        is_full = np.repeat([_is_full(one) for one in requests], [len(tensors[0]) for tensors in inputs])
+        return run_stages(self.stages, dict(zip(self.inputs, arrays, strict=True)), is_full, self.outputs)
+
     def _respond(self, requests: list[Any], inputs: list[Arrays]) -> list[Any]:
         """Return the responses to requests that fit into one inference."""
         is_batch = len(requests) > 1
         try:
             arrays = [np.concatenate(parts) for parts in zip(*inputs, strict=True)] if is_batch else inputs[0]
-            outputs = dict(zip(self.outputs, self.run(arrays), strict=True))
+            outputs = self._infer(arrays, requests, inputs)
             self.finish(outputs, requests, inputs)
         except Exception as error:
             if is_batch:
@@ -82,6 +111,50 @@ class GraphModel:
         return [_response({name: output[part] for name, output in outputs.items()}) for part in rows]
 
 
+def run_stages(stages: Sequence[Stage], tensors: Tensors, is_full: Any, outputs: Sequence[str]) -> Tensors:
+    """Return the outputs of a cascade by name: for each image, those of the stage that settled it.
+
+    Args:
+        stages: Graphs of the stages.
+        tensors: Inputs of all stages by name.
+        is_full: True for each image that runs through all stages, bool `[batch]`.
+        outputs: Names of the outputs.
+    """
+    rows, answers = np.arange(len(is_full)), {}
+    for stage in stages:
+        found = stage(tensors)
+        if len(rows) == len(is_full):
+            answers = {name: found[name] for name in outputs}
+        else:
+            for name, answer in answers.items():
+                answer[rows] = found[name]
+        if _LEAVE not in found:
+            break
+        stays = ~found[_LEAVE][:, 0] | is_full[rows]
+        if not stays.any():
+            break
+        made = {f"{name}{_BEFORE}": array for name, array in found.items() if name not in {_LEAVE, *outputs}}
+        tensors = {name: array for name, array in tensors.items() if not name.endswith(_BEFORE)} | made
+        if not stays.all():
+            rows, tensors = rows[stays], {name: array[stays] for name, array in tensors.items()}
+    return answers
+
+
+def stage_files(config: dict[str, Any]) -> list[str]:
+    """Return the files of a cascade's stages that a config names; none for other models."""
+    return str(config.get("parameters", {}).get("stages", {}).get("string_value", "")).split()
+
+
+def threads_alone(config: dict[str, Any]) -> str:
+    """Return the number of threads of an instance that computes alone; empty if it is that of all others."""
+    return str(config.get("parameters", {}).get(_THREADS_ALONE, {}).get("string_value", ""))
+
+
+def shared_cores(config: dict[str, Any], model: Path) -> SharedCores:
+    """Return the cores that the model in the folder `model` shares with the other models of its repository."""
+    return SharedCores(model.parent / "cores.lock" if threads_alone(config) else None)
+
+
 def check_names(kind: str, stated: list[str], present: list[str]) -> None:
     """Check that the graph has the tensors that the config names, and no other inputs.
 
@@ -92,6 +165,18 @@ def check_names(kind: str, stated: list[str], present: list[str]) -> None:
         raise pb_utils.TritonModelException(
             f"config.pbtxt names the {kind}s {', '.join(stated)}; the graph has {', '.join(present)}"
         )
+
+
+def _is_full(request: Any) -> bool:
+    """Return True if a request is to run through all stages.
+
+    Raises:
+        TypeError: its parameter is not a Boolean.
+    """
+    stated = json.loads(request.parameters() or "{}").get(_FULL, False)
+    if not isinstance(stated, bool):
+        raise TypeError(f"{_FULL}: expected true or false, got {stated!r}")
+    return stated
 
 
 def _response(outputs: dict[str, npt.NDArray[Any]]) -> Any:

@@ -16,6 +16,7 @@ from starlette.routing import Route, Router
 from starlette.types import Scope
 
 from plurum import __version__
+from plurum.conventions import FULL
 from plurum.errors import ServerError
 from plurum.predictions.prediction import predictions_from_tensors
 from plurum.predictions.wire import tensors_from_response
@@ -35,7 +36,7 @@ from plurum.serving.gateway.messages.kserve import (
 )
 from plurum.serving.gateway.messages.tensors import check_image
 from plurum.serving.gateway.metrics import GatewayMetrics
-from plurum.serving.gateway.refusals import RefusalError, refusal
+from plurum.serving.gateway.refusals import RefusalError, malformed, refusal
 from plurum.serving.gateway.triton import ENSEMBLE, PUBLIC, ServedEnsemble, TritonConnection, image_request
 from plurum.settings.serving import GatewaySettings
 from plurum.spec import release_from_version
@@ -117,6 +118,7 @@ class _Gateway:
     async def predict(self, request: Request) -> Response:
         """Classify images: one image returns an object; several return a list of predictions or errors."""
         deadline = self._deadline(request.headers)
+        _is_full(request)
         # Refuse before the body is read and parsed.
         self._admission.check(deadline)
         async with self._bodies.read(request) as body:
@@ -182,8 +184,9 @@ class _Gateway:
         """Return the parts of a config that clients need: names, decisions, image spec and maximum batch size."""
         name = _public(request)
         served = await self._served(self._deadline(request.headers), name)
-        names = {"classes": served.classes, "members": [{"name": member} for member in served.members]}
-        parameters = {"contract": {"string_value": json.dumps(names | served.shown)}}
+        names = {"name": served.ensemble, "classes": served.classes, "metadata_sha256": served.metadata_sha256}
+        members = {"members": [{"name": member} for member in served.members]}
+        parameters = {"contract": {"string_value": json.dumps(names | members | served.shown)}}
         return JSONResponse({"name": name, "max_batch_size": served.max_batch_size, "parameters": parameters})
 
     async def model_ready(self, request: Request) -> Response:
@@ -231,7 +234,7 @@ class _Gateway:
         for one in uploads:
             check_image(one.data)
         images, patients = [one.data for one in uploads], [one.patient for one in uploads]
-        wire = image_request(images, request.scope["record"].id, patients)
+        wire = image_request(images, request.scope["record"].id, patients, full=_is_full(request))
         response = await self._inference.run(wire, deadline, request.is_disconnected, accepted=accepted)
         served = await self._served(deadline)
         try:
@@ -254,6 +257,18 @@ def _json_from_response(response: Any, served: ServedEnsemble, images: int) -> l
     release, tensors = release_from_version(response.model_version), tensors_from_response(response)
     predictions = predictions_from_tensors(tensors, served.classes, served.members, images, release)
     return [one.to_dict() | {"ensemble": served.ensemble} for one in predictions]
+
+
+def _is_full(request: Request) -> bool:
+    """Return True if all members of a cascade are to run.
+
+    Raises:
+        RefusalError: the parameter `full` of the URL is neither `true` nor `false`.
+    """
+    stated = request.query_params.get(FULL, "false")
+    if stated not in {"true", "false"}:
+        raise malformed(f"the parameter {FULL}: expected true or false, got {stated[:40]!r}")
+    return stated == "true"
 
 
 def _public(request: Request) -> str:

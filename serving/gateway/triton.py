@@ -6,6 +6,7 @@ deadline, and callers must let them complete.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 from tritonclient.grpc import service_pb2 as pb
 
-from plurum.conventions import PROBE_ID
+from plurum.conventions import FULL, PROBE_ID
 from plurum.predictions.wire import parameters_from_patients
 from plurum.spec import IMAGE, INPUT_PIXELS
 
@@ -81,6 +82,8 @@ class ServedEnsemble:
         width: Width of the members' input image, pixels.
         max_batch_size: Maximum number of images in one request.
         models: Metadata of the public models that are served, by name.
+        has_cascade: True if not all members run for each image.
+        metadata_sha256: SHA-256 of the ensemble's metadata, as Triton states them.
         shown: Parts of the metadata that clients show or apply: `patient_rule`, `operating_point`, `audit_rate`,
             `promise`, and `image` for the page's display, where present.
     """
@@ -92,6 +95,8 @@ class ServedEnsemble:
     width: int
     max_batch_size: int
     models: dict[str, Any]
+    has_cascade: bool = False
+    metadata_sha256: str = ""
     shown: dict[str, Any] = field(default_factory=dict)
 
 
@@ -131,7 +136,8 @@ class TritonConnection:
         """
         config = (await self._config(pb.ModelConfigRequest(name=ENSEMBLE), timeout=_DESCRIBE_S)).config
         try:
-            metadata = json.loads(config.parameters["contract"].string_value)
+            text = config.parameters["contract"].string_value
+            metadata = json.loads(text)
             return ServedEnsemble(
                 ensemble=str(metadata["name"]),
                 classes=tuple(metadata["classes"]),
@@ -140,6 +146,8 @@ class TritonConnection:
                 width=metadata["image"]["width"],
                 max_batch_size=config.max_batch_size,
                 models=await self._models(),
+                has_cascade=metadata.get("cascade") is not None,
+                metadata_sha256=hashlib.sha256(text.encode()).hexdigest(),
                 shown={name: metadata[name] for name in _SHOWN if metadata.get(name) is not None},
             )
         except (KeyError, TypeError) as error:
@@ -191,28 +199,35 @@ def wire_request(described: Any, tensors: Sequence[Sequence[Buffer]]) -> WireReq
     return WireRequest(described.model_name, described.id, b"".join(wire))
 
 
-def image_request(images: Sequence[Buffer], request_id: str, patients: Sequence[str] = ()) -> WireRequest:
+def image_request(
+    images: Sequence[Buffer], request_id: str, patients: Sequence[str] = (), *, full: bool = False
+) -> WireRequest:
     """Return a request to classify encoded images; each BYTES element is a length followed by the bytes.
 
     Args:
         images: Encoded images.
         request_id: Id of the request.
         patients: Patient of each image, an empty text if unknown; may be empty if all are unknown.
+        full: If True, all members of a cascade run for each image.
     """
     described = pb.ModelInferRequest(model_name=ENSEMBLE, id=request_id)
     for name, value in parameters_from_patients(patients).items():
         described.parameters[name].string_param = value
+    if full:
+        described.parameters[FULL].bool_param = True
     described.inputs.add(name=IMAGE, datatype="BYTES", shape=(len(images), 1))
     return wire_request(described, [[part for one in images for part in (struct.pack("<I", len(one)), one)]])
 
 
 def probe_request(model: str, served: ServedEnsemble) -> WireRequest:
-    """Return a request with a grey image, under the id that the voter does not count."""
+    """Return a request with a grey image for all members, under the id that the voter does not count."""
     if model == ENSEMBLE:
         file = io.BytesIO()
         Image.new("RGB", (served.width, served.height), (128, 128, 128)).save(file, "PNG")
-        return image_request([file.getvalue()], PROBE_ID)
+        return image_request([file.getvalue()], PROBE_ID, full=served.has_cascade)
     described = pb.ModelInferRequest(model_name=model, id=PROBE_ID)
+    if served.has_cascade:
+        described.parameters[FULL].bool_param = True
     pixels = np.full((1, served.height, served.width, 3), 128, np.uint8)
     described.inputs.add(name=INPUT_PIXELS, datatype="UINT8", shape=pixels.shape)
     return wire_request(described, [[pixels.tobytes()]])

@@ -116,7 +116,7 @@ def _write_backends(wheel: Path, stub: Path, backends: Path) -> None:
     (python / "triton_python_backend_utils.py").symlink_to(source / "triton_python_backend_utils.py")
     (python / _STUB).symlink_to(stub)
     (backends / "onnxruntime").mkdir()
-    for file in (_BACKENDS / "onnxruntime" / "model.py", _BACKENDS / "graph_model.py"):
+    for file in (_BACKENDS / "onnxruntime" / "model.py", _BACKENDS / "graph_model.py", _BACKENDS / "cores.py"):
         shutil.copy2(file, backends / "onnxruntime")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from plurum.conventions import PROBE_ID
+from plurum.conventions import FULL, PROBE_ID
 from plurum.errors import ServerError
 from plurum.predictions.wire import raw_from_bytes
 from plurum.spec import IMAGE, INPUT_PIXELS, Ensemble
@@ -54,7 +54,9 @@ class Probe:
         self._address = urlsplit(url).netloc
         self.chains = [name for name in models if name.partition("-")[0] in _CHAINS]
         grey = np.full((1, ensemble.image.height, ensemble.image.width, 3), 128, np.uint8)
-        self._requests = {name: _encode_request(name, grey) for name in self.chains}
+        # Through all stages of a cascade, so that no member fails unnoticed.
+        self._full = ensemble.cascade is not None
+        self._requests = {name: _encode_request(name, grey, full=self._full) for name in self.chains}
 
     def check(self, chain: str, timeout_s: float) -> None:
         """Send a grey image to one of `chains`.
@@ -67,6 +69,8 @@ class Probe:
     def predict(self, chain: str, pixels: npt.NDArray[np.uint8], timeout_s: float) -> npt.NDArray[np.float64]:
         """Return the probabilities that one of `chains` predicts, `[images, classes]`; one request per image.
 
+        All members of a cascade run.
+
         Args:
             chain: Name of the model.
             pixels: Images, uint8 `[images, height, width, 3]`.
@@ -77,7 +81,9 @@ class Probe:
         """
         predictions = []
         for image in pixels:
-            outputs = json.loads(self._send(chain, _encode_request(chain, image[None]), timeout_s))["outputs"]
+            outputs = json.loads(self._send(chain, _encode_request(chain, image[None], full=self._full), timeout_s))[
+                "outputs"
+            ]
             predictions += [output["data"] for output in outputs if output["name"] == "PROBABILITIES"]
         return np.array(predictions, dtype=np.float64)
 
@@ -102,7 +108,7 @@ class Probe:
         return text
 
 
-def _encode_request(chain: str, pixels: npt.NDArray[np.uint8]) -> tuple[bytes, bytes]:
+def _encode_request(chain: str, pixels: npt.NDArray[np.uint8], *, full: bool) -> tuple[bytes, bytes]:
     """Return a request of KServe's v2 protocol with its binary extension: the JSON header, and the tensor.
 
     The request names no outputs and so gets all of them: without LABEL, which a separate step computes,
@@ -115,7 +121,7 @@ def _encode_request(chain: str, pixels: npt.NDArray[np.uint8]) -> tuple[bytes, b
     else:
         name, shape, datatype, data = INPUT_PIXELS, list(pixels.shape), "UINT8", pixels.tobytes()
     tensor = {"name": name, "shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
-    header = {"id": PROBE_ID, "inputs": [tensor]}
+    header = {"id": PROBE_ID, "inputs": [tensor]} | ({"parameters": {FULL: True}} if full else {})
     return json.dumps(header).encode(), data
 
 

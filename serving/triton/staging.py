@@ -7,6 +7,9 @@ Every member gets as many one-thread instances as there are cores, although the 
 resnet18, efficientnet_b0 and densenet121 on two cores, this gave the highest throughput. Slower were one instance of
 two threads, one instance of one thread, and Triton's rate limiter. More threads per instance lower the latency for a
 single client; state them in the config if you need that.
+
+The fused graph gets the same instances. In addition, an instance that computes alone uses the threads of all: see
+`serving/backends/cores.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ _MODELS = Path(__file__).parents[2] / "model_repository"
 # Names that export gives the steps of a fused ensemble.
 _FUSED, _LABELS = "fused", "labels"
 _FRONT = _MODELS / "trial" / "model.py"
-_OPENVINO = (_MODELS / "openvino" / "model.py", Path(__file__).parents[1] / "backends" / "graph_model.py")
+_BACKENDS = Path(__file__).parents[1] / "backends"
+_OPENVINO = (_MODELS / "openvino" / "model.py", _BACKENDS / "graph_model.py", _BACKENDS / "cores.py")
 _NAMING = _MODELS / "labels" / "labels.py"
 _MANAGER = _MODELS / "manager" / "model.py"
 # The coarsest resolution of file times.
@@ -43,6 +47,8 @@ _STEP_NS = 1_000_000_000
 _MAX_INSTANCES = 4
 # Each backend's parameter for the number of threads per instance.
 _THREADS = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}
+# Parameter of our backends for the number of threads of an instance that computes alone.
+_THREADS_ALONE = "threads_alone"
 
 
 def read_config(model: Path) -> Any:
@@ -114,8 +120,11 @@ def complete_config(config: Any, cores: int, *, cpu_only: bool) -> None:
         if not instances:
             instances = max(1, min(cores, _MAX_INSTANCES) // (threads or 1))
             config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=instances)
+        threads = threads or max(1, cores // instances)
         if not stated:
-            config.parameters[name].string_value = str(max(1, cores // instances))
+            config.parameters[name].string_value = str(threads)
+        if config.name == _FUSED and instances > 1 and _THREADS_ALONE not in config.parameters:
+            config.parameters[_THREADS_ALONE].string_value = str(instances * threads)
     elif config.name == "preprocess" and not instances:
         # Decoding is CPU-bound and stateless. The voter keeps a single instance because it counts its predictions.
         config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=min(cores, _MAX_INSTANCES))

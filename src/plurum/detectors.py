@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from plurum.errors import MetadataError, NoFeaturesError
 from plurum.files import sha256_of, write_bytes
+from plurum.onnx_graphs.module import OnnxModel
 from plurum.state_dicts import check_finite, tensors_from_safetensors
 
 __all__ = ["KIND", "Detector", "FeatureModel", "read_detector", "write_detector"]
@@ -49,8 +50,17 @@ class FeatureModel(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        if isinstance(model, OnnxModel):
+            if not model.has_features:
+                raise NoFeaturesError("its ONNX graph does not end in a linear layer")
+            return
         # In a list, so that the layer's weights don't count twice.
         self._layers = [_classifying_layer(model)]
+
+    @property
+    def layer(self) -> nn.Linear | nn.Conv2d:
+        """Classifying layer."""
+        return self._layers[0]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits, equal to the model's, and the features.
@@ -58,7 +68,9 @@ class FeatureModel(nn.Module):
         Raises:
             NoFeaturesError: the layer does not turn one vector per image into the logits.
         """
-        layer, inputs = self._layers[0], []
+        if isinstance(self.model, OnnxModel):
+            return self.model.logits_and_features(images)
+        layer, inputs = self.layer, []
         hook = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
         try:
             logits: Tensor = self.model(images)

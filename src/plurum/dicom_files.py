@@ -55,9 +55,12 @@ def heading_from_file(path: Path) -> DicomHeading | None:
 
 
 def frame_names(path: str) -> list[str]:
-    """Return the name of each frame of a DICOM file of several, `FILE#frame=0`; of any other file, its path."""
+    """Return the name of each frame of a DICOM file of several, `FILE#frame=0`; of any other file, its path.
+
+    The frames of a whole-slide image are its tiles, so it has one name.
+    """
     heading = heading_from_file(Path(path))
-    if heading is None or heading.frames == 1:
+    if heading is None or heading.frames == 1 or heading.slide:
         return [path]
     return [f"{path}#frame={frame}" for frame in range(heading.frames)]
 

@@ -36,6 +36,8 @@ Map = npt.NDArray[np.float32]
 # Maps with fewer cells a side don't locate anything; the last layers of a small image have a single cell.
 _LEAST_CELLS = 4
 _SHOWN_SIDE = 384
+_NO_MAP = "No map: this architecture has no spatial layers."
+_NO_GRADIENTS = "No map: this member is an ONNX graph, which has no gradients."
 # From least to most: dark blue, violet, orange, pale yellow; also distinct without colour vision.
 _COLOURS = ((20, 18, 70), (122, 28, 109), (237, 105, 37), (252, 255, 164))
 
@@ -113,14 +115,21 @@ class Evidence:
         except UnreadableImageError as error:
             raise ImageError(str(error)) from error
         seen = resize_to_pixels(image, **spec.resizing)
-        pixels = normalise(torch.from_numpy(seen.copy())[None], spec)
+        pixels = torch.from_numpy(seen.copy())[None]
         with self._lock:
             index = self.ensemble.classes.index(label)
-            maps = [grad_cam(model, pixels, index) for model in self._load()]
+            members = zip(self._load(), self.ensemble.members, strict=True)
+            maps = [
+                None if member.format == "onnx" else grad_cam(model, normalise(pixels, member.image), index)
+                for model, member in members
+            ]
         shown = _as_member_sees(image, spec)
-        names = (ENSEMBLE, *(member.name for member in self.ensemble.members))
-        all_maps = (self._vote(maps), *maps)
-        return tuple(_evidence_map(name, values, shown, label) for name, values in zip(names, all_maps, strict=True))
+        vote = _evidence_map(ENSEMBLE, self._vote(maps), shown, label, _NO_MAP)
+        members_maps = (
+            _evidence_map(member.name, values, shown, label, _NO_GRADIENTS if member.format == "onnx" else _NO_MAP)
+            for member, values in zip(self.ensemble.members, maps, strict=True)
+        )
+        return (vote, *members_maps)
 
     def _load(self) -> list[nn.Module]:
         if self._models is None:
@@ -246,9 +255,10 @@ def _as_member_sees(image: Image.Image, spec: ImageSpec) -> Image.Image:
     return ImageOps.fit(image.convert("RGB"), shown, method)
 
 
-def _evidence_map(name: str, values: Map | None, shown: Image.Image, label: str) -> EvidenceMap:
+def _evidence_map(name: str, values: Map | None, shown: Image.Image, label: str, reason: str) -> EvidenceMap:
+    """Return a map for display; without values, `reason` says why."""
     if values is None:
-        return EvidenceMap(name, None, b"", "No map: this architecture has no spatial layers.")
+        return EvidenceMap(name, None, b"", reason)
     rows, columns = values.shape
     note = f"{rows} × {columns} cells" if values.any() else f"no evidence for {label}"
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Figures that training measures, with their 95 % intervals, and their text.
+"""Figures that training measures, with their 95 % intervals.
 
 `RUN/report/metrics.json` and `RUN/report/fit.json` hold them, and the model card of an export states them. None marks a
 figure that does not exist.
@@ -13,6 +13,7 @@ from plurum.spec import Metadata, PatientRule
 __all__ = [
     "FEWEST_PATIENTS",
     "FIGURES",
+    "SIGNIFICANT",
     "ClassPredictionSets",
     "DecisionCurve",
     "DecisionFigures",
@@ -29,11 +30,6 @@ __all__ = [
     "ReviewScores",
     "SiteChange",
     "SiteFigures",
-    "figure_text",
-    "group_cell",
-    "group_lines",
-    "number_text",
-    "percent_text",
 ]
 
 FEWEST_PATIENTS = 20
@@ -48,8 +44,7 @@ FIGURES = {
     "ppv_at_prevalence": "PPV at the prevalence",
     "npv_at_prevalence": "NPV at the prevalence",
 }
-_NONE = "–"
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05
 
 
 class Estimate(Metadata):
@@ -370,53 +365,3 @@ class Drift(Metadata):
     def is_found(self) -> bool:
         """True if any output differs significantly."""
         return self.p_value <= self.alpha
-
-
-def figure_text(figure: Estimate | None) -> str:
-    """Return a figure and its interval with four decimals; a dash for a missing figure."""
-    if figure is None or figure.value is None:
-        return _NONE
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.4f}"
-    return f"{figure.value:.4f} ({figure.low:.4f}–{figure.high:.4f})"
-
-
-def percent_text(figure: Estimate) -> str:
-    """Return a fraction and its interval as percentages; `none` for a missing figure."""
-    if figure.value is None:
-        return "none"
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.1%}"
-    return f"{figure.value:.1%} ({figure.low:.1%}–{figure.high:.1%})"
-
-
-def number_text(value: float | None) -> str:
-    """Return a number with four decimals; a dash for None."""
-    return _NONE if value is None else f"{value:.4f}"
-
-
-def group_lines(column: GroupedFigures) -> list[str]:
-    """Return sentences on the groups of a column: the worst, those that differ, and those that are not judged."""
-    lines = []
-    for figure, name in column.worst.items():
-        group = next(one for one in column.groups if one.name == name)
-        lines.append(f"The lowest {figure} is that of {name}: {percent_text(group.figures[figure])}.")
-    found = [
-        f"{group.name} in {figure} (p = {value:.4f})"
-        for group in column.groups
-        for figure, value in group.p_values.items()
-        if value <= _SIGNIFICANT
-    ]
-    if found:
-        lines.append(f"Significant differences from all other images: {', '.join(found)}.")
-    elif any(group.p_values for group in column.groups):
-        lines.append("No group differs significantly from all other images.")
-    if few := [group.name for group in column.groups if not group.is_judged]:
-        lines.append(f"Not judged, because of fewer than {FEWEST_PATIENTS} patients: {', '.join(few)}.")
-    return lines
-
-
-def group_cell(group: GroupFigures, figure: str) -> str:
-    """Return a group's figure with a star if it differs significantly from all other images."""
-    star = "*" if group.p_values.get(figure, 1.0) <= _SIGNIFICANT else ""
-    return f"{number_text(group.figures[figure].value)}{star}"

@@ -11,8 +11,10 @@ RUN/members/NAME/                   checkpoint.safetensors, member.json, history
 RUN/unfinished/NAME.pt              training state of an unfinished member
 RUN/tensorboard/NAME/               TensorBoard logs, with --tensorboard
 RUN/ensemble.json                   the fitted ensemble (written by fit)
+RUN/unlabelled/                     pixels.npy and groups.npy: images of fit --unlabelled, and their patients as numbers
 RUN/report/                         reports of fit and evaluate
-RUN/sites/SITE/                     ensemble.json calibrated on a site's images, and calibration.json about it
+RUN/sites/SITE/                     ensemble.json calibrated on a site's images, calibration.json about it, and
+                                    reference.npz: images of the site's outlier reference, if it has its own
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +45,7 @@ from plurum.spec import (
     read_metadata,
 )
 
-__all__ = ["OTHER_COLUMN", "DataMetadata", "Run", "Split", "Table", "number_patients"]
+__all__ = ["OTHER_COLUMN", "DataMetadata", "Run", "Split", "Table", "UnlabelledImages", "number_patients"]
 
 # Begins the names of a manifest's other columns in items.csv.
 OTHER_COLUMN = "manifest:"
@@ -105,6 +107,19 @@ class Table:
         )
 
 
+@dataclass(frozen=True)
+class UnlabelledImages:
+    """Images without labels, of patients that the run's table does not have.
+
+    Attributes:
+        pixels: Images at the members' input size, uint8 `[images, height, width, 3]`.
+        groups: Group of each image, int64 `[images]`; images of one patient share a group.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    groups: npt.NDArray[np.int64]
+
+
 def number_patients(patients: Sequence[str]) -> npt.NDArray[np.int64]:
     """Return a group number for each image, from 0: one per patient, and one per image of an unknown patient."""
     numbers: dict[str | int, int] = {}
@@ -124,6 +139,7 @@ class Run:
         data_folder: Path of the folder with pixels, items and their metadata.
         ensemble_file: Path of ensemble.json.
         report_folder: Path of the folder with reports.
+        unlabelled_folder: Path of the folder with images that certify a cascade without labels.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,6 +148,7 @@ class Run:
         self.data_folder = path / "data"
         self.ensemble_file = path / "ensemble.json"
         self.report_folder = path / "report"
+        self.unlabelled_folder = path / "unlabelled"
 
     def member_folder(self, name: str) -> Path:
         """Return the folder of the member `name`."""
@@ -190,6 +207,10 @@ class Run:
     def site_folder(self, site: str) -> Path:
         """Return the folder of the calibration at a site."""
         return self.path / "sites" / site
+
+    def site_reference(self, site: str) -> Path:
+        """Return the file with the images of a site's outlier reference; it exists only if the site has its own."""
+        return self.site_folder(site) / "reference.npz"
 
     def ensemble(self, site: str | None = None) -> Ensemble:
         """Return the fitted ensemble, calibrated at `site` if that is not None.
@@ -279,19 +300,42 @@ class Run:
             MetadataError: the file is missing or corrupt.
         """
         path = self.data_folder / "pixels.npy"
-        try:
-            check_regular(path)
-            pixels: npt.NDArray[np.uint8] = np.lib.format.open_memmap(path, mode="r")
-        except OSError as error:
-            raise MetadataError(f"{path} can't be read: {error.strerror or error}") from error
-        # On a corrupt header, NumPy raises more than ValueError.
-        except Exception as error:
-            raise MetadataError(f"{path} can't be read: {error}") from error
+        pixels = _read_array(path)
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
             raise MetadataError(
                 f"{path}: expected uint8 [images, height, width, 3], got {pixels.dtype} {list(pixels.shape)}"
             )
         return pixels
+
+    def unlabelled(self) -> UnlabelledImages | None:
+        """Return the images that certify a cascade without labels; None if the fit had none.
+
+        Raises:
+            MetadataError: the files are corrupt.
+        """
+        if not self.unlabelled_folder.is_dir():
+            return None
+        pixels, groups = (_read_array(self.unlabelled_folder / f"{name}.npy") for name in ("pixels", "groups"))
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or groups.dtype != np.int64 or groups.shape != pixels.shape[:1]:
+            raise MetadataError(f"{self.unlabelled_folder}: expected images and their patients. Fit the run again.")
+        return UnlabelledImages(pixels, np.asarray(groups))
+
+
+def _read_array(path: Path) -> npt.NDArray[Any]:
+    """Return an array of a `.npy` file as a read-only memory map.
+
+    Raises:
+        MetadataError: the file is missing or corrupt.
+    """
+    try:
+        check_regular(path)
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise MetadataError(f"{path} can't be read: {error.strerror or error}") from error
+    # On a corrupt header, NumPy raises more than ValueError.
+    except Exception as error:
+        raise MetadataError(f"{path} can't be read: {error}") from error
+    return array
 
 
 def _split(text: str) -> Split:

@@ -1,14 +1,15 @@
-"""Detection of different spellings of one name: `CE` and `ce`, `1` and `1.0`, NFC and NFD."""
+"""Spellings of names: different ones of one name, such as `CE` and `ce`, `1` and `1.0`; and similar names."""
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
 from collections.abc import Iterable
 
 from plurum.errors import DataError
 
-__all__ = ["check_spellings"]
+__all__ = ["check_spellings", "nearest_name"]
 
 # Spreadsheets show 7, 7.0 and 007 in the same way.
 _NUMBER = re.compile(r"(-?)\+?0*([0-9]+?)(?:\.([0-9]*?)0*)?")
@@ -38,6 +39,11 @@ def check_spellings(where: object, noun: str, plural: str, names: Iterable[str])
                 f"{where} has the {plural} {shown}, which are one name in different spellings (case, blanks, Unicode "
                 f"form, or a number such as 1 and 1.0); use one spelling per {noun}, and names that differ in more"
             )
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Return the name most similar to `name`; empty if none is similar."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
 
 
 def _plain(name: str) -> str:

@@ -18,13 +18,13 @@ from plurum.regular_files import check_regular
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["StateDict", "check_finite", "read_state_dict", "tensors_from_safetensors"]
+__all__ = ["PREFIXES", "StateDict", "check_finite", "common_prefix", "read_state_dict", "tensors_from_safetensors"]
 
 # Keys under which other programs store the weights; the first one present is used. Averaged weights (EMA) come first,
 # as in timm.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "model_state")
 # Prefixes that DataParallel, torch.compile, Lightning and others add to all names.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 # torch.optim.swa_utils.AveragedModel stores this count beside the weights.
 _COUNTER = "n_averaged"
 _NAMED = 3
@@ -40,10 +40,12 @@ class StateDict:
     Attributes:
         tensors: Tensors by the names of the unwrapped model; dense, finite, on the CPU.
         note: Which weights were used if the file holds several; empty otherwise.
+        prefix: Prefix that was removed from all names; empty without one.
     """
 
     tensors: dict[str, Tensor]
     note: str = ""
+    prefix: str = ""
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -136,8 +138,18 @@ def _unpickle(path: Path) -> object:
     except Exception as error:
         raise MetadataError(
             f"{path} is not a checkpoint that can be read without running its code: it is corrupt, or has more than "
-            f"tensors; {_FIX}"
+            f"tensors; {_FIX}{_way_out(error)}"
         ) from error
+
+
+def _way_out(error: Exception) -> str:
+    """Return how two libraries save weights that can be read; empty if the file is of neither."""
+    text = str(error)
+    if "pathlib" in text or "Namespace" in text or "omegaconf" in text:
+        return "; Lightning: leave paths and configurations out of save_hyperparameters()"
+    if "fastai" in text or "fastcore" in text:
+        return "; fastai: learn.save(FILE, with_opt=False)"
+    return ""
 
 
 def _weights(path: Path, held: object) -> tuple[dict[str, Any], str]:
@@ -168,11 +180,19 @@ def _clean(path: Path, tensors: dict[str, Tensor], note: str, size: int) -> Stat
     if not tensors:
         raise MetadataError(f"{path} has no state dict: it has no tensor; save model.state_dict()")
     tensors = {name: value for name, value in tensors.items() if name.rpartition(".")[2] != _COUNTER}
-    while prefix := next((one for one in _PREFIXES if all(name.startswith(one) for name in tensors)), ""):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    prefix = common_prefix(tensors)
+    tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     _check_plain(path, tensors, size)
     check_finite(path, tensors)
-    return StateDict(tensors, note)
+    return StateDict(tensors, note, prefix)
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """Return the prefix that DataParallel, torch.compile, Lightning and others have put before all names."""
+    rest, prefix = list(names), ""
+    while found := next((one for one in PREFIXES if all(name.startswith(one) for name in rest)), ""):
+        rest, prefix = [name.removeprefix(found) for name in rest], prefix + found
+    return prefix
 
 
 def _check_plain(path: Path, tensors: Mapping[str, Tensor], size: int) -> None:

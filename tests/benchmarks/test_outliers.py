@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -18,13 +19,16 @@ from sklearn.preprocessing import normalize
 from plurum.benchmarks.claims.outliers.false_alarms import redraw
 from plurum.benchmarks.claims.outliers.material import CHOOSING, FAR, NEAR, TaskName, make_kinds, read_tasks
 from plurum.benchmarks.claims.outliers.methods import METHODS, OURS, KnownImages, MemberOutputs
+from plurum.benchmarks.claims.outliers.page import page_with_tables, picture_of, suite_tables
 from plurum.benchmarks.claims.outliers.plots import plot_from_outliers
 from plurum.benchmarks.claims.outliers.result import KindFigure, OutlierResult, csv_from_outliers
-from plurum.errors import DataError
+from plurum.errors import DataError, SettingsError
 from plurum.predictions.arrays import Floats
 from tests.benchmarks.programs import run_benchmark
+from tests.docs.pages import DOCS
 
 CLASSES, WIDTH = 4, 80
+ACCURACY: dict[TaskName, tuple[float, ...]] = {"digits": (0.9, 1.0), "fashion": (0.8, 0.9)}
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +103,8 @@ def test_below_the_smallest_p_value_nothing_is_flagged() -> None:
 def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder in the format of Fashion-MNIST, with squares of ten sizes."""
     folder = tmp_path_factory.mktemp("fashion")
-    labels = np.arange(5000, dtype=np.uint8) % 10
-    images = np.zeros((5000, 28, 28), np.uint8)
+    labels = (np.arange(8000) % 10).astype(np.uint8)
+    images = np.zeros((8000, 28, 28), np.uint8)
     for image, label in zip(images, labels, strict=True):
         image[4 : 6 + 2 * label, 4 : 6 + 2 * label] = 200
     for name, array in {"images-idx3": images, "labels-idx1": labels}.items():
@@ -127,6 +131,15 @@ def test_every_kind_has_as_many_images_as_the_test(fashion: Path) -> None:
     )
 
 
+def test_a_page_gets_its_tables_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "outliers.md"
+    with pytest.raises(SettingsError, match="--page: expected a page with the marks <!-- suite -->"):
+        page_with_tables(page, {"suite": ""})
+    page.write_text("a\n<!-- suite -->\n| x |\n<!-- /suite -->\nb\n<!-- alarms -->\n<!-- /alarms -->\n")
+    found = page_with_tables(page, {"suite": "| \\1 |", "alarms": "| z |"})
+    assert found == "a\n<!-- suite -->\n| \\1 |\n<!-- /suite -->\nb\n<!-- alarms -->\n| z |\n<!-- /alarms -->\n"
+
+
 def test_without_fashion_mnist_the_message_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="apt install dataset-fashion-mnist"):
         read_tasks(tmp_path, 0)
@@ -137,30 +150,41 @@ def test_a_result_has_means_a_table_and_a_picture() -> None:
         KindFigure(task=task, seed=seed, method=method, kind=kind, auroc=0.5 + 0.1 * seed, fpr95=0.3)
         for task in ("digits", "fashion")
         for seed in (0, 1)
-        for method in (OURS, "entropy", "disagreement", "MSP", "energy")
+        for method in (OURS, "ViM", "entropy", "disagreement", "MSP", "energy")
         for kind in (*FAR, *NEAR)
     ]
-    result = OutlierResult(figures=tuple(figures), archs=("a",), machine={}, versions={})
+    result = OutlierResult(figures=tuple(figures), archs=("a",), accuracy=ACCURACY, machine={}, versions={})
     assert result.aurocs("digits", OURS, "noise") == [0.5, 0.6]
     assert result.mean_auroc(OURS, CHOOSING) == pytest.approx(0.55)
     assert result.mean_fpr95(OURS, NEAR, "fashion") == pytest.approx(0.3)
     assert len(csv_from_outliers(result).splitlines()) == 1 + len(figures)
+    assert "| OUTLIER | 0.550 (30) |" in suite_tables(result)
+    assert "| Members trained on Fashion-MNIST, 85% accurate | other data |" in suite_tables(result)
     with Image.open(io.BytesIO(plot_from_outliers(result))) as picture:
         assert min(picture.size) > 300
 
 
 @pytest.mark.slow
 def test_a_short_run_writes_its_files_and_reuses_the_members(fashion: Path, tmp_path: Path) -> None:
-    options = ("--fashion", fashion, "--work", tmp_path / "work", "--epochs", 1)
+    small = ("--share", 0.1, "--arch", "test_resnet", "--arch", "test_byobnet", "--epochs", 2)
+    options = ("--fashion", fashion, "--work", tmp_path / "work", *small)
     out = tmp_path / "out"
-    ended = run_benchmark("claims.outliers", *options, "--out", out, "--seeds", 1)
+    page = shutil.copyfile(DOCS / "outliers.md", tmp_path / "outliers.md")
+    ended = run_benchmark("claims.outliers", *options, "--out", out, "--seeds", 1, "--page", page)
     assert sorted(path.name for path in out.iterdir()) == ["outliers.csv", "outliers.json", "outliers.png"]
     result = OutlierResult.model_validate_json((out / "outliers.json").read_text())
     assert result.methods() == [*METHODS, "entropy", "disagreement", "MSP"]
     assert json.loads(ended.stdout)["mean_auroc"][OURS]["far"] > 0.8
+    assert picture_of(page).read_bytes() == (out / "outliers.png").read_bytes()
     members = sorted((tmp_path / "work").rglob("checkpoint.safetensors"))
     changed = [path.stat().st_mtime_ns for path in members]
-    found = json.loads(run_benchmark("claims.outliers.false_alarms", *options, "--draws", 20).stdout)["found"]
+    found = json.loads(
+        run_benchmark("claims.outliers.false_alarms", *options, "--draws", 40, "--reference", 40, "--page", page).stdout
+    )["found"]
     assert [path.stat().st_mtime_ns for path in members] == changed
-    assert len(found) == 8
+    assert {row["precision"] for row in found} == {"fp32", "int8"}
+    assert len(found) == 16
+    text = page.read_text(encoding="utf-8")
+    assert suite_tables(result) in text
+    assert f"| fashion | 1 to 5 | INT8 | 0.05 | {100 * found[-1]['mean']:.2f} ± " in text
     assert all(row["mean"] < row["alpha"] + 5 * row["error"] for row in found if row["images"] == "1")

@@ -47,8 +47,9 @@ from tests.client.stub_server import StubResponse, http_server
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CLAIMS = (
-    "bulk", "engines", "faults", "fused", "gateway", "growth", "guard", "hostile", "metrics_cost", "outliers.cost",
-    "overload", "precision", "rollouts", "soak", "throughput", "training", "tune_efficiency",
+    "bulk", "engines", "faults", "fused", "gateway", "growth", "guard", "hostile", "metrics_cost",
+    "outliers.cost", "overload", "precision", "rollouts", "soak", "stages.cost", "throughput", "training",
+    "tune_efficiency",
 )  # fmt: skip
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.3, 0.3, 0.3))
 ANSWER = {"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}

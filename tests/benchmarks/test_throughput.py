@@ -137,9 +137,12 @@ def test_all_kinds_of_architectures_build_and_fp16_is_smaller(report_of: Callabl
 
 @pytest.mark.triton
 def test_the_fused_graph_beside_the_chain(report_of: Callable[..., Any], work: Path) -> None:
-    report = report_of(fused, work=work, arch=["test_resnet"], size=32, rounds=1, seconds=0.2)
-    chain, graph = (report["latency_ms"][model][0] for model in ("ensemble_pixels", "ensemble_fused"))
-    assert report["ratio"] == pytest.approx(chain / graph, abs=1e-3)
+    report = report_of(fused, work=work, arch=["test_resnet"], size=32, clients=[1, 3], rounds=1, seconds=0.2)
+    assert list(report["figures"]) == ["chain", "fused", "fused, a core each", "fused, all cores"]
+    for way in report["figures"].values():
+        assert list(way) == ["1", "3"]
+        assert all(0 < one["p50_ms"] <= one["p99_ms"] and one["images_per_s"] > 0 for one in way.values())
+    assert not list(work.glob("way_*"))
 
 
 @pytest.mark.slow

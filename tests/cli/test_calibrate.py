@@ -17,10 +17,10 @@ from plurum.client.ui.corrections import COLUMNS
 from plurum.dicom_files import PatientNames
 from plurum.run import Run
 from plurum.settings.calibration import CalibrateSettings
-from plurum.spec import Ensemble, read_ensemble
+from plurum.spec import CascadeRule, Ensemble, read_ensemble, write_metadata
 from plurum.training import CalibrationReport, FitSettings, calibrate_run, fit_run
 from plurum.training.calibration.site_images import decode_site_images, load_site_images
-from plurum.training.inference.predictions import predict_pixels
+from plurum.training.inference.predictions import predict_ensemble
 from plurum.voting import Verdict, decide
 from tests.cli.command_line import CommandLine
 from tests.images.dicom_files import dicom
@@ -49,8 +49,8 @@ def run(fitted: Run, tmp_path: Path) -> Run:
 
 def verdict_at(run: Run, site: str | None, manifest: Path) -> tuple[Verdict, np.ndarray]:
     ensemble, data = run.ensemble(site), load_site_images(str(manifest), run).data
-    members = predict_pixels(run, ensemble.members, decode_site_images(data, ensemble.image), "images")
-    return decide(members, ensemble.rule), data.table.labels
+    predicted = predict_ensemble(run, ensemble, decode_site_images(data, ensemble.image), "images")
+    return decide(predicted.probabilities, ensemble.rule, predicted.novelty), data.table.labels
 
 
 def test_a_site_gains_and_the_run_stays(run: Run, north: Path, plurum: CommandLine, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_site_gains_and_the_run_stays(run: Run, north: Path, plurum: CommandLi
     printed = plurum.said("calibrate", run.path, "--on", north, "--name", "north", *FEW)
     assert run.ensemble_file.read_bytes() == before
     names = sorted(path.name for path in run.site_folder("north").iterdir())
-    assert names == ["calibration.json", "calibration.png", "ensemble.json"]
+    assert names == ["calibration.json", "calibration.png", "ensemble.json", "reference.npz"]
     ensemble, old = run.ensemble("north"), run.ensemble()
     assert (ensemble.members, ensemble.voting.weights) == (old.members, old.voting.weights)
     site = ensemble.site
@@ -99,10 +99,45 @@ def test_figures_before_are_those_of_the_run(run: Run, north: Path) -> None:
     assert report.reviewed["before"] == pytest.approx(verdict.review.mean())
 
 
+def test_enough_patients_are_a_reference_and_fewer_are_not(run: Run, north: Path, plurum: CommandLine) -> None:
+    old, file = run.ensemble().outliers, run.site_reference("north")
+    assert old is not None
+    printed = plurum.said("calibrate", run.path, "--on", north, "--name", "north", *FEW)
+    assert "outliers: the reference is of 100 patients of the site; with the fit's, " in printed
+    rule = run.ensemble("north").outliers
+    assert rule is not None
+    assert (rule.split, rule.patients, rule.detectors) == ("site", 100, old.detectors)
+    # Darker images are less like the training images.
+    assert np.mean(rule.reference) > np.mean(old.reference)
+    assert file.is_file()
+    baseline = run.ensemble("north").baseline
+    assert baseline is not None
+    assert baseline.review_share == pytest.approx(verdict_at(run, "north", north)[0].review.mean())
+    few = north.with_name("few.csv")
+    few.write_text("".join(north.read_text().splitlines(keepends=True)[:100]))
+    printed = plurum.said("calibrate", run.path, "--on", few, "--name", "north", *FEW)
+    assert "the rate of false alarms here is not known, because a reference of 99 patients allows no p-value" in printed
+    assert run.ensemble("north").outliers == old
+    assert not file.exists()
+
+
 def test_json(run: Run, north: Path, plurum: CommandLine) -> None:
     report = json.loads(plurum.said("calibrate", run.path, "--on", north, "--json", *FEW))
     assert report["ensemble"] == json.loads((run.site_folder("site") / "ensemble.json").read_text())
     assert report["by_class"] == {"CE": 80, "LAA": 20}
+
+
+def test_a_site_has_no_cascade(run: Run, north: Path) -> None:
+    stage = {"members": 1, "voting": {"weights": [1.0]}, "leave": 0.75, "share": 0.5}
+    cost = {"value": 0.6, "low": 0.5, "high": 0.7}
+    rule = CascadeRule.model_validate({"order": [0, 1], "stages": [stage], "costs": [0.2, 0.8], "cost": cost})
+    write_metadata(run.ensemble_file, run.ensemble().with_cascade(rule))
+    report = calibrate_run(run.path, CalibrateSettings(on=str(north), name="north", draws=100))
+    assert run.ensemble("north").cascade is None
+    assert run.ensemble().cascade == rule
+    assert any(
+        line.startswith("cascade: none, because its exit was certified for other patients") for line in report.lines
+    )
 
 
 def test_a_point_and_its_promises(run: Run, north: Path, plurum: CommandLine) -> None:
@@ -309,7 +344,7 @@ def assert_serves(repository: Path, ensemble: Ensemble) -> None:
     assert served.with_outliers(None) == ensemble.with_outliers(None)
     assert served.outliers is not None
     assert ensemble.outliers is not None
-    assert served.outliers.reference == pytest.approx(ensemble.outliers.reference, abs=1e-3)
+    assert served.outliers.reference == pytest.approx(ensemble.outliers.reference, rel=1e-4, abs=1e-3)
 
 
 @pytest.mark.slow
@@ -321,6 +356,10 @@ def test_an_export_serves_the_site(run: Run, north: Path, plurum: CommandLine) -
     assert f"model repository: {repository}" in printed
     assert_serves(repository, run.ensemble("north"))
     assert not (run.path / "model_repository").exists()
+    run.site_reference("north").unlink()
+    refused = plurum.refused("export", run.path, "--site", "north", "--out", run.path / "other")
+    assert "reference.npz: expected reference images, got no file that can be read" in refused
+    assert not (run.path / "other").exists()
     assert "got 'south'" in plurum.refused("export", run.path, "--site", "south")
     fit_run(run.path, FitSettings(select="all", alpha=0.2, draws=100))
     refused = plurum.refused("export", run.path, "--site", "north")

@@ -176,6 +176,7 @@ def of_the_voter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, s
     voting_of = {"mode": "soft", "weights": [1.0], "temperature": 1.0}
     about |= {"voting": voting_of, "conformal": None, "review": {"threshold": 0.9}}
     about["outliers"] = outliers(members=[True], detectors=["0" * 64], weights=[1.0])
+    about["cascade"] = {"stages": [{"members": 1, "share": 0.9}]}
     (tmp_path / "ensemble.json").write_text(json.dumps({**about, "members": [member], "baseline": baseline}))
     loaded("voter/metrics.py").VoterMetrics(tmp_path).close()
     found: dict[str, set[str]] = {}

@@ -118,7 +118,7 @@ class Swapped(torch.nn.Module):
 
     def __init__(self, model: PixelModel) -> None:
         super().__init__()
-        self.model, self.image, self.outputs = model, model.image, model.outputs
+        self.model, self.image, self.decoded, self.outputs = model, model.image, model.decoded, model.outputs
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.model(pixels.flip(3))

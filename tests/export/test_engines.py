@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plurum.errors import RepositoryError
 from plurum.export.engines.build import RTX_MAGIC, Engine, build_engines, engine_from_onnx, read_plan, write_plan
-from plurum.export.graphs.member import onnx_from_module
+from plurum.onnx_graphs.export import onnx_from_module
 
 
 class Tiny(nn.Module):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from plurum.errors import ParityError
 from plurum.export.graphs.float16 import OverflowAudit, check_overflow, fp16_from_onnx, overflow_audit
-from plurum.export.graphs.member import onnx_from_module
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
+from plurum.onnx_graphs.export import onnx_from_module
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,9 +18,9 @@ from tritonclient.utils import InferenceServerException
 
 from plurum.export import ExportSettings, repository_from_run
 from plurum.export.graphs.fused import VoteModel, fused_from_onnx, verdict_from_fused
-from plurum.export.graphs.member import onnx_from_module
 from plurum.export.graphs.runtimes import onnx_session
 from plurum.export.repository import selection
+from plurum.onnx_graphs.export import onnx_from_module
 from plurum.predictions.outputs import VOTED
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
@@ -231,6 +233,20 @@ def test_metrics_count_chain_and_fused_graph_together(fused_server: Server, run:
     for _ in range(8):
         ask(fused_server, "ensemble_fused", pixels)
     assert counted() - before == 30
+
+
+@pytest.mark.triton
+def test_predictions_are_the_same_beside_other_requests(fused_server: Server, run: Run) -> None:
+    """An instance that computes alone uses other threads, and requests that wait may become a batch."""
+    images = [run.pixels()[40 + one : 41 + one] for one in range(8)]
+
+    def probabilities(pixels: object) -> Any:
+        return ask(fused_server, "ensemble_fused", pixels).as_numpy("PROBABILITIES")
+
+    alone = [probabilities(one) for one in images]
+    with ThreadPoolExecutor(len(images)) as pool:
+        together = list(pool.map(probabilities, images * 3))
+    np.testing.assert_allclose(np.concatenate(together), np.concatenate(alone * 3), atol=1e-6)
 
 
 @pytest.mark.triton

@@ -20,10 +20,10 @@ from plurum.export.repository.cards.card_files import CARD_FILES
 from plurum.export.repository.cards.facts import CardFacts, facts_from_run
 from plurum.export.repository.cards.markdown import markdown_from_card
 from plurum.export.repository.cards.markup import escape, table_from_rows
-from plurum.figures import figure_text, percent_text
 from plurum.files import sha256_of
 from plurum.repository.listing import check_exported
 from plurum.run import Run
+from plurum.sentences import figure_text, percent_text
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import DecisionPromise, Ensemble, RefusedPromise, Review, ReviewPromise, write_metadata
 from plurum.training import (

@@ -12,10 +12,20 @@ import pytest
 pydicom: Any = pytest.importorskip("pydicom")
 importlib.import_module("pydicom.encaps")
 
-__all__ = ["PATIENT_ID", "PATIENT_NAME", "dicom", "pydicom"]
+__all__ = ["PATIENT_ID", "PATIENT_NAME", "PLANTED", "STUDY_UID", "dicom", "identifying_values", "pydicom"]
 
 # Planted in files; must not appear elsewhere.
 PATIENT_ID, PATIENT_NAME = "QX-7731-PLANTED", "Zebrowska^Planted"
+STUDY_UID = "1.2.826.77310001.1"
+PLANTED = {
+    "PatientName": PATIENT_NAME,
+    "PatientBirthDate": "19431107",
+    "AccessionNumber": "ACC-PLANTED-5512",
+    "InstitutionName": "St Planted Hospital",
+    "StudyInstanceUID": STUDY_UID,
+    "SeriesInstanceUID": "1.2.826.77310001.2",
+    "SOPInstanceUID": "1.2.826.77310001.3",
+}
 EXPLICIT, CT_IMAGE = "1.2.840.10008.1.2.1", "1.2.840.10008.5.1.4.1.1.2"
 
 
@@ -37,8 +47,10 @@ def dicom(
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = syntax
     data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = CT_IMAGE
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
-    data.PatientID, data.PatientName, data.StudyInstanceUID = patient, PATIENT_NAME, "1.2.3.4"
+    data.file_meta.MediaStorageSOPInstanceUID = PLANTED["SOPInstanceUID"]
+    data.PatientID = patient
+    for name, value in PLANTED.items():
+        setattr(data, name, value)
     is_rgb = pixels.ndim == 3 and pixels.shape[-1] == 3
     frames, size = (pixels.shape[0], pixels.shape[1:]) if pixels.ndim == 3 and not is_rgb else (1, pixels.shape[:2])
     data.Rows, data.Columns = size
@@ -60,3 +72,8 @@ def dicom(
     file = io.BytesIO()
     pydicom.dcmwrite(file, data, enforce_file_format=True)
     return file.getvalue()
+
+
+def identifying_values(content: bytes, patient: str = PATIENT_ID) -> list[str]:
+    """Return the planted values that appear in `content`; `patient` is the ID."""
+    return [value for value in (patient, *PLANTED.values()) if value.encode() in content]

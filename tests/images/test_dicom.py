@@ -3,7 +3,6 @@ from __future__ import annotations
 import struct
 import sys
 import tracemalloc
-import zlib
 from collections import Counter
 from io import BytesIO
 from typing import Any
@@ -16,7 +15,8 @@ from plurum.benchmarks.claims.images.dicom import compare, pydicom_files
 from plurum.images import UnreadableImageError, open_image, structure_of
 from plurum.images.dicom_file import read_heading
 from plurum.images.dicom_writer import with_only_pixels
-from tests.images.dicom_files import PATIENT_ID, PATIENT_NAME, dicom, pydicom
+from tests.images.dicom_bombs import deflated_bomb, insert, lying_jpeg, lying_rle, nested
+from tests.images.dicom_files import PATIENT_ID, PLANTED, dicom, identifying_values, pydicom
 from tests.images.image_files import encoded
 
 RAMP = np.arange(16 * 16, dtype=np.uint16).reshape(16, 16)
@@ -73,15 +73,13 @@ def test_bits_above_those_stored_are_ignored() -> None:
 def test_only_pixels_are_left() -> None:
     data = dicom(RAMP, WindowCenter=128, WindowWidth=256)
     only = with_only_pixels(data)
-    assert PATIENT_ID.encode() in data
-    assert PATIENT_NAME.encode() in data
-    assert PATIENT_ID.encode() not in only
-    assert PATIENT_NAME.encode() not in only
+    assert len(identifying_values(data)) == 1 + len(PLANTED)
+    assert identifying_values(only) == []
     np.testing.assert_array_equal(pixels(only), pixels(data))
     # Others can read it.
     assert pydicom.dcmread(BytesIO(only)).pixel_array.tolist() == RAMP.tolist()
-    assert read_heading(data) == (PATIENT_ID.encode(), 1)
-    assert read_heading(only) == (b"", 1)
+    assert read_heading(data) == (PATIENT_ID.encode(), 1, b"")
+    assert read_heading(only) == (b"", 1, b"")
 
 
 def test_frames_are_told_apart() -> None:
@@ -99,10 +97,7 @@ def test_frames_are_told_apart() -> None:
 def test_a_deflated_file_is_inflated_within_a_limit() -> None:
     data = dicom(RAMP, syntax=DEFLATED, WindowCenter=128, WindowWidth=256)
     np.testing.assert_array_equal(pixels(data), pixels(dicom(RAMP, WindowCenter=128, WindowWidth=256)))
-    head = dicom(RAMP, syntax=DEFLATED)
-    body = struct.pack("<HH2sHI", 0x0009, 0x0010, b"OB", 0, 1 << 29) + bytes(1 << 29)
-    deflater = zlib.compressobj(9, wbits=-15)
-    bomb = head[: _data_set(head)] + deflater.compress(body) + deflater.flush()
+    bomb = deflated_bomb()
     assert len(bomb) < 600_000
     tracemalloc.start()
     with pytest.raises(UnreadableImageError, match=r"99: the data set inflates to more than 67,108,864 bytes"):
@@ -111,32 +106,14 @@ def test_a_deflated_file_is_inflated_within_a_limit() -> None:
     tracemalloc.stop()
 
 
-def _data_set(data: bytes) -> int:
-    """Return the offset of the data set, after the file meta information."""
-    return 144 + int(struct.unpack_from("<I", data, 140)[0])
-
-
-def _insert(data: bytes, element: bytes) -> bytes:
-    start = _data_set(data)
-    return data[:start] + element + data[start:]
-
-
 def test_sequences_are_bounded() -> None:
     data = dicom(RAMP, WindowCenter=128, WindowWidth=256)
-
-    def nested(levels: int) -> bytes:
-        start = struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
-            "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
-        )
-        end = struct.pack("<HHIHHI", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
-        return _insert(data, start * levels + end * levels)
-
-    np.testing.assert_array_equal(pixels(nested(10)), pixels(data))
+    np.testing.assert_array_equal(pixels(nested(data, 10)), pixels(data))
     with pytest.raises(UnreadableImageError, match=r"\(0008,1140\): has sequences nested in more than 16 levels"):
-        open_image(nested(3000))
+        open_image(nested(data, 3000))
     many = struct.pack("<HH2sH", 0x0008, 0x0008, b"CS", 0) * 200_000
     with pytest.raises(UnreadableImageError, match="more data elements than an image of this size has"):
-        open_image(_insert(data, many))
+        open_image(insert(data, many))
 
 
 @pytest.mark.parametrize(
@@ -160,18 +137,16 @@ def test_a_refusal_names_the_tag(elements: dict[str, Any], message: str) -> None
 
 
 def test_lying_compressed_pixels_are_refused_before_decoding() -> None:
-    large, header = np.zeros((8000, 8000), np.uint8), struct.pack("<16I", 1, 64, *[0] * 14)
     with pytest.raises(UnreadableImageError, match=r"RLE segments are truncated, or too short for 64,000,000 pixels"):
-        open_image(dicom(large, syntax=RLE, encoded=header + b"\x81\0" * 3900))
+        open_image(lying_rle())
+    segments = struct.pack("<16I", 15, 64, *[0] * 14) + bytes(512)
     with pytest.raises(UnreadableImageError, match=r"expected 1 RLE segments, got 15"):
-        open_image(dicom(RAMP.astype(np.uint8), syntax=RLE, encoded=b"\x0f\0\0\0" + header[4:] + bytes(512)))
+        open_image(dicom(RAMP.astype(np.uint8), syntax=RLE, encoded=segments))
     for syntax, kind in (("50", "JPEG"), ("70", "lossless JPEG"), ("80", "JPEG-LS")):
-        start = b"\xff\xd8" + struct.pack(">HHBHHB", 0xFFC0, 11, 8, 65000, 65000, 1) + bytes(3) + b"\xff\xd9"
-        data = dicom(RAMP.astype(np.uint8), syntax=f"1.2.840.10008.1.2.4.{syntax}", encoded=start)
         with pytest.raises(
             UnreadableImageError, match=rf"4.{syntax}: {kind} of 65000 x 65000 pixels and 1 samples, but"
         ):
-            open_image(data)
+            open_image(lying_jpeg(f"1.2.840.10008.1.2.4.{syntax}"))
 
 
 def test_a_jpeg_that_ends_early_is_refused() -> None:

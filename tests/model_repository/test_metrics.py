@@ -80,6 +80,26 @@ def test_predictions_are_counted_in_batches_and_probes_are_not_counted(
     assert recorder.monotone
 
 
+def test_a_cascades_predictions_are_counted_by_stage_and_dissents_of_members_that_ran(
+    module: ModuleType, recorder: Recorder, folder: Path
+) -> None:
+    metadata = json.loads((folder / "ensemble.json").read_text())
+    cascade = {"stages": [{"members": 1, "share": 0.75}]}
+    (folder / "ensemble.json").write_text(json.dumps(metadata | {"cascade": cascade}))
+    metrics = module.VoterMetrics(folder)
+    predictions, counted = answers([0.95, 0.6, 0.9])
+    used = np.array([[True, False], [True, True], [True, False]])
+    predictions["member_probabilities"][~used] = 0.0
+    metrics.observe(predictions | {"members_used": used}, counted)
+    metrics.close()
+    settled = [recorder.value("plurum_settled_total", **{"class": "three", "stage": stage}) for stage in ("1", "2")]
+    assert settled == [2, 1]
+    assert recorder.value("plurum_settled_total", **{"class": "zero", "stage": "1"}) == 0
+    assert recorder.value("plurum_baseline_settled_share", stage="1") == 0.75
+    # It differs from all predictions, but it ran for one.
+    assert recorder.value("plurum_member_dissents_total", member="regnetx_002") == 1
+
+
 def test_p_values_and_reasons_are_counted_with_an_outlier_test(
     module: ModuleType, recorder: Recorder, folder: Path
 ) -> None:

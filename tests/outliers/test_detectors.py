@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from plurum.detectors import KIND, Detector, FeatureModel, read_detector, write_detector
 from plurum.errors import MetadataError, NoFeaturesError
-from plurum.export.graphs.member import onnx_from_module
+from plurum.onnx_graphs.export import onnx_from_module
 from tests.outliers.detector_samples import detector_tensors, random_detector
 
 # The classifying layers are linear, inside a head, a convolution, and two.

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from plurum.export.graphs.fused import VoteModel
-from plurum.export.graphs.member import onnx_from_module
+from plurum.onnx_graphs.export import onnx_from_module
 from plurum.predictions.outputs import voted_outputs
 from plurum.voting import DecisionPoint, OutlierTest, VotingRule, decide, softmax
 

@@ -63,7 +63,7 @@ def test_a_patient_with_several_images_counts_once() -> None:
         ({"counts": [1.0]}, "counts: expected 4, one per reference image, got 1"),
         ({"counts": [0.5, 1, 1, 1]}, "counts: expected a sum of 4 patients, got 3.5"),
         ({"counts": [0, 1, 1, 1]}, "outliers.counts.0: Input should be greater than 0"),
-        ({"split": "test"}, "outliers.split: Input should be 'calibration' or 'validation'"),
+        ({"split": "test"}, "outliers.split: Input should be 'calibration', 'validation' or 'site'"),
         ({"members": [True], "detectors": [SHA], "weights": [1.0]}, "outliers: 1 members for 2 of the ensemble"),
     ],
 )

@@ -59,8 +59,8 @@ def _add_detector(run: Run, member: Member) -> npt.NDArray[np.float64]:
     """Write a member's detector, and return the novelty of the validation images."""
     model, table = feature_model(run, member), run.table()
     rows = table.rows("train")
-    validation = extract_features(model, run, table.rows("validation"))
-    known = extract_features(model, run, rows)
+    validation = extract_features(model, run, table.rows("validation"), member.image)
+    known = extract_features(model, run, rows, member.image)
     detector = fit_detector(known, torch.from_numpy(table.labels[rows]), validation, axes=_AXES)
     write_detector(run.detector(member.name), detector)
     with torch.inference_mode():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from plurum.dicom_files import PatientNames
 from plurum.errors import SettingsError
@@ -20,25 +21,30 @@ from plurum.training.calibration.report import CalibrationReport, compare_verdic
 from plurum.training.calibration.sampled_images import SampledImages
 from plurum.training.calibration.shrinkage import SiteFit, fit_site
 from plurum.training.calibration.site_images import decode_site_images, load_site_images
+from plurum.training.calibration.site_outliers import fit_site_outliers, write_reference
 from plurum.training.calibration.site_rule import SiteRule, correct_voting, decide_probabilities, fit_site_rule
 from plurum.training.data.store import fingerprint_from_pixels
 from plurum.training.fitting.baseline import baseline_from_verdict
 from plurum.training.fitting.points import CONFIDENCE, LabelledScores
-from plurum.training.inference.predictions import predict_pixels
+from plurum.training.inference.predictions import predict_ensemble
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.patients import draw_equally, effective_patients
 from plurum.voting import MODES, decide
 
 __all__ = ["calibrate_run"]
 
+_NO_CASCADE = "cascade: none, because its exit was certified for other patients and with another calibration"
+
 
 @dataclass(frozen=True)
 class _Site:
-    """Images of a site and what the vote says of them: members' probabilities, labels and patients."""
+    """Images of a site and what the members say of them: probabilities and novelty, labels and patients."""
 
     sampled: SampledImages
+    pixels: npt.NDArray[np.uint8]
     fingerprint: str
     members: Floats
+    novelty: Floats
     labels: Ints
     groups: Ints
 
@@ -66,8 +72,9 @@ def calibrate_run(path: Path, settings: CalibrateSettings) -> CalibrationReport:
     """Calibrate the vote of the run `path` at a site, write its files to RUN/sites/SITE and return the report.
 
     Members and weights stay, and so does RUN/ensemble.json. Temperature, class offsets (in `prior_ratio`), prediction
-    sets, operating point and review are fitted to the site's images, shrunk towards what the run has. Images that were
-    not chosen with the same probability are weighted by its inverse.
+    sets, operating point and review are fitted to the site's images, shrunk towards what the run has. The outlier test
+    gets a reference of the site, if its patients are enough. Images that were not chosen with the same probability are
+    weighted by its inverse.
 
     Raises:
         MetadataError: the folder is not a fitted run, or has an invalid member.
@@ -90,8 +97,14 @@ def calibrate_run(path: Path, settings: CalibrateSettings) -> CalibrationReport:
     scores = LabelledScores(fitted.cross_fitted, site.labels, site.groups, ensemble.classes, site.weights)
     former = SiteRule(ensemble.conformal, ensemble.review, ensemble.operating_point)
     rule = fit_site_rule(former, scores, fitted.correction, settings.seed)
-    calibrated = _ensemble(run, ensemble, site, settings, fitted, rule)
-    report = _report(ensemble, calibrated, site, old, fitted, rule, settings)
+    outliers = fit_site_outliers(
+        ensemble.outliers, site.novelty, site.groups, site.weights, is_biased=site.sampled.is_biased, seed=settings.seed
+    )
+    calibrated = _ensemble(run, ensemble.with_outliers(outliers.rule), site, settings, fitted, rule)
+    report = _report(
+        ensemble, calibrated, site, old, fitted, replace(rule, lines=(*rule.lines, *outliers.lines)), settings
+    )
+    write_reference(run.site_reference(settings.site), outliers.rows, site.pixels, site.groups)
     write_text(folder / "calibration.json", report.model_dump_json(indent=1) + "\n")
     write_metadata(folder / "ensemble.json", calibrated)
     return report
@@ -101,12 +114,14 @@ def _read_site(run: Run, ensemble: Ensemble, settings: CalibrateSettings) -> _Si
     sampled = load_site_images(settings.on, run, PatientNames(settings.pseudonym_key_file, settings.keep_patient_ids))
     table = sampled.data.table
     pixels = decode_site_images(sampled.data, ensemble.image)
-    labels = table.labels
+    predicted = predict_ensemble(run, ensemble, pixels, "the site's images")
     return _Site(
         sampled,
-        fingerprint_from_pixels(pixels, labels),
-        predict_pixels(run, ensemble.members, pixels, "the site's images"),
-        labels,
+        pixels,
+        fingerprint_from_pixels(pixels, table.labels),
+        predicted.probabilities,
+        predicted.novelty,
+        table.labels,
         number_patients(table.patients),
     )
 
@@ -123,6 +138,7 @@ def _ensemble(
         "operating_point": rule.point,
         # What was promised for other patients, or with another rule, is void.
         "promise": None,
+        "cascade": None,
         "scores": {},
         "site": SiteCalibration(
             name=settings.site,
@@ -135,7 +151,8 @@ def _ensemble(
         ),
     }
     calibrated = ensemble.model_copy(update=parts)
-    baseline = baseline_from_verdict(decide(site.members, calibrated.rule), calibrated.rule, site.weights)
+    verdict = decide(site.members, calibrated.rule, site.novelty)
+    baseline = baseline_from_verdict(verdict, calibrated.rule, site.weights)
     # A copy with other values is not validated.
     return Ensemble.model_validate(calibrated.model_copy(update={"baseline": baseline}).model_dump())
 
@@ -151,8 +168,8 @@ def _report(
 ) -> CalibrationReport:
     classes, bootstrap = ensemble.classes, Bootstrap(site.groups, settings.draws, settings.seed)
     former = SiteRule(ensemble.conformal, ensemble.review, ensemble.operating_point)
-    before = decide_probabilities(old, former, classes)
-    after = decide_probabilities(fitted.cross_fitted, rule, classes)
+    before = decide_probabilities(old, former, classes, ensemble.outliers, site.novelty)
+    after = decide_probabilities(fitted.cross_fitted, rule, classes, calibrated.outliers, site.novelty)
     figures = {
         "before": figures_of_point(former, before, site.labels, classes, bootstrap, site.weights),
         "after": figures_of_point(rule, after, site.labels, classes, bootstrap, site.weights),
@@ -171,6 +188,7 @@ def _report(
             *_weight_lines(site),
             *rule.lines,
             _promise_line(ensemble, site.count_independent(settings.seed)),
+            *([_NO_CASCADE] if ensemble.cascade else []),
             *site.sampled.lines,
         ),
     )

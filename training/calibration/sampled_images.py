@@ -26,11 +26,13 @@ class SampledImages:
         data: Images.
         weights: Weight of each image, above 0, `[images]`; None if all weigh the same.
         lines: How they were chosen and what follows from it, one sentence each.
+        is_biased: True for images that were chosen for review, without audits that would repair that.
     """
 
     data: LabelledImages
     weights: Floats | None = None
     lines: tuple[str, ...] = ()
+    is_biased: bool = False
 
 
 def weigh_images(source: str, data: LabelledImages) -> SampledImages:
@@ -47,17 +49,17 @@ def weigh_images(source: str, data: LabelledImages) -> SampledImages:
         DataError: a probability is not a number above 0 to 1.
     """
     if _CHOSEN not in data.table.columns:
-        return SampledImages(data, lines=_bias_lines(data))
+        return _unweighted(data)
     chosen = np.array([_probability(source, cell) for cell in data.table.columns[_CHOSEN]])
     known = np.flatnonzero(~np.isnan(chosen))
     if not len(known):
-        return SampledImages(data, lines=_bias_lines(data))
+        return _unweighted(data)
     lines: tuple[str, ...] = ()
     if left := len(data) - len(known):
         data, chosen = data.select(known), chosen[known]
         lines = (f"left out: {left:,} images without a {_CHOSEN}, which represent only themselves",)
     if (chosen == chosen[0]).all():
-        return SampledImages(data, lines=(*lines, *(_bias_lines(data) if chosen[0] == 1 else ())))
+        return _unweighted(data, lines) if chosen[0] == 1 else SampledImages(data, lines=lines)
     return SampledImages(data, sampling_weights(chosen), lines)
 
 
@@ -73,12 +75,12 @@ def _probability(source: str, cell: str) -> float:
     return value
 
 
-def _bias_lines(data: LabelledImages) -> tuple[str, ...]:
-    """Return a warning about corrections without audits."""
+def _unweighted(data: LabelledImages, lines: tuple[str, ...] = ()) -> SampledImages:
+    """Return images without weights, with a warning about corrections without audits."""
     if not data.table.columns.keys() >= _CORRECTED:
-        return ()
+        return SampledImages(data, lines=lines)
     line = (
         "corrections: these images were chosen for review, so they are harder than the site's others; with audits, or "
         "with a random sample of the site, a calibration is better"
     )
-    return (line,)
+    return SampledImages(data, lines=(*lines, line), is_biased=True)

@@ -16,12 +16,12 @@ from plurum.errors import SettingsError
 from plurum.predictions.arrays import Floats
 from plurum.promises.risk_control import patient_losses, risk_bound
 from plurum.settings.training import FitSettings
-from plurum.spec import Conformal, OperatingPoint, Review, Voting
+from plurum.spec import Conformal, OperatingPoint, OutlierRule, Review, Voting
 from plurum.training.calibration.correction import Correction
 from plurum.training.fitting.points import CONFIDENCE, LabelledScores, fit_point, fit_review_interval
 from plurum.training.statistics.calibration import conformal_quantiles, review_threshold
 from plurum.training.statistics.patients import draw_equally, effective_patients
-from plurum.voting import Verdict, VotingRule, decide, point_from_ensemble
+from plurum.voting import Verdict, VotingRule, decide, outlier_test_from_ensemble, point_from_ensemble
 
 __all__ = ["LEAST_FOR_SETS", "SiteRule", "correct_voting", "decide_probabilities", "fit_site_rule"]
 
@@ -61,14 +61,29 @@ def correct_voting(voting: Voting, correction: Correction) -> Voting:
     )
 
 
-def decide_probabilities(probabilities: Floats, rule: SiteRule, classes: tuple[str, ...]) -> Verdict:
-    """Return the verdict of a rule on calibrated probabilities, as if one member had voted them."""
+def decide_probabilities(
+    probabilities: Floats,
+    rule: SiteRule,
+    classes: tuple[str, ...],
+    outliers: OutlierRule | None = None,
+    novelty: Floats | None = None,
+) -> Verdict:
+    """Return the verdict of a rule on calibrated probabilities, as if one member had voted them.
+
+    Args:
+        probabilities: Probabilities of the vote.
+        rule: Sets, review and operating point.
+        classes: Names of the classes.
+        outliers: Outlier test; None tests none.
+        novelty: Novelty of each image by member, `[images, members]`.
+    """
     point = None
     if rule.point is not None:
         point = point_from_ensemble({"classes": list(classes), "operating_point": rule.point.model_dump()})
     quantiles = None if rule.conformal is None else rule.conformal.quantiles
-    single = VotingRule((1.0,), quantiles=quantiles, review_threshold=rule.review.threshold, point=point)
-    return decide(probabilities[:, None], single)
+    test = None if outliers is None else outlier_test_from_ensemble({"outliers": outliers.model_dump()})
+    single = VotingRule((1.0,), quantiles=quantiles, review_threshold=rule.review.threshold, point=point, outliers=test)
+    return decide(probabilities[:, None], single, novelty)
 
 
 def fit_site_rule(old: SiteRule, site: LabelledScores, correction: Correction, seed: int = 0) -> SiteRule:

@@ -31,6 +31,7 @@ class Examples:
         validation: Indices of the validation images, which choose the best epoch.
         classes: Number of classes.
         image: Image spec, which states the normalisation.
+        fingerprint: SHA-256 over pixels and labels; empty if it is not known yet.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -39,6 +40,7 @@ class Examples:
     validation: Ints
     classes: int
     image: ImageSpec
+    fingerprint: str = ""
 
     @classmethod
     def of(cls, run: Run) -> Examples:
@@ -51,6 +53,7 @@ class Examples:
             validation=table.rows("validation"),
             classes=len(data.classes),
             image=data.image,
+            fingerprint=data.fingerprint,
         )
 
 

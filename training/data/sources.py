@@ -9,7 +9,7 @@ from plurum.dicom_files import PatientNames
 from plurum.errors import DataError, SettingsError
 from plurum.images.nifti import NIFTI_SUFFIXES, NIFTI_TEXT
 from plurum.images.windows import WindowRule
-from plurum.settings.training import Percentiles
+from plurum.settings.training import Percentiles, TrainSettings
 from plurum.training.data.archives import images_from_archive
 from plurum.training.data.arrays import DIGITS, images_from_digits
 from plurum.training.data.folders import files_from_folder
@@ -20,7 +20,7 @@ from plurum.training.data.manifests import files_from_manifest
 from plurum.training.data.splits import set_aside
 from plurum.training.data.tiles import Tiling
 
-__all__ = ["load_data"]
+__all__ = ["load_data", "load_training_data"]
 
 _TABLES = (".tsv", ".tab", ".txt", ".xls", ".xlsx", ".ods", ".parquet", ".json", ".jsonl")
 
@@ -72,6 +72,20 @@ def load_data(  # noqa: PLR0913 - one parameter per option
     table = data.table
     splits = set_aside(table.labels, table.patients, table.splits, data.classes, seed, certification)
     return replace(data, table=replace(table, splits=splits))
+
+
+def load_training_data(source: str, settings: TrainSettings, names: PatientNames) -> LabelledImages:
+    """Return the labelled images of `source` as `load_data` does, by the settings of a training."""
+    return load_data(
+        source,
+        settings.seed,
+        tile_size=settings.tile_size,
+        max_tiles=settings.max_tiles,
+        skip_unreadable=settings.skip_unreadable,
+        certification=settings.certification,
+        window=settings.window,
+        names=names,
+    )
 
 
 def _load(source: str, seed: int, tiling: Tiling | None, names: PatientNames, *, skip: bool) -> LabelledImages:

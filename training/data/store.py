@@ -30,14 +30,19 @@ _LOG = logging.getLogger(__name__)
 _BLOCK = 1024
 
 Box = tuple[int, int, int, int]
+Triple = tuple[float, float, float]
+# Mean and standard deviation per channel.
+Normalisation = tuple[Triple, Triple]
 
 
-def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataMetadata:
+def store_data(
+    run: Run, data: LabelledImages, settings: TrainSettings, normalisation: Normalisation | None = None
+) -> DataMetadata:
     """Fill the run's data folder atomically, unless it already holds the same data, and return its `contract.json`.
 
     Percentiles of a window are fitted to the training images. Mean and std are measured on the training images' pixels,
-    without padding; with pretrained weights they are ImageNet's. Unreadable images are left out if `data` allows it.
-    `report.json` lists them.
+    without padding; with pretrained weights they are those of `normalisation`, by default ImageNet's. Unreadable images
+    are left out if `data` allows it. `report.json` lists them.
 
     Raises:
         DataError: some images are unreadable, or a window can't be fitted.
@@ -52,7 +57,7 @@ def store_data(run: Run, data: LabelledImages, settings: TrainSettings) -> DataM
             )
         return found
     data = fit_window(data, settings.window)
-    image = image_spec(data, settings)
+    image = image_spec(data, settings, normalisation)
     with atomic_folder(run.data_folder, private=True) as folder:
         pixels, data, decoded = _store_pixels(folder, data, image)
         if not settings.pretrained:
@@ -116,23 +121,19 @@ def _holds_same_images(run: Run, data: LabelledImages) -> bool:
     return all(splits.get(source) == split for source, split in zip(stored.sources, stored.splits, strict=True))
 
 
-def image_spec(data: LabelledImages, settings: TrainSettings) -> ImageSpec:
-    """Return the image spec for `data`; mean and std are ImageNet's until `store_data` measures them.
+def image_spec(data: LabelledImages, settings: TrainSettings, normalisation: Normalisation | None = None) -> ImageSpec:
+    """Return the image spec for `data`; mean and std are `normalisation`, by default ImageNet's.
 
-    The window is that of `data`: percentiles must be fitted before.
+    Without pretrained weights, `store_data` replaces them by those that it measures. The window is that of `data`:
+    percentiles must be fitted before.
     """
+    mean, std = normalisation or (IMAGENET_MEAN, IMAGENET_STD)
     size = settings.image_size
     if size is None:
         # Most networks halve their input five times, so 32 pixels leave one cell.
         size = 224 if data.side is None else max(32, -(-data.side // 32) * 32)
     return ImageSpec(
-        height=size,
-        width=size,
-        colour=settings.colour,
-        resize=settings.resize,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        window=data.window,
+        height=size, width=size, colour=settings.colour, resize=settings.resize, mean=mean, std=std, window=data.window
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import numpy.typing as npt
 
 from plurum.errors import DataError
 from plurum.file_trees import files_below
+from plurum.files import atomic_folder
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
 from plurum.manifests import file_from_manifest, read_manifest_table
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
+from plurum.run import Run, UnlabelledImages, number_patients
 from plurum.spec import ImageSpec
 
-__all__ = ["find_unlabelled_images", "iterate_pixels"]
+__all__ = ["find_unlabelled_images", "iterate_pixels", "keep_unlabelled", "read_unlabelled"]
 
 
 def find_unlabelled_images(source: Path) -> tuple[Path, ...]:
@@ -31,6 +34,34 @@ def find_unlabelled_images(source: Path) -> tuple[Path, ...]:
     if source.suffix.lower() == ".csv" and source.is_file():
         return _files_from_csv(source)
     raise DataError(f"{source} is neither a folder of images nor a .csv file with a column path")
+
+
+def read_unlabelled(run: Run, source: Path) -> UnlabelledImages:
+    """Return the images of a folder, or of a CSV manifest with the column `path` and, if known, `patient`.
+
+    Raises:
+        DataError: an image can't be read, or is of a patient that the run has.
+    """
+    files = find_unlabelled_images(source)
+    # A folder names no patients.
+    patients = [""] * len(files) if source.is_dir() else read_manifest_table(source, ["path"]).cells("patient")
+    if known := sorted(set(run.table().patients).intersection(patients) - {""}):
+        raise DataError(
+            f"--unlabelled: expected patients that the run does not have, got {len(known):,} of its patients in "
+            f"{source}, such as {known[0]}. Leave them out."
+        )
+    pixels = np.concatenate(list(iterate_pixels(files, run.data().image)))
+    return UnlabelledImages(pixels, number_patients(patients))
+
+
+def keep_unlabelled(run: Run, images: UnlabelledImages | None) -> None:
+    """Write the images into the run, from which export reads them again; None removes those of a former fit."""
+    if images is None:
+        shutil.rmtree(run.unlabelled_folder, ignore_errors=True)
+        return
+    with atomic_folder(run.unlabelled_folder) as folder:
+        np.save(folder / "pixels.npy", images.pixels)
+        np.save(folder / "groups.npy", images.groups)
 
 
 def iterate_pixels(files: Sequence[Path], image: ImageSpec, batch_size: int = 64) -> Iterator[npt.NDArray[np.uint8]]:

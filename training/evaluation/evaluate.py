@@ -9,6 +9,7 @@ import numpy as np
 from plurum.figures import Drift
 from plurum.predictions.arrays import Floats, Ints
 from plurum.run import number_patients
+from plurum.sentences import review_condition
 from plurum.settings.drift import DriftSettings
 from plurum.settings.training import EvaluationSettings
 from plurum.training.drift.answers import answers_from_verdict
@@ -34,7 +35,6 @@ from plurum.training.statistics.results import (
     PredictionSets,
     ReviewScores,
 )
-from plurum.training.statistics.wording import review_condition
 
 __all__ = ["EvaluationSubject", "SplitPredictions", "best_single", "evaluate_predictions"]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plurum.files import check_folder, csv_from_rows, write_bytes, write_text
+from plurum.sentences import group_cell, group_lines
 from plurum.training.drift.report import drift_lines, sort_shifts
 from plurum.training.evaluation.page import PAGE
 from plurum.training.evaluation.plots import plots_from_evaluation
@@ -16,7 +17,7 @@ from plurum.training.statistics.metrics import METRICS, PER_CLASS, class_title, 
 from plurum.training.statistics.page import html_from_template
 from plurum.training.statistics.patients import RULES
 from plurum.training.statistics.results import Estimate, Evaluation
-from plurum.training.statistics.wording import curve_rows, group_cell, group_lines, verdict_lines
+from plurum.training.statistics.wording import curve_rows, verdict_lines
 
 __all__ = ["REPORT_FILES", "csv_from_evaluation", "html_from_evaluation", "write_report"]
 

@@ -10,6 +10,7 @@ import numpy as np
 from plurum.predictions.arrays import Bools
 from plurum.predictions.scores import calibration_error, compute_losses
 from plurum.run import number_patients
+from plurum.sentences import percent_text
 from plurum.settings.training import EvaluationSettings
 from plurum.training.canvas import COLOURS, create_figure, tidy_axes
 from plurum.training.evaluation.corruptions import CORRUPTIONS, corruption_ways
@@ -17,7 +18,6 @@ from plurum.training.evaluation.subject import SplitPredictions
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.decisions import estimate_fractions
 from plurum.training.statistics.results import CorruptedFigures, Estimate
-from plurum.training.statistics.wording import percent_text
 from plurum.voting import REVIEW_OUTLIER, Verdict
 
 if TYPE_CHECKING:

@@ -12,17 +12,19 @@ import numpy as np
 from plurum.errors import DataError, MetadataError, SettingsError
 from plurum.files import sha256_of
 from plurum.predictions.arrays import Bytes
-from plurum.run import Run, Table
+from plurum.run import Run, Table, number_patients
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import Ensemble
 from plurum.training.evaluation.corruptions import corrupt_blocks, corruption_ways
 from plurum.training.evaluation.evaluate import evaluate_predictions
 from plurum.training.evaluation.robustness import figures_from_corrupted
 from plurum.training.evaluation.subject import EvaluationSubject, SplitPredictions
-from plurum.training.inference.predictions import decide_blocks, decide_splits
+from plurum.training.inference.predictions import MemberPredictions, decide_blocks, predict_outputs
 from plurum.training.progress import show_progress
-from plurum.training.statistics.results import Evaluation
-from plurum.voting import Verdict
+from plurum.training.statistics.bootstrap import Bootstrap
+from plurum.training.statistics.cascades import score_cascade
+from plurum.training.statistics.results import CascadeScores, Evaluation
+from plurum.voting import Verdict, cascade_from_ensemble, decide, decide_cascade
 
 __all__ = [
     "EvaluatedSplit",
@@ -52,13 +54,30 @@ def evaluate_run(path: Path, settings: EvaluationSettings) -> Evaluation:
     """
     run = Run(path)
     ensemble = run.ensemble()
-    verdicts = decide_splits(run, ensemble, required_splits(settings))
+    outputs = predict_outputs(run, ensemble, required_splits(settings))
+    verdicts = {split: decide(one.probabilities, ensemble.rule, one.novelty) for split, one in outputs.items()}
     subject = subject_from_ensemble(ensemble, "PyTorch", tuple(member.name for member in ensemble.members))
-    if not settings.corruptions:
-        return evaluate_verdicts(run, subject, verdicts, settings)
-    blocks, number = corrupt_split(run, settings)
-    corrupted = decide_blocks(run, ensemble, blocks, number, "corrupted images")
-    return evaluate_verdicts(run, subject, verdicts, settings, corrupted)
+    corrupted = None
+    if settings.corruptions:
+        blocks, number = corrupt_split(run, settings)
+        corrupted = decide_blocks(run, ensemble, blocks, number, "corrupted images")
+    found = evaluate_verdicts(run, subject, verdicts, settings, corrupted)
+    scores = _score_cascade(run, ensemble, outputs[settings.split], verdicts[settings.split], settings)
+    return found.model_copy(update={"cascade": scores})
+
+
+def _score_cascade(
+    run: Run, ensemble: Ensemble, outputs: MemberPredictions, whole: Verdict, settings: EvaluationSettings
+) -> CascadeScores | None:
+    """Return the figures of the cascade on the evaluated split; None without one."""
+    cascade = cascade_from_ensemble(ensemble.model_dump())
+    if cascade is None or ensemble.cascade is None:
+        return None
+    table = run.table()
+    rows = table.rows(settings.split)
+    bootstrap = Bootstrap(number_patients([table.patients[row] for row in rows]), settings.draws, settings.seed)
+    found = decide_cascade(outputs.probabilities, cascade, outputs.novelty)
+    return score_cascade(found, whole, ensemble.cascade, table.labels[rows], bootstrap)
 
 
 def corrupt_split(run: Run, settings: EvaluationSettings) -> tuple[Iterator[Bytes], int]:

@@ -11,13 +11,17 @@ from plurum.voting import Verdict, VotingRule, decide_members
 __all__ = ["baseline_from_verdict"]
 
 
-def baseline_from_verdict(verdict: Verdict, rule: VotingRule, weights: Floats | None = None) -> Baseline:
+def baseline_from_verdict(
+    verdict: Verdict, rule: VotingRule, weights: Floats | None = None, used: Bools | None = None
+) -> Baseline:
     """Return the frequencies among a vote's predictions.
 
     Args:
         verdict: Verdict of the vote on some images.
         rule: Voting rule of the verdict, without which members do not decide.
         weights: Weight of each image, `[images]`; None if each is 1.
+        used: True for each member that ran, `[images, members]`; the fraction of its dissents is of these images. None
+            if all ran for each image.
     """
     dissents = decide_members(verdict.member_probabilities, rule) != verdict.label[:, None]
     limits = np.array(Baseline.model_fields["confidence_limits"].default)
@@ -30,6 +34,11 @@ def baseline_from_verdict(verdict: Verdict, rule: VotingRule, weights: Floats | 
     def share(of: Bools) -> float:
         return float(np.average(of, weights=weights))
 
+    def dissent_share(of: Bools, ran: Bools) -> float:
+        # No image may have reached the member.
+        return float(np.average(of[ran], weights=None if weights is None else weights[ran])) if ran.any() else 0.0
+
+    ran = np.ones_like(dissents) if used is None else used
     return Baseline(
         images=len(verdict.label),
         class_shares=shares(verdict.label, verdict.probabilities.shape[1]),
@@ -37,5 +46,5 @@ def baseline_from_verdict(verdict: Verdict, rule: VotingRule, weights: Floats | 
         # Bins include their upper limit, as in Prometheus.
         confidence_shares=shares(np.searchsorted(limits, confidence), len(limits) + 1),
         review_share=share(verdict.review),
-        dissent_shares=tuple(share(dissent) for dissent in dissents.T),
+        dissent_shares=tuple(map(dissent_share, dissents.T, ran.T)),
     )

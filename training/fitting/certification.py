@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from plurum.promises.review import (
     ReviewAnswers,
     ReviewTarget,
+    ReviewTest,
     TriedLimit,
     certify_limit,
     interval_from_limit,
@@ -18,7 +20,7 @@ from plurum.spec import RefusedPromise, ReviewPromise
 from plurum.training.fitting.points import CONFIDENCE
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, vote_at_point
 
-__all__ = ["Certification", "certify_review"]
+__all__ = ["Certification", "certification_from_test", "certify_review", "review_target"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,13 @@ class Certification:
         return {"promise_line": self.line, "tried_limits": self.tried, "refused_promise": self.refused}
 
 
+def review_target(vote: FittedVote, classes: Sequence[str], settings: FitSettings) -> ReviewTarget:
+    """Return the promise on the review risk that the settings request."""
+    risk = None if settings.risk == "auto" else settings.risk
+    by_class = tuple(classes) if settings.risk_by_class else ()
+    return ReviewTarget(risk, settings.confidence or CONFIDENCE, vote.point, by_class)
+
+
 def certify_review(
     vote: FittedVote, validation: ValidationPredictions, certification: ValidationPredictions, settings: FitSettings
 ) -> Certification:
@@ -58,15 +67,17 @@ def certify_review(
         certification: Predictions for certification images, which choose nothing else.
         settings: Target risk and its confidence.
     """
-    risk = None if settings.risk == "auto" else settings.risk
-    classes = tuple(certification.classes) if settings.risk_by_class else ()
-    target = ReviewTarget(risk, settings.confidence or CONFIDENCE, vote.point, classes)
+    target = review_target(vote, certification.classes, settings)
     unlimited = replace(vote, rule=rule_without_limit(vote.rule))
     known = unlimited.validation_verdict(validation.predictions, validation.novelty)
     seen = ReviewAnswers.from_verdict(known, validation.labels, validation.groups, vote.rule, target)
     verdict = unlimited.verdict(certification.predictions, certification.novelty)
     new = ReviewAnswers.from_verdict(verdict, certification.labels, certification.groups, vote.rule, target)
-    found = certify_limit(seen, [new], target)
+    return certification_from_test(vote, certify_limit(seen, [new], target), validation)
+
+
+def certification_from_test(vote: FittedVote, found: ReviewTest, validation: ValidationPredictions) -> Certification:
+    """Return the vote with the limit that passed; without one, the vote as it is, and the reason."""
     if found.limit is None or found.promise is None:
         return Certification(vote, None, found.refusal, found.tried, found.refused)
     promised = _vote_with_limit(vote, found.limit, validation)

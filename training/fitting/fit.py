@@ -17,26 +17,29 @@ from plurum.run import Run, Split, Table, number_patients
 from plurum.settings.training import FitSettings
 from plurum.spec import Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.splits import HELD_OUT
-from plurum.training.data.unlabelled import find_unlabelled_images
+from plurum.training.data.unlabelled import find_unlabelled_images, keep_unlabelled, read_unlabelled
 from plurum.training.evaluation.evaluate import best_single
 from plurum.training.evaluation.patient_scores import score_patients
 from plurum.training.fitting.baseline import baseline_from_verdict
-from plurum.training.fitting.certification import Certification, certify_review
+from plurum.training.fitting.cascades import CascadeInputs, FittedCascade, fit_run_cascade
+from plurum.training.fitting.certification import Certification, certify_review, review_target
 from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point
-from plurum.training.fitting.outliers import fit_outliers
+from plurum.training.fitting.outliers import FittedDetectors, fit_detectors, fit_outliers
 from plurum.training.fitting.points import check_point_options, costs_of
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
-from plurum.training.fitting.report import FitReport, MemberFit
+from plurum.training.fitting.report import CascadeFit, FitReport, MemberFit
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_sets_and_review, fit_vote
-from plurum.training.inference.predictions import predict_files, predict_members
+from plurum.training.inference.predictions import predict_files, predict_members, predict_splits
 from plurum.training.learning.plan import unfinished_members
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
+from plurum.training.statistics.cascades import score_cascade
 from plurum.training.statistics.curves import Curve, rates_by_threshold, risk_coverage_curve
 from plurum.training.statistics.metrics import LabelledPredictions
 from plurum.training.statistics.patients import group_by_patient
 from plurum.training.statistics.results import Estimate
 from plurum.training.statistics.scoring import compute_scores
-from plurum.voting import Verdict, decide_at, decide_members, temper, with_prior
+from plurum.training.statistics.wording import cascade_line
+from plurum.voting import Verdict, cascade_from_ensemble, decide_at, decide_cascade, decide_members, temper, with_prior
 
 __all__ = ["fit_report", "fit_run"]
 
@@ -103,61 +106,131 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     costs = None if settings.costs is None else costs_of(settings, classes)
     table = run.table()
     aside = _check_held_out(settings, table)
-    members_answer = predict_members(run, members, (*_SPLITS, *aside))
-    labels = {split: table.labels[table.rows(split)] for split in members_answer}
-    patients = {split: tuple(table.patients[row] for row in table.rows(split)) for split in members_answer}
-    parts = {
-        split: ValidationPredictions(members_answer[split], labels[split], number_patients(patients[split]), classes)
-        for split in members_answer
-    }
-    known = parts["validation"]
+    unlabelled = None if settings.unlabelled is None else read_unlabelled(run, Path(settings.unlabelled))
+    predictions = predict_members(run, members, ("validation",))["validation"]
+    known = _labelled(table, "validation", predictions, classes)
     vote = fit_vote(known, settings)
+    detectors = None
+    if not settings.no_outliers:
+        detectors = fit_detectors(run, [members[index] for index in vote.kept], settings.seed)
+    parts = _predict_parts(run, members, vote, detectors, known, ("test", *aside))
+    known = parts["validation"]
     shares = _served_frequencies(run, members, vote, known, settings)
     ratio = None if shares is None else prior_ratio(shares, class_frequencies(known.labels, len(classes)), classes)
     vote = fit_sets_and_review(vote, known, settings, ratio, costs, parts.get("calibration"))
     outliers = None
-    if not settings.no_outliers:
-        outliers = fit_outliers(run, [members[index] for index in vote.kept], settings, tuple(parts))
+    if detectors is not None:
+        novelty = {split: part.novelty for split, part in parts.items() if part.novelty is not None}
+        outliers = fit_outliers(run, [members[index] for index in vote.kept], detectors, novelty, settings)
         vote = replace(vote, rule=replace(vote.rule, outliers=outliers.test))
-        parts = {split: replace(part, novelty=outliers.novelty.get(split)) for split, part in parts.items()}
-        known = parts["validation"]
-    certification = None
     # Costs of reviews, and other class frequencies, decide on reviews in another way; 0 and 1 are no promises.
     by_cost = vote.point is not None and vote.point.review_cost is not None
+    review = None
     if "certification" in parts and ratio is None and not by_cost and settings.risk not in {0, 1}:
+        review = review_target(vote, classes, settings)
+    cascade = None
+    if settings.cascade:
+        rule = None if outliers is None else outliers.rule
+        cascade = fit_run_cascade(run, members, CascadeInputs(vote, parts, outliers=rule), unlabelled, settings, review)
+    certification = None if cascade is None else cascade.certification
+    if certification is None and review is not None:
         certification = certify_review(vote, known, parts["certification"], settings)
-        vote = certification.vote
+    vote = vote if certification is None else certification.vote
     results = {
         split: _SplitResults(
-            members_answer[split],
+            parts[split].predictions,
             vote.validation_verdict(known.predictions, known.novelty)
             if split == "validation"
-            else vote.verdict(members_answer[split], parts[split].novelty),
-            labels[split],
-            patients[split],
-            None if ratio is None else np.asarray(ratio)[labels[split]],
+            else vote.verdict(parts[split].predictions, parts[split].novelty),
+            parts[split].labels,
+            tuple(table.patients[row] for row in table.rows(split)),
+            None if ratio is None else np.asarray(ratio)[parts[split].labels],
         )
         for split in _SPLITS
     }
     ensemble = _ensemble(run, members, vote, settings, results, certification)
     if outliers is not None:
         ensemble = ensemble.with_outliers(outliers.rule)
+    if cascade is not None:
+        ensemble = _with_cascade(ensemble, cascade, vote, known)
     report = _report(run, ensemble, members, vote, settings, results, shares)
-    report = report.model_copy(update={"outliers": outliers and outliers.found})
-    if certification is not None:
-        report = report.model_copy(update=certification.findings)
+    findings = {} if certification is None else certification.findings
+    if cascade is not None:
+        findings["cascade"] = _cascade_fit(ensemble, cascade, vote, parts["test"], settings)
+    report = report.model_copy(update={"outliers": outliers and outliers.found, **findings})
+    keep_unlabelled(run, None if ensemble.cascade is None else unlabelled)
     write_metadata(run.ensemble_file, ensemble)
     return report
+
+
+def _with_cascade(
+    ensemble: Ensemble, cascade: FittedCascade, vote: FittedVote, known: ValidationPredictions
+) -> Ensemble:
+    """Return the ensemble with the cascade, and with a baseline of the cascade's predictions."""
+    changed = ensemble.with_cascade(cascade.rule)
+    rule = cascade_from_ensemble(changed.model_dump())
+    if rule is None:
+        return ensemble
+    found = decide_cascade(known.predictions[:, vote.kept], rule, known.novelty)
+    baseline = baseline_from_verdict(found.verdict, vote.rule, used=found.members_used)
+    return changed.model_copy(update={"baseline": baseline})
+
+
+def _cascade_fit(
+    ensemble: Ensemble, cascade: FittedCascade, vote: FittedVote, test: ValidationPredictions, settings: FitSettings
+) -> CascadeFit:
+    """Return the result of the cascade, with its figures on test images."""
+    rule = cascade_from_ensemble(ensemble.model_dump())
+    if rule is None or ensemble.cascade is None:
+        return CascadeFit(lines=cascade.lines)
+    bootstrap = Bootstrap(test.groups, settings.draws, settings.seed)
+    found = decide_cascade(test.predictions[:, vote.kept], rule, test.novelty)
+    whole = vote.verdict(test.predictions, test.novelty)
+    scores = score_cascade(found, whole, ensemble.cascade, test.labels, bootstrap)
+    return CascadeFit(lines=(*cascade.lines, f"on test images: {cascade_line(scores)}"), scores=scores)
+
+
+def _labelled(table: Table, split: Split, predictions: Floats, classes: tuple[str, ...]) -> ValidationPredictions:
+    """Return the predictions for the images of a split with their labels and groups."""
+    rows = table.rows(split)
+    groups = number_patients([table.patients[row] for row in rows])
+    return ValidationPredictions(predictions, table.labels[rows], groups, classes)
+
+
+def _predict_parts(
+    run: Run,
+    members: tuple[Member, ...],
+    vote: FittedVote,
+    detectors: FittedDetectors | None,
+    known: ValidationPredictions,
+    splits: tuple[Split, ...],
+) -> dict[Split, ValidationPredictions]:
+    """Return the predictions for validation images and other splits, with the novelty by the selected members."""
+    if detectors is None:
+        found = predict_splits(run, members, (None,) * len(members), splits)
+    else:
+        by_index = dict(zip(vote.kept.tolist(), detectors.detectors, strict=True))
+        found = predict_splits(run, members, [by_index.get(index) for index in range(len(members))], splits)
+        known = replace(known, novelty=detectors.novelty)
+    table = run.table()
+    parts: dict[Split, ValidationPredictions] = {"validation": known}
+    for split, one in found.items():
+        part = _labelled(table, split, one.probabilities, run.data().classes)
+        parts[split] = part if detectors is None else replace(part, novelty=one.novelty[:, vote.kept])
+    return parts
 
 
 def _check_held_out(settings: FitSettings, table: Table) -> tuple[Split, ...]:
     """Return the splits that are set aside, and check that they are what the settings need."""
     found = tuple(split for split in HELD_OUT if split in table.splits)
-    if settings.risk != "auto" and not settings.risk_by_class:
-        return found
-    what, instead = ("--risk", "expected a number, got auto, which")
-    if settings.risk != "auto":
+    if settings.risk == "auto":
+        what, instead = "--risk", "expected a number, got auto, which"
+    elif settings.risk_by_class:
         what, instead = "--risk-by-class", "it"
+    elif settings.cascade:
+        what, instead = "--cascade", "it"
+    else:
+        return found
     if "certification" not in found:
         raise SettingsError(
             f"{what}: {instead} needs certification patients. Set some aside: plurum train --certification 0.3"

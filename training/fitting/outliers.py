@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -21,7 +21,15 @@ from plurum.voting import OutlierTest, outlier_test_from_ensemble
 if TYPE_CHECKING:
     from plurum.detectors import Detector
 
-__all__ = ["FittedOutliers", "OutlierFit", "fit_outliers", "least_alpha", "outlier_lines"]
+__all__ = [
+    "FittedDetectors",
+    "FittedOutliers",
+    "OutlierFit",
+    "fit_detectors",
+    "fit_outliers",
+    "least_alpha",
+    "outlier_lines",
+]
 
 ReferenceSplit = Literal["calibration", "validation"]
 
@@ -46,18 +54,31 @@ class OutlierFit(Metadata):
 
 
 @dataclass(frozen=True)
+class FittedDetectors:
+    """Detectors of an ensemble's members.
+
+    Attributes:
+        detectors: Detector of each member, in the order of the ensemble; None if it has no features.
+        without: Reason of each member that has none, by name.
+        novelty: Novelty of validation images, `[images, members]`, 0 for a member without a detector.
+    """
+
+    detectors: tuple[Detector | None, ...]
+    without: Mapping[str, str]
+    novelty: Floats
+
+
+@dataclass(frozen=True)
 class FittedOutliers:
-    """Outlier test of an ensemble, and the novelty of a run's images.
+    """Outlier test of an ensemble.
 
     Attributes:
         found: Result for the report.
         rule: Outlier test; None if it leaves out every member.
-        novelty: Novelty by split, `[images, members]`, 0 for a member without a detector; empty without a test.
     """
 
     found: OutlierFit
     rule: OutlierRule | None = None
-    novelty: Mapping[Split, Floats] = field(default_factory=dict)
 
     @property
     def test(self) -> OutlierTest | None:
@@ -65,16 +86,38 @@ class FittedOutliers:
         return None if self.rule is None else outlier_test_from_ensemble({"outliers": self.rule.model_dump()})
 
 
-@dataclass(frozen=True)
-class _MemberNovelty:
-    """Detector of a member, and the novelty of images by split, `[images]`."""
+def fit_detectors(run: Run, members: Sequence[Member], seed: int) -> FittedDetectors:
+    """Return a detector for each member, fitted to features of training images and standardised on validation images.
 
-    detector: Detector
-    novelty: Mapping[Split, Floats]
+    Args:
+        run: Run of the members.
+        members: Members of the ensemble, in its order.
+        seed: Random seed of the draw of training images, if they are many.
+
+    Raises:
+        MetadataError: a member is invalid.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    table = run.table()
+    detectors = list["Detector | None"]()
+    novelty, without = list[Floats](), dict[str, str]()
+    with show_progress("fitting detectors of outliers", len(members), "members") as progress:
+        for member in members:
+            try:
+                detector, found = _fit_member(run, member, table, seed)
+            except NoFeaturesError as error:
+                without[member.name] = str(error)
+                detector, found = None, np.zeros(len(table.rows("validation")))
+            detectors.append(detector)
+            novelty.append(found)
+            progress(1, "")
+    return FittedDetectors(tuple(detectors), without, np.stack(novelty, axis=1))
 
 
-def fit_outliers(run: Run, members: Sequence[Member], settings: FitSettings, splits: Sequence[Split]) -> FittedOutliers:
-    """Write a detector for each member, and return the outlier test of their ensemble.
+def fit_outliers(
+    run: Run, members: Sequence[Member], fitted: FittedDetectors, novelty: Mapping[Split, Floats], settings: FitSettings
+) -> FittedOutliers:
+    """Write the members' detectors, and return the outlier test of their ensemble.
 
     The reference images are those set aside for calibration, else validation images. The scores are those of PyTorch in
     float32; export computes them again with the graphs that it writes. Members without features are left out of the
@@ -83,54 +126,42 @@ def fit_outliers(run: Run, members: Sequence[Member], settings: FitSettings, spl
     Args:
         run: Run of the members.
         members: Members of the ensemble, in its order.
-        settings: Alpha and seed.
-        splits: Splits whose novelty is needed; `validation` and `test` are among them.
+        fitted: Their detectors.
+        novelty: Novelty by split, `[images, members]`; `validation` and `test` are among them.
+        settings: Alpha.
 
     Raises:
-        MetadataError: a member is invalid.
         OutputError: a detector can't be written.
-        MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    with needs_extra("training"):
-        from plurum.detectors import write_detector
+    from plurum.detectors import write_detector
+
+    if len(fitted.without) == len(members):
+        return FittedOutliers(OutlierFit(without=dict(fitted.without), flagged=None))
     table = run.table()
     split: ReferenceSplit = "calibration" if "calibration" in table.splits else "validation"
-    found: dict[str, _MemberNovelty] = {}
-    without: dict[str, str] = {}
-    with show_progress("fitting detectors of outliers", len(members), "members") as progress:
-        for member in members:
-            try:
-                found[member.name] = _fit_member(run, member, table, splits, settings.seed)
-            except NoFeaturesError as error:
-                without[member.name] = str(error)
-            progress(1, "")
-    if not found:
-        return FittedOutliers(OutlierFit(without=without, flagged=None))
-    for name, one in found.items():
-        write_detector(run.detector(name), one.detector)
-    names = [member.name for member in members]
-    detecting = tuple(name in found for name in names)
+    hashes = list[str | None]()
+    for member, detector in zip(members, fitted.detectors, strict=True):
+        if detector is not None:
+            write_detector(run.detector(member.name), detector)
+        hashes.append(None if detector is None else sha256_of(run.detector(member.name)))
+    detecting = tuple(one is not None for one in hashes)
     rule = OutlierRule(
         alpha=settings.outlier_alpha,
         members=detecting,
-        detectors=tuple(sha256_of(run.detector(name)) if name in found else None for name in names),
+        detectors=tuple(hashes),
         # Equal weights: fitting others would need outliers.
-        weights=tuple(has / len(found) for has in detecting),
+        weights=tuple(has / sum(detecting) for has in detecting),
         reference=(0.0,),
         patients=1,
         split=split,
     )
-    scores = np.mean([one.novelty[split] for one in found.values()], axis=0)
+    scores = novelty[split][:, detecting].mean(axis=1)
     groups = number_patients([table.patients[row] for row in table.rows(split)])
-    novelty = {
-        part: np.stack(
-            [found[name].novelty[part] if name in found else np.zeros(len(table.rows(part))) for name in names], axis=1
-        )
-        for part in splits
-    }
-    fitted = FittedOutliers(OutlierFit(without=without, flagged=None), rule.with_reference(scores, groups), novelty)
-    flagged = None if fitted.test is None else float(fitted.test.test(novelty["test"])[1].mean())
-    return replace(fitted, found=OutlierFit(without=without, flagged=flagged))
+    outliers = FittedOutliers(
+        OutlierFit(without=dict(fitted.without), flagged=None), rule.with_reference(scores, groups)
+    )
+    flagged = None if outliers.test is None else float(outliers.test.test(novelty["test"])[1].mean())
+    return replace(outliers, found=outliers.found.model_copy(update={"flagged": flagged}))
 
 
 def outlier_lines(ensemble: Ensemble, fitted: OutlierFit | None) -> list[str]:
@@ -159,30 +190,26 @@ def least_alpha(patients: int) -> float:
     return (math.floor(10.0**digits / (patients + 1)) + 1) / 10.0**digits
 
 
-def _fit_member(run: Run, member: Member, table: Table, splits: Sequence[Split], seed: int) -> _MemberNovelty:
-    """Fit a member's detector, and compute the novelty of the splits' images.
+def _fit_member(run: Run, member: Member, table: Table, seed: int) -> tuple[Detector, Floats]:
+    """Return a member's detector, and the novelty of validation images.
 
     Raises:
         NoFeaturesError: the member has no features.
     """
-    import torch
+    with needs_extra("training"):
+        import torch
 
-    from plurum.training.fitting.detection import fit_detector
-    from plurum.training.inference.features import extract_features, feature_model
+        from plurum.training.fitting.detection import fit_detector
+        from plurum.training.inference.features import extract_features, feature_model
 
     if not len(rows := _draw(table.rows("train"), seed)):
         raise NoFeaturesError("the run has no training images")
     model = feature_model(run, member)
-    validation = extract_features(model, run, table.rows("validation"))
-    detector = fit_detector(extract_features(model, run, rows), torch.from_numpy(table.labels[rows]), validation)
-
-    def novelty(part: Split) -> Floats:
-        features = validation if part == "validation" else extract_features(model, run, table.rows(part))
-        with torch.inference_mode():
-            found: Floats = detector(features)[:, 0].double().numpy()
-        return found
-
-    return _MemberNovelty(detector, {split: novelty(split) for split in splits})
+    validation = extract_features(model, run, table.rows("validation"), member.image)
+    features = extract_features(model, run, rows, member.image)
+    detector = fit_detector(features, torch.from_numpy(table.labels[rows]), validation)
+    with torch.inference_mode():
+        return detector, np.asarray(detector(validation)[:, 0].double().numpy())
 
 
 def _draw(rows: Ints, seed: int) -> Ints:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from plurum.figures import PointScores, figure_text, percent_text
-from plurum.sentences import point_text
+from plurum.figures import PointScores
+from plurum.sentences import figure_text, percent_text, point_text
 from plurum.training.fitting.report import FitReport
 
 __all__ = ["point_lines"]

@@ -14,6 +14,7 @@ import numpy as np
 from plurum.errors import SettingsError
 from plurum.predictions.arrays import Bools, Floats, Ints
 from plurum.promises.risk_control import count_required_patients, smallest_promise
+from plurum.sentences import percent_text
 from plurum.settings.training import Criterion, FitSettings
 from plurum.spec import OperatingPoint
 from plurum.training.fitting.costs import Costs, read_costs
@@ -21,7 +22,6 @@ from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.calibration import review_threshold
 from plurum.training.statistics.decisions import DecisionFigures, decision_figures
 from plurum.training.statistics.operating_points import Promise, accepted_below, limit_of_class, midpoint_below
-from plurum.training.statistics.wording import percent_text
 
 __all__ = [
     "CONFIDENCE",

@@ -10,10 +10,10 @@ from plurum.training.fitting.decided import PointScores
 from plurum.training.fitting.outliers import OutlierFit
 from plurum.training.statistics.curves import Curve
 from plurum.training.statistics.metrics import METRICS
-from plurum.training.statistics.results import Estimate, PatientLevel
+from plurum.training.statistics.results import CascadeScores, Estimate, PatientLevel
 from plurum.training.statistics.wording import significant_change
 
-__all__ = ["FitReport", "MemberFit"]
+__all__ = ["CascadeFit", "FitReport", "MemberFit"]
 
 FittedSplit = Literal["validation", "test"]
 
@@ -31,6 +31,18 @@ class MemberFit(Metadata):
     weight: float
     contribution: Estimate | None
     scores: dict[FittedSplit, Scores]
+
+
+class CascadeFit(Metadata):
+    """Result of fitting a cascade.
+
+    Attributes:
+        lines: Results as lines of text: what is promised, or why no cascade was fitted.
+        scores: Figures of the cascade on test images; None without one.
+    """
+
+    lines: tuple[str, ...]
+    scores: CascadeScores | None = None
 
 
 class FitReport(Metadata):
@@ -62,7 +74,9 @@ class FitReport(Metadata):
         outliers: Result of fitting the outlier test; None if the settings disable it.
         rates: Curves of the positive class's threshold → sensitivity and specificity of the validation images; None
             without an operating point of two classes.
-        tried_limits: Review limits that the certification tested, the strictest first.
+        tried_limits: Review limits that the certification tested, the strictest first; empty if a cascade's exits were
+            tested with them.
+        cascade: Result of fitting a cascade; None if none was requested.
     """
 
     version: Literal[1] = 1
@@ -85,6 +99,7 @@ class FitReport(Metadata):
     outliers: OutlierFit | None = None
     rates: dict[Literal["sensitivity", "specificity"], Curve] | None = None
     tried_limits: tuple[TriedLimit, ...] = ()
+    cascade: CascadeFit | None = None
 
     @property
     def outcome(self) -> Literal["better", "no different", "mixed", "worse"]:

@@ -44,9 +44,10 @@ class ImageEnsemble(nn.Module):
         models: Models that take normalised pixels, float32 `[batch, 3, height, width]`, and return logits
             `[batch, classes]`.
         classes: Class names, in the order of the logits.
-        image: Image size and normalisation.
+        image: Image spec by which images are decoded.
         rule: Voting rule.
         detectors: Detector of outliers of each model; None without one. By default, no model has one.
+        images: Image spec of each model; by default `image` of all.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ImageEnsemble(nn.Module):
         image: ImageSpec,
         rule: VotingRule,
         detectors: Sequence[Detector | None] = (),
+        images: Sequence[ImageSpec] = (),
     ) -> None:
         super().__init__()
         self.models = nn.ModuleList(models).eval()
@@ -63,6 +65,7 @@ class ImageEnsemble(nn.Module):
         self._detectors = tuple(detectors) or (None,) * len(self.models)
         self.classes = tuple(classes)
         self.image = image
+        self._images = tuple(images) or (image,) * len(self.models)
         self.rule = rule
 
     def forward(self, pixels: Pixels) -> Tensor:
@@ -76,7 +79,7 @@ class ImageEnsemble(nn.Module):
         return torch.from_numpy(self.predict_with_uncertainty(pixels).probabilities).to(device, torch.float32)
 
     def predict_with_uncertainty(self, pixels: Pixels) -> Verdict:
-        """Return the verdict, as a server would: probabilities, label, entropy, disagreement, prediction set, review.
+        """Return the verdict of all members: probabilities, label, entropy, disagreement, prediction set, review.
 
         Raises:
             DataError: the type, size or shape of `pixels` does not match the image spec.
@@ -89,7 +92,8 @@ class ImageEnsemble(nn.Module):
                 f"pixels: expected uint8 [batch, {height}, {width}, 3], got {batch.dtype} {list(batch.shape)}; use "
                 f"plurum.images.pixels_from_image"
             )
-        found = [self._predict(*pair, batch) for pair in zip(self.models, self._detectors, strict=True)]
+        members = zip(self.models, self._detectors, self._images, strict=True)
+        found = [_predict(*member, batch) for member in members]
         logits, novelty = zip(*found, strict=True)
         for index, outputs in enumerate(logits):
             if outputs.shape != (len(batch), len(self.classes)):
@@ -98,15 +102,6 @@ class ImageEnsemble(nn.Module):
                     f"{', '.join(self.classes)}, got {list(outputs.shape)}"
                 )
         return decide(softmax(np.stack(logits, axis=1)), self.rule, np.stack(novelty, axis=1))
-
-    def _predict(
-        self, model: nn.Module, detector: Detector | None, batch: npt.NDArray[np.uint8]
-    ) -> tuple[Floats, Floats]:
-        """Return a model's logits, `[batch, classes]`, and novelty, `[batch]`; 0 without a detector."""
-        rows = np.arange(len(batch))
-        if detector is None:
-            return predict_logits(model, batch, rows, self.image), np.zeros(len(batch))
-        return predict_novelty(FeatureModel(model).eval(), detector, batch, rows, self.image)
 
 
 def ensemble_from_run(path: Path | str) -> ImageEnsemble:
@@ -123,7 +118,8 @@ def ensemble_from_run(path: Path | str) -> ImageEnsemble:
         None if sha256 is None else read_detector(run.detector(member.name), sha256)
         for member, sha256 in zip(ensemble.members, hashes, strict=True)
     ]
-    return ImageEnsemble(models, ensemble.classes, ensemble.image, ensemble.rule, detectors)
+    images = [member.image for member in ensemble.members]
+    return ImageEnsemble(models, ensemble.classes, ensemble.image, ensemble.rule, detectors, images)
 
 
 def ensemble_from_models(
@@ -198,6 +194,16 @@ def ensemble_from_checkpoints(
     return ensemble_from_models(
         [one.model for one in loaded], classes=first.classes, image=first.image, voting=voting, weights=weights
     )
+
+
+def _predict(
+    model: nn.Module, detector: Detector | None, image: ImageSpec, batch: npt.NDArray[np.uint8]
+) -> tuple[Floats, Floats]:
+    """Return a model's logits, `[batch, classes]`, and novelty, `[batch]`; 0 without a detector."""
+    rows = np.arange(len(batch))
+    if detector is None:
+        return predict_logits(model, batch, rows, image), np.zeros(len(batch))
+    return predict_novelty(FeatureModel(model).eval(), detector, batch, rows, image)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from plurum.models import model_from_checkpoint, normalise
 from plurum.predictions.arrays import Floats, Ints
 from plurum.run import Run
 from plurum.spec import ImageSpec, Member
+from plurum.training.statistics.scoring import device_of
 
 __all__ = ["extract_features", "feature_model", "predict_novelty"]
 
@@ -32,19 +33,20 @@ def feature_model(run: Run, member: Member) -> FeatureModel:
     return FeatureModel(model_from_checkpoint(member, run.checkpoint(member))).eval().to(device)
 
 
-def extract_features(model: FeatureModel, run: Run, rows: Ints) -> Tensor:
+def extract_features(model: FeatureModel, run: Run, rows: Ints, image: ImageSpec) -> Tensor:
     """Return the features of some images of a run, float32 `[rows, features]`, on the CPU.
 
     Args:
         model: Member with its features.
         run: Run of the member.
         rows: Indices of the images, in the order of the run's table.
+        image: Image spec of the member.
 
     Raises:
         MetadataError: features are not finite.
         NoFeaturesError: the model has no features.
     """
-    features = torch.cat([part for _, part in _run_batches(model, run.pixels(), rows, run.data().image)])
+    features = torch.cat([part for _, part in _run_batches(model, run.pixels(), rows, image)])
     if not features.isfinite().all():
         raise MetadataError(f"a member has features of NaN or infinity for images of {run.path}; train it again")
     return features
@@ -74,7 +76,7 @@ def _run_batches(
     model: FeatureModel, pixels: npt.NDArray[np.uint8], rows: Ints, image: ImageSpec
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield logits and features of each batch, on the CPU."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     for start in range(0, len(rows), _BATCH):
         batch = torch.from_numpy(np.array(pixels[rows[start : start + _BATCH]])).to(device)
         with torch.inference_mode():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,7 +14,7 @@ from plurum.errors import DataError, MetadataError, needs_extra
 from plurum.models import model_from_checkpoint
 from plurum.predictions.arrays import Floats, Ints
 from plurum.run import Run, Split
-from plurum.spec import Ensemble, ImageSpec, Member
+from plurum.spec import Ensemble, Member
 from plurum.training.data.unlabelled import iterate_pixels
 from plurum.training.progress import show_progress
 from plurum.training.statistics.scoring import predict_logits
@@ -26,17 +26,30 @@ if TYPE_CHECKING:
 
     from plurum.detectors import Detector
 
-__all__ = ["decide_blocks", "decide_splits", "predict_files", "predict_members", "predict_pixels"]
+__all__ = [
+    "MemberPredictions",
+    "decide_blocks",
+    "decide_splits",
+    "predict_ensemble",
+    "predict_files",
+    "predict_members",
+    "predict_outputs",
+    "predict_pixels",
+    "predict_splits",
+    "predict_unlabelled",
+]
 
 _BLOCK = 64
 _S = TypeVar("_S", bound=Split)
 
 
 @dataclass(frozen=True)
-class _Outputs:
-    """Probabilities of members, `[images, members, classes]`, and their novelty, `[images, members]`.
+class MemberPredictions:
+    """Predictions of members for images.
 
-    The novelty of a member without a detector is 0.
+    Attributes:
+        probabilities: Probabilities, `[images, members, classes]`.
+        novelty: Novelty, `[images, members]`; 0 for a member without a detector.
     """
 
     probabilities: Floats
@@ -46,22 +59,19 @@ class _Outputs:
 class _Predictor:
     """Member on a device, with its detector if the ensemble tests for outliers."""
 
-    def __init__(self, run: Run, member: Member, sha256: str | None, device: torch.device) -> None:
+    def __init__(self, run: Run, member: Member, detector: Detector | None, device: torch.device) -> None:
         self._model: nn.Module = model_from_checkpoint(member, run.checkpoint(member)).to(device)
-        self._detector: Detector | None = None
-        if sha256 is not None:
-            from plurum.detectors import read_detector
+        self._image = member.image
+        self._detector = detector
 
-            self._detector = read_detector(run.detector(member.name), sha256)
-
-    def predict(self, pixels: npt.NDArray[np.uint8], rows: Ints, image: ImageSpec) -> tuple[Floats, Floats]:
+    def predict(self, pixels: npt.NDArray[np.uint8], rows: Ints) -> tuple[Floats, Floats]:
         """Return probabilities, `[rows, classes]`, and novelty, `[rows]`."""
         if self._detector is None:
-            return softmax(predict_logits(self._model, pixels, rows, image)), np.zeros(len(rows))
+            return softmax(predict_logits(self._model, pixels, rows, self._image)), np.zeros(len(rows))
         from plurum.detectors import FeatureModel
         from plurum.training.inference.features import predict_novelty
 
-        logits, novelty = predict_novelty(FeatureModel(self._model).eval(), self._detector, pixels, rows, image)
+        logits, novelty = predict_novelty(FeatureModel(self._model).eval(), self._detector, pixels, rows, self._image)
         return softmax(logits), novelty
 
 
@@ -69,17 +79,17 @@ def predict_members(run: Run, members: tuple[Member, ...], splits: Iterable[_S])
     """Return the members' probabilities by split, `[images, members, classes]`; computed on the GPU if there is one.
 
     Raises:
-        MetadataError: a member is invalid, has other classes or another image spec than the run's data, or returns
-            NaN.
+        MetadataError: a member is invalid, has other classes or is decoded by another rule than the run's data, or
+            returns NaN.
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    found = _predict_splits(run, members, (None,) * len(members), splits)
+    found = predict_splits(run, members, (None,) * len(members), splits)
     return {split: outputs.probabilities for split, outputs in found.items()}
 
 
 def decide_splits(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S, Verdict]:
-    """Return the ensemble's verdict by split, as a server gives it; computed on the GPU if there is one.
+    """Return the verdict of all members by split, as a server gives it; computed on the GPU if there is one.
 
     Raises:
         MetadataError: a member or detector is invalid, has other classes or another image spec than the run's data, or
@@ -87,23 +97,55 @@ def decide_splits(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    found = _predict_splits(run, ensemble.members, _detectors(ensemble), splits)
+    found = predict_outputs(run, ensemble, splits)
     return {split: decide(outputs.probabilities, ensemble.rule, outputs.novelty) for split, outputs in found.items()}
 
 
-def _detectors(ensemble: Ensemble) -> tuple[str | None, ...]:
-    """Return the SHA-256 of each member's detector; None without one."""
-    return (None,) * len(ensemble.members) if ensemble.outliers is None else ensemble.outliers.detectors
-
-
-def _predict_splits(
-    run: Run, members: Sequence[Member], detectors: Sequence[str | None], splits: Iterable[_S]
-) -> dict[_S, _Outputs]:
-    """Return the members' outputs by split.
+def predict_outputs(run: Run, ensemble: Ensemble, splits: Iterable[_S]) -> dict[_S, MemberPredictions]:
+    """Return what the members of an ensemble say by split; computed on the GPU if there is one.
 
     Raises:
-        MetadataError: a member is invalid, has other classes or another image spec than the run's data, or returns
-            NaN.
+        MetadataError: a member or detector is invalid, has other classes or another image spec than the run's data, or
+            returns NaN.
+        DataError: a split has no image.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    return predict_splits(run, ensemble.members, _detectors(run, ensemble), splits)
+
+
+def _detectors(run: Run, ensemble: Ensemble) -> list[Detector | None]:
+    """Return the detector of each of an ensemble's members; None without one."""
+    if ensemble.outliers is None:
+        return [None] * len(ensemble.members)
+    return _read_detectors(run, ensemble.members, ensemble.outliers.detectors)
+
+
+def _read_detectors(run: Run, members: Sequence[Member], detectors: Sequence[str | None]) -> list[Detector | None]:
+    """Return each member's detector, by its SHA-256; None without one."""
+    if not any(detectors):
+        return [None] * len(members)
+    with needs_extra("training"):
+        from plurum.detectors import read_detector
+    return [
+        None if sha256 is None else read_detector(run.detector(member.name), sha256)
+        for member, sha256 in zip(members, detectors, strict=True)
+    ]
+
+
+def predict_splits(
+    run: Run, members: Sequence[Member], detectors: Sequence[Detector | None], splits: Iterable[_S]
+) -> dict[_S, MemberPredictions]:
+    """Return the members' predictions by split, from one pass; computed on the GPU if there is one.
+
+    Args:
+        run: Run of the members.
+        members: Members to predict with.
+        detectors: Detector of each member; None without one.
+        splits: Splits to predict.
+
+    Raises:
+        MetadataError: a member is invalid, has other classes or is decoded by another rule than the run's data, or
+            returns NaN.
         DataError: a split has no image.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
@@ -111,8 +153,11 @@ def _predict_splits(
         import torch
     metadata, table, pixels = run.data(), run.table(), run.pixels()
     for member in members:
-        if member.classes != metadata.classes or member.image != metadata.image:
-            raise MetadataError(f"member {member.name!r} has other classes or another image spec than the run's data")
+        if member.classes != metadata.classes or not member.image.is_decoded_like(metadata.image):
+            raise MetadataError(
+                f"member {member.name!r} has other classes, another colour mode, resize rule or window than the run's "
+                f"data"
+            )
     names = tuple(splits)
     for split in names:
         if not len(table.rows(split)):
@@ -120,20 +165,20 @@ def _predict_splits(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found: dict[_S, list[tuple[Floats, Floats]]] = {split: [] for split in names}
     with show_progress("predicting with members", len(members), "members") as progress:
-        for member, sha256 in zip(members, detectors, strict=True):
-            predictor = _Predictor(run, member, sha256, device)
+        for member, detector in zip(members, detectors, strict=True):
+            predictor = _Predictor(run, member, detector, device)
             for split, parts in found.items():
-                parts.append(predictor.predict(pixels, table.rows(split), member.image))
+                parts.append(predictor.predict(pixels, table.rows(split)))
                 if not all(np.isfinite(values).all() for values in parts[-1]):
                     raise MetadataError(f"member {member.name!r} returns NaN for {split} images; train it again")
             progress(1, "")
     return {split: _stack(parts) for split, parts in found.items()}
 
 
-def _stack(parts: Sequence[tuple[Floats, Floats]]) -> _Outputs:
+def _stack(parts: Sequence[tuple[Floats, Floats]]) -> MemberPredictions:
     """Return the outputs of members, given as probabilities and novelty of each."""
     probabilities, novelty = zip(*parts, strict=True)
-    return _Outputs(np.stack(probabilities, axis=1), np.stack(novelty, axis=1))
+    return MemberPredictions(np.stack(probabilities, axis=1), np.stack(novelty, axis=1))
 
 
 def predict_files(run: Run, members: Sequence[Member], files: Sequence[Path]) -> npt.NDArray[np.float64]:
@@ -163,8 +208,48 @@ def predict_pixels(
         MetadataError: a member is invalid, or returns NaN.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    blocks = (pixels[start : start + _BLOCK] for start in range(0, len(pixels), _BLOCK))
-    return _predict_blocks(run, members, (None,) * len(members), blocks, len(pixels), name).probabilities
+    return _predict_blocks(run, members, (None,) * len(members), _blocks(pixels), len(pixels), name).probabilities
+
+
+def predict_ensemble(run: Run, ensemble: Ensemble, pixels: npt.NDArray[np.uint8], name: str) -> MemberPredictions:
+    """Return what the members of an ensemble say of images at their input size.
+
+    Args:
+        run: Run with the members' weights and detectors.
+        ensemble: Ensemble of the run.
+        pixels: Images, uint8 `[images, height, width, 3]`.
+        name: Name of the images in messages.
+
+    Raises:
+        MetadataError: a member or detector is invalid, or returns NaN.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    detectors = _detectors(run, ensemble)
+    return _predict_blocks(run, ensemble.members, detectors, _blocks(pixels), len(pixels), name)
+
+
+def _blocks(pixels: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+    for start in range(0, len(pixels), _BLOCK):
+        yield pixels[start : start + _BLOCK]
+
+
+def predict_unlabelled(
+    run: Run, members: Sequence[Member], detectors: Sequence[str | None], pixels: npt.NDArray[np.uint8]
+) -> MemberPredictions:
+    """Return the outputs of members for images at their input size.
+
+    Args:
+        run: Run with the members' weights.
+        members: Members to predict with.
+        detectors: SHA-256 of each member's detector; None computes no novelty.
+        pixels: Images, uint8 `[images, height, width, 3]`.
+
+    Raises:
+        MetadataError: a member or detector is invalid, or returns NaN.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    found = _read_detectors(run, members, detectors)
+    return _predict_blocks(run, members, found, _blocks(pixels), len(pixels), "unlabelled images")
 
 
 def decide_blocks(
@@ -183,32 +268,33 @@ def decide_blocks(
         MetadataError: a member or detector is invalid, or returns NaN.
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
-    outputs = _predict_blocks(run, ensemble.members, _detectors(ensemble), blocks, number, name)
+    outputs = _predict_blocks(run, ensemble.members, _detectors(run, ensemble), blocks, number, name)
     return decide(outputs.probabilities, ensemble.rule, outputs.novelty)
 
 
 def _predict_blocks(
     run: Run,
     members: Sequence[Member],
-    detectors: Sequence[str | None],
+    detectors: Sequence[Detector | None],
     blocks: Iterable[npt.NDArray[np.uint8]],
     number: int,
     name: str,
-) -> _Outputs:
+) -> MemberPredictions:
     """Return the members' outputs for images at their input size."""
     with needs_extra("training"):
         import torch
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictors = [_Predictor(run, member, sha256, device) for member, sha256 in zip(members, detectors, strict=True)]
-    image = run.data().image
+    predictors = [
+        _Predictor(run, member, detector, device) for member, detector in zip(members, detectors, strict=True)
+    ]
     parts = []
     with show_progress("predicting with members", number, "images") as progress:
         for pixels in blocks:
             rows = np.arange(len(pixels))
-            parts.append(_stack([predictor.predict(pixels, rows, image) for predictor in predictors]))
+            parts.append(_stack([predictor.predict(pixels, rows) for predictor in predictors]))
             progress(len(pixels), "")
     probabilities = np.concatenate([part.probabilities for part in parts])
     novelty = np.concatenate([part.novelty for part in parts])
     if not (np.isfinite(probabilities).all() and np.isfinite(novelty).all()):
         raise MetadataError(f"a member returns NaN for {name}; train it again")
-    return _Outputs(probabilities, novelty)
+    return MemberPredictions(probabilities, novelty)

@@ -3,50 +3,47 @@
 from __future__ import annotations
 
 import difflib
-import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from plurum.errors import SettingsError, needs_extra
+from plurum.models import create_model
 from plurum.spec import ImageSpec
+from plurum.training.learning.backbones import backbone_from_arch, is_source, quiet_hub, reach_hub, short_name
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["check_architectures", "check_input", "member_names", "model_from_arch"]
 
-# timm uses the first of these that exists.
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-_REACH_S = 10.0
-
 
 def check_architectures(archs: Sequence[str]) -> None:
-    """Check that timm has all of `archs`.
+    """Check that timm has all of `archs`, and that sources can be read.
 
     Raises:
-        SettingsError: timm lacks an architecture; the message suggests similar names.
+        SettingsError: timm lacks an architecture; the message suggests similar names. Or a source can't be read.
         MissingExtraError: timm is not installed.
     """
     with needs_extra("training"):
         import timm
     for arch in archs:
-        base, _, tag = arch.partition(".")
+        base, _, tag = (backbone_from_arch(arch).arch if is_source(arch) else arch).partition(".")
         if not timm.is_model(base):
             raise SettingsError(f"timm has no architecture {arch!r}{_suggestion(base)}")
-        if tag and arch not in timm.list_pretrained(f"{base}.*"):
+        if tag and not is_source(arch) and arch not in timm.list_pretrained(f"{base}.*"):
             tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
             raise SettingsError(f"timm has no weights {arch!r} for the architecture {base}; available: {tags}")
 
 
 def member_names(archs: Sequence[str]) -> tuple[str, ...]:
-    """Return a name for each training: its architecture, with -2, -3, … for repetitions."""
+    """Return a name for each training: its architecture or source, with -2, -3, … for repetitions."""
     seen: Counter[str] = Counter()
     names = []
     for arch in archs:
-        seen[arch] += 1
-        names.append(arch if seen[arch] == 1 else f"{arch}-{seen[arch]}")
+        name = short_name(arch)
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
     return tuple(names)
 
 
@@ -54,51 +51,55 @@ def model_from_arch(arch: str, classes: int, seed: int, *, pretrained: bool = Fa
     """Return a new model, float32 on the CPU, whose random weights depend on `seed` alone.
 
     Raises:
-        SettingsError: timm's pretrained weights can't be downloaded.
+        SettingsError: timm's pretrained weights can't be downloaded, or the source can't be used.
     """
-    import timm
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if not pretrained:
-            return timm.create_model(arch, num_classes=classes)
-        try:
-            with _quiet_hub():
-                _reach_hub(arch)
-                return timm.create_model(arch, num_classes=classes, pretrained=True)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise SettingsError(
-                f"timm's weights for {arch!r} can't be downloaded from the Hugging Face Hub "
-                f"({str(error).splitlines()[0]}); try again with a network connection, or train without --pretrained"
-            ) from error
+        if pretrained and not is_source(arch):
+            return _pretrained_model(arch, classes)
+        backbone = backbone_from_arch(arch)
+        model = create_model(backbone.arch, classes, backbone.model_args)
+        if pretrained:
+            torch.manual_seed(seed)
+            try:
+                # The member is rebuilt from its metadata, without the source, so it must be trained that way too.
+                model.load_state_dict(_pretrained_model(arch, classes).state_dict())
+            except RuntimeError as error:
+                raise SettingsError(
+                    f"--arch: {arch!r} is not the architecture that its config.json states: {_first_line(error)}"
+                ) from error
+    return model
 
 
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Suppress the hub client's log messages about each attempt, for the duration of a block."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _reach_hub(arch: str) -> None:
-    """Check that the hub is reachable, unless the weights are cached; its client would retry for over a minute."""
+def _pretrained_model(arch: str, classes: int) -> nn.Module:
+    """Return timm's model with pretrained weights, but a random head from PyTorch's global generator."""
     import timm
-    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
 
-    config = timm.get_pretrained_cfg(arch)
-    repository = config.hf_hub_id if config else None
-    if not repository or any(isinstance(try_to_load_from_cache(repository, name), str) for name in _WEIGHT_FILES):
-        return
     try:
-        get_session().head(hf_hub_url(repository, _WEIGHT_FILES[0]), timeout=_REACH_S)
-    except Exception as error:  # of requests or of httpx, depending on the client's version
-        raise OSError(f"the hub can't be reached: {error}") from error
+        with quiet_hub():
+            _reach_weights(arch)
+            model: nn.Module = timm.create_model(arch, num_classes=classes, pretrained=True)
+    # timm and safetensors have no common base class of errors.
+    except Exception as error:
+        if arch.startswith("local-dir:"):
+            raise SettingsError(f"--arch: the weights of {arch!r} can't be used: {_first_line(error)}") from error
+        raise SettingsError(
+            f"timm's weights for {arch!r} can't be downloaded from the Hugging Face Hub ({_first_line(error)}); try "
+            f"again with a network connection, or train without --pretrained"
+        ) from error
+    return model
+
+
+def _reach_weights(arch: str) -> None:
+    """Check that the hub is reachable if the weights are there and not cached."""
+    import timm
+
+    config = None if is_source(arch) else timm.get_pretrained_cfg(arch)
+    repository = arch.removeprefix("hf-hub:") if arch.startswith("hf-hub:") else config and config.hf_hub_id
+    if repository:
+        reach_hub(repository)
 
 
 def check_input(model: nn.Module, arch: str, classes: int, image: ImageSpec) -> None:
@@ -114,13 +115,16 @@ def check_input(model: nn.Module, arch: str, classes: int, image: ImageSpec) -> 
             logits = model.eval()(torch.zeros(2, 3, image.height, image.width))
     except Exception as error:  # timm's models have no common base class of errors
         made_for = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))[-1]
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SettingsError(
-            f"{arch} can't take images of {image.width} x {image.height} pixels ({reason}); it was designed for "
-            f"{made_for} x {made_for}. Try --image-size {made_for}, or another --arch"
+            f"{arch} can't take images of {image.width} x {image.height} pixels ({_first_line(error)}); it was "
+            f"designed for {made_for} x {made_for}. Try --image-size {made_for}, or another --arch"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         raise SettingsError(f"{arch} does not return one logit per class; choose another --arch")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _suggestion(base: str) -> str:

@@ -6,6 +6,7 @@ from plurum.errors import OutputError, needs_extra
 from plurum.files import atomic_folder, sha256_of
 from plurum.run import DataMetadata, Run
 from plurum.spec import Member, write_metadata
+from plurum.training.learning.backbones import Backbone
 from plurum.training.learning.history import write_history
 from plurum.training.learning.trainer import TrainedModel, TrainingSnapshot
 
@@ -13,7 +14,7 @@ __all__ = ["write_member"]
 
 
 def write_member(
-    run: Run, metadata: DataMetadata, name: str, arch: str, trained: TrainedModel, snapshot: TrainingSnapshot
+    run: Run, metadata: DataMetadata, name: str, backbone: Backbone, trained: TrainedModel, snapshot: TrainingSnapshot
 ) -> Member:
     """Write the member's folder atomically and return the contents of its `member.json`.
 
@@ -21,7 +22,7 @@ def write_member(
         run: Run that the member belongs to.
         metadata: Metadata of the training data.
         name: Name of the member and of its folder.
-        arch: Architecture name for `timm.create_model`.
+        backbone: Architecture of the member.
         trained: Result of the training.
         snapshot: Snapshot of the training that becomes this member.
 
@@ -40,7 +41,8 @@ def write_member(
         write_history(folder / "history.csv", trained.history)
         member = Member(
             name=name,
-            arch=arch,
+            arch=backbone.arch,
+            model_args=backbone.model_args,
             sha256=sha256_of(folder / "checkpoint.safetensors"),
             classes=metadata.classes,
             image=metadata.image,

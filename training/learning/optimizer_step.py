@@ -20,6 +20,7 @@ from plurum.training.learning.augmentation import augment, erase, mix_pairs
 from plurum.training.learning.distributed import ProcessGroup
 from plurum.training.learning.precision import Precision, autocast
 from plurum.training.learning.schedule import learning_rate_at
+from plurum.training.statistics.scoring import predict_logits
 
 __all__ = ["Learner", "copy_state"]
 
@@ -71,6 +72,19 @@ class Learner:
         averaged: nn.Module = self.model if self.average is None else self.average.module
         return averaged
 
+    @property
+    def has_images(self) -> bool:
+        """True if `inputs` are images."""
+        return True
+
+    def set_training_mode(self) -> None:
+        """Set the model to training, except for frozen parts, whose statistics stay as they are."""
+        self.model.train()
+        for module in self.model.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+
     def begin_cycle(self) -> None:
         """Restart the average, if there is one, so that cycles stay independent."""
         self.cycle_began = self.taken
@@ -115,6 +129,10 @@ class Learner:
         pixels = torch.from_numpy(self.examples.pixels[rows]).to(self.device, non_blocking=True)
         images = normalise(augment(pixels, self.settings), self.examples.image)
         return erase(images, self.settings).contiguous(memory_format=torch.channels_last)
+
+    def predict(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the logits of the images `rows`, `[rows, classes]`, of the model to save, computed in float32."""
+        return predict_logits(self.validated_model, self.examples.pixels, rows, self.examples.image)
 
     def state(self) -> dict[str, Any]:
         """Return the state for `restore`, in tensors and plain values; tensors are not copied."""
@@ -166,7 +184,7 @@ def copy_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},

@@ -7,10 +7,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from plurum.errors import OutputError
 from plurum.regular_files import read_regular
 from plurum.run import Run
 from plurum.settings.training import TrainSettings
-from plurum.spec import Metadata, Text
+from plurum.spec import Metadata, Text, read_member
 from plurum.training.learning.architectures import member_names
 
 __all__ = ["RunSettings", "TrainingPlan", "is_finished", "plan_trainings", "unfinished_members"]
@@ -36,7 +37,7 @@ class TrainingPlan:
 
     Attributes:
         name: Name of the member; with snapshots, the prefix of their names.
-        arch: Architecture name for `timm.create_model`.
+        arch: Architecture name or source for `timm.create_model`.
         seed: Random seed of the training.
         members: Names of the members that the training yields.
     """
@@ -58,8 +59,19 @@ def plan_trainings(settings: TrainSettings) -> list[TrainingPlan]:
 
 
 def is_finished(run: Run, training: TrainingPlan) -> bool:
-    """Return True if all members of the training are in the run."""
-    return all((run.member_folder(name) / "member.json").is_file() for name in training.members)
+    """Return True if all members of the training are in the run.
+
+    Raises:
+        OutputError: one of them was not trained here, but added.
+    """
+    files = [run.member_folder(name) / "member.json" for name in training.members]
+    for file in files:
+        if file.is_file() and read_member(file).epochs is None:
+            raise OutputError(
+                f"--arch: expected names that the run does not have, got {file.parent.name}, which plurum add has "
+                f"added. Remove {file.parent}, and add it again under another --name."
+            )
+    return all(file.is_file() for file in files)
 
 
 def unfinished_members(run: Run) -> tuple[str, ...]:

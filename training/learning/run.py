@@ -19,11 +19,12 @@ from plurum.regular_files import read_regular
 from plurum.run import Run
 from plurum.settings.options import option_from_field
 from plurum.settings.training import TrainOptions, TrainSettings
-from plurum.spec import Member, read_member, write_metadata
+from plurum.spec import ImageSpec, Member, read_member, write_metadata
 from plurum.training.data.examples import check_batches
-from plurum.training.data.sources import load_data
+from plurum.training.data.sources import load_training_data
 from plurum.training.data.store import image_spec, store_data
 from plurum.training.learning.architectures import check_architectures, check_input, model_from_arch
+from plurum.training.learning.backbones import backbone_from_arch, normalisation_of
 from plurum.training.learning.history import plot_from_histories, read_history
 from plurum.training.learning.jobs import ParallelJob, run_in_parallel
 from plurum.training.learning.plan import RunSettings, TrainingPlan, is_finished, plan_trainings
@@ -33,7 +34,7 @@ from plurum.training.progress import show_progress
 if TYPE_CHECKING:
     from plurum.training.learning.distributed import ProcessGroup
 
-__all__ = ["TrainedRun", "train_run"]
+__all__ = ["TrainedRun", "check_architecture", "train_run"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -116,32 +117,48 @@ def _prepare(
     fresh = options.fresh
     if processes > 1 and options.jobs > 1:
         raise SettingsError(f"--jobs: expected 1 under torchrun, which divides each member, got {options.jobs}")
+    if processes > 1 and settings.uses_features:
+        raise SettingsError("--freeze: can't be combined with torchrun, because a layer alone trains in one process")
     check_batches(settings, processes)
     run.claim()
     check_architectures(settings.archs)
     precision_for(settings.precision, training_device())
     _check_settings_unchanged(run, settings, fresh=fresh)
-    data = load_data(
-        source,
-        settings.seed,
-        tile_size=settings.tile_size,
-        max_tiles=settings.max_tiles,
-        skip_unreadable=settings.skip_unreadable,
-        certification=settings.certification,
-        window=settings.window,
-        names=PatientNames(options.pseudonym_key_file, options.keep_patient_ids),
-    )
+    names = PatientNames(options.pseudonym_key_file, options.keep_patient_ids)
+    data = load_training_data(source, settings, names)
     check_batches(settings, processes, len(data.table.rows("train")))
+    normalisation = normalisation_of(settings.archs) if settings.pretrained else None
+    image = image_spec(data, settings, normalisation)
     missing = [training for training in plans if fresh or not is_finished(run, training)]
     for training in missing:
-        model = model_from_arch(training.arch, len(data.classes), training.seed, pretrained=settings.pretrained)
-        check_input(model, training.arch, len(data.classes), image_spec(data, settings))
+        check_architecture(training.arch, training.seed, len(data.classes), image, settings)
     with _mark_started(run, RunSettings(data=source, settings=settings)):
         if fresh:
             _clear(run)
         _clear_hidden(run)
-        store_data(run, data, settings)
+        store_data(run, data, settings, normalisation)
     return missing
+
+
+def check_architecture(arch: str, seed: int, classes: int, image: ImageSpec, settings: TrainSettings) -> None:
+    """Check that an architecture takes these images and has the parts that the settings freeze and train.
+
+    Raises:
+        SettingsError: it doesn't, or its weights can't be read.
+    """
+    model = model_from_arch(arch, classes, seed, pretrained=settings.pretrained)
+    check_input(model, arch, classes, image)
+    if not settings.freeze:
+        return
+    from plurum.training.learning.frozen import FrozenBackbone, freeze_layers
+
+    try:
+        if settings.uses_features:
+            FrozenBackbone(model).check(image)
+        else:
+            freeze_layers(model, settings.unfreeze_last)
+    except SettingsError as error:
+        raise SettingsError(f"{arch}: {error}") from error
 
 
 def _train_in_parallel(run: Run, missing: list[TrainingPlan], settings: TrainSettings, options: TrainOptions) -> None:
@@ -185,6 +202,7 @@ def _train(
     """Start or resume a training, and write its members; without `progress`, show it as that of `of`."""
     from plurum.training.data.examples import Examples
     from plurum.training.learning.checkpoints import write_member
+    from plurum.training.learning.frozen import fit_model
     from plurum.training.learning.resume import StateFile
     from plurum.training.learning.trainer import Trainer
 
@@ -198,14 +216,20 @@ def _train(
         if progress is None and world.is_first:
             progress = stack.enter_context(show_progress(f"{of} ({precision})", trainer.steps(examples)))
         try:
-            trained = trainer.fit(model, examples, training.seed, state=state, events=events, progress=progress)
+            given = progress or _ignore_progress
+            trained = fit_model(trainer, model, examples, training.seed, state=state, events=events, progress=given)
         except SettingsError as error:
             raise SettingsError(f"{training.name}: {error}") from error
     if world.is_first:
+        backbone = backbone_from_arch(training.arch)
         for name, snapshot in zip(training.members, trained.snapshots, strict=True):
-            write_member(run, metadata, name, training.arch, trained, snapshot)
+            write_member(run, metadata, name, backbone, trained, snapshot)
         state.remove()
     world.wait()
+
+
+def _ignore_progress(_count: int, _note: str) -> None:
+    """Ignore progress: only the first process shows it."""
 
 
 def _plot_histories(run: Run, plans: list[TrainingPlan]) -> None:

@@ -21,13 +21,14 @@ from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec, Scores
 from plurum.training.data.examples import Batches, Examples
 from plurum.training.learning.distributed import ALONE, ProcessGroup
+from plurum.training.learning.head_step import FeatureExamples, HeadLearner
 from plurum.training.learning.history import Epoch
 from plurum.training.learning.optimizer_step import Learner, copy_state
 from plurum.training.learning.precision import Precision, precision_for, training_device
 from plurum.training.learning.resume import StateFile
 from plurum.training.learning.schedule import cycle_ends
 from plurum.training.learning.tensorboard import EventWriter
-from plurum.training.statistics.scoring import compute_scores, predict_logits
+from plurum.training.statistics.scoring import compute_scores
 from plurum.voting import softmax
 
 __all__ = ["TrainedModel", "Trainer", "TrainingSnapshot", "threads_for"]
@@ -129,23 +130,29 @@ class Trainer:
     `TrainSettings`.
     """
 
-    def __init__(self, settings: TrainSettings, world: ProcessGroup = ALONE) -> None:
+    def __init__(
+        self, settings: TrainSettings, world: ProcessGroup = ALONE, watch: Callable[[Epoch], None] | None = None
+    ) -> None:
         """Configure the trainer.
 
         Args:
             settings: Settings of all trainings; `archs` and `seeds` are not used here.
             world: Processes that train together.
+            watch: Called after each epoch; an exception ends the training.
 
         Raises:
             SettingsError: the device does not support the precision.
         """
         self.settings = settings
         self.world = world
+        self.watch = watch
         self.device = training_device()
         precision_for(settings.precision, self.device)
 
     def precision(self, image: ImageSpec) -> Precision:
-        """Return the precision that `fit` uses for images of this spec."""
+        """Return the precision that `fit` uses for images of this spec; features are learnt in FP32."""
+        if self.settings.uses_features:
+            return "fp32"
         return precision_for(self.settings.precision, self.device, image)
 
     def steps(self, examples: Examples) -> int:
@@ -168,8 +175,8 @@ class Trainer:
         was interrupted and resumed from its `state`. PyTorch's global generators are restored afterwards.
 
         Args:
-            model: Model that takes normalised pixels and returns logits.
-            examples: Images for training and validation.
+            model: Model that takes normalised pixels, or the features of the examples, and returns logits.
+            examples: Images for training and validation, or their features.
             seed: Random seed of batches, augmentation and dropout; that of the settings by default.
             state: File that the training is saved to at intervals, and resumed from if it exists.
             events: Folder for TensorBoard events.
@@ -181,7 +188,9 @@ class Trainer:
         """
         seed = self.settings.seed if seed is None else seed
         devices = [self.device] if self.device.type == "cuda" else []
-        with threads_for(self.settings.batch_size, examples.image), torch.random.fork_rng(devices=devices):
+        # A layer of features is too small for more than one thread.
+        size = 0 if isinstance(examples, FeatureExamples) else self.settings.batch_size
+        with threads_for(size, examples.image), torch.random.fork_rng(devices=devices):
             training = _TrainingLoop(self, model, examples, seed, state, progress or _ignore_progress)
             history, snapshots = training.run(events)
         return TrainedModel(
@@ -207,8 +216,9 @@ class _TrainingLoop:
     ) -> None:
         self.settings, self.world, self.examples = trainer.settings, trainer.world, examples
         precision = trainer.precision(examples.image)
-        self.learner = Learner(model, self.settings, examples, seed, precision, trainer.device, self.world)
-        self.state, self.progress = state, progress
+        kind = HeadLearner if isinstance(examples, FeatureExamples) else Learner
+        self.learner = kind(model, self.settings, examples, seed, precision, trainer.device, self.world)
+        self.state, self.progress, self.watch = state, progress, trainer.watch
         self.events: EventWriter | None = None
         self.done = _TrainingProgress()
         if state is not None and (saved := state.read()):
@@ -241,12 +251,12 @@ class _TrainingLoop:
     def _train_epoch(self) -> None:
         """Take the remaining steps of the current epoch."""
         number, taken = len(self.done.history) + 1, len(self.done.losses)
-        self.learner.model.train()
+        self.learner.set_training_mode()
         began = time.perf_counter()
         for index, rows in enumerate(self.learner.batches.epoch(number)):
             if index < taken:
                 continue
-            if self.events is not None and self.learner.taken == 0:
+            if self.events is not None and self.learner.taken == 0 and self.learner.has_images:
                 self.events.images(self.learner.inputs(rows[:16]), self.examples.image)
             loss, norm = self.learner.step(rows)
             self.done.losses.append(loss)
@@ -293,6 +303,8 @@ class _TrainingLoop:
         note = f"epoch {number} of {self.settings.epochs}, {_note(epoch)}"
         _LOG.info("%s", note)
         self.progress(0, note)
+        if self.watch is not None:
+            self.watch(epoch)
 
     def _validation_logits(self) -> npt.NDArray[np.float64]:
         self.world.synchronise_buffers(self.learner.model)
@@ -302,7 +314,7 @@ class _TrainingLoop:
         rows = self.world.share(examples.validation)
         part = np.empty((0, examples.classes))
         if len(rows):
-            part = predict_logits(self.learner.validated_model, examples.pixels, rows, examples.image)
+            part = self.learner.predict(rows)
         return self.world.gather(part, len(examples.validation))
 
     def _is_stuck(self) -> bool:

@@ -7,13 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from plurum.errors import needs_extra
-from plurum.training.statistics.wording import (
-    difference_text,
-    figure_text,
-    number_text,
-    percent_text,
-    significant_change,
-)
+from plurum.sentences import figure_text, number_text, percent_text
+from plurum.training.statistics.wording import difference_text, significant_change
 
 __all__ = ["html_from_template"]
 

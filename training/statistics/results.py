@@ -24,6 +24,7 @@ from plurum.training.statistics.curves import Bin, Curve
 from plurum.training.statistics.diversity import Diversity
 
 __all__ = [
+    "CascadeScores",
     "ClassCurves",
     "ClassPredictionSets",
     "CorruptedFigures",
@@ -95,6 +96,30 @@ class CorruptedFigures(Metadata):
     wrong_alone: Estimate
 
 
+class CascadeScores(Metadata):
+    """Figures of a cascade, with 95 % intervals by patient.
+
+    Attributes:
+        share: Fraction of images that leave at an early stage.
+        cost: Mean cost of an image, as a fraction of that of all members.
+        accuracy: Fraction of correct predictions.
+        nll: Mean negative log-likelihood of the true class, in nats.
+        differences: Cascade minus whole vote on the same images, by `accuracy` and `nll`.
+        review: Fraction of predictions that need review.
+        patients: Number of patients; an image of an unknown patient counts as one.
+        hurt: Number of patients with an image whose label is not the whole vote's correct one, or whose review is lost.
+    """
+
+    share: Estimate
+    cost: Estimate
+    accuracy: Estimate
+    nll: Estimate
+    differences: dict[str, Estimate]
+    review: Estimate
+    patients: int
+    hurt: int
+
+
 class Evaluation(Metadata):
     """Evaluation of an ensemble on the images of one split.
 
@@ -130,6 +155,8 @@ class Evaluation(Metadata):
         by_group: Figures by group, for each requested column of the manifest.
         drift: Test of these predictions against those for validation images; None for validation images themselves.
         corruptions: Figures on the images as they are, then on corrupted ones; empty if none were requested.
+        cascade: Figures of the cascade; all others are of the whole vote. None without a cascade, or if a server
+            predicted.
         ensemble_sha256: SHA-256 of the run's `ensemble.json`; None in older files.
         notes: Remarks on missing figures and on limits of the evaluation, one sentence each.
     """
@@ -164,6 +191,7 @@ class Evaluation(Metadata):
     by_group: tuple[GroupedFigures, ...] = ()
     drift: Drift | None = None
     corruptions: tuple[CorruptedFigures, ...] = ()
+    cascade: CascadeScores | None = None
     ensemble_sha256: str | None = None
     notes: tuple[str, ...]
 

@@ -5,32 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from plurum.figures import figure_text, group_cell, group_lines, number_text, percent_text
-from plurum.sentences import review_condition
+from plurum.sentences import figure_text, number_text, percent_text
 from plurum.training.statistics.decision_curves import DecisionCurve
 from plurum.training.statistics.estimates import Estimate
 from plurum.training.statistics.metrics import METRICS
-from plurum.training.statistics.results import Evaluation
+from plurum.training.statistics.results import CascadeScores, Evaluation
 
-__all__ = [
-    "comparison_line",
-    "curve_rows",
-    "difference_text",
-    "figure_text",
-    "group_cell",
-    "group_lines",
-    "number_text",
-    "percent_text",
-    "review_condition",
-    "significant_change",
-    "verdict_lines",
-]
+__all__ = ["cascade_line", "comparison_line", "curve_rows", "difference_text", "significant_change", "verdict_lines"]
 
 _TABLE_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def verdict_lines(evaluation: Evaluation) -> list[str]:
-    """Return the summary in one or two sentences: the ensemble's scores, and its difference from the best member."""
+    """Return the summary in sentences: the ensemble's scores, its difference from the best member, and the cascade."""
+    return [*_vote_lines(evaluation), *([cascade_line(evaluation.cascade)] if evaluation.cascade else [])]
+
+
+def cascade_line(scores: CascadeScores) -> str:
+    """Return a sentence on the cascade's cost and on its differences from the whole vote."""
+    changes = {name: difference_text(one) for name, one in scores.differences.items()}
+    return (
+        f"With the cascade, {percent_text(scores.share)} of the images leave early, at {percent_text(scores.cost)} of "
+        f"the whole vote's cost; {scores.hurt:,} of {scores.patients:,} patients are hurt. Against the whole vote: "
+        f"accuracy {changes['accuracy']}, NLL {changes['nll']}."
+    )
+
+
+def _vote_lines(evaluation: Evaluation) -> list[str]:
     metrics, best = evaluation.ensemble.metrics, f"its best single member, {evaluation.best_single}"
     first = (
         f"On {evaluation.images:,} {evaluation.split} images, the ensemble has an accuracy of "

@@ -19,19 +19,21 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from plurum.benchmarks.claims.outliers.material import CHOOSING, FAR, NEAR, read_tasks
+from plurum.benchmarks.claims.outliers.material import CHOOSING, FAR, NEAR, TaskName, read_tasks
+from plurum.benchmarks.claims.outliers.page import Page, method_table, page_with_tables, picture_of, suite_tables
 from plurum.benchmarks.claims.outliers.plots import plot_from_outliers
 from plurum.benchmarks.claims.outliers.result import KindFigure, OutlierResult, csv_from_outliers
-from plurum.benchmarks.claims.outliers.suite import ARCHS, measure_task, train_task
+from plurum.benchmarks.claims.outliers.suite import ARCHS, ImageShare, measure_task, train_task
 from plurum.benchmarks.tools import command
 from plurum.benchmarks.tools.machine import versions
+from plurum.files import write_bytes, write_text
 
 __all__ = ["outliers"]
 
 _FILES = ("outliers.json", "outliers.csv", "outliers.png")
 
 
-def outliers(
+def outliers(  # noqa: PLR0913, PLR0917 - one parameter per option
     fashion: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST.")] = Path(
         "/usr/share/datasets/fashion-mnist"
     ),
@@ -39,22 +41,35 @@ def outliers(
     work: Annotated[Path, typer.Option(help="Folder that keeps data and runs.")] = Path("runs/outliers-work"),
     seeds: Annotated[int, typer.Option(min=1, help="Number of training seeds.")] = 3,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each member.", show_default="by task")] = None,
+    arch: command.Architectures = ARCHS,
+    share: ImageShare = 1.0,
+    page: Page = None,
 ) -> None:
     """Measure the detection of outliers: tables on standard output; outliers.json, .csv and .png in a folder."""
     command.check_results_folder(out, _FILES)
-    figures = list[KindFigure]()
+    if page is not None:
+        page_with_tables(page, dict.fromkeys(("suite", "methods"), ""))
+    figures, accuracy = list[KindFigure](), dict[TaskName, tuple[float, ...]]()
     with command.measurement("reading images") as (say, state):
         for seed in range(seeds):
-            tasks = read_tasks(fashion, seed)
+            tasks = read_tasks(fashion, seed, share)
             for name, task in tasks.items():
                 say(f"{name}, seed {seed}: training")
-                run = train_task(task, name, seed, work, epochs)
+                run = train_task(task, name, seed, work, epochs, arch)
                 say(f"{name}, seed {seed}: scoring")
                 other = tasks["fashion" if name == "digits" else "digits"]
-                figures += measure_task(run, task, other, name, seed)
-    result = OutlierResult(figures=tuple(figures), archs=ARCHS, machine=state, versions=versions())
+                found, right = measure_task(run, task, other, name, seed)
+                figures += found
+                accuracy[name] = (*accuracy.get(name, ()), right)
+    result = OutlierResult(
+        figures=tuple(figures), archs=tuple(arch), accuracy=accuracy, machine=state, versions=versions()
+    )
     texts = (result.model_dump_json(indent=1) + "\n", csv_from_outliers(result))
-    command.write_results(out, dict(zip(_FILES, (*texts, plot_from_outliers(result)), strict=True)))
+    picture = plot_from_outliers(result)
+    command.write_results(out, dict(zip(_FILES, (*texts, picture), strict=True)))
+    if page is not None:
+        write_text(page, page_with_tables(page, {"suite": suite_tables(result), "methods": method_table(result)}))
+        write_bytes(picture_of(page), picture)
     summary = {method: _halves(result, method) for method in result.methods()}
     command.print_report({"mean_auroc": summary}, state, *_tables(result), _choice_table(result))
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,11 +30,13 @@ from plurum.benchmarks.tools.load import pixel_rate
 from plurum.benchmarks.tools.members import random_model, random_repository
 from plurum.benchmarks.tools.requests import random_pixels
 from plurum.benchmarks.tools.servers import server_of
+from plurum.benchmarks.tools.turns import measure_pairs
+from plurum.export.settings import Backend
 from plurum.files import sha256_of
 from plurum.serving import usable_cores
 from plurum.spec import Ensemble, OutlierRule, read_ensemble
 
-__all__ = ["cost", "loss"]
+__all__ = ["cost", "loss", "quantise"]
 
 _MODELS = ("ensemble_pixels", "ensemble_fused")
 _ON, _OFF = "with", "without"
@@ -83,9 +86,7 @@ def _repositories(plain: Path, work: Path, precision: str, progress: command.Say
     graphs = {_OFF: {name: plain / name / "1" / "model.onnx" for name in names}}
     graphs[_ON] = _graphs_with_detectors(ensemble, work.parent / "detectors", progress)
     if precision == "int8":
-        graphs = {
-            side: _quantise(found, work / side, ensemble.image.height, progress) for side, found in graphs.items()
-        }
+        graphs = {side: quantise(found, work / side, ensemble.image.height, progress) for side, found in graphs.items()}
     rule = _rule([sha256_of(graph) for graph in graphs[_ON].values()])
     ensembles = {_OFF: ensemble, _ON: ensemble.with_outliers(rule)}
     for side, found in graphs.items():
@@ -133,8 +134,18 @@ def _graphs_with_detectors(ensemble: Ensemble, folder: Path, progress: command.S
     return found
 
 
-def _quantise(graphs: dict[str, Path], folder: Path, size: int, progress: command.Say) -> dict[str, Path]:
-    """Write the INT8 forms of graphs, unless they exist."""
+def quantise(
+    graphs: dict[str, Path], folder: Path, size: int, progress: command.Say, backend: Backend = "onnxruntime"
+) -> dict[str, Path]:
+    """Write the INT8 forms of graphs for a backend to `folder`, unless they exist, and return their paths by name.
+
+    Args:
+        graphs: FP32 graphs by name.
+        folder: Existing folder, or one to create.
+        size: Height and width of the images, pixels.
+        progress: Receives one line about each step.
+        backend: Backend that will run the graphs.
+    """
     from plurum.export import int8_from_onnx
     from plurum.files import atomic_file
 
@@ -144,7 +155,7 @@ def _quantise(graphs: dict[str, Path], folder: Path, size: int, progress: comman
         if not found[name].is_file():
             progress(f"{name}: to INT8")
             with atomic_file(found[name]) as hidden:
-                int8_from_onnx(graph, random_pixels(size, size, _CALIBRATION), hidden)
+                int8_from_onnx(graph, random_pixels(size, size, _CALIBRATION), hidden, backend)
     return found
 
 
@@ -157,15 +168,10 @@ def _measure(
         urls = {_ON: one.urls.grpc, _OFF: other.urls.grpc}
         found: dict[str, _Rates] = {}
         for model in _MODELS:
-            for url in urls.values():
-                pixel_rate(url, model, pixels, clients, min(1.0, seconds))
-            rates: _Rates = {side: [] for side in urls}
-            for turn in range(turns):
-                progress(f"{precision}, {model}: turn {turn + 1} of {turns}")
-                # The second side finds a warmer machine, or a busier one.
-                for side in sorted(urls, reverse=bool(turn % 2)):
-                    rates[side].append(pixel_rate(urls[side], model, pixels, clients, seconds))
-            found[f"{model}, {precision}"] = rates
+            case = f"{model}, {precision}"
+            cases = {side: partial(pixel_rate, url, model, pixels, clients) for side, url in urls.items()}
+            progress(case)
+            found[case] = measure_pairs(cases, turns, seconds, progress)
     return found
 
 

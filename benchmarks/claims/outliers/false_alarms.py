@@ -2,8 +2,9 @@
 
     python -m plurum.benchmarks.claims.outliers.false_alarms --fashion /usr/share/datasets/fashion-mnist
 
-Members are those of `plurum.benchmarks.claims.outliers`, trained once. Patients are images that no training, validation
-or detector has seen: one image each, or one to five variants of an image, moved and stained anew. Each redraw divides
+Members are those of `plurum.benchmarks.claims.outliers`, trained once. Their novelty is the output of the graphs that
+export would serve, in FP32 and in INT8. Patients are images that no training, validation or detector has seen: one
+image each, or one to five variants of an image, moved and stained anew. Each redraw divides
 the patients at random into a reference and fresh ones, and tests the fresh ones. Told are the fraction of flagged
 images, a patient's images counting as one patient together, beside its law, and the fraction of patients with any
 flagged image, about which nothing is promised. With one image per patient, the number of flagged images follows a
@@ -13,6 +14,8 @@ beta-binomial distribution, whatever the scores. Not measured: patients unlike t
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,17 +24,28 @@ import torch
 import typer
 from scipy.stats import betabinom
 
-from plurum.benchmarks.claims.outliers.material import Images, Task, read_tasks, stain
-from plurum.benchmarks.claims.outliers.suite import compute_outputs, train_task
+from plurum.benchmarks.claims.outliers.material import Images, Task, TaskName, read_tasks, stain
+from plurum.benchmarks.claims.outliers.page import Page, alarm_table, page_with_tables
+from plurum.benchmarks.claims.outliers.suite import ARCHS, ImageShare, compute_outputs, train_task
 from plurum.benchmarks.tools import command
+from plurum.export import PixelModel, int8_from_onnx, onnx_from_model
+from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
+from plurum.export.repository.parity import stack_novelty
+from plurum.export.settings import Precision
+from plurum.files import write_text
 from plurum.predictions.arrays import Floats, Ints
 from plurum.run import Run
 from plurum.training.fitting.detection import fit_detector
+from plurum.training.inference.features import feature_model
 from plurum.voting import OutlierTest
 
 __all__ = ["false_alarms", "redraw"]
 
 _ALPHAS = (0.01, 0.05)
+_PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+# Training images that INT8 is calibrated on, as many as by default in an export.
+_CALIBRATION = 128
+_CASE = ("task", "images", "precision", "alpha")
 _MOST_IMAGES = 5
 _MOVE = 1
 
@@ -85,18 +99,22 @@ def _vary(greys: Images, rng: np.random.Generator) -> tuple[Images, Ints]:
     return np.stack(moved), patients
 
 
-def _score(run: Run, images: Images) -> Floats:
-    """Return the mean novelty of images by the members' detectors."""
+def _write_graphs(run: Run, folder: Path) -> dict[Precision, list[Artefact]]:
+    """Write each member's graph with its detector in every precision, and return the graphs."""
     table, pixels = run.table(), run.pixels()
     parts = {part: np.asarray(pixels[table.rows(part)]) for part in ("train", "validation")}
     labels = torch.from_numpy(table.labels[table.rows("train")])
-    found = []
+    found: dict[Precision, list[Artefact]] = {precision: [] for precision in _PRECISIONS}
     for member in run.members():
-        outputs = compute_outputs(run, member, {**parts, "new": images})
-        known, validation, new = (torch.from_numpy(one.features).float() for one in outputs.values())
-        with torch.inference_mode():
-            found.append(fit_detector(known, labels, validation)(new)[:, 0].double().numpy())
-    return np.asarray(np.mean(found, axis=0))
+        outputs = compute_outputs(run, member, parts)
+        known, validation = (torch.from_numpy(one.features).float() for one in outputs.values())
+        model = PixelModel(feature_model(run, member).cpu(), member.image, fit_detector(known, labels, validation))
+        paths = {precision: folder / f"{member.name}.{precision}.onnx" for precision in _PRECISIONS}
+        onnx_from_model(model, paths["fp32"])
+        int8_from_onnx(paths["fp32"], parts["train"][:_CALIBRATION], paths["int8"])
+        for precision, path in paths.items():
+            found[precision].append(Artefact(member.name, precision, "onnxruntime", path, has_novelty=True))
+    return found
 
 
 def _patients(task: Task, seed: int) -> dict[str, tuple[Images, Ints]]:
@@ -106,7 +124,21 @@ def _patients(task: Task, seed: int) -> dict[str, tuple[Images, Ints]]:
     return {"1": (stain(greys, rng), np.arange(len(greys))), "1 to 5": (stain(varied, rng), patients)}
 
 
-def false_alarms(
+def _score_patients(
+    run: Run, task: Task, name: TaskName, progress: command.Say
+) -> Iterator[tuple[str, Precision, Floats, Ints]]:
+    """Yield, for each number of images per patient and each precision, the scores and the patient of each image."""
+    with tempfile.TemporaryDirectory() as folder:
+        progress(f"{name}: to ONNX and INT8")
+        graphs = _write_graphs(run, Path(folder))
+        for images, (pixels, patients) in _patients(task, 0).items():
+            for precision, members in graphs.items():
+                progress(f"{name}: {images} images per patient, {precision}")
+                novelty = stack_novelty([outputs_from_artefact(member, pixels).novelty for member in members])
+                yield images, precision, novelty.mean(axis=1), patients
+
+
+def false_alarms(  # noqa: PLR0913, PLR0917 - one parameter per option
     fashion: Annotated[Path, typer.Option(help="Folder with Fashion-MNIST.")] = Path(
         "/usr/share/datasets/fashion-mnist"
     ),
@@ -114,27 +146,30 @@ def false_alarms(
     reference: Annotated[int, typer.Option(min=20, help="Reference patients of a draw.")] = 350,
     draws: Annotated[int, typer.Option(min=10, help="Redraws of reference and fresh patients.")] = 200,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each member.", show_default="by task")] = None,
+    arch: command.Architectures = ARCHS,
+    share: ImageShare = 1.0,
+    page: Page = None,
 ) -> None:
     """Measure false alarms: a table on standard error, a line of JSON on standard output."""
+    if page is not None:
+        page_with_tables(page, {"alarms": ""})
     rows = list[dict[str, Any]]()
     with command.measurement("reading images") as (say, state):
-        for name, task in read_tasks(fashion, 0).items():
+        for name, task in read_tasks(fashion, 0, share).items():
             say(f"{name}: training")
-            run = train_task(task, name, 0, work, epochs)
-            for images, (pixels, patients) in _patients(task, 0).items():
-                say(f"{name}: {images} images per patient")
-                scores = _score(run, pixels)
+            run = train_task(task, name, 0, work, epochs, arch)
+            for images, precision, scores, patients in _score_patients(run, task, name, say):
                 for alpha in _ALPHAS:
-                    figures = redraw(scores, patients, reference, alpha, draws)
-                    rows.append({"task": name, "images": images, "alpha": alpha, **figures})
+                    case = {"task": name, "images": images, "precision": precision, "alpha": alpha}
+                    rows.append(case | redraw(scores, patients, reference, alpha, draws))
     table = command.new_table(
-        "task", "images", "alpha", "flagged", "±", "law", "spread", "law", "patients", title=f"{draws} redraws, percent"
+        *_CASE, "flagged", "±", "law", "spread", "law", "patients", title=f"{draws} redraws, percent"
     )
     shown = ("mean", "error", "law", "spread", "law_spread", "patients")
     for row in rows:
-        table.add_row(
-            *(str(row[key]) for key in ("task", "images", "alpha")), *(f"{100 * row[key]:.2f}" for key in shown)
-        )
+        table.add_row(*(str(row[key]) for key in _CASE), *(f"{100 * row[key]:.2f}" for key in shown))
+    if page is not None:
+        write_text(page, page_with_tables(page, {"alarms": alarm_table(rows)}))
     command.print_report({"draws": draws, "reference": reference, "found": rows}, state, table)
 
 

@@ -9,6 +9,7 @@ Legend: images are uint8 `[images, 32, 32, 3]`, RGB.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ CHOOSING = tuple((*FAR, *NEAR)[1::2])
 
 _PARTS: dict[TaskName, dict[str, int]] = {
     "digits": {"train": 700, "val": 250, "calibration": 350, "test": 497},
-    "fashion": {"train": 3000, "val": 500, "calibration": 1000, "test": 500},
+    "fashion": {"train": 6000, "val": 500, "calibration": 1000, "test": 500},
 }
 # Absorption of red, green and blue (Ruifrok and Johnston 2001).
 _HAEMATOXYLIN, _DAB = (0.65, 0.70, 0.29), (0.27, 0.57, 0.78)
@@ -68,12 +69,13 @@ class Task:
     labels: dict[str, Ints]
 
 
-def read_tasks(fashion: Path, seed: int) -> dict[TaskName, Task]:
+def read_tasks(fashion: Path, seed: int, share: float = 1.0) -> dict[TaskName, Task]:
     """Return the images of both tasks, drawn with a seed.
 
     Args:
         fashion: Folder with Fashion-MNIST.
         seed: Random seed.
+        share: Fraction of each part's images to draw, above 0 to 1.
 
     Raises:
         DataError: the folder does not hold Fashion-MNIST.
@@ -88,7 +90,10 @@ def read_tasks(fashion: Path, seed: int) -> dict[TaskName, Task]:
     )
     digits = load_digits()
     greys = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return {"digits": _draw(greys, digits.target, "digits", seed), "fashion": _draw(clothes, kinds, "fashion", seed)}
+    return {
+        "digits": _draw(greys, digits.target, "digits", seed, share),
+        "fashion": _draw(clothes, kinds, "fashion", seed, share),
+    }
 
 
 def stain(greys: Images, rng: np.random.Generator, absorption: tuple[float, float, float] = _HAEMATOXYLIN) -> Images:
@@ -132,9 +137,9 @@ def write_archive(task: Task, path: Path, seed: int) -> None:
         np.savez(file, **arrays)
 
 
-def _draw(greys: Images, labels: npt.NDArray[Any], name: TaskName, seed: int) -> Task:
+def _draw(greys: Images, labels: npt.NDArray[Any], name: TaskName, seed: int, share: float) -> Task:
     order = np.random.default_rng(seed).permutation(len(labels))
-    ends = np.cumsum(list(_PARTS[name].values()))
+    ends = np.cumsum([math.ceil(share * number) for number in _PARTS[name].values()])
     rows = dict(zip(_PARTS[name], np.split(order[: ends[-1]], ends[:-1]), strict=True))
     return Task(
         {part: greys[row] for part, row in rows.items()},

@@ -38,12 +38,14 @@ class OutlierResult(Metadata):
     Attributes:
         figures: All figures.
         archs: Architectures of the members.
+        accuracy: Mean accuracy of the members on a task's test images, for each seed.
         machine: Machine of the measurement.
         versions: Package versions of the measurement.
     """
 
     figures: tuple[KindFigure, ...]
     archs: tuple[str, ...]
+    accuracy: dict[TaskName, tuple[float, ...]]
     machine: dict[str, str | int | float]
     versions: dict[str, str]
 
@@ -58,6 +60,10 @@ class OutlierResult(Metadata):
     def aurocs(self, task: TaskName, method: str, kind: str) -> list[float]:
         """Return the AUROC of each seed."""
         return [one.auroc for one in self._of(method, [kind]) if one.task == task]
+
+    def mean_accuracy(self, task: TaskName) -> float:
+        """Return the mean accuracy over members and seeds."""
+        return fmean(self.accuracy[task])
 
     def mean_auroc(self, method: str, kinds: Sequence[str], task: TaskName | None = None) -> float:
         """Return the mean AUROC over kinds, seeds and tasks, or those of one task."""

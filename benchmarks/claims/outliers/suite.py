@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 
 from plurum.benchmarks.claims.outliers.material import FAR, NEAR, Images, Task, TaskName, make_kinds, write_archive
 from plurum.benchmarks.claims.outliers.methods import METHODS, KnownImages, MemberOutputs
@@ -21,21 +22,26 @@ from plurum.training.inference.features import feature_model
 from plurum.training.learning.run import train_run
 from plurum.voting import entropy, mutual_information, softmax
 
-__all__ = ["ARCHS", "compute_outputs", "measure_task", "train_task"]
+__all__ = ["ARCHS", "ImageShare", "compute_outputs", "measure_task", "train_task"]
 
-ARCHS = ("resnet10t", "regnetx_002", "ese_vovnet19b_slim_dw")
-_EPOCHS: dict[TaskName, int] = {"digits": 25, "fashion": 6}
+ARCHS = ["resnet10t", "regnetx_002", "ese_vovnet19b_slim_dw"]
+ImageShare = Annotated[
+    float, typer.Option(min=0.01, max=1, help="Fraction of the images to use; less is faster and less exact.")
+]
+_EPOCHS: dict[TaskName, int] = {"digits": 25, "fashion": 10}
 _BATCH: dict[TaskName, int] = {"digits": 32, "fashion": 64}
 _DETECTED = 0.95
 
 
-def train_task(task: Task, name: TaskName, seed: int, work: Path, epochs: int | None = None) -> Run:
-    """Return a run of three members, trained once in a folder below `work`."""
+def train_task(
+    task: Task, name: TaskName, seed: int, work: Path, epochs: int | None = None, archs: Sequence[str] = ARCHS
+) -> Run:
+    """Return a run of a member for each architecture, trained once in a folder below `work`."""
     folder = work / f"{name}{seed}"
     if not (folder / "data.npz").is_file():
         write_archive(task, folder / "data.npz", seed)
     settings = TrainSettings(
-        archs=ARCHS,
+        archs=tuple(archs),
         epochs=epochs or _EPOCHS[name],
         batch_size=_BATCH[name],
         seed=100 * seed,
@@ -46,8 +52,8 @@ def train_task(task: Task, name: TaskName, seed: int, work: Path, epochs: int | 
     return Run(folder / "run")
 
 
-def measure_task(run: Run, task: Task, other: Task, name: TaskName, seed: int) -> list[KindFigure]:
-    """Return AUROC and FPR at 95 % detection of every kind by every method."""
+def measure_task(run: Run, task: Task, other: Task, name: TaskName, seed: int) -> tuple[list[KindFigure], float]:
+    """Return AUROC and FPR at 95 % detection of every kind by every method, and the members' mean accuracy."""
     table, pixels = run.table(), run.pixels()
     images = make_kinds(task, other, seed)
     images |= {part: np.asarray(pixels[table.rows(part)]) for part in ("train", "validation")}
@@ -69,11 +75,13 @@ def measure_task(run: Run, task: Task, other: Task, name: TaskName, seed: int) -
     by_method["entropy"] = {part: entropy(one.mean(axis=1)) for part, one in probabilities.items()}
     by_method["disagreement"] = {part: mutual_information(one, weights) for part, one in probabilities.items()}
     by_method["MSP"] = {part: -one.mean(axis=1).max(axis=1) for part, one in probabilities.items()}
-    return [
+    right = np.mean([one["test"].argmax(axis=1) == task.labels["test"] for one in members])
+    figures = [
         KindFigure(task=name, seed=seed, method=method, kind=kind, **_compare(found["test"], found[kind]))
         for method, found in by_method.items()
         for kind in (*FAR, *NEAR)
     ]
+    return figures, float(right)
 
 
 def compute_outputs(run: Run, member: Member, images: Mapping[str, Images]) -> dict[str, MemberOutputs]:

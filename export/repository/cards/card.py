@@ -20,6 +20,7 @@ from plurum.files import sha256_of
 from plurum.run import Split
 from plurum.sentences import point_text, review_condition
 from plurum.spec import (
+    CascadeRule,
     Ensemble,
     Metadata,
     OperatingPoint,
@@ -81,6 +82,7 @@ class ModelCard(Metadata):
         review: Condition for review in words.
         promise: Limit on the review risk of new patients; None promises nothing.
         promise_line: Result of the fit's certification in a sentence; None without certification patients.
+        cascade: Stages at which images leave before all members have run; None without any.
         refused_promise: Certification that the fit refused; None without a refusal.
         refused_exports: Certifications that exports of this fit refused.
         coverage: Target coverage of the prediction sets; None without sets.
@@ -113,6 +115,7 @@ class ModelCard(Metadata):
     review: str
     promise: ReviewPromise | None
     promise_line: str | None
+    cascade: CascadeRule | None = None
     refused_promise: RefusedPromise | None = None
     refused_exports: tuple[RefusedExport, ...] = ()
     coverage: float | None
@@ -160,6 +163,7 @@ def card_from_repository(
         review=review_condition(rule, ensemble.classes) or _usual_condition(ensemble),
         promise=ensemble.promise,
         promise_line=facts.promise_line,
+        cascade=ensemble.cascade,
         refused_promise=facts.refused_promise,
         refused_exports=facts.refused_exports,
         coverage=None if ensemble.conformal is None else 1 - ensemble.conformal.alpha,

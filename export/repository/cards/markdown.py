@@ -8,6 +8,7 @@ from plurum.export.repository.cards.card import ModelCard
 from plurum.export.repository.cards.intended_use import IntendedUse
 from plurum.export.repository.cards.markup import code, escape, list_from_lines, table_from_rows
 from plurum.export.repository.cards.measured import figure_blocks, parity_blocks
+from plurum.promises.cascades import cascade_texts
 from plurum.run import Split
 from plurum.spec import RefusedPromise
 
@@ -134,6 +135,7 @@ def _decisions(card: ModelCard) -> Iterator[str]:
             f"**Label**: {escape(_label(card))}.",
             f"**Review**: a prediction needs review with {escape(card.review)}.",
             f"**Review risk**: {escape(_promise(card))}.",
+            *(f"**Cascade**: {escape(line)}." for line in _cascade(card)),
             *(f"**Refused**: {escape(line)}." for line in _refusals(card)),
             f"**Prediction sets**: {sets}.",
             f"**Patients**: {patients}.",
@@ -147,6 +149,10 @@ def _label(card: ModelCard) -> str:
     if card.promise is not None and card.promise.decision is not None:
         return f"{card.decision}. This is {card.promise.status}, together with the review risk"
     return f"{card.decision}. This is provisional, because the validation images also chose members and vote"
+
+
+def _cascade(card: ModelCard) -> list[str]:
+    return [] if card.cascade is None else cascade_texts(card.cascade, [member.name for member in card.members])
 
 
 def _promise(card: ModelCard) -> str:

@@ -7,19 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from plurum.export.repository.cards.card import ModelCard
 from plurum.export.repository.cards.facts import FittedSplit, SplitFigures
 from plurum.export.repository.cards.markup import escape, list_from_lines, table_from_rows
-from plurum.figures import (
-    FIGURES,
-    DecisionFigures,
-    Diagnosis,
-    Estimate,
-    GroupedFigures,
-    GroupFigures,
-    SiteFigures,
-    figure_text,
-    group_cell,
-    group_lines,
-    percent_text,
-)
+from plurum.figures import FIGURES, DecisionFigures, Diagnosis, Estimate, GroupedFigures, GroupFigures, SiteFigures
+from plurum.sentences import figure_text, group_cell, group_lines, percent_text
 
 __all__ = ["figure_blocks", "parity_blocks"]
 

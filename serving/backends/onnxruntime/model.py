@@ -2,7 +2,9 @@
 
 The same `config.pbtxt` works with Triton's own backend. This one reads `default_model_filename` (or `model.onnx`) in
 the version's folder, and these parameters of the C++ backend: `intra_op_thread_count`, `inter_op_thread_count` and
-`execution_mode` (0 sequential, 1 parallel). With 0 threads, ONNX Runtime chooses the number.
+`execution_mode` (0 sequential, 1 parallel). With 0 threads, ONNX Runtime chooses the number. Its own parameter
+`threads_alone` is the number of threads of an instance that computes while no other of the server does; `plurum serve`
+sets it.
 
 All requests of one call with the same shape become one run of the session. The backend runs inside Triton's stub
 process without Plurum, with `graph_model.py` beside it: it requires only NumPy and ONNX Runtime.
@@ -20,9 +22,19 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from plurum.serving.backends.graph_model import Arrays, GraphModel, check_names
+    from plurum.serving.backends.cores import SharedCores
+    from plurum.serving.backends.graph_model import (
+        Arrays,
+        GraphModel,
+        Tensors,
+        check_names,
+        shared_cores,
+        stage_files,
+        threads_alone,
+    )
 else:
-    from graph_model import Arrays, GraphModel, check_names
+    from cores import SharedCores
+    from graph_model import Arrays, GraphModel, Tensors, check_names, shared_cores, stage_files, threads_alone
 
 _TRITON_TYPES = {
     "tensor(bool)": "TYPE_BOOL",
@@ -78,26 +90,64 @@ class TritonPythonModel(GraphModel):
         """
         config = json.loads(args["model_config"])
         version = Path(args["model_repository"]) / args["model_version"]
-        self._session = _session(_model_file(version, config), config)
         self.inputs = [entry["name"] for entry in config["input"]]
         self.outputs = [entry["name"] for entry in config["output"]]
-        check_names("input", self.inputs, [tensor.name for tensor in self._session.get_inputs()])
-        check_names("output", self.outputs, [tensor.name for tensor in self._session.get_outputs()])
+        files = [version / name for name in stage_files(config)]
+        self._cores = shared_cores(config, version.parent)
+        graphs = [_Graph(file, config, self._cores) for file in files or [_model_file(version, config)]]
+        self._graph = graphs[0]
+        check_names("input", self.inputs, self._graph.inputs)
+        for graph in graphs:
+            check_names("output", self.outputs, graph.outputs)
         self.batched = config["max_batch_size"] > 0
+        self.stages = [graph.infer for graph in graphs] if files else ()
 
     def finalize(self) -> None:
-        """Release the session."""
-        del self._session
+        """Release the sessions."""
+        del self._graph, self.stages
+        self._cores.close()
 
     def run(self, arrays: Arrays) -> Arrays:
-        """Return the outputs of one run of the session."""
-        outputs: Arrays = self._session.run(self.outputs, dict(zip(self.inputs, arrays, strict=True)))
-        return outputs
+        """Return the outputs of one run of the graph."""
+        return self._graph.run(dict(zip(self.inputs, arrays, strict=True)), self.outputs)
 
 
-def _session(file: Path, config: dict[str, Any]) -> Any:
+class _Graph:
+    """A graph with its sessions: one for its threads and, if the config says so, one for those of all instances.
+
+    Args:
+        file: File of the graph.
+        config: Config of the model.
+        cores: Cores that it shares with other instances.
+
+    Attributes:
+        inputs: Names of the inputs.
+        outputs: Names of the outputs.
+    """
+
+    def __init__(self, file: Path, config: dict[str, Any], cores: SharedCores) -> None:
+        self._cores = cores
+        self._session = _session(file, config)
+        self._alone: Any = _session(file, config, "threads_alone") if threads_alone(config) else None
+        self.inputs = [one.name for one in self._session.get_inputs()]
+        self.outputs = [one.name for one in self._session.get_outputs()]
+
+    def run(self, tensors: Tensors, outputs: list[str]) -> Arrays:
+        """Return the outputs with these names."""
+        with self._cores.use() as is_alone:
+            session = self._alone if is_alone else self._session
+            found: Arrays = session.run(outputs, {name: tensors[name] for name in self.inputs})
+        return found
+
+    def infer(self, tensors: Tensors) -> Tensors:
+        """Return all outputs by name."""
+        return dict(zip(self.outputs, self.run(tensors, self.outputs), strict=True))
+
+
+def _session(file: Path, config: dict[str, Any], threads: str = "intra_op_thread_count") -> Any:
+    """Return a session with the number of threads that a parameter of the config states."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = _number(config, "intra_op_thread_count")
+    options.intra_op_num_threads = _number(config, threads)
     options.inter_op_num_threads = _number(config, "inter_op_thread_count")
     if _number(config, "execution_mode") == 1:
         options.execution_mode = ort.ExecutionMode.ORT_PARALLEL

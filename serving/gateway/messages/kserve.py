@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tritonclient.grpc import service_pb2 as pb
 
-from plurum.conventions import PATIENTS
+from plurum.conventions import FULL, PATIENTS
 from plurum.predictions.wire import array_from_raw
 from plurum.serving.gateway.messages.tensors import check_image, check_tensor, raw_from_json
 from plurum.serving.gateway.refusals import RefusalError, malformed
@@ -100,6 +100,8 @@ def request_from_body(model: str, body: Buffer, json_size: str | None, request_i
     described = pb.ModelInferRequest(model_name=model, id=request_id)
     if (patients := _patients(parsed)) is not None:
         described.parameters[PATIENTS].string_param = patients
+    if _flag(parsed.parameters, FULL):
+        described.parameters[FULL].bool_param = True
     contents: list[list[Buffer]] = []
     for given in parsed.inputs:
         raw, tensors = _raw(given, tensors)

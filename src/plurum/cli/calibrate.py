@@ -58,8 +58,9 @@ def calibrate(
 def _table(report: CalibrationReport) -> Table:
     from rich.box import SIMPLE
 
+    from plurum.sentences import figure_text
     from plurum.training.statistics.metrics import METRICS
-    from plurum.training.statistics.wording import difference_text, figure_text
+    from plurum.training.statistics.wording import difference_text
 
     table = new_table("", "before", "after", "change", title="on the site's images, by cross-validation", box=SIMPLE)
     for name, change in report.changes.items():
@@ -70,7 +71,7 @@ def _table(report: CalibrationReport) -> Table:
 
 def _lines(report: CalibrationReport) -> list[str]:
     """Return the results that the table does not contain."""
-    from plurum.training.statistics.wording import percent_text
+    from plurum.sentences import percent_text
 
     site, reviewed = report.ensemble.site, report.reviewed
     counts = ", ".join(f"{count:,} of {name}" for name, count in report.by_class.items())

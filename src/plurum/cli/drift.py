@@ -145,7 +145,7 @@ def _outputs(found: Drift) -> Table:
     from rich.box import SIMPLE
     from rich.markup import escape
 
-    from plurum.figures import number_text
+    from plurum.sentences import number_text
     from plurum.training.drift.report import sort_shifts
 
     table = new_table("output", "mean, reference", "mean, predictions", "distance", "p-value", box=SIMPLE)

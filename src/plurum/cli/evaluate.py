@@ -92,9 +92,10 @@ def _evaluate_served(path: Path, settings: EvaluationSettings, url: str, *, http
 
     run = Run(path)
     ensemble = run.ensemble()
-    with EnsembleClient(url, "http" if http else None) as client:
+    # The figures of the members are of all images.
+    with EnsembleClient(url, "http" if http else None, full=True) as client:
         _check_served(client, ensemble, url)
-        members = client.served.members
+        members, has_cascade = client.served.members, client.served.has_cascade
         verdicts = {split: _predict_split(client, run, split, ensemble.classes) for split in required_splits(settings)}
         corrupted = None
         if settings.corruptions:
@@ -107,6 +108,11 @@ def _evaluate_served(path: Path, settings: EvaluationSettings, url: str, *, http
         f"risk, threshold) are the run's."
     )
     notes = () if members == expected else (note,)
+    if has_cascade:
+        notes = (
+            *notes,
+            "The server ran all members for each image, not its cascade; the figures are of the whole vote.",
+        )
     subject = subject_from_ensemble(ensemble, f"the server at {url}", members, notes)
     return evaluate_verdicts(run, subject, verdicts, settings, corrupted)
 
@@ -158,8 +164,9 @@ def _predict_images(
 
 
 def _print(evaluation: Evaluation, page: Path) -> None:
+    from plurum.sentences import group_lines, percent_text
     from plurum.training.evaluation.robustness import robustness_line
-    from plurum.training.statistics.wording import group_lines, percent_text, verdict_lines
+    from plurum.training.statistics.wording import verdict_lines
 
     show_table(_comparison(evaluation))
     show_table(_members(evaluation))
@@ -196,8 +203,9 @@ def _print(evaluation: Evaluation, page: Path) -> None:
 def _comparison(evaluation: Evaluation) -> Table:
     from rich.box import SIMPLE
 
+    from plurum.sentences import figure_text
     from plurum.training.statistics.metrics import distinct_metrics
-    from plurum.training.statistics.wording import difference_text, figure_text, significant_change
+    from plurum.training.statistics.wording import difference_text, significant_change
 
     columns = ("ensemble", f"best single: {evaluation.best_single}", "difference")
     table = new_table("metric", *columns, box=SIMPLE)
@@ -220,8 +228,8 @@ def _decision(evaluation: Evaluation) -> Table:
     from rich.box import SIMPLE
     from rich.markup import escape
 
+    from plurum.sentences import figure_text
     from plurum.training.statistics.diagnoses import FIGURES
-    from plurum.training.statistics.wording import figure_text
 
     title = f"figures of the decision by image, intervals {evaluation.diagnoses[0].intervals}"
     if len(evaluation.diagnoses) > _MOST_COLUMNS:
@@ -242,7 +250,8 @@ def _net_benefit(evaluation: Evaluation) -> Iterator[Table]:
     from rich.box import SIMPLE
     from rich.markup import escape
 
-    from plurum.training.statistics.wording import curve_rows, figure_text, number_text
+    from plurum.sentences import figure_text, number_text
+    from plurum.training.statistics.wording import curve_rows
 
     for one in evaluation.diagnoses if evaluation.positive else ():
         if curve := one.decision_curve:
@@ -257,7 +266,7 @@ def _by_group(evaluation: Evaluation) -> Iterator[Table]:
     from rich.box import SIMPLE
     from rich.markup import escape
 
-    from plurum.training.statistics.wording import figure_text, group_cell
+    from plurum.sentences import figure_text, group_cell
 
     for column in evaluation.by_group:
         names = [escape(f"{one.name} ({one.patients:,} patients)") for one in column.groups]
@@ -272,8 +281,8 @@ def _by_group(evaluation: Evaluation) -> Iterator[Table]:
 def _corrupted(evaluation: Evaluation) -> Iterator[Table]:
     from rich.box import SIMPLE
 
+    from plurum.sentences import figure_text, number_text
     from plurum.training.evaluation.robustness import FIGURES
-    from plurum.training.statistics.wording import figure_text, number_text
 
     if not evaluation.corruptions:
         return
@@ -289,8 +298,8 @@ def _corrupted(evaluation: Evaluation) -> Iterator[Table]:
 def _members(evaluation: Evaluation) -> Table:
     from rich.box import SIMPLE
 
+    from plurum.sentences import number_text
     from plurum.training.statistics.metrics import METRICS
-    from plurum.training.statistics.wording import number_text
 
     table = new_table("member", *(METRICS[name].title for name in _COLUMNS), box=SIMPLE)
     for judged in evaluation.judged:

@@ -135,6 +135,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter per option
             "parity": parities,
             "artefacts": published,
             "promise": exported.promise and exported.promise.model_dump(),
+            **({} if exported.cascade is None else {"cascade": exported.cascade.model_dump()}),
         }
         sys.stdout.write(json.dumps(report) + "\n")
     else:
@@ -300,6 +301,7 @@ def _build(repository: Path, *, as_json: bool) -> None:
 def _print(exported: ExportResult, repository: Path, images: str) -> None:
     from rich.box import HEAVY_HEAD
 
+    from plurum.promises.cascades import cascade_texts
     from plurum.promises.review import promise_text
 
     changed = ("Δaccuracy", "ΔNLL", "ΔECE", "review changes")
@@ -317,6 +319,9 @@ def _print(exported: ExportResult, repository: Path, images: str) -> None:
         typer.echo(f"{artefact.model}: {artefact.precision}, {artefact.reason}")
     if exported.promise is not None:
         typer.echo(promise_text(exported.promise))
+    if exported.cascade is not None:
+        names = [artefact.model for artefact in exported.artefacts]
+        typer.echo("\n".join(f"cascade: {line}" for line in cascade_texts(exported.cascade, names)))
     if exported.unchanged:
         sys.stdout.write(f"nothing to do: {repository} is up to date with this run and these settings\n")
     sys.stdout.write(f"model repository: {repository}\nmodel card: {repository / 'model_card.md'}\n")

@@ -57,6 +57,8 @@ def fit(
       plurum fit runs/tiles --positive CE --sensitivity 0.95
 
       plurum fit runs/tiles --positive CE --costs costs.csv
+
+      plurum fit runs/tiles --cascade --cascade-risk auto
     """
     from plurum.files import check_folder
     from plurum.run import Run
@@ -118,6 +120,7 @@ def _lines(report: FitReport) -> list[str]:
             f"{reviewed['validation']:.1%} of validation predictions, {reviewed['test']:.1%} of test predictions"
         ),
         *_promise_lines(report),
+        *(report.cascade.lines if report.cascade else ()),
         *outlier_lines(ensemble, report.outliers),
         *_patient_lines(report),
         _best_member_line(report),
@@ -125,7 +128,7 @@ def _lines(report: FitReport) -> list[str]:
 
 
 def _review_condition(ensemble: Ensemble) -> str:
-    from plurum.training.statistics.wording import review_condition
+    from plurum.sentences import review_condition
 
     condition = review_condition(ensemble.rule, ensemble.classes)
     if condition is None:
@@ -198,7 +201,7 @@ def _prior_lines(report: FitReport) -> list[str]:
 
 
 def _patient_lines(report: FitReport) -> list[str]:
-    from plurum.training.statistics.wording import percent_text
+    from plurum.sentences import percent_text
 
     level, rule = report.patient_level, report.ensemble.patient_rule
     if level is None or rule is None:

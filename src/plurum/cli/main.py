@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from plurum import __version__
+from plurum.cli.add.command import add
 from plurum.cli.bench import bench
 from plurum.cli.calibrate import calibrate
 from plurum.cli.compare import compare
@@ -25,6 +26,7 @@ from plurum.cli.fit import fit
 from plurum.cli.gateway import gateway
 from plurum.cli.predict.command import predict
 from plurum.cli.rollout import rollout
+from plurum.cli.search.command import search
 from plurum.cli.serve import serve
 from plurum.cli.streams import close_output, prepare_streams
 from plurum.cli.train import train
@@ -37,7 +39,7 @@ __all__ = ["app", "run"]
 
 _log = logging.getLogger(__name__)
 # Commands that record paths in JSON files.
-_WRITE_PATHS = {"bench", "calibrate", "compare", "drift", "evaluate", "export", "fit", "train", "tune"}
+_WRITE_PATHS = {"add", "bench", "calibrate", "compare", "drift", "evaluate", "export", "fit", "search", "train", "tune"}
 
 app = typer.Typer(
     name="plurum",
@@ -71,8 +73,8 @@ def _root(
 
 
 for _command in (
-    *(bench, calibrate, compare, data, demo, doctor, drift, evaluate, export),
-    *(fit, gateway, predict, rollout, serve, train, tune, ui),
+    *(add, bench, calibrate, compare, data, demo, doctor, drift, evaluate, export),
+    *(fit, gateway, predict, rollout, search, serve, train, tune, ui),
 ):
     app.command()(_command)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .image_limits import UnreadableImageError
 
-__all__ = ["PIXEL_DATA", "TAG_NAMES", "Element", "ElementReader", "fault_at", "tag_text"]
+__all__ = ["PIXEL_DATA", "SHORT", "TAG_NAMES", "Element", "ElementReader", "fault_at", "tag_text"]
 
 PIXEL_DATA = 0x7FE00010
 # Keywords of the elements that the pixels depend on (PS3.6).
@@ -55,7 +55,8 @@ TAG_NAMES = {
 }
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
-_SHORT = frozenset(
+# Value representations with a length of 2 bytes, and with one of 4 bytes.
+SHORT = frozenset(
     (
         "AE",
         "AS",
@@ -193,7 +194,7 @@ class ElementReader:
         if not explicit or group == 0xFFFE:
             return tag, "", place + 8, self._tag_size.unpack_from(self.data, place)[2]
         vr = bytes(self.data[place + 4 : place + 6]).decode("latin-1")
-        if vr in _SHORT:
+        if vr in SHORT:
             return tag, vr, place + 8, struct.unpack_from(self.order + "H", self.data, place + 6)[0]
         if vr not in _LONG:
             raise fault_at(tag, "has an unknown value representation (VR)")

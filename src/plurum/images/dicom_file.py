@@ -23,6 +23,7 @@ __all__ = [
     "BIG",
     "ENCAPSULATED",
     "EXPLICIT",
+    "IMPLICIT",
     "KEPT",
     "NATIVE",
     "PREAMBLE_BYTES",
@@ -30,15 +31,16 @@ __all__ = [
     "DicomHeading",
     "Lut",
     "is_dicom",
+    "open_elements",
     "read_dicom",
     "read_heading",
     "refuse_corrupt",
 ]
 
 PREAMBLE_BYTES = 128
-_IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-NATIVE = (_IMPLICIT, EXPLICIT, BIG, _DEFLATED)
+NATIVE = (IMPLICIT, EXPLICIT, BIG, _DEFLATED)
 # Compressed transfer syntaxes that pydicom's extra `pixeldata` decodes; the kinds are for messages.
 ENCAPSULATED = {
     "1.2.840.10008.1.2.5": "RLE",
@@ -59,6 +61,7 @@ _MAX_INFLATED = 64 << 20
 _SAMPLES, _PHOTOMETRIC, _ROWS, _COLUMNS, _ALLOCATED = 0x00280002, 0x00280004, 0x00280010, 0x00280011, 0x00280100
 _ITEM_HEADER = 8
 _SYNTAX, _SOP_CLASS, _PATIENT_ID, _FRAMES = 0x00020010, 0x00080016, 0x00100020, 0x00280008
+_SERIES = 0x0020000E
 _FLOAT_PIXELS = (0x7FE00008, 0x7FE00009)
 _LUT_DESCRIPTOR, _LUT_DATA = 0x00283002, 0x00283006
 _LUTS = (0x00283000, 0x00283010)
@@ -84,7 +87,7 @@ KEPT: dict[int, tuple[str, ...]] = {
     **dict.fromkeys((0x00281101, 0x00281102, 0x00281103), ("US", "SS")),
     **dict.fromkeys((0x00281201, 0x00281202, 0x00281203, 0x00281221, 0x00281222, 0x00281223), ("OW", "US")),
 }
-_READ_TOO = {_SOP_CLASS: ("UI",), _PATIENT_ID: ("LO",), _FRAMES: ("IS",)}
+_READ_TOO = {_SOP_CLASS: ("UI",), _PATIENT_ID: ("LO",), _FRAMES: ("IS",), _SERIES: ("UI",)}
 # Largest value of an element that is not a table.
 _MAX_VALUE, _MAX_TABLE = 1 << 12, 1 << 18
 _MAX_WINDOWS, _MAX_FRAMES = 64, 1 << 16
@@ -103,15 +106,18 @@ class Lut(NamedTuple):
 
 
 class DicomHeading(NamedTuple):
-    """Patient and frames of a file.
+    """Patient and frames of a file, or the slide to which it belongs.
 
     Attributes:
         patient: PatientID (0010,0020) as stored, without padding; empty if it is missing.
         frames: Number of frames.
+        slide: SeriesInstanceUID (0020,000E) of a whole-slide image, whose levels are files of one series; empty for
+            other images.
     """
 
     patient: bytes
     frames: int
+    slide: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -242,7 +248,7 @@ def read_dicom(data: bytes, frame: int = 0) -> DicomFile:
         UnreadableImageError: the file is truncated, nested too deep, has no image, or has a transfer syntax that is not
             supported. The message names the tag or the transfer syntax.
     """
-    syntax, reader, start = _open(data)
+    syntax, reader, start = open_elements(data)
     if syntax not in NATIVE and syntax not in ENCAPSULATED:
         raise UnreadableImageError(f"DICOM: transfer syntax {syntax} is not supported. Convert the file")
     found: dict[int, Element] = {}
@@ -255,8 +261,8 @@ def read_dicom(data: bytes, frame: int = 0) -> DicomFile:
         raise fault_at(PIXEL_DATA, "is missing, so the file has no image or is truncated")
     if (pixels.end < 0) != (syntax in ENCAPSULATED):
         raise fault_at(PIXEL_DATA, f"its encapsulation and the transfer syntax {syntax} disagree")
-    if _value(reader, found, _SOP_CLASS).rstrip(b"\0 ") == _WHOLE_SLIDE:
-        raise fault_at(_SOP_CLASS, "is a whole-slide image, which is not supported in DICOM files")
+    if _is_slide(reader, found):
+        raise fault_at(_SOP_CLASS, "is a whole-slide image, which only plurum predict and predict_slide read, by tiles")
     values = _values(reader, found, frame)
     luts = {tag: lut for tag in _LUTS if tag in found and (lut := _lut(reader, found[tag]))}
     return DicomFile(syntax, reader, values, luts, _frames(reader, found), pixels)
@@ -269,17 +275,22 @@ def read_heading(data: bytes) -> DicomHeading:
     Raises:
         UnreadableImageError: as for `read_dicom`, or `data` end before NumberOfFrames should come.
     """
-    _, reader, start = _open(data)
+    _, reader, start = open_elements(data)
     found: dict[int, Element] = {}
     for element in reader.elements(start, len(reader.data)):
         found.setdefault(element.tag, element)
         if element.tag > _FRAMES:
-            return DicomHeading(_value(reader, found, _PATIENT_ID).strip(b" \0"), _frames(reader, found))
+            slide = _value(reader, found, _SERIES) if _is_slide(reader, found) else b""
+            return DicomHeading(_value(reader, found, _PATIENT_ID).strip(b" \0"), _frames(reader, found), slide)
     raise UnreadableImageError("DICOM: the file has no image or is truncated")
 
 
-def _open(data: bytes) -> tuple[str, ElementReader, int]:
-    """Return the transfer syntax, a reader of the data set, and the offset of the data set."""
+def open_elements(data: bytes) -> tuple[str, ElementReader, int]:
+    """Return the transfer syntax, a reader of the data set, and the offset of the data set.
+
+    Raises:
+        UnreadableImageError: the file is not DICOM, or its compressed data set is corrupt, truncated or too large.
+    """
     start = PREAMBLE_BYTES + 4
     if not is_dicom(data):
         raise UnreadableImageError("DICOM: expected DICM after a preamble of 128 bytes")
@@ -296,7 +307,11 @@ def _open(data: bytes) -> tuple[str, ElementReader, int]:
         raise fault_at(_SYNTAX, "is missing or not a UID")
     if syntax == _DEFLATED:
         data, start = _inflate(data[start:]), 0
-    return syntax, ElementReader(data, explicit=syntax != _IMPLICIT, big=syntax == BIG), start
+    return syntax, ElementReader(data, explicit=syntax != IMPLICIT, big=syntax == BIG), start
+
+
+def _is_slide(reader: ElementReader, found: Mapping[int, Element]) -> bool:
+    return _value(reader, found, _SOP_CLASS).rstrip(b"\0 ") == _WHOLE_SLIDE
 
 
 def _inflate(data: bytes) -> bytes:

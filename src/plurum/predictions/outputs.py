@@ -15,7 +15,17 @@ import numpy as np
 if TYPE_CHECKING:
     from plurum.voting import Verdict
 
-__all__ = ["AUDIT", "OUTPUTS", "TESTED", "VOTED", "Output", "tensors_from_verdict", "voted_outputs"]
+__all__ = [
+    "AUDIT",
+    "OUTPUTS",
+    "TESTED",
+    "USED",
+    "VOTED",
+    "Output",
+    "graph_outputs",
+    "tensors_from_verdict",
+    "voted_outputs",
+]
 
 
 @dataclass(frozen=True)
@@ -61,8 +71,9 @@ class Output:
         return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)
 
 
-# The only output that the vote does not compute.
+# Outputs that the vote does not compute: a draw, and the members that ran for each image of a cascade.
 AUDIT = "AUDIT"
+USED = "MEMBERS_USED"
 _TABLE = (
     Output("LABEL", "BYTES", (1,), "label", "decided class"),
     Output("REVIEW", "BOOL", (1,), "review", "true if the prediction needs review"),
@@ -84,6 +95,9 @@ _TABLE = (
     Output("PROBABILITIES", "FP32", ("C",), "p_{name}", "probabilities by class, which sum to 1"),
     Output("STD", "FP32", ("C",), "std_{name}", "standard deviation over members, by class", in_files=False),
     Output("MEMBER_PROBABILITIES", "FP32", ("M", "C"), "{member}_p_{name}", "probabilities by member", in_files=False),
+    Output(
+        USED, "BOOL", ("M",), "members_used", "members that ran: in a cascade, not all for each image", needs="cascade"
+    ),
 )
 # In the order of the columns in tables.
 OUTPUTS: dict[str, Output] = {output.name: output for output in _TABLE}
@@ -96,6 +110,12 @@ _TYPES = {"FP32": np.float32, "BOOL": np.bool_, "BYTES": np.object_, "UINT8": np
 def voted_outputs(*, has_outliers: bool) -> dict[str, Output]:
     """Return the outputs that a vote computes, by name: those of every ensemble first, then those of a test."""
     return VOTED | (TESTED if has_outliers else {})
+
+
+def graph_outputs(*, has_outliers: bool, has_cascade: bool = False) -> tuple[str, ...]:
+    """Return the names of a fused graph's outputs; INDEX stands for LABEL, because TensorRT has no strings."""
+    voted = ["INDEX" if name == "LABEL" else name for name in voted_outputs(has_outliers=has_outliers)]
+    return (*voted, USED) if has_cascade else tuple(voted)
 
 
 def tensors_from_verdict(

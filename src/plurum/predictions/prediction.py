@@ -31,7 +31,8 @@ class Prediction:
         entropy: Predictive entropy in nats, 0 to log(classes).
         disagreement: Mutual information between prediction and member in nats, 0 if all members agree.
         std: Standard deviation of the probabilities over members by class, 0 to 0.5.
-        member_probabilities: Probabilities by member, then by class.
+        member_probabilities: Probabilities by member, then by class; None for a member that did not run, because a
+            cascade settled the image before.
         prediction_set: Classes that can't be ruled out at the fitted risk; never empty.
         review: True if the prediction needs review.
         release: Tag of the release that made the prediction, with `plurum serve --releases`. None without releases, and
@@ -41,6 +42,7 @@ class Prediction:
             server tests none.
         review_reason: Reasons for review: `confidence` (or the operating point instead), `set` (several classes can't
             be ruled out) and `outlier`; None if the server tests no outliers.
+        members_used: Members that ran; `disagreement` and `std` are over them. None if the server has no cascade.
     """
 
     label: str
@@ -49,7 +51,7 @@ class Prediction:
     entropy: float
     disagreement: float
     std: dict[str, float]
-    member_probabilities: dict[str, dict[str, float]]
+    member_probabilities: dict[str, dict[str, float] | None]
     prediction_set: tuple[str, ...]
     review: bool
     # Newer fields have a default: an older server does not send them, and an older review store lacks them.
@@ -57,6 +59,7 @@ class Prediction:
     audit: bool | None = None
     outlier: float | None = None
     review_reason: tuple[str, ...] | None = None
+    members_used: tuple[str, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all attributes as JSON values."""
@@ -133,6 +136,8 @@ def numbers_from_prediction(prediction: Prediction, classes: Sequence[str]) -> d
         ValueError: the label is not in `classes`.
     """
     values = {output.field: _numbers(getattr(prediction, output.field)) for output in VOTED.values()}
+    unused = [0.0] * len(prediction.probabilities)
+    values["member_probabilities"] = [unused if row is None else row for row in values["member_probabilities"]]
     inside = [name in prediction.prediction_set for name in prediction.probabilities]
     return values | {"label": classes.index(prediction.label), "prediction_set": inside}
 
@@ -141,7 +146,13 @@ def _column(output: Output, rows: list[Any], classes: Sequence[str], members: Se
     """Return an output's values for each image, with names instead of positions."""
     if output.dims == ("M", "C"):
         by_member = (dict(zip(members, row, strict=True)) for row in rows)
-        return [{name: _by_class(values, classes) for name, values in one.items()} for one in by_member]
+        # Probabilities sum to 1, or are NaN: only a member that did not run has zeros.
+        return [
+            {name: _by_class(values, classes) if any(values) else None for name, values in one.items()}
+            for one in by_member
+        ]
+    if output.dims == ("M",):
+        return [tuple(compress(members, row)) for row in rows]
     if output.dims == ("C",):
         return [tuple(compress(classes, row)) if output.datatype == "BOOL" else _by_class(row, classes) for row in rows]
     if output.datatype == "UINT8":

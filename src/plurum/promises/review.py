@@ -26,13 +26,19 @@ from plurum.spec import ClassPromise, DecisionPromise, Metadata, OperatingPoint,
 from plurum.voting import Verdict, VotingRule
 
 __all__ = [
+    "Claim",
     "ReviewAnswers",
     "ReviewTarget",
     "ReviewTest",
     "TriedLimit",
     "certify_limit",
     "interval_from_limit",
+    "list_claims",
+    "list_limits",
+    "promise_from_claims",
     "promise_text",
+    "refuse_few",
+    "refuse_first",
     "rule_without_limit",
 ]
 
@@ -174,11 +180,10 @@ def certify_limit(seen: ReviewAnswers, new: Sequence[ReviewAnswers], target: Rev
         new: Predictions for certification images, which choose nothing else, by each graph that will serve.
         target: Promise to make.
     """
-    steps = np.quantile(seen.confidence, np.linspace(1, 0, _LIMITS), method="lower")
-    limits = np.maximum(np.unique(steps)[::-1] - _ROUNDING, 0.0).tolist()
+    limits = list_limits(seen.confidence)
     if target.risk is None:
         return _bound_one(seen, new, limits, target)
-    claims = _claims(target, target.risk)
+    claims = list_claims(target, target.risk)
     losses = [[claim.losses(one, limit) for claim in claims for one in new] for limit in limits]
     found = try_in_order(losses, [claim.risk for claim in claims for _ in new], target.confidence)
     start = found.start or 0
@@ -189,16 +194,22 @@ def certify_limit(seen: ReviewAnswers, new: Sequence[ReviewAnswers], target: Rev
     if found.passed is None:
         each = [claim for claim in claims for _ in new]
         if found.start is None:
-            return _refuse_few(losses, each, target.confidence)
-        refused = _refuse_first(limits[found.start], losses[found.start], each, target.confidence)
+            return refuse_few(losses, each, target.confidence)
+        refused = refuse_first(limits[found.start], losses[found.start], each, target.confidence)
         return replace(refused, tried=tried)
-    return ReviewTest(limits[found.passed], _promise(claims, new, limits[found.passed], target), tried=tried)
+    return ReviewTest(limits[found.passed], promise_from_claims(claims, new, limits[found.passed], target), tried=tried)
+
+
+def list_limits(confidence: Floats) -> list[float]:
+    """Return limits to test, the strictest first: quantiles of the confidence in validation images, `[images]`."""
+    steps = np.quantile(confidence, np.linspace(1, 0, _LIMITS), method="lower")
+    return [max(step - _ROUNDING, 0.0) for step in np.unique(steps)[::-1].tolist()]
 
 
 def _bound_one(
     seen: ReviewAnswers, new: Sequence[ReviewAnswers], limits: list[float], target: ReviewTarget
 ) -> ReviewTest:
-    claims = _claims(target, 1.0)
+    claims = list_claims(target, 1.0)
 
     def bound(answers: ReviewAnswers, limit: float) -> float:
         return max(risk_bound(claim.losses(answers, limit), target.confidence) for claim in claims)
@@ -211,8 +222,8 @@ def _bound_one(
         refused = RefusedPromise(what="review risk", target=None, confidence=target.confidence, limit=None, patients=0)
         return ReviewTest(refusal=f"review risk: no promise, because {few} needs review", refused=refused)
     # Just above the bound, where the p-value is not above the limit by rounding.
-    claims = _claims(target, min(risk * (1 + 1e-9), 1 - 1e-12))
-    promise = _promise(claims, new, best, target).model_copy(update={"method": "bound"})
+    claims = list_claims(target, min(risk * (1 + 1e-9), 1 - 1e-12))
+    promise = promise_from_claims(claims, new, best, target).model_copy(update={"method": "bound"})
     return ReviewTest(best, promise, tried=(_tried_limit(best, new, target, passed=True),))
 
 
@@ -227,7 +238,7 @@ def _tried_limit(limit: float, new: Sequence[ReviewAnswers], target: ReviewTarge
 
 
 @dataclass(frozen=True)
-class _Claim:
+class Claim:
     """Something to promise: a limit of the mean of patients' losses.
 
     Attributes:
@@ -245,9 +256,11 @@ class _Claim:
     is_risk: bool = True
 
     def amount(self, risk: float) -> str:
+        """Return a risk as it is requested, in words."""
         return f"{self.target(risk):.2%}"
 
     def target(self, risk: float) -> float:
+        """Return a risk as it is requested: a risk, or a sensitivity, specificity or NPV."""
         return risk if self.is_risk else 1 - risk
 
     def figures(self, losses: Sequence[Floats]) -> dict[str, float]:
@@ -256,20 +269,20 @@ class _Claim:
         return {"patients": len(worst), "errors": float(worst.sum()), "p_value": risk_p_value(worst, self.risk)}
 
 
-def _claims(target: ReviewTarget, risk: float) -> list[_Claim]:
+def list_claims(target: ReviewTarget, risk: float) -> list[Claim]:
     """Return what is claimed of each form's predictions: review risk, that of each class, the point's value."""
 
     def losses_of_class(label: int) -> Callable[[ReviewAnswers, float], Floats]:
         return lambda answers, limit: answers.losses(limit, label)
 
-    claims = [_Claim(risk, "review risk", "unreviewed patients", lambda answers, limit: answers.losses(limit))]
+    claims = [Claim(risk, "review risk", "unreviewed patients", lambda answers, limit: answers.losses(limit))]
     claims += [
-        _Claim(risk, f"review risk of class {name}", f"unreviewed patients of class {name}", losses_of_class(label))
+        Claim(risk, f"review risk of class {name}", f"unreviewed patients of class {name}", losses_of_class(label))
         for label, name in enumerate(target.classes)
     ]
     if target.point is not None and target.decision_risk is not None:
         name = _name(target.point.criterion)
-        claims.append(_Claim(target.decision_risk, name, "patients", _decision_losses, is_risk=False))
+        claims.append(Claim(target.decision_risk, name, "patients", _decision_losses, is_risk=False))
     return claims
 
 
@@ -279,8 +292,8 @@ def _decision_losses(answers: ReviewAnswers, limit: float) -> Floats:  # noqa: A
     return answers.decision_losses
 
 
-def _promise(
-    claims: Sequence[_Claim], new: Sequence[ReviewAnswers], limit: float, target: ReviewTarget
+def promise_from_claims(
+    claims: Sequence[Claim], new: Sequence[ReviewAnswers], limit: float, target: ReviewTarget
 ) -> ReviewPromise:
     """Return the promise of all claims at a limit that passed."""
     review, *others = [(claim, claim.figures([claim.losses(one, limit) for one in new])) for claim in claims]
@@ -322,7 +335,7 @@ def _article(criterion: str) -> str:
     return "an" if criterion == "npv" else "a"
 
 
-def _refuse_first(limit: float, losses: Sequence[Floats], claims: Sequence[_Claim], confidence: float) -> ReviewTest:
+def refuse_first(limit: float, losses: Sequence[Floats], claims: Sequence[Claim], confidence: float) -> ReviewTest:
     """Return why the first limit that was tested did not pass: too many errors."""
     claim, worst = max(zip(claims, losses, strict=True), key=lambda pair: risk_p_value(pair[1], pair[0].risk))
     figures = claim.figures([worst])
@@ -335,7 +348,7 @@ def _refuse_first(limit: float, losses: Sequence[Floats], claims: Sequence[_Clai
     return ReviewTest(refusal=refusal, refused=RefusedPromise.model_validate({**about, **figures}))
 
 
-def _refuse_few(losses: Sequence[Sequence[Floats]], claims: Sequence[_Claim], confidence: float) -> ReviewTest:
+def refuse_few(losses: Sequence[Sequence[Floats]], claims: Sequence[Claim], confidence: float) -> ReviewTest:
     """Return why no limit could be tested: too few patients."""
     places = range(len(claims))
     most = [max(len(configuration[place]) for configuration in losses) for place in places]

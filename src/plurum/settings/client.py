@@ -1,4 +1,4 @@
-"""Settings of the review page, and of slides in `plurum predict`."""
+"""Settings of the review page, and of slides and reports in `plurum predict`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pydantic import Field
 
 from plurum.settings.options import NOT_AN_OPTION, Option, Settings
 
-__all__ = ["SlideOptions", "UiSettings"]
+__all__ = ["ReportOptions", "SlideOptions", "UiSettings"]
 
 _SLIDES = "Slides: images too large to send"
+_REPORTS = "DICOM Structured Reports"
 
 
 class UiSettings(Settings):
@@ -50,3 +51,17 @@ class SlideOptions(Settings):
     tile_size: Annotated[int | None, Field(ge=8, le=8_000), Option(panel=_SLIDES)] = None
     heat_class: Annotated[str | None, Option(panel=_SLIDES)] = None
     every: Annotated[bool, Option("--slide", panel=_SLIDES)] = False
+
+
+class ReportOptions(Settings):
+    """Options of `plurum predict` for DICOM reports.
+
+    Attributes:
+        sr: Save a DICOM Structured Report on each image to FOLDER; needs DICOM images.
+        sr_by_study: If True, save one report for all images of a study, at the end.
+        sr_heatmap: Fitted run that is served; saves a Grad-CAM map of each image as a DICOM Secondary Capture, too.
+    """
+
+    sr: Annotated[Path | None, Option(panel=_REPORTS, metavar="FOLDER")] = None
+    sr_by_study: Annotated[bool, Option(panel=_REPORTS)] = False
+    sr_heatmap: Annotated[Path | None, Option(panel=_REPORTS, metavar="RUN")] = None

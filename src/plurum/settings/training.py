@@ -60,11 +60,16 @@ class TrainSettings(Settings):
     """Settings of the members to train.
 
     Attributes:
-        archs: A timm architecture; repeat for every member. A repeated architecture is trained again from another seed.
+        archs: A timm architecture, or a model of timm as hf-hub:OWNER/NAME or local-dir:FOLDER; repeat for every
+            member. A repeated architecture is trained again from another seed.
         seeds: Number of times that every architecture is trained, with different seeds.
         snapshots: Learning-rate cycles per training; the best weights of each cycle become a member (Huang et al.,
             arXiv 1704.00109).
-        pretrained: If True, start from timm's pretrained weights (downloads them) and normalise inputs as for ImageNet.
+        pretrained: If True, start from timm's pretrained weights (downloads them) and normalise inputs as for them.
+        freeze: If True, train only the classifying layer, on features of the images that are computed once and cached.
+        unfreeze_last: With `--freeze`, also train this many of the last layers, such as a transformer's blocks; then
+            nothing is cached.
+        views: With `--freeze`, number of fixed versions of each training image: the image itself, and augmented ones.
         seed: Random seed of splits, weights, batches and augmentation; member i uses this seed + i.
         image_size: Height and width of the members' input in pixels. By default, 224 for files; for arrays their own
             size, at least 32.
@@ -118,6 +123,9 @@ class TrainSettings(Settings):
     seeds: Annotated[int, Field(ge=1, le=64), _MEMBERS] = 1
     snapshots: Annotated[int, Field(ge=1, le=64), _MEMBERS] = 1
     pretrained: Annotated[bool, _MEMBERS] = False
+    freeze: Annotated[bool, _MEMBERS] = False
+    unfreeze_last: Annotated[int, Field(ge=0, le=1000), _MEMBERS] = 0
+    views: Annotated[int, Field(ge=1, le=1000), _MEMBERS] = 1
     seed: Annotated[Seed, _MEMBERS] = 0
     image_size: Annotated[int | None, Field(ge=8, le=4096), _IMAGES] = None
     colour: Annotated[Literal["rgb", "grey"], _IMAGES] = "rgb"
@@ -169,7 +177,31 @@ class TrainSettings(Settings):
                 "--patience: can't be combined with --snapshots, because it would end a training before its last "
                 "snapshot. Leave one of them out"
             )
+        self._check_freezing()
         return self
+
+    def _check_freezing(self) -> None:
+        """Check the options that depend on `--freeze`."""
+        if not self.freeze and (self.unfreeze_last or self.views > 1):
+            raise ValueError("--unfreeze-last, --views: can be used only with --freeze. Add it")
+        if self.freeze and not self.pretrained:
+            raise ValueError("--freeze: expected --pretrained, because random layers are no use frozen. Add it")
+        if self.unfreeze_last and self.views > 1:
+            raise ValueError("--views: can't be combined with --unfreeze-last, which augments in every epoch")
+        given = {
+            "--mixup": self.mixup,
+            "--cutmix": self.cutmix,
+            "--compile": self.compile,
+            "--precision": self.precision not in {"auto", "fp32"},
+        }
+        if self.uses_features and any(given.values()):
+            refused = ", ".join(name for name, value in given.items() if value)
+            raise ValueError(f"{refused}: can't be combined with --freeze, which trains on features in FP32")
+
+    @property
+    def uses_features(self) -> bool:
+        """True if only the classifying layer is trained, on cached features."""
+        return self.freeze and not self.unfreeze_last
 
     @property
     def trained_archs(self) -> tuple[str, ...]:
@@ -254,6 +286,16 @@ class FitSettings(Settings):
         prior_from: Unlabelled production images to estimate class fractions from: a folder, or a .csv manifest with a
             column `path`.
         patient_rule: Rule that combines the predictions of a patient's images, where patients are known.
+        cascade: If True, fit a cascade: cheap members settle the images that leave no doubt, and all members vote on
+            the others. Needs certification patients, and a soft vote.
+        cascade_risk: Largest fraction of patients that the cascade may hurt, 0 to 1: a correct label of the whole vote
+            changes, or a review is lost. It is a promise on new patients; `auto` promises the smallest that the
+            certification patients allow.
+        cascade_order: Member of the cascade; repeat for every selected member, in the order in which they run. By
+            default, the member with the fewest multiply–adds runs first.
+        unlabelled: Images without labels, of patients that the run does not have, to certify the cascade with more
+            patients: a folder, or a .csv manifest with a column `path` and, if known, `patient`. An image of an unknown
+            patient counts as a patient. The run keeps a copy for export.
         audit_rate: Probability with which the server draws a patient, or an image of an unknown patient, for audit.
         no_outliers: If True, fit no test for images that are unlike the training images.
         outlier_alpha: P-value of the outlier test below which a prediction needs review, 0 to 1. At most this fraction
@@ -285,6 +327,14 @@ class FitSettings(Settings):
     ] = None
     prior_from: Annotated[Text | None, Option(metavar="PATH")] = None
     patient_rule: PatientRule = "mean"
+    cascade: bool = False
+    cascade_risk: Annotated[
+        Annotated[float, Field(gt=0, lt=1)] | Literal["auto"],
+        BeforeValidator(_number_or_auto),
+        Option(metavar="RISK", type=str),
+    ] = 0.002
+    cascade_order: Annotated[tuple[Text, ...], Option(metavar="MEMBER")] = ()
+    unlabelled: Annotated[Text | None, Option(metavar="PATH")] = None
     audit_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     no_outliers: bool = False
     outlier_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -306,7 +356,23 @@ class FitSettings(Settings):
         if self.prior is not None and not math.isclose(sum(self.prior.values()), 1.0, abs_tol=1e-6):
             raise ValueError(f"--prior: expected a sum of 1, got {sum(self.prior.values()):g}")
         self._check_point()
+        self._check_cascade()
         return self
+
+    def _check_cascade(self) -> None:
+        """Check that the options of the cascade agree with the others."""
+        if not self.cascade:
+            for name in ("cascade_risk", "cascade_order", "unlabelled"):
+                if getattr(self, name) != FitSettings.model_fields[name].default:
+                    raise ValueError(f"--{name.replace('_', '-')}: expected --cascade with it, got none. Add it")
+            return
+        if self.mode != "soft":
+            reason = "counts votes, which are no confidence" if self.mode == "hard" else "needs all members for a vote"
+            raise ValueError(f"--cascade: expected --mode soft, got {self.mode}, which {reason}. Choose --mode soft")
+        if self.prior or self.prior_from:
+            raise ValueError("--cascade: can't be combined with --prior, which makes promises void. Leave one out")
+        if self.risk == "auto":
+            raise ValueError("--risk: expected a number with --cascade, got auto. Promise a number")
 
     @property
     def estimated_risk(self) -> float:

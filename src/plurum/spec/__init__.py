@@ -5,6 +5,7 @@ server, client and benchmarks read them, so that no constant is defined twice.
 """
 
 from plurum.conventions import PatientRule
+from plurum.spec.cascade import CascadeCost, CascadePromise, CascadeRule, EarlyStage
 from plurum.spec.decisions import (
     ClassPromise,
     Conformal,
@@ -26,7 +27,7 @@ from plurum.spec.ensemble import (
     release_from_version,
     version_from_release,
 )
-from plurum.spec.fields import Classes, Metadata, Sha256, Text, read_metadata, write_metadata
+from plurum.spec.fields import Classes, Metadata, Sha256, Text, name_from_file, read_metadata, write_metadata
 from plurum.spec.members import IMAGE, INPUT_PIXELS, LOGITS, NOVELTY, ImageSpec, Member, Scores
 from plurum.spec.outliers import OutlierRule
 
@@ -37,10 +38,14 @@ __all__ = [
     "NOVELTY",
     "RESERVED_NAMES",
     "Baseline",
+    "CascadeCost",
+    "CascadePromise",
+    "CascadeRule",
     "ClassPromise",
     "Classes",
     "Conformal",
     "DecisionPromise",
+    "EarlyStage",
     "Ensemble",
     "FittedOn",
     "ImageSpec",
@@ -57,6 +62,7 @@ __all__ = [
     "SiteCalibration",
     "Text",
     "Voting",
+    "name_from_file",
     "read_ensemble",
     "read_member",
     "read_metadata",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from plurum.conventions import PatientRule
+from plurum.spec.cascade import CascadeRule
 from plurum.spec.decisions import Conformal, OperatingPoint, Review, ReviewPromise, Voting
 from plurum.spec.fields import Classes, Metadata, Name, Positive, Sha256, Share, Text, read_metadata
 from plurum.spec.members import ImageSpec, Member, Scores
@@ -100,7 +101,7 @@ class Baseline(Metadata):
 
 
 # Keys of ensemble.json that version 1 lacks.
-_NEWER = ("operating_point", "promise", "audit_rate", "site", "outliers")
+_NEWER = ("operating_point", "promise", "audit_rate", "site", "outliers", "cascade")
 
 
 class Ensemble(Metadata):
@@ -110,7 +111,7 @@ class Ensemble(Metadata):
         version: Version of this format: 2 with keys that version 1 lacks, such as an operating point, else 1.
         name: Name in metrics and reports.
         classes: Class names, in the order of the outputs.
-        image: Image spec of all members.
+        image: Image spec by which images are decoded. Members may have another size, mean and std.
         members: Members in the order of `voting.weights` and of `MEMBER_PROBABILITIES`; `checkpoint` is relative to the
             member's own folder, `members/NAME`.
         voting: Vote of the members.
@@ -129,6 +130,8 @@ class Ensemble(Metadata):
         site: Site that temperature, prior ratio, sets and review were calibrated on; None if only on validation images.
             Then `scores` are empty, and `baseline` is of the site's images. Absent in files if None.
         outliers: Test for images that are unlike the reference images; None tests none. Absent in files if None.
+        cascade: Stages at which images leave before all members have run; None runs all members for each image. Absent
+            in files if None.
     """
 
     version: Literal[1, 2] = 1
@@ -148,6 +151,7 @@ class Ensemble(Metadata):
     audit_rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     site: SiteCalibration | None = None
     outliers: OutlierRule | None = None
+    cascade: CascadeRule | None = None
 
     @model_serializer(mode="wrap")
     def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -173,6 +177,10 @@ class Ensemble(Metadata):
         """Return the ensemble with another outlier test, or without one."""
         return self._with(outliers=outliers)
 
+    def with_cascade(self, cascade: CascadeRule | None) -> Ensemble:
+        """Return the ensemble with another cascade, or without one."""
+        return self._with(cascade=cascade)
+
     def _with(self, **newer: Metadata | None) -> Ensemble:
         """Return the ensemble with other values of keys that version 1 lacks."""
         values = {name: getattr(self, name) for name in _NEWER} | newer
@@ -187,8 +195,10 @@ class Ensemble(Metadata):
         if reserved := RESERVED_NAMES.intersection(names):
             raise ValueError(f"member name {min(reserved)!r} is reserved in model repositories")
         for member in self.members:
-            if member.classes != self.classes or member.image != self.image:
-                raise ValueError(f"classes or image spec of member {member.name!r} differ from the ensemble's")
+            if member.classes != self.classes or not member.image.is_decoded_like(self.image):
+                raise ValueError(
+                    f"classes, colour, resize rule or window of member {member.name!r} differ from the ensemble's"
+                )
         if len(self.voting.weights) != len(self.members):
             raise ValueError(f"{len(self.voting.weights)} weights for {len(self.members)} members")
         self._check_shapes()
@@ -199,7 +209,22 @@ class Ensemble(Metadata):
         self._check_promise()
         if self.outliers is not None and len(self.outliers.members) != len(self.members):
             raise ValueError(f"outliers: {len(self.outliers.members)} members for {len(self.members)} of the ensemble")
+        self._check_cascade()
         return self
+
+    def _check_cascade(self) -> None:
+        """Check that the cascade matches the members and the classes."""
+        if self.cascade is None:
+            return
+        if self.voting.mode != "soft":
+            raise ValueError(f"cascade: expected a vote with mode soft, got {self.voting.mode}")
+        if len(self.cascade.order) != len(self.members):
+            raise ValueError(f"cascade: {len(self.cascade.order)} members for {len(self.members)} of the ensemble")
+        for stage in self.cascade.stages:
+            quantiles = None if stage.conformal is None else stage.conformal.quantiles
+            for name, values in (("quantiles", quantiles), ("prior ratios", stage.voting.prior_ratio)):
+                if values is not None and len(values) != len(self.classes):
+                    raise ValueError(f"cascade: {len(values)} {name} for {len(self.classes)} classes")
 
     def _check_point(self) -> None:
         """Check the operating point, and that the file's version covers its keys."""

@@ -22,6 +22,7 @@ __all__ = [
     "Sha256",
     "Share",
     "Text",
+    "name_from_file",
     "read_metadata",
     "write_metadata",
 ]
@@ -32,6 +33,11 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def name_from_file(file: str) -> str:
+    """Return a member's name from its file's: without suffix, with only the characters that a name may have."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", Path(file).name.rsplit(".", 1)[0]).lstrip("_.-")[:100] or "member"
 
 
 def _moderate(value: float) -> float:

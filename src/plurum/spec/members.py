@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, FiniteFloat, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from plurum.conventions import ResizeRule
 from plurum.spec.fields import Classes, Metadata, Name, Sha256, Share, Text
@@ -50,6 +50,10 @@ class ImageSpec(Metadata):
         values: dict[str, Any] = serialise(self)
         return {name: value for name, value in values.items() if name != "window" or value is not None}
 
+    def is_decoded_like(self, other: ImageSpec) -> bool:
+        """Return True if images are decoded by one rule for both: members may differ in size, mean and std."""
+        return (self.colour, self.resize, self.window) == (other.colour, other.resize, other.window)
+
     @property
     def resizing(self) -> dict[str, Any]:
         """Keyword arguments of `plurum.images.pixels_from_image`."""
@@ -81,11 +85,16 @@ class Member(Metadata):
     Attributes:
         version: Version of this format.
         name: Name of the member, used for its folder, its Triton model and its metric label.
-        arch: Architecture for `timm.create_model`.
-        checkpoint: File with the weights (safetensors), relative to `member.json`.
+        format: Kind of the checkpoint: weights of a timm architecture (safetensors), or an ONNX graph, IMAGES → LOGITS.
+            Absent in files if `timm`.
+        arch: Architecture for `timm.create_model`; for an ONNX graph, its origin in words.
+        model_args: Other arguments for `timm.create_model`, if the weights come from a model that was made with some.
+            Absent in files if there are none.
+        checkpoint: File with the weights or the graph, relative to `member.json`.
         sha256: SHA-256 of the checkpoint.
         classes: Class names, in the order of the outputs.
-        image: Image spec of the training.
+        image: Image spec of the training. Its size, mean and std may differ from those that a server decodes with; the
+            graph resizes and normalises.
         parameters: Number of weights.
         seed: Random seed of the training.
         precision: Arithmetic of the training.
@@ -96,7 +105,9 @@ class Member(Metadata):
 
     version: Literal[1] = 1
     name: Name
+    format: Literal["timm", "onnx"] = "timm"
     arch: Text
+    model_args: dict[str, JsonValue] = Field(default_factory=dict)
     checkpoint: Text = "checkpoint.safetensors"
     sha256: Sha256
     classes: Classes
@@ -107,3 +118,13 @@ class Member(Metadata):
     epochs: Annotated[int, Field(ge=1)] | None = None
     best_epoch: Annotated[int, Field(ge=1)] | None = None
     validation: Scores | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the format of timm members and empty arguments, so that older versions of Plurum read the file."""
+        values: dict[str, Any] = serialise(self)
+        if self.format == "timm":
+            del values["format"]
+        if not self.model_args:
+            del values["model_args"]
+        return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -36,8 +37,9 @@ class OutlierRule(Metadata):
         counts: For each reference image, 1 divided by the number of reference images of its patient; None if each
             patient has one image.
         patients: Number of patients of the reference images; an image of an unknown patient counts as one.
-        split: Part of the data that the reference images are from. Detectors and weights are fitted on validation
-            images, so that a p-value from them is an estimate.
+        split: Part of the data that the reference images are from; `site` for those of the site that the vote was
+            calibrated on. Detectors and weights are fitted on validation images, so that a p-value from them is an
+            estimate.
     """
 
     alpha: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
@@ -47,7 +49,7 @@ class OutlierRule(Metadata):
     reference: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
     counts: tuple[_Weight, ...] | None = None
     patients: Annotated[int, Field(ge=1)]
-    split: Literal["calibration", "validation"]
+    split: Literal["calibration", "validation", "site"]
 
     def with_reference(self, scores: npt.ArrayLike, groups: npt.ArrayLike) -> OutlierRule:
         """Return the rule with another reference.
@@ -68,6 +70,22 @@ class OutlierRule(Metadata):
         counts = None if sizes.max() == 1 else (1 / sizes)[patient_of][order].tolist()
         found = {"reference": rounded[order].tolist(), "counts": counts, "patients": len(sizes)}
         return OutlierRule.model_validate(self.model_dump() | found)
+
+    def of_members(self, members: Sequence[int], alpha: float) -> OutlierRule | None:
+        """Return the rule of some members in this order, with equal weights; None if none of them has a detector.
+
+        The rule needs a reference of its own: see `with_reference`.
+        """
+        detecting = tuple(self.members[member] for member in members)
+        if not any(detecting):
+            return None
+        parts = {
+            "alpha": alpha,
+            "members": detecting,
+            "detectors": tuple(self.detectors[member] for member in members),
+            "weights": tuple(has / sum(detecting) for has in detecting),
+        }
+        return OutlierRule.model_validate({**self.model_dump(), **parts})
 
     @model_validator(mode="after")
     def _parts_agree(self) -> OutlierRule:

@@ -10,6 +10,7 @@ entropies are in nats.
 
 from __future__ import annotations
 
+from .cascades import Cascade, CascadeStage, CascadeVerdict, cascade_from_ensemble, decide_cascade, merge_verdicts
 from .decisions import (
     REVIEW_CONFIDENCE,
     REVIEW_OUTLIER,
@@ -47,17 +48,23 @@ __all__ = [
     "REVIEW_OUTLIER",
     "REVIEW_REASONS",
     "REVIEW_SET",
+    "Cascade",
+    "CascadeStage",
+    "CascadeVerdict",
     "DecisionPoint",
     "OutlierTest",
     "Verdict",
     "VotingMode",
     "VotingRule",
+    "cascade_from_ensemble",
     "decide",
     "decide_at",
+    "decide_cascade",
     "decide_groups",
     "decide_members",
     "entropy",
     "hard_vote",
+    "merge_verdicts",
     "mutual_information",
     "needs_review_at",
     "outlier_test_from_ensemble",

@@ -62,7 +62,7 @@ def test_a_prediction_has_a_number_for_every_name(
         assert tuple(prediction.std) == ensemble.classes
         assert tuple(prediction.member_probabilities) == tuple(member.name for member in ensemble.members)
         # By the rule that the members' votes went through: weights 0.7 and 0.3, before the temperature.
-        first, second = prediction.member_probabilities.values()
+        first, second = (one or {} for one in prediction.member_probabilities.values())
         mean = {name: 0.7 * first[name] + 0.3 * second[name] for name in ensemble.classes}
         assert max(mean, key=mean.__getitem__) == prediction.label
         assert prediction.review == (

@@ -64,7 +64,8 @@ def test_page_shows_the_predictions_of_the_server(desk: Desk, truth: dict[str, P
         votes = [row.text.split() for row in card.find_elements("css selector", ".members tr")]
         assert [vote[0] for vote in votes] == list(expected.member_probabilities)
         for vote, probabilities in zip(votes, expected.member_probabilities.values(), strict=True):
-            assert vote[1] == max(probabilities, key=lambda name: probabilities[name])
+            assert probabilities is not None
+            assert vote[1] == max(probabilities, key=probabilities.__getitem__)
             assert ("differs" in vote) == (vote[1] != expected.label)
         picture = card.find_element("css selector", ".picture")
         assert tab.until(partial(picture.get_property, "naturalWidth")) == 320

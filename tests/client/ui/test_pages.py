@@ -253,6 +253,19 @@ def test_a_review_of_an_outlier_says_so(page: RunningPage, reasons: tuple[str, .
     assert ("<dt>Outlier</dt><dd><b>0.004</b>" in text) == (reasons is not None)
 
 
+def test_an_image_that_a_cascade_settled_says_how_many_members_ran(page: RunningPage) -> None:
+    of = prediction()
+    left = replace(of, members_used=("two",), member_probabilities=of.member_probabilities | {"one": None})
+    for number, (answer, says) in enumerate(
+        ((left, True), (replace(of, members_used=("one", "two")), False), (of, False))
+    ):
+        sha256 = page.store.add(png(20 + number), "a.png", answer)
+        text = page.send("GET", f"/review/{sha256}").text
+        assert ("1 of 2 members ran" in text) == says
+        assert ('<th scope="row">one</th>' in text) != says
+        page.store.delete(sha256)
+
+
 def test_probabilities_are_not_rounded_to_certainty() -> None:
     assert [percentage(value) for value in (0.0, 1e-9, 0.1234, 0.99949, 0.9999, 1.0)] == [
         "0.0%",

@@ -161,8 +161,12 @@ def test_a_failing_request_does_not_affect_others(server: Server) -> None:
             CONFIG + 'parameters { key: "INFERENCE_NUM_THREADS" value { string_value: "two" } }',
             "INFERENCE_NUM_THREADS: expected a number, got 'two'",
         ),
+        (
+            CONFIG + 'parameters { key: "threads_alone" value { string_value: "two" } }',
+            "threads_alone: expected a number, got 'two'",
+        ),
     ],
-    ids=["output", "file", "threads"],
+    ids=["output", "file", "threads", "threads alone"],
 )
 def test_models_that_cannot_be_served_name_the_reason(tmp_path: Path, config: str, reason: str) -> None:
     write_model(tmp_path, "model", config)

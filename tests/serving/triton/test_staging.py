@@ -109,6 +109,32 @@ def test_stated_threads_are_kept(tmp_path: Path) -> None:
     assert filled(tmp_path, config, 4) == (1, "3")
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "cores", "expected"),
+    [
+        ("fused", "", 2, "2"),
+        ("fused", "", 9, "8"),
+        ("fused", "", 1, None),
+        # An instance that computes alone takes what the config allots to all of them.
+        (
+            "fused",
+            'instance_group { count: 2 } parameters { key: "intra_op_thread_count" value { string_value: "3" } }',
+            16,
+            "6",
+        ),
+        ("fused", "instance_group { count: 1 }", 8, None),
+        ("member", "", 8, None),
+    ],
+)
+def test_a_fused_graphs_instance_may_use_the_threads_of_all(
+    tmp_path: Path, name: str, config: str, cores: int, expected: str | None
+) -> None:
+    write_model(tmp_path / "repository", name, f'backend: "onnxruntime" {config}')
+    (written,) = stage(tmp_path / "repository", tmp_path / "staged", cores, cpu_only=True)
+    parameters = {key: one.string_value for key, one in written.parameters.items()}
+    assert parameters.get("threads_alone") == expected
+
+
 def test_on_a_gpu_triton_places_members(tmp_path: Path) -> None:
     assert filled(tmp_path, 'backend: "onnxruntime"', 8, cpu_only=False) == (0, "")
 

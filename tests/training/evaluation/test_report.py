@@ -13,19 +13,14 @@ import pytest
 from PIL import Image
 
 from plurum.errors import OutputError
+from plurum.sentences import figure_text, percent_text
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import Review
 from plurum.training.evaluation.evaluate import EvaluationSubject, SplitPredictions, evaluate_predictions
 from plurum.training.evaluation.plots import plots_from_evaluation
 from plurum.training.evaluation.report import REPORT_FILES, csv_from_evaluation, html_from_evaluation, write_report
 from plurum.training.statistics.results import Estimate, Evaluation
-from plurum.training.statistics.wording import (
-    difference_text,
-    figure_text,
-    percent_text,
-    significant_change,
-    verdict_lines,
-)
+from plurum.training.statistics.wording import difference_text, significant_change, verdict_lines
 from plurum.voting import VotingRule, decide, softmax
 from tests.training.evaluation.html_page import Page
 

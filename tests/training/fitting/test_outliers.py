@@ -9,15 +9,17 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from timm.models import ByobNet, ResNet
 
 from plurum.detectors import FeatureModel, read_detector
-from plurum.errors import NoFeaturesError
+from plurum.errors import NoFeaturesError, SettingsError
 from plurum.files import sha256_of
 from plurum.models import model_from_checkpoint, normalise
 from plurum.predictions.arrays import Floats
 from plurum.run import Run
 from plurum.spec import Member, OutlierRule
 from plurum.training import FitReport, FitSettings, fit_report
+from plurum.training.fitting import fit
 from plurum.training.fitting.outliers import least_alpha, outlier_lines
 from plurum.training.inference import features
 from plurum.training.inference.ensembles import ensemble_from_run
@@ -109,6 +111,38 @@ def test_images_of_one_patient_share_a_count_of_1(run: Run) -> None:
     assert rule.counts is not None
     assert sum(rule.counts) == pytest.approx(rule.patients)
     assert max(rule.counts) < 1
+
+
+def test_a_member_sees_each_test_image_once(run: Run) -> None:
+    """Validation images are seen again by the detectors, because the vote selects the members first."""
+    seen = list[int]()
+
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _: object) -> None:
+        if isinstance(module, ResNet | ByobNet):
+            seen.append(len(inputs[0]))
+
+    hook = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
+        fit_report(run.path, SETTINGS)
+    finally:
+        hook.remove()
+    train, validation, test = (len(run.table().rows(split)) for split in ("train", "validation", "test"))
+    assert sum(seen) == 2 * (train + 2 * validation + test)
+
+
+def test_a_refused_fit_leaves_the_files_of_the_last_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal comes after the detectors are fitted."""
+    fit_report(run.path, SETTINGS)
+    files = [run.ensemble_file, *(run.detector(member.name) for member in run.members())]
+    changed = [path.stat().st_mtime_ns for path in files]
+
+    def refuse(*_: object) -> None:
+        raise SettingsError("--sensitivity: not reachable")
+
+    monkeypatch.setattr(fit, "fit_sets_and_review", refuse)
+    with pytest.raises(SettingsError, match="not reachable"):
+        fit_report(run.path, SETTINGS)
+    assert [path.stat().st_mtime_ns for path in files] == changed
 
 
 def test_a_second_fit_gives_the_same_files(run: Run) -> None:

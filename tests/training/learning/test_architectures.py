@@ -24,7 +24,6 @@ SMALL = ImageSpec(height=32, width=32, mean=(0, 0, 0), std=(1, 1, 1))
         ("resnet19", r"timm has no architecture 'resnet19'; did you mean .*resnet18"),
         ("ResNet18", r"'ResNet18'; did you mean resnet18,"),
         ("densenet", r"'densenet'; this is a family of architectures: densenet121, "),
-        ("hf-hub:someone/model", r"timm has no architecture 'hf-hub:someone/model'"),
         ("qqqqqqqqq", r"timm.list_models\(\) lists all"),
         ("resnet18.nobody_in1k", r"no weights 'resnet18.nobody_in1k'.*resnet18.a1_in1k"),
     ],

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from plurum.cli.evaluate import _print as print_judgement
+from plurum.sentences import percent_text
 from plurum.settings.training import EvaluationSettings
 from plurum.spec import PatientRule, Review
 from plurum.training.evaluation.evaluate import EvaluationSubject, SplitPredictions, evaluate_predictions
 from plurum.training.statistics.metrics import METRICS
 from plurum.training.statistics.results import Evaluation
-from plurum.training.statistics.wording import percent_text
 from plurum.voting import VotingRule, decide, softmax
 
 CLASSES = ("CE", "LAA", "other")

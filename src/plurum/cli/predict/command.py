@@ -7,26 +7,27 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from plurum.cli.options import OverHttp, PatientOptions, ServerUrls, patient_names, with_options
-from plurum.cli.predict.slides import journal_settings, slide_stream
+from plurum.cli.predict import reports as dicom_reports
+from plurum.cli.predict import slides as slide_options
 from plurum.cli.streams import show_table
 from plurum.conventions import PatientRule
-from plurum.settings.client import SlideOptions
+from plurum.settings.client import ReportOptions, SlideOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
     from plurum.client import Answer, Served
-    from plurum.client.bulk.bulk_run import BulkRun
+    from plurum.client.bulk.bulk_run import BulkRun, PredictionSource
     from plurum.client.bulk.journal import EarlierResults
     from plurum.client.bulk.listing import Listing
-    from plurum.client.slides.slide_stream import SlideStream
     from plurum.progress_rate import ProgressRate
 
 __all__ = ["predict"]
@@ -47,6 +48,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
         ),
     ],
     slides: SlideOptions,
+    reports: ReportOptions,
     dicom_patients: PatientOptions,
     url: ServerUrls = None,
     http: OverHttp = False,
@@ -87,6 +89,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
         int | None, typer.Option(min=1, help="Images per request.", show_default="adapted to the server's speed")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Largest number of requests in flight.")] = 6,
+    full: Annotated[bool, typer.Option("--full", help="Run all members of a cascade for each image.")] = False,
     timeout: Annotated[
         float,
         typer.Option(
@@ -116,6 +119,8 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
 
       plurum predict slide.tif --slides out/ --tile-size 512 --microns-per-pixel 0.5
 
+      plurum predict scans/ --sr reports/ --url https://gateway:8080
+
       plurum predict scans/ --review-only
 
       plurum predict scans/ --json --url 127.0.0.1:9001 | jq -r 'select(.review) | .path'
@@ -129,13 +134,23 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     console = Console(stderr=True)
     listing = listing_from_names(paths, sys.stdin.buffer, patient_names(dicom_patients))
     _check_files(out, patients, listing)
+    dicom_reports.check_reports(reports, listing, paths)
     with ExitStack() as stack:
-        client = EnsembleClient(url or None, "http" if http else None, concurrency=concurrency, timeout_s=timeout)
+        client = EnsembleClient(
+            url or None, "http" if http else None, concurrency=concurrency, timeout_s=timeout, full=full
+        )
         stack.enter_context(client)
-        stream = slide_stream(client, slides, patient_rule, lambda text: _line(console, text))
-        settings = journal_settings(slides, patient_rule)
+        tell = partial(_line, console)
+        slide_stream = slide_options.slide_stream(client, slides, patient_rule, tell)
+        stream = dicom_reports.report_stream(slide_stream, client.served, reports, listing, tell)
+        settings = (
+            slide_options.journal_settings(slides, patient_rule)
+            | dicom_reports.journal_settings(reports)
+            | ({"full": True} if full else {})
+        )
         bulk_run = _bulk_run(stack, client.served, listing, out, settings, fresh=fresh, rule=patient_rule)
         if bulk_run.journal:
+            dicom_reports.check_resumed(reports, bulk_run.journal.found)
             _report_resumed(bulk_run.journal.found, len(listing), console)
         for line in decision_lines(client.served):
             _line(console, line)
@@ -182,7 +197,8 @@ def _bulk_run(
     totals = BulkTotals(PatientPool(served.classes, rule or served.patient_rule or "mean", served.point))
     if out is None:
         return BulkRun(listing, totals)
-    columns = columns_of_images(served.classes, has_audit=served.has_audit, has_outliers=served.has_outliers)
+    has = {name: getattr(served, name) for name in ("has_audit", "has_outliers", "has_cascade")}
+    columns = columns_of_images(served.classes, **has)
     form = format_from_path(out, columns)
     settings = {"classes": served.classes, "ensemble": served.metadata_sha256, "format": out.suffix.lower()} | settings
     journal = stack.enter_context(Journal(out, listing, settings, fresh=fresh))
@@ -200,7 +216,7 @@ def _report_resumed(found: EarlierResults, total: int, console: Console) -> None
 
 
 def _predict(
-    bulk_run: BulkRun, stream: SlideStream, batch_size: int | None, output: _PredictionOutput, console: Console
+    bulk_run: BulkRun, stream: PredictionSource, batch_size: int | None, output: _PredictionOutput, console: Console
 ) -> None:
     """Send all requests, and show the predictions."""
     from plurum.client import Failure
@@ -222,7 +238,7 @@ def _predict(
 
 
 def _with_progress(
-    bulk_run: BulkRun, stream: SlideStream, batch_size: int | None, console: Console
+    bulk_run: BulkRun, stream: PredictionSource, batch_size: int | None, console: Console
 ) -> Iterator[tuple[str, Answer]]:
     """Yield the predictions while showing a progress bar or, without a terminal, progress lines."""
     from rich.progress import BarColumn, Progress, TextColumn

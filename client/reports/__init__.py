@@ -1,0 +1,1 @@
+"""Results as DICOM objects: structured reports, and pictures of heat maps."""

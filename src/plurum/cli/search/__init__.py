@@ -1,0 +1,1 @@
+"""`plurum search`: search for the settings of a training."""

@@ -1,0 +1,187 @@
+"""A served cascade answers as the reference does, row by row, by every library, protocol and public model."""
+
+from __future__ import annotations
+
+import io
+import json
+import queue
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from PIL import Image
+from tritonclient.utils import InferenceServerException
+
+from plurum.client import EnsembleClient, Prediction
+from plurum.export import repository_from_onnx
+from plurum.predictions.arrays import Bytes
+from plurum.predictions.outputs import OUTPUTS
+from plurum.serving import Server
+from plurum.serving.triton.probe import Probe, ProbeError
+from plurum.voting import CascadeVerdict
+from tests.cascades.linear_cascade import CLASSES, ENSEMBLES, PIXELS, expected_verdict, write_members
+from tests.serving.gateway.gateways import gateway, wait_until_ready
+from tests.serving.servers import FREE
+from tests.serving.voter_counts import wait_for_counts
+
+pytestmark = pytest.mark.triton
+ENSEMBLE = ENSEMBLES["three stages with detectors"]
+MEMBERS = [member.name for member in ENSEMBLE.members]
+MODELS = ("ensemble_pixels", "ensemble_fused")
+# Images of which each leaves at another stage.
+STAGES = expected_verdict(ENSEMBLE, PIXELS).stage
+MIXED = PIXELS[[int(np.flatnonzero(one == STAGES)[0]) for one in (2, 0, 1, 0)]]
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("cascade")
+    broken = np.array([True, False, False])
+    # The first member, which runs last, is broken for images that are almost white.
+    repository_from_onnx(ENSEMBLE, write_members(folder, ENSEMBLE, broken), folder / "repository", 8)
+    config = folder / "repository" / "fused" / "config.pbtxt"
+    text = config.read_text(encoding="utf-8").replace('backend: "onnxruntime"', f'backend: "{request.param}"')
+    batching = "dynamic_batching {\n  preferred_batch_size: 4\n  max_queue_delay_microseconds: 300000\n}"
+    config.write_text(text.replace("dynamic_batching {\n}", batching), encoding="utf-8")
+    with Server(folder / "repository", FREE) as server:
+        yield server
+
+
+def request_of(pixels: Bytes) -> Any:
+    values = np.ascontiguousarray(pixels)
+    tensor = tritonclient.grpc.InferInput("PIXELS", list(values.shape), "UINT8")
+    tensor.set_data_from_numpy(values)
+    return tensor
+
+
+def check(found: Any, expected: CascadeVerdict, rows: slice = slice(None)) -> None:
+    """Compare a response of Triton with the reference for its images."""
+    values = vars(expected.verdict) | {"members_used": expected.members_used}
+    values["label"] = np.array([name.encode() for name in CLASSES], dtype=np.object_)[expected.verdict.label]
+    for name, one in OUTPUTS.items():
+        if name == "AUDIT":
+            continue
+        received, wanted = found.as_numpy(name), values[one.field][rows]
+        received = received[:, 0] if one.is_scalar else received
+        if one.datatype == "FP32":
+            np.testing.assert_allclose(received, wanted, atol=1e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(received, wanted, err_msg=name)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_answers_equal_the_reference(server: Server, model: str, size: int) -> None:
+    expected = expected_verdict(ENSEMBLE, PIXELS)
+    with tritonclient.grpc.InferenceServerClient(server.urls.grpc) as client:
+        for at in range(0, 24, size):
+            rows = slice(at, at + size)
+            check(client.infer(model, [request_of(PIXELS[rows])]), expected, rows)
+
+
+def test_requests_that_run_together_are_answered_alone(server: Server) -> None:
+    """One of four asks for all members, and another breaks a member that only images in doubt reach."""
+    white = np.full((1, 8, 8, 3), 255, np.uint8)
+    images = [MIXED[:1], MIXED[1:2], MIXED[1:2], white]
+    arrived: queue.Queue[tuple[int, Any]] = queue.Queue()
+    with tritonclient.grpc.InferenceServerClient(server.urls.grpc) as client:
+        for index, image in enumerate(images):
+            parameters = {"full": True} if index in {2, 3} else {}
+
+            def answered(result: Any, error: Any, index: int = index) -> None:
+                arrived.put((index, error or result))
+
+            client.async_infer("ensemble_pixels", [request_of(image)], answered, parameters=parameters)
+        answers = dict(arrived.get(timeout=20) for _ in images)
+    check(answers[0], expected_verdict(ENSEMBLE, images[0]))
+    check(answers[1], expected_verdict(ENSEMBLE, images[1]))
+    check(answers[2], expected_verdict(ENSEMBLE, images[2], full=True))
+    assert answers[1].as_numpy("MEMBERS_USED").tolist() == [[False, True, False]]
+    assert answers[2].as_numpy("MEMBERS_USED").all()
+    assert isinstance(answers[3], InferenceServerException)
+    assert "no vote: NaN from one" in str(answers[3])
+
+
+def test_full_must_be_a_boolean(server: Server) -> None:
+    with (
+        tritonclient.grpc.InferenceServerClient(server.urls.grpc) as client,
+        pytest.raises(InferenceServerException, match="full: expected true or false, got 'yes'"),
+    ):
+        client.infer("ensemble_pixels", [request_of(MIXED[:1])], parameters={"full": "yes"})
+
+
+def test_a_probe_runs_all_members(server: Server) -> None:
+    probe = Probe(server.urls.http, ENSEMBLE, ["ensemble", *MODELS])
+    for model in MODELS:
+        found = probe.predict(model, MIXED, 20.0)
+        np.testing.assert_allclose(found, expected_verdict(ENSEMBLE, MIXED, full=True).verdict.probabilities, atol=1e-5)
+    # The first member is broken for white images, and runs last.
+    white = np.full((1, 8, 8, 3), 255, np.uint8)
+    with pytest.raises(ProbeError, match="no vote: NaN from one"):
+        probe.predict("ensemble_fused", white, 20.0)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_clients_name_the_members_that_ran(server: Server, protocol: Any) -> None:
+    expected = expected_verdict(ENSEMBLE, MIXED)
+    with EnsembleClient(getattr(server.urls, protocol), protocol) as client:
+        assert client.served.has_cascade
+        found = client.predict(list(MIXED))
+    used = [tuple(np.array(MEMBERS)[row].tolist()) for row in expected.members_used]
+    assert [one.members_used for one in found] == used
+    for one in found:
+        ran = [name for name, values in one.member_probabilities.items() if values is not None]
+        assert tuple(ran) == one.members_used
+    leaving = next(one for one in found if len(one.members_used or ()) == 1)
+    assert json.loads(json.dumps(leaving.to_dict()))["member_probabilities"]["one"] is None
+    assert Prediction.from_dict(leaving.to_dict()) == leaving
+    with EnsembleClient(getattr(server.urls, protocol), protocol, full=True) as client:
+        assert {one.members_used for one in client.predict(list(MIXED))} == {tuple(MEMBERS)}
+
+
+def test_settled_predictions_are_counted_by_stage(server: Server) -> None:
+    def counted() -> dict[str, float]:
+        samples = wait_for_counts(server.urls.metrics)
+        found = {name: value for name, value in samples.items() if name.startswith("plurum_settled_total{")}
+        return {
+            stage: sum(value for name, value in found.items() if f'stage="{stage}"' in name)
+            for stage in ("1", "2", "3")
+        }
+
+    before = counted()
+    with tritonclient.grpc.InferenceServerClient(server.urls.grpc) as client:
+        client.infer("ensemble_pixels", [request_of(MIXED)])
+        client.infer("ensemble_pixels", [request_of(MIXED[:2])], parameters={"full": True})
+        client.infer("ensemble_pixels", [request_of(MIXED)], request_id="plurum-probe")
+    after = counted()
+    assert {stage: after[stage] - before[stage] for stage in after} == {"1": 2, "2": 1, "3": 3}
+
+
+def test_the_gateway_answers_alike(server: Server) -> None:
+    expected = expected_verdict(ENSEMBLE, MIXED)
+    files = []
+    for pixels in MIXED:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        files.append(file.getvalue())
+    with gateway(server.urls.grpc) as one:
+        wait_until_ready(one)
+        with EnsembleClient(one.http) as client:
+            found = client.predict(list(MIXED))
+            assert client.served.has_cascade
+        with EnsembleClient(one.http, full=True) as client:
+            assert {answer.members_used for answer in client.predict(list(MIXED))} == {tuple(MEMBERS)}
+        plain = [one.predict(file).json for file in files]
+        assert one.send("POST", "/predict?full=true", files[1]).json["members_used"] == MEMBERS
+        refused = one.send("POST", "/predict?full=yes", files[1])
+    for answer, stated, label, used in zip(
+        found, plain, expected.verdict.label, expected.members_used.tolist(), strict=True
+    ):
+        ran = [name for name, has in zip(MEMBERS, used, strict=True) if has]
+        assert (answer.label, answer.members_used) == (CLASSES[label], tuple(ran))
+        assert (stated["label"], stated["members_used"]) == (CLASSES[label], ran)
+        assert [name for name, values in stated["member_probabilities"].items() if values is not None] == ran
+    assert refused.status == 400
+    assert "full: expected true or false, got 'yes'" in refused.json["error"]

@@ -1,0 +1,1 @@
+"""Members from elsewhere: any PyTorch module, and ONNX files."""
