@@ -12,6 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from plurum.benchmarks.claims.images.dicom import pydicom_files
+from plurum.dicom_files import PatientNames
 from plurum.errors import DataError
 from plurum.images.windows import WindowRule, window_from_range
 from plurum.run import Run
@@ -22,7 +24,7 @@ from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.store import store_data
 from plurum.training.data.window_fit import fit_window
 from tests.cli.command_line import CommandLine
-from tests.images.dicom_files import dicom
+from tests.images.dicom_files import dicom, pydicom
 from tests.images.image_files import encoded
 
 Values = npt.NDArray[Any]
@@ -132,6 +134,25 @@ def test_the_fitted_window_is_in_the_metadata_and_the_rule_in_the_settings(tmp_p
     assert stated == list(window or ())
     assert run.pixels().min() < 40
     assert run.pixels().max() > 215
+
+
+def test_a_ct_without_a_window_is_read_with_percentiles(tmp_path: Path) -> None:
+    (file,) = (path for path in pydicom_files() if path.name == "CT_small.dcm")
+    for number in range(12):
+        scan = pydicom.dcmread(file)
+        scan.PatientID = f"p{number}"
+        scan.PixelData = np.roll(scan.pixel_array, number, 0).tobytes()
+        path = tmp_path / "data" / CLASSES[number % 2] / f"{number}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scan.save_as(path)
+    source, names = str(tmp_path / "data"), PatientNames(tmp_path / "key")
+    assert all("Give --window" in one.fault for one in load_data(source, names=names).decode())
+    settings = settings_from(TrainSettings, archs=("a",), image_size=128, window="0%,100%")
+    run = Run(tmp_path / "run")
+    image = store_data(run, load_data(source, names=names, window=settings.window), settings).image
+    # Stored values are from 128 to 2,191, and the intercept is -1,024.
+    assert image.window == window_from_range(128 - 1024, 2191 - 1024)
+    assert (run.pixels().min(), run.pixels().max()) == (0, 255)
 
 
 def test_the_full_range_is_stored_by_name(tmp_path: Path) -> None:
