@@ -201,3 +201,45 @@ def test_signed_numbers_are_not_cut_into_tiles(tmp_path: Path) -> None:
     source = write(tmp_path, {name: np.full((64, 64), 1000, np.int16) for name in drawn()}, ".tif")
     data = load_data(str(source), tile_size=32, window="full")
     assert all("grey of 8 or 16 unsigned bits is cut into tiles" in one.fault for one in data.decode())
+
+
+def lesions(each: int, seed: int) -> dict[str, Values]:
+    """Return smooth images of 12-bit values, of which class CE has a striped square: 12 of 4,096 from dark to bright.
+
+    All values have the high byte 4, so that 8 bits of the full range show nothing.
+    """
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:32, 0:32] / 31 - 0.5
+    stripes = 12 * (np.arange(16) // 2 % 2)[:, None] - 6
+    found = {}
+    for name in CLASSES:
+        for number in range(each):
+            angle = random.uniform(0, 2 * np.pi)
+            values = 1145 + 140 * (np.cos(angle) * rows + np.sin(angle) * columns) + random.normal(0, 1, rows.shape)
+            if name == "CE":
+                top, left = random.integers(0, 17, 2)
+                values[top : top + 16, left : left + 16] += stripes
+            found[f"{name}/{number}"] = values.round().astype(np.uint16)
+    assert all((one >> 8 == 4).all() for one in found.values())
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_lesion_that_the_high_byte_hides_is_learnt_with_percentiles_only(
+    tmp_path: Path, plurum: CommandLine, seed: int
+) -> None:
+    source = write(tmp_path / "data", lesions(100, seed))
+    options = ("--arch", "resnet10t", "--epochs", 12, "--batch-size", 16, "--image-size", 32, "--learning-rate", "1e-3")
+    accuracies = {}
+    for name, rule in {"old": (), "new": ("--window", "0.1%,99.9%")}.items():
+        code, _, err = plurum.ended("train", source, *options, *rule, "--seed", seed, "--out", tmp_path / name)
+        assert code == 0, err
+        (member,) = tmp_path.glob(f"{name}/members/*/member.json")
+        accuracies[name] = json.loads(member.read_text())["validation"]["accuracy"]
+    window = Run(tmp_path / "new").data().image.window
+    assert isinstance(window, tuple)
+    # The lesion spans some 16 of 255 levels of the fitted range.
+    assert 4 < 12 * 255 / (window[1] - 1) < 20
+    assert accuracies["new"] > 0.9
+    assert accuracies["old"] < 0.7
