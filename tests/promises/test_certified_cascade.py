@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,11 +94,13 @@ def test_the_command_and_the_card_state_the_cascade(promised: Run, certified: Pa
 
 
 def test_a_refused_exit_writes_nothing(promised: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def with_other_labels(seen: StagedAnswers, new: list[StagedAnswers], target: CascadeTarget) -> CascadeTest:
+    def with_other_labels(
+        seen: StagedAnswers, new: list[StagedAnswers], target: CascadeTarget, more: Sequence[StagedAnswers]
+    ) -> CascadeTest:
         """Test a stage that is wrong about every image, and no review risk."""
         wrong = [replace(one, stage=replace(one.stage, label=1 - one.whole.label)) for one in new]
         certain = [replace(one, may_leave=np.ones_like(one.may_leave), labels=one.whole.label) for one in wrong]
-        return certify_cascade(seen, [replace(one, stage=sure(one)) for one in certain], target)
+        return certify_cascade(seen, [replace(one, stage=sure(one)) for one in certain], target, more)
 
     def sure(one: StagedAnswers):  # type: ignore[no-untyped-def]
         return replace(one.stage, probabilities=np.eye(2)[one.stage.label])
