@@ -32,6 +32,7 @@ from plurum.export.repository.agreement import (
 )
 from plurum.export.repository.cards.card_files import CARD_FILES
 from plurum.export.repository.configs import FUSED, stage_files
+from plurum.export.repository.decoders import decoder_command, missing_decoders
 from plurum.export.repository.findings import (
     interface_faults,
     load_faults,
@@ -43,7 +44,7 @@ from plurum.export.repository.findings import (
 from plurum.files import sha256_of
 from plurum.repository.listing import differences_from
 from plurum.repository.probes import PROBES_FILE
-from plurum.spec import Ensemble, Metadata, read_ensemble
+from plurum.spec import Ensemble, ImageSpec, Metadata, read_ensemble
 
 __all__ = ["Finding", "check_repository"]
 
@@ -171,6 +172,7 @@ def _plan_findings(repository: _LoadedRepository, published: PublishedGraph, mod
 def _repository_findings(repository: _LoadedRepository) -> Iterator[Finding]:
     path, ensemble = repository.path, repository.ensemble
     yield _finding("installation", "onnxruntime", _installation_faults())
+    yield from _decoder_findings(ensemble.image)
     yield from _file_findings(repository)
     graphs = {one.model: one.sha256 for one in repository.manifest.artefacts}
     members = [member.name for member in ensemble.members]
@@ -203,6 +205,19 @@ def _installation_faults() -> list[str]:
     if len(there) < len(flavours):
         return []
     return ["onnxruntime and onnxruntime-gpu share a folder, and both are installed; uninstall both, then install one"]
+
+
+def _decoder_findings(image: ImageSpec) -> Iterator[Finding]:
+    """Check the decoders of images in the Python of a Triton on PATH, as in NVIDIA's container."""
+    lacking = missing_decoders(image)
+    if lacking is None:
+        # Plurum installs Pillow, and pydicom if the user has it, beside the Triton of a wheel.
+        if image.window is not None:
+            detail = f"no tritonserver on PATH; in NVIDIA's container, first run: {decoder_command(image)}"
+            yield Finding(check="decoders", subject="preprocess", state="skipped", detail=detail)
+        return
+    faults = [f"Triton's Python can't decode all images for this repository; run: {lacking}"] if lacking else []
+    yield _finding("decoders", "preprocess", faults)
 
 
 def _file_findings(repository: _LoadedRepository) -> Iterator[Finding]:

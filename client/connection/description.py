@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError
 
 from plurum.client.connection.predictions import Served
-from plurum.images.windows import Window
+from plurum.images.windows import WindowRule
 from plurum.predictions.outputs import AUDIT, TESTED, USED
 from plurum.spec import IMAGE, ImageSpec, OperatingPoint, PatientRule, ReviewPromise
 from plurum.spec.fields import Metadata
@@ -76,7 +76,7 @@ def _sha256(metadata: dict[str, Any], text: str) -> str:
     return stated if isinstance(stated, str) and stated else hashlib.sha256(text.encode()).hexdigest()
 
 
-def _window(metadata: dict[str, Any]) -> Window | None:
+def _window(metadata: dict[str, Any]) -> WindowRule | None:
     image = _readable(metadata.get("image"), ImageSpec)
     return None if image is None else image.window
 

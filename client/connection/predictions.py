@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from plurum.images.windows import Window
+from plurum.images.windows import WindowRule
 from plurum.predictions.prediction import Prediction
 from plurum.spec import OperatingPoint, PatientRule, ReviewPromise
 from plurum.voting import DecisionPoint
@@ -36,7 +36,7 @@ class Served:
             one, if the server hides its config, or if this version of Plurum can't read it.
         promise: Limit on the review risk of new patients; None without one, if the server hides its config, or if this
             version of Plurum can't read it.
-        window: Centre and width of the window that the server applies to grey images of 16 bits and DICOM; None if it
+        window: Window, or `full`, that the server applies to grey images of more than 8 bits and DICOM; None if it
             applies none, or if it hides its config.
         name: Name of the ensemble; empty if the server hides its config, or is an older gateway.
     """
@@ -56,7 +56,7 @@ class Served:
     has_cascade: bool = False
     operating_point: OperatingPoint | None = None
     promise: ReviewPromise | None = None
-    window: Window | None = None
+    window: WindowRule | None = None
     name: str = ""
 
     @property

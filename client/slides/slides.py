@@ -98,7 +98,7 @@ def predict_slide(
     served = client.served
     with ExitStack() as stack:
         try:
-            slide = open_slide(path, stack)
+            slide = open_slide(path, stack, served.window)
             small, cell = thumbnail_from_slide(slide, _thumbnail_side(slide, settings, served))
             tiles = _tiles(slide, settings, served, (tissue_mask(small), cell))
             if not tiles.boxes:

@@ -9,7 +9,7 @@ from plurum.client.connection.asynchronous import AsyncEnsembleClient
 from plurum.client.connection.base_client import Urls
 from plurum.client.connection.predictions import Failure, Prediction, Served
 from plurum.errors import ImageError, ServerError
-from plurum.images.windows import Window
+from plurum.images.windows import WindowRule
 
 __all__ = ["Connection"]
 
@@ -55,7 +55,7 @@ class Connection:
         return served
 
     @property
-    def window(self) -> Window | None:
+    def window(self) -> WindowRule | None:
         """Window that the server applied when it was last described; None if it applies none, or is unknown."""
         return None if self._served is None else self._served.window
 

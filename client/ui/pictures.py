@@ -15,7 +15,7 @@ from PIL import Image
 from plurum.client.connection.predictions import Prediction
 from plurum.errors import ImageError
 from plurum.images import UnreadableImageError, open_image, structure_of, to_eight_bit
-from plurum.images.windows import Window
+from plurum.images.windows import WindowRule
 
 __all__ = ["Decoding", "RecentImage", "RecentImages", "decode_image", "picture_from_image"]
 
@@ -26,7 +26,7 @@ _LARGE_PIXELS = 8_000_000
 _ENLARGED_BELOW, _ENLARGED_TO = 160, 320
 
 
-def decode_image(data: bytes, window: Window | None = None) -> Image.Image:
+def decode_image(data: bytes, window: WindowRule | None = None) -> Image.Image:
     """Return an image upright and with 8 bits, by the same rule as a server that applies `window`.
 
     Raises:
@@ -38,7 +38,7 @@ def decode_image(data: bytes, window: Window | None = None) -> Image.Image:
         raise ImageError(str(error)) from error
 
 
-def picture_from_image(data: bytes, window: Window | None = None) -> tuple[bytes, str]:
+def picture_from_image(data: bytes, window: WindowRule | None = None) -> tuple[bytes, str]:
     """Return an image for display, upright and of moderate size, and its media type; `window` as for `decode_image`.
 
     Raises:

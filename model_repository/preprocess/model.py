@@ -26,10 +26,10 @@ import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
     from plurum import images
-    from plurum.images import decoder
+    from plurum.images import decoder, windows
 else:
     import images
-    from images import decoder
+    from images import decoder, windows
 
 # Maximum pixel visits of a request that is decoded here: some 50 ms of a core. A JPEG of 4 megapixels takes 6 million.
 _WORK_AT_ONCE = 8_000_000
@@ -48,8 +48,7 @@ class TritonPythonModel:
         image = json.loads((here / "ensemble.json").read_text(encoding="utf-8"))["image"]
         self.rule = images.resizing_from_spec(image)
         # Absent in files of older versions.
-        window = image.get("window")
-        self.window = None if window is None else (window[0], window[1])
+        self.window = windows.window_from_json(image.get("window"))
         self.deferred = _DeferredRequests(self.rule, self.window)
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -94,7 +93,7 @@ class _Request(NamedTuple):
 class _DeferredRequests:
     """Requests that wait for the decoding process, and the thread that passes them to it."""
 
-    def __init__(self, rule: dict[str, Any], window: tuple[float, float] | None) -> None:
+    def __init__(self, rule: dict[str, Any], window: windows.WindowRule | None) -> None:
         self._decoder = decoder.Decoder(rule, window=window)
         self._waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._lock = threading.Lock()

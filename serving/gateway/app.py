@@ -181,12 +181,12 @@ class _Gateway:
         return JSONResponse(described)
 
     async def config(self, request: Request) -> Response:
-        """Return the parts of a model's config that clients need: names, decisions, and the maximum batch size."""
+        """Return the parts of a config that clients need: names, decisions, image spec and maximum batch size."""
         name = _public(request)
         served = await self._served(self._deadline(request.headers), name)
         names = {"name": served.ensemble, "classes": served.classes, "metadata_sha256": served.metadata_sha256}
         members = {"members": [{"name": member} for member in served.members]}
-        parameters = {"contract": {"string_value": json.dumps(names | members | served.decision)}}
+        parameters = {"contract": {"string_value": json.dumps(names | members | served.shown)}}
         return JSONResponse({"name": name, "max_batch_size": served.max_batch_size, "parameters": parameters})
 
     async def model_ready(self, request: Request) -> Response:

@@ -46,7 +46,7 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
-_DECISION = ("patient_rule", "operating_point", "audit_rate", "promise")
+_SHOWN = ("patient_rule", "operating_point", "audit_rate", "promise", "image")
 # Time limit for metadata requests, which need no computing.
 _DESCRIBE_S = 2.0
 # Prefix of each tensor in a serialized request: the field's number, and the wire type of length-delimited bytes.
@@ -84,8 +84,8 @@ class ServedEnsemble:
         models: Metadata of the public models that are served, by name.
         has_cascade: True if not all members run for each image.
         metadata_sha256: SHA-256 of the ensemble's metadata, as Triton states them.
-        decision: Parts of the metadata about decisions: `patient_rule`, `operating_point`, `audit_rate` and `promise`,
-            where present.
+        shown: Parts of the metadata that clients show or apply: `patient_rule`, `operating_point`, `audit_rate`,
+            `promise`, and `image` for the page's display, where present.
     """
 
     ensemble: str
@@ -97,7 +97,7 @@ class ServedEnsemble:
     models: dict[str, Any]
     has_cascade: bool = False
     metadata_sha256: str = ""
-    decision: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, Any] = field(default_factory=dict)
 
 
 class TritonConnection:
@@ -148,7 +148,7 @@ class TritonConnection:
                 models=await self._models(),
                 has_cascade=metadata.get("cascade") is not None,
                 metadata_sha256=hashlib.sha256(text.encode()).hexdigest(),
-                decision={name: metadata[name] for name in _DECISION if metadata.get(name) is not None},
+                shown={name: metadata[name] for name in _SHOWN if metadata.get(name) is not None},
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the config of the model {ENSEMBLE!r} has no valid parameter 'contract'") from error

@@ -11,8 +11,9 @@ from pathlib import Path, PurePath
 from plurum.dicom_files import heading_from_file
 from plurum.errors import DataError
 from plurum.images.image_formats import IMAGE_SUFFIXES
+from plurum.images.nifti import NIFTI_SUFFIXES, NIFTI_TEXT
 
-__all__ = ["ImageTree", "files_below", "is_image_name", "is_leftover", "skipped_text"]
+__all__ = ["ImageTree", "files_below", "is_image_name", "is_leftover", "skipped_text", "suffix_of"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class ImageTree:
                 elif is_image_name(entry.name) or _is_dicom(entry):
                     yield prefix + entry.name
                 else:
-                    self.skipped[PurePath(entry.name).suffix.lower()] += 1
+                    self.skipped[suffix_of(entry.name)] += 1
             pending += reversed(folders)
 
     def _is_new(self, link: str) -> bool:
@@ -122,9 +123,15 @@ def is_leftover(name: str) -> bool:
     return name.startswith(".") or name in _LEFTOVERS
 
 
+def suffix_of(name: str) -> str:
+    """Return the extension of a file name in small letters: that of a NIfTI file may have two dots."""
+    return next((one for one in NIFTI_SUFFIXES if name.lower().endswith(one)), PurePath(name).suffix.lower())
+
+
 def skipped_text(skipped: Counter[str]) -> str:
-    """Return `ImageTree.skipped` as text, the most frequent first: `12 .nii, 3 .heic`."""
-    return ", ".join(f"{count:,} {what or 'without an extension'}" for what, count in skipped.most_common())
+    """Return `ImageTree.skipped` as text, the most frequent first: `12 .txt, 3 .heic`."""
+    text = ", ".join(f"{count:,} {what or 'without an extension'}" for what, count in skipped.most_common())
+    return f"{text} ({NIFTI_TEXT})" if any(skipped[suffix] for suffix in NIFTI_SUFFIXES) else text
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

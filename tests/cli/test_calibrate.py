@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from plurum.client.ui.corrections import COLUMNS
+from plurum.dicom_files import PatientNames
 from plurum.run import Run
 from plurum.settings.calibration import CalibrateSettings
 from plurum.spec import CascadeRule, Ensemble, read_ensemble, write_metadata
@@ -22,6 +23,7 @@ from plurum.training.calibration.site_images import decode_site_images, load_sit
 from plurum.training.inference.predictions import predict_ensemble
 from plurum.voting import Verdict, decide
 from tests.cli.command_line import CommandLine
+from tests.images.dicom_files import dicom
 from tests.sample_runs.decided_run import build_decided_run
 from tests.sample_runs.site_images import write_site
 
@@ -362,3 +364,20 @@ def test_an_export_serves_the_site(run: Run, north: Path, plurum: CommandLine) -
     fit_run(run.path, FitSettings(select="all", alpha=0.2, draws=100))
     refused = plurum.refused("export", run.path, "--site", "north")
     assert "got one of another fit" in refused
+
+
+def test_patients_of_dicom_images_are_named_with_the_key_of_the_training(
+    run: Run, tmp_path: Path, plurum: CommandLine
+) -> None:
+    for label in run.data().classes:
+        (tmp_path / "site" / label).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
+            (tmp_path / "site" / label / f"{number}.dcm").write_bytes(dicom(pixels, patient=f"{label}{number // 2}"))
+    names = PatientNames(tmp_path / "key")
+    table = load_site_images(str(tmp_path / "site"), run, names).data.table
+    assert table.patients == tuple(names.name(Path(source)) for source in table.sources)
+    (tmp_path / "key").chmod(0o644)
+    options = ("--on", tmp_path / "site", "--pseudonym-key-file", tmp_path / "key")
+    refusal = plurum.refused("calibrate", run.path, *options)
+    assert "--pseudonym-key-file: expected a file that only its owner can read" in refusal

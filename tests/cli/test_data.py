@@ -93,7 +93,7 @@ def test_folders_taken_as_splits_and_files_not_read_are_said(tmp_path: Path, plu
     lines = plurum.said("data", tmp_path).splitlines()
     assert lines[-2:] == [
         "the folders train, valid and test are taken as splits, and the folders in them as classes",
-        "not read: 1 .nii",
+        "not read: 1 .nii (NIfTI is out of scope: save each slice as DICOM, or as PNG or TIFF of 16 bits)",
     ]
     assert [line.split() for line in lines if line.split()[:1] == ["CE"]] == [["CE", "2", "2", "2"]]
     assert json.loads(plurum.said("data", tmp_path, "--json"))["notes"] == lines[-2:]

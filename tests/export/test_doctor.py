@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from plurum.errors import RepositoryError
 from plurum.export.doctor import check_repository
 from plurum.export.manifest import read_manifest
+from plurum.export.repository.decoders import missing_decoders
 from plurum.export.repository.findings import (
     interface_faults,
     operator_faults,
@@ -23,7 +25,7 @@ from plurum.export.repository.findings import (
     precision_faults,
     quantisation_faults,
 )
-from plurum.spec import write_metadata
+from plurum.spec import read_ensemble, write_metadata
 from tests.cli.command_line import CommandLine
 
 MEMBER = "resnet10t"
@@ -221,6 +223,26 @@ def test_an_export_from_before_files_were_listed_is_read(repository: Path, tmp_p
     assert found(old) == {}
     (old / "model.bak").touch()
     assert found(old) == {("leftovers", "old"): "model.bak does not belong to this export"}
+
+
+def test_missing_decoders_are_named_with_the_command_that_adds_them(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = read_ensemble(repository / "ensemble.json").image
+    windowed = image.model_copy(update={"window": (2048.0, 4096.0)})
+    # A Triton on PATH beside a Python without packages, as in NVIDIA's container.
+    (tmp_path / "tritonserver").write_text("#!/bin/sh\n")
+    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    for program in tmp_path.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert missing_decoders(image) == "pip install pillow"
+    assert missing_decoders(windowed) == "pip install pillow 'pydicom[pixeldata]>=3'"
+    assert found(repository)["decoders", "preprocess"].endswith("run: pip install pillow")
+    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    assert missing_decoders(windowed) == ""
+    monkeypatch.setenv("PATH", "")
+    assert missing_decoders(windowed) is None
 
 
 def small(operator: str = "Identity", opset: int = 20, kind: int = TensorProto.FLOAT) -> onnx.ModelProto:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import struct
 import time
 import tracemalloc
@@ -20,6 +21,7 @@ from plurum.images import (
     open_image,
     pixels_from_image,
     resizing_from_spec,
+    structure_of,
     to_eight_bit,
 )
 from tests.images.image_files import Pixels, encoded, gradient, png, seen, tiff
@@ -143,7 +145,9 @@ def test_every_mode_that_is_taken_can_be_reduced(mode: str) -> None:
     ],
 )
 def test_pixels_without_a_known_range_are_refused(values: Any) -> None:
-    with pytest.raises(UnreadableImageError, match=r"can't be decoded here.*(32 bits|floating)"):
+    with pytest.raises(
+        UnreadableImageError, match=r"range is unknown \(TIFF, 32 (signed|floating-point) bits.*--window LOW%,HIGH%"
+    ):
         seen(encoded(Image.fromarray(values), "TIFF"))
 
 
@@ -320,3 +324,16 @@ def test_a_window_shows_what_the_high_byte_hides(kind: str) -> None:
 def test_a_window_leaves_images_of_eight_bits() -> None:
     data = encoded(Image.fromarray(gradient()))
     assert open_image(data, window=(100.0, 50.0)).tobytes() == open_image(data).tobytes()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(("magic", "place"), [(b"n+1\0", 344), (b"ni1\0", 344), (b"n+2\0", 4)])
+def test_nifti_is_refused_in_a_line_that_says_what_to_do(magic: bytes, place: int, compressed: bool) -> None:
+    data = bytes(place) + magic + bytes(5000)
+    with pytest.raises(
+        UnreadableImageError, match=r"^NIfTI is out of scope: save each slice as DICOM, or as PNG or TIFF"
+    ):
+        structure_of(gzip.compress(data) if compressed else data)
+    for other in (b"\x1f\x8b", gzip.compress(b"text"), b"\x1f\x8b" + bytes(400)):
+        with pytest.raises(UnreadableImageError, match="that are not a JPEG"):
+            structure_of(other)

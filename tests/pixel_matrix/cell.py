@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from plurum.images import UnreadableImageError, open_image, to_eight_bit
+from plurum.images.windows import WindowRule
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -25,18 +26,20 @@ class Cell:
         reference: Pixels `[height, width, 3]` by the independent reader, reduced to 8 bits; None where no such pixels
             exist (values without a known range, several pictures), so that it must be refused.
         tolerance: By how much lossy decoders may differ.
+        window: Rule by which it is read.
     """
 
     name: str
     data: bytes
     reference: Pixels | None
     tolerance: int = 0
+    window: WindowRule | None = None
 
 
 def outcome(cell: Cell) -> str:
     """Return `equal`, `refused: …` or `DIFFERENT: …` of a cell."""
     try:
-        pixels = np.asarray(to_eight_bit(open_image(cell.data)).convert("RGB")).astype(int)
+        pixels = np.asarray(to_eight_bit(open_image(cell.data, window=cell.window)).convert("RGB")).astype(int)
     except UnreadableImageError as error:
         return f"refused: {error}"
     if cell.reference is None:

@@ -11,9 +11,10 @@ from tests.pixel_matrix.cell import outcomes_of
 from tests.pixel_matrix.jpeg_cells import jpeg_cells
 from tests.pixel_matrix.png_cells import png_cells
 from tests.pixel_matrix.tiff_cells import tiff_cells
+from tests.pixel_matrix.window_cells import window_cells
 
 # At least so many are equal: refusing everything would not do.
-_CELLS = {"JPEG": (jpeg_cells, 245), "PNG": (png_cells, 341), "TIFF": (tiff_cells, 714)}
+_CELLS = {"JPEG": (jpeg_cells, 245), "PNG": (png_cells, 341), "TIFF": (tiff_cells, 714), "windows": (window_cells, 337)}
 
 
 @pytest.mark.parametrize("kind", _CELLS)

@@ -320,3 +320,16 @@ def test_a_tile_whose_jpeg_is_larger_than_it_or_ends_early_is_refused(tmp_path: 
         path.write_bytes(data[:at] + struct.pack(">HH", *value) + data[at + 4 :])
         with Slide(path) as slide, pytest.raises(ImageError, match=reason):
             slide.region(0, 0, 128, 128)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_grey_of_16_bits_is_read_as_a_whole_by_the_servers_window(tmp_path: Path, suffix: str) -> None:
+    values = np.random.default_rng(0).integers(1000, 1401, (64, 96)).astype(np.uint16)
+    path = tmp_path / f"slide{suffix}"
+    if suffix == ".tif":
+        tifffile.imwrite(path, values, tile=(32, 32))
+    else:
+        Image.fromarray(values).save(path)
+    with ExitStack() as stack:
+        slide = open_slide(path, stack, (1200.5, 401.0))
+        np.testing.assert_allclose(slide.region(8, 16, 24, 32), (values[16:48, 8:32] - 1000.0) / 400 * 255, atol=0.51)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from plurum.dicom_files import PatientNames
 from plurum.errors import SettingsError
 from plurum.files import check_folder, sha256_of, write_text
 from plurum.predictions.arrays import Bools, Floats, Ints
@@ -110,7 +111,7 @@ def calibrate_run(path: Path, settings: CalibrateSettings) -> CalibrationReport:
 
 
 def _read_site(run: Run, ensemble: Ensemble, settings: CalibrateSettings) -> _Site:
-    sampled = load_site_images(settings.on, run)
+    sampled = load_site_images(settings.on, run, PatientNames(settings.pseudonym_key_file, settings.keep_patient_ids))
     table = sampled.data.table
     pixels = decode_site_images(sampled.data, ensemble.image)
     predicted = predict_ensemble(run, ensemble, pixels, "the site's images")

@@ -31,17 +31,22 @@ __all__ = ["LEAST_PATIENTS", "decode_site_images", "load_site_images"]
 LEAST_PATIENTS = 2
 
 
-def load_site_images(source: str, run: Run) -> SampledImages:
+def load_site_images(source: str, run: Run, names: PatientNames | None = None) -> SampledImages:
     """Return the labelled images of a site, whatever their split, with labels in the order of the run's classes.
 
     Files are cut into tiles as for the run's training.
+
+    Args:
+        source: Images, as for `load_data`.
+        run: A fitted run.
+        names: Names of the patients of DICOM files whose patient the source does not state; by default, pseudonyms.
 
     Raises:
         DataError: the source can't be read, has labels that the run does not know, too few patients of a class, or
             images of the run.
     """
     classes = run.data().classes
-    data = _load(source, run)
+    data = _load(source, run, names or PatientNames())
     if unknown := [name for name in data.classes if name not in classes]:
         raise DataError(
             f"--on: expected labels among the run's classes {', '.join(classes)}, got {', '.join(unknown)} in "
@@ -66,8 +71,8 @@ def decode_site_images(data: LabelledImages, image: ImageSpec) -> npt.NDArray[np
     return pixels
 
 
-def _load(source: str, run: Run) -> LabelledImages:
-    path, names = Path(source), PatientNames()
+def _load(source: str, run: Run, names: PatientNames) -> LabelledImages:
+    path = Path(source)
     if path.is_dir() and not holds_idx(path):
         return undivided_images(with_dicom_patients(files_from_folder(path), names), _tiling(run))
     if path.is_file() and path.suffix.lower() == ".csv":
@@ -81,7 +86,9 @@ def _tiling(run: Run) -> Tiling | None:
         settings = RunSettings.model_validate_json(read_regular(run.settings_file)).settings
     except (OSError, ValidationError):
         return None
-    return None if settings.tile_size is None else Tiling(settings.tile_size, settings.max_tiles)
+    if settings.tile_size is None:
+        return None
+    return Tiling(settings.tile_size, settings.max_tiles, keeps_bits=settings.window is not None)
 
 
 def _check_patients(source: str, labels: Ints, groups: Ints, classes: tuple[str, ...]) -> None:

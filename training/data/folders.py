@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from plurum.errors import DataError
-from plurum.file_trees import ImageTree, is_image_name, is_leftover, skipped_text
+from plurum.file_trees import ImageTree, is_image_name, is_leftover, skipped_text, suffix_of
 from plurum.images.image_formats import IMAGE_SUFFIXES
 from plurum.run import Split
 from plurum.training.data.labelled_files import LabelledFiles
@@ -201,7 +201,7 @@ def _count_others(folder: Path) -> Counter[str]:
     left = sum(is_leftover(entry.name) for entry in entries)
     counts = Counter({_HIDDEN: left, _LOOSE: _loose_images(folder)})
     files = [entry.name for entry in entries if not is_leftover(entry.name) and not entry.is_dir()]
-    counts.update(Path(name).suffix.lower() for name in files if not is_image_name(name))
+    counts.update(suffix_of(name) for name in files if not is_image_name(name))
     return counts
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +25,15 @@ from plurum.images import (
     resize_to_pixels,
     to_eight_bit,
 )
-from plurum.images.windows import Window
+from plurum.images.windows import WindowRule
 from plurum.run import Table
 from plurum.spec import ImageSpec
 from plurum.spellings import check_spellings
 from plurum.training.progress import show_progress
 
 __all__ = ["DecodedImage", "LabelledImages", "check_classes", "check_readable"]
+
+Result = TypeVar("Result")
 
 # Images in flight at once: enough for all cores, and few enough to stop soon after Ctrl-C.
 _BLOCK = 64
@@ -73,8 +76,8 @@ class LabelledImages:
         read: Function that returns the encoded image at an index: a file's bytes, or a PNG.
         skip_unreadable: If True, leave out unreadable images instead of refusing the data.
         notes: Remarks on how the source was read and what was left out, one sentence each.
-        window: Window for grey images of 16 bits and DICOM that are decoded without an image spec; None applies that of
-            each DICOM file.
+        window: Window for grey images of more than 8 bits and DICOM; None applies that of each DICOM file. An image
+            spec's comes first.
     """
 
     name: str
@@ -85,7 +88,7 @@ class LabelledImages:
     read: Callable[[int], bytes]
     skip_unreadable: bool = False
     notes: tuple[str, ...] = ()
-    window: Window | None = None
+    window: WindowRule | None = None
 
     def __len__(self) -> int:
         return len(self.table.sources)
@@ -145,9 +148,10 @@ class LabelledImages:
                 return DecodedImage(0, 0, "", str(error))
             return DecodedImage(flat.width, flat.height, _sha256(flat), is_nearly_black=is_nearly_black(flat))
 
-        return tuple(self._decode_each(one))
+        return tuple(self.map_each(one))
 
-    def _decode_each(self, one: Callable[[int], DecodedImage]) -> Iterator[DecodedImage]:
+    def map_each(self, one: Callable[[int], Result]) -> Iterator[Result]:
+        """Yield the result of `one` for the index of every image, computed in threads."""
         with (
             ThreadPoolExecutor(os.cpu_count()) as pool,
             show_progress("reading images", len(self), "images") as progress,

@@ -226,7 +226,8 @@ def report_warnings(report: DataReport) -> list[str]:
     if report.nearly_black:
         lines.append(
             f"{_count_text(len(report.nearly_black), 'image')} nearly black, with no value above 15 of 255, as with 12 "
-            f"bits in a 16-bit file; if so, give --window 2048,4096: {_first_text(report.nearly_black)}"
+            f"bits in a 16-bit file; if so, give --window 2048,4096 or --window 0.1%,99.9%: "
+            f"{_first_text(report.nearly_black)}"
         )
     return lines
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from plurum.dicom_files import PatientNames
 from plurum.errors import DataError, SettingsError
-from plurum.images.windows import Window
-from plurum.settings.training import TrainSettings
+from plurum.images.nifti import NIFTI_SUFFIXES, NIFTI_TEXT
+from plurum.images.windows import WindowRule
+from plurum.settings.training import Percentiles, TrainSettings
 from plurum.training.data.archives import images_from_archive
 from plurum.training.data.arrays import DIGITS, images_from_digits
 from plurum.training.data.folders import files_from_folder
@@ -32,7 +33,7 @@ def load_data(  # noqa: PLR0913 - one parameter per option
     max_tiles: int = 16,
     skip_unreadable: bool = False,
     certification: float = 0.0,
-    window: Window | None = None,
+    window: WindowRule | Percentiles | None = None,
     names: PatientNames | None = None,
 ) -> LabelledImages:
     """Return the labelled images of `source`; images are decoded later, except to choose tiles.
@@ -53,7 +54,8 @@ def load_data(  # noqa: PLR0913 - one parameter per option
         max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, leave out unreadable images instead of refusing the data.
         certification: Fraction of each class's training images to set aside for calibration and certification.
-        window: Window for grey images of 16 bits and DICOM; None applies that of each DICOM file.
+        window: Window for grey images of more than 8 bits and DICOM; None applies that of each DICOM file. `fit_window`
+            fits percentiles.
         names: Names of the patients of DICOM files whose patient the source does not state; by default, pseudonyms.
 
     Raises:
@@ -61,8 +63,10 @@ def load_data(  # noqa: PLR0913 - one parameter per option
         SettingsError: invalid tile settings.
         MissingExtraError: scikit-learn, tifffile or pydicom is not installed.
     """
-    tiling = Tiling(tile_size, max_tiles) if tile_size is not None else None
-    data = replace(_load(source, seed, tiling, names or PatientNames(), skip=skip_unreadable), window=window)
+    tiling = Tiling(tile_size, max_tiles, keeps_bits=window is not None) if tile_size is not None else None
+    data = _load(source, seed, tiling, names or PatientNames(), skip=skip_unreadable)
+    if not isinstance(window, Percentiles):
+        data = replace(data, window=window)
     if not certification:
         return data
     table = data.table
@@ -98,6 +102,8 @@ def _load(source: str, seed: int, tiling: Tiling | None, names: PatientNames, *,
         what = f"{source} is not image data" if path.exists() else f"{source} does not exist"
         if path.exists() and path.suffix.lower() in _TABLES:
             what = f"{source} is a table in an unsupported format; save it as CSV UTF-8 (.csv)"
+        if path.name.lower().endswith(NIFTI_SUFFIXES):
+            what = f"{source}: {NIFTI_TEXT}"
         raise DataError(
             f"{what}: name a folder with a folder per class or with MNIST's files, a .csv that lists images, a "
             f"MedMNIST .npz file, or the word {DIGITS!r}"

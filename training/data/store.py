@@ -21,6 +21,7 @@ from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec, write_metadata
 from plurum.training.data.labelled_images import DecodedImage, LabelledImages
 from plurum.training.data.report import data_report, report_warnings, usable_rows
+from plurum.training.data.window_fit import fit_window
 
 __all__ = ["fingerprint_from_pixels", "image_spec", "store_data"]
 
@@ -39,15 +40,14 @@ def store_data(
 ) -> DataMetadata:
     """Fill the run's data folder atomically, unless it already holds the same data, and return its `contract.json`.
 
-    Mean and std are measured on the training images' pixels, without padding; with pretrained weights they are those
-    of `normalisation`, by default ImageNet's. Unreadable images are left out if `data` allows it. `report.json` lists
-    them.
+    Percentiles of a window are fitted to the training images. Mean and std are measured on the training images' pixels,
+    without padding; with pretrained weights they are those of `normalisation`, by default ImageNet's. Unreadable images
+    are left out if `data` allows it. `report.json` lists them.
 
     Raises:
-        DataError: some images are unreadable.
+        DataError: some images are unreadable, or a window can't be fitted.
         OutputError: the folder holds other data, or can't be written.
     """
-    image = image_spec(data, settings, normalisation)
     if (run.data_folder / "contract.json").is_file():
         found = run.data()
         if found.source_fingerprint != data.fingerprint or not _holds_same_images(run, data):
@@ -56,6 +56,8 @@ def store_data(
                 f"Name another --out, or start over with --fresh"
             )
         return found
+    data = fit_window(data, settings.window)
+    image = image_spec(data, settings, normalisation)
     with atomic_folder(run.data_folder, private=True) as folder:
         pixels, data, decoded = _store_pixels(folder, data, image)
         if not settings.pretrained:
@@ -122,7 +124,8 @@ def _holds_same_images(run: Run, data: LabelledImages) -> bool:
 def image_spec(data: LabelledImages, settings: TrainSettings, normalisation: Normalisation | None = None) -> ImageSpec:
     """Return the image spec for `data`; mean and std are `normalisation`, by default ImageNet's.
 
-    Without pretrained weights, `store_data` replaces them by those that it measures.
+    Without pretrained weights, `store_data` replaces them by those that it measures. The window is that of `data`:
+    percentiles must be fitted before.
     """
     mean, std = normalisation or (IMAGENET_MEAN, IMAGENET_STD)
     size = settings.image_size
@@ -130,13 +133,7 @@ def image_spec(data: LabelledImages, settings: TrainSettings, normalisation: Nor
         # Most networks halve their input five times, so 32 pixels leave one cell.
         size = 224 if data.side is None else max(32, -(-data.side // 32) * 32)
     return ImageSpec(
-        height=size,
-        width=size,
-        colour=settings.colour,
-        resize=settings.resize,
-        mean=mean,
-        std=std,
-        window=settings.window,
+        height=size, width=size, colour=settings.colour, resize=settings.resize, mean=mean, std=std, window=data.window
     )
 
 

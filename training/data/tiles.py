@@ -7,8 +7,9 @@ import io
 import struct
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +24,14 @@ from plurum.images import (
     MIN_SIDE,
     TooLargeImageError,
     UnreadableImageError,
+    grey_values,
     open_image,
     to_eight_bit,
     too_large_text,
 )
 from plurum.images.dicom_file import is_dicom
 from plurum.images.dicom_writer import with_only_pixels
+from plurum.images.windows import apply_window, window_from_range
 from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
 from plurum.slides.slides import Slide
 from plurum.slides.tissue import LEAST_TISSUE, is_background, tile_starts, tissue_share
@@ -49,10 +52,13 @@ class Tiling:
     Attributes:
         size: Side of a tile, in pixels of the file.
         most: Largest number of tiles that are kept per image.
+        keeps_bits: True if tiles of grey images of 16 bits keep them, for a window. Fingerprints of data are made from
+            the text of this class, which stays as it was.
     """
 
     size: int
     most: int
+    keeps_bits: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if not (self.size >= MIN_SIDE and self.size**2 <= MAX_PIXELS):
@@ -71,12 +77,14 @@ class ImageRegion:
         box: x, y, width and height of the rectangle in pixels, from the top left; None for the whole image.
         fault: Reason why the image is unreadable, if known already.
         frame: Frame of a DICOM file of several, from 0; None for other files.
+        keeps_bits: True if a rectangle of a grey image of 16 bits keeps them.
     """
 
     path: Path
     box: tuple[int, int, int, int] | None = None
     fault: str = ""
     frame: int | None = None
+    keeps_bits: bool = False
 
     @property
     def source(self) -> str:
@@ -105,7 +113,7 @@ class ImageRegion:
             data = read_regular(self.path, MAX_IMAGE_BYTES)
             return with_only_pixels(data, self.frame or 0) if is_dicom(data) else data
         buffer = io.BytesIO()
-        Image.fromarray(_region(self.path, self.box)).save(buffer, format="PNG", compress_level=1)
+        Image.fromarray(_region(self)).save(buffer, format="PNG", compress_level=1)
         return buffer.getvalue()
 
 
@@ -121,7 +129,7 @@ def regions_from_file(path: Path, tiling: Tiling) -> list[ImageRegion]:
     try:
         if max(_header(path)) <= tiling.size:
             return [ImageRegion(path)]
-        tissue, cell, width, height = _tissue(path, tiling.size)
+        tissue, cell, width, height = _tissue(path, tiling)
     except (ImageError, UnreadableImageError) as error:
         return [ImageRegion(path, fault=str(error))]
     except OSError as error:
@@ -136,7 +144,7 @@ def regions_from_file(path: Path, tiling: Tiling) -> list[ImageRegion]:
     kept = [index for index in sorted(best) if shares[index] >= LEAST_TISSUE]
     if not kept:
         return [ImageRegion(path, fault=f"no tile of {tiling.size} pixels has at least {LEAST_TISSUE:.0%} tissue")]
-    return [ImageRegion(path, boxes[index]) for index in kept]
+    return [ImageRegion(path, boxes[index], keeps_bits=tiling.keeps_bits) for index in kept]
 
 
 def frames_from_file(path: Path) -> list[ImageRegion]:
@@ -147,35 +155,54 @@ def frames_from_file(path: Path) -> list[ImageRegion]:
     return [ImageRegion(path, frame=frame) for frame in range(heading.frames)]
 
 
-def _tissue(path: Path, size: int) -> tuple[npt.NDArray[np.bool_], float, int, int]:
-    """Return a mask of tissue on a coarse grid, the width of its cells, and the image's width and height."""
+def _tissue(path: Path, tiling: Tiling) -> tuple[npt.NDArray[np.bool_], float, int, int]:
+    """Return a mask of tissue on a coarse grid, the width of its cells, and the image's width and height.
+
+    Pixels with more than 8 bits are scaled to the image's own range first.
+    """
     if _is_large(_header(path)):
         with Slide(path) as slide:
-            return *slide.tissue(_SAMPLES, size), slide.width, slide.height
-    step = max(1, size // _SAMPLES)
-    pixels = _decode_whole(path)
-    return ~is_background(pixels[::step, ::step]), step, pixels.shape[1], pixels.shape[0]
+            if tiling.keeps_bits and slide.is_deep:
+                raise ImageError(
+                    f"grey of 16 bits and more than {MAX_PIXELS:,} pixels has no window: save it with 8 bits"
+                )
+            return *slide.tissue(_SAMPLES, tiling.size), slide.width, slide.height
+    step = max(1, tiling.size // _SAMPLES)
+    pixels = _decode_whole(path, keeps_bits=tiling.keeps_bits)
+    points = pixels[::step, ::step]
+    if points.dtype != np.uint8:
+        points = apply_window(np.ascontiguousarray(points), window_from_range(float(pixels.min()), float(pixels.max())))
+    return ~is_background(points), step, pixels.shape[1], pixels.shape[0]
 
 
-def _region(path: Path, box: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
-    x, y, width, height = box
-    if _is_large(_header(path)):
-        with Slide(path) as slide:
+def _region(region: ImageRegion) -> npt.NDArray[Any]:
+    x, y, width, height = region.box or (0, 0, 0, 0)
+    if _is_large(_header(region.path)):
+        with Slide(region.path) as slide:
             return slide.region(x, y, width, height)
-    return np.ascontiguousarray(_decode_whole(path)[y : y + height, x : x + width])
+    pixels = _decode_whole(region.path, keeps_bits=region.keeps_bits)
+    return np.ascontiguousarray(pixels[y : y + height, x : x + width])
 
 
-def _decode_whole(path: Path) -> npt.NDArray[np.uint8]:
+def _decode_whole(path: Path, *, keeps_bits: bool) -> npt.NDArray[Any]:
     """Return all pixels of an image that is small enough to be decoded at once, before resizing."""
     status = path.stat()
     # Several threads read the tiles of an image one after the other; the first decodes it for all.
     with _DECODING:
-        return _decode(path, status.st_size, status.st_mtime_ns)
+        return _decode(path, status.st_size, status.st_mtime_ns, keeps_bits=keeps_bits)
 
 
 @functools.lru_cache(maxsize=1)
-def _decode(path: Path, _size_bytes: int, _changed_ns: int) -> npt.NDArray[np.uint8]:
-    return np.asarray(to_eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES))))
+def _decode(path: Path, _size_bytes: int, _changed_ns: int, *, keeps_bits: bool) -> npt.NDArray[Any]:
+    data = read_regular(path, MAX_IMAGE_BYTES)
+    values = grey_values(data) if keeps_bits else None
+    if values is None:
+        return np.asarray(to_eight_bit(open_image(data)))
+    if values.dtype != np.uint16:
+        raise UnreadableImageError(
+            "grey of 8 or 16 unsigned bits is cut into tiles, not signed or floating-point numbers, nor 32 bits"
+        )
+    return values
 
 
 def _header(path: Path) -> tuple[int, int]:

@@ -39,16 +39,20 @@ def data(
       plurum data train.csv --tile-size 512 --json
 
       plurum data scans/ --window 40,400
+
+      plurum data scans/ --window 0.1%,99.9%
     """
     from plurum.training import load_data
     from plurum.training.data.report import data_report, usable_rows
     from plurum.training.data.report_plot import plot_from_data_report
+    from plurum.training.data.window_fit import fit_window
 
     # Architectures are not needed here; the other options are checked as for training.
     settings = settings_from(TrainSettings, archs=("none",), **options)
     images = load_data(
         source, seed, names=patient_names(patients), **{name: getattr(settings, name) for name in options}
     )
+    images = fit_window(images, settings.window)
     decoded = images.decode()
     report = data_report(images, decoded)
     if as_json:

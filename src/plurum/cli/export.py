@@ -301,8 +301,10 @@ def _build(repository: Path, *, as_json: bool) -> None:
 def _print(exported: ExportResult, repository: Path, images: str) -> None:
     from rich.box import HEAVY_HEAD
 
+    from plurum.export.repository.decoders import decoder_command
     from plurum.promises.cascades import cascade_texts
     from plurum.promises.review import promise_text
+    from plurum.spec import read_ensemble
 
     changed = ("Δaccuracy", "ΔNLL", "ΔECE", "review changes")
     title = f"differences from PyTorch, on {exported.parities[0].images} {images}"
@@ -332,6 +334,9 @@ def _print(exported: ExportResult, repository: Path, images: str) -> None:
         )
     else:
         sys.stdout.write(f"serve it with: plurum serve {repository}\n")
+    image = read_ensemble(repository / "ensemble.json").image
+    if image.window is not None:
+        sys.stdout.write(f"in NVIDIA's container, first run for DICOM images: {decoder_command(image)}\n")
 
 
 def _container_command(repository: Path) -> str:

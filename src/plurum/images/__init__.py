@@ -8,6 +8,7 @@ from .image_formats import FORMAT_NAMES, FORMATS
 from .image_limits import MAX_PIXELS, MIN_SIDE, Structure, TooLargeImageError, UnreadableImageError, too_large_text
 from .pixels import (
     content_box,
+    grey_values,
     is_nearly_black,
     open_image,
     pixels_from_image,
@@ -26,6 +27,7 @@ __all__ = [
     "TooLargeImageError",
     "UnreadableImageError",
     "content_box",
+    "grey_values",
     "is_nearly_black",
     "open_image",
     "pixels_from_image",

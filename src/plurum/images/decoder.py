@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from .image_limits import UnreadableImageError
 from .pixels import open_image, pixels_from_image
-from .windows import Window
+from .windows import WindowRule, window_from_json
 
 __all__ = ["CPU_S", "MEMORY_BYTES", "WALL_S", "Decoder", "DecoderError", "main"]
 
@@ -55,11 +55,15 @@ class Decoder:
         rule: Keyword arguments of `pixels_from_image`: those of `resizing_from_spec`.
         cpu_s: Limit of CPU time per image, in seconds.
         memory_bytes: Limit of the process's address space.
-        window: Window for grey images of 16 bits and DICOM, as for `open_image`.
+        window: Window for grey images of more than 8 bits and DICOM, as for `open_image`.
     """
 
     def __init__(
-        self, rule: dict[str, Any], cpu_s: float = CPU_S, memory_bytes: int = MEMORY_BYTES, window: Window | None = None
+        self,
+        rule: dict[str, Any],
+        cpu_s: float = CPU_S,
+        memory_bytes: int = MEMORY_BYTES,
+        window: WindowRule | None = None,
     ) -> None:
         limits = {"cpu_s": cpu_s, "memory_bytes": memory_bytes}
         self._arguments = json.dumps({"rule": rule, "window": window, **limits})
@@ -204,12 +208,12 @@ def main() -> None:
             return
         # The signal's default action kills the process even inside a decoder.
         signal.setitimer(signal.ITIMER_PROF, options["cpu_s"])
-        kind, reply = _decode(data, options["rule"], options["window"])
+        kind, reply = _decode(data, options["rule"], window_from_json(options["window"]))
         signal.setitimer(signal.ITIMER_PROF, 0)
         _reply(kind, reply)
 
 
-def _decode(data: bytes, rule: dict[str, Any], window: Window | None) -> tuple[int, bytes]:
+def _decode(data: bytes, rule: dict[str, Any], window: WindowRule | None) -> tuple[int, bytes]:
     try:
         return _PIXELS, pixels_from_image(open_image(data, window=window), **rule).tobytes()
     except UnreadableImageError as error:

@@ -3,7 +3,7 @@
 A table maps each stored value to 8 bits, so that the rule costs no more than 65,536 values:
 
 1. The modality table, or RescaleSlope and RescaleIntercept.
-2. The given window; else the file's VOI table; else its first window; else the full range of BitsStored.
+2. The given window, or full range of BitsStored; else the file's VOI table; else its first window; else that range.
 3. MONOCHROME1 is inverted.
 
 Legend: `[values]` tables are uint8, 0 to 255, by stored value.
@@ -22,9 +22,9 @@ from .dicom_elements import fault_at
 from .dicom_file import ENCAPSULATED, DicomFile, Lut, read_dicom, refuse_corrupt
 from .dicom_writer import encapsulate
 from .image_limits import UnreadableImageError
-from .windows import WINDOW_FUNCTIONS, Window, eight_bit_from_shares, shares_from_window
+from .windows import FULL, WINDOW_FUNCTIONS, Window, WindowRule, eight_bit_from_shares, shares_from_window
 
-__all__ = ["image_from_dicom"]
+__all__ = ["image_from_dicom", "values_from_dicom"]
 
 _SAMPLES, _PHOTOMETRIC, _PLANAR, _ROWS, _COLUMNS = 0x00280002, 0x00280004, 0x00280006, 0x00280010, 0x00280011
 _ALLOCATED, _STORED, _SIGNED = 0x00280100, 0x00280101, 0x00280103
@@ -37,12 +37,12 @@ _LEAST_FILLED = 1 / 16
 
 
 @refuse_corrupt()
-def image_from_dicom(data: bytes, window: Window | None = None) -> Image.Image:
+def image_from_dicom(data: bytes, window: WindowRule | None = None) -> Image.Image:
     """Return the image of a file that `dicom_structure` accepts, as L or RGB.
 
     Args:
         data: Content of the file.
-        window: Centre and width of the window to apply instead of the file's, to grey images.
+        window: Window, or full range, to apply instead of the file's window, to grey images.
 
     Raises:
         UnreadableImageError: the pixels can't be decoded, or their range is unknown; the message names the tag or the
@@ -52,11 +52,24 @@ def image_from_dicom(data: bytes, window: Window | None = None) -> Image.Image:
     pixels, is_rgb = _decode(file)
     if is_rgb:
         return Image.fromarray(_scale(pixels, file.number(_STORED)))
-    # Unused bits may hold overlays, and those of negative numbers their sign.
-    stored = pixels.view(f"u{pixels.itemsize}") & ((1 << file.number(_STORED)) - 1)
+    stored = _stored(file, pixels)
     if file.text(_PHOTOMETRIC) == "PALETTE COLOR":
         return Image.fromarray(_palette(file)[stored])
     return Image.fromarray(_grey_table(file, stored, window)[stored])
+
+
+@refuse_corrupt()
+def values_from_dicom(data: bytes) -> npt.NDArray[np.float64] | None:
+    """Return the values `[height, width]` after the modality table, to which windows apply; None for colours.
+
+    Raises:
+        UnreadableImageError: as for `image_from_dicom`, except that any range of values is accepted.
+    """
+    file = read_dicom(data)
+    pixels, is_rgb = _decode(file)
+    if is_rgb or file.text(_PHOTOMETRIC) == "PALETTE COLOR":
+        return None
+    return np.asarray(_values(file)[_stored(file, pixels)])
 
 
 def _decode(file: DicomFile) -> tuple[npt.NDArray[Any], bool]:
@@ -94,6 +107,11 @@ def _decode(file: DicomFile) -> tuple[npt.NDArray[Any], bool]:
     if samples > 1 and about["photometric_interpretation"] != "RGB":
         raise fault_at(_PHOTOMETRIC, f"can't be converted to RGB with the transfer syntax {file.syntax}")
     return found.astype(found.dtype.newbyteorder("="), copy=False), samples > 1
+
+
+def _stored(file: DicomFile, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the stored bits; unused ones may hold overlays, and those of negative numbers their sign."""
+    return np.asarray(pixels.view(f"u{pixels.itemsize}") & ((1 << file.number(_STORED)) - 1))
 
 
 def _scale(pixels: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
@@ -135,15 +153,23 @@ def _expand(file: DicomFile, tag: int, form: str) -> bytes:
     return struct.pack(f"{file.reader.order}{len(entries)}{form}", *entries)
 
 
-def _grey_table(file: DicomFile, stored: npt.NDArray[Any], window: Window | None) -> npt.NDArray[np.uint8]:
-    """Return the 8-bit value of each possible stored value, uint8 `[values]`."""
+def _values(file: DicomFile) -> npt.NDArray[np.float64]:
+    """Return the value of each possible stored value, after the modality table, `[values]`."""
     bits = file.number(_STORED)
     values = np.arange(1 << bits, dtype=np.float64)
     if file.number(_SIGNED, 0):
         values[1 << bits - 1 :] -= 1 << bits
-    values = _modality(file, values)
+    return _modality(file, values)
+
+
+def _grey_table(file: DicomFile, stored: npt.NDArray[Any], window: WindowRule | None) -> npt.NDArray[np.uint8]:
+    """Return the 8-bit value of each possible stored value, uint8 `[values]`."""
+    values = _values(file)
+    full = (values - values.min()) / max(values.max() - values.min(), 1e-9)
     centres, widths = file.decimals(_CENTRE), file.decimals(_WIDTH)
-    if window is not None:
+    if window == FULL:
+        shares = full
+    elif window is not None:
         shares = shares_from_window(values, window)
     elif _VOI_LUT in file.luts:
         outputs, largest = _table(file, file.luts[_VOI_LUT], values)
@@ -151,9 +177,8 @@ def _grey_table(file: DicomFile, stored: npt.NDArray[Any], window: Window | None
     elif centres and widths:
         shares = _file_window(file, values, (centres[0], widths[0]))
     else:
-        least, most = values.min(), values.max()
-        shares = (values - least) / max(most - least, 1e-9)
-        _check_filled(shares, stored, bits)
+        shares = full
+        _check_filled(shares, stored, file.number(_STORED))
     table = eight_bit_from_shares(shares)
     return 255 - table if file.text(_PHOTOMETRIC) == "MONOCHROME1" else table
 
@@ -167,7 +192,8 @@ def _check_filled(shares: npt.NDArray[np.float64], stored: npt.NDArray[Any], bit
     found = shares[present]
     if found.max() - found.min() < _LEAST_FILLED:
         raise fault_at(
-            _CENTRE, f"is missing, and the values fill less than 1/16 of {bits} bits. Give --window CENTRE,WIDTH"
+            _CENTRE,
+            f"is missing, and the values fill less than 1/16 of {bits} bits. Give --window CENTRE,WIDTH or LOW%,HIGH%",
         )
 
 

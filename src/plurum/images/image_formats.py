@@ -26,7 +26,7 @@ from .jpeg_structure import jpeg_structure
 from .png_structure import png_structure
 from .tiff_structure import tiff_structure
 from .webp_structure import webp_structure
-from .windows import Window
+from .windows import WindowRule
 
 __all__ = ["FORMATS", "FORMAT_NAMES", "IMAGE_SUFFIXES", "ImageFormat", "format_of"]
 
@@ -47,27 +47,27 @@ class ImageFormat(NamedTuple):
     media_type: str
     starts: tuple[bytes, ...]
     structure: Callable[[bytes], Structure]
-    decoder: Callable[[bytes, Window | None], Image]
+    decoder: Callable[[bytes, WindowRule | None], Image]
     offset: int = 0
 
 
-def _jpeg(data: bytes, _: Window | None) -> Image:
+def _jpeg(data: bytes, _: WindowRule | None) -> Image:
     return JpegImageFile(io.BytesIO(data))
 
 
-def _png(data: bytes, _: Window | None) -> Image:
+def _png(data: bytes, _: WindowRule | None) -> Image:
     return PngImageFile(io.BytesIO(data))
 
 
-def _tiff(data: bytes, _: Window | None) -> Image:
+def _tiff(data: bytes, _: WindowRule | None) -> Image:
     return TiffImageFile(io.BytesIO(data))
 
 
-def _webp(data: bytes, _: Window | None) -> Image:
+def _webp(data: bytes, _: WindowRule | None) -> Image:
     return _of_one_size(WebPImageFile(io.BytesIO(data)), webp_structure(data))
 
 
-def _avif(data: bytes, _: Window | None) -> Image:
+def _avif(data: bytes, _: WindowRule | None) -> Image:
     try:
         from PIL.AvifImagePlugin import AvifImageFile
     except ImportError as error:
@@ -78,7 +78,7 @@ def _avif(data: bytes, _: Window | None) -> Image:
     return _of_one_size(image, avif_structure(data))
 
 
-def _jpeg2000(data: bytes, _: Window | None) -> Image:
+def _jpeg2000(data: bytes, _: WindowRule | None) -> Image:
     return _of_one_size(Jpeg2KImageFile(io.BytesIO(data)), jpeg2000_structure(data))
 
 

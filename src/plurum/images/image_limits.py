@@ -41,6 +41,7 @@ class Structure(NamedTuple):
         work: Upper bound of the pixels that the decoder visits; each scan of a JPEG visits a pixel again.
         bits: Bits per sample.
         stated_bits: Significant bits per sample, as stated in the file.
+        number: Kind of the samples: `u` unsigned, `i` signed, `f` floating point.
         about: Description of the pixel format, for messages.
         turned: True if metadata that may state an orientation are present.
         clean: Bytes to decode, without unneeded compressed metadata; empty if that is the whole file.
@@ -57,6 +58,7 @@ class Structure(NamedTuple):
     work: int
     bits: int = 8
     stated_bits: int = 16
+    number: str = "u"
     about: str = ""
     turned: bool = True
     clean: bytes = b""

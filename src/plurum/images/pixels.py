@@ -18,14 +18,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, _imaging
 
+from .dicom_pixels import values_from_dicom
 from .image_formats import FORMAT_NAMES, FORMATS, format_of
 from .image_limits import Structure, UnreadableImageError
 from .jpeg_structure import jpeg_scan, structure_from_scan, with_more_data
+from .nifti import NIFTI_TEXT, is_nifti
 from .png_structure import has_all_rows
-from .windows import Window, eight_bit_from_shares, shares_from_window
+from .windows import FULL, WindowRule, apply_window
 
 __all__ = [
     "content_box",
+    "grey_values",
     "is_nearly_black",
     "open_image",
     "pixels_from_image",
@@ -60,10 +63,12 @@ def structure_of(data: bytes) -> Structure:
         return found.structure(data)
     if data[:2] in _DATA_SETS:
         raise UnreadableImageError("DICOM: expected DICM after a preamble of 128 bytes (PS3.10). Save the file anew")
+    if is_nifti(data):
+        raise UnreadableImageError(NIFTI_TEXT)
     raise UnreadableImageError(f"{len(data)} bytes that are not a {FORMAT_NAMES} image (they start with {data[:8]!r})")
 
 
-def open_image(data: bytes, structure: Structure | None = None, window: Window | None = None) -> Image.Image:
+def open_image(data: bytes, structure: Structure | None = None, window: WindowRule | None = None) -> Image.Image:
     """Return the decoded image of a file in one of `FORMATS`.
 
     Images that are too costly are refused by their structure, before decoding.
@@ -71,7 +76,7 @@ def open_image(data: bytes, structure: Structure | None = None, window: Window |
     Args:
         data: Content of the file.
         structure: Result of `structure_of` for `data`, if already computed.
-        window: Centre and width of the window for grey images of 16 bits, and for grey DICOM images instead of theirs;
+        window: Window, or full range, for grey images of more than 8 bits, and for grey DICOM images instead of theirs;
             None applies none.
 
     Raises:
@@ -79,12 +84,33 @@ def open_image(data: bytes, structure: Structure | None = None, window: Window |
         UnreadableImageError: as for `structure_of`, or the decoder finds the image corrupt.
     """
     structure = structure or structure_of(data)
+    _check_range(structure, window)
+    image = _complete_image(data, structure, window)
+    if window is not None and _is_deep(image):
+        return _window_image(image, structure, window)
+    _check_values(image, structure)
+    return image
+
+
+def grey_values(data: bytes) -> npt.NDArray[Any] | None:
+    """Return the values `[height, width]` of an upright image to which windows apply; None for other images.
+
+    They are as stored. DICOM values are those after the modality table, and include grey images of 8 bits.
+
+    Raises:
+        UnreadableImageError: as for `open_image`, except that any range of values is accepted.
+    """
+    structure = structure_of(data)
+    if structure.kind == "DICOM":
+        return values_from_dicom(structure.clean or data)
+    image = _complete_image(data, structure, None)
+    return _deep_values(_rotate_upright(image), structure) if _is_deep(image) else None
+
+
+def _complete_image(data: bytes, structure: Structure, window: WindowRule | None) -> Image.Image:
     image = _decode(structure.clean or data, structure, window)
     _check_complete(image, structure.clean or data, structure)
     image.info["turned"] = structure.turned
-    if window is not None and _has_sixteen_bits(image):
-        return _apply_window(image, window)
-    _check_values(image, structure)
     return image
 
 
@@ -101,16 +127,38 @@ def _has_sixteen_bits(image: Image.Image) -> bool:
     return image.mode in _HIGH_BYTE_MODES or (image.mode == "I" and image.format == "PNG")
 
 
-def _apply_window(image: Image.Image, window: Window) -> Image.Image:
-    """Return a grey image of 16 bits with 8, upright."""
-    upright = np.asarray(_rotate_upright(image))
-    table = eight_bit_from_shares(shares_from_window(np.arange(1 << 16, dtype=np.float64), window))
-    result = Image.fromarray(table[upright])
+def _is_deep(image: Image.Image) -> bool:
+    """Return True for a grey image of more than 8 bits, to which windows apply."""
+    return _has_sixteen_bits(image) or image.mode in {"I", "F"}
+
+
+def _deep_values(image: Image.Image, structure: Structure) -> npt.NDArray[Any]:
+    """Return the values of a grey image of more than 8 bits; Pillow holds most kinds as 32 signed bits."""
+    size_bytes = 2 if structure.bits <= 16 else 4
+    return np.asarray(image).astype(f"{structure.number}{size_bytes}", copy=False)
+
+
+def _window_image(image: Image.Image, structure: Structure, window: WindowRule) -> Image.Image:
+    """Return a grey image of more than 8 bits with 8, upright."""
+    result = Image.fromarray(apply_window(_deep_values(_rotate_upright(image), structure), window))
     result.info["turned"] = False
     return result
 
 
-def _decode(data: bytes, structure: Structure, window: Window | None = None) -> Image.Image:
+def _check_range(structure: Structure, window: WindowRule | None) -> None:
+    """Check that the window maps values of this kind to 8 bits."""
+    if structure.number == "f" and window == FULL:
+        raise UnreadableImageError(
+            f"floating-point values have no full range ({structure.about}). Train with --window LOW%,HIGH%"
+        )
+    if window is None and (structure.number != "u" or structure.bits > 16):
+        raise UnreadableImageError(
+            f"values whose range is unknown ({structure.about}): save them as 8- or 16-bit grey, or train with "
+            f"--window LOW%,HIGH%"
+        )
+
+
+def _decode(data: bytes, structure: Structure, window: WindowRule | None = None) -> Image.Image:
     _silence_decoders()
     try:
         with warnings.catch_warnings():
@@ -199,7 +247,7 @@ def _check_values(image: Image.Image, structure: Structure) -> None:
     if structure.bits == 16 and _largest(image) < least:
         raise UnreadableImageError(
             f"image of 16 bits whose values are all below {least:,}, so it would be dark: scale them up to "
-            f"65,535, or train with --window CENTRE,WIDTH"
+            f"65,535, or train with --window CENTRE,WIDTH or LOW%,HIGH%"
         )
 
 

@@ -34,6 +34,7 @@ _FILL_ORDER, _DESCRIPTION, _STRIPS, _ORIENTATION, _SAMPLES, _ROWS, _STRIP_BYTES 
 _MAX_VALUE, _PLANES, _PREDICTOR, _COLOURS, _TILE_WIDTH, _TILE_HEIGHT = 281, 284, 317, 320, 322, 323
 _TILES, _TILE_BYTES, _INKS, _EXTRA, _FORMAT, _SMAX_VALUE, _TABLES = 324, 325, 332, 338, 339, 341, 347
 _XMP, _DEPTH, _TILE_DEPTH = 700, 32997, 32998
+_NUMBER_KINDS = {1: "u", 2: "i", 3: "f"}
 _COMPRESSIONS = {
     1: "none",
     2: "CCITT",
@@ -73,6 +74,8 @@ _PHOTOMETRICS = {
 }
 # Other compressions have no predictor, and decoders differ on files that state one.
 _PREDICTED = (5, 8, 32946, 50000)
+# Bits of grey numbers by their kind, beyond 16 unsigned ones. Only a window maps them to 8 bits.
+_WITH_WINDOW = {"u": (32,), "i": (16, 32), "f": (32,)}
 _PLAIN, _JPEG = (1, 5, 8, 32773, 32946, 50000), 7
 # Supported kinds by photometric: bits, number of colour samples, and bits with an opacity sample.
 _READ: dict[int, tuple[tuple[int, ...], int, tuple[int, ...]]] = {
@@ -115,6 +118,8 @@ def tiff_structure(data: bytes) -> Structure:
         kind.height,
         work,
         kind.bits[0],
+        stated_bits=kind.stated_bits(),
+        number=kind.kind_of_number,
         about=kind.about(),
         turned=kind.number(_ORIENTATION, 1) != 1 or _XMP in page.entries,
         clean=clean,
@@ -238,6 +243,8 @@ class _PixelFormat:
         self.photometric = self.number(_PHOTOMETRIC, -1)
         self.compression = self.number(_COMPRESSION, 1)
         self.planar = self.number(_PLANES, 1) == 2
+        formats = set(self.numbers(_FORMAT)) or {1}
+        self.kind_of_number = _NUMBER_KINDS.get(formats.pop(), "") if len(formats) == 1 else ""
         self.streams: list[tuple[tuple[int, int], bytes]] = []
 
     def number(self, tag: int, default: int) -> int:
@@ -253,7 +260,8 @@ class _PixelFormat:
         compression = _COMPRESSIONS.get(self.compression, str(self.compression))
         colours = _PHOTOMETRICS.get(self.photometric, str(self.photometric))
         bits = self.bits[0] if len(set(self.bits)) == 1 else "/".join(map(str, self.bits[:8]))
-        return f"TIFF, {bits} bits, samples {self.samples}, colours {colours}, compression {compression}"
+        number = {"i": " signed", "f": " floating-point"}.get(self.kind_of_number, "")
+        return f"TIFF, {bits}{number} bits, samples {self.samples}, colours {colours}, compression {compression}"
 
     def refuse(self, what: str) -> UnreadableImageError:
         """Return the error for an unsupported pixel format, with the reason `what`."""
@@ -268,10 +276,15 @@ class _PixelFormat:
         bits, extra = self.bits[0], self.numbers(_EXTRA)
         if not count:
             raise self.refuse("its colours are not supported")
+        if self.photometric == 1 and self.samples == 1 and bits in _WITH_WINDOW.get(self.kind_of_number, ()):
+            known = (bits,)
+            if self._file.order == ">" and self.compression != 1:
+                # Pillow would exchange the bytes twice.
+                raise self.refuse("such numbers are supported in this byte order only without compression")
+        elif self.kind_of_number != "u":
+            raise self.refuse("its numbers are not supported")
         if bits not in known or set(self.bits) != {bits} or len(self.bits) not in {1, self.samples}:
             raise self.refuse("its bits are not supported")
-        if set(self.numbers(_FORMAT)) - {1}:
-            raise self.refuse("signed or floating-point values have no known range")
         if self.samples != count + len(extra) or len(extra) > 1 or (extra and bits not in with_opacity):
             raise self.refuse("its samples are not supported")
         if extra and (extra[0] > 2 or self.planar):
@@ -300,9 +313,6 @@ class _PixelFormat:
 
     def _check_values(self, bits: int) -> None:
         """Check that values use the full range of their bits."""
-        most = max(*self.numbers(_MAX_VALUE), *self.numbers(_SMAX_VALUE), 0, 0)
-        if bits == 16 and 255 < most < 65535 and most & (most + 1) == 0:
-            raise self.refuse(f"its values end at {most:,}, not at 65,535: scale them")
         if self.photometric == 3:
             colours = self.numbers(_COLOURS)
             if len(colours) != 3 << bits or max(colours) > 65_535:
@@ -312,6 +322,13 @@ class _PixelFormat:
         description = self._file.bytes_of(self._page, _DESCRIPTION)
         if description.startswith(b"ImageJ=") and b"\nimages=" in description and b"\nimages=1\n" not in description:
             raise UnreadableImageError("a TIFF with several images (ImageJ's stack): save the wanted one alone")
+
+    def stated_bits(self) -> int:
+        """Return how many of 16 bits are significant, by the stated largest value; 16 if unknown."""
+        if self.bits[0] != 16 or self.kind_of_number != "u":
+            return 16
+        most = max(*self.numbers(_MAX_VALUE), *self.numbers(_SMAX_VALUE), 0, 0)
+        return most.bit_length() if 255 < most < 65535 and most & (most + 1) == 0 else 16
 
     def segments_work(self) -> int:
         """Return the number of pixels in all strips or tiles, after checking that they are present."""
@@ -368,7 +385,8 @@ class _PixelFormat:
         due = rows * -(-columns * samples * self.bits[0] // 8)
         if self.compression == 1 and count < due:
             raise UnreadableImageError(f"image is truncated: a TIFF strip or tile has {count:,} of {due:,} bytes")
-        return max(rows * columns, due // 3) + count
+        # Windows on 32 bits are computed for each pixel, not looked up.
+        return max(rows * columns, due // (1 if self.bits[0] == 32 else 3)) + count
 
     def _stream(self, data: bytes) -> bytes:
         """Return the JPEG of a strip or tile, with the shared tables added."""

@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from plurum.conventions import PatientRule, ResizeRule
 from plurum.settings.options import Option, Settings
 
-__all__ = ["CRITERIA", "Criterion", "EvaluationSettings", "FitSettings", "TrainOptions", "TrainSettings"]
+__all__ = ["CRITERIA", "Criterion", "EvaluationSettings", "FitSettings", "Percentiles", "TrainOptions", "TrainSettings"]
 
 _MEMBERS, _IMAGES, _PATIENTS = Option(panel="Members"), Option(panel="Images"), Option(panel="Patients", metavar="FILE")
 _STEPS, _CHANGES, _WORK = Option(panel="Optimisation"), Option(panel="Augmentation"), Option(panel="Execution")
@@ -21,15 +21,39 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Draws = Annotated[int, Field(ge=100, le=100_000)]
 
 
-def _pair_from_text(given: object) -> object:
-    """Return the two numbers that a comma divides; pass other values on."""
-    if not isinstance(given, str):
+def _window_from_text(given: object) -> object:
+    """Return the two numbers that a comma divides, as percentiles or not; pass other values on."""
+    if not isinstance(given, str) or given == "full":
         return given
-    centre, _, width = given.partition(",")
+    first, _, second = given.partition(",")
     try:
-        return float(centre), float(width)
+        if not (first.endswith("%") and second.endswith("%")):
+            return float(first), float(second)
+        return Percentiles(lowest=float(first[:-1]), highest=float(second[:-1]))
     except ValueError:
-        raise ValueError("expected two numbers as CENTRE,WIDTH, such as 40,400") from None
+        raise ValueError(
+            "expected CENTRE,WIDTH, such as 40,400, or rising percentiles LOW%,HIGH%, such as 0.1%,99.9%, or full"
+        ) from None
+
+
+class Percentiles(BaseModel):
+    """Percentiles of the training images' values, to which `plurum train` fits a window.
+
+    Attributes:
+        lowest: Percentile that becomes 0, from 0 to 100.
+        highest: Percentile that becomes 255, from 0 to 100.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lowest: Annotated[float, Field(ge=0, lt=100)]
+    highest: Annotated[float, Field(gt=0, le=100)]
+
+    @model_validator(mode="after")
+    def _rise(self) -> Percentiles:
+        if self.lowest >= self.highest:
+            raise ValueError(f"expected rising percentiles, got {self.lowest:g}%,{self.highest:g}%")
+        return self
 
 
 class TrainSettings(Settings):
@@ -52,8 +76,9 @@ class TrainSettings(Settings):
         colour: Colour mode of the members' input.
         resize: Resize rule: `stretch` to a square, `crop` the centre to a square first, or `pad` to a square with the
             training images' mean.
-        window: Window for grey images of 16 bits, and for grey DICOM images, such as 40,400 in Hounsfield units. By
-            default, the high byte of 16 bits, and each DICOM file's own window.
+        window: Rule that maps grey images of more than 8 bits, and grey DICOM images, to 8 bits: a window, such as
+            40,400 in Hounsfield units; percentiles of the training images to fit it to, such as 0.1%,99.9%; or `full`
+            for the range of each file's type. By default, the high byte of 16 bits, and each DICOM file's own window.
         tile_size: Cut larger images into square tiles of this many pixels a side. By default, images stay whole.
         max_tiles: Largest number of tiles per image; those with the most tissue are kept.
         skip_unreadable: If True, skip images that can't be read instead of refusing the data.
@@ -106,9 +131,9 @@ class TrainSettings(Settings):
     colour: Annotated[Literal["rgb", "grey"], _IMAGES] = "rgb"
     resize: Annotated[ResizeRule, _IMAGES] = "stretch"
     window: Annotated[
-        tuple[FiniteFloat, Annotated[float, Field(ge=1, allow_inf_nan=False)]] | None,
-        BeforeValidator(_pair_from_text),
-        Option(panel="Images", metavar="CENTRE,WIDTH", type=str),
+        tuple[FiniteFloat, Annotated[float, Field(ge=1, allow_inf_nan=False)]] | Percentiles | Literal["full"] | None,
+        BeforeValidator(_window_from_text),
+        Option(panel="Images", metavar="RULE", type=str),
     ] = None
     tile_size: Annotated[int | None, Field(ge=8, le=8_000), _IMAGES] = None
     max_tiles: Annotated[int, Field(ge=1, le=100_000), _IMAGES] = 16
@@ -147,8 +172,6 @@ class TrainSettings(Settings):
                 f"--snapshots: expected at most {self.epochs}, the number of --epochs, got {self.snapshots}. "
                 f"Each snapshot takes at least one epoch"
             )
-        if self.window is not None and self.tile_size is not None:
-            raise ValueError("--window: can't be combined with --tile-size. Leave one of them out")
         if self.snapshots > 1 and self.patience is not None:
             raise ValueError(
                 "--patience: can't be combined with --snapshots, because it would end a training before its last "

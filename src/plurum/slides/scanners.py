@@ -15,6 +15,7 @@ import numpy as np
 
 from plurum.errors import ImageError
 from plurum.images import TooLargeImageError, UnreadableImageError, open_image, to_eight_bit
+from plurum.images.windows import WindowRule
 from plurum.predictions.arrays import Bytes
 from plurum.regular_files import MAX_IMAGE_BYTES, check_regular, read_regular
 from plurum.slides.slides import Level, Slide
@@ -105,6 +106,7 @@ class WholeImage:
 
     Args:
         path: Path of the file.
+        window: Window, as for `plurum.images.open_image`.
 
     Raises:
         UnreadableImageError: the image can't be decoded, see `plurum.images`.
@@ -113,9 +115,9 @@ class WholeImage:
 
     microns_per_pixel: float | None = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, window: WindowRule | None = None) -> None:
         self.path = path
-        self._pixels = np.asarray(to_eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES))))
+        self._pixels = np.asarray(to_eight_bit(open_image(read_regular(path, MAX_IMAGE_BYTES), window=window)))
         height, width = self._pixels.shape[:2]
         self.levels = (Level(width, height, 1.0),)
 
@@ -128,8 +130,13 @@ class WholeImage:
         yield 0, 0, self._pixels[::step, ::step]
 
 
-def open_slide(path: Path, stack: ExitStack) -> Slide | ScannerSlide | WholeImage:
+def open_slide(path: Path, stack: ExitStack, window: WindowRule | None = None) -> Slide | ScannerSlide | WholeImage:
     """Return an open slide, which `stack` closes: read by tifffile, else by OpenSlide, else as a whole if it is small.
+
+    Args:
+        path: Path of the file.
+        stack: Stack that closes the slide.
+        window: Window that the server applies to grey of more than 8 bits; it is applied here.
 
     Raises:
         ImageError: no reader can open the file; the message names OpenSlide if it is not installed.
@@ -137,11 +144,13 @@ def open_slide(path: Path, stack: ExitStack) -> Slide | ScannerSlide | WholeImag
     """
     try:
         check_regular(path)
-        return stack.enter_context(Slide(path))
+        slide = stack.enter_context(Slide(path))
     except OSError as error:
         raise ImageError(f"can't be read: {error.strerror}") from error
     except ImageError as error:
         reason = str(error)
+    else:
+        return slide if window is None or not slide.is_deep else _whole_image(path, window)
     try:
         return stack.enter_context(ScannerSlide(path))
     except ImageError as error:
@@ -149,8 +158,16 @@ def open_slide(path: Path, stack: ExitStack) -> Slide | ScannerSlide | WholeImag
     except ModuleNotFoundError:
         more = "OpenSlide, which may read it, is not installed: pip install 'plurum[openslide]'"
     try:
-        return WholeImage(path)
+        return WholeImage(path, window)
     except TooLargeImageError as error:
         raise ImageError(f"{reason}; {more}") from error
     except (UnreadableImageError, OSError) as error:
         raise ImageError(f"{error}; {more}") from error
+
+
+def _whole_image(path: Path, window: WindowRule) -> WholeImage:
+    """Return a grey image of 16 bits with a window, which OpenSlide would not apply."""
+    try:
+        return WholeImage(path, window)
+    except (UnreadableImageError, OSError) as error:
+        raise ImageError(str(error)) from error

@@ -116,6 +116,11 @@ class Slide:
         self._file.close()
 
     @property
+    def is_deep(self) -> bool:
+        """True for grey of 16 bits, of which regions hold the high byte, so that no window applies to them."""
+        return self._page.bitspersample == 16 and self._page.samplesperpixel == 1
+
+    @property
     def levels(self) -> tuple[Level, ...]:
         """Levels from the largest to the smallest, read at first access.
 

@@ -29,7 +29,8 @@ class ImageSpec(Metadata):
             fills the sides with the mean.
         mean: Per-channel mean that the graph subtracts, on a scale of 0 to 1.
         std: Per-channel standard deviation that the graph divides by, on a scale of 0 to 1.
-        window: Centre and width of the window for grey images of 16 bits and DICOM; None applies that of each DICOM
+        window: Rule that maps grey images of more than 8 bits and DICOM to 8 bits: centre and width of a window, or
+            `full` for the range of each file's type. None takes the high byte of 16 bits and the window of each DICOM
             file. Absent in files if None.
     """
 
@@ -41,7 +42,7 @@ class ImageSpec(Metadata):
     std: tuple[
         Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]
     ]
-    window: tuple[FiniteFloat, Annotated[float, Field(ge=1, allow_inf_nan=False)]] | None = None
+    window: tuple[FiniteFloat, Annotated[float, Field(ge=1, allow_inf_nan=False)]] | Literal["full"] | None = None
 
     @model_serializer(mode="wrap")
     def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:

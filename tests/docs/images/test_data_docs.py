@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.docs.pages import Terminal, blocks, commands
 from tests.training.data_files import digit_arrays, save_npz, write_classes, write_image, write_mnist
@@ -20,6 +22,10 @@ def folder(tmp_path: Path) -> Path:
         write_image(tmp_path / "slides" / ("CE", "LAA")[number % 2] / f"{number}.tif", number, (600, 600))
         write_image(tmp_path / "train" / f"s{number}_0.tif", number, (600, 600))
         write_image(tmp_path / "scans" / f"{number}.png", number)
+        values = np.random.default_rng(number).integers(0, 4096, (32, 32)).astype(np.uint16)
+        path = tmp_path / "x_rays" / ("CE", "LAA")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(path)
     labels = ["CE" if number % 2 else "LAA" for number in range(6)]
     lines = [f"s{number}_0,11,s{number},0,{label}" for number, label in enumerate(labels)]
     (tmp_path / "train.csv").write_text("\n".join(["image_id,center_id,patient_id,image_num,label", *lines]))
@@ -34,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("folder")
 def test_the_commands_run(terminal: Terminal) -> None:
-    assert len(commands("data.md")) == 8
+    assert len(commands("data.md")) == 9
     for command in commands("data.md"):
         if command != EXAMPLE:
             terminal.run(command, {"/usr/share/datasets/fashion-mnist": "fashion-mnist"})

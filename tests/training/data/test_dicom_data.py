@@ -109,12 +109,6 @@ def test_a_wrong_window_is_refused(scans: Path, plurum: CommandLine, window: str
     assert "--window: expected" in plurum.refused("data", scans, "--window", window)
 
 
-def test_a_window_on_tiles_is_refused(scans: Path, plurum: CommandLine) -> None:
-    assert "--window: can't be combined with --tile-size" in plurum.refused(
-        "data", scans, "--window", "40,400", "--tile-size", "64"
-    )
-
-
 def test_a_key_that_others_can_read_is_refused(scans: Path) -> None:
     key = scans.parent / "open.key"
     key.write_text("0" * 64)
