@@ -47,8 +47,8 @@ from tests.client.stub_server import StubResponse, http_server
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CLAIMS = (
-    "bulk", "engines", "faults", "fused", "gateway", "growth", "guard", "hostile", "metrics_cost",
-    "outliers.cost", "overload", "precision", "rollouts", "soak", "stages.cost", "throughput", "training",
+    "bulk", "cascades.cost", "engines", "faults", "frozen", "fused", "gateway", "growth", "guard", "hostile",
+    "metrics_cost", "outliers.cost", "overload", "precision", "rollouts", "soak", "throughput", "training",
     "tune_efficiency",
 )  # fmt: skip
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.3, 0.3, 0.3))
