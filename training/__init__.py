@@ -11,9 +11,10 @@ import typing
 from plurum.figures import Drift
 from plurum.settings.calibration import CalibrateSettings
 from plurum.settings.drift import DriftSettings
+from plurum.settings.fitting import FitSettings
 from plurum.settings.members import AddSettings
 from plurum.settings.options import settings_from
-from plurum.settings.training import EvaluationSettings, FitSettings, TrainOptions, TrainSettings
+from plurum.settings.training import EvaluationSettings, TrainOptions, TrainSettings
 from plurum.training.adding.add import AddedMember, add_member
 from plurum.training.calibration.calibrate import calibrate_run
 from plurum.training.calibration.report import CalibrationReport

@@ -19,7 +19,7 @@ import numpy as np
 from plurum.benchmarks.compare.comparison import SHOWN_METRICS, Vote
 from plurum.predictions.arrays import Floats
 from plurum.predictions.scores import compute_losses
-from plurum.settings.training import FitSettings
+from plurum.settings.fitting import FitSettings
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_vote
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval, percentile_interval
 from plurum.training.statistics.metrics import LabelledPredictions, Scorer

@@ -15,7 +15,7 @@ import numpy as np
 from plurum.errors import SettingsError
 from plurum.predictions.arrays import Floats
 from plurum.promises.risk_control import patient_losses, risk_bound
-from plurum.settings.training import FitSettings
+from plurum.settings.fitting import FitSettings
 from plurum.spec import Conformal, OperatingPoint, OutlierRule, Review, Voting
 from plurum.training.calibration.correction import Correction
 from plurum.training.fitting.points import CONFIDENCE, LabelledScores, fit_point, fit_review_interval

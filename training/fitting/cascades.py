@@ -27,24 +27,40 @@ from plurum.promises.cascades import (
 from plurum.promises.review import ReviewTarget
 from plurum.promises.risk_control import smallest_promise
 from plurum.run import Run, Split, UnlabelledImages
-from plurum.settings.training import FitSettings
-from plurum.spec import CascadeRule, Conformal, EarlyStage, Member, OutlierRule, Voting
+from plurum.settings.fitting import FitSettings
+from plurum.spec import CascadeRule, Conformal, EarlyStage, Ensemble, Member, OutlierRule, Voting
+from plurum.training.fitting.baseline import baseline_from_verdict
 from plurum.training.fitting.certification import Certification, certification_from_test
 from plurum.training.fitting.points import CONFIDENCE
+from plurum.training.fitting.report import CascadeFit
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions
 from plurum.training.inference.predictions import predict_unlabelled
+from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.calibration import conformal_quantiles, fit_temperature
-from plurum.voting import Cascade, CascadeStage, VotingRule, decide, outlier_test_from_ensemble, soft_vote
+from plurum.training.statistics.cascades import score_cascade
+from plurum.training.statistics.wording import cascade_line
+from plurum.voting import (
+    Cascade,
+    CascadeStage,
+    VotingRule,
+    cascade_from_ensemble,
+    decide,
+    decide_cascade,
+    outlier_test_from_ensemble,
+    soft_vote,
+)
 
 __all__ = [
     "CascadeInputs",
     "CascadePlan",
     "FittedCascade",
+    "cascade_fit",
     "cost_fractions",
     "fit_cascade",
     "fit_run_cascade",
     "plan_cascade",
     "predict_unlabelled_patients",
+    "with_cascade",
 ]
 
 # Alphas of the stage's outlier test, as multiples of the whole vote's: with a higher one, fewer outliers leave.
@@ -340,3 +356,30 @@ def _certify(inputs: CascadeInputs, plan: CascadePlan, target: CascadeTarget, al
     found = CascadeRule(order=plan.order, stages=(stage,), costs=tuple(inputs.costs), cost=cost, promise=test.promise)
     names = [member.name for member in inputs.members]
     return FittedCascade(tuple(f"cascade: {line}" for line in cascade_texts(found, names)), found, kept)
+
+
+def with_cascade(
+    ensemble: Ensemble, cascade: FittedCascade, vote: FittedVote, known: ValidationPredictions
+) -> Ensemble:
+    """Return the ensemble with the cascade, and with a baseline of the cascade's predictions."""
+    changed = ensemble.with_cascade(cascade.rule)
+    rule = cascade_from_ensemble(changed.model_dump())
+    if rule is None:
+        return ensemble
+    found = decide_cascade(known.predictions[:, vote.kept], rule, known.novelty)
+    baseline = baseline_from_verdict(found.verdict, vote.rule, used=found.members_used)
+    return changed.model_copy(update={"baseline": baseline})
+
+
+def cascade_fit(
+    ensemble: Ensemble, cascade: FittedCascade, vote: FittedVote, test: ValidationPredictions, settings: FitSettings
+) -> CascadeFit:
+    """Return the result of the cascade, with its figures on test images."""
+    rule = cascade_from_ensemble(ensemble.model_dump())
+    if rule is None or ensemble.cascade is None:
+        return CascadeFit(lines=cascade.lines)
+    bootstrap = Bootstrap(test.groups, settings.draws, settings.seed)
+    found = decide_cascade(test.predictions[:, vote.kept], rule, test.novelty)
+    whole = vote.verdict(test.predictions, test.novelty)
+    scores = score_cascade(found, whole, ensemble.cascade, test.labels, bootstrap)
+    return CascadeFit(lines=(*cascade.lines, f"on test images: {cascade_line(scores)}"), scores=scores)

@@ -15,7 +15,7 @@ from plurum.promises.review import (
     promise_text,
     rule_without_limit,
 )
-from plurum.settings.training import FitSettings
+from plurum.settings.fitting import FitSettings
 from plurum.spec import RefusedPromise, ReviewPromise
 from plurum.training.fitting.points import CONFIDENCE
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, vote_at_point

@@ -14,32 +14,30 @@ from plurum.errors import SettingsError
 from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import compute_losses
 from plurum.run import Run, Split, Table, number_patients
-from plurum.settings.training import FitSettings
+from plurum.settings.fitting import FitSettings
 from plurum.spec import Conformal, Ensemble, FittedOn, Member, Review, Scores, Voting, write_metadata
 from plurum.training.data.splits import HELD_OUT
 from plurum.training.data.unlabelled import find_unlabelled_images, keep_unlabelled, read_unlabelled
 from plurum.training.evaluation.evaluate import best_single
 from plurum.training.evaluation.patient_scores import score_patients
 from plurum.training.fitting.baseline import baseline_from_verdict
-from plurum.training.fitting.cascades import CascadeInputs, FittedCascade, fit_run_cascade
+from plurum.training.fitting.cascades import CascadeInputs, cascade_fit, fit_run_cascade, with_cascade
 from plurum.training.fitting.certification import Certification, certify_review, review_target
 from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point
 from plurum.training.fitting.outliers import FittedDetectors, fit_detectors, fit_outliers
 from plurum.training.fitting.points import check_point_options, costs_of
 from plurum.training.fitting.priors import class_frequencies, estimate_frequencies, frequencies_from_prior, prior_ratio
-from plurum.training.fitting.report import CascadeFit, FitReport, MemberFit
+from plurum.training.fitting.report import FitReport, MemberFit
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions, fit_sets_and_review, fit_vote
 from plurum.training.inference.predictions import predict_files, predict_members, predict_splits
 from plurum.training.learning.plan import unfinished_members
 from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
-from plurum.training.statistics.cascades import score_cascade
 from plurum.training.statistics.curves import Curve, rates_by_threshold, risk_coverage_curve
 from plurum.training.statistics.metrics import LabelledPredictions
 from plurum.training.statistics.patients import group_by_patient
 from plurum.training.statistics.results import Estimate
 from plurum.training.statistics.scoring import compute_scores
-from plurum.training.statistics.wording import cascade_line
-from plurum.voting import Verdict, cascade_from_ensemble, decide_at, decide_cascade, decide_members, temper, with_prior
+from plurum.voting import Verdict, decide_at, decide_members, temper, with_prior
 
 __all__ = ["fit_report", "fit_run"]
 
@@ -152,42 +150,15 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     if outliers is not None:
         ensemble = ensemble.with_outliers(outliers.rule)
     if cascade is not None:
-        ensemble = _with_cascade(ensemble, cascade, vote, known)
+        ensemble = with_cascade(ensemble, cascade, vote, known)
     report = _report(run, ensemble, members, vote, settings, results, shares)
     findings = {} if certification is None else certification.findings
     if cascade is not None:
-        findings["cascade"] = _cascade_fit(ensemble, cascade, vote, parts["test"], settings)
+        findings["cascade"] = cascade_fit(ensemble, cascade, vote, parts["test"], settings)
     report = report.model_copy(update={"outliers": outliers and outliers.found, **findings})
     keep_unlabelled(run, None if ensemble.cascade is None else unlabelled)
     write_metadata(run.ensemble_file, ensemble)
     return report
-
-
-def _with_cascade(
-    ensemble: Ensemble, cascade: FittedCascade, vote: FittedVote, known: ValidationPredictions
-) -> Ensemble:
-    """Return the ensemble with the cascade, and with a baseline of the cascade's predictions."""
-    changed = ensemble.with_cascade(cascade.rule)
-    rule = cascade_from_ensemble(changed.model_dump())
-    if rule is None:
-        return ensemble
-    found = decide_cascade(known.predictions[:, vote.kept], rule, known.novelty)
-    baseline = baseline_from_verdict(found.verdict, vote.rule, used=found.members_used)
-    return changed.model_copy(update={"baseline": baseline})
-
-
-def _cascade_fit(
-    ensemble: Ensemble, cascade: FittedCascade, vote: FittedVote, test: ValidationPredictions, settings: FitSettings
-) -> CascadeFit:
-    """Return the result of the cascade, with its figures on test images."""
-    rule = cascade_from_ensemble(ensemble.model_dump())
-    if rule is None or ensemble.cascade is None:
-        return CascadeFit(lines=cascade.lines)
-    bootstrap = Bootstrap(test.groups, settings.draws, settings.seed)
-    found = decide_cascade(test.predictions[:, vote.kept], rule, test.novelty)
-    whole = vote.verdict(test.predictions, test.novelty)
-    scores = score_cascade(found, whole, ensemble.cascade, test.labels, bootstrap)
-    return CascadeFit(lines=(*cascade.lines, f"on test images: {cascade_line(scores)}"), scores=scores)
 
 
 def _labelled(table: Table, split: Split, predictions: Floats, classes: tuple[str, ...]) -> ValidationPredictions:

@@ -13,7 +13,7 @@ from plurum.errors import NoFeaturesError, needs_extra
 from plurum.files import sha256_of
 from plurum.predictions.arrays import Floats, Ints
 from plurum.run import Run, Split, Table, number_patients
-from plurum.settings.training import FitSettings
+from plurum.settings.fitting import FitSettings
 from plurum.spec import Ensemble, Member, Metadata, OutlierRule
 from plurum.training.progress import show_progress
 from plurum.voting import OutlierTest, outlier_test_from_ensemble

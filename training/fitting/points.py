@@ -15,7 +15,7 @@ from plurum.errors import SettingsError
 from plurum.predictions.arrays import Bools, Floats, Ints
 from plurum.promises.risk_control import count_required_patients, smallest_promise
 from plurum.sentences import percent_text
-from plurum.settings.training import Criterion, FitSettings
+from plurum.settings.fitting import Criterion, FitSettings
 from plurum.spec import OperatingPoint
 from plurum.training.fitting.costs import Costs, read_costs
 from plurum.training.statistics.bootstrap import Bootstrap

@@ -13,7 +13,7 @@ import numpy as np
 
 from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import confidence_of
-from plurum.settings.training import FitSettings
+from plurum.settings.fitting import FitSettings
 from plurum.spec import OperatingPoint
 from plurum.training.fitting.costs import Costs
 from plurum.training.fitting.points import LabelledScores, fit_point, fit_review_interval

@@ -9,7 +9,7 @@ import typer
 
 from plurum.cli.options import with_options
 from plurum.cli.streams import new_table, show_table, write_json
-from plurum.settings.training import FitSettings
+from plurum.settings.fitting import FitSettings
 
 if TYPE_CHECKING:
     from rich.table import Table

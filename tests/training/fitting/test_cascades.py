@@ -15,7 +15,8 @@ from plurum.errors import DataError, SettingsError
 from plurum.predictions.arrays import Floats
 from plurum.promises.risk_control import patient_losses, risk_p_value
 from plurum.run import Run, Split
-from plurum.settings.training import EvaluationSettings, FitSettings
+from plurum.settings.fitting import FitSettings
+from plurum.settings.training import EvaluationSettings
 from plurum.spec import Ensemble, OutlierRule, read_ensemble
 from plurum.training import fit_report
 from plurum.training.evaluation.run import evaluate_run

@@ -13,7 +13,7 @@ from plurum.errors import SettingsError
 from plurum.predictions.scores import confidence_of
 from plurum.promises.risk_control import patient_losses, risk_bound, risk_p_value
 from plurum.run import Run, number_patients
-from plurum.settings.training import FitSettings
+from plurum.settings.fitting import FitSettings
 from plurum.training import fit_report
 from plurum.training.fitting.certification import Certification, certify_review
 from plurum.training.fitting.points import costs_of

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from plurum.errors import SettingsError
+from plurum.settings.fitting import FitSettings
 from plurum.settings.options import settings_from
-from plurum.settings.training import FitSettings
 from plurum.training.fitting.costs import Costs, read_costs
 from plurum.training.fitting.points import (
     LabelledScores,
