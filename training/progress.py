@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from plurum.progress_rate import ProgressRate
+from plurum.progress import ProgressRate
 
 __all__ = ["show_progress"]
 

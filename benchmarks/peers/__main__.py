@@ -35,6 +35,7 @@ from plurum.files import atomic_file, write_text
 
 _FILES = ("peers.json", "peers.csv", "peers.md", "peers.png")
 _CLIENTS = [8, 1]
+_QUICK_S = 2.0
 _PICTURE = "Images per second and 99th percentile with eight clients, median with one, a bar for each framework"
 _BEGIN, _END = "<!-- peers: made by the command above -->", "<!-- peers: end -->"
 
@@ -65,18 +66,29 @@ def peers(  # noqa: PLR0913, PLR0917 - one parameter per option
     trained: Annotated[
         bool, typer.Option("--trained", help="Train members on digits, and serve them as plurum tune --run chooses.")
     ] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Rough first table: one turn of 2 seconds at the first number of clients; with --trained, a single "
+            "epoch and no tuning.",
+        ),
+    ] = False,
     page: Annotated[Path | None, typer.Option(help="Page to put table and picture into, between its marks.")] = None,
 ) -> None:
     """Measure all frameworks: a table on standard output; peers.json, peers.csv, peers.md and peers.png in a folder."""
     known = {one.name: one for one in PEERS}
     if unknown := [name for name in peer or () if name not in known]:
         raise SettingsError(f"--peer: expected one of {', '.join(known)}, got {unknown[0]!r}.")
+    if quick:
+        clients, rounds, seconds = clients[:1], 1, min(seconds, _QUICK_S)
     command.check_results_folder(out, _FILES)
     if page is not None:
         page_with_table(page, "")
     with command.show_status("members") as say:
         if trained:
-            material, run = trained_material(work / "trained", arch, size, repository, say)
+            folder = work / ("trained-quick" if quick else "trained")
+            material, run = trained_material(folder, arch, size, repository, say, quick=quick)
             say("accuracy")
             accuracy = accuracy_of(material, run)
         else:

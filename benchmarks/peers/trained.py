@@ -25,7 +25,13 @@ _EPOCHS, _IMAGES = 15, 16
 
 
 def trained_material(
-    work: Path, archs: Sequence[str], size: int, repository: Path | None, progress: Callable[[str], None]
+    work: Path,
+    archs: Sequence[str],
+    size: int,
+    repository: Path | None,
+    progress: Callable[[str], None],
+    *,
+    quick: bool = False,
 ) -> tuple[Material, Run]:
     """Return the inputs and their run; files that exist in `work` are reused.
 
@@ -36,6 +42,7 @@ def trained_material(
         repository: Repository for Plurum to serve; None for the one that `plurum tune` makes of the run in all
             precisions that pass export's gate.
         progress: Receives one line about each step.
+        quick: If True, train a single epoch, and tune nothing.
     """
     from safetensors.torch import save_file
 
@@ -43,14 +50,16 @@ def trained_material(
     from plurum.models import model_from_checkpoint
 
     progress("training")
-    run = run_with_mean_vote(trained_run(work, archs, size, _EPOCHS), work / "mean")
+    run = run_with_mean_vote(trained_run(work, archs, size, 1 if quick else _EPOCHS), work / "mean")
     ensemble = run.ensemble()
     graphs = work / "model_repository"
     repository_from_run(run, graphs, ExportSettings(fused=True), progress)
     for member in ensemble.members:
         with atomic_file(work / "weights" / f"{member.arch}.safetensors") as hidden:
             save_file(model_from_checkpoint(member, run.checkpoint(member)).state_dict(), hidden)
-    if repository is None:
+    if repository is None and quick:
+        repository = graphs
+    elif repository is None:
         repository = work / "tuned"
         if not (repository / "tuning.json").is_file():
             tune(graphs, repository, run, TuneSettings(), progress)

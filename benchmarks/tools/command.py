@@ -19,6 +19,7 @@ from rich.table import Table
 from plurum.benchmarks.tools.machine import machine, versions
 from plurum.errors import OutputError, PlurumError
 from plurum.files import atomic_folder
+from plurum.progress import show_status
 
 __all__ = [
     "ARCHS",
@@ -77,13 +78,6 @@ def run_as_program(command: Callable[..., None]) -> None:
 def interrupt_on_sigterm() -> None:
     """Let SIGTERM end everything that was started, as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-@contextmanager
-def show_status(first: str) -> Iterator[Say]:
-    """Show a line of progress on standard error during a `with` block; the value changes the line."""
-    with Console(stderr=True).status(first) as status:
-        yield status.update
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import threading
 from dataclasses import dataclass
 
 import pytest
 
+from plurum import progress
 from plurum.cli.main import run
 
 
@@ -20,6 +22,8 @@ class CommandLine:
     def ended(self, *words: object) -> tuple[int, str, str]:
         """Return the exit code, standard output and standard error."""
         self.monkeypatch.setattr("sys.argv", ["plurum", *map(str, words)])
+        # Lines of progress would depend on the machine's speed.
+        self.monkeypatch.setattr(progress, "_LINE_S", threading.TIMEOUT_MAX)
         former = signal.getsignal(signal.SIGTERM)
         try:
             with pytest.raises(SystemExit) as caught:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from plurum.progress_rate import ProgressRate
+from plurum.progress import ProgressRate
 from plurum.training.progress import show_progress
 
 

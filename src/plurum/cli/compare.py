@@ -69,11 +69,11 @@ def compare(
     with needs_extra("all", "matplotlib", "onnxruntime", "torch", "tritonclient"):
         from plurum.benchmarks.compare.architectures import compare_architectures, contenders_of
         from plurum.benchmarks.compare.report import text_from_comparison, write_comparison
-    from rich.console import Console
+    from plurum.progress import show_status
 
     run, contenders = contenders_of(data, archs or (), checkpoints or (), out, settings.seed, training)
-    with Console(stderr=True).status("comparing") as status:
-        comparison = compare_architectures(run, contenders, out / "work", settings, status.update)
+    with show_status("comparing") as say:
+        comparison = compare_architectures(run, contenders, out / "work", settings, say)
     page = write_comparison(comparison, out)
     if as_json:
         write_json(comparison)

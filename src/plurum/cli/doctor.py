@@ -37,10 +37,10 @@ def doctor(
     check_is_repository(repository)
     with needs_extra("export", "torch", "onnx", "onnxruntime", "tritonclient.grpc"):
         from plurum.export.doctor import check_repository
-    from rich.console import Console
+    from plurum.progress import show_status
 
-    with Console(stderr=True).status("checking") as status:
-        findings = check_repository(repository, status.update)
+    with show_status("checking") as say:
+        findings = check_repository(repository, say)
     errors = sum(finding.state == "error" for finding in findings)
     if as_json:
         report = {"repository": str(repository), "errors": errors, "findings": [one.model_dump() for one in findings]}

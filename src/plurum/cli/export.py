@@ -152,11 +152,10 @@ def _export_checkpoints(  # noqa: PLR0913, PLR0917 - one parameter per option
     images: str | None,
     intended_use: Path | None,
 ) -> ExportResult:
-    from rich.console import Console
-
     from plurum.errors import SettingsError
     from plurum.export.checks import check_checkpoints, check_output_folder, find_member_names
     from plurum.export.repository.cards.intended_use import read_intended_use
+    from plurum.progress import show_status
 
     if out is None or not classes:
         raise SettingsError("--arch, --classes, --out: expected all three with checkpoints. Add the missing ones.")
@@ -168,10 +167,10 @@ def _export_checkpoints(  # noqa: PLR0913, PLR0917 - one parameter per option
         read_intended_use(intended_use)
     with _needs_export():
         from plurum.export import repository_from_checkpoints
-    with Console(stderr=True).status("exporting") as status:
+    with show_status("exporting") as say:
         names = [name.strip() for name in classes.split(",")]
         labelled = _load_labelled(images, names, image, settings) if images else None
-        positional = (source, archs, names, image, out, settings, status.update)
+        positional = (source, archs, names, image, out, settings, say)
         return repository_from_checkpoints(*positional, labelled=labelled, intended_use=intended_use)
 
 
@@ -196,11 +195,10 @@ def _export_run(
     site: str | None,
     intended_use: Path | None,
 ) -> ExportResult:
-    from rich.console import Console
-
     from plurum.errors import SettingsError
     from plurum.export.checks import check_output_folder
     from plurum.export.repository.cards.intended_use import read_intended_use
+    from plurum.progress import show_status
     from plurum.run import Run
 
     if len(source) > 1:
@@ -217,8 +215,8 @@ def _export_run(
         read_intended_use(intended_use)
     with _needs_export():
         from plurum.export import repository_from_run
-    with Console(stderr=True).status("exporting") as status:
-        return repository_from_run(run, out, settings, status.update, site=site, intended_use=intended_use)
+    with show_status("exporting") as say:
+        return repository_from_run(run, out, settings, say, site=site, intended_use=intended_use)
 
 
 def _needs_export() -> AbstractContextManager[None]:
@@ -280,16 +278,15 @@ def _load_labelled(data: str, classes: list[str], image: ImageSpec, settings: Ex
 
 
 def _build(repository: Path, *, as_json: bool) -> None:
-    from rich.console import Console
-
     from plurum.export.manifest import read_manifest
+    from plurum.progress import show_status
 
     # Before seconds of imports.
     read_manifest(repository)
     with _needs_export():
         from plurum.export import build_engines
-    with Console(stderr=True).status("building") as status:
-        plans = build_engines(repository, status.update)
+    with show_status("building") as say:
+        plans = build_engines(repository, say)
     if as_json:
         sys.stdout.write(json.dumps({name: plan.model_dump() for name, plan in plans.items()}) + "\n")
         return

@@ -51,14 +51,13 @@ def tune(
     with needs_extra("all", "matplotlib", "onnx", "onnxruntime", "torch", "tritonclient.grpc"):
         from plurum.benchmarks.tools.command import interrupt_on_sigterm
         from plurum.benchmarks.tune.tuning import tune as tune_repository
-    from rich.console import Console
-
+    from plurum.progress import show_status
     from plurum.run import Run
 
     interrupt_on_sigterm()
     try:
-        with Console(stderr=True).status("tuning") as status:
-            result = tune_repository(repository, out, None if run is None else Run(run), settings, status.update)
+        with show_status("tuning") as say:
+            result = tune_repository(repository, out, None if run is None else Run(run), settings, say)
     except KeyboardInterrupt:
         sys.stderr.write("plurum: interrupted; run the same command again to resume\n")
         raise typer.Exit(130) from None

@@ -21,6 +21,7 @@ from plurum.client import EnsembleClient, Prediction
 from plurum.errors import ParityError
 from plurum.export import ExportSettings, repository_from_run
 from plurum.files import atomic_folder
+from plurum.progress import show_status
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings, find_triton
 from plurum.serving.triton.metrics import metrics_at
@@ -96,8 +97,8 @@ def run_demo(out: Path, *, fresh: bool = False) -> None:
     _say_scores(say, ensemble)
     report = write_report(evaluate_run(out, EvaluationSettings()), run.report_folder)
     say.rule("3. export to ONNX and assemble the model repository")
-    with Console(stderr=True).status("exporting") as status:
-        exported = repository_from_run(run, repository, ExportSettings(), status.update)
+    with show_status("exporting") as update:
+        exported = repository_from_run(run, repository, ExportSettings(), update)
     if exported.unchanged:
         say.print(f"{repository} is up to date with these members")
     else:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from plurum.client.bulk.bulk_run import BulkRun, PredictionSource
     from plurum.client.bulk.journal import EarlierResults
     from plurum.client.bulk.listing import Listing
-    from plurum.progress_rate import ProgressRate
+    from plurum.progress import ProgressRate
 
 __all__ = ["predict"]
 
@@ -243,7 +243,7 @@ def _with_progress(
     """Yield the predictions while showing a progress bar or, without a terminal, progress lines."""
     from rich.progress import BarColumn, Progress, TextColumn
 
-    from plurum.progress_rate import ProgressRate
+    from plurum.progress import ProgressRate
 
     start_s = time.monotonic()
     pace = ProgressRate(bulk_run.left, start_s)

@@ -11,7 +11,7 @@ from plurum.settings.client import SlideOptions
 if TYPE_CHECKING:
     from plurum.client import EnsembleClient, SlidePrediction
     from plurum.client.slides.slide_stream import SlideStream
-    from plurum.progress_rate import ProgressRate
+    from plurum.progress import ProgressRate
     from plurum.spec import PatientRule
 
 __all__ = ["journal_settings", "slide_stream"]
@@ -67,7 +67,7 @@ class _SlideProgress:
         self._next_s = 0.0
 
     def __call__(self, path: str, done: int, total: int) -> None:
-        from plurum.progress_rate import ProgressRate
+        from plurum.progress import ProgressRate
 
         now_s = time.monotonic()
         if self._pace is None or path != self._path:

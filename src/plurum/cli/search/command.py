@@ -45,13 +45,12 @@ def search(
     """
     training = settings_from(TrainSettings, **training_options)
     # PyTorch takes seconds to import.
-    from rich.console import Console
-
+    from plurum.progress import show_status
     from plurum.training.search.study import search_settings
 
     try:
-        with Console(stderr=True).status("searching") as status:
-            result = search_settings(data, training, search_options, out, status.update, patient_names(patients))
+        with show_status("searching") as say:
+            result = search_settings(data, training, search_options, out, say, patient_names(patients))
     except KeyboardInterrupt:
         sys.stderr.write("plurum: interrupted; run the same command again to resume\n")
         raise typer.Exit(130) from None
