@@ -18,6 +18,7 @@ __all__ = [
     "Breakdown",
     "Case",
     "Measurement",
+    "StageFigures",
     "Step",
     "Target",
     "csv_from_result",
@@ -131,6 +132,22 @@ class Breakdown(Metadata):
     steps: tuple[Step, ...]
 
 
+class StageFigures(Metadata):
+    """A stage of a cascade under the load of one case, all turns together.
+
+    Attributes:
+        case: Case that was measured.
+        stage: Number of the stage, from 1.
+        settled: Fraction of the images that the stage settled, 0 to 1.
+        ms_per_image: Mean time of an image in the stage, ms; a batch shares its time. None if no image reached it.
+    """
+
+    case: Case
+    stage: Annotated[int, Field(ge=1)]
+    settled: Annotated[float, Field(ge=0, le=1)]
+    ms_per_image: float | None
+
+
 class BenchResult(Metadata):
     """Result of a bench.
 
@@ -144,6 +161,7 @@ class BenchResult(Metadata):
         versions: Package versions of the measurement.
         measurements: Measurements in the order in which they were taken.
         breakdowns: One breakdown per case.
+        stages: Stages of the cascade by case; empty without a cascade, or if the server's metrics are not known.
     """
 
     version: Literal[1] = 1
@@ -155,6 +173,7 @@ class BenchResult(Metadata):
     versions: dict[str, str]
     measurements: tuple[Measurement, ...]
     breakdowns: tuple[Breakdown, ...]
+    stages: tuple[StageFigures, ...] = ()
 
     def cases(self) -> list[Case]:
         """Return every case once, by model, protocol and load."""

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from plurum.benchmarks.bench.observed import Observer, breakdown_of
 from plurum.benchmarks.bench.perf_analyzer import PerfAnalyzer
 from plurum.benchmarks.bench.result import BenchLoad, BenchResult, Case, Measurement, Target
+from plurum.benchmarks.bench.stages import StageCounts, count_stages, stage_figures
 from plurum.benchmarks.tools.machine import machine
 from plurum.benchmarks.tools.requests import encoded_from_folder, input_data, synthetic_images
 from plurum.benchmarks.tools.turns import in_turns
@@ -70,14 +71,17 @@ def sweep(
         cases = [Case(target=target, load=load) for target in targets for load in _loads(plan)]
         measurements = list[Measurement]()
         counts: dict[Case, dict[str, Counter[str]]] = {case: {} for case in cases}
+        stages = {case: StageCounts() for case in cases}
         for number, (turn, case) in enumerate(in_turns(cases, plan.repeats)):
             progress(f"turn {turn} of {plan.repeats}, {number % len(cases) + 1} of {len(cases)}: {case}")
-            before = observer.counts()
+            before, stages_before = observer.counts(), count_stages(plan.metrics)
             measurements.append(Measurement(case=case, turn=turn, **measure(case.target, case.load, plan.seconds)))
             for model, sums in observer.counts().items():
                 total = counts[case].setdefault(model, Counter())
                 total.update(sums)
                 total.subtract(before.get(model, {}))
+            stages[case].update(count_stages(plan.metrics))
+            stages[case].subtract(stages_before)
         latencies = {case: fmean(one.latency_ms for one in measurements if one.case == case) for case in cases}
         return BenchResult(
             asked=asked,
@@ -90,6 +94,7 @@ def sweep(
             breakdowns=tuple(
                 breakdown_of(case, counts[case], configs[case.target.model], latencies[case]) for case in cases
             ),
+            stages=tuple(one for case in cases for one in stage_figures(case, stages[case])),
         )
 
 

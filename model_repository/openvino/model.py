@@ -35,10 +35,18 @@ import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
     from plurum.serving.backends.cores import SharedCores
-    from plurum.serving.backends.graph_model import Arrays, GraphModel, Tensors, check_names, shared_cores, stage_files
+    from plurum.serving.backends.graph_model import (
+        Arrays,
+        GraphModel,
+        Tensors,
+        check_names,
+        shared_cores,
+        stage_files,
+        timed_stages,
+    )
 else:
     from cores import SharedCores
-    from graph_model import Arrays, GraphModel, Tensors, check_names, shared_cores, stage_files
+    from graph_model import Arrays, GraphModel, Tensors, check_names, shared_cores, stage_files, timed_stages
 
 # More sizes gain nothing, and each needs memory for a copy of the weights.
 _BATCH_SIZES = (4, 2, 1)
@@ -70,7 +78,7 @@ class TritonPythonModel(GraphModel):
         for graph in graphs:
             check_names("output", self.outputs, graph.outputs)
         self._graph = graphs[0]
-        self.stages = [graph.infer for graph in graphs] if files else ()
+        self.stages = timed_stages(config, [graph.infer for graph in graphs]) if files else ()
 
     def finalize(self) -> None:
         """Release the model, and count the last predictions."""

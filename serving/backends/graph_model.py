@@ -6,6 +6,10 @@ Triton's stub process without Plurum.
 A cascade has a graph per stage, which the parameter `stages` of its config names, separated by spaces. A stage returns
 `LEAVE`, BOOL [batch, 1], true for each image that it settles, and tensors for the next stage, which takes them as
 `NAME_BEFORE`. Only the other images go on to the next stage. A request with the parameter `full` goes through all.
+Triton's /metrics page tells what the stages take; each stage has a number from 1:
+
+    plurum_stage_images_total{model, stage}     counter: images that ran through the stage
+    plurum_stage_seconds_total{model, stage}    counter: seconds that they took
 
 Legend: arrays are `[batch, ...]` if the model has a maximum batch size, else they have the model's own shape.
 """
@@ -13,6 +17,7 @@ Legend: arrays are `[batch, ...]` if the model has a maximum batch size, else th
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +41,12 @@ _LEAVE, _BEFORE = "LEAVE", "_BEFORE"
 _THREADS_ALONE = "threads_alone"
 # Parameter of a request: true runs all stages for all of its images.
 _FULL = "full"
+_STAGE_COUNTERS = {
+    "images": "Images that ran through a stage of the cascade",
+    "seconds": "Seconds that images took in a stage of the cascade",
+}
+# A call to Triton's metrics takes some 50 µs.
+_COUNT_EVERY_S = 0.25
 
 
 class GraphModel:
@@ -138,6 +149,49 @@ def run_stages(stages: Sequence[Stage], tensors: Tensors, is_full: Any, outputs:
         if not stays.all():
             rows, tensors = rows[stays], {name: array[stays] for name, array in tensors.items()}
     return answers
+
+
+class StageClock:
+    """Runs a stage, and counts its images and its time on Triton's /metrics page, a few times per second.
+
+    Args:
+        stage: Graph of the stage.
+        model: Name of the model.
+        number: Number of the stage, from 1.
+    """
+
+    def __init__(self, stage: Stage, model: str, number: int) -> None:
+        self._stage = stage
+        self._sums = dict.fromkeys(_STAGE_COUNTERS, 0.0)
+        # Triton removes metrics that are no longer referenced, and families must outlive their metrics.
+        self._families = {
+            name: pb_utils.MetricFamily(
+                name=f"plurum_stage_{name}_total", description=about, kind=pb_utils.MetricFamily.COUNTER
+            )
+            for name, about in _STAGE_COUNTERS.items()
+        }
+        labels = {"model": model, "stage": str(number)}
+        self._counters = {name: family.Metric(labels=labels) for name, family in self._families.items()}
+        self._counted_s = time.perf_counter()
+
+    def __call__(self, tensors: Tensors) -> Tensors:
+        """Return all outputs of the stage by name."""
+        start_s = time.perf_counter()
+        found = self._stage(tensors)
+        now_s = time.perf_counter()
+        self._sums["images"] += len(next(iter(tensors.values())))
+        self._sums["seconds"] += now_s - start_s
+        if now_s - self._counted_s >= _COUNT_EVERY_S:
+            for name, counter in self._counters.items():
+                counter.increment(self._sums[name])
+                self._sums[name] = 0.0
+            self._counted_s = now_s
+        return found
+
+
+def timed_stages(config: dict[str, Any], stages: Sequence[Stage]) -> list[Stage]:
+    """Return the stages of a model so that their images and times are counted."""
+    return [StageClock(stage, str(config["name"]), number) for number, stage in enumerate(stages, 1)]
 
 
 def stage_files(config: dict[str, Any]) -> list[str]:

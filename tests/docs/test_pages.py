@@ -192,7 +192,7 @@ def of_the_voter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, s
 
 @pytest.mark.parametrize("page", [README, ROOT / "docs" / "monitoring.md"], ids=["README.md", "monitoring.md"])
 def test_a_table_lists_the_voters_metrics_with_their_labels(page: Path, of_the_voter: dict[str, set[str]]) -> None:
-    others = "plurum_(?!gateway|trial)"
+    others = "plurum_(?!gateway|trial|stage)"
     names = listed(page, others)
     served = registered(Status().registry)
     assert {name: labels for name, labels in names.items() if name not in served} == of_the_voter
@@ -207,9 +207,13 @@ def test_the_tables_of_the_pages_list_the_metrics_of_serve_and_gateway() -> None
     assert listed(ROOT / "docs" / "gateway.md", "plurum_gateway") == registered(metrics.registry)
 
 
-def test_the_table_of_a_trial_is_that_of_the_model_that_counts_it() -> None:
-    code = (ROOT / "model_repository" / "trial" / "model.py").read_text(encoding="utf-8")
-    in_code = re.findall(r"^ {4}(plurum_trial_\w+)\{([\w, ]+)\}", code, flags=re.MULTILINE)
-    page = listed(ROOT / "docs" / "monitoring.md", "plurum_trial")
+@pytest.mark.parametrize(
+    ("code", "start", "number"),
+    [("model_repository/trial/model.py", "plurum_trial", 4), ("serving/backends/graph_model.py", "plurum_stage", 2)],
+)
+def test_the_table_of_a_model_is_that_of_what_it_counts(code: str, start: str, number: int) -> None:
+    text = (ROOT / code).read_text(encoding="utf-8")
+    in_code = re.findall(rf"^ {{4}}({start}_\w+)\{{([\w, ]+)\}}", text, flags=re.MULTILINE)
+    page = listed(ROOT / "docs" / "monitoring.md", start)
     assert page == {name: set(re.findall(r"\w+", labels)) for name, labels in in_code}
-    assert len(page) == 4
+    assert len(page) == number

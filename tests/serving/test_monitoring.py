@@ -217,6 +217,10 @@ def test_every_query_finds_data_on_a_loaded_server(
             running(binaries["prometheus"], config_of(tmp_path, places), tmp_path / "data") as url,
         ):
             wanted = queries() | {name: name for name in re.findall(r"- record: (\S+)", RULES)}
+            # This repository has no cascade.
+            wanted = {
+                place: query for place, query in wanted.items() if not re.search("plurum_.*(settled|stage)_", query)
+            }
             deadline = time.monotonic() + DATA_S
             while (left := missing(url, wanted)) and time.monotonic() < deadline:
                 time.sleep(0.5)

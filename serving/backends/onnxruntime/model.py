@@ -31,10 +31,20 @@ if TYPE_CHECKING:
         shared_cores,
         stage_files,
         threads_alone,
+        timed_stages,
     )
 else:
     from cores import SharedCores
-    from graph_model import Arrays, GraphModel, Tensors, check_names, shared_cores, stage_files, threads_alone
+    from graph_model import (
+        Arrays,
+        GraphModel,
+        Tensors,
+        check_names,
+        shared_cores,
+        stage_files,
+        threads_alone,
+        timed_stages,
+    )
 
 _TRITON_TYPES = {
     "tensor(bool)": "TYPE_BOOL",
@@ -100,7 +110,7 @@ class TritonPythonModel(GraphModel):
         for graph in graphs:
             check_names("output", self.outputs, graph.outputs)
         self.batched = config["max_batch_size"] > 0
-        self.stages = [graph.infer for graph in graphs] if files else ()
+        self.stages = timed_stages(config, [graph.infer for graph in graphs]) if files else ()
 
     def finalize(self) -> None:
         """Release the sessions."""

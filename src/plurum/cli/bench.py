@@ -81,26 +81,28 @@ def bench(
 
 
 def _measure(repository: Path | None, urls: list[str], plan: BenchSettings) -> BenchResult:
-    from rich.console import Console
-
     from plurum import __version__
     from plurum.benchmarks.bench.sweep import sweep
     from plurum.benchmarks.tools.machine import versions
     from plurum.benchmarks.tools.servers import server_of
     from plurum.errors import SettingsError
+    from plurum.progress import show_status
 
     if (repository is None) == (not urls):
         raise SettingsError("REPO, --url: expected exactly one of them, a model repository or a running server")
+    if plan.metrics is not None and not urls:
+        raise SettingsError("--metrics: expected --url with it, got REPO, whose metrics are known. Leave it out.")
     with ExitStack() as stack:
-        status = stack.enter_context(Console(stderr=True).status("perf_analyzer"))
-        analyzer = _analyzer(status.update)
+        say = stack.enter_context(show_status("perf_analyzer"))
+        analyzer = _analyzer(say)
         if repository is None:
-            return sweep(analyzer, _addresses(urls), plan, ", ".join(urls), {"plurum": __version__}, status.update)
-        status.update("starting the server")
+            return sweep(analyzer, _addresses(urls), plan, ", ".join(urls), {"plurum": __version__}, say)
+        say("starting the server")
         server = stack.enter_context(server_of(repository))
         known: dict[Protocol, str] = {"grpc": server.urls.grpc, "http": server.urls.http.removeprefix("http://")}
         addresses = {protocol: url for protocol, url in known.items() if plan.protocol in {protocol, "both"}}
-        return sweep(analyzer, addresses, plan, str(repository), versions(), status.update)
+        plan = plan.model_copy(update={"metrics": server.urls.metrics})
+        return sweep(analyzer, addresses, plan, str(repository), versions(), say)
 
 
 def _analyzer(progress: Callable[[str], None]) -> PerfAnalyzer:
@@ -113,11 +115,10 @@ def _analyzer(progress: Callable[[str], None]) -> PerfAnalyzer:
 
 
 def _set_up() -> None:
-    from rich.console import Console
-
     from plurum.benchmarks.bench.perf_analyzer import set_up_perf_analyzer
+    from plurum.progress import show_status
 
-    with Console(stderr=True).status("setting up perf_analyzer"):
+    with show_status("setting up perf_analyzer"):
         analyzer = set_up_perf_analyzer()
     typer.echo(f"perf_analyzer {analyzer.version}: {analyzer.binary}")
 
@@ -159,10 +160,21 @@ def _show(result: BenchResult, out: Path) -> None:
         cells = [*(f"{value:.1f}" for value in figures), *(f"{value:.2f}" for value in latencies)]
         table.add_row(case.target.model, case.target.protocol, str(case.load), *cells)
     show_table(table)
+    if result.stages:
+        show_table(_stages(result))
     state, runs = result.machine, "measurement" if result.repeats == 1 else "measurements"
     typer.echo(f"medians of {result.repeats} {runs} of {result.seconds:g} s; sent: {result.images}")
     typer.echo(f"{state['processor']}, {state['cores']} cores; load average before: {state['load_1min']}")
     typer.echo(f"result: {out}")
+
+
+def _stages(result: BenchResult) -> Table:
+    table = new_table("model", "", "load", "stage", "settled", "ms per image", left=3)
+    for one in result.stages:
+        time_ms = "" if one.ms_per_image is None else f"{one.ms_per_image:.2f}"
+        target = one.case.target
+        table.add_row(target.model, target.protocol, str(one.case.load), str(one.stage), f"{one.settled:.1%}", time_ms)
+    return table
 
 
 def _compare(first: Path, second: Path, *, as_json: bool) -> None:

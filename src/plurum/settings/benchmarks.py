@@ -47,6 +47,8 @@ class BenchSettings(Settings):
         images: Folder of images to send. By default, synthetic JPEGs.
         seconds: Seconds per measurement.
         repeats: Measurements of each combination of model, protocol and load.
+        metrics: With --url: URL of the server's metrics, such as http://127.0.0.1:8002/metrics, to tell what the stages
+            of a cascade do.
     """
 
     model: tuple[str, ...] = ()
@@ -56,6 +58,7 @@ class BenchSettings(Settings):
     images: Path | None = None
     seconds: Annotated[float, Field(ge=0.3)] = 5.0
     repeats: Annotated[int, Field(ge=1)] = 3
+    metrics: Annotated[str | None, Field(pattern="^https?://")] = None
 
     @model_validator(mode="after")
     def _check_loads(self) -> BenchSettings:
