@@ -18,6 +18,7 @@ if typing.TYPE_CHECKING:
     from plurum.export.graphs.quantisation import int8_from_onnx
     from plurum.export.repository.assembly import ExportResult, repository_from_onnx, repository_from_run
     from plurum.export.repository.checkpoints import ExportImages, repository_from_checkpoints
+    from plurum.export.repository.latencies import member_latencies
     from plurum.export.repository.parity import Parity, check_parity, member_parity, vote_parity
 
     # Names of earlier versions.
@@ -39,6 +40,7 @@ __all__ = [
     "fp16_from_onnx",
     "fused_from_onnx",
     "int8_from_onnx",
+    "member_latencies",
     "member_parity",
     "onnx_from_model",
     "overflow_audit",
@@ -57,6 +59,7 @@ _MODULES = {
     "graphs.quantisation": ("int8_from_onnx",),
     "repository.assembly": ("ExportResult", "repository_from_onnx", "repository_from_run"),
     "repository.checkpoints": ("ExportImages", "repository_from_checkpoints"),
+    "repository.latencies": ("member_latencies",),
     "repository.parity": ("Parity", "check_parity", "member_parity", "vote_parity"),
 }
 # Names of earlier versions.

@@ -69,3 +69,12 @@ def test_json_has_the_full_report(copy: Run, plurum: CommandLine) -> None:
     assert ensemble.voting.mode == "hard"
     assert ensemble.conformal is not None
     assert (ensemble.conformal.alpha, ensemble.review.risk) == (0.3, 0.2)
+
+
+def test_times_of_a_repository_need_a_cascade_and_a_repository(
+    copy: Run, repository: Path, plurum: CommandLine
+) -> None:
+    refused = plurum.refused("fit", copy.path, "--cascade-costs", repository)
+    assert "--cascade-costs: expected --cascade with it, got none" in refused
+    refused = plurum.refused("fit", copy.path, "--cascade", "--cascade-costs", copy.path / "absent")
+    assert "absent: expected a model repository folder" in refused

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from plurum.errors import SettingsError
-from plurum.models import flops_of_model, model_from_checkpoint
-from plurum.onnx_graphs.costs import multiply_adds
 from plurum.promises.cascades import (
     CascadeTarget,
     CascadeTest,
@@ -34,6 +32,7 @@ from plurum.training.fitting.certification import Certification, certification_f
 from plurum.training.fitting.points import CONFIDENCE
 from plurum.training.fitting.report import CascadeFit
 from plurum.training.fitting.votes import FittedVote, ValidationPredictions
+from plurum.training.inference.member_costs import cost_fractions, time_fractions
 from plurum.training.inference.predictions import predict_unlabelled
 from plurum.training.statistics.bootstrap import Bootstrap
 from plurum.training.statistics.calibration import conformal_quantiles, fit_temperature
@@ -55,7 +54,6 @@ __all__ = [
     "CascadePlan",
     "FittedCascade",
     "cascade_fit",
-    "cost_fractions",
     "fit_cascade",
     "fit_run_cascade",
     "plan_cascade",
@@ -83,6 +81,7 @@ class CascadeInputs:
         costs: Cost of each member as a fraction of that of all.
         outliers: Outlier test of the whole vote; None tests none.
         unlabelled: Predictions for images of further patients; None without any.
+        times_ms: Time of one image in each member by name, ms, which orders the members; None takes multiply–adds.
     """
 
     vote: FittedVote
@@ -91,6 +90,7 @@ class CascadeInputs:
     costs: Sequence[float] = ()
     outliers: OutlierRule | None = None
     unlabelled: ValidationPredictions | None = None
+    times_ms: Mapping[str, float] | None = None
 
     @property
     def patients(self) -> int:
@@ -136,28 +136,6 @@ class FittedCascade:
     lines: tuple[str, ...]
     rule: CascadeRule | None = None
     certification: Certification | None = None
-
-
-def cost_fractions(run: Run, members: Sequence[Member]) -> tuple[float, ...]:
-    """Return the multiply–adds of each member as a fraction of those of all.
-
-    Raises:
-        MetadataError: a member is invalid.
-        MissingExtraError: PyTorch, timm or safetensors is not installed.
-    """
-    # A model without convolutions and matrices counts nothing.
-    work = [max(_multiply_adds(run, member), 1) for member in members]
-    return tuple(one / sum(work) for one in work)
-
-
-def _multiply_adds(run: Run, member: Member) -> int:
-    import torch
-
-    checkpoint = run.checkpoint(member)
-    if member.format == "onnx":
-        return multiply_adds(checkpoint)
-    pixels = torch.zeros(1, 3, member.image.height, member.image.width)
-    return flops_of_model(model_from_checkpoint(member, checkpoint), pixels) // 2
 
 
 def predict_unlabelled_patients(
@@ -258,11 +236,13 @@ def fit_run_cascade(
 
     Raises:
         MetadataError: a member is invalid.
-        SettingsError: the settings order other members than the vote has.
+        SettingsError: the settings order other members than the vote has, or the time of a member is missing.
     """
     vote = inputs.vote
     chosen = tuple(members[index] for index in vote.kept)
-    inputs = replace(inputs, members=chosen, costs=cost_fractions(run, chosen))
+    times_ms = inputs.times_ms
+    costs = cost_fractions(run, chosen) if times_ms is None else time_fractions(chosen, times_ms)
+    inputs = replace(inputs, members=chosen, costs=costs)
     if unlabelled is not None:
         more = predict_unlabelled_patients(run, members, vote, inputs.outliers, unlabelled)
         inputs = replace(inputs, unlabelled=more)
@@ -353,7 +333,14 @@ def _certify(inputs: CascadeInputs, plan: CascadePlan, target: CascadeTarget, al
         leave=test.leave,
         share=float(left.mean()),
     )
-    found = CascadeRule(order=plan.order, stages=(stage,), costs=tuple(inputs.costs), cost=cost, promise=test.promise)
+    found = CascadeRule(
+        order=plan.order,
+        stages=(stage,),
+        costs=tuple(inputs.costs),
+        costs_by="multiply_adds" if inputs.times_ms is None else "time",
+        cost=cost,
+        promise=test.promise,
+    )
     names = [member.name for member in inputs.members]
     return FittedCascade(tuple(f"cascade: {line}" for line in cascade_texts(found, names)), found, kept)
 

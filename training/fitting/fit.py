@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -81,13 +82,19 @@ def fit_run(run: Path, settings: FitSettings | None = None) -> Ensemble:
     return fit_report(run, settings or FitSettings()).ensemble
 
 
-def fit_report(path: Path, settings: FitSettings) -> FitReport:
+def fit_report(path: Path, settings: FitSettings, times_ms: Mapping[str, float] | None = None) -> FitReport:
     """Fit the vote of the members of the run `path`, write `ensemble.json` and return the report.
 
     The vote is fitted on validation images; test images are only scored. The steps are: select members; fit weights
     or stacking; fit the temperature; correct for class frequencies, if requested; fit prediction sets, the operating
     point, if requested, and the review; fit the outlier test, to features of training images too. Weights stay equal
     for hard votes, and unless others are better by a statistically significant margin.
+
+    Args:
+        path: Folder of the run.
+        settings: Settings of the fit.
+        times_ms: Time of one image in each member by name, ms, by which a cascade orders them; None takes
+            multiply–adds.
 
     Raises:
         MetadataError: the folder is not a run, has no finished member, or has an invalid one.
@@ -129,7 +136,9 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     cascade = None
     if settings.cascade:
         rule = None if outliers is None else outliers.rule
-        cascade = fit_run_cascade(run, members, CascadeInputs(vote, parts, outliers=rule), unlabelled, settings, review)
+        cascade = fit_run_cascade(
+            run, members, CascadeInputs(vote, parts, outliers=rule, times_ms=times_ms), unlabelled, settings, review
+        )
     certification = None if cascade is None else cascade.certification
     if certification is None and review is not None:
         certification = certify_review(vote, known, parts["certification"], settings)

@@ -29,6 +29,14 @@ _ESTIMATE = (
 def fit(
     run: Annotated[Path, typer.Argument(help="A run trained by `plurum train`.", metavar="RUN")],
     settings: FitSettings,
+    cascade_costs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Order the cascade's members by their times in this repository of the run. By default, the member "
+            "with the fewest multiply–adds runs first.",
+            metavar="REPO",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the full report as JSON.")] = False,
 ) -> None:
     """Fit the vote of the members on the run's validation images, and write RUN/ensemble.json.
@@ -66,13 +74,25 @@ def fit(
 
     Run(run).check()
     check_folder(run / "report", "the report")
-    report = fit_report(run, settings)
+    report = fit_report(run, settings, None if cascade_costs is None else _times_ms(cascade_costs, settings))
     write_fit(report, run / "report")
     if as_json:
         write_json(report)
         return
     plots, following = f"plots: {run / 'report'}/fit_*.png", f"next: plurum export {run}"
     show_table(_table(report), *_lines(report), plots, following)
+
+
+def _times_ms(repository: Path, settings: FitSettings) -> dict[str, float]:
+    from plurum.errors import SettingsError, needs_extra
+    from plurum.repository.listing import model_folders
+
+    if not settings.cascade:
+        raise SettingsError("--cascade-costs: expected --cascade with it, got none. Add it")
+    model_folders(repository)
+    with needs_extra("export", "torch", "timm", "onnx", "onnxruntime"):
+        from plurum.export import member_latencies
+    return member_latencies(repository)
 
 
 def _table(report: FitReport) -> Table:

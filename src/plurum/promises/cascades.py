@@ -57,6 +57,7 @@ __all__ = [
 
 _EXITS = 50
 _Z95 = 1.959964
+_UNITS = {"multiply_adds": "multiply–adds", "time": "computing time"}
 
 
 @dataclass(frozen=True)
@@ -346,7 +347,7 @@ def cascade_texts(rule: CascadeRule, names: Sequence[str]) -> list[str]:
     first = ", ".join(names[member] for member in rule.order[: stage.members])
     saves = (
         f"{first} {'settles' if stage.members == 1 else 'settle'} {stage.share:.1%} of certification images; the mean "
-        f"cost is {cost.value:.1%} of the whole vote's multiply–adds ({cost.low:.1%} to {cost.high:.1%})"
+        f"cost is {cost.value:.1%} of the whole vote's {_UNITS[rule.costs_by]} ({cost.low:.1%} to {cost.high:.1%})"
     )
     return [saves, "no promise on hurt patients" if rule.promise is None else hurt_text(rule.promise)]
 

@@ -54,7 +54,7 @@ class EarlyStage(Metadata):
 
 
 class CascadeCost(Metadata):
-    """Mean computation per image, as a fraction of that of all members, with its 95 % interval by patient.
+    """Mean cost of an image, as a fraction of that of all members, with its 95 % interval by patient.
 
     Attributes:
         value: Mean, 0 to 1.
@@ -108,7 +108,8 @@ class CascadeRule(Metadata):
     Attributes:
         order: Indices of the ensemble's members, in the order in which they run.
         stages: Stages before the whole vote, by ascending number of members.
-        costs: Multiply–adds of each member as a fraction of those of all, in the order of the ensemble.
+        costs: Cost of each member as a fraction of that of all, in the order of the ensemble.
+        costs_by: Unit of the costs: multiply–adds, or the time of one image in a repository.
         cost: Mean cost of an image.
         promise: Limit on the fraction of hurt patients; None promises nothing.
     """
@@ -116,6 +117,7 @@ class CascadeRule(Metadata):
     order: tuple[Annotated[int, Field(ge=0)], ...]
     stages: Annotated[tuple[EarlyStage, ...], Field(min_length=1)]
     costs: tuple[Share, ...]
+    costs_by: Literal["multiply_adds", "time"] = "multiply_adds"
     cost: CascadeCost
     promise: CascadePromise | None = None
 

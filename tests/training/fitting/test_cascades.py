@@ -276,6 +276,21 @@ def test_a_run_keeps_its_cascade_in_ensemble_json(run: Run) -> None:
     # Few validation images reach the second member, and those that do are in doubt.
     dissents = ensemble.baseline.dissent_shares
     assert dissents[ensemble.cascade.order[1]] > 0
+    assert ensemble.cascade.costs_by == "multiply_adds"
+    # Measured times may turn the order round.
+    names = [member.name for member in ensemble.members]
+    first, second = (names[index] for index in ensemble.cascade.order)
+    timed = fit_report(run.path, FitSettings.model_validate(given), {first: 3.0, second: 1.0, "other": 9.0})
+    cascade = timed.ensemble.cascade
+    assert cascade is not None
+    assert (cascade.costs_by, cascade.order) == ("time", ensemble.cascade.order[::-1])
+    assert sorted(cascade.costs) == pytest.approx([0.25, 0.75])
+    assert timed.cascade is not None
+    assert "of the whole vote's computing time" in timed.cascade.lines[0]
+    before = run.ensemble_file.read_bytes()
+    with pytest.raises(SettingsError, match=f"--cascade-costs: expected a repository with all .* without {second}"):
+        fit_report(run.path, FitSettings.model_validate(given), {first: 3.0})
+    assert run.ensemble_file.read_bytes() == before
 
 
 @pytest.mark.slow
