@@ -26,12 +26,13 @@ from plurum.export.repository.agreement import (
     copy_faults,
     expected_configs,
     file_faults,
+    fused_backend,
     parameter_faults,
     stage_faults,
     wiring_faults,
 )
 from plurum.export.repository.cards.card_files import CARD_FILES
-from plurum.export.repository.configs import FUSED, stage_files
+from plurum.export.repository.configs import FUSED, stage_paths
 from plurum.export.repository.decoders import decoder_command, missing_decoders
 from plurum.export.repository.findings import (
     interface_faults,
@@ -189,8 +190,8 @@ def _repository_findings(repository: _LoadedRepository) -> Iterator[Finding]:
             continue
         yield _finding("config", name, config_faults(config, expected))
         if name == FUSED and ensemble.cascade is not None:
-            graphs_of_stages = [path / FUSED / "1" / file for file in stage_files(ensemble)]
-            faults = [f"{file.name}: {fault}" for file in graphs_of_stages for fault in load_faults(file)]
+            graphs_of_stages = stage_paths(ensemble, path, fused_backend(repository.manifest))
+            faults = [f"{file.relative_to(path)}: {fault}" for file in graphs_of_stages for fault in load_faults(file)]
             yield _finding("cascade", name, [*stage_faults(config, expected), *faults])
         if expected.platform == "ensemble":
             yield _finding("wiring", name, wiring_faults(config, members, repository.configs))

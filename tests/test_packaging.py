@@ -87,7 +87,7 @@ def test_the_wheel_has_every_package_with_its_files(wheel: Path) -> None:
     assert tracked <= packed
     for needed in ("voter/metrics.py", "labels/labels.py"):
         assert f"plurum/model_repository/{needed}" in packed
-    for model in ("voter", "preprocess", "labels", "openvino", "trial", "manager"):
+    for model in ("voter", "preprocess", "labels", "openvino", "trial", "manager", "cascade"):
         assert f"plurum/model_repository/{model}/model.py" in packed
     assert "plurum/benchmarks/claims/guard.json" in packed
     # Type checkers need it in programs that import plurum.client.

@@ -15,7 +15,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from plurum.benchmarks.tune.variant import Backend, Batching, Form, Placement, Variant
 from plurum.errors import RepositoryError
 from plurum.export.manifest import MANIFEST, read_manifest
-from plurum.export.repository.configs import FUSED, LABELS, ensemble_config, fused_ensemble_config
+from plurum.export.repository.configs import FUSED, LABELS, ensemble_config, fused_ensemble_config, stage_models
 from plurum.files import sha256_of
 from plurum.repository.listing import model_folders
 from plurum.serving.triton.staging import read_config
@@ -74,8 +74,13 @@ class Artefacts:
         return _rounds(self.configs[model])
 
     def graphs(self, form: Form) -> tuple[str, ...]:
-        """Return the models that compute in this form."""
-        return (FUSED,) if form == "fused" else self.members
+        """Return the models that compute in this form: on GPUs, a cascade's stages are models of their own."""
+        return self.members if form == "chain" else _fused_models(self.ensemble, self.configs)
+
+    @property
+    def fused_hashes(self) -> tuple[str | None, ...]:
+        """SHA-256 of the graphs of the fused form; None where it has none."""
+        return tuple(self.hashes.get(model) for model in self.graphs("fused"))
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over configs and graphs."""
@@ -100,11 +105,16 @@ def read_artefacts(name: str, path: Path) -> Artefacts:
     members = [member.name for member in ensemble.members]
     if missing := [member for member in members if member not in configs]:
         raise RepositoryError(f"{path} has no model {missing[0]}, a member of its ensemble; export the run again")
-    graphs = [model for model in (*members, FUSED) if model in configs]
+    graphs = [model for model in (*members, *_fused_models(ensemble, configs)) if model in configs]
     files = {model: _file(path / model / "1", configs[model]) for model in graphs}
     hashes = {model: sha256_of(file) for model, file in files.items()}
     backends = {model: _backends(configs[model], file) for model, file in files.items()}
     return Artefacts(name, path, ensemble, configs, hashes, backends)
+
+
+def _fused_models(ensemble: Ensemble, configs: Mapping[str, Any]) -> tuple[str, ...]:
+    stages = tuple(stage_models(ensemble))
+    return stages if stages and set(stages) <= set(configs) else (FUSED,)
 
 
 def _file(version: Path, config: Any) -> Path:

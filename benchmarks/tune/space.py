@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from plurum.benchmarks.tune.repository import Artefacts
 from plurum.benchmarks.tune.variant import Backend, Batching, Form, Placement, Variant
-from plurum.export.repository.configs import FUSED
 
 __all__ = ["batchings", "forms", "members", "precisions", "shapes"]
 
@@ -54,14 +53,14 @@ def precisions(best: Variant, own: Artefacts, others: Sequence[Artefacts], cores
     """Return the `others`, exports of the same run as `own`: in the shape of `best`, and with one image per core."""
     taken = next(iter(best.graphs.values()))
     found: dict[str, Variant] = {}
-    known = {own.hashes.get(FUSED)}
+    known = {own.fused_hashes}
     for artefacts in others:
         for form in artefacts.forms:
             if form == "fused":
                 # A fused graph has BF16 members as FP32: do not try the same graph again.
-                if artefacts.hashes[FUSED] in known:
+                if artefacts.fused_hashes in known:
                     continue
-                known.add(artefacts.hashes[FUSED])
+                known.add(artefacts.fused_hashes)
             for instances, threads in ((taken.instances, taken.threads), shapes(cores)[0]):
                 variant = _variant(artefacts, form, instances, threads, taken.backend)
                 found.setdefault(str(variant), variant)

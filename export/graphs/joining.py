@@ -12,12 +12,10 @@ import torch
 from onnx import TensorProto, helper
 
 from plurum.onnx_graphs.export import onnx_from_module
+from plurum.predictions.outputs import BEFORE
 from plurum.spec import LOGITS, NOVELTY
 
-__all__ = ["BEFORE", "join_graphs"]
-
-# Suffix of inputs that the graph of a cascade's stage gets from the stage before.
-BEFORE = "_BEFORE"
+__all__ = ["join_graphs"]
 
 
 def join_graphs(

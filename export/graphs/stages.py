@@ -22,17 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from plurum.export.graphs.fused import VoteModel, verdict_from_outputs
-from plurum.export.graphs.joining import BEFORE, join_graphs
+from plurum.export.graphs.joining import join_graphs
 from plurum.export.graphs.runtimes import batches_of, onnx_stage, openvino_stage
 from plurum.export.settings import Backend
 from plurum.predictions.arrays import Ints
-from plurum.predictions.outputs import USED, graph_outputs
+from plurum.predictions.outputs import BEFORE, LEAVE, USED, graph_outputs
 from plurum.spec import INPUT_PIXELS
 from plurum.voting import Cascade, CascadeStage, CascadeVerdict, VotingRule
 
 __all__ = ["outputs_of_stages", "stages_from_onnx", "verdict_from_stages", "whole_from_onnx"]
-
-_LEAVE = "LEAVE"
 
 
 class _EarlyVote(nn.Module):
@@ -48,7 +46,7 @@ class _EarlyVote(nn.Module):
         super().__init__()
         self.stage, self.members = stage, members
         self.vote = VoteModel(stage.rule)
-        self.outputs = (*graph_outputs(has_outliers=has_outliers, has_cascade=True), _LEAVE)
+        self.outputs = (*graph_outputs(has_outliers=has_outliers, has_cascade=True), LEAVE)
 
     def forward(self, logits: Tensor, novelty: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return the outputs, in the order of `outputs`.
@@ -70,7 +68,7 @@ class _EarlyVote(nn.Module):
         found[USED] = _used(logits, [one in self.stage.members for one in range(self.members)])
         # Without a detector in this stage, the test of the whole vote has nothing to say yet.
         found.setdefault("OUTLIER", torch.ones_like(found["ENTROPY"]))
-        found[_LEAVE] = leaves
+        found[LEAVE] = leaves
         return tuple(found[name] for name in self.outputs)
 
 
@@ -163,7 +161,7 @@ def verdict_from_stages(outputs: Sequence[Mapping[str, npt.NDArray[Any]]]) -> Ca
     stage_of = np.full(len(taken[USED]), len(outputs) - 1)
     # The first stage last, as an image leaves at the first that settles it.
     for index, found in reversed(list(enumerate(outputs[:-1]))):
-        leaves = found[_LEAVE][:, 0]
+        leaves = found[LEAVE][:, 0]
         stage_of[leaves] = index
         taken = {
             name: np.where(leaves.reshape(-1, *(1,) * (array.ndim - 1)), found[name], array)

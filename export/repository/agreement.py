@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.export.manifest import ExportManifest
-from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config
+from plurum.export.repository.configs import FUSED, LABELS, chain_configs, fused_configs, member_config, stage_models
+from plurum.export.settings import Backend
 from plurum.repository.listing import ListingDifferences
 from plurum.spec import LOGITS, NOVELTY, Ensemble
 
@@ -21,6 +22,7 @@ __all__ = [
     "copy_faults",
     "expected_configs",
     "file_faults",
+    "fused_backend",
     "parameter_faults",
     "stage_faults",
     "wiring_faults",
@@ -43,9 +45,14 @@ def expected_configs(ensemble: Ensemble, manifest: ExportManifest) -> dict[str, 
         member_config(member, most, has_novelty=has_novelty, decoded=ensemble.image) for member, has_novelty in members
     ]
     configs += chain_configs(ensemble, most)
-    if any(one.model == FUSED for one in manifest.artefacts):
-        configs += fused_configs(ensemble, most, "onnxruntime")
+    if not {FUSED, *stage_models(ensemble)}.isdisjoint(one.model for one in manifest.artefacts):
+        configs += fused_configs(ensemble, most, fused_backend(manifest))
     return {str(config.name): config for config in configs}
+
+
+def fused_backend(manifest: ExportManifest) -> Backend:
+    """Return a backend that has the form of the repository's fused graph."""
+    return "tensorrt" if manifest.target == "gpu" else "onnxruntime"
 
 
 def config_faults(config: Any, expected: Any) -> list[str]:

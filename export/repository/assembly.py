@@ -11,6 +11,7 @@ REPO/{preprocess,voter}/1               Python models, each with the modules tha
 REPO/MEMBER/1/model.onnx                graph of each member
 REPO/{ensemble_fused,fused,labels}      with --fused or a cascade: one graph of members and vote, and its labels
 REPO/fused/1/stage_N.onnx               with a cascade: graphs of its stages, which all ensembles run
+REPO/{fused,stage_N}/1                  with a cascade for GPUs: a Python model, and the stages' models that it runs
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from plurum.export.repository.cards.card_files import update_card, write_card
 from plurum.export.repository.cards.facts import CardFacts, facts_from_run
 from plurum.export.repository.cascade_certification import certify_served
 from plurum.export.repository.certification import ServedGraphs, certification_images, with_provisional_promise
+from plurum.export.repository.configs import stage_models
 from plurum.export.repository.fusion import (
     artefacts_inside,
     fuse_choices,
@@ -169,7 +171,7 @@ def repository_from_models(
         MissingExtraError: the requested precision needs a package that is not installed.
         OutputError: `out` holds other files or can't be written.
         ParityError: an artefact or the vote differs from PyTorch by more than its budget; `out` is unchanged.
-        SettingsError: the ensemble has a cascade, and the target is a GPU.
+        SettingsError: a member has the name of a stage's model.
     """
     check_output_folder(out)
     stated = ensemble
@@ -202,7 +204,7 @@ def repository_from_models(
             originals = original_verdict(served.rule, choices, ensemble.rule.outliers)
             fused, parity = fuse_choices(served, choices, (originals, sample), settings, hidden, rule_of_fused)
             stages = stage_parities(ensemble, served, choices, sample, settings, hidden)
-            published, parities = (*published, fused), (*parities, parity, *stages)
+            published, parities = (*published, *fused), (*parities, parity, *stages)
         report = {"split": "validation", "artefacts": [parity.model_dump() for parity in parities]}
         write_metadata(hidden / PROBES_FILE, record_predictions(served, list(artefacts.values()), settings))
         (hidden / "parity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -262,14 +264,16 @@ def _with_chosen_form(ensemble: Ensemble, settings: ExportSettings) -> tuple[Ens
     """Return the ensemble without a cascade that is not to be served, and the settings; a cascade needs fused graphs.
 
     Raises:
-        SettingsError: the ensemble has a cascade, and the target is a GPU.
+        SettingsError: a member has the name of a stage's model.
     """
     if ensemble.cascade is None or settings.without_cascade:
         return ensemble.with_cascade(None), settings
-    if settings.target == "gpu":
+    if settings.target == "gpu" and (
+        taken := {one.name for one in ensemble.members}.intersection(stage_models(ensemble))
+    ):
         raise SettingsError(
-            "--target: expected cpu for an ensemble with a cascade, got gpu. Give --without-cascade to run all members "
-            "on the GPU."
+            f"--target: expected cpu for a cascade with a member named {min(taken)}, got gpu. "
+            f"Give --without-cascade, or train the member under another name."
         )
     return ensemble, settings.model_copy(update={"fused": True})
 

@@ -26,6 +26,7 @@ from plurum.export.repository.certification import (
 )
 from plurum.export.settings import BUDGETS, ExportSettings
 from plurum.predictions.arrays import Ints
+from plurum.predictions.outputs import LEAVE
 from plurum.predictions.scores import confidence_of
 from plurum.promises.cascades import (
     CascadeTarget,
@@ -51,7 +52,8 @@ def certify_served(
 ) -> Ensemble:
     """Return the ensemble with the review limit and the exit that its served graphs certify.
 
-    Without a cascade, see `certify_ensemble`. The promises stay provisional without certification images.
+    Without a cascade, see `certify_ensemble`. The promises stay provisional without certification images, and for
+    TensorRT, whose plans another machine builds and runs.
 
     Raises:
         CertificationError: the served graphs do not keep a promise.
@@ -62,7 +64,7 @@ def certify_served(
         return certify_ensemble(ensemble, graphs, images, settings, progress)
     if settings.without_promise:
         return ensemble.with_promise(None).with_cascade(rule.with_promise(None))
-    if images is None or rule.promise is None:
+    if images is None or rule.promise is None or settings.target == "gpu":
         return with_provisional_promise(ensemble)
     with needs_extra("export", "scipy"):
         pass
@@ -115,7 +117,7 @@ def _stages_runner(
 
     def run(pixels: npt.NDArray[np.uint8], rows: Ints, labels: Ints, groups: Ints) -> StagedAnswers:
         first, *_, last = outputs_of_stages(paths, pixels, graphs.fused or "onnxruntime", rows)
-        leaves = first["LEAVE"][:, 0].astype(np.bool_)
+        leaves = first[LEAVE][:, 0].astype(np.bool_)
         return StagedAnswers(verdict_from_outputs(last), verdict_from_outputs(first), leaves, labels, groups)
 
     return run

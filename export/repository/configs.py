@@ -6,13 +6,14 @@ The numbers of instances and threads are left out: they depend on the machine th
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.export.settings import EXECUTIONS, Backend, Execution
-from plurum.predictions.outputs import OUTPUTS, Output, graph_outputs
+from plurum.predictions.outputs import BEFORE, LEAVE, OUTPUTS, Output, graph_outputs
 from plurum.spec import IMAGE, INPUT_PIXELS, LOGITS, NOVELTY, Ensemble, ImageSpec, Member
 
 __all__ = [
@@ -23,19 +24,41 @@ __all__ = [
     "fused_config",
     "fused_configs",
     "fused_ensemble_config",
+    "has_stage_models",
     "member_config",
     "outputs_of",
     "stage_files",
+    "stage_models",
+    "stage_paths",
     "text_of",
 ]
 
 # The steps of `ensemble_fused`.
 FUSED, LABELS = "fused", "labels"
+# While one instance of a cascade waits for a stage, the others forward further requests.
+_CASCADE_INSTANCES = 4
 
 
 def stage_files(ensemble: Ensemble) -> list[str]:
     """Return the file names of the graphs of a cascade's stages, in their order; none without a cascade."""
     return [] if ensemble.cascade is None else [f"stage_{one}.onnx" for one in range(len(ensemble.cascade.stages) + 1)]
+
+
+def stage_models(ensemble: Ensemble) -> list[str]:
+    """Return the names of the stages' models where each stage is one, in their order; none without a cascade."""
+    return [name.removesuffix(".onnx") for name in stage_files(ensemble)]
+
+
+def has_stage_models(ensemble: Ensemble, backend: Backend) -> bool:
+    """Return True if each stage of the ensemble's cascade is a model: a model of TensorRT holds one plan."""
+    return ensemble.cascade is not None and backend == "tensorrt"
+
+
+def stage_paths(ensemble: Ensemble, repository: Path, backend: Backend) -> list[Path]:
+    """Return the graphs of a cascade's stages in a repository, in their order; none without a cascade."""
+    if has_stage_models(ensemble, backend):
+        return [repository / name / "1" / "model.onnx" for name in stage_models(ensemble)]
+    return [repository / FUSED / "1" / name for name in stage_files(ensemble)]
 
 
 def text_of(config: Any) -> str:
@@ -87,8 +110,9 @@ def chain_configs(ensemble: Ensemble, max_batch_size: int) -> list[Any]:
 
 
 def fused_configs(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> list[Any]:
-    """Return the configs of the fused graph, of its labels and of their ensemble."""
+    """Return the configs of the fused graph, of its labels and of their ensemble, and of stages that are models."""
     return [
+        *(_stage_configs(ensemble, max_batch_size, backend) if has_stage_models(ensemble, backend) else ()),
         fused_config(ensemble, max_batch_size, backend),
         _labels_config(ensemble, max_batch_size),
         fused_ensemble_config(ensemble, max_batch_size),
@@ -142,17 +166,51 @@ def fused_config(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> A
     `plurum tune` finds out whether it has a higher throughput than the chain.
 
     The parameter `stages` names the graphs of a cascade, which Plurum's backends run instead of `model.onnx`. Others
-    ignore it, and run all members for each image.
+    ignore it, and run all members for each image. Where stages are models, it names these, and the fused model is a
+    Python model that runs them.
     """
-    # The vote is FP32 in every precision of the members.
-    config = _graph_config(FUSED, max_batch_size, Execution("fp32", backend))
+    are_models = has_stage_models(ensemble, backend)
+    if are_models:
+        config = _config(FUSED, max_batch_size, backend="python")
+        config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=_CASCADE_INSTANCES)
+    else:
+        # The vote is FP32 in every precision of the members.
+        config = _graph_config(FUSED, max_batch_size, Execution("fp32", backend))
     config.input.append(_pixels(pb.ModelInput, ensemble.image))
     voted = _passed_on(ensemble)
     config.output.extend(one for one in _ensemble_outputs(ensemble) if one.name in voted)
     config.output.append(_tensor(pb.ModelOutput, "INDEX", "TYPE_INT32", (1,)))
     if ensemble.cascade is not None:
-        config.parameters["stages"].string_value = " ".join(stage_files(ensemble))
+        stages = stage_models(ensemble) if are_models else stage_files(ensemble)
+        config.parameters["stages"].string_value = " ".join(stages)
     return config
+
+
+def _stage_configs(ensemble: Ensemble, max_batch_size: int, backend: Backend) -> list[Any]:
+    """Return the configs of a cascade's stages as models; see `plurum.export.graphs.stages` for their tensors."""
+    cascade = ensemble.cascade
+    if cascade is None:
+        return []
+    fused, configs, before = fused_config(ensemble, max_batch_size, backend), [], 0
+    sizes = [*(stage.members for stage in cascade.stages), len(ensemble.members)]
+    for name, after in zip(stage_models(ensemble), sizes, strict=True):
+        config = _graph_config(name, max_batch_size, Execution("fp32", backend))
+        config.input.extend([*fused.input, *_logits_so_far(pb.ModelInput, ensemble, before, BEFORE)])
+        config.output.extend(fused.output)
+        if after < len(ensemble.members):
+            config.output.append(_tensor(pb.ModelOutput, LEAVE, "TYPE_BOOL", (1,)))
+            config.output.extend(_logits_so_far(pb.ModelOutput, ensemble, after, ""))
+        configs.append(config)
+        before = after
+    return configs
+
+
+def _logits_so_far(kind: Any, ensemble: Ensemble, members: int, suffix: str) -> list[Any]:
+    """Return the tensors of the first members of a cascade: LOGITS and, if they have detectors, NOVELTY."""
+    order = ensemble.cascade.order[:members] if ensemble.cascade else ()
+    detectors = sum(ensemble.detecting[one] for one in order)
+    shapes = {LOGITS: (members, len(ensemble.classes)), NOVELTY: (detectors,)}
+    return [_tensor(kind, f"{name}{suffix}", "TYPE_FP32", shape) for name, shape in shapes.items() if shape[0]]
 
 
 def _labels_config(ensemble: Ensemble, max_batch_size: int) -> Any:

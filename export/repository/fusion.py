@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from plurum.export.graphs.fused import verdict_from_fused, verdict_from_outputs
 from plurum.export.graphs.runtimes import Artefact
 from plurum.export.graphs.stages import outputs_of_stages
 from plurum.export.manifest import PublishedGraph
-from plurum.export.repository.configs import FUSED, LABELS, stage_files
+from plurum.export.repository.configs import FUSED, LABELS, has_stage_models, stage_models, stage_paths
 from plurum.export.repository.model_folders import add_fused_models, state_precisions
 from plurum.export.repository.outlier_reference import with_served_reference
 from plurum.export.repository.parity import Parity, check_parity, stack_novelty, vote_parity
@@ -84,8 +85,8 @@ def fuse_choices(
     settings: ExportSettings,
     repository: Path,
     rule: OutlierRule | None,
-) -> tuple[PublishedGraph, Parity]:
-    """Add `ensemble_fused` to the repository.
+) -> tuple[list[PublishedGraph], Parity]:
+    """Add `ensemble_fused` to the repository; return its graphs and the parity of the whole vote.
 
     Args:
         ensemble: Ensemble that is served.
@@ -106,12 +107,40 @@ def fuse_choices(
     path = add_fused_models(ensemble, graphs, repository, settings.max_batch_size, backend, graph_rule)
     names = (choice.member for choice in choices)
     state_precisions(repository / LABELS / "1", dict(zip(names, inside, strict=True)))
-    exported = verdict_from_fused(path, sample.pixels, backend)
+    are_models = has_stage_models(ensemble, backend)
+    if are_models:
+        outputs = outputs_of_stages(stage_paths(ensemble, repository, backend), sample.pixels, backend)
+        exported = verdict_from_outputs(outputs[-1])
+    else:
+        exported = verdict_from_fused(path, sample.pixels, backend)
     budget = settings.budget(precision)
     parity = vote_parity("ensemble_fused", precision, original, exported, sample.labels, budget, graph_rule)
     check_parity(parity)
-    reason = ", ".join(f"{choice.member} in {one}" for choice, one in zip(choices, inside, strict=True))
-    return published_from_file(repository, FUSED, precision, backend, reason), parity
+    if are_models:
+        return _published_stages(ensemble, choices, repository, backend), parity
+    return [published_from_file(repository, FUSED, precision, backend, _reason(choices))], parity
+
+
+def _published_stages(
+    ensemble: Ensemble, choices: list[MemberChoice], repository: Path, backend: Backend
+) -> list[PublishedGraph]:
+    """Return the manifest's entries of stages that are models, each with the coarsest precision of its members."""
+    cascade = ensemble.cascade
+    if cascade is None:
+        return []
+    stops = [0, *(stage.members for stage in cascade.stages), len(choices)]
+    published = []
+    for name, (start, stop) in zip(stage_models(ensemble), pairwise(stops), strict=True):
+        own = [choices[index] for index in cascade.order[start:stop]]
+        precision = max(_precisions_inside(own), key=[*BUDGETS].index)
+        published.append(published_from_file(repository, name, precision, backend, _reason(own)))
+    return published
+
+
+def _reason(choices: list[MemberChoice]) -> str:
+    """Return the precision of each member inside a graph, in words."""
+    inside = _precisions_inside(choices)
+    return ", ".join(f"{choice.member} in {one}" for choice, one in zip(choices, inside, strict=True))
 
 
 def stage_parities(
@@ -139,8 +168,8 @@ def stage_parities(
     if before is None or after is None:
         return []
     precision = max(_precisions_inside(choices), key=[*BUDGETS].index)
-    paths = [repository / FUSED / "1" / name for name in stage_files(served)]
-    outputs = outputs_of_stages(paths, sample.pixels, fused_backend(choices, settings))
+    backend = fused_backend(choices, settings)
+    outputs = outputs_of_stages(stage_paths(served, repository, backend), sample.pixels, backend)
     members = np.stack([choice.original for choice in choices], axis=1)
     novelty = stack_novelty([choice.original_novelty for choice in choices]) if fitted.outliers else None
     parities = []

@@ -20,8 +20,9 @@ from plurum.export.repository.configs import (
     LABELS,
     chain_configs,
     fused_configs,
+    has_stage_models,
     member_config,
-    stage_files,
+    stage_paths,
     text_of,
 )
 from plurum.export.settings import Backend, Precision
@@ -50,6 +51,12 @@ _SOURCES = {
         ("model_repository", "voter", "audit.py"),
         ("voting",),
     ),
+    # Only where the stages of a cascade are models of their own.
+    FUSED: (
+        ("model_repository", "cascade", "model.py"),
+        ("serving", "backends", "graph_model.py"),
+        ("serving", "backends", "cores.py"),
+    ),
 }
 
 
@@ -63,7 +70,8 @@ def add_fused_models(
 ) -> Path:
     """Add the fused graph, its labels and their Triton ensemble to `repository`; return the graph's path.
 
-    With a cascade, a graph per stage stands beside it.
+    With a cascade, a graph per stage stands beside it. Where stages are models, there is no fused graph, and the path
+    is that of the last stage, the whole vote.
 
     Args:
         ensemble: Metadata of the ensemble.
@@ -75,14 +83,20 @@ def add_fused_models(
     """
     path = repository / FUSED / "1" / "model.onnx"
     path.parent.mkdir(parents=True)
-    cascade = cascade_from_ensemble(ensemble.model_dump())
+    cascade, stages = cascade_from_ensemble(ensemble.model_dump()), stage_paths(ensemble, repository, backend)
+    are_models = has_stage_models(ensemble, backend)
     if cascade is None:
         fused_from_onnx(graphs, rule or ensemble.rule, len(ensemble.classes), path)
     else:
-        whole_from_onnx(graphs, rule or ensemble.rule, len(ensemble.classes), path)
-        stages_from_onnx(graphs, cascade, len(ensemble.classes), [path.parent / name for name in stage_files(ensemble)])
+        for stage in stages:
+            stage.parent.mkdir(parents=True, exist_ok=True)
+        stages_from_onnx(graphs, cascade, len(ensemble.classes), stages)
+        if are_models:
+            path = stages[-1]
+        else:
+            whole_from_onnx(graphs, rule or ensemble.rule, len(ensemble.classes), path)
     for config in fused_configs(ensemble, max_batch_size, backend):
-        if config.name == FUSED:
+        if config.name == FUSED and not are_models:
             _avoid_long_batches(config, path)
         _write_model(repository, config, ensemble)
     if ensemble.audit_rate is not None:
@@ -102,7 +116,7 @@ def add_chain_models(
         artefact = artefacts.get(member.name)
         made = (artefact.execution,) if artefact else ()
         config = member_config(member, max_batch_size, *made, has_novelty=has_novelty, decoded=ensemble.image)
-        if ensemble.cascade is not None:
+        if ensemble.cascade is not None and config.platform != "tensorrt_plan":
             # No public model uses it: one instance takes the least memory.
             config.instance_group.add(kind=pb.ModelInstanceGroup.KIND_CPU, count=1)
         _avoid_long_batches(config, folder / member.name / "1" / "model.onnx")
@@ -135,7 +149,7 @@ def _write_model(repository: Path, config: Any, ensemble: Ensemble) -> None:
     version = repository / str(config.name) / "1"
     version.mkdir(parents=True, exist_ok=True)
     (version.parent / "config.pbtxt").write_text(text_of(config), encoding="utf-8")
-    if config.name not in _SOURCES:
+    if config.backend != "python":
         return
     write_metadata(version / "ensemble.json", ensemble)
     for source in _SOURCES[config.name]:

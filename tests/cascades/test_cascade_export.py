@@ -12,11 +12,11 @@ import pytest
 from plurum.benchmarks.claims.rollouts import ReleaseServer, probabilities_of, release_clients
 from plurum.client import EnsembleClient
 from plurum.errors import SettingsError
-from plurum.export import Budget, ExportSettings, repository_from_run
+from plurum.export import Budget, ExportSettings, member_latencies, repository_from_run
 from plurum.export.doctor import check_repository
 from plurum.export.graphs.runtimes import Artefact, outputs_from_artefact
 from plurum.export.graphs.stages import outputs_of_stages, verdict_from_stages
-from plurum.export.manifest import is_exported_from, read_manifest
+from plurum.export.manifest import MANIFEST, is_exported_from, read_manifest
 from plurum.export.repository import selection
 from plurum.export.repository.configs import stage_files
 from plurum.export.settings import BUDGETS, EXECUTIONS, Execution
@@ -26,9 +26,11 @@ from plurum.serving.triton.staging import read_config
 from plurum.spec import CascadeCost, CascadeRule, EarlyStage, Ensemble, Voting, read_ensemble, write_metadata
 from plurum.voting import decide_cascade, softmax
 from tests.cascades.linear_cascade import cascade_of
+from tests.cascades.stage_models import run_on_cpu
 from tests.serving.servers import FREE
 
 FP32 = ExportSettings(max_batch_size=8)
+FP32_GPU = ExportSettings(target="gpu", max_batch_size=8)
 # These members have hardly learnt, so rounding changes more than a budget allows.
 ANY = Budget(max_difference=1, flips=1, accuracy_loss=1, nll_increase=100, ece_increase=1, review_flips=1)
 
@@ -117,6 +119,27 @@ def test_the_doctor_finds_a_missing_stage(exported: Path, tmp_path: Path) -> Non
     assert "fused/1/stage_0.onnx is missing" in found["files"]
 
 
+def test_members_have_the_times_that_export_measured_or_new_ones(
+    exported: Path, for_gpus: Path, tmp_path: Path
+) -> None:
+    names = [member.name for member in read_ensemble(exported / "ensemble.json").members]
+    told = list[str]()
+    found = member_latencies(exported, told.append)
+    assert list(found) == names
+    assert all(time_ms > 0 for time_ms in found.values())
+    assert told == [f"{name}: latency of one image" for name in names]
+    copy = tmp_path / "repository"
+    copy.mkdir()
+    shutil.copy(exported / "ensemble.json", copy)
+    manifest = read_manifest(exported)
+    measured = {name: {"fp32 onnxruntime": 7.0 + index, "int8 openvino": 1.0} for index, name in enumerate(names)}
+    artefacts = tuple(one.model_copy(update={"latency_ms": measured.get(one.model, {})}) for one in manifest.artefacts)
+    write_metadata(copy / MANIFEST, manifest.model_copy(update={"artefacts": artefacts}))
+    assert member_latencies(copy) == {names[0]: 7.0, names[1]: 8.0}
+    with pytest.raises(SettingsError, match="--cascade-costs: expected a repository for CPUs, got one for GPUs"):
+        member_latencies(for_gpus)
+
+
 def test_a_cascade_can_be_left_out(cascaded: Run, tmp_path: Path) -> None:
     out = tmp_path / "model_repository"
     settings = FP32.model_copy(update={"without_cascade": True})
@@ -128,16 +151,55 @@ def test_a_cascade_can_be_left_out(cascaded: Run, tmp_path: Path) -> None:
     assert not repository_from_run(cascaded, out, FP32).unchanged
 
 
-def test_a_gpu_has_no_cascade(cascaded: Run, tmp_path: Path) -> None:
-    settings = ExportSettings(target="gpu", precision="fp32")
-    with pytest.raises(SettingsError, match="--target: expected cpu for an ensemble with a cascade, got gpu"):
-        repository_from_run(cascaded, tmp_path / "out", settings)
+@pytest.fixture(scope="module")
+def for_gpus(cascaded: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository for GPUs, of which ONNX Runtime serves the graphs."""
+    out = tmp_path_factory.mktemp("gpus") / "model_repository"
+    result = repository_from_run(cascaded, out, FP32_GPU)
+    assert [one.subject for one in result.parities][2:] == ["vote", "ensemble_fused", "stage 1"]
+    assert repository_from_run(cascaded, out, FP32_GPU).unchanged
+    names = [member.name for member in cascaded.ensemble().members]
+    assert {one.model: one.reason for one in result.artefacts[2:]} == {
+        "stage_0": f"{names[1]} in fp32",
+        "stage_1": f"{names[0]} in fp32",
+    }
+    assert read_manifest(out).plans >= {"stage_0/1/model.plan", "stage_1/1/model.plan"}
+    assert read_config(out / "stage_1").platform == "tensorrt_plan"
+    return run_on_cpu(out)
+
+
+def test_for_gpus_each_stage_is_a_model(for_gpus: Path, cascaded: Run, tmp_path: Path) -> None:
+    assert read_ensemble(for_gpus / "ensemble.json") == cascaded.ensemble()
+    config = read_config(for_gpus / "fused")
+    assert (config.backend, config.parameters["stages"].string_value) == ("python", "stage_0 stage_1")
+    assert not (for_gpus / "fused" / "1" / "model.onnx").exists()
+    assert [one for one in check_repository(for_gpus) if one.state == "error"] == []
+    copy = shutil.copytree(for_gpus, tmp_path / "repository")
+    (copy / "stage_0" / "1" / "model.onnx").unlink()
+    shutil.rmtree(copy / "stage_1")
+    found = {(one.check, one.subject) for one in check_repository(copy) if one.state == "error"}
+    assert found >= {("hash", "stage_0"), ("config", "stage_1"), ("cascade", "fused")}
+
+
+def test_a_member_can_have_no_name_of_a_stage(cascaded: Run, tmp_path: Path) -> None:
+    ensemble = cascaded.ensemble()
+    first = ensemble.members[0].model_copy(update={"name": "stage_1"})
+    changed = ensemble.model_copy(update={"members": (first, *ensemble.members[1:])})
+    copy = Run(shutil.copytree(cascaded.path, tmp_path / "run"))
+    write_metadata(copy.path / "ensemble.json", changed)
+    with pytest.raises(
+        SettingsError, match="--target: expected cpu for a cascade with a member named stage_1, got gpu"
+    ):
+        repository_from_run(copy, tmp_path / "out", FP32_GPU)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.triton
-def test_a_cascade_is_rolled_out_and_back_without_a_lost_request(exported: Path, cascaded: Run, tmp_path: Path) -> None:
-    full = tmp_path / "full"
+@pytest.mark.parametrize("form", ["exported", "for_gpus"])
+def test_a_cascade_is_rolled_out_and_back_without_a_lost_request(
+    form: str, cascaded: Run, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    exported, full = request.getfixturevalue(form), tmp_path / "full"
     repository_from_run(cascaded, full, FP32.model_copy(update={"without_cascade": True}))
     pixels = np.array(cascaded.pixels()[40:56])
     expected = {"cascade": probabilities_of(exported, pixels), "full": probabilities_of(full, pixels)}

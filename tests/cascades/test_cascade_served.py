@@ -1,11 +1,16 @@
-"""A served cascade answers as the reference does, row by row, by every library, protocol and public model."""
+"""A served cascade answers as the reference does, row by row, by every library, protocol and public model.
+
+`models` is the form for GPUs: each stage is a model. ONNX Runtime stands in for TensorRT.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import queue
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +19,19 @@ import tritonclient.grpc
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from plurum.benchmarks.bench.result import BenchLoad, Case, Target
+from plurum.benchmarks.bench.stages import count_stages, stage_figures
 from plurum.client import EnsembleClient, Prediction
 from plurum.export import repository_from_onnx
+from plurum.export.repository.configs import text_of
 from plurum.predictions.arrays import Bytes
 from plurum.predictions.outputs import OUTPUTS
 from plurum.serving import Server
 from plurum.serving.triton.probe import Probe, ProbeError
+from plurum.serving.triton.staging import read_config
 from plurum.voting import CascadeVerdict
 from tests.cascades.linear_cascade import CLASSES, ENSEMBLES, PIXELS, expected_verdict, write_members
+from tests.cascades.stage_models import write_stage_models
 from tests.serving.gateway.gateways import gateway, wait_until_ready
 from tests.serving.servers import FREE
 from tests.serving.voter_counts import wait_for_counts
@@ -35,18 +45,29 @@ STAGES = expected_verdict(ENSEMBLE, PIXELS).stage
 MIXED = PIXELS[[int(np.flatnonzero(one == STAGES)[0]) for one in (2, 0, 1, 0)]]
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "models"])
 def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("cascade")
-    broken = np.array([True, False, False])
     # The first member, which runs last, is broken for images that are almost white.
-    repository_from_onnx(ENSEMBLE, write_members(folder, ENSEMBLE, broken), folder / "repository", 8)
-    config = folder / "repository" / "fused" / "config.pbtxt"
-    text = config.read_text(encoding="utf-8").replace('backend: "onnxruntime"', f'backend: "{request.param}"')
-    batching = "dynamic_batching {\n  preferred_batch_size: 4\n  max_queue_delay_microseconds: 300000\n}"
-    config.write_text(text.replace("dynamic_batching {\n}", batching), encoding="utf-8")
-    with Server(folder / "repository", FREE) as server:
+    graphs = write_members(folder, ENSEMBLE, np.array([True, False, False]))
+    if request.param == "models":
+        repository = write_stage_models(ENSEMBLE, graphs, folder / "repository")
+    else:
+        repository = folder / "repository"
+        repository_from_onnx(ENSEMBLE, graphs, repository, 8)
+    config = read_config(repository / "fused")
+    if request.param == "openvino":
+        config.backend = request.param
+    batch_four(repository, config)
+    with Server(repository, FREE) as server:
         yield server
+
+
+def batch_four(repository: Path, config: Any) -> None:
+    """Let the cascade wait for four requests, or for a time."""
+    config.dynamic_batching.preferred_batch_size.append(4)
+    config.dynamic_batching.max_queue_delay_microseconds = 300_000
+    (repository / "fused" / "config.pbtxt").write_text(text_of(config), encoding="utf-8")
 
 
 def request_of(pixels: Bytes) -> Any:
@@ -81,20 +102,31 @@ def test_answers_equal_the_reference(server: Server, model: str, size: int) -> N
             check(client.infer(model, [request_of(PIXELS[rows])]), expected, rows)
 
 
-def test_requests_that_run_together_are_answered_alone(server: Server) -> None:
-    """One of four asks for all members, and another breaks a member that only images in doubt reach."""
-    white = np.full((1, 8, 8, 3), 255, np.uint8)
-    images = [MIXED[:1], MIXED[1:2], MIXED[1:2], white]
+def request_together(server: Server, images: list[Bytes], full: set[int]) -> dict[int, Any]:
+    """Return the response, or the error, of each of several requests that are sent at once.
+
+    Args:
+        server: Server.
+        images: Images of each request.
+        full: Indices of the requests that run all members.
+    """
     arrived: queue.Queue[tuple[int, Any]] = queue.Queue()
     with tritonclient.grpc.InferenceServerClient(server.urls.grpc) as client:
         for index, image in enumerate(images):
-            parameters = {"full": True} if index in {2, 3} else {}
+            parameters = {"full": True} if index in full else {}
 
             def answered(result: Any, error: Any, index: int = index) -> None:
                 arrived.put((index, error or result))
 
             client.async_infer("ensemble_pixels", [request_of(image)], answered, parameters=parameters)
-        answers = dict(arrived.get(timeout=20) for _ in images)
+        return dict(arrived.get(timeout=20) for _ in images)
+
+
+def test_requests_that_run_together_are_answered_alone(server: Server) -> None:
+    """One of four asks for all members, and another breaks a member that only images in doubt reach."""
+    white = np.full((1, 8, 8, 3), 255, np.uint8)
+    images = [MIXED[:1], MIXED[1:2], MIXED[1:2], white]
+    answers = request_together(server, images, {2, 3})
     check(answers[0], expected_verdict(ENSEMBLE, images[0]))
     check(answers[1], expected_verdict(ENSEMBLE, images[1]))
     check(answers[2], expected_verdict(ENSEMBLE, images[2], full=True))
@@ -102,6 +134,53 @@ def test_requests_that_run_together_are_answered_alone(server: Server) -> None:
     assert answers[2].as_numpy("MEMBERS_USED").all()
     assert isinstance(answers[3], InferenceServerException)
     assert "no vote: NaN from one" in str(answers[3])
+
+
+def test_a_stage_that_fails_fails_its_requests_alone(tmp_path: Path) -> None:
+    """The model of the last stage returns an error, except for probes; the other stages answer in the same batch."""
+    repository = write_stage_models(ENSEMBLE, write_members(tmp_path, ENSEMBLE), tmp_path / "repository")
+    last = repository / "stage_2"
+    (last / "1" / "model.onnx").unlink()
+    (last / "1" / "model.py").write_text(_FAILING, encoding="utf-8")
+    stage = read_config(last)
+    stage.backend = "python"
+    stage.ClearField("default_model_filename")
+    (last / "config.pbtxt").write_text(text_of(stage), encoding="utf-8")
+    config = read_config(repository / "fused")
+    batch_four(repository, config)
+    images = [MIXED[:1], MIXED[1:2], MIXED[2:3], MIXED[3:4]]
+    with Server(repository, FREE) as server:
+        answers = request_together(server, images, set())
+    for index in (1, 2, 3):
+        check(answers[index], expected_verdict(ENSEMBLE, images[index]))
+    assert isinstance(answers[0], InferenceServerException)
+    assert "cascade: stage_2: out of order" in str(answers[0])
+
+
+_FAILING = """
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.outputs = json.loads(args["model_config"])["output"]
+
+    def execute(self, requests):
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request):
+        pixels = pb_utils.get_input_tensor_by_name(request, "PIXELS").as_numpy()
+        if (pixels != 128).any():
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError("out of order"))
+        return pb_utils.InferenceResponse([self._zeros(one, len(pixels)) for one in self.outputs])
+
+    def _zeros(self, one, batch):
+        kind = pb_utils.triton_string_to_numpy(one["data_type"])
+        return pb_utils.Tensor(one["name"], np.zeros((batch, *one["dims"]), kind))
+"""
 
 
 def test_full_must_be_a_boolean(server: Server) -> None:
@@ -157,6 +236,27 @@ def test_settled_predictions_are_counted_by_stage(server: Server) -> None:
         client.infer("ensemble_pixels", [request_of(MIXED)], request_id="plurum-probe")
     after = counted()
     assert {stage: after[stage] - before[stage] for stage in after} == {"1": 2, "2": 1, "3": 3}
+
+
+def test_a_bench_tells_what_each_stage_settles_and_takes(server: Server) -> None:
+    wait_for_counts(server.urls.metrics)
+    before = count_stages(server.urls.metrics)
+    taken = before
+    with tritonclient.grpc.InferenceServerClient(server.urls.grpc) as client:
+        deadline = time.monotonic() + 60
+        # The model counts times with a later request.
+        while taken["plurum_stage_images_total", 3] == before["plurum_stage_images_total", 3]:
+            assert time.monotonic() < deadline
+            client.infer("ensemble_pixels", [request_of(MIXED)])
+            taken = count_stages(server.urls.metrics)
+    wait_for_counts(server.urls.metrics)
+    taken = count_stages(server.urls.metrics)
+    taken.subtract(before)
+    case = Case(target=Target(model="ensemble_pixels", protocol="grpc"), load=BenchLoad(kind="concurrency", value=1))
+    figures = stage_figures(case, taken)
+    assert [(one.stage, one.settled) for one in figures] == [(1, 0.5), (2, 0.25), (3, 0.25)]
+    assert all(one.ms_per_image is not None and one.ms_per_image > 0 for one in figures)
+    assert stage_figures(case, count_stages(None)) == []
 
 
 def test_the_gateway_answers_alike(server: Server) -> None:

@@ -10,6 +10,7 @@ from plurum.benchmarks.tune.variant import AS_IS
 from plurum.export import repository_from_onnx
 from plurum.serving.triton.staging import read_config
 from tests.cascades.linear_cascade import ENSEMBLES, write_members
+from tests.cascades.stage_models import write_stage_models
 
 
 def test_a_variant_runs_the_stages_by_another_library(tmp_path: Path) -> None:
@@ -28,3 +29,17 @@ def test_a_variant_runs_the_stages_by_another_library(tmp_path: Path) -> None:
     assert (tmp_path / "tuned" / "fused" / "1" / "stage_1.onnx").is_file()
     for name in ("ensemble", "ensemble_pixels", "ensemble_fused"):
         assert read_config(tmp_path / "tuned" / name) == artefacts.configs[name]
+
+
+def test_stages_that_are_models_are_tuned_each(tmp_path: Path) -> None:
+    ensemble = ENSEMBLES["one, then all"]
+    repository = write_stage_models(ensemble, write_members(tmp_path, ensemble), tmp_path / "repository")
+    artefacts = read_artefacts(AS_IS, repository)
+    variant = forms(artefacts, 2, ["onnxruntime"])[0]
+    assert set(variant.graphs) == {"stage_0", "stage_1"}
+    (tmp_path / "tuned").mkdir()
+    write_variant(artefacts, variant, tmp_path / "tuned", trial=False)
+    for model, placement in variant.graphs.items():
+        (group,) = read_config(tmp_path / "tuned" / model).instance_group
+        assert group.count == placement.instances
+    assert read_config(tmp_path / "tuned" / "fused") == artefacts.configs["fused"]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AUDIT",
+    "BEFORE",
+    "LEAVE",
     "OUTPUTS",
     "TESTED",
     "USED",
@@ -74,6 +76,10 @@ class Output:
 # Outputs that the vote does not compute: a draw, and the members that ran for each image of a cascade.
 AUDIT = "AUDIT"
 USED = "MEMBERS_USED"
+# Output of a cascade's stage before the whole vote: true for each image that it settles.
+LEAVE = "LEAVE"
+# Suffix of inputs that the graph of a cascade's stage gets from the stage before.
+BEFORE = "_BEFORE"
 _TABLE = (
     Output("LABEL", "BYTES", (1,), "label", "decided class"),
     Output("REVIEW", "BOOL", (1,), "review", "true if the prediction needs review"),
