@@ -1,12 +1,16 @@
-"""Rate and remaining time of long work, and its progress in a log: few lines, each with what is done and left."""
+"""Rate and time left of long work, and its progress in a log: few lines, each with what is done, or with the stage."""
 
 from __future__ import annotations
 
+import io
+import re
+import threading
 import time
 
 import pytest
 
-from plurum.progress import ProgressRate
+from plurum import progress
+from plurum.progress import ProgressRate, show_status
 from plurum.training.progress import show_progress
 
 
@@ -63,3 +67,32 @@ def test_old_rates_are_forgotten() -> None:
     for second in range(660, 760):
         pace.note(60_000 + 200 * (second - 660), float(second))
     assert 150 < pace.rate(759.0) <= 200
+
+
+def wait_for_lines(error: io.StringIO, number: int) -> list[str]:
+    deadline = time.monotonic() + 30
+    while error.getvalue().count("\n") < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return error.getvalue().splitlines()
+
+
+def test_each_long_stage_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_LINE_S", 0.01)
+    error = io.StringIO()
+    monkeypatch.setattr("sys.stderr", error)
+    with show_status("training") as say:
+        (first,) = wait_for_lines(error, 1)
+        assert re.fullmatch(r"training \(after 0 min \d\d s\)", first)
+        say("round 1 of 3")
+        lines = wait_for_lines(error, 2)
+    # A stage is told once.
+    assert [line.partition(" (")[0] for line in lines] == ["training", "round 1 of 3"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "status"]
+
+
+def test_a_short_command_prints_nothing_and_ends_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), show_status("dividing"):
+        _ = 1 / 0
+    assert capsys.readouterr().err == ""
+    assert not [thread for thread in threading.enumerate() if thread.name == "status"]
