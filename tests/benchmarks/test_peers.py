@@ -27,6 +27,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from plurum.benchmarks.peers import __main__ as peers_command
 from plurum.benchmarks.peers import environment
 from plurum.benchmarks.peers.__main__ import page_with_table, peers
 from plurum.benchmarks.peers.application import Job
@@ -291,6 +292,29 @@ def test_bad_options_are_named(options: dict[str, Any], reason: str, tmp_path: P
     with pytest.raises(PlurumError, match=reason):
         peers(**{"work": tmp_path, "out": tmp_path / "out"} | options)
     assert not list(tmp_path.iterdir())
+
+
+def test_quick_settings_shorten_training_and_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def measure(plan: PeersPlan, *_: object) -> None:
+        seen.append(plan)
+        raise ServerError("enough")
+
+    def train(work: Path, *_: object, quick: bool) -> tuple[None, None]:
+        seen.append((work.name, quick))
+        return None, None
+
+    monkeypatch.setattr(peers_command, "trained_material", train)
+    monkeypatch.setattr(peers_command, "accuracy_of", lambda *_: {})
+    monkeypatch.setattr(peers_command, "measure_peers", measure)
+    for quick in (True, False):
+        with pytest.raises(ServerError, match="enough"):
+            peers(work=tmp_path, out=tmp_path / "out", trained=True, quick=quick)
+    (first, short), (second, long) = seen[:2], seen[2:]
+    assert (first, second) == (("trained-quick", True), ("trained", False))
+    assert (short.clients, short.rounds, short.seconds) == ((8,), 1, 2.0)
+    assert (long.clients, long.rounds, long.seconds) == ((8, 1), 3, 5.0)
 
 
 @pytest.mark.parametrize("name", ["peers", *(f"claims.{claim}" for claim in CLAIMS)])
