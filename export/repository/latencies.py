@@ -9,7 +9,7 @@ import numpy as np
 
 from plurum.errors import SettingsError
 from plurum.export.graphs.runtimes import Artefact, latency_ms
-from plurum.export.manifest import PublishedGraph, read_manifest
+from plurum.export.manifest import read_manifest
 from plurum.export.settings import Execution
 from plurum.spec import read_ensemble
 
@@ -38,19 +38,16 @@ def member_latencies(repository: Path, progress: Callable[[str], None] = lambda 
             f"--cascade-costs: expected a repository for CPUs, got one for GPUs: {repository}. Give one that "
             "plurum export --target cpu writes."
         )
-    names = {member.name for member in ensemble.members}
-    graphs = {one.model: one for one in manifest.artefacts if one.model in names}
+    detecting = {member.name: has for member, has in zip(ensemble.members, ensemble.detecting, strict=True)}
+    graphs = {one.model: one for one in manifest.artefacts if one.model in detecting}
     stated = {name: one.latency_ms.get(str(Execution(one.precision, one.backend))) for name, one in graphs.items()}
     known = {name: time_ms for name, time_ms in stated.items() if time_ms is not None}
     if len(known) == len(graphs):
         return known
     pixels = np.zeros((1, ensemble.image.height, ensemble.image.width, 3), np.uint8)
     found = {}
-    for (name, one), has_novelty in zip(graphs.items(), ensemble.detecting, strict=True):
+    for name, one in graphs.items():
         progress(f"{name}: latency of one image")
-        found[name] = latency_ms(_artefact(repository, one, has_novelty=has_novelty), pixels)
+        artefact = Artefact(name, one.precision, one.backend, repository / one.file, detecting[name])
+        found[name] = latency_ms(artefact, pixels)
     return found
-
-
-def _artefact(repository: Path, one: PublishedGraph, *, has_novelty: bool) -> Artefact:
-    return Artefact(one.model, one.precision, one.backend, repository / one.file, has_novelty)
