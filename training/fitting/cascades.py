@@ -58,6 +58,7 @@ __all__ = [
     "cost_fractions",
     "fit_cascade",
     "fit_run_cascade",
+    "multiply_adds_of_member",
     "plan_cascade",
     "predict_unlabelled_patients",
     "with_cascade",
@@ -146,11 +147,17 @@ def cost_fractions(run: Run, members: Sequence[Member]) -> tuple[float, ...]:
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
     # A model without convolutions and matrices counts nothing.
-    work = [max(_multiply_adds(run, member), 1) for member in members]
+    work = [max(multiply_adds_of_member(run, member), 1) for member in members]
     return tuple(one / sum(work) for one in work)
 
 
-def _multiply_adds(run: Run, member: Member) -> int:
+def multiply_adds_of_member(run: Run, member: Member) -> int:
+    """Return the multiply–adds of a member for one image.
+
+    Raises:
+        MetadataError: the member is invalid.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
     import torch
 
     checkpoint = run.checkpoint(member)
