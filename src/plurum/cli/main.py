@@ -18,7 +18,7 @@ from plurum.cli.calibrate import calibrate
 from plurum.cli.compare import compare
 from plurum.cli.data import data
 from plurum.cli.demo.command import demo
-from plurum.cli.distill import distill
+from plurum.cli.distill.command import distill
 from plurum.cli.doctor import doctor
 from plurum.cli.drift import drift
 from plurum.cli.evaluate import evaluate
@@ -40,21 +40,8 @@ __all__ = ["app", "run"]
 
 _log = logging.getLogger(__name__)
 # Commands that record paths in JSON files.
-_WRITE_PATHS = {
-    *(
-        "add",
-        "bench",
-        "calibrate",
-        "compare",
-        "distill",
-        "drift",
-        "evaluate",
-        "export",
-        "fit",
-        "search",
-        "train",
-        "tune",
-    )
+_WRITE_PATHS = {"add", "bench", "calibrate", "compare", "distill", "drift", "evaluate", "export", "fit"} | {
+    *("search", "train", "tune")
 }
 
 app = typer.Typer(

@@ -160,6 +160,18 @@ def test_a_student_becomes_a_member_of_the_run(
     assert [member.name for member in ensemble.members] == names
 
 
+def test_an_interruption_says_how_to_resume(
+    teacher: Run, tmp_path: Path, plurum: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Teacher, "__call__", interrupt)
+    ended = plurum.ended("distill", teacher.path, "--arch", ARCH, "--out", tmp_path / "run")
+    assert ended == (130, "", "plurum: interrupted; run the same command again to resume\n")
+    assert "has no finished member" in plurum.refused("fit", tmp_path / "run")
+
+
 def test_mistakes_give_one_line_and_leave_nothing(
     teacher: Run, unfitted: Run, tmp_path: Path, plurum: CommandLine
 ) -> None:

@@ -14,7 +14,7 @@ from plurum.settings.distilling import STUDENT_FIELDS, DistillSettings
 from plurum.settings.training import TrainSettings
 
 if TYPE_CHECKING:
-    from plurum.training.distilling.report import DistillationReport
+    from plurum.training import DistillationReport
 
 __all__ = ["distill"]
 
@@ -50,7 +50,7 @@ def distill(
     # PyTorch takes seconds to import.
     Run(run).ensemble()
     Run(out).claim()
-    from plurum.training.distilling.distill import distill_run
+    from plurum.training import distill_run
 
     try:
         report = distill_run(run, settings, out, training)
