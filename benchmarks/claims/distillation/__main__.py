@@ -50,8 +50,8 @@ def distillation(
     ),
     work: command.WorkFolder = Path("runs/distillation"),
     arch: Annotated[str, typer.Option(help="Architecture of the student.")] = "test_byobnet",
-    labelled: Annotated[int, typer.Option(min=100, help="Training images with labels.")] = 3_000,
-    unlabelled: Annotated[int, typer.Option(min=0, help="Images without labels; 0 leaves that case out.")] = 9_000,
+    labelled: Annotated[int, typer.Option(min=100, help="Training images with labels.")] = 2_000,
+    unlabelled: Annotated[int, typer.Option(min=0, help="Images without labels; 0 leaves that case out.")] = 6_000,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each member; a student takes twice as many.")] = 8,
     seeds: Annotated[int, typer.Option(min=1, help="Students of each case.")] = 3,
 ) -> None:

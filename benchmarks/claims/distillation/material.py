@@ -13,7 +13,7 @@ from plurum.training.data.idx import array_from_idx, holds_idx
 
 __all__ = ["write_material"]
 
-_VALIDATION = 2_000
+_VALIDATION = 1_000
 
 
 def write_material(fashion: Path, work: Path, labelled: int, unlabelled: int) -> tuple[Path, Path | None]:

@@ -21,14 +21,19 @@ from tests.training.data_files import write_mnist
 def fashion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder with 400 different training images, whose first pixels are their number, and 60 test images."""
     monkeypatch.setattr(material, "_VALIDATION", 200)
-    numbers = np.arange(400)
+    numbers = np.arange(460)
     images = np.zeros((len(numbers), 8, 8), dtype=np.uint8)
     images[:, 0, 0], images[:, 0, 1] = numbers // 256, numbers % 256
     images[:, 2:, :4][numbers % 2 == 1] = 255
     labels = (numbers % 2).astype(np.uint8)
     write_mnist(
         tmp_path / "fashion",
-        {"train_images": images, "train_labels": labels, "test_images": images[:60], "test_labels": labels[:60]},
+        {
+            "train_images": images[:400],
+            "train_labels": labels[:400],
+            "test_images": images[400:],
+            "test_labels": labels[400:],
+        },
     )
     return tmp_path / "fashion"
 
