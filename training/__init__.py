@@ -10,6 +10,7 @@ import typing
 
 from plurum.figures import Drift
 from plurum.settings.calibration import CalibrateSettings
+from plurum.settings.distilling import DistillSettings
 from plurum.settings.drift import DriftSettings
 from plurum.settings.fitting import FitSettings
 from plurum.settings.members import AddSettings
@@ -22,6 +23,8 @@ from plurum.training.data.examples import Examples
 from plurum.training.data.labelled_images import LabelledImages
 from plurum.training.data.report import DataReport, data_report, read_data_report, report_lines
 from plurum.training.data.sources import load_data
+from plurum.training.distilling.distill import distill_run
+from plurum.training.distilling.report import DistillationReport
 from plurum.training.drift.answers import Answers, read_answers
 from plurum.training.drift.detect import compare_answers
 from plurum.training.drift.report import write_drift
@@ -57,6 +60,8 @@ __all__ = [
     "CalibrateSettings",
     "CalibrationReport",
     "DataReport",
+    "DistillSettings",
+    "DistillationReport",
     "Drift",
     "DriftSettings",
     "Evaluation",
@@ -79,6 +84,7 @@ __all__ = [
     "calibrate_run",
     "compare_answers",
     "data_report",
+    "distill_run",
     "ensemble_from_checkpoints",
     "ensemble_from_models",
     "ensemble_from_run",

@@ -12,7 +12,7 @@ RUN/unfinished/NAME.pt              training state of an unfinished member
 RUN/tensorboard/NAME/               TensorBoard logs, with --tensorboard
 RUN/ensemble.json                   the fitted ensemble (written by fit)
 RUN/unlabelled/                     pixels.npy and groups.npy: images of fit --unlabelled, and their patients as numbers
-RUN/report/                         reports of fit and evaluate
+RUN/report/                         reports of fit, evaluate and distill
 RUN/sites/SITE/                     ensemble.json calibrated on a site's images, calibration.json about it, and
                                     reference.npz: images of the site's outlier reference, if it has its own
 """

@@ -12,12 +12,16 @@ from typer.testing import CliRunner
 
 from plurum.cli.options import Given, with_options
 from plurum.export.settings import ExportSettings
-from plurum.settings import benchmarks, client, search, serving, training
+from plurum.settings import benchmarks, client, distilling, search, serving, training
 from plurum.settings.options import Option, Settings, descriptions_from_docstring, option_from_field
 
 KINDS = [
     ExportSettings,
-    *(getattr(module, name) for module in (benchmarks, client, search, serving, training) for name in module.__all__),
+    *(
+        getattr(module, name)
+        for module in (benchmarks, client, distilling, search, serving, training)
+        for name in module.__all__
+    ),
 ]
 KINDS = [kind for kind in KINDS if isinstance(kind, type)]
 

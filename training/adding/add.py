@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from plurum.training.adding.graphs import MemberGraph
 
-__all__ = ["AddedMember", "add_member"]
+__all__ = ["AddedMember", "add_member", "check_member_name"]
 
 # Images on which a graph is compared with its original; more than one, so that the batch is tested, too.
 _COMPARED = 8
@@ -71,7 +71,8 @@ def add_member(run: Run, sources: Sequence[str], settings: AddSettings) -> Added
     run.check()
     data = run.data()
     file, arch = _file_and_arch(sources, settings)
-    name = _member_name(run, settings.name or name_from_file(file.name))
+    name = settings.name or name_from_file(file.name)
+    check_member_name(run, name)
     order = _order_of(settings, data)
     adding = _Adding(run, data, settings, file, name, order)
     if file.suffix.lower() == ".onnx":
@@ -221,12 +222,17 @@ def _file_and_arch(sources: Sequence[str], settings: AddSettings) -> tuple[Path,
     return file, settings.arch or (sources[0] if len(sources) == 2 else None)
 
 
-def _member_name(run: Run, name: str) -> str:
+def check_member_name(run: Run, name: str, option: str = "--name") -> None:
+    """Check that a new member of the run may have this name, which `option` states.
+
+    Raises:
+        OutputError: the run has a member of this name.
+        SettingsError: members can't have this name.
+    """
     if name in RESERVED_NAMES or name != name_from_file(f"{name}.x"):
-        raise SettingsError(f"--name: expected letters, digits, . _ and -, and no reserved name, got {name!r}")
+        raise SettingsError(f"{option}: expected letters, digits, . _ and -, and no reserved name, got {name!r}")
     if run.member_folder(name).exists():
-        raise OutputError(f"--name: {run.path} has a member {name!r} already. Choose another name.")
-    return name
+        raise OutputError(f"{option}: {run.path} has a member {name!r} already. Choose another name.")
 
 
 def _order_of(settings: AddSettings, data: DataMetadata) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from plurum.onnx_graphs.costs import multiply_adds
 from plurum.run import Run
 from plurum.spec import Member
 
-__all__ = ["cost_fractions", "time_fractions"]
+__all__ = ["cost_fractions", "multiply_adds_of_member", "time_fractions"]
 
 
 def cost_fractions(run: Run, members: Sequence[Member]) -> tuple[float, ...]:
@@ -21,7 +21,7 @@ def cost_fractions(run: Run, members: Sequence[Member]) -> tuple[float, ...]:
         MissingExtraError: PyTorch, timm or safetensors is not installed.
     """
     # A model without convolutions and matrices counts nothing.
-    work = [max(_multiply_adds(run, member), 1) for member in members]
+    work = [max(multiply_adds_of_member(run, member), 1) for member in members]
     return tuple(one / sum(work) for one in work)
 
 
@@ -40,7 +40,13 @@ def time_fractions(members: Sequence[Member], times_ms: Mapping[str, float]) -> 
     return tuple(one / sum(times) for one in times)
 
 
-def _multiply_adds(run: Run, member: Member) -> int:
+def multiply_adds_of_member(run: Run, member: Member) -> int:
+    """Return the multiply–adds of a member for one image.
+
+    Raises:
+        MetadataError: the member is invalid.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
     import torch
 
     checkpoint = run.checkpoint(member)

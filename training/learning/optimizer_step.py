@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,10 @@ from plurum.training.learning.precision import Precision, autocast
 from plurum.training.learning.schedule import learning_rate_at
 from plurum.training.statistics.scoring import predict_logits
 
-__all__ = ["Learner", "copy_state"]
+__all__ = ["BatchLoss", "Learner", "copy_state"]
+
+# Loss of normalised images `[batch, 3, height, width]` and their logits `[batch, classes]`, summed over the batch.
+BatchLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Learner:
@@ -30,7 +34,12 @@ class Learner:
 
     The random numbers of a step depend only on the seed and the step's number, so that a learner resumed from a saved
     `state` gives the same result as an uninterrupted one.
+
+    Attributes:
+        loss: Loss that replaces the cross-entropy with labels; None keeps that.
     """
+
+    loss: BatchLoss | None = None
 
     def __init__(
         self,
@@ -166,6 +175,8 @@ class Learner:
                 raise SettingsError(
                     f"torch.compile can't compile this model here ({reason}); train without --compile"
                 ) from error
+        if self.loss is not None:
+            return self.loss(images, logits.float())
         return functional.cross_entropy(
             logits.float(),
             targets,

@@ -11,10 +11,26 @@ from plurum.errors import OutputError
 from plurum.regular_files import read_regular
 from plurum.run import Run
 from plurum.settings.training import TrainSettings
-from plurum.spec import Metadata, Text, read_member
+from plurum.spec import Metadata, Sha256, Text, read_member
 from plurum.training.learning.architectures import member_names
 
-__all__ = ["RunSettings", "TrainingPlan", "is_finished", "plan_trainings", "unfinished_members"]
+__all__ = ["Distillation", "RunSettings", "TrainingPlan", "is_finished", "plan_trainings", "unfinished_members"]
+
+
+class Distillation(Metadata):
+    """Teacher of a run's only member, a student, which `plurum distill` trained.
+
+    Attributes:
+        run: Path of the run whose vote the student imitates, as given.
+        ensemble: SHA-256 of that run's `ensemble.json`.
+        temperature: Temperature of the loss.
+        unlabelled: Images without labels, as given; None without any.
+    """
+
+    run: Text
+    ensemble: Sha256
+    temperature: float
+    unlabelled: Text | None = None
 
 
 class RunSettings(Metadata):
@@ -24,11 +40,13 @@ class RunSettings(Metadata):
         version: Version of the file format.
         data: Data source, as given to `plurum train`.
         settings: All training settings, defaults included.
+        distillation: Teacher of the student; None in a run of `plurum train`.
     """
 
     version: Literal[1] = 1
     data: Text
     settings: TrainSettings
+    distillation: Distillation | None = None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from plurum.training.progress import show_progress
 if TYPE_CHECKING:
     from plurum.training.learning.distributed import ProcessGroup
 
-__all__ = ["TrainedRun", "check_architecture", "train_run"]
+__all__ = ["TrainedRun", "check_architecture", "mark_started", "train_run"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _prepare(
     missing = [training for training in plans if fresh or not is_finished(run, training)]
     for training in missing:
         check_architecture(training.arch, training.seed, len(data.classes), image, settings)
-    with _mark_started(run, RunSettings(data=source, settings=settings)):
+    with mark_started(run, RunSettings(data=source, settings=settings)):
         if fresh:
             _clear(run)
         _clear_hidden(run)
@@ -247,13 +247,16 @@ def _check_settings_unchanged(run: Run, settings: TrainSettings, *, fresh: bool)
     if not run.settings_file.is_file():
         return
     try:
-        before = RunSettings.model_validate_json(read_regular(run.settings_file)).settings
+        started = RunSettings.model_validate_json(read_regular(run.settings_file))
     except (OSError, ValidationError) as error:
         raise OutputError(
             f"{run.settings_file} was not written by this version of plurum train; name another --out"
         ) from error
     if fresh:
         return
+    if started.distillation is not None:
+        raise OutputError(f"{run.path} is a student of plurum distill. Name another --out, or start over with --fresh")
+    before = started.settings
     then, now = before.model_dump(), settings.model_dump()
     if settings.trained_archs[: len(before.trained_archs)] == before.trained_archs:
         for key in ("archs", "seeds"):
@@ -271,7 +274,7 @@ def _check_settings_unchanged(run: Run, settings: TrainSettings, *, fresh: bool)
 
 
 @contextlib.contextmanager
-def _mark_started(run: Run, started: RunSettings) -> Iterator[None]:
+def mark_started(run: Run, started: RunSettings) -> Iterator[None]:
     """Write `run.json` before the block prepares the run; remove it again if the block fails in a new run."""
     is_new = not run.settings_file.exists()
     made = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]

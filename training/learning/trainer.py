@@ -23,7 +23,7 @@ from plurum.training.data.examples import Batches, Examples
 from plurum.training.learning.distributed import ALONE, ProcessGroup
 from plurum.training.learning.head_step import FeatureExamples, HeadLearner
 from plurum.training.learning.history import Epoch
-from plurum.training.learning.optimizer_step import Learner, copy_state
+from plurum.training.learning.optimizer_step import BatchLoss, Learner, copy_state
 from plurum.training.learning.precision import Precision, precision_for, training_device
 from plurum.training.learning.resume import StateFile
 from plurum.training.learning.schedule import cycle_ends
@@ -131,7 +131,11 @@ class Trainer:
     """
 
     def __init__(
-        self, settings: TrainSettings, world: ProcessGroup = ALONE, watch: Callable[[Epoch], None] | None = None
+        self,
+        settings: TrainSettings,
+        world: ProcessGroup = ALONE,
+        watch: Callable[[Epoch], None] | None = None,
+        loss: BatchLoss | None = None,
     ) -> None:
         """Configure the trainer.
 
@@ -139,6 +143,8 @@ class Trainer:
             settings: Settings of all trainings; `archs` and `seeds` are not used here.
             world: Processes that train together.
             watch: Called after each epoch; an exception ends the training.
+            loss: Loss of a batch, by its images and logits, which are on the training's device; by default, the
+                cross-entropy with labels.
 
         Raises:
             SettingsError: the device does not support the precision.
@@ -146,6 +152,7 @@ class Trainer:
         self.settings = settings
         self.world = world
         self.watch = watch
+        self.loss = loss
         self.device = training_device()
         precision_for(settings.precision, self.device)
 
@@ -218,6 +225,7 @@ class _TrainingLoop:
         precision = trainer.precision(examples.image)
         kind = HeadLearner if isinstance(examples, FeatureExamples) else Learner
         self.learner = kind(model, self.settings, examples, seed, precision, trainer.device, self.world)
+        self.learner.loss = trainer.loss
         self.state, self.progress, self.watch = state, progress, trainer.watch
         self.events: EventWriter | None = None
         self.done = _TrainingProgress()

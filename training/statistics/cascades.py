@@ -7,8 +7,8 @@ import numpy as np
 from plurum.predictions.arrays import Floats, Ints
 from plurum.predictions.scores import compute_losses
 from plurum.spec import CascadeRule
-from plurum.training.statistics.bootstrap import Bootstrap, mean_interval
-from plurum.training.statistics.estimates import Estimate
+from plurum.training.statistics.bootstrap import Bootstrap
+from plurum.training.statistics.estimates import Estimate, estimate_mean
 from plurum.training.statistics.results import CascadeScores
 from plurum.voting import CascadeVerdict, Verdict
 
@@ -33,8 +33,7 @@ def score_cascade(
     is_hurt = np.bincount(bootstrap.groups, differs | (whole.review & ~verdict.review)) > 0
 
     def figure(values: Floats) -> Estimate:
-        low, high = mean_interval(values, bootstrap)
-        return Estimate(value=float(values.mean()), low=low, high=high)
+        return estimate_mean(values, bootstrap)
 
     losses = [compute_losses(one.probabilities, labels) for one in (verdict, whole)]
     correct = [(one.label == labels).astype(np.float64) for one in (verdict, whole)]

@@ -8,15 +8,21 @@ import numpy as np
 
 from plurum.figures import Estimate
 from plurum.predictions.arrays import Floats, Ints
-from plurum.training.statistics.bootstrap import LEVEL, percentile_interval
+from plurum.training.statistics.bootstrap import LEVEL, Bootstrap, mean_interval, percentile_interval
 
-__all__ = ["Estimate", "estimate_from_draws", "number_or_none", "wilson_interval"]
+__all__ = ["Estimate", "estimate_from_draws", "estimate_mean", "number_or_none", "wilson_interval"]
 
 
 def estimate_from_draws(value: float, draws: Ints | Floats) -> Estimate:
     """Return a figure with the percentile interval of its bootstrap draws, `[draws]`; NaN becomes None."""
     low, high = percentile_interval(np.asarray(draws, dtype=np.float64))
     return Estimate(value=number_or_none(value), low=number_or_none(low), high=number_or_none(high))
+
+
+def estimate_mean(values: Floats, bootstrap: Bootstrap) -> Estimate:
+    """Return the mean of each image's value, `[images]`, with its bootstrap interval."""
+    low, high = mean_interval(values, bootstrap)
+    return Estimate(value=float(values.mean()), low=low, high=high)
 
 
 def number_or_none(value: float) -> float | None:

@@ -18,6 +18,7 @@ from plurum.cli.calibrate import calibrate
 from plurum.cli.compare import compare
 from plurum.cli.data import data
 from plurum.cli.demo.command import demo
+from plurum.cli.distill.command import distill
 from plurum.cli.doctor import doctor
 from plurum.cli.drift import drift
 from plurum.cli.evaluate import evaluate
@@ -39,7 +40,9 @@ __all__ = ["app", "run"]
 
 _log = logging.getLogger(__name__)
 # Commands that record paths in JSON files.
-_WRITE_PATHS = {"add", "bench", "calibrate", "compare", "drift", "evaluate", "export", "fit", "search", "train", "tune"}
+_WRITE_PATHS = {"add", "bench", "calibrate", "compare", "distill", "drift", "evaluate", "export", "fit"} | {
+    *("search", "train", "tune")
+}
 
 app = typer.Typer(
     name="plurum",
@@ -73,8 +76,8 @@ def _root(
 
 
 for _command in (
-    *(add, bench, calibrate, compare, data, demo, doctor, drift, evaluate, export),
-    *(fit, gateway, predict, rollout, search, serve, train, tune, ui),
+    *(add, bench, calibrate, compare, data, demo, distill, doctor, drift, evaluate),
+    *(export, fit, gateway, predict, rollout, search, serve, train, tune, ui),
 ):
     app.command()(_command)
 

@@ -1,0 +1,1 @@
+"""Compare a student with its teacher, and with the same network trained on labels alone."""

@@ -1,0 +1,1 @@
+"""`plurum distill`: train a student that imitates the vote of a run."""

@@ -1,0 +1,1 @@
+"""Students: small networks that imitate the vote of a run."""
