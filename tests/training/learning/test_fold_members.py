@@ -27,7 +27,13 @@ from tests.sample_runs.build_once import build_once
 
 FOLDS = 3
 SETTINGS = TrainSettings(
-    archs=("test_byobnet", "test_resnet"), folds=FOLDS, epochs=2, batch_size=16, learning_rate=5e-3, precision="fp32"
+    archs=("test_byobnet", "test_resnet"),
+    folds=FOLDS,
+    image_size=32,
+    epochs=2,
+    batch_size=16,
+    learning_rate=5e-3,
+    precision="fp32",
 )
 _COUNTS = {"train": 72, "val": 24, "calibration": 20, "test": 16}
 
