@@ -2,8 +2,8 @@
 
 RUN/run.json                        data source, settings and seed; marks the folder as a run
 RUN/data/pixels.npy                 uint8 [images, height, width, 3], every image at the members' input size
-RUN/data/items.csv                  index,source,label,patient,split and manifest:NAME for each other column of a
-                                    manifest: one row per image, in the same order
+RUN/data/items.csv                  index,source,label,patient,split, fold with --folds, and manifest:NAME for each
+                                    other column of a manifest: one row per image, in the same order
 RUN/data/contract.json              classes, image spec and fingerprint
 RUN/data/report.json                counts, sizes, duplicates and leaks of the images
 RUN/members/NAME/                   checkpoint.safetensors, member.json, history.csv; detector.safetensors (written by
@@ -45,10 +45,21 @@ from plurum.spec import (
     read_metadata,
 )
 
-__all__ = ["OTHER_COLUMN", "DataMetadata", "Run", "Split", "Table", "UnlabelledImages", "number_patients"]
+__all__ = [
+    "FOLD_COLUMN",
+    "OTHER_COLUMN",
+    "DataMetadata",
+    "Run",
+    "Split",
+    "Table",
+    "UnlabelledImages",
+    "number_patients",
+]
 
 # Begins the names of a manifest's other columns in items.csv.
 OTHER_COLUMN = "manifest:"
+# Column of items.csv that runs with folds have.
+FOLD_COLUMN = "fold"
 Split = Literal["train", "validation", "test", "calibration", "certification"]
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test", "calibration", "certification")
 
@@ -84,6 +95,7 @@ class Table:
         patients: Patient of each image; empty if unknown.
         splits: Split of each image: `train`, `validation`, `test`, or set aside as `calibration` or `certification`.
         columns: Other columns of the manifest, such as the site of each image, by name.
+        folds: Fold of each training image, from 1, and 0 for other images, int64 `[images]`; None without folds.
     """
 
     sources: tuple[str, ...]
@@ -91,6 +103,7 @@ class Table:
     patients: tuple[str, ...]
     splits: tuple[Split, ...]
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    folds: npt.NDArray[np.int64] | None = None
 
     def rows(self, split: Split) -> npt.NDArray[np.int64]:
         """Return the indices of a split's images, ascending, int64."""
@@ -104,6 +117,7 @@ class Table:
             patients=tuple(self.patients[row] for row in rows),
             splits=tuple(self.splits[row] for row in rows),
             columns={name: tuple(cells[row] for row in rows) for name, cells in self.columns.items()},
+            folds=None if self.folds is None else self.folds[rows],
         )
 
 
@@ -275,6 +289,7 @@ class Run:
                     for name in reader.fieldnames or ()
                     if name.startswith(OTHER_COLUMN)
                 },
+                folds=_folds(rows) if FOLD_COLUMN in (reader.fieldnames or ()) else None,
             )
         except (OSError, KeyError, ValueError, csv.Error) as error:
             raise MetadataError(f"{path} can't be read: {error!r}") from error
@@ -336,6 +351,10 @@ def _read_array(path: Path) -> npt.NDArray[Any]:
     except Exception as error:
         raise MetadataError(f"{path} can't be read: {error}") from error
     return array
+
+
+def _folds(rows: Sequence[Mapping[str, str]]) -> npt.NDArray[np.int64]:
+    return np.array([int(row[FOLD_COLUMN]) for row in rows], dtype=np.int64)
 
 
 def _split(text: str) -> Split:

@@ -51,3 +51,13 @@ def test_unusable_data_give_one_line(tmp_path: Path, plurum: CommandLine) -> Non
     line = "1 of 8 images can't be read; repair or remove them, or leave them out with --skip-unreadable: "
     assert f"{line}{broken}" in plurum.refused("train", data, *options)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_folds_need_calibration_images(folder: Path, tmp_path: Path, plurum: CommandLine) -> None:
+    out = tmp_path / "run"
+    command = ("train", folder, "--arch", "test_byobnet", "--image-size", 32, "--epochs", 1, "--out", out)
+    assert "--folds: expected calibration images" in plurum.refused(*command, "--folds", 2)
+    assert not out.exists()
+    printed = plurum.said(*command, "--folds", 2, "--certification", 0.4)
+    assert "scores on images of each member's own fold" in " ".join(printed.split())
+    assert "test_byobnet-fold-2" in printed

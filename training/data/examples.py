@@ -43,14 +43,23 @@ class Examples:
     fingerprint: str = ""
 
     @classmethod
-    def of(cls, run: Run) -> Examples:
-        """Return the examples in the run's data folder."""
+    def of(cls, run: Run, fold: int | None = None) -> Examples:
+        """Return the examples in the run's data folder.
+
+        Args:
+            run: Run with the images.
+            fold: Fold of the training images that validates, while the others are learnt; by default, validation images
+                do.
+        """
         table, data = run.table(), run.data()
+        train, validation = table.rows("train"), table.rows("validation")
+        if fold is not None and table.folds is not None:
+            train, validation = train[table.folds[train] != fold], train[table.folds[train] == fold]
         return cls(
             pixels=run.pixels(),
             labels=table.labels,
-            train=table.rows("train"),
-            validation=table.rows("validation"),
+            train=train,
+            validation=validation,
             classes=len(data.classes),
             image=data.image,
             fingerprint=data.fingerprint,

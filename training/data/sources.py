@@ -13,6 +13,7 @@ from plurum.settings.training import Percentiles, TrainSettings
 from plurum.training.data.archives import images_from_archive
 from plurum.training.data.arrays import DIGITS, images_from_digits
 from plurum.training.data.folders import files_from_folder
+from plurum.training.data.folds import merge_splits
 from plurum.training.data.idx import holds_idx, images_from_idx
 from plurum.training.data.labelled_files import images_from_files, with_dicom_patients
 from plurum.training.data.labelled_images import LabelledImages
@@ -75,8 +76,11 @@ def load_data(  # noqa: PLR0913 - one parameter per option
 
 
 def load_training_data(source: str, settings: TrainSettings, names: PatientNames) -> LabelledImages:
-    """Return the labelled images of `source` as `load_data` does, by the settings of a training."""
-    return load_data(
+    """Return the labelled images of `source` as `load_data` does, by the settings of a training.
+
+    With folds, training and validation images are all training images, and calibration images validate.
+    """
+    data = load_data(
         source,
         settings.seed,
         tile_size=settings.tile_size,
@@ -86,6 +90,9 @@ def load_training_data(source: str, settings: TrainSettings, names: PatientNames
         window=settings.window,
         names=names,
     )
+    if settings.folds is None:
+        return data
+    return replace(data, table=replace(data.table, splits=merge_splits(data.table.splits)))
 
 
 def _load(source: str, seed: int, tiling: Tiling | None, names: PatientNames, *, skip: bool) -> LabelledImages:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ __all__ = [
     "present_splits",
     "set_aside",
     "split_from_word",
+    "spread_evenly",
     "stratified_splits",
 ]
 
@@ -27,6 +29,7 @@ __all__ = [
 SHARES: dict[Split, float] = {"train": 0.64, "validation": 0.16, "test": 0.2}
 # What promises are made from; only data that chose nothing else can hold them.
 HELD_OUT: tuple[Split, ...] = ("calibration", "certification")
+_Part = TypeVar("_Part", bound=Hashable)
 _WORDS: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -61,6 +64,15 @@ def stratified_splits(
     Raises:
         DataError: a class has too few images or patients to be in every split.
     """
+    splits = spread_evenly(labels, patients, seed, shares)
+    check_splits(labels, patients, splits, classes, shares)
+    return splits
+
+
+def spread_evenly(
+    labels: npt.NDArray[np.int64], patients: Sequence[str], seed: int, shares: Mapping[_Part, float]
+) -> tuple[_Part, ...]:
+    """Return a part for each image by class and patient, as `stratified_splits` does, but without checks."""
     groups: dict[str | int, list[int]] = defaultdict(list)
     for row, patient in enumerate(patients):
         groups[patient or row].append(row)
@@ -68,15 +80,14 @@ def stratified_splits(
     strata: dict[int, list[list[int]]] = defaultdict(list)
     for rows in groups.values():
         strata[Counter(labels[rows].tolist()).most_common(1)[0][0]].append(rows)
-    splits: list[Split] = ["train"] * len(labels)
+    parts: list[_Part] = [next(iter(shares))] * len(labels)
     rng = np.random.default_rng(seed)
     for _, stratum in sorted(strata.items()):
         order = rng.permutation(len(stratum))
-        for rows, split in _place_groups(sorted((stratum[i] for i in order), key=len, reverse=True), shares):
+        for rows, part in _place_groups(sorted((stratum[i] for i in order), key=len, reverse=True), shares):
             for row in rows:
-                splits[row] = split
-    check_splits(labels, patients, splits, classes, shares)
-    return tuple(splits)
+                parts[row] = part
+    return tuple(parts)
 
 
 def draw_split(
@@ -197,18 +208,18 @@ def check_splits(
             )
 
 
-def _place_groups(groups: list[list[int]], shares: Mapping[Split, float]) -> list[tuple[list[int], Split]]:
-    """Return the split of each group of one class; with three or more groups, no split stays empty."""
+def _place_groups(groups: list[list[int]], shares: Mapping[_Part, float]) -> list[tuple[list[int], _Part]]:
+    """Return the part of each group of one class; with at least as many groups as parts, no part stays empty."""
     total = sum(map(len, groups))
-    missing = {split: share * total for split, share in shares.items()}
+    missing = {part: share * total for part, share in shares.items()}
     empty = list(shares)
-    placed: list[tuple[list[int], Split]] = []
+    placed: list[tuple[list[int], _Part]] = []
     for left, rows in zip(range(len(groups), 0, -1), groups, strict=True):
-        split = max(empty if left <= len(empty) else shares, key=missing.__getitem__)
-        missing[split] -= len(rows)
-        if split in empty:
-            empty.remove(split)
-        placed.append((rows, split))
+        part = max(empty if left <= len(empty) else shares, key=missing.__getitem__)
+        missing[part] -= len(rows)
+        if part in empty:
+            empty.remove(part)
+        placed.append((rows, part))
     return placed
 
 

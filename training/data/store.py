@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from plurum.conventions import IMAGENET_MEAN, IMAGENET_STD
 from plurum.errors import OutputError
 from plurum.files import atomic_folder
 from plurum.images import content_box
-from plurum.run import OTHER_COLUMN, DataMetadata, Run
+from plurum.run import FOLD_COLUMN, OTHER_COLUMN, DataMetadata, Run
 from plurum.settings.training import TrainSettings
 from plurum.spec import ImageSpec, write_metadata
+from plurum.training.data.folds import draw_folds
 from plurum.training.data.labelled_images import DecodedImage, LabelledImages
 from plurum.training.data.report import data_report, report_warnings, usable_rows
 from plurum.training.data.window_fit import fit_window
@@ -42,10 +44,10 @@ def store_data(
 
     Percentiles of a window are fitted to the training images. Mean and std are measured on the training images' pixels,
     without padding; with pretrained weights they are those of `normalisation`, by default ImageNet's. Unreadable images
-    are left out if `data` allows it. `report.json` lists them.
+    are left out if `data` allows it. `report.json` lists them. With folds, the readable training images get theirs.
 
     Raises:
-        DataError: some images are unreadable, or a window can't be fitted.
+        DataError: some images are unreadable, a window can't be fitted, or a class is too small for the folds.
         OutputError: the folder holds other data, or can't be written.
     """
     if (run.data_folder / "contract.json").is_file():
@@ -60,6 +62,10 @@ def store_data(
     image = image_spec(data, settings, normalisation)
     with atomic_folder(run.data_folder, private=True) as folder:
         pixels, data, decoded = _store_pixels(folder, data, image)
+        if settings.folds is not None:
+            equal = [one.sha256 for one in decoded]
+            folds = draw_folds(data.table, equal, data.classes, settings.folds, settings.seed)
+            data = replace(data, table=replace(data.table, folds=folds))
         if not settings.pretrained:
             boxes = [_content(one, image) for one in decoded]
             mean, std = _moments(pixels, boxes, data.table.rows("train"))
@@ -181,12 +187,12 @@ def fingerprint_from_pixels(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[n
 
 def _write_items(path: Path, data: LabelledImages) -> None:
     table = data.table
+    columns = {} if table.folds is None else {FOLD_COLUMN: tuple(map(str, table.folds.tolist()))}
+    columns |= {OTHER_COLUMN + name: cells for name, cells in table.columns.items()}
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["index", "source", "label", "patient", "split", *(OTHER_COLUMN + name for name in table.columns)]
-        )
+        writer.writerow(["index", "source", "label", "patient", "split", *columns])
         for index, source in enumerate(table.sources):
             label = data.classes[table.labels[index]]
-            others = (cells[index] for cells in table.columns.values())
+            others = (cells[index] for cells in columns.values())
             writer.writerow([index, source, label, table.patients[index], table.splits[index], *others])

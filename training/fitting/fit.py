@@ -24,6 +24,7 @@ from plurum.training.evaluation.patient_scores import score_patients
 from plurum.training.fitting.baseline import baseline_from_verdict
 from plurum.training.fitting.cascades import CascadeInputs, cascade_fit, fit_run_cascade, with_cascade
 from plurum.training.fitting.certification import Certification, certify_review, review_target
+from plurum.training.fitting.cross_validation import fit_fold_vote, fold_models
 from plurum.training.fitting.decided import DecidedSplit, PointScores, score_point
 from plurum.training.fitting.outliers import FittedDetectors, fit_detectors, fit_outliers
 from plurum.training.fitting.points import check_point_options, costs_of
@@ -85,7 +86,8 @@ def fit_run(run: Path, settings: FitSettings | None = None) -> Ensemble:
 def fit_report(path: Path, settings: FitSettings, times_ms: Mapping[str, float] | None = None) -> FitReport:
     """Fit the vote of the members of the run `path`, write `ensemble.json` and return the report.
 
-    The vote is fitted on validation images; test images are only scored. The steps are: select members; fit weights
+    The vote is fitted on validation images; test images are only scored. With folds, members are selected and weighted
+    on out-of-fold predictions for training images. The steps are: select members; fit weights
     or stacking; fit the temperature; correct for class frequencies, if requested; fit prediction sets, the operating
     point, if requested, and the review; fit the outlier test, to features of training images too. Weights stay equal
     for hard votes, and unless others are better by a statistically significant margin.
@@ -97,7 +99,8 @@ def fit_report(path: Path, settings: FitSettings, times_ms: Mapping[str, float] 
             multiply–adds.
 
     Raises:
-        MetadataError: the folder is not a run, has no finished member, or has an invalid one.
+        MetadataError: the folder is not a run, has no finished member, or has an invalid one; or it has folds, and
+            lacks members of some of them.
         DataError: there are too few images for stacking, or unlabelled images are unreadable.
         SettingsError: the prior's classes are not those of the run, the operating point is not reachable, or a promise
             needs certification patients.
@@ -110,11 +113,11 @@ def fit_report(path: Path, settings: FitSettings, times_ms: Mapping[str, float] 
     check_point_options(settings, classes)
     costs = None if settings.costs is None else costs_of(settings, classes)
     table = run.table()
+    models = fold_models(run, members, settings)
     aside = _check_held_out(settings, table)
     unlabelled = None if settings.unlabelled is None else read_unlabelled(run, Path(settings.unlabelled))
-    predictions = predict_members(run, members, ("validation",))["validation"]
-    known = _labelled(table, "validation", predictions, classes)
-    vote = fit_vote(known, settings)
+    known = _labelled(table, "validation", predict_members(run, members, ("validation",))["validation"], classes)
+    vote = fit_fold_vote(run, members, models, known, settings) if models else fit_vote(known, settings)
     detectors = None
     if not settings.no_outliers:
         detectors = fit_detectors(run, [members[index] for index in vote.kept], settings.seed)

@@ -24,7 +24,7 @@ class MemberFit(Metadata):
     Attributes:
         weight: Weight in the vote; 0 for a member that was left out.
         contribution: Increase of the vote's validation NLL without the member, in nats, with its 95 % interval, as
-            computed last. None for a single member.
+            computed last. None for a single member. With folds, out of fold, and without all members of its model.
         scores: Scores of the member alone, by split.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -33,6 +33,7 @@ __all__ = [
     "predict_ensemble",
     "predict_files",
     "predict_members",
+    "predict_out_of_fold",
     "predict_outputs",
     "predict_pixels",
     "predict_splits",
@@ -151,13 +152,8 @@ def predict_splits(
     """
     with needs_extra("training"):
         import torch
-    metadata, table, pixels = run.data(), run.table(), run.pixels()
-    for member in members:
-        if member.classes != metadata.classes or not member.image.is_decoded_like(metadata.image):
-            raise MetadataError(
-                f"member {member.name!r} has other classes, another colour mode, resize rule or window than the run's "
-                f"data"
-            )
+    _check_members(run, members)
+    table, pixels = run.table(), run.pixels()
     names = tuple(splits)
     for split in names:
         if not len(table.rows(split)):
@@ -169,10 +165,58 @@ def predict_splits(
             predictor = _Predictor(run, member, detector, device)
             for split, parts in found.items():
                 parts.append(predictor.predict(pixels, table.rows(split)))
-                if not all(np.isfinite(values).all() for values in parts[-1]):
-                    raise MetadataError(f"member {member.name!r} returns NaN for {split} images; train it again")
+                _check_finite(member, f"{split} images", *parts[-1])
             progress(1, "")
     return {split: _stack(parts) for split, parts in found.items()}
+
+
+def predict_out_of_fold(run: Run, models: Sequence[Mapping[int, Member]]) -> Floats:
+    """Return each model's probabilities for the training images of a run with folds, `[images, models, classes]`.
+
+    The member whose fold has an image predicts it, because no other member of the model has not learnt it.
+
+    Args:
+        run: Run of the members.
+        models: Members of each model by the fold that they did not learn, for all folds.
+
+    Raises:
+        MetadataError: a member is invalid, has other classes or is decoded by another rule than the run's data, or
+            returns NaN.
+        MissingExtraError: PyTorch, timm or safetensors is not installed.
+    """
+    with needs_extra("training"):
+        import torch
+    members = [member for model in models for member in model.values()]
+    _check_members(run, members)
+    table, pixels = run.table(), run.pixels()
+    rows = table.rows("train")
+    folds = np.zeros(0, dtype=np.int64) if table.folds is None else table.folds[rows]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = np.full((len(rows), len(models), len(run.data().classes)), np.nan)
+    with show_progress("predicting out of fold", len(members), "members") as progress:
+        for index, model in enumerate(models):
+            for fold, member in model.items():
+                seen = np.flatnonzero(folds == fold)
+                outputs, _ = _Predictor(run, member, None, device).predict(pixels, rows[seen])
+                _check_finite(member, "training images", outputs)
+                found[seen, index] = outputs
+                progress(1, "")
+    return found
+
+
+def _check_members(run: Run, members: Iterable[Member]) -> None:
+    metadata = run.data()
+    for member in members:
+        if member.classes != metadata.classes or not member.image.is_decoded_like(metadata.image):
+            raise MetadataError(
+                f"member {member.name!r} has other classes, another colour mode, resize rule or window than the run's "
+                f"data"
+            )
+
+
+def _check_finite(member: Member, images: str, *outputs: Floats) -> None:
+    if not all(np.isfinite(values).all() for values in outputs):
+        raise MetadataError(f"member {member.name!r} returns NaN for {images}; train it again")
 
 
 def _stack(parts: Sequence[tuple[Floats, Floats]]) -> MemberPredictions:

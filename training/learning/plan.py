@@ -14,7 +14,15 @@ from plurum.settings.training import TrainSettings
 from plurum.spec import Metadata, Sha256, Text, read_member
 from plurum.training.learning.architectures import member_names
 
-__all__ = ["Distillation", "RunSettings", "TrainingPlan", "is_finished", "plan_trainings", "unfinished_members"]
+__all__ = [
+    "Distillation",
+    "RunSettings",
+    "TrainingPlan",
+    "is_finished",
+    "plan_trainings",
+    "planned_trainings",
+    "unfinished_members",
+]
 
 
 class Distillation(Metadata):
@@ -58,21 +66,29 @@ class TrainingPlan:
         arch: Architecture name or source for `timm.create_model`.
         seed: Random seed of the training.
         members: Names of the members that the training yields.
+        model: Name that the trainings of one model's folds share; without folds, that of the training.
+        fold: Fold that validates, from 1; None without folds.
     """
 
     name: str
     arch: str
     seed: int
     members: tuple[str, ...]
+    model: str
+    fold: int | None = None
 
 
 def plan_trainings(settings: TrainSettings) -> list[TrainingPlan]:
     """Return the trainings of these settings, in order."""
     archs = settings.trained_archs
-    plans = []
-    for number, (name, arch) in enumerate(zip(member_names(archs), archs, strict=True)):
-        members = tuple(f"{name}-snapshot-{cycle}" for cycle in range(1, settings.snapshots + 1))
-        plans.append(TrainingPlan(name, arch, settings.seed + number, members if settings.snapshots > 1 else (name,)))
+    folds = (None,) if settings.folds is None else range(1, settings.folds + 1)
+    plans = list[TrainingPlan]()
+    for model, arch in zip(member_names(archs), archs, strict=True):
+        for fold in folds:
+            name = model if fold is None else f"{model}-fold-{fold}"
+            cycles = tuple(f"{name}-snapshot-{cycle}" for cycle in range(1, settings.snapshots + 1))
+            members = cycles if settings.snapshots > 1 else (name,)
+            plans.append(TrainingPlan(name, arch, settings.seed + len(plans), members, model, fold))
     return plans
 
 
@@ -92,11 +108,16 @@ def is_finished(run: Run, training: TrainingPlan) -> bool:
     return all(file.is_file() for file in files)
 
 
-def unfinished_members(run: Run) -> tuple[str, ...]:
-    """Return the names of the planned members that the run lacks; nothing if `run.json` is missing or invalid."""
+def planned_trainings(run: Run) -> list[TrainingPlan]:
+    """Return the trainings that a run was started with; none if `run.json` is missing or invalid."""
     try:
         started = RunSettings.model_validate_json(read_regular(run.settings_file))
     except (OSError, ValidationError):
-        return ()
-    names = (name for training in plan_trainings(started.settings) for name in training.members)
+        return []
+    return plan_trainings(started.settings)
+
+
+def unfinished_members(run: Run) -> tuple[str, ...]:
+    """Return the names of the planned members that the run lacks; nothing if `run.json` is missing or invalid."""
+    names = (name for training in planned_trainings(run) for name in training.members)
     return tuple(name for name in names if not (run.member_folder(name) / "member.json").is_file())

@@ -166,7 +166,7 @@ def _train_in_parallel(run: Run, missing: list[TrainingPlan], settings: TrainSet
     from plurum.training.learning.trainer import Trainer
 
     jobs = [ParallelJob(training.name, _train_in_slot, (run.path, training, settings, options)) for training in missing]
-    steps = len(missing) * Trainer(settings).steps(Examples.of(run))
+    steps = sum(Trainer(settings).steps(Examples.of(run, training.fold)) for training in missing)
     with show_progress(f"{len(missing)} members, {options.jobs} at a time", steps) as progress:
         run_in_parallel(jobs, options.jobs, progress)
 
@@ -206,7 +206,7 @@ def _train(
     from plurum.training.learning.resume import StateFile
     from plurum.training.learning.trainer import Trainer
 
-    metadata, examples, trainer = run.data(), Examples.of(run), Trainer(settings, world)
+    metadata, examples, trainer = run.data(), Examples.of(run, training.fold), Trainer(settings, world)
     model = model_from_arch(training.arch, len(metadata.classes), training.seed, pretrained=settings.pretrained)
     precision = trainer.precision(metadata.image)
     _LOG.info("%s: %d epochs in %s on %s", training.name, settings.epochs, precision, trainer.device)

@@ -50,6 +50,8 @@ def train(
 
       plurum train tiles/ --arch resnet18 --snapshots 4 --epochs 40 --out runs/snapshots
 
+      plurum train tiles/ --arch resnet18 --folds 5 --certification 0.2 --out runs/folds
+
       torchrun --nproc-per-node 4 -m plurum train tiles/ --arch convnext_tiny --pretrained --out runs/tiles
     """
     from plurum.run import Run
@@ -69,10 +71,10 @@ def train(
         members = [member.model_dump(mode="json") for member in training.members]
         sys.stdout.write(json.dumps({"run": str(out), "members": members, "reused": training.reused}) + "\n")
     else:
-        _print(training, out)
+        _print(training, out, "images of each member's own fold" if settings.folds else "validation images")
 
 
-def _print(training: TrainedRun, out: Path) -> None:
+def _print(training: TrainedRun, out: Path, scored_on: str) -> None:
     from rich.box import SIMPLE
     from rich.markup import escape
 
@@ -81,7 +83,7 @@ def _print(training: TrainedRun, out: Path) -> None:
 
     for line in report_lines(read_data_report(Run(out))):
         typer.echo(line)
-    title = escape(f"{out}: scores on validation images")
+    title = escape(f"{out}: scores on {scored_on}")
     columns = ("member", "arch", "precision", "parameters", "best epoch", "accuracy", "NLL")
     table = new_table(*columns, left=3, title=title, box=SIMPLE)
     for member in training.members:

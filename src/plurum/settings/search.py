@@ -24,7 +24,9 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 }
 _SEARCHED = {"learning_rate", "weight_decay", *(field for values in AUGMENTATIONS.values() for field in values)}
 # Training settings that are the same in all trials; a trial trains one member.
-FIXED_FIELDS = tuple(name for name in TrainSettings.model_fields if name not in _SEARCHED | {"seeds", "snapshots"})
+FIXED_FIELDS = tuple(
+    name for name in TrainSettings.model_fields if name not in _SEARCHED | {"seeds", "snapshots", "folds"}
+)
 
 
 def _parts_from_text(given: object) -> object:

@@ -64,6 +64,8 @@ class TrainSettings(Settings):
         seeds: Number of times that every architecture is trained, with different seeds.
         snapshots: Learning-rate cycles per training; the best weights of each cycle become a member (Huang et al.,
             arXiv 1704.00109).
+        folds: Number of parts for cross-validation: every architecture is trained once without each part, so that
+            validation images are learnt from too. Needs calibration images, such as those of `--certification`.
         pretrained: If True, start from timm's pretrained weights (downloads them) and normalise inputs as for them.
         freeze: If True, train only the classifying layer, on features of the images that are computed once and cached.
         unfreeze_last: With `--freeze`, also train this many of the last layers, such as a transformer's blocks; then
@@ -121,6 +123,7 @@ class TrainSettings(Settings):
     ]
     seeds: Annotated[int, Field(ge=1, le=64), _MEMBERS] = 1
     snapshots: Annotated[int, Field(ge=1, le=64), _MEMBERS] = 1
+    folds: Annotated[Annotated[int, Field(ge=2, le=20)] | None, _MEMBERS] = None
     pretrained: Annotated[bool, _MEMBERS] = False
     freeze: Annotated[bool, _MEMBERS] = False
     unfreeze_last: Annotated[int, Field(ge=0, le=1000), _MEMBERS] = 0
@@ -176,6 +179,8 @@ class TrainSettings(Settings):
                 "--patience: can't be combined with --snapshots, because it would end a training before its last "
                 "snapshot. Leave one of them out"
             )
+        if self.snapshots > 1 and self.folds is not None:
+            raise ValueError("--folds: can't be combined with --snapshots. Leave one of them out")
         self._check_freezing()
         return self
 

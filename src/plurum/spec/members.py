@@ -100,7 +100,7 @@ class Member(Metadata):
         precision: Arithmetic of the training.
         epochs: Number of epochs trained.
         best_epoch: Epoch whose weights were kept, from 1.
-        validation: Scores on the run's validation images.
+        validation: Scores on the run's validation images; with folds, on the training images of the member's fold.
     """
 
     version: Literal[1] = 1
