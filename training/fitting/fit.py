@@ -104,7 +104,7 @@ def fit_report(path: Path, settings: FitSettings) -> FitReport:
     costs = None if settings.costs is None else costs_of(settings, classes)
     table = run.table()
     aside = _check_held_out(settings, table)
-    unlabelled = None if settings.unlabelled is None else read_unlabelled(run, Path(settings.unlabelled))
+    unlabelled = None if settings.unlabelled is None else read_unlabelled(run, settings.unlabelled)
     predictions = predict_members(run, members, ("validation",))["validation"]
     known = _labelled(table, "validation", predictions, classes)
     vote = fit_vote(known, settings)
@@ -216,7 +216,7 @@ def _check_prior(settings: FitSettings, classes: tuple[str, ...]) -> None:
     if settings.prior is not None:
         frequencies_from_prior(settings.prior, classes)
     if settings.prior_from is not None:
-        find_unlabelled_images(Path(settings.prior_from))
+        find_unlabelled_images(settings.prior_from)
 
 
 def _served_frequencies(
@@ -230,7 +230,7 @@ def _served_frequencies(
     fitted = class_frequencies(known.labels, len(known.classes))
     # Refuse a class without validation images before predicting thousands of unlabelled images.
     prior_ratio(fitted, fitted, known.classes)
-    predictions = predict_files(run, members, find_unlabelled_images(Path(settings.prior_from)))
+    predictions = predict_files(run, members, find_unlabelled_images(settings.prior_from))
     return estimate_frequencies(vote.verdict(predictions).probabilities, fitted)
 
 

@@ -24,7 +24,12 @@ _RELEASES = Path("releases")
 
 def rollout(
     repository: Annotated[
-        Path | None, typer.Argument(help="Model repository to make public.", metavar="REPO", show_default=False)
+        str | None,
+        typer.Argument(
+            help="Model repository to make public: a folder, or an address such as s3://BUCKET/REPO.",
+            metavar="REPO",
+            show_default=False,
+        ),
     ] = None,
     releases: Annotated[Path, typer.Option(help="Releases folder of a running `plurum serve --releases`.")] = _RELEASES,
     percent: Annotated[
@@ -60,7 +65,7 @@ def rollout(
     the old one stays loaded for a rollback. With --percent or --shadow, the new release is on trial
     first; if it fails, the public release responds. Without REPO and --back, prints the public release.
 
-    With --fleet, each server must be able to read REPO under the same path. The first server that refuses ends the
+    With --fleet, each server must be able to read REPO under the same path or address. The first server that refuses ends the
     rollout, and the servers changed before it go back.
 
     [bold]Examples[/bold]
@@ -76,6 +81,7 @@ def rollout(
       plurum rollout /models/new --fleet hosts.txt
     """
     with needs_extra("serving"):
+        from plurum.repository.fetching import local_repository
         from plurum.serving.releases.releases import Releases, RolloutOrder
     if repository is not None and back:
         raise SettingsError("REPO, --back: expected one of them, got both")
@@ -100,7 +106,7 @@ def rollout(
             )
         order = RolloutOrder(
             number=time.time_ns(),
-            release=None if repository is None else folder.add(repository),
+            release=None if repository is None else folder.add(local_repository(repository)),
             percent=percent,
             shadow=shadow,
         )
@@ -119,15 +125,16 @@ def rollout(
 
 
 def _change_fleet(
-    file: Path, repository: Path | None, options: list[str], console: Console, *, back: bool
+    file: Path, repository: str | None, options: list[str], console: Console, *, back: bool
 ) -> dict[str, ReleaseState]:
     """Roll out or back on the servers of a fleet, if asked to, and return each server's releases, by its name."""
+    from plurum.repository.fetching import absolute_name, local_repository
     from plurum.serving.releases.fleet import Fleet, read_fleet
     from plurum.serving.releases.releases import tag_of
 
     fleet = Fleet(read_fleet(file), lambda line: console.print(line, markup=False, soft_wrap=True))
     if repository is not None:
-        fleet.roll_out(tag_of(repository), str(repository.absolute()), *options)
+        fleet.roll_out(tag_of(local_repository(repository)), absolute_name(repository), *options)
     elif back:
         fleet.roll_back()
     return {str(server): state for server, state in fleet.states().items()}
