@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A machine with a GPU runs every test, any other all but those that need one.
 GPU := $(if $(shell command -v nvidia-smi),or gpu,and not gpu)
+AGAIN := --reruns 1 -rR --durations=15
 
 .PHONY: demo test test-fast measure-tests lint docs dist format clean
 .DEFAULT_GOAL := help
@@ -24,9 +25,10 @@ demo: $(VENV)/.all
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -n 2 --durations=15 -m "(slow or triton) and not (timing or gpu)"
+	@# Real servers on a busy machine: a test that fails is run once more, and the summary lists it (RERUN).
+	$(BIN)/python -m pytest -n 3 $(AGAIN) -m "(slow or triton) and not (timing or gpu)"
 	@# One after another, because they measure times or share a GPU.
-	$(BIN)/python -m pytest -n 0 --durations=15 -m "(slow or triton) and timing $(GPU)"
+	$(BIN)/python -m pytest -n 0 $(AGAIN) -m "(slow or triton) and timing $(GPU)"
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest --fast

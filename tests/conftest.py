@@ -20,6 +20,9 @@ from tests.sample_runs.build_once import build_once
 # Tests that took half a second or more; `make test-fast` leaves them out.
 LONG_TESTS = Path(__file__).with_name("long_tests.txt")
 
+# The modules that take longest come first, so that all processes have work until the end.
+FIRST = ("docs/test_readme.py", "releases/test_rollout.py", "docs/test_comparing_page.py", "deploy/test_fleet.py")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help=f"leave out the tests that {LONG_TESTS.name} lists")
@@ -27,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(FIRST))
     if config.getoption("--fast"):
         long = set(LONG_TESTS.read_text(encoding="utf-8").splitlines())
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid.partition("[")[0] in long])

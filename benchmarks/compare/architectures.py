@@ -63,7 +63,7 @@ def contenders_of(
 
     Args:
         data: Run, which is only read, or images as `plurum train` takes them; the run is then `out/run`.
-        archs: Architectures that timm knows; if empty, all members of the run.
+        archs: Architectures that timm knows, or of a run also names of members; if empty, all members of the run.
         checkpoints: Checkpoints, as `contenders_from_checkpoints` takes them.
         out: Folder of the comparison.
         seed: Seed of training.
@@ -126,6 +126,7 @@ def compare_architectures(
         ComparedArchitecture(
             name=one.name,
             arch=one.arch,
+            format=one.format,
             origin=one.origin,
             epochs=one.epochs,
             training_s=one.training_s,
@@ -255,9 +256,14 @@ def _notes(
     compared: Sequence[ComparedArchitecture], votes: Sequence[Vote], state: dict[str, str | int | float], drawn: int
 ) -> list[str]:
     notes = []
-    if others := [one.name for one in compared if one.origin == "checkpoint"]:
+    if others := [one.name for one in compared if one.origin == "checkpoint" or one.epochs is None]:
         notes.append(
             f"{', '.join(others)}: trained elsewhere; its figures flatter it if it has seen any of these test images."
+        )
+    if graphs := [one.name for one in compared if one.format == "onnx"]:
+        notes.append(
+            f"{', '.join(graphs)}: an ONNX graph, without PyTorch weights. The figures under PyTorch are those of the "
+            f"added graph in ONNX Runtime."
         )
     if drawn < _FEW:
         notes.append(f"Only {drawn} patients or images are drawn from: intervals from so few are rough.")

@@ -91,15 +91,16 @@ class Costs(Metadata):
 
 
 class ComparedArchitecture(Metadata):
-    """Figures of an architecture with its weights.
+    """Figures of an architecture with its weights, or of an ONNX graph.
 
     Attributes:
         name: Name of the member.
-        arch: Architecture, as `timm.create_model` takes it.
+        arch: Architecture, as `timm.create_model` takes it; for an ONNX graph, its origin in words.
+        format: Kind of the checkpoint, as in `Member`.
         origin: Origin of the weights.
         epochs: Number of training epochs; None if not known.
         training_s: Training time on the machine that trained it, seconds; None if not known.
-        metrics: Metrics of PyTorch on test images, by the names in `SHOWN_METRICS`.
+        metrics: Metrics of the member itself (PyTorch) on test images, by the names in `SHOWN_METRICS`.
         accuracy: Accuracy on test images, by runtime.
         costs: Size, operations, memory.
         speed: Latency and throughput, by runtime.
@@ -107,6 +108,7 @@ class ComparedArchitecture(Metadata):
 
     name: str
     arch: str
+    format: Literal["timm", "onnx"] = "timm"
     origin: Literal["trained", "run", "checkpoint"]
     epochs: int | None
     training_s: float | None

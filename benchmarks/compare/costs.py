@@ -19,6 +19,7 @@ from plurum.benchmarks.compare.memory import memory_of_graph, memory_of_model
 from plurum.errors import needs_extra
 from plurum.files import atomic_folder
 from plurum.models import flops_of_model
+from plurum.onnx_graphs.costs import multiply_adds
 from plurum.run import Run
 
 __all__ = ["CALIBRATION_IMAGES", "costs_of", "flops_of", "graph_of", "versions"]
@@ -63,11 +64,16 @@ def costs_of(contender: Contender, run: Run, folder: Path, batch_size: int, prog
     return costs
 
 
-def flops_of(contender: Contender) -> int:
-    """Return the floating-point operations per image, as PyTorch counts them during a prediction."""
+def flops_of(contender: Contender, graph: Path) -> int:
+    """Return the floating-point operations per image, as PyTorch counts them during a prediction.
+
+    Those of a contender that is an ONNX graph are counted from the shapes of its exported `graph`.
+    """
     import torch
 
-    pixels = torch.zeros(1, contender.image.height, contender.image.width, 3, dtype=torch.uint8)
+    if contender.format == "onnx":
+        return 2 * multiply_adds(graph)
+    pixels = torch.zeros(1, contender.decoded.height, contender.decoded.width, 3, dtype=torch.uint8)
     return flops_of_model(model_from_contender(contender), pixels)
 
 
@@ -91,13 +97,13 @@ def _measured(
     contender: Contender, folder: Path, key: str, pixels: npt.NDArray[np.uint8], progress: Callable[[str], None]
 ) -> Costs:
     progress(f"{contender.name}: operations and memory")
-    parameters = sum(weights.numel() for weights in model_from_contender(contender).parameters())
+    counted = sum(weights.numel() for weights in model_from_contender(contender).parameters())
     graphs = {runtime: graph_of(folder, runtime) for runtime in _GRAPHS}
     files: dict[Runtime, Path] = {"pytorch": contender.checkpoint, **graphs}
     return Costs(
         key=key,
-        parameters=parameters,
-        gflops=flops_of(contender) / 1e9,
+        parameters=contender.parameters or counted,
+        gflops=flops_of(contender, graphs["onnx_fp32"]) / 1e9,
         size_mb={runtime: file.stat().st_size / 1e6 for runtime, file in files.items()},
         memory_mb={
             "pytorch": memory_of_model(contender, pixels),

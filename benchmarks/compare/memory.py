@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from plurum.benchmarks.compare.comparison import Memory
 from plurum.benchmarks.tools.machine import peak_bytes
+from plurum.telemetry import import_onnxruntime
 
 if TYPE_CHECKING:
     from plurum.benchmarks.compare.contenders import Contender
@@ -60,6 +61,8 @@ def _model(contender: Contender, pixels: npt.NDArray[np.uint8]) -> Memory:
 
     # Imported before the first reading of memory.
     _ = export, ensembles
+    if contender.format == "onnx":
+        import_onnxruntime()
     torch.set_num_threads(1)
     idle = peak_bytes("self") / 1e6
     model = model_from_contender(contender)

@@ -96,6 +96,8 @@ def _eager(contender: Contender) -> Runner:
     """Return a function that predicts pixels in PyTorch, on the calling thread alone."""
     import torch
 
+    # ONNX graphs take the number of threads when they are loaded.
+    torch.set_num_threads(1)
     model = model_from_contender(contender)
 
     def predict(pixels: Pixels) -> object:

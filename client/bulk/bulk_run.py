@@ -18,6 +18,7 @@ from plurum.client.connection.payload import AnyImage
 from plurum.client.connection.predictions import Answer, Failure
 from plurum.client.connection.requests import Patients
 from plurum.files import atomic_file
+from plurum.remote_files import display_name
 
 __all__ = ["BulkRun", "BulkTotals", "PredictionSource"]
 
@@ -124,7 +125,7 @@ class BulkRun:
                 numbers = [] if isinstance(answer, Failure) else list(answer.probabilities.values())
                 self.totals.add(self._subject(place, path), label, numbers, review=review)
             self.done += 1
-            yield path, answer
+            yield display_name(path), answer
 
     def write(self, file: Path) -> None:
         """Write all entries of the journal to `file` atomically, and sum them up.
@@ -150,4 +151,4 @@ class BulkRun:
             self.journal.remove()
 
     def _subject(self, place: int, path: str) -> RowSubject:
-        return RowSubject(path, self.listing.patients.get(place, ""), self.listing.labels.get(place, ""))
+        return RowSubject(display_name(path), self.listing.patients.get(place, ""), self.listing.labels.get(place, ""))

@@ -14,6 +14,8 @@ from plurum.errors import DataError
 from plurum.file_trees import files_below, is_image_name
 from plurum.images.image_formats import IMAGE_SUFFIXES
 from plurum.manifests import file_from_manifest, read_manifest_table
+from plurum.remote_data import fetch_data
+from plurum.remote_files import cached_path, is_uri
 
 __all__ = ["STANDARD_INPUT", "Listing", "image_files", "listing_from_names"]
 
@@ -79,6 +81,8 @@ def listing_from_names(
     - A `.csv` file: a manifest with the column `path` and, optionally, `patient` and `label`, or the other names that
       `plurum train` accepts for these.
     - `-`: paths from standard input, one per line, or separated by NUL as `find -print0` writes them.
+    - An address in a store, such as `s3://BUCKET/FOLDER`: the images there, fetched into the user's cache. A manifest,
+      too, may list addresses.
     - Any other file: the file itself.
 
     Of a DICOM file of several frames, each frame is an image: `FILE#frame=0`.
@@ -94,14 +98,15 @@ def listing_from_names(
         DataError: a name does not exist, holds or matches no image, or is not a valid manifest.
     """
     listing = Listing(patient_names=patient_names)
-    for name in names:
+    for given in names:
+        name = fetch_data(str(given))
         path = Path(name)
-        if str(name) == STANDARD_INPUT and standard_input is not None:
+        if name == STANDARD_INPUT and standard_input is not None:
             _add_lines(listing, standard_input)
         elif path.suffix.lower() == ".csv" and path.is_file():
             _add_manifest(listing, path)
-        elif glob.has_magic(str(name)) and not path.exists():
-            _add_matches(listing, str(name))
+        elif glob.has_magic(name) and not path.exists():
+            _add_matches(listing, name)
         else:
             for file in files_below(path) if path.is_dir() else map(str, image_files([path])):
                 listing.add(file)
@@ -150,7 +155,8 @@ def _add_manifest(listing: Listing, manifest: Path) -> None:
         if not name:
             raise DataError(f"{manifest}: expected a path in line {line}, got none.")
         # List a missing file too, relative to the manifest's folder: it fails when it is classified.
-        listing.add(str(file_from_manifest(manifest, name) or manifest.parent / name), patient, label)
+        missing = cached_path(name) if is_uri(name) else manifest.parent / name
+        listing.add(str(file_from_manifest(manifest, name) or missing), patient, label)
 
 
 def _add_matches(listing: Listing, pattern: str) -> None:

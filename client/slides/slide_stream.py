@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby, tee
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from plurum.client.connection.client import EnsembleClient
 from plurum.client.connection.payload import AnyImage
 from plurum.client.connection.predictions import Answer, Failure
 from plurum.client.connection.requests import Patients, pairs
-from plurum.client.slides.heat_maps import write_slide
+from plurum.client.slides.heat_maps import SLIDE_FILES, write_slide
 from plurum.client.slides.slide_answers import SlidePrediction
 from plurum.client.slides.slides import SlideSettings, predict_slide
 from plurum.dicom_files import heading_from_file
@@ -61,7 +62,8 @@ class SlideStream:
     Attributes:
         client: Client of the server.
         settings: Settings for slides.
-        folder: Folder for heat maps and tables, in a subfolder with the slide's name; None writes none.
+        folder: Folder for heat maps and tables, in a subfolder with the slide's name, where files of another slide are
+            never overwritten; None writes none.
         heat_class: Class whose probability the heat map shows; None shows each slide's label.
         every: If True, treat every image as a slide, whatever its size.
         progress: Function that is called after each tile with the slide's path, the number of finished tiles, and the
@@ -76,7 +78,6 @@ class SlideStream:
     every: bool = False
     progress: Callable[[str, int, int], None] | None = None
     finished: Callable[[SlidePrediction], None] | None = None
-    _named: dict[str, str] = field(default_factory=dict, init=False)
 
     def stream(
         self, images: Iterable[AnyImage], *, patients: Patients | None = None, batch_size: int | None = None
@@ -121,16 +122,28 @@ class SlideStream:
         except (ImageError, SettingsError) as error:
             return Failure(index, path, str(error).removeprefix(f"{path}: "))
         if self.folder:
-            write_slide(slide, self.folder / self._name(path), self.heat_class)
+            write_slide(slide, _slide_folder(self.folder, path), self.heat_class)
         if self.finished:
             self.finished(slide)
         return slide.answer
 
-    def _name(self, path: str) -> str:
-        """Return the slide's file name without suffix; prepend folder names if another slide has the same name."""
-        place = Path(path).absolute()
-        for depth in range(1, len(place.parts)):
-            name = "_".join(place.with_suffix("").parts[-depth:])
-            if self._named.setdefault(name, path) == path:
-                return name
-        return "_".join(place.parts[1:])
+
+def _slide_folder(folder: Path, path: str) -> Path:
+    """Return the subfolder for a slide's files, named like the slide without suffix.
+
+    Folder names are prepended while another slide's files lie there, also those of an earlier or interrupted run.
+    """
+    place = Path(path).absolute()
+    for depth in range(1, len(place.parts)):
+        found = folder / "_".join(place.with_suffix("").parts[-depth:])
+        if _slide_in(found) in {None, place}:
+            return found
+    return folder / "_".join(place.parts[1:])
+
+
+def _slide_in(folder: Path) -> Path | None:
+    """Return the absolute path of the slide whose files lie in a folder; None without a complete set of them."""
+    try:
+        return Path(json.loads((folder / SLIDE_FILES[3]).read_bytes())["path"]).absolute()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -58,13 +58,17 @@ class RefusalError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """HTTP headers of the response."""
+        # A balancer before several gateways decides by the reason whether another gateway gets the request.
+        headers: dict[str, str] = {"x-plurum-refusal": self.reason}
         if self.status == 401:
-            return {"www-authenticate": "Bearer"}
-        if self.reason in {"lost", "suspect"}:
+            headers["www-authenticate"] = "Bearer"
+        elif self.reason in {"lost", "suspect"}:
             # The request may be why Triton fails; clients that know this header don't retry it automatically.
-            return {"x-should-retry": "false"}
-        # A place hardly becomes free sooner.
-        return {"retry-after": "1"} if self.status == 503 else {}
+            headers["x-should-retry"] = "false"
+        elif self.status == 503:
+            # A place hardly becomes free sooner.
+            headers["retry-after"] = "1"
+        return headers
 
 
 def malformed(text: str, status: int = 400) -> RefusalError:

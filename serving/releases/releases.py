@@ -25,7 +25,7 @@ from plurum.regular_files import read_regular
 from plurum.serving.triton.settings import ReleaseTrial
 from plurum.spec import Metadata
 
-__all__ = ["ReleaseState", "Releases", "RolloutOrder", "RolloutReport"]
+__all__ = ["ReleaseState", "Releases", "RolloutOrder", "RolloutReport", "tag_of"]
 
 _TAG_LENGTH = 8
 Kind = TypeVar("Kind", bound="Metadata")
@@ -91,16 +91,12 @@ class Releases:
             OutputError: the folder can't be written to, or holds other files.
             RepositoryError: `repository` is not a model repository, or changed meanwhile.
         """
-        if not (repository / "ensemble.json").is_file():
-            raise RepositoryError(
-                f"{repository}: expected a model repository with an ensemble.json. Create one with: plurum export RUN"
-            )
+        tag = tag_of(repository)
         self._create()
-        tag = _tag_of(repository)
         if not self.path(tag).is_dir():
             with atomic_folder(self.path(tag)) as hidden:
                 shutil.copytree(repository, hidden, dirs_exist_ok=True)
-                if _tag_of(hidden) != tag:
+                if tag_of(hidden) != tag:
                     raise RepositoryError(f"{repository}: changed while it was copied. Run the same command again.")
         return tag
 
@@ -200,7 +196,16 @@ class Releases:
             )
 
 
-def _tag_of(repository: Path) -> str:
+def tag_of(repository: Path) -> str:
+    """Return the tag of a model repository, a hash of its files' names and contents.
+
+    Raises:
+        RepositoryError: `repository` is not a model repository.
+    """
+    if not (repository / "ensemble.json").is_file():
+        raise RepositoryError(
+            f"{repository}: expected a model repository with an ensemble.json. Create one with: plurum export RUN"
+        )
     digest = hashlib.sha256()
     # Follow links, because `add` copies their targets.
     found = (Path(folder, name) for folder, _, names in os.walk(repository, followlinks=True) for name in names)

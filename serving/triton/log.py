@@ -20,8 +20,11 @@ _FAILED = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<reason
 # A Python traceback whose line breaks are escaped; messages leave it out, the log file keeps it.
 _TRACE = re.compile(r"\\n\\n?At:.*", re.DOTALL)
 _STOPPED = b'"All models are stopped, unloading models"'
-# Triton logs this error at every start without a GPU.
-_HARMLESS = ("CudaDriverHelper has not been initialized",)
+_PORT_IN_USE = re.compile(rb"^E\d{4} .*already in use", re.MULTILINE | re.IGNORECASE)
+# The type of an error that Python code raised.
+_REFUSED = b"TritonModelException"
+# Triton logs these errors at every start without a GPU, the second for each ensemble.
+_HARMLESS = ("CudaDriverHelper has not been initialized", "unable to create stream for ")
 _LONGEST = 400
 
 
@@ -98,6 +101,14 @@ class TritonLog:
     def has_stopped(self) -> bool:
         """Return True if Triton has logged that no request is left and that it unloads its models."""
         return self.path.is_file() and _STOPPED in self.path.read_bytes()
+
+    def has_lost_port(self) -> bool:
+        """Return True if Triton has logged that another program listens on one of its ports."""
+        return self.path.is_file() and _PORT_IN_USE.search(self.path.read_bytes()) is not None
+
+    def has_model_error(self) -> bool:
+        """Return True if Triton has logged that a Python model or backend refused to load; it would do so again."""
+        return self.path.is_file() and _REFUSED in self.path.read_bytes()
 
     def reason(self) -> str:
         """Return the first model's load failure, else the first error, else the last line, shortened."""

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import psutil
@@ -104,11 +104,9 @@ class Server:
             try:
                 self.wait_ready()
             except BaseException as error:
-                has_crashed = (
-                    isinstance(error, ServerError) and self._process is not None and (self._process.poll() or 0) < 0
-                )
+                deserves_another = isinstance(error, ServerError) and self._has_failed_by_chance()
                 self.stop()
-                if not (has_crashed and left):
+                if not (deserves_another and left):
                     raise
                 _log.warning("starting Triton again: %s", error)
             else:
@@ -158,7 +156,8 @@ class Server:
             ServerError: the server exited, returned an error, or exceeded its start time-out.
         """
         deadline = time.monotonic() + self._settings.start_timeout_s
-        while not self._admin.is_ready():
+        # A server that took one of the ports in the meantime would report ready, too.
+        while not (self._admin.is_ready() and self._is_listening()):
             self.check()
             if time.monotonic() > deadline:
                 raise self._failure(f"was not ready after {self._settings.start_timeout_s:g} s")
@@ -332,6 +331,23 @@ class Server:
         if are_complete(list(self._staged.configs.values())):
             arguments.append("--disable-auto-complete-config")
         return [str(triton.binary), *arguments, *extra_arguments], environment, self._folder
+
+    def _is_listening(self) -> bool:
+        """Return True if Triton itself listens on all of the claimed ports."""
+        if self._process is None or self._ports is None:
+            return False
+        with contextlib.suppress(psutil.Error):
+            connections = psutil.Process(self._process.pid).net_connections("inet")
+            return {one.laddr.port for one in connections if one.status == psutil.CONN_LISTEN} >= {
+                *astuple(self._ports)
+            }
+        return False
+
+    def _has_failed_by_chance(self) -> bool:
+        """Return True if Triton crashed, not for an error of a Python model, or lost a port after it was claimed."""
+        if self._process is None or not (code := self._process.poll()):
+            return False
+        return self.log.has_lost_port() or (code < 0 and not self.log.has_model_error())
 
     def _drain(self) -> None:
         # Front models send their requests to the ensembles, so unload the fronts first.

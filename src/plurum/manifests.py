@@ -20,6 +20,7 @@ from typing import TextIO
 from plurum.errors import DataError
 from plurum.images.image_formats import IMAGE_SUFFIXES
 from plurum.regular_files import open_regular
+from plurum.remote_files import cached_path, is_uri
 from plurum.spellings import check_spellings
 
 __all__ = ["COLUMNS", "ManifestTable", "file_from_manifest", "is_there", "read_manifest_table"]
@@ -100,11 +101,13 @@ def file_from_manifest(manifest: Path, name: str) -> Path | None:
     """Return the file that a row names, or None if it does not exist.
 
     A name is relative to the manifest, or to a folder beside it with the manifest's name (`train/` for `train.csv`).
-    The extension is optional.
+    The extension is optional. An address such as s3://BUCKET/KEY is the file that `fetch_data` fetched.
 
     Raises:
         DataError: the name has no extension and matches several files.
     """
+    if is_uri(name):
+        return cached if is_there(cached := cached_path(name)) else None
     # File names from macOS may use decomposed letters, and spreadsheets composed ones.
     forms = dict.fromkeys((name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)))
     for folder in (manifest.parent, manifest.parent / manifest.stem):

@@ -24,6 +24,8 @@ class Relay:
         # Time until the connection is then cut, seconds.
         self.dying_s = 0.0
         self.deaths = 0
+        # Bytes of one connection's responses after which it is cut, once.
+        self.last_bytes = 1 << 40
         self._port = 0
         self.mend()
 
@@ -70,6 +72,7 @@ class Relay:
         with client, socket.create_connection(self._target) as server, contextlib.suppress(OSError):
             with self._lock:
                 self._pairs += [client, server]
+            answered = 0
             while True:
                 for one in select.select([client, server], [], [])[0]:
                     data = one.recv(1 << 16)
@@ -83,4 +86,9 @@ class Relay:
                         return
                     while self.frozen.is_set():
                         threading.Event().wait(0.02)
+                    answered += len(data) if one is server else 0
+                    if answered > self.last_bytes:
+                        self.deaths += 1
+                        self.last_bytes = 1 << 40
+                        return
                     (server if one is client else client).sendall(data)

@@ -11,9 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from plurum.benchmarks.compare.contenders import contenders_from_run
 from plurum.client import EnsembleClient, Prediction
-from plurum.errors import MetadataError
 from plurum.evidence import Evidence
 from plurum.export import ExportSettings, repository_from_run
 from plurum.export.graphs.runtimes import onnx_session
@@ -94,12 +92,6 @@ def test_maps_are_of_the_members_that_have_gradients(added: Run, pixels: Any) ->
     assert "ONNX" in maps[ADDED].note
     assert maps["resnet10t"].places is not None
     assert maps["the ensemble"].places is not None
-
-
-def test_a_comparison_says_that_it_takes_timm_members_alone(added: Run) -> None:
-    with pytest.raises(MetadataError, match=f"--arch: expected timm architectures .* got {ADDED}"):
-        contenders_from_run(added, [])
-    assert [one.name for one in contenders_from_run(added, ["resnet10t"])] == ["resnet10t"]
 
 
 @pytest.mark.slow

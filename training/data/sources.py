@@ -9,6 +9,8 @@ from plurum.dicom_files import PatientNames
 from plurum.errors import DataError, SettingsError
 from plurum.images.nifti import NIFTI_SUFFIXES, NIFTI_TEXT
 from plurum.images.windows import WindowRule
+from plurum.remote_data import fetch_data
+from plurum.remote_files import is_uri
 from plurum.settings.training import Percentiles, TrainSettings
 from plurum.training.data.archives import images_from_archive
 from plurum.training.data.arrays import DIGITS, images_from_digits
@@ -47,6 +49,7 @@ def load_data(  # noqa: PLR0913 - one parameter per option
     - A folder with MNIST's four IDX files, plain or `.gz`.
     - A folder with a folder per class: `CLASS/image.png`, or `CLASS/PATIENT/image.png` if patients are known.
       Folders named `train`, `val` and `test` may contain the class folders.
+    - The address of one of these in a store, such as `s3://BUCKET/FOLDER`. A manifest may also list addresses.
 
     Args:
         source: Name or path of the data.
@@ -65,7 +68,9 @@ def load_data(  # noqa: PLR0913 - one parameter per option
         MissingExtraError: scikit-learn, tifffile or pydicom is not installed.
     """
     tiling = Tiling(tile_size, max_tiles, keeps_bits=window is not None) if tile_size is not None else None
-    data = _load(source, seed, tiling, names or PatientNames(), skip=skip_unreadable)
+    data = _load(fetch_data(source), seed, tiling, names or PatientNames(), skip=skip_unreadable)
+    if is_uri(source):
+        data = replace(data, name=source)
     if not isinstance(window, Percentiles):
         data = replace(data, window=window)
     if not certification:

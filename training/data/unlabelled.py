@@ -15,36 +15,40 @@ from plurum.files import atomic_folder
 from plurum.images import UnreadableImageError, open_image, pixels_from_image
 from plurum.manifests import file_from_manifest, read_manifest_table
 from plurum.regular_files import MAX_IMAGE_BYTES, read_regular
+from plurum.remote_data import fetch_data
 from plurum.run import Run, UnlabelledImages, number_patients
 from plurum.spec import ImageSpec
 
 __all__ = ["find_unlabelled_images", "iterate_pixels", "keep_unlabelled", "read_unlabelled"]
 
 
-def find_unlabelled_images(source: Path) -> tuple[Path, ...]:
+def find_unlabelled_images(source: Path | str) -> tuple[Path, ...]:
     """Return the images below the folder `source`, or in the column `path` of the CSV file `source`.
 
-    Paths in a CSV file are relative to its folder. Hidden files are left out.
+    Paths in a CSV file are relative to its folder. Hidden files are left out. `source` may be an address in a store,
+    such as `s3://BUCKET/FOLDER`.
 
     Raises:
         DataError: there is no image, a listed image is missing, or `source` is neither a folder nor a CSV file.
     """
-    if source.is_dir():
-        return tuple(sorted(map(Path, files_below(source))))
-    if source.suffix.lower() == ".csv" and source.is_file():
-        return _files_from_csv(source)
+    path = Path(fetch_data(str(source)))
+    if path.is_dir():
+        return tuple(sorted(map(Path, files_below(path))))
+    if path.suffix.lower() == ".csv" and path.is_file():
+        return _files_from_csv(path)
     raise DataError(f"{source} is neither a folder of images nor a .csv file with a column path")
 
 
-def read_unlabelled(run: Run, source: Path) -> UnlabelledImages:
+def read_unlabelled(run: Run, source: Path | str) -> UnlabelledImages:
     """Return the images of a folder, or of a CSV manifest with the column `path` and, if known, `patient`.
 
     Raises:
         DataError: an image can't be read, or is of a patient that the run has.
     """
-    files = find_unlabelled_images(source)
+    path = Path(fetch_data(str(source)))
+    files = find_unlabelled_images(path)
     # A folder names no patients.
-    patients = [""] * len(files) if source.is_dir() else read_manifest_table(source, ["path"]).cells("patient")
+    patients = [""] * len(files) if path.is_dir() else read_manifest_table(path, ["path"]).cells("patient")
     if known := sorted(set(run.table().patients).intersection(patients) - {""}):
         raise DataError(
             f"--unlabelled: expected patients that the run does not have, got {len(known):,} of its patients in "

@@ -115,7 +115,7 @@ def fit_report(path: Path, settings: FitSettings, times_ms: Mapping[str, float] 
     table = run.table()
     models = fold_models(run, members, settings)
     aside = _check_held_out(settings, table)
-    unlabelled = None if settings.unlabelled is None else read_unlabelled(run, Path(settings.unlabelled))
+    unlabelled = None if settings.unlabelled is None else read_unlabelled(run, settings.unlabelled)
     known = _labelled(table, "validation", predict_members(run, members, ("validation",))["validation"], classes)
     vote = fit_fold_vote(run, members, models, known, settings) if models else fit_vote(known, settings)
     detectors = None
@@ -228,7 +228,7 @@ def _check_prior(settings: FitSettings, classes: tuple[str, ...]) -> None:
     if settings.prior is not None:
         frequencies_from_prior(settings.prior, classes)
     if settings.prior_from is not None:
-        find_unlabelled_images(Path(settings.prior_from))
+        find_unlabelled_images(settings.prior_from)
 
 
 def _served_frequencies(
@@ -242,7 +242,7 @@ def _served_frequencies(
     fitted = class_frequencies(known.labels, len(known.classes))
     # Refuse a class without validation images before predicting thousands of unlabelled images.
     prior_ratio(fitted, fitted, known.classes)
-    predictions = predict_files(run, members, find_unlabelled_images(Path(settings.prior_from)))
+    predictions = predict_files(run, members, find_unlabelled_images(settings.prior_from))
     return estimate_frequencies(vote.verdict(predictions).probabilities, fitted)
 
 

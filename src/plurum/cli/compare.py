@@ -36,13 +36,17 @@ def compare(
     training: Annotated[dict[str, Any], Given(TrainSettings, _TRAINED, {"epochs": COMPARED_EPOCHS}, "Training")],
     archs: Annotated[
         list[str] | None,
-        typer.Option("--arch", help="A timm architecture; repeat for several [dim]\\[of a run: all members][/dim]."),
+        typer.Option(
+            "--arch",
+            help="A timm architecture, or of a run also the name of a member; repeat for several [dim]\\[of a run: all "
+            "members][/dim].",
+        ),
     ] = None,
     checkpoints: Annotated[
         list[str] | None,
         typer.Option(
             "--checkpoint",
-            help="Existing weights to compare as well: a member's folder, or ARCH=FILE (.safetensors, .pt).",
+            help="Existing weights to compare as well: the folder of any member, or ARCH=FILE (.safetensors, .pt).",
             metavar="SOURCE",
         ),
     ] = None,

@@ -26,6 +26,7 @@ from plurum.cli.export import export
 from plurum.cli.fit import fit
 from plurum.cli.gateway import gateway
 from plurum.cli.predict.command import predict
+from plurum.cli.registry.commands import pull, push
 from plurum.cli.rollout import rollout
 from plurum.cli.search.command import search
 from plurum.cli.serve import serve
@@ -76,8 +77,8 @@ def _root(
 
 
 for _command in (
-    *(add, bench, calibrate, compare, data, demo, distill, doctor, drift, evaluate),
-    *(export, fit, gateway, predict, rollout, search, serve, train, tune, ui),
+    *(add, bench, calibrate, compare, data, demo, distill, doctor, drift, evaluate, export),
+    *(fit, gateway, predict, pull, push, rollout, search, serve, train, tune, ui),
 ):
     app.command()(_command)
 

@@ -29,8 +29,12 @@ def serve(
     settings: ServerSettings,
     tls: Annotated[dict[str, Any], Given(ServerTls, ("cert", "key", "client_ca"))],
     repository: Annotated[
-        Path | None,
-        typer.Argument(help="Model repository written by `plurum export`.", metavar="REPO", show_default=False),
+        str | None,
+        typer.Argument(
+            help="Model repository written by `plurum export`: a folder, or an address such as s3://BUCKET/REPO.",
+            metavar="REPO",
+            show_default=False,
+        ),
     ] = None,
     releases: Annotated[
         Path | None,
@@ -57,6 +61,8 @@ def serve(
 
       plurum serve runs/digits/model_repository
 
+      plurum serve s3://bucket/model_repository
+
       plurum serve REPO --http-port 0 --grpc-port 0 --metrics-port 0 --status-port 0 --json
 
       plurum serve REPO --releases live   # and later: plurum rollout NEWER_REPO --releases live
@@ -65,16 +71,18 @@ def serve(
 
       plurum serve REPO --grpc-host 0.0.0.0 --grpc-tls-cert cert.pem --grpc-tls-key key.pem --grpc-tls-client-ca ca.pem
     """
+    from plurum.repository.fetching import local_repository
     from plurum.repository.listing import model_folders
 
     # Before a second of imports.
     if tls:
         settings = settings.model_copy(update={"grpc_tls": _tls(tls)})
-    first = repository or releases
+    folder = None if repository is None else local_repository(repository)
+    first = folder or releases
     if first is None:
         raise SettingsError("REPO, --releases: expected at least one of them, got none")
-    if repository is not None:
-        model_folders(repository)
+    if folder is not None:
+        model_folders(folder)
     with needs_extra("serving"):
         from plurum.serving import Supervisor
         from plurum.serving.status import Status, StatusServer
@@ -82,7 +90,7 @@ def serve(
     status = Status()
     with (
         _interruptible(),
-        _open_releases(repository, releases) as open_releases,
+        _open_releases(folder, releases) as open_releases,
         StatusServer(status, settings.host, status_port) as status_server,
         Supervisor(first, settings, status=status, releases=open_releases) as supervisor,
     ):

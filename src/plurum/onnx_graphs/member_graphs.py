@@ -151,7 +151,8 @@ def _free_batch(model: Any, batch: int) -> None:
     """
     from onnx import numpy_helper
 
-    shapes = {node.input[1] for node in model.graph.node if node.op_type == "Reshape" and len(node.input) > 1}
+    reshapes = [node for node in model.graph.node if node.op_type == "Reshape" and len(node.input) > 1]
+    shapes = {node.input[1] for node in reshapes}
     makers = {output: node for node in model.graph.node for output in node.output}
     tensors = {one.name: one for one in model.graph.initializer}
     for name in shapes:
@@ -163,9 +164,13 @@ def _free_batch(model: Any, batch: int) -> None:
         values = None if tensor is None else numpy_helper.to_array(tensor).copy()
         if tensor is None or values is None or values.ndim != 1 or not len(values) or values[0] != batch:
             continue
-        values[0] = 0
+        # A size to infer, else a copy of the input's; torch's exporter sets allowzero, and then 0 copies nothing.
+        values[0] = 0 if -1 in values[1:] else -1
         changed = numpy_helper.from_array(values, tensor.name)
         tensor.CopyFrom(changed)
+        for node in reshapes if values[0] == 0 else ():
+            for attribute in node.attribute if node.input[1] == name else ():
+                attribute.i = 0 if attribute.name == "allowzero" else attribute.i
 
 
 def _widen(model: Any) -> None:

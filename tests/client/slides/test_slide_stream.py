@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -129,6 +131,11 @@ def test_slides_of_the_same_name_have_separate_folders(slide: Path, tmp_path: Pa
     for _ in range(2):
         assert all(isinstance(answer, Prediction) for answer in stream.stream([str(slide), str(other)]))
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["other_slide", "slide"]
+    # A resumed run gets only what is left, and may get slides in another order.
+    for path in (str(other), os.path.relpath(slide), str(slide)):
+        list(stream_of(Reader(), folder=tmp_path / "out").stream([path]))
+    named = {path.parent.name: json.loads(path.read_text())["path"] for path in tmp_path.glob("out/*/slide.json")}
+    assert named == {"other_slide": str(other), "slide": str(slide)}
 
 
 def test_server_errors_end_the_stream(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ FOREIGN = {"Kustomization", "Component", "PodMonitor", "ScaledObject", "Inferenc
 def manifests() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every document of every manifest, with the file's name."""
     for path in FILES:
-        if not path.name.startswith("compose"):
+        if not path.name.startswith(("compose", "envoy")):
             for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
                 yield str(path.relative_to(DEPLOY)), document
 

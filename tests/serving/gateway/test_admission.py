@@ -27,7 +27,7 @@ def test_requests_wait_in_order_and_the_rest_are_refused() -> None:
         assert (order, admission.taken, admission.waiting) == (["a", "b"], 2, 2)
         with pytest.raises(RefusalError, match="2 requests are in progress and 2 are waiting") as refused:
             await admission.enter(RequestDeadline.after(LONG))
-        assert (refused.value.status, refused.value.headers) == (503, {"retry-after": "1"})
+        assert (refused.value.status, refused.value.headers) == (503, {"x-plurum-refusal": "busy", "retry-after": "1"})
         # Started requests continue.
         started = asyncio.create_task(admission.enter(RequestDeadline.after(LONG), accepted=True))
         await asyncio.sleep(0)

@@ -204,7 +204,7 @@ def test_refusal_by_the_head_precedes_the_body() -> None:
         head = b"POST /predict HTTP/1.1\r\nhost: x\r\nx-request-id: mine\r\ncontent-length: 6\r\n"
         connection.data_received(head + b"\r\nabc")
         answer = (
-            b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nx-request-id: mine\r\n"
+            b"HTTP/1.1 503 Service Unavailable\r\nx-plurum-refusal: busy\r\nretry-after: 1\r\nx-request-id: mine\r\n"
             b"content-type: application/json\r\ncontent-length: 29\r\n"
         )
         text = b'{"error": "no place is free"}'

@@ -41,10 +41,10 @@ _BAR_S, _LINE_S = 0.5, 10.0
 @with_options
 def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     paths: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             help="Images (JPEG, PNG, TIFF, DICOM), folders, quoted patterns ('scans/**/*.png'), CSV manifests with a "
-            "column path, or - to read paths from standard input."
+            "column path, addresses of these such as s3://BUCKET/FOLDER, or - to read paths from standard input."
         ),
     ],
     slides: SlideOptions,
@@ -134,7 +134,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
     console = Console(stderr=True)
     listing = listing_from_names(paths, sys.stdin.buffer, patient_names(dicom_patients))
     _check_files(out, patients, listing)
-    dicom_reports.check_reports(reports, listing, paths)
+    dicom_reports.check_reports(reports, listing, list(map(Path, paths)))
     with ExitStack() as stack:
         client = EnsembleClient(
             url or None, "http" if http else None, concurrency=concurrency, timeout_s=timeout, full=full
