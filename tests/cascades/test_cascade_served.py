@@ -6,6 +6,8 @@ import io
 import json
 import queue
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,12 @@ import tritonclient.grpc
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from plurum.client import EnsembleClient, Prediction
+from plurum.client import EnsembleClient, Failure, Prediction
 from plurum.export import repository_from_onnx
 from plurum.predictions.arrays import Bytes
 from plurum.predictions.outputs import OUTPUTS
+from plurum.predictions.prediction import numbers_from_prediction
+from plurum.score import Scorer
 from plurum.serving import Server
 from plurum.serving.triton.probe import Probe, ProbeError
 from plurum.voting import CascadeVerdict
@@ -36,7 +40,7 @@ MIXED = PIXELS[[int(np.flatnonzero(one == STAGES)[0]) for one in (2, 0, 1, 0)]]
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
-def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
+def exported(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     folder = tmp_path_factory.mktemp("cascade")
     broken = np.array([True, False, False])
     # The first member, which runs last, is broken for images that are almost white.
@@ -45,7 +49,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     text = config.read_text(encoding="utf-8").replace('backend: "onnxruntime"', f'backend: "{request.param}"')
     batching = "dynamic_batching {\n  preferred_batch_size: 4\n  max_queue_delay_microseconds: 300000\n}"
     config.write_text(text.replace("dynamic_batching {\n}", batching), encoding="utf-8")
-    with Server(folder / "repository", FREE) as server:
+    return folder / "repository"
+
+
+@pytest.fixture(scope="module")
+def server(exported: Path) -> Iterator[Server]:
+    with Server(exported, FREE) as server:
         yield server
 
 
@@ -54,6 +63,12 @@ def request_of(pixels: Bytes) -> Any:
     tensor = tritonclient.grpc.InferInput("PIXELS", list(values.shape), "UINT8")
     tensor.set_data_from_numpy(values)
     return tensor
+
+
+def png_of(pixels: Bytes) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def check(found: Any, expected: CascadeVerdict, rows: slice = slice(None)) -> None:
@@ -79,6 +94,30 @@ def test_answers_equal_the_reference(server: Server, model: str, size: int) -> N
         for at in range(0, 24, size):
             rows = slice(at, at + size)
             check(client.infer(model, [request_of(PIXELS[rows])]), expected, rows)
+
+
+def test_a_worker_without_a_server_answers_alike(exported: Path, server: Server) -> None:
+    images: list[Any] = [png_of(pixels) for pixels in PIXELS]
+    # The first member is broken for white images, and runs last, if a stage before does not settle them.
+    images += [b"no image", png_of(np.full((8, 8, 3), 255, np.uint8))]
+    scorer = Scorer(exported)
+    found = scorer.answers(images)
+    scorer.close()
+    with EnsembleClient(server.urls.grpc) as client:
+        assert scorer.served == replace(client.served, pixels_shape=None)
+        served = list(client.stream(images, batch_size=1))
+    assert {type(one) for one in found} == {Prediction, Failure}
+    for ours, theirs in zip(found, served, strict=True):
+        if isinstance(theirs, Failure):
+            assert isinstance(ours, Failure)
+            assert ours.reason == theirs.reason
+            continue
+        assert isinstance(ours, Prediction)
+        numbers = [numbers_from_prediction(one, CLASSES) for one in (ours, theirs)]
+        for name, value in numbers[0].items():
+            np.testing.assert_allclose(value, numbers[1][name], atol=1e-5, err_msg=name)
+        assert (ours.members_used, ours.review_reason) == (theirs.members_used, theirs.review_reason)
+        assert ours.outlier == pytest.approx(theirs.outlier, abs=1e-5)
 
 
 def test_requests_that_run_together_are_answered_alone(server: Server) -> None:

@@ -26,6 +26,7 @@ from plurum.cli.fit import fit
 from plurum.cli.gateway import gateway
 from plurum.cli.predict.command import predict
 from plurum.cli.rollout import rollout
+from plurum.cli.score import score
 from plurum.cli.search.command import search
 from plurum.cli.serve import serve
 from plurum.cli.streams import close_output, prepare_streams
@@ -74,7 +75,7 @@ def _root(
 
 for _command in (
     *(add, bench, calibrate, compare, data, demo, doctor, drift, evaluate, export),
-    *(fit, gateway, predict, rollout, search, serve, train, tune, ui),
+    *(fit, gateway, predict, rollout, score, search, serve, train, tune, ui),
 ):
     app.command()(_command)
 
