@@ -106,6 +106,11 @@ def test_a_worker_without_a_server_answers_alike(exported: Path, server: Server)
     with EnsembleClient(server.urls.grpc) as client:
         assert scorer.served == replace(client.served, pixels_shape=None)
         served = list(client.stream(images, batch_size=1))
+    fleet = Scorer(url=server.urls.grpc)
+    asked = fleet({"bytes": np.array(images, dtype=np.object_)})
+    fleet.close()
+    assert asked.column("label").to_pylist() == [getattr(one, "label", None) for one in served]
+    assert set(asked.column("release").to_pylist()) == {scorer.served.metadata_sha256}
     assert {type(one) for one in found} == {Prediction, Failure}
     for ours, theirs in zip(found, served, strict=True):
         if isinstance(theirs, Failure):

@@ -26,7 +26,7 @@ from plurum.cli.fit import fit
 from plurum.cli.gateway import gateway
 from plurum.cli.predict.command import predict
 from plurum.cli.rollout import rollout
-from plurum.cli.score import score
+from plurum.cli.score.command import score
 from plurum.cli.search.command import search
 from plurum.cli.serve import serve
 from plurum.cli.streams import close_output, prepare_streams

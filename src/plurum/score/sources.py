@@ -28,7 +28,7 @@ _BYTES = ("bytes", "content")
 _PARQUET = ".parquet"
 
 
-class ListedImage(NamedTuple):
+class _ListedImage(NamedTuple):
     """One image of a list; patient and label are empty if unknown."""
 
     path: str
@@ -87,46 +87,46 @@ def list_images(source: str, files: ParquetFiles | None, destination: Destinatio
     import pyarrow as pa
     from pyarrow import parquet
 
-    schema = pa.schema([(name, pa.string()) for name in ListedImage._fields])
+    schema = pa.schema([(name, pa.string()) for name in _ListedImage._fields])
     images, count, has = _images_of(source, files), 0, {"path"}
     with destination.writing("_plan/images.parquet") as path, parquet.ParquetWriter(path, schema) as writer:
         while group := list(islice(images, rows)):
-            columns = dict(zip(ListedImage._fields, zip(*group, strict=True), strict=True))
+            columns = dict(zip(_ListedImage._fields, zip(*group, strict=True), strict=True))
             has |= {name for name, values in columns.items() if any(values)}
             arrays = [pa.array(list(map(arrow_text, values)), pa.string()) for values in columns.values()]
             writer.write_table(pa.table(arrays, schema=schema), row_group_size=rows)
             count += len(group)
         if not count:
             raise DataError(f"{source}: expected images ({', '.join(IMAGE_SUFFIXES)}), got none.")
-    return [name for name in ListedImage._fields if name in has], count
+    return [name for name in _ListedImage._fields if name in has], count
 
 
-def _images_of(source: str, files: ParquetFiles | None) -> Iterator[ListedImage]:
+def _images_of(source: str, files: ParquetFiles | None) -> Iterator[_ListedImage]:
     if files:
         return _from_parquet(files)
     if not is_address(source):
         listing = listing_from_names([source])
         return (
-            ListedImage(str(Path(path).absolute()), listing.patients.get(place, ""), listing.labels.get(place, ""))
+            _ListedImage(str(Path(path).absolute()), listing.patients.get(place, ""), listing.labels.get(place, ""))
             for path, place in listing.places.items()
         )
     return _from_manifest(source) if source.lower().endswith(".csv") else _from_address(source)
 
 
-def _from_address(source: str) -> Iterator[ListedImage]:
+def _from_address(source: str) -> Iterator[_ListedImage]:
     """Yield the images below an address, folder by folder, in sorted order."""
     system, root = file_system(source)
     if system.isfile(root):
-        yield ListedImage(source)
+        yield _ListedImage(source)
         return
     for folder, folders, names in system.walk(root):
         folders[:] = sorted(name for name in folders if not is_leftover(name))
         for name in sorted(names):
             if is_image_name(name):
-                yield ListedImage(_address(system, f"{folder.rstrip('/')}/{name}", source))
+                yield _ListedImage(_address(system, f"{folder.rstrip('/')}/{name}", source))
 
 
-def _from_manifest(source: str) -> Iterator[ListedImage]:
+def _from_manifest(source: str) -> Iterator[_ListedImage]:
     """Yield the images of a manifest at an address; their names are relative to it, or addresses."""
     system, path = file_system(source)
     with tempfile.TemporaryDirectory(prefix="plurum_score_") as folder:
@@ -139,10 +139,10 @@ def _from_manifest(source: str) -> Iterator[ListedImage]:
         table = read_manifest_table(manifest, ["path"])
     base = source.rpartition("/")[0]
     for name, patient, label in zip(*(table.cells(one) for one in ("path", "patient", "label")), strict=True):
-        yield ListedImage(name if is_address(name) else f"{base}/{name}", patient, label)
+        yield _ListedImage(name if is_address(name) else f"{base}/{name}", patient, label)
 
 
-def _from_parquet(files: ParquetFiles) -> Iterator[ListedImage]:
+def _from_parquet(files: ParquetFiles) -> Iterator[_ListedImage]:
     """Yield the images that Parquet files name; a local path is relative to the file."""
     from pyarrow import parquet
 
@@ -158,7 +158,7 @@ def _from_parquet(files: ParquetFiles) -> Iterator[ListedImage]:
                 ):
                     stated = str(image or "")
                     place = stated if is_address(stated) or stated.startswith("/") else f"{base}/{stated}"
-                    yield ListedImage(place, _cell(patient), _cell(label))
+                    yield _ListedImage(place, _cell(patient), _cell(label))
 
 
 def _columns_of(system: Any, path: str) -> dict[str, str]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plurum.cli.options import OverHttp, PatientOptions, ServerUrls, patient_names, with_options
+from plurum.cli.options import OverHttp, PatientOptions, PatientRules, ServerUrls, patient_names, with_options
 from plurum.cli.predict import reports as dicom_reports
 from plurum.cli.predict import slides as slide_options
-from plurum.cli.progress import show_line, show_progress
+from plurum.cli.predict.progress import show_line, show_progress
 from plurum.cli.streams import show_table
 from plurum.conventions import PatientRule
 from plurum.settings.client import ReportOptions, SlideOptions
@@ -64,12 +64,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
             help="Write one prediction per patient to FILE; needs DICOM images, or a manifest with a column patient.",
         ),
     ] = None,
-    patient_rule: Annotated[
-        PatientRule | None,
-        typer.Option(
-            help="Rule that combines the predictions of a patient's images.", show_default="as fitted, else mean"
-        ),
-    ] = None,
+    patient_rule: PatientRules = None,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")
     ] = False,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plurum.cli.progress import show_line, show_progress
+from plurum.cli.options import PatientRules
+from plurum.cli.predict.progress import show_line, show_progress
 from plurum.conventions import PatientRule
 
 if TYPE_CHECKING:
@@ -57,12 +58,7 @@ def score(  # noqa: PLR0913, PLR0917 - one parameter per option
             metavar="FILE", help="Also write one prediction per patient to FILE; needs a source with patients."
         ),
     ] = None,
-    patient_rule: Annotated[
-        PatientRule | None,
-        typer.Option(
-            help="Rule that combines the predictions of a patient's images.", show_default="as fitted, else mean"
-        ),
-    ] = None,
+    patient_rule: PatientRules = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard the results in DEST instead of resuming.")] = False,
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="Longest time for one request with its retries, with --url.")

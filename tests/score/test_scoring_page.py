@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from plurum.client import patients_from_answers
-from plurum.export import repository_from_onnx
 from plurum.score import Scorer
-from tests.cascades.linear_cascade import CLASSES, ENSEMBLES, PIXELS, write_members
+from tests.cascades.linear_cascade import CLASSES, PIXELS
 from tests.docs.pages import blocks, commands, run_python
 
-ENSEMBLE = ENSEMBLES["three stages with detectors"]
 IMAGES = 200
 PATIENTS = [f"patient {row // 3}" if row % 10 else "" for row in range(IMAGES)]
 # A part is so small that a job is likely to be killed in its middle; nothing depends on it.
@@ -29,11 +29,9 @@ OPTIONS = ["--part-rows", "5", "--workers", "2"]
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Path:
+def archive(linear_repository: Path, tmp_path: Path) -> Path:
     """A manifest of 200 images, of which one is broken and one is missing."""
-    from PIL import Image
-
-    repository_from_onnx(ENSEMBLE, write_members(tmp_path, ENSEMBLE), tmp_path / "model_repository", 8)
+    shutil.copytree(linear_repository, tmp_path / "model_repository")
     (tmp_path / "scans").mkdir()
     with (tmp_path / "patients.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -70,6 +68,8 @@ def test_a_killed_command_resumes_and_each_image_has_one_row(archive: Path) -> N
     assert {path: path.stat().st_mtime_ns for path in there} == there
     assert not list(archive.glob("answers/.*"))
     check_rows(archive)
+    (code,) = blocks("scoring.md", "python")
+    assert run_python(code, archive)
 
 
 def check_rows(archive: Path) -> None:
@@ -90,10 +90,3 @@ def check_rows(archive: Path) -> None:
             one.label, one.images, one.review, one.failed,
         )  # fmt: skip
         np.testing.assert_allclose([row[f"p_{name}"] for name in CLASSES], list(one.probabilities.values()), atol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_the_python_of_the_page_runs(archive: Path) -> None:
-    (code,) = blocks("scoring.md", "python")
-    assert run_python(code, archive)
