@@ -27,6 +27,7 @@ from plurum.models import model_from_checkpoint
 from plurum.predictions.arrays import Ints
 from plurum.predictions.prediction import verdict_from_predictions
 from plurum.run import Run
+from plurum.score import Scorer
 from plurum.serving import Server
 from plurum.spec import Ensemble, read_ensemble
 from plurum.training import FitSettings, fit_report
@@ -305,6 +306,16 @@ def test_the_file_of_predict_has_the_decision(case: Case, server: Server, plurum
     inside = [row["prediction_set"].split("|") for row in rows]
     classes = np.array(case.ensemble.classes)
     assert inside == [classes[one].tolist() for one in case.verdict.prediction_set]
+
+
+@every_case
+def test_a_worker_without_a_server_gives_the_decision(case: Case) -> None:
+    scorer = Scorer(case.repository)
+    check_description(scorer.served, case.ensemble)
+    found = [one for one in scorer.answers(list(map(str, case.files))) if isinstance(one, Prediction)]
+    scorer.close()
+    assert said(found) == case.expected
+    check_numbers(found, case)
 
 
 @unrounded_case

@@ -19,7 +19,17 @@ from plurum.client.bulk.patients import PatientAnswer
 from plurum.client.connection.predictions import Answer, Failure, Prediction
 from plurum.errors import OutputError, SettingsError, needs_extra
 
-__all__ = ["SUFFIXES", "Format", "RowSubject", "RowWriter", "format_from_path"]
+__all__ = [
+    "SUFFIXES",
+    "Columnar",
+    "Format",
+    "RowSubject",
+    "RowWriter",
+    "arrow_schema",
+    "arrow_text",
+    "format_from_path",
+    "table_from_cells",
+]
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 # Number of rows that are written to Parquet at a time.
@@ -85,15 +95,20 @@ def format_from_path(path: Path, columns: Mapping[str, Kind]) -> Format:
     return kind(columns)
 
 
-class _Columnar:
-    """A format with columns; a cell without a value is None."""
+class Columnar:
+    """A format with columns; a cell without a value is None.
+
+    Args:
+        columns: Columns of the predictions, and what they hold.
+    """
 
     def __init__(self, columns: Mapping[str, Kind]) -> None:
         self._columns = columns
         self._outputs = [one for one in FILE_COLUMNS if not one.is_optional or one.column in columns]
         self._is_probability = [name.startswith(PROBABILITY.column.format(name="")) for name in columns]
 
-    def _cells(self, answer: Answer | PatientAnswer) -> list[Any]:
+    def cells(self, answer: Answer | PatientAnswer) -> list[Any]:
+        """Return the values of a row, in the order of the columns."""
         if not isinstance(answer, Prediction):
             row = {"error": answer.reason} if isinstance(answer, Failure) else row_from_patient(answer)
             return [row.get(name) for name in self._columns]
@@ -108,9 +123,9 @@ class _Columnar:
         return list(map(float, compress(cells, self._is_probability)))
 
 
-class _Csv(_Columnar):
+class _Csv(Columnar):
     def body(self, answer: Answer | PatientAnswer) -> str:
-        return ",".join(map(_cell, self._cells(answer)))
+        return ",".join(map(_cell, self.cells(answer)))
 
     def numbers(self, body: str) -> list[float]:
         return self._probabilities(next(csv.reader([body])))
@@ -140,13 +155,13 @@ class _JsonLines:
         return _Lines(path, "", line)
 
 
-class _Parquet(_Columnar):
+class _Parquet(Columnar):
     def __init__(self, columns: Mapping[str, Kind]) -> None:
         with needs_extra("parquet", "pyarrow.parquet"):
             super().__init__(columns)
 
     def body(self, answer: Answer | PatientAnswer) -> str:
-        return json.dumps(self._cells(answer))
+        return json.dumps(self.cells(answer))
 
     def numbers(self, body: str) -> list[float]:
         return self._probabilities(json.loads(body))
@@ -174,21 +189,16 @@ class _Table:
     """A Parquet file."""
 
     def __init__(self, path: Path, columns: Sequence[str], kinds: Mapping[str, Kind]) -> None:
-        import pyarrow as pa
         from pyarrow import parquet
 
         new_writer: Any = parquet.ParquetWriter
-        types: dict[Kind, Any] = {"text": pa.string(), "texts": pa.list_(pa.string()), "flag": pa.bool_()}
-        types |= {"count": pa.int64(), "float32": pa.float32(), "float64": pa.float64()}
-        fields = dict.fromkeys(columns, pa.string()) | {name: types[kind] for name, kind in kinds.items()}
-        self._schema = pa.schema(list(fields.items()))
+        self._schema = arrow_schema(columns, kinds)
         self._columns = columns
         self._rows: list[list[Any]] = []
         self._writer = new_writer(path, self._schema)
 
     def add(self, subject: RowSubject, body: str) -> None:
-        # Arrow accepts only UTF-8.
-        who = [getattr(subject, name).encode("utf-8", "backslashreplace").decode() for name in self._columns]
+        who = [arrow_text(getattr(subject, name)) for name in self._columns]
         self._rows.append([*who, *json.loads(body)])
         if len(self._rows) == _ROW_GROUP:
             self._write()
@@ -199,14 +209,36 @@ class _Table:
         self._writer.close()
 
     def _write(self) -> None:
-        import pyarrow as pa
-
-        arrays = [
-            pa.array(list(values), one.type)
-            for values, one in zip(zip(*self._rows, strict=True), self._schema, strict=True)
-        ]
-        self._writer.write_table(pa.table(arrays, schema=self._schema))
+        self._writer.write_table(table_from_cells(self._rows, self._schema))
         self._rows.clear()
+
+
+def arrow_text(text: str) -> str:
+    """Return a text in UTF-8, the only one that Arrow accepts; other bytes of a file name become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def arrow_schema(columns: Iterable[str], kinds: Mapping[str, Kind]) -> Any:
+    """Return the Arrow schema of rows that start with texts.
+
+    Args:
+        columns: Names of the texts.
+        kinds: Other columns, and what they hold.
+    """
+    import pyarrow as pa
+
+    types: dict[Kind, Any] = {"text": pa.string(), "texts": pa.list_(pa.string()), "flag": pa.bool_()}
+    types |= {"count": pa.int64(), "float32": pa.float32(), "float64": pa.float64()}
+    fields = dict.fromkeys(columns, pa.string()) | {name: types[kind] for name, kind in kinds.items()}
+    return pa.schema(list(fields.items()))
+
+
+def table_from_cells(rows: Sequence[Sequence[Any]], schema: Any) -> Any:
+    """Return rows, at least one, as an Arrow table."""
+    import pyarrow as pa
+
+    columns = zip(zip(*rows, strict=True), schema, strict=True)
+    return pa.table([pa.array(list(values), one.type) for values, one in columns], schema=schema)
 
 
 def _cell(value: Any) -> str:

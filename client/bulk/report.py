@@ -74,7 +74,7 @@ def answers_report(
         yield report
 
 
-def patients_report(path: Path, answers: Sequence[PatientAnswer], classes: Sequence[str]) -> None:
+def patients_report(path: Path, answers: Iterable[PatientAnswer], classes: Sequence[str]) -> None:
     """Write one row per patient to `path` atomically; formats and errors are those of `answers_report`.
 
     Columns: patient, label, confidence, images, review and failed (numbers of images), one `p_CLASS` per class; JSON

@@ -17,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from plurum.errors import needs_extra
 from plurum.export.graphs.member import PixelModel
 from plurum.export.settings import Backend, Execution, Precision
+from plurum.onnx_graphs.sessions import GraphRunner, onnx_session, onnx_stage, openvino_stage
 from plurum.predictions.arrays import Ints
 from plurum.spec import INPUT_PIXELS, LOGITS, NOVELTY
-from plurum.telemetry import import_onnxruntime
 
 __all__ = [
     "Artefact",
@@ -38,16 +37,10 @@ __all__ = [
     "outputs_from_model",
 ]
 
-onnxruntime = import_onnxruntime()
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
-Tensors = dict[str, npt.NDArray[Any]]
-# Inputs by name, among others that the graph does not have → all outputs by name.
-GraphRunner = Callable[[Tensors], Tensors]
 
 _BATCH = 16
-# Batch sizes that Plurum's OpenVINO backend compiles a graph for; it runs where Plurum is not installed.
-_BATCH_SIZES = (4, 2, 1)
 _WARM_UP, _TIMED = 3, 15
 
 
@@ -92,15 +85,6 @@ class MemberOutputs(NamedTuple):
     novelty: npt.NDArray[np.float32] | None = None
 
 
-def onnx_session(path: Path, threads: int = 0) -> Any:
-    """Return an ONNX Runtime session on the CPU; with `threads=0`, ONNX Runtime chooses their number."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Errors only: parity and `plurum doctor` check the graphs.
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 def openvino_runner(
     path: Path, outputs: Sequence[str], threads: int = 0, *, bf16: bool = False
 ) -> Callable[[Pixels], list[npt.NDArray[Any]]]:
@@ -120,51 +104,6 @@ def openvino_runner(
     def run(batch: Pixels) -> list[npt.NDArray[Any]]:
         found = stage({INPUT_PIXELS: batch})
         return [found[name] for name in outputs]
-
-    return run
-
-
-def openvino_stage(path: Path, threads: int = 0, *, bf16: bool = False) -> GraphRunner:
-    """Return a function that runs a graph of several inputs as Plurum's OpenVINO backend does; see `openvino_runner`.
-
-    Raises:
-        MissingExtraError: OpenVINO is not installed.
-    """
-    with needs_extra("openvino"):
-        import openvino
-    # State the precision: OpenVINO's default is BF16 on processors that support it.
-    options: dict[str, Any] = {"NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
-    options["ENABLE_CPU_PINNING"] = False
-    if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
-    # OpenVINO imports NumPy in its first call, and two threads that make it at once deadlock.
-    openvino.Type.u8.to_dtype()
-    core = openvino.Core()
-    model = core.read_model(path)
-    models = {}
-    for size in _BATCH_SIZES:
-        model.reshape({port: [size, *list(port.partial_shape)[1:]] for port in model.inputs})
-        models[size] = core.compile_model(model, "CPU", options)
-    inputs, outputs = ([port.any_name for port in ports] for ports in (model.inputs, model.outputs))
-
-    def run(tensors: Tensors) -> Tensors:
-        row, results = 0, []
-        for size, compiled in models.items():
-            while len(tensors[INPUT_PIXELS]) - row >= size:
-                results.append(compiled({name: tensors[name][row : row + size] for name in inputs}))
-                row += size
-        return {name: np.concatenate([result[name] for result in results]) for name in outputs}
-
-    return run
-
-
-def onnx_stage(path: Path) -> GraphRunner:
-    """Return a function that runs a graph of several inputs by ONNX Runtime."""
-    session = onnx_session(path)
-    inputs, outputs = ([one.name for one in tensors] for tensors in (session.get_inputs(), session.get_outputs()))
-
-    def run(tensors: Tensors) -> Tensors:
-        return dict(zip(outputs, session.run(outputs, {name: tensors[name] for name in inputs}), strict=True))
 
     return run
 

@@ -56,6 +56,7 @@ _SOURCES = {
         ("model_repository", "cascade", "model.py"),
         ("serving", "backends", "graph_model.py"),
         ("serving", "backends", "cores.py"),
+        ("onnx_graphs", "stages.py"),
     ),
 }
 

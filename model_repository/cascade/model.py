@@ -1,6 +1,6 @@
 """Triton's cascade model: run stages that are models of their own, such as TensorRT plans, through Triton.
 
-Export copies it with `graph_model.py` and `cores.py` into `fused/1`, for targets whose backend can't run several graphs
+Export copies it with `graph_model.py`, `stages.py` and `cores.py` into `fused/1`, for targets whose backend can't run several graphs
 in one model. It requires only NumPy. The parameter `stages` of its config names the models of the stages. Under a
 release's name, `fused-TAG`, it runs those of the release, `STAGE-TAG`.
 
@@ -20,9 +20,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
-    from plurum.serving.backends.graph_model import GraphModel, Tensors, stage_files, timed_stages
+    from plurum.onnx_graphs.stages import Tensors
+    from plurum.serving.backends.graph_model import GraphModel, stage_files, timed_stages
 else:
-    from graph_model import GraphModel, Tensors, stage_files, timed_stages
+    from graph_model import GraphModel, stage_files, timed_stages
+    from stages import Tensors
 
 _NAME = "fused"
 

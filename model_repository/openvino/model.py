@@ -34,11 +34,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
+    from plurum.onnx_graphs.stages import Tensors
     from plurum.serving.backends.cores import SharedCores
     from plurum.serving.backends.graph_model import (
         Arrays,
         GraphModel,
-        Tensors,
         check_names,
         shared_cores,
         stage_files,
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     )
 else:
     from cores import SharedCores
-    from graph_model import Arrays, GraphModel, Tensors, check_names, shared_cores, stage_files, timed_stages
+    from graph_model import Arrays, GraphModel, check_names, shared_cores, stage_files, timed_stages
+    from stages import Tensors
 
 # More sizes gain nothing, and each needs memory for a copy of the weights.
 _BATCH_SIZES = (4, 2, 1)

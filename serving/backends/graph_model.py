@@ -3,10 +3,9 @@
 `plurum serve` puts this file beside both of them: the ONNX Runtime backend and the OpenVINO model. They run inside
 Triton's stub process without Plurum.
 
-A cascade has a graph per stage, which the parameter `stages` of its config names, separated by spaces. A stage returns
-`LEAVE`, BOOL [batch, 1], true for each image that it settles, and tensors for the next stage, which takes them as
-`NAME_BEFORE`. Only the other images go on to the next stage. A request with the parameter `full` goes through all.
-Triton's /metrics page tells what the stages take; each stage has a number from 1:
+A cascade has a graph per stage, which the parameter `stages` of its config names, separated by spaces; see `stages.py`.
+A request with the parameter `full` goes through all. Triton's /metrics page tells what the stages take; each stage has a
+number from 1:
 
     plurum_stage_images_total{model, stage}     counter: images that ran through the stage
     plurum_stage_seconds_total{model, stage}    counter: seconds that they took
@@ -18,7 +17,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,15 +27,13 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
+    from plurum.onnx_graphs.stages import Stage, Tensors, run_stages
     from plurum.serving.backends.cores import SharedCores
 else:
     from cores import SharedCores
+    from stages import Stage, Tensors, run_stages
 
 Arrays = list[npt.NDArray[Any]]
-Tensors = dict[str, npt.NDArray[Any]]
-# The graph of a stage: inputs by name, among others that it ignores → all outputs by name.
-Stage = Callable[[Tensors], Tensors]
-_LEAVE, _BEFORE = "LEAVE", "_BEFORE"
 # Parameter of a config: threads of an instance that computes while no other does.
 _THREADS_ALONE = "threads_alone"
 # Parameter of a request: true runs all stages for all of its images.
@@ -120,35 +117,6 @@ class GraphModel:
         stops = np.cumsum([len(tensors[0]) for tensors in inputs]).tolist()
         rows = [slice(start, stop) for start, stop in pairwise([0, *stops])]
         return [_response({name: output[part] for name, output in outputs.items()}) for part in rows]
-
-
-def run_stages(stages: Sequence[Stage], tensors: Tensors, is_full: Any, outputs: Sequence[str]) -> Tensors:
-    """Return the outputs of a cascade by name: for each image, those of the stage that settled it.
-
-    Args:
-        stages: Graphs of the stages.
-        tensors: Inputs of all stages by name.
-        is_full: True for each image that runs through all stages, bool `[batch]`.
-        outputs: Names of the outputs.
-    """
-    rows, answers = np.arange(len(is_full)), {}
-    for stage in stages:
-        found = stage(tensors)
-        if len(rows) == len(is_full):
-            answers = {name: found[name] for name in outputs}
-        else:
-            for name, answer in answers.items():
-                answer[rows] = found[name]
-        if _LEAVE not in found:
-            break
-        stays = ~found[_LEAVE][:, 0] | is_full[rows]
-        if not stays.any():
-            break
-        made = {f"{name}{_BEFORE}": array for name, array in found.items() if name not in {_LEAVE, *outputs}}
-        tensors = {name: array for name, array in tensors.items() if not name.endswith(_BEFORE)} | made
-        if not stays.all():
-            rows, tensors = rows[stays], {name: array[stays] for name, array in tensors.items()}
-    return answers
 
 
 class StageClock:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plurum.errors import ServerError
+from plurum.onnx_graphs import stages
 from plurum.serving.installation.environment import private_environment
 from plurum.serving.installation.interpreters import Interpreter, describe_this
 from plurum.telemetry import forbid_telemetry
@@ -116,7 +117,8 @@ def _write_backends(wheel: Path, stub: Path, backends: Path) -> None:
     (python / "triton_python_backend_utils.py").symlink_to(source / "triton_python_backend_utils.py")
     (python / _STUB).symlink_to(stub)
     (backends / "onnxruntime").mkdir()
-    for file in (_BACKENDS / "onnxruntime" / "model.py", _BACKENDS / "graph_model.py", _BACKENDS / "cores.py"):
+    beside = (_BACKENDS / "graph_model.py", _BACKENDS / "cores.py", Path(stages.__file__))
+    for file in (_BACKENDS / "onnxruntime" / "model.py", *beside):
         shutil.copy2(file, backends / "onnxruntime")
 
 

@@ -25,7 +25,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from plurum.conventions import MANAGERS
-from plurum.errors import RepositoryError
+from plurum.onnx_graphs import stages
+from plurum.repository.configs import read_config
 from plurum.repository.listing import model_folders
 from plurum.serving.triton.settings import ReleaseTrial
 from plurum.spec import version_from_release
@@ -38,7 +39,12 @@ _MODELS = Path(__file__).parents[2] / "model_repository"
 _FUSED, _LABELS = "fused", "labels"
 _FRONT = _MODELS / "trial" / "model.py"
 _BACKENDS = Path(__file__).parents[1] / "backends"
-_OPENVINO = (_MODELS / "openvino" / "model.py", _BACKENDS / "graph_model.py", _BACKENDS / "cores.py")
+_OPENVINO = (
+    _MODELS / "openvino" / "model.py",
+    _BACKENDS / "graph_model.py",
+    _BACKENDS / "cores.py",
+    Path(stages.__file__),
+)
 _NAMING = _MODELS / "labels" / "labels.py"
 _MANAGER = _MODELS / "manager" / "model.py"
 # The coarsest resolution of file times.
@@ -49,19 +55,6 @@ _MAX_INSTANCES = 4
 _THREADS = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}
 # Parameter of our backends for the number of threads of an instance that computes alone.
 _THREADS_ALONE = "threads_alone"
-
-
-def read_config(model: Path) -> Any:
-    """Return the ModelConfig of the folder `model`.
-
-    Raises:
-        RepositoryError: the config can't be read.
-    """
-    path = model / _CONFIG
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise RepositoryError(f"{path} is not a model configuration: {error}") from error
 
 
 def are_complete(configs: list[Any]) -> bool:

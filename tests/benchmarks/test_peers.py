@@ -49,8 +49,8 @@ from tests.client.stub_server import StubResponse, http_server
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CLAIMS = (
     "bulk", "cascades.cost", "engines", "faults", "frozen", "fused", "gateway", "growth", "guard", "hostile",
-    "metrics_cost", "outliers.cost", "overload", "precision", "rollouts", "soak", "throughput", "training",
-    "tune_efficiency",
+    "metrics_cost", "outliers.cost", "overload", "precision", "rollouts", "scoring", "soak", "throughput",
+    "training", "tune_efficiency",
 )  # fmt: skip
 IMAGE = ImageSpec(height=32, width=32, mean=(0.3, 0.3, 0.3), std=(0.3, 0.3, 0.3))
 ANSWER = {"label": "a", "probabilities": {"a": 0.75, "b": 0.25}}
@@ -321,7 +321,7 @@ def test_quick_settings_shorten_training_and_turns(tmp_path: Path, monkeypatch: 
 def test_every_benchmark_has_the_options_on_the_pages(name: str) -> None:
     """The commands themselves take minutes; other tests run the same with little."""
     module = f"plurum.benchmarks.{name}"
-    place = f"{module}.__main__" if name in {"peers", "claims.growth", "claims.hostile"} else module
+    place = f"{module}.__main__" if name in {"peers", "claims.growth", "claims.hostile", "claims.scoring"} else module
     alone = typer.Typer()
     alone.command()(getattr(importlib.import_module(place), name.rpartition(".")[2]))
     command = typer.main.get_command(alone)

@@ -10,6 +10,7 @@ import json
 import queue
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from tritonclient.utils import InferenceServerException
 
 from plurum.benchmarks.bench.result import BenchLoad, Case, Target
 from plurum.benchmarks.bench.stages import count_stages, stage_figures
-from plurum.client import EnsembleClient, Prediction
+from plurum.client import EnsembleClient, Failure, Prediction
 from plurum.export import repository_from_onnx
 from plurum.export.repository.configs import text_of
 from plurum.predictions.arrays import Bytes
 from plurum.predictions.outputs import OUTPUTS
+from plurum.predictions.prediction import numbers_from_prediction
+from plurum.score import Scorer
 from plurum.serving import Server
 from plurum.serving.triton.probe import Probe, ProbeError
 from plurum.serving.triton.staging import read_config
@@ -46,7 +49,7 @@ MIXED = PIXELS[[int(np.flatnonzero(one == STAGES)[0]) for one in (2, 0, 1, 0)]]
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino", "models"])
-def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Server]:
+def exported(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     folder = tmp_path_factory.mktemp("cascade")
     # The first member, which runs last, is broken for images that are almost white.
     graphs = write_members(folder, ENSEMBLE, np.array([True, False, False]))
@@ -59,7 +62,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     if request.param == "openvino":
         config.backend = request.param
     batch_four(repository, config)
-    with Server(repository, FREE) as server:
+    return repository
+
+
+@pytest.fixture(scope="module")
+def server(exported: Path) -> Iterator[Server]:
+    with Server(exported, FREE) as server:
         yield server
 
 
@@ -75,6 +83,12 @@ def request_of(pixels: Bytes) -> Any:
     tensor = tritonclient.grpc.InferInput("PIXELS", list(values.shape), "UINT8")
     tensor.set_data_from_numpy(values)
     return tensor
+
+
+def png_of(pixels: Bytes) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def check(found: Any, expected: CascadeVerdict, rows: slice = slice(None)) -> None:
@@ -100,6 +114,37 @@ def test_answers_equal_the_reference(server: Server, model: str, size: int) -> N
         for at in range(0, 24, size):
             rows = slice(at, at + size)
             check(client.infer(model, [request_of(PIXELS[rows])]), expected, rows)
+
+
+def test_a_worker_without_a_server_answers_alike(exported: Path, server: Server) -> None:
+    if (exported / "stage_0").is_dir():
+        pytest.skip("stages that are models of their own need Triton")
+    images: list[Any] = [png_of(pixels) for pixels in PIXELS]
+    # The first member is broken for white images, and runs last, if a stage before does not settle them.
+    images += [b"no image", png_of(np.full((8, 8, 3), 255, np.uint8))]
+    scorer = Scorer(exported)
+    found = scorer.answers(images)
+    scorer.close()
+    with EnsembleClient(server.urls.grpc) as client:
+        assert scorer.served == replace(client.served, pixels_shape=None)
+        served = list(client.stream(images, batch_size=1))
+    fleet = Scorer(url=server.urls.grpc)
+    asked = fleet({"bytes": np.array(images, dtype=np.object_)})
+    fleet.close()
+    assert asked.column("label").to_pylist() == [getattr(one, "label", None) for one in served]
+    assert set(asked.column("release").to_pylist()) == {scorer.served.metadata_sha256}
+    assert {type(one) for one in found} == {Prediction, Failure}
+    for ours, theirs in zip(found, served, strict=True):
+        if isinstance(theirs, Failure):
+            assert isinstance(ours, Failure)
+            assert ours.reason == theirs.reason
+            continue
+        assert isinstance(ours, Prediction)
+        numbers = [numbers_from_prediction(one, CLASSES) for one in (ours, theirs)]
+        for name, value in numbers[0].items():
+            np.testing.assert_allclose(value, numbers[1][name], atol=1e-5, err_msg=name)
+        assert (ours.members_used, ours.review_reason) == (theirs.members_used, theirs.review_reason)
+        assert ours.outlier == pytest.approx(theirs.outlier, abs=1e-5)
 
 
 def request_together(server: Server, images: list[Bytes], full: set[int]) -> dict[int, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,8 @@ import pytest
 from plurum.export.graphs.runtimes import GraphRunner, onnx_stage, openvino_stage
 from plurum.export.graphs.stages import outputs_of_stages, stages_from_onnx, verdict_from_stages, whole_from_onnx
 from plurum.export.repository.configs import stage_files
+from plurum.onnx_graphs.stages import run_stages
 from plurum.predictions.outputs import OUTPUTS, graph_outputs
-from plurum.serving.backends import cores
 from plurum.spec import Ensemble
 from plurum.voting import CascadeVerdict
 from tests.cascades.linear_cascade import CLASSES, ENSEMBLES, PIXELS, cascade_of, expected_verdict, write_members
@@ -31,17 +29,6 @@ def write_stages(ensemble: Ensemble, folder: Path) -> list[Path]:
     return paths
 
 
-@pytest.fixture(scope="module")
-def run_stages() -> Any:
-    """Return the loop of Plurum's backends, which import a module that exists only inside Triton."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
-        patch.setitem(sys.modules, "cores", cores)
-        from plurum.serving.backends.graph_model import run_stages
-
-        return run_stages
-
-
 def check(found: Tensors, expected: CascadeVerdict) -> None:
     values = vars(expected.verdict) | {"members_used": expected.members_used, "index": expected.verdict.label}
     for name, array in found.items():
@@ -54,7 +41,7 @@ def check(found: Tensors, expected: CascadeVerdict) -> None:
 @pytest.mark.parametrize("library", [onnx_stage, openvino_stage])
 @pytest.mark.parametrize("ensemble", ENSEMBLES.values(), ids=ENSEMBLES)
 def test_stages_answer_as_the_reference(
-    ensemble: Ensemble, library: Callable[[Path], GraphRunner], tmp_path: Path, run_stages: Any
+    ensemble: Ensemble, library: Callable[[Path], GraphRunner], tmp_path: Path
 ) -> None:
     """Each image alone, in mixed batches, and all at once."""
     stages = [library(path) for path in write_stages(ensemble, tmp_path)]
@@ -75,7 +62,7 @@ def test_stages_answer_as_the_reference(
     check({name: array[::2] for name, array in mixed.items()}, expected_verdict(ensemble, PIXELS[::2], full=True))
 
 
-def test_only_images_in_doubt_reach_the_next_stage(tmp_path: Path, run_stages: Any) -> None:
+def test_only_images_in_doubt_reach_the_next_stage(tmp_path: Path) -> None:
     ensemble = ENSEMBLES["three stages with detectors"]
     stages = [onnx_stage(path) for path in write_stages(ensemble, tmp_path)]
     sizes: list[int] = []

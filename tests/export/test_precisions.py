@@ -19,12 +19,12 @@ from tritonclient.grpc import model_config_pb2
 
 from plurum.errors import ParityError, SettingsError
 from plurum.export import Budget, ExportSettings, int8_from_onnx, member_parity, repository_from_run
-from plurum.export.graphs import runtimes
 from plurum.export.graphs.runtimes import Artefact
 from plurum.export.repository import selection
 from plurum.export.repository.assembly import select_passing_choices
 from plurum.export.repository.selection import MemberCandidate, MemberChoice
 from plurum.export.settings import BUDGETS, Backend, Execution, Precision
+from plurum.onnx_graphs import sessions
 from plurum.run import Run
 from plurum.serving import Server, ServerSettings
 from plurum.training import settings_from
@@ -192,7 +192,7 @@ def test_auto_tries_nothing_where_the_reference_is_wrong_already(
 def test_export_compiles_what_the_openvino_backend_does() -> None:
     """The backend can't import Plurum, so the compiled batch sizes are stated twice."""
     backend = files("plurum").joinpath("model_repository", "openvino", "model.py").read_text(encoding="utf-8")
-    assert f"_BATCH_SIZES = {runtimes._BATCH_SIZES}\n" in backend
+    assert f"_BATCH_SIZES = {sessions._BATCH_SIZES}\n" in backend
 
 
 def test_a_member_with_which_the_vote_does_not_pass_goes_back(run: Run) -> None:

@@ -22,11 +22,11 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 if TYPE_CHECKING:
+    from plurum.onnx_graphs.stages import Tensors
     from plurum.serving.backends.cores import SharedCores
     from plurum.serving.backends.graph_model import (
         Arrays,
         GraphModel,
-        Tensors,
         check_names,
         shared_cores,
         stage_files,
@@ -35,16 +35,8 @@ if TYPE_CHECKING:
     )
 else:
     from cores import SharedCores
-    from graph_model import (
-        Arrays,
-        GraphModel,
-        Tensors,
-        check_names,
-        shared_cores,
-        stage_files,
-        threads_alone,
-        timed_stages,
-    )
+    from graph_model import Arrays, GraphModel, check_names, shared_cores, stage_files, threads_alone, timed_stages
+    from stages import Tensors
 
 _TRITON_TYPES = {
     "tensor(bool)": "TYPE_BOOL",

@@ -28,6 +28,7 @@ from plurum.cli.gateway import gateway
 from plurum.cli.predict.command import predict
 from plurum.cli.registry.commands import pull, push
 from plurum.cli.rollout import rollout
+from plurum.cli.score.command import score
 from plurum.cli.search.command import search
 from plurum.cli.serve import serve
 from plurum.cli.streams import close_output, prepare_streams
@@ -78,7 +79,7 @@ def _root(
 
 for _command in (
     *(add, bench, calibrate, compare, data, demo, distill, doctor, drift, evaluate, export),
-    *(fit, gateway, predict, pull, push, rollout, search, serve, train, tune, ui),
+    *(fit, gateway, predict, pull, push, rollout, score, search, serve, train, tune, ui),
 ):
     app.command()(_command)
 

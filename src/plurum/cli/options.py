@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from plurum.conventions import PatientRule
 from plurum.settings.options import Option, Settings, descriptions_from_docstring, option_from_field, settings_from
 from plurum.settings.training import TrainOptions
 
 if TYPE_CHECKING:
     from plurum.dicom_files import PatientNames
 
-__all__ = ["Given", "OverHttp", "PatientOptions", "ServerUrls", "patient_names", "with_options"]
+__all__ = ["Given", "OverHttp", "PatientOptions", "PatientRules", "ServerUrls", "patient_names", "with_options"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,10 @@ ServerUrls = Annotated[
         help="Server: HOST:PORT for gRPC or http(s)://HOST:PORT; repeat to use several in turn.",
         show_default="this machine",
     ),
+]
+PatientRules = Annotated[
+    PatientRule | None,
+    typer.Option(help="Rule that combines the predictions of a patient's images.", show_default="as fitted, else mean"),
 ]
 OverHttp = Annotated[bool, typer.Option("--http", help="Use HTTP (port 8000) instead of gRPC (port 8001).")]
 

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from plurum.onnx_graphs import stages
 from plurum.serving.backends import cores
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,6 +63,7 @@ def test_a_graph_runs_with_the_threads_of_all_only_while_it_is_alone(
 ) -> None:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
     monkeypatch.setitem(sys.modules, "cores", cores)
+    monkeypatch.setitem(sys.modules, "stages", stages)
     graph_model = load("graph_model", ROOT / "serving" / "backends" / "graph_model.py")
     monkeypatch.setitem(sys.modules, "graph_model", graph_model)
     model = load("model", FILES[library])

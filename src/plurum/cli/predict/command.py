@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,29 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plurum.cli.options import OverHttp, PatientOptions, ServerUrls, patient_names, with_options
+from plurum.cli.options import OverHttp, PatientOptions, PatientRules, ServerUrls, patient_names, with_options
 from plurum.cli.predict import reports as dicom_reports
 from plurum.cli.predict import slides as slide_options
+from plurum.cli.predict.progress import show_line, show_progress
 from plurum.cli.streams import show_table
 from plurum.conventions import PatientRule
 from plurum.settings.client import ReportOptions, SlideOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
 
     from plurum.client import Answer, Served
     from plurum.client.bulk.bulk_run import BulkRun, PredictionSource
     from plurum.client.bulk.journal import EarlierResults
     from plurum.client.bulk.listing import Listing
-    from plurum.progress import ProgressRate
 
 __all__ = ["predict"]
 
 # Most rows of a table on standard output.
 _ROWS = 100
-# Seconds between updates of the progress bar, and between progress lines without a terminal.
-_BAR_S, _LINE_S = 0.5, 10.0
 
 
 @with_options
@@ -69,12 +64,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
             help="Write one prediction per patient to FILE; needs DICOM images, or a manifest with a column patient.",
         ),
     ] = None,
-    patient_rule: Annotated[
-        PatientRule | None,
-        typer.Option(
-            help="Rule that combines the predictions of a patient's images.", show_default="as fitted, else mean"
-        ),
-    ] = None,
+    patient_rule: PatientRules = None,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")
     ] = False,
@@ -140,7 +130,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
             url or None, "http" if http else None, concurrency=concurrency, timeout_s=timeout, full=full
         )
         stack.enter_context(client)
-        tell = partial(_line, console)
+        tell = partial(show_line, console)
         slide_stream = slide_options.slide_stream(client, slides, patient_rule, tell)
         stream = dicom_reports.report_stream(slide_stream, client.served, reports, listing, tell)
         settings = (
@@ -153,7 +143,7 @@ def predict(  # noqa: PLR0913, PLR0917 - one parameter per option
             dicom_reports.check_resumed(reports, bulk_run.journal.found)
             _report_resumed(bulk_run.journal.found, len(listing), console)
         for line in decision_lines(client.served):
-            _line(console, line)
+            show_line(console, line)
         output = _PredictionOutput(json_lines=json_lines, review_only=review_only)
         _predict(bulk_run, stream, batch_size, output, console)
         if out:
@@ -208,11 +198,11 @@ def _bulk_run(
 def _report_resumed(found: EarlierResults, total: int, console: Console) -> None:
     """Report what is reused from an earlier run."""
     if found.answered:
-        _line(console, f"resuming: {found.answered:,} of {total:,} images already have predictions")
+        show_line(console, f"resuming: {found.answered:,} of {total:,} images already have predictions")
     if found.changed:
-        _line(console, f"{found.changed:,} images have changed since and are classified again")
+        show_line(console, f"{found.changed:,} images have changed since and are classified again")
     if found.unlisted:
-        _line(console, f"{found.unlisted:,} predictions of images that are no longer listed are dropped")
+        show_line(console, f"{found.unlisted:,} predictions of images that are no longer listed are dropped")
 
 
 def _predict(
@@ -223,9 +213,10 @@ def _predict(
     from plurum.errors import InterruptedRunError, ServerError
 
     try:
-        for path, answer in _with_progress(bulk_run, stream, batch_size, console):
+        answers = bulk_run.answers(stream, batch_size)
+        for path, answer in show_progress(answers, bulk_run.left, lambda: bulk_run.done, console, "Predicting"):
             if isinstance(answer, Failure):
-                _line(console, f"{answer.name}: {answer.reason}")
+                show_line(console, f"{answer.name}: {answer.reason}")
             output.add(path, answer)
     except (ServerError, KeyboardInterrupt) as error:
         more = f"{bulk_run.done:,} of {bulk_run.left:,} images are done"
@@ -233,48 +224,8 @@ def _predict(
             more += "; run the same command again to resume"
         if isinstance(error, ServerError):
             raise InterruptedRunError(f"{error}; {more}") from error
-        _line(console, more)
+        show_line(console, more)
         raise
-
-
-def _with_progress(
-    bulk_run: BulkRun, stream: PredictionSource, batch_size: int | None, console: Console
-) -> Iterator[tuple[str, Answer]]:
-    """Yield the predictions while showing a progress bar or, without a terminal, progress lines."""
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    from plurum.progress import ProgressRate
-
-    start_s = time.monotonic()
-    pace = ProgressRate(bulk_run.left, start_s)
-    # By default Rich would redirect standard output to standard error.
-    columns = (TextColumn("Predicting"), BarColumn(), TextColumn("{task.description}"))
-    bar = Progress(
-        *columns,
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        auto_refresh=False,
-        disable=not console.is_terminal,
-    )
-    every_s = _BAR_S if console.is_terminal else _LINE_S
-    next_s = start_s if console.is_terminal else start_s + every_s
-    with bar:
-        task = bar.add_task("", total=bulk_run.left)
-        for path, answer in bulk_run.answers(stream, batch_size):
-            yield path, answer
-            now_s = time.monotonic()
-            if now_s >= next_s:
-                next_s = now_s + every_s
-                pace.note(bulk_run.done, now_s)
-                _show_pace(pace, now_s, console, bar, task)
-
-
-def _show_pace(pace: ProgressRate, now_s: float, console: Console, bar: Progress, task: TaskID) -> None:
-    if console.is_terminal:
-        bar.update(task, completed=pace.done, description=pace.summary(now_s), refresh=True)
-    else:
-        _line(console, pace.summary(now_s))
 
 
 @dataclass
@@ -324,9 +275,3 @@ def _show_patients(bulk_run: BulkRun, file: Path | None, *, quiet: bool) -> None
     if answers and not quiet:
         sys.stdout.write("\n")
         show_table(table_from_patients(answers[:_ROWS]))
-
-
-def _line(console: Console, text: str) -> None:
-    """Write a line to standard error, above the progress bar if there is one."""
-    printable = text.encode("utf-8", "replace").decode("utf-8")
-    console.print(printable, markup=False, highlight=False, soft_wrap=True)

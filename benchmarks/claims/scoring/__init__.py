@@ -1,0 +1,1 @@
+"""Bulk scoring on Ray: lost nodes and drivers, throughput, and growth with the number of rows."""

@@ -1,0 +1,1 @@
+"""`plurum score`: classify an archive with many workers."""
