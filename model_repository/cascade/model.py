@@ -1,8 +1,8 @@
 """Triton's cascade model: run stages that are models of their own, such as TensorRT plans, through Triton.
 
-Export copies it with `graph_model.py`, `stages.py` and `cores.py` into `fused/1`, for targets whose backend can't run several graphs
-in one model. It requires only NumPy. The parameter `stages` of its config names the models of the stages. Under a
-release's name, `fused-TAG`, it runs those of the release, `STAGE-TAG`.
+Export copies it with `graph_model.py`, `stages.py` and `cores.py` into `fused/1`, for targets whose backend can't run
+several graphs in one model. It requires only NumPy. The parameter `stages` of its config names the models of the
+stages. Under a release's name, `fused-TAG`, it runs those of the release, `STAGE-TAG`.
 
     PIXELS    UINT8 [batch, height, width, 3]    → the outputs of the fused graph
 

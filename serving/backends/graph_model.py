@@ -4,8 +4,8 @@
 Triton's stub process without Plurum.
 
 A cascade has a graph per stage, which the parameter `stages` of its config names, separated by spaces; see `stages.py`.
-A request with the parameter `full` goes through all. Triton's /metrics page tells what the stages take; each stage has a
-number from 1:
+A request with the parameter `full` goes through all. Triton's /metrics page tells what the stages take; each stage has
+a number from 1:
 
     plurum_stage_images_total{model, stage}     counter: images that ran through the stage
     plurum_stage_seconds_total{model, stage}    counter: seconds that they took

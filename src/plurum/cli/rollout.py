@@ -65,8 +65,8 @@ def rollout(
     the old one stays loaded for a rollback. With --percent or --shadow, the new release is on trial
     first; if it fails, the public release responds. Without REPO and --back, prints the public release.
 
-    With --fleet, each server must be able to read REPO under the same path or address. The first server that refuses ends the
-    rollout, and the servers changed before it go back.
+    With --fleet, each server must be able to read REPO under the same path or address. The first server that refuses
+    ends the rollout, and the servers changed before it go back.
 
     [bold]Examples[/bold]
 
